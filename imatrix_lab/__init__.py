@@ -1,0 +1,3 @@
+"""Language-tuned importance matrices and k-quants for llama.cpp."""
+
+__version__ = "0.1.0"

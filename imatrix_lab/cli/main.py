@@ -1,0 +1,88 @@
+"""``imatrix-lab``: options in, one call, results out; and the one error boundary."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from imatrix_lab import __version__
+from imatrix_lab.cli import stages, upkeep
+from imatrix_lab.errors import ImatrixLabError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="imatrix-lab")
+def cli() -> None:
+    """Language-tuned importance matrices and k-quants for llama.cpp.
+
+    Results go to stdout (--json for programs), talk and progress to stderr.
+
+    \b
+    Example:
+      imatrix-lab tune nb --type Q4_K_M --type Q5_K_M
+    """
+
+
+for command in (
+    stages.tune, stages.model, stages.corpus, stages.imatrix, stages.quant,
+    upkeep.toolchain, upkeep.store, upkeep.doctor,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command line; exit 0, 1 (expected error), 2 (usage), 130 (Ctrl-C), 3 (a bug)."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Return the exit status of one command."""
+    try:
+        cli.main(argv, prog_name="imatrix-lab", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except ImatrixLabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        return _bug(error)
+    return 0
+
+
+def _bug(error: Exception) -> int:
+    """Write a traceback to a log, and say so."""
+    import platform
+
+    from imatrix_lab.store import default_root, disk_error
+
+    if isinstance(error, OSError) and isinstance(
+        full := disk_error(error, default_root()), ImatrixLabError
+    ):
+        print(f"error: {full}", file=sys.stderr)
+        return full.exit_code
+    text = "".join(traceback.format_exception(error))
+    versions = (
+        f"imatrix_lab {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
+    log = Path(default_root()) / "crash.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"{versions}\n{' '.join(sys.argv[1:])}\n{text}", encoding="utf-8")
+        where = f"the details are in {log}"
+    except OSError:
+        where = f"the details follow\n{versions}\n{text}"
+    print(f"bug: {type(error).__name__}: {error}\n  {where}", file=sys.stderr)
+    return 3

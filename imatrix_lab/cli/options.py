@@ -1,0 +1,104 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from imatrix_lab import llamacpp, toolchain
+from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.records import Request
+from imatrix_lab.store import Store
+
+TOKENS_DEFAULT = 65_536
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Quant types: one word or several, separated by spaces or commas."""
+
+    name = "type"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Return canonical names; an unknown one fails with the list."""
+        if isinstance(value, tuple):
+            return value
+        words = str(value).replace(",", " ").split()
+        try:
+            return llamacpp.quant_types(words)
+        except KeyError as error:
+            self.fail(f"{error} is not a quant type; one of: {' '.join(llamacpp.QUANT_TYPES)}")
+
+
+def several(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    """Return one decorator for several options, in the order given."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+MODEL = click.option(
+    "--model", default="demo", show_default=True, metavar="MODEL",
+    help="demo, a path to a GGUF file, or hf:org/repo[@revision][:file].",
+)  # fmt: skip
+TYPES = click.option(
+    "--type", "types", type=Types(), multiple=True, metavar="TYPE",
+    help="Quant type, e.g. Q4_K_M; may be given several times. [default: Q4_K_M Q5_K_M]",
+)  # fmt: skip
+TOKENS = click.option(
+    "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
+    help="Calibration text, in tokens of the model.",
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+BACKEND = click.option(
+    "--backend", type=click.Choice(list(toolchain.BACKENDS)),
+    help="What llama.cpp is built for. [default: $BACKEND; metal on Apple silicon; cpu]",
+)  # fmt: skip
+COMPUTE = several(
+    [
+        BACKEND,
+        click.option("--ctx", "n_ctx", type=click.IntRange(32), default=512, show_default=True,
+                     help="Tokens in a window."),
+        click.option("--threads", type=click.IntRange(1), help="[default: the cores there are]"),
+        click.option("--batch", "n_batch", type=click.IntRange(32),
+                     help="Tokens a decode; a multiple of --ctx. [default: by memory]"),
+        click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU."),
+    ]
+)  # fmt: skip
+
+
+def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Request:
+    """Return the record of what was asked for.
+
+    Raises
+    ------
+    click.UsageError : a batch that llama-imatrix would abort on.
+    """
+    kinds = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
+    backend = rest.pop("backend", None) or toolchain.default_backend()
+    n_ctx, n_batch = rest.get("n_ctx", 512), rest.get("n_batch")
+    if n_batch is not None and n_batch >= n_ctx and n_batch % n_ctx:
+        raise click.UsageError(f"--batch {n_batch} is not a multiple of --ctx {n_ctx}")
+    return Request(text, kinds, backend=backend, out=rest.pop("out", Path()), **rest)
+
+
+def surroundings() -> tuple[Store, Terminal]:
+    """Return the store and the terminal."""
+    return Store(), Terminal()
+
+
+def emit(value: Any) -> None:
+    """Print data on stdout as JSON."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else vars(value)

@@ -1,0 +1,285 @@
+"""The commands that make things: tune, model, corpus, imatrix, quant."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from imatrix_lab import languages, models, pipeline, plan, toolchain
+from imatrix_lab.cli import options
+from imatrix_lab.cli.terminal import duration, stderr, stdout
+from imatrix_lab.errors import UsageError
+from imatrix_lab.imatrix import file
+from imatrix_lab.records import Model, QuantFacts
+
+
+@click.command()
+@click.argument("language", required=False)
+@options.TYPES
+@options.MODEL
+@options.TOKENS
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("quants"),
+    show_default=True,
+    help="Folder for the finished files.",
+)
+@options.COMPUTE
+@click.option("--parse-special", is_flag=True, help="The text has chat tokens: tokenize them so.")
+@click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
+@click.option("--dry-run", is_flag=True, help="Print the plan: steps, sizes, what is cached.")
+@options.JSON
+def tune(language: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any) -> None:
+    """Text in LANGUAGE to tuned GGUF files: corpus, imatrix, quants. What `make quant` runs.
+
+    \b
+    Example:
+      imatrix-lab tune nb --type Q4_K_M --model model-f16.gguf --tokens 65536 --out quants
+    """  # fmt: skip
+    if not language:
+        raise UsageError(
+            "which language? make quant LANG=nb, or: imatrix-lab tune nb",
+            fix="one of:\n"
+            + "\n".join(f"    {c:3} {n.name}" for c, n in languages.load_all().items()),
+        )
+    found = languages.get(language)
+    request = options.request(found.code, types, **rest)
+    store, terminal = options.surroundings()
+    if language != found.code:
+        terminal.say(f"{language} means {found.code}, {found.name}")
+    if dry_run:
+        steps = plan.plan(request, store, terminal)
+        return options.emit(steps) if as_json else _print_plan(steps)
+    result = pipeline.tune(request, store, terminal)
+    if as_json:
+        return options.emit(result)
+    _print_quants(result.quants, result.files)
+
+
+def _print_plan(steps: list[plan.Step]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("step", "state", "detail"):
+        table.add_column(name, overflow="fold")
+    for step in steps:
+        table.add_row(step.name, "cached" if step.cached else "to do", step.detail)
+    stdout.print(table)
+
+
+def _print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    for name in ("size", "bits/weight", "fallback", "perplexity", "original", "time"):
+        table.add_column(name, justify="right")
+    for q, path in zip(quants, files, strict=True):
+        table.add_row(
+            str(path), f"{q.size_bytes / 2**20:.2f} MiB", f"{q.bits_per_weight:.2f}",
+            f"{len(q.fallback)} of {q.n_tensors}", f"{q.perplexity:.4f}",
+            f"{q.perplexity_reference:.4f}", "cached" if q.seconds is None else duration(q.seconds),
+        )  # fmt: skip
+    stdout.print(table)
+    for q in quants:
+        for line in q.fallback[:5]:
+            stderr.print(f"fallback in {q.type}: {line}", markup=False)
+    stderr.print(
+        f"perplexity: first {quants[0].n_windows} held-out windows; a check that the file works,"
+        " not a benchmark", style="dim",
+    )  # fmt: skip
+
+
+@click.group()
+def model() -> None:
+    """Fetch models and see what is in them."""
+
+
+@model.command("show")
+@click.argument("spec", metavar="MODEL")
+@options.JSON
+def model_show(spec: str, as_json: bool) -> None:
+    """Architecture, size, types, and which tensors a k-quant would not fit.
+
+    \b
+    Example:
+      imatrix-lab model show demo
+    """
+    found = _resolve(spec)
+    if as_json:
+        return options.emit(dataclasses.asdict(found))
+    facts = dataclasses.asdict(found.facts)
+    fallback, types = facts.pop("fallback"), facts.pop("tensor_types")
+    facts["size_bytes"] = f"{found.facts.size_bytes:,} ({found.facts.size_bytes / 2**30:.2f} GiB)"
+    facts["n_parameters"] = f"{found.facts.n_parameters:,}"
+    facts["bits_per_weight"] = f"{found.facts.bits_per_weight:.2f}"
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in {"path": found.path, "sha256": found.sha256, **facts}.items():
+        table.add_row(key, escape(str(value)))
+    table.add_row("tensors", ", ".join(f"{n} {t}" for t, n in types.items()))
+    words = "none: every tensor takes a k-quant"
+    if fallback:
+        words = f"{len(fallback)} tensors have rows that are no multiple of 256: " + ", ".join(
+            fallback[:4]
+        )
+    table.add_row("fallback", words + (" …" if len(fallback) > 4 else ""))
+    stdout.print(table)
+
+
+@model.command("fetch")
+@click.argument("spec", metavar="MODEL")
+def model_fetch(spec: str) -> None:
+    """Fetch or prepare a model; print its path.
+
+    \b
+    Example:
+      imatrix-lab model fetch hf:org/repo@main:model-f16.gguf
+    """
+    click.echo(_resolve(spec).path)
+
+
+def _resolve(spec: str) -> Model:
+    """Return a model; the toolchain is only needed where a repository must be converted."""
+    store, terminal = options.surroundings()
+    tools = toolchain.find(store, toolchain.default_backend())
+    if tools is None and spec.startswith("hf:"):
+        tools = toolchain.get(store, toolchain.default_backend(), terminal)
+    return models.resolve(spec, store, terminal, pipeline.converter(tools) if tools else None)
+
+
+@click.group()
+def corpus() -> None:
+    """Calibration and held-out text by language."""
+
+
+@corpus.command("list")
+@options.JSON
+def corpus_list(as_json: bool) -> None:
+    """List languages, where their text comes from, and its licence.
+
+    \b
+    Example:
+      imatrix-lab corpus list
+    """
+    found = languages.load_all()
+    if as_json:
+        return options.emit([dataclasses.asdict(n) for n in found.values()])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("code", "language", "script", "source", "licence"):
+        table.add_column(name, overflow="fold")
+    for n in found.values():
+        source = n.sources[0]
+        table.add_row(n.code, n.name, n.script, source.origin, source.licence)
+    stdout.print(table)
+
+
+@corpus.command("build")
+@click.argument("language")
+@options.MODEL
+@options.TOKENS
+@options.JSON
+def corpus_build(language: str, model: str, n_tokens: int, as_json: bool) -> None:
+    """Build calibration.txt, heldout.jsonl and manifest.json; print their folder.
+
+    \b
+    Example:
+      imatrix-lab corpus build nb --tokens 65536 --model demo
+    """
+    store, terminal = options.surroundings()
+    request = options.request(languages.get(language).code, (), model=model, n_tokens=n_tokens)
+    tools, found = pipeline.prepare(request, store, terminal)
+    built = pipeline.corpus_of(request, tools, found, store, terminal)
+    if as_json:
+        return options.emit(built)
+    terminal.say(
+        f"{built.n_tokens:,} tokens in {built.n_documents} documents for calibration,"
+        f" {built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
+    )
+    click.echo(built.calibration.parent)
+
+
+@click.group()
+def imatrix() -> None:
+    """Importance matrices."""
+
+
+@imatrix.command("build")
+@options.MODEL
+@click.option(
+    "--corpus",
+    "text",
+    required=True,
+    metavar="TEXT",
+    help="A language, a folder made by `corpus build`, or a text file.",
+)
+@options.TOKENS
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file. [default: MODEL-LANGUAGE.imatrix.gguf here]",
+)
+@options.COMPUTE
+@click.option("--parse-special", is_flag=True, help="The text has chat tokens: tokenize them so.")
+@click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
+@options.JSON
+def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
+    """Run llama-imatrix over a text; goes on from where a stopped run was.
+
+    \b
+    Example:
+      imatrix-lab imatrix build --model model-f16.gguf --corpus nb
+    """  # fmt: skip
+    store, terminal = options.surroundings()
+    request = options.request(text, (), model=model, **rest)
+    path = pipeline.imatrix(request, out, store, terminal)
+    found = file.read(path)
+    if as_json:
+        facts = {"file": path, "n_tensors": len(found.entries), "n_chunks": found.chunk_count}
+        return options.emit({**facts, "n_ctx": found.chunk_size, "language": found.language})
+    terminal.say(
+        f"{len(found.entries)} tensors over {found.chunk_count} windows of {found.chunk_size} tokens"
+    )
+    click.echo(path)
+
+
+@click.command()
+@options.MODEL
+@click.option(
+    "--imatrix",
+    "imatrix_path",
+    required=True,
+    metavar="FILE",
+    help="A GGUF importance matrix, or none.",
+)
+@options.TYPES
+@click.option(
+    "--heldout",
+    metavar="TEXT",
+    help="Language or text file to verify with. [default: the imatrix's language]",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
+@options.COMPUTE
+@click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
+@options.JSON
+def quant(
+    model: str, imatrix_path: str, types: Any, heldout: str | None, as_json: bool, **rest: Any
+) -> None:
+    """Quantize with an importance matrix that is there already.
+
+    \b
+    Example:
+      imatrix-lab quant --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
+    """  # fmt: skip
+    store, terminal = options.surroundings()
+    request = options.request(
+        heldout or "", types, model=model, n_tokens=options.TOKENS_DEFAULT, **rest
+    )
+    source = None if imatrix_path == "none" else Path(imatrix_path)
+    result = pipeline.quants(request, source, store, terminal)
+    if as_json:
+        return options.emit(result)
+    _print_quants(result.quants, result.files)

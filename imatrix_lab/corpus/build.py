@@ -1,0 +1,170 @@
+"""A corpus: ``calibration.txt``, ``heldout.jsonl`` and a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.corpus import sources, split
+from imatrix_lab.errors import BadText
+from imatrix_lab.languages import Language
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import CorpusFacts, Document, Model
+from imatrix_lab.store import Artifact, Store, sha256_file
+from imatrix_lab.vocabulary import Vocabulary
+
+CORPUS_VERSION = 1
+"""Raise it when the same source gives other text. 1: headings split, every eighth held out."""
+
+CALIBRATION, HELDOUT = "calibration.txt", "heldout.jsonl"
+
+
+def inputs(language: Language, model: Model, n_tokens: int, parse_special: bool) -> dict[str, Any]:
+    """Return what determines a corpus: source, budget, and the model whose tokens are counted."""
+    source = language.sources[0]
+    return {
+        "corpus_version": CORPUS_VERSION,
+        "language": language.code,
+        "source": {"name": source.name, "version": source.version, "sha256": source.sha256},
+        "files": list(source.files),
+        "n_tokens": n_tokens,
+        "parse_special": parse_special,
+        "vocabulary_of": model.sha256,
+    }
+
+
+def build(
+    language: Language,
+    model: Model,
+    vocabulary: Vocabulary,
+    n_tokens: int,
+    store: Store,
+    progress: Progress,
+) -> CorpusFacts:
+    """Return a language's corpus of at most `n_tokens` tokens, built if it is not there.
+
+    Raises
+    ------
+    BadText : the source holds no usable text.
+    FetchFailed : the source cannot be fetched as pinned.
+    """
+    source = language.sources[0]
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        progress.say(f"corpus {language.code}: {source.origin} ({source.licence}; {source.note})")
+        found = list(sources.documents(source, scratch))
+        calibration, heldout = split.split(found)
+        if not calibration or not heldout:
+            raise BadText(f"{source.name} has too little text in {language.name}")
+        text, used = split.within_budget(calibration, n_tokens, vocabulary.count)
+        (out / CALIBRATION).write_bytes(text.encode())
+        (out / HELDOUT).write_bytes("".join(map(_line, heldout)).encode())
+        return {
+            "language": language.code,
+            "language_name": language.name,
+            "source": source.origin,
+            "licence": source.licence,
+            "note": source.note,
+            "n_tokens": vocabulary.count(text),
+            "n_tokens_asked": n_tokens,
+            "n_bytes": len(text.encode()),
+            "n_documents": len(used),
+            "documents": [d.id for d in used],
+            "n_heldout": len(heldout),
+            "n_heldout_tokens": vocabulary.count(split.joined(heldout)),
+        }
+
+    wanted = inputs(language, model, n_tokens, vocabulary.parse_special)
+    return facts(store.get("corpus", f"{language.code}-{n_tokens}", wanted, make, progress))
+
+
+def from_file(
+    path: Path,
+    model: Model,
+    vocabulary: Vocabulary,
+    n_tokens: int,
+    store: Store,
+    progress: Progress,
+) -> CorpusFacts:
+    """Return a user's own text as a corpus without held-out documents.
+
+    Raises
+    ------
+    BadText : empty, or not UTF-8; names the byte.
+    """
+    wanted = {
+        "corpus_version": CORPUS_VERSION,
+        "file_sha256": sha256_file(path),
+        "n_tokens": n_tokens,
+        "parse_special": vocabulary.parse_special,
+        "vocabulary_of": model.sha256,
+    }
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        text = sources.decode(path.read_bytes(), str(path)).strip()
+        if not text:
+            raise BadText("this text is empty", where=path)
+        documents = [
+            Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
+            for i, part in enumerate(text.split(split.JOINT))
+        ]
+        text, used = split.within_budget(documents, n_tokens, vocabulary.count)
+        (out / CALIBRATION).write_bytes(text.encode())
+        (out / HELDOUT).write_bytes(b"")
+        return {
+            "language": path.stem,
+            "language_name": path.name,
+            "source": path.name,
+            "licence": "unknown",
+            "n_tokens": vocabulary.count(text),
+            "n_tokens_asked": n_tokens,
+            "n_bytes": len(text.encode()),
+            "n_documents": len(used),
+            "n_heldout": 0,
+            "n_heldout_tokens": 0,
+        }
+
+    return facts(store.get("corpus", f"{path.stem}-{n_tokens}", wanted, make, progress))
+
+
+def facts(artifact: Artifact) -> CorpusFacts:
+    """Return what a corpus's manifest says."""
+    found = artifact.facts
+    names = CorpusFacts.__dataclass_fields__.keys() & found.keys()
+    return CorpusFacts(
+        calibration=artifact.path / CALIBRATION,
+        heldout=artifact.path / HELDOUT,
+        sha256=artifact.sha256(CALIBRATION),
+        heldout_sha256=artifact.sha256(HELDOUT),
+        **{name: found[name] for name in names},
+    )
+
+
+def _line(document: Document) -> str:
+    entry = {
+        "id": document.id,
+        "text": document.text,
+        "source": document.source,
+        "licence": document.licence,
+    }
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def heldout_text(corpus: CorpusFacts) -> str:
+    """Return the held-out documents as one text.
+
+    Raises
+    ------
+    BadText : a line that is not a document.
+    """
+    texts = []
+    lines = corpus.heldout.read_bytes().decode().split("\n")
+    for i, line in enumerate(lines, 1):
+        if line:
+            try:
+                texts.append(str(json.loads(line)["text"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadText(f"line {i} is no document: {error}", where=corpus.heldout) from error
+    return split.JOINT.join(texts)

@@ -1,0 +1,1 @@
+"""Importance matrices: files, checks, collection."""

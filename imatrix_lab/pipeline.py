@@ -1,0 +1,210 @@
+"""The whole path: text in a language -> importance matrix -> language-tuned GGUF files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from imatrix_lab import __version__, hub, languages, machine, models, publish, quantize, toolchain
+from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus.sources import decode
+from imatrix_lab.errors import BadImatrix, UsageError
+from imatrix_lab.imatrix import check, collect, file
+from imatrix_lab.llamacpp import Compute
+from imatrix_lab.progress import Progress
+from imatrix_lab.quantize import HeldOut
+from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
+from imatrix_lab.store import Store, sha256_file
+from imatrix_lab.toolchain import Toolchain
+from imatrix_lab.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was made, and where it lies."""
+
+    model: Model
+    imatrix: ImatrixFacts | None
+    quants: tuple[QuantFacts, ...]
+    files: tuple[Path, ...]
+
+
+def tune(request: Request, store: Store, progress: Progress) -> Result:
+    """Run the whole path; every step is taken from the store if it is there."""
+    languages.get(request.text)  # a wrong language is told before anything is built
+    tools, model = prepare(request, store, progress)
+    corpus = corpus_of(request, tools, model, store, progress)
+    imatrix = imatrix_of(request, tools, model, corpus, store, progress)
+    heldout = HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
+    return _quants(request, tools, model, imatrix, heldout, corpus, store, progress)
+
+
+def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolchain, Model]:
+    """Return toolchain and model, built and fetched if need be."""
+    tools = toolchain.get(store, request.backend, progress)
+    return tools, models.resolve(request.model, store, progress, converter(tools))
+
+
+def converter(tools: Toolchain) -> hub.Converter:
+    """Return llama.cpp's converter of this toolchain."""
+    return hub.Converter(version=tools.commit, script=tools.convert_script)
+
+
+def compute_of(request: Request, model: Model) -> Compute:
+    """Return how a request's programs may use the machine."""
+    return machine.compute_for(
+        model.facts,
+        request.backend,
+        n_ctx=request.n_ctx,
+        threads=request.threads,
+        n_batch=request.n_batch,
+        gpu_layers=request.gpu_layers,
+    )
+
+
+def corpus_of(
+    request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
+) -> CorpusFacts:
+    """Return the text of a request: a language's corpus, or the user's own file."""
+    path = Path(request.text)
+    with Vocabulary(tools, model.path, request.parse_special) as vocabulary:
+        if path.is_file():
+            found = corpora.from_file(path, model, vocabulary, request.n_tokens, store, progress)
+        else:
+            language = languages.get(request.text)
+            found = corpora.build(language, model, vocabulary, request.n_tokens, store, progress)
+    if found.n_tokens < request.n_tokens:
+        progress.say(
+            f"note: {found.source} has {found.n_tokens:,} tokens of {found.language_name} for"
+            f" calibration, fewer than the {request.n_tokens:,} asked for; all of them are used"
+        )
+    return found
+
+
+def imatrix_of(
+    request: Request,
+    tools: Toolchain,
+    model: Model,
+    corpus: CorpusFacts,
+    store: Store,
+    progress: Progress,
+) -> ImatrixFacts:
+    """Return the importance matrix of a text, collected if it is not there."""
+    options = imatrix_options(request, model)
+    return collect.collect(tools, model, corpus, options, store, progress)
+
+
+def imatrix_options(request: Request, model: Model) -> collect.Options:
+    """Return what a request says about collecting."""
+    return collect.Options(
+        compute_of(request, model), request.parse_special, request.process_output
+    )
+
+
+def imatrix(request: Request, out: Path | None, store: Store, progress: Progress) -> Path:
+    """Make an importance matrix and put it at `out`; return its path."""
+    tools, model = prepare(request, store, progress)
+    corpus = corpus_of(request, tools, model, store, progress)
+    found = imatrix_of(request, tools, model, corpus, store, progress)
+    target = out or Path(f"{model.label}-{corpus.language}.imatrix.gguf")
+    publish.place(found.path, target)
+    return target
+
+
+def quants(request: Request, imatrix_path: Path | None, store: Store, progress: Progress) -> Result:
+    """Quantize with an importance matrix that is there (None: without); `text` is held out.
+
+    Raises
+    ------
+    BadImatrix : it does not fit the model, or must not be used.
+    """
+    tools, model = prepare(request, store, progress)
+    found = existing_imatrix(imatrix_path, model, progress) if imatrix_path else None
+    text = request.text or (found.language if found else "")
+    if not text:
+        raise UsageError("which text is held out to verify with?", fix="--heldout nb, or a file")
+    heldout = heldout_of(text, request, tools, model, store, progress)
+    return _quants(request, tools, model, found, heldout, None, store, progress)
+
+
+def heldout_of(
+    text: str, request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
+) -> HeldOut:
+    """Return text to verify with: a language's held-out documents, or a file."""
+    if not Path(text).is_file():
+        with Vocabulary(tools, model.path) as vocabulary:
+            language = languages.get(text)
+            corpus = corpora.build(language, model, vocabulary, request.n_tokens, store, progress)
+        return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
+    own = decode(Path(text).read_bytes(), text)
+    with Vocabulary(tools, model.path) as vocabulary:
+        return HeldOut(sha256_file(Path(text)), own, vocabulary.count(own))
+
+
+def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFacts:
+    """Return a user's importance matrix, checked against the model.
+
+    Raises
+    ------
+    BadImatrix : see `check.check`.
+    """
+    found = file.read(path)
+    findings = check.check(found, collect.expected_tensors(model))
+    if findings.errors:
+        raise BadImatrix(
+            "this importance matrix must not be used: " + "; ".join(findings.errors[:5]),
+            where=path,
+            fix=f"imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE",
+        )
+    for name, experts in findings.unhit:
+        progress.say(f"note: {name}: no token reached experts {', '.join(map(str, experts))}")
+    return ImatrixFacts(
+        path=path.absolute(),
+        sha256=sha256_file(path),
+        language=found.language or re.sub(r"\W+", "-", path.stem).strip("-"),
+        n_tensors=len(found.entries),
+        n_tokens=found.chunk_count * found.chunk_size,
+        n_chunks=found.chunk_count,
+        n_ctx=found.chunk_size,
+        unhit_experts=sum(len(experts) for _, experts in findings.unhit),
+    )
+
+
+def _quants(
+    request: Request,
+    tools: Toolchain,
+    model: Model,
+    imatrix: ImatrixFacts | None,
+    heldout: HeldOut,
+    corpus: CorpusFacts | None,
+    store: Store,
+    progress: Progress,
+) -> Result:
+    """Quantize to every type asked for, and deliver."""
+    options = quantize.Options(compute_of(request, model), request.allow_requantize)
+    metadata = metadata_of(tools, corpus, imatrix)
+    made = tuple(
+        quantize.quantize(tools, model, imatrix, t, heldout, metadata, options, store, progress)
+        for t in request.types
+    )
+    files = publish.deliver(request, model, corpus, imatrix, made)
+    return Result(model, imatrix, made, files)
+
+
+def metadata_of(
+    tools: Toolchain, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
+) -> dict[str, str]:
+    """Return what goes into every quantized GGUF; what has no value is left out."""
+    found = {
+        "version": __version__,
+        "language": imatrix.language if imatrix else "",
+        "imatrix.sha256": imatrix.sha256 if imatrix else "",
+        "imatrix.tokens": str(imatrix.n_tokens) if imatrix else "",
+        "corpus.sha256": corpus.sha256 if corpus else "",
+        "corpus.source": corpus.source if corpus else "",
+        "corpus.licence": corpus.licence if corpus else "",
+        "toolchain.commit": tools.commit,
+        "toolchain.backend": tools.backend,
+    }
+    return {f"imatrix_lab.{key}": value for key, value in found.items() if value}

@@ -1,0 +1,94 @@
+"""What a request would do, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imatrix_lab import languages, models, toolchain
+from imatrix_lab import quantize as quantizing
+from imatrix_lab.corpus import build as corpora
+from imatrix_lab.imatrix import collect
+from imatrix_lab.pipeline import compute_of, imatrix_options, metadata_of
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, Request
+from imatrix_lab.store import NotBuilt, Store
+from imatrix_lab.toolchain import Toolchain
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a plan: what, whether the store has it, and what is known of its cost."""
+
+    name: str
+    cached: bool
+    detail: str
+
+
+def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
+    """Return the steps a request would take; builds and downloads nothing.
+
+    What depends on a step that has not run is said to be unknown until then.
+    """
+    language = languages.get(request.text)
+    tools = toolchain.find(store, request.backend)
+    steps = [_step("toolchain", tools, f"llama.cpp for {request.backend}, minutes to build")]
+    if request.model == "demo" or request.model.startswith("hf:"):
+        model = _if_there(request, store, progress)
+        steps.append(_step(f"model {request.model}", model, "fetched and prepared once"))
+    else:
+        model = models.resolve(request.model, store, progress)
+        steps.append(
+            _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
+        )
+    found = (
+        store.find(
+            "corpus", corpora.inputs(language, model, request.n_tokens, request.parse_special)
+        )
+        if model
+        else None
+    )
+    corpus = corpora.facts(found) if found else None
+    source = language.sources[0]
+    steps.append(_step(f"corpus {language.code}", corpus, f"{source.origin} ({source.licence})"))
+    imatrix = None
+    detail = f"at most {request.n_tokens // request.n_ctx} windows of {request.n_ctx} tokens"
+    if tools and model and corpus:
+        options = imatrix_options(request, model)
+        detail = f"{collect.window_count(corpus, options)} windows of {request.n_ctx} tokens"
+        found = store.find("imatrix", collect.inputs(model, corpus, options, tools))
+        imatrix = collect.facts(found) if found else None
+    steps.append(_step(f"imatrix {language.code}", imatrix, detail))
+    for quant_type in request.types:
+        steps.append(_quant_step(request, quant_type, tools, model, corpus, imatrix, store))
+    return steps
+
+
+def _quant_step(
+    request: Request, quant_type: str, tools: Toolchain | None, model: Model | None,
+    corpus: CorpusFacts | None, imatrix: ImatrixFacts | None, store: Store,
+) -> Step:  # fmt: skip
+    if tools is None or model is None:
+        return Step(
+            f"quantize {quant_type}", False, "size known once toolchain and model are there"
+        )
+    options = quantizing.Options(compute_of(request, model), request.allow_requantize)
+    size_bytes = quantizing.estimate(tools, model, quant_type, options)
+    found = None
+    if corpus and imatrix:
+        heldout = quantizing.HeldOut(corpus.heldout_sha256, "", corpus.n_heldout_tokens)
+        metadata = metadata_of(tools, corpus, imatrix)
+        wanted = quantizing.inputs(model, imatrix, quant_type, heldout, metadata, options, tools)
+        found = store.find("quant", wanted)
+    return _step(f"quantize {quant_type}", found, f"{size_bytes / 2**20:.2f} MiB")
+
+
+def _step(name: str, found: object | None, detail: str) -> Step:
+    return Step(name, found is not None, detail)
+
+
+def _if_there(request: Request, store: Store, progress: Progress) -> Model | None:
+    """Return a model that need not be fetched or built, else None."""
+    try:
+        return models.resolve(request.model, Store(store.root, read_only=True), progress)
+    except NotBuilt:
+        return None

@@ -1,0 +1,170 @@
+"""The one place that starts other programs.
+
+Argument lists only, never a shell; all output goes to a log file and the last of it stays
+in memory; a program is given SIGTERM, a grace period, then SIGKILL. It gets a session of its
+own, so that Ctrl-C reaches us first, and its output is a pipe, so that it ends by SIGPIPE
+when we are killed outright.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imatrix_lab.errors import MissingTool, ToolFailed
+
+TAIL_CHARS = 20_000
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a program left behind: its status, the last of its output, and its time."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    tail: str
+    seconds: float
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for children: a UTF-8 locale, and no ``LANG`` from make."""
+    env = {k: v for k, v in os.environ.items() if k not in {"LANG", "LANGUAGE"}}
+    env["LC_ALL"] = "C.UTF-8"
+    env.update(extra or {})
+    return env
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log: Path | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    on_output: Callable[[str], None] | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run a program to its end; standard output and error are one stream.
+
+    Parameters
+    ----------
+    log : file that receives the whole output, appended.
+    on_output : called with each piece of decoded output as it comes, not line by line
+        (llama-imatrix prints its windows on one line).
+    check : raise `ToolFailed` on a non-zero status.
+
+    Raises
+    ------
+    MissingTool : the program does not exist.
+    ToolFailed : non-zero status with `check`, or `timeout_s` exceeded.
+    """
+    args = [str(a) for a in argv]
+    started = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=child_environment(env),
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise MissingTool(
+            f"cannot run {args[0]}: no such program", fix="imatrix-lab doctor"
+        ) from error
+    except PermissionError as error:
+        raise MissingTool(
+            f"cannot run {args[0]}: not executable", fix="imatrix-lab doctor"
+        ) from error
+    tail = ""
+    try:
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(log.open("ab")) if log else None
+            for piece in _pieces(process, started, timeout_s):
+                if sink:
+                    sink.write(piece.encode("utf-8", "surrogateescape"))
+                tail = (tail + piece)[-TAIL_CHARS:]
+                if on_output:
+                    on_output(piece)
+        returncode = process.wait()
+    except TimeoutError:
+        _end(process)
+        raise ToolFailed(
+            f"{Path(args[0]).name} did not finish within {timeout_s:.0f} s",
+            argv=args,
+            returncode=None,
+            tail=tail,
+            log=log,
+        ) from None
+    except BaseException:
+        _end(process)
+        raise
+    if check and returncode != 0:
+        raise ToolFailed(
+            f"{Path(args[0]).name} failed ({_status(returncode)}): {_last_words(tail)}",
+            argv=args,
+            returncode=returncode,
+            tail=tail,
+            log=log,
+        )
+    return Completed(tuple(args), returncode, tail, time.monotonic() - started)
+
+
+def _pieces(
+    process: subprocess.Popen[bytes], started: float, timeout_s: float | None
+) -> Iterator[str]:
+    """Yield decoded output until the pipe closes."""
+    assert process.stdout is not None
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError
+            if not selector.select(timeout=0.5):
+                continue
+            raw = os.read(process.stdout.fileno(), 65536)
+            if not raw:
+                return
+            yield decode(raw)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the whole session, a grace period, SIGKILL."""
+    for signum, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+        try:
+            process.wait(timeout=wait_s)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _status(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exit {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal {-returncode}"
+
+
+def _last_words(tail: str) -> str:
+    """Return the last line that looks like an error, else the last line."""
+    lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
+    for line in reversed(lines[-60:]):
+        if "error" in line.lower() or "failed" in line.lower():
+            return line[:300]
+    return lines[-1][:300] if lines else "it printed nothing"

@@ -1,0 +1,293 @@
+"""Model + imatrix + type -> a verified GGUF, by llama-quantize."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab import llamacpp, models, proc
+from imatrix_lab.errors import BadModel, BadText, DiskFull, ToolFailed
+from imatrix_lab.llamacpp import Compute
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import ImatrixFacts, Model, QuantFacts
+from imatrix_lab.store import Artifact, Store, free_bytes, need_room
+from imatrix_lab.toolchain import Toolchain
+
+VERIFY_WINDOWS = 4
+WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
+"""By nominal bits: how much the loss over held-out text may grow before a file is called broken.
+
+Far above what quantization does (at 2 bits up to about 3.5 nats on the demo model), far below
+what a broken file shows (it predicts about as well as chance, 10 nats and more)."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text to verify with: its sha256, the text, how many tokens it has."""
+
+    sha256: str
+    text: str
+    n_tokens: int
+
+    def n_ctx(self) -> int:
+        """Return the window length: 512, or less where the text is short.
+
+        Raises
+        ------
+        BadText : too little even for two windows of 32.
+        """
+        n_ctx = min(512, self.n_tokens // 2 // 32 * 32)
+        if n_ctx < 32:
+            raise BadText(f"{self.n_tokens} held-out tokens are too few to verify a quant with")
+        return n_ctx
+
+    def n_windows(self) -> int:
+        """Return how many windows are read: `VERIFY_WINDOWS`, or what there is."""
+        return min(VERIFY_WINDOWS, self.n_tokens // self.n_ctx())
+
+
+@dataclass(frozen=True)
+class Options:
+    """Threads and whether an already quantized input is accepted."""
+
+    compute: Compute
+    allow_requantize: bool = False
+
+
+def estimate(
+    toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
+) -> int:
+    """Return the size in bytes of a type, by llama-quantize's own dry run (to 0.01 MiB)."""
+    argv = llamacpp.quantize_argv(
+        toolchain.program("llama-quantize"), model.path, None, quant_type, options.compute.threads,
+        allow_requantize=options.allow_requantize,
+    )  # fmt: skip
+    size = llamacpp.quant_size(proc.run(argv, log=log, timeout_s=600).tail)
+    if size is None:
+        raise BadModel(
+            f"llama-quantize cannot tell how large {quant_type} would be", where=model.path
+        )
+    return size[0]
+
+
+def inputs(
+    model: Model,
+    imatrix: ImatrixFacts | None,
+    quant_type: str,
+    heldout: HeldOut,
+    metadata: Mapping[str, str],
+    options: Options,
+    toolchain: Toolchain,
+) -> dict[str, Any]:
+    """Return what determines a quantized file; threads do not."""
+    return {
+        "model_sha256": model.sha256,
+        "imatrix_sha256": imatrix.sha256 if imatrix else None,
+        "type": quant_type,
+        "allow_requantize": options.allow_requantize,
+        "heldout_sha256": heldout.sha256,
+        "metadata": dict(metadata),
+        "toolchain": toolchain.signature(),
+    }
+
+
+def quantize(
+    toolchain: Toolchain,
+    model: Model,
+    imatrix: ImatrixFacts | None,
+    quant_type: str,
+    heldout: HeldOut,
+    metadata: Mapping[str, str],
+    options: Options,
+    store: Store,
+    progress: Progress,
+) -> QuantFacts:
+    """Return one quantized file, made if it is not there, and verified.
+
+    Parameters
+    ----------
+    metadata : strings for the GGUF's metadata, at most 127 bytes each.
+
+    Raises
+    ------
+    DiskFull : it would not fit; checked before the work.
+    BadModel : the result does not load, or predicts held-out text far worse than the original.
+    ToolFailed : llama-quantize failed.
+    """
+    seconds: list[float] = []
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        log = scratch / "llama-quantize.log"
+        need = estimate(toolchain, model, quant_type, options, log)
+        need_room(store.root, need, f"{quant_type} of {model.label}")
+        target = out / _file_name(model, imatrix, quant_type)
+        run = _run(toolchain, model, imatrix, quant_type, target, metadata, options, log, progress)
+        seconds.append(run.seconds)
+        if model.notice:
+            for path in model.notice:
+                shutil.copyfile(path, out / path.name)
+        facts = models.facts((target,))
+        reference = perplexity(
+            toolchain, model.path, model.sha256, heldout, options, store, progress
+        )
+        found = _perplexity(
+            toolchain, target, heldout, options, scratch / "perplexity.log", scratch, progress
+        )
+        _verify(found, reference, quant_type, facts.n_vocab, target)
+        return {
+            "type": quant_type,
+            "file": target.name,
+            "bits_per_weight": round(facts.bits_per_weight, 4),
+            "n_tensors": sum(facts.tensor_types.values()),
+            "tensor_types": facts.tensor_types,
+            "fallback": [f"{name} {want} -> {got}" for name, want, got in run.fallback],
+            "perplexity": found,
+            "perplexity_reference": reference,
+            "n_windows": heldout.n_windows(),
+            "n_ctx": heldout.n_ctx(),
+        }
+
+    label = f"{model.label}-{imatrix.language if imatrix else 'none'}-{quant_type}"
+    wanted = inputs(model, imatrix, quant_type, heldout, metadata, options, toolchain)
+    return _facts(store.get("quant", label, wanted, make, progress), seconds)
+
+
+def _facts(artifact: Artifact, seconds: list[float]) -> QuantFacts:
+    found = artifact.facts
+    name = found["file"]
+    return QuantFacts(
+        type=found["type"],
+        path=artifact.path / name,
+        size_bytes=artifact.manifest["files"][name]["size_bytes"],
+        sha256=artifact.sha256(name),
+        bits_per_weight=found["bits_per_weight"],
+        n_tensors=found["n_tensors"],
+        fallback=tuple(found["fallback"]),
+        perplexity=found["perplexity"],
+        perplexity_reference=found["perplexity_reference"],
+        n_windows=found["n_windows"],
+        seconds=seconds[0] if seconds else None,
+    )
+
+
+def _file_name(model: Model, imatrix: ImatrixFacts | None, quant_type: str) -> str:
+    language = f"-{imatrix.language}" if imatrix else ""
+    return f"{model.label}{language}-{quant_type}.gguf"
+
+
+@dataclass(frozen=True)
+class _Run:
+    fallback: tuple[tuple[str, str, str], ...]
+    seconds: float
+
+
+def _run(
+    toolchain: Toolchain, model: Model, imatrix: ImatrixFacts | None, quant_type: str, target: Path,
+    metadata: Mapping[str, str], options: Options, log: Path, progress: Progress,
+) -> _Run:  # fmt: skip
+    """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
+    name = None
+    if imatrix:
+        name = f"{model.label}-{imatrix.language}.imatrix.gguf"
+        link = log.parent / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(imatrix.path)
+    argv = llamacpp.quantize_argv(
+        toolchain.program("llama-quantize"), model.path.absolute(), target, quant_type,
+        options.compute.threads,
+        imatrix=name, metadata=dict(metadata), allow_requantize=options.allow_requantize,
+    )  # fmt: skip
+    steps, output = llamacpp.tensor_steps(), list[str]()
+    with progress.task(
+        f"quantize {quant_type}", float(model.facts.n_parameters), "weights"
+    ) as task:
+
+        def show(piece: str) -> None:
+            output.append(piece)
+            steps.feed(piece)
+            if steps.total:
+                share = steps.last / steps.total
+                task.update(share * model.facts.n_parameters, f"tensor {steps.last}/{steps.total}")
+
+        try:
+            done = proc.run(argv, log=log, cwd=log.parent, on_output=show)
+        except ToolFailed as error:
+            raise _explained(error, target) from error
+    return _Run(llamacpp.fallbacks("".join(output)), done.seconds)
+
+
+def _explained(error: ToolFailed, target: Path) -> Exception:
+    """Return a better error where the cause can be told."""
+    if "requantizing from type" in error.tail:
+        return BadModel(
+            "this model is already quantized; quantizing it again loses quality",
+            fix="use an F16, BF16 or F32 model, or add --allow-requantize",
+        )
+    if "iostream error" in error.tail and free_bytes(target) < 64 << 20:
+        return DiskFull(
+            "the disk filled up while quantizing; nothing that was whole is harmed",
+            where=target.parent,
+            fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
+        )
+    return error
+
+
+def perplexity(
+    toolchain: Toolchain, path: Path, sha256: str, heldout: HeldOut, options: Options,
+    store: Store, progress: Progress,
+) -> float:  # fmt: skip
+    """Return a model's perplexity over the first held-out windows; remembered in the store."""
+    wanted = {
+        "model_sha256": sha256,
+        "heldout_sha256": heldout.sha256,
+        "n_ctx": heldout.n_ctx(),
+        "n_windows": heldout.n_windows(),
+        "gpu_layers": options.compute.gpu_layers,
+        "toolchain": toolchain.signature(),
+    }
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        log = scratch / "perplexity.log"
+        return {
+            "perplexity": _perplexity(toolchain, path, heldout, options, log, scratch, progress)
+        }
+
+    return float(store.get("perplexity", "reference", wanted, make, progress).facts["perplexity"])
+
+
+def _perplexity(
+    toolchain: Toolchain, path: Path, heldout: HeldOut, options: Options, log: Path, scratch: Path,
+    progress: Progress,
+) -> float:  # fmt: skip
+    text = scratch / "heldout.txt"
+    text.write_bytes(heldout.text.encode())
+    n_ctx, n_windows = heldout.n_ctx(), heldout.n_windows()
+    compute = Compute(options.compute.threads, n_ctx, n_ctx, n_ctx, options.compute.gpu_layers)
+    argv = llamacpp.perplexity_argv(
+        toolchain.program("llama-perplexity"), path.absolute(), text, compute, n_windows=n_windows
+    )
+    steps = llamacpp.window_steps()
+    with progress.task(f"perplexity of {path.name}", n_windows * n_ctx, "tokens") as task:
+        done = proc.run(
+            argv, log=log, on_output=lambda piece: task.update(steps.feed(piece) * n_ctx)
+        )
+    value = llamacpp.final_perplexity(done.tail)
+    return math.nan if value is None else value
+
+
+def _verify(found: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
+    digits = re.search(r"\d+", quant_type)
+    bits = min(4, int(digits[0])) if digits else 4
+    worst = min(float(n_vocab), reference * math.exp(WORSE_NATS[max(1, bits)]))
+    if not math.isfinite(found) or found > worst:
+        raise BadModel(
+            f"{quant_type} came out broken: perplexity {found:.4g} on held-out text,"
+            f" {reference:.4g} before quantizing",
+            where=target.name,
+            fix="check the imatrix and the input model; with no imatrix: --imatrix none",
+        )

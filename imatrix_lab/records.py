@@ -1,0 +1,165 @@
+"""What passes between stages, and from stages to the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a GGUF model says of itself; read from its headers alone.
+
+    Attributes
+    ----------
+    channels : embedding length.
+    fallback : tensors whose rows are not a multiple of 256, so that a k-quant of them
+        silently becomes a 32-wide type.
+    """
+
+    architecture: str
+    name: str
+    license: str
+    n_parameters: int
+    n_layers: int
+    channels: int
+    n_vocab: int
+    n_ctx_train: int
+    n_experts: int
+    file_type: str
+    size_bytes: int
+    bits_per_weight: float
+    tensor_types: dict[str, int]
+    fallback: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this disk.
+
+    Attributes
+    ----------
+    label : short name used in file names.
+    path : the file to hand to llama.cpp (the first shard of a split model).
+    sha256 : of the file; of the shards' sha256, joined, for a split model.
+    origin : where it came from, as the user may repeat it; no path of this machine.
+    base_model : Hub repository of the original, where known.
+    notice : licence files that go along with what is made from it.
+    """
+
+    label: str
+    path: Path
+    shards: tuple[Path, ...]
+    sha256: str
+    facts: ModelFacts
+    origin: str
+    base_model: str = ""
+    notice: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its origin and licence."""
+
+    id: str
+    text: str
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """A corpus on this disk, as its manifest has it.
+
+    Attributes
+    ----------
+    calibration, heldout : the files.
+    n_tokens, n_heldout_tokens : tokens of each text in the model's vocabulary, BOS included.
+    sha256 : of calibration.txt.
+    """
+
+    language: str
+    language_name: str
+    calibration: Path
+    heldout: Path
+    n_tokens: int
+    n_documents: int
+    n_heldout: int
+    n_heldout_tokens: int
+    sha256: str
+    heldout_sha256: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True)
+class ImatrixFacts:
+    """An importance matrix on this disk, checked.
+
+    Attributes
+    ----------
+    n_tokens : tokens whose activations were summed.
+    unhit_experts : how many (tensor, expert) pairs saw no token.
+    """
+
+    path: Path
+    sha256: str
+    language: str
+    n_tensors: int
+    n_tokens: int
+    n_chunks: int
+    n_ctx: int
+    unhit_experts: int
+
+
+@dataclass(frozen=True)
+class QuantFacts:
+    """One quantized GGUF, verified.
+
+    Attributes
+    ----------
+    fallback : tensors that llama-quantize could not give the type it wanted.
+    perplexity, perplexity_reference : over `n_windows` held-out windows of 512 tokens.
+    seconds : what quantizing took when it was done; None when it came from the store.
+    """
+
+    type: str
+    path: Path
+    size_bytes: int
+    sha256: str
+    bits_per_weight: float
+    n_tensors: int
+    fallback: tuple[str, ...]
+    perplexity: float
+    perplexity_reference: float
+    n_windows: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for.
+
+    Attributes
+    ----------
+    text : a language, or a text file.
+    types : quant types, canonical names.
+    model : see `models.resolve`.
+    n_tokens : calibration budget in the model's tokens.
+    out : folder for finished files.
+    threads, n_batch, gpu_layers : None chooses by machine and model.
+    """
+
+    text: str
+    types: tuple[str, ...]
+    model: str
+    n_tokens: int
+    out: Path
+    backend: str
+    n_ctx: int = 512
+    threads: int | None = None
+    n_batch: int | None = None
+    gpu_layers: int | None = None
+    parse_special: bool = False
+    process_output: bool = False
+    allow_requantize: bool = False

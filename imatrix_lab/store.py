@@ -1,0 +1,340 @@
+"""The store: what changes a result -> a directory that holds it, whole or not at all.
+
+    <root>/<kind>/<label>-<fingerprint>/   an artefact: its files, and manifest.json
+    <root>/work/<kind>-<fingerprint>/      one being built: out/, and scratch that survives a kill
+    <root>/locks/                          one builder per fingerprint, across processes
+
+A builder works in ``work/``; its files are flushed, the manifest is written last, and one
+rename makes the artefact exist. A directory without a manifest was never an artefact. The
+manifest holds no time and no path of this machine: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.errors import DiskFull
+from imatrix_lab.progress import Progress, Silent
+
+STORE_VERSION = 1
+"""Raise it when a builder's output changes for the same inputs. 1: first layout."""
+
+MANIFEST = "manifest.json"
+FINGERPRINT_CHARS = 16
+
+Inputs = Mapping[str, Any]
+Build = Callable[[Path, Path], Mapping[str, Any]]
+"""``build(out, scratch) -> facts``: fill `out`; `scratch` outlives a killed run."""
+
+
+def default_root() -> Path:
+    """Return ``$IMATRIX_LAB_CACHE``, else the user's cache directory."""
+    import platformdirs
+
+    override = os.environ.get("IMATRIX_LAB_CACHE")
+    return Path(override) if override else Path(platformdirs.user_cache_dir("imatrix-lab"))
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def fingerprint(kind: str, inputs: Inputs) -> str:
+    """Return the sha256 (hex) of what determines an artefact."""
+    text = canonical_json({"kind": kind, "inputs": dict(inputs), "store": STORE_VERSION})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Return the sha256 (hex) of a file; `on_bytes` hears how many bytes are done."""
+    digest = hashlib.sha256()
+    done = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            done += len(block)
+            if on_bytes:
+                on_bytes(done)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: OSError, where: Path) -> Exception:
+    """Return `DiskFull` for a full disk or quota, else the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = free_bytes(where)
+        return DiskFull(
+            f"the disk is full ({free / 2**20:.0f} MiB free); nothing that was whole is harmed",
+            where=where,
+            fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
+        )
+    return error
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes free for this user on the disk that holds (or will hold) `path`."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def need_room(path: Path, size_bytes: int, what: str) -> None:
+    """Raise `DiskFull` unless `size_bytes` and a margin of 64 MiB fit where `path` will be."""
+    free = free_bytes(path)
+    if free < size_bytes + (64 << 20):
+        raise DiskFull(
+            f"{what} needs {size_bytes / 2**20:.0f} MiB and a little room,"
+            f" but only {free / 2**20:.0f} MiB are free",
+            where=path,
+            fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artefact: where it is, and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of its inputs."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its builder found out."""
+        return dict(self.manifest["facts"])
+
+    def sha256(self, name: str) -> str:
+        """Return the recorded sha256 of one of its files."""
+        return str(self.manifest["files"][name]["sha256"])
+
+    def size_bytes(self) -> int:
+        """Return the sum of its files' sizes."""
+        return sum(int(f["size_bytes"]) for f in self.manifest["files"].values())
+
+    def last_used_s(self) -> float:
+        """Return when it was last asked for, in seconds since the epoch."""
+        return (self.path / MANIFEST).stat().st_mtime
+
+
+class NotBuilt(Exception):
+    """A read-only store was asked for an artefact it does not have."""
+
+
+class Store:
+    """Artefacts under one root directory; see the module's docstring.
+
+    Parameters
+    ----------
+    read_only : `get` raises `NotBuilt` instead of building, for plans.
+    """
+
+    def __init__(self, root: Path | None = None, *, read_only: bool = False):
+        self.root = (root or default_root()).absolute()
+        self.read_only = read_only
+
+    def find(self, kind: str, inputs: Inputs) -> Artifact | None:
+        """Return the artefact for these inputs if it is there and whole."""
+        return self._find(kind, fingerprint(kind, inputs))
+
+    def get(
+        self,
+        kind: str,
+        label: str,
+        inputs: Inputs,
+        build: Build,
+        progress: Progress | None = None,
+    ) -> Artifact:
+        """Return the artefact for these inputs, building it if it is not there.
+
+        Parameters
+        ----------
+        kind, label : words for the directory's name; only `inputs` decide what it is.
+        inputs : everything that changes the result, JSON-able, free of paths and times.
+        build : see `Build`; called with the lock held.
+
+        Raises
+        ------
+        DiskFull : what was built so far stays in ``work/`` and is used by the next run.
+        """
+        progress = progress or Silent()
+        key = fingerprint(kind, inputs)
+        if found := self._find(kind, key):
+            return self._used(found)
+        if self.read_only:
+            raise NotBuilt(kind)
+        work = self.root / "work" / f"{kind}-{key[:FINGERPRINT_CHARS]}"
+        try:
+            with self._lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
+                if found := self._find(kind, key):  # built while we waited
+                    return self._used(found)
+                if why := self._why_missing(kind, inputs):
+                    progress.say(f"re-running {kind}: {why}")
+                out, scratch = work / "out", work / "scratch"
+                if out.exists():
+                    shutil.rmtree(out)
+                out.mkdir(parents=True)
+                scratch.mkdir(exist_ok=True)
+                facts = build(out, scratch)
+                manifest = {
+                    "kind": kind,
+                    "fingerprint": key,
+                    "store_version": STORE_VERSION,
+                    "inputs": dict(inputs),
+                    "facts": dict(facts),
+                    "files": _inventory(out),
+                }
+                write_whole(out / MANIFEST, canonical_json(manifest))
+                final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
+                final.parent.mkdir(parents=True, exist_ok=True)
+                if final.exists():  # its manifest is missing or its files do not match
+                    shutil.rmtree(final)
+                out.replace(final)
+                shutil.rmtree(work, ignore_errors=True)
+                return Artifact(final, manifest)
+        except OSError as error:
+            raise disk_error(error, work) from error
+
+    def scratch_of(self, kind: str, inputs: Inputs) -> Path:
+        """Return where an unfinished build of these inputs keeps what it has so far."""
+        return (
+            self.root
+            / "work"
+            / f"{kind}-{fingerprint(kind, inputs)[:FINGERPRINT_CHARS]}"
+            / "scratch"
+        )
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every whole artefact, by kind and name."""
+        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            if path.parent.parent.name in {"work", "locks"}:
+                continue
+            if found := _read(path.parent):
+                yield found
+
+    def unfinished(self) -> Iterator[tuple[Path, int]]:
+        """Yield the directories of unfinished builds and their sizes in bytes."""
+        for path in sorted(self.root.glob("work/*")):
+            yield path, sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+    def collect_garbage(self, unused_for_s: float) -> list[tuple[Path, int]]:
+        """Remove artefacts and unfinished builds not used for a time; skip what is being built.
+
+        Returns
+        -------
+        The directories removed and their sizes in bytes.
+        """
+        import filelock
+
+        before = time.time() - unused_for_s
+        doomed = [(a.path, a.size_bytes()) for a in self.artifacts() if a.last_used_s() <= before]
+        doomed += [(p, n) for p, n in self.unfinished() if p.stat().st_mtime <= before]
+        removed = []
+        for path, size_bytes in doomed:
+            name = (
+                path.name
+                if path.parent.name == "work"
+                else (f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}")
+            )
+            try:
+                with filelock.FileLock(self._lock_path(name), timeout=0):
+                    if path.parent.name != "work":
+                        (path / MANIFEST).unlink(missing_ok=True)  # first: no half artefact
+                    shutil.rmtree(path)
+                    removed.append((path, size_bytes))
+            except filelock.Timeout:
+                continue
+        return removed
+
+    def _find(self, kind: str, key: str) -> Artifact | None:
+        for path in (self.root / kind).glob(f"*-{key[:FINGERPRINT_CHARS]}"):
+            found = _read(path)
+            if found and found.fingerprint == key:
+                return found
+        return None
+
+    def _used(self, artifact: Artifact) -> Artifact:
+        os.utime(artifact.path / MANIFEST)
+        return artifact
+
+    def _lock_path(self, name: str) -> Path:
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _lock(self, name: str, progress: Progress) -> Any:
+        import filelock
+
+        lock = filelock.FileLock(self._lock_path(name))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            progress.say(f"another process is building {name}; waiting for it")
+            lock.acquire()
+        return lock
+
+    def _why_missing(self, kind: str, inputs: Inputs) -> str:
+        """Return which input differs from the nearest artefact of this kind, or nothing."""
+        nearest: list[str] | None = None
+        for artifact in self.artifacts():
+            if artifact.manifest["kind"] != kind:
+                continue
+            old = artifact.manifest["inputs"]
+            differing = [k for k in {**old, **inputs} if old.get(k) != inputs.get(k)]
+            if nearest is None or len(differing) < len(nearest):
+                nearest = differing
+        if not nearest or len(nearest) == len(inputs):
+            return ""
+        return f"changed since the nearest earlier one: {', '.join(sorted(nearest))}"
+
+
+def _read(path: Path) -> Artifact | None:
+    """Return the artefact in a directory, or None unless every file has its recorded size."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        whole = all(
+            (path / name).stat().st_size == entry["size_bytes"]
+            for name, entry in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Artifact(path, manifest) if whole else None
+
+
+def _inventory(out: Path) -> dict[str, dict[str, Any]]:
+    """Flush every file to disk; return name -> size and sha256."""
+    inventory = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        inventory[path.relative_to(out).as_posix()] = {
+            "size_bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+    return inventory

@@ -1,0 +1,62 @@
+"""A model's vocabulary, through the bindings: tokens are the unit of every budget."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.errors import BadModel
+from imatrix_lab.toolchain import Toolchain
+
+
+class Vocabulary:
+    """Tokenizes as llama-imatrix does: with BOS where the model adds it.
+
+    Loads the vocabulary alone, on first use; the weights are not read.
+
+    Parameters
+    ----------
+    parse_special : tokenize chat tokens as such, as ``llama-imatrix --parse-special``.
+
+    Raises
+    ------
+    BadModel : on first use, if llama.cpp cannot load it.
+    """
+
+    def __init__(self, toolchain: Toolchain, model: Path, parse_special: bool = False):
+        self._toolchain, self._path, self.parse_special = toolchain, model, parse_special
+        self._model: Any = None
+
+    def __enter__(self) -> Vocabulary:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._model:
+            self._llama.llama_model_free(self._model)
+
+    def _load(self) -> None:
+        self._llama = self._toolchain.bindings()
+        # llama.cpp's log would end up between our own lines; the callback must outlive the model
+        self._silence = self._llama.llama_log_callback(lambda level, text, data: None)
+        self._llama.llama_log_set(self._silence, ctypes.c_void_p(0))
+        params = self._llama.llama_model_default_params()
+        params.vocab_only = True
+        self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
+        if not self._model:
+            raise BadModel("llama.cpp cannot load this model's vocabulary", where=self._path)
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the token ids of a text, BOS included where the model adds it."""
+        if not self._model:
+            self._load()
+        vocab = self._llama.llama_model_get_vocab(self._model)
+        raw = text.encode()
+        room = len(raw) + 8
+        buffer = (self._llama.llama_token * room)()
+        n = self._llama.llama_tokenize(vocab, raw, len(raw), buffer, room, True, self.parse_special)
+        return list(buffer[:n])
+
+    def count(self, text: str) -> int:
+        """Return how many tokens llama-imatrix will see."""
+        return len(self.tokens(text))
