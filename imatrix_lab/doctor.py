@@ -35,7 +35,10 @@ def examine(store: Store) -> list[Finding]:
 
     memory = psutil.virtual_memory()
     findings = [
-        Finding("imatrix_lab", True, f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
+        Finding(
+            "imatrix_lab", True,
+            f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
+        ),
         Finding("packages", True, ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)),
         Finding(
             "machine", True,

@@ -8,6 +8,7 @@ type sizes come from gguf-py.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import re
@@ -36,10 +37,14 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_ALIGNMENT_MAX = 1 << 20
 _KEY_BYTES_MAX = 65_535
 _DIMS_MAX = 4
 _NEST_MAX = 4
+_STRING_BYTES_MAX = 64 << 20
+_WALK_MAX = 1 << 22
+"""Strings and arrays inside arrays, in all: several vocabularies of a million with their merges."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
         raise BadModel("this is a directory, not a GGUF file", where=path) from error
     except PermissionError as error:
         raise BadModel("no permission to read this file", where=path) from error
+    except OSError as error:
+        raise BadModel(f"cannot be read: {error.strerror or error}", where=path) from error
 
 
 class _Parser:
@@ -124,10 +131,12 @@ class _Parser:
         self.path, self.view, self.size_bytes, self.at = path, view, size_bytes, 0
         self.keep_max = sys.maxsize if keep_arrays else KEEP_ARRAY_MAX
         self.element_type = 0
+        self.walk_left = _WALK_MAX
 
     def bad(self, what: str) -> BadModel:
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in what[:500])
         return BadModel(
-            f"damaged GGUF file, at byte {self.at}: {what}",
+            f"damaged GGUF file, at byte {self.at}: {shown}",
             where=self.path,
             fix="download or convert it again, and compare its sha256 with the publisher's",
         )
@@ -147,11 +156,16 @@ class _Parser:
     def number(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
-    def string(self, what: str, longest: int | None = None) -> str:
+    def string(self, what: str, longest: int = _STRING_BYTES_MAX) -> str:
         length = self.number("Q", f"length of {what}")
-        if longest is not None and length > longest:
+        if length > longest:
             raise self.bad(f"{what} is {length} bytes long; at most {longest} make sense")
         return self.take(length, what).decode("utf-8", "replace")
+
+    def name(self, what: str) -> str:
+        if not (found := self.string(what, _KEY_BYTES_MAX)):
+            raise self.bad(f"a {what} is empty")
+        return found
 
     def header(self) -> GgufHeader:
         if self.take(4, "magic") != MAGIC:
@@ -171,18 +185,19 @@ class _Parser:
         metadata: dict[str, Any] = {}
         types: dict[str, tuple[int, ...]] = {}
         for _ in range(n_pairs):
-            key = self.string("metadata key", _KEY_BYTES_MAX)
+            key = self.name("metadata key")
             if key in metadata:
                 raise self.bad(f"metadata key {key!r} occurs twice")
             code = self.number("I", f"type of {key}")
             metadata[key] = self.value(code, key, 0)
             types[key] = (code, self.element_type) if code == _ARRAY else (code,)
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise self.bad(f"general.alignment is {alignment!r}, not a power of two")
+        if types.get("general.alignment", (_UINT32,)) != (_UINT32,):
+            raise self.bad(f"general.alignment is {alignment!r}, not a 32-bit number")
+        if alignment == 0 or alignment & (alignment - 1) or alignment > _ALIGNMENT_MAX:
+            raise self.bad(f"general.alignment is {alignment}, not a sensible power of two")
         raw = [self.tensor() for _ in range(n_tensors)]
-        start = -(-self.at // alignment) * alignment
-        return GgufHeader(self.path, metadata, types, tuple(self.placed(raw, start)))
+        return GgufHeader(self.path, metadata, types, tuple(self.placed(raw, alignment)))
 
     def value(self, code: int, key: str, depth: int) -> Any:
         if code in _SCALARS:
@@ -191,10 +206,8 @@ class _Parser:
             return self.string(key)
         if code != _ARRAY or depth >= _NEST_MAX:
             raise self.bad(f"{key} has the impossible type {code}")
-        element, length = self.number("I", f"type of {key}"), self.number("Q", f"length of {key}")
-        smallest = struct.calcsize("<" + _SCALARS[element]) if element in _SCALARS else 8
-        if length * smallest > self.size_bytes - self.at:
-            raise self.bad(f"{key} claims {length} elements, more than the file can hold")
+        element, length = self.array_head(key)
+        smallest = _size_bytes(element)
         if length <= self.keep_max:
             if element in _SCALARS:
                 layout = f"<{length}{_SCALARS[element]}"
@@ -213,6 +226,19 @@ class _Parser:
                 self.value(element, key, depth + 1)
         return ArraySummary(element, length)
 
+    def array_head(self, key: str) -> tuple[int, int]:
+        """Return an array's element type and length, which the file can hold."""
+        element, length = self.number("I", f"type of {key}"), self.number("Q", f"length of {key}")
+        if element not in _SCALARS and element not in (_STRING, _ARRAY):
+            raise self.bad(f"{key} is an array of the impossible type {element}")
+        if length * _size_bytes(element) > self.size_bytes - self.at:
+            raise self.bad(f"{key} claims {length} elements, more than the file can hold")
+        if element not in _SCALARS:
+            self.walk_left -= length
+            if self.walk_left < 0:
+                raise self.bad(f"{key} claims {length} elements, more than make sense")
+        return element, length
+
     def skip_strings(self, length: int, key: str) -> None:
         """Walk a vocabulary: the hot loop, a quarter of a million strings."""
         at, end, view, unpack = self.at, self.size_bytes, self.view, struct.Struct("<Q").unpack_from
@@ -227,7 +253,7 @@ class _Parser:
         self.at = at
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self.string("tensor name", _KEY_BYTES_MAX)
+        name = self.name("tensor name")
         n_dims = self.number("I", f"dimensions of {name}")
         if not 1 <= n_dims <= _DIMS_MAX:
             raise self.bad(f"tensor {name!r} has {n_dims} dimensions")
@@ -240,22 +266,29 @@ class _Parser:
         )
 
     def placed(
-        self, raw: list[tuple[str, tuple[int, ...], int, int]], start: int
+        self, raw: list[tuple[str, tuple[int, ...], int, int]], alignment: int
     ) -> list[TensorInfo]:
+        start = -(-self.at // alignment) * alignment
         tensors, seen = [], set()
         for name, shape, code, offset in raw:
             if name in seen:
                 raise self.bad(f"tensor {name!r} occurs twice")
             seen.add(name)
             type_name, size_bytes = self.tensor_size(name, shape, code)
+            if offset % alignment:
+                raise self.bad(f"tensor {name!r} is off the alignment of {alignment} bytes")
             if start + offset + size_bytes > self.size_bytes:
                 raise BadModel(
-                    f"truncated GGUF file: tensor {name!r} ends at byte"
+                    f"truncated GGUF file: tensor {name!r:.200} ends at byte"
                     f" {start + offset + size_bytes}, the file at {self.size_bytes}",
                     where=self.path,
                     fix="finish the download, or fetch it again",
                 )
             tensors.append(TensorInfo(name, shape, type_name, start + offset, size_bytes))
+        ordered = sorted(tensors, key=lambda t: t.offset)
+        for one, other in itertools.pairwise(ordered):
+            if one.offset + one.size_bytes > other.offset:
+                raise self.bad(f"tensors {one.name!r} and {other.name!r} overlap")
         return tensors
 
     def tensor_size(self, name: str, shape: tuple[int, ...], code: int) -> tuple[str, int]:
@@ -270,6 +303,11 @@ class _Parser:
         if any(n < 1 for n in shape) or shape[0] % block:
             raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {kind.name}")
         return kind.name, math.prod(shape) // block * block_bytes
+
+
+def _size_bytes(element: int) -> int:
+    """Return the size of an array's element; the least there is for strings and arrays."""
+    return struct.calcsize("<" + _SCALARS[element]) if element in _SCALARS else 8
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:

@@ -68,21 +68,20 @@ def imatrix_argv(
     out: Path,
     compute: Compute,
     *,
-    first_window: int,
-    n_windows: int,
+    windows: tuple[int, int],
     in_file: Path | None = None,
     parse_special: bool = False,
     process_output: bool = False,
 ) -> list[str]:
-    """Return a llama-imatrix run over part of a text, continuing from `in_file`.
+    """Return a llama-imatrix run over ``windows`` (first, number), continuing from `in_file`.
 
     Its own snapshots are never used: they are written in the middle of a decode, when some
     tensors have seen the window and others have not.
     """
     argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
-    argv += ["--chunks", str(n_windows), "-ofreq", str(10**9)]
-    if first_window:
-        argv += ["--chunk", str(first_window)]
+    argv += ["--chunks", str(windows[1]), "-ofreq", str(10**9)]
+    if windows[0]:
+        argv += ["--chunk", str(windows[0])]
     if in_file:
         argv += ["--in-file", str(in_file)]
     if parse_special:

@@ -60,7 +60,7 @@ def resolve(
         if path.suffix != ".gguf" and not path.exists():
             raise UsageError(
                 f"{spec!r} is not a model",
-                fix="--model demo, --model path/to/model.gguf or --model hf:org/repo[@revision][:file]",
+                fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
             )
         label, origin, sha256, base_model = _label(path), path.name, None, ""
     shards = shard_paths(path)
@@ -115,7 +115,7 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
 
 
 def quantizable(tensor: TensorInfo) -> bool:
-    """Return whether llama-quantize would quantize a tensor (llama-quant.cpp, at the pinned commit)."""
+    """Return whether llama-quantize would quantize a tensor (as llama-quant.cpp has it)."""
     return (
         any(n > 1 for n in tensor.shape[1:])
         and tensor.name.endswith("weight")
@@ -129,7 +129,7 @@ def _n_vocab(header: GgufHeader) -> int:
 
 
 def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
-    """Return the file's type: by its own word for full precision, else its commonest matrix type."""
+    """Return the file's type: by its own word for full precision, else the commonest."""
     said = header.metadata.get("general.file_type")
     if said in _FILE_TYPES:
         return _FILE_TYPES[said]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -18,11 +19,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from imatrix_lab.errors import MissingTool, ToolFailed
 
 TAIL_CHARS = 20_000
 GRACE_S = 5.0
+
+_CANNOT_RUN = {
+    errno.ENOENT: "no such program",
+    errno.ENOTDIR: "no such program",
+    errno.EACCES: "not executable",
+    errno.EPERM: "not executable",
+    errno.ENOEXEC: "not a program for this machine",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ def run(
     """
     args = [str(a) for a in argv]
     started = time.monotonic()
+    until = None if timeout_s is None else started + timeout_s
     try:
         process = subprocess.Popen(
             args,
@@ -79,29 +90,29 @@ def run(
             env=child_environment(env),
             start_new_session=True,
         )
-    except FileNotFoundError as error:
-        raise MissingTool(
-            f"cannot run {args[0]}: no such program", fix="imatrix-lab doctor"
-        ) from error
-    except PermissionError as error:
-        raise MissingTool(
-            f"cannot run {args[0]}: not executable", fix="imatrix-lab doctor"
-        ) from error
+    except OSError as error:
+        if (why := _CANNOT_RUN.get(error.errno or 0)) is None:
+            raise
+        raise MissingTool(f"cannot run {args[0]}: {why}", fix="imatrix-lab doctor") from error
+    assert process.stdout is not None
     tail = ""
     try:
         with contextlib.ExitStack() as stack:
             sink = stack.enter_context(log.open("ab")) if log else None
-            for piece in _pieces(process, started, timeout_s):
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            for raw in _pieces(process.stdout, until):
                 if sink:
-                    sink.write(piece.encode("utf-8", "surrogateescape"))
-                tail = (tail + piece)[-TAIL_CHARS:]
-                if on_output:
-                    on_output(piece)
-        returncode = process.wait()
-    except TimeoutError:
+                    sink.write(raw)
+                    sink.flush()
+                if piece := decoder.decode(raw, final=not raw):
+                    tail = (tail + piece)[-TAIL_CHARS:]
+                    if on_output:
+                        on_output(piece)
+        returncode = process.wait(None if until is None else max(0.0, until - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
         _end(process)
         raise ToolFailed(
-            f"{Path(args[0]).name} did not finish within {timeout_s:.0f} s",
+            f"{Path(args[0]).name} did not finish within {timeout_s:g} s",
             argv=args,
             returncode=None,
             tail=tail,
@@ -110,6 +121,8 @@ def run(
     except BaseException:
         _end(process)
         raise
+    finally:
+        process.stdout.close()  # only now: what is ended may still have something to say
     if check and returncode != 0:
         raise ToolFailed(
             f"{Path(args[0]).name} failed ({_status(returncode)}): {_last_words(tail)}",
@@ -121,35 +134,40 @@ def run(
     return Completed(tuple(args), returncode, tail, time.monotonic() - started)
 
 
-def _pieces(
-    process: subprocess.Popen[bytes], started: float, timeout_s: float | None
-) -> Iterator[str]:
-    """Yield decoded output until the pipe closes."""
-    assert process.stdout is not None
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:
+    """Yield output as it comes until the pipe closes, and an empty piece at its end."""
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(stdout, selectors.EVENT_READ)
         while True:
-            if timeout_s is not None and time.monotonic() - started > timeout_s:
+            if until is not None and time.monotonic() > until:
                 raise TimeoutError
             if not selector.select(timeout=0.5):
                 continue
-            raw = os.read(process.stdout.fileno(), 65536)
+            raw = os.read(stdout.fileno(), 65536)
+            yield raw
             if not raw:
                 return
-            yield decode(raw)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole session, a grace period, SIGKILL."""
-    for signum, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        try:
-            process.wait(timeout=wait_s)
+    """SIGTERM to the whole process group, a grace period for every member of it, SIGKILL."""
+    _signal(process, signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    while time.monotonic() < until:
+        if process.poll() is not None and not _signal(process, 0):
             return
-        except subprocess.TimeoutExpired:
-            continue
+        time.sleep(0.02)
+    _signal(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], signum: int) -> bool:
+    """Send a signal (0: none) to the program and what it started; return whether any is left."""
+    try:
+        os.killpg(process.pid, signum)
+    except (ProcessLookupError, PermissionError):  # macOS: the latter for zombies
+        return False
+    return True
 
 
 def _status(returncode: int) -> str:

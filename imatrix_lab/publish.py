@@ -176,8 +176,10 @@ def card(files: dict[str, Any]) -> str:
     ]
     for name, e in quants.items():
         lines.append(
-            f"| {name} | {e['language'] or 'none'} | {e['type']} | {e['size_bytes'] / 2**20:.2f} MiB"
-            f" | {e['bits_per_weight']:.2f} | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
+            f"| {name} | {e['language'] or 'none'} | {e['type']}"
+            f" | {e['size_bytes'] / 2**20:.2f} MiB"
+            f" | {e['bits_per_weight']:.2f}"
+            f" | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
             f" | {len(e['fallback'])} |"
         )
     lines += ["", "## How these files were made", ""]

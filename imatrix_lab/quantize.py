@@ -283,7 +283,8 @@ def _perplexity(
 def _verify(found: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
     digits = re.search(r"\d+", quant_type)
     bits = min(4, int(digits[0])) if digits else 4
-    worst = min(float(n_vocab), reference * math.exp(WORSE_NATS[max(1, bits)]))
+    chance = max(float(n_vocab), 2 * reference)
+    worst = min(chance, reference * math.exp(WORSE_NATS[max(1, bits)]))
     if not math.isfinite(found) or found > worst:
         raise BadModel(
             f"{quant_type} came out broken: perplexity {found:.4g} on held-out text,"

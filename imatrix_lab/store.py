@@ -11,9 +11,11 @@ manifest holds no time and no path of this machine: the same inputs give the sam
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -194,8 +196,8 @@ class Store:
             with self._lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
                 if found := self._find(kind, key):  # built while we waited
                     return self._used(found)
-                if why := self._why_missing(kind, inputs):
-                    progress.say(f"re-running {kind}: {why}")
+                if why := self._why_missing(kind, label, inputs):
+                    progress.say(f"re-running {kind} {label}: changed: {why}")
                 out, scratch = work / "out", work / "scratch"
                 if out.exists():
                     shutil.rmtree(out)
@@ -241,10 +243,12 @@ class Store:
     def unfinished(self) -> Iterator[tuple[Path, int]]:
         """Yield the directories of unfinished builds and their sizes in bytes."""
         for path in sorted(self.root.glob("work/*")):
-            yield path, sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+            yield path, _size_bytes(path)
 
     def collect_garbage(self, unused_for_s: float) -> list[tuple[Path, int]]:
         """Remove artefacts and unfinished builds not used for a time; skip what is being built.
+
+        What lies behind a link, outside the root, is someone else's and stays.
 
         Returns
         -------
@@ -253,10 +257,13 @@ class Store:
         import filelock
 
         before = time.time() - unused_for_s
-        doomed = [(a.path, a.size_bytes()) for a in self.artifacts() if a.last_used_s() <= before]
-        doomed += [(p, n) for p, n in self.unfinished() if p.stat().st_mtime <= before]
+        doomed = [(a.path, a.size_bytes()) for a in self.artifacts()]
+        doomed += self.unfinished()
         removed = []
+        root = self.root.resolve()
         for path, size_bytes in doomed:
+            if path.is_symlink() or not path.resolve().is_relative_to(root):
+                continue
             name = (
                 path.name
                 if path.parent.name == "work"
@@ -264,6 +271,8 @@ class Store:
             )
             try:
                 with filelock.FileLock(self._lock_path(name), timeout=0):
+                    if _last_used_s(path) > before:  # or gone: its builder has just finished
+                        continue
                     if path.parent.name != "work":
                         (path / MANIFEST).unlink(missing_ok=True)  # first: no half artefact
                     shutil.rmtree(path)
@@ -280,7 +289,8 @@ class Store:
         return None
 
     def _used(self, artifact: Artifact) -> Artifact:
-        os.utime(artifact.path / MANIFEST)
+        with contextlib.suppress(OSError):  # a cache that someone else owns
+            os.utime(artifact.path / MANIFEST)
         return artifact
 
     def _lock_path(self, name: str) -> Path:
@@ -293,38 +303,52 @@ class Store:
 
         lock = filelock.FileLock(self._lock_path(name))
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
         except filelock.Timeout:
             progress.say(f"another process is building {name}; waiting for it")
-            lock.acquire()
-        return lock
+            return lock.acquire()
 
-    def _why_missing(self, kind: str, inputs: Inputs) -> str:
-        """Return which input differs from the nearest artefact of this kind, or nothing."""
-        nearest: list[str] | None = None
-        for artifact in self.artifacts():
-            if artifact.manifest["kind"] != kind:
-                continue
-            old = artifact.manifest["inputs"]
-            differing = [k for k in {**old, **inputs} if old.get(k) != inputs.get(k)]
-            if nearest is None or len(differing) < len(nearest):
-                nearest = differing
-        if not nearest or len(nearest) == len(inputs):
-            return ""
-        return f"changed since the nearest earlier one: {', '.join(sorted(nearest))}"
+    def _why_missing(self, kind: str, label: str, inputs: Inputs) -> str:
+        """Return which inputs differ from the nearest artefact of the same label, or nothing."""
+        nearest: list[str] = []
+        for path in sorted((self.root / kind).glob(f"{label}-*")):
+            if path.name[: -FINGERPRINT_CHARS - 1] == label and (artifact := _read(path)):
+                old = artifact.manifest["inputs"]
+                differing = [k for k in {**old, **inputs} if old.get(k) != inputs.get(k)]
+                if not nearest or len(differing) < len(nearest):
+                    nearest = differing
+        return ", ".join(sorted(nearest))
 
 
 def _read(path: Path) -> Artifact | None:
     """Return the artefact in a directory, or None unless every file has its recorded size."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        whole = all(
+        whole = {"kind", "fingerprint", "inputs", "facts"} <= manifest.keys() and all(
             (path / name).stat().st_size == entry["size_bytes"]
             for name, entry in manifest["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Artifact(path, manifest) if whole else None
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return the size of a folder's files, some of which may go while it is read."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
+
+
+def _last_used_s(path: Path) -> float:
+    """Return when an artefact or an unfinished build was last used; infinity if it is gone."""
+    manifest = path / MANIFEST
+    try:
+        return (path if path.parent.name == "work" else manifest).stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _inventory(out: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""hub.py, through a loopback server that speaks the Hub's protocol."""
+"""hub.py and hub_transfer.py, through a loopback server that speaks the Hub's protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import hub
+from imatrix_lab import hub, hub_transfer
 from imatrix_lab.errors import DiskFull, FetchFailed, MissingTool, ToolFailed, UsageError
 from imatrix_lab.progress import Silent
 from imatrix_lab.store import Store
@@ -64,7 +64,7 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(hub, "RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(hub_transfer, "RETRY_S", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -144,7 +144,8 @@ def test_single_gguf(
     }
     progress = Recorder()
     with serving(monkeypatch, files) as server:
-        artifact = hub.fetch_gguf(hub.parse(f"hf:{REPO}"), store, progress)
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, progress, None)
+        [artifact] = store.artifacts()
         assert artifact.manifest["inputs"] == {
             "repo": REPO,
             "commit": server.commit(REPO),
@@ -188,7 +189,7 @@ def test_split_model_is_fetched_whole(
 def test_missing_shard_is_named(wanted: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {n: c for n, c in SPLIT.items() if "00002-of" not in n}
     with serving(monkeypatch, files), pytest.raises(FetchFailed) as caught:
-        hub.fetch_gguf(hub.parse(f"hf:{REPO}{wanted}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
     assert "big/m-Q8_0-00002-of-00003.gguf" in str(caught.value)
 
 
@@ -211,7 +212,8 @@ def test_glob_chooses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with serving(monkeypatch, SEVERAL):
-        artifact = hub.fetch_gguf(hub.parse(f"hf:{REPO}:{pattern}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}:{pattern}"), store, Silent(), None)
+    [artifact] = store.artifacts()
     assert list(artifact.manifest["files"]) == [expected]
     assert (artifact.path / expected).read_bytes() == SEVERAL[expected]
 
@@ -236,7 +238,7 @@ def test_several_candidates_are_listed(
     wanted: str, listed: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(monkeypatch, SEVERAL) as server, pytest.raises(UsageError) as caught:
-        hub.fetch_gguf(hub.parse(f"hf:{REPO}{wanted}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
     text = str(caught.value)
     assert all(f"\n    {name}  0.0 MiB" in text for name in listed)
     assert "00002-of" not in text
@@ -277,7 +279,7 @@ def test_gated(
         monkeypatch.setenv("HF_TOKEN", token)
     with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(Exception) as caught:
         server.gate(REPO, "another")
-        hub.fetch_gguf(hub.parse(f"hf:{REPO}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
     assert isinstance(caught.value, FetchFailed)
     if token in (None, TOKEN):
         assert f"https://huggingface.co/{REPO}" in str(caught.value)
@@ -303,13 +305,13 @@ def test_not_found(
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with serving(monkeypatch, {"a.gguf": Q4}), pytest.raises(FetchFailed) as caught:
-        hub.fetch_gguf(hub.parse(spec), store, Silent())
+        hub.fetch(hub.parse(spec), store, Silent(), None)
     assert all(words in str(caught.value) for words in said)
     assert TOKEN not in everything_said(caught.value)
 
 
 def test_resumes_by_itself_after_a_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(hub_transfer, "BLOCK_BYTES", 1000)
     big = content(50_000)
     with serving(monkeypatch, {"a.gguf": big}) as server:
         server.cut("a.gguf", 20_500)
@@ -326,12 +328,12 @@ def test_resumes_in_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) 
                 if done >= 33_000:
                     raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(hub_transfer, "BLOCK_BYTES", 1000)
     files = {"a-00001-of-00002.gguf": content(20_000, 1), "a-00002-of-00002.gguf": content(30_000)}
     ref = hub.parse(f"hf:{REPO}")
     with serving(monkeypatch, files) as server:
         with pytest.raises(KeyboardInterrupt):
-            hub.fetch_gguf(ref, store, Interrupting())
+            hub.fetch(ref, store, Interrupting(), None)
         server.requests.clear()
         paths = hub.fetch(ref, store, Silent(), None)
         ranges = [(r.path[-21:], r.range) for r in server.requests if r.path.startswith("/cdn/")]
@@ -343,14 +345,14 @@ def test_resumes_in_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) 
 def test_gives_up_when_the_hub_stays_away_and_goes_on_later(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(hub_transfer, "BLOCK_BYTES", 1000)
     big = content(50_000)
     ref = hub.parse(f"hf:{REPO}")
     with serving(monkeypatch, {"a.gguf": big}) as server:
         server.cut("a.gguf", 20_500)
         server.fail("a.gguf", 503)
         with pytest.raises(FetchFailed, match="cannot be reached") as caught:
-            hub.fetch_gguf(ref, store, Silent())
+            hub.fetch(ref, store, Silent(), None)
         assert "run again" in str(caught.value)
         server.fail("a.gguf", None)
         [path] = hub.fetch(ref, store, Silent(), None)
@@ -362,7 +364,7 @@ def test_corrupt_bytes_then_recovery(store: Store, monkeypatch: pytest.MonkeyPat
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
         server.corrupt("a.gguf")
         with pytest.raises(FetchFailed, match="sha256"):
-            hub.fetch_gguf(ref, store, Silent())
+            hub.fetch(ref, store, Silent(), None)
         assert not list(store.artifacts())
         server.corrupt("a.gguf", False)
         [path] = hub.fetch(ref, store, Silent(), None)
@@ -372,14 +374,14 @@ def test_corrupt_bytes_then_recovery(store: Store, monkeypatch: pytest.MonkeyPat
 def test_disk_room_is_checked_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imatrix_lab.store.free_bytes", lambda path: 64 << 20)
     with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(DiskFull):
-        hub.fetch_gguf(hub.parse(f"hf:{REPO}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
     assert len(server.requests) == 1
 
 
 def test_large_files_take_the_librarys_way(
     store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(hub, "LARGEST_HTTP_BYTES", 1000)
+    monkeypatch.setattr(hub_transfer, "LARGEST_HTTP_BYTES", 1000)
     with serving(monkeypatch, {"sub/a.gguf": Q4}):
         [path] = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
     assert path.read_bytes() == Q4
@@ -402,6 +404,20 @@ def test_pinned_commit_needs_no_network(store: Store, monkeypatch: pytest.Monkey
     assert hub.fetch(ref, store, Silent(), None) == first  # the server is gone
 
 
+def test_the_manifest_does_not_tell_how_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        specs = [REPO, f"{REPO}@main", f"{REPO}@{server.commit(REPO)}"]
+        server.push(REPO, "v2", SEVERAL)
+        found = [
+            hub.fetch(hub.parse(f"hf:{spec}:{pattern}"), Store(tmp_path / str(i)), Silent(), None)
+            for i, spec in enumerate([*specs, f"{REPO}@v2"])
+            for pattern in ("*Q4_K*", "tiny-Q4_K_M.gguf")
+        ]
+    assert len({path.with_name("manifest.json").read_bytes() for [path] in found}) == 1
+
+
 def test_moved_branch_is_followed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = hub.parse(f"hf:{REPO}")
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
@@ -414,7 +430,7 @@ def test_moved_branch_is_followed(store: Store, monkeypatch: pytest.MonkeyPatch)
 def test_odd_endpoint(endpoint: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(FetchFailed):
-        hub.fetch_gguf(hub.parse(f"hf:{REPO}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
 
 
 @pytest.mark.parametrize("how", ["flag", "gone", "broken"])
@@ -444,10 +460,28 @@ def test_offline_uses_the_last_fetched_commit(
         assert caught.value.fix
 
 
+def test_offline_knows_a_branch_that_was_first_asked_for_by_its_commit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        pinned = f"hf:{REPO}@{server.commit(REPO)}:*Q4_K*"
+        old = hub.fetch(hub.parse(pinned), store, Silent(), None)
+        for revision in ("main", "v2"):
+            server.push(REPO, revision, SEVERAL)
+            hub.fetch(hub.parse(f"hf:{REPO}@{revision}:*Q4_K*"), store, Silent(), None)
+        server.push(REPO, "main", {"tiny-Q8_0.gguf": Q4})
+        new = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert new != old
+    for spec, expected in ((":*Q4_K*", old), ("@v2:*Q4_K*", old), (":tiny-Q8*", new)):
+        assert hub.fetch(hub.parse(f"hf:{REPO}{spec}"), store, Silent(), None) == expected
+    with pytest.raises(FetchFailed, match="nothing fetched earlier"):
+        hub.fetch(hub.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), store, Silent(), None)
+
+
 def test_offline_without_anything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE") as caught:
-        hub.fetch_gguf(hub.parse(f"hf:{REPO}"), store, Silent())
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
     assert "unset HF_HUB_OFFLINE" in str(caught.value)
 
 
@@ -512,7 +546,7 @@ Path(out.format(OUTTYPE="BF16")).write_text(seen)
 def test_failing_converter(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converter = fake_converter(tmp_path, "sys.exit('ERROR: Model OddForCausalLM is not supported')")
     with serving(monkeypatch, SAFETENSORS), pytest.raises(ToolFailed) as caught:
-        hub.fetch_converted(hub.parse(f"hf:{REPO}"), store, Silent(), converter)
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), converter)
     assert "OddForCausalLM is not supported" in str(caught.value)
     assert "architecture" in str(caught.value)
     assert caught.value.log

@@ -240,9 +240,8 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     if as_json:
         facts = {"file": path, "n_tensors": len(found.entries), "n_chunks": found.chunk_count}
         return options.emit({**facts, "n_ctx": found.chunk_size, "language": found.language})
-    terminal.say(
-        f"{len(found.entries)} tensors over {found.chunk_count} windows of {found.chunk_size} tokens"
-    )
+    windows = f"{found.chunk_count} windows of {found.chunk_size} tokens"
+    terminal.say(f"{len(found.entries)} tensors over {windows}")
     click.echo(path)
 
 

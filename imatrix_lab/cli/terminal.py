@@ -16,7 +16,8 @@ from rich.text import Text
 PLAIN_EVERY_S = 15.0
 
 stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+# a pipe gets whole lines, whatever their length
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
 def duration(seconds: float) -> str:
@@ -127,8 +128,9 @@ class Terminal:
             yield task
         else:
             columns = (
-                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"),
-                TimeElapsedColumn(), _RateColumn(), TextColumn("[dim]{task.fields[note]}"),
+                TextColumn("{task.description}"), BarColumn(24),
+                TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+                _RateColumn(), TextColumn("[dim]{task.fields[note]}"),
             )  # fmt: skip
             with RichProgress(*columns, console=stderr, transient=True) as bars:
                 task = _BarTask(bars, name, total, unit)

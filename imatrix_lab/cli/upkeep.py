@@ -146,7 +146,9 @@ def doctor(as_json: bool) -> None:
             table.add_column(overflow="fold")
         for f in findings:
             table.add_row(
-                "ok" if f.ok else "GAP", f.name, escape(f.detail + (f"\n→ {f.fix}" if f.fix else ""))
+                "ok" if f.ok else "GAP",
+                f.name,
+                escape(f.detail + (f"\n→ {f.fix}" if f.fix else "")),
             )
         stdout.print(table)
     if any(f.needed and not f.ok for f in findings):

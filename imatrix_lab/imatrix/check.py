@@ -15,7 +15,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong (``errors``) and what is worth saying (``unhit``: tensor and its unhit experts)."""
+    """What is wrong (``errors``), and what is worth saying (``unhit``: tensor, experts)."""
 
     errors: tuple[str, ...]
     unhit: tuple[tuple[str, tuple[int, ...]], ...]

@@ -190,8 +190,7 @@ def _segments(
         argv = llamacpp.imatrix_argv(
             toolchain.program("llama-imatrix"), model.path, corpus.calibration, Path(part.name),
             compute,
-            first_window=done,
-            n_windows=end - done,
+            windows=(done, end - done),
             in_file=Path(last.name) if last else None,
             parse_special=options.parse_special,
             process_output=options.process_output,

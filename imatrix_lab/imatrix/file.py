@@ -95,8 +95,7 @@ def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str]) -> None:
     """Write a GGUF imatrix as llama-imatrix does, with more metadata."""
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, "")
-    del writer.kv_data[0]["general.architecture"]  # an imatrix has none
+    writer = GGUFWriter(path, "")  # an imatrix has no architecture
     writer.add_string("general.type", "imatrix")
     writer.add_array("imatrix.datasets", list(imatrix.datasets))
     writer.add_uint32("imatrix.chunk_count", imatrix.chunk_count)

@@ -1,0 +1,113 @@
+"""What every test gets: user directories of its own, and the real programs on request."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab import store
+from imatrix_lab.corpus.split import within_budget
+from imatrix_lab.records import Document
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import Toolchain, find
+from imatrix_lab.vocabulary import Vocabulary
+from tests import tiny_model
+
+REAL_ROOT = store.default_root()
+"""The user's store, read before any test is moved out of it."""
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's home, caches or tokens."""
+    for name in ("IMATRIX_LAB_CACHE", "HOME", "HF_HOME", "XDG_CACHE_HOME"):
+        folder = tmp_path / "user" / name.lower()
+        folder.mkdir(parents=True)
+        monkeypatch.setenv(name, str(folder))
+    for name in ("BACKEND", "LLAMA_CPP_DIR", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tools() -> Toolchain:
+    """The real llama.cpp, for tests that run it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LLAMA_CPP_DIR", raising=False)
+        found = find(Store(REAL_ROOT), "cpu")
+    if found is None:
+        pytest.fail("llama.cpp is not built for cpu: run make test, which builds it")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def real_toolchain_linked(own_directories: None, tmp_path: Path) -> None:
+    """The test's own cache sees the toolchain that is built, and nothing else of the user's."""
+    _link_toolchain(tmp_path / "user" / "imatrix_lab_cache")
+
+
+def _link_toolchain(cache: Path) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (cache / "toolchain").exists():
+        (cache / "toolchain").symlink_to(REAL_ROOT / "toolchain")
+
+
+@pytest.fixture(scope="session")
+def subprocess_env() -> Callable[[Path, Toolchain], dict[str, str]]:
+    """A function: cache folder -> environment for commands, with the toolchain in that cache."""
+
+    def make(cache: Path, tools: Toolchain) -> dict[str, str]:
+        _link_toolchain(cache)
+        keep = {k: v for k, v in os.environ.items() if k not in {"BACKEND", "LLAMA_CPP_DIR"}}
+        return keep | {"IMATRIX_LAB_CACHE": str(cache), "HOME": str(cache), "OMP_NUM_THREADS": "1"}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, F16."""
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "tiny-f16.gguf")
+
+
+@pytest.fixture(scope="session")
+def store_at(tools: Toolchain) -> Callable[[Path], Store]:
+    """A function: folder -> a store there, with the toolchain in it."""
+
+    def make(folder: Path) -> Store:
+        _link_toolchain(folder)
+        return Store(folder)
+
+    return make
+
+
+@pytest.fixture
+def own_store(store_at: Callable[[Path], Store], tmp_path: Path) -> Store:
+    """A store of the test's own, with the toolchain in it."""
+    return store_at(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def own_text(
+    tools: Toolchain, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """A function: number of tokens -> a file of made-up words with just as many."""
+    folder = tmp_path_factory.mktemp("text")
+
+    def make(n_tokens: int) -> Path:
+        rng = random.Random(n_tokens)
+        words = [
+            "".join(rng.choices("etaonrisldæøå", k=rng.randint(2, 8))) for _ in range(n_tokens)
+        ]
+        with Vocabulary(tools, tiny) as vocabulary:
+            whole = [Document("x", " ".join(words), "x", "CC0-1.0")]
+            text, _ = within_budget(whole, n_tokens, vocabulary.count)
+            assert vocabulary.count(text) == n_tokens
+        path = folder / f"own-{n_tokens}-{len(list(folder.iterdir()))}.txt"
+        path.write_bytes(text.encode())
+        return path
+
+    return make

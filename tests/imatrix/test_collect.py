@@ -1,0 +1,111 @@
+"""Segments against one plain run of llama-imatrix, killed or not."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imatrix_lab import pipeline
+from imatrix_lab.errors import BadText
+from imatrix_lab.imatrix import collect, file
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import Request
+from imatrix_lab.store import Store
+from tests import tiny_model
+
+COMMAND = [str(Path(sys.executable).parent / "imatrix-lab"), "imatrix", "build"]
+
+
+def request(model, text, **rest):
+    settings = {"n_tokens": 10**6, "n_ctx": 128, "threads": 1} | rest
+    return Request(str(text), (), str(model), out=Path(), backend="cpu", **settings)
+
+
+def plain_run(tools, model, text, out, *extra):
+    """The whole text through llama-imatrix itself, in one go."""
+    argv = [tools.program("llama-imatrix"), "-m", model, "-f", text, "-o", out, "-t", "1"]
+    subprocess.run(
+        [*map(str, argv), "-c", "128", "-b", "128", *extra], check=True, capture_output=True
+    )
+    return file.read(out).entries
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys() and ours
+    for name, e in theirs.items():
+        assert np.array_equal(ours[name].sums, e.sums), name
+        assert np.array_equal(ours[name].counts, e.counts), name
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_segments_equal_one_run_bit_for_bit(tools, tmp_path, own_text, monkeypatch, experts):
+    monkeypatch.setattr(collect, "SEGMENT_WINDOWS", 4)
+    model = tiny_model.write(tmp_path / "m.gguf", experts=experts)
+    text = own_text(11 * 128 + 5)
+    made = pipeline.imatrix(request(model, text), tmp_path / "i.gguf", Store(), Silent())
+    same(file.read(made).entries, plain_run(tools, model, text, tmp_path / "plain.gguf"))
+    if experts:
+        assert any(e.counts.size == experts for e in file.read(made).entries.values())
+
+
+def test_parse_special_counts_chat_tokens(tools, tiny, tmp_path, own_text):
+    text = own_text(3 * 128)
+    text.write_text("<|chat|>" * 40 + text.read_text())
+    asked = request(tiny, text, parse_special=True)
+    made = pipeline.imatrix(asked, tmp_path / "i.gguf", Store(), Silent())
+    theirs = plain_run(tools, tiny, text, tmp_path / "plain.gguf", "--parse-special")
+    same(file.read(made).entries, theirs)
+    as_text = pipeline.imatrix(request(tiny, text), tmp_path / "t.gguf", Store(), Silent())
+    assert file.read(as_text).chunk_count > file.read(made).chunk_count
+
+
+def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, subprocess_env):
+    text = own_text(200 * 128)
+    argv = [*COMMAND, "--model", str(tiny), "--corpus", str(text), "--ctx", "128"]
+    argv += ["--threads", "1"]
+    calm = subprocess_env(tmp_path / "calm", tools)
+    began = time.monotonic()
+    subprocess.run([*argv, "--out", str(tmp_path / "calm.gguf")], check=True, env=calm)
+    seconds = time.monotonic() - began
+    rough, out = subprocess_env(tmp_path / "rough", tools), tmp_path / "rough.gguf"
+    rng, killed = random.Random(5), 0
+    for _ in range(6):
+        process = subprocess.Popen([*argv, "--out", str(out)], env=rough)
+        time.sleep(rng.uniform(0.3, 0.6) * seconds)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed >= 2
+    assert not out.exists() or out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
+    subprocess.run([*argv, "--out", str(out)], check=True, env=rough)
+    assert out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
+
+
+def test_a_torn_segment_is_not_taken_for_whole(tiny, tmp_path, own_text, monkeypatch):
+    monkeypatch.setattr(collect, "SEGMENT_WINDOWS", 4)
+    text = own_text(12 * 128)
+    good = pipeline.imatrix(request(tiny, text), tmp_path / "a.gguf", Store(), Silent())
+    segment = good.read_bytes()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "windows-000004.gguf").write_bytes(segment[: len(segment) // 2])
+    (scratch / "windows-000008.gguf").write_bytes(segment)  # whole, but counts 12 windows
+    assert collect._done(scratch, 12, 128) == (0, None)
+    assert not list(scratch.iterdir())
+
+
+def test_too_little_text_is_said_before_anything_runs(tiny, own_text, tmp_path):
+    with pytest.raises(BadText, match="two windows"):
+        pipeline.imatrix(request(tiny, own_text(100)), tmp_path / "i.gguf", Store(), Silent())
+
+
+def test_wrong_encoding_names_the_byte(tiny, tmp_path):
+    text = tmp_path / "latin1.txt"
+    text.write_bytes("blåbær".encode("latin-1") * 100)
+    with pytest.raises(BadText, match="not UTF-8 at byte 2"):
+        pipeline.imatrix(request(tiny, text), tmp_path / "i.gguf", Store(), Silent())

@@ -1,0 +1,57 @@
+"""Parsers of what the programs print, on text in the shapes they print it."""
+
+import pytest
+
+from imatrix_lab import llamacpp
+
+
+def test_windows_are_counted_across_pieces():
+    steps = llamacpp.window_steps()
+    text = "ETA 0.2 minutes\n[1]13.9850,[2]18.4046,[3]nan,[12]1"
+    for character in text:
+        steps.feed(character)
+    assert steps.last == 3
+    assert steps.feed("6.8249,\nFinal estimate: PPL = 16.8249 +/- 1.09453") == 12
+
+
+def test_tensors_are_counted_with_their_total():
+    steps = llamacpp.tensor_steps()
+    steps.feed("[ 235/ 236] blk.17.post_attention_norm.weight - [ 768, 1, 1, 1], type = f32")
+    assert (steps.last, steps.total) == (235, 236)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("Final estimate: PPL = 16.8249 +/- 1.09", 16.8249), ("no estimate", None)]
+)
+def test_final_perplexity(text, value):
+    assert llamacpp.final_perplexity(text) == value
+
+
+def test_version_of_both_shapes():
+    new = "version: 0.5.0 (build 0, commit 0c1e57098)\nbuilt with GNU 12.2.0 for Linux x86_64"
+    old = "version: 4567 (a1b2c3d4)\nbuilt with cc (Debian) for x86_64-linux-gnu"
+    assert llamacpp.version_of(new) == ("0c1e57098", "GNU 12.2.0 for Linux x86_64")
+    assert llamacpp.version_of(old)[0] == "a1b2c3d4"
+    assert llamacpp.version_of("hello") is None
+
+
+def test_metadata_that_would_be_cut_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="127"):
+        llamacpp.quantize_argv(tmp_path, tmp_path, None, "Q4_K_M", 1, metadata={"k": "x" * 128})
+
+
+def test_types_by_any_spelling():
+    assert llamacpp.quant_types(["q4_k", "Q4_K_M", "iq2_xs"]) == ("Q4_K_M", "IQ2_XS")
+    with pytest.raises(KeyError):
+        llamacpp.quant_types(["Q9_K"])
+
+
+def test_the_types_are_those_of_the_program(tools):
+    import subprocess
+
+    run = subprocess.run(
+        [tools.program("llama-quantize"), "--help"], capture_output=True, text=True, check=False
+    )
+    text = run.stdout + run.stderr
+    for name in llamacpp.QUANT_TYPES:
+        assert f" {name} " in text.replace(":", " "), name

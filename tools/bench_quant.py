@@ -1,0 +1,106 @@
+"""What driving costs: our steps beside the plain llama.cpp programs, in one run.
+
+    make bench                     demo model, 24 windows, about 5 minutes on 2 cores
+    python tools/bench_quant.py --windows 48 --rounds 3
+
+Each round runs both sides in turn, in changing order, so that a slow spell of the machine
+does not fall on one of them. Figures are wall seconds; the ratio is ours / plain, where
+ours includes what a plain run leaves out: checks, sha256, manifest, verification.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from imatrix_lab import llamacpp, pipeline, proc, quantize
+from imatrix_lab.corpus import build as corpora
+from imatrix_lab.imatrix import collect
+from imatrix_lab.progress import Silent
+from imatrix_lab.quantize import HeldOut
+from imatrix_lab.records import Request
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import default_backend
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    tokens = arguments.windows * 512
+    request = Request("nb", ("Q4_K_M",), "demo", tokens, Path(), default_backend())
+    store, quiet = Store(), Silent()
+    tools, model = pipeline.prepare(request, store, quiet)
+    corpus = pipeline.corpus_of(request, tools, model, store, quiet)
+    options = pipeline.imatrix_options(request, model)
+    compute = options.compute
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        out = root / "plain.gguf"
+
+        def plain_imatrix() -> None:
+            program = tools.program("llama-imatrix")
+            argv = llamacpp.imatrix_argv(
+                program, model.path, corpus.calibration, out, compute,
+                windows=(0, arguments.windows),
+            )  # fmt: skip
+            proc.run(argv)
+
+        def our_imatrix() -> None:
+            fresh = Store(Path(tempfile.mkdtemp(dir=root)))
+            collect.collect(tools, model, corpus, options, fresh, quiet)
+
+        imatrix = collect.collect(tools, model, corpus, options, store, quiet)
+        heldout = HeldOut(
+            corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens
+        )
+
+        def plain_quant() -> None:
+            target = root / "plain-q4.gguf"
+            argv = llamacpp.quantize_argv(
+                tools.program("llama-quantize"), model.path, target, "Q4_K_M", compute.threads,
+                imatrix=str(imatrix.path),
+            )  # fmt: skip
+            proc.run(argv)
+
+        def our_quant() -> None:
+            fresh = Store(Path(tempfile.mkdtemp(dir=root)))
+            quantize.quantize(
+                tools,
+                model,
+                imatrix,
+                "Q4_K_M",
+                heldout,
+                {},
+                quantize.Options(compute),
+                fresh,
+                quiet,
+            )
+
+        print(f"demo model, {arguments.windows} windows of 512, {compute.threads} threads")
+        compare("imatrix", plain_imatrix, our_imatrix, arguments.rounds)
+        compare("quantize and verify", plain_quant, our_quant, arguments.rounds)
+
+
+def compare(name: str, plain: Callable[[], None], ours: Callable[[], None], rounds: int) -> None:
+    """Time both sides in turn and print medians and their ratio."""
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    for i in range(rounds):
+        sides = [("plain", plain), ("ours", ours)]
+        for side, run in sides if i % 2 == 0 else reversed(sides):
+            began = time.monotonic()
+            run()
+            seconds[side].append(time.monotonic() - began)
+    a, b = (statistics.median(seconds[s]) for s in ("plain", "ours"))
+    print(f"{name:20} plain {a:7.1f} s   ours {b:7.1f} s   ratio {b / a:.2f}   ({rounds} rounds)")
+
+
+if __name__ == "__main__":
+    main()
