@@ -184,7 +184,7 @@ def _plan(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
         raise MissingTool(
             "these safetensors need llama.cpp's converter, which is not built",
             where=f"{ref.repo} at commit {listing.commit}",
-            fix="imatrix-lab doctor",
+            fix="imatrix-lab toolchain build",
         )
     files = {name: listing.files[name] for name in names}
     return listing, kind, {"repo": ref.repo, "commit": listing.commit, "files": files, **how}

@@ -180,10 +180,16 @@ def ninja_steps() -> Steps:
     return Steps(_NINJA)
 
 
-def final_perplexity(output: str) -> float | None:
-    """Return the perplexity a run ended with, or None if it printed none."""
-    match = _FINAL.search(output)
-    return float(match[1]) if match else None
+def final_perplexity(output: str, n_windows: int) -> float | None:
+    """Return the perplexity after `n_windows` windows, or None if the output does not have it.
+
+    llama.cpp's programs print from a thread that is not waited for, so the last lines of a
+    run that succeeded can be missing. The last window's running value is the final one.
+    """
+    values = {int(i): float(value) for i, value in _WINDOW.findall(output)}
+    if match := _FINAL.search(output):
+        return float(match[1])
+    return values.get(n_windows)
 
 
 def fallbacks(output: str) -> tuple[tuple[str, str, str], ...]:

@@ -13,12 +13,13 @@ from typing import Any
 from imatrix_lab import llamacpp, models, proc
 from imatrix_lab.errors import BadModel, BadText, DiskFull, ToolFailed
 from imatrix_lab.llamacpp import Compute
-from imatrix_lab.progress import Progress
+from imatrix_lab.progress import Progress, Task
 from imatrix_lab.records import ImatrixFacts, Model, QuantFacts
 from imatrix_lab.store import Artifact, Store, free_bytes, need_room
 from imatrix_lab.toolchain import Toolchain
 
 VERIFY_WINDOWS = 4
+TRIES = 5
 WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
 """By nominal bits: how much the loss over held-out text may grow before a file is called broken.
 
@@ -271,13 +272,18 @@ def _perplexity(
     argv = llamacpp.perplexity_argv(
         toolchain.program("llama-perplexity"), path.absolute(), text, compute, n_windows=n_windows
     )
-    steps = llamacpp.window_steps()
-    with progress.task(f"perplexity of {path.name}", n_windows * n_ctx, "tokens") as task:
-        done = proc.run(
-            argv, log=log, on_output=lambda piece: task.update(steps.feed(piece) * n_ctx)
-        )
-    value = llamacpp.final_perplexity(done.tail)
-    return math.nan if value is None else value
+    for _ in range(TRIES):  # see llamacpp.final_perplexity
+        steps = llamacpp.window_steps()
+        with progress.task(f"perplexity of {path.name}", n_windows * n_ctx, "tokens") as task:
+
+            def show(piece: str, task: Task = task, steps: llamacpp.Steps = steps) -> None:
+                task.update(steps.feed(piece) * n_ctx)
+
+            done = proc.run(argv, log=log, on_output=show)
+        value = llamacpp.final_perplexity(done.tail, n_windows)
+        if value is not None:
+            return value
+    raise BadModel("llama-perplexity printed no result", where=f"{path.name}, log {log}")
 
 
 def _verify(found: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:

@@ -32,6 +32,7 @@ STORE_VERSION = 1
 
 MANIFEST = "manifest.json"
 FINGERPRINT_CHARS = 16
+SHOW_HASHING_BYTES = 2 << 30  # some seconds
 
 Inputs = Mapping[str, Any]
 Build = Callable[[Path, Path], Mapping[str, Any]]
@@ -210,7 +211,7 @@ class Store:
                     "store_version": STORE_VERSION,
                     "inputs": dict(inputs),
                     "facts": dict(facts),
-                    "files": _inventory(out),
+                    "files": _inventory(out, progress),
                 }
                 write_whole(out / MANIFEST, canonical_json(manifest))
                 final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
@@ -310,6 +311,7 @@ class Store:
 
     def _why_missing(self, kind: str, label: str, inputs: Inputs) -> str:
         """Return which inputs differ from the nearest artefact of the same label, or nothing."""
+        inputs = json.loads(canonical_json(dict(inputs)))  # as a manifest has them
         nearest: list[str] = []
         for path in sorted((self.root / kind).glob(f"{label}-*")):
             if path.name[: -FINGERPRINT_CHARS - 1] == label and (artifact := _read(path)):
@@ -351,14 +353,18 @@ def _last_used_s(path: Path) -> float:
         return math.inf
 
 
-def _inventory(out: Path) -> dict[str, dict[str, Any]]:
+def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
     """Flush every file to disk; return name -> size and sha256."""
     inventory = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        inventory[path.relative_to(out).as_posix()] = {
-            "size_bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
+        size_bytes = path.stat().st_size
+        if size_bytes < SHOW_HASHING_BYTES:
+            sha256 = sha256_file(path)
+        else:
+            with progress.task(f"sha256 of {path.name}", size_bytes, "B") as task:
+                sha256 = sha256_file(path, task.update)
+        entry = {"size_bytes": size_bytes, "sha256": sha256}
+        inventory[path.relative_to(out).as_posix()] = entry
     return inventory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -566,22 +565,12 @@ def test_packages_are_checked_before_the_download(
 
 
 @pytest.fixture
-def converter() -> hub.Converter:
-    """llama.cpp's own, from the toolchain or from the source that a variable names."""
+def converter(tools) -> hub.Converter:
+    """llama.cpp's own, from the toolchain."""
     for package in ("torch", "transformers", "sentencepiece"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed (the convert extra)")
-    source = os.environ.get("IMATRIX_LAB_TEST_LLAMA_SRC")
-    if source:
-        return hub.Converter("test", Path(source) / "convert_hf_to_gguf.py")
-    toolchain = pytest.importorskip("imatrix_lab.toolchain")
-    if not hasattr(toolchain, "converter"):
-        pytest.skip("no toolchain with a converter, and IMATRIX_LAB_TEST_LLAMA_SRC is not set")
-    built = toolchain.find(Store(), toolchain.default_backend())
-    if built is None:
-        pytest.skip("the toolchain is not built, and IMATRIX_LAB_TEST_LLAMA_SRC is not set")
-    found = toolchain.converter(built)
-    return hub.Converter("test", found.script)
+            pytest.skip(f"{package} is not installed: pip install -e '.[convert]'")
+    return hub.Converter(tools.commit, tools.convert_script)
 
 
 def save_tiny_llama(folder: Path) -> None:

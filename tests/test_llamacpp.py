@@ -21,10 +21,16 @@ def test_tensors_are_counted_with_their_total():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("Final estimate: PPL = 16.8249 +/- 1.09", 16.8249), ("no estimate", None)]
+    ("text", "value"),
+    [
+        ("[1]13.9,[2]16.8249,\nFinal estimate: PPL = 16.8249 +/- 1.09", 16.8249),
+        ("[1]13.9850,[2]16.8249,", 16.8249),  # the end of the log was lost
+        ("[1]13.9850,", None),
+        ("no estimate", None),
+    ],
 )
 def test_final_perplexity(text, value):
-    assert llamacpp.final_perplexity(text) == value
+    assert llamacpp.final_perplexity(text, 2) == value
 
 
 def test_version_of_both_shapes():

@@ -335,13 +335,14 @@ def test_it_says_why_it_runs_again(root: Path) -> None:
     ):
         Store(root).get("imatrix", "nb", {**inputs, **changed}, Builder(), progress)
     assert progress.said == [
-        "re-running imatrix: changed since the nearest earlier one: corpus_sha256",
-        "re-running imatrix: changed since the nearest earlier one: n_ctx",
-        "re-running imatrix: changed since the nearest earlier one: model_sha256, n_ctx",
+        "re-running imatrix nb: changed: corpus_sha256",
+        "re-running imatrix nb: changed: n_ctx",
+        "re-running imatrix nb: changed: model_sha256, n_ctx",
     ]
     Store(root).get("quant", "nb", {**inputs, "n_ctx": 64}, Builder(), progress)
-    Store(root).get("imatrix", "nb", dict.fromkeys(inputs, "other"), Builder(), progress)
-    assert len(progress.said) == 3  # another kind, and nothing in common: nothing to say
+    Store(root).get("imatrix", "ml", {**inputs, "n_ctx": 64}, Builder(), progress)
+    Store(root).get("imatrix", "nb-x", {**inputs, "n_ctx": 32}, Builder(), progress)
+    assert len(progress.said) == 3  # nothing of that name was there before
 
 
 # -- removing

@@ -143,11 +143,9 @@ def model_fetch(spec: str) -> None:
 
 
 def _resolve(spec: str) -> Model:
-    """Return a model; the toolchain is only needed where a repository must be converted."""
+    """Return a model; llama.cpp is only needed where a repository must be converted."""
     store, terminal = options.surroundings()
     tools = toolchain.find(store, toolchain.default_backend())
-    if tools is None and spec.startswith("hf:"):
-        tools = toolchain.get(store, toolchain.default_backend(), terminal)
     return models.resolve(spec, store, terminal, pipeline.converter(tools) if tools else None)
 
 
