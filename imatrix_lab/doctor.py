@@ -105,10 +105,10 @@ def _toolchains(store: Store) -> list[Finding]:
 
 
 def _bindings(store: Store) -> Finding:
-    found = toolchain.find(store, toolchain.default_backend())
-    if found is None:
-        return Finding("bindings", True, "checked once llama.cpp is built", needed=False)
     try:
+        found = toolchain.find(store, toolchain.default_backend())
+        if found is None:
+            return Finding("bindings", True, "checked once llama.cpp is built", needed=False)
         module = found.bindings()
     except (ImatrixLabError, OSError, RuntimeError) as error:
         return Finding("bindings", False, str(error), "make setup")

@@ -24,6 +24,8 @@ MAGIC = b"GGUF"
 KEEP_ARRAY_MAX = 64
 """Arrays up to this long are kept as lists; longer ones as an `ArraySummary`."""
 
+_NEWER = {42: ("Q2_0", 64, 18)}
+"""Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""
 _SCALARS = {
     0: "B",
     1: "b",
@@ -296,13 +298,16 @@ class _Parser:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         try:
-            kind = GGMLQuantizationType(code)
-            block, block_bytes = GGML_QUANT_SIZES[kind]
+            if code in _NEWER:
+                type_name, block, block_bytes = _NEWER[code]
+            else:
+                type_name = GGMLQuantizationType(code).name
+                block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
         except (ValueError, KeyError):
             raise self.bad(f"tensor {name!r} has the unknown type {code}") from None
         if any(n < 1 for n in shape) or shape[0] % block:
-            raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {kind.name}")
-        return kind.name, math.prod(shape) // block * block_bytes
+            raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {type_name}")
+        return type_name, math.prod(shape) // block * block_bytes
 
 
 def _size_bytes(element: int) -> int:

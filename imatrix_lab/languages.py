@@ -77,7 +77,7 @@ def _load_all(folder: Path) -> tuple[tuple[str, Language], ...]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"not valid TOML: {error}", where=path) from error
 
 

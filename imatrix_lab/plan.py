@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from imatrix_lab import languages, models, toolchain
 from imatrix_lab import quantize as quantizing
 from imatrix_lab.corpus import build as corpora
+from imatrix_lab.errors import FetchFailed
 from imatrix_lab.imatrix import collect
 from imatrix_lab.pipeline import compute_of, imatrix_options, metadata_of
 from imatrix_lab.progress import Progress
@@ -91,4 +92,7 @@ def _if_there(request: Request, store: Store, progress: Progress) -> Model | Non
     try:
         return models.resolve(request.model, Store(store.root, read_only=True), progress)
     except NotBuilt:
+        return None
+    except FetchFailed as error:
+        progress.say(f"note: {error.what}")
         return None

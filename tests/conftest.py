@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,24 +44,37 @@ def tools() -> Toolchain:
     return found
 
 
+@pytest.fixture(scope="session")
+def link_toolchain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """A function: gives a cache folder the toolchain, as a link to this session's own copy."""
+    copy = tmp_path_factory.mktemp("toolchain-copy") / "toolchain"
+    if (REAL_ROOT / "toolchain").exists():
+        shutil.copytree(REAL_ROOT / "toolchain", copy, symlinks=True)
+
+    def link(cache: Path) -> None:
+        cache.mkdir(parents=True, exist_ok=True)
+        if copy.exists() and not (cache / "toolchain").exists():
+            (cache / "toolchain").symlink_to(copy)
+
+    return link
+
+
 @pytest.fixture(autouse=True)
-def real_toolchain_linked(own_directories: None, tmp_path: Path) -> None:
-    """The test's own cache sees the toolchain that is built, and nothing else of the user's."""
-    _link_toolchain(tmp_path / "user" / "imatrix_lab_cache")
-
-
-def _link_toolchain(cache: Path) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    if not (cache / "toolchain").exists():
-        (cache / "toolchain").symlink_to(REAL_ROOT / "toolchain")
+def toolchain_in_own_cache(
+    own_directories: None, tmp_path: Path, link_toolchain: Callable[[Path], None]
+) -> None:
+    """The test's own cache has the toolchain that is built, and nothing else of the user's."""
+    link_toolchain(tmp_path / "user" / "imatrix_lab_cache")
 
 
 @pytest.fixture(scope="session")
-def subprocess_env() -> Callable[[Path, Toolchain], dict[str, str]]:
+def subprocess_env(
+    link_toolchain: Callable[[Path], None],
+) -> Callable[[Path, Toolchain], dict[str, str]]:
     """A function: cache folder -> environment for commands, with the toolchain in that cache."""
 
     def make(cache: Path, tools: Toolchain) -> dict[str, str]:
-        _link_toolchain(cache)
+        link_toolchain(cache)
         keep = {k: v for k, v in os.environ.items() if k not in {"BACKEND", "LLAMA_CPP_DIR"}}
         return keep | {"IMATRIX_LAB_CACHE": str(cache), "HOME": str(cache), "OMP_NUM_THREADS": "1"}
 
@@ -74,11 +88,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store_at(tools: Toolchain) -> Callable[[Path], Store]:
+def store_at(tools: Toolchain, link_toolchain: Callable[[Path], None]) -> Callable[[Path], Store]:
     """A function: folder -> a store there, with the toolchain in it."""
 
     def make(folder: Path) -> Store:
-        _link_toolchain(folder)
+        link_toolchain(folder)
         return Store(folder)
 
     return make

@@ -44,7 +44,7 @@ def main() -> NoReturn:
 def run(argv: list[str]) -> int:
     """Return the exit status of one command."""
     try:
-        cli.main(argv, prog_name="imatrix-lab", standalone_mode=False)
+        status = cli.main(argv, prog_name="imatrix-lab", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
         return 1
     except Exception as error:
         return _bug(error)
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _bug(error: Exception) -> int:

@@ -24,7 +24,7 @@ PROGRAM = Path(sys.executable).parent / "imatrix-lab"
 
 
 @pytest.fixture(autouse=True)
-def real_toolchain_linked() -> None:
+def toolchain_in_own_cache() -> None:
     """Instead of conftest's: these tests collect garbage, and want an empty cache."""
 
 
