@@ -66,10 +66,9 @@ def compute_of(request: Request, model: Model) -> Compute:
 def corpus_of(
     request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
 ) -> CorpusFacts:
-    """Return the text of a request: a language's corpus, or the user's own file."""
-    path = Path(request.text)
+    """Return the text of a request: a language's corpus, or the user's own file or folder."""
     with Vocabulary(tools, model.path, request.parse_special) as vocabulary:
-        if path.is_file():
+        if path := own_file(request.text):
             found = corpora.from_file(path, model, vocabulary, request.n_tokens, store, progress)
         else:
             language = languages.get(request.text)
@@ -80,6 +79,16 @@ def corpus_of(
             f" calibration, fewer than the {request.n_tokens:,} asked for; all of them are used"
         )
     return found
+
+
+def own_file(text: str) -> Path | None:
+    """Return the user's own text, if that is what is meant: a language's code comes first."""
+    path = Path(text)
+    if text in languages.load_all():
+        return None
+    if path.is_dir() and (path / corpora.CALIBRATION).is_file():
+        return path / corpora.CALIBRATION
+    return path if path.is_file() else None
 
 
 def imatrix_of(
@@ -132,14 +141,15 @@ def heldout_of(
     text: str, request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
 ) -> HeldOut:
     """Return text to verify with: a language's held-out documents, or a file."""
-    if not Path(text).is_file():
+    path = own_file(text)
+    if path is None:
         with Vocabulary(tools, model.path) as vocabulary:
             language = languages.get(text)
             corpus = corpora.build(language, model, vocabulary, request.n_tokens, store, progress)
         return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
-    own = decode(Path(text).read_bytes(), text)
+    own = decode(path.read_bytes(), str(path))
     with Vocabulary(tools, model.path) as vocabulary:
-        return HeldOut(sha256_file(Path(text)), own, vocabulary.count(own))
+        return HeldOut(sha256_file(path), own, vocabulary.count(own))
 
 
 def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from imatrix_lab.errors import BadText
 from imatrix_lab.languages import Language
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import CorpusFacts, Document, Model
-from imatrix_lab.store import Artifact, Store, sha256_file
+from imatrix_lab.store import MANIFEST, Artifact, Store, sha256_file
 from imatrix_lab.vocabulary import Vocabulary
 
 CORPUS_VERSION = 1
@@ -90,12 +91,16 @@ def from_file(
 ) -> CorpusFacts:
     """Return a user's own text as a corpus without held-out documents.
 
+    Its language is what the manifest beside it says (a folder made by `build`), else its name.
+
     Raises
     ------
     BadText : empty, or not UTF-8; names the byte.
     """
+    language = _language_beside(path)
     wanted = {
         "corpus_version": CORPUS_VERSION,
+        "language": language,
         "file_sha256": sha256_file(path),
         "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
@@ -114,7 +119,7 @@ def from_file(
         (out / CALIBRATION).write_bytes(text.encode())
         (out / HELDOUT).write_bytes(b"")
         return {
-            "language": path.stem,
+            "language": language,
             "language_name": path.name,
             "source": path.name,
             "licence": "unknown",
@@ -126,7 +131,17 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(store.get("corpus", f"{path.stem}-{n_tokens}", wanted, make, progress))
+    return facts(store.get("corpus", f"{language}-{n_tokens}", wanted, make, progress))
+
+
+def _language_beside(path: Path) -> str:
+    if path.name == CALIBRATION:
+        try:
+            manifest = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))
+            return str(manifest["facts"]["language"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return re.sub(r"\W+", "-", path.stem).strip("-") or "text"
 
 
 def facts(artifact: Artifact) -> CorpusFacts:

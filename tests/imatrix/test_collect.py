@@ -99,6 +99,21 @@ def test_a_torn_segment_is_not_taken_for_whole(tiny, tmp_path, own_text, monkeyp
     assert not list(scratch.iterdir())
 
 
+def test_a_corpus_folder_keeps_its_language_and_a_code_beats_a_file(
+    tools, tiny, own_store, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sw").write_text("not Swahili")
+    asked = request(tiny, "sw", n_tokens=1000)
+    corpus = pipeline.corpus_of(
+        asked, *pipeline.prepare(asked, own_store, Silent()), own_store, Silent()
+    )
+    assert corpus.language_name == "Swahili"
+    folder = request(tiny, corpus.calibration.parent, n_tokens=1000)
+    made = pipeline.imatrix(folder, tmp_path / "i.gguf", own_store, Silent())
+    assert file.read(made).language == "sw"
+
+
 def test_too_little_text_is_said_before_anything_runs(tiny, own_text, tmp_path):
     with pytest.raises(BadText, match="two windows"):
         pipeline.imatrix(request(tiny, own_text(100)), tmp_path / "i.gguf", Store(), Silent())

@@ -1,0 +1,55 @@
+"""The documentation names every command, and no command that is not there."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from imatrix_lab import languages
+from imatrix_lab.cli.main import cli
+
+ROOT = Path(__file__).parent.parent
+TEXTS = {p.name: p.read_text() for p in (ROOT / "README.md", ROOT / "docs" / "how-it-works.md")}
+
+
+def leaves(group, words=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+LEAVES = dict(leaves(cli))
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_every_command_is_in_the_readme(words):
+    assert f"imatrix-lab {' '.join(words)}" in TEXTS["README.md"]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_commands_and_options_in_the_text_exist(name):
+    for line in re.findall(r"^ *\$?\s*imatrix-lab (.+)$", TEXTS[name], re.MULTILINE):
+        words = line.split("#")[0].split()
+        command = next((c for w, c in LEAVES.items() if tuple(words[: len(w)]) == w), None)
+        assert command is not None, line
+        known = {o for p in command.params for o in p.opts} | {"-h", "--help"}
+        assert {w for w in words if w.startswith("-")} <= known, line
+
+
+def test_make_targets_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", TEXTS["README.md"]))
+    assert named and named <= targets
+
+
+def test_the_number_of_languages_is_true():
+    assert f"{len(languages.load_all())} languages" in TEXTS["README.md"]
+
+
+def test_the_file_map_names_every_module():
+    modules = {p.name for p in (ROOT / "imatrix_lab").glob("*.py")} - {"__init__.py"}
+    missing = {m for m in modules if m not in TEXTS["README.md"]}
+    assert not missing
