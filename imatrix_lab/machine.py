@@ -22,16 +22,29 @@ def compute_for(
 
     On CPU one window a decode is as fast as four (measured on the demo model: 28.9 s against
     33.2 s for 8 windows), and logits take n_batch x vocabulary x 4 bytes. On a GPU several
-    windows at once pay, as long as their logits stay within a quarter of the free memory.
+    windows at once pay, as long as their logits stay within a quarter of the memory.
     """
     import psutil
 
     if n_batch is None:
         n_batch = n_ctx
         if backend != "cpu" and gpu_layers != 0:
-            room = psutil.virtual_memory().available // 4
+            # all of the memory, not what is free now: the batch is part of the fingerprint
+            room = psutil.virtual_memory().total // 4
             while n_batch < GPU_BATCH and 2 * n_batch * facts.n_vocab * 4 <= room:
                 n_batch *= 2
     if gpu_layers is None and backend == "cpu":
         gpu_layers = 0
-    return Compute(threads or cores(), n_ctx, n_batch, min(512, n_batch), gpu_layers)
+    return Compute(threads or cores(), n_ctx, n_batch, ubatch(n_batch, n_ctx), gpu_layers)
+
+
+def ubatch(n_batch: int, n_ctx: int) -> int:
+    """Return a micro-batch that leaves no rest of fewer than 16 tokens.
+
+    llama-imatrix ignores products of fewer than 16 tokens, so such a rest would not be counted.
+    Several windows go into one micro-batch, for the same reason.
+    """
+    if n_batch > n_ctx:
+        return n_batch
+    whole = min(n_batch, n_ctx)
+    return next(u for u in range(min(512, whole), 0, -1) if whole % u == 0 or whole % u >= 16)

@@ -19,7 +19,7 @@ from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.gguf_file import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import Model, ModelFacts
-from imatrix_lab.store import Store, canonical_json, sha256_file, write_whole
+from imatrix_lab.store import MANIFEST, Store, canonical_json, sha256_file, write_whole
 
 K_QUANT_COLUMNS = 256
 _UNQUANTIZED = re.compile(
@@ -46,27 +46,40 @@ def resolve(
     BadModel : the file is damaged, or not a model.
     """
     notice: tuple[Path, ...] = ()
+    known: dict[Path, str] = {}  # sha256 that the store has already
     if spec == "demo":
         artifact = demo_model.fetch(store, progress)
-        path, label = artifact.path / demo_model.FILE, "demo"
+        path = artifact.path / demo_model.FILE
         notice = tuple(sorted(p for p in artifact.path.iterdir() if p.suffix in {".md", ".html"}))
-        origin, base_model = "demo", str(artifact.facts["base_model"])
-        sha256: str | None = artifact.sha256(demo_model.FILE)
+        label, origin, base_model = "demo", "demo", str(artifact.facts["base_model"])
+        known = {path: artifact.sha256(demo_model.FILE)}
     elif spec.startswith("hf:"):
         path = hub.fetch(hub.parse(spec), store, progress, converter)[0]
-        label, origin, sha256, base_model = _label(path), spec, None, hub.parse(spec).repo
+        label, base_model = _label(path), hub.parse(spec).repo
+        origin, known = _on_the_hub(path, base_model)
     else:
-        path = Path(spec).expanduser()
+        path = Path(spec).expanduser().absolute()  # programs run in folders of their own
         if path.suffix != ".gguf" and not path.exists():
             raise UsageError(
                 f"{spec!r} is not a model",
                 fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
             )
-        label, origin, sha256, base_model = _label(path), path.name, None, ""
+        label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
     found = facts(shards)
-    digest = sha256 or _sha256(shards, store, progress)
-    return Model(label, shards[0], shards, digest, found, origin, base_model, notice)
+    digests = [known.get(p) or sha256_of(p, store, progress) for p in shards]
+    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
+    sha256 = digests[0] if len(digests) == 1 else joined
+    return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
+
+
+def _on_the_hub(path: Path, repo: str) -> tuple[str, dict[Path, str]]:
+    """Return a fetched model's name with its commit, and the sha256 of its files."""
+    root = next(p for p in path.parents if (p / MANIFEST).exists())
+    manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    name = f":{path.relative_to(root).as_posix()}" if manifest["kind"] == "hub" else ""
+    known = {root / file: str(entry["sha256"]) for file, entry in manifest["files"].items()}
+    return f"hf:{repo}@{manifest['inputs']['commit']}{name}", known
 
 
 def _label(path: Path) -> str:
@@ -139,23 +152,18 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
     return f"mostly {bits.most_common(1)[0][0]}"
 
 
-def _sha256(shards: tuple[Path, ...], store: Store, progress: Progress) -> str:
-    """Return a model's sha256; remembered by path, size and time of change."""
+def sha256_of(path: Path, store: Store, progress: Progress) -> str:
+    """Return a file's sha256; remembered by path, size, inode and time of change."""
     memory = store.root / "sha256.json"
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
+        known = dict(json.loads(memory.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         known = {}
-    digests = []
-    for path in shards:
-        stat = path.stat()
-        key = f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-        if key not in known:
-            with progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
-                known[key] = sha256_file(path, task.update)
-        digests.append(known[key])
-    store.root.mkdir(parents=True, exist_ok=True)
-    write_whole(memory, canonical_json(known))
-    if len(digests) == 1:
-        return str(digests[0])
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    stat = path.stat()
+    key = f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    if key not in known:
+        with progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
+            known[key] = sha256_file(path, task.update)
+        store.root.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, canonical_json(known))
+    return str(known[key])

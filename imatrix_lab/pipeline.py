@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,8 @@ class Result:
 
 def tune(request: Request, store: Store, progress: Progress) -> Result:
     """Run the whole path; every step is taken from the store if it is there."""
-    languages.get(request.text)  # a wrong language is told before anything is built
+    languages.get(request.text)  # what is wrong is told before anything is built
+    publish.check_folder(request.out)
     tools, model = prepare(request, store, progress)
     corpus = corpus_of(request, tools, model, store, progress)
     imatrix = imatrix_of(request, tools, model, corpus, store, progress)
@@ -51,11 +51,11 @@ def converter(tools: Toolchain) -> hub.Converter:
     return hub.Converter(version=tools.commit, script=tools.convert_script)
 
 
-def compute_of(request: Request, model: Model) -> Compute:
+def compute_of(request: Request, tools: Toolchain, model: Model) -> Compute:
     """Return how a request's programs may use the machine."""
     return machine.compute_for(
         model.facts,
-        request.backend,
+        tools.backend,
         n_ctx=request.n_ctx,
         threads=request.threads,
         n_batch=request.n_batch,
@@ -100,14 +100,14 @@ def imatrix_of(
     progress: Progress,
 ) -> ImatrixFacts:
     """Return the importance matrix of a text, collected if it is not there."""
-    options = imatrix_options(request, model)
+    options = imatrix_options(request, tools, model)
     return collect.collect(tools, model, corpus, options, store, progress)
 
 
-def imatrix_options(request: Request, model: Model) -> collect.Options:
+def imatrix_options(request: Request, tools: Toolchain, model: Model) -> collect.Options:
     """Return what a request says about collecting."""
     return collect.Options(
-        compute_of(request, model), request.parse_special, request.process_output
+        compute_of(request, tools, model), request.parse_special, request.process_output
     )
 
 
@@ -128,6 +128,7 @@ def quants(request: Request, imatrix_path: Path | None, store: Store, progress: 
     ------
     BadImatrix : it does not fit the model, or must not be used.
     """
+    publish.check_folder(request.out)
     tools, model = prepare(request, store, progress)
     found = existing_imatrix(imatrix_path, model, progress) if imatrix_path else None
     text = request.text or (found.language if found else "")
@@ -172,7 +173,7 @@ def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFac
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
-        language=found.language or re.sub(r"\W+", "-", path.stem).strip("-"),
+        language=corpora.slug(found.language or path.stem),
         n_tensors=len(found.entries),
         n_tokens=found.chunk_count * found.chunk_size,
         n_chunks=found.chunk_count,
@@ -192,7 +193,7 @@ def _quants(
     progress: Progress,
 ) -> Result:
     """Quantize to every type asked for, and deliver."""
-    options = quantize.Options(compute_of(request, model), request.allow_requantize)
+    options = quantize.Options(compute_of(request, tools, model), request.allow_requantize)
     metadata = metadata_of(tools, corpus, imatrix)
     made = tuple(
         quantize.quantize(tools, model, imatrix, t, heldout, metadata, options, store, progress)

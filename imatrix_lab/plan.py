@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from imatrix_lab import languages, models, toolchain
 from imatrix_lab import quantize as quantizing
 from imatrix_lab.corpus import build as corpora
-from imatrix_lab.errors import FetchFailed
+from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.imatrix import collect
-from imatrix_lab.pipeline import compute_of, imatrix_options, metadata_of
+from imatrix_lab.pipeline import compute_of, converter, imatrix_options, metadata_of
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, Request
 from imatrix_lab.store import NotBuilt, Store
@@ -34,27 +34,24 @@ def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
     tools = toolchain.find(store, request.backend)
     steps = [_step("toolchain", tools, f"llama.cpp for {request.backend}, minutes to build")]
     if request.model == "demo" or request.model.startswith("hf:"):
-        model = _if_there(request, store, progress)
+        model = _if_there(request, tools, store, progress)
         steps.append(_step(f"model {request.model}", model, "fetched and prepared once"))
     else:
         model = models.resolve(request.model, store, progress)
         steps.append(
             _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
         )
-    found = (
-        store.find(
-            "corpus", corpora.inputs(language, model, request.n_tokens, request.parse_special)
-        )
-        if model
-        else None
-    )
-    corpus = corpora.facts(found) if found else None
+    corpus = None
+    if model:
+        wanted = corpora.inputs(language, model, request.n_tokens, request.parse_special)
+        found = store.find("corpus", wanted)
+        corpus = corpora.facts(found) if found else None
     source = language.sources[0]
     steps.append(_step(f"corpus {language.code}", corpus, f"{source.origin} ({source.licence})"))
     imatrix = None
     detail = f"at most {request.n_tokens // request.n_ctx} windows of {request.n_ctx} tokens"
     if tools and model and corpus:
-        options = imatrix_options(request, model)
+        options = imatrix_options(request, tools, model)
         detail = f"{collect.window_count(corpus, options)} windows of {request.n_ctx} tokens"
         found = store.find("imatrix", collect.inputs(model, corpus, options, tools))
         imatrix = collect.facts(found) if found else None
@@ -72,7 +69,7 @@ def _quant_step(
         return Step(
             f"quantize {quant_type}", False, "size known once toolchain and model are there"
         )
-    options = quantizing.Options(compute_of(request, model), request.allow_requantize)
+    options = quantizing.Options(compute_of(request, tools, model), request.allow_requantize)
     size_bytes = quantizing.estimate(tools, model, quant_type, options)
     found = None
     if corpus and imatrix:
@@ -87,12 +84,15 @@ def _step(name: str, found: object | None, detail: str) -> Step:
     return Step(name, found is not None, detail)
 
 
-def _if_there(request: Request, store: Store, progress: Progress) -> Model | None:
+def _if_there(
+    request: Request, tools: Toolchain | None, store: Store, progress: Progress
+) -> Model | None:
     """Return a model that need not be fetched or built, else None."""
     try:
-        return models.resolve(request.model, Store(store.root, read_only=True), progress)
+        there = Store(store.root, read_only=True)
+        return models.resolve(request.model, there, progress, converter(tools) if tools else None)
     except NotBuilt:
         return None
-    except FetchFailed as error:
+    except (FetchFailed, MissingTool) as error:
         progress.say(f"note: {error.what}")
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import __version__
-from imatrix_lab.errors import BadText
+from imatrix_lab.errors import UsageError
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 from imatrix_lab.store import MANIFEST, canonical_json, disk_error, need_room, write_whole
 
@@ -23,8 +23,39 @@ DEMO_NOTE = (
 )
 
 
+def check_folder(out: Path) -> None:
+    """Refuse an output folder with a manifest or card of someone else's, which would be lost.
+
+    Raises
+    ------
+    UsageError : before any work is done.
+    """
+    foreign = None
+    if (out / MANIFEST).exists():
+        foreign = None if _entries(out) is not None else MANIFEST
+    elif (out / CARD).exists():
+        foreign = CARD
+    if foreign:
+        raise UsageError(
+            f"there is a {foreign} here that would be overwritten",
+            where=out,
+            fix="choose another folder: make quant OUT=..., or --out",
+        )
+
+
+def _entries(out: Path) -> dict[str, Any] | None:
+    """Return the files of a manifest of ours, or None."""
+    try:
+        files = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return dict(files) if all("kind" in e for e in files.values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def place(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`: a hard link, or a whole copy on another disk.
+
+    A linked file is the store's own, so it is made read-only.
 
     Raises
     ------
@@ -37,6 +68,7 @@ def place(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         try:
+            source.chmod(0o444)
             os.link(source, temporary)
         except OSError:
             need_room(target, source.stat().st_size, f"the copy {target.name}")
@@ -110,44 +142,34 @@ def _provenance(
         "license": model.facts.license,
         "imatrix_sha256": imatrix.sha256 if imatrix else "",
         "corpus_sha256": corpus.sha256 if corpus else "",
-        "command": command(request, model),
+        "command": command(request, model, tuned=corpus is not None),
         "provenance": made_of,
         "note": DEMO_NOTE if model.origin == "demo" else "",
     }
 
 
-def command(request: Request, model: Model) -> str:
+def command(request: Request, model: Model, tuned: bool) -> str:
     """Return the command that repeats a request, without paths of this machine."""
-    words = ["make", "quant", f"LANG={Path(request.text).name}"]
-    words += [f"TYPES={' '.join(request.types)}", f"MODEL={model.origin}"]
-    words += [f"TOKENS={request.n_tokens}", f"BACKEND={request.backend}"]
+    words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
+    words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={request.backend}"]
+    if not tuned:
+        words = ["imatrix-lab", "quant", "--model", model.origin, "--imatrix", "FILE"]
+        words += ["--type", " ".join(request.types), "--backend", request.backend]
     settings = {"--ctx": request.n_ctx if request.n_ctx != 512 else None}
     settings |= {"--batch": request.n_batch, "--gpu-layers": request.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
-    return shlex.join(words + ([f"FLAGS={' '.join(flags)}"] if flags else []))
+    if tuned and flags:
+        flags = [f"FLAGS={' '.join(flags)}"]
+    return shlex.join(words + flags)
 
 
 def update_manifest(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    """Add or replace files in ``manifest.json``; return all of its entries that still exist.
-
-    Raises
-    ------
-    BadText : there is a ``manifest.json`` that is not ours.
-    """
-    path = folder / MANIFEST
-    files: dict[str, Any] = {}
-    if path.exists():
-        try:
-            files = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadText(
-                "there is another manifest.json here, which would be overwritten",
-                where=path, fix="choose another folder: OUT=... or --out",
-            ) from error  # fmt: skip
-    files = {name: e for name, e in (files | entries).items() if (folder / name).exists()}
-    write_whole(path, canonical_json({"files": files}))
+    """Add or replace files in ``manifest.json``; return all of its entries that still exist."""
+    files = (_entries(folder) or {}) | entries
+    files = {name: e for name, e in files.items() if (folder / name).exists()}
+    write_whole(folder / MANIFEST, canonical_json({"files": files}))
     return files
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,33 +124,36 @@ def quantize(
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
-        need = estimate(toolchain, model, quant_type, options, log)
-        need_room(store.root, need, f"{quant_type} of {model.label}")
-        target = out / _file_name(model, imatrix, quant_type)
-        run = _run(toolchain, model, imatrix, quant_type, target, metadata, options, log, progress)
-        seconds.append(run.seconds)
-        if model.notice:
-            for path in model.notice:
-                shutil.copyfile(path, out / path.name)
-        facts = models.facts((target,))
-        reference = perplexity(
-            toolchain, model.path, model.sha256, heldout, options, store, progress
-        )
+        reference = perplexity(toolchain, model, heldout, options, store, progress)
+        made, notes = scratch / _file_name(model, imatrix, quant_type), scratch / "fallback.json"
+        if not made.exists():  # else an earlier run was stopped while verifying
+            need = estimate(toolchain, model, quant_type, options, log)
+            need_room(store.root, need, f"{quant_type} of {model.label}")
+            part = scratch / "part.gguf"
+            run = _run(
+                toolchain, model, imatrix, quant_type, part, metadata, options, log, progress
+            )
+            seconds.append(run.seconds)
+            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in run.fallback]))
+            part.replace(made)
+        facts = models.facts((made,))
         found = _perplexity(
-            toolchain, target, heldout, options, scratch / "perplexity.log", scratch, progress
+            toolchain, made, heldout, options, scratch / "perplexity.log", scratch, progress
         )
-        _verify(found, reference, quant_type, facts.n_vocab, target)
+        _verify(found, reference, quant_type, facts.n_vocab, made)
+        made.replace(out / made.name)
         return {
             "type": quant_type,
-            "file": target.name,
+            "file": made.name,
             "bits_per_weight": round(facts.bits_per_weight, 4),
             "n_tensors": sum(facts.tensor_types.values()),
             "tensor_types": facts.tensor_types,
-            "fallback": [f"{name} {want} -> {got}" for name, want, got in run.fallback],
+            "fallback": json.loads(notes.read_text()),
             "perplexity": found,
             "perplexity_reference": reference,
             "n_windows": heldout.n_windows(),
             "n_ctx": heldout.n_ctx(),
+            "gpu_layers": options.compute.gpu_layers,
         }
 
     label = f"{model.label}-{imatrix.language if imatrix else 'none'}-{quant_type}"
@@ -199,7 +202,7 @@ def _run(
         link.unlink(missing_ok=True)
         link.symlink_to(imatrix.path)
     argv = llamacpp.quantize_argv(
-        toolchain.program("llama-quantize"), model.path.absolute(), target, quant_type,
+        toolchain.program("llama-quantize"), model.path, target, quant_type,
         options.compute.threads,
         imatrix=name, metadata=dict(metadata), allow_requantize=options.allow_requantize,
     )  # fmt: skip
@@ -239,12 +242,16 @@ def _explained(error: ToolFailed, target: Path) -> Exception:
 
 
 def perplexity(
-    toolchain: Toolchain, path: Path, sha256: str, heldout: HeldOut, options: Options,
-    store: Store, progress: Progress,
-) -> float:  # fmt: skip
+    toolchain: Toolchain,
+    model: Model,
+    heldout: HeldOut,
+    options: Options,
+    store: Store,
+    progress: Progress,
+) -> float:
     """Return a model's perplexity over the first held-out windows; remembered in the store."""
     wanted = {
-        "model_sha256": sha256,
+        "model_sha256": model.sha256,
         "heldout_sha256": heldout.sha256,
         "n_ctx": heldout.n_ctx(),
         "n_windows": heldout.n_windows(),
@@ -254,11 +261,13 @@ def perplexity(
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "perplexity.log"
-        return {
-            "perplexity": _perplexity(toolchain, path, heldout, options, log, scratch, progress)
-        }
+        found = _perplexity(toolchain, model.path, heldout, options, log, scratch, progress)
+        if not math.isfinite(found):
+            raise BadModel(f"this model's perplexity on held-out text is {found}", where=model.path)
+        return {"perplexity": found}
 
-    return float(store.get("perplexity", "reference", wanted, make, progress).facts["perplexity"])
+    label = f"{model.label}-{heldout.sha256[:8]}"
+    return float(store.get("perplexity", label, wanted, make, progress).facts["perplexity"])
 
 
 def _perplexity(
@@ -266,11 +275,11 @@ def _perplexity(
     progress: Progress,
 ) -> float:  # fmt: skip
     text = scratch / "heldout.txt"
-    text.write_bytes(heldout.text.encode())
+    text.write_bytes((heldout.text + "\n").encode())
     n_ctx, n_windows = heldout.n_ctx(), heldout.n_windows()
     compute = Compute(options.compute.threads, n_ctx, n_ctx, n_ctx, options.compute.gpu_layers)
     argv = llamacpp.perplexity_argv(
-        toolchain.program("llama-perplexity"), path.absolute(), text, compute, n_windows=n_windows
+        toolchain.program("llama-perplexity"), path, text, compute, n_windows=n_windows
     )
     for _ in range(TRIES):  # see llamacpp.final_perplexity
         steps = llamacpp.window_steps()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.errors import DiskFull
+from imatrix_lab.errors import DiskFull, ImatrixLabError
 from imatrix_lab.progress import Progress, Silent
 
 STORE_VERSION = 1
@@ -86,13 +86,19 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def disk_error(error: OSError, where: Path) -> Exception:
-    """Return `DiskFull` for a full disk or quota, else the error itself."""
+    """Return an error a user can act on (full disk, no permission), else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = free_bytes(where)
         return DiskFull(
             f"the disk is full ({free / 2**20:.0f} MiB free); nothing that was whole is harmed",
             where=where,
             fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ImatrixLabError(
+            f"cannot write here: {error.strerror}",
+            where=error.filename or where,
+            fix="choose another place: IMATRIX_LAB_CACHE=/a/folder for the store, --out for files",
         )
     return error
 
@@ -164,7 +170,8 @@ class Store:
 
     def find(self, kind: str, inputs: Inputs) -> Artifact | None:
         """Return the artefact for these inputs if it is there and whole."""
-        return self._find(kind, fingerprint(kind, inputs))
+        found = self._find(kind, fingerprint(kind, inputs))
+        return self._used(found) if found else None
 
     def get(
         self,

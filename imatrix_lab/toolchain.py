@@ -7,6 +7,8 @@ one folder and find each other by a relative rpath.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -47,7 +49,13 @@ _CMAKE = (
     "-DLLAMA_BUILD_NUMBER=0",
     f"-DLLAMA_BUILD_COMMIT={llamacpp.COMMIT}",
 )
+_LESS_OPTIMIZED = "".join(
+    f"cmake_language(DEFER CALL target_compile_options {target} PRIVATE -O1)\n"
+    for target in ("mtmd", "cpp-httplib")
+)
+"""llama-server links these, but no figure depends on them: a minute less to compile on 2 cores."""
 _MEMORY_PER_JOB_BYTES = 1_200 * 2**20
+_NEEDED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
 _COMPILER_FIX = (
     "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
     "   macOS: xcode-select --install"
@@ -75,8 +83,13 @@ class Toolchain:
         return self.bin_dir / (name + (".exe" if os.name == "nt" else ""))
 
     def signature(self) -> dict[str, str]:
-        """Return what makes two results comparable: commit, backend and compiler."""
-        return {"commit": self.commit, "backend": self.backend, "compiler": self.compiler}
+        """Return what makes two results comparable: commit, backend, compiler and processor."""
+        return {
+            "commit": self.commit,
+            "backend": self.backend,
+            "compiler": self.compiler,
+            "cpu": _cpu(),
+        }
 
     def bindings(self) -> Any:
         """Import and return ``llama_cpp``, bound to this toolchain's libraries."""
@@ -141,10 +154,23 @@ def _inputs(backend: str) -> dict[str, Any]:
         "commit": llamacpp.COMMIT,
         "sdist_sha256": SDIST_SHA256,
         "backend": backend,
-        "cmake": [*_CMAKE, *BACKENDS[backend]],
+        "cmake": [*_CMAKE, *BACKENDS[backend], _LESS_OPTIMIZED],
         "system": platform.system(),
         "machine": platform.machine(),
+        "cpu": _cpu(),
     }
+
+
+@functools.cache
+def _cpu() -> str:
+    """Return what this processor can do, as a short hash: llama.cpp is built for just that."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()  # macOS: one kind of instructions a machine type
+    found = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    features = " ".join(sorted(found.partition(":")[2].split()))
+    return hashlib.sha256(features.encode()).hexdigest()[:8]
 
 
 def _from_artifact(artifact: Artifact, backend: str) -> Toolchain:
@@ -161,14 +187,14 @@ def _from_artifact(artifact: Artifact, backend: str) -> Toolchain:
 
 def _users_own(built: Toolchain) -> Toolchain:
     """Return a toolchain with the programs of ``$LLAMA_CPP_DIR`` and the pinned libraries."""
-    root = Path(os.environ["LLAMA_CPP_DIR"])
+    root = Path(os.environ["LLAMA_CPP_DIR"]).expanduser().absolute()
     for folder in (root, root / "bin", root / "build" / "bin"):
-        program = folder / "llama-imatrix"
-        if program.exists() and (folder / "llama-quantize").exists():
+        program = folder / _NEEDED[0]
+        if all((folder / name).exists() for name in _NEEDED):
             break
     else:
         raise MissingTool(
-            "LLAMA_CPP_DIR holds no llama-imatrix and llama-quantize",
+            f"LLAMA_CPP_DIR does not hold {', '.join(_NEEDED)}",
             where=root,
             fix="point it at a llama.cpp build folder, or unset LLAMA_CPP_DIR",
         )
@@ -233,6 +259,8 @@ def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mappin
     rpath = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
     configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
+    (scratch / "less.cmake").write_text(_LESS_OPTIMIZED)
+    configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}"]
     steps = llamacpp.ninja_steps()
     try:
         proc.run([*configure, *_CMAKE, *BACKENDS[backend]], log=log)
@@ -291,7 +319,9 @@ def _unpacked(scratch: Path) -> Path:
     partial = scratch / "unpacking"
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(sdist) as archive:
-        archive.extractall(partial, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4; the archive's sha256 is pinned
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(partial)
     (found,) = partial.glob("*/vendor/llama.cpp")
     (found / ".git").unlink(missing_ok=True)  # a dangling pointer that confuses git
     found.replace(source)

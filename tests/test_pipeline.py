@@ -167,3 +167,18 @@ def test_ctrl_c_ends_the_programs_and_the_next_run_goes_on(tiny, tools, tmp_path
     assert process.returncode == 130 and "goes on from here" in rest
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in left
+
+
+@pytest.mark.parametrize("name", ["README.md", "manifest.json"])
+def test_a_folder_with_a_readme_of_its_own_is_refused_before_any_work(
+    tiny, tools, tmp_path, subprocess_env, name
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    env = subprocess_env(tmp_path / "cache", tools)
+    run = subprocess.run(
+        tune(tiny, tmp_path / "out"), env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2 and name in run.stderr and "OUT=" in run.stderr
+    assert (tmp_path / "out" / name).read_text() == "{}"
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {"toolchain"}

@@ -87,6 +87,11 @@ def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Reque
     n_ctx, n_batch = rest.get("n_ctx", 512), rest.get("n_batch")
     if n_batch is not None and n_batch >= n_ctx and n_batch % n_ctx:
         raise click.UsageError(f"--batch {n_batch} is not a multiple of --ctx {n_ctx}")
+    if n_batch is not None and 0 < n_ctx % n_batch < 16:
+        raise click.UsageError(
+            f"--batch {n_batch} leaves {n_ctx % n_batch} tokens of each window over, and"
+            " llama-imatrix does not count fewer than 16"
+        )
     return Request(text, kinds, backend=backend, out=rest.pop("out", Path()), **rest)
 
 

@@ -60,7 +60,7 @@ def build(
         if not calibration or not heldout:
             raise BadText(f"{source.name} has too little text in {language.name}")
         text, used = split.within_budget(calibration, n_tokens, vocabulary.count)
-        (out / CALIBRATION).write_bytes(text.encode())
+        _write_calibration(out, text)
         (out / HELDOUT).write_bytes("".join(map(_line, heldout)).encode())
         return {
             "language": language.code,
@@ -81,6 +81,11 @@ def build(
     return facts(store.get("corpus", f"{language.code}-{n_tokens}", wanted, make, progress))
 
 
+def _write_calibration(out: Path, text: str) -> None:
+    """Write the text and one line end, which llama.cpp's programs take off again."""
+    (out / CALIBRATION).write_bytes((text + "\n").encode())
+
+
 def from_file(
     path: Path,
     model: Model,
@@ -91,16 +96,17 @@ def from_file(
 ) -> CorpusFacts:
     """Return a user's own text as a corpus without held-out documents.
 
-    Its language is what the manifest beside it says (a folder made by `build`), else its name.
+    The ``calibration.txt`` of a corpus folder is used whole, and keeps its language, source
+    and licence; any other text is called by its file's name and cut to the budget.
 
     Raises
     ------
     BadText : empty, or not UTF-8; names the byte.
     """
-    language = _language_beside(path)
+    origin = _origin(path)
     wanted = {
         "corpus_version": CORPUS_VERSION,
-        "language": language,
+        "origin": origin,
         "file_sha256": sha256_file(path),
         "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
@@ -111,18 +117,18 @@ def from_file(
         text = sources.decode(path.read_bytes(), str(path)).strip()
         if not text:
             raise BadText("this text is empty", where=path)
+        parts = text.split(split.JOINT)
         documents = [
-            Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
-            for i, part in enumerate(text.split(split.JOINT))
+            Document(f"{path.stem}/{i:04d}", part, path.name, origin["licence"])
+            for i, part in enumerate(parts)
         ]
-        text, used = split.within_budget(documents, n_tokens, vocabulary.count)
-        (out / CALIBRATION).write_bytes(text.encode())
+        used = documents
+        if not _is_ours(path):
+            text, used = split.within_budget(documents, n_tokens, vocabulary.count)
+        _write_calibration(out, text)
         (out / HELDOUT).write_bytes(b"")
         return {
-            "language": language,
-            "language_name": path.name,
-            "source": path.name,
-            "licence": "unknown",
+            **origin,
             "n_tokens": vocabulary.count(text),
             "n_tokens_asked": n_tokens,
             "n_bytes": len(text.encode()),
@@ -131,17 +137,31 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(store.get("corpus", f"{language}-{n_tokens}", wanted, make, progress))
+    return facts(store.get("corpus", f"{origin['language']}-{n_tokens}", wanted, make, progress))
 
 
-def _language_beside(path: Path) -> str:
-    if path.name == CALIBRATION:
-        try:
-            manifest = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))
-            return str(manifest["facts"]["language"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    return re.sub(r"\W+", "-", path.stem).strip("-") or "text"
+def _is_ours(path: Path) -> bool:
+    return path.name == CALIBRATION and path.with_name(MANIFEST).exists()
+
+
+def _origin(path: Path) -> dict[str, str]:
+    """Return language, its name, source and licence: from the manifest beside it, if it is ours."""
+    word = slug(path.stem)
+    unknown = {"language": word, "language_name": word, "source": path.name, "licence": "unknown"}
+    if not _is_ours(path):
+        return unknown
+    try:
+        found = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))["facts"]
+        return {key: slug(found[key]) if key == "language" else str(found[key]) for key in unknown}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadText(
+            f"this corpus folder's manifest cannot be read: {error}", where=path.parent
+        ) from error
+
+
+def slug(word: str) -> str:
+    """Return a word that is safe in file names and metadata: letters, digits and hyphens."""
+    return re.sub(r"[^\w]+", "-", word, flags=re.ASCII).strip("-")[:40] or "text"
 
 
 def facts(artifact: Artifact) -> CorpusFacts:

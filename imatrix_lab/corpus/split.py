@@ -46,17 +46,16 @@ def within_budget(
     """
     estimate = 0
     for i, document in enumerate(documents, 1):
-        estimate += count(document.text)
+        estimate += count(document.text + JOINT)
         # documents count a little more alone than joined, so only near the budget look closely
         if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
-            start = len(joined(documents[: i - 1]))
-            return _cut(text, start, n_tokens, count), list(documents[:i])
+            return _cut(text, n_tokens, count), list(documents[:i])
     return joined(documents), list(documents)
 
 
-def _cut(text: str, low: int, n_tokens: int, count: Callable[[str], int]) -> str:
-    """Return the longest prefix of at most `n_tokens` tokens; the first `low` characters fit."""
-    high = len(text)
+def _cut(text: str, n_tokens: int, count: Callable[[str], int]) -> str:
+    """Return the longest prefix of at most `n_tokens` tokens, by bisection."""
+    low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
         if count(text[:middle]) <= n_tokens:

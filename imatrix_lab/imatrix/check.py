@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imatrix_lab.gguf_file import TensorInfo
-from imatrix_lab.imatrix.file import Imatrix
+from imatrix_lab.imatrix.file import Entry, Imatrix
 from imatrix_lab.models import quantizable
 
+_NOT_MULTIPLIED = re.compile(r"attn_kv_b\.|compressor_ape|conv1d")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -22,22 +23,30 @@ class Findings:
 
 
 def expected_tensors(
-    tensors: Iterable[TensorInfo], n_layers: int, n_layers_skipped: int = 0
+    tensors: Iterable[TensorInfo], n_layers: int, n_skipped: int = 0, n_shared_kv: int = 0
 ) -> set[str]:
     """Return the tensors a complete imatrix has: those of the layers that are quantized.
 
     Token embeddings are looked up, not multiplied; the output matrix is collected on request
-    only. The last layers of a model with multi-token prediction are not run
-    (``nextn_predict_layers``), and MLA models multiply by the split halves of ``attn_kv_b``.
+    only. The last layers of a model with multi-token prediction are not run (`n_skipped`), the
+    last layers of some use the keys and values of earlier ones (`n_shared_kv`), MLA models
+    multiply by the split halves of ``attn_kv_b``, and convolutions are not products.
     """
     names = set()
     for tensor in tensors:
         match = _LAYER.match(tensor.name)
-        if not match or not quantizable(tensor) or "attn_kv_b." in tensor.name:
+        if not match or not quantizable(tensor) or _NOT_MULTIPLIED.search(tensor.name):
             continue
-        if int(match[1]) < n_layers - n_layers_skipped:
+        layer = int(match[1])
+        shares = layer >= n_layers - n_shared_kv and re.search(r"attn_[kv]\.weight", tensor.name)
+        if layer < n_layers - n_skipped and not shares:
             names.add(tensor.name)
     return names
+
+
+def counted(entry: Entry, n_tokens: int) -> bool:
+    """Return whether a dense tensor has seen every token: once, or as often in looped models."""
+    return bool(entry.counts[0] > 0 and entry.counts[0] % n_tokens == 0)
 
 
 def check(imatrix: Imatrix, expected: set[str], n_tokens: int | None = None) -> Findings:
@@ -60,7 +69,7 @@ def check(imatrix: Imatrix, expected: set[str], n_tokens: int | None = None) -> 
         elif not entry.sums.any():
             errors.append(f"{name} is zero throughout")
         elif entry.counts.size == 1:
-            if n_tokens is not None and entry.counts[0] != n_tokens:
+            if n_tokens and name in expected and not counted(entry, n_tokens):
                 errors.append(f"{name} saw {entry.counts[0]:.0f} tokens, not {n_tokens}")
         elif (experts := np.flatnonzero(entry.counts == 0)).size:
             unhit.append((name, tuple(int(e) for e in experts)))

@@ -9,6 +9,7 @@ order, so the result is bit for bit that of one long run, however often it was k
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from imatrix_lab.imatrix import check, file
 from imatrix_lab.llamacpp import Compute
 from imatrix_lab.progress import Progress, Task
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model
-from imatrix_lab.store import Artifact, Store
+from imatrix_lab.store import Artifact, Store, need_room
 from imatrix_lab.toolchain import Toolchain
 
 FILE = "imatrix.gguf"
@@ -105,11 +106,10 @@ def collect(
         raw = file.read(last)
         findings = check.check(raw, expected_tensors(model), n_tokens)
         if findings.errors:
-            last.unlink()
             raise BadImatrix(
                 "the importance matrix is not fit for use: " + "; ".join(findings.errors[:5]),
                 where=last,
-                fix="run again; if it stays, try other text or another backend",
+                fix=f"another text or backend; to compute it anew: rm -r {scratch.parent}",
             )
         for name, experts in findings.unhit:
             progress.say(f"note: {name}: no token reached experts {', '.join(map(str, experts))}")
@@ -148,9 +148,11 @@ def facts(artifact: Artifact) -> ImatrixFacts:
 def expected_tensors(model: Model) -> set[str]:
     """Return the tensors that a complete imatrix for a model has."""
     headers = [read_header(path) for path in model.shards]
-    skipped = headers[0].integer(f"{model.facts.architecture}.nextn_predict_layers")
+    arch = model.facts.architecture
+    skipped = headers[0].integer(f"{arch}.nextn_predict_layers")
+    shared = headers[0].integer(f"{arch}.attention.shared_kv_layers")
     tensors = [t for h in headers for t in h.tensors]
-    return check.expected_tensors(tensors, model.facts.n_layers, skipped)
+    return check.expected_tensors(tensors, model.facts.n_layers, skipped, shared)
 
 
 def _segments(
@@ -166,7 +168,7 @@ def _segments(
     n_windows = window_count(corpus, options)
     at_once = max(1, compute.n_batch // compute.n_ctx)
     length = -(-SEGMENT_WINDOWS // at_once) * at_once
-    done, last = _done(scratch, n_windows, compute.n_ctx)
+    done, last = _done(scratch, n_windows)
     task.update(done * compute.n_ctx, "going on from where the last run stopped" if done else "")
     while done < n_windows:
         end = done + length
@@ -201,7 +203,7 @@ def _segments(
             error.fix = "read the log; the same command goes on from the windows that are done"
             raise
         whole = scratch / f"windows-{end:06d}.gguf"
-        part.replace(whole)
+        _keep(part, whole)
         if last:
             last.unlink()
         if first_at:
@@ -214,23 +216,37 @@ def _segments(
     return last
 
 
-def _done(scratch: Path, n_windows: int, n_ctx: int) -> tuple[int, Path | None]:
+def _keep(part: Path, whole: Path) -> None:
+    """Give a finished segment its name; llama-imatrix does not tell when it could not write."""
+    try:
+        file.read(part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(whole)
+    except (BadImatrix, OSError) as error:
+        need_room(part, 0, "the importance matrix")
+        raise BadImatrix(
+            "llama-imatrix did not write a whole file; the windows before are kept",
+            where=part,
+            fix="run the same command again",
+        ) from error
+
+
+def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:
     """Return how many windows an earlier run finished, and its file; remove what is unusable."""
     best: tuple[int, Path | None] = (0, None)
     for path in sorted(scratch.glob("windows-*.gguf")):
         done = int(re.sub(r"\D", "", path.stem))
         resumable = done == n_windows or done <= n_windows - TAIL_WINDOWS
-        if resumable and _is_whole(path, done * n_ctx):
+        if resumable and _is_whole(path):
             best = (done, path)
         else:
             path.unlink()
     return best
 
 
-def _is_whole(path: Path, n_tokens: int) -> bool:
-    """Return whether every dense tensor of a segment's file has seen every token."""
+def _is_whole(path: Path) -> bool:
     try:
-        entries = file.read(path).entries.values()
+        return bool(file.read(path).entries)
     except BadImatrix:
         return False
-    return all(e.counts[0] == n_tokens for e in entries if e.counts.size == 1)

@@ -21,7 +21,8 @@ def test_bokmal(tools, tiny, own_store):
     assert corpus.language == "nb" and corpus.licence == "BSD-2-Clause"
     with Vocabulary(tools, tiny) as vocabulary:
         text = corpus.calibration.read_bytes().decode()
-        assert vocabulary.count(text) == corpus.n_tokens == 3000
+        assert text.endswith("\n")  # llama.cpp takes one off
+        assert vocabulary.count(text[:-1]) == corpus.n_tokens == 3000
     assert "30 000 ord" not in text and "\r" not in text
     documents = [json.loads(line) for line in corpus.heldout.read_text().splitlines()]
     assert len(documents) == corpus.n_heldout >= 5

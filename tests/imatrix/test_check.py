@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.errors import BadImatrix
+from imatrix_lab.gguf_file import TensorInfo
 from imatrix_lab.imatrix import check, file
 
 
@@ -35,7 +36,7 @@ def test_a_good_one_passes():
     ],
 )
 def test_a_bad_tensor_is_named(name, bad, words):
-    (error,) = check.check(matrix(**GOOD, bad=bad), {"a", "b"}, 8).errors
+    (error,) = check.check(matrix(**GOOD, bad=bad), {"a", "b", "bad"}, 8).errors
     assert "bad" in error and words in error
 
 
@@ -68,3 +69,26 @@ def test_not_an_imatrix(tiny, tmp_path):
     torn.write_bytes(torn.read_bytes()[:-40])
     with pytest.raises(BadImatrix):
         file.read(torn)
+
+
+def tensors(*names):
+    return [TensorInfo(n, (256, 256), "F16", 0, 2 * 256 * 256) for n in names]
+
+
+def test_what_a_model_never_multiplies_is_not_expected():
+    found = check.expected_tensors(
+        tensors(
+            "token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.0.attn_kv_b.weight",
+            "blk.0.attn_k.weight", "blk.3.attn_k.weight", "blk.3.attn_q.weight",
+            "blk.0.ffn_gate_inp.weight", "blk.0.attn_norm.weight", "blk.4.nextn.eh_proj.weight",
+        ),
+        n_layers=5, n_skipped=1, n_shared_kv=2,
+    )  # fmt: skip
+    assert found == {"blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.3.attn_q.weight"}
+
+
+def test_a_weight_used_twice_a_token_counts_twice():
+    looped = matrix(**GOOD, twice=entry([1, 1], [16]))
+    assert check.check(looped, {"a", "b", "twice"}, 8).errors == ()
+    other = matrix(**GOOD, router=entry([1, 1], [3]))
+    assert check.check(other, {"a", "b"}, 8).errors == ()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab import pipeline
-from imatrix_lab.errors import BadText
+from imatrix_lab.errors import BadImatrix, BadText
 from imatrix_lab.imatrix import collect, file
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Request
@@ -51,6 +51,30 @@ def test_segments_equal_one_run_bit_for_bit(tools, tmp_path, own_text, monkeypat
     same(file.read(made).entries, plain_run(tools, model, text, tmp_path / "plain.gguf"))
     if experts:
         assert any(e.counts.size == experts for e in file.read(made).entries.values())
+
+
+@pytest.mark.parametrize("n_ctx", [144, 520])
+def test_windows_of_odd_length_are_counted_whole(tools, tiny, tmp_path, own_text, n_ctx):
+    asked = request(tiny, own_text(3 * n_ctx), n_ctx=n_ctx)
+    found = file.read(pipeline.imatrix(asked, tmp_path / "i.gguf", Store(), Silent()))
+    assert {e.counts[0] for e in found.entries.values()} == {3 * n_ctx}
+
+
+def test_several_windows_at_once(tools, tiny, tmp_path, own_text):
+    asked = request(tiny, own_text(11 * 128), n_batch=512)
+    found = file.read(pipeline.imatrix(asked, tmp_path / "i.gguf", Store(), Silent()))
+    assert {e.counts[0] for e in found.entries.values()} == {11 * 128}
+
+
+def test_a_relative_path_and_one_with_a_space_and_a_comma(
+    tools, tiny, tmp_path, own_text, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my, models").mkdir()
+    (tmp_path / "my, models" / "a b-f16.gguf").write_bytes(tiny.read_bytes())
+    asked = request("my, models/a b-f16.gguf", own_text(3 * 128))
+    made = pipeline.imatrix(asked, Path("out, here.gguf"), Store(), Silent())
+    assert len(file.read(made).entries) == 14
 
 
 def test_parse_special_counts_chat_tokens(tools, tiny, tmp_path, own_text):
@@ -94,9 +118,14 @@ def test_a_torn_segment_is_not_taken_for_whole(tiny, tmp_path, own_text, monkeyp
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "windows-000004.gguf").write_bytes(segment[: len(segment) // 2])
-    (scratch / "windows-000008.gguf").write_bytes(segment)  # whole, but counts 12 windows
-    assert collect._done(scratch, 12, 128) == (0, None)
+    (scratch / "windows-000010.gguf").write_bytes(segment)  # whole, but 2 windows from the end
+    assert collect._done(scratch, 12) == (0, None)
     assert not list(scratch.iterdir())
+    (scratch / "windows-000004.gguf").write_bytes(segment)
+    (scratch / "part.gguf").write_bytes(segment[:-8])
+    with pytest.raises(BadImatrix, match="windows before are kept"):
+        collect._keep(scratch / "part.gguf", scratch / "windows-000008.gguf")
+    assert collect._done(scratch, 12) == (4, scratch / "windows-000004.gguf")
 
 
 def test_a_corpus_folder_keeps_its_language_and_a_code_beats_a_file(
