@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 
 import pytest
@@ -12,6 +13,7 @@ from imatrix_lab.progress import Silent
 from imatrix_lab.records import Request
 from imatrix_lab.store import Store, sha256_file
 from tests import tiny_model
+from tests.fakes.hub_server import HubServer
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,16 @@ def test_usage_error_shows_the_forms():
     with pytest.raises(UsageError) as caught:
         models.resolve("nonsense", Store(), Silent())
     assert "hf:org/repo" in str(caught.value) and "demo" in str(caught.value)
+
+
+def test_a_model_of_the_hub_is_named_by_its_commit(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    files = {"gguf/tiny-f16.gguf": tiny.read_bytes(), "README.md": b"x"}
+    with HubServer({"org/tiny": {"main": files}}, card={"license": "cc0-1.0"}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        found = models.resolve("hf:org/tiny", Store(), Silent())
+        assert re.fullmatch(r"hf:org/tiny@[0-9a-f]{40}:gguf/tiny-f16\.gguf", found.origin)
+        assert found.sha256 == sha256_file(tiny) and found.label == "tiny"
+        assert found.base_model == "org/tiny"
+        again = models.resolve(found.origin, Store(), Silent())
+    assert again.path == found.path and again.origin == found.origin
