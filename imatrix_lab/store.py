@@ -170,8 +170,7 @@ class Store:
 
     def find(self, kind: str, inputs: Inputs) -> Artifact | None:
         """Return the artefact for these inputs if it is there and whole."""
-        found = self._find(kind, fingerprint(kind, inputs))
-        return self._used(found) if found else None
+        return self._find(kind, fingerprint(kind, inputs))
 
     def get(
         self,

@@ -122,10 +122,7 @@ def default_backend() -> str:
 def find(store: Store, backend: str) -> Toolchain | None:
     """Return the toolchain if it is there: ``$LLAMA_CPP_DIR``'s, else the built one."""
     artifact = store.find("toolchain", _inputs(backend))
-    if artifact is None:
-        return None
-    built = _from_artifact(artifact, backend)
-    return _users_own(built) if os.environ.get("LLAMA_CPP_DIR") else built
+    return _chosen(artifact, backend) if artifact else None
 
 
 def get(store: Store, backend: str, progress: Progress) -> Toolchain:
@@ -136,17 +133,14 @@ def get(store: Store, backend: str, progress: Progress) -> Toolchain:
     MissingTool : no C++ compiler, or none for the backend.
     ToolFailed : the build failed; the error names its log, and what was built is kept.
     """
-    if (found := find(store, backend)) is None:
-        store.get(
-            "toolchain",
-            f"{llamacpp.COMMIT}-{backend}",
-            _inputs(backend),
-            lambda out, scratch: _build(out, scratch, backend, progress),
-            progress,
-        )
-        found = find(store, backend)
-        assert found is not None
-    return found
+    artifact = store.get(
+        "toolchain",
+        f"{llamacpp.COMMIT}-{backend}",
+        _inputs(backend),
+        lambda out, scratch: _build(out, scratch, backend, progress),
+        progress,
+    )
+    return _chosen(artifact, backend)
 
 
 def _inputs(backend: str) -> dict[str, Any]:
@@ -173,16 +167,17 @@ def _cpu() -> str:
     return hashlib.sha256(features.encode()).hexdigest()[:8]
 
 
-def _from_artifact(artifact: Artifact, backend: str) -> Toolchain:
-    facts = artifact.facts
-    return Toolchain(
+def _chosen(artifact: Artifact, backend: str) -> Toolchain:
+    """Return what was built, with the programs of ``$LLAMA_CPP_DIR`` if that is set."""
+    built = Toolchain(
         bin_dir=artifact.path / "bin",
         library_dir=artifact.path / "bin",
         convert_script=artifact.path / "convert" / "convert_hf_to_gguf.py",
-        commit=facts["commit"],
+        commit=artifact.facts["commit"],
         backend=backend,
-        compiler=facts["compiler"],
+        compiler=artifact.facts["compiler"],
     )
+    return _users_own(built) if os.environ.get("LLAMA_CPP_DIR") else built
 
 
 def _users_own(built: Toolchain) -> Toolchain:

@@ -18,7 +18,7 @@ import filelock
 import pytest
 
 from imatrix_lab import publish, store
-from imatrix_lab.errors import DiskFull, ToolFailed
+from imatrix_lab.errors import DiskFull, ImatrixLabError, ToolFailed
 from imatrix_lab.progress import Silent
 from imatrix_lab.store import MANIFEST, Artifact, NotBuilt, Store, fingerprint, sha256_file
 
@@ -604,10 +604,19 @@ def test_need_room(tmp_path: Path) -> None:
 
 def test_other_errors_stay_what_they_are(root: Path) -> None:
     def fail(out: Path, scratch: Path) -> Mapping[str, Any]:
-        raise PermissionError(errno.EACCES, "no")
+        raise IsADirectoryError(errno.EISDIR, "no")
 
-    with pytest.raises(PermissionError):
+    with pytest.raises(IsADirectoryError):
         Store(root).get("corpus", "nb", INPUTS, fail)
+
+
+def test_no_permission_says_what_to_choose_instead(root: Path) -> None:
+    def fail(out: Path, scratch: Path) -> Mapping[str, Any]:
+        raise PermissionError(errno.EACCES, "no", "/there")
+
+    with pytest.raises(ImatrixLabError) as caught:
+        Store(root).get("corpus", "nb", INPUTS, fail)
+    assert "/there" in str(caught.value) and "IMATRIX_LAB_CACHE" in str(caught.value)
 
 
 def test_json_is_canonical() -> None:

@@ -112,7 +112,7 @@ print(json.dumps([m.path for m in maps if "libllama." in m.path or "libggml" in 
 def test_the_users_own_llama_cpp(tools, tmp_path, monkeypatch):
     own = tmp_path / "build" / "bin"
     own.mkdir(parents=True)
-    for name in ("llama-imatrix", "llama-quantize"):
+    for name in ("llama-imatrix", "llama-quantize", "llama-perplexity"):
         (own / name).write_text(
             "#!/bin/sh\necho 'version: 9999 (abcdef0123)'\necho 'built with x'\n"
         )
@@ -126,5 +126,5 @@ def test_the_users_own_llama_cpp(tools, tmp_path, monkeypatch):
     with pytest.raises(MissingTool, match="does not tell its version"):
         toolchain.find(Store(), "cpu")
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path / "nothing"))
-    with pytest.raises(MissingTool, match="holds no llama-imatrix"):
+    with pytest.raises(MissingTool, match="does not hold llama-imatrix"):
         toolchain.find(Store(), "cpu")

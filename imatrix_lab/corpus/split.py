@@ -49,13 +49,15 @@ def within_budget(
         estimate += count(document.text + JOINT)
         # documents count a little more alone than joined, so only near the budget look closely
         if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
-            return _cut(text, n_tokens, count), list(documents[:i])
+            before = len(joined(documents[: i - 1]))
+            start = before if count(text[:before]) <= n_tokens else 0
+            return _cut(text, start, n_tokens, count), list(documents[:i])
     return joined(documents), list(documents)
 
 
-def _cut(text: str, n_tokens: int, count: Callable[[str], int]) -> str:
-    """Return the longest prefix of at most `n_tokens` tokens, by bisection."""
-    low, high = 0, len(text)
+def _cut(text: str, low: int, n_tokens: int, count: Callable[[str], int]) -> str:
+    """Return the longest prefix of at most `n_tokens` tokens; the first `low` characters fit."""
+    high = len(text)
     while low < high:
         middle = (low + high + 1) // 2
         if count(text[:middle]) <= n_tokens:

@@ -122,7 +122,7 @@ def test_a_torn_segment_is_not_taken_for_whole(tiny, tmp_path, own_text, monkeyp
     assert collect._done(scratch, 12) == (0, None)
     assert not list(scratch.iterdir())
     (scratch / "windows-000004.gguf").write_bytes(segment)
-    (scratch / "part.gguf").write_bytes(segment[:-8])
+    (scratch / "part.gguf").write_bytes(segment[:-40])
     with pytest.raises(BadImatrix, match="windows before are kept"):
         collect._keep(scratch / "part.gguf", scratch / "windows-000008.gguf")
     assert collect._done(scratch, 12) == (4, scratch / "windows-000004.gguf")
