@@ -60,8 +60,8 @@ class Rate:
     def words(self, unit: str) -> str:
         """Return e.g. ``138 tokens/s, 2 min 05 s left``."""
         rate = self.per_s()
-        if not rate:
-            return ""
+        if not rate or self.done - self.base < 0.01 * self.total:
+            return ""  # too early to tell
         left = f"{duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
         if not unit:
             return left
