@@ -78,7 +78,7 @@ def _print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> No
         table.add_column(name, justify="right")
     for q, path in zip(quants, files, strict=True):
         table.add_row(
-            str(path), f"{q.size_bytes / 2**20:.2f} MiB", f"{q.bits_per_weight:.2f}",
+            escape(path.name), f"{q.size_bytes / 2**20:.2f} MiB", f"{q.bits_per_weight:.2f}",
             f"{len(q.fallback)} of {q.n_tensors}", f"{q.perplexity:.4f}",
             f"{q.perplexity_reference:.4f}", "cached" if q.seconds is None else duration(q.seconds),
         )  # fmt: skip
@@ -86,10 +86,9 @@ def _print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> No
     for q in quants:
         for line in q.fallback[:5]:
             stderr.print(f"fallback in {q.type}: {line}", markup=False)
-    stderr.print(
-        f"perplexity: first {quants[0].n_windows} held-out windows; a check that the file works,"
-        " not a benchmark", style="dim",
-    )  # fmt: skip
+    stderr.print(f"in {files[0].parent}/, with manifest.json and README.md", markup=False)
+    windows = f"perplexity over {quants[0].n_windows} held-out windows"
+    stderr.print(f"{windows}: a check that it works, not a benchmark", style="dim")
 
 
 @click.group()
