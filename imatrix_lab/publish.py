@@ -11,6 +11,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.errors import UsageError
+from imatrix_lab.languages import load_all
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 from imatrix_lab.store import MANIFEST, canonical_json, disk_error, need_room, write_whole
 
@@ -107,7 +108,7 @@ def deliver(
     common = _provenance(request, model, corpus, imatrix)
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
-        if imatrix:
+        if imatrix and corpus:  # else it is the user's own file, and stays where it is
             name = f"{model.label}-{imatrix.language}.imatrix.gguf"
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
@@ -177,7 +178,8 @@ def card(files: dict[str, Any]) -> str:
     """Return a model card for the Hub: front matter, what the files are, how they were made."""
     quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
     bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
-    languages = sorted({e["language"] for e in quants.values() if e["language"]})
+    # the Hub knows languages by code; an imatrix over the user's own text may have none
+    languages = sorted({e["language"] for e in quants.values()} & load_all().keys())
     licences = sorted({e["license"] for e in quants.values() if e["license"]})
     front = ["---"]
     front += ["base_model:", *(f"- {b}" for b in bases)] if bases else []
@@ -185,12 +187,8 @@ def card(files: dict[str, Any]) -> str:
     front += [f"license: {licences[0]}"] if len(licences) == 1 else []
     front += ["library_name: gguf", "tags:", "- imatrix", "- llama.cpp"]
     front += ["quantized_by: ''", "---"]
-    lines = [
-        *front,
-        "",
-        f"# {' and '.join(bases) or 'Quantized model'}, imatrix tuned by language",
-        "",
-    ]
+    names = ", ".join(sorted({e["model_name"] for e in quants.values()}))
+    lines = [*front, "", f"# GGUF files of {names}", ""]
     lines += [
         "| file | language of the imatrix | type | size | bits per weight | perplexity"
         " (this file / original) | fallback tensors |",

@@ -198,3 +198,20 @@ def test_a_folder_with_a_readme_of_its_own_is_refused_before_any_work(
     assert run.returncode == 2 and name in run.stderr and "OUT=" in run.stderr
     assert (tmp_path / "out" / name).read_text() == "{}"
     assert {p.name for p in (tmp_path / "cache").iterdir()} == {"toolchain"}
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(
+    tiny, tools, small_disk, tmp_path, subprocess_env
+):
+    env = subprocess_env(small_disk / "cache", tools)
+    argv = tune(tiny, small_disk / "out")
+    run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "MiB are free" in run.stderr, run.stderr
+    assert "imatrix-lab store gc" in run.stderr and "Traceback" not in run.stderr
+    assert not (small_disk / "out").exists()
+    kinds = {p.parts[-3] for p in made_in(small_disk / "cache")}
+    assert kinds == {"corpus", "imatrix", "perplexity"}  # what fitted is whole
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    again = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "imatrix nb" not in again.stderr.replace("re-running", "")

@@ -62,7 +62,10 @@ def test_report_and_llama_quantizes_log_agree(tools, tiny, tiny_imatrix, own_tex
 
 
 def test_metadata_is_whole_and_tells_no_path(tools, tiny, tiny_imatrix, own_text, tmp_path):
+    mode = tiny_imatrix.stat().st_mode
     (q,) = run(tiny, tiny_imatrix, ["Q3_K_S"], own_text(600), tmp_path / "out").quants
+    assert tiny_imatrix.stat().st_mode == mode and tiny_imatrix.stat().st_nlink <= 2
+    assert not list((tmp_path / "out").glob("*.imatrix.gguf"))
     found = read_header(q.path).metadata
     from imatrix_lab.store import sha256_file
 

@@ -482,24 +482,6 @@ def test_write_whole_where_it_cannot(tmp_path: Path) -> None:
 # -- a full disk
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB; only root can mount one."""
-    disk = tmp_path / "small"
-    disk.mkdir()
-    try:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except FileNotFoundError:
-        pytest.skip("no mount program")
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def big(out: Path, scratch: Path) -> Mapping[str, Any]:
     (scratch / "kept").write_text("kept")
     with (out / "big.bin").open("wb") as file:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from imatrix_lab import llamacpp, toolchain
+from imatrix_lab import languages, llamacpp, toolchain
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.records import Request
 from imatrix_lab.store import Store
@@ -93,6 +93,14 @@ def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Reque
             " llama-imatrix does not count fewer than 16"
         )
     return Request(text, kinds, backend=backend, out=rest.pop("out", Path()), **rest)
+
+
+def language(word: str, terminal: Terminal) -> str:
+    """Return a language's code; say so where another name was given."""
+    found = languages.get(word)
+    if word != found.code:
+        terminal.say(f"{word} means {found.code}, {found.name}")
+    return found.code
 
 
 def surroundings() -> tuple[Store, Terminal]:

@@ -48,11 +48,8 @@ def tune(language: str | None, types: Any, dry_run: bool, as_json: bool, **rest:
             fix="one of:\n"
             + "\n".join(f"    {c:3} {n.name}" for c, n in languages.load_all().items()),
         )
-    found = languages.get(language)
-    request = options.request(found.code, types, **rest)
     store, terminal = options.surroundings()
-    if language != found.code:
-        terminal.say(f"{language} means {found.code}, {found.name}")
+    request = options.request(options.language(language, terminal), types, **rest)
     if dry_run:
         steps = plan.plan(request, store, terminal)
         return options.emit(steps) if as_json else _print_plan(steps)
@@ -187,7 +184,8 @@ def corpus_build(language: str, model: str, n_tokens: int, as_json: bool) -> Non
       imatrix-lab corpus build nb --tokens 65536 --model demo
     """
     store, terminal = options.surroundings()
-    request = options.request(languages.get(language).code, (), model=model, n_tokens=n_tokens)
+    code = options.language(language, terminal)
+    request = options.request(code, (), model=model, n_tokens=n_tokens)
     tools, found = pipeline.prepare(request, store, terminal)
     built = pipeline.corpus_of(request, tools, found, store, terminal)
     if as_json:
