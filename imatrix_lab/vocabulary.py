@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class Vocabulary:
 
     def _load(self) -> None:
         self._llama = self._toolchain.bindings()
-        # llama.cpp's log would end up between our own lines; the callback must outlive the model
-        self._silence = self._llama.llama_log_callback(lambda level, text, data: None)
-        self._llama.llama_log_set(self._silence, ctypes.c_void_p(0))
+        _silence(self._llama)
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
         self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
@@ -60,3 +59,14 @@ class Vocabulary:
     def count(self, text: str) -> int:
         """Return how many tokens llama-imatrix will see."""
         return len(self.tokens(text))
+
+
+@functools.cache
+def _silence(llama: Any) -> Any:
+    """Send llama.cpp's log nowhere: it would end up between our own lines.
+
+    The library calls the callback for as long as the process lives, so it is kept as long.
+    """
+    drop = llama.llama_log_callback(lambda level, text, data: None)
+    llama.llama_log_set(drop, ctypes.c_void_p(0))
+    return drop
