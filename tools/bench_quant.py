@@ -1,6 +1,6 @@
 """What driving costs: our steps beside the plain llama.cpp programs, in one run.
 
-    make bench                     demo model, 24 windows, about 5 minutes on 2 cores
+    make bench                     demo model, 24 windows, about 8 minutes on 2 cores
     python tools/bench_quant.py --windows 48 --rounds 3
 
 Each round runs both sides in turn, in changing order, so that a slow spell of the machine
@@ -38,7 +38,7 @@ def main() -> None:
     store, quiet = Store(), Silent()
     tools, model = pipeline.prepare(request, store, quiet)
     corpus = pipeline.corpus_of(request, tools, model, store, quiet)
-    options = pipeline.imatrix_options(request, model)
+    options = pipeline.imatrix_options(request, tools, model)
     compute = options.compute
 
     with tempfile.TemporaryDirectory() as folder:
