@@ -46,5 +46,7 @@ def ubatch(n_batch: int, n_ctx: int) -> int:
     """
     if n_batch > n_ctx:
         return n_batch
-    whole = min(n_batch, n_ctx)
-    return next(u for u in range(min(512, whole), 0, -1) if whole % u == 0 or whole % u >= 16)
+    parts = (n_batch, n_ctx % n_batch)  # the decodes of one window
+    return next(
+        u for u in range(min(512, n_batch), 0, -1) if all(not 0 < part % u < 16 for part in parts)
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from imatrix_lab import __version__, hub, languages, machine, models, publish, quantize, toolchain
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus.sources import decode
-from imatrix_lab.errors import BadImatrix, UsageError
+from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import check, collect, file
 from imatrix_lab.llamacpp import Compute
 from imatrix_lab.progress import Progress
@@ -36,8 +36,7 @@ def tune(request: Request, store: Store, progress: Progress) -> Result:
     tools, model = prepare(request, store, progress)
     corpus = corpus_of(request, tools, model, store, progress)
     imatrix = imatrix_of(request, tools, model, corpus, store, progress)
-    heldout = HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
-    return _quants(request, tools, model, imatrix, heldout, corpus, store, progress)
+    return _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, store, progress)
 
 
 def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolchain, Model]:
@@ -147,10 +146,15 @@ def heldout_of(
         with Vocabulary(tools, model.path) as vocabulary:
             language = languages.get(text)
             corpus = corpora.build(language, model, vocabulary, request.n_tokens, store, progress)
-        return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
+        return heldout_in(corpus)
     own = decode(path.read_bytes(), str(path))
     with Vocabulary(tools, model.path) as vocabulary:
         return HeldOut(sha256_file(path), own, vocabulary.count(own))
+
+
+def heldout_in(corpus: CorpusFacts) -> HeldOut:
+    """Return the held-out documents of a corpus."""
+    return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
 
 
 def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFacts:
@@ -162,14 +166,8 @@ def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFac
     """
     found = file.read(path)
     findings = check.check(found, collect.expected_tensors(model))
-    if findings.errors:
-        raise BadImatrix(
-            "this importance matrix must not be used: " + "; ".join(findings.errors[:5]),
-            where=path,
-            fix=f"imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE",
-        )
-    for name, experts in findings.unhit:
-        progress.say(f"note: {name}: no token reached experts {', '.join(map(str, experts))}")
+    anew = f"imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
+    findings.demand_sound(path, anew, progress)
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
@@ -178,7 +176,7 @@ def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFac
         n_tokens=found.chunk_count * found.chunk_size,
         n_chunks=found.chunk_count,
         n_ctx=found.chunk_size,
-        unhit_experts=sum(len(experts) for _, experts in findings.unhit),
+        unhit_experts=findings.n_unhit(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import llamacpp, models, proc
-from imatrix_lab.errors import BadModel, BadText, DiskFull, ToolFailed
+from imatrix_lab.errors import BadModel, BadText, ToolFailed
 from imatrix_lab.llamacpp import Compute
 from imatrix_lab.progress import Progress, Task
 from imatrix_lab.records import ImatrixFacts, Model, QuantFacts
-from imatrix_lab.store import Artifact, Store, free_bytes, need_room
+from imatrix_lab.store import Artifact, Store, disk_error, free_bytes, need_room
 from imatrix_lab.toolchain import Toolchain
 
 VERIFY_WINDOWS = 4
@@ -233,11 +234,7 @@ def _explained(error: ToolFailed, target: Path) -> Exception:
             fix="use an F16, BF16 or F32 model, or add --allow-requantize",
         )
     if "iostream error" in error.tail and free_bytes(target) < 64 << 20:
-        return DiskFull(
-            "the disk filled up while quantizing; nothing that was whole is harmed",
-            where=target.parent,
-            fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
-        )
+        return disk_error(OSError(errno.ENOSPC, ""), target)
     return error
 
 

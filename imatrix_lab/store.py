@@ -34,6 +34,8 @@ MANIFEST = "manifest.json"
 FINGERPRINT_CHARS = 16
 SHOW_HASHING_BYTES = 2 << 30  # some seconds
 
+_MAKE_ROOM = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again"
+
 Inputs = Mapping[str, Any]
 Build = Callable[[Path, Path], Mapping[str, Any]]
 """``build(out, scratch) -> facts``: fill `out`; `scratch` outlives a killed run."""
@@ -92,7 +94,7 @@ def disk_error(error: OSError, where: Path) -> Exception:
         return DiskFull(
             f"the disk is full ({free / 2**20:.0f} MiB free); nothing that was whole is harmed",
             where=where,
-            fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
+            fix=_MAKE_ROOM,
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ImatrixLabError(
@@ -118,7 +120,7 @@ def need_room(path: Path, size_bytes: int, what: str) -> None:
             f"{what} needs {size_bytes / 2**20:.0f} MiB and a little room,"
             f" but only {free / 2**20:.0f} MiB are free",
             where=path,
-            fix="imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again",
+            fix=_MAKE_ROOM,
         )
 
 
@@ -198,9 +200,10 @@ class Store:
             return self._used(found)
         if self.read_only:
             raise NotBuilt(kind)
-        work = self.root / "work" / f"{kind}-{key[:FINGERPRINT_CHARS]}"
+        name = f"{kind}-{key[:FINGERPRINT_CHARS]}"
+        work = self.root / "work" / name
         try:
-            with self._lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
+            with self._lock(name, progress):
                 if found := self._find(kind, key):  # built while we waited
                     return self._used(found)
                 if why := self._why_missing(kind, label, inputs):
@@ -229,15 +232,6 @@ class Store:
                 return Artifact(final, manifest)
         except OSError as error:
             raise disk_error(error, work) from error
-
-    def scratch_of(self, kind: str, inputs: Inputs) -> Path:
-        """Return where an unfinished build of these inputs keeps what it has so far."""
-        return (
-            self.root
-            / "work"
-            / f"{kind}-{fingerprint(kind, inputs)[:FINGERPRINT_CHARS]}"
-            / "scratch"
-        )
 
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every whole artefact, by kind and name."""

@@ -29,3 +29,9 @@ def test_on_a_gpu_several_windows_and_offload_left_to_llama_cpp():
     found = machine.compute_for(FACTS, "cuda")
     assert (found.n_batch, found.gpu_layers) == (2048, None)
     assert machine.compute_for(FACTS, "cuda", gpu_layers=0).n_batch == 512
+
+
+def test_nor_with_a_batch_that_splits_a_window():
+    found = machine.compute_for(FACTS, "cpu", n_ctx=1570, n_batch=1050)
+    rests = [1050 % found.n_ubatch, 520 % found.n_ubatch]
+    assert all(rest == 0 or rest >= 16 for rest in rests)

@@ -55,6 +55,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+def scratch_of(found: Store, kind: str) -> Path:
+    """Where an unfinished build keeps what it has so far."""
+    return found.root / "work" / f"{kind}-{fingerprint(kind, INPUTS)[:16]}" / "scratch"
+
+
 def assert_whole(artifact: Artifact) -> None:
     on_disk = {
         p.relative_to(artifact.path).as_posix()
@@ -154,7 +159,7 @@ def test_a_failed_build_leaves_nothing_but_its_scratch(root: Path) -> None:
         Store(root).get("imatrix", "nb", INPUTS, fail)
     assert Store(root).find("imatrix", INPUTS) is None
     assert list(Store(root).artifacts()) == []
-    scratch = Store(root).scratch_of("imatrix", INPUTS)
+    scratch = scratch_of(Store(root), "imatrix")
     assert (scratch / "windows-0-8").read_text() == "worth keeping"
     assert [p for p, _ in Store(root).unfinished()] == [scratch.parent]
     made = Store(root).get("imatrix", "nb", INPUTS, go_on)
@@ -504,7 +509,7 @@ def test_full_disk_in_a_build(small_disk: Path) -> None:
     assert again is not None
     assert manifest_of(again) == manifest_of(earlier)
     assert_whole(again)
-    assert (found.scratch_of("model", INPUTS) / "kept").exists()
+    assert (scratch_of(found, "model") / "kept").exists()
     removed = found.collect_garbage(0)
     assert {p.name.split("-")[0] for p, _ in removed} == {"model", "nb"}
     found.get("corpus", "nb", INPUTS, Builder())

@@ -1,16 +1,18 @@
 """What driving costs: our steps beside the plain llama.cpp programs, in one run.
 
-    make bench                     demo model, 24 windows, about 8 minutes on 2 cores
+    make bench                     demo model, 24 windows, about 12 minutes on 2 cores
     python tools/bench_quant.py --windows 48 --rounds 3
 
 Each round runs both sides in turn, in changing order, so that a slow spell of the machine
 does not fall on one of them. Figures are wall seconds; the ratio is ours / plain, where
-ours includes what a plain run leaves out: checks, sha256, manifest, verification.
+ours includes what a plain run leaves out: checks, sha256, manifest, verification. The second
+line is llama-imatrix against itself: four windows in a decode, against one.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -18,10 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imatrix_lab import llamacpp, pipeline, proc, quantize
-from imatrix_lab.corpus import build as corpora
 from imatrix_lab.imatrix import collect
 from imatrix_lab.progress import Silent
-from imatrix_lab.quantize import HeldOut
 from imatrix_lab.records import Request
 from imatrix_lab.store import Store
 from imatrix_lab.toolchain import default_backend
@@ -45,10 +45,11 @@ def main() -> None:
         root = Path(folder)
         out = root / "plain.gguf"
 
-        def plain_imatrix() -> None:
+        def plain_imatrix(at_once: int = 1) -> None:
             program = tools.program("llama-imatrix")
             argv = llamacpp.imatrix_argv(
-                program, model.path, corpus.calibration, out, compute,
+                program, model.path, corpus.calibration, out,
+                dataclasses.replace(compute, n_batch=at_once * 512),
                 windows=(0, arguments.windows),
             )  # fmt: skip
             proc.run(argv)
@@ -58,9 +59,7 @@ def main() -> None:
             collect.collect(tools, model, corpus, options, fresh, quiet)
 
         imatrix = collect.collect(tools, model, corpus, options, store, quiet)
-        heldout = HeldOut(
-            corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens
-        )
+        heldout = pipeline.heldout_in(corpus)
 
         def plain_quant() -> None:
             target = root / "plain-q4.gguf"
@@ -86,6 +85,7 @@ def main() -> None:
 
         print(f"demo model, {arguments.windows} windows of 512, {compute.threads} threads")
         compare("imatrix", plain_imatrix, our_imatrix, arguments.rounds)
+        compare("four windows a decode", plain_imatrix, lambda: plain_imatrix(4), arguments.rounds)
         compare("quantize and verify", plain_quant, our_quant, arguments.rounds)
 
 
@@ -99,7 +99,7 @@ def compare(name: str, plain: Callable[[], None], ours: Callable[[], None], roun
             run()
             seconds[side].append(time.monotonic() - began)
     a, b = (statistics.median(seconds[s]) for s in ("plain", "ours"))
-    print(f"{name:20} plain {a:7.1f} s   ours {b:7.1f} s   ratio {b / a:.2f}   ({rounds} rounds)")
+    print(f"{name:21} plain {a:7.1f} s   ours {b:7.1f} s   ratio {b / a:.2f}   ({rounds} rounds)")
 
 
 if __name__ == "__main__":

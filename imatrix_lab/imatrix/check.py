@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+from imatrix_lab.errors import BadImatrix
 from imatrix_lab.gguf_file import TensorInfo
 from imatrix_lab.imatrix.file import Entry, Imatrix
 from imatrix_lab.models import quantizable
+from imatrix_lab.progress import Progress
 
 _NOT_MULTIPLIED = re.compile(r"attn_kv_b\.|compressor_ape|conv1d")
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -20,6 +23,23 @@ class Findings:
 
     errors: tuple[str, ...]
     unhit: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def n_unhit(self) -> int:
+        """Return how many (tensor, expert) pairs no token reached."""
+        return sum(len(experts) for _, experts in self.unhit)
+
+    def demand_sound(self, where: Path, fix: str, progress: Progress) -> None:
+        """Say which experts no token reached.
+
+        Raises
+        ------
+        BadImatrix : anything is wrong; names the first five.
+        """
+        if self.errors:
+            what = "this importance matrix must not be used: " + "; ".join(self.errors[:5])
+            raise BadImatrix(what, where=where, fix=fix)
+        for name, experts in self.unhit:
+            progress.say(f"note: {name}: no token reached experts {', '.join(map(str, experts))}")
 
 
 def expected_tensors(

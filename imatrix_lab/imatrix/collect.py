@@ -4,7 +4,7 @@ llama-imatrix's own snapshots cannot be resumed exactly: they are written in the
 decode, when the first tensors have counted the window and the rest have not. So the text is
 run in segments, each a whole llama-imatrix process that continues from the file of the one
 before (``--in-file``, ``--chunk``). Sums start from the stored float32 and grow in the same
-order, so the result is bit for bit that of one long run, however often it was killed.
+order, so on CPU the result is bit for bit that of one long run, however often it was killed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,11 @@ TAIL_WINDOWS = 3
 
 @dataclass(frozen=True)
 class Options:
-    """What to collect. ``n_windows`` None is all of the text."""
+    """What to collect."""
 
     compute: Compute
     parse_special: bool = False
     process_output: bool = False
-    n_windows: int | None = None
 
 
 def inputs(
@@ -65,7 +64,7 @@ def inputs(
 
 
 def window_count(corpus: CorpusFacts, options: Options) -> int:
-    """Return how many windows the text has, or fewer if asked.
+    """Return how many windows the text has.
 
     Raises
     ------
@@ -79,7 +78,7 @@ def window_count(corpus: CorpusFacts, options: Options) -> int:
             where=corpus.calibration,
             fix="more text (--tokens), or a smaller context (--ctx)",
         )
-    return min(there, options.n_windows or there)
+    return there
 
 
 def collect(
@@ -105,14 +104,8 @@ def collect(
             last = _segments(toolchain, model, corpus, options, scratch, task)
         raw = file.read(last)
         findings = check.check(raw, expected_tensors(model), n_tokens)
-        if findings.errors:
-            raise BadImatrix(
-                "the importance matrix is not fit for use: " + "; ".join(findings.errors[:5]),
-                where=last,
-                fix=f"another text or backend; to compute it anew: rm -r {scratch.parent}",
-            )
-        for name, experts in findings.unhit:
-            progress.say(f"note: {name}: no token reached experts {', '.join(map(str, experts))}")
+        anew = f"another text or backend; to compute it anew: rm -r {scratch.parent}"
+        findings.demand_sound(last, anew, progress)
         dataset = f"{corpus.language} {corpus.source}"
         clean = file.Imatrix(raw.entries, (dataset,), n_windows, options.compute.n_ctx)
         file.write(
@@ -133,7 +126,7 @@ def collect(
             "n_tokens": n_tokens,
             "n_chunks": n_windows,
             "n_ctx": options.compute.n_ctx,
-            "unhit_experts": sum(len(experts) for _, experts in findings.unhit),
+            "unhit_experts": findings.n_unhit(),
         }
 
     wanted = inputs(model, corpus, options, toolchain)
