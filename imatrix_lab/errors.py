@@ -11,6 +11,7 @@ escapes is a bug, and the command line reports it as one (exit code 3).
     ├── BadModel                      a GGUF that is truncated, hostile or unfit
     ├── BadImatrix                    an importance matrix that must not be used
     ├── BadText                       a corpus that is empty, too short or not UTF-8
+    ├── BadRecords                    scores that are damaged, or must not be compared
     └── DiskFull                      no room; earlier artefacts are intact
 """
 
@@ -99,6 +100,10 @@ class BadImatrix(ImatrixLabError):
 
 class BadText(ImatrixLabError):
     """Text that is empty, too short for the job, or not UTF-8."""
+
+
+class BadRecords(ImatrixLabError):
+    """Scores that are damaged, unsigned, or whose signatures forbid comparing them."""
 
 
 class DiskFull(ImatrixLabError):

@@ -19,7 +19,7 @@ STAGES = {"corpus", "imatrix", "quantize"}
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
-    "torch", "transformers", "requests", "httpx",
+    "torch", "transformers", "requests", "httpx", "pyarrow", "scipy", "statsmodels", "arch",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"
