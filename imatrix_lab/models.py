@@ -7,12 +7,13 @@ hf:org/repo[@revision][:glob]   the Hugging Face Hub (hub.py)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from imatrix_lab import demo_model, hub
 from imatrix_lab.errors import BadModel, UsageError
@@ -28,7 +29,6 @@ _UNQUANTIZED = re.compile(
     r"|time_mix_(first|w[012]|v[012]|a[012]|g[12]|decay_w[12]|lerp_fused)\.weight|attn_rel_b\.weight"
     r"|\.position_embd|\.rel_pos|\.patch_embd|\.patch_merger"
 )
-_FILE_TYPES = {0: "F32", 1: "F16", 7: "Q8_0", 32: "BF16"}
 
 
 def resolve(
@@ -124,7 +124,19 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         bits_per_weight=8 * data_bytes / n_parameters,
         tensor_types=dict(sorted(Counter(t.type_name for t in tensors).items())),
         fallback=tuple(t.name for t in tensors if quantizable(t) and t.shape[0] % K_QUANT_COLUMNS),
+        imatrix_sha256=first.text("imatrix_lab.imatrix.sha256"),
+        calibration=_calibration(first),
     )
+
+
+def _calibration(header: GgufHeader) -> str:
+    """Return the language of a quant's imatrix; of others' files the imatrix's name."""
+    named = (
+        header.text("imatrix_lab.language")
+        or header.text("quantize.imatrix.dataset")
+        or header.text("quantize.imatrix.file")
+    )
+    return PurePath(named.replace("\\", "/")).name.partition(".")[0]
 
 
 def quantizable(tensor: TensorInfo) -> bool:
@@ -142,10 +154,13 @@ def _n_vocab(header: GgufHeader) -> int:
 
 
 def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
-    """Return the file's type: by its own word for full precision, else the commonest."""
-    said = header.metadata.get("general.file_type")
-    if said in _FILE_TYPES:
-        return _FILE_TYPES[said]
+    """Return the file's type: by its own word, else the commonest of its tensors'."""
+    import gguf
+
+    with contextlib.suppress(ValueError, KeyError):
+        said = gguf.LlamaFileType(header.metadata["general.file_type"])
+        if said != gguf.LlamaFileType.GUESSED:
+            return str(said.name.removeprefix("MOSTLY_").removeprefix("ALL_"))
     bits: Counter[str] = Counter()
     for tensor in tensors:
         bits[tensor.type_name] += tensor.n_elements

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+TOKENS_DEFAULT = 65_536
+"""Calibration text, in tokens of the model: practice in the field is 60k to 130k."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -15,6 +18,8 @@ class ModelFacts:
     channels : embedding length.
     fallback : tensors whose rows are not a multiple of 256, so that a k-quant of them
         silently becomes a 32-wide type.
+    imatrix_sha256, calibration : of a quant, as its metadata has them: the imatrix and its
+        language or text; empty without one.
     """
 
     architecture: str
@@ -31,6 +36,8 @@ class ModelFacts:
     bits_per_weight: float
     tensor_types: dict[str, int]
     fallback: tuple[str, ...]
+    imatrix_sha256: str = ""
+    calibration: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,3 +170,35 @@ class Request:
     parse_special: bool = False
     process_output: bool = False
     allow_requantize: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Which quants to score on which texts, and how.
+
+    Attributes
+    ----------
+    reference, quants : see `models.resolve`.
+    texts : label and file of each; a label alone is a language, whose held-out text is meant.
+    protocol : `document` or `llamacpp`.
+    n_ctx, overlap : None chooses by protocol.
+    limit : only the first so many documents of each text; None for all.
+    teacher : `live` (all models in memory at once), `cached` (one at a time) or `auto`.
+    rest_share : with `cached`, the probability that may be left outside the top K.
+    n_rows : rows of logits a decode; None chooses by vocabulary and backend.
+    """
+
+    reference: str
+    quants: tuple[str, ...]
+    texts: tuple[tuple[str, Path | None], ...]
+    out: Path
+    backend: str
+    protocol: str = "document"
+    n_ctx: int | None = None
+    overlap: int | None = None
+    limit: int | None = None
+    teacher: str = "auto"
+    rest_share: float = 0.01
+    threads: int | None = None
+    n_rows: int | None = None
+    gpu_layers: int | None = None

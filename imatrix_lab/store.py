@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ _MAKE_ROOM = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; t
 Inputs = Mapping[str, Any]
 Build = Callable[[Path, Path], Mapping[str, Any]]
 """``build(out, scratch) -> facts``: fill `out`; `scratch` outlives a killed run."""
+BuildTogether = Callable[[Mapping[int, tuple[Path, Path]]], Mapping[int, Mapping[str, Any]]]
+"""The same for several: index -> (out, scratch) in, index -> facts out."""
 
 
 def default_root() -> Path:
@@ -232,6 +234,39 @@ class Store:
                 return Artifact(final, manifest)
         except OSError as error:
             raise disk_error(error, work) from error
+
+    def get_together(
+        self,
+        kind: str,
+        wanted: Sequence[tuple[str, Inputs]],
+        build: BuildTogether,
+        progress: Progress | None = None,
+    ) -> list[Artifact]:
+        """Return artefacts that are cheaper built at one time; see `get`.
+
+        Parameters
+        ----------
+        wanted : label and inputs of each; no two the same.
+        build : called once with those that are missing, all their locks held.
+        """
+        order = sorted(range(len(wanted)), key=lambda i: fingerprint(kind, wanted[i][1]))
+        found: dict[int, Artifact] = {}
+
+        def take(rest: list[int], held: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+            if not rest:
+                return build(held) if held else {}
+            index, built = rest[0], None
+
+            def one(out: Path, scratch: Path) -> Mapping[str, Any]:
+                nonlocal built
+                built = take(rest[1:], {**held, index: (out, scratch)})
+                return dict(built[index])
+
+            found[index] = self.get(kind, *wanted[index], one, progress)
+            return take(rest[1:], held) if built is None else built
+
+        take(order, {})  # in one order everywhere, so that two runs cannot wait for each other
+        return [found[i] for i in range(len(wanted))]
 
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every whole artefact, by kind and name."""

@@ -38,23 +38,40 @@ class Vocabulary:
 
     def _load(self) -> None:
         self._llama = self._toolchain.bindings()
-        _silence(self._llama)
+        silence(self._llama)
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
         self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
             raise BadModel("llama.cpp cannot load this model's vocabulary", where=self._path)
 
-    def tokens(self, text: str) -> list[int]:
-        """Return the token ids of a text, BOS included where the model adds it."""
+    @property
+    def _vocab(self) -> Any:
         if not self._model:
             self._load()
-        vocab = self._llama.llama_model_get_vocab(self._model)
+        return self._llama.llama_model_get_vocab(self._model)
+
+    def tokens(self, text: str, add_special: bool = True) -> list[int]:
+        """Return the token ids of a text, with `add_special` BOS where the model adds it."""
+        vocab = self._vocab
         raw = text.encode()
         room = len(raw) + 8
         buffer = (self._llama.llama_token * room)()
-        n = self._llama.llama_tokenize(vocab, raw, len(raw), buffer, room, True, self.parse_special)
+        n = self._llama.llama_tokenize(
+            vocab, raw, len(raw), buffer, room, add_special, self.parse_special
+        )
         return list(buffer[:n])
+
+    def bos(self) -> int | None:
+        """Return the token that begins every text, or None where the model adds none."""
+        vocab = self._vocab
+        adds = self._llama.llama_vocab_get_add_bos(vocab)
+        return int(self._llama.llama_vocab_bos(vocab)) if adds else None
+
+    def size_bytes(self, token: int) -> int:
+        """Return the length of a token's text in bytes of UTF-8."""
+        # without room, the length needed comes back negative
+        return -int(self._llama.llama_token_to_piece(self._vocab, token, None, 0, 0, True))
 
     def count(self, text: str) -> int:
         """Return how many tokens llama-imatrix will see."""
@@ -62,7 +79,7 @@ class Vocabulary:
 
 
 @functools.cache
-def _silence(llama: Any) -> Any:
+def silence(llama: Any) -> Any:
     """Send llama.cpp's log nowhere: it would end up between our own lines.
 
     The library calls the callback for as long as the process lives, so it is kept as long.

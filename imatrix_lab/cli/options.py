@@ -11,10 +11,9 @@ import click
 
 from imatrix_lab import languages, llamacpp, toolchain
 from imatrix_lab.cli.terminal import Terminal
-from imatrix_lab.records import Request
+from imatrix_lab.records import TOKENS_DEFAULT, Request
 from imatrix_lab.store import Store
 
-TOKENS_DEFAULT = 65_536
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -15,7 +15,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import duration, stderr, stdout
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import file
-from imatrix_lab.records import Model, QuantFacts
+from imatrix_lab.records import TOKENS_DEFAULT, Model, QuantFacts
 
 
 @click.command()
@@ -269,9 +269,7 @@ def quant(
       imatrix-lab quant --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
     """  # fmt: skip
     store, terminal = options.surroundings()
-    request = options.request(
-        heldout or "", types, model=model, n_tokens=options.TOKENS_DEFAULT, **rest
-    )
+    request = options.request(heldout or "", types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
     source = None if imatrix_path == "none" else Path(imatrix_path)
     result = pipeline.quants(request, source, store, terminal)
     if as_json:

@@ -192,14 +192,34 @@ def heldout_text(corpus: CorpusFacts) -> str:
 
     Raises
     ------
-    BadText : a line that is not a document.
+    BadText : see `read_documents`.
     """
-    texts = []
-    lines = corpus.heldout.read_bytes().decode().split("\n")
-    for i, line in enumerate(lines, 1):
-        if line:
-            try:
-                texts.append(str(json.loads(line)["text"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadText(f"line {i} is no document: {error}", where=corpus.heldout) from error
-    return split.JOINT.join(texts)
+    return split.JOINT.join(d.text for d in read_documents(corpus.heldout))
+
+
+def read_documents(path: Path) -> list[Document]:
+    """Return the documents of a file like heldout.jsonl, one JSON object a line.
+
+    Only ``text`` must be there; a document without an ``id`` is called by its line.
+
+    Raises
+    ------
+    BadText : a line that is not a document, an id that occurs twice, or not UTF-8.
+    """
+    found: dict[str, Document] = {}
+    for i, line in enumerate(sources.decode(path.read_bytes(), str(path)).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            text = entry["text"]
+            if not isinstance(text, str):
+                raise TypeError("its text is not a string")
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadText(f"line {i} is no document: {error}", where=path) from error
+        name = str(entry.get("id", f"{path.stem}/{i:06d}"))
+        if name in found:
+            raise BadText(f"line {i}: the id {name!r} occurs twice", where=path)
+        source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
+        found[name] = Document(name, text, source, licence)
+    return list(found.values())

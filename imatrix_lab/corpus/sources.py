@@ -43,20 +43,20 @@ def documents(source: Source, scratch: Path) -> Iterator[Document]:
                 yield Document(f"{source.name}/{stem}/{i:04d}", text, source.name, source.licence)
 
 
-def decode(raw: bytes, name: str) -> str:
-    r"""Return UTF-8 text with ``\n`` line ends.
+def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
+    r"""Return UTF-8 text with ``\n`` line ends, or with `keep_cr` its own, as llama.cpp reads it.
 
     Raises
     ------
     BadText : not UTF-8; names the file and the byte.
     """
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8" if keep_cr else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadText(
             f"not UTF-8 at byte {error.start}", where=name, fix=f"iconv -t UTF-8 {name}"
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text if keep_cr else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def articles(text: str) -> Iterator[str]:

@@ -1,0 +1,181 @@
+"""Quants against their full model on held-out text: from a request to files of records."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from imatrix_lab import languages, machine, models, pipeline, publish, toolchain
+from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus.sources import decode
+from imatrix_lab.errors import BadText, UsageError
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest
+from imatrix_lab.score import check, kernel, run, text
+from imatrix_lab.score.engine import Settings
+from imatrix_lab.score.job import Job
+from imatrix_lab.score.text import Text
+from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol
+from imatrix_lab.store import Artifact, Store
+from imatrix_lab.toolchain import Toolchain, cores
+from imatrix_lab.vocabulary import Vocabulary
+
+CONTEXT = {"document": 1024, "llamacpp": 512}
+MEMORY_SHARE = 0.8
+BATCH_TOKENS = 512
+
+
+def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]:
+    """Score every quant on every text; return the files of records, text by text.
+
+    Raises
+    ------
+    BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
+    BadText : a text with nothing to score.
+    """
+    protocol = _protocol(request)
+    tools = toolchain.get(store, request.backend, progress)
+    converter = pipeline.converter(tools)
+    reference = models.resolve(request.reference, store, progress, converter)
+    found = [models.resolve(spec, store, progress, converter) for spec in request.quants]
+    quants = _distinct(found, progress)
+    for warning in check.check(reference, quants):
+        progress.say(f"note: {warning}")
+    texts = [_text(request, label, path, reference, tools, store, progress)
+             for label, path in request.texts]  # fmt: skip
+    settings = _settings(request, reference, protocol)
+    compiled = kernel.get(tools, settings.threads, store, progress)
+    live = _live(request, reference, quants, settings)
+    written = []
+    for one in texts:
+        with Vocabulary(tools, reference.path) as vocabulary:
+            plan = text.plan(one, vocabulary, protocol, settings.sequences_max)
+        job = Job(tools, compiled, reference, one, plan, protocol, settings)
+        _tell(job, progress)
+        if live:
+            scores = run.together(job, quants, store, progress)
+        else:
+            scores = run.cached(job, quants, request.rest_share, store, progress)
+        for quant, artifact in zip(quants, scores, strict=True):
+            _warn(artifact, one, quant, request, progress)
+            target = request.out / f"{one.label}.{quant.label}.parquet"
+            publish.place(artifact.path / run.RECORDS, target)
+            written.append(target)
+    return written
+
+
+def _protocol(request: ScoreRequest) -> Protocol:
+    n_ctx = request.n_ctx or CONTEXT[request.protocol]
+    if request.protocol == "llamacpp":
+        if request.overlap is not None:
+            raise UsageError("--overlap is of the document protocol; llamacpp has none")
+        return Protocol("llamacpp", n_ctx, 0)
+    overlap = n_ctx // 4 if request.overlap is None else request.overlap
+    if not 0 < overlap < n_ctx - 1:
+        raise UsageError(f"--overlap {overlap} must be from 1 to {n_ctx - 2} (--ctx {n_ctx})")
+    return Protocol("document", n_ctx, overlap)
+
+
+def _settings(request: ScoreRequest, reference: Model, protocol: Protocol) -> Settings:
+    gpu_layers = request.gpu_layers
+    if gpu_layers is None and request.backend == "cpu":
+        gpu_layers = 0
+    rows = machine.logit_rows(reference.facts.n_vocab, request.backend, gpu_layers)
+    return Settings(
+        threads=request.threads or cores(),
+        n_ctx=protocol.n_ctx,
+        n_batch=min(protocol.n_ctx, BATCH_TOKENS),
+        n_rows=request.n_rows or rows,
+        sequences_max=1 if check.is_recurrent(reference) else SEQUENCES_MAX,
+        gpu_layers=gpu_layers,
+    )
+
+
+def _distinct(quants: list[Model], progress: Progress) -> list[Model]:
+    """Return each quant once, under a name that no other has."""
+    found: dict[str, Model] = {}
+    for quant in quants:
+        if quant.sha256 in found:
+            progress.say(f"note: {quant.path.name} is the same file as another; scored once")
+        found.setdefault(quant.sha256, quant)
+    labels = [q.label for q in found.values()]
+    return [
+        dataclasses.replace(q, label=f"{q.label}.{q.sha256[:8]}") if labels.count(q.label) > 1
+        else q
+        for q in found.values()
+    ]  # fmt: skip
+
+
+def _text(
+    request: ScoreRequest, label: str, path: Path | None, reference: Model, tools: Toolchain,
+    store: Store, progress: Progress,
+) -> Text:  # fmt: skip
+    """Return a text: a file's documents, or a language's held-out ones."""
+    if path is None:
+        documents = _heldout(request, label, reference, tools, store, progress)
+    elif path.is_dir():
+        documents = corpora.read_documents(path / corpora.HELDOUT)
+    elif not path.is_file():
+        raise BadText(
+            "no such text", where=path, fix=f"--text {label}=FILE, or a language: --text nb"
+        )
+    elif path.suffix == ".jsonl":
+        documents = corpora.read_documents(path)
+    else:
+        keep_cr = request.protocol == "llamacpp"  # the same bytes as llama-perplexity
+        whole = decode(path.read_bytes(), str(path), keep_cr)
+        documents = [Document(path.stem, whole, path.name, "unknown")]
+    documents = documents[: request.limit]
+    if not any(d.text.strip() for d in documents):
+        raise BadText(f"the text {label} is empty", where=path)
+    return Text(corpora.slug(label), tuple(documents))
+
+
+def _heldout(
+    request: ScoreRequest, word: str, reference: Model, tools: Toolchain, store: Store,
+    progress: Progress,
+) -> list[Document]:  # fmt: skip
+    language = languages.get(word)
+    asked = Request(
+        language.code, (), request.reference, TOKENS_DEFAULT, request.out, request.backend
+    )
+    corpus = pipeline.corpus_of(asked, tools, reference, store, progress)
+    return corpora.read_documents(corpus.heldout)
+
+
+def _live(request: ScoreRequest, reference: Model, quants: list[Model], settings: Settings) -> bool:
+    """Return whether all models are to be in memory at once."""
+    if request.teacher != "auto":
+        return request.teacher == "live"
+    logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
+    everyone = [reference, *quants]
+    needed = sum(m.facts.size_bytes + logits_bytes for m in everyone)
+    return needed <= MEMORY_SHARE * machine.memory_bytes()
+
+
+def _tell(job: Job, progress: Progress) -> None:
+    """Say what a text is worth before hours are spent on it."""
+    n = len(job.text.documents)
+    if job.protocol.name == "document" and n == 1:
+        progress.say(
+            f"note: {job.text.label} is one document, and intervals are over documents: there will"
+            " be none. A .jsonl file has one document a line"
+        )
+
+
+def _warn(
+    artifact: Artifact, one: Text, quant: Model, request: ScoreRequest, progress: Progress
+) -> None:
+    facts = artifact.facts
+    if facts["n_nonfinite"]:
+        progress.say(
+            f"note: {quant.label} on {one.label}: {facts['n_nonfinite']:,} of"
+            f" {facts['n_scored']:,} tokens have no finite score; they are counted, not averaged"
+        )
+    found = facts["divergence"]
+    if found["kind"] != "exact":
+        progress.say(
+            f"note: {quant.label} on {one.label}: divergence is a lower bound (top"
+            f" {found['top_k']}); on {found['n_sampled']} sampled tokens it misses"
+            f" {found['gap_share']:.2%}, {found['gap_nats']:.2g} nats"
+        )

@@ -1,0 +1,1 @@
+"""Scoring: every token's divergence of a quant from its full model."""

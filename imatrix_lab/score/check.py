@@ -1,0 +1,99 @@
+"""Whether a quant may be scored against a reference; headers and small tensors only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imatrix_lab.errors import BadModel
+from imatrix_lab.gguf_file import GgufHeader, TensorInfo, read_header
+from imatrix_lab.records import Model
+
+_VOCABULARY = tuple(
+    f"tokenizer.ggml.{name}"
+    for name in (
+        "model", "pre", "tokens", "merges", "token_type",
+        "bos_token_id", "add_bos_token", "add_space_prefix",
+    )
+)  # fmt: skip
+_NORM = "_norm.weight"
+
+
+def check(reference: Model, quants: list[Model]) -> list[str]:
+    """Raise unless every quant has the reference's architecture and vocabulary.
+
+    Returns
+    -------
+    Warnings: quants whose normalization weights, which no quantizer changes, are not the
+    reference's, so that their divergence is not that of quantization alone.
+
+    Raises
+    ------
+    BadModel : names what differs.
+    """
+    header, tensors = _read(reference)
+    warnings = []
+    for quant in quants:
+        other, others = _read(quant)
+        _same_metadata(header, other, quant)
+        _same_tensors(tensors, others, quant)
+        if _norms(reference, tensors) != _norms(quant, others):
+            warnings.append(
+                f"{quant.label}: its norm weights are not the reference's, so it is not"
+                " a quantization of this reference alone (another fine-tune?)"
+            )
+    return warnings
+
+
+def is_recurrent(model: Model) -> bool:
+    """Return whether a model keeps a state besides attention's, so that windows go one by one."""
+    keys = read_header(model.path).metadata
+    return any(".ssm." in key or ".wkv." in key or "shortconv" in key for key in keys)
+
+
+def _read(model: Model) -> tuple[GgufHeader, dict[str, tuple[Any, TensorInfo]]]:
+    headers = [read_header(path, keep_arrays=i == 0) for i, path in enumerate(model.shards)]
+    return headers[0], {t.name: (h.path, t) for h in headers for t in h.tensors}
+
+
+def _same_metadata(reference: GgufHeader, quant: GgufHeader, model: Model) -> None:
+    for key in ("general.architecture", *_VOCABULARY):
+        ours, theirs = reference.metadata.get(key), quant.metadata.get(key)
+        if ours != theirs:
+            sizes = ""
+            if isinstance(ours, list) and isinstance(theirs, list):
+                sizes = f" ({len(theirs):,} and {len(ours):,} entries)"
+            elif not isinstance(ours, list) and not isinstance(theirs, list):
+                sizes = f" ({theirs!r} and {ours!r})"
+            raise BadModel(
+                f"{model.label} is not a quant of the reference: {key} differs{sizes}",
+                where=model.path,
+                fix="score each quant against the model it was made from: --reference",
+            )
+
+
+def _same_tensors(
+    reference: dict[str, tuple[Any, TensorInfo]],
+    quant: dict[str, tuple[Any, TensorInfo]],
+    model: Model,
+) -> None:
+    for name in sorted(reference.keys() | quant.keys()):
+        shapes = [t[name][1].shape if name in t else None for t in (quant, reference)]
+        if shapes[0] != shapes[1]:
+            words = [str(list(s)) if s else "missing" for s in shapes]
+            raise BadModel(
+                f"{model.label} is not a quant of the reference: tensor {name} is {words[0]},"
+                f" in the reference {words[1]}",
+                where=model.path,
+                fix="score each quant against the model it was made from: --reference",
+            )
+
+
+def _norms(model: Model, tensors: dict[str, tuple[Any, TensorInfo]]) -> dict[str, bytes]:
+    """Return the bytes of the F32 normalization weights."""
+    found = {}
+    for name, (path, tensor) in tensors.items():
+        if name.endswith(_NORM) and tensor.type_name == "F32":
+            with path.open("rb") as file:
+                file.seek(tensor.offset)
+                found[name] = file.read(tensor.size_bytes)
+    return found

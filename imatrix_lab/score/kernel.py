@@ -1,0 +1,163 @@
+"""The compiled part of scoring: softmax, KL divergence and top K over rows of logits.
+
+`kernel.cpp` is compiled once with the compiler that builds llama.cpp, for the processor it is
+built for. Tried instead: numpy takes over half as long as llama_decode itself at a vocabulary of
+262k, mostly in passes over memory; numba brings LLVM along and compiles in every process; a ggml
+graph writes each intermediate row out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import platform
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imatrix_lab import proc, toolchain
+from imatrix_lab.progress import Progress
+from imatrix_lab.store import Store, sha256_file
+from imatrix_lab.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+_LIBRARY = "score-kernel.so"
+_FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-shared",
+    "-fno-math-errno", "-fno-trapping-math",  # or the compiler may not vectorize exp
+    "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a block of n rows of logits comes to.
+
+    Attributes
+    ----------
+    maximum : float32 (n,), the largest logit.
+    log_sum : float64 (n,), log of the sum of exp over the vocabulary.
+    top : int32 (n,), the token of the largest logit; the lowest id on a tie; -1 if all are NaN.
+    kld : float64 (n,), KL(reference || these rows) in nats; None for the reference.
+    """
+
+    maximum: np.ndarray
+    log_sum: np.ndarray
+    top: np.ndarray
+    kld: np.ndarray | None = None
+
+
+class Kernel:
+    """The compiled functions, run over rows on several threads.
+
+    Each row is the work of one thread, so results do not depend on how many there are.
+    """
+
+    def __init__(self, library: Path, threads: int):
+        self.library = ctypes.CDLL(str(library))
+        self._pool = ThreadPoolExecutor(threads)
+        self._threads = threads
+
+    def rows(self, logits: np.ndarray) -> Rows:
+        """Return maximum, log-sum-exp and top token of float32 (n, vocabulary) logits."""
+        import numpy as np
+
+        n, n_vocab = logits.shape
+        out = Rows(np.empty(n, np.float32), np.empty(n), np.empty(n, np.int32))
+
+        def run(a: int, b: int) -> None:
+            self.library.score_rows(
+                _at(logits, a), b - a, n_vocab,
+                _at(out.maximum, a), _at(out.log_sum, a), _at(out.top, a),
+            )  # fmt: skip
+
+        self._spread(n, run)
+        return out
+
+    def compare(self, reference: np.ndarray, ref_rows: Rows, logits: np.ndarray) -> Rows:
+        """Return the same for a quant, with KL(reference || quant) of each row in nats.
+
+        sum_v p_ref(v) (z_ref(v) - z(v)) - (lse_ref - lse), over the full vocabulary; terms in
+        float32, sums in float64. Equal rows give exactly 0; rounding can give -1e-8.
+        """
+        import numpy as np
+
+        assert reference.shape == logits.shape
+        n, n_vocab = logits.shape
+        kld = np.empty(n)
+        out = Rows(np.empty(n, np.float32), np.empty(n), np.empty(n, np.int32), kld)
+
+        def run(a: int, b: int) -> None:
+            self.library.compare_rows(
+                _at(reference, a), _at(ref_rows.maximum, a), _at(ref_rows.log_sum, a),
+                _at(logits, a), b - a, n_vocab,
+                _at(out.maximum, a), _at(out.log_sum, a), _at(out.top, a), _at(kld, a),
+            )  # fmt: skip
+
+        self._spread(n, run)
+        return out
+
+    def top(self, logits: np.ndarray, k: int) -> np.ndarray:
+        """Return the tokens of the k largest logits of each row, in increasing order.
+
+        Returns
+        -------
+        int32 (n, k); the lowest id on a tie at the edge.
+        """
+        import numpy as np
+
+        n, n_vocab = logits.shape
+        if not 0 < k <= n_vocab:
+            raise ValueError(f"k = {k} of {n_vocab} tokens")
+        out = np.empty((n, k), np.int32)
+
+        def run(a: int, b: int) -> None:
+            self.library.top_rows(_at(logits, a), b - a, n_vocab, k, _at(out, a))
+
+        self._spread(n, run)
+        return out
+
+    def _spread(self, n: int, run: Callable[[int, int], None]) -> None:
+        """Run over ``range(n)`` in equal pieces, one a thread."""
+        cuts = [n * i // self._threads for i in range(self._threads + 1)]
+        futures = [self._pool.submit(run, a, b) for a, b in itertools.pairwise(cuts) if a < b]
+        for future in futures:
+            future.result()
+
+
+def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data + row * array.strides[0])
+
+
+def get(tools: Toolchain, threads: int, store: Store, progress: Progress) -> Kernel:
+    """Return the kernel, compiled (seconds) if it is not there.
+
+    Raises
+    ------
+    MissingTool : no C++ compiler.
+    ToolFailed : it does not compile.
+    """
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        compiler = toolchain.find_compiler()
+        proc.run(
+            [compiler, *_FLAGS, "-o", out / _LIBRARY, SOURCE],
+            log=scratch / "compile.log", timeout_s=300,
+        )  # fmt: skip
+        return {"compiler": Path(compiler).name}
+
+    inputs = {
+        "source_sha256": sha256_file(SOURCE),
+        "flags": list(_FLAGS),
+        "cpu": tools.signature()["cpu"],
+        "compiler": tools.compiler,
+        "system": platform.system(),
+    }
+    artifact = store.get("kernel", "score", inputs, build, progress)
+    return Kernel(artifact.path / _LIBRARY, threads)

@@ -1,0 +1,126 @@
+"""A text as it is scored: its documents' tokens, cut into windows and batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imatrix_lab.errors import BadText
+from imatrix_lab.records import Document
+from imatrix_lab.score.windows import (
+    Protocol,
+    Window,
+    batches,
+    document_windows,
+    stream_windows,
+)
+from imatrix_lab.store import canonical_json
+from imatrix_lab.tables import Coded
+from imatrix_lab.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+JOINT = "\n\n"
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is scored.
+
+    Attributes
+    ----------
+    label : short name, often a language's code.
+    """
+
+    label: str
+    documents: tuple[Document, ...]
+
+    def sha256(self) -> str:
+        """Return the sha256 of the documents' ids and texts."""
+        found = [[d.id, d.text] for d in self.documents]
+        return hashlib.sha256(canonical_json(found).encode()).hexdigest()
+
+    def n_bytes(self) -> int:
+        """Return the size of the text in bytes of UTF-8."""
+        return sum(len(d.text.encode()) for d in self.documents)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A text's windows in batches, and what is known of each scored token before scoring it.
+
+    Attributes
+    ----------
+    columns : doc_id, window, pos, token, n_bytes of every scored token, in order.
+    n_skipped : documents too short to have a scored token.
+    """
+
+    batches: tuple[tuple[Window, ...], ...]
+    columns: dict[str, np.ndarray | Coded]
+    n_skipped: int
+
+    def sizes(self) -> list[int]:
+        """Return the number of scored tokens of each batch."""
+        return [sum(w.n_scored for w in batch) for batch in self.batches]
+
+
+def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: int) -> Plan:
+    """Return how a text is scored.
+
+    Raises
+    ------
+    BadText : there is nothing to score.
+    """
+    bos = vocabulary.bos()
+    if protocol.name == "llamacpp":
+        windows = stream_windows(vocabulary.tokens(flat(text)), bos, protocol)
+        ids: Sequence[str] = [f"window-{i:06d}" for i in range(len(windows))]
+        sequences_max = 1
+    else:
+        tokens = [vocabulary.tokens(d.text, add_special=False) for d in text.documents]
+        windows = document_windows(tokens, bos, protocol)
+        ids = [d.id for d in text.documents]
+    if not windows:
+        least = f"{protocol.n_ctx} tokens" if protocol.name == "llamacpp" else "two tokens"
+        raise BadText(f"the text {text.label} has no {least} in a row: nothing to score")
+    scored = {w.document for w in windows}
+    return Plan(
+        tuple(batches(windows, protocol.n_ctx, sequences_max)),
+        _columns(windows, ids, vocabulary),
+        len(ids) - len(scored),
+    )
+
+
+def flat(text: Text) -> str:
+    """Return the text as llama-perplexity reads it from a file: one trailing newline is cut."""
+    joined = JOINT.join(d.text for d in text.documents)
+    return joined.removesuffix("\n")
+
+
+def _columns(
+    windows: Sequence[Window], ids: Sequence[str], vocabulary: Vocabulary
+) -> dict[str, np.ndarray | Coded]:
+    import numpy as np
+
+    def of(values: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values).astype(np.int32)
+
+    # documents without a scored token have no rows, hence no name
+    used = sorted({w.document for w in windows})
+    code = {document: i for i, document in enumerate(used)}
+    tokens = of([w.tokens[w.first :] for w in windows])
+    kinds, inverse = np.unique(tokens, return_inverse=True)
+    n_bytes = np.array([vocabulary.size_bytes(int(t)) for t in kinds], np.uint16)
+    return {
+        "doc_id": Coded(
+            of([np.full(w.n_scored, code[w.document]) for w in windows]),
+            tuple(ids[d] for d in used),
+        ),
+        "window": of([np.full(w.n_scored, w.number) for w in windows]),
+        "pos": of([w.offset + np.arange(w.first, len(w.tokens)) for w in windows]),
+        "token": tokens,
+        "n_bytes": n_bytes[inverse],
+    }

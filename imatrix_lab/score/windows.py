@@ -1,0 +1,165 @@
+"""Which tokens are scored, and in which decode: plans made of text alone.
+
+`document`: every document by itself. A window is BOS (where the model adds it), up to `overlap`
+tokens of context that an earlier window has scored, and new tokens; each new token is scored
+once. Documents are the clusters of every later test.
+
+`llamacpp`: llama-perplexity's way. One flat stream, windows of `n_ctx`, BOS written over the
+first token of each, the second half scored. Windows are the clusters.
+
+Windows are packed into batches of at most `n_ctx` tokens, as separate sequences, and a batch is
+decoded in steps that ask for a bounded number of logit rows: a row of a large vocabulary takes
+a megabyte, twice. A plan depends on text and protocol alone, so a run that was killed goes on
+with the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SEQUENCES_MAX = 64
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How text is cut into windows.
+
+    Attributes
+    ----------
+    name : `document` or `llamacpp`.
+    n_ctx : tokens in a window.
+    overlap : tokens of context at the start of a document's later windows; 0 for `llamacpp`.
+    """
+
+    name: str = "document"
+    n_ctx: int = 1024
+    overlap: int = 256
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of one document.
+
+    Attributes
+    ----------
+    document : index of the document; of the window for `llamacpp`.
+    number : of the window in its document.
+    tokens : int32 (n,), BOS included.
+    first : index of the first token that is scored, at least 1.
+    offset : where the window begins: ``tokens[i]`` has position ``offset + i`` in the document,
+        whose BOS, where there is one, has position 0.
+    """
+
+    document: int
+    number: int
+    tokens: np.ndarray
+    first: int
+    offset: int
+
+    @property
+    def n_scored(self) -> int:
+        """The number of tokens scored."""
+        return max(0, len(self.tokens) - self.first)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One llama_decode: int32 (n,) tokens, positions and sequences, and which rows are wanted."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    sequences: np.ndarray
+    wanted: np.ndarray
+    targets: np.ndarray
+    """int32 (rows,): the true next token of each wanted row."""
+
+
+def document_windows(
+    documents: Sequence[Sequence[int]], bos: int | None, protocol: Protocol
+) -> list[Window]:
+    """Return the windows of documents' tokens (without BOS).
+
+    A document of one token has a window only if there is a BOS to predict it from.
+    """
+    import numpy as np
+
+    lead = [] if bos is None else [bos]
+    room = protocol.n_ctx - len(lead)
+    windows = []
+    for index, document in enumerate(documents):
+        start, number = 0, 0
+        while start < len(document):
+            context = min(start, protocol.overlap)
+            end = min(len(document), start - context + room)
+            tokens = np.array([*lead, *document[start - context : end]], np.int32)
+            first = max(1, len(lead) + context)
+            if first < len(tokens):
+                offset = start - context  # BOS stands before the document's own tokens
+                windows.append(Window(index, number, tokens, first, offset))
+            start, number = end, number + 1
+    return windows
+
+
+def stream_windows(tokens: Sequence[int], bos: int | None, protocol: Protocol) -> list[Window]:
+    """Return llama-perplexity's windows of a stream (with the BOS that the tokenizer adds).
+
+    Source: ``perplexity()`` and ``kl_divergence()`` in llama.cpp's tools/perplexity: logits of
+    positions n_ctx/2 to n_ctx - 2 are scored against the tokens that follow; the rest is dropped.
+    """
+    import numpy as np
+
+    n_ctx = protocol.n_ctx
+    windows = []
+    for index in range(len(tokens) // n_ctx):
+        piece = np.array(tokens[index * n_ctx : (index + 1) * n_ctx], np.int32)
+        if bos is not None:
+            piece[0] = bos
+        windows.append(Window(index, 0, piece, n_ctx // 2 + 1, index * n_ctx))
+    return windows
+
+
+def batches(windows: Sequence[Window], n_ctx: int, sequences_max: int) -> list[tuple[Window, ...]]:
+    """Return windows in order, as many to a batch as `n_ctx` tokens and the sequences allow."""
+    found: list[tuple[Window, ...]] = []
+    batch: list[Window] = []
+    size = 0
+    for window in windows:
+        if batch and (size + len(window.tokens) > n_ctx or len(batch) == sequences_max):
+            found.append(tuple(batch))
+            batch, size = [], 0
+        batch.append(window)
+        size += len(window.tokens)
+    return [*found, tuple(batch)] if batch else found
+
+
+def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
+    """Yield the decodes of a batch: at most `n_batch` tokens and `n_rows` rows of logits each.
+
+    A window's last token is only ever a target, and is not decoded.
+    """
+    import numpy as np
+
+    def joined(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts).astype(np.int32)
+
+    tokens = joined([w.tokens[:-1] for w in batch])
+    positions = joined([np.arange(len(w.tokens) - 1) for w in batch])
+    sequences = joined([np.full(len(w.tokens) - 1, i) for i, w in enumerate(batch)])
+    wanted = np.concatenate([np.arange(1, len(w.tokens)) >= w.first for w in batch])
+    targets = joined([w.tokens[1:] for w in batch])
+    rows_before = np.concatenate([[0], np.cumsum(wanted)])
+    start = 0
+    while start < len(tokens):
+        # as far as the rows reach, and no further than n_batch
+        end = int(np.searchsorted(rows_before, rows_before[start] + n_rows, side="right")) - 1
+        end = min(max(end, start + 1), start + n_batch, len(tokens))
+        cut = slice(start, end)
+        yield Step(
+            tokens[cut], positions[cut], sequences[cut], wanted[cut], targets[cut][wanted[cut]]
+        )
+        start = end
