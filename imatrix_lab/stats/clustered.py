@@ -150,7 +150,7 @@ def quantile(
 
 
 def expanded_percentile(
-    replicates: np.ndarray, n_clusters: int, level: float
+    replicates: np.ndarray, n_clusters: float, level: float
 ) -> tuple[float, float, float]:
     """Return standard error and ends of the interval from bootstrap replicates, (R,)."""
     import numpy as np
