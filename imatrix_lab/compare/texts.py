@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from imatrix_lab.compare.design import Level, Plan
 from imatrix_lab.compare.runs import Block, Run
+from imatrix_lab.errors import BadRecords
 from imatrix_lab.stats import comparison, interaction, tails
 from imatrix_lab.stats.comparison import METRICS, Comparison, Question
 from imatrix_lab.stats.interaction import Cell
@@ -35,7 +36,12 @@ class TextComparer:
         return total / len(members) if len(members) > 1 else total
 
     def compare(self, a: Level, b: Level, metric: str) -> Comparison:
-        """Return A against B."""
+        """Return A against B.
+
+        Raises
+        ------
+        BadRecords : nothing finite, or one document too short to say anything.
+        """
         import numpy as np
 
         token = self.block.windows is not None
@@ -45,15 +51,19 @@ class TextComparer:
             "tokens" if token else "items", "documents" if token else "item groups",
         )  # fmt: skip
         key = f"{a.name()}|{b.name()}|{self.block.title()}|{metric}"
-        found = comparison.compare(
-            question,
-            (self.values(a, metric), self.values(b, metric)),
-            self.block.codes,
-            np.random.default_rng([self.plan.seed, zlib.crc32(key.encode())]),
-            self.plan.n_resamples,
-            self.block.strata,
-            self.block.windows,
-        )
+        try:
+            found = comparison.compare(
+                question,
+                (self.values(a, metric), self.values(b, metric)),
+                self.block.codes,
+                np.random.default_rng([self.plan.seed, zlib.crc32(key.encode())]),
+                self.plan.n_resamples,
+                self.block.strata,
+                self.block.windows,
+            )
+        except ValueError as error:
+            path = self.runs[a.runs[0]].path
+            raise BadRecords(str(error), where=path, fix="score more text") from error
         if metric == "kld_nats" and not found.n_excluded and found.n_clusters > 1:
             moved = tails.difference(self._drawn(a, metric), self._drawn(b, metric))
             names = [f"p{100 * q:g}" for q in TAIL_SHARES]

@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from imatrix_lab.stats.paired import Sums
+
+if TYPE_CHECKING:
+    import numpy as np
 
 POWER = 0.8
 
@@ -78,13 +83,18 @@ def from_pilot(sums: Sums) -> Design:
 
 
 def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
-    """Return the probability that a two-sided t test finds `effect`: noncentral t."""
-    from scipy import special, stats
+    """Return the probability that a two-sided t test finds `effect`: the noncentral t."""
+    from scipy import special
 
     if std_error == 0:
         return float(effect != 0)
     cut, shift = special.stdtrit(df, 1 - alpha / 2), abs(effect) / std_error
-    return float(stats.nct.sf(cut, df, shift) + stats.nct.cdf(-cut, df, shift))
+
+    def missed(s: np.ndarray) -> np.ndarray:
+        found: np.ndarray = special.ndtr(cut * s - shift) - special.ndtr(-cut * s - shift)
+        return found
+
+    return 1 - _over_spread(missed, df)
 
 
 def equivalence(
@@ -96,19 +106,53 @@ def equivalence(
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
     """
     import numpy as np
-    from scipy import special, stats
+    from scipy import special
 
     if std_error == 0:
         return float(abs(effect) < margin)
-    cut, z = special.stdtrit(df, 1 - alpha), margin / std_error
-    shift, end = effect / std_error, margin / std_error / cut
-    # midpoints of equal probability would waste points; Gauss-Legendre up to where it is 0
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    law = stats.chi(df, scale=df**-0.5)
-    low, high = (min(end, float(law.ppf(p))) for p in (1e-10, 1 - 1e-10))
+    cut = special.stdtrit(df, 1 - alpha)
+    z, shift = margin / std_error, effect / std_error
+
+    def inside(s: np.ndarray) -> np.ndarray:
+        found = special.ndtr(z - cut * s - shift) - special.ndtr(-z + cut * s - shift)
+        return np.where(cut * s < z, found, 0.0)
+
+    return _over_spread(inside, df, z / cut)
+
+
+def _over_spread(
+    function: Callable[[np.ndarray], np.ndarray], df: float, end: float = float("inf")
+) -> float:
+    """Return the mean of a function of s, s² df ~ chi²(df), which is 0 beyond `end`.
+
+    By Gauss-Legendre between the 1e-12 quantiles; scipy's noncentral t is NaN for some arguments.
+    """
+    import numpy as np
+
+    low, high, nodes, weights = _spread_nodes(df)
+    high = min(high, max(end, low))
     s = low + (high - low) * (nodes + 1) / 2
-    inside = special.ndtr(z - cut * s - shift) - special.ndtr(-z + cut * s - shift)
-    return float((high - low) / 2 * np.sum(weights * law.pdf(s) * np.maximum(inside, 0)))
+    return float((high - low) / 2 * np.sum(weights * _spread_law(s, df) * function(s)))
+
+
+@lru_cache(maxsize=64)
+def _spread_nodes(df: float) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """Return where s has all its probability, and nodes and weights on -1…1."""
+    import numpy as np
+    from scipy import special
+
+    low, high = (float(np.sqrt(special.chdtri(df, p) / df)) for p in (1 - 1e-12, 1e-12))
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    return low, high, nodes, weights
+
+
+def _spread_law(s: np.ndarray, df: float) -> np.ndarray:
+    """Return the density of s."""
+    import numpy as np
+    from scipy import special
+
+    constant = np.log(2) + df / 2 * np.log(df / 2) - special.gammaln(df / 2)
+    return np.asarray(np.exp(constant + (df - 1) * np.log(s) - df * s**2 / 2))
 
 
 def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: float = 0.05) -> float:

@@ -43,14 +43,16 @@ class Text:
         self,
         path: Path,
         calibration: str,
-        kind: str,
+        quant_type: str,
         effect: float = 0.0,
         sample: str = "1",
         seed: int = 0,
         **signature: Any,
     ) -> Path:
         """Write a run whose KLD is (1 + effect) times what is shared, and some noise."""
-        rng = np.random.default_rng([seed, *f"{calibration}{kind}{sample}{self.label}".encode()])
+        rng = np.random.default_rng(
+            [seed, *f"{calibration}{quant_type}{sample}{self.label}".encode()]
+        )
         n = len(self.codes)
         kld = self.shared * self.level[self.codes] * (1 + effect) * rng.lognormal(0, 0.2, n)
         top = rng.random(n) < 0.8
@@ -75,7 +77,7 @@ class Text:
         found = {
             "kind": "token", "metrics_version": 1, "package_version": "0", "toolchain": TOOLCHAIN,
             "reference": {"sha256": "reference", "name": "demo-f16.gguf", "type": "F16"},
-            "quant": quant(calibration, kind, sample),
+            "quant": quant(calibration, quant_type, sample),
             "text": {"label": self.label, "sha256": self.label, "n_documents": self.n_documents},
             "protocol": {"name": "sliding", "n_ctx": 512, "overlap": 256},
             "compute": {"threads": 2, "n_batch": 512, "gpu_layers": 0},

@@ -48,6 +48,14 @@ def test_equivalence_at_the_margin_is_the_error_rate():
         power.clusters_for_equivalence(Design(1.0), 0.5, effect=0.5)
 
 
+@pytest.mark.parametrize("df", [1, 1.4, 3, 30, 3000, 2.5e6])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 2.8, 5.0])
+def test_superiority_is_the_noncentral_t(df, shift):
+    cut = stats.t.ppf(0.975, df)
+    theirs = stats.nct.sf(cut, df, shift) + stats.nct.cdf(-cut, df, shift)
+    assert power.superiority(shift, 1.0, df) == pytest.approx(theirs, abs=1e-6)
+
+
 def test_no_spread_needs_no_power():
     assert power.superiority(0.1, 0.0, 5) == 1
     assert power.superiority(0.0, 0.0, 5) == 0
