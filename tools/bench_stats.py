@@ -171,17 +171,16 @@ def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[R
             documents = Documents(n, rng)
             a, b = documents.runs(effect)
             state = int(rng.integers(2**31))
-            drawn = [
+            drawn_a, drawn_b = (
                 tails.tails(x, documents.codes, TAIL_SHARES, np.random.default_rng(state), 400)
                 for x in (a, b)
-            ]
-            moved += [
-                covers(i, effect * t) for i, t in zip(tails.difference(*drawn), truths, strict=True)
-            ]
+            )
+            both = zip(tails.difference(drawn_a, drawn_b), truths, strict=True)
+            moved += [covers(i, effect * t) for i, t in both]
             nothing = tails.Tails(TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), len(b), n)
             alone += [
                 covers(i, t)
-                for i, t in zip(tails.difference(drawn[1], nothing), truths, strict=True)
+                for i, t in zip(tails.difference(drawn_b, nothing), truths, strict=True)
             ]
             ordered = np.sort(b)
             for k, q in enumerate(TAIL_SHARES):
