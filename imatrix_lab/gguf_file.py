@@ -14,7 +14,7 @@ import mmap
 import re
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ _WALK_MAX = 1 << 22
 
 @dataclass(frozen=True)
 class ArraySummary:
-    """An array too long to keep: its element type code and length."""
+    """An array too long to keep: its element type code, its length, and its bytes in the file."""
 
     element_type: int
     length: int
+    span: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ class _Parser:
             self.element_type = element
             return values
         self.element_type = element
+        start = self.at
         if element in _SCALARS:
             self.skip(length * smallest, key)
         elif element == _STRING:
@@ -226,7 +228,7 @@ class _Parser:
         else:
             for _ in range(length):
                 self.value(element, key, depth + 1)
-        return ArraySummary(element, length)
+        return ArraySummary(element, length, (start, self.at))
 
     def array_head(self, key: str) -> tuple[int, int]:
         """Return an array's element type and length, which the file can hold."""

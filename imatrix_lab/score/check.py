@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from imatrix_lab.errors import BadModel
-from imatrix_lab.gguf_file import GgufHeader, TensorInfo, read_header
+from imatrix_lab.gguf_file import ArraySummary, GgufHeader, TensorInfo, read_header
 from imatrix_lab.records import Model
 
 _VOCABULARY = tuple(
@@ -51,24 +52,31 @@ def is_recurrent(model: Model) -> bool:
 
 
 def _read(model: Model) -> tuple[GgufHeader, dict[str, tuple[Any, TensorInfo]]]:
-    headers = [read_header(path, keep_arrays=i == 0) for i, path in enumerate(model.shards)]
+    headers = [read_header(path) for path in model.shards]
     return headers[0], {t.name: (h.path, t) for h in headers for t in h.tensors}
 
 
 def _same_metadata(reference: GgufHeader, quant: GgufHeader, model: Model) -> None:
     for key in ("general.architecture", *_VOCABULARY):
-        ours, theirs = reference.metadata.get(key), quant.metadata.get(key)
+        ours, theirs = _value(reference, key), _value(quant, key)
         if ours != theirs:
-            sizes = ""
-            if isinstance(ours, list) and isinstance(theirs, list):
-                sizes = f" ({len(theirs):,} and {len(ours):,} entries)"
-            elif not isinstance(ours, list) and not isinstance(theirs, list):
-                sizes = f" ({theirs!r} and {ours!r})"
+            sizes = "" if isinstance(ours, bytes) else f" ({theirs!r}, in the reference {ours!r})"
             raise BadModel(
                 f"{model.label} is not a quant of the reference: {key} differs{sizes}",
                 where=model.path,
                 fix="score each quant against the model it was made from: --reference",
             )
+
+
+def _value(header: GgufHeader, key: str) -> Any:
+    """Return a value; of a long array the sha256 of its bytes."""
+    found = header.metadata.get(key)
+    if not isinstance(found, ArraySummary):
+        return found
+    start, end = found.span
+    with header.path.open("rb") as file:
+        file.seek(start)
+        return hashlib.sha256(file.read(end - start)).digest()
 
 
 def _same_tensors(

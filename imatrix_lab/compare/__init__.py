@@ -1,0 +1,1 @@
+"""From files of records to judgements: which runs are compared, and how they are adjusted."""

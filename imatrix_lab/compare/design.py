@@ -1,0 +1,116 @@
+"""What was planned: the factors of a grid, the pairs compared, and the families they form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from imatrix_lab.compare.runs import Run
+from imatrix_lab.errors import UsageError
+
+FACTORS = ("calib", "lang", "type")
+ADJUSTMENTS = ("holm", "max-t", "bh", "none")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided before the data were seen; a recipe can carry it as it is.
+
+    Attributes
+    ----------
+    margins : smallest difference that matters, by metric, in stored units.
+    family : the factor that is compared, then those whose levels share one adjustment; a factor
+        not named splits the comparisons into families of their own. Empty: two runs.
+    baseline : compare every level with this one only; "" for all pairs.
+    adjust : which adjusted p decides: holm, max-t, bh or none.
+    """
+
+    margins: Mapping[str, float] = field(default_factory=dict)
+    family: tuple[str, ...] = ()
+    baseline: str = ""
+    adjust: str = "holm"
+    n_resamples: int = 10_000
+    seed: int = 1
+
+
+def parse_family(text: str) -> tuple[str, ...]:
+    """Return the factors of e.g. ``calib×lang×type``.
+
+    Raises
+    ------
+    UsageError : an unknown factor, one twice, or one that cannot be compared.
+    """
+    words = tuple(text.replace("×", " ").replace("*", " ").replace(",", " ").split())
+    if len(words) == 1 and words[0] not in FACTORS:
+        words = tuple(words[0].split("x"))
+    if not words or len(set(words)) < len(words) or not set(words) <= set(FACTORS):
+        raise UsageError(f"{text!r} is no family", fix="--family calibxlangxtype")
+    if words[0] == "lang":
+        raise UsageError(
+            "texts in two languages are not the same tokens: they cannot be the factor compared",
+            fix="--family calibxlang",
+        )
+    return words
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the design on one text: a run, or several calibration samples.
+
+    Attributes
+    ----------
+    runs : places in the list of runs.
+    label : name in sentences where calibration and type do not tell two runs apart.
+    """
+
+    calib: str
+    type: str
+    text: str
+    runs: tuple[int, ...]
+    label: str = ""
+
+    def factor(self, name: str) -> str:
+        """Return the level of a factor."""
+        return {"calib": self.calib, "lang": self.text, "type": self.type}[name]
+
+    def name(self) -> str:
+        """Return it in words."""
+        return self.label or f"{self.calib} {self.type}"
+
+
+def levels(runs: Mapping[int, Run], text: str) -> list[Level]:
+    """Return the levels that runs on one text are."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for i, run in runs.items():
+        found.setdefault((run.calib, run.type), []).append(i)
+    return [Level(calib, kind, text, tuple(m)) for (calib, kind), m in found.items()]
+
+
+def pairs(found: Sequence[Level], plan: Plan) -> list[tuple[Level, Level]]:
+    """Return the pairs of levels of one text that a family compares.
+
+    Raises
+    ------
+    UsageError : a baseline that is not there.
+    """
+    factor = plan.family[0]
+    others = [f for f in FACTORS if f != factor]
+    result = []
+    for a, b in itertools.combinations(found, 2):
+        if any(a.factor(f) != b.factor(f) for f in others):
+            continue
+        if not plan.baseline:
+            result.append((a, b))
+        elif plan.baseline in (a.factor(factor), b.factor(factor)):
+            result.append((b, a) if a.factor(factor) == plan.baseline else (a, b))
+    if plan.baseline and plan.baseline not in {x.factor(factor) for x in found}:
+        names = ", ".join(sorted({x.factor(factor) for x in found}))
+        raise UsageError(f"no {factor} {plan.baseline}", fix=f"--baseline, one of: {names}")
+    return result
+
+
+def family_of(a: Level, task: str, plan: Plan) -> str:
+    """Return the name of the family a pair belongs to: the levels it does not run over."""
+    fixed = [a.factor(f) for f in FACTORS if f not in plan.family]
+    return " ".join(filter(None, ["×".join(plan.family), *fixed, task]))

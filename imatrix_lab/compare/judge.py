@@ -1,0 +1,168 @@
+"""Runs in, judgements out: the whole of `imatrix-lab compare` in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.compare import adjust, controls, crossed, design
+from imatrix_lab.compare.controls import Control
+from imatrix_lab.compare.crossed import Corner, Interaction
+from imatrix_lab.compare.design import Level, Plan
+from imatrix_lab.compare.runs import DEFAULT_METRICS, Block, Run, blocks, find
+from imatrix_lab.compare.texts import TextComparer
+from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.progress import Progress
+from imatrix_lab.stats.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was asked, and what the data say.
+
+    Attributes
+    ----------
+    signatures : of the runs, by the name of their file.
+    notes : what a reader must know about all of it.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    interactions: tuple[Interaction, ...]
+    controls: tuple[Control, ...]
+    signatures: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def compare(
+    paths: Sequence[Path], plan: Plan, metrics: Sequence[str], progress: Progress
+) -> Report:
+    """Compare two runs, or the runs of a planned family.
+
+    Parameters
+    ----------
+    paths : files of records, or folders of them.
+    metrics : empty for all that are usual for these records.
+
+    Raises
+    ------
+    UsageError : fewer than two runs, or more than two without a family.
+    BadRecords : see `runs.find` and `runs.blocks`.
+    """
+    if plan.family:
+        every = [run for path in paths for run in find(path)]
+        sides = [0] * len(every)
+    else:
+        if len(paths) != 2:
+            raise UsageError(
+                f"{len(paths)} runs: two are compared as they are, more need a plan",
+                fix="--family calibxlangxtype",
+            )
+        found = [find(path) for path in paths]
+        every = [run for side in found for run in side]
+        sides = [i for i, side in enumerate(found) for _ in side]
+    if len(every) < 2:
+        raise UsageError("one run alone has nothing to be compared with")
+    kinds = {run.kind for run in every}
+    if len(kinds) > 1:
+        raise BadRecords("token records and item records cannot be compared", where=paths[-1])
+    metrics = tuple(metrics) or DEFAULT_METRICS[kinds.pop()]
+    place = {run.path: side for run, side in zip(every, sides, strict=True)}
+    if plan.family:
+        every, twins = controls.split_toolchains(every)
+    else:
+        twins = []
+    return _report(every, place, twins, plan, metrics, progress)
+
+
+def _report(
+    every: Sequence[Run],
+    place: dict[Path, int],
+    twins: Sequence[tuple[Run, Run]],
+    plan: Plan,
+    metrics: Sequence[str],
+    progress: Progress,
+) -> Report:
+    comparisons: list[Comparison] = []
+    totals: list[dict[str, float]] = []
+    rows = [row for a, b in twins for row in controls.of_toolchains(a, b, metrics)]
+    corners: list[Corner] = []
+    notes: list[str] = []
+    groups = _by_text(every)
+    with progress.task("compare", float(len(every)), "") as task:
+        done = 0
+        for members in groups:
+            runs = {i: every[i] for i in members}
+            for block in blocks(runs, metrics):
+                comparer = TextComparer(block, runs, plan)
+                found = _levels(comparer, place, plan)
+                controlled = controls.of_text(comparer, found, metrics)
+                rows += controlled
+                for a, b in _pairs(found, plan):
+                    for metric in metrics:
+                        one = comparer.compare(a, b, metric)
+                        family = design.family_of(a, block.task, plan) if plan.family else ""
+                        one = controls.with_noise(replace(one, family=family), controlled, a.type)
+                        comparisons.append(one)
+                        totals.append(comparer.document_totals(a, b, metric))
+                corners += [Corner(comparer, x) for x in found]
+                notes += _notes(block)
+            done += len(members)
+            task.update(float(done))
+    if not comparisons:
+        raise BadRecords(
+            "nothing to compare: no two of these runs are on one text and differ as planned",
+            fix="name runs of the same text; check --family",
+        )
+    planned = plan.family[:1] == ("calib",) and "lang" in plan.family
+    both = crossed.interactions(corners, metrics) if planned else []
+    comparisons, both = adjust.adjusted(comparisons, totals, both, plan)
+    return Report(
+        tuple(comparisons),
+        tuple(both),
+        tuple(rows),
+        {run.path.name: run.signature for run in every},
+        tuple(notes),
+    )
+
+
+def _by_text(every: Sequence[Run]) -> list[list[int]]:
+    """Return the places of runs on the same text, or of the same task."""
+    found: dict[str, list[int]] = {}
+    for i, run in enumerate(every):
+        key = run.text if run.kind == "token" else str(run.signature.get("task"))
+        found.setdefault(key, []).append(i)
+    return list(found.values())
+
+
+def _levels(comparer: TextComparer, place: dict[Path, int], plan: Plan) -> list[Level]:
+    """Return the levels on one text: of the design, or the two sides."""
+    if plan.family:
+        return design.levels(comparer.runs, comparer.block.text)
+    found = []
+    for side in (0, 1):
+        members = [i for i, run in comparer.runs.items() if place[run.path] == side]
+        if len(members) > 1:
+            raise UsageError(
+                f"{len(members)} runs on {comparer.block.title()} in one folder",
+                fix="name two files, or plan a family: --family calibxlangxtype",
+            )
+        for i in members:
+            run = comparer.runs[i]
+            found.append(Level(run.calib, run.type, comparer.block.text, (i,)))
+    if len(found) == 2 and found[0].name() == found[1].name():
+        return [replace(x, label=comparer.runs[x.runs[0]].path.stem) for x in found]
+    return found
+
+
+def _pairs(found: Sequence[Level], plan: Plan) -> list[tuple[Level, Level]]:
+    if plan.family:
+        return design.pairs(found, plan)
+    return [(found[0], found[1])] if len(found) == 2 else []
+
+
+def _notes(block: Block) -> list[str]:
+    if not block.n_unmatched:
+        return []
+    return [f"{block.title()}: {block.n_unmatched:,} items that not every run has were left out"]

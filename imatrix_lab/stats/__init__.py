@@ -1,0 +1,1 @@
+"""Inference on paired, clustered records: arrays in, frozen results out."""

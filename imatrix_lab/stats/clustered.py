@@ -1,0 +1,225 @@
+"""Means and quantiles of values that come in clusters, such as the tokens of documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imatrix_lab.stats import resample
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_THRESHOLDS = 256  # where bootstrap distribution functions are looked at: steps of SE/20
+_REACH = 6.0  # how far around the estimate, in standard errors
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its uncertainty.
+
+    Attributes
+    ----------
+    low, high : ends of the interval of `level`; NaN with fewer than two clusters.
+    n, n_clusters : values (tokens, items) and clusters (documents, item groups) behind it.
+    df : degrees of freedom of the t distribution used.
+    """
+
+    estimate: float
+    std_error: float
+    low: float
+    high: float
+    n: int
+    n_clusters: int
+    df: float
+    level: float = 0.95
+
+
+def t_interval(estimate: float, std_error: float, df: float, level: float) -> tuple[float, float]:
+    """Return estimate ± t(df) · std_error; NaN without degrees of freedom."""
+    from scipy import special
+
+    if not df > 0:
+        return float("nan"), float("nan")
+    half = float(special.stdtrit(df, (1 + level) / 2)) * std_error
+    return estimate - half, estimate + half
+
+
+def jackknife(totals: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the ratio mean without each cluster, (G,); NaN where nothing is left."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((totals.sum() - totals) / (sizes.sum() - sizes))
+
+
+def mean(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval:
+    """Return the mean over all values, with a CR3 cluster-robust t interval.
+
+    The mean is sum(totals) / sum(sizes): a long document counts by its tokens. Its variance is
+    the cluster jackknife CV3 = (G-1)/G · Σ_g (mean without g - mean)², referred to t with G-1
+    degrees of freedom (Bell & McCaffrey 2002; MacKinnon, Nielsen & Webb 2023, J. Econometrics
+    232:272). With clusters of one size this is the ordinary t interval of cluster means.
+
+    Assumes that clusters are independent draws; nothing about the values within one. Not to be
+    used with a handful of clusters and skewed values (use `resample.flipped_sums`), nor when one
+    cluster holds most values.
+
+    Parameters
+    ----------
+    totals : (G,), sum of the values of each cluster.
+    sizes : (G,), number of values of each; clusters of size 0 are left out.
+
+    Raises
+    ------
+    ValueError : different shapes, no values, or something not finite.
+    """
+    import numpy as np
+
+    totals, sizes = checked(totals, sizes)
+    n_clusters = len(sizes)
+    estimate = float(totals.sum() / sizes.sum())
+    std_error = float("nan")
+    if n_clusters > 1:
+        deviation = jackknife(totals, sizes) - estimate
+        std_error = float(np.sqrt((n_clusters - 1) / n_clusters * np.sum(deviation**2)))
+    df = n_clusters - 1
+    low, high = t_interval(estimate, std_error, df, level)
+    return Interval(estimate, std_error, low, high, int(sizes.sum()), n_clusters, df, level)
+
+
+def checked(totals: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as float64 without empty clusters; see `mean` for what raises."""
+    import numpy as np
+
+    totals, sizes = np.asarray(totals, np.float64), np.asarray(sizes, np.float64)
+    if totals.shape != sizes.shape or totals.ndim != 1:
+        raise ValueError(f"totals {totals.shape} and sizes {sizes.shape} are not one pair of rows")
+    if not (np.isfinite(totals).all() and np.isfinite(sizes).all() and (sizes >= 0).all()):
+        raise ValueError("totals and sizes must be finite: exclude other values and count them")
+    kept = sizes > 0
+    if not kept.any():
+        raise ValueError("no values")
+    return totals[kept], sizes[kept]
+
+
+def quantile(
+    values: np.ndarray,
+    clusters: np.ndarray,
+    q: float,
+    rng: np.random.Generator,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Return a quantile over all values, with an interval by bootstrap of clusters.
+
+    The estimate is the smallest value x with at least a share q of the values ≤ x. The interval
+    is the expanded percentile one (see `resample.tail_share`).
+
+    Assumes independent clusters. Not to be used for quantiles so far out that fewer than about
+    ten clusters have values beyond them: the interval is then too narrow.
+
+    Parameters
+    ----------
+    values : (n,), finite.
+    clusters : (n,), integers; equal means same cluster.
+    q : between 0 and 1.
+
+    Raises
+    ------
+    ValueError : different shapes, no values, or something not finite.
+    """
+    import numpy as np
+
+    values, clusters = np.asarray(values), np.asarray(clusters)
+    if values.shape != clusters.shape or values.ndim != 1 or not len(values):
+        raise ValueError(f"values {values.shape} and clusters {clusters.shape} do not go together")
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite: exclude others and count them")
+    names, codes = np.unique(clusters, return_inverse=True)
+    table = QuantileTable.of(values, codes, len(names), (q,))
+    estimate = float(table.estimates[0])
+    std_error = low = high = float("nan")
+    if len(names) > 1:
+        sums = resample.bootstrap_sums(table.columns, n_resamples, rng)
+        replicates = table.replicates(sums)[:, 0]
+        std_error, low, high = expanded_percentile(replicates, len(names), level)
+    return Interval(
+        estimate, std_error, low, high, len(values), len(names), len(names) - 1, level
+    )  # fmt: skip
+
+
+def expanded_percentile(
+    replicates: np.ndarray, n_clusters: float, level: float
+) -> tuple[float, float, float]:
+    """Return standard error and ends of the interval from bootstrap replicates, (R,)."""
+    import numpy as np
+
+    tail = resample.tail_share(level, n_clusters)
+    low, high = np.quantile(replicates, (tail, 1 - tail))
+    spread = float(np.std(replicates, ddof=1)) * (n_clusters / (n_clusters - 1)) ** 0.5
+    return spread, float(low), float(high)
+
+
+@dataclass(frozen=True)
+class QuantileTable:
+    """Counts per cluster at or below a few thresholds: all that resampling quantiles needs.
+
+    Attributes
+    ----------
+    estimates : (Q,), the quantiles of the sample.
+    thresholds : for each quantile, increasing values around its estimate.
+    columns : (G, 1 + Σ thresholds), sizes of the clusters, then counts ≤ each threshold.
+    shares : the Q shares asked for.
+    """
+
+    estimates: np.ndarray
+    thresholds: tuple[np.ndarray, ...]
+    columns: np.ndarray
+    shares: tuple[float, ...]
+
+    @staticmethod
+    def of(
+        values: np.ndarray, codes: np.ndarray, n_clusters: int, shares: tuple[float, ...]
+    ) -> QuantileTable:
+        """Count; `codes` (n,) are integers below `n_clusters`."""
+        import numpy as np
+
+        order = np.argsort(values, kind="stable")
+        ordered, owners = values[order], codes[order]
+        n = len(values)
+        sizes = np.bincount(codes, minlength=n_clusters).astype(np.float64)
+        columns, thresholds, estimates = [sizes[:, None]], [], []
+        for q in shares:
+            rank = min(max(int(np.ceil(q * n)) - 1, 0), n - 1)
+            below = np.bincount(owners[: rank + 1], minlength=n_clusters).astype(np.float64)
+            reach = 0.0
+            if np.count_nonzero(sizes) > 1:
+                reach = _REACH * mean(below, sizes).std_error * n
+            reach = max(reach, _THRESHOLDS / 2)
+            ends = max(int(rank - reach), 0), min(int(rank + reach), n - 1)
+            ranks = np.unique(np.linspace(*ends, _THRESHOLDS).astype(int))
+            ranks = np.unique(np.append(ranks, rank))
+            at = np.unique(ordered[ranks])
+            cuts = np.searchsorted(ordered, at, side="right")
+            piece = np.searchsorted(cuts, np.arange(cuts[-1]), side="right")
+            counts = np.bincount(
+                owners[: cuts[-1]] * len(cuts) + piece, minlength=n_clusters * len(cuts)
+            )
+            columns.append(counts.reshape(n_clusters, len(cuts)).cumsum(axis=1))
+            thresholds.append(at.astype(np.float64))
+            estimates.append(ordered[rank])
+        joined = np.concatenate(columns, axis=1).astype(np.float64)
+        return QuantileTable(np.array(estimates, np.float64), tuple(thresholds), joined, shares)
+
+    def replicates(self, sums: np.ndarray) -> np.ndarray:
+        """Return the quantiles, (R, Q), for resampled column sums, (R, columns)."""
+        import numpy as np
+
+        found, at = [], 1
+        for q, values in zip(self.shares, self.thresholds, strict=True):
+            reached = sums[:, at : at + len(values)] >= q * sums[:, :1] - 1e-9
+            first = np.where(reached[:, -1], reached.argmax(axis=1), len(values) - 1)
+            found.append(values[first])
+            at += len(values)
+        return np.stack(found, axis=1)

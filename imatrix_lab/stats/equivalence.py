@@ -1,0 +1,146 @@
+"""Are two runs equal for all that matters? Two one-sided tests, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imatrix_lab.stats import paired
+from imatrix_lab.stats.clustered import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERDICTS = ("better", "worse", "equivalent", "undecided")
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests of a difference A minus B.
+
+    Attributes
+    ----------
+    margin : the smallest difference that matters, in the metric's unit.
+    p_low, p_high : of the nulls "difference <= -margin" and "difference >= margin".
+    p_value : the larger: both must be rejected to call the two equivalent.
+    p_non_inferior : of the null "A is worse than B by the margin or more".
+    """
+
+    margin: float
+    p_low: float
+    p_high: float
+    p_value: float
+    p_non_inferior: float
+
+
+def tost(interval: Interval, margin: float, lower_is_better: bool) -> Equivalence:
+    """Return Schuirmann's two one-sided t tests (1987, J Pharmacokin Biopharm 15:657).
+
+    Rejects exactly where the interval of level 1 - 2α lies inside ±margin. The margin must be
+    chosen before the data are seen, as the smallest difference anyone should care about. Assumes
+    what the interval assumes; with few clusters use `tost_by_permutation`.
+
+    Raises
+    ------
+    ValueError : a margin that is not positive.
+    """
+    from scipy import special
+
+    _demand_positive(margin)
+
+    def p(distance: float) -> float:
+        if interval.std_error == 0:
+            return 0.0 if distance > 0 else 1.0
+        return float(special.stdtr(interval.df, -distance / interval.std_error))
+
+    return _joined(
+        margin, p(interval.estimate + margin), p(margin - interval.estimate), lower_is_better
+    )
+
+
+def tost_by_permutation(
+    sums: paired.Sums,
+    margin: float,
+    lower_is_better: bool,
+    rng: np.random.Generator,
+    n_resamples: int = 10_000,
+) -> Equivalence:
+    """Return two one-sided sign-flip tests of the clusters' distances from each margin.
+
+    Exact, with few clusters too, if differences lie symmetrically around their mean.
+
+    Raises
+    ------
+    ValueError : a margin that is not positive.
+    """
+    _demand_positive(margin)
+    above = -(sums.totals + margin * sums.sizes)
+    below = sums.totals - margin * sums.sizes
+    p_low, _ = paired.sign_flip(above, rng, n_resamples, one_sided=True)
+    p_high, _ = paired.sign_flip(below, rng, n_resamples, one_sided=True)
+    return _joined(margin, p_low, p_high, lower_is_better)
+
+
+def _demand_positive(margin: float) -> None:
+    if not margin > 0:
+        raise ValueError(f"a margin of {margin} is no difference that matters: it must be positive")
+
+
+def _joined(margin: float, p_low: float, p_high: float, lower_is_better: bool) -> Equivalence:
+    return Equivalence(
+        margin, p_low, p_high, max(p_low, p_high), p_high if lower_is_better else p_low
+    )
+
+
+def verdict(
+    estimate: float,
+    p_difference: float,
+    p_equivalence: float | None,
+    lower_is_better: bool,
+    alpha: float = 0.05,
+) -> str:
+    """Return better, worse, equivalent or undecided, said of A against B.
+
+    Equivalent comes first: a difference that is there but smaller than the margin was declared
+    beforehand not to matter. "better" or "worse" wrongly happens at most with probability alpha,
+    and so does "equivalent"; hand in adjusted p values to keep that for a family.
+    """
+    if p_equivalence is not None and p_equivalence <= alpha:
+        return "equivalent"
+    if p_difference <= alpha and estimate != 0:
+        return "better" if (estimate < 0) == lower_is_better else "worse"
+    return "undecided"
+
+
+def clusters_to_decide(interval: Interval, margin: float, alpha: float = 0.05) -> int:
+    """Return how many clusters make "undecided" impossible, whatever the true difference.
+
+    With half-widths w of the 1 - α interval and v of the 1 - 2α one, a result is undecided only
+    if |estimate| < w and |estimate| + v > margin; once w + v <= margin that cannot be. The width
+    is scaled from the one seen as 1/sqrt(G), which assumes more clusters of the same kind.
+
+    Raises
+    ------
+    ValueError : a margin that is not positive, or an interval without a standard error.
+    """
+    from scipy import special
+
+    _demand_positive(margin)
+    if not interval.std_error >= 0:
+        raise ValueError("one cluster says nothing about how many are needed")
+    spread = interval.std_error * (interval.df + 1) ** 0.5
+    low, high = 1, 2  # degrees of freedom: one less than clusters
+    while _widths(special, high, alpha) * spread / (high + 1) ** 0.5 > margin:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _widths(special, middle, alpha) * spread / (middle + 1) ** 0.5 > margin:
+            low = middle
+        else:
+            high = middle
+    return high + 1
+
+
+def _widths(special: object, df: int, alpha: float) -> float:
+    t = special.stdtrit  # type: ignore[attr-defined]
+    return float(t(df, 1 - alpha / 2) + t(df, 1 - alpha))

@@ -1,0 +1,134 @@
+"""Resampling whole clusters: bootstrap sums, sign flips, and the intervals made of them.
+
+Everything here works on sums per cluster, so that its cost does not depend on how many tokens a
+document has. Columns handed in together are resampled together, which keeps what is paired
+paired: the replicates of a difference are the difference of the replicates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CELLS_AT_ONCE = 4_000_000  # of a weight matrix: 32 MB
+
+
+def _chunks(n_resamples: int, n_clusters: int) -> Iterator[int]:
+    step = max(1, _CELLS_AT_ONCE // n_clusters)
+    for done in range(0, n_resamples, step):
+        yield min(step, n_resamples - done)
+
+
+def bootstrap_sums(columns: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return column sums over clusters drawn with replacement.
+
+    Parameters
+    ----------
+    columns : (G, k), sums per cluster.
+
+    Returns
+    -------
+    (n_resamples, k), float64.
+    """
+    import numpy as np
+
+    n_clusters = len(columns)
+    parts = []
+    for rows in _chunks(n_resamples, n_clusters):
+        drawn = rng.integers(0, n_clusters, (rows, n_clusters))
+        drawn += n_clusters * np.arange(rows)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=rows * n_clusters)
+        parts.append(weights.reshape(rows, n_clusters).astype(np.float64) @ columns)
+    return np.concatenate(parts)
+
+
+def flipped_sums(
+    columns: np.ndarray, n_resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, bool]:
+    """Return column sums after the sign of every cluster was flipped or not, and whether all were.
+
+    All 2^G patterns are taken, once each, where there are no more of them than resamples.
+
+    Parameters
+    ----------
+    columns : (G, k), sums of differences per cluster.
+
+    Returns
+    -------
+    (n, k) sums, and True if they are all there are.
+    """
+    import numpy as np
+
+    n_clusters = len(columns)
+    if 2**n_clusters <= n_resamples:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n_clusters)))
+        return signs @ columns, True
+    parts = [
+        (2.0 * rng.integers(0, 2, (rows, n_clusters), dtype=np.int8) - 1.0) @ columns
+        for rows in _chunks(n_resamples, n_clusters)
+    ]
+    return np.concatenate(parts), False
+
+
+def exact_interval(totals: np.ndarray, sizes: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the interval of ratio means that the sign-flip permutation does not reject.
+
+    The means of all non-empty subsets of clusters are "typical values" (Hartigan 1969, JASA
+    64:1303): flipping the signs of a subset changes the order of the totals of
+    (values - mean) exactly where the candidate passes that subset's own mean. The interval is cut
+    at the floor(2^G α/2)-th from each end, and unbounded where that is 0: 95 % need 6 clusters.
+
+    Assumes differences symmetric around their mean. Takes 2^G steps: for few clusters.
+    """
+    import numpy as np
+
+    chosen = np.array(list(itertools.product((0.0, 1.0), repeat=len(sizes))))[1:]
+    means = np.sort((chosen @ totals) / (chosen @ sizes))
+    k = int(2 ** len(sizes) * (1 - level) / 2 + 1e-9)
+    if k < 1:
+        return float("-inf"), float("inf")
+    return float(means[k - 1]), float(means[-k])
+
+
+def tail_share(level: float, n_clusters: float) -> float:
+    """Return the share to cut off each end of bootstrap replicates for an interval of `level`.
+
+    A plain (1 - level) / 2 gives intervals too narrow by sqrt((G-1)/G) and by normal quantiles
+    in place of t: 91 % instead of 95 % with 20 clusters. The "expanded percentile" interval of
+    Hesterberg (2015, The American Statistician 69:371) cuts at Phi(-sqrt(G/(G-1)) t_{G-1}).
+    """
+    from scipy import special
+
+    t = special.stdtrit(n_clusters - 1, (1 + level) / 2)
+    return float(special.ndtr(-t * (n_clusters / (n_clusters - 1)) ** 0.5))
+
+
+def bca(
+    replicates: np.ndarray, estimate: float, jackknife: np.ndarray, tail: float
+) -> tuple[float, float]:
+    """Return the bias-corrected and accelerated interval of a statistic.
+
+    Efron (1987, JASA 82:171): the ends are the percentiles Phi(z0 + (z0 ± z) / (1 - a (z0 ± z)))
+    of the replicates, with z0 from their median bias and a from the skew of the jackknife.
+
+    Parameters
+    ----------
+    replicates : (R,), the statistic on bootstrap samples.
+    jackknife : (G,), the statistic without each cluster.
+    tail : share cut off each end before correction; see `tail_share`.
+    """
+    import numpy as np
+    from scipy import special
+
+    below = np.mean(replicates < estimate) + 0.5 * np.mean(replicates == estimate)
+    z0 = special.ndtri(np.clip(below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
+    influence = jackknife.mean() - jackknife
+    spread = float(np.sum(influence**2))
+    skew = float(np.sum(influence**3)) / (6 * spread**1.5) if spread > 0 else 0.0
+    z = z0 + special.ndtri(tail) * np.array([1.0, -1.0])
+    low, high = np.quantile(replicates, special.ndtr(z0 + z / (1 - skew * z)))
+    return float(low), float(high)

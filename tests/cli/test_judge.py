@@ -1,0 +1,74 @@
+"""compare and power on the command line."""
+
+import json
+
+import pytest
+
+from imatrix_lab.cli.main import run
+from tests.compare.made_up import Text
+
+
+@pytest.fixture
+def two(tmp_path):
+    text = Text("nb", n_documents=20, tokens=40)
+    return [
+        str(text.write(tmp_path / f"{c}.parquet", c, "Q4_K_M", e))
+        for c, e in (("nb", 0.0), ("en", 0.3))
+    ]
+
+
+def test_compare_says_it_in_words_on_stdout(two, capsys):
+    assert run(["compare", *two, "--margin", "0.001", "--resamples", "200"]) == 0
+    out, err = capsys.readouterr()
+    assert "nb Q4_K_M is better than en Q4_K_M" in out
+    assert "CR3, t with 19 df" in out
+    assert "null: no difference" in err
+
+
+def test_compare_as_json(two, capsys):
+    assert run(["compare", *two, "--margin", "kld_nats=0.001", "--resamples", "200", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (first["metric"], first["margin"], first["verdict"]) == ("kld_nats", 0.001, "better")
+    assert (second["metric"], second["margin"]) == ("nll_nats", None)
+
+
+def test_compare_a_grid(two, capsys):
+    arguments = ["--family", "calib×lang×type", "--metric", "kld_nats", "--adjust", "max-t"]
+    assert run(["compare", *two, *arguments, "--resamples", "200"]) == 0
+    assert "better" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--margin", "much"],
+        ["--margin", "-1"],
+        ["--margin", "speed=1"],
+        ["--family", "colour"],
+        ["--family", "calib", "--baseline", "xx"],
+    ],
+)
+def test_what_cannot_be_meant(two, arguments, capsys):
+    assert run(["compare", *two, *arguments]) == 2
+    assert "try:" in capsys.readouterr().err
+
+
+def test_one_run_cannot_be_compared(two, capsys):
+    assert run(["compare", two[0]]) == 2
+    assert run(["compare", two[0], "nothing.parquet"]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_power_of_a_benchmark(capsys):
+    assert run(["power", "--task", "mixeval", "--margin", "1.5", "--langs", "en,nb"]) == 0
+    out, err = capsys.readouterr()
+    assert "interaction of two, 5 % unequal answers" in out
+    assert "80 % power" in err
+
+
+def test_power_as_json(two, capsys):
+    arguments = ["--pilot", two[0], "--pilot", two[1], "--margin", "0.002", "--rate", "100"]
+    assert run(["power", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metric"] == "kld_nats"
+    assert found["rows"][0]["hours"] > 0

@@ -1,0 +1,51 @@
+"""Which comparisons a plan means."""
+
+import pytest
+
+from imatrix_lab.compare import design
+from imatrix_lab.compare.design import Level, Plan
+from imatrix_lab.errors import UsageError
+
+
+@pytest.mark.parametrize("text", ["calib×lang×type", "calibxlangxtype", "calib,lang,type"])
+def test_factors(text):
+    assert design.parse_family(text) == ("calib", "lang", "type")
+
+
+@pytest.mark.parametrize("text", ["", "calibxcalib", "color", "lang", "langxcalib"])
+def test_no_family(text):
+    with pytest.raises(UsageError):
+        design.parse_family(text)
+
+
+LEVELS = [Level(c, t, "nb", (0,)) for c in ("no imatrix", "nb", "en") for t in ("Q3", "Q4")]
+
+
+def names(plan):
+    return [(a.name(), b.name()) for a, b in design.pairs(LEVELS, plan)]
+
+
+def test_pairs_differ_in_one_factor():
+    assert len(names(Plan(family=("calib", "lang")))) == 6
+    assert names(Plan(family=("type",))) == [
+        (f"{c} Q3", f"{c} Q4") for c in ("no imatrix", "nb", "en")
+    ]
+
+
+def test_a_baseline_is_always_b():
+    found = names(Plan(family=("calib",), baseline="nb"))
+    assert found == [
+        ("no imatrix Q3", "nb Q3"),
+        ("no imatrix Q4", "nb Q4"),
+        ("en Q3", "nb Q3"),
+        ("en Q4", "nb Q4"),
+    ]
+    with pytest.raises(UsageError, match="no calib xx"):
+        names(Plan(family=("calib",), baseline="xx"))
+
+
+def test_a_factor_not_named_splits_families():
+    plan = Plan(family=("calib", "lang"))
+    assert design.family_of(LEVELS[0], "", plan) == "calib×lang Q3"
+    assert design.family_of(LEVELS[1], "mixeval", plan) == "calib×lang Q4 mixeval"
+    assert design.family_of(LEVELS[0], "", Plan(family=design.FACTORS)) == "calib×lang×type"

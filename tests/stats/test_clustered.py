@@ -1,0 +1,116 @@
+"""Clustered means and quantiles, against statsmodels and clubSandwich, and by simulation."""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+
+from imatrix_lab.stats import clustered
+
+
+def documents(rng, n_clusters, spread=0.3):
+    """Heavy-tailed values of documents that differ: (values, clusters)."""
+    sizes = rng.integers(20, 200, n_clusters)
+    clusters = np.repeat(np.arange(n_clusters), sizes)
+    level = rng.normal(-3, spread, n_clusters)
+    return np.exp(level[clusters] + rng.standard_normal(len(clusters))), clusters
+
+
+def test_mean_is_that_of_statsmodels_crv3():
+    values, clusters = documents(np.random.default_rng(1), 17)
+    found = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
+    fit = sm.OLS(values, np.ones(len(values))).fit(
+        cov_type="cluster-crv3", cov_kwds={"groups": clusters}, use_t=True
+    )
+    assert found.estimate == pytest.approx(fit.params[0], rel=1e-12)
+    assert found.std_error == pytest.approx(fit.bse[0], rel=1e-10)
+    np.testing.assert_allclose([found.low, found.high], fit.conf_int()[0], rtol=1e-9)
+    assert (found.n, found.n_clusters, found.df) == (len(values), 17, 16)
+
+
+def test_equal_clusters_give_the_t_interval_of_their_means():
+    totals = np.random.default_rng(2).normal(3, 1, 12) * 50
+    found = clustered.mean(totals, np.full(12, 50))
+    assert found.std_error == pytest.approx(np.std(totals / 50, ddof=1) / np.sqrt(12))
+
+
+def test_mean_covers_its_truth():
+    rng = np.random.default_rng(3)
+    truth = np.exp(-3 + 0.3**2 / 2 + 0.5)
+    hits = naive = 0
+    for _ in range(600):
+        values, clusters = documents(rng, 30)
+        found = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
+        hits += found.low <= truth <= found.high
+        naive += abs(values.mean() - truth) < 1.96 * values.std() / len(values) ** 0.5
+    assert 0.92 <= hits / 600 <= 0.975
+    assert naive / 600 < 0.7
+
+
+@pytest.mark.parametrize("q", [0.5, 0.99])
+def test_quantile_covers_its_truth(q):
+    rng = np.random.default_rng(4)
+    truth = np.quantile(np.concatenate([documents(rng, 500)[0] for _ in range(20)]), q)
+    found = [clustered.quantile(*documents(rng, 25), q, rng, 300) for _ in range(400)]
+    assert 0.915 <= np.mean([f.low <= truth <= f.high for f in found]) <= 0.98
+
+
+def test_quantile_replicates_are_those_of_plain_resampling():
+    """Thresholds thin out the order statistics; what is lost is small beside the error."""
+    rng = np.random.default_rng(5)
+    values, clusters = documents(rng, 30)
+    found = clustered.quantile(values, clusters, 0.9, rng, 4000)
+    by_cluster = [values[clusters == g] for g in range(30)]
+    plain = [
+        np.quantile(
+            np.concatenate([by_cluster[g] for g in rng.integers(0, 30, 30)]),
+            0.9, method="inverted_cdf",
+        )
+        for _ in range(4000)
+    ]  # fmt: skip
+    assert found.estimate == np.quantile(values, 0.9, method="inverted_cdf")
+    assert found.std_error == pytest.approx(np.std(plain) * np.sqrt(30 / 29), rel=0.06)
+    wanted = np.quantile(plain, [0.0207, 0.9793])  # Phi(-sqrt(30/29) t_29)
+    np.testing.assert_allclose([found.low, found.high], wanted, rtol=0.02)
+
+
+def test_clusters_may_have_any_numbers_and_ties():
+    rng = np.random.default_rng(6)
+    found = clustered.quantile(np.ones(90), np.repeat([7, -3, 1000], 30), 0.999, rng)
+    assert (found.estimate, found.low, found.high, found.std_error) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("n_clusters", [1, 2])
+def test_one_cluster_has_no_interval_two_have(n_clusters):
+    values, clusters = np.arange(20.0), np.arange(20) % n_clusters
+    by_mean = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
+    by_quantile = clustered.quantile(values, clusters, 0.5, np.random.default_rng(7))
+    for found in (by_mean, by_quantile):
+        assert np.isfinite(found.estimate)
+        assert np.isnan([found.std_error, found.low, found.high]).all() == (n_clusters == 1)
+
+
+def test_empty_clusters_do_not_count():
+    found = clustered.mean(np.array([1.0, 0, 3]), np.array([1, 0, 1]))
+    assert (found.estimate, found.n_clusters) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("totals", "sizes", "message"),
+    [
+        ([1.0, np.nan], [1, 1], "finite"),
+        ([1.0], [1, 1], "pair"),
+        ([], [], "no values"),
+        ([0.0], [0], "no values"),
+    ],
+)
+def test_what_has_no_mean_is_refused(totals, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        clustered.mean(np.array(totals), np.array(sizes))
+
+
+def test_what_has_no_quantile_is_refused():
+    rng = np.random.default_rng(8)
+    with pytest.raises(ValueError, match="finite"):
+        clustered.quantile(np.array([np.inf, 1]), np.array([0, 1]), 0.5, rng)
+    with pytest.raises(ValueError, match="go together"):
+        clustered.quantile(np.ones(3), np.array([0, 1]), 0.5, rng)

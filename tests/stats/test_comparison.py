@@ -1,0 +1,102 @@
+"""One question, all its answers."""
+
+import numpy as np
+import pytest
+
+from imatrix_lab.stats import comparison, interaction, paired
+from imatrix_lab.stats.comparison import METRICS, Question
+
+
+def ask(values, codes, margin=None, metric="kld_nats", **rest):
+    question = Question("a", "b", "nb", METRICS[metric], margin)
+    return comparison.compare(
+        question, values, codes, np.random.default_rng(1), n_resamples=300, **rest
+    )
+
+
+def made_up(n_clusters=20, shift=0.0, seed=2):
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(n_clusters), 12)
+    b = rng.lognormal(-2, 1, len(codes))
+    return (b + shift + rng.normal(0, 0.05, len(codes)), b), codes
+
+
+def test_two_equal_runs_are_equivalent_and_never_better():
+    values = np.random.default_rng(3).random(60)
+    codes = np.repeat(np.arange(15), 4)
+    found = ask((values, values), codes, margin=0.01)
+    assert found.verdict() == "equivalent"
+    assert (found.estimate, found.p_value, found.detectable) == (0, 1, 0)
+    assert ask((values, values), codes).verdict() == "undecided"
+
+
+def test_not_finite_values_leave_in_pairs():
+    (a, b), codes = made_up()
+    a, b = a.copy(), b.copy()
+    a[0], b[5] = np.nan, np.inf
+    found = ask((a, b), codes)
+    assert (found.n_excluded, found.n) == (2, len(codes) - 2)
+    assert np.isfinite([found.estimate, found.low, found.mean_a, found.mean_b]).all()
+    with pytest.raises(ValueError, match="finite in both"):
+        ask((np.full(len(b), np.nan), b), codes)
+
+
+def test_a_document_without_any_finite_value_drops_out():
+    (a, b), codes = made_up()
+    a = np.where(codes == 3, np.nan, a)
+    assert ask((a, b), codes).n_clusters == 19
+
+
+def test_non_inferiority_looks_to_one_side():
+    values, codes = made_up(shift=-0.2)
+    found = ask(values, codes, margin=0.05)
+    assert found.p_non_inferior < 0.001
+    assert found.p_equivalence > 0.99
+    assert found.verdict() == "better"
+    assert ask(values[::-1], codes, margin=0.05).p_non_inferior > 0.99
+
+
+def test_few_clusters_use_permutations_throughout():
+    values, codes = made_up(n_clusters=6, shift=0.3)
+    found = ask(values, codes, margin=0.5)
+    assert found.method == "permutation"
+    assert found.p_value == 2 / 2**6
+    assert found.p_equivalence == 1 / 2**6
+    sums = paired.Sums.of(values[0] - values[1], codes, 6)
+    means = sums.totals / sums.sizes
+    assert (found.low, found.high) == pytest.approx((means.min(), means.max()))
+
+
+def test_what_is_clear_could_have_been_stopped():
+    values, codes = made_up(n_clusters=150, shift=0.4)
+    assert 0 < ask(values, codes).anytime_stop < 100
+    values, codes = made_up(n_clusters=30, shift=0.0)
+    assert ask(values, codes).anytime_stop == 0
+
+
+def test_right_and_wrong_get_exact_answers():
+    rng = np.random.default_rng(4)
+    codes = np.repeat(np.arange(60), 3)
+    b = (rng.random(180) < 0.6).astype(float)
+    a = np.where(rng.random(180) < 0.1, 1 - b, b)
+    tasks = np.arange(180) % 2
+    found = ask((a, b), codes, 0.1, "score", strata=tasks)
+    assert found.items.table.n() == 180
+    assert found.items.stratified.macro_difference == pytest.approx(found.estimate)
+    assert found.items.newcombe_low < found.estimate < found.items.newcombe_high
+    assert 0 < found.items.posterior.p_within_margin <= 1
+    assert ask((a / 2, b), codes, metric="score").items is None
+
+
+def test_samples_replace_documents_as_the_error_term():
+    values, codes = made_up(shift=0.02)
+    found = ask(values, codes, margin=0.05)
+    wide = interaction.Contrast(
+        0.02, 0.03, -0.1, 0.14, 2.0, 0.6, 0.003, 0.0299, True, {"nb": 2, "en": 2}, 240, 20, 0.95
+    )
+    moved = comparison.with_samples(found, wide)
+    assert (moved.method, moved.p_value, moved.df) == ("samples", 0.6, 2.0)
+    assert moved.verdict() == "undecided"
+    assert moved.n_to_decide == 0
+    assert moved.paired == found.paired
+    assert moved.p_equivalence > found.p_equivalence

@@ -1,0 +1,119 @@
+"""Paired differences by cluster: against scipy, statsmodels, arch, and by simulation."""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+
+from imatrix_lab.stats import clustered, paired
+
+
+def differences(rng, n_clusters, shift=0.0, spread=0.1):
+    """Token differences of documents that differ: (values, codes)."""
+    sizes = rng.integers(30, 120, n_clusters)
+    codes = np.repeat(np.arange(n_clusters), sizes)
+    own = rng.normal(shift, spread, n_clusters)
+    return own[codes] + 0.5 * rng.standard_t(4, len(codes)), codes
+
+
+def test_mean_difference_is_cr3_with_everything_beside_it():
+    rng = np.random.default_rng(1)
+    values, codes = differences(rng, 24, 0.03)
+    found = paired.mean_difference(paired.Sums.of(values, codes, 24), rng, 4000)
+    fit = sm.OLS(values, np.ones(len(values))).fit(
+        cov_type="cluster-crv3", cov_kwds={"groups": codes}, use_t=True
+    )
+    assert found.p_t == pytest.approx(fit.pvalues[0], rel=1e-8)
+    assert found.p_value == found.p_t
+    assert found.method == "cr3"
+    naive = sm.OLS(values, np.ones(len(values))).fit().bse[0]
+    assert found.design_effect == pytest.approx((fit.bse[0] / naive) ** 2, rel=2 / len(values))
+    assert found.bca_low == pytest.approx(found.interval.low, abs=0.3 * fit.bse[0])
+    assert found.bca_high == pytest.approx(found.interval.high, abs=0.3 * fit.bse[0])
+    assert found.p_permutation == pytest.approx(found.p_t, abs=0.04)
+
+
+def test_few_clusters_take_the_exact_permutation_of_scipy():
+    rng = np.random.default_rng(2)
+    values, codes = differences(rng, 9, 0.1)
+    sums = paired.Sums.of(values, codes, 9)
+    found = paired.mean_difference(sums, rng)
+    theirs = stats.permutation_test(
+        (sums.totals, np.zeros(9)), lambda a, b: np.sum(a - b), permutation_type="samples",
+        n_resamples=np.inf, vectorized=False,
+    )  # fmt: skip
+    assert found.exact
+    assert found.method == "permutation"
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    assert (found.interval.low <= 0 <= found.interval.high) == (found.p_value > 0.05)
+
+
+def test_monte_carlo_permutation_is_never_zero():
+    p, exact = paired.sign_flip(np.ones(40), np.random.default_rng(3), 999)
+    assert (p, exact) == (1 / 1000, False)
+
+
+def test_two_equal_runs_are_no_finding():
+    sums = paired.Sums.of(np.zeros(90), np.repeat(np.arange(15), 6), 15)
+    found = paired.mean_difference(sums, np.random.default_rng(4), 500)
+    assert found.p_value == found.p_t == 1
+    assert (found.interval.low, found.interval.high, found.bca_low) == (0, 0, 0)
+    assert np.isnan(found.design_effect)
+
+
+def test_the_same_difference_everywhere_is_judged_by_permutation():
+    sums = paired.Sums.of(np.full(90, 0.25), np.repeat(np.arange(15), 6), 15)
+    found = paired.mean_difference(sums, np.random.default_rng(5), 2000)
+    assert found.method == "permutation"
+    assert 1 / 2001 <= found.p_value < 0.01
+
+
+def test_one_cluster_is_sent_elsewhere_and_nan_is_refused():
+    sums = paired.Sums.of(np.arange(5.0), np.zeros(5, int), 1)
+    with pytest.raises(ValueError, match="one_document"):
+        paired.mean_difference(sums, np.random.default_rng(6))
+    with pytest.raises(ValueError, match="finite"):
+        paired.Sums.of(np.array([1.0, np.nan]), np.array([0, 1]), 2)
+
+
+def test_intra_cluster_correlation_is_that_of_one_way_anova():
+    rng = np.random.default_rng(7)
+    codes = np.repeat(np.arange(200), 8)
+    values = rng.normal(0, 1, 200)[codes] + rng.normal(0, 2, len(codes))
+    f = stats.f_oneway(*[values[codes == g] for g in range(200)]).statistic
+    found = paired.Sums.of(values, codes, 200).intra_cluster_correlation()
+    assert found == pytest.approx((f - 1) / (f + 7))
+    assert found == pytest.approx(0.2, abs=0.06)
+    alone = paired.Sums.of(values[:9], np.arange(9), 9)
+    assert np.isnan(alone.intra_cluster_correlation())
+
+
+def test_one_document_knows_that_neighbouring_windows_are_alike():
+    rng = np.random.default_rng(12)
+    hits = naive = 0
+    for _ in range(60):
+        noise = rng.normal(0, 1, 220)
+        for i in range(1, 220):
+            noise[i] += 0.6 * noise[i - 1]
+        found = paired.one_document(noise[20:] * 100, np.full(200, 100.0), rng, 400)
+        hits += found.interval.low <= 0 <= found.interval.high
+        naive += abs(stats.ttest_1samp(noise[20:], 0).statistic) < 1.96
+    assert found.method == "stationary bootstrap"
+    assert hits / 60 > 0.83 > naive / 60
+    assert (found.p_value > 0.05) == (found.interval.low <= 0 <= found.interval.high)
+
+
+def test_a_short_document_is_refused():
+    with pytest.raises(ValueError, match="20 needed"):
+        paired.one_document(np.ones(19), np.ones(19), np.random.default_rng(13))
+
+
+def test_the_few_cluster_interval_covers_its_truth():
+    rng = np.random.default_rng(14)
+    hits = 0
+    for _ in range(400):
+        sums = paired.Sums.of(*differences(rng, 8), 8)
+        found = paired.mean_difference(sums, rng, 300).interval
+        hits += found.low <= 0 <= found.high
+    assert 0.925 <= hits / 400 <= 0.98
+    assert isinstance(found, clustered.Interval)

@@ -1,0 +1,110 @@
+"""The planner: R, statsmodels, and simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.power import TTestPower
+
+from imatrix_lab.stats import paired, power
+from imatrix_lab.stats.power import Design
+
+
+def test_superiority_is_that_of_r_and_statsmodels():
+    # R 4.2.2: power.t.test(n=30, delta=0.4, sd=1, type="one.sample", strict=TRUE)$power
+    assert power.superiority(0.4, 30**-0.5, 29) == pytest.approx(0.562813607141, rel=1e-9)
+    assert power.superiority(0.2, 0.1, 15) == pytest.approx(
+        TTestPower().power(0.2 / 0.1 / 4, 16, 0.05)
+    )
+    # R 4.2.2: power.t.test(power=.8, delta=0.4, sd=1, type="one.sample")$n is 51.0096
+    assert power.clusters_for_superiority(Design(1.0), 0.4) == 52
+
+
+def test_detectable_is_what_superiority_detects():
+    design = Design(0.3, icc=0.2, cluster_size=4, size_cv=0.5)
+    mde = power.detectable(design, 60)
+    assert power.superiority(mde, design.std_error(60), 59) == pytest.approx(0.8)
+    assert power.clusters_for_superiority(design, mde * 1.0001) == 60
+    with pytest.raises(ValueError, match="two clusters"):
+        power.detectable(design, 1)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.15])
+@pytest.mark.parametrize("n", [8, 30])
+def test_equivalence_is_that_of_simulated_tost(effect, n):
+    rng = np.random.default_rng(1)
+    margin, se = 0.6 * (30 / n) ** 0.5, n**-0.5
+    values = rng.normal(effect, 1, (40_000, n))
+    means, ses = values.mean(axis=1), values.std(axis=1, ddof=1) / n**0.5
+    inside = np.abs(means) + stats.t.ppf(0.95, n - 1) * ses < margin
+    assert power.equivalence(effect, margin, se, n - 1) == pytest.approx(inside.mean(), abs=0.008)
+
+
+def test_equivalence_at_the_margin_is_the_error_rate():
+    assert power.equivalence(1.0, 1.0, 0.1, 50) == pytest.approx(0.05, abs=1e-6)
+    needed = power.clusters_for_equivalence(Design(1.0), 0.5)
+    assert power.equivalence(0, 0.5, needed**-0.5, needed - 1) >= 0.8
+    assert power.equivalence(0, 0.5, (needed - 1) ** -0.5, needed - 2) < 0.8
+    with pytest.raises(ValueError, match="not inside"):
+        power.clusters_for_equivalence(Design(1.0), 0.5, effect=0.5)
+
+
+@pytest.mark.parametrize("df", [1, 1.4, 3, 30, 3000, 2.5e6])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 2.8, 5.0])
+def test_superiority_is_the_noncentral_t(df, shift):
+    cut = stats.t.ppf(0.975, df)
+    theirs = stats.nct.sf(cut, df, shift) + stats.nct.cdf(-cut, df, shift)
+    assert power.superiority(shift, 1.0, df) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_no_spread_needs_no_power():
+    assert power.superiority(0.1, 0.0, 5) == 1
+    assert power.superiority(0.0, 0.0, 5) == 0
+    assert power.equivalence(0.1, 0.2, 0.0, 5) == 1
+    assert power.detectable_at(0.0, 5) == 0
+
+
+def test_a_design_from_a_pilot_predicts_the_standard_error():
+    rng = np.random.default_rng(2)
+    sizes = rng.integers(2, 10, 400)
+    codes = np.repeat(np.arange(400), sizes)
+    values = rng.normal(0, 0.5, 400)[codes] + rng.normal(0, 1, len(codes))
+    sums = paired.Sums.of(values, codes, 400)
+    design = power.from_pilot(sums)
+    seen = paired.mean_difference(sums, rng, 100).interval.std_error
+    assert design.std_error(400) == pytest.approx(seen, rel=0.1)
+    assert design.icc == pytest.approx(0.2, abs=0.05)
+    with pytest.raises(ValueError, match="nothing differs"):
+        power.from_pilot(paired.Sums.of(np.zeros(4), np.arange(4), 4))
+
+
+def test_binary_design_and_hours():
+    assert power.binary_design(0.04).sd == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="discordance"):
+        power.binary_design(0.0)
+    assert power.hours(7200, 3, 2.0) == pytest.approx(3.0)
+    with pytest.raises(ValueError, match="rate"):
+        power.hours(1, 1, 0.0)
+
+
+def test_planned_power_comes_true_on_clustered_items():
+    """Discordant answers in groups of unequal size, effect at the planner's 80 %."""
+    rng = np.random.default_rng(3)
+    sizes = rng.choice([1, 1, 1, 2, 5], 300)
+    codes = np.repeat(np.arange(300), sizes)
+    discordance, icc = 0.2, 0.5
+    design = power.binary_design(discordance, icc, sizes.mean(), float(sizes.std() / sizes.mean()))
+    effect = power.detectable(design, 300)
+    share = (1 + effect / discordance) / 2
+    found = 0
+    for _ in range(1500):
+        together = (rng.random(300) < icc)[codes]
+
+        def draw(p, together=together):
+            return np.where(together, (rng.random(300) < p)[codes], rng.random(len(codes)) < p)
+
+        # a group answers alike with probability icc, else each item for itself
+        value = draw(discordance) * np.where(draw(share), 1, -1)
+        sums = paired.Sums.of(value, codes, 300)
+        interval = paired.mean_difference(sums, rng, 10).interval
+        found += paired.t_test(interval) <= 0.05
+    assert found / 1500 == pytest.approx(0.8, abs=0.04)

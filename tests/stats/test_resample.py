@@ -1,0 +1,79 @@
+"""Bootstrap sums, sign flips, and the intervals made of them, against scipy and by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from imatrix_lab.stats import clustered, resample
+
+
+def test_bootstrap_sums_have_the_law_of_drawing_with_replacement():
+    columns = np.random.default_rng(1).normal(2, 1, (30, 2))
+    found = resample.bootstrap_sums(columns, 20_000, np.random.default_rng(2))
+    np.testing.assert_allclose(found.mean(axis=0), columns.sum(axis=0), rtol=0.01)
+    covariance = 30 * np.cov(columns.T, ddof=0)
+    np.testing.assert_allclose(np.cov(found.T), covariance, atol=0.03 * np.trace(covariance))
+
+
+def test_chunks_change_nothing(monkeypatch):
+    columns = np.random.default_rng(3).normal(size=(7, 3))
+    whole = resample.bootstrap_sums(columns, 50, np.random.default_rng(4))
+    monkeypatch.setattr(resample, "_CELLS_AT_ONCE", 21)
+    np.testing.assert_allclose(
+        resample.bootstrap_sums(columns, 50, np.random.default_rng(4)), whole
+    )
+
+
+def test_few_clusters_are_flipped_in_every_way_once():
+    totals = np.array([1.0, 2.0, 4.0])
+    found, exact = resample.flipped_sums(totals[:, None], 100, np.random.default_rng(5))
+    wanted = sorted(sum(s) for s in itertools.product((1, -1), (2, -2), (4, -4)))
+    assert exact
+    assert sorted(found[:, 0].tolist()) == wanted
+    assert not resample.flipped_sums(totals[:, None], 7, np.random.default_rng(5))[1]
+
+
+def test_bca_is_that_of_scipy():
+    """Without expansion, on clusters of one size, for a skewed statistic."""
+    values = np.random.default_rng(6).lognormal(0, 1, 40)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="BCa", random_state=np.random.default_rng(7)
+    ).confidence_interval
+    ours = resample.bca(
+        resample.bootstrap_sums(values[:, None], 20_000, np.random.default_rng(8))[:, 0] / 40,
+        values.mean(),
+        clustered.jackknife(values, np.ones(40)),
+        0.025,
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+def test_exact_interval_holds_what_the_permutation_does_not_reject():
+    rng = np.random.default_rng(9)
+    totals, sizes = rng.normal(5, 3, 8), rng.integers(1, 5, 8).astype(float)
+    low, high = resample.exact_interval(totals, sizes, 0.95)
+
+    def p(mean):
+        moved = totals - mean * sizes
+        flips = [abs(np.dot(s, moved)) for s in itertools.product((1, -1), repeat=8)]
+        return np.mean(np.array(flips) >= abs(moved.sum()) - 1e-12)
+
+    step = 1e-6
+    for end, inside in ((low, low + step), (high, high - step)):
+        assert p(inside) > 0.05
+        assert p(2 * end - inside) <= 0.05
+
+
+def test_five_clusters_cannot_give_95_percent():
+    assert resample.exact_interval(np.arange(5.0), np.ones(5), 0.95) == (-np.inf, np.inf)
+    assert np.isfinite(resample.exact_interval(np.arange(6.0), np.ones(6), 0.95)).all()
+
+
+@pytest.mark.parametrize("n_clusters", [10, 25, 1000])
+def test_expanded_tail_makes_the_t_interval_of_normal_replicates(n_clusters):
+    """Replicates of a mean are narrower by sqrt((G-1)/G); t quantiles are wider than normal."""
+    tail = resample.tail_share(0.95, n_clusters)
+    narrow = ((n_clusters - 1) / n_clusters) ** 0.5
+    assert stats.norm.ppf(tail) * narrow == pytest.approx(stats.t.ppf(0.025, n_clusters - 1))

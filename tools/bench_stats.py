@@ -1,0 +1,453 @@
+"""Do the statistics keep their promises? Simulation, with the cluster-blind way beside each.
+
+    make bench-stats                        about ten minutes on one core; seeded
+    python tools/bench_stats.py --scale 0.1 --write docs/statistics.md
+
+Data are shaped like real records: documents of 300 to 1,800 tokens with heavy-tailed KLD that the
+two runs share for the most part; items with the group sizes of MixEval, a group answering as one.
+Each row: what was promised, what was found, twice its Monte-Carlo error, and the same for a test
+that takes tokens or items as independent. A row fails if it lies outside the promise by more than
+that error; `--write` puts the table between the markers of a Markdown file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import special, stats
+
+from imatrix_lab.stats import (
+    binary,
+    clustered,
+    equivalence,
+    interaction,
+    multiplicity,
+    paired,
+    power,
+    sequential,
+    tails,
+)
+from imatrix_lab.stats.interaction import Cell
+from imatrix_lab.stats.paired import Sums
+
+MARKERS = ("<!-- bench-stats: begin -->", "<!-- bench-stats: end -->")
+# how many groups of how many items MixEval 2024-06-01 has, GPQA left out
+FREE_FORM = {1: 950, 2: 202, 3: 61, 4: 24, 5: 20, 6: 4, 7: 6, 8: 3, 9: 4, 10: 1, 11: 2, 12: 2,
+             13: 1, 16: 2, 19: 1, 21: 1}  # fmt: skip
+MULTIPLE_CHOICE = {1: 1485, 2: 162, 3: 39, 4: 9, 5: 2, 6: 1, 8: 1, 10: 1}
+TAIL_SHARES = (0.5, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise. `blind` is None where there is no cluster-blind way."""
+
+    what: str
+    where: str
+    promised: tuple[float, float]
+    found: float
+    n: int
+    blind: float | None = None
+
+    def error(self) -> float:
+        """Return twice the Monte-Carlo standard error."""
+        share = min(max(self.found, 1 / self.n), 1 - 1 / self.n)
+        return float(2 * (share * (1 - share) / self.n) ** 0.5)
+
+    def kept(self) -> bool:
+        """Whether the promise is kept within Monte-Carlo error."""
+        low, high = self.promised
+        return low - self.error() <= self.found <= high + self.error()
+
+    def markdown(self) -> str:
+        """Return a row of the table."""
+        low, high = (f"{100 * x:.3g}" for x in self.promised)
+        promised = f"≤ {high}" if self.promised[0] == 0 else low if low == high else f"{low}–{high}"
+        blind = "" if self.blind is None else f"{100 * self.blind:.1f}"
+        found = f"{100 * self.found:.1f} ± {100 * self.error():.1f}"
+        cells = (self.what, self.where, promised, found, blind, "yes" if self.kept() else "**no**")
+        return f"| {' | '.join(cells)} |"
+
+
+LEVEL = (0.05, 0.05)
+COVERAGE = (0.935, 0.965)
+AT_MOST = (0.0, 0.05)
+
+
+class Documents:
+    """Two runs on documents: shared heavy-tailed KLD, and a difference of their own."""
+
+    def __init__(self, n: int, rng: np.random.Generator, tokens: tuple[int, int] = (300, 1800)):
+        self.n, self.rng = n, rng
+        self.codes = np.repeat(np.arange(n), rng.integers(*tokens, n))
+        own = rng.normal(0, 0.3, n)[self.codes]
+        self.shared = np.exp(-3 + own + 1.3 * rng.standard_normal(len(self.codes)))
+
+    def runs(self, effect: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return (A, B); B is A but for chance where the effect is 0."""
+        rng, codes = self.rng, self.codes
+        by_document = 0.05 * rng.standard_normal((2, self.n))
+        noise = 0.25 * rng.standard_normal((2, len(codes)))
+        a, b = (self.shared * np.exp(d[codes] + e) for d, e in zip(by_document, noise, strict=True))
+        return a * (1 + effect), b
+
+    @staticmethod
+    def mean() -> float:
+        """Return the expected KLD of a token."""
+        return float(np.exp(-3 + (0.3**2 + 1.3**2 + 0.05**2 + 0.25**2) / 2))
+
+    def sums(self, effect: float = 0.0) -> Sums:
+        """Return A minus B, summed by document."""
+        a, b = self.runs(effect)
+        return Sums.of(a - b, self.codes, self.n)
+
+
+def blind(sums: Sums) -> clustered.Interval:
+    """Return the mean as if every value were independent."""
+    n = sums.sizes.sum()
+    estimate, error = float(sums.totals.sum() / n), (sums.variance() / n) ** 0.5
+    return clustered.Interval(
+        estimate, error, estimate - 1.96 * error, estimate + 1.96 * error, int(n), len(sums.sizes),
+        n - 1,
+    )  # fmt: skip
+
+
+def covers(interval: clustered.Interval, truth: float) -> bool:
+    """Whether the truth is inside."""
+    return interval.low <= truth <= interval.high
+
+
+def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """Mean differences: error rate, coverage and false equivalence, by number of documents."""
+    effect, apart, n_sim = 0.02, 0.25, round(3000 * scale)
+    truth, margin = effect * Documents.mean(), apart * Documents.mean()
+    for n in (8, 20, 50, 120):
+        few = n < paired.FEW_CLUSTERS
+        hits = np.zeros(8)
+        for _ in range(n_sim):
+            documents = Documents(n, rng)
+            null, sums, far = (documents.sums(e) for e in (0.0, effect, apart))
+            found = paired.mean_difference(null, rng, 400)
+            moved = paired.mean_difference(sums, rng, 400)
+            hits += (
+                found.p_value <= 0.05,
+                found.p_permutation <= 0.05,
+                not covers(blind(null), 0),
+                covers(moved.interval, truth),
+                moved.bca_low <= truth <= moved.bca_high,
+                covers(blind(sums), truth),
+                (
+                    equivalence.tost_by_permutation(far, margin, True, rng, 400)
+                    if few
+                    else equivalence.tost(clustered.mean(far.totals, far.sizes), margin, True)
+                ).p_value <= 0.05,
+                equivalence.tost(blind(far), margin, True).p_value <= 0.05,
+            )  # fmt: skip
+        share, where = hits / n_sim, f"{n} documents"
+        main = "exact permutation" if few else "CR3, t"
+        yield Row(f"false positives, {main}", where, LEVEL, share[0], n_sim, share[2])
+        if not few:
+            yield Row("false positives, sign flips", where, LEVEL, share[1], n_sim, share[2])
+        yield Row(f"coverage, {main}", where, COVERAGE, share[3], n_sim, share[5])
+        if not few:
+            yield Row("coverage, BCa", where, COVERAGE, share[4], n_sim, share[5])
+        yield Row("false equivalence, TOST", where, AT_MOST, share[6], n_sim, share[7])
+
+
+def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """Differences of medians and tails, and a run's own mean and quantiles."""
+    effect, n_sim = 0.05, round(1000 * scale)
+    many = np.concatenate([Documents(400, rng).runs()[1] for _ in range(10)])
+    truths = np.quantile(many, TAIL_SHARES)
+    for n in (20, 50, 120):
+        moved, alone, naive = np.zeros(3), np.zeros(3), np.zeros(3)
+        for _ in range(n_sim):
+            documents = Documents(n, rng)
+            a, b = documents.runs(effect)
+            state = int(rng.integers(2**31))
+            drawn_a, drawn_b = (
+                tails.tails(x, documents.codes, TAIL_SHARES, np.random.default_rng(state), 400)
+                for x in (a, b)
+            )
+            both = zip(tails.difference(drawn_a, drawn_b), truths, strict=True)
+            moved += [covers(i, effect * t) for i, t in both]
+            nothing = tails.Tails(TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), len(b), n)
+            alone += [
+                covers(i, t)
+                for i, t in zip(tails.difference(drawn_b, nothing), truths, strict=True)
+            ]
+            ordered = np.sort(b)
+            for k, q in enumerate(TAIL_SHARES):
+                half = 1.96 * (q * (1 - q) * len(b)) ** 0.5
+                low, high = (int(np.clip(q * len(b) + s * half, 0, len(b) - 1)) for s in (-1, 1))
+                naive[k] += ordered[low] <= truths[k] <= ordered[high]
+        for k, q in enumerate(TAIL_SHARES):
+            name, where = f"{100 * q:g} % quantile", f"{n} documents"
+            yield Row(f"coverage, difference of {name}s", where, COVERAGE, moved[k] / n_sim, n_sim)
+            yield Row(
+                f"coverage, {name} of a run", where, COVERAGE, alone[k] / n_sim, n_sim,
+                naive[k] / n_sim,
+            )  # fmt: skip
+
+
+def one_document(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """One long document: windows that resemble their neighbours."""
+    n_sim, n = round(400 * scale), 400
+    hits = np.zeros(4)
+    for _ in range(n_sim):
+        noise = rng.standard_t(5, n + 50)
+        for i in range(1, len(noise)):
+            noise[i] += 0.5 * noise[i - 1]
+        totals, sizes = noise[50:] * 500, np.full(n, 500.0)
+        found = paired.one_document(totals, sizes, rng, 400)
+        naive = clustered.mean(totals, sizes)
+        hits += (found.p_value <= 0.05, covers(found.interval, 0), not covers(naive, 0),
+                 covers(naive, 0))  # fmt: skip
+    share, where = hits / n_sim, f"one document, {n} windows"
+    yield Row("false positives, stationary bootstrap", where, LEVEL, share[0], n_sim, share[2])
+    yield Row("coverage, stationary bootstrap", where, COVERAGE, share[1], n_sim, share[3])
+
+
+class Groups:
+    """Items in groups that answer as one with probability `icc`."""
+
+    def __init__(self, sizes: dict[int, int], icc: float = 1.0):
+        self.codes = np.repeat(
+            np.arange(sum(sizes.values())), np.repeat(list(sizes), list(sizes.values()))
+        )
+        self.n, self.icc = int(self.codes[-1]) + 1, icc
+        counts = np.bincount(self.codes)
+        self.size, self.cv = float(counts.mean()), float(counts.std() / counts.mean())
+
+    def _draw(self, p: float, rng: np.random.Generator, together: np.ndarray) -> np.ndarray:
+        by_item = rng.random(len(self.codes)) < p
+        return np.where(together, (rng.random(self.n) < p)[self.codes], by_item)
+
+    def runs(
+        self, discordance: float, effect: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return right and wrong of A and B: B flips A's answers, so that A wins by `effect`."""
+        together = (rng.random(self.n) < self.icc)[self.codes]
+        unequal = self._draw(discordance, rng, together)
+        a_wins = self._draw((1 + effect / discordance) / 2, rng, together)
+        agreed = self._draw(0.6, rng, together)
+        a = np.where(unequal, a_wins, agreed)
+        return a.astype(int), np.where(unequal, 1 - a, a).astype(int)
+
+
+def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """Right and wrong in MixEval's groups."""
+    n_sim = round(3000 * scale)
+    for name, sizes in (("free-form", FREE_FORM), ("multiple-choice", MULTIPLE_CHOICE)):
+        groups = Groups(sizes)
+        for discordance in (0.01, 0.05, 0.10) if sizes is FREE_FORM else (0.05,):
+            hits = np.zeros(8)
+            effect = 0.2 * discordance
+            for _ in range(n_sim):
+                a, b = groups.runs(discordance, 0.0, rng)
+                sums = Sums.of(a - b, groups.codes, groups.n)
+                found = binary.mcnemar(sums.totals)
+                flat = binary.mcnemar((a - b).astype(float))
+                interval = clustered.mean(sums.totals, sums.sizes)
+                hits[:3] += found.p_mid <= 0.05, flat.p_mid <= 0.05, paired.t_test(interval) <= 0.05
+                a, b = groups.runs(discordance, effect, rng)
+                sums = Sums.of(a - b, groups.codes, groups.n)
+                interval = clustered.mean(sums.totals, sums.sizes)
+                table = binary.Table.of(a, b)
+                effective = table.effective(sums.design_effect(interval.std_error))
+                low, high = binary.newcombe(effective)
+                naive = binary.newcombe(table)
+                believed = binary.posterior(effective, rng, n_draws=2000)
+                hits[3:] += (
+                    covers(interval, effect), low <= effect <= high,
+                    naive[0] <= effect <= naive[1], believed.low <= effect <= believed.high,
+                    equivalence.tost(interval, effect, False).p_value <= 0.05,
+                )  # fmt: skip
+            share, where = hits / n_sim, f"{name}, {100 * discordance:g} % unequal"
+            yield Row("false positives, clustered McNemar mid-p", where, LEVEL, share[0], n_sim,
+                      share[1])  # fmt: skip
+            yield Row("false positives, CR3, t", where, LEVEL, share[2], n_sim, share[1])
+            yield Row("coverage, CR3, t", where, COVERAGE, share[3], n_sim, share[5])
+            yield Row("coverage, Newcombe, effective n", where, COVERAGE, share[4], n_sim, share[5])
+            yield Row("coverage, Dirichlet, effective n", where, COVERAGE, share[6], n_sim,
+                      share[5])  # fmt: skip
+            yield Row("false equivalence, TOST", where, AT_MOST, share[7], n_sim)
+
+
+def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """The power that the planner promises, for items and for documents from a pilot."""
+    n_sim = round(2000 * scale)
+    for icc in (0.3, 1.0):
+        groups = Groups(FREE_FORM, icc)
+        design = power.binary_design(0.05, icc, groups.size, groups.cv)
+        margin = power.detectable(design, groups.n)
+        promised = power.superiority(margin, design.std_error(groups.n), groups.n - 1)
+        equal = power.equivalence(0.0, margin, design.std_error(groups.n), groups.n - 1)
+        hits = np.zeros(2)
+        for _ in range(n_sim):
+            for k, effect in enumerate((margin, 0.0)):
+                a, b = groups.runs(0.05, effect, rng)
+                sums = Sums.of(a - b, groups.codes, groups.n)
+                found = clustered.mean(sums.totals, sums.sizes)
+                hits[k] += _decided(found, None if k == 0 else margin)
+        where = f"free-form, 5 % unequal, icc {icc:g}"
+        yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
+        yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
+    pilot = power.from_pilot(Documents(400, rng).sums())
+    margin, n = power.detectable(pilot, 40), 40
+    promised = power.superiority(margin, pilot.std_error(n), n - 1)
+    equal = power.equivalence(0.0, margin, pilot.std_error(n), n - 1)
+    hits = np.zeros(2)
+    for _ in range(n_sim):
+        for k, effect in enumerate((margin / Documents.mean(), 0.0)):
+            sums = Documents(n, rng).sums(effect)
+            found = clustered.mean(sums.totals, sums.sizes)
+            hits[k] += _decided(found, None if k == 0 else margin)
+    where = "40 documents, pilot of 400"
+    yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
+    yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
+
+
+def _decided(found: clustered.Interval, margin: float | None) -> bool:
+    """Whether a difference is found, or with a margin, equivalence shown."""
+    if margin is None:
+        return paired.t_test(found) <= 0.05
+    return equivalence.tost(found, margin, lower_is_better=True).p_value <= 0.05
+
+
+def _promise(what: str, where: str, promised: float, found: float, n: int) -> Row:
+    where = f"{where}: {100 * promised:.0f} %"
+    return Row(what, where, (promised - 0.03, promised + 0.03), found, n)
+
+
+def interactions(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """Differences of differences: by documents, with samples as random effect, by GEE."""
+    n_sim = round(1500 * scale)
+    names = np.array([f"d{i}" for i in range(30)])
+    for k in (2, 3, 5):
+        hits = np.zeros(3)
+        for _ in range(n_sim):
+            cells = []
+            moved = {t: rng.normal(0, 0.02, 30) for t in "ab"}  # of documents, by language
+            for group, sign in (("a", 1.0), ("b", -1.0)):
+                for sample in range(k):
+                    for text, side in (("a", 1.0), ("b", -1.0)):
+                        own = rng.normal(0, 0.01)
+                        values = own + sign * moved[text] / 2 + rng.normal(0, 0.02, 30)
+                        cells.append(Cell(sign * side / k, group, str(sample), values * 500,
+                                          np.full(30, 500.0), names))  # fmt: skip
+            found = interaction.contrast(cells)
+            by_documents = clustered.t_interval(found.estimate, found.se_documents, 29, 0.95)
+            hits += (found.p_value <= 0.05, found.low <= 0 <= found.high,
+                     not by_documents[0] <= 0 <= by_documents[1])  # fmt: skip
+        share, where = hits / n_sim, f"{k} samples a language, 30 documents"
+        yield Row("false positives, sample as random effect", where, AT_MOST, share[0], n_sim,
+                  share[2])  # fmt: skip
+    hits, n_sim = np.zeros(2), round(300 * scale)
+    for _ in range(n_sim):
+        level = rng.normal(0.3, 1.2, 80)
+        clusters = np.repeat(np.arange(80), 8)  # two items, in two languages, by two runs
+        cal, lan = np.tile([0, 0, 1, 1] * 2, 80), np.tile([0, 1, 0, 1] * 2, 80)
+        item = level[clusters] + np.repeat(rng.normal(0, 1, 160), 4)
+        item += np.repeat(rng.normal(0, 2, 80), 8) * cal * lan  # no interaction on average
+        right = (rng.logistic(0, 1, len(item)) < item).astype(int)
+        found_gee = interaction.gee(right, cal, lan, clusters)
+        flat = interaction.gee(right, cal, lan, np.arange(len(right)))
+        hits += found_gee.p_value <= 0.05, flat.p_value <= 0.05
+    yield Row("false positives, GEE", "80 groups of 2 items", LEVEL, hits[0] / n_sim, n_sim,
+              hits[1] / n_sim)  # fmt: skip
+
+
+def families(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """Any false positive in a family of 30 comparisons on shared documents."""
+    n_sim, n, m = round(1500 * scale), 40, 30
+    hits = np.zeros(4)
+    for _ in range(n_sim):
+        shared = rng.standard_t(4, (n, 1))
+        totals = 0.8 * shared + 0.6 * rng.standard_t(4, (n, m))
+        p = np.array([paired.t_test(clustered.mean(x, np.ones(n))) for x in totals.T])
+        adjusted = multiplicity.max_t(totals, rng, 400)
+        hits += (multiplicity.holm(p).min() <= 0.05, adjusted.min() <= 0.05,
+                 multiplicity.benjamini_hochberg(p).min() <= 0.05, p.min() <= 0.05)  # fmt: skip
+    share, where = hits / n_sim, f"{m} correlated comparisons, {n} documents"
+    yield Row("any false positive, Holm", where, AT_MOST, share[0], n_sim, share[3])
+    yield Row("any false positive, max-T", where, LEVEL, share[1], n_sim, share[3])
+    yield Row("any false positive, Benjamini-Hochberg", where, AT_MOST, share[2], n_sim, share[3])
+
+
+def early_stopping(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """False stops under the null; beside it, stopping at the first p < 0.05."""
+    n_sim = round(3000 * scale)
+    hits = np.zeros(2)
+    for _ in range(n_sim):
+        votes = rng.choice([1, -1], 1000)
+        hits[0] += sequential.sign_process(votes).stopped_at is not None
+        wins, n = np.cumsum(votes)[19:], np.arange(20, 1001)
+        hits[1] += bool((2 * special.ndtr(-np.abs(wins) / n**0.5) < 0.05).any())
+    share = hits / n_sim
+    yield Row("false stops, e-process of wins", "1,000 looks", AT_MOST, share[0], n_sim, share[1])
+    n_sim, hits = round(500 * scale), np.zeros(2)
+    for _ in range(n_sim):
+        documents = Documents(200, rng, (100, 300))
+        a, b = documents.runs()
+        sums = Sums.of(np.clip(a - b, -0.5, 0.5), documents.codes, 200)
+        values = sums.totals / sums.sizes
+        hits[0] += sequential.bounded_mean(values, 0.5).decided_at() is not None
+        n = np.arange(1, 201)
+        mean = np.cumsum(values) / n
+        sd = np.sqrt(
+            np.maximum(np.cumsum(values**2) / n - mean**2, 1e-300) * n / np.maximum(n - 1, 1)
+        )
+        t = np.abs(mean) / sd * n**0.5
+        hits[1] += bool((2 * stats.t.sf(t[19:], n[19:] - 1) < 0.05).any())
+    share = hits / n_sim
+    yield Row("false stops, bounded mean of KLD", "200 documents", AT_MOST, share[0], n_sim,
+              share[1])  # fmt: skip
+
+
+EXPERIMENTS: dict[str, Callable[[np.random.Generator, float], Iterator[Row]]] = {
+    f.__name__: f
+    for f in (
+        means_of_documents, quantiles_of_documents, one_document, items, planner, interactions,
+        families, early_stopping,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print the table; exit 1 if a promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the simulations")
+    parser.add_argument("--seed", type=int, default=20260101)
+    parser.add_argument("--only", choices=list(EXPERIMENTS), nargs="*", default=list(EXPERIMENTS))
+    parser.add_argument("--write", type=Path, help="Markdown file with the markers")
+    arguments = parser.parse_args()
+    head = "| what | where | promised, % | found, % | cluster-blind, % | kept |\n"
+    head += "|---|---|--:|--:|--:|---|"
+    lines, kept, began = [head], True, time.monotonic()
+    print(head)
+    for place, (name, run) in enumerate(EXPERIMENTS.items()):
+        if name not in arguments.only:
+            continue
+        for row in run(np.random.default_rng([arguments.seed, place]), arguments.scale):
+            lines.append(row.markdown())
+            kept &= row.kept()
+            print(lines[-1], flush=True)
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+    if arguments.write:
+        text = arguments.write.read_text(encoding="utf-8")
+        before, rest = text.split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        table = "\n".join((MARKERS[0], *lines, MARKERS[1]))
+        arguments.write.write_text(before + table + after, encoding="utf-8")
+    sys.exit(not kept)
+
+
+if __name__ == "__main__":
+    main()
