@@ -172,10 +172,9 @@ def _warn(
             f"note: {quant.label} on {one.label}: {facts['n_nonfinite']:,} of"
             f" {facts['n_scored']:,} tokens have no finite score; they are counted, not averaged"
         )
-    found = facts["divergence"]
-    if found["kind"] != "exact":
+    if gap := facts["gap"]:
         progress.say(
-            f"note: {quant.label} on {one.label}: divergence is a lower bound (top"
-            f" {found['top_k']}); on {found['n_sampled']} sampled tokens it misses"
-            f" {found['gap_share']:.2%}, {found['gap_nats']:.2g} nats"
+            f"note: {quant.label} on {one.label}: the divergence is a {facts['divergence']}; on"
+            f" {gap['n_sampled']} sampled tokens it misses {gap['gap_share']:.2%} of it,"
+            f" {gap['gap_nats']:.2g} nats"
         )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.store import canonical_json
@@ -133,3 +133,31 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
         else:
             found[name] = column.to_numpy(zero_copy_only=False)
     return Table(found, signature)
+
+
+def export_csv(path: Path, out: IO[bytes]) -> None:
+    """Write a file's records as CSV, UTF-8, with a header; floats in the digits that restore them.
+
+    Raises
+    ------
+    BadRecords : see `read`.
+    """
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    read(path, [])
+    with pyarrow.parquet.ParquetFile(path) as file:
+        options = pyarrow.csv.WriteOptions(quoting_style="needed")
+        with pyarrow.csv.CSVWriter(out, _plain(file.schema_arrow), write_options=options) as writer:
+            for batch in file.iter_batches():
+                writer.write_batch(batch.cast(_plain(batch.schema)))
+
+
+def _plain(schema: Any) -> Any:
+    """Return a schema with words in place of codes."""
+    import pyarrow
+
+    return pyarrow.schema(
+        (f.name, f.type.value_type if pyarrow.types.is_dictionary(f.type) else f.type)
+        for f in schema
+    )

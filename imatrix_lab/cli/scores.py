@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
+from rich.table import Table
 
-from imatrix_lab import evaluate, toolchain
+from imatrix_lab import evaluate, summary, tables, toolchain
 from imatrix_lab.cli import options
+from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.records import ScoreRequest
+from imatrix_lab.store import write_whole
 
 _SEVERAL = ("--quant", "--text")
 
@@ -117,3 +123,116 @@ def score(ctx: click.Context, /, as_json: bool, **rest: Any) -> None:
         return options.emit([str(f) for f in files])
     for file in files:
         click.echo(file)
+
+
+RUNS = click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN…", type=click.Path(path_type=Path, exists=True)
+)
+
+
+@score.command("show")
+@RUNS
+@options.JSON
+def score_show(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Perplexity and divergence of each quant on each text, with intervals by document.
+
+    \b
+    Example:
+      imatrix-lab score show scores
+    """
+    found = summary.summaries(runs)
+    if as_json:
+        return options.emit(found)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("text", "quant"):
+        table.add_column(name, overflow="fold")
+    for name in ("PPL", "of reference", "KLD mean", "median", "99 %", "99.9 %", "same top",
+                 "RMS Δp", "bits/byte"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for s in found:
+        table.add_row(
+            escape(s.text), escape(f"{s.quant} ({s.bits_per_weight:.2f} bpw)"),
+            _cell(s.ppl, ".3f"), f"{s.ppl_reference.estimate:.3f}", _cell(s.kld_mean, ".4f"),
+            _cell(s.kld_median, ".4f"), _cell(s.kld_q99, ".3f"), _cell(s.kld_q999, ".3f"),
+            _cell(s.same_top, ".2%"), _cell(s.rms_delta_p, ".2%"), _cell(s.bits_per_byte, ".4f"),
+        )  # fmt: skip
+    stdout.print(table)
+    for text in dict.fromkeys(s.text for s in found):
+        s = next(x for x in found if x.text == text)
+        protocol = s.signature["protocol"]
+        stderr.print(
+            f"{text}: {s.n_tokens:,} tokens in {s.n_documents} clusters; protocol"
+            f" {protocol['name']}, windows of {protocol['n_ctx']}; KLD in nats, {s.divergence};"
+            f" llama.cpp {s.signature['toolchain']['commit']} on"
+            f" {s.signature['toolchain']['backend']}; metrics {s.signature['metrics_version']}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    stderr.print(
+        "95 % intervals in brackets, documents being the clusters. Two quants are compared by"
+        " imatrix-lab compare: their intervals here may overlap when their difference is clear.",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
+    for s in found:
+        if s.n_nonfinite:
+            stderr.print(f"{s.quant} on {s.text}: {s.n_nonfinite:,} tokens without a finite score")
+
+
+def _cell(interval: Any, form: str) -> str:
+    estimate = format(interval.estimate, form)
+    if interval.low != interval.low:  # NaN: one cluster
+        return estimate
+    return f"{estimate}\n[{format(interval.low, form)}, {format(interval.high, form)}]".replace(
+        "[", "\\["
+    )
+
+
+@score.command("agree")
+@click.argument("run_a", type=click.Path(path_type=Path, exists=True))
+@click.argument("run_b", type=click.Path(path_type=Path, exists=True))
+@options.JSON
+def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
+    """The noise between two backends or builds, next to the effect of quantization.
+
+    \b
+    Example:
+      imatrix-lab score agree scores-cpu scores-cuda
+    """
+    rows, fields = summary.agree(run_a, run_b)
+    if as_json:
+        return options.emit({"differ_in": fields, "rows": rows})
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("text", "quant", ""):
+        table.add_column(name, overflow="fold")
+    for name in ("ln PPL ratio", "RMS Δp", "same top", "KLD mean"):
+        table.add_column(name, justify="right")
+    for r in rows:
+        table.add_row(
+            escape(r.text), escape(r.quant), r.what, _cell(r.ln_ppl_ratio, "+.5f"),
+            _cell(r.rms_delta_p, ".3%"), _cell(r.same_top, ".2%"),
+            _cell(r.kld_mean, ".4f") if r.kld_mean else "",
+        )  # fmt: skip
+    stdout.print(table)
+    stderr.print("the runs differ in: " + (", ".join(fields) or "nothing"), markup=False)
+    stderr.print("an effect smaller than the noise says nothing about the quant", style="dim")
+
+
+@score.command("export")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--csv", "as_csv", is_flag=True, required=True, help="As CSV, the one format.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file. [default: stdout]"
+)
+def score_export(file: Path, as_csv: bool, out: Path | None) -> None:
+    """Write the records of one file as CSV.
+
+    \b
+    Example:
+      imatrix-lab score export --csv scores/nb.demo-nb-Q4_K_M.parquet --out nb.csv
+    """
+    if out is None:
+        tables.export_csv(file, sys.stdout.buffer)
+        return
+    stream = io.BytesIO()
+    tables.export_csv(file, stream)
+    write_whole(out, stream.getvalue().decode())
+    click.echo(out)

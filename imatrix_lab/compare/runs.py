@@ -184,7 +184,7 @@ def _tokens(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
         if first is None:
             first = table
             names, codes = _numbered(table.words("doc_id"))
-        elif not _same_tokens(first, table):
+        elif not same_tokens(first, table):
             raise BadRecords(
                 "these runs did not score the same tokens",
                 where=run.path,
@@ -198,7 +198,8 @@ def _tokens(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
     return [Block(next(iter(runs.values())).text, names, codes, values, windows=windows)]
 
 
-def _same_tokens(a: tables.Table, b: tables.Table) -> bool:
+def same_tokens(a: tables.Table, b: tables.Table) -> bool:
+    """Return whether two files of token records scored the same tokens, in the same order."""
     import numpy as np
 
     if len(a) != len(b):

@@ -199,5 +199,5 @@ class Engine:
 
 
 def rates(engines: Sequence[Engine]) -> str:
-    """Return each model's speed in llama_decode, for a line of progress."""
-    return ", ".join(f"{e.label} {e.n_tokens / e.seconds:.0f}/s" for e in engines if e.seconds)
+    """Return each model's tokens/s in llama_decode, for a line of progress."""
+    return ", ".join(f"{e.label} {e.n_tokens / e.seconds:.0f}" for e in engines if e.seconds)

@@ -54,3 +54,4 @@ def run(job: Job, quants: Sequence[Model], partials: Sequence[Partial], progress
                 partials[i].add(batch, np.concatenate(parts))
             done += size
             task.update(done, rates([reference, *engines]))
+        progress.say(f"llama_decode, tokens/s: {rates([reference, *engines])}")

@@ -77,9 +77,7 @@ def _finish(
     names = ("nll_ref", "nll", "kld", "top1_ref", "top1")
     columns: dict[str, Any] = {**job.plan.columns, **{n: rows[n] for n in names}}
     columns["p_ref"], columns["p"] = np.exp(-rows["nll_ref"]), np.exp(-rows["nll"])
-    divergence: dict[str, Any] = {"kind": "exact"}
-    if kept:
-        divergence = {"kind": "lower bound", "top_k": kept.facts["k"], **teacher.gap(rows)}
+    divergence = f"lower bound, top {kept.facts['k']}" if kept else "exact"
     signature = {
         "kind": "token",
         "metrics_version": METRICS_VERSION,
@@ -92,10 +90,11 @@ def _finish(
             "sha256": job.text.sha256(),
             "n_documents": len(job.text.documents),
         },
-        "protocol": vars(job.protocol),
+        "protocol": {**vars(job.protocol), "divergence": divergence},
         "compute": vars(job.settings),
-        "divergence": divergence,
     }
+    if kept:
+        signature["gap"] = teacher.gap(rows)
     tables.write(out / RECORDS, columns, signature)
     finite = np.isfinite(rows["nll"]) & np.isfinite(rows["nll_ref"]) & np.isfinite(rows["kld"])
     return {
@@ -103,6 +102,7 @@ def _finish(
         "n_nonfinite": int((~finite).sum()),
         "n_skipped": job.plan.n_skipped,
         "divergence": divergence,
+        "gap": signature.get("gap"),
     }
 
 
