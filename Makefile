@@ -22,12 +22,12 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench clean
+.PHONY: help setup quant test check fix bench bench-score clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
 
 setup: $(VENV)/.ready  ## the virtual environment with the package and the demo model
 
@@ -65,6 +65,9 @@ fix: $(VENV)/.dev  ## what ruff can mend by itself
 
 bench: $(VENV)/.dev  ## what segments and checks cost beside the plain llama.cpp programs
 	$(BIN)/python tools/bench_quant.py
+
+bench-score: $(VENV)/.dev  ## what scoring costs beside llama-perplexity
+	$(BIN)/python tools/bench_score.py
 
 clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

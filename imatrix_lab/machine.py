@@ -7,7 +7,7 @@ from imatrix_lab.records import ModelFacts
 from imatrix_lab.toolchain import cores
 
 GPU_BATCH = 2048
-LOGITS_BYTES = {"cpu": 96 << 20, "gpu": 512 << 20}
+LOGITS_BYTES = {"cpu": 80 << 20, "gpu": 512 << 20}
 """Logits of one decode when scoring. llama.cpp holds them twice for each model. On CPU larger is
 hardly faster: 64, 128 and 256 rows of a 262k vocabulary took 12.7, 11.4 and 10.6 s."""
 

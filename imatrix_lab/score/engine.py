@@ -121,6 +121,9 @@ class Engine:
         params.n_outputs_max = max(settings.n_rows, settings.sequences_max)
         params.n_threads = params.n_threads_batch = settings.threads
         params.kv_unified = True
+        # flash attention sums in another order for each batch size, and activations quantized
+        # on the fly turn that into 0.2 nats a token; without it a CPU gives the same bits for all
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         params.abort_callback = ctypes.cast(kernel.library.is_set, type(params.abort_callback))
         params.abort_callback_data = ctypes.cast(ctypes.pointer(self._run.flag), ctypes.c_void_p)

@@ -64,7 +64,8 @@ def cached(
 
 def _wanted(job: Job, quant: Model, rest_share: float | None) -> tuple[str, dict[str, Any]]:
     inputs = {**job.inputs(), "quant_sha256": quant.sha256, "rest_share": rest_share}
-    return f"{job.text.label}-{quant.label}", inputs
+    kind = "-bound" if rest_share else ""
+    return f"{job.text.label}-{quant.label}{kind}", inputs
 
 
 def _finish(

@@ -1,0 +1,259 @@
+"""What scoring costs beside llama-perplexity: the same tokens, threads and models, in one run.
+
+    make bench-score                            demo model, 4 quants, 16 windows; half an hour
+    python tools/bench_score.py --windows 4 --no-growth
+
+llama-perplexity needs a pass that writes the base model's logits and one for each quant; it runs
+with one window a decode (-b 512), which is its fastest here. Both sides run in turn, model by
+model where they can. Seconds are wall time of whole processes, loading included; `decode` is
+the part of ours inside llama_decode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imatrix_lab import evaluate, languages, llamacpp, models, proc, tables, toolchain
+from imatrix_lab.corpus import sources
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import Document, Model, ScoreRequest
+from imatrix_lab.score import live
+from imatrix_lab.score.engine import Engine
+from imatrix_lab.score.windows import Step
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import Toolchain, cores, default_backend
+from imatrix_lab.vocabulary import Vocabulary
+
+TYPES = ("Q4_K_M", "Q4_K_S", "Q3_K_S", "Q2_K")
+LANGUAGES = ("nb", "en", "de")
+SHARED = ("toolchain", "model", "kernel", "sha256.json")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--no-growth", action="store_true", help="leave out how cost grows")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return child(json.loads(arguments.child))
+    store, quiet = Store(), Silent()
+    tools = toolchain.get(store, default_backend(), quiet)
+    model = models.resolve("demo", store, quiet)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), tools, model)
+        bench.against_perplexity(arguments.windows)
+        if not arguments.no_growth:
+            bench.growth()
+
+
+class Bench:
+    """Models and text of one run of the benchmark."""
+
+    def __init__(self, root: Path, tools: Toolchain, model: Model):
+        self.root, self.tools, self.model = root, tools, model
+        self.quants = [self._quantized(kind, f"{kind}.gguf") for kind in TYPES]
+        self.documents = self._documents()
+        self.threads = cores()
+
+    def _quantized(self, kind: str, name: str) -> Path:
+        path = self.root / name
+        program = self.tools.program("llama-quantize")
+        proc.run(llamacpp.quantize_argv(program, self.model.path, path, kind, cores()))
+        return path
+
+    def _documents(self) -> list[Document]:
+        found = []
+        for code in LANGUAGES:
+            scratch = self.root / code
+            scratch.mkdir()
+            found += list(sources.documents(languages.get(code).sources[0], scratch))
+        return found
+
+    def texts(self, n_tokens: int) -> tuple[Path, Path]:
+        """Return one text of about `n_tokens` tokens: flat, and a document a line."""
+        used, size = [], 0
+        with Vocabulary(self.tools, self.model.path) as vocabulary:
+            for document in self.documents:
+                used.append(document)
+                size += vocabulary.count(document.text)
+                if size >= n_tokens:
+                    break
+            else:
+                sys.exit(f"there is not enough text for {n_tokens} tokens")
+        flat, lines = self.root / f"{n_tokens}.txt", self.root / f"{n_tokens}.jsonl"
+        flat.write_bytes("\n\n".join(d.text for d in used).encode())
+        lines.write_text(
+            "".join(json.dumps({"id": d.id, "text": d.text}) + "\n" for d in used), "utf-8"
+        )
+        return flat, lines
+
+    def ours(self, protocol: str, text: Path, quants: list[Path]) -> dict[str, float]:
+        """Score in a process and a store of its own; return its seconds, bytes and tokens."""
+        cache = Path(tempfile.mkdtemp(dir=self.root))
+        for name in SHARED:
+            if (Store().root / name).exists():
+                (cache / name).symlink_to(Store().root / name)
+        request = {
+            "reference": str(self.model.path),
+            "quants": [str(q) for q in quants],
+            "text": str(text),
+            "protocol": protocol,
+            "out": str(cache / "out"),
+        }
+        began = time.monotonic()
+        done = proc.run(
+            [sys.executable, __file__, "--child", json.dumps(request)],
+            env={**os.environ, "IMATRIX_LAB_CACHE": str(cache)},
+        )
+        wall_s = time.monotonic() - began
+        found: dict[str, float] = json.loads(done.tail.strip().splitlines()[-1])
+        return {**found, "wall_s": wall_s}
+
+    def perplexity(self, text: Path, n_windows: int) -> tuple[float, int]:
+        """Run the base pass and one pass for each quant; return seconds and the file's bytes."""
+        logits = self.root / "logits.bin"
+        began = time.monotonic()
+        for i, path in enumerate([self.model.path, *self.quants]):
+            compute = llamacpp.Compute(self.threads, gpu_layers=0)
+            program = self.tools.program("llama-perplexity")
+            argv = llamacpp.perplexity_argv(program, path, text, compute, n_windows=n_windows)
+            argv += ["--kl-divergence-base", str(logits)] + ["--kl-divergence"] * bool(i)
+            proc.run(argv)
+        size_bytes = logits.stat().st_size
+        wall_s = time.monotonic() - began
+        logits.unlink()
+        return wall_s, size_bytes
+
+    def against_perplexity(self, n_windows: int) -> None:
+        """Compare on the same tokens, in the protocol of llama-perplexity and in ours."""
+        flat, lines = self.texts(n_windows * 512 + 600)
+        flat = self._cut(flat, n_windows)
+        sizes = [p.stat().st_size for p in (self.model.path, *self.quants)]
+        print(
+            f"demo model F16 and {', '.join(TYPES)}; {n_windows} windows of 512;"
+            f" {self.threads} threads"
+        )
+        theirs_s, logits_bytes = self.perplexity(flat, n_windows)
+        ours = self.ours("llamacpp", flat, self.quants)
+        report("llamacpp", ours)
+        ratio = ours["wall_s"] / theirs_s
+        print(f"  llama-perplexity {theirs_s:.1f} s: ratio {ratio:.2f} (at most 0.95)")
+        print(f"  decode alone: ratio {ours['decode_s'] / theirs_s:.2f}")
+        print(
+            f"  written {ours['written_bytes']:,.0f} bytes, its logits {logits_bytes:,}:"
+            f" 1/{logits_bytes / ours['written_bytes']:.0f} (at most 1/1000)"
+        )
+        document = self.ours("document", lines, self.quants)
+        report("document", document)
+        their_rate = n_windows * 255 / theirs_s
+        our_rate = document["n_scored"] / document["wall_s"]
+        print(
+            f"  {our_rate:.1f} scored tokens/s, llama-perplexity {their_rate:.1f}:"
+            f" ratio {our_rate / their_rate:.2f} (at least 1.3)"
+        )
+        bound = 1.2 * sum(sizes) + 1e9
+        for name, found in (("llamacpp", ours), ("document", document)):
+            print(
+                f"  peak memory, {name}: {found['peak_bytes'] / 1e9:.2f} GB"
+                f" (models {sum(sizes) / 1e9:.2f} GB; at most {bound / 1e9:.2f} GB)"
+            )
+
+    def _cut(self, flat: Path, n_windows: int) -> Path:
+        """Return the text cut to just so many windows, so that both sides see the same."""
+        text = flat.read_bytes().decode()
+        with Vocabulary(self.tools, self.model.path) as vocabulary:
+            low, high = 0, len(text)
+            while low < high:
+                middle = (low + high) // 2
+                enough = vocabulary.count(text[:middle]) >= n_windows * 512
+                low, high = (low, middle) if enough else (middle + 1, high)
+        path = flat.with_name(f"{n_windows}-windows.txt")
+        path.write_bytes(text[:low].encode())
+        return path
+
+    def growth(self) -> None:
+        """Print how cost grows with quants and with windows."""
+        flat = self._cut(self.texts(4 * 512 + 600)[0], 4)
+        copies = [self._quantized(k, f"{k}-2.gguf") for k in ("Q5_K_M", "Q5_K_S", "Q6_K", "Q3_K_M")]
+        print("quants, 4 windows, llamacpp:")
+        for n in (1, 2, 4, 8):
+            report(f"  {n} quants", self.ours("llamacpp", flat, [*self.quants, *copies][:n]))
+        print("windows, 1 quant, llamacpp:")
+        for n in (4, 16, 64):
+            flat = self._cut(self.texts(n * 512 + 600)[0], n)
+            report(f"  {n} windows", self.ours("llamacpp", flat, self.quants[:1]))
+
+
+def report(name: str, found: dict[str, float]) -> None:
+    """Print one of our runs."""
+    print(
+        f"{name}: {found['wall_s']:.1f} s, loading {found['load_s']:.1f} s,"
+        f" decode {found['decode_s']:.1f} s; softmax, KLD and"
+        f" bookkeeping {found['other_s']:.1f} s, {found['other_s'] / found['decode_s']:.1%} of"
+        f" decode (at most 15 %); {found['n_scored']:.0f} tokens scored,"
+        f" peak {found['peak_bytes'] / 1e9:.2f} GB",
+        flush=True,
+    )
+
+
+class Timed(Engine):
+    """An engine that adds up what all engines spend in loading and in llama_decode."""
+
+    load_s = decode_s = 0.0
+
+    def __init__(self, *args: Any):
+        began = time.monotonic()
+        super().__init__(*args)
+        Timed.load_s += time.monotonic() - began
+
+    def decode(self, step: Step) -> np.ndarray:
+        """Decode, and take the time."""
+        before = self.seconds
+        logits = super().decode(step)
+        Timed.decode_s += self.seconds - before
+        return logits
+
+
+def child(request: dict[str, str]) -> None:
+    """Score, and print one line of JSON: what the parent cannot see from outside."""
+    vars(live)["Engine"] = Timed
+    run, run_s = live.run, [0.0]  # only the parts of a run are timed, not its imports
+
+    def timed(*args: Any) -> None:
+        began = time.monotonic()
+        run(*args)
+        run_s[0] += time.monotonic() - began
+
+    vars(live)["run"] = timed
+    out = Path(request["out"])
+    asked = ScoreRequest(
+        request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
+        out, default_backend(), protocol=request["protocol"], teacher="live",
+    )  # fmt: skip
+    files = evaluate.score(asked, Store(), Silent())
+    scale = 1 if sys.platform == "darwin" else 1024
+    found = {
+        "load_s": Timed.load_s,
+        "decode_s": Timed.decode_s,
+        "other_s": run_s[0] - Timed.load_s - Timed.decode_s,
+        "n_scored": len(tables.read(files[0])),
+        "written_bytes": sum(f.stat().st_size for f in files),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
