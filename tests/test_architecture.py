@@ -14,8 +14,8 @@ import pytest
 import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
-TOP = {"pipeline", "plan", "publish", "doctor", "compare", "cli"}
-STAGES = {"corpus", "imatrix", "quantize", "stats"}
+TOP = {"pipeline", "evaluate", "summary", "plan", "publish", "doctor", "compare", "cli"}
+STAGES = {"corpus", "imatrix", "quantize", "score", "stats"}
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",

@@ -10,14 +10,15 @@ from imatrix_lab import languages
 from imatrix_lab.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
-TEXTS = {p.name: p.read_text() for p in (ROOT / "README.md", ROOT / "docs" / "how-it-works.md")}
+TEXTS = {p.name: p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 
 
 def leaves(group, words=()):
+    """Commands that do something, subcommands before their group."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from leaves(command, (*words, name))
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield (*words, name), command
 
 
