@@ -43,6 +43,9 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
         progress.say(f"note: {warning}")
     texts = [_text(request, label, path, reference, tools, store, progress)
              for label, path in request.texts]  # fmt: skip
+    labels = [t.label for t in texts]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UsageError(f"two texts are called {twice[0]}", fix="--text NAME=FILE names them")
     settings = _settings(request, reference, protocol)
     compiled = kernel.get(tools, settings.threads, store, progress)
     live = _live(request, reference, quants, settings)

@@ -99,6 +99,8 @@ def _pass(
 
     rows, full = kept
     sizes, n_vocab = job.plan.sizes(), job.reference.facts.n_vocab
+    most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab)) / 2**20
+    progress.say(f"teacher {job.text.label}: at most {most:,.0f} MiB on disk; K by the first batch")
     wanted = _sample_by_batch(job)
     with (
         progress.task(f"teacher {job.text.label}", sum(sizes), "tokens") as task,
@@ -113,7 +115,7 @@ def _pass(
                     total = size_bytes(sum(sizes), n_vocab, k)
                     progress.say(
                         f"teacher {job.text.label}: the top {k} of {n_vocab:,} tokens,"
-                        f" {total / 2**20:.0f} MiB on disk"
+                        f" {total / 2**20:,.0f} MiB on disk"
                     )
                     need_room(chosen, total, "the reference's distributions")
                     write_whole(chosen, str(k))
