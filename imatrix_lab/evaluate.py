@@ -33,11 +33,11 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
-    protocol = _protocol(request)
     tools = toolchain.get(store, request.backend, progress)
     converter = pipeline.converter(tools)
     reference = models.resolve(request.reference, store, progress, converter)
     found = [models.resolve(spec, store, progress, converter) for spec in request.quants]
+    protocol = _protocol(request, reference, progress)
     quants = _distinct(found, progress)
     for warning in check.check(reference, quants):
         progress.say(f"note: {warning}")
@@ -67,8 +67,13 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
     return written
 
 
-def _protocol(request: ScoreRequest) -> Protocol:
-    n_ctx = request.n_ctx or CONTEXT[request.protocol]
+def _protocol(request: ScoreRequest, reference: Model, progress: Progress) -> Protocol:
+    trained = reference.facts.n_ctx_train or CONTEXT[request.protocol]
+    n_ctx = request.n_ctx or min(CONTEXT[request.protocol], trained)
+    if n_ctx > trained:
+        progress.say(
+            f"note: --ctx {n_ctx} is more than the {trained} tokens of the model's context"
+        )
     if request.protocol == "llamacpp":
         if request.overlap is not None:
             raise UsageError("--overlap is of the document protocol; llamacpp has none")

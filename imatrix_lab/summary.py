@@ -177,7 +177,8 @@ class Agreement:
 
     Attributes
     ----------
-    what : `reference` or `quant` between the two runs, or `quantization` within one.
+    what : noise of the reference or of the quant, between runs A and B; or the effect of
+        quantization within one of them.
     ln_ppl_ratio : difference of mean NLL, nats.
     rms_delta_p, same_top : see `Summary`.
     kld_mean : nats; None between runs, whose distributions are not both at hand.
@@ -246,8 +247,8 @@ def _agreement(one: Run, other: Run) -> list[Agreement]:
         )
 
     return [
-        row("noise in the reference", (x, "_ref"), (y, "_ref"), None),
-        row("noise in the quant", (x, ""), (y, ""), None),
-        row("quantization, first run", (x, "_ref"), (x, ""), x["kld"]),
-        row("quantization, second run", (y, "_ref"), (y, ""), y["kld"]),
+        row("noise, reference", (x, "_ref"), (y, "_ref"), None),
+        row("noise, quant", (x, ""), (y, ""), None),
+        row("quantization, A", (x, "_ref"), (x, ""), x["kld"]),
+        row("quantization, B", (y, "_ref"), (y, ""), y["kld"]),
     ]

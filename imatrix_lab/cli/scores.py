@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from imatrix_lab import evaluate, summary, tables, toolchain
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.records import ScoreRequest
+from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.store import write_whole
 
 _SEVERAL = ("--quant", "--text")
@@ -143,47 +145,63 @@ def score_show(runs: tuple[Path, ...], as_json: bool) -> None:
     found = summary.summaries(runs)
     if as_json:
         return options.emit(found)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("text", "quant"):
-        table.add_column(name, overflow="fold")
-    for name in ("PPL", "of reference", "KLD mean", "median", "99 %", "99.9 %", "same top",
-                 "RMS Δp", "bits/byte"):  # fmt: skip
-        table.add_column(name, justify="right")
-    for s in found:
-        table.add_row(
-            escape(s.text), escape(f"{s.quant} ({s.bits_per_weight:.2f} bpw)"),
-            _cell(s.ppl, ".3f"), f"{s.ppl_reference.estimate:.3f}", _cell(s.kld_mean, ".4f"),
-            _cell(s.kld_median, ".4f"), _cell(s.kld_q99, ".3f"), _cell(s.kld_q999, ".3f"),
-            _cell(s.same_top, ".2%"), _cell(s.rms_delta_p, ".2%"), _cell(s.bits_per_byte, ".4f"),
-        )  # fmt: skip
-    stdout.print(table)
     for text in dict.fromkeys(s.text for s in found):
-        s = next(x for x in found if x.text == text)
-        protocol = s.signature["protocol"]
-        stderr.print(
-            f"{text}: {s.n_tokens:,} tokens in {s.n_documents} clusters; protocol"
-            f" {protocol['name']}, windows of {protocol['n_ctx']}; KLD in nats, {s.divergence};"
-            f" llama.cpp {s.signature['toolchain']['commit']} on"
-            f" {s.signature['toolchain']['backend']}; metrics {s.signature['metrics_version']}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+        _print_text([s for s in found if s.text == text])
     stderr.print(
-        "95 % intervals in brackets, documents being the clusters. Two quants are compared by"
-        " imatrix-lab compare: their intervals here may overlap when their difference is clear.",
-        style="dim", soft_wrap=True,
+        "95 % intervals, with documents (llamacpp: windows) as clusters. They may overlap where the"
+        " difference of two quants is clear: imatrix-lab compare pairs them.",
+        style="dim",
+    )
+
+
+_MEASURES = (
+    ("perplexity", "ppl", ".3f"),
+    ("KLD mean, nats", "kld_mean", ".4f"),
+    ("KLD median", "kld_median", ".4f"),
+    ("KLD 99 %", "kld_q99", ".3f"),
+    ("KLD 99.9 %", "kld_q999", ".3f"),
+    ("same top token", "same_top", ".2%"),
+    ("RMS Δp", "rms_delta_p", ".2%"),
+    ("bits per byte", "bits_per_byte", ".4f"),
+)
+
+
+def _print_text(found: list[summary.Summary]) -> None:
+    """Print a table of quants under each measure, which fits 80 columns."""
+    first = found[0]
+    protocol, tools = first.signature["protocol"], first.signature["toolchain"]
+    stderr.print(
+        f"{first.text}: {first.n_tokens:,} tokens in {first.n_documents} clusters; protocol"
+        f" {protocol['name']}, windows of {protocol['n_ctx']}; KLD {first.divergence};"
+        f" llama.cpp {tools['commit']} on {tools['backend']}; metrics"
+        f" {first.signature['metrics_version']}",
+        markup=False,
     )  # fmt: skip
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("text")
+    table.add_column("measure", no_wrap=True)
+    table.add_column("quant", overflow="fold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    for name, field, form in _MEASURES:
+        rows = [(s.quant, getattr(s, field)) for s in found]
+        if field == "ppl":
+            rows.insert(0, ("(original)", first.ppl_reference))
+        for i, (quant, interval) in enumerate(rows):
+            table.add_row(
+                "" if i or name != "perplexity" else escape(first.text), "" if i else name,
+                escape(quant), format(interval.estimate, form), _range(interval, form),
+            )  # fmt: skip
+    stdout.print(table)
     for s in found:
         if s.n_nonfinite:
-            stderr.print(f"{s.quant} on {s.text}: {s.n_nonfinite:,} tokens without a finite score")
+            stderr.print(f"{s.quant}: {s.n_nonfinite:,} tokens without a finite score, left out")
 
 
-def _cell(interval: Any, form: str) -> str:
-    estimate = format(interval.estimate, form)
-    if interval.low != interval.low:  # NaN: one cluster
-        return estimate
-    return f"{estimate}\n[{format(interval.low, form)}, {format(interval.high, form)}]".replace(
-        "[", "\\["
-    )
+def _range(interval: Interval, form: str) -> str:
+    if math.isnan(interval.low):
+        return "none: one cluster"
+    return f"{format(interval.low, form)} … {format(interval.high, form)}"
 
 
 @score.command("agree")
@@ -201,16 +219,21 @@ def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
     if as_json:
         return options.emit({"differ_in": fields, "rows": rows})
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("text", "quant", ""):
-        table.add_column(name, overflow="fold")
-    for name in ("ln PPL ratio", "RMS Δp", "same top", "KLD mean"):
-        table.add_column(name, justify="right")
+    table.add_column("quant", overflow="fold")
+    for name in ("", "measure"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
     for r in rows:
-        table.add_row(
-            escape(r.text), escape(r.quant), r.what, _cell(r.ln_ppl_ratio, "+.5f"),
-            _cell(r.rms_delta_p, ".3%"), _cell(r.same_top, ".2%"),
-            _cell(r.kld_mean, ".4f") if r.kld_mean else "",
-        )  # fmt: skip
+        words = (f"{r.text} {r.quant}", r.what)
+        for name, interval, form in (
+            ("ln PPL ratio", r.ln_ppl_ratio, "+.5f"), ("RMS Δp", r.rms_delta_p, ".3%"),
+            ("same top", r.same_top, ".2%"), ("KLD mean", r.kld_mean, ".4f"),
+        ):  # fmt: skip
+            if interval:
+                cells = (name, format(interval.estimate, form), _range(interval, form))
+                table.add_row(*map(escape, words), *cells)
+                words = ("", "")
     stdout.print(table)
     stderr.print("the runs differ in: " + (", ".join(fields) or "nothing"), markup=False)
     stderr.print("an effect smaller than the noise says nothing about the quant", style="dim")
