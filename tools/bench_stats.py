@@ -125,7 +125,7 @@ def covers(interval: clustered.Interval, truth: float) -> bool:
 
 def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """Mean differences: error rate, coverage and false equivalence, by number of documents."""
-    effect, apart, n_sim = 0.02, 0.25, round(3000 * scale)
+    effect, apart, n_sim = 0.02, 0.2, round(3000 * scale)
     truth, margin = effect * Documents.mean(), apart * Documents.mean()
     for n in (8, 20, 50, 120):
         few = n < paired.FEW_CLUSTERS
@@ -133,8 +133,8 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         for _ in range(n_sim):
             documents = Documents(n, rng)
             null, sums, far = (documents.sums(e) for e in (0.0, effect, apart))
-            found = paired.mean_difference(null, rng, 400)
-            moved = paired.mean_difference(sums, rng, 400)
+            found = paired.mean_difference(null, rng, 1000)
+            moved = paired.mean_difference(sums, rng, 1000)
             hits += (
                 found.p_value <= 0.05,
                 found.p_permutation <= 0.05,
@@ -143,11 +143,11 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                 moved.bca_low <= truth <= moved.bca_high,
                 covers(blind(sums), truth),
                 (
-                    equivalence.tost_by_permutation(far, margin, True, rng, 400)
+                    equivalence.tost_by_permutation(far, margin, True, rng, 1000)
                     if few
                     else equivalence.tost(clustered.mean(far.totals, far.sizes), margin, True)
-                ).p_value <= 0.05,
-                equivalence.tost(blind(far), margin, True).p_value <= 0.05,
+                ).p_value <= 0.025,
+                equivalence.tost(blind(far), margin, True).p_value <= 0.025,
             )  # fmt: skip
         share, where = hits / n_sim, f"{n} documents"
         main = "exact permutation" if few else "CR3, t"
@@ -163,7 +163,7 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
 def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """Differences of medians and tails, and a run's own mean and quantiles."""
     effect, n_sim = 0.05, round(1000 * scale)
-    many = np.concatenate([Documents(400, rng).runs()[1] for _ in range(10)])
+    many = np.concatenate([Documents(400, rng).runs()[1] for _ in range(30)])
     truths = np.quantile(many, TAIL_SHARES)
     for n in (20, 50, 120):
         moved, alone, naive = np.zeros(3), np.zeros(3), np.zeros(3)
@@ -177,7 +177,9 @@ def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[R
             )
             both = zip(tails.difference(drawn_a, drawn_b), truths, strict=True)
             moved += [covers(i, effect * t) for i, t in both]
-            nothing = tails.Tails(TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), len(b), n)
+            nothing = tails.Tails(
+                TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), np.zeros((n, 3)), len(b), n
+            )
             alone += [
                 covers(i, t)
                 for i, t in zip(tails.difference(drawn_b, nothing), truths, strict=True)
@@ -267,7 +269,7 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                 hits[3:] += (
                     covers(interval, effect), low <= effect <= high,
                     naive[0] <= effect <= naive[1], believed.low <= effect <= believed.high,
-                    equivalence.tost(interval, effect, False).p_value <= 0.05,
+                    equivalence.tost(interval, effect, False).p_value <= 0.025,
                 )  # fmt: skip
             share, where = hits / n_sim, f"{name}, {100 * discordance:g} % unequal"
             yield Row("false positives, clustered McNemar mid-p", where, LEVEL, share[0], n_sim,
@@ -318,7 +320,7 @@ def _decided(found: clustered.Interval, margin: float | None) -> bool:
     """Whether a difference is found, or with a margin, equivalence shown."""
     if margin is None:
         return paired.t_test(found) <= 0.05
-    return equivalence.tost(found, margin, lower_is_better=True).p_value <= 0.05
+    return equivalence.tost(found, margin, lower_is_better=True).p_value <= 0.025
 
 
 def _promise(what: str, where: str, promised: float, found: float, n: int) -> Row:

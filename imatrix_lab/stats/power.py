@@ -100,7 +100,9 @@ def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05)
 def equivalence(
     effect: float, margin: float, std_error: float, df: float, alpha: float = 0.05
 ) -> float:
-    """Return the probability that TOST calls a true difference of `effect` equivalent.
+    """Return the probability that a true difference of `effect` is called equivalent.
+
+    TOST at alpha / 2 a side, as `equivalence.verdict` has it.
 
     With s the estimated over the true standard error, s² df ~ chi²(df), the estimate must fall
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
@@ -110,7 +112,7 @@ def equivalence(
 
     if std_error == 0:
         return float(abs(effect) < margin)
-    cut = special.stdtrit(df, 1 - alpha)
+    cut = special.stdtrit(df, 1 - alpha / 2)
     z, shift = margin / std_error, effect / std_error
 
     def inside(s: np.ndarray) -> np.ndarray:

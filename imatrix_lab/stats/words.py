@@ -122,7 +122,7 @@ def formal(c: Comparison) -> str:
         adjusted = "" if alone else f", adjusted {probability(p)}"
         parts.append(
             f"TOST with margin ±{number(q.margin * say.scale, 0)} {unit}:"
-            f" p {probability(c.p_equivalence)}{adjusted}"
+            f" p {probability(c.p_equivalence)}{adjusted}, threshold {ALPHA / 2} a side"
         )
     parts.append(f"detectable with 80 % power: {say(c.detectable)} {unit}")
     return "; ".join(parts) + ". " + _limits(c)

@@ -32,15 +32,15 @@ def test_detectable_is_what_superiority_detects():
 @pytest.mark.parametrize("n", [8, 30])
 def test_equivalence_is_that_of_simulated_tost(effect, n):
     rng = np.random.default_rng(1)
-    margin, se = 0.6 * (30 / n) ** 0.5, n**-0.5
+    margin, se = 0.7 * (30 / n) ** 0.5, n**-0.5
     values = rng.normal(effect, 1, (40_000, n))
     means, ses = values.mean(axis=1), values.std(axis=1, ddof=1) / n**0.5
-    inside = np.abs(means) + stats.t.ppf(0.95, n - 1) * ses < margin
+    inside = np.abs(means) + stats.t.ppf(0.975, n - 1) * ses < margin
     assert power.equivalence(effect, margin, se, n - 1) == pytest.approx(inside.mean(), abs=0.008)
 
 
 def test_equivalence_at_the_margin_is_the_error_rate():
-    assert power.equivalence(1.0, 1.0, 0.1, 50) == pytest.approx(0.05, abs=1e-6)
+    assert power.equivalence(1.0, 1.0, 0.1, 50) == pytest.approx(0.025, abs=1e-6)
     needed = power.clusters_for_equivalence(Design(1.0), 0.5)
     assert power.equivalence(0, 0.5, needed**-0.5, needed - 1) >= 0.8
     assert power.equivalence(0, 0.5, (needed - 1) ** -0.5, needed - 2) < 0.8
