@@ -232,11 +232,15 @@ def _judged(
     margin, lower = c.question.margin, c.question.metric.lower_is_better
     if margin is None:
         return c
-    if c.method == "permutation" and sums is not None and rng is not None:
+    if c.items is not None and c.items.table.discordance() == 0:
+        tost = equivalence.no_discordance(c.n_clusters, margin)
+    elif c.method == "permutation" and sums is not None and rng is not None:
         tost = equivalence.tost_by_permutation(sums, margin, lower, rng, n_resamples)
     else:
         tost = equivalence.tost(interval, margin, lower)
-    needed = equivalence.clusters_to_decide(interval, margin, ALPHA)
+    needed: float = equivalence.clusters_to_decide(interval, margin, ALPHA)
+    if c.items is not None and c.items.table.discordance() == 0:
+        needed = math.log(ALPHA / 2) / math.log1p(-min(margin, 0.999))
     share = needed / (c.df + 1)  # of one document, df + 1 are its independent blocks
     return replace(
         c,

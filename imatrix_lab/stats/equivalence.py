@@ -84,6 +84,21 @@ def tost_by_permutation(
     return _joined(margin, p_low, p_high, lower_is_better)
 
 
+def no_discordance(n_clusters: int, margin: float) -> Equivalence:
+    """Return the exact test where two systems never differ in right and wrong.
+
+    A difference of the margin needs at least that share of clusters to differ, so none of G does
+    with probability (1 - margin)^G at most. (The t test would take no spread for certainty.)
+
+    Raises
+    ------
+    ValueError : a margin that is not positive.
+    """
+    _demand_positive(margin)
+    p = max(1 - margin, 0.0) ** n_clusters
+    return Equivalence(margin, p, p, p, p)
+
+
 def _demand_positive(margin: float) -> None:
     if not margin > 0:
         raise ValueError(f"a margin of {margin} is no difference that matters: it must be positive")

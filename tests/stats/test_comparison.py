@@ -88,6 +88,16 @@ def test_right_and_wrong_get_exact_answers():
     assert ask((a / 2, b), codes, metric="score").items is None
 
 
+@pytest.mark.parametrize(("n_clusters", "verdict"), [(15, "undecided"), (200, "equivalent")])
+def test_never_differing_is_not_certainty(n_clusters, verdict):
+    """No unequal answer among 15 groups leaves room for 2 points; among 200 it does not."""
+    right = np.tile([0.0, 1.0], n_clusters)
+    found = ask((right, right), np.repeat(np.arange(n_clusters), 2), 0.02, "score")
+    assert found.p_equivalence == pytest.approx(0.98**n_clusters)
+    assert found.verdict() == verdict
+    assert found.clusters_to_decide == pytest.approx(183, abs=1)
+
+
 def test_samples_replace_documents_as_the_error_term():
     values, codes = made_up(shift=0.02)
     found = ask(values, codes, margin=0.05)
