@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imatrix_lab.stats import comparison, interaction, paired
+from imatrix_lab.stats import comparison, interaction, paired, words
 from imatrix_lab.stats.comparison import METRICS, Question
 
 
@@ -65,6 +65,15 @@ def test_few_clusters_use_permutations_throughout():
     sums = paired.Sums.of(values[0] - values[1], codes, 6)
     means = sums.totals / sums.sizes
     assert (found.low, found.high) == pytest.approx((means.min(), means.max()))
+
+
+def test_five_documents_find_nothing():
+    values, codes = made_up(n_clusters=5, shift=9.0)
+    found = ask(values, codes)
+    assert found.verdict() == "undecided"
+    assert found.detectable == float("inf")
+    assert "With 5 documents no difference can be sure" in words.plain(found)
+    assert "80 % power: nothing" in words.formal(found)
 
 
 def test_what_is_clear_could_have_been_stopped():
