@@ -10,7 +10,7 @@ from imatrix_lab import languages
 from imatrix_lab.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
-TEXTS = {p.name: p.read_text() for p in (ROOT / "README.md", ROOT / "docs" / "how-it-works.md")}
+TEXTS = {p.name: p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 
 
 def leaves(group, words=()):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import stats
 
 from imatrix_lab.stats import clustered, resample
 
@@ -25,6 +26,21 @@ def test_mean_is_that_of_statsmodels_crv3():
     assert found.std_error == pytest.approx(fit.bse[0], rel=1e-10)
     np.testing.assert_allclose([found.low, found.high], fit.conf_int()[0], rtol=1e-9)
     assert (found.n, found.n_clusters, found.df) == (len(values), 17, 16)
+
+
+def test_mean_is_that_of_club_sandwich():
+    values = np.array([
+        0.31, -0.12, 0.44, 0.05, 0.21, -0.33, 0.52, 0.18, 0.09, -0.07, 0.61, 0.02, 0.27, -0.15,
+        0.36, 0.11, 0.48, -0.22, 0.14, 0.07, 0.29, 0.33,
+    ])  # fmt: skip
+    clusters = np.repeat(np.arange(7), [4, 2, 5, 2, 3, 3, 3])
+    found = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
+    # R 4.2.2, clubSandwich 0.5.8: m <- lm(y ~ 1); v <- vcovCR(m, cluster = g, type = "CR3") * 6/7;
+    # sqrt(v); coef_test(m, vcov = v, test = "naive-t"). CR3 there lacks the factor (G-1)/G.
+    assert found.estimate == pytest.approx(0.163181818182)
+    assert found.std_error == pytest.approx(0.0373938055274)
+    t = found.estimate / found.std_error
+    assert 2 * stats.t.sf(t, found.df) == pytest.approx(0.00475, abs=5e-6)
 
 
 def test_equal_clusters_give_the_t_interval_of_their_means():
