@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special, stats
 
+from imatrix_lab.compare.planning import group_sizes
 from imatrix_lab.stats import (
     binary,
     clustered,
@@ -37,10 +38,6 @@ from imatrix_lab.stats.interaction import Cell
 from imatrix_lab.stats.paired import Sums
 
 MARKERS = ("<!-- bench-stats: begin -->", "<!-- bench-stats: end -->")
-# how many groups of how many items MixEval 2024-06-01 has, GPQA left out
-FREE_FORM = {1: 950, 2: 202, 3: 61, 4: 24, 5: 20, 6: 4, 7: 6, 8: 3, 9: 4, 10: 1, 11: 2, 12: 2,
-             13: 1, 16: 2, 19: 1, 21: 1}  # fmt: skip
-MULTIPLE_CHOICE = {1: 1485, 2: 162, 3: 39, 4: 9, 5: 2, 6: 1, 8: 1, 10: 1}
 TAIL_SHARES = (0.5, 0.99, 0.999)
 
 
@@ -125,7 +122,7 @@ def covers(interval: clustered.Interval, truth: float) -> bool:
 
 def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """Mean differences: error rate, coverage and false equivalence, by number of documents."""
-    effect, apart, n_sim = 0.02, 0.25, round(3000 * scale)
+    effect, apart, n_sim = 0.02, 0.2, round(3000 * scale)
     truth, margin = effect * Documents.mean(), apart * Documents.mean()
     for n in (8, 20, 50, 120):
         few = n < paired.FEW_CLUSTERS
@@ -133,8 +130,8 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         for _ in range(n_sim):
             documents = Documents(n, rng)
             null, sums, far = (documents.sums(e) for e in (0.0, effect, apart))
-            found = paired.mean_difference(null, rng, 400)
-            moved = paired.mean_difference(sums, rng, 400)
+            found = paired.mean_difference(null, rng, 1000)
+            moved = paired.mean_difference(sums, rng, 1000)
             hits += (
                 found.p_value <= 0.05,
                 found.p_permutation <= 0.05,
@@ -143,11 +140,11 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                 moved.bca_low <= truth <= moved.bca_high,
                 covers(blind(sums), truth),
                 (
-                    equivalence.tost_by_permutation(far, margin, True, rng, 400)
+                    equivalence.tost_by_permutation(far, margin, True, rng, 1000)
                     if few
                     else equivalence.tost(clustered.mean(far.totals, far.sizes), margin, True)
-                ).p_value <= 0.05,
-                equivalence.tost(blind(far), margin, True).p_value <= 0.05,
+                ).p_value <= 0.025,
+                equivalence.tost(blind(far), margin, True).p_value <= 0.025,
             )  # fmt: skip
         share, where = hits / n_sim, f"{n} documents"
         main = "exact permutation" if few else "CR3, t"
@@ -163,7 +160,7 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
 def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """Differences of medians and tails, and a run's own mean and quantiles."""
     effect, n_sim = 0.05, round(1000 * scale)
-    many = np.concatenate([Documents(400, rng).runs()[1] for _ in range(10)])
+    many = np.concatenate([Documents(400, rng).runs()[1] for _ in range(30)])
     truths = np.quantile(many, TAIL_SHARES)
     for n in (20, 50, 120):
         moved, alone, naive = np.zeros(3), np.zeros(3), np.zeros(3)
@@ -177,7 +174,9 @@ def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[R
             )
             both = zip(tails.difference(drawn_a, drawn_b), truths, strict=True)
             moved += [covers(i, effect * t) for i, t in both]
-            nothing = tails.Tails(TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), len(b), n)
+            nothing = tails.Tails(
+                TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), np.zeros((n, 3)), len(b), n
+            )
             alone += [
                 covers(i, t)
                 for i, t in zip(tails.difference(drawn_b, nothing), truths, strict=True)
@@ -217,13 +216,10 @@ def one_document(rng: np.random.Generator, scale: float) -> Iterator[Row]:
 class Groups:
     """Items in groups that answer as one with probability `icc`."""
 
-    def __init__(self, sizes: dict[int, int], icc: float = 1.0):
-        self.codes = np.repeat(
-            np.arange(sum(sizes.values())), np.repeat(list(sizes), list(sizes.values()))
-        )
-        self.n, self.icc = int(self.codes[-1]) + 1, icc
-        counts = np.bincount(self.codes)
-        self.size, self.cv = float(counts.mean()), float(counts.std() / counts.mean())
+    def __init__(self, task: str, icc: float = 1.0):
+        self.sizes, self.icc = group_sizes(task), icc
+        self.n = len(self.sizes)
+        self.codes = np.repeat(np.arange(self.n), self.sizes)
 
     def _draw(self, p: float, rng: np.random.Generator, together: np.ndarray) -> np.ndarray:
         by_item = rng.random(len(self.codes)) < p
@@ -244,11 +240,11 @@ class Groups:
 def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """Right and wrong in MixEval's groups."""
     n_sim = round(3000 * scale)
-    for name, sizes in (("free-form", FREE_FORM), ("multiple-choice", MULTIPLE_CHOICE)):
-        groups = Groups(sizes)
-        for discordance in (0.01, 0.05, 0.10) if sizes is FREE_FORM else (0.05,):
+    for name, shares in (("free-form", (0.01, 0.05, 0.10)), ("multiple-choice", (0.05,))):
+        groups = Groups(f"mixeval-{name}")
+        for discordance in shares:
             hits = np.zeros(8)
-            effect = 0.2 * discordance
+            effect, apart = 0.2 * discordance, 0.7 * discordance
             for _ in range(n_sim):
                 a, b = groups.runs(discordance, 0.0, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
@@ -264,15 +260,19 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                 low, high = binary.newcombe(effective)
                 naive = binary.newcombe(table)
                 believed = binary.posterior(effective, rng, n_draws=2000)
-                hits[3:] += (
+                hits[3:7] += (
                     covers(interval, effect), low <= effect <= high,
                     naive[0] <= effect <= naive[1], believed.low <= effect <= believed.high,
-                    equivalence.tost(interval, effect, False).p_value <= 0.05,
                 )  # fmt: skip
+                a, b = groups.runs(discordance, apart, rng)
+                sums = Sums.of(a - b, groups.codes, groups.n)
+                interval = clustered.mean(sums.totals, sums.sizes)
+                hits[7] += equivalence.tost(interval, apart, False).p_value <= 0.025
             share, where = hits / n_sim, f"{name}, {100 * discordance:g} % unequal"
-            yield Row("false positives, clustered McNemar mid-p", where, LEVEL, share[0], n_sim,
+            level = AT_MOST if discordance < 0.05 else LEVEL  # a dozen unequal groups: discrete
+            yield Row("false positives, clustered McNemar mid-p", where, level, share[0], n_sim,
                       share[1])  # fmt: skip
-            yield Row("false positives, CR3, t", where, LEVEL, share[2], n_sim, share[1])
+            yield Row("false positives, CR3, t", where, level, share[2], n_sim, share[1])
             yield Row("coverage, CR3, t", where, COVERAGE, share[3], n_sim, share[5])
             yield Row("coverage, Newcombe, effective n", where, COVERAGE, share[4], n_sim, share[5])
             yield Row("coverage, Dirichlet, effective n", where, COVERAGE, share[6], n_sim,
@@ -284,11 +284,11 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """The power that the planner promises, for items and for documents from a pilot."""
     n_sim = round(2000 * scale)
     for icc in (0.3, 1.0):
-        groups = Groups(FREE_FORM, icc)
-        design = power.binary_design(0.05, icc, groups.size, groups.cv)
+        groups = Groups("mixeval-free-form", icc)
+        design = power.binary_design(0.05, icc, groups.sizes)
         margin = power.detectable(design, groups.n)
-        promised = power.superiority(margin, design.std_error(groups.n), groups.n - 1)
-        equal = power.equivalence(0.0, margin, design.std_error(groups.n), groups.n - 1)
+        promised = power.planned(design, groups.n, margin)
+        equal = power.planned(design, groups.n, 0.0, margin=margin)
         hits = np.zeros(2)
         for _ in range(n_sim):
             for k, effect in enumerate((margin, 0.0)):
@@ -301,8 +301,8 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
     pilot = power.from_pilot(Documents(400, rng).sums())
     margin, n = power.detectable(pilot, 40), 40
-    promised = power.superiority(margin, pilot.std_error(n), n - 1)
-    equal = power.equivalence(0.0, margin, pilot.std_error(n), n - 1)
+    promised = power.planned(pilot, n, margin)
+    equal = power.planned(pilot, n, 0.0, margin=margin)
     hits = np.zeros(2)
     for _ in range(n_sim):
         for k, effect in enumerate((margin / Documents.mean(), 0.0)):
@@ -318,7 +318,7 @@ def _decided(found: clustered.Interval, margin: float | None) -> bool:
     """Whether a difference is found, or with a margin, equivalence shown."""
     if margin is None:
         return paired.t_test(found) <= 0.05
-    return equivalence.tost(found, margin, lower_is_better=True).p_value <= 0.05
+    return equivalence.tost(found, margin, lower_is_better=True).p_value <= 0.025
 
 
 def _promise(what: str, where: str, promised: float, found: float, n: int) -> Row:
@@ -351,16 +351,16 @@ def interactions(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                   share[2])  # fmt: skip
     hits, n_sim = np.zeros(2), round(300 * scale)
     for _ in range(n_sim):
-        level = rng.normal(0.3, 1.2, 80)
-        clusters = np.repeat(np.arange(80), 8)  # two items, in two languages, by two runs
-        cal, lan = np.tile([0, 0, 1, 1] * 2, 80), np.tile([0, 1, 0, 1] * 2, 80)
-        item = level[clusters] + np.repeat(rng.normal(0, 1, 160), 4)
-        item += np.repeat(rng.normal(0, 2, 80), 8) * cal * lan  # no interaction on average
+        # 60 groups of 6 items, each in two languages by two runs; no interaction on average
+        clusters = np.repeat(np.arange(60), 24)
+        cal, lan = np.tile([0, 0, 1, 1], 360), np.tile([0, 1, 0, 1], 360)
+        item = np.repeat(rng.normal(0.3, 1, 60), 24) + np.repeat(rng.normal(0, 1, 360), 4)
+        item += np.repeat(rng.normal(0, 1.5, 60), 24) * (cal - 0.5) * (lan - 0.5) * 2
         right = (rng.logistic(0, 1, len(item)) < item).astype(int)
         found_gee = interaction.gee(right, cal, lan, clusters)
         flat = interaction.gee(right, cal, lan, np.arange(len(right)))
         hits += found_gee.p_value <= 0.05, flat.p_value <= 0.05
-    yield Row("false positives, GEE", "80 groups of 2 items", LEVEL, hits[0] / n_sim, n_sim,
+    yield Row("false positives, GEE", "60 groups of 6 items", LEVEL, hits[0] / n_sim, n_sim,
               hits[1] / n_sim)  # fmt: skip
 
 

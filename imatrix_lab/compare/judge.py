@@ -24,7 +24,7 @@ class Report:
 
     Attributes
     ----------
-    signatures : of the runs, by the name of their file.
+    signatures : of the runs, by their file.
     notes : what a reader must know about all of it.
     """
 
@@ -97,7 +97,7 @@ def _report(
             for block in blocks(runs, metrics):
                 comparer = TextComparer(block, runs, plan)
                 found = _levels(comparer, place, plan)
-                controlled = controls.of_text(comparer, found, metrics)
+                controlled = controls.of_text(comparer, found, metrics) if plan.family else []
                 rows += controlled
                 for a, b in _pairs(found, plan):
                     for metric in metrics:
@@ -122,7 +122,7 @@ def _report(
         tuple(comparisons),
         tuple(both),
         tuple(rows),
-        {run.path.name: run.signature for run in every},
+        {str(run.path): run.signature for run in every},
         tuple(notes),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imatrix_lab.compare.runs import blocks, find
 from imatrix_lab.errors import BadRecords, UsageError
@@ -13,33 +14,32 @@ from imatrix_lab.stats.comparison import ALPHA, METRICS, Metric
 from imatrix_lab.stats.paired import Sums
 from imatrix_lab.stats.power import Design
 
+if TYPE_CHECKING:
+    import numpy as np
+
 DISCORDANCES = (0.02, 0.05, 0.10)
 """Shares of unequal answers of two quants of one model that are shown where none was measured."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """How the items of a benchmark come in groups.
-
-    Attributes
-    ----------
-    n_clusters, n_items : groups (one context, or one prompt) and items.
-    size_cv : standard deviation of group sizes over their mean.
-    icc : assumed where there is no pilot: 1 says that a group answers as one, the worst case.
-    """
-
-    n_items: int
-    n_clusters: int
-    size_cv: float
-    icc: float = 1.0
-
-
+# MixEval 2024-06-01 without GPQA, counted: how many groups of how many items. A group is a
+# context, or a prompt without one.
+_FREE_FORM = {1: 950, 2: 202, 3: 61, 4: 24, 5: 20, 6: 4, 7: 6, 8: 3, 9: 4, 10: 1, 11: 2, 12: 2,
+              13: 1, 16: 2, 19: 1, 21: 1}  # fmt: skip
+_MULTIPLE_CHOICE = {1: 1485, 2: 162, 3: 39, 4: 9, 5: 2, 6: 1, 8: 1, 10: 1}
 KNOWN = {
-    # MixEval 2024-06-01 without GPQA, counted: groups are contexts, or prompts without one
-    "mixeval": Known(n_items=3996, n_clusters=2984, size_cv=0.840),
-    "mixeval-free-form": Known(n_items=2000, n_clusters=1284, size_cv=1.004),
-    "mixeval-multiple-choice": Known(n_items=1996, n_clusters=1700, size_cv=0.477),
+    "mixeval": (_FREE_FORM, _MULTIPLE_CHOICE),
+    "mixeval-free-form": (_FREE_FORM,),
+    "mixeval-multiple-choice": (_MULTIPLE_CHOICE,),
 }
+"""Benchmarks, as counts of groups by their size."""
+
+
+def group_sizes(task: str) -> np.ndarray:
+    """Return how many items each group of a known benchmark has, (G,)."""
+    import numpy as np
+
+    counts = [pair for part in KNOWN[task] for pair in part.items()]
+    return np.repeat([size for size, _ in counts], [n for _, n in counts])
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Request:
     ----------
     margin : smallest difference that matters, in the metric's unit: nats, or points.
     languages : each is compared, and every two of them give an interaction.
+    discordance : share of unequal answers; None for `DISCORDANCES`.
+    icc : of a group's answers; None for 1, the worst case: it answers as one.
     n_comparisons : tests in the family; alpha is divided by it (Holm's worst case).
     n_runs : quants to be scored.
     units_per_second : items or tokens a second, measured; 0 if unknown.
@@ -119,15 +121,14 @@ def plan(request: Request) -> tuple[Metric, list[Row]]:
     for name, design in designs:
         rows.append(_row(request, f"one language, {name}", design, n_clusters, m))
         if n_pairs:
-            # two independent differences: their difference has twice the variance
-            both = replace(design, sd=design.sd * 2**0.5)
-            rows.append(_row(request, f"interaction of two, {name}", both, n_clusters, m))
+            rows.append(
+                _row(request, f"interaction of two, {name}", design.doubled(), n_clusters, m)
+            )
     return metric, rows
 
 
 def _row(request: Request, question: str, design: Design, n_clusters: int, m: int) -> Row:
     alpha, margin = ALPHA / m, request.margin
-    error, df = design.std_error(n_clusters), n_clusters - 1
     found = power.clusters_for_superiority(design, margin, request.power, alpha)
     equal = power.clusters_for_equivalence(design, margin, request.power, alpha)
     cost = [float("nan")] * 2
@@ -145,8 +146,8 @@ def _row(request: Request, question: str, design: Design, n_clusters: int, m: in
         n_clusters=n_clusters,
         alpha=alpha,
         detectable=power.detectable(design, n_clusters, request.power, alpha),
-        power_superiority=power.superiority(margin, error, df, alpha),
-        power_equivalence=power.equivalence(0.0, margin, error, df, alpha),
+        power_superiority=power.planned(design, n_clusters, margin, alpha),
+        power_equivalence=power.planned(design, n_clusters, 0.0, alpha, margin),
         n_superiority=round(found * design.cluster_size),
         n_equivalence=round(equal * design.cluster_size),
         clusters_superiority=found,
@@ -171,19 +172,17 @@ def _designs(request: Request) -> tuple[Metric, list[tuple[str, Design]], int]:
             f"nothing is known of task {request.task!r}",
             fix=f"--pilot RUN_A --pilot RUN_B, or --task {' '.join(KNOWN)}",
         )
-    known = KNOWN[request.task]
-    icc = known.icc if request.icc is None else request.icc
+    sizes = group_sizes(request.task)
+    icc = 1.0 if request.icc is None else request.icc
     shares = DISCORDANCES if request.discordance is None else (request.discordance,)
-    size = known.n_items / known.n_clusters
     designs = [
-        (f"{100 * d:g} % unequal answers", power.binary_design(d, icc, size, known.size_cv))
-        for d in shares
+        (f"{100 * d:g} % unequal answers", power.binary_design(d, icc, sizes)) for d in shares
     ]
-    return METRICS["score"], designs, request.n_clusters or known.n_clusters
+    return METRICS["score"], designs, request.n_clusters or len(sizes)
 
 
 def _known(request: Request, otherwise: int) -> int:
-    return KNOWN[request.task].n_clusters if request.task in KNOWN else otherwise
+    return len(group_sizes(request.task)) if request.task in KNOWN else otherwise
 
 
 def _pilot(request: Request) -> tuple[Metric, Sums]:

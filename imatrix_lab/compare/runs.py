@@ -114,8 +114,8 @@ def demand_comparable(runs: Sequence[Run]) -> None:
         if fields := differing(runs[0], run):
             values = [_value(r.signature, fields[0]) for r in (runs[0], run)]
             raise BadRecords(
-                f"these must not be compared: {fields[0]} is {values[0]!r} in {runs[0].path.name}"
-                f" and {values[1]!r} in {run.path.name}",
+                f"these must not be compared: {fields[0]} is {values[0]!r} in {runs[0].path}"
+                f" and {values[1]!r} in {run.path}",
                 where=run.path,
                 fix="score both with the same llama.cpp, text, protocol and reference",
             )

@@ -80,7 +80,8 @@ class Comparison:
     p_holm, p_max_t, q_bh : adjusted for the family, and over everything; NaN before `adjusted`.
     p_equivalence, p_equivalence_adjusted : of TOST; NaN without a margin.
     adjust : which adjusted value the verdict used.
-    detectable : the smallest true difference these data find in 4 of 5 tries.
+    detectable : the smallest true difference these data find in 4 of 5 tries; infinite where the
+        permutation of so few clusters cannot reach 5 %.
     n_to_decide, clusters_to_decide : with which no result stays undecided, whatever is true; 0
         without a margin.
     n_excluded : values that were not finite in A or B.
@@ -228,15 +229,21 @@ def _judged(
     interval = Interval(c.estimate, c.std_error, c.low, c.high, c.n, c.n_clusters, c.df)
     if not c.df >= 1:
         return c
-    c = replace(c, detectable=power.detectable_at(c.std_error, c.df, alpha=ALPHA))
+    hopeless = c.method == "permutation" and 2.0 ** (1 - c.n_clusters) > ALPHA
+    found = math.inf if hopeless else power.detectable_at(c.std_error, c.df, alpha=ALPHA)
+    c = replace(c, detectable=found)
     margin, lower = c.question.margin, c.question.metric.lower_is_better
     if margin is None:
         return c
-    if c.method == "permutation" and sums is not None and rng is not None:
+    if c.items is not None and c.items.table.discordance() == 0:
+        tost = equivalence.no_discordance(c.n_clusters, margin)
+    elif c.method == "permutation" and sums is not None and rng is not None:
         tost = equivalence.tost_by_permutation(sums, margin, lower, rng, n_resamples)
     else:
         tost = equivalence.tost(interval, margin, lower)
-    needed = equivalence.clusters_to_decide(interval, margin, ALPHA)
+    needed: float = equivalence.clusters_to_decide(interval, margin, ALPHA)
+    if c.items is not None and c.items.table.discordance() == 0:
+        needed = math.log(ALPHA / 2) / math.log1p(-min(margin, 0.999))
     share = needed / (c.df + 1)  # of one document, df + 1 are its independent blocks
     return replace(
         c,

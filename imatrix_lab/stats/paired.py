@@ -147,11 +147,12 @@ def mean_difference(
         raise ValueError("one cluster: use one_document with its windows")
     interval = clustered.mean(totals, sizes, level)
     found = resample.bootstrap_sums(np.stack([totals, sizes], 1), n_resamples, rng)
+    replicates = found[:, 0] / found[:, 1]
     low, high = resample.bca(
-        found[:, 0] / found[:, 1],
+        replicates,
         interval.estimate,
         clustered.jackknife(totals, sizes),
-        resample.tail_share(level, n_clusters),
+        resample.tail_share(replicates, interval.std_error, n_clusters - 1, level),
     )
     p_permutation, exact = sign_flip(totals, rng, n_resamples)
     p_t = t_test(interval)
@@ -241,7 +242,7 @@ def one_document(
     totals, sizes = clustered.checked(totals, sizes)
     n_windows = len(sizes)
     if n_windows < 20:
-        raise ValueError(f"one document of {n_windows} windows: too little to resample, 20 needed")
+        raise ValueError(f"one document, windows in it: {n_windows}; 20 needed to resample them")
     estimate = float(totals.sum() / sizes.sum())
     residual = totals - estimate * sizes
     block = 1.0
@@ -250,7 +251,9 @@ def one_document(
     n_blocks = max(n_windows / block, 2.0)
     drawn = StationaryBootstrap(block, totals, sizes, seed=rng)
     replicates = drawn.apply(lambda t, s: t.sum() / s.sum(), n_resamples).ravel()
-    std_error, low, high = clustered.expanded_percentile(replicates, n_blocks, level)
+    std_error = float(np.std(replicates)) * (n_blocks / (n_blocks - 1)) ** 0.5
+    tail = resample.tail_share(replicates, std_error, n_blocks - 1, level)
+    low, high = (float(x) for x in np.quantile(replicates, (tail, 1 - tail)))
     hits = np.count_nonzero(np.abs(replicates - estimate) >= abs(estimate))
     p = (1 + hits) / (1 + n_resamples)
     naive = float(np.sum(residual**2)) / sizes.sum() ** 2

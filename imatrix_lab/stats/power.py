@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,34 +27,73 @@ class Design:
     icc : correlation of two differences of one cluster.
     cluster_size : mean number of items or tokens in a cluster.
     size_cv : standard deviation of cluster sizes over their mean.
+    kurtosis : of the clusters' net differences; 3 for normal ones. Where few large groups decide,
+        the standard error varies from one set of items to the next, and power with it.
+    skewness_slope : skewness of the net differences that a mean difference of 1 brings along.
     """
 
     sd: float
     icc: float = 0.0
     cluster_size: float = 1.0
     size_cv: float = 0.0
+    kurtosis: float = 3.0
+    skewness_slope: float = 0.0
 
     def design_effect(self) -> float:
         """Return 1 + (m (1 + cv²) - 1) · icc; Kish (1965), Eldridge et al. (2006)."""
         return max(1 + (self.cluster_size * (1 + self.size_cv**2) - 1) * self.icc, 0.0)
 
     def std_error(self, n_clusters: float) -> float:
-        """Return the standard error that `n_clusters` give."""
+        """Return the standard error that `n_clusters` give, root mean square."""
         return float(self.sd * (self.design_effect() / (n_clusters * self.cluster_size)) ** 0.5)
 
+    def doubled(self) -> Design:
+        """Return the design of the difference of two such differences, independent ones."""
+        return replace(
+            self,
+            sd=self.sd * 2**0.5,
+            kurtosis=3 + (self.kurtosis - 3) / 2,
+            skewness_slope=self.skewness_slope / 2**1.5,
+        )
 
-def binary_design(
-    discordance: float, icc: float = 0.0, cluster_size: float = 1.0, size_cv: float = 0.0
-) -> Design:
+    def unrest(self, n_clusters: float) -> float:
+        """Return the relative variance of the squared standard error beyond a normal one's.
+
+        At most 1: with fewer clusters than that there is nothing to plan.
+        """
+        return min(max(self.kurtosis - 3, 0.0) / n_clusters, 1.0)
+
+
+def binary_design(discordance: float, icc: float = 0.0, sizes: np.ndarray | None = None) -> Design:
     """Return the design for right and wrong; `discordance` is the share of unequal answers.
+
+    With probability `icc` a group answers as one, else each item for itself.
+
+    Parameters
+    ----------
+    sizes : (G,), items of each group; None for single items.
 
     Raises
     ------
     ValueError : a discordance outside 0…1.
     """
+    import numpy as np
+
     if not 0 < discordance <= 1:
         raise ValueError(f"discordance is a share between 0 and 1, not {discordance}")
-    return Design(discordance**0.5, icc, cluster_size, size_cv)
+    n = np.ones(1) if sizes is None else np.asarray(sizes, float)
+    alone = n * discordance + 3 * n * (n - 1) * discordance**2
+    fourth = np.mean(icc * n**4 * discordance + (1 - icc) * alone)
+    second = np.mean(icc * n**2 * discordance + (1 - icc) * n * discordance)
+    third = np.mean(icc * n**3 + (1 - icc) * (n + 3 * n * (n - 1) * discordance))
+    return Design(
+        sd=discordance**0.5,
+        icc=icc,
+        cluster_size=float(n.mean()),
+        size_cv=float(n.std() / n.mean()),
+        kurtosis=float(fourth / second**2),
+        skewness_slope=float(third / second**1.5),
+    )
 
 
 def from_pilot(sums: Sums) -> Design:
@@ -69,17 +108,47 @@ def from_pilot(sums: Sums) -> Design:
     """
     import numpy as np
 
-    kept = sums.sizes[sums.sizes > 0]
+    kept = sums.sizes > 0
+    totals, sizes = sums.totals[kept], sums.sizes[kept]
     sd = sums.variance() ** 0.5
     if sd == 0:
         raise ValueError("nothing differs in this pilot: it says nothing about the spread")
     icc = sums.intra_cluster_correlation()
+    net = (totals - totals.sum() / sizes.sum() * sizes) ** 2
     return Design(
         sd=sd,
         icc=0.0 if math.isnan(icc) else max(icc, 0.0),
-        cluster_size=float(kept.mean()),
-        size_cv=float(np.std(kept) / kept.mean()),
+        cluster_size=float(sizes.mean()),
+        size_cv=float(np.std(sizes) / sizes.mean()),
+        kurtosis=float(np.mean(net**2) / np.mean(net) ** 2) if net.any() else 3.0,
     )
+
+
+def planned(
+    design: Design, n_clusters: int, effect: float, alpha: float = 0.05, margin: float | None = None
+) -> float:
+    """Return the probability to find `effect`, or with a margin, to call it equivalent.
+
+    `superiority` and `equivalence`, where the clusters' net differences are not normal. To find:
+    the t statistic's mean and variance are corrected to first order in kurtosis and skewness
+    (delta method; a large group that differs raises estimate and error together). To call equal:
+    averaged over standard errors of that relative variance, a gamma's, that scale the estimate's
+    spread as well.
+    """
+    import numpy as np
+    from scipy import special
+
+    error, df, unrest = design.std_error(n_clusters), n_clusters - 1, design.unrest(n_clusters)
+    if margin is None:
+        shift = abs(effect) / error
+        skew = design.skewness_slope * abs(effect) / n_clusters**0.5
+        spread = max(1 - shift * skew + shift**2 * unrest / 4, 0.25) ** 0.5
+        centre = shift * (1 + 3 / 8 * unrest) - skew / 2
+        return _rejected(centre / spread, special.stdtrit(df, 1 - alpha / 2) / spread, df)
+    if unrest == 0:
+        return equivalence(effect, margin, error, df, alpha)
+    each = np.sqrt(unrest * special.gammaincinv(1 / unrest, (np.arange(40) + 0.5) / 40))
+    return float(np.mean([equivalence(effect, margin, error * s, df, alpha) for s in each]))
 
 
 def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
@@ -88,7 +157,12 @@ def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05)
 
     if std_error == 0:
         return float(effect != 0)
-    cut, shift = special.stdtrit(df, 1 - alpha / 2), abs(effect) / std_error
+    return _rejected(abs(effect) / std_error, special.stdtrit(df, 1 - alpha / 2), df)
+
+
+def _rejected(shift: float, cut: float, df: float) -> float:
+    """Return P(|noncentral t| > cut)."""
+    from scipy import special
 
     def missed(s: np.ndarray) -> np.ndarray:
         found: np.ndarray = special.ndtr(cut * s - shift) - special.ndtr(-cut * s - shift)
@@ -100,7 +174,9 @@ def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05)
 def equivalence(
     effect: float, margin: float, std_error: float, df: float, alpha: float = 0.05
 ) -> float:
-    """Return the probability that TOST calls a true difference of `effect` equivalent.
+    """Return the probability that a true difference of `effect` is called equivalent.
+
+    TOST at alpha / 2 a side, as `equivalence.verdict` has it.
 
     With s the estimated over the true standard error, s² df ~ chi²(df), the estimate must fall
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
@@ -110,7 +186,7 @@ def equivalence(
 
     if std_error == 0:
         return float(abs(effect) < margin)
-    cut = special.stdtrit(df, 1 - alpha)
+    cut = special.stdtrit(df, 1 - alpha / 2)
     z, shift = margin / std_error, effect / std_error
 
     def inside(s: np.ndarray) -> np.ndarray:
@@ -162,34 +238,34 @@ def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: flo
     ------
     ValueError : fewer than two clusters.
     """
-    return detectable_at(design.std_error(n_clusters), n_clusters - 1, power, alpha)
+    if n_clusters < 2:
+        raise ValueError("fewer than two clusters detect nothing")
+    scale = design.std_error(n_clusters)
+    return scale * _solve(lambda x: planned(design, n_clusters, x * scale, alpha) - power)
 
 
 def detectable_at(std_error: float, df: float, power: float = POWER, alpha: float = 0.05) -> float:
     """Return the minimum detectable difference for a standard error; see `detectable`."""
-    from scipy import optimize
-
     if not df >= 1:
         raise ValueError("fewer than two clusters detect nothing")
-    if std_error == 0:
-        return 0.0
+    return std_error * _solve(lambda x: superiority(x, 1.0, df, alpha) - power)
 
-    def lack(effect: float) -> float:
-        return superiority(effect, 1.0, df, alpha) - power
+
+def _solve(lack: Callable[[float], float]) -> float:
+    """Return where an increasing function of x >= 0 is 0."""
+    from scipy import optimize
 
     high = 8.0
     while lack(high) < 0:
         high *= 2
-    return float(std_error * optimize.brentq(lack, 0.0, high))
+    return float(optimize.brentq(lack, 0.0, high, xtol=1e-6))
 
 
 def clusters_for_superiority(
     design: Design, effect: float, power: float = POWER, alpha: float = 0.05
 ) -> int:
     """Return the clusters needed to find a true difference of `effect`."""
-    return _smallest(
-        lambda n: superiority(effect, design.std_error(n), n - 1, alpha) >= power
-    )  # fmt: skip
+    return _smallest(lambda n: planned(design, n, effect, alpha) >= power)
 
 
 def clusters_for_equivalence(
@@ -203,9 +279,7 @@ def clusters_for_equivalence(
     """
     if not abs(effect) < margin:
         raise ValueError(f"a true difference of {effect} is not inside a margin of {margin}")
-    return _smallest(
-        lambda n: equivalence(effect, margin, design.std_error(n), n - 1, alpha) >= power
-    )
+    return _smallest(lambda n: planned(design, n, effect, alpha, margin) >= power)
 
 
 def _smallest(enough: Callable[[int], bool]) -> int:

@@ -21,11 +21,13 @@ class Tails:
     shares : (Q,), e.g. 0.5, 0.99, 0.999.
     estimates : (Q,).
     replicates : (R, Q).
+    jackknife : (G, Q), without each cluster.
     """
 
     shares: tuple[float, ...]
     estimates: np.ndarray
     replicates: np.ndarray
+    jackknife: np.ndarray
     n: int
     n_clusters: int
 
@@ -50,14 +52,17 @@ def tails(
     n_clusters = int(codes.max()) + 1
     table = clustered.QuantileTable.of(values, codes, n_clusters, shares)
     sums = resample.bootstrap_sums(table.columns, n_resamples, rng)
-    return Tails(shares, table.estimates, table.replicates(sums), len(values), n_clusters)
+    return Tails(
+        shares, table.estimates, table.replicates(sums), table.jackknife(), len(values), n_clusters
+    )  # fmt: skip
 
 
 def difference(a: Tails, b: Tails, level: float = 0.95) -> tuple[Interval, ...]:
     """Return for each share the difference of the quantiles, A minus B, with its interval.
 
     It is the difference of the two runs' quantiles (say, how much worse the worst 1 % of tokens
-    is), not a quantile of differences. Expanded percentile interval of paired replicates. Not to
+    is), not a quantile of differences. Quantiles and interval are
+    those of `clustered.quantile`, on paired replicates. Not to
     be used for shares that leave fewer than about ten clusters with values beyond.
 
     Raises
@@ -73,7 +78,9 @@ def difference(a: Tails, b: Tails, level: float = 0.95) -> tuple[Interval, ...]:
         estimate = float(a.estimates[q] - b.estimates[q])
         ends = (float("nan"),) * 3
         if a.n_clusters > 1:
-            moved = a.replicates[:, q] - b.replicates[:, q]
-            ends = clustered.expanded_percentile(moved, a.n_clusters, level)
+            moved, without = (x[:, q] - y[:, q] for x, y in (
+                (a.replicates, b.replicates), (a.jackknife, b.jackknife)
+            ))  # fmt: skip
+            ends = clustered.percentile(moved, without, estimate, level)
         found.append(Interval(estimate, *ends, a.n, a.n_clusters, a.n_clusters - 1, level))
     return tuple(found)

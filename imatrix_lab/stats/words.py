@@ -83,10 +83,12 @@ def _would_decide(c: Comparison, say: _Scaled) -> str:
         )
     if c.n_to_decide:
         return " Alone it would be decided; among so many comparisons it is not."
-    seen = "" if math.isnan(c.detectable) else f"; {say(c.detectable)} {q.metric.unit} or more"
-    return f" Without a margin there is no saying they are equal{seen}" + (
-        " would probably have been seen." if seen else "."
-    )
+    if math.isinf(c.detectable):
+        return f" With {c.n_clusters} {q.clusters} no difference can be sure."
+    text = " Without a margin there is no saying they are equal"
+    if math.isnan(c.detectable):
+        return text + "."
+    return f"{text}; {say(c.detectable)} {q.metric.unit} or more would probably have been seen."
 
 
 def _round_up(n: int) -> int:
@@ -122,9 +124,10 @@ def formal(c: Comparison) -> str:
         adjusted = "" if alone else f", adjusted {probability(p)}"
         parts.append(
             f"TOST with margin ±{number(q.margin * say.scale, 0)} {unit}:"
-            f" p {probability(c.p_equivalence)}{adjusted}"
+            f" p {probability(c.p_equivalence)}{adjusted}, threshold {ALPHA / 2} a side"
         )
-    parts.append(f"detectable with 80 % power: {say(c.detectable)} {unit}")
+    found = "nothing" if math.isinf(c.detectable) else f"{say(c.detectable)} {unit}"
+    parts.append(f"detectable with 80 % power: {found}")
     return "; ".join(parts) + ". " + _limits(c)
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import stats
 
-from imatrix_lab.stats import clustered
+from imatrix_lab.stats import clustered, resample
 
 
 def documents(rng, n_clusters, spread=0.3):
@@ -25,6 +26,21 @@ def test_mean_is_that_of_statsmodels_crv3():
     assert found.std_error == pytest.approx(fit.bse[0], rel=1e-10)
     np.testing.assert_allclose([found.low, found.high], fit.conf_int()[0], rtol=1e-9)
     assert (found.n, found.n_clusters, found.df) == (len(values), 17, 16)
+
+
+def test_mean_is_that_of_club_sandwich():
+    values = np.array([
+        0.31, -0.12, 0.44, 0.05, 0.21, -0.33, 0.52, 0.18, 0.09, -0.07, 0.61, 0.02, 0.27, -0.15,
+        0.36, 0.11, 0.48, -0.22, 0.14, 0.07, 0.29, 0.33,
+    ])  # fmt: skip
+    clusters = np.repeat(np.arange(7), [4, 2, 5, 2, 3, 3, 3])
+    found = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
+    # R 4.2.2, clubSandwich 0.5.8: m <- lm(y ~ 1); v <- vcovCR(m, cluster = g, type = "CR3") * 6/7;
+    # sqrt(v); coef_test(m, vcov = v, test = "naive-t"). CR3 there lacks the factor (G-1)/G.
+    assert found.estimate == pytest.approx(0.163181818182)
+    assert found.std_error == pytest.approx(0.0373938055274)
+    t = found.estimate / found.std_error
+    assert 2 * stats.t.sf(t, found.df) == pytest.approx(0.00475, abs=5e-6)
 
 
 def test_equal_clusters_give_the_t_interval_of_their_means():
@@ -60,17 +76,35 @@ def test_quantile_replicates_are_those_of_plain_resampling():
     values, clusters = documents(rng, 30)
     found = clustered.quantile(values, clusters, 0.9, rng, 4000)
     by_cluster = [values[clusters == g] for g in range(30)]
-    plain = [
-        np.quantile(
-            np.concatenate([by_cluster[g] for g in rng.integers(0, 30, 30)]),
-            0.9, method="inverted_cdf",
-        )
-        for _ in range(4000)
-    ]  # fmt: skip
-    assert found.estimate == np.quantile(values, 0.9, method="inverted_cdf")
-    assert found.std_error == pytest.approx(np.std(plain) * np.sqrt(30 / 29), rel=0.06)
-    wanted = np.quantile(plain, [0.0207, 0.9793])  # Phi(-sqrt(30/29) t_29)
-    np.testing.assert_allclose([found.low, found.high], wanted, rtol=0.02)
+    half = np.sqrt(3 * 0.9 * 0.1 / len(values))
+    window = np.linspace(0.9 - half, 0.9 + half, 401)
+
+    def smooth(sample):
+        return np.quantile(sample, window, method="inverted_cdf").mean()
+
+    plain = np.array(
+        [
+            smooth(np.concatenate([by_cluster[g] for g in rng.integers(0, 30, 30)]))
+            for _ in range(3000)
+        ]
+    )
+    without = [smooth(np.concatenate(by_cluster[:g] + by_cluster[g + 1 :])) for g in range(30)]
+    error = resample.jackknife_error(np.array(without), smooth(values))
+    assert found.estimate == pytest.approx(smooth(values), rel=1e-3)
+    assert found.estimate == pytest.approx(np.quantile(values, 0.9), rel=0.01)
+    assert found.std_error == pytest.approx(max(error, plain.std() * np.sqrt(30 / 29)), rel=0.03)
+    tail = resample.tail_share(plain, found.std_error, 29, 0.95)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(plain, [tail, 1 - tail]), 0.03)
+
+
+@pytest.mark.parametrize("q", [0.01, 0.5, 0.999])
+def test_quantile_estimates_are_near_the_order_statistics(q):
+    rng = np.random.default_rng(9)
+    values, clusters = rng.normal(0, 1, 20_000), rng.integers(0, 50, 20_000)
+    found = clustered.quantile(values, clusters, q, rng, 200)
+    near = np.quantile(values, np.clip([q - 0.002, q + 0.002], 0, 1))
+    assert near[0] <= found.estimate <= near[1]
+    assert found.low <= found.estimate <= found.high
 
 
 def test_clusters_may_have_any_numbers_and_ties():
@@ -112,5 +146,7 @@ def test_what_has_no_quantile_is_refused():
     rng = np.random.default_rng(8)
     with pytest.raises(ValueError, match="finite"):
         clustered.quantile(np.array([np.inf, 1]), np.array([0, 1]), 0.5, rng)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        clustered.quantile(np.ones(3), np.zeros(3, int), 1.0, rng)
     with pytest.raises(ValueError, match="go together"):
         clustered.quantile(np.ones(3), np.array([0, 1]), 0.5, rng)

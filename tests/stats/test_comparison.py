@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imatrix_lab.stats import comparison, interaction, paired
+from imatrix_lab.stats import comparison, interaction, paired, words
 from imatrix_lab.stats.comparison import METRICS, Question
 
 
@@ -67,6 +67,15 @@ def test_few_clusters_use_permutations_throughout():
     assert (found.low, found.high) == pytest.approx((means.min(), means.max()))
 
 
+def test_five_documents_find_nothing():
+    values, codes = made_up(n_clusters=5, shift=9.0)
+    found = ask(values, codes)
+    assert found.verdict() == "undecided"
+    assert found.detectable == float("inf")
+    assert "With 5 documents no difference can be sure" in words.plain(found)
+    assert "80 % power: nothing" in words.formal(found)
+
+
 def test_what_is_clear_could_have_been_stopped():
     values, codes = made_up(n_clusters=150, shift=0.4)
     assert 0 < ask(values, codes).anytime_stop < 100
@@ -86,6 +95,16 @@ def test_right_and_wrong_get_exact_answers():
     assert found.items.newcombe_low < found.estimate < found.items.newcombe_high
     assert 0 < found.items.posterior.p_within_margin <= 1
     assert ask((a / 2, b), codes, metric="score").items is None
+
+
+@pytest.mark.parametrize(("n_clusters", "verdict"), [(15, "undecided"), (200, "equivalent")])
+def test_never_differing_is_not_certainty(n_clusters, verdict):
+    """No unequal answer among 15 groups leaves room for 2 points; among 200 it does not."""
+    right = np.tile([0.0, 1.0], n_clusters)
+    found = ask((right, right), np.repeat(np.arange(n_clusters), 2), 0.02, "score")
+    assert found.p_equivalence == pytest.approx(0.98**n_clusters)
+    assert found.verdict() == verdict
+    assert found.clusters_to_decide == pytest.approx(183, abs=1)
 
 
 def test_samples_replace_documents_as_the_error_term():

@@ -72,8 +72,12 @@ def test_five_clusters_cannot_give_95_percent():
 
 
 @pytest.mark.parametrize("n_clusters", [10, 25, 1000])
-def test_expanded_tail_makes_the_t_interval_of_normal_replicates(n_clusters):
-    """Replicates of a mean are narrower by sqrt((G-1)/G); t quantiles are wider than normal."""
-    tail = resample.tail_share(0.95, n_clusters)
-    narrow = ((n_clusters - 1) / n_clusters) ** 0.5
-    assert stats.norm.ppf(tail) * narrow == pytest.approx(stats.t.ppf(0.025, n_clusters - 1))
+def test_expanded_percentiles_of_normal_replicates_are_the_t_interval(n_clusters):
+    error = 0.7
+    levels = (np.arange(100_000) + 0.5) / 100_000
+    narrow = error * ((n_clusters - 1) / n_clusters) ** 0.5
+    replicates = stats.norm.ppf(levels) * narrow
+    tail = resample.tail_share(replicates, error, n_clusters - 1, 0.95)
+    wanted = stats.t.ppf(0.975, n_clusters - 1) * error
+    assert np.quantile(replicates, 1 - tail) == pytest.approx(wanted, rel=0.003)
+    assert resample.tail_share(np.ones(9), 0.0, 5, 0.9) == pytest.approx(0.05)
