@@ -154,7 +154,8 @@ class Engine:
 
     def begin(self) -> None:
         """Forget all sequences: a new batch begins."""
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), False)
+        # the data too: attention multiplies what is masked by 0, and a NaN stays one
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
 
     def decode(self, step: Step) -> np.ndarray:
         """Decode a step; return the logits of its wanted rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 from pathlib import Path
@@ -48,8 +49,10 @@ class Partial:
 
         assert len(rows) == self._sizes[batch]
         temporary = self.path(batch).with_suffix(".tmp")
+        content = io.BytesIO()
+        np.save(content, rows)
         with temporary.open("wb") as file:
-            np.save(file, rows)
+            file.write(content.getbuffer())  # numpy's own errors do not say that a disk is full
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path(batch))

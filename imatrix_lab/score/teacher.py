@@ -163,9 +163,11 @@ def _smallest_k(logp: np.ndarray, rest_share: float) -> int:
     """Return the smallest power of two that leaves at most `rest_share` outside, on average."""
     import numpy as np
 
-    largest = np.sort(np.exp(logp.astype(np.float64)), axis=1)[:, ::-1]
-    rest = 1 - np.nanmean(np.cumsum(largest, axis=1), axis=0)
+    finite = logp[np.isfinite(logp).all(1)].astype(np.float64)
     k = K_MIN
+    if not len(finite):  # nothing to choose by
+        return min(k, int(logp.shape[1]))
+    rest = 1 - np.sort(np.exp(finite), axis=1)[:, ::-1].cumsum(axis=1).mean(axis=0)
     while k < logp.shape[1] and rest[min(k, len(rest)) - 1] > rest_share:
         k *= 2
     return min(k, int(logp.shape[1]))
@@ -205,11 +207,13 @@ def _sample_sizes(job: Job) -> list[int]:
 
 
 def _mean_rest(rows: Partial, n_batches: int) -> float:
-    """Return the mean probability outside the K."""
+    """Return the mean probability outside the K, where it is finite; 1 if nowhere."""
     import numpy as np
 
     parts = [np.exp(rows.rows(b)["logp"].astype(np.float64)).sum(1) for b in range(n_batches)]
-    return float(1 - np.nanmean(np.concatenate(parts)))
+    inside = np.concatenate(parts)
+    inside = inside[np.isfinite(inside)]
+    return float(1 - inside.mean()) if len(inside) else 1.0
 
 
 def run(job: Job, quant: Model, teacher: Artifact, partial: Partial, progress: Progress) -> None:
