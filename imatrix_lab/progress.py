@@ -10,7 +10,10 @@ class Task(Protocol):
     """One long step."""
 
     def update(self, done: float, note: str = "") -> None:
-        """Say how many units are done in all, and optionally what is special now."""
+        """Say how many units are done in all, and optionally what is special now.
+
+        What the first call of a step says with a note was done by an earlier run.
+        """
 
 
 class Progress(Protocol):

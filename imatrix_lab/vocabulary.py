@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import BadModel
 from imatrix_lab.toolchain import Toolchain
+
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_last_error: deque[str] = deque(maxlen=1)
 
 
 class Vocabulary:
@@ -66,7 +70,8 @@ class Vocabulary:
         """Return the token that begins every text, or None where the model adds none."""
         vocab = self._vocab
         adds = self._llama.llama_vocab_get_add_bos(vocab)
-        return int(self._llama.llama_vocab_bos(vocab)) if adds else None
+        bos = int(self._llama.llama_vocab_bos(vocab))
+        return bos if adds and bos >= 0 else None
 
     def size_bytes(self, token: int) -> int:
         """Return the length of a token's text in bytes of UTF-8."""
@@ -84,6 +89,16 @@ def silence(llama: Any) -> Any:
 
     The library calls the callback for as long as the process lives, so it is kept as long.
     """
-    drop = llama.llama_log_callback(lambda level, text, data: None)
-    llama.llama_log_set(drop, ctypes.c_void_p(0))
-    return drop
+
+    def keep(level: int, text: bytes, data: object) -> None:
+        if level == _ERROR:
+            _last_error.append(text.decode("utf-8", "replace").strip())
+
+    callback = llama.llama_log_callback(keep)
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
+
+
+def last_error() -> str:
+    """Return the last error that llama.cpp logged, or nothing."""
+    return _last_error[-1] if _last_error else ""

@@ -45,12 +45,13 @@ class Rate:
 
     def __init__(self, total: float):
         self.total, self.began, self.base, self.done = total, time.monotonic(), 0.0, 0.0
+        self.fresh = True
 
     def update(self, done: float, resumed: bool) -> None:
         """Take the count so far; a resumed start is not counted as speed."""
-        if resumed and not self.done:
+        if resumed and self.fresh:
             self.base = done
-        self.done = done
+        self.done, self.fresh = done, False
 
     def per_s(self) -> float:
         """Return units a second, 0 if unknown yet."""
@@ -82,7 +83,7 @@ class _BarTask:
         self.id = bars.add_task(name, total=total, rate=self.rate, unit=unit, note="")
 
     def update(self, done: float, note: str = "") -> None:
-        self.rate.update(done, bool(note) and not self.rate.done)
+        self.rate.update(done, bool(note))
         self.bars.update(self.id, completed=done, note=note)
 
 
@@ -92,11 +93,11 @@ class _PlainTask:
         self.spoke = time.monotonic()
 
     def update(self, done: float, note: str = "") -> None:
-        self.rate.update(done, bool(note) and not self.rate.done)
+        self.rate.update(done, bool(note))
         if time.monotonic() - self.spoke >= PLAIN_EVERY_S:
             self.spoke = time.monotonic()
             share = 100 * done / self.rate.total
-            words = self.rate.words(self.unit)
+            words = ", ".join(w for w in (self.rate.words(self.unit), note) if w)
             print(
                 f"{self.name}: {share:.0f} % {f'({words})' if words else ''}",
                 file=sys.stderr,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.records import Model
-from imatrix_lab.score.kernel import Kernel
+from imatrix_lab.score.kernel import Kernel, finish
 from imatrix_lab.score.windows import Step
 from imatrix_lab.toolchain import Toolchain
-from imatrix_lab.vocabulary import silence
+from imatrix_lab.vocabulary import last_error, silence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ class Interruptible:
             return future.result()
         except BaseException:
             self.flag.value = 1
-            wait([future])
+            finish([future])
             raise
 
 
@@ -92,7 +92,8 @@ class Engine:
         self._model = run(self._load)
         if not self._model:
             raise BadModel(
-                "llama.cpp cannot load this model", where=model.path,
+                f"llama.cpp cannot load this model: {last_error() or 'no reason given'}",
+                where=model.path,
                 fix=f"check the file; if memory is short: {_SMALLER}",
             )  # fmt: skip
         try:
@@ -121,8 +122,8 @@ class Engine:
         params.n_outputs_max = max(settings.n_rows, settings.sequences_max)
         params.n_threads = params.n_threads_batch = settings.threads
         params.kv_unified = True
-        # flash attention sums in another order for each batch size, and activations quantized
-        # on the fly turn that into 0.2 nats a token; without it a CPU gives the same bits for all
+        # flash attention sums in another order for each batch size, and activations quantized on
+        # the fly turn that into 0.2 nats a token; without it 16 tokens or 500 give the same bits
         params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         params.abort_callback = ctypes.cast(kernel.library.is_set, type(params.abort_callback))
@@ -194,6 +195,8 @@ class Engine:
         if not rows:
             return np.empty((0, self._n_vocab), np.float32)
         logits = self._llama.llama_get_logits(self._context)
+        if not logits:
+            raise BadModel("this model gives no logits", where=self._record.path)
         return np.ctypeslib.as_array(logits, (rows, self._n_vocab))
 
     def _decode(self) -> int:

@@ -1,9 +1,9 @@
 """The compiled part of scoring: softmax, KL divergence and top K over rows of logits.
 
-`kernel.cpp` is compiled once with the compiler that builds llama.cpp, for the processor it is
-built for. Tried instead: numpy takes over half as long as llama_decode itself at a vocabulary of
-262k, mostly in passes over memory; numba brings LLVM along and compiles in every process; a ggml
-graph writes each intermediate row out.
+`kernel.cpp` is compiled once with this machine's C++ compiler, which llama.cpp needs as well.
+Tried instead: numpy takes over half as long as llama_decode itself at a vocabulary of 262k,
+mostly in passes over memory; numba brings LLVM along and compiles in every process; a ggml graph
+writes each intermediate row out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import platform
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,21 @@ class Kernel:
         """Run over ``range(n)`` in equal pieces, one a thread."""
         cuts = [n * i // self._threads for i in range(self._threads + 1)]
         futures = [self._pool.submit(run, a, b) for a, b in itertools.pairwise(cuts) if a < b]
-        for future in futures:
-            future.result()
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            finish(futures)
+
+
+def finish(futures: Sequence[Future[Any]]) -> None:
+    """Wait for native calls to end, whatever signals come: their memory is freed after."""
+    while True:
+        try:
+            wait(futures)
+            return
+        except KeyboardInterrupt:
+            continue
 
 
 def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:

@@ -15,6 +15,7 @@ with the same steps.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SEQUENCES_MAX = 64
+STEP_MIN = 16
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def batches(windows: Sequence[Window], n_ctx: int, sequences_max: int) -> list[t
 def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
     """Yield the decodes of a batch: at most `n_batch` tokens and `n_rows` rows of logits each.
 
-    A window's last token is only ever a target, and is not decoded.
+    A window's last token is only ever a target, and is not decoded. The last step takes over
+    tokens of the one before rather than be shorter than `STEP_MIN`: llama.cpp multiplies few
+    tokens in another way, whose rounding makes another instrument of a quant.
     """
     import numpy as np
 
@@ -153,13 +157,16 @@ def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
     wanted = np.concatenate([np.arange(1, len(w.tokens)) >= w.first for w in batch])
     targets = joined([w.tokens[1:] for w in batch])
     rows_before = np.concatenate([[0], np.cumsum(wanted)])
-    start = 0
-    while start < len(tokens):
+    cuts = [0]
+    while cuts[-1] < len(tokens):
         # as far as the rows reach, and no further than n_batch
+        start = cuts[-1]
         end = int(np.searchsorted(rows_before, rows_before[start] + n_rows, side="right")) - 1
-        end = min(max(end, start + 1), start + n_batch, len(tokens))
+        cuts.append(min(max(end, start + 1), start + n_batch, len(tokens)))
+    if len(cuts) > 2 and min(n_batch, n_rows) >= STEP_MIN:
+        cuts[-2] = max(min(cuts[-2], cuts[-1] - STEP_MIN), cuts[-3] + 1)
+    for start, end in itertools.pairwise(cuts):
         cut = slice(start, end)
         yield Step(
             tokens[cut], positions[cut], sequences[cut], wanted[cut], targets[cut][wanted[cut]]
         )
-        start = end
