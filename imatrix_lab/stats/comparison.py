@@ -241,9 +241,7 @@ def _judged(
         tost = equivalence.tost_by_permutation(sums, margin, lower, rng, n_resamples)
     else:
         tost = equivalence.tost(interval, margin, lower)
-    needed: float = equivalence.clusters_to_decide(interval, margin, ALPHA)
-    if c.items is not None and c.items.table.discordance() == 0:
-        needed = math.log(ALPHA / 2) / math.log1p(-min(margin, 0.999))
+    needed = _needed(c, interval, margin)
     share = needed / (c.df + 1)  # of one document, df + 1 are its independent blocks
     return replace(
         c,
@@ -252,6 +250,20 @@ def _judged(
         clusters_to_decide=max(math.ceil(c.n_clusters * share), 1) if c.samples is None else 0,
         n_to_decide=math.ceil(c.n * share) if c.samples is None else 0,
     )
+
+
+def _needed(c: Comparison, interval: Interval, margin: float) -> float:
+    """Return the clusters that would decide, by the width of the interval quoted."""
+    from scipy import special
+
+    if c.items is not None and c.items.table.discordance() == 0:
+        return math.log(ALPHA / 2) / math.log1p(-min(margin, 0.999))
+    width = (c.high - c.low) / 2
+    if math.isfinite(width):
+        t = float(special.stdtrit(c.df, 1 - ALPHA / 2))
+        interval = replace(interval, std_error=width / t)
+    needed = equivalence.clusters_to_decide(interval, margin, ALPHA)
+    return max(needed, 6) if c.method == "permutation" else needed  # fewer never reach 5 %
 
 
 def with_samples(c: Comparison, found: Contrast) -> Comparison:

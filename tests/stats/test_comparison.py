@@ -76,6 +76,16 @@ def test_five_documents_find_nothing():
     assert "80 % power: nothing" in words.formal(found)
 
 
+@pytest.mark.parametrize("n_clusters", [5, 8, 11, 12, 40])
+def test_what_is_undecided_needs_more_than_there_is(n_clusters):
+    for seed in range(8):
+        values, codes = made_up(n_clusters, shift=0.004, seed=seed)
+        found = ask(values, codes, margin=0.006)
+        if found.verdict() == "undecided":
+            assert found.clusters_to_decide > n_clusters
+            assert found.n_to_decide > found.n
+
+
 def test_what_is_clear_could_have_been_stopped():
     values, codes = made_up(n_clusters=150, shift=0.4)
     assert 0 < ask(values, codes).anytime_stop < 100
