@@ -80,9 +80,20 @@ class Level:
 
 
 def levels(runs: Mapping[int, Run], text: str) -> list[Level]:
-    """Return the levels that runs on one text are."""
+    """Return the levels that runs on one text are.
+
+    Raises
+    ------
+    UsageError : one quant scored twice, which would count as two samples.
+    """
     found: dict[tuple[str, str], list[int]] = {}
+    seen: dict[str, Run] = {}
     for i, run in runs.items():
+        twin = seen.setdefault(run.signature["quant"]["sha256"], run)
+        if twin is not run:
+            raise UsageError(
+                f"the same quant twice on {text}", where=run.path, fix=f"leave out {twin.path}"
+            )
         found.setdefault((run.calib, run.type), []).append(i)
     return [Level(calib, kind, text, tuple(m)) for (calib, kind), m in found.items()]
 

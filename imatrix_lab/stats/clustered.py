@@ -10,7 +10,7 @@ from imatrix_lab.stats import resample
 if TYPE_CHECKING:
     import numpy as np
 
-_THRESHOLDS = 256  # where bootstrap distribution functions are looked at: steps of SE/20
+_THRESHOLDS = 128  # where bootstrap distribution functions are looked at: steps of SE/10
 _REACH = 6.0  # how far around the estimate, in standard errors
 
 
@@ -214,7 +214,9 @@ class QuantileTable:
             starts = np.concatenate([[0], cuts[:-1]])
             pieces.append(np.add.reduceat(ordered[: cuts[-1]], starts) / (cuts - starts))
             pieces[-1][0] = ordered[cuts[0] - 1]  # not the mean of all that lies below
-        joined = np.concatenate(columns, axis=1).astype(np.float64)
+        # float32 counts exactly up to 2^24: twice as fast
+        exact = np.float32 if n < 2**23 else np.float64
+        joined = np.concatenate(columns, axis=1).astype(exact)
         table = QuantileTable(shares, np.empty(0), n, tuple(pieces), joined)
         return replace(table, estimates=table.replicates(joined.sum(axis=0)[None])[0])
 
@@ -226,7 +228,7 @@ class QuantileTable:
         for q, means in zip(self.shares, self.pieces, strict=True):
             half = (3 * q * (1 - q) / self.n) ** 0.5
             low, high = max(q - half, 0.0), min(q + half, 1.0)
-            below = sums[:, at : at + len(means) - 1] / sums[:, :1]
+            below = sums[:, at : at + len(means) - 1].astype(np.float64) / sums[:, :1]
             np.clip(below, low, high, out=below)
             # Σ mean · (share of the window in the piece), summed by parts
             whole = below @ (means[:-1] - means[1:]) + high * means[-1] - low * means[0]

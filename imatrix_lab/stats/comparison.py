@@ -235,15 +235,14 @@ def _judged(
     margin, lower = c.question.margin, c.question.metric.lower_is_better
     if margin is None:
         return c
-    if c.items is not None and c.items.table.discordance() == 0:
-        tost = equivalence.no_discordance(c.n_clusters, margin)
-    elif c.method == "permutation" and sums is not None and rng is not None:
-        tost = equivalence.tost_by_permutation(sums, margin, lower, rng, n_resamples)
-    else:
-        tost = equivalence.tost(interval, margin, lower)
-    needed: float = equivalence.clusters_to_decide(interval, margin, ALPHA)
-    if c.items is not None and c.items.table.discordance() == 0:
-        needed = math.log(ALPHA / 2) / math.log1p(-min(margin, 0.999))
+    if c.items is not None and sums is not None:
+        interval = equivalence.binary_interval(interval, sums.sizes, margin)
+    tost = equivalence.tost(interval, margin, lower)
+    if c.method == "permutation" and sums is not None and rng is not None:
+        exact = equivalence.tost_by_permutation(sums, margin, lower, rng, n_resamples)
+        # of few answers that never differ, the permutation is as certain as t
+        tost = exact if c.items is None or exact.p_value > tost.p_value else tost
+    needed = _needed(c, interval, margin)
     share = needed / (c.df + 1)  # of one document, df + 1 are its independent blocks
     return replace(
         c,
@@ -252,6 +251,19 @@ def _judged(
         clusters_to_decide=max(math.ceil(c.n_clusters * share), 1) if c.samples is None else 0,
         n_to_decide=math.ceil(c.n * share) if c.samples is None else 0,
     )
+
+
+def _needed(c: Comparison, interval: Interval, margin: float) -> float:
+    """Return the clusters that would decide, by the width of the interval quoted or TOST's."""
+    from scipy import special
+
+    width = (c.high - c.low) / 2
+    if math.isfinite(width):
+        error = width / float(special.stdtrit(c.df, 1 - ALPHA / 2))
+        at_least = interval.std_error if c.items is not None else 0.0
+        interval = replace(interval, std_error=max(error, at_least))
+    needed = equivalence.clusters_to_decide(interval, margin, ALPHA)
+    return max(needed, 6) if c.method == "permutation" else needed  # fewer never reach 5 %
 
 
 def with_samples(c: Comparison, found: Contrast) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from imatrix_lab.stats import paired
@@ -84,19 +84,22 @@ def tost_by_permutation(
     return _joined(margin, p_low, p_high, lower_is_better)
 
 
-def no_discordance(n_clusters: int, margin: float) -> Equivalence:
-    """Return the exact test where two systems never differ in right and wrong.
+def binary_interval(interval: Interval, sizes: np.ndarray, margin: float) -> Interval:
+    """Return the interval to hand to `tost` where values are right or wrong.
 
-    A difference of the margin needs at least that share of clusters to differ, so none of G does
-    with probability (1 - margin)^G at most. (The t test would take no spread for certainty.)
+    Few unequal answers show too little spread, none shows none at all, and the t test takes that
+    for certainty. But a true difference of the margin needs at least that share of unequal
+    answers, so under the null the standard error is sqrt(margin (1 - margin) Σ n²) / N or more,
+    groups of n items taken to answer as one.
 
-    Raises
-    ------
-    ValueError : a margin that is not positive.
+    Parameters
+    ----------
+    sizes : (G,), items of each group.
     """
-    _demand_positive(margin)
-    p = max(1 - margin, 0.0) ** n_clusters
-    return Equivalence(margin, p, p, p, p)
+    import numpy as np
+
+    least = max(margin * (1 - margin) * float(np.sum(sizes**2)), 0.0) ** 0.5 / float(sizes.sum())
+    return replace(interval, std_error=max(interval.std_error, least))
 
 
 def _demand_positive(margin: float) -> None:

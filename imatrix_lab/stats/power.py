@@ -30,6 +30,7 @@ class Design:
     kurtosis : of the clusters' net differences; 3 for normal ones. Where few large groups decide,
         the standard error varies from one set of items to the next, and power with it.
     skewness_slope : skewness of the net differences that a mean difference of 1 brings along.
+    binary : right and wrong; see `least_error`.
     """
 
     sd: float
@@ -38,6 +39,7 @@ class Design:
     size_cv: float = 0.0
     kurtosis: float = 3.0
     skewness_slope: float = 0.0
+    binary: bool = False
 
     def design_effect(self) -> float:
         """Return 1 + (m (1 + cv²) - 1) · icc; Kish (1965), Eldridge et al. (2006)."""
@@ -54,7 +56,14 @@ class Design:
             sd=self.sd * 2**0.5,
             kurtosis=3 + (self.kurtosis - 3) / 2,
             skewness_slope=self.skewness_slope / 2**1.5,
+            binary=False,
         )
+
+    def least_error(self, n_clusters: float, margin: float) -> float:
+        """Return the standard error that TOST assumes at least; `equivalence.binary_interval`."""
+        if not self.binary:
+            return 0.0
+        return float((margin * (1 - margin) * (1 + self.size_cv**2) / n_clusters) ** 0.5)
 
     def unrest(self, n_clusters: float) -> float:
         """Return the relative variance of the squared standard error beyond a normal one's.
@@ -93,6 +102,7 @@ def binary_design(discordance: float, icc: float = 0.0, sizes: np.ndarray | None
         size_cv=float(n.std() / n.mean()),
         kurtosis=float(fourth / second**2),
         skewness_slope=float(third / second**1.5),
+        binary=True,
     )
 
 
@@ -145,10 +155,10 @@ def planned(
         spread = max(1 - shift * skew + shift**2 * unrest / 4, 0.25) ** 0.5
         centre = shift * (1 + 3 / 8 * unrest) - skew / 2
         return _rejected(centre / spread, special.stdtrit(df, 1 - alpha / 2) / spread, df)
-    if unrest == 0:
-        return equivalence(effect, margin, error, df, alpha)
-    each = np.sqrt(unrest * special.gammaincinv(1 / unrest, (np.arange(40) + 0.5) / 40))
-    return float(np.mean([equivalence(effect, margin, error * s, df, alpha) for s in each]))
+    each, least = np.ones(1), design.least_error(n_clusters, margin)
+    if unrest > 0:
+        each = np.sqrt(unrest * special.gammaincinv(1 / unrest, (np.arange(40) + 0.5) / 40))
+    return float(np.mean([equivalence(effect, margin, error * s, df, alpha, least) for s in each]))
 
 
 def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
@@ -172,11 +182,17 @@ def _rejected(shift: float, cut: float, df: float) -> float:
 
 
 def equivalence(
-    effect: float, margin: float, std_error: float, df: float, alpha: float = 0.05
+    effect: float,
+    margin: float,
+    std_error: float,
+    df: float,
+    alpha: float = 0.05,
+    least: float = 0.0,
 ) -> float:
     """Return the probability that a true difference of `effect` is called equivalent.
 
-    TOST at alpha / 2 a side, as `equivalence.verdict` has it.
+    TOST at alpha / 2 a side, as `equivalence.verdict` has it; with an estimated standard error
+    of `least` at least.
 
     With s the estimated over the true standard error, s² df ~ chi²(df), the estimate must fall
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
@@ -187,11 +203,11 @@ def equivalence(
     if std_error == 0:
         return float(abs(effect) < margin)
     cut = special.stdtrit(df, 1 - alpha / 2)
-    z, shift = margin / std_error, effect / std_error
+    z, shift, floor = margin / std_error, effect / std_error, least / std_error
 
     def inside(s: np.ndarray) -> np.ndarray:
-        found = special.ndtr(z - cut * s - shift) - special.ndtr(-z + cut * s - shift)
-        return np.where(cut * s < z, found, 0.0)
+        room = z - cut * np.maximum(s, floor)
+        return np.where(room > 0, special.ndtr(room - shift) - special.ndtr(-room - shift), 0.0)
 
     return _over_spread(inside, df, z / cut)
 

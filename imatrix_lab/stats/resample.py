@@ -28,11 +28,11 @@ def bootstrap_sums(columns: np.ndarray, n_resamples: int, rng: np.random.Generat
 
     Parameters
     ----------
-    columns : (G, k), sums per cluster.
+    columns : (G, k), sums per cluster; whole numbers as float32 take half the time.
 
     Returns
     -------
-    (n_resamples, k), float64.
+    (n_resamples, k), of the columns' type.
     """
     import numpy as np
 
@@ -42,7 +42,7 @@ def bootstrap_sums(columns: np.ndarray, n_resamples: int, rng: np.random.Generat
         drawn = rng.integers(0, n_clusters, (rows, n_clusters))
         drawn += n_clusters * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * n_clusters)
-        parts.append(weights.reshape(rows, n_clusters).astype(np.float64) @ columns)
+        parts.append(weights.reshape(rows, n_clusters).astype(columns.dtype) @ columns)
     return np.concatenate(parts)
 
 

@@ -124,6 +124,13 @@ def test_single_samples_get_max_t_beside_holm(grid):
     assert {c.family for c in split.comparisons} == {"calib nb Q3_K_S", "calib en Q3_K_S"}
 
 
+def test_one_quant_twice_is_no_second_sample(tmp_path, grid):
+    copy = tmp_path / "again.parquet"
+    copy.write_bytes((grid / "nb-nb-1.parquet").read_bytes())
+    with pytest.raises(UsageError, match="same quant twice on nb"):
+        compared([grid, copy], Plan(family=GRID))
+
+
 def test_adding_a_run_changes_no_other_numbers(grid):
     names = ["nb-nb-1", "nb-en-1", "nb-random-1"]
     plan = Plan(family=GRID, adjust="none")

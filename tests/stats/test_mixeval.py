@@ -43,7 +43,7 @@ def test_duplicates_fool_the_naive_test_only(answers):
     """Two systems flip the same share of the real answers at random, identical items alike."""
     right, groups, same = answers
     rng = np.random.default_rng(1)
-    n_sim, n_groups, n_same = 2000, groups.max() + 1, same.max() + 1
+    n_sim, n_groups, n_same = 1200, groups.max() + 1, same.max() + 1
     rejected = dict.fromkeys(("naive", "clustered", "cr3"), 0)
     for _ in range(n_sim):
         a, b = (right ^ (rng.random(n_same) < 0.04)[same] for _ in range(2))
@@ -56,6 +56,6 @@ def test_duplicates_fool_the_naive_test_only(answers):
         rejected["clustered"] += binary.mcnemar(table).p_mid <= 0.05
         rejected["cr3"] += paired.t_test(interval) <= 0.05
     rates = {name: n / n_sim for name, n in rejected.items()}
-    assert 0.04 <= rates["clustered"] <= 0.06
-    assert 0.035 <= rates["cr3"] <= 0.06
+    assert 0.035 <= rates["clustered"] <= 0.065
+    assert 0.03 <= rates["cr3"] <= 0.065
     assert rates["naive"] > 0.07
