@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
-from imatrix_lab import languages, machine, models, pipeline, publish, toolchain
+from imatrix_lab import languages, machine, models, pipeline, publish, tables, toolchain
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus.sources import decode
-from imatrix_lab.errors import BadText, UsageError
+from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest
 from imatrix_lab.score import check, kernel, run, text
@@ -16,7 +18,7 @@ from imatrix_lab.score.engine import Settings
 from imatrix_lab.score.job import Job
 from imatrix_lab.score.text import Text
 from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol
-from imatrix_lab.store import Artifact, Store
+from imatrix_lab.store import Artifact, Store, disk_error
 from imatrix_lab.toolchain import Toolchain, cores
 from imatrix_lab.vocabulary import Vocabulary
 
@@ -33,11 +35,11 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
-    tools = toolchain.get(store, request.backend, progress)
+    tools = toolchain.get(store, request.backend, progress, own=False)
     converter = pipeline.converter(tools)
     reference = models.resolve(request.reference, store, progress, converter)
     found = [models.resolve(spec, store, progress, converter) for spec in request.quants]
-    protocol = _protocol(request, reference, progress)
+    protocol = _protocol(request, reference)
     quants = _distinct(found, progress)
     for warning in check.check(reference, quants):
         progress.say(f"note: {warning}")
@@ -50,9 +52,9 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
     compiled = kernel.get(tools, settings.threads, store, progress)
     live = _live(request, reference, quants, settings)
     written = []
-    for one in texts:
-        with Vocabulary(tools, reference.path) as vocabulary:
-            plan = text.plan(one, vocabulary, protocol, settings.sequences_max)
+    with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before any hours pass
+        plans = [text.plan(one, vocabulary, protocol, settings.sequences_max) for one in texts]
+    for one, plan in zip(texts, plans, strict=True):
         job = Job(tools, compiled, reference, one, plan, protocol, settings)
         _tell(job, progress)
         if live:
@@ -61,19 +63,63 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
             scores = run.cached(job, quants, request.rest_share, store, progress)
         for quant, artifact in zip(quants, scores, strict=True):
             _warn(artifact, one, quant, request, progress)
-            target = request.out / f"{one.label}.{quant.label}.parquet"
-            publish.place(artifact.path / run.RECORDS, target)
-            written.append(target)
+            written.append(_placed(artifact, one, reference, quant, request.out, progress))
     return written
 
 
-def _protocol(request: ScoreRequest, reference: Model, progress: Progress) -> Protocol:
+def _placed(
+    artifact: Artifact, one: Text, reference: Model, quant: Model, out: Path, progress: Progress
+) -> Path:
+    """Put records into the output folder, under the names of this request; return their path.
+
+    The store knows models and texts by content, so their names may be those of an earlier
+    request. Other records of the same name are kept.
+    """
+    source = artifact.path / run.RECORDS
+    signature = tables.read(source, []).signature
+    named = {
+        **signature,
+        "text": {**signature["text"], "label": one.label},
+        "reference": {**signature["reference"], "name": reference.label},
+        "quant": {**signature["quant"], "name": quant.label},
+    }
+    target = out / f"{one.label}.{quant.label}.parquet"
+    if target.exists() and not _same_run(target, named):
+        progress.say(f"note: {target.name} holds other records, and stays")
+        target = out / f"{one.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
+    if named == signature:
+        publish.place(source, target)
+        return target
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        tables.write(temporary, tables.read(source).columns, named)
+        temporary.replace(target)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _same_run(path: Path, signature: dict[str, Any]) -> bool:
+    """Return whether a file has the same numbers, or an earlier version of them."""
+    try:
+        there = tables.read(path, []).signature
+    except BadRecords:
+        return False
+    parts = ("toolchain", "protocol", "compute")
+    shas = ("text", "reference", "quant")
+    return all(there.get(p) == signature[p] for p in parts) and all(
+        there.get(p, {}).get("sha256") == signature[p]["sha256"] for p in shas
+    )
+
+
+def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
     trained = reference.facts.n_ctx_train or CONTEXT[request.protocol]
     n_ctx = request.n_ctx or min(CONTEXT[request.protocol], trained)
     if n_ctx > trained:
-        progress.say(
-            f"note: --ctx {n_ctx} is more than the {trained} tokens of the model's context"
-        )
+        raise UsageError(f"--ctx {n_ctx} is more than the model's context of {trained} tokens")
     if request.protocol == "llamacpp":
         if request.overlap is not None:
             raise UsageError("--overlap is of the document protocol; llamacpp has none")
@@ -88,6 +134,8 @@ def _settings(request: ScoreRequest, reference: Model, protocol: Protocol) -> Se
     gpu_layers = request.gpu_layers
     if gpu_layers is None and request.backend == "cpu":
         gpu_layers = 0
+    if not reference.facts.n_vocab:
+        raise BadModel("this model has no vocabulary", where=reference.path)
     rows = machine.logit_rows(reference.facts.n_vocab, request.backend, gpu_layers)
     return Settings(
         threads=request.threads or cores(),
@@ -121,7 +169,7 @@ def _text(
     """Return a text: a file's documents, or a language's held-out ones."""
     if path is None:
         documents = _heldout(request, label, reference, tools, store, progress)
-    elif path.is_dir():
+    elif (path / corpora.HELDOUT).is_file():
         documents = corpora.read_documents(path / corpora.HELDOUT)
     elif not path.is_file():
         raise BadText(
@@ -175,6 +223,8 @@ def _warn(
     artifact: Artifact, one: Text, quant: Model, request: ScoreRequest, progress: Progress
 ) -> None:
     facts = artifact.facts
+    if facts["n_skipped"]:
+        progress.say(f"note: {one.label}: {facts['n_skipped']} documents have nothing to score")
     if facts["n_nonfinite"]:
         progress.say(
             f"note: {quant.label} on {one.label}: {facts['n_nonfinite']:,} of"

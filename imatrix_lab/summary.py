@@ -15,6 +15,7 @@ from imatrix_lab.compare.runs import Run
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.stats import clustered
 from imatrix_lab.stats.clustered import Interval
+from imatrix_lab.store import canonical_json
 from imatrix_lab.tables import Table
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class Summary:
     bits_per_byte: Interval
     divergence: str
     signature: dict[str, Any]
+
+    def instrument(self) -> str:
+        """Return a key that summaries share whose numbers may stand in one table."""
+        parts = [self.signature[p] for p in ("protocol", "toolchain", "compute")]
+        shas = [self.signature[p]["sha256"] for p in ("text", "reference")]
+        return canonical_json([self.text, self.n_tokens, *shas, *parts])
 
 
 class _Tokens:
@@ -120,6 +127,10 @@ def _mapped(interval: Interval, function: Callable[[float], float]) -> Interval:
     )
 
 
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
 def summaries(paths: Sequence[Path]) -> list[Summary]:
     """Return a summary of each file of token records, in order of text and type.
 
@@ -156,8 +167,8 @@ def _summary(run: Run) -> Summary:
         n_tokens=len(kld),
         n_documents=len(np.unique(tokens.clusters)),
         n_nonfinite=int((~tokens.finite).sum()),
-        ppl_reference=_mapped(tokens.mean(nll_ref), math.exp),
-        ppl=_mapped(tokens.mean(nll), math.exp),
+        ppl_reference=_mapped(tokens.mean(nll_ref), _exp),
+        ppl=_mapped(tokens.mean(nll), _exp),
         ln_ppl_ratio=tokens.mean(nll - nll_ref),
         kld_mean=tokens.mean(kld),
         kld_median=tokens.quantile(kld, 0.5),
@@ -217,8 +228,6 @@ def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
                 fix="score the same quants, text and protocol on both",
             )  # fmt: skip
         fields |= set(differing)
-        compute = [run.signature["compute"] for run in (one, other)]
-        fields |= {f"compute.{k}" for k in compute[0] if compute[0][k] != compute[1].get(k)}
         rows += _agreement(one, other)
     if not rows:
         raise BadRecords("the two runs have no quant and text in common", where=b)

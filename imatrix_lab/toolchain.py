@@ -125,8 +125,13 @@ def find(store: Store, backend: str) -> Toolchain | None:
     return _chosen(artifact, backend) if artifact else None
 
 
-def get(store: Store, backend: str, progress: Progress) -> Toolchain:
+def get(store: Store, backend: str, progress: Progress, own: bool = True) -> Toolchain:
     """Return the toolchain, building it (minutes) if it is not there.
+
+    Parameters
+    ----------
+    own : take the programs of ``$LLAMA_CPP_DIR`` where that is set. Without, programs, libraries
+        and signature are all of the pinned commit.
 
     Raises
     ------
@@ -140,7 +145,7 @@ def get(store: Store, backend: str, progress: Progress) -> Toolchain:
         lambda out, scratch: _build(out, scratch, backend, progress),
         progress,
     )
-    return _chosen(artifact, backend)
+    return _chosen(artifact, backend, own)
 
 
 def _inputs(backend: str) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def _cpu() -> str:
     return hashlib.sha256(features.encode()).hexdigest()[:8]
 
 
-def _chosen(artifact: Artifact, backend: str) -> Toolchain:
+def _chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
     """Return what was built, with the programs of ``$LLAMA_CPP_DIR`` if that is set."""
     built = Toolchain(
         bin_dir=artifact.path / "bin",
@@ -177,7 +182,7 @@ def _chosen(artifact: Artifact, backend: str) -> Toolchain:
         backend=backend,
         compiler=artifact.facts["compiler"],
     )
-    return _users_own(built) if os.environ.get("LLAMA_CPP_DIR") else built
+    return _users_own(built) if own and os.environ.get("LLAMA_CPP_DIR") else built
 
 
 def _users_own(built: Toolchain) -> Toolchain:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import store
+from imatrix_lab import proc, store
 from imatrix_lab.corpus.split import within_budget
+from imatrix_lab.progress import Silent
 from imatrix_lab.records import Document
+from imatrix_lab.score import kernel as kernels
+from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.store import Store
 from imatrix_lab.toolchain import Toolchain, find
 from imatrix_lab.vocabulary import Vocabulary
@@ -144,3 +147,50 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+# -- scoring
+
+
+@pytest.fixture(scope="session")
+def kernel_store(
+    store_at: Callable[[Path], Store], tools: Toolchain, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    """A store in which the kernel is compiled."""
+    store = store_at(tmp_path_factory.mktemp("kernel"))
+    kernels.get(tools, 1, store, Silent())
+    return store
+
+
+@pytest.fixture(scope="session")
+def kernel(kernel_store: Store, tools: Toolchain) -> Kernel:
+    """The real kernel, on one thread."""
+    return kernels.get(tools, 1, kernel_store, Silent())
+
+
+@pytest.fixture(scope="session")
+def score_store(store_at: Callable[[Path], Store], kernel_store: Store) -> Callable[[Path], Store]:
+    """A function: folder -> a store there, with the toolchain and the kernel in it."""
+
+    def make(folder: Path) -> Store:
+        store = store_at(folder)
+        (folder / "kernel").symlink_to(kernel_store.root / "kernel")
+        return store
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, F16, some of whose distributions span more than 16 nats."""
+    folder = tmp_path_factory.mktemp("reference")
+    return tiny_model.write(folder / "tiny-f16.gguf", output_scale=0.25)
+
+
+@pytest.fixture(scope="session")
+def quants(reference: Path, tools: Toolchain) -> dict[str, Path]:
+    """Quants of it by type, made by llama-quantize without an imatrix."""
+    found = {kind: reference.with_name(f"tiny-{kind}.gguf") for kind in ("Q8_0", "Q4_K_M", "Q2_K")}
+    for kind, path in found.items():
+        proc.run([tools.program("llama-quantize"), reference, path, kind, "1"], timeout_s=120)
+    return found

@@ -609,3 +609,138 @@ def test_no_permission_says_what_to_choose_instead(root: Path) -> None:
 def test_json_is_canonical() -> None:
     assert store.canonical_json({"b": "å", "a": 1}) == '{\n "a": 1,\n "b": "å"\n}\n'
     assert json.loads(store.canonical_json(INPUTS)) == INPUTS
+
+
+# -- several at one time
+
+
+class Together:
+    """Builds several artefacts at one time, and remembers which each time."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.calls: list[list[int]] = []
+        self.fail_at = fail_at
+
+    def __call__(self, held: Mapping[int, tuple[Path, Path]]) -> Mapping[int, Mapping[str, Any]]:
+        self.calls.append(sorted(held))
+        for i, (out, scratch) in held.items():
+            (scratch / "kept").write_text(str(i))
+            (out / "who.txt").write_text(f"artefact {i}")
+            if i == self.fail_at:
+                raise RuntimeError("the unexpected")
+        return {i: {"i": i} for i in held}
+
+
+def wanted(n: int) -> list[tuple[str, dict[str, Any]]]:
+    """Labels and inputs; the fingerprints' order is not theirs."""
+    return [(f"q{i}", {**INPUTS, "i": i}) for i in range(n)]
+
+
+def assert_are(found: list[Artifact], expected: list[int]) -> None:
+    """Each is its own: facts, files and inputs."""
+    assert [a.facts["i"] for a in found] == expected
+    assert [a.manifest["inputs"]["i"] for a in found] == expected
+    for artifact in found:
+        assert_whole(artifact)
+        assert (artifact.path / "who.txt").read_text() == f"artefact {artifact.facts['i']}"
+        assert artifact.path.name.startswith(f"q{artifact.facts['i']}-")
+
+
+@pytest.mark.parametrize("there", [(), (0,), (3,), (1, 4), (0, 1, 2, 4), (0, 1, 2, 3, 4)])
+def test_together_builds_what_is_missing_at_one_time(root: Path, there: tuple[int, ...]) -> None:
+    every = wanted(5)
+    for i in there:
+        Store(root).get_together("score", [every[i]], lambda held, i=i: renamed(held, i))
+    build = Together()
+    found = Store(root).get_together("score", every, build)
+    missing = [i for i in range(5) if i not in there]
+    assert build.calls == ([missing] if missing else [])
+    assert_are(found, list(range(5)))
+    assert list((root / "work").iterdir()) == []
+    again = Store(root).get_together("score", every, build)
+    assert [a.path for a in again] == [a.path for a in found]
+    assert len(build.calls) == bool(missing)
+
+
+def renamed(held: Mapping[int, tuple[Path, Path]], i: int) -> Mapping[int, Mapping[str, Any]]:
+    """Build the only one that is held as number i."""
+    ((only, places),) = held.items()
+    return {only: Together()({i: places})[i]}
+
+
+def test_together_is_the_same_as_one_by_one(root: Path) -> None:
+    one_by_one = [Store(root).get_together("score", [w], lambda h, i=i: renamed(h, i))[0]
+                  for i, w in enumerate(wanted(3))]  # fmt: skip
+    other = Store(root.with_name("other")).get_together("score", wanted(3), Together())
+    assert [manifest_of(a) for a in one_by_one] == [manifest_of(a) for a in other]
+    single = Store(root).get("score", *wanted(3)[1], Builder())
+    assert single.path == one_by_one[1].path
+
+
+@pytest.mark.parametrize("fail_at", range(3))
+def test_together_fails_as_one(root: Path, fail_at: int) -> None:
+    with pytest.raises(RuntimeError, match="the unexpected"):
+        Store(root).get_together("score", wanted(3), Together(fail_at))
+    assert list(Store(root).artifacts()) == []
+    assert len(list(root.glob("work/score-*/scratch/kept"))) >= 1  # for the next run
+    found = Store(root).get_together("score", wanted(3), Together())
+    assert_are(found, [0, 1, 2])
+
+
+def test_together_what_is_damaged_is_built_again(root: Path) -> None:
+    first = Store(root).get_together("score", wanted(3), Together())
+    (first[1].path / "who.txt").unlink()
+    build = Together()
+    assert_are(Store(root).get_together("score", wanted(3), build), [0, 1, 2])
+    assert build.calls == [[1]]
+
+
+def test_together_nothing_is_nothing(root: Path) -> None:
+    build = Together()
+    assert Store(root).get_together("score", [], build) == []
+    assert build.calls == []
+
+
+def test_together_in_a_store_that_only_looks(root: Path) -> None:
+    made = Store(root).get_together("score", wanted(2), Together())
+    look = Store(root, read_only=True)
+    assert [a.path for a in look.get_together("score", wanted(2), Together())] == [
+        a.path for a in made
+    ]
+    with pytest.raises(NotBuilt):
+        look.get_together("score", wanted(3), Together())
+
+
+def test_together_of_two_processes_in_opposite_order(root: Path) -> None:
+    """Neither waits for what the other holds while holding what the other waits for."""
+    code = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from imatrix_lab.store import Store
+
+        def build(held):
+            with (root / "builds").open("a") as file:
+                file.write("x")
+            time.sleep(0.3)
+            for i, (out, _) in held.items():
+                (out / "who.txt").write_text(str(order[i]))
+            return {i: {"i": order[i]} for i in held}
+
+        root, order = Path(sys.argv[1]), [int(x) for x in sys.argv[2:]]
+        root.mkdir(exist_ok=True)
+        wanted = [(f"q{i}", {"i": i}) for i in order]
+        print([a.facts["i"] for a in Store(root).get_together("score", wanted, build)])
+        """
+    )
+    orders = [["0", "1", "2", "3"], ["3", "2", "1", "0"]]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(root), *order], stdout=subprocess.PIPE, text=True
+        )
+        for order in orders
+    ]
+    outputs = [p.communicate(timeout=60)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0]
+    assert outputs == ["[0, 1, 2, 3]\n", "[3, 2, 1, 0]\n"]
+    assert (root / "builds").read_text() == "x"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -11,34 +13,60 @@ CHANNELS, FEED_FORWARD, HEADS, LAYERS = 256, 512, 4, 2
 PIECES = ["▁", *"etaonrisldhcumfpgwybvkxjqzåøæ.,", "en", "er", "de", "▁d", "▁e", "▁s", "et", "ng"]
 
 
-def write(path: Path, *, seed: int = 0, experts: int = 0, channels: int = CHANNELS) -> Path:
-    """Write an F16 model; with `experts`, a mixture of which two are used for each token."""
+def write(
+    path: Path,
+    *,
+    seed: int = 0,
+    experts: int = 0,
+    channels: int = CHANNELS,
+    feed_forward: int = FEED_FORWARD,
+    dtype: Any = np.float16,
+    architecture: str = "llama",
+    pieces: Sequence[str] = PIECES,
+    bos: bool = True,
+    output_scale: float = 0.06,
+    norm_weight: float = 1.0,
+    nan_token: int | None = None,
+) -> Path:
+    """Write an F16 model; with `experts`, a mixture of which two are used for each token.
+
+    Parameters
+    ----------
+    bos : whether the tokenizer adds BOS.
+    output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
+    nan_token : the token whose embedding is NaN.
+    """
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"tiny {seed}")
     writer.add_license("cc0-1.0")
     writer.add_context_length(2048)
     writer.add_embedding_length(channels)
     writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_rope_dimension_count(channels // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    whole = dtype == np.float32
+    kinds = gguf.LlamaFileType
+    writer.add_file_type(kinds.ALL_F32 if whole else kinds.MOSTLY_F16)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
-    n_vocab = _vocabulary(writer)
+    n_vocab = _vocabulary(writer, pieces, bos)
 
     def matrix(name: str, *shape: int, scale: float = 0.06) -> None:
-        writer.add_tensor(name, rng.normal(0, scale, shape).astype(np.float16))
+        values = rng.normal(0, scale, shape).astype(dtype)
+        if name == "token_embd.weight" and nan_token is not None:
+            values[nan_token] = np.nan
+        writer.add_tensor(name, values)
 
     def norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(channels, np.float32))
+        writer.add_tensor(name, np.full(channels, norm_weight, np.float32))
 
     matrix("token_embd.weight", n_vocab, channels, scale=1.0)
-    matrix("output.weight", n_vocab, channels)
+    matrix("output.weight", n_vocab, channels, scale=output_scale)
     norm("output_norm.weight")
     for i in range(LAYERS):
         norm(f"blk.{i}.attn_norm.weight")
@@ -48,13 +76,13 @@ def write(path: Path, *, seed: int = 0, experts: int = 0, channels: int = CHANNE
         if experts:
             router = rng.normal(0, 0.06, (experts, channels)).astype(np.float32)
             writer.add_tensor(f"blk.{i}.ffn_gate_inp.weight", router)
-            matrix(f"blk.{i}.ffn_gate_exps.weight", experts, FEED_FORWARD, channels)
-            matrix(f"blk.{i}.ffn_up_exps.weight", experts, FEED_FORWARD, channels)
-            matrix(f"blk.{i}.ffn_down_exps.weight", experts, channels, FEED_FORWARD)
+            matrix(f"blk.{i}.ffn_gate_exps.weight", experts, feed_forward, channels)
+            matrix(f"blk.{i}.ffn_up_exps.weight", experts, feed_forward, channels)
+            matrix(f"blk.{i}.ffn_down_exps.weight", experts, channels, feed_forward)
         else:
-            matrix(f"blk.{i}.ffn_gate.weight", FEED_FORWARD, channels)
-            matrix(f"blk.{i}.ffn_up.weight", FEED_FORWARD, channels)
-            matrix(f"blk.{i}.ffn_down.weight", channels, FEED_FORWARD)
+            matrix(f"blk.{i}.ffn_gate.weight", feed_forward, channels)
+            matrix(f"blk.{i}.ffn_up.weight", feed_forward, channels)
+            matrix(f"blk.{i}.ffn_down.weight", channels, feed_forward)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -62,7 +90,7 @@ def write(path: Path, *, seed: int = 0, experts: int = 0, channels: int = CHANNE
     return path
 
 
-def _vocabulary(writer: gguf.GGUFWriter) -> int:
+def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool) -> int:
     kinds = gguf.TokenType
     tokens: list[tuple[str, float, int]] = [
         ("<unk>", 0.0, kinds.UNKNOWN),
@@ -71,7 +99,7 @@ def _vocabulary(writer: gguf.GGUFWriter) -> int:
         ("<|chat|>", 0.0, kinds.CONTROL),
     ]
     tokens += [(f"<0x{i:02X}>", 0.0, kinds.BYTE) for i in range(256)]
-    tokens += [(piece, -float(i), kinds.NORMAL) for i, piece in enumerate(PIECES)]
+    tokens += [(piece, -float(i), kinds.NORMAL) for i, piece in enumerate(pieces)]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([t[0] for t in tokens])
     writer.add_token_scores([t[1] for t in tokens])
@@ -79,5 +107,5 @@ def _vocabulary(writer: gguf.GGUFWriter) -> int:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token(bos)
     return len(tokens)

@@ -108,8 +108,9 @@ def surroundings() -> tuple[Store, Terminal]:
 
 
 def emit(value: Any) -> None:
-    """Print data on stdout as JSON."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=1, default=_plain))
+    """Print data on stdout as JSON; what is not finite is null."""
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+    click.echo(json.dumps(plain, ensure_ascii=False, indent=1))
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from imatrix_lab import evaluate, summary, tables, toolchain
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.records import ScoreRequest
+from imatrix_lab.score.windows import STEP_MIN
 from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.store import write_whole
 
@@ -33,8 +34,9 @@ class _Score(click.Group):
         option = ""
         for word in args:
             if word.startswith("-"):
-                option = word if word in _SEVERAL else ""
-                spread += [] if option else [word]
+                name, equals, _ = word.partition("=")
+                option = name if name in _SEVERAL else ""
+                spread += [word] if equals or not option else []
             else:
                 spread += [option, word] if option else [word]
         return super().parse_args(ctx, spread)
@@ -48,11 +50,15 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Path | None]:
         if isinstance(value, tuple):
             return value
+        path = Path(value).expanduser()
+        if path.is_file():
+            return path.stem, path
         label, equals, file = str(value).partition("=")
         if equals:
-            return label, Path(file)
-        path = Path(value)
-        return (path.stem, path) if path.exists() else (value, None)
+            if not (label and file):
+                self.fail(f"{value!r} is not NAME=FILE")
+            return label, Path(file).expanduser()
+        return value, None
 
 
 @click.group(cls=_Score, invoke_without_command=True)
@@ -70,7 +76,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     " llama-perplexity, for comparison with published numbers.",
 )  # fmt: skip
 @click.option(
-    "--ctx", "n_ctx", type=click.IntRange(32),
+    "--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
     help="Tokens in a window. [default: 1024; llamacpp: 512]",
 )  # fmt: skip
 @click.option(
@@ -96,9 +102,9 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     help="Folder for the records.",
 )  # fmt: skip
 @options.BACKEND
-@click.option("--threads", type=click.IntRange(1), help="[default: the cores there are]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="[default: the cores there are]")
 @click.option(
-    "--rows", "n_rows", type=click.IntRange(1),
+    "--rows", "n_rows", type=click.IntRange(STEP_MIN, 1 << 16),
     help="Rows of logits a decode; memory is 8 bytes x vocabulary x rows x models."
     " [default: by vocabulary and backend]",
 )  # fmt: skip
@@ -145,8 +151,11 @@ def score_show(runs: tuple[Path, ...], as_json: bool) -> None:
     found = summary.summaries(runs)
     if as_json:
         return options.emit(found)
-    for text in dict.fromkeys(s.text for s in found):
-        _print_text([s for s in found if s.text == text])
+    groups: dict[str, list[summary.Summary]] = {}
+    for s in found:
+        groups.setdefault(s.instrument(), []).append(s)
+    for group in groups.values():
+        _print_text(group)
     stderr.print(
         "95 % intervals, with documents (llamacpp: windows) as clusters. They may overlap where the"
         " difference of two quants is clear: imatrix-lab compare pairs them.",

@@ -147,7 +147,7 @@ def split_toolchains(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Ru
 
 def _is_twin(a: Run, b: Run) -> bool:
     same = a.signature["quant"]["sha256"] == b.signature["quant"]["sha256"]
-    return same and all(f.startswith("toolchain") for f in differing(a, b))
+    return same and all(f.startswith(("toolchain", "compute")) for f in differing(a, b))
 
 
 def of_toolchains(a: Run, b: Run, metrics: Sequence[str]) -> list[Control]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 NO_IMATRIX = "no imatrix"
-_MUST_AGREE = ("kind", "metrics_version", "toolchain", "text", "task", "protocol", "reference")
+_MUST_AGREE = (
+    "kind", "metrics_version", "toolchain", "text", "task", "protocol", "reference", "compute",
+)  # fmt: skip
+_MAY_DIFFER = ("text.label", "reference.name", "compute.threads")
+"""Names that the user gave, and what changes no bit."""
 _TOKEN_COLUMNS = ("doc_id", "window", "pos", "token")
 _READS = {
     "kld_nats": ("kld",),
@@ -97,7 +101,8 @@ def differing(a: Run, b: Run) -> list[str]:
         one, other = a.signature.get(field), b.signature.get(field)
         if isinstance(one, dict) and isinstance(other, dict):
             keys = sorted(one.keys() | other.keys())
-            found += [f"{field}.{k}" for k in keys if one.get(k) != other.get(k)]
+            names = [f"{field}.{k}" for k in keys if one.get(k) != other.get(k)]
+            found += [name for name in names if name not in _MAY_DIFFER]
         elif one != other:
             found.append(field)
     return found

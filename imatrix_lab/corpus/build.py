@@ -215,9 +215,10 @@ def read_documents(path: Path) -> list[Document]:
             text = entry["text"]
             if not isinstance(text, str):
                 raise TypeError("its text is not a string")
-        except (ValueError, KeyError, TypeError) as error:
+            text.encode()  # JSON can spell half a character
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadText(f"line {i} is no document: {error}", where=path) from error
-        name = str(entry.get("id", f"{path.stem}/{i:06d}"))
+        name = str(entry.get("id") or f"{path.stem}/{i:06d}")
         if name in found:
             raise BadText(f"line {i}: the id {name!r} occurs twice", where=path)
         source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))

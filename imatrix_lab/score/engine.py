@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imatrix_lab.errors import BadModel, ImatrixLabError
+from imatrix_lab.progress import Task
 from imatrix_lab.records import Model
 from imatrix_lab.score.kernel import Kernel, finish
 from imatrix_lab.score.windows import Step
@@ -203,6 +204,13 @@ class Engine:
         code = int(self._llama.llama_decode(self._context, self._batch))
         self._llama.llama_synchronize(self._context)
         return code
+
+
+def begun(task: Task, sizes: Sequence[int]) -> int:
+    """Return the number of tokens that an earlier run scored, and say so."""
+    done = sum(sizes)
+    task.update(done, "going on from where the last run stopped" if done else "")
+    return done
 
 
 def rates(engines: Sequence[Engine]) -> str:

@@ -3,7 +3,7 @@
 // A row is read in blocks that fit the first-level cache. Sums are float inside a block, in
 // independent lanes that any compiler turns into vector instructions, and double between
 // blocks: the order is fixed, so a row gives the same bits on any number of threads.
-// A NaN or an infinity anywhere in a row makes its results NaN.
+// A NaN or an infinity anywhere in a row makes its divergence NaN or infinite.
 
 #include <algorithm>
 #include <cmath>
@@ -47,7 +47,8 @@ struct Softmax {  // running maximum, and sum of exp(z - maximum)
     // Take in a block's maximum before its terms are added.
     void raise_to(float block_maximum, int32_t block) {
         if (block_maximum > maximum) {
-            sum = maximum == -INFINITY ? 0 : sum * std::exp(double(maximum) - block_maximum);
+            // times 0 rather than 0: a NaN stays
+            sum *= maximum == -INFINITY ? 0 : std::exp(double(maximum) - block_maximum);
             maximum = block_maximum;
             best_block = block;
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import Model
-from imatrix_lab.score.engine import Engine, Interruptible, rates
+from imatrix_lab.score.engine import Engine, Interruptible, begun, rates
 from imatrix_lab.score.job import Job, packed
 from imatrix_lab.score.partial import Partial
 
@@ -35,8 +35,11 @@ def run(job: Job, quants: Sequence[Model], partials: Sequence[Partial], progress
             stack.enter_context(Engine(job.tools, job.kernel, model, job.settings, interruptible))
             for model in (job.reference, *quants)
         ]
-        done, turn = 0, 0
-        for batch, size in enumerate(sizes):
+        done, turn = (
+            begun(task, [n for n, missing in zip(sizes, todo, strict=True) if not missing]),
+            0,
+        )
+        for batch in range(len(sizes)):
             rows: dict[int, list[np.ndarray]] = {i: [] for i in todo[batch]}
             if rows:
                 for engine in (reference, *(engines[i] for i in rows)):
@@ -50,8 +53,8 @@ def run(job: Job, quants: Sequence[Model], partials: Sequence[Partial], progress
                         logits = engines[i].decode(step)
                         found = job.kernel.compare(ref_logits, ref_rows, logits)
                         rows[i].append(packed(step.targets, ref_logits, ref_rows, logits, found))
+                    done += len(step.targets)
+                    task.update(done, rates([reference, *engines]))
             for i, parts in rows.items():
                 partials[i].add(batch, np.concatenate(parts))
-            done += size
-            task.update(done, rates([reference, *engines]))
         progress.say(f"llama_decode, tokens/s: {rates([reference, *engines])}")

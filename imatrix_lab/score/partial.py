@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import shutil
@@ -36,7 +35,7 @@ class Partial:
 
         try:
             return len(np.load(self.path(batch), mmap_mode="r")) == self._sizes[batch]
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return False
 
     def has(self, batch: int) -> bool:
@@ -78,5 +77,4 @@ class Partial:
             try:
                 os.link(self.path(i), target)
             except OSError:  # a disk without links
-                with contextlib.suppress(FileExistsError):
-                    shutil.copy2(self.path(i), target)
+                shutil.copy2(self.path(i), target)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import Model
-from imatrix_lab.score.engine import Engine, Interruptible, rates
+from imatrix_lab.score.engine import Engine, Interruptible, begun, rates
 from imatrix_lab.score.job import Job, nll, row_type
 from imatrix_lab.score.partial import Partial
 from imatrix_lab.store import Artifact, Store, need_room, write_whole
@@ -35,6 +35,7 @@ SAMPLE_BYTES = 64 << 20
 SAMPLE_SEED = 0
 _TOKEN_BYTES = 8  # an id and a log-probability
 """Bytes kept of each of the K tokens."""
+_SUM_ERROR = 1e-7
 
 
 def kind(k: int) -> np.dtype[Any]:
@@ -88,7 +89,13 @@ def get(job: Job, rest_share: float, store: Store, progress: Progress) -> Artifa
 
     inputs = {**job.inputs(), "rest_share": rest_share, "sample_bytes": SAMPLE_BYTES}
     label = f"{job.text.label}-{job.reference.label}"
-    return store.get("teacher", label, inputs, build, progress)
+    found = store.get("teacher", label, inputs, build, progress)
+    if found.facts["rest_share"] > rest_share:
+        progress.say(
+            f"note: the top {found.facts['k']} leave {found.facts['rest_share']:.2%} of the"
+            f" probability outside, more than the {rest_share:.2%} asked for"
+        )
+    return found
 
 
 def _pass(
@@ -106,9 +113,10 @@ def _pass(
         progress.task(f"teacher {job.text.label}", sum(sizes), "tokens") as task,
         Engine(job.tools, job.kernel, job.reference, job.settings, Interruptible()) as engine,
     ):
-        done = 0
+        there = [rows.has(b) and full.has(b) for b in range(len(sizes))]
+        done = begun(task, [n for n, has in zip(sizes, there, strict=True) if has])
         for batch, size in enumerate(sizes):
-            if not (rows.has(batch) and full.has(batch)):
+            if k is None or not (rows.has(batch) and full.has(batch)):
                 found, whole = _decode(job, engine, batch, k or min(K_MAX, n_vocab), wanted[batch])
                 if k is None:
                     k = _smallest_k(found["logp"], rest_share)
@@ -118,13 +126,14 @@ def _pass(
                         f" {total / 2**20:,.0f} MiB on disk"
                     )
                     need_room(chosen, total, "the reference's distributions")
-                    write_whole(chosen, str(k))
-                if found.dtype != kind(k):
-                    found = _cut(found, k)
-                full.add(batch, whole)
-                rows.add(batch, found)
-            done += size
-            task.update(done, rates([engine]))
+                    full.add(batch, whole)
+                    rows.add(batch, _cut(found, k))
+                    write_whole(chosen, str(k))  # last: else the batch is chosen by again
+                else:
+                    full.add(batch, whole)
+                    rows.add(batch, found)
+                done += size
+                task.update(done, rates([engine]))
     assert k is not None
     return k
 
@@ -229,7 +238,7 @@ def run(job: Job, quant: Model, teacher: Artifact, partial: Partial, progress: P
         progress.task(f"score {job.text.label} {quant.label}", sum(sizes), "tokens") as task,
         Engine(job.tools, job.kernel, quant, job.settings, Interruptible()) as engine,
     ):
-        done = 0
+        done = begun(task, [n for b, n in enumerate(sizes) if partial.has(b)])
         for batch, size in enumerate(sizes):
             if not partial.has(batch):
                 found = _score(
@@ -283,8 +292,9 @@ def lower_bound(logp: np.ndarray, logq: np.ndarray) -> np.ndarray:
     import numpy as np
 
     p, q = np.exp(logp.astype(np.float64)), np.exp(logq.astype(np.float64))
-    # float32 log-probabilities sum to 1 only to about 1e-7
-    rest_p, rest_q = (np.maximum(1 - x.sum(1), 1e-7) for x in (p, q))
+    # sums are known to about 1e-7: q's rest is taken too large rather than too small
+    rest_p = np.maximum(1 - p.sum(1), _SUM_ERROR)
+    rest_q = np.maximum(1 - q.sum(1), 0) + 5 * _SUM_ERROR
     top = (p * (logp.astype(np.float64) - logq)).sum(1)
     bound: np.ndarray = top + rest_p * (np.log(rest_p) - np.log(rest_q))
     return bound

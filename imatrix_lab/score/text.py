@@ -43,10 +43,6 @@ class Text:
         found = [[d.id, d.text] for d in self.documents]
         return hashlib.sha256(canonical_json(found).encode()).hexdigest()
 
-    def n_bytes(self) -> int:
-        """Return the size of the text in bytes of UTF-8."""
-        return sum(len(d.text.encode()) for d in self.documents)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -113,7 +109,7 @@ def _columns(
     code = {document: i for i, document in enumerate(used)}
     tokens = of([w.tokens[w.first :] for w in windows])
     kinds, inverse = np.unique(tokens, return_inverse=True)
-    n_bytes = np.array([vocabulary.size_bytes(int(t)) for t in kinds], np.uint16)
+    n_bytes = np.array([vocabulary.size_bytes(int(t)) for t in kinds], np.uint32)
     return {
         "doc_id": Coded(
             of([np.full(w.n_scored, code[w.document]) for w in windows]),

@@ -1,0 +1,16 @@
+"""What tests of the engine's parts share; models, quants and kernel are the main conftest's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.store import Store
+
+
+@pytest.fixture
+def store(score_store: Callable[[Path], Store], tmp_path: Path) -> Store:
+    """A store of the test's own, with the toolchain and the kernel in it."""
+    return score_store(tmp_path / "store")
