@@ -61,7 +61,7 @@ def logit_rows(n_vocab: int, backend: str, gpu_layers: int | None) -> int:
     A function of vocabulary and backend alone: the number can change a logit's last bits.
     """
     place = "cpu" if backend == "cpu" or gpu_layers == 0 else "gpu"
-    return max(16, min(512, LOGITS_BYTES[place] // (4 * n_vocab) // 16 * 16))
+    return max(32, min(512, LOGITS_BYTES[place] // (4 * n_vocab) // 16 * 16))
 
 
 def memory_bytes() -> int:

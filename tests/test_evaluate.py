@@ -198,15 +198,15 @@ def test_another_setting_is_another_run(ask, quants, store, monkeypatch, rest):
 
 def test_threads_and_rows_change_no_bit(ask, quants, monkeypatch, tmp_path, score_store,
                                         reference, text):  # fmt: skip
-    (one,) = ask(quants["Q4_K_M"], n_rows=16)
+    (one,) = ask(quants["Q4_K_M"], n_rows=32)
     seen = made.count_decodes(monkeypatch)
-    ask(quants["Q4_K_M"], n_rows=16, threads=2)
+    ask(quants["Q4_K_M"], n_rows=32, threads=2)
     assert seen == []
     (other,) = made.score(
         score_store(tmp_path / "other"), reference, [quants["Q4_K_M"]], {"nb": text},
         tmp_path / "elsewhere", n_ctx=128, threads=2,
     )  # fmt: skip
-    assert tables.read(other).signature["compute"]["n_rows"] != 16
+    assert tables.read(other).signature["compute"]["n_rows"] != 32
     for name, values in made.records(one).items():
         np.testing.assert_array_equal(values, made.records(other)[name])
 

@@ -16,7 +16,7 @@ from imatrix_lab import evaluate, summary, tables, toolchain
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.records import ScoreRequest
-from imatrix_lab.score.windows import STEP_MIN
+from imatrix_lab.score.windows import ROWS_MIN
 from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.store import write_whole
 
@@ -104,7 +104,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @options.BACKEND
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: the cores there are]")
 @click.option(
-    "--rows", "n_rows", type=click.IntRange(STEP_MIN, 1 << 16),
+    "--rows", "n_rows", type=click.IntRange(ROWS_MIN, 1 << 16),
     help="Rows of logits a decode; memory is 8 bytes x vocabulary x rows x models."
     " [default: by vocabulary and backend]",
 )  # fmt: skip

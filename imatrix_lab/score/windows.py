@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SEQUENCES_MAX = 64
 STEP_MIN = 16
+ROWS_MIN = 2 * STEP_MIN
+"""With fewer rows a decode some steps cannot but be shorter than `STEP_MIN`."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
         start = cuts[-1]
         end = int(np.searchsorted(rows_before, rows_before[start] + n_rows, side="right")) - 1
         cuts.append(min(max(end, start + 1), start + n_batch, len(tokens)))
-    if len(cuts) > 2 and min(n_batch, n_rows) >= STEP_MIN:
+    if len(cuts) > 2 and min(n_batch, n_rows) >= ROWS_MIN:
         cuts[-2] = max(min(cuts[-2], cuts[-1] - STEP_MIN), cuts[-3] + 1)
     for start, end in itertools.pairwise(cuts):
         cut = slice(start, end)

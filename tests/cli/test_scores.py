@@ -199,7 +199,7 @@ def test_show_of_one_document(cache, words, tmp_path, capsys):
 
 def test_agree(scored, words, tmp_path, capsys):
     other = [str(tmp_path / "other") if w == str(scored) else w for w in words]
-    assert run([*other, "--rows", "16"]) == 0
+    assert run([*other, "--rows", "32"]) == 0
     capsys.readouterr()
     assert run(["score", "agree", str(scored), str(tmp_path / "other")]) == 0
     out, err = capsys.readouterr()

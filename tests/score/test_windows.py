@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imatrix_lab.score.windows import (
+    STEP_MIN,
     Protocol,
     Window,
     batches,
@@ -25,9 +26,9 @@ FAST = settings(max_examples=80, deadline=None)
 @st.composite
 def cases(draw):
     """Documents of distinct tokens, a BOS or none, and a protocol."""
-    n_ctx = draw(st.integers(4, 40))
+    n_ctx = draw(st.integers(4, 120))
     overlap = draw(st.integers(1, n_ctx - 2))
-    sizes = draw(st.lists(st.integers(0, 150), max_size=8))
+    sizes = draw(st.lists(st.integers(0, 300), max_size=6))
     ends = np.cumsum([100, *sizes])
     found = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
     return found, draw(st.sampled_from([None, BOS])), Protocol("document", n_ctx, overlap)
@@ -147,6 +148,16 @@ def test_steps_are_as_long_as_the_limits_allow(case):
         for one, following in itertools.pairwise(made):
             full = len(one.tokens) == n_batch
             assert full or (len(one.targets) == n_rows and following.wanted[0])
+
+
+@FAST
+@given(cases(), st.integers(2 * STEP_MIN, 50), st.integers(2 * STEP_MIN, 50))
+def test_no_step_is_short_where_there_is_more(case, n_batch, n_rows):
+    """llama.cpp multiplies few tokens in another way, with other rounding."""
+    found, bos, protocol = case
+    for batch in batches(document_windows(found, bos, protocol), protocol.n_ctx, 8):
+        sizes = [len(s.tokens) for s in steps(batch, n_batch, n_rows)]
+        assert min(sizes) >= min(STEP_MIN, sum(sizes))
 
 
 def as_llama_perplexity(tokens, bos, n_ctx):
