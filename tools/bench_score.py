@@ -4,9 +4,9 @@
     python tools/bench_score.py --windows 4 --no-growth
 
 llama-perplexity needs a pass that writes the base model's logits and one for each quant; it runs
-with one window a decode (-b 512), which is its fastest here. Both sides run in turn, model by
-model where they can. Seconds are wall time of whole processes, loading included; `decode` is
-the part of ours inside llama_decode.
+with one window a decode (-b 512), which is its fastest here. Seconds are wall time of whole
+processes, loading included; `decode` is the part of ours inside llama_decode. Run it on a machine
+that does nothing else: one side runs after the other.
 """
 
 from __future__ import annotations
