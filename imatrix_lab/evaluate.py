@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import languages, machine, models, pipeline, publish, tables, toolchain
+from imatrix_lab.compare import runs
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus.sources import decode
 from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
@@ -108,10 +109,8 @@ def _same_run(path: Path, signature: dict[str, Any]) -> bool:
         there = tables.read(path, []).signature
     except BadRecords:
         return False
-    parts = ("toolchain", "protocol", "compute")
-    shas = ("text", "reference", "quant")
-    return all(there.get(p) == signature[p] for p in parts) and all(
-        there.get(p, {}).get("sha256") == signature[p]["sha256"] for p in shas
+    return there.get("quant", {}).get("sha256") == signature["quant"]["sha256"] and (
+        runs.instrument(there) == runs.instrument(signature)
     )
 
 

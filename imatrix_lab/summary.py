@@ -64,9 +64,7 @@ class Summary:
 
     def instrument(self) -> str:
         """Return a key that summaries share whose numbers may stand in one table."""
-        parts = [self.signature[p] for p in ("protocol", "toolchain", "compute")]
-        shas = [self.signature[p]["sha256"] for p in ("text", "reference")]
-        return canonical_json([self.text, self.n_tokens, *shas, *parts])
+        return canonical_json([self.text, self.n_tokens, runs.instrument(self.signature)])
 
 
 class _Tokens:

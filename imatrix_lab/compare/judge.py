@@ -42,7 +42,7 @@ def compare(
 
     Parameters
     ----------
-    paths : files of records, or folders of them.
+    paths : files of records, or folders of them; one folder may hold two quants' records.
     metrics : empty for all that are usual for these records.
 
     Raises
@@ -54,14 +54,7 @@ def compare(
         every = [run for path in paths for run in find(path)]
         sides = [0] * len(every)
     else:
-        if len(paths) != 2:
-            raise UsageError(
-                f"{len(paths)} runs: two are compared as they are, more need a plan",
-                fix="--family calibxlangxtype",
-            )
-        found = [find(path) for path in paths]
-        every = [run for side in found for run in side]
-        sides = [i for i, side in enumerate(found) for _ in side]
+        every, sides = _two_sides(paths)
     if len(every) < 2:
         raise UsageError("one run alone has nothing to be compared with")
     kinds = {run.kind for run in every}
@@ -74,6 +67,23 @@ def compare(
     else:
         twins = []
     return _report(every, place, twins, plan, metrics, progress)
+
+
+def _two_sides(paths: Sequence[Path]) -> tuple[list[Run], list[int]]:
+    """Return the runs of two files or folders, or of the two quants in one folder, and whose."""
+    found = [find(path) for path in paths]
+    if len(found) == 1:
+        quants: dict[str, list[Run]] = {}
+        for run in found[0]:
+            quants.setdefault(run.signature["quant"]["sha256"], []).append(run)
+        found = list(quants.values())
+    if len(found) != 2:
+        raise UsageError(
+            f"{len(found)} runs: two are compared as they are, more need a plan",
+            fix="--family calibxlangxtype",
+        )
+    every = [run for side in found for run in side]
+    return every, [i for i, side in enumerate(found) for _ in side]
 
 
 def _report(

@@ -94,18 +94,20 @@ def _run(path: Path) -> Run:
     )
 
 
+def instrument(signature: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a signature that must agree for two runs to be compared, by name."""
+    found = {}
+    for field in _MUST_AGREE:
+        value = signature.get(field)
+        parts = {f"{field}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+        found.update(parts or {field: value})
+    return {name: value for name, value in found.items() if name not in _MAY_DIFFER}
+
+
 def differing(a: Run, b: Run) -> list[str]:
     """Return the fields of the two signatures that forbid comparing them."""
-    found = []
-    for field in _MUST_AGREE:
-        one, other = a.signature.get(field), b.signature.get(field)
-        if isinstance(one, dict) and isinstance(other, dict):
-            keys = sorted(one.keys() | other.keys())
-            names = [f"{field}.{k}" for k in keys if one.get(k) != other.get(k)]
-            found += [name for name in names if name not in _MAY_DIFFER]
-        elif one != other:
-            found.append(field)
-    return found
+    one, other = instrument(a.signature), instrument(b.signature)
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def demand_comparable(runs: Sequence[Run]) -> None:

@@ -35,10 +35,8 @@ def run(job: Job, quants: Sequence[Model], partials: Sequence[Partial], progress
             stack.enter_context(Engine(job.tools, job.kernel, model, job.settings, interruptible))
             for model in (job.reference, *quants)
         ]
-        done, turn = (
-            begun(task, [n for n, missing in zip(sizes, todo, strict=True) if not missing]),
-            0,
-        )
+        done = begun(task, [n for n, missing in zip(sizes, todo, strict=True) if not missing])
+        turn = 0
         for batch in range(len(sizes)):
             rows: dict[int, list[np.ndarray]] = {i: [] for i in todo[batch]}
             if rows:

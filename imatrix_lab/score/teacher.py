@@ -103,7 +103,6 @@ def _pass(
     progress: Progress,
 ) -> int:  # fmt: skip
     """Decode what is missing; return K."""
-
     rows, full = kept
     sizes, n_vocab = job.plan.sizes(), job.reference.facts.n_vocab
     most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab)) / 2**20
@@ -227,7 +226,6 @@ def _mean_rest(rows: Partial, n_batches: int) -> float:
 
 def run(job: Job, quant: Model, teacher: Artifact, partial: Partial, progress: Progress) -> None:
     """Score the batches that a quant still lacks against the reference's kept distributions."""
-
     sizes = job.plan.sizes()
     if all(partial.has(b) for b in range(len(sizes))):
         return
@@ -245,8 +243,9 @@ def run(job: Job, quant: Model, teacher: Artifact, partial: Partial, progress: P
                     job, engine, batch, kept.rows(batch), full.rows(batch), wanted[batch]
                 )
                 partial.add(batch, found)
-            done += size
-            task.update(done, rates([engine]))
+                done += size
+                task.update(done, rates([engine]))
+        progress.say(f"llama_decode, tokens/s: {rates([engine])}")
 
 
 def _score(

@@ -212,6 +212,13 @@ def test_agree(scored, words, tmp_path, capsys):
     assert {r["rms_delta_p"]["estimate"] for r in noise} == {0.0}
 
 
+def test_a_folder_of_two_quants_is_compared(scored, capsys):
+    assert run(["compare", str(scored), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {c["metric"] for c in found} >= {"kld_nats"}
+    assert {c["text"] for c in found} == {"nb", "en"}
+
+
 def test_export_gives_every_record_back(scored, tmp_path, capsysbinary):
     file = scored / "nb.tiny-Q2_K.parquet"
     assert run(["score", "export", "--csv", str(file)]) == 0
