@@ -29,7 +29,7 @@ _SMALLER = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is run; all of it can change the last bits of a logit.
+    """How a model is run; all but the threads can change the last bits of a logit.
 
     Attributes
     ----------
