@@ -63,9 +63,18 @@ def test_what_differs_is_named(tmp_path, text, field, value):
     assert "b.parquet" in str(error.value)
 
 
-def test_how_it_was_computed_may_differ(tmp_path, text):
+@pytest.mark.parametrize("field", ["n_batch", "gpu_layers"])
+def test_what_changes_bits_must_agree(tmp_path, text, field):
     a = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M")
-    compute = {"threads": 16, "n_batch": 1, "gpu_layers": 0}
+    compute = {"threads": 2, "n_batch": 512, "gpu_layers": 0, field: 99}
+    b = text.write(tmp_path / "b.parquet", "en", "Q4_K_M", compute=compute)
+    with pytest.raises(BadRecords, match=rf"compute\.{field} is"):
+        both(a, b)
+
+
+def test_threads_may_differ(tmp_path, text):
+    a = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M")
+    compute = {"threads": 16, "n_batch": 512, "gpu_layers": 0}
     b = text.write(tmp_path / "b.parquet", "en", "Q4_K_M", compute=compute)
     (block,) = both(a, b, ("kld_nats", "top1_agreement"))
     assert block.values[0]["kld_nats"].shape == block.codes.shape == block.windows.shape
