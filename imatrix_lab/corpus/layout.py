@@ -1,0 +1,158 @@
+"""From documents to one calibration text, of which every prefix is balanced.
+
+llama-imatrix cuts the text into windows and, with ``--chunks``, takes a prefix. So documents
+are kept in blocks of at least one window, a source's blocks come in seeded order, and the
+sources take turns by how far each is behind its share.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from imatrix_lab.records import Document
+
+BLOCK_TOKENS = 1024
+"""Two windows of llama-imatrix as it comes."""
+JOINT = "\n\n"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring documents of one source, in its order, and their tokens."""
+
+    documents: tuple[Document, ...]
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one source may give to a text, in blocks, and the weight of its share."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all its blocks."""
+        return sum(b.n_tokens for b in self.blocks)
+
+
+def blocks(documents: Sequence[Document], sizes: Sequence[int]) -> list[Block]:
+    """Return runs of whole documents of at least `BLOCK_TOKENS`; a short rest joins the last."""
+    found: list[Block] = []
+    run: list[Document] = []
+    n_tokens = 0
+    for document, size in zip(documents, sizes, strict=True):
+        run.append(document)
+        n_tokens += size
+        if n_tokens >= BLOCK_TOKENS:
+            found.append(Block(tuple(run), n_tokens))
+            run, n_tokens = [], 0
+    if run and found:
+        last = found.pop()
+        found.append(Block((*last.documents, *run), last.n_tokens + n_tokens))
+    elif run:
+        found.append(Block(tuple(run), n_tokens))
+    return found
+
+
+def shuffled(lane: Lane, seed: int) -> Lane:
+    """Return a lane with its blocks in the order that a seed gives."""
+    order = list(lane.blocks)
+    random.Random(f"{seed} {lane.name}").shuffle(order)
+    return Lane(lane.name, tuple(order))
+
+
+def deal(lanes: Sequence[Lane], k: int, n_samples: int) -> list[Lane]:
+    """Return the lanes of sample `k` (from 1) of `n_samples` that share no document."""
+    return [Lane(lane.name, lane.blocks[k - 1 :: n_samples]) for lane in lanes]
+
+
+def redraw(lanes: Sequence[Lane], k: int, seed: int) -> list[Lane]:
+    """Return bootstrap lanes: as many blocks as there are, drawn with replacement."""
+    found = []
+    for lane in lanes:
+        rng = random.Random(f"{seed} {k} {lane.name}")
+        found.append(Lane(lane.name, tuple(rng.choices(lane.blocks, k=len(lane.blocks)))))
+    return found
+
+
+def shares(available: Sequence[int], n_tokens: int) -> list[int]:
+    """Return what each source gives towards `n_tokens`: equal parts, the short ones all they have.
+
+    Where all together have less, all of it.
+    """
+    given = [0] * len(available)
+    left = n_tokens
+    for rank, i in enumerate(sorted(range(len(available)), key=lambda i: available[i])):
+        given[i] = min(available[i], -(-left // (len(available) - rank)))
+        left -= given[i]
+    return given
+
+
+def interleave(lanes: Sequence[Lane], quotas: Sequence[int]) -> Iterator[tuple[str, Document]]:
+    """Yield (lane, document) so that every prefix has the quotas' proportions.
+
+    The lane furthest behind its share is next, the first of them where they tie; a lane ends
+    with the document that meets its quota.
+    """
+    at, taken = [0] * len(lanes), [0] * len(lanes)
+    while True:
+        open_ = [
+            i for i, lane in enumerate(lanes)
+            if at[i] < len(lane.blocks) and taken[i] < quotas[i]
+        ]  # fmt: skip
+        if not open_:
+            return
+        i = min(open_, key=lambda i: taken[i] / quotas[i])
+        block = lanes[i].blocks[at[i]]
+        at[i] += 1
+        spare = quotas[i] - taken[i]
+        taken[i] += block.n_tokens
+        mean = block.n_tokens / len(block.documents)
+        fits = len(block.documents) if block.n_tokens <= spare else max(1, round(spare / mean))
+        for document in block.documents[:fits]:
+            yield lanes[i].name, document
+
+
+def joined(documents: Sequence[Document]) -> str:
+    """Return the documents as one text, blank lines between."""
+    return JOINT.join(d.text for d in documents)
+
+
+def within_budget(
+    documents: Sequence[Document], n_tokens: int, count: Callable[[str], int]
+) -> tuple[str, list[Document]]:
+    """Return (text, documents used) for a token budget.
+
+    The text is the documents in order, joined by blank lines, cut in the last one so that it
+    has exactly `n_tokens` tokens where the tokenizer allows it, never more; all of it where
+    there is less.
+
+    Parameters
+    ----------
+    count : tokens of a text in the target model's vocabulary, BOS included.
+    """
+    estimate = 0
+    for i, document in enumerate(documents, 1):
+        estimate += count(document.text + JOINT)
+        # documents count a little more alone than joined, so only near the budget look closely
+        if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
+            before = len(joined(documents[: i - 1]))
+            start = before if count(text[:before]) <= n_tokens else 0
+            return _cut(text, start, n_tokens, count), list(documents[:i])
+    return joined(documents), list(documents)
+
+
+def _cut(text: str, low: int, n_tokens: int, count: Callable[[str], int]) -> str:
+    """Return the longest prefix of at most `n_tokens` tokens; the first `low` characters fit."""
+    high = len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count(text[:middle]) <= n_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low]
