@@ -42,11 +42,12 @@ def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
             _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
         )
     corpus = None
+    pinned = corpora.pin(language, Store(store.root, read_only=True), progress)
     if model:
-        wanted = corpora.inputs(language, model, request.n_tokens, request.parse_special)
+        wanted = corpora.inputs(language, pinned, model, request.n_tokens, request.parse_special)
         found = store.find("corpus", wanted)
         corpus = corpora.facts(found) if found else None
-    source = language.sources[0]
+    source = pinned.source
     steps.append(_step(f"corpus {language.code}", corpus, f"{source.origin} ({source.licence})"))
     imatrix = None
     detail = f"at most {request.n_tokens // request.n_ctx} windows of {request.n_ctx} tokens"

@@ -166,8 +166,9 @@ def corpus_list(as_json: bool) -> None:
     for name in ("code", "language", "script", "source", "licence"):
         table.add_column(name, overflow="fold")
     for n in found.values():
-        source = n.sources[0]
-        table.add_row(n.code, n.name, n.script, source.origin, source.licence)
+        for i, s in enumerate(n.sources):
+            first = ("", "", "") if i else (n.code, n.name, n.script)
+            table.add_row(*first, s.origin, s.licence)
     stdout.print(table)
 
 

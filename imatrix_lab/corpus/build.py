@@ -9,27 +9,52 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.corpus import sources, split
-from imatrix_lab.errors import BadText
+from imatrix_lab.corpus.sources import Pinned
+from imatrix_lab.corpus.text import decode
+from imatrix_lab.errors import BadText, FetchFailed, MissingTool
 from imatrix_lab.languages import Language
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import CorpusFacts, Document, Model
 from imatrix_lab.store import MANIFEST, Artifact, Store, sha256_file
 from imatrix_lab.vocabulary import Vocabulary
 
-CORPUS_VERSION = 1
-"""Raise it when the same source gives other text. 1: headings split, every eighth held out."""
+CORPUS_VERSION = 2
+"""Raise it when the same source gives other text. 1: headings split, every eighth held out.
+2: documents are called by the whole name of their file."""
 
 CALIBRATION, HELDOUT = "calibration.txt", "heldout.jsonl"
 
 
-def inputs(language: Language, model: Model, n_tokens: int, parse_special: bool) -> dict[str, Any]:
+def pin(language: Language, store: Store, progress: Progress) -> Pinned:
+    """Return the first source of a language that can be had here, those held out left aside.
+
+    Raises
+    ------
+    FetchFailed : there is none; says why of each.
+    """
+    why = []
+    for source in language.sources:
+        try:
+            if not source.heldout:
+                return sources.reach(source, store, progress)
+        except (FetchFailed, MissingTool, BadText) as error:
+            why.append(f"{source.name}: {error.what}")
+    raise FetchFailed(f"no source of {language.name} can be had here: " + "; ".join(why))
+
+
+def inputs(
+    language: Language, pinned: Pinned, model: Model, n_tokens: int, parse_special: bool
+) -> dict[str, Any]:
     """Return what determines a corpus: source, budget, and the model whose tokens are counted."""
-    source = language.sources[0]
     return {
         "corpus_version": CORPUS_VERSION,
         "language": language.code,
-        "source": {"name": source.name, "version": source.version, "sha256": source.sha256},
-        "files": list(source.files),
+        "source": {
+            "name": pinned.source.name,
+            "version": pinned.version,
+            "sha256": pinned.sha256,
+            "settings": pinned.source.settings,
+        },
         "n_tokens": n_tokens,
         "parse_special": parse_special,
         "vocabulary_of": model.sha256,
@@ -51,11 +76,12 @@ def build(
     BadText : the source holds no usable text.
     FetchFailed : the source cannot be fetched as pinned.
     """
-    source = language.sources[0]
+    pinned = pin(language, store, progress)
+    source = pinned.source
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         progress.say(f"corpus {language.code}: {source.origin} ({source.licence}; {source.note})")
-        found = list(sources.documents(source, scratch))
+        found = list(sources.documents(pinned, language, store, progress))
         calibration, heldout = split.split(found)
         if not calibration or not heldout:
             raise BadText(f"{source.name} has too little text in {language.name}")
@@ -77,7 +103,7 @@ def build(
             "n_heldout_tokens": vocabulary.count(split.joined(heldout)),
         }
 
-    wanted = inputs(language, model, n_tokens, vocabulary.parse_special)
+    wanted = inputs(language, pinned, model, n_tokens, vocabulary.parse_special)
     return facts(store.get("corpus", f"{language.code}-{n_tokens}", wanted, make, progress))
 
 
@@ -114,7 +140,7 @@ def from_file(
     }
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        text = sources.decode(path.read_bytes(), str(path)).strip()
+        text = decode(path.read_bytes(), str(path)).strip()
         if not text:
             raise BadText("this text is empty", where=path)
         parts = text.split(split.JOINT)
@@ -207,7 +233,7 @@ def read_documents(path: Path) -> list[Document]:
     BadText : a line that is not a document, an id that occurs twice, or not UTF-8.
     """
     found: dict[str, Document] = {}
-    for i, line in enumerate(sources.decode(path.read_bytes(), str(path)).split("\n"), 1):
+    for i, line in enumerate(decode(path.read_bytes(), str(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:
