@@ -11,7 +11,7 @@ from imatrix_lab import languages, machine, models, pipeline, publish, tables, t
 from imatrix_lab.compare import runs
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import documents as docs
-from imatrix_lab.corpus.documents import decode
+from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest

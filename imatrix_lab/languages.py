@@ -1,49 +1,121 @@
-"""Languages are data: ``corpora/<code>.toml``. Adding one touches no code."""
+"""Languages are data: ``corpora/<code>.toml``. Adding one touches no code.
+
+``corpora/sources.toml`` holds what is shared by the languages that use a source; a language's
+own file says which sources it has, in order of preference, and which part of each is its own.
+The user's folder (`user_dir`) is laid over the one that comes with the package: a language or a
+source there replaces the one of the same name, and each file in ``own/`` is a text of the user's
+that is added to its language.
+"""
 
 from __future__ import annotations
 
 import difflib
-import functools
+import os
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import UsageError
 
-_KEYS = {"code", "name", "native_name", "script", "aliases", "source"}
+LICENCE_CLASSES = ("public-domain", "permissive", "share-alike", "copyleft")
+"""From free to strict; what is built of several sources has the strictest of them."""
+
+CLEAN = {"document_chars_min": int, "paragraph_chars_min": int, "script_share_min": float}
+"""Thresholds that a language may set for cleaning, and their types."""
+
+_NEEDED, _OPTIONAL = True, False
+_SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
+    "hub": {
+        "repo": (str, _NEEDED),
+        "config": (str, _NEEDED),
+        "split": (str, _NEEDED),
+        "revision": (str, _OPTIONAL),
+        "text": (str, _NEEDED),
+        "id": (str, _OPTIONAL),
+    },
+    "pypi": {
+        "package": (str, _NEEDED),
+        "version": (str, _NEEDED),
+        "sha256": (str, _NEEDED),
+        "extractor": (str, _NEEDED),
+        "files": (list, _NEEDED),
+    },
+    "debian": {
+        "package": (str, _NEEDED),
+        "extractor": (str, _NEEDED),
+        "files": (list, _NEEDED),
+        "options": (dict, _OPTIONAL),
+    },
+    "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL), "id": (str, _OPTIONAL)},
+    "written": {"file": (str, _NEEDED)},
+}
+"""What each kind of source needs beside the facts that all have; the stage has a module each."""
+
+_FACTS = {
+    "kind": (str, _NEEDED),
+    "licence": (str, _NEEDED),
+    "licence_class": (str, _NEEDED),
+    "origin": (str, _NEEDED),
+    "note": (str, _NEEDED),
+    "heldout": (bool, _OPTIONAL),
+}
+_LANGUAGE = {
+    "code": (str, _NEEDED),
+    "name": (str, _NEEDED),
+    "native_name": (str, _NEEDED),
+    "script": (str, _NEEDED),
+    "aliases": (list, _NEEDED),
+    "labels": (list, _NEEDED),
+    "clean": (dict, _OPTIONAL),
+    "source": (list, _NEEDED),
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one source that hold text in a language.
+    """One place that text in a language comes from.
 
     Attributes
     ----------
-    name, kind, version, sha256, licence, origin, note : the pinned source, from ``sources.toml``.
-    files : paths inside it.
+    kind : which module of the corpus stage reads it; `settings` are that module's.
+    licence, licence_class : SPDX expression, and one of `LICENCE_CLASSES`.
+    origin, note : where it is from and how it came to be, in words.
+    heldout : kept for judging; calibrated on only when asked for by name.
     """
 
     name: str
     kind: str
-    version: str
-    sha256: str
     licence: str
+    licence_class: str
     origin: str
     note: str
-    files: tuple[str, ...]
+    settings: Mapping[str, Any]
+    heldout: bool = False
 
 
 @dataclass(frozen=True)
 class Language:
-    """One language: BCP 47 code, names, ISO 15924 script, other codes meant, sources in order."""
+    """One language, or what stands in for one.
+
+    Attributes
+    ----------
+    code, script : BCP 47 and ISO 15924 (`Zyyy` where script says nothing, as in source code).
+    aliases : other codes meant.
+    labels : what language identification may call it; empty where it does not know it.
+    clean : thresholds for cleaning, of those in `CLEAN`.
+    sources : in order of preference.
+    """
 
     code: str
     name: str
     native_name: str
     script: str
     aliases: tuple[str, ...]
+    labels: tuple[str, ...]
     sources: tuple[Source, ...]
+    clean: Mapping[str, float] = field(default_factory=dict)
 
 
 def data_dir(name: str) -> Path:
@@ -52,26 +124,38 @@ def data_dir(name: str) -> Path:
     return packaged if packaged.exists() else Path(__file__).parent.parent / name
 
 
+def user_dir() -> Path:
+    """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
+    override = os.environ.get("IMATRIX_LAB_DATA")
+    if override:
+        return Path(override) / "corpora"
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+
+
 def load_all(folder: Path | None = None) -> dict[str, Language]:
-    """Return every language by code.
+    """Return every language by code: the package's with the user's laid over, or a folder's alone.
 
     Raises
     ------
-    UsageError : a file with an unknown key, an unknown source, or a code that is not its name.
+    UsageError : a file with an unknown or misplaced key, an unknown source, a code that is not
+        its name, or a text for a language that is not there.
     """
-    folder = folder or data_dir("corpora")
-    return dict(_load_all(folder))
-
-
-@functools.cache
-def _load_all(folder: Path) -> tuple[tuple[str, Language], ...]:
-    pinned = _read(folder / "sources.toml")
-    found = []
-    for path in sorted(folder.glob("*.toml")):
-        if path.name != "sources.toml":
-            language = _parse(path, _read(path), pinned)
-            found.append((language.code, language))
-    return tuple(found)
+    folders = [folder] if folder else [data_dir("corpora"), user_dir()]
+    shared: dict[str, Any] = {}
+    for place in folders:
+        if (place / "sources.toml").exists():
+            shared |= _read(place / "sources.toml")
+    found = {}
+    for place in folders:
+        for path in sorted(place.glob("*.toml")):
+            if path.name != "sources.toml":
+                found[path.stem] = _language(path, shared)
+    for place in folders:
+        for path in sorted(place.glob("own/*.toml")):
+            _add_own(path, found)
+    return dict(sorted(found.items()))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -81,27 +165,101 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"not valid TOML: {error}", where=path) from error
 
 
-def _parse(path: Path, raw: dict[str, Any], pinned: dict[str, Any]) -> Language:
-    for key in raw:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
+def _language(path: Path, shared: Mapping[str, Any]) -> Language:
+    raw = _read(path)
+    _check(raw, _LANGUAGE, path)
+    if raw["code"] != path.stem:
+        raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
+    _strings(raw["aliases"], "aliases", path)
+    _strings(raw["labels"], "labels", path)
+    clean = raw.get("clean", {})
+    _check(clean, {key: (kind, _OPTIONAL) for key, kind in CLEAN.items()}, path)
+    return Language(
+        raw["code"], raw["name"], raw["native_name"], raw["script"],
+        tuple(raw["aliases"]), tuple(raw["labels"]),
+        _sources(raw["source"], shared, path), clean,
+    )  # fmt: skip
+
+
+def _sources(entries: Iterable[Any], shared: Mapping[str, Any], path: Path) -> tuple[Source, ...]:
+    found: dict[str, Source] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
+            raise UsageError("a [[source]] needs use = a name in sources.toml", where=path)
+        if entry["use"] not in shared:
             raise UsageError(
-                f"unknown key {key!r}" + (f"; {near[0]!r}?" if near else ""), where=path
+                f"no source is called {entry['use']!r}{_near(entry['use'], shared)}", where=path
             )
-    try:
-        sources = tuple(
-            Source(name=s["use"], files=tuple(s["files"]), **pinned[s["use"]])
-            for s in raw["source"]
+        name = str(entry.get("name", entry["use"]))
+        if name in found:
+            raise UsageError(f"two sources are called {name!r}: give one a name", where=path)
+        own = {key: value for key, value in entry.items() if key not in {"use", "name"}}
+        found[name] = source(name, {**shared[entry["use"]], **own}, path)
+    return tuple(found.values())
+
+
+def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
+    """Return a source from its table, every field checked.
+
+    Raises
+    ------
+    UsageError : see `load_all`; `path` is where the table stands.
+    """
+    kind = raw.get("kind")
+    if kind not in _SETTINGS:
+        near = _near(str(kind), _SETTINGS)
+        raise UsageError(f"{name}: no kind of source is {kind!r}{near}", where=path)
+    _check(raw, {**_FACTS, **_SETTINGS[kind]}, path)
+    if raw["licence_class"] not in LICENCE_CLASSES:
+        raise UsageError(
+            f"{name}: licence_class is one of {', '.join(LICENCE_CLASSES)},"
+            f" not {raw['licence_class']!r}",
+            where=path,
         )
-        language = Language(
-            raw["code"], raw["name"], raw["native_name"], raw["script"],
-            tuple(raw["aliases"]), sources,
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"missing or misplaced key {error}", where=path) from error
-    if language.code != path.stem:
-        raise UsageError(f"code is {language.code!r}, the file is called {path.name}", where=path)
-    return language
+    if kind != "files":
+        _strings(raw.get("files", []), "files", path)
+    facts = {key: raw[key] for key in _FACTS if key in raw}
+    settings = {key: value for key, value in raw.items() if key not in _FACTS}
+    return Source(name=name, settings=settings, **facts)
+
+
+def _add_own(path: Path, found: dict[str, Language]) -> None:
+    """Add a text of the user's to its language, after the language's other sources."""
+    raw = _read(path)
+    code = raw.pop("language", None)
+    if code not in found:
+        near = _near(str(code), found)
+        raise UsageError(f"this text is for an unknown language, {code!r}{near}", where=path)
+    if path.stem in {s.name for s in found[code].sources}:
+        raise UsageError(f"{found[code].name} has a source called {path.stem} already", where=path)
+    own = source(path.stem, raw, path)
+    found[code] = replace(found[code], sources=(*found[code].sources, own))
+
+
+def _check(raw: Mapping[str, Any], wanted: Mapping[str, tuple[type, bool]], path: Path) -> None:
+    """Refuse unknown keys, missing ones, and values of another type."""
+    for key, value in raw.items():
+        if key not in wanted:
+            raise UsageError(f"unknown key {key!r}{_near(key, wanted)}", where=path)
+        kind = wanted[key][0]
+        number = kind is float and isinstance(value, int)
+        if isinstance(value, bool) != (kind is bool) or not (number or isinstance(value, kind)):
+            raise UsageError(
+                f"misplaced key {key!r}: {value!r} is not a {kind.__name__}", where=path
+            )
+    for key, (_, needed) in wanted.items():
+        if needed and key not in raw:
+            raise UsageError(f"missing key {key!r}", where=path)
+
+
+def _strings(values: Iterable[Any], key: str, path: Path) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise UsageError(f"misplaced key {key!r}: not a list of strings", where=path)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; {near[0]!r}?" if near else ""
 
 
 def get(word: str, folder: Path | None = None) -> Language:

@@ -29,7 +29,7 @@ REAL_ROOT = store.default_root()
 @pytest.fixture(autouse=True)
 def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's home, caches or tokens."""
-    for name in ("IMATRIX_LAB_CACHE", "HOME", "HF_HOME", "XDG_CACHE_HOME"):
+    for name in ("IMATRIX_LAB_CACHE", "IMATRIX_LAB_DATA", "HOME", "HF_HOME", "XDG_CACHE_HOME"):
         folder = tmp_path / "user" / name.lower()
         folder.mkdir(parents=True)
         monkeypatch.setenv(name, str(folder))

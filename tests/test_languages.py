@@ -20,6 +20,10 @@ name = "Faroese"
 native_name = "føroyskt"
 script = "Latn"
 aliases = ["fao"]
+labels = ["fo"]
+
+[clean]
+script_share_min = 1
 
 [[source]]
 use = "dataset-build"
@@ -44,25 +48,37 @@ def test_every_shipped_file_is_a_language() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_language(path: Path) -> None:
     found = languages.get(path.stem)
-    assert re.fullmatch(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-[A-Z]{2})?", found.code)
+    assert found.code == "code" or re.fullmatch(r"[a-z]{2,3}(-[A-Z][a-z]{3})?", found.code)
     assert re.fullmatch(r"[A-Z][a-z]{3}", found.script)
     assert found.name
     assert found.native_name
     assert found.sources
     for source in found.sources:
         assert source.licence
-        assert source.version
         assert source.origin
-        assert re.fullmatch(r"[0-9a-f]{64}", source.sha256)
-        assert source.files
-        for name in source.files:
-            assert len(name) > 1  # a string where a list was meant falls into letters
+        assert source.note
+        for name in source.settings.get("files", []):
             inside = PurePosixPath(name)
             assert not inside.is_absolute()
             assert ".." not in inside.parts
             assert "\\" not in name
-            assert inside.suffix
             assert str(inside) == name
+        if source.kind == "pypi":
+            assert re.fullmatch(r"[0-9a-f]{64}", source.settings["sha256"])
+        if source.kind == "hub":
+            assert re.fullmatch(r"[0-9a-f]{40}", source.settings["revision"])
+
+
+def test_text_written_here_is_held_out() -> None:
+    written = {s.name: s for n in languages.load_all().values() for s in n.sources if s.heldout}
+    assert list(written) == ["written"]
+    assert written["written"].licence == "CC0-1.0"
+
+
+def test_the_languages_that_papers_calibrate_on_are_there() -> None:
+    assert set(
+        ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha", "nb", "nn", "ml", "ta", "code"]
+    ) <= set(languages.load_all())
 
 
 def test_no_word_means_two_languages() -> None:
@@ -77,8 +93,10 @@ def test_no_file_serves_two_languages() -> None:
     users = defaultdict(list)
     for language in languages.load_all().values():
         for source in language.sources:
-            for name in source.files:
-                users[source.name, name].append(language.code)
+            for name in source.settings.get("files", []):
+                users[source.settings["package"], name].append(language.code)
+            if "config" in source.settings:
+                users[source.settings["repo"], source.settings["config"]].append(language.code)
     assert {k: v for k, v in users.items() if len(v) > 1} == {}
 
 
@@ -102,8 +120,9 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
     assert (found.code, found.script, found.aliases) == ("fo", "Latn", ("fao",))
     (source,) = found.sources
     assert source.name == "dataset-build"
-    assert source.files == ("dataset_build/data/fao/fao.txt", "more.txt")
-    assert source.sha256 == languages.get("nb").sources[0].sha256
+    assert source.settings["files"] == ["dataset_build/data/fao/fao.txt", "more.txt"]
+    assert source.settings["package"] == "dataset-build"
+    assert found.clean == {"script_share_min": 1}
 
 
 @pytest.mark.parametrize(
@@ -111,12 +130,21 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
     [
         ("native_name", "native_nmae", r"unknown key 'native_nmae'; 'native_name'\?"),
         ("aliases", "zzz", "unknown key 'zzz'\\n"),
+        ("script_share_min", "script_shear_min", r"'script_shear_min'; 'script_share_min'\?"),
+        ("script_share_min = 1", 'script_share_min = "1"', "'1' is not a float"),
+        ('labels = ["fo"]', "labels = [1]", "not a list of strings"),
+        ('labels = ["fo"]', 'labels = "fo"', "'fo' is not a list"),
         ('code = "fo"', 'code = "nb"', r"code is 'nb', the file is called fo\.toml"),
-        ('name = "Faroese"', "", "missing or misplaced key 'name'"),
-        ('use = "dataset-build"', 'use = "dataset-bulid"', "dataset-bulid"),
-        ("files = [", "fiels = [", "missing or misplaced key 'files'"),
+        ('name = "Faroese"', "", "missing key 'name'"),
+        ('use = "dataset-build"', 'use = "dataset-bulid"', r"'dataset-bulid'; 'dataset-build'\?"),
+        ('use = "dataset-build"', "use = 1", "needs use ="),
+        ("files = [", "fiels = [", r"unknown key 'fiels'; 'files'\?"),
+        ("files = [", "licence_class = 'free'\nfiles = [", "licence_class is one of public-domain"),
+        ("files = [", "kind = 'pypy'\nfiles = [", r"no kind of source is 'pypy'; 'pypi'\?"),
+        ("files = [", "kind = 'debian'\nfiles = [", "unknown key 'version'"),
         ("[[source]]", "[source]", "misplaced"),
         ("[[source]]", "[[source]", "not valid TOML"),
+        ("[[source]]", "[[source]]\nuse = 'dataset-build'\nfiles = []\n[[source]]", "two sources"),
     ],
 )
 def test_a_mistake_is_told(folder: Path, old: str, new: str, words: str) -> None:
@@ -126,3 +154,19 @@ def test_a_mistake_is_told(folder: Path, old: str, new: str, words: str) -> None
     with pytest.raises(UsageError, match=words) as caught:
         languages.load_all(folder)
     assert str(path) in str(caught.value)
+
+
+def test_the_users_folder_is_laid_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = tmp_path / "data" / "corpora"
+    (own / "own").mkdir(parents=True)
+    monkeypatch.setenv("IMATRIX_LAB_DATA", str(tmp_path / "data"))
+    (own / "fo.toml").write_text(FAROESE, encoding="utf-8")
+    text = 'language = "fo"\nkind = "files"\nlicence = "MIT"\nlicence_class = "permissive"\n'
+    text += 'origin = "o"\nnote = "n"\nfiles = []\n'
+    (own / "own" / "mine.toml").write_text(text, encoding="utf-8")
+    found = languages.load_all()
+    assert {p.stem for p in SHIPPED} | {"fo"} == set(found)
+    assert [s.name for s in found["fo"].sources] == ["dataset-build", "mine"]
+    (own / "own" / "mine.toml").write_text(text.replace("fo", "fx", 1), encoding="utf-8")
+    with pytest.raises(UsageError, match="unknown language, 'fx'"):
+        languages.load_all()

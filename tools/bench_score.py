@@ -76,9 +76,10 @@ class Bench:
     def _documents(self) -> list[Document]:
         found = []
         for code in LANGUAGES:
-            scratch = self.root / code
-            scratch.mkdir()
-            found += list(sources.documents(languages.get(code).sources[0], scratch))
+            language = languages.get(code)
+            (source,) = (s for s in language.sources if s.name == "dataset-build")
+            pinned = sources.reach(source, Store(), Silent())
+            found += list(sources.documents(pinned, language, Store(), Silent()))
         return found
 
     def texts(self, n_tokens: int) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from imatrix_lab.corpus import assemble, chat, choice, documents, layout
 from imatrix_lab.corpus.choice import Choice
 from imatrix_lab.corpus.mixture import Mixture
+from imatrix_lab.corpus.text import JOINT, decode
 from imatrix_lab.errors import BadText
 from imatrix_lab.languages import data_dir
 from imatrix_lab.progress import Progress
@@ -188,12 +189,12 @@ def from_file(
     }
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        text = documents.decode(path.read_bytes(), str(path)).strip()
+        text = decode(path.read_bytes(), str(path)).strip()
         if not text:
             raise BadText("this text is empty", where=path)
         found = [
             Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
-            for i, part in enumerate(text.split(layout.JOINT))
+            for i, part in enumerate(text.split(JOINT))
         ]
         text, used = layout.within_budget(found, n_tokens, vocabulary.count)
         _write_calibration(out, text)

@@ -10,25 +10,6 @@ from imatrix_lab.errors import BadText
 from imatrix_lab.records import Document
 
 
-def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
-    r"""Return UTF-8 text with ``\n`` line ends, or with `keep_cr` its own, as llama.cpp reads it.
-
-    Raises
-    ------
-    BadText : not UTF-8; names the file and the byte.
-    """
-    try:
-        text = raw.decode("utf-8" if keep_cr else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise not_utf8(name, error.start) from error
-    return text if keep_cr else text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def not_utf8(name: str, byte: int) -> BadText:
-    """Return the error for a file that is not UTF-8 at a byte offset."""
-    return BadText(f"not UTF-8 at byte {byte}", where=name, fix=f"iconv -t UTF-8 {name}")
-
-
 def line(document: Document) -> str:
     """Return a document as one line of JSON."""
     entry = {
@@ -55,7 +36,11 @@ def stream(path: Path) -> Iterator[Document]:
             try:
                 text = raw.decode("utf-8-sig" if i == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise not_utf8(str(path), offset + error.start) from error
+                raise BadText(
+                    f"not UTF-8 at byte {offset + error.start}",
+                    where=path,
+                    fix=f"iconv -t UTF-8 {path}",
+                ) from error
             offset += len(raw)
             if text.strip():
                 yield _parse(text, path, i)

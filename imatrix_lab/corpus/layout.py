@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from imatrix_lab.corpus.text import JOINT
 from imatrix_lab.records import Document
 
 BLOCK_TOKENS = 1024
 """Two windows of llama-imatrix as it comes."""
-JOINT = "\n\n"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from imatrix_lab.corpus import layout
 from imatrix_lab.corpus.layout import BLOCK_TOKENS, Block, Lane
+from imatrix_lab.corpus.text import JOINT
 from imatrix_lab.records import Document
 
 SIZES = st.lists(st.integers(1, 900), min_size=1, max_size=80)
@@ -29,7 +30,7 @@ def words(text):
 
 def words_and_joints(text):
     """A tokenizer without a beginning, to which a blank line is a token too."""
-    return len(text.split()) + text.count(layout.JOINT)
+    return len(text.split()) + text.count(JOINT)
 
 
 @given(SIZES)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from imatrix_lab.corpus import sources
-from imatrix_lab.errors import BadText
+from imatrix_lab.corpus.extract import anthology
+from imatrix_lab.corpus.text import DOCUMENT_CHARS
 
 BODY = "Havet er stort og kaldt, og ingen vet hva som finnes der nede. " * 10
 
@@ -18,7 +18,7 @@ BODY = "Havet er stort og kaldt, og ingen vet hva som finnes der nede. " * 10
 )
 @pytest.mark.parametrize("heading", ["### **1. Hav (~3000 ord)**", "Hav og vann", "**Hav**"])
 def test_what_stands_before_the_first_heading_is_dropped(chatter, heading):
-    (text,) = sources.articles(f"{chatter}\n\n{heading}\n\n{BODY}")
+    (text,) = anthology.articles(f"{chatter}\n\n{heading}\n\n{BODY}")
     assert "ba om" not in text and "Her er" not in text and "---" not in text
     assert "3000" not in text and "*" not in text and "#" not in text
     assert text.endswith(BODY.strip())
@@ -28,23 +28,17 @@ def test_what_stands_before_the_first_heading_is_dropped(chatter, heading):
     "heading", ["1. Hav", "Bölüm 1: Deniz", "भाग १: समुद्र", "第一部分：海", "Section 1 : La mer"]
 )
 def test_numbered_headings_repeat_the_prompt_and_go(heading):
-    (text,) = sources.articles(f"Ja.\n\n{heading}\n\n{BODY}")
+    (text,) = anthology.articles(f"Ja.\n\n{heading}\n\n{BODY}")
     assert text == BODY.strip()
 
 
 def test_a_heading_begins_a_document_and_short_ones_join():
-    found = list(sources.articles(f"Hav\n\n{BODY}\n\nIs\n\nKort.\n\nSnø\n\n{BODY}"))
+    found = list(anthology.articles(f"Hav\n\n{BODY}\n\nIs\n\nKort.\n\nSnø\n\n{BODY}"))
     assert [f.split("\n")[0] for f in found] == ["Hav", "Is"]
     assert "Snø" in found[1]
 
 
 def test_long_stretches_without_headings_end_at_a_paragraph():
-    found = list(sources.articles("Hav\n\n" + "\n\n".join([BODY] * 20)))
+    found = list(anthology.articles("Hav\n\n" + "\n\n".join([BODY] * 20)))
     assert len(found) > 3
-    assert all(len(f) < sources.DOCUMENT_CHARS_MAX + 2 * len(BODY) for f in found)
-
-
-def test_encoding_errors_name_the_byte():
-    with pytest.raises(BadText, match="not UTF-8 at byte 3"):
-        sources.decode(b"abc\xff", "x.txt")
-    assert sources.decode("\ufeffa\r\nb\rc".encode(), "x") == "a\nb\nc"
+    assert all(len(f) < DOCUMENT_CHARS + 2 * len(BODY) for f in found)

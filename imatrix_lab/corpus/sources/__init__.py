@@ -1,0 +1,36 @@
+"""Where documents come from: a module a kind, all of the form of `kind.Kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from imatrix_lab.corpus.sources import files, pypi, written
+from imatrix_lab.corpus.sources.files import add
+from imatrix_lab.corpus.sources.kind import Kind, Pinned
+from imatrix_lab.errors import FetchFailed
+from imatrix_lab.languages import Language, Source
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import Document
+from imatrix_lab.store import Store
+
+__all__ = ["KINDS", "Pinned", "add", "documents", "reach"]
+
+KINDS: dict[str, Kind] = {
+    "pypi": pypi,
+    "files": files,
+    "written": written,
+}
+
+
+def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+    """Return which bytes a source would give here and now, at little cost; see `kind.Kind`."""
+    if source.kind not in KINDS:
+        raise FetchFailed(f"{source.name} cannot be read yet")
+    return KINDS[source.kind].reach(source, store, progress)
+
+
+def documents(
+    pinned: Pinned, language: Language, store: Store, progress: Progress
+) -> Iterator[Document]:
+    """Yield a source's documents, in its own order; see `kind.Kind`."""
+    return KINDS[pinned.source.kind].documents(pinned, language, store, progress)

@@ -1,0 +1,293 @@
+"""The user's own text: txt, jsonl or parquet of any size, read where it lies."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab import languages
+from imatrix_lab.corpus.sources.kind import Pinned
+from imatrix_lab.corpus.text import DOCUMENT_CHARS, gathered, tidy
+from imatrix_lab.errors import BadText, UsageError
+from imatrix_lab.languages import Language, Source
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import Document
+from imatrix_lab.store import Store, sha256_file, write_whole
+
+PIECE_CHARS_MAX = 1 << 20
+LINE_CHARS_MAX = 64 << 20
+_BLOCK_BYTES = 1 << 20
+
+_CLASSES = {
+    "public-domain": r"CC0|PDDL|Unlicense|0BSD|public.domain",
+    "permissive": r"MIT|BSD|Apache|ISC|Zlib|ODC-By|CC-BY-\d",
+    "share-alike": r"CC-BY-SA-\d|ODbL",
+}
+
+
+def add(
+    paths: Sequence[Path], code: str, name: str, licence: str, field: str = "", id_field: str = ""
+) -> Source:
+    """Register texts of the user's as a source of a language; return it.
+
+    The files stay where they are. They are read once, for their sha256; nothing else of the
+    user's is changed than one file in `languages.user_dir`, which an earlier text of that
+    name leaves to this one.
+
+    Parameters
+    ----------
+    field, id_field : of jsonl and parquet, which hold the text (default ``text``) and the id.
+
+    Raises
+    ------
+    UsageError : no such language, a name that does not do, or a file of another kind.
+    BadText : a file that is not there.
+    """
+    language = languages.get(code)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name, re.ASCII):
+        raise UsageError(f"a text's name is of letters, digits and hyphens, not {name!r}")
+    target = languages.user_dir() / "own" / f"{name}.toml"
+    if not target.exists() and name in {s.name for s in language.sources}:
+        raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
+    entries = [_entry(path) for path in paths]
+    if len({Path(e["path"]).name for e in entries}) < len(entries):
+        raise UsageError("two of these files have one name, and ids are made of names")
+    raw: dict[str, Any] = {
+        "language": language.code,
+        "kind": "files",
+        "licence": licence,
+        "licence_class": licence_class(licence),
+        "origin": f"own text: {name}",
+        "note": ", ".join(Path(e["path"]).name for e in entries)[:200],
+        "files": entries,
+    }
+    raw |= {key: value for key, value in (("field", field), ("id", id_field)) if value}
+    source = languages.source(name, {k: v for k, v in raw.items() if k != "language"}, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
+    return source
+
+
+def licence_class(licence: str) -> str:
+    """Return the class of an SPDX expression; what is not known counts as the strictest."""
+    parts = re.split(r"\s+(?:AND|OR|WITH)\s+", licence)
+    fitting = []
+    for part in parts:
+        found = [c for c, pattern in _CLASSES.items() if re.match(pattern, part, re.IGNORECASE)]
+        fitting.append(found[0] if found else "copyleft")
+    return max(fitting, key=languages.LICENCE_CLASSES.index)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    path = path.absolute()
+    if path.suffix not in _READERS:
+        raise UsageError(f"{path.name} is none of {', '.join(_READERS)}", where=path)
+    try:
+        facts = path.stat()
+        return {
+            "path": str(path),
+            "sha256": sha256_file(path),
+            "size_bytes": facts.st_size,
+            "mtime_ns": facts.st_mtime_ns,
+        }
+    except OSError as error:
+        raise BadText(f"this text cannot be read: {error.strerror}", where=path) from error
+
+
+def _toml(value: Any) -> str:
+    """Return a string, a number, or a list of tables as TOML, in which JSON's strings are valid."""
+    if isinstance(value, list):
+        tables = (", ".join(f"{k} = {_toml(v)}" for k, v in entry.items()) for entry in value)
+        return "[\n" + "".join(f"  {{ {table} }},\n" for table in tables) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+    """Look whether the files are as they were added; hash only one whose time has changed."""
+    for entry in source.settings["files"]:
+        path = Path(entry["path"])
+        again = f"imatrix-lab corpus add … --name {source.name}"
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise BadText(
+                f"the text {source.name} is gone: {error.strerror}", where=path, fix=again
+            ) from error
+        same = facts.st_size == entry["size_bytes"] and (
+            facts.st_mtime_ns == entry["mtime_ns"] or sha256_file(path) == entry["sha256"]
+        )
+        if not same:
+            raise BadText(f"the text {source.name} has changed", where=path, fix=again)
+    return Pinned(source, "own", _sha256_of_all(e["sha256"] for e in source.settings["files"]))
+
+
+def _sha256_of_all(digests: Iterator[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def documents(
+    pinned: Pinned, language: Language, store: Store, progress: Progress
+) -> Iterator[Document]:
+    """Yield the documents of every file, streamed."""
+    source = pinned.source
+    field = str(source.settings.get("field", "text"))
+    id_field = str(source.settings.get("id", "id"))
+    for entry in source.settings["files"]:
+        path = Path(entry["path"])
+        for key, text in _READERS[path.suffix](path, field, id_field):
+            if text := tidy(text):
+                name = f"{source.name}/{path.name}/{key}"
+                yield Document(name, text, source.name, source.licence)
+
+
+def text_file(path: Path, field: str = "", id_field: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (number, text) of a plain text: at form feeds, or at paragraphs, about a page each.
+
+    Whether there are form feeds is seen from the first mebibyte.
+    """
+    with path.open("rb") as file:
+        whole = b"\f" in file.read(PIECE_CHARS_MAX)
+    chars = PIECE_CHARS_MAX if whole else DOCUMENT_CHARS
+    number = 0
+    pages = _pages(path) if whole else [_paragraphs(_lines(path))]
+    for page in pages:
+        for text in gathered(page, chars):
+            yield f"{number:06d}", text
+            number += 1
+
+
+def _pages(path: Path) -> Iterator[Iterator[str]]:
+    """Yield the paragraphs of each page; a page must be read to its end before the next."""
+    lines = _lines(path)
+    rest: list[str] = []
+    over = False
+
+    def page() -> Iterator[str]:
+        nonlocal over
+        while True:
+            line = rest.pop() if rest else next(lines, None)
+            if line is None:
+                over = True
+                return
+            before, feed, after = line.partition("\f")
+            yield before
+            if feed:
+                rest.append(after)
+                return
+
+    while not over:
+        yield _paragraphs(page())
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    """Join lines to paragraphs: they end at a blank line, or, lacking these, after a page."""
+    pending: list[str] = []
+    size = 0
+    for line in lines:
+        if line.strip():
+            pending.append(line.rstrip())
+            size += len(line)
+        if pending and (not line.strip() or size >= DOCUMENT_CHARS):
+            yield "\n".join(pending)
+            pending, size = [], 0
+    if pending:
+        yield "\n".join(pending)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text, very long ones in pieces.
+
+    Raises
+    ------
+    BadText : not UTF-8; names the byte.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while line := file.readline(PIECE_CHARS_MAX):
+                yield line
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+
+
+def _not_utf8(path: Path) -> BadText:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            left = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                done += error.start - left
+                break
+            done += len(block)
+        else:  # it ends within a character
+            done -= len(decoder.getstate()[0])
+    return BadText(f"not UTF-8 at byte {done}", where=path, fix=f"iconv -t UTF-8 {path.name}")
+
+
+def json_lines(path: Path, field: str = "text", id_field: str = "id") -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of a file with a JSON object a line; without an id, the line has its number.
+
+    Raises
+    ------
+    BadText : a line that is no object with such a text, or not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            number = 0
+            while line := file.readline(LINE_CHARS_MAX):
+                number += 1
+                if line.strip():
+                    yield _row(line, number, path, field, id_field)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+
+
+def _row(line: str, number: int, path: Path, field: str, id_field: str) -> tuple[str, str]:
+    try:
+        entry = json.loads(line)
+        text = entry[field]
+        if not isinstance(text, str):
+            raise TypeError(f"{field} is not a string")
+        text.encode()  # JSON can spell half a character
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadText(f"line {number} has no text: {error}", where=path) from error
+    return str(entry.get(id_field, f"{number:06d}")), text
+
+
+def parquet_rows(path: Path, field: str, id_field: str) -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of a Parquet file; without ids, the rows' numbers.
+
+    Raises
+    ------
+    BadText : not a Parquet file, or none with such a column of strings.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            there = [name for name in (field, id_field) if name in file.schema_arrow.names]
+            if field not in there:
+                raise BadText(f"there is no column {field}", where=path, fix="--field NAME")
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=there):
+                for row in batch.to_pylist():
+                    if isinstance(row[field], str):
+                        yield str(row.get(id_field, f"{number:06d}")), row[field]
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise BadText(f"this Parquet file cannot be read: {error}", where=path) from error
+
+
+_READERS = {
+    ".txt": text_file,
+    ".jsonl": json_lines,
+    ".parquet": parquet_rows,
+}

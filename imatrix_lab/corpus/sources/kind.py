@@ -1,0 +1,51 @@
+"""What every kind of source is: two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from imatrix_lab.languages import Language, Source
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import Document
+from imatrix_lab.store import Store
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A source as it can be had here and now: version and sha256 say which bytes are meant.
+
+    Attributes
+    ----------
+    version : of the package or the data set; a commit on the Hub.
+    sha256 : of the wheel or package; of several files, that of the list of theirs. A commit of
+        the Hub names its bytes, so there it is that of repository, commit and configuration.
+    """
+
+    source: Source
+    version: str
+    sha256: str
+
+
+class Kind(Protocol):
+    """A module of this package."""
+
+    def reach(self, source: Source, store: Store, progress: Progress) -> Pinned:
+        """Return which bytes this source would give now, at little cost.
+
+        Raises
+        ------
+        FetchFailed, MissingTool, BadText : it cannot be had here now; says why and what helps.
+        """
+
+    def documents(
+        self, pinned: Pinned, language: Language, store: Store, progress: Progress
+    ) -> Iterator[Document]:
+        """Yield the documents in the source's own order; what is fetched is kept in the store.
+
+        Raises
+        ------
+        FetchFailed : it cannot be fetched as pinned, or not to its end.
+        BadText : a file of it is missing, damaged or not UTF-8.
+        """

@@ -1,0 +1,58 @@
+"""Text inside a wheel, of a pinned version and sha256."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab import pypi
+from imatrix_lab.corpus.extract import extract
+from imatrix_lab.corpus.sources.kind import Pinned
+from imatrix_lab.errors import BadText
+from imatrix_lab.languages import Language, Source
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import Document
+from imatrix_lab.store import Store
+
+FILE_BYTES_MAX = 64 << 20
+
+
+def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+    """Fetch the wheel unless the store has it: it is small, and no smaller question tells."""
+    found = Pinned(source, str(source.settings["version"]), str(source.settings["sha256"]))
+    if not store.read_only:
+        _wheel(found, store, progress)
+    return found
+
+
+def documents(
+    pinned: Pinned, language: Language, store: Store, progress: Progress
+) -> Iterator[Document]:
+    """Yield what the extractor finds in the files named, which may be patterns."""
+    source = pinned.source
+    with zipfile.ZipFile(_wheel(pinned, store, progress)) as archive:
+        members = archive.infolist()
+        for pattern in source.settings["files"]:
+            fitting = [m for m in members if fnmatchcase(m.filename, pattern)]
+            if not fitting:
+                raise BadText(f"{source.origin} has no file {pattern}")
+            for member in sorted(fitting, key=lambda m: m.filename):
+                if member.file_size > FILE_BYTES_MAX:
+                    raise BadText(f"{member.filename} is too large", where=source.origin)
+                yield from extract(source, member.filename, archive.read(member))
+
+
+def _wheel(pinned: Pinned, store: Store, progress: Progress) -> Path:
+    name = str(pinned.source.settings["package"])
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        wheel = pypi.download(name, pinned.version, pinned.sha256, scratch)
+        wheel.replace(out / wheel.name)
+        return {"file": wheel.name}
+
+    inputs = {"pypi": name, "version": pinned.version, "sha256": pinned.sha256}
+    artifact = store.get("fetched", name, inputs, build, progress)
+    return artifact.path / str(artifact.facts["file"])

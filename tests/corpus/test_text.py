@@ -1,0 +1,25 @@
+"""Decoding, and gathering paragraphs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imatrix_lab.corpus import text
+from imatrix_lab.errors import BadText
+
+
+def test_encoding_errors_name_the_byte():
+    with pytest.raises(BadText, match="not UTF-8 at byte 3"):
+        text.decode(b"abc\xff", "x.txt")
+    assert text.decode("\ufeffa\r\nb\rc".encode(), "x") == "a\nb\nc"
+
+
+def test_tidy_leaves_one_blank_line():
+    assert text.tidy("\n a \r\n\r\n \n\nb\r") == " a\n\nb"
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=9), max_size=30), st.integers(1, 40))
+def test_gathered_loses_nothing_and_ends_at_the_size(paragraphs, chars):
+    found = list(text.gathered(paragraphs, chars))
+    assert [p for f in found for p in f.split(text.JOINT)] == paragraphs
+    assert all(len(f.replace(text.JOINT, "")) >= chars for f in found[:-1])
