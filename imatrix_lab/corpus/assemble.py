@@ -65,7 +65,7 @@ def assemble(
     heldout = [d for half in halves for d in half.heldout]
     seen = overlap.Shingles.of(d.text for d in heldout)
     for path in options.exclude:
-        for text in overlap.texts_of(path):
+        for text in overlap.task_strings(path):
             seen.add(text)
     removed = {"paragraphs": 0, "documents": 0}
     groups: list[tuple[float, list[Lane]]] = []
@@ -133,8 +133,8 @@ def _lane(
 ) -> Lane:
     """Return a source's blocks in seeded order, and in the control's form."""
     if half.part.shuffled and half.part.language:
-        spaces = not overlap.without_spaces(half.part.language.script)
-        found = [controls.shuffled(d, options.seed, spaces) for d in found]
+        script = half.part.language.script
+        found = [controls.shuffled(d, options.seed, script) for d in found]
     sizes = [vocabulary.count(d.text) for d in found]
     name = f"{half.part.label}/{half.pool.pinned.source.name}"
     return layout.shuffled(Lane(name, tuple(layout.blocks(found, sizes))), options.seed)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.layout import BLOCK_TOKENS
 from imatrix_lab.records import Document
 from imatrix_lab.vocabulary import Vocabulary
 
 
-def shuffled(document: Document, seed: int, spaces: bool) -> Document:
+def shuffled(document: Document, seed: int, script: str) -> Document:
     """Return a document with its words in random order, its characters where words have no spaces.
 
     The words, and so nearly all tokens, are the same; what they say is gone.
     """
+    spaces = scripts.PARTS.get(script, (script,))[0] not in scripts.UNSPACED
     rng = random.Random(f"{seed} {document.id}")
     units = document.text.split() if spaces else [c for c in document.text if not c.isspace()]
     rng.shuffle(units)

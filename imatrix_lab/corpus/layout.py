@@ -7,6 +7,7 @@ sources take turns by how far each is behind its share.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,9 +112,8 @@ def interleave(lanes: Sequence[Lane], quotas: Sequence[int]) -> Iterator[tuple[s
         at[i] += 1
         spare = quotas[i] - taken[i]
         taken[i] += block.n_tokens
-        mean = block.n_tokens / len(block.documents)
-        fits = len(block.documents) if block.n_tokens <= spare else max(1, round(spare / mean))
-        for document in block.documents[:fits]:
+        wanted = min(1.0, spare / block.n_tokens)
+        for document in block.documents[: math.ceil(wanted * len(block.documents))]:
             yield lanes[i].name, document
 
 
