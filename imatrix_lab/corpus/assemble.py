@@ -85,7 +85,7 @@ def assemble(
         groups.append((options.chat, [Lane("chats", tuple(layout.blocks(chats, sizes)))]))
     groups, bootstrap = _sampled(groups, len(mixture.parts), n_tokens, options)
     lanes, quotas = _quotas(groups, len(mixture.parts), n_tokens)
-    order = [document for _, document in layout.interleave(lanes, quotas)]
+    order = [document for _, document in layout.interleave(lanes, quotas, vocabulary.count)]
     text, used = layout.within_budget(order, n_tokens, vocabulary.count)
     facts = {
         **_provenance(halves, used, heldout, chats),

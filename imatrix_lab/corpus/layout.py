@@ -7,10 +7,9 @@ sources take turns by how far each is behind its share.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imatrix_lab.corpus.text import JOINT
 from imatrix_lab.records import Document
@@ -21,15 +20,20 @@ BLOCK_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring documents of one source, in its order, and their tokens."""
+    """Neighbouring documents of one source, in its order, and the tokens of each."""
 
     documents: tuple[Document, ...]
-    n_tokens: int
+    sizes: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all its documents."""
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What one source may give to a text, in blocks, and the weight of its share."""
+    """What one source may give to a text, in blocks."""
 
     name: str
     blocks: tuple[Block, ...]
@@ -42,21 +46,17 @@ class Lane:
 
 def blocks(documents: Sequence[Document], sizes: Sequence[int]) -> list[Block]:
     """Return runs of whole documents of at least `BLOCK_TOKENS`; a short rest joins the last."""
-    found: list[Block] = []
-    run: list[Document] = []
-    n_tokens = 0
-    for document, size in zip(documents, sizes, strict=True):
-        run.append(document)
-        n_tokens += size
-        if n_tokens >= BLOCK_TOKENS:
-            found.append(Block(tuple(run), n_tokens))
-            run, n_tokens = [], 0
-    if run and found:
-        last = found.pop()
-        found.append(Block((*last.documents, *run), last.n_tokens + n_tokens))
-    elif run:
-        found.append(Block(tuple(run), n_tokens))
-    return found
+    runs: list[list[int]] = [[]]
+    for i in range(len(documents)):
+        if sum(sizes[j] for j in runs[-1]) >= BLOCK_TOKENS:
+            runs.append([])
+        runs[-1].append(i)
+    if len(runs) > 1 and sum(sizes[j] for j in runs[-1]) < BLOCK_TOKENS:
+        rest = runs.pop()
+        runs[-1] += rest
+    return [
+        Block(tuple(documents[i] for i in run), tuple(sizes[i] for i in run)) for run in runs if run
+    ]
 
 
 def shuffled(lane: Lane, seed: int) -> Lane:
@@ -93,28 +93,35 @@ def shares(available: Sequence[int], n_tokens: int) -> list[int]:
     return given
 
 
-def interleave(lanes: Sequence[Lane], quotas: Sequence[int]) -> Iterator[tuple[str, Document]]:
+def interleave(
+    lanes: Sequence[Lane], quotas: Sequence[int], count: Callable[[str], int]
+) -> Iterator[tuple[str, Document]]:
     """Yield (lane, document) so that every prefix has the quotas' proportions.
 
-    The lane furthest behind its share is next, the first of them where they tie; a lane ends
-    with the document that meets its quota.
+    The lane furthest behind its share is next, the first of them where they tie; the document
+    that meets a lane's quota is cut there.
     """
     at, taken = [0] * len(lanes), [0] * len(lanes)
     while True:
-        open_ = [
+        unfinished = [
             i for i, lane in enumerate(lanes)
             if at[i] < len(lane.blocks) and taken[i] < quotas[i]
         ]  # fmt: skip
-        if not open_:
+        if not unfinished:
             return
-        i = min(open_, key=lambda i: taken[i] / quotas[i])
+        i = min(unfinished, key=lambda i: taken[i] / quotas[i])
         block = lanes[i].blocks[at[i]]
         at[i] += 1
-        spare = quotas[i] - taken[i]
-        taken[i] += block.n_tokens
-        wanted = min(1.0, spare / block.n_tokens)
-        for document in block.documents[: math.ceil(wanted * len(block.documents))]:
-            yield lanes[i].name, document
+        for document, size in zip(block.documents, block.sizes, strict=True):
+            spare = quotas[i] - taken[i]
+            if spare <= 0:
+                break
+            if size > spare:
+                text = _cut(document.text, 0, spare, count)
+                document = replace(document, text=text)  # noqa: PLW2901
+            taken[i] += size
+            if document.text:
+                yield lanes[i].name, document
 
 
 def joined(documents: Sequence[Document]) -> str:

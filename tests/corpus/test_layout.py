@@ -86,7 +86,7 @@ def test_every_prefix_is_balanced(sizes):
         for part, found in zip(lanes, sizes, strict=True)
         for d, s in zip((d for b in part.blocks for d in b.documents), found, strict=True)
     }
-    order = list(layout.interleave(lanes, quotas))
+    order = list(layout.interleave(lanes, quotas, len))
     taken = dict.fromkeys((part.name for part in lanes), 0)
     largest = max(b.n_tokens for part in lanes for b in part.blocks)
     for name, document in order:
@@ -99,14 +99,14 @@ def test_every_prefix_is_balanced(sizes):
 
 def test_interleaving_keeps_blocks_together():
     lanes = [lane("a", [512] * 40), lane("b", [512] * 40)]
-    order = [name for name, _ in layout.interleave(lanes, [10_240, 10_240])]
+    order = [name for name, _ in layout.interleave(lanes, [10_240, 10_240], len)]
     runs = [len(list(run)) for _, run in itertools.groupby(order)]
     assert min(runs[:-1]) == 2 and len(order) == 40
 
 
 def test_a_lane_without_blocks_gives_nothing():
-    lanes = [Lane("a", ()), Lane("b", (Block(tuple(documents(["x"])), 7),))]
-    assert [name for name, _ in layout.interleave(lanes, [0, 7])] == ["b"]
+    lanes = [Lane("a", ()), Lane("b", (Block(tuple(documents(["x"])), (7,)),))]
+    assert [name for name, _ in layout.interleave(lanes, [0, 7], len)] == ["b"]
 
 
 @pytest.mark.parametrize("count", [words, words_and_joints])

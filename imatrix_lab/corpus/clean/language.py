@@ -63,6 +63,8 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Drop documents and paragraphs that are identified as another language."""
+    if not rules.labels:
+        return
     shortest, longest = rules.chars(IDENTIFIED_MIN), rules.chars(IDENTIFIED_MAX)
     places = [
         (d, i) for d, draft in enumerate(drafts)

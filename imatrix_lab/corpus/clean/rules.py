@@ -30,9 +30,10 @@ class Rules:
 
     Attributes
     ----------
-    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan").
-    labels : what the identifier may call it. None means that it is no natural language (program
-        code): then text keeps its spaces and marks, and is neither identified nor judged as prose.
+    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is no natural language
+        (program code): it keeps its spaces and marks, and is neither identified nor judged as prose.
+    labels : what the identifier may call it; none where it does not know the language, which is
+        then told by its script alone.
     document_chars_min, paragraph_chars_min : characters; None for what is usual in the script.
     script_share_min : of the letters of a paragraph, those in the script.
     """
@@ -51,7 +52,7 @@ class Rules:
     @property
     def prose(self) -> bool:
         """Whether this is natural language."""
-        return bool(self.labels)
+        return self.script != "Zyyy"
 
     def chars(self, latin: int) -> int:
         """Return how many characters of this script say what `latin` characters of Latin say."""
