@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab import languages, machine, models, pipeline, publish, tables, toolchain
+from imatrix_lab import machine, models, pipeline, publish, tables, toolchain
 from imatrix_lab.compare import runs
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import documents as docs

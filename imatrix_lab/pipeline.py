@@ -9,8 +9,8 @@ from pathlib import Path
 from imatrix_lab import __version__, hub, languages, machine, models, publish, quantize, toolchain
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import mixture
-from imatrix_lab.corpus.text import decode
 from imatrix_lab.corpus.mixture import Mixture
+from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import check, collect, file
 from imatrix_lab.llamacpp import Compute

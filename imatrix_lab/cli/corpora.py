@@ -18,7 +18,6 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import LICENCE_CLASSES
 from imatrix_lab.records import CorpusFacts, TextOptions
 
-
 NEEDS = {
     "hub": "the Hugging Face Hub",
     "pypi": "PyPI",
@@ -204,7 +203,9 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     store, terminal = options.surroundings()
     found = inspect.find(text, store)
     if found is None:
-        raise UsageError(f"no corpus of {text!r} has been built", fix=f"imatrix-lab corpus build {text}")
+        raise UsageError(
+            f"no corpus of {text!r} has been built", fix=f"imatrix-lab corpus build {text}"
+        )
     if as_json:
         return options.emit(found.manifest)
     terminal.say(str(found.path))

@@ -74,7 +74,7 @@ def documents(
     wanted, made = scratch / "chats.json", scratch / "rendered.json"
     job = {"template": template_of(model), "chats": [list(chat) for _, chat in chats]}
     wanted.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
-    argv = [sys.executable, "-m", "imatrix_lab.corpus.chat", wanted, made]
+    argv: list[str | Path] = [sys.executable, "-m", "imatrix_lab.corpus.chat", wanted, made]
     try:
         proc.run(argv, timeout_s=TIME_LIMIT_S)
         texts = json.loads(made.read_text(encoding="utf-8"))

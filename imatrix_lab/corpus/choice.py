@@ -24,6 +24,7 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.records import TOKENS_DEFAULT, TextOptions
 from imatrix_lab.store import Store
 
+
 @dataclass(frozen=True)
 class Choice:
     """Pools to calibrate on, the one that is held out (None: cut from the others), and why not
@@ -76,7 +77,9 @@ def choose(
     limit = pool.limit_bytes(_budget(n_tokens, options) + HELDOUT_TOKENS)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        chosen = _choose(language, options, limit, _budget(n_tokens, options), count, store, progress)
+        chosen = _choose(
+            language, options, limit, _budget(n_tokens, options), count, store, progress
+        )
         held = chosen.heldout
         return {
             "calibration": [pool.identity(p.pinned) for p in chosen.calibration],

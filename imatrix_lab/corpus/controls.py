@@ -38,5 +38,7 @@ def random_tokens(vocabulary: Vocabulary, n_tokens: int, seed: int) -> Iterator[
             if word := vocabulary.word(rng.randrange(vocabulary.n_tokens())):
                 words.append(word)
         text = "".join(words).replace("\r", " ").strip()
-        yield Document(f"random-tokens/{made // BLOCK_TOKENS:06d}", text, "random-tokens", "CC0-1.0")
+        yield Document(
+            f"random-tokens/{made // BLOCK_TOKENS:06d}", text, "random-tokens", "CC0-1.0"
+        )
         made += len(words)

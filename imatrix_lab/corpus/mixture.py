@@ -1,11 +1,11 @@
 """What text is wanted: a language, a control, or a mixture of these.
 
-    nb                      one language
-    nb=0.75,en=0.25         shares of the tokens
-    multi10                 a mixture by name: corpora/mixtures/multi10.toml
-    shuffled:nb             the words of a language's text, in no order
-    random-tokens           tokens of the model's vocabulary, drawn evenly
-    code                    program text, a language like any other
+nb                      one language
+nb=0.75,en=0.25         shares of the tokens
+multi10                 a mixture by name: corpora/mixtures/multi10.toml
+shuffled:nb             the words of a language's text, in no order
+random-tokens           tokens of the model's vocabulary, drawn evenly
+code                    program text, a language like any other
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def _named(word: str) -> Mixture | None:
         if near := _unknown(raw):
             raise UsageError(near, where=path)
         shares = {str(code): float(weight) for code, weight in raw["shares"].items()}
-        parts = [_part(code, weight / math.fsum(shares.values())) for code, weight in shares.items()]
+        parts = [
+            _part(code, weight / math.fsum(shares.values())) for code, weight in shares.items()
+        ]
         return Mixture(word, str(raw["name"]), tuple(parts))
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"not a mixture: {error}", where=path) from error

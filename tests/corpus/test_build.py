@@ -117,7 +117,12 @@ def test_nothing_held_out_is_calibrated_on(languages_of_ours, make):
     for code in ("qaa", "qab"):
         held = documents.read(make(code).heldout)
         seen = Shingles.of(d.text for d in held)
-        for n_tokens, options in ((4000, {}), (9000, {"seed": 5}), (9000, {"sample": 2, "n_samples": 3}), (10**6, {})):
+        for n_tokens, options in (
+            (4000, {}),
+            (9000, {"seed": 5}),
+            (9000, {"sample": 2, "n_samples": 3}),
+            (10**6, {}),
+        ):
             corpus = make(code, n_tokens, **options)
             assert [d.id for d in documents.read(corpus.heldout)] == [d.id for d in held]
             assert not set(facts(corpus)["documents"]) & {d.id for d in held}

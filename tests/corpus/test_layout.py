@@ -73,7 +73,11 @@ def test_shares(available, n_tokens):
     assert sum(given_) == min(n_tokens, sum(available))
     full = [g for g, a in zip(given_, available, strict=True) if g < a]
     assert not full or max(full) - min(full) <= len(available)  # equal but for rounding
-    assert all(g <= min(full) + len(available) for g, a in zip(given_, available, strict=True) if g == a and full)
+    assert all(
+        g <= min(full) + len(available)
+        for g, a in zip(given_, available, strict=True)
+        if g == a and full
+    )
 
 
 @settings(deadline=None)

@@ -1,5 +1,6 @@
 """Held-out text shares neither a document nor a run of words with calibration text."""
 
+import itertools
 import random
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_cut_is_of_few_runs_and_of_the_size_asked_for(n):
     found = documents(["x"] * n)
     rest, heldout = split.cut(found, sizes, 100 * n * split.HELDOUT_SHARE)
     places = [found.index(d) for d in heldout]
-    runs = 1 + sum(b != a + 1 for a, b in zip(places, places[1:], strict=False))
+    runs = 1 + sum(b != a + 1 for a, b in itertools.pairwise(places))
     assert runs == split.CUTS
     assert abs(len(heldout) - n * split.HELDOUT_SHARE) <= split.CUTS
     assert rest[0] == found[0]
@@ -56,7 +57,7 @@ def test_paragraphs_that_overlap_go():
 
 
 def test_a_run_across_paragraphs_counts():
-    words = "en to tre fire fem seks sju åtte ni ti".split()
+    words = ["en", "to", "tre", "fire", "fem", "seks", "sju", "åtte", "ni", "ti"]
     seen = Shingles.of([" ".join(words)])
     across = documents([" ".join(words[:5]) + "\n\n" + " ".join(words[5:])])
     assert [d for d, _ in split.without_overlap(across, seen)] == [None]

@@ -31,7 +31,7 @@ class Rules:
     Attributes
     ----------
     script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is no natural language
-        (program code): it keeps its spaces and marks, and is neither identified nor judged as prose.
+        (program code): it keeps spaces and marks, and is neither identified nor judged as prose.
     labels : what the identifier may call it; none where it does not know the language, which is
         then told by its script alone.
     document_chars_min, paragraph_chars_min : characters; None for what is usual in the script.
