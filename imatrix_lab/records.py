@@ -237,3 +237,71 @@ class ScoreRequest:
     threads: int | None = None
     n_rows: int | None = None
     gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceItem:
+    """One question to be scored by the likelihood of its options.
+
+    Attributes
+    ----------
+    prefix : few-shot text shared by many items; may be empty.
+    context : the item's own text after the prefix.
+    options : continuations as they are written, with their leading space.
+    """
+
+    id: str
+    prefix: str
+    context: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """How likely each option of an item is.
+
+    Attributes
+    ----------
+    logprobs_nats : sum over the option's tokens, one an option.
+    n_tokens, n_bytes : of each option.
+    error : why there is no score, e.g. a prompt longer than the context; empty when there is.
+    """
+
+    id: str
+    logprobs_nats: tuple[float, ...]
+    n_tokens: tuple[int, ...]
+    n_bytes: tuple[int, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class GenerateItem:
+    """One prompt to be answered.
+
+    Attributes
+    ----------
+    messages : role and content of each.
+    stop : texts that end the answer.
+    """
+
+    id: str
+    messages: tuple[tuple[str, str], ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer.
+
+    Attributes
+    ----------
+    finish : ``stop``, ``length`` or ``eos``.
+    error : why there is no answer; empty when there is.
+    """
+
+    id: str
+    text: str
+    n_tokens: int
+    finish: str
+    error: str = ""

@@ -1,0 +1,1 @@
+"""Benchmarks: their definitions as data, their items, and what scores an answer."""

@@ -1,0 +1,92 @@
+"""Which option an answer in free text chose: MixEval's rule for multiple choice.
+
+After Ni et al., 2024 (arXiv 2406.06565). In this order: the letter after a phrase that announces
+the answer (the last one), the first letter in parentheses, the first letter that stands alone, and
+the one option that is written out. Where nothing of that is found the original draws an option at
+random. Here a letter in bold, quotes or code is read then, and without one nothing is parsed.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imatrix_lab.tasks.speech import Speech
+
+LETTERS = string.ascii_uppercase
+_MARKS = r"[*_`\"'«»“”(\[{$\\]"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from an answer.
+
+    Attributes
+    ----------
+    option : place of the option, from 0; None where nothing was parsed.
+    how : the rule that found it: ``announced``, ``parenthesis``, ``letter``, ``text``, ``marked``.
+    """
+
+    option: int | None
+    how: str = ""
+
+
+def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
+    """Return the option that an answer chose.
+
+    Parameters
+    ----------
+    options : as they were shown, at most 26.
+    """
+    text = " " + " ".join(unicodedata.normalize("NFKC", answer).split()) + " "
+    known = LETTERS[: len(options)]
+    for how, pattern, which in (
+        ("announced", _announced(speech, known), -1),
+        ("parenthesis", rf"\(([{known}])\)", 0),
+        ("letter", rf"(?<!\w)([{known}])[.:),]?\s", 0),
+    ):
+        if pattern and (found := re.findall(pattern, text)):
+            return Reading(known.index(found[which]), how)
+    if (written := _written(text, options)) is not None:
+        return Reading(written, "text")
+    if marked := re.search(rf"(?<!\w){_MARKS}+([{known}])(?!\w)", text):
+        return Reading(known.index(marked[1]), "marked")
+    return Reading(None)
+
+
+def _announced(speech: Speech, known: str) -> str:
+    """Return a pattern for a letter right after one of the language's phrases."""
+    if not speech.letter:
+        return ""
+    phrases = "|".join(re.escape(p) for p in sorted(speech.letter, key=len, reverse=True))
+    boundary = r"(?<![^\W\d_])" if speech.spaces else ""
+    return rf"{boundary}(?i:{phrases})\s*:?\s*{_MARKS}*(?:text\{{)?([{known}])(?!\w)"
+
+
+def _written(text: str, options: Sequence[str]) -> int | None:
+    """Return the option whose words are in a text, if there is just one.
+
+    An option that is a part of another one that is there too does not count.
+    """
+    flat = text.casefold()
+    there = {
+        i: words
+        for i, option in enumerate(options)
+        if (words := _words(option)) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", flat)
+    }
+    longest = [
+        i
+        for i, words in there.items()
+        if not any(words in other and words != other for other in there.values())
+    ]
+    return longest[0] if len(longest) == 1 else None
+
+
+def _words(option: str) -> str:
+    """Return an option without a letter of its own, its case and its final full stop."""
+    plain = unicodedata.normalize("NFKC", option)
+    bare = re.sub(r"^\s*\(?[A-Z][).:]\s*", "", plain)
+    return " ".join(bare.casefold().split()).rstrip(" .")

@@ -1,0 +1,115 @@
+"""What tasks need to know of a language: ``tasks/languages/<code>.toml``.
+
+Words of prompts, the phrases that announce an answer, how numbers are written, and what tells
+the language from its neighbours. A new language is one file and touches no code; there is no
+default language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.errors import UsageError
+from imatrix_lab.languages import data_dir, user_dir
+from imatrix_lab.tasks import toml
+
+_FILE: toml.Keys = {
+    "code": (str, True), "name": (str, True), "spaces": (bool, False), "words": (dict, True),
+    "answer": (dict, True), "numbers": (dict, False), "identify": (dict, False),
+    "judge": (dict, False),
+}  # fmt: skip
+_ANSWER: toml.Keys = {
+    "letter": (list, True), "tail": (list, True), "head": (list, False),
+    "inside_words": (bool, False),
+}  # fmt: skip
+_NUMBERS: toml.Keys = {"decimal": (str, True), "groups": (str, True)}
+_IDENTIFY: toml.Keys = {"labels": (list, True), "markers": (list, False)}
+_JUDGE: toml.Keys = {"grade": (str, True), "prefer": (str, True)}
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One language, as tasks use it.
+
+    Attributes
+    ----------
+    spaces : whether words are separated by them.
+    words : parts of prompts by name.
+    letter : phrases after which an option's letter stands.
+    tail : words after which a short answer stands.
+    head : words that come after the answer, as in languages that end with the verb.
+    inside_words : whether `tail` is also found inside other words.
+    decimal, groups : decimal mark, and the marks that may separate groups of three digits.
+    labels : what py3langid calls the language.
+    markers : frequent words that its near neighbours write otherwise.
+    judge : instructions of a judge, by name; empty where nobody has written them.
+    """
+
+    code: str
+    name: str
+    words: Mapping[str, str]
+    letter: tuple[str, ...]
+    tail: tuple[str, ...]
+    head: tuple[str, ...] = ()
+    inside_words: bool = False
+    spaces: bool = True
+    decimal: str = "."
+    groups: str = ","
+    labels: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    judge: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_all() -> dict[str, Speech]:
+    """Return every language by code; the user's files are laid over the package's.
+
+    Raises
+    ------
+    UsageError : a file with an unknown or misplaced key.
+    """
+    folders = (data_dir("tasks") / "languages", user_dir().parent / "tasks" / "languages")
+    paths = {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+    return {code: _speech(path) for code, path in sorted(paths.items())}
+
+
+def get(code: str) -> Speech:
+    """Return a language.
+
+    Raises
+    ------
+    UsageError : nobody has written its words.
+    """
+    found = load_all()
+    if code not in found:
+        raise UsageError(
+            f"there are no prompts for the language {code!r}{toml.nearest(code, found)}",
+            fix=f"one of {' '.join(found)}; or write tasks/languages/{code}.toml",
+        )
+    return found[code]
+
+
+def bare(code: str) -> Speech:
+    """Return a language of which nothing is known: no prompts, no phrases, English digits."""
+    return Speech(code, code, {}, (), ())
+
+
+def _speech(path: Path) -> Speech:
+    raw: dict[str, Any] = toml.read(path)
+    toml.check(raw, _FILE, path)
+    for name, keys in (("answer", _ANSWER), ("numbers", _NUMBERS), ("identify", _IDENTIFY)):
+        if name in raw:
+            toml.check(raw[name], keys, path, name)
+    if "judge" in raw:
+        toml.check(raw["judge"], _JUDGE, path, "judge")
+    if raw["code"] != path.stem:
+        raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
+    toml.check(raw["words"], {key: (str, False) for key in raw["words"]}, path, "words")
+    lists = {**raw["answer"], **raw.get("identify", {})}
+    return Speech(
+        raw["code"], raw["name"], raw["words"], spaces=raw.get("spaces", True),
+        judge=raw.get("judge", {}), **raw.get("numbers", {}),
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in lists.items()},
+    )  # fmt: skip

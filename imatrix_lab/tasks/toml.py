@@ -1,0 +1,56 @@
+"""TOML files whose every key is known."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.errors import UsageError
+
+Keys = Mapping[str, tuple[type, bool]]
+"""Type of each key, and whether it must be there."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a file's table.
+
+    Raises
+    ------
+    UsageError : it is not there, not UTF-8 or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not valid TOML: {error}", where=path) from error
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
+
+
+def check(raw: Mapping[str, Any], keys: Keys, path: Path, table: str = "") -> None:
+    """Refuse unknown keys, missing ones, and values of another type.
+
+    Raises
+    ------
+    UsageError : names the key, and the nearest known one.
+    """
+    inside = f" in [{table}]" if table else ""
+    for key, value in raw.items():
+        if key not in keys:
+            raise UsageError(f"unknown key {key!r}{inside}{nearest(key, keys)}", where=path)
+        kind = keys[key][0]
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise UsageError(f"{key!r}{inside}: {value!r} is not a {kind.__name__}", where=path)
+        if kind is list and not all(isinstance(word, str) for word in value):
+            raise UsageError(f"{key!r}{inside} is not a list of strings", where=path)
+    for key, (_, needed) in keys.items():
+        if needed and key not in raw:
+            raise UsageError(f"missing key {key!r}{inside}", where=path)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that was perhaps meant, as the end of a message."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; {near[0]!r}?" if near else ""
