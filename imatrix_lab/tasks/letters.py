@@ -2,8 +2,9 @@
 
 After Ni et al., 2024 (arXiv 2406.06565). In this order: the letter after a phrase that announces
 the answer (the last one), the first letter in parentheses, the first letter that stands alone, and
-the one option that is written out. Where nothing of that is found the original draws an option at
-random. Here a letter in bold, quotes or code is read then, and without one nothing is parsed.
+the one option that is written out. Where several are, the original takes the first of them, and
+where none is, it draws one at random. Here a letter in bold, quotes or code is read before that,
+and without one nothing is drawn: nothing is parsed.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     ):
         if pattern and (found := re.findall(pattern, text)):
             return Reading(known.index(found[which]), how)
-    if (written := _written(text, options)) is not None:
-        return Reading(written, "text")
+    written = _written(text, options)
+    if len(written) == 1:
+        return Reading(written[0], "text")
     if marked := re.search(rf"(?<!\w){_MARKS}+([{known}])(?!\w)", text):
         return Reading(known.index(marked[1]), "marked")
-    return Reading(None)
+    return Reading(written[0], "text") if written else Reading(None)
 
 
 def _announced(speech: Speech, known: str) -> str:
@@ -66,23 +68,23 @@ def _announced(speech: Speech, known: str) -> str:
     return rf"{boundary}(?i:{phrases})\s*:?\s*{_MARKS}*(?:text\{{)?([{known}])(?!\w)"
 
 
-def _written(text: str, options: Sequence[str]) -> int | None:
-    """Return the option whose words are in a text, if there is just one.
+def _written(text: str, options: Sequence[str]) -> list[int]:
+    """Return the options whose words are in a text, in its order.
 
     An option that is a part of another one that is there too does not count.
     """
     flat = text.casefold()
-    there = {
-        i: words
-        for i, option in enumerate(options)
-        if (words := _words(option)) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", flat)
-    }
-    longest = [
+    there: dict[int, tuple[int, str]] = {}
+    for i, option in enumerate(options):
+        words = _words(option)
+        if words and (found := re.search(rf"(?<!\w){re.escape(words)}(?!\w)", flat)):
+            there[i] = found.start(), words
+    whole = [
         i
-        for i, words in there.items()
-        if not any(words in other and words != other for other in there.values())
+        for i, (_, words) in there.items()
+        if not any(words in other and words != other for _, other in there.values())
     ]
-    return longest[0] if len(longest) == 1 else None
+    return sorted(whole, key=lambda i: there[i][0])
 
 
 def _words(option: str) -> str:
