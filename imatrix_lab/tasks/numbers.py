@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 PLACES = 2
 """Two numbers are the same when they agree to so many decimals."""
@@ -58,3 +59,20 @@ def find(text: str, decimal: str = ".", groups: str = ",") -> list[float]:
 def _known(text: str, groups: str) -> str:
     """Return the marks of groups; a language that has a space has the narrow ones too."""
     return groups + _SPACES if " " in groups else groups
+
+
+def answer(text: str, phrases: Sequence[str], decimal: str, groups: str) -> float | None:
+    """Return the number a solution ends with: after the last announcing phrase, or the last one.
+
+    Parameters
+    ----------
+    phrases : what announces an answer, such as «the answer is».
+    """
+    flat = plain_digits(text)
+    lowered = flat.lower()
+    ends = [lowered.rfind(phrase.lower()) + len(phrase) for phrase in phrases
+            if phrase.lower() in lowered]  # fmt: skip
+    if ends and (after := find(flat[max(ends) :], decimal, groups)):
+        return after[0]
+    every = find(flat, decimal, groups)
+    return every[-1] if every else None

@@ -1,0 +1,210 @@
+"""Rows of a benchmark: from the Hub at a commit, or from local files; read with `datasets`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.errors import BadText, FetchFailed, UsageError
+from imatrix_lab.store import sha256_file
+from imatrix_lab.tasks import toml
+from imatrix_lab.tasks.definition import Definition
+
+Row = dict[str, Any]
+FILE_BYTES_MAX = 2 << 30
+"""Benchmarks are small; a larger file is not one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A benchmark's rows in one language.
+
+    Attributes
+    ----------
+    origin : where they are from, for the signature: the repository and its commit, or the names
+        of files and their sha256.
+    """
+
+    rows: tuple[Row, ...]
+    origin: Mapping[str, str]
+
+
+def rows(definition: Definition, language: str, data: Path | None = None) -> Rows:
+    """Return the rows of one language.
+
+    Parameters
+    ----------
+    data : a file, or a folder that has the definition's files; None for the Hub.
+
+    Raises
+    ------
+    UsageError : the benchmark does not have the language, or no place to fetch it from.
+    FetchFailed : the Hub does not give it.
+    BadText : a file that is missing, or is not what its name says.
+    """
+    code = own_code(definition, language)
+    if data is None and not definition.source.hub:
+        raise UsageError(
+            f"{definition.name} is not on the Hub",
+            fix=f"{definition.source.get or 'fetch it'}; then --data FOLDER",
+        )
+    if data is not None and not data.exists():
+        raise BadText("no such file or folder", where=data, fix="check the path")
+    read = _from_hub if data is None else _local(data)
+    found = read(definition, code)
+    if not definition.source.beside:
+        return found
+    beside = read(definition, definition.source.beside)
+    if len(beside.rows) != len(found.rows):
+        raise BadText(
+            f"{definition.name}: {len(found.rows)} rows in {code} and {len(beside.rows)} in"
+            f" {definition.source.beside}; they must be the same, line by line"
+        )
+    joined = tuple({**row, "beside": other} for row, other in zip(found.rows, beside.rows,
+                                                                  strict=True))  # fmt: skip
+    return Rows(joined, {**beside.origin, **found.origin})
+
+
+def own_code(definition: Definition, language: str) -> str:
+    """Return the benchmark's own code of a language.
+
+    Raises
+    ------
+    UsageError : it does not have it.
+    """
+    if not definition.languages:
+        return language
+    if language not in definition.languages:
+        raise UsageError(
+            f"{definition.name} has no {language!r}{toml.nearest(language, definition.languages)}",
+            fix=f"--langs {','.join(definition.languages)}",
+        )
+    return definition.languages[language]
+
+
+def _from_hub(definition: Definition, code: str) -> Rows:
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    source = definition.source
+    where = f"https://huggingface.co/datasets/{source.hub}"
+    config = source.config.replace("{language}", code) or None
+    datasets.disable_progress_bars()
+    try:
+        revision = source.revision
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            revision = str(HfApi().dataset_info(source.hub, revision=revision or None).sha)
+        found: list[Row] = []
+        for split in source.splits:
+            part = datasets.load_dataset(source.hub, config, split=split, revision=revision)
+            found += part.to_list()
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        gated = status in (401, 403)
+        raise FetchFailed(
+            f"the Hub does not give {source.hub}: {str(error).splitlines()[0]}",
+            where=where,
+            fix=f"accept its terms at {where}, then: hf auth login" if gated else "try again",
+        ) from error
+    except (OSError, ValueError, HFValidationError, datasets.exceptions.DatasetsError) as error:
+        raise FetchFailed(
+            f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}",
+            where=where,
+            fix="check the network and the definition; or --data with the files of the benchmark",
+        ) from error
+    return Rows(tuple(found), {source.hub: revision})
+
+
+def _local(data: Path) -> Callable[[Definition, str], Rows]:
+    def read(definition: Definition, code: str) -> Rows:
+        if data.is_file():
+            return Rows(tuple(_table(data, definition)), {data.name: sha256_file(data)})
+        names = [name.replace("{language}", code) for name in definition.source.files]
+        if not names:
+            raise UsageError(
+                f"{definition.name} does not say which files of a folder are its items",
+                where=data, fix="--data with one file",
+            )  # fmt: skip
+        columns = [name.partition("=") for name in names]
+        paths = [data / (file or column) for column, _, file in columns]
+        for path in paths:
+            if not path.is_file():
+                raise BadText(f"{definition.name}: no such file", where=path,
+                              fix=definition.source.get or "check --data")  # fmt: skip
+        origin = {path.name: sha256_file(path) for path in paths}
+        if columns[0][1]:
+            return Rows(tuple(_beside([c[0] for c in columns], paths)), origin)
+        return Rows(tuple(row for path in paths for row in _table(path, definition)), origin)
+
+    return read
+
+
+def _beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
+    """Yield rows of texts whose lines belong together."""
+    texts = [_decoded(path).splitlines() for path in paths]
+    if len({len(text) for text in texts}) > 1:
+        counts = ", ".join(f"{p.name} {len(t)}" for p, t in zip(paths, texts, strict=True))
+        raise BadText(f"these files have different numbers of lines: {counts}", where=paths[0])
+    for lines in zip(*texts, strict=True):
+        yield dict(zip(columns, lines, strict=True))
+
+
+def _table(path: Path, definition: Definition) -> list[Row]:
+    """Return the rows of a JSON, JSON lines, TSV, CSV or Parquet file."""
+    import datasets
+
+    if path.stat().st_size > FILE_BYTES_MAX:
+        raise BadText("this file is too large for a benchmark", where=path)
+    kind = path.suffix.lower()
+    if kind == ".json":
+        return _json(path)
+    names = list(definition.source.columns) or None
+    # text is text: neither NA nor 007 is anything else
+    plain = {"dtype": str, "keep_default_na": False, "names": names,
+             "header": None if names else 0}  # fmt: skip
+    readers: dict[str, tuple[str, dict[str, Any]]] = {
+        ".jsonl": ("json", {}),
+        ".parquet": ("parquet", {}),
+        ".tsv": ("csv", {"sep": "\t", "quoting": 3, **plain}),
+        ".csv": ("csv", plain),
+    }
+    if kind not in readers:
+        raise BadText(
+            f"{path.name} is none of .json {' '.join(readers)}", where=path, fix="convert it first"
+        )
+    datasets.disable_progress_bars()
+    builder, options = readers[kind]
+    try:
+        if kind in (".jsonl", ".tsv", ".csv"):
+            _decoded(path)
+        table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0][:300]
+        raise BadText(f"{path.name} cannot be read: {reason}", where=path) from error
+    found: list[Row] = table.to_list()
+    return found
+
+
+def _json(path: Path) -> list[Row]:
+    """Return the rows of a JSON list of objects, or of an object of them by id."""
+    try:
+        raw = json.loads(_decoded(path))
+    except (ValueError, RecursionError) as error:
+        raise BadText(f"{path.name} is not JSON: {error}", where=path) from error
+    if isinstance(raw, dict):
+        raw = [{"id": key, **row} if isinstance(row, dict) else row for key, row in raw.items()]
+    if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
+        raise BadText(f"{path.name} is no list of objects, and no object of them", where=path)
+    return raw
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadText(f"{path.name} is not UTF-8: {error.reason}", where=path) from error

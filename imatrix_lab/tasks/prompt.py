@@ -1,0 +1,106 @@
+"""Prompts: an item in the words of its language, for likelihoods or for an answer in free text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from imatrix_lab.errors import UsageError
+from imatrix_lab.records import ChoiceItem, GenerateItem
+from imatrix_lab.tasks import template
+from imatrix_lab.tasks.definition import Definition
+from imatrix_lab.tasks.items import Item
+from imatrix_lab.tasks.letters import LETTERS
+from imatrix_lab.tasks.speech import Speech
+
+_INSTRUCTIONS = {"number": "steps", "translation": "translate", "language": ""}
+
+
+def ask(item: Item, definition: Definition, speech: Speech, with_letters: bool) -> str:
+    """Return the text that asks an item.
+
+    A line is left out when it is about a context or an instruction that is not there, or about
+    letters when options are scored by their words.
+
+    Raises
+    ------
+    UsageError : the language has no such word.
+    """
+    values: dict[str, Any] = {
+        **item.row, "words": speech.words, "context": item.context, "question": item.question,
+        "lettered": _lettered(item.options) if with_letters else "",
+        "instruction": _instruction(item, definition, speech),
+    }  # fmt: skip
+    lines = []
+    for line in definition.ask.strip("\n").split("\n"):
+        optional = {"context", "lettered", "instruction"} & set(template.places(line))
+        if all(values[name] for name in optional):
+            lines.append(_filled(line, values, definition, speech))
+    return "\n".join(lines)
+
+
+def choice_item(
+    item: Item, definition: Definition, speech: Speech, variant: str, prefix: str = ""
+) -> ChoiceItem:
+    """Return an item for scoring by likelihood; options are letters, or their words."""
+    by_letter = variant == "letter"
+    options = LETTERS[: len(item.options)] if by_letter else item.options
+    space = " " if speech.spaces or by_letter else ""
+    return ChoiceItem(
+        item.id, prefix, ask(item, definition, speech, by_letter),
+        tuple(space + option for option in options),
+    )  # fmt: skip
+
+
+def generate_item(
+    item: Item, definition: Definition, speech: Speech, prefix: str = ""
+) -> GenerateItem:
+    """Return an item to be answered in free text."""
+    text = prefix + ask(item, definition, speech, True)
+    return GenerateItem(item.id, (("user", text),), definition.max_tokens, definition.stop)
+
+
+def examples(
+    items: Sequence[Item], definition: Definition, speech: Speech, variant: str, n: int
+) -> tuple[str, list[Item]]:
+    """Return a prefix of n solved items, and the items that are left to score.
+
+    The examples are the first of each of the first clusters; nothing of their clusters is scored.
+    """
+    chosen: dict[str, Item] = {}
+    for item in items:
+        if len(chosen) < n and item.golds:
+            chosen.setdefault(item.cluster, item)
+    if len(chosen) < n:
+        raise UsageError(f"{definition.name} has too few items for {n} examples")
+    texts = [
+        f"{ask(i, definition, speech, variant == 'letter')} {_solution(i, variant)}\n\n"
+        for i in chosen.values()
+    ]
+    return "".join(texts), [item for item in items if item.cluster not in chosen]
+
+
+def _solution(item: Item, variant: str) -> str:
+    if variant == "letter" and item.right is not None:
+        return LETTERS[item.right]
+    return item.golds[0]
+
+
+def _lettered(options: Sequence[str]) -> str:
+    return "\n".join(f"{LETTERS[i]}. {option}" for i, option in enumerate(options))
+
+
+def _instruction(item: Item, definition: Definition, speech: Speech) -> str:
+    word = _INSTRUCTIONS.get(definition.scorer, "choose" if item.options else "short")
+    return speech.words.get(word, "") if word else ""
+
+
+def _filled(line: str, values: dict[str, Any], definition: Definition, speech: Speech) -> str:
+    try:
+        return template.fill(line, values)
+    except KeyError as error:
+        raise UsageError(
+            f"the prompt of {definition.name} needs {error}, which neither its data nor the words"
+            f" of {speech.code!r} have",
+            where=definition.path, fix=f"add it to tasks/languages/{speech.code}.toml",
+        ) from error  # fmt: skip
