@@ -31,6 +31,7 @@ _FILE: toml.Keys = {
 _SOURCE: toml.Keys = {
     "hub": (str, False), "revision": (str, False), "config": (str, False), "splits": (list, False),
     "files": (list, False), "columns": (list, False), "beside": (str, False), "get": (str, False),
+    "drop": (list, False),
 }  # fmt: skip
 _FIELDS: toml.Keys = {
     "id": (str, False), "part": (str, False), "context": (str, False), "question": (str, True),
@@ -56,6 +57,7 @@ class Source:
     files : in a local folder; one table each, or the lines of a text each (``column=file``).
     columns : names, for tables without a header.
     beside : the code of the language whose rows are ``{beside.…}``, joined by place.
+    drop : rows to leave out, ``column=value``.
     """
 
     hub: str = ""
@@ -66,6 +68,7 @@ class Source:
     columns: tuple[str, ...] = ()
     beside: str = ""
     get: str = ""
+    drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

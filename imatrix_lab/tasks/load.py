@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
 
     Parameters
     ----------
-    data : a file, or a folder that has the definition's files; None for the Hub.
+    data : a file, or a folder that has the definition's files; None for the Hub. Where neither
+        says its language, it is in whichever is asked for.
 
     Raises
     ------
@@ -46,7 +47,9 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
     FetchFailed : the Hub does not give it.
     BadText : a file that is missing, or is not what its name says.
     """
-    code = own_code(definition, language)
+    named = any("{language}" in name for name in definition.source.files)
+    any_language = data is not None and (data.is_file() or not named)
+    code = language if any_language else own_code(definition, language)
     if data is None and not definition.source.hub:
         raise UsageError(
             f"{definition.name} is not on the Hub",
@@ -55,7 +58,7 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
     if data is not None and not data.exists():
         raise BadText("no such file or folder", where=data, fix="check the path")
     read = _from_hub if data is None else _local(data)
-    found = read(definition, code)
+    found = _without(read(definition, code), definition.source.drop)
     if not definition.source.beside:
         return found
     beside = read(definition, definition.source.beside)
@@ -67,6 +70,13 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
     joined = tuple({**row, "beside": other} for row, other in zip(found.rows, beside.rows,
                                                                   strict=True))  # fmt: skip
     return Rows(joined, {**beside.origin, **found.origin})
+
+
+def _without(found: Rows, drop: Sequence[str]) -> Rows:
+    pairs = [word.partition("=") for word in drop]
+    kept = [row for row in found.rows
+            if not any(str(row.get(column)) == value for column, _, value in pairs)]  # fmt: skip
+    return Rows(tuple(kept), found.origin)
 
 
 def own_code(definition: Definition, language: str) -> str:
