@@ -237,3 +237,72 @@ class ScoreRequest:
     threads: int | None = None
     n_rows: int | None = None
     gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceItem:
+    """A question whose answers are written out, for scoring by likelihood.
+
+    Attributes
+    ----------
+    prefix : text that many items share (few-shot examples), before the context; may be empty.
+    context : the item's own text.
+    options : continuations as they are written, with their leading space.
+    """
+
+    id: str
+    prefix: str
+    context: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """What a model thinks of an item's options, one entry an option.
+
+    Attributes
+    ----------
+    logprobs_nats : log-probability, summed over the option's tokens.
+    n_tokens, n_bytes : length of what was summed, and of the option as it is written.
+    error : why the item has no scores; then the rest is empty.
+    """
+
+    id: str
+    logprobs_nats: tuple[float, ...]
+    n_tokens: tuple[int, ...]
+    n_bytes: tuple[int, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class GenerateItem:
+    """A chat, or with the role "" plain text, to be continued.
+
+    Attributes
+    ----------
+    messages : (role, content), in order.
+    stop : strings that end the answer, and are not part of it.
+    """
+
+    id: str
+    messages: tuple[tuple[str, str], ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A model's answer.
+
+    Attributes
+    ----------
+    n_tokens : tokens that were generated, the end token included.
+    finish : `stop` (a stop string), `eos` (an end token) or `length` (`max_tokens`).
+    error : why there is no answer; then `finish` is empty.
+    """
+
+    id: str
+    text: str
+    n_tokens: int
+    finish: str
+    error: str = ""

@@ -13,7 +13,7 @@ from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.progress import Task
 from imatrix_lab.records import Model
 from imatrix_lab.score.kernel import Kernel, finish
-from imatrix_lab.score.windows import Step
+from imatrix_lab.score.windows import Decode
 from imatrix_lab.toolchain import Toolchain
 from imatrix_lab.vocabulary import last_error, silence
 
@@ -73,6 +73,11 @@ class Interruptible:
 class Engine:
     """A model loaded for scoring; use as a context manager.
 
+    Parameters
+    ----------
+    streams : give each sequence memory of its own, `n_ctx` tokens, instead of a part of one:
+        nothing is shared, and attention reads no other sequence's.
+
     Attributes
     ----------
     label : of the model.
@@ -81,7 +86,13 @@ class Engine:
     """
 
     def __init__(
-        self, tools: Toolchain, kernel: Kernel, model: Model, settings: Settings, run: Interruptible
+        self,
+        tools: Toolchain,
+        kernel: Kernel,
+        model: Model,
+        settings: Settings,
+        run: Interruptible,
+        streams: bool = False,
     ):
         self._llama = tools.bindings()
         silence(self._llama)
@@ -98,7 +109,7 @@ class Engine:
                 fix=f"check the file; if memory is short: {_SMALLER}",
             )  # fmt: skip
         try:
-            self._open(kernel)
+            self._open(kernel, streams)
         except BaseException:
             self.close()
             raise
@@ -112,17 +123,17 @@ class Engine:
         path = str(self._record.path).encode()
         return self._llama.llama_model_load_from_file(path, params)
 
-    def _open(self, kernel: Kernel) -> None:
+    def _open(self, kernel: Kernel, streams: bool) -> None:
         llama, settings = self._llama, self._settings
         if llama.llama_model_has_encoder(self._model):
             raise BadModel("models with an encoder cannot be scored", where=self._record.path)
         params = llama.llama_context_default_params()
-        params.n_ctx = settings.n_ctx
+        params.n_ctx = settings.n_ctx * (settings.sequences_max if streams else 1)
         params.n_batch = params.n_ubatch = settings.n_batch
         params.n_seq_max = settings.sequences_max
         params.n_outputs_max = max(settings.n_rows, settings.sequences_max)
         params.n_threads = params.n_threads_batch = settings.threads
-        params.kv_unified = True
+        params.kv_unified = not streams
         # flash attention sums in another order for each batch size, and activations quantized on
         # the fly turn that into 0.2 nats a token; without it 16 tokens or 500 give the same bits
         params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -135,7 +146,7 @@ class Engine:
                 "there is not enough memory for this model's context",
                 where=self._record.path, fix=_SMALLER,
             )  # fmt: skip
-        self._batch = llama.llama_batch_init(settings.n_batch, 0, 1)
+        self._batch = llama.llama_batch_init(settings.n_batch, 0, settings.sequences_max)
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
 
     def __enter__(self) -> Engine:
@@ -157,9 +168,20 @@ class Engine:
     def begin(self) -> None:
         """Forget all sequences: a new batch begins."""
         # the data too: attention multiplies what is masked by 0, and a NaN stays one
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        self._llama.llama_memory_clear(self._memory(), True)
 
-    def decode(self, step: Step) -> np.ndarray:
+    def share(self, source: int, target: int) -> None:
+        """Let a sequence begin with all of another; its memory is not copied."""
+        self._llama.llama_memory_seq_cp(self._memory(), source, target, -1, -1)
+
+    def forget(self, sequence: int, position: int = 0) -> bool:
+        """Forget a sequence from a position on; False if the model can only forget all of it."""
+        return bool(self._llama.llama_memory_seq_rm(self._memory(), sequence, position, -1))
+
+    def _memory(self) -> Any:
+        return self._llama.llama_get_memory(self._context)
+
+    def decode(self, step: Decode) -> np.ndarray:
         """Decode a step; return the logits of its wanted rows.
 
         Returns
@@ -175,10 +197,11 @@ class Engine:
         batch, n = self._batch, len(step.tokens)
         batch.n_tokens = n
         for i in range(n):
-            batch.seq_id[i][0] = int(step.sequences[i])
+            for j in range(step.spans[i]):
+                batch.seq_id[i][j] = int(step.sequences[i]) + j
         for field, values, kind in (
             (batch.token, step.tokens, np.int32), (batch.pos, step.positions, np.int32),
-            (batch.logits, step.wanted, np.int8), (batch.n_seq_id, np.ones(n), np.int32),
+            (batch.logits, step.wanted, np.int8), (batch.n_seq_id, step.spans, np.int32),
         ):  # fmt: skip
             np.ctypeslib.as_array(field, (n,))[:] = values.astype(kind)
         began = time.monotonic()
@@ -192,7 +215,7 @@ class Engine:
                 f"llama_decode failed (code {code})", where=self._record.path,
                 fix="if memory is short: " + _SMALLER,
             )  # fmt: skip
-        rows = len(step.targets)
+        rows = int(step.wanted.sum())
         if not rows:
             return np.empty((0, self._n_vocab), np.float32)
         logits = self._llama.llama_get_logits(self._context)

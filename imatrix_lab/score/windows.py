@@ -72,15 +72,31 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One llama_decode: int32 (n,) tokens, positions and sequences, and which rows are wanted."""
+class Decode:
+    """One llama_decode: int32 (n,) tokens, positions and sequences, and which rows are wanted.
+
+    Attributes
+    ----------
+    spans : of how many sequences a token is part, from ``sequences`` on.
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
     sequences: np.ndarray
+    spans: np.ndarray
     wanted: np.ndarray
+
+
+@dataclass(frozen=True)
+class Step(Decode):
+    """A decode of text whose next tokens are known.
+
+    Attributes
+    ----------
+    targets : int32 (rows,), the true next token of each wanted row.
+    """
+
     targets: np.ndarray
-    """int32 (rows,): the true next token of each wanted row."""
 
 
 def document_windows(
@@ -170,5 +186,6 @@ def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
     for start, end in itertools.pairwise(cuts):
         cut = slice(start, end)
         yield Step(
-            tokens[cut], positions[cut], sequences[cut], wanted[cut], targets[cut][wanted[cut]]
-        )
+            tokens[cut], positions[cut], sequences[cut], np.ones(end - start, np.int32),
+            wanted[cut], targets[cut][wanted[cut]],
+        )  # fmt: skip

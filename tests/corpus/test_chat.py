@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from imatrix_lab import models
+from imatrix_lab import chat_template, models
 from imatrix_lab.corpus import chat
 from imatrix_lab.errors import BadModel, BadText
 from imatrix_lab.progress import Silent
@@ -61,7 +61,7 @@ def test_a_hostile_template_does_nothing(template, tmp_path, own_store):
 
 
 def test_a_template_that_never_ends_is_stopped(tmp_path, own_store, monkeypatch):
-    monkeypatch.setattr(chat, "TIME_LIMIT_S", 2.0)
+    monkeypatch.setattr(chat_template, "TIME_LIMIT_S", 2.0)
     endless = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     with pytest.raises(BadModel, match="did not finish within 2 s"):
         rendered(endless, tmp_path, own_store)
