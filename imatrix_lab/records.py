@@ -306,3 +306,40 @@ class Generated:
     n_tokens: int
     finish: str
     error: str = ""
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """Which benchmarks to run on which quants, and how.
+
+    Attributes
+    ----------
+    tasks : names, or TOML files of the user's own.
+    languages : codes; empty for every language a task has.
+    quants : see `models.resolve`; with `endpoint`, what it calls the model.
+    data : a local file or folder in place of the Hub.
+    limit : only so many items of each task and language, drawn by their ids; None for all.
+    variant : how options are scored by likelihood; None for the task's own way.
+    shots : solved examples before each item; None for the task's own number.
+    keep_text : prompts and outputs go into the records.
+    endpoint : address of an OpenAI-compatible server that answers instead; empty: in process.
+    api_key : of the endpoint; never written anywhere.
+    parallel : answers at a time.
+    """
+
+    tasks: tuple[str, ...]
+    languages: tuple[str, ...]
+    quants: tuple[str, ...]
+    out: Path
+    backend: str
+    data: Path | None = None
+    limit: int | None = None
+    variant: str | None = None
+    shots: int | None = None
+    keep_text: bool = False
+    endpoint: str = ""
+    api_key: str = field(default="", repr=False)
+    n_ctx: int = 4096
+    parallel: int = 16
+    threads: int | None = None
+    gpu_layers: int | None = None

@@ -14,12 +14,14 @@ import pytest
 import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
-TOP = {"pipeline", "evaluate", "summary", "plan", "publish", "doctor", "compare", "cli"}
-STAGES = {"corpus", "imatrix", "quantize", "score", "stats"}
+TOP = {"pipeline", "evaluate", "summary", "plan", "publish", "doctor", "compare", "cli",
+       "tasking"}  # fmt: skip
+STAGES = {"corpus", "imatrix", "quantize", "score", "stats", "tasks"}
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
     "torch", "transformers", "requests", "httpx", "pyarrow", "scipy", "statsmodels", "arch",
+    "datasets", "sacrebleu", "py3langid",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"

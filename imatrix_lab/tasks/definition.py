@@ -163,21 +163,19 @@ def load(path: Path) -> Definition:
     toml.check(fields, _FIELDS, path, "fields")
     toml.check(raw["prompt"], _PROMPT, path, "prompt")
     languages = raw.get("languages", {})
-    toml.check(languages, {code: (str, False) for code in languages}, path, "languages")
+    toml.check(languages, dict.fromkeys(languages, (str, False)), path, "languages")
     if raw["name"] != path.stem:
         raise UsageError(f"name is {raw['name']!r}, the file is called {path.name}", where=path)
     found = _one_of(raw["scorer"], SCORERS, "scorer", path)
     _one_of(fields.get("gold_is", "text"), GOLDS, "gold_is", path)
     _one_of(raw["prompt"].get("variant", "letter"), VARIANTS, "variant", path)
-    source = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["source"].items()}
-    prompt = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["prompt"].items()}
     if found == "choice" and "options" not in fields:
         raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
     facts = {k: raw[k] for k in ("name", "title", "licence", "citation", "note", "items", "unique")
              if k in raw}  # fmt: skip
     return Definition(
-        **facts, scorer=found, source=Source(**source), languages=languages, fields=fields,
-        path=path, **prompt,
+        **facts, scorer=found, source=Source(**toml.with_tuples(raw["source"])),
+        languages=languages, fields=fields, path=path, **toml.with_tuples(raw["prompt"]),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def plain_digits(text: str) -> str:
     )
 
 
-_SIGNS = {"−": "-", "٫": ".", "٬": ",", "，": ",", "．": "."}  # noqa: RUF001
+_SIGNS = {"−": "-", "٫": ".", "٬": ",", "，": ",", "．": "."}
 
 
 def value(text: str, decimal: str = ".", groups: str = ",") -> float | None:

@@ -106,10 +106,9 @@ def _speech(path: Path) -> Speech:
         toml.check(raw["judge"], _JUDGE, path, "judge")
     if raw["code"] != path.stem:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
-    toml.check(raw["words"], {key: (str, False) for key in raw["words"]}, path, "words")
-    lists = {**raw["answer"], **raw.get("identify", {})}
+    toml.check(raw["words"], dict.fromkeys(raw["words"], (str, False)), path, "words")
     return Speech(
         raw["code"], raw["name"], raw["words"], spaces=raw.get("spaces", True),
-        judge=raw.get("judge", {}), **raw.get("numbers", {}),
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in lists.items()},
+        judge=raw.get("judge", {}), **raw.get("numbers", {}), **toml.with_tuples(raw["answer"]),
+        **toml.with_tuples(raw.get("identify", {})),
     )  # fmt: skip

@@ -17,7 +17,7 @@ def _lower(text: str) -> str:
 
 
 def _stem(text: str) -> str:
-    return text.strip().rstrip(".。।।؟?! ").rstrip()
+    return re.sub(r"[.。।؟?!\s]+$", "", text).strip()
 
 
 FILTERS: Mapping[str, Callable[[str], str]] = {

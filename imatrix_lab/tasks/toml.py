@@ -43,11 +43,16 @@ def check(raw: Mapping[str, Any], keys: Keys, path: Path, table: str = "") -> No
         kind = keys[key][0]
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise UsageError(f"{key!r}{inside}: {value!r} is not a {kind.__name__}", where=path)
-        if kind is list and not all(isinstance(word, str) for word in value):
+        if isinstance(value, list) and not all(isinstance(word, str) for word in value):
             raise UsageError(f"{key!r}{inside} is not a list of strings", where=path)
     for key, (_, needed) in keys.items():
         if needed and key not in raw:
             raise UsageError(f"missing key {key!r}{inside}", where=path)
+
+
+def with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with tuples for lists, as frozen records have them."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

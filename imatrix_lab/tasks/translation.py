@@ -28,7 +28,7 @@ def sentence_chrf(said: str, references: Sequence[str]) -> float:
 
 def corpus(said: Sequence[str], references: Sequence[str], language: str) -> Quality:
     """Return the scores of all translations together."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     bleu = BLEU(tokenize=_TOKENIZERS.get(language, "13a"))
     chrf = _chrf()
@@ -43,6 +43,6 @@ def corpus(said: Sequence[str], references: Sequence[str], language: str) -> Qua
 
 @functools.cache
 def _chrf() -> Any:
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     return CHRF(word_order=2)

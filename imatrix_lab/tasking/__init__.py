@@ -1,0 +1,1 @@
+"""Benchmarks joined: items, engines, records; what records say; judging and translating."""

@@ -1,0 +1,163 @@
+"""`task judge`: a model's opinion of answers, beside the rule's, or of two quants' answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab import tables
+from imatrix_lab.compare import runs as compared
+from imatrix_lab.compare.runs import Run
+from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.progress import Progress
+from imatrix_lab.tasks import judge as judges
+from imatrix_lab.tasks import records
+from imatrix_lab.tasks import speech as speeches
+from imatrix_lab.tasks.chat import Chat
+from imatrix_lab.tasks.journal import Journal
+from imatrix_lab.tasks.judge import Judgement
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grades:
+    """A judge's grades of a run's free-form answers.
+
+    Attributes
+    ----------
+    mean : of the grades; `mean_rule` of the rule's scores on the same items.
+    kappa : Cohen's, between judge and rule, right being a half or more.
+    n_failed : answers that the judge gave no grade for.
+    file : every judgement, one a line, with the hash of its prompt, and the model.
+    """
+
+    model: str
+    n: int
+    n_failed: int
+    mean: float
+    mean_rule: float
+    kappa: float
+    file: Path
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Which of two quants' answers a judge prefers; each pair was asked in both orders."""
+
+    model: str
+    n_a: int
+    n_b: int
+    n_ties: int
+    n_failed: int
+    file: Path
+
+
+def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) -> Grades:
+    """Grade the answers of a run; judgements that are there already are kept.
+
+    Raises
+    ------
+    UsageError : not one file of item records, or no judge's prompts in its language.
+    BadRecords : prompts and outputs were not kept, or nothing is free form.
+    """
+    run, rows = _free_form(path)
+    speech = speeches.get(str(run.signature["task"]["language"]))
+    chosen = rows[:limit]
+    file = path.with_suffix(f".judge.{_slug(chat.model)}.jsonl")
+
+    def one(row: Row) -> Judgement:
+        return judges.grade(row["item_id"], row["prompt"], row["gold"], row["output"], speech, chat)
+
+    found = list(_asked(chosen, one, file, f"judge {path.stem}", progress))
+    pairs = [(j.value, row["score"]) for j, row in zip(found, chosen, strict=True)
+             if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
+    said, rule = [p[0] for p in pairs], [p[1] for p in pairs]
+    return Grades(chat.model, len(pairs), len(found) - len(pairs), _mean(said), _mean(rule),
+                  judges.kappa(said, rule), file)  # fmt: skip
+
+
+def prefer(
+    path_a: Path, path_b: Path, chat: Chat, progress: Progress, limit: int | None = None
+) -> Preferences:
+    """Ask which of two runs' answers is better, item by item, in both orders.
+
+    Raises
+    ------
+    BadRecords : see `grade`; or they were not asked the same.
+    """
+    (run, rows), (other, rows_b) = _free_form(path_a), _free_form(path_b)
+    compared.demand_comparable([run, other])
+    speech = speeches.get(str(run.signature["task"]["language"]))
+    by_id = {row["item_id"]: row for row in rows_b}
+    chosen = [
+        {**row, "other": by_id[row["item_id"]]["output"]}
+        for row in rows
+        if row["item_id"] in by_id
+    ][:limit]
+    if not chosen:
+        raise BadRecords("these runs have no item in common", where=path_b)
+    file = path_a.with_name(f"{path_a.stem}.against.{path_b.stem}.{_slug(chat.model)}.jsonl")
+
+    def one(row: Row) -> Judgement:
+        answers = row["output"], row["other"]
+        return judges.prefer(row["item_id"], row["prompt"], answers, speech, chat)
+
+    values = [j.value for j in _asked(chosen, one, file, f"judge {path_a.stem}", progress)]
+    return Preferences(chat.model, values.count(1.0), values.count(0.0), values.count(0.5),
+                       sum(math.isnan(v) for v in values), file)  # fmt: skip
+
+
+def _asked(
+    rows: Sequence[Row], one: Callable[[Row], Judgement], file: Path, name: str, progress: Progress
+) -> Iterator[Judgement]:
+    """Yield a judgement an item; those in the file are not asked again, unless they failed."""
+    journal = Journal(file)
+    with journal as add, progress.task(name, len(rows), "items") as bar:
+        for done, row in enumerate(rows, 1):
+            texts = [row.get(key, "") for key in ("prompt", "gold", "output", "other")]
+            asked = sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
+            known = journal.found.get(row["item_id"])
+            if known and known.get("asked") == asked and not known["error"]:
+                yield Judgement(**{f.name: known[f.name] for f in dataclasses.fields(Judgement)})
+            else:
+                judgement = one(row)
+                plain = dataclasses.asdict(judgement)
+                value = judgement.value if math.isfinite(judgement.value) else None
+                add({**plain, "value": value, "asked": asked})
+                yield judgement
+            bar.update(done)
+
+
+def _free_form(path: Path) -> tuple[Run, list[Row]]:
+    found = compared.find(path)
+    if len(found) != 1 or found[0].kind != "item":
+        raise UsageError("a judge needs one file of item records", fix="name the .parquet file")
+    table = tables.read(path)
+    if "output" not in table.columns:
+        raise BadRecords(
+            "these records have no prompts and outputs", where=path, fix="task run --keep-text"
+        )
+    names = ("item_id", "gold", "prompt", "output", "error")
+    columns = [records.words(table, name) for name in names]
+    rows = [
+        {**dict(zip(names, words, strict=True)), "score": value}
+        for *words, value in zip(*columns, table.array("score").tolist(), strict=True)
+    ]
+    rows = [row for row in rows if not row["error"]]
+    if found[0].signature["task"]["scorer"] == "choice" or not rows:
+        raise BadRecords("there is no answer in free form to judge", where=path)
+    return found[0], rows
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:40] or "judge"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

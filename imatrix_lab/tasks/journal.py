@@ -1,0 +1,61 @@
+"""What is done already: one JSON object a line, on disk before the next is asked for.
+
+A killed run loses nothing that was answered; a line that was cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.store import disk_error
+
+
+class Journal:
+    """A file of objects by id; the last one of an id counts."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.found: dict[str, dict[str, Any]] = {}
+        for line in self._lines():
+            try:
+                entry = json.loads(line)
+                self.found[str(entry["id"])] = entry
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off by a kill
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+
+    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        """Return what adds an object."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", newline="\n")
+            if self._path.stat().st_size:
+                self._file.write("\n")  # after a line that was cut off
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+        return self._add
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+        self.found[str(entry["id"])] = entry
+
+    def remove(self) -> None:
+        """Delete the file: what it held is elsewhere, whole."""
+        self._path.unlink(missing_ok=True)

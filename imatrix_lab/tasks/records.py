@@ -1,0 +1,80 @@
+"""Item records: Parquet files that `compare` reads, one a task, language and quant."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imatrix_lab import tables
+from imatrix_lab.store import disk_error
+from imatrix_lab.tables import Coded, Table
+from imatrix_lab.tasks.items import Item
+from imatrix_lab.tasks.score import Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def write(
+    path: Path,
+    task: str,
+    rows: Sequence[tuple[Item, Outcome]],
+    signature: Mapping[str, Any],
+    prompts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a file of records, whole or not at all.
+
+    Parameters
+    ----------
+    prompts : by item; with them, prompts and outputs are columns too.
+    """
+    import numpy as np
+
+    columns: dict[str, np.ndarray | Coded] = {
+        "task": coded([f"{task}/{i.part}" if i.part else task for i, _ in rows]),
+        "language": coded([i.language for i, _ in rows]),
+        "item_id": coded([i.id for i, _ in rows]),
+        "cluster_id": coded([i.cluster for i, _ in rows]),
+        "score": np.array([o.score for _, o in rows], np.float64),
+        "prediction": coded([o.prediction for _, o in rows]),
+        "gold": coded([o.gold for _, o in rows]),
+        "parsed": np.array([o.parsed for _, o in rows], np.bool_),
+        "tie": np.array([o.tie for _, o in rows], np.bool_),
+        "error": coded([o.error for _, o in rows]),
+    }
+    if prompts is not None:
+        columns["prompt"] = coded([prompts[i.id] for i, _ in rows])
+        columns["output"] = coded([o.output for _, o in rows])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tables.write(temporary, columns, signature)
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def coded(words: Sequence[str]) -> Coded:
+    """Return a column of words; what UTF-8 cannot hold is replaced."""
+    import numpy as np
+
+    clean = [word.encode("utf-8", "replace").decode() for word in words]
+    names = tuple(dict.fromkeys(clean))
+    place = {name: i for i, name in enumerate(names)}
+    return Coded(np.array([place[word] for word in clean], np.int32), names)
+
+
+def words(table: Table, name: str) -> list[str]:
+    """Return a column of words, spelt out."""
+    column = table.words(name)
+    return [column.names[code] for code in column.codes]
+
+
+def error_classes(errors: Sequence[str]) -> dict[str, int]:
+    """Return how many items failed, by kind: what is before the colon."""
+    return dict(Counter(error.partition(":")[0] for error in errors if error))
