@@ -96,9 +96,7 @@ def prefer(
     speech = speeches.get(str(run.signature["task"]["language"]))
     by_id = {row["item_id"]: row for row in rows_b}
     chosen = [
-        {**row, "other": by_id[row["item_id"]]["output"]}
-        for row in rows
-        if row["item_id"] in by_id
+        {**row, "other": by_id[row["item_id"]]["output"]} for row in rows if row["item_id"] in by_id
     ][:limit]
     if not chosen:
         raise BadRecords("these runs have no item in common", where=path_b)

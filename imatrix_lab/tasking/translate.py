@@ -151,7 +151,7 @@ def _write(
          one.source, one.text)
         for name, one, notes in review
     ]  # fmt: skip
-    writer.writerows(sorted(lines, key=lambda line: not line[2]))
+    writer.writerows(sorted(lines, key=lambda line: line[2] == ""))
     write_whole(items, canonical_json(rows))
     write_whole(sheet, table.getvalue())
     return Translated(

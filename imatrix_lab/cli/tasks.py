@@ -1,0 +1,300 @@
+"""Benchmarks on quants: listing, running, reading, judging and translating them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from imatrix_lab import toolchain
+from imatrix_lab.cli import options
+from imatrix_lab.cli.scores import RUNS
+from imatrix_lab.cli.terminal import stderr, stdout
+from imatrix_lab.records import TaskRequest
+from imatrix_lab.tasking import answerers, judge, show, translate
+from imatrix_lab.tasking import run as running
+from imatrix_lab.tasks import definition as definitions
+from imatrix_lab.tasks.definition import VARIANTS, Definition
+
+RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
+API_KEY = "IMATRIX_LAB_API_KEY"
+ENDPOINT = click.option(
+    "--endpoint", metavar="URL", default="",
+    help=f"An OpenAI-compatible server, up to /v1; its key is read from ${API_KEY}.",
+)  # fmt: skip
+LIMIT = click.option("--limit", type=click.IntRange(1), help="Only so many items.")
+DATA = click.option(
+    "--data", type=click.Path(path_type=Path),
+    help="A file, or a folder of the benchmark's files, in place of the Hub.",
+)  # fmt: skip
+
+
+@click.group()
+def task() -> None:
+    """Benchmarks: does a quant still know things, and still answer in its language?"""
+
+
+@task.command("list")
+@options.JSON
+def task_list(as_json: bool) -> None:
+    """Tasks, their languages, items and licences, and what each needs.
+
+    \b
+    Example:
+      imatrix-lab task list
+    """
+    found = definitions.load_all()
+    if as_json:
+        return options.emit({name: _facts(one) for name, one in found.items()})
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "items", "unique", "languages", "licence", "needs"):
+        table.add_column(name, overflow="fold", justify="right" if "u" in name[:2] else "left")
+    for name, one in found.items():
+        facts = _facts(one)
+        table.add_row(
+            name, str(one.items or ""), str(one.unique or ""),
+            escape(" ".join(facts["languages"])), escape(one.licence), escape(facts["needs"]),
+        )  # fmt: skip
+    stdout.print(table)
+    stderr.print("items of one language; unique: without repeats, where that is known", style="dim")
+
+
+def _facts(one: Definition) -> dict[str, Any]:
+    source = one.source
+    return {
+        "title": one.title, "scorer": one.scorer, "languages": list(one.languages),
+        "items": one.items, "unique": one.unique, "licence": one.licence,
+        "citation": one.citation, "note": one.note, "hub": source.hub,
+        "revision": source.revision, "needs": f"hub {source.hub}" if source.hub else "--data",
+    }  # fmt: skip
+
+
+class _Run(click.Command):
+    """Takes several words after ``--quant``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn ``--quant A B`` into ``--quant A --quant B``."""
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                name, equals, _ = word.partition("=")
+                option = "--quant" if name == "--quant" and not equals else ""
+                spread += [] if option else [word]
+            else:
+                spread += [option, word] if option else [word]
+        return super().parse_args(ctx, spread)
+
+
+@task.command("run", cls=_Run)
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK…")
+@click.option("--langs", default="", metavar="CODES", help="e.g. en,nb. [default: all it has]")
+@click.option(
+    "--quant", "quants", multiple=True, required=True, metavar="FILE…",
+    help="Quants to compare; with --endpoint, what the server calls its model.",
+)  # fmt: skip
+@DATA
+@LIMIT
+@click.option(
+    "--variant", type=click.Choice(VARIANTS),
+    help="How options are scored by likelihood. [default: the task's]",
+)  # fmt: skip
+@click.option(
+    "--shots", type=click.IntRange(0), help="Solved examples first. [default: the task's]"
+)
+@click.option("--keep-text", is_flag=True, help="Prompts and outputs go into the records.")
+@ENDPOINT
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("task-runs"), show_default=True,
+    help="Folder for the records.",
+)  # fmt: skip
+@options.BACKEND
+@click.option("--ctx", "n_ctx", type=click.IntRange(32, 1 << 20), default=4096, show_default=True,
+              help="Tokens that a prompt and its answer may take.")  # fmt: skip
+@click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
+              help="Answers at a time.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 1024), help="[default: the cores there are]")
+@click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
+@options.JSON
+def task_run(langs: str, as_json: bool, **rest: Any) -> None:
+    """Run benchmarks on quants; each answer is kept, and a stopped run goes on where it was.
+
+    TASK is a name from `task list`, or a TOML file of your own.
+
+    \b
+    Example:
+      imatrix-lab task run mixeval belebele --langs en,nb --quant A.gguf B.gguf --limit 500
+    """
+    rest["backend"] = rest["backend"] or toolchain.default_backend()
+    codes = tuple(dict.fromkeys(langs.replace(",", " ").split()))
+    request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
+    store, terminal = options.surroundings()
+    files = running.run(request, answerers.open_all(request, store, terminal), terminal)
+    if as_json:
+        return options.emit([str(f) for f in files])
+    for file in files:
+        click.echo(file)
+
+
+@task.command("show")
+@RUNS
+@options.JSON
+def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Scores of each quant on each task, with intervals by group of items.
+
+    \b
+    Example:
+      imatrix-lab task show task-runs
+    """
+    found = show.scores(runs)
+    if as_json:
+        return options.emit(found)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "language", "quant"):
+        table.add_column(name, overflow="fold")
+    for name in ("items", "groups", "score", "95 % interval", "unread", "ties", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for s in found:
+        table.add_row(
+            *map(escape, (s.task, s.language, s.quant)), f"{s.n_items:,}", f"{s.n_clusters:,}",
+            f"{s.score.estimate:.2%}", _range(s), f"{s.n_unparsed:,}", f"{s.n_ties:,}",
+            f"{sum(s.failed.values()):,}",
+        )  # fmt: skip
+    stdout.print(table)
+    for s in found:
+        for why, n in s.failed.items():
+            stderr.print(f"{s.task} {s.language} {s.quant}: {n:,} failed: {why}", markup=False)
+        if q := s.quality:
+            stdout.print(f"{s.task} {s.language} {s.quant}: chrF++ {q.chrf:.2f}, BLEU {q.bleu:.2f}",
+                         markup=False)  # fmt: skip
+            stderr.print(f"  {q.chrf_signature}\n  {q.bleu_signature}", style="dim", markup=False)
+    stderr.print(
+        "failed items are in no score; unread answers are wrong. Two quants: imatrix-lab compare",
+        style="dim",
+    )
+
+
+def _range(s: show.Score) -> str:
+    if math.isnan(s.score.low):
+        return "none: one group" if s.n_clusters else "none"
+    return f"{s.score.low:.2%} … {s.score.high:.2%}"
+
+
+@task.command("flips")
+@click.argument("run_a", type=RUN)
+@click.argument("run_b", type=RUN)
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True,
+              help="So many are listed.")  # fmt: skip
+@options.JSON
+def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
+    """Items on which two quants differ; with what they wrote, where the records have it.
+
+    \b
+    Example:
+      imatrix-lab task flips task-runs/mixeval.nb.A.parquet task-runs/mixeval.nb.B.parquet
+    """
+    found = show.flips(run_a, run_b)
+    if as_json:
+        return options.emit(found)
+    for flip in found.items[:limit]:
+        stdout.print(f"{flip.task} {flip.language} {flip.item_id}", style="bold", markup=False)
+        if flip.prompt:
+            stdout.print(flip.prompt, markup=False, style="dim")
+        stdout.print(f"  gold  {flip.gold}", markup=False)
+        for name, said, score, output in (
+            ("A", flip.a, flip.score_a, flip.output_a),
+            ("B", flip.b, flip.score_b, flip.output_b),
+        ):
+            stdout.print(f"  {name} {score:.2f}  {output or said or 'nothing read'}", markup=False)
+    stderr.print(
+        f"{len(found.items):,} of {found.n_items:,} items differ: B is better on {found.n_gained:,}"
+        f" and worse on {found.n_lost:,}"
+        + (f"; {limit} are shown" if limit < len(found.items) else "")
+    )
+
+
+@task.command("judge")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN]", type=RUN)
+@click.option("--model", required=True, help="What the endpoint calls its model.")
+@ENDPOINT
+@LIMIT
+@options.JSON
+def task_judge(
+    runs: tuple[Path, ...], model: str, endpoint: str, limit: int | None, as_json: bool
+) -> None:
+    """Let a model grade a run's answers, or say which of two runs answers better.
+
+    The records need their text: task run --keep-text. Every judgement is kept beside them.
+
+    \b
+    Example:
+      imatrix-lab task judge task-runs/mixeval.nb.A.parquet --endpoint http://host:8080/v1
+          --model judge
+    """
+    if len(runs) > 2:
+        raise click.UsageError("one run is graded, two are compared")
+    _, terminal = options.surroundings()
+    chat = answerers.client(_needed(endpoint), model, os.environ.get(API_KEY, ""))
+    if len(runs) == 2:
+        preferred = judge.prefer(*runs, chat, terminal, limit)
+        if as_json:
+            return options.emit(preferred)
+        p = preferred
+        click.echo(f"A is better {p.n_a:,} times, B {p.n_b:,}, neither {p.n_ties:,}")
+        stderr.print(f"{p.n_failed:,} without a verdict; judge {p.model}; {p.file}", markup=False)
+        return None
+    graded = judge.grade(runs[0], chat, terminal, limit)
+    if as_json:
+        return options.emit(graded)
+    click.echo(
+        f"judge {graded.mean:.2%}, rule {graded.mean_rule:.2%}, Cohen's kappa {graded.kappa:.3f}"
+        f" on {graded.n:,} items"
+    )
+    stderr.print(f"{graded.n_failed:,} without a grade; judge {graded.model}; {graded.file}",
+                 markup=False)  # fmt: skip
+    return None
+
+
+@task.command("translate")
+@click.argument("name", metavar="TASK")
+@click.option("--to", required=True, metavar="CODE", help="The language to translate into.")
+@click.option("--from", "source", default="en", show_default=True, metavar="CODE")
+@click.option("--model", required=True, help="What the endpoint calls its model.")
+@ENDPOINT
+@DATA
+@LIMIT
+@click.option("--out", type=click.Path(path_type=Path), default=Path("translated"),
+              show_default=True, help="Folder for the items and the review file.")  # fmt: skip
+@options.JSON
+def task_translate(
+    name: str, to: str, source: str, model: str, endpoint: str, as_json: bool, **rest: Any
+) -> None:
+    """Translate a task by a model; a person reviews what is flagged.
+
+    \b
+    Example:
+      imatrix-lab task translate mixeval --to nb --endpoint http://host:8080/v1 --model big
+    """
+    _, terminal = options.surroundings()
+    one = definitions.get(name)
+    chat = answerers.client(_needed(endpoint), model, os.environ.get(API_KEY, ""))
+    found = translate.translate(one, source, to, chat=chat, progress=terminal, **rest)
+    if as_json:
+        return options.emit(found)
+    click.echo(found.items)
+    stderr.print(
+        f"{found.n_texts:,} texts, {found.n_failed:,} not translated, {found.n_flagged:,} to"
+        f" review in {found.review}; run it: task run {name} --langs {to} --data {found.items}",
+        markup=False,
+    )
+
+
+def _needed(endpoint: str) -> str:
+    if not endpoint:
+        raise click.UsageError("--endpoint is missing: a server's address, up to /v1")
+    return endpoint
