@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +27,44 @@ Chat = Sequence[Mapping[str, str]]
 
 
 def of(model: Model) -> str:
-    """Return a model's chat template.
+    """Return a model's chat template; nothing if it has none, as base models do."""
+    return read_header(model.path).text("tokenizer.chat_template")
 
-    Raises
-    ------
-    BadModel : it has none.
-    """
-    template = read_header(model.path).text("tokenizer.chat_template")
-    if not template:
-        raise BadModel("this model has no chat template", where=model.path)
-    return template
+
+@dataclass(frozen=True)
+class Rendered:
+    """A chat as text, or why the template refused it."""
+
+    text: str
+    error: str = ""
 
 
 def render(
-    template: str, chats: Sequence[Chat], scratch: Path, where: Path, answer: bool = False
-) -> list[str]:
-    """Return each chat as the template writes it, without BOS and EOS.
+    model: Model, chats: Sequence[Chat], scratch: Path, answer: bool = False
+) -> list[Rendered]:
+    """Return each chat as the model's template writes it, without BOS and EOS.
 
     Parameters
     ----------
     scratch : folder for what passes between the processes.
-    where : the model's file, for errors.
     answer : end with what opens the assistant's answer.
 
     Raises
     ------
-    BadModel : the template fails, takes too long or writes too much.
+    BadModel : there is no template, or it takes too long or too much.
     """
+    if not (template := of(model)):
+        raise BadModel("this model has no chat template", where=model.path)
     wanted, made = scratch / "chats.json", scratch / "rendered.json"
     job = {"template": template, "chats": [list(chat) for chat in chats], "answer": answer}
     wanted.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
     argv: list[str | Path] = [sys.executable, "-m", "imatrix_lab.chat_template", wanted, made]
     try:
         proc.run(argv, timeout_s=TIME_LIMIT_S)
-        texts: list[str] = json.loads(made.read_text(encoding="utf-8"))
+        return [Rendered(*found) for found in json.loads(made.read_text(encoding="utf-8"))]
     except (ToolFailed, OSError, ValueError) as error:
         why = error.what if isinstance(error, ToolFailed) else str(error)
-        raise BadModel(f"its chat template cannot be used: {why}", where=where) from error
-    return texts
+        raise BadModel(f"its chat template cannot be used: {why}", where=model.path) from error
 
 
 def _rendered(template: str, chat: Chat, answer: bool) -> str:
@@ -98,12 +99,13 @@ def _child(wanted: str, made: str) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_LIMIT_BYTES * 4, OUTPUT_LIMIT_BYTES * 4))
     job: dict[str, Any] = json.loads(Path(wanted).read_text(encoding="utf-8"))
-    try:
-        texts = [_rendered(job["template"], chat, job["answer"]) for chat in job["chats"]]
-    except Exception as error:  # a stranger's program: whatever it raises
-        sys.stderr.write(f"error: {type(error).__name__}: {error}\n")
-        return 1
-    Path(made).write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    found = []
+    for chat in job["chats"]:
+        try:
+            found.append((_rendered(job["template"], chat, job["answer"]), ""))
+        except Exception as error:  # a stranger's program: whatever it raises
+            found.append(("", f"{type(error).__name__}: {error}"))
+    Path(made).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     return 0
 
 

@@ -93,13 +93,23 @@ class Vocabulary:
         vocab = self._vocab
         if self._llama.llama_vocab_get_attr(vocab, token) != _NORMAL:
             return ""
-        room = self.size_bytes(token)
-        buffer = ctypes.create_string_buffer(max(1, room))
-        n = self._llama.llama_token_to_piece(vocab, token, buffer, room, 0, False)
         try:
-            return buffer.raw[: max(0, n)].decode()
+            return self.piece(token).decode()
         except UnicodeDecodeError:
             return ""
+
+    def piece(self, token: int) -> bytes:
+        """Return what a token adds to an answer: UTF-8, or a part of it; nothing if control."""
+        vocab = self._vocab
+        room = max(1, self.size_bytes(token))
+        buffer = ctypes.create_string_buffer(room)
+        n = self._llama.llama_token_to_piece(vocab, token, buffer, room, 0, False)
+        return buffer.raw[: max(0, n)]
+
+    def is_end(self, token: int) -> bool:
+        """Return whether a token ends an answer: of the text, of a turn, of a message."""
+        vocab = self._vocab
+        return bool(self._llama.llama_vocab_is_eog(vocab, token))
 
     def count(self, text: str) -> int:
         """Return how many tokens llama-imatrix will see."""

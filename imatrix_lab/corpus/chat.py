@@ -47,12 +47,13 @@ def documents(
     BadModel : no template, one that fails, takes too long or writes too much.
     """
     try:
-        template = chat_template.of(model)
-        texts = chat_template.render(template, [c for _, c in chats], scratch, model.path)
+        rendered = chat_template.render(model, [c for _, c in chats], scratch)
+        if wrong := next((r.error for r in rendered if r.error), ""):
+            raise BadModel(f"its chat template cannot be used: {wrong}", where=model.path)
     except BadModel as error:
         error.fix = "leave out --chat"
         raise
     return [
-        Document(name, text.strip(), source, licence)
-        for (name, _), text in zip(chats, texts, strict=True)
+        Document(name, found.text.strip(), source, licence)
+        for (name, _), found in zip(chats, rendered, strict=True)
     ]

@@ -208,4 +208,3 @@ class _Scorer:
             ):
                 self._engine.decode(decode)
         self._held = held
-

@@ -1,0 +1,300 @@
+"""Answers in free form: greedy, many at a time, in process.
+
+Each answer has a slot: a sequence with memory of its own. A prompt is decoded by itself when its
+answer takes a slot; then all slots go on by one token a decode. Slots whose answer has ended take
+the next item at once, or idle along where no item is left.
+
+On a CPU with 16 answers or more at a time, an answer depends on its item alone, to the last bit:
+no decode has fewer tokens than `STEP_MIN` but that of a shorter prompt. With fewer at a time
+every decode has that many tokens, and the last bits of a logit can depend on the number, as they
+do on a GPU: where two tokens are all but equally probable, answers part. The same items in the
+same order, with the same settings, give the same answers.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import math
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imatrix_lab import chat_template
+from imatrix_lab.chat_template import Rendered
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import Generated, GenerateItem, Model
+from imatrix_lab.score.engine import Engine, Interruptible
+from imatrix_lab.score.options import common
+from imatrix_lab.score.setup import Setup
+from imatrix_lab.score.windows import STEP_MIN, Decode
+from imatrix_lab.toolchain import Toolchain
+from imatrix_lab.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NOT_FINITE = "the model gives a logit that is not finite"
+_CELLS = 256
+"""llama.cpp gives a sequence memory in multiples of so many tokens."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An item's prompt in tokens."""
+
+    item: GenerateItem
+    tokens: tuple[int, ...]
+
+
+def prompts(
+    toolchain: Toolchain, model: Model, items: Sequence[GenerateItem], n_ctx: int
+) -> tuple[list[Prompt], list[Generated]]:
+    """Return items as prompts, and those that cannot be, as failed.
+
+    A chat is written by the model's template. Where the model has none, and for messages whose
+    roles are "", the prompt is plain: contents, a blank line between them.
+    """
+    found, failed = [], []
+    with (
+        Vocabulary(toolchain, model.path) as plain,
+        Vocabulary(toolchain, model.path, parse_special=True) as special,
+    ):
+        for item, chat in zip(items, _chats(model, items), strict=True):
+            tokens, error = [], ""
+            if chat is None:
+                tokens = plain.tokens("\n\n".join(content for _, content in item.messages))
+            elif chat.error:
+                error = f"the chat template refuses it: {chat.error}"
+            else:
+                tokens = special.tokens(chat.text)
+            if len(tokens) >= n_ctx:
+                error = f"prompt longer than the context: {len(tokens)} tokens of {n_ctx}"
+            elif not tokens and not error:
+                error = "the prompt is empty"
+            elif item.max_tokens < 1:
+                error = f"max_tokens is {item.max_tokens}"
+            if error:
+                failed.append(Generated(item.id, "", 0, "", error))
+            else:
+                found.append(Prompt(item, tuple(tokens)))
+    return found, failed
+
+
+def _chats(model: Model, items: Sequence[GenerateItem]) -> list[Rendered | None]:
+    """Return the items that are chats as the model's template writes them; None for the others."""
+    found: list[Rendered | None] = [None] * len(items)
+    if not chat_template.of(model):
+        return found
+    numbers = [i for i, item in enumerate(items) if any(role for role, _ in item.messages)]
+    chats = [[{"role": r, "content": c} for r, c in items[i].messages] for i in numbers]
+    if chats:
+        with tempfile.TemporaryDirectory() as scratch:
+            rendered = chat_template.render(model, chats, Path(scratch), answer=True)
+        for i, one in zip(numbers, rendered, strict=True):
+            found[i] = one
+    return found
+
+
+def generate(
+    toolchain: Toolchain,
+    model: Model,
+    items: Iterable[GenerateItem],
+    settings: Setup,
+    progress: Progress,
+) -> Iterator[Generated]:
+    """Yield answers as they end; failed items, which have an error, come first.
+
+    Raises
+    ------
+    BadModel : llama.cpp cannot load the model, or its chat template takes too long.
+    """
+    asked = list(items)
+    found, failed = prompts(toolchain, model, asked, settings.engine.n_ctx)
+    with progress.task(f"answers, {model.label}", len(asked), "items") as task:
+        yield from failed
+        if not found:
+            return
+        with (
+            Vocabulary(toolchain, model.path) as vocabulary,
+            _engine(toolchain, model, settings, found) as engine,
+        ):
+            slots = _Slots(engine, vocabulary, settings)
+            for done, answer in enumerate(slots.run(found), len(failed) + 1):
+                yield answer
+                rate = slots.n_generated / max(engine.seconds, 1e-9)
+                task.update(done, f"{rate:.1f} tokens/s")
+
+
+def _engine(toolchain: Toolchain, model: Model, setup: Setup, found: Sequence[Prompt]) -> Engine:
+    """Return the model with a slot for each answer at a time, as long as the longest needs."""
+    longest = max(len(p.tokens) + p.item.max_tokens for p in found)
+    n_ctx = min(longest, setup.engine.n_ctx)
+    engine = dataclasses.replace(
+        setup.engine, n_ctx=math.ceil(n_ctx / _CELLS) * _CELLS, sequences_max=setup.parallel
+    )
+    return Engine(toolchain, setup.kernel, model, engine, Interruptible(), streams=True)
+
+
+@dataclass
+class _Answer:
+    """An answer that is being generated: `last` is its last token, at `position`."""
+
+    prompt: Prompt
+    last: int
+    position: int
+    raw: bytearray = field(default_factory=bytearray)
+    n_tokens: int = 0
+
+    def cut_at_stop(self, n_new: int) -> bool:
+        """Cut the text before the first stop string; `n_new` bytes have not been searched."""
+        ends = []
+        for stop in filter(None, (s.encode() for s in self.prompt.item.stop)):
+            start = max(0, len(self.raw) - n_new - len(stop) + 1)
+            ends.append(self.raw.find(stop, start))
+        if end := [e for e in ends if e >= 0]:
+            del self.raw[min(end) :]
+        return bool(end)
+
+    def text(self) -> str:
+        """Return the text so far, without a part of a character at its end."""
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(self.raw))
+
+
+class _Slots:
+    """Sequences of an engine, each with an answer or none.
+
+    Attributes
+    ----------
+    _kept : of each slot, the tokens that lie in its memory from the start.
+    _spoilt : something not finite lies in some memory, which must be wiped before any new item.
+    """
+
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, setup: Setup):
+        self._engine, self._vocabulary, self._setup = engine, vocabulary, setup
+        self._answers: list[_Answer | None] = [None] * setup.parallel
+        self._kept: list[tuple[int, ...]] = [()] * setup.parallel
+        self._spoilt = False
+        self.n_generated = 0
+
+    def run(self, found: Sequence[Prompt]) -> Iterator[Generated]:
+        """Yield the answers as they end."""
+        waiting = deque(found)
+        self._engine.begin()
+        while waiting or any(self._answers):
+            while waiting and not all(self._answers) and not self._spoilt:
+                if ended := self._join(waiting.popleft()):
+                    yield ended
+            if any(self._answers):
+                yield from self._step()
+            elif self._spoilt:
+                self._engine.begin()
+                self._kept = [()] * len(self._kept)
+                self._spoilt = False
+
+    def _join(self, prompt: Prompt) -> Generated | None:
+        """Decode a prompt in the free slot that has most of it; return its answer if it ended.
+
+        At least `STEP_MIN` tokens are decoded anew, or all: fewer would give other bits.
+        """
+        import numpy as np
+
+        tokens = prompt.tokens
+        free = [i for i, answer in enumerate(self._answers) if answer is None]
+        alike = {i: common([self._kept[i], tokens]) for i in free}
+        slot = max(free, key=lambda i: alike[i])
+        kept = self._rewind(slot, max(0, min(alike[slot], len(tokens) - STEP_MIN)))
+        self._kept[slot] = tokens
+        self._answers[slot] = answer = _Answer(prompt, -1, len(tokens) - 1)
+        rest = np.arange(kept, len(tokens))
+        n_parts = math.ceil(len(rest) / self._setup.engine.n_batch)
+        for part in np.array_split(rest, n_parts):
+            logits = self._engine.decode(
+                _decode([tokens[i] for i in part], part, [slot] * len(part), part == rest[-1])
+            )
+        return self._take(slot, answer, *self._tops(logits)[0])
+
+    def _step(self) -> Iterator[Generated]:
+        """Go on by one token in every slot; yield what ends.
+
+        llama.cpp decodes neighbouring sequences together, so idle slots between them and up to
+        `STEP_MIN` come along: their token is forgotten.
+        """
+        busy = [i for i, answer in enumerate(self._answers) if answer is not None]
+        last = max(busy[-1] + 1, min(busy[0] + STEP_MIN, len(self._answers)))
+        first = min(busy[0], max(0, last - STEP_MIN))
+        slots = range(first, last)
+        rows = [self._next(slot) for slot in slots]
+        logits = self._engine.decode(
+            _decode([token for token, _ in rows], [at for _, at in rows], slots, [True] * len(rows))
+        )
+        for slot, top in zip(slots, self._tops(logits), strict=True):
+            if answer := self._answers[slot]:
+                if ended := self._take(slot, answer, *top):
+                    yield ended
+            else:
+                self._rewind(slot, len(self._kept[slot]))
+
+    def _rewind(self, slot: int, n: int) -> int:
+        """Keep the first `n` tokens of a slot's memory, or none if they cannot be had alone."""
+        if not self._engine.forget(slot, n):
+            self._engine.forget(slot)
+            n = 0
+        self._kept[slot] = self._kept[slot][:n]
+        return n
+
+    def _next(self, slot: int) -> tuple[int, int]:
+        """Return the token that a slot decodes next, and its position."""
+        if answer := self._answers[slot]:
+            answer.position += 1
+            return answer.last, answer.position
+        return 0, len(self._kept[slot])
+
+    def _tops(self, logits: np.ndarray) -> list[tuple[int, bool]]:
+        """Return each row's most probable token, and whether the row is finite."""
+        import numpy as np
+
+        rows = self._setup.kernel.rows(logits)
+        finite = np.isfinite(rows.log_sum)
+        return [(int(t), bool(f)) for t, f in zip(rows.top, finite, strict=True)]
+
+    def _take(self, slot: int, answer: _Answer, token: int, finite: bool) -> Generated | None:
+        """Add a token to a slot's answer; if that ends it, free the slot and return it."""
+        item = answer.prompt.item
+        finish, error = "", ""
+        answer.n_tokens += 1
+        self.n_generated += 1
+        if not finite:
+            error, self._spoilt = _NOT_FINITE, True
+        elif self._vocabulary.is_end(token):
+            finish = "eos"
+        else:
+            piece = self._vocabulary.piece(token)
+            answer.raw += piece
+            answer.last = token
+            if answer.cut_at_stop(len(piece)):
+                finish = "stop"
+            elif answer.n_tokens == item.max_tokens:
+                finish = "length"
+            elif answer.position + 2 > self._setup.engine.n_ctx:
+                finish = "length"
+        if not finish and not error:
+            return None
+        self._answers[slot] = None
+        self._rewind(slot, len(answer.prompt.tokens))
+        if error:
+            return Generated(item.id, "", 0, "", error)
+        return Generated(item.id, answer.text(), answer.n_tokens, finish)
+
+
+def _decode(
+    tokens: Sequence[int], positions: Sequence[int] | np.ndarray, sequences: Sequence[int],
+    wanted: Sequence[bool] | np.ndarray,
+) -> Decode:  # fmt: skip
+    import numpy as np
+
+    columns = (np.array(c, np.int32) for c in (tokens, positions, sequences, [1] * len(tokens)))
+    return Decode(*columns, np.array(wanted, bool))
