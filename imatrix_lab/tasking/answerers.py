@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from imatrix_lab.records import (
     Model,
     TaskRequest,
 )
-from imatrix_lab.score import choice, setup
+from imatrix_lab.score import choice, generate, setup
 from imatrix_lab.score.setup import Setup
 from imatrix_lab.store import Store
 from imatrix_lab.tasks.chat import Chat
@@ -84,7 +85,7 @@ class InProcess:
 
     def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
         """See `Answerer`."""
-        raise MissingTool("this version cannot generate in process", fix="--endpoint URL")
+        return generate.generate(self._tools, self._model, items, self._how, self._progress)
 
 
 class Remote:
@@ -127,7 +128,7 @@ def open_all(
     """
     if request.endpoint:
         clients = [client(request.endpoint, name, request.api_key) for name in request.quants]
-        return [lambda one=one: Remote(one, request.parallel) for one in clients]  # type: ignore[misc]
+        return [functools.partial(Remote, one, request.parallel) for one in clients]
     tools = toolchain.get(store, request.backend, progress, own=False)
     convert = pipeline.converter(tools)
     found = [models.resolve(spec, store, progress, convert) for spec in request.quants]

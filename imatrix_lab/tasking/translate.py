@@ -146,12 +146,13 @@ def _write(
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["item", "field", "flags", "source", "translation"])
-    lines = [
+    lines: list[tuple[str, str, str, str, str]] = [
         (name, one.field, "; ".join([*one.flags, *notes, *([one.error] if one.error else [])]),
          one.source, one.text)
         for name, one, notes in review
     ]  # fmt: skip
-    writer.writerows(sorted(lines, key=lambda line: line[2] == ""))
+    lines.sort(key=lambda line: line[2] == "")
+    writer.writerows(lines)
     write_whole(items, canonical_json(rows))
     write_whole(sheet, table.getvalue())
     return Translated(

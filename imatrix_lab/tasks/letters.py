@@ -65,7 +65,7 @@ def _announced(speech: Speech, known: str) -> str:
         return ""
     phrases = "|".join(re.escape(p) for p in sorted(speech.letter, key=len, reverse=True))
     boundary = r"(?<![^\W\d_])" if speech.spaces else ""
-    return rf"{boundary}(?i:{phrases})\s*:?\s*{_MARKS}*(?:text\{{)?([{known}])(?!\w)"
+    return rf"{boundary}(?i:{phrases})\s*:?\s*(?:{_MARKS}|boxed\{{|text\{{)*([{known}])(?![A-Za-z])"
 
 
 def _written(text: str, options: Sequence[str]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,7 +114,7 @@ def _from_hub(definition: Definition, code: str) -> Rows:
         found: list[Row] = []
         for split in source.splits:
             part = datasets.load_dataset(source.hub, config, split=split, revision=revision)
-            found += part.to_list()
+            found += map(_undated, part.to_list())
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         gated = status in (401, 403)
@@ -173,31 +175,47 @@ def _table(path: Path, definition: Definition) -> list[Row]:
     kind = path.suffix.lower()
     if kind == ".json":
         return _json(path)
-    names = list(definition.source.columns) or None
-    # text is text: neither NA nor 007 is anything else
-    plain = {"dtype": str, "keep_default_na": False, "names": names,
-             "header": None if names else 0}  # fmt: skip
-    readers: dict[str, tuple[str, dict[str, Any]]] = {
-        ".jsonl": ("json", {}),
-        ".parquet": ("parquet", {}),
-        ".tsv": ("csv", {"sep": "\t", "quoting": 3, **plain}),
-        ".csv": ("csv", plain),
-    }
-    if kind not in readers:
+    builders = {".jsonl": "json", ".parquet": "parquet", ".tsv": "csv", ".csv": "csv"}
+    if kind not in builders:
         raise BadText(
-            f"{path.name} is none of .json {' '.join(readers)}", where=path, fix="convert it first"
+            f"{path.name} is none of .json {' '.join(builders)}", where=path, fix="convert it first"
         )
     datasets.disable_progress_bars()
-    builder, options = readers[kind]
+    builder = builders[kind]
     try:
-        if kind in (".jsonl", ".tsv", ".csv"):
+        options = _csv(path, definition.source.columns) if builder == "csv" else {}
+        if builder == "json":
             _decoded(path)
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, csv.Error, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).splitlines()[0][:300]
         raise BadText(f"{path.name} cannot be read: {reason}", where=path) from error
-    found: list[Row] = table.to_list()
-    return found
+    return [_undated(row) for row in table.to_list()]
+
+
+def _undated(value: Any) -> Any:
+    """Return a value with dates as text again: JSON has none, and its reader makes some."""
+    if isinstance(value, dict):
+        return {key: _undated(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_undated(one) for one in value]
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(" ").removesuffix(" 00:00:00")
+    return value
+
+
+def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
+    """Return how to read a table of texts: neither NA nor 007 is anything else."""
+    import datasets
+
+    is_tsv = path.suffix.lower() == ".tsv"
+    quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if is_tsv else {}
+    mark = "\t" if is_tsv else ","
+    head = next(csv.reader(_decoded(path).splitlines(), delimiter=mark, **quoting), [])
+    names = list(columns or head)
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"sep": mark, "names": names, "header": None if columns else 0, "features": features,
+            "keep_default_na": False, **quoting}  # fmt: skip
 
 
 def _json(path: Path) -> list[Row]:

@@ -70,9 +70,12 @@ def load_all() -> dict[str, Speech]:
     ------
     UsageError : a file with an unknown or misplaced key.
     """
+    return {code: _speech(path) for code, path in sorted(_paths().items())}
+
+
+def _paths() -> dict[str, Path]:
     folders = (data_dir("tasks") / "languages", user_dir().parent / "tasks" / "languages")
-    paths = {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
-    return {code: _speech(path) for code, path in sorted(paths.items())}
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def get(code: str) -> Speech:
@@ -82,18 +85,13 @@ def get(code: str) -> Speech:
     ------
     UsageError : nobody has written its words.
     """
-    found = load_all()
+    found = _paths()
     if code not in found:
         raise UsageError(
             f"there are no prompts for the language {code!r}{toml.nearest(code, found)}",
-            fix=f"one of {' '.join(found)}; or write tasks/languages/{code}.toml",
+            fix=f"one of {' '.join(sorted(found))}; or write tasks/languages/{code}.toml",
         )
-    return found[code]
-
-
-def bare(code: str) -> Speech:
-    """Return a language of which nothing is known: no prompts, no phrases, English digits."""
-    return Speech(code, code, {}, (), ())
+    return _speech(found[code])
 
 
 def _speech(path: Path) -> Speech:

@@ -1,0 +1,140 @@
+"""Made-up rows in each benchmark's own schema: language, file name, rows, first gold, a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Made:
+    language: str
+    file: str
+    rows: tuple[dict[str, Any], ...]
+    golds: tuple[str, ...]
+    options: tuple[str, ...]
+    in_prompt: str
+    part: str = ""
+
+
+def mmlu(n: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {
+            "sample_id": f"astronomy/test/{i}", "id": f"astronomy/test/{i}", "subject": "astronomy",
+            "question": f"Wie viele Monde hat Planet {i}?", "instruction": f"Wie viele Monde hat {i}?",
+            "option_a": "einen", "option_b": "zwei", "option_c": "drei", "option_d": "vier",
+            "answer": "ABCD"[i % 4],
+        }
+        for i in range(n)
+    )  # fmt: skip
+
+
+MADE: dict[str, Made] = {
+    "mixeval": Made(
+        "en", "free-form.json",
+        (
+            {"id": "0", "problem_type": "free-form", "context": None, "prompt": "Who built it?",
+             "target": ["Ada", "Ada L."], "benchmark_name": "TriviaQA"},
+            {"id": "1", "problem_type": "free-form", "context": "A text.", "prompt": "How many?",
+             "target": ["7"], "benchmark_name": "GPQA"},
+            {"id": "1", "problem_type": "multiple-choice", "context": None, "prompt": "Which?",
+             "options": ["a hat", "a boat"], "target": [1], "benchmark_name": "PIQA"},
+        ),
+        ("Ada", "a boat"), (), "Question: Who built it?\nAnswer as briefly", "free-form",
+    ),
+    "mixeval-hard": Made(
+        "en", "free-form-hard.json",
+        ({"id": "0", "problem_type": "free-form", "context": "It rained.", "prompt": "Did it?",
+          "target": ["yes"], "benchmark_name": "BBH"},),
+        ("yes",), (), "It rained.\nQuestion: Did it?", "free-form",
+    ),
+    "belebele": Made(
+        "nb", "nob_Latn.jsonl",
+        tuple({"link": "https://x/1", "question_number": n, "flores_passage": "Elven er lang.",
+               "question": f"Hvor lang er elven ({n})?", "mc_answer1": "kort", "mc_answer2": "lang",
+               "mc_answer3": "bred", "mc_answer4": "smal", "correct_answer_num": "2",
+               "dialect": "nob_Latn", "ds": "2023-05-03"} for n in (1, 2)),
+        ("lang", "lang"), ("kort", "lang", "bred", "smal"),
+        "Tekst: Elven er lang.\nSpørsmål: Hvor lang er elven (1)?\nA. kort\nB. lang",
+    ),
+    "global-mmlu": Made("de", "de.jsonl", mmlu(4), ("einen", "zwei", "drei", "vier"),
+                        ("einen", "zwei", "drei", "vier"), "Frage: Wie viele Monde hat Planet 0?"),
+    "global-mmlu-lite": Made("de", "de.jsonl", mmlu(2), ("einen", "zwei"),
+                             ("einen", "zwei", "drei", "vier"), "D. vier\nAntwort:"),
+    "m-mmlu": Made("de", "de.jsonl", mmlu(2), ("einen", "zwei"),
+                   ("einen", "zwei", "drei", "vier"), "Frage: Wie viele Monde hat 0?"),
+    "xnli": Made(
+        "de", "de.jsonl",
+        ({"premise": "Es regnet.", "hypothesis": "Die Straße ist nass.", "label": 0},
+         {"premise": "Es regnet.", "hypothesis": "Es ist trocken.", "label": 2}),
+        ("Ja, die Straße ist nass.", "Nein, es ist trocken."),
+        ("Ja, die Straße ist nass.", "Außerdem, die Straße ist nass.",
+         "Nein, die Straße ist nass."),
+        "Es regnet, richtig?",
+    ),
+    "xstorycloze": Made(
+        "en", "spring2016.val.en.tsv.split_20_80_eval.tsv",
+        ({"story_id": "7", "input_sentence_1": "Ann rose.", "input_sentence_2": "She ate.",
+          "input_sentence_3": "She ran.", "input_sentence_4": "It was hot.",
+          "sentence_quiz1": "She rested.", "sentence_quiz2": "She froze.",
+          "answer_right_ending": "1"},),
+        ("She rested.",), ("She rested.", "She froze."), "Ann rose. She ate. She ran. It was hot.",
+    ),
+    "xcopa": Made(
+        "it", "it.jsonl",
+        ({"premise": "L'uomo aprì il rubinetto.", "choice1": "Il bagno si riempì.",
+          "choice2": "L'acqua scese.", "question": "effect", "label": 1, "idx": 4,
+          "changed": False},),
+        ("l'acqua scese.",), ("il bagno si riempì.", "l'acqua scese."),
+        "L'uomo aprì il rubinetto quindi",
+    ),
+    "xwinograd": Made(
+        "en", "en.jsonl",
+        ({"sentence": "The cup fell because _ was wet.", "option1": "the cup",
+          "option2": "the hand", "answer": "2"},),
+        ("the hand was wet.",), ("the cup was wet.", "the hand was wet."),
+        "The cup fell because",
+    ),
+    "mgsm": Made(
+        "de", "mgsm_de.tsv",
+        ({"question": "Anna hat 3 Äpfel und kauft 4. Wie viele hat sie?", "answer_number": "7"},),
+        ("7",), (), "Denke Schritt für Schritt",
+    ),
+    "include": Made(
+        "ml", "Malayalam.jsonl",
+        ({"language": "Malayalam", "country": "India", "domain": "x", "subject": "y",
+          "regional_feature": "z", "level": "l", "question": "ഏതാണ് ശരി?", "option_a": "ഒന്ന്",
+          "option_b": "രണ്ട്", "option_c": "മൂന്ന്", "option_d": "നാല്", "answer": 2},),
+        ("മൂന്ന്",), ("ഒന്ന്", "രണ്ട്", "മൂന്ന്", "നാല്"), "ചോദ്യം: ഏതാണ് ശരി?",
+    ),
+    "nrk-quiz-qa": Made(
+        "nn", "nn.jsonl",
+        ({"id": "1", "question": "Kven skreiv boka?", "answer": "B",
+          "choices": {"label": ["A", "B", "C"], "text": ["Ola", "Kari", "Per"]}},),
+        ("Kari",), ("Ola", "Kari", "Per"), "Spørsmål: Kven skreiv boka?\nA. Ola",
+    ),
+    "norcommonsenseqa": Made(
+        "nb", "nb.jsonl",
+        ({"id": "1", "question": "Hvor bor en fisk?", "answer": "A",
+          "choices": {"label": ["A", "B"], "text": ["i vann", "i et tre"]}},),
+        ("i vann",), ("i vann", "i et tre"), "A. i vann\nB. i et tre\nSvar:",
+    ),
+    "global-piqa": Made(
+        "nb", "nob_latn.tsv",
+        ({"prompt": "For å vaspe ull", "solution0": "bruker du kaldt vann.",
+          "solution1": "bruker du kokende vann.", "label": "0", "language": "nob_latn"},),
+        ("bruker du kaldt vann.",), ("bruker du kaldt vann.", "bruker du kokende vann."),
+        "For å vaspe ull",
+    ),
+    "flores-plus": Made(
+        "nb", "nob_Latn.jsonl",
+        ({"id": 1, "iso_639_3": "nob", "text": "Hunden sover.", "url": "https://x", "domain": "n"},),
+        ("Hunden sover.",), (), "Oversett til norsk bokmål.",
+    ),
+    "ntrex": Made("nb", "", (), ("Hunden sover.", "Katten går."), (), "The dog sleeps."),
+    "language-confusion": Made(
+        "nb", "nb.csv",
+        ({"prompt": 'Skriv «hei», og\n"si" mer.', "language": "nb", "task": "okapi"},),
+        (), (), 'Skriv «hei», og\n"si" mer.',
+    ),
+}  # fmt: skip

@@ -1,0 +1,110 @@
+"""Which option an answer chose: cases of our own, and the original parser's verdicts."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.tasks import letters, short, speech
+
+DATA = Path(
+    os.environ.get("IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
+)
+OPTIONS = ["a cat", "a dog", "a fish", "none of them"]
+
+
+def option(answer, options=OPTIONS, code="en"):
+    found = letters.read(answer, options, speech.get(code)).option
+    return None if found is None else letters.LETTERS[found]
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("B", "B"),
+        ("B.", "B"),
+        (" C)\n\nBecause …", "C"),
+        ("(D)", "D"),
+        ("I think (A) is wrong. The answer is (C).", "C"),
+        ("A cat would not. The answer is B", "B"),
+        ("The answer is \\boxed{B}", "B"),
+        ("**C**", "C"),
+        ("**C.** It swims.", "C"),
+        ("`D`", "D"),
+        ("It must be a dog, of course.", "B"),
+        ("Ｂ", "B"),
+        ("E", None),  # not an option
+        ("I cannot say.", None),
+        ("", None),
+        ("\x00\ud800 ???", None),
+    ],
+)
+def test_english(answer, wanted):
+    assert option(answer) == wanted
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "wanted"),
+    [
+        ("nb", "En katt kan ikke det. Svaret er B.", "B"),
+        ("nn", "Ein katt kan ikkje det. Rett svar er **C**.", "C"),
+        ("de", "Die Antwort lautet (D).", "D"),
+        ("ml", "ശരിയായ ഉത്തരം: B", "B"),
+        ("zh", "答案是C。", "C"),
+        ("ja", "正解はＢです", "B"),
+        ("ar", "الجواب هو B", "B"),
+        ("hi", "उत्तर है: D", "D"),
+    ],
+)
+def test_phrases_of_other_languages(code, answer, wanted):
+    assert option(answer, code=code) == wanted
+
+
+def test_every_language_announces_a_letter():
+    for one in speech.load_all().values():
+        assert all(option(f"{phrase} C", code=one.code) == "C" for phrase in one.letter)
+
+
+def test_an_option_inside_another_does_not_count():
+    assert option("it is a dog and a cat", ["a dog", "a dog and a cat"]) == "B"
+
+
+def test_options_with_their_own_letters():
+    assert option("The town is a small one.", ["(A)a small one", "(B)a large one"]) == "A"
+
+
+def lines(name):
+    file = DATA / "mixeval" / name
+    if not file.exists():
+        pytest.skip(f"no MixEval answers in {DATA}; set IMATRIX_LAB_SHARED_DATA")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_original_multiple_choice_parser():
+    """On what it parsed. Where it guessed we read a letter in bold, or nothing."""
+    golden = {g["id"]: g["option"] for g in lines("golden.multiple-choice.jsonl")}
+    en = speech.get("en")
+    same, differ, n_unread = 0, [], 0
+    for answer in lines("gemma-1.1-7b-it.multiple-choice.jsonl"):
+        found = letters.read(answer["response"], answer["options"], en)
+        wanted = golden[answer["id"]]
+        if wanted is None:
+            n_unread += found.option is None
+            assert found.how in ("marked", "text", "")
+        elif found.option is not None and letters.LETTERS[found.option] == wanted:
+            same += 1
+        else:
+            differ.append(answer["id"])
+    assert same / (same + len(differ)) >= 0.995, differ
+    assert n_unread  # nothing is guessed
+
+
+def test_the_original_free_form_rule():
+    golden = {g["id"]: bool(g["correct"]) for g in lines("golden.free-form.jsonl")}
+    en = speech.get("en")
+    same = [
+        short.match(a["response"], a["target"], en).is_right == golden[a["id"]]
+        for a in lines("gemma-1.1-7b-it.free-form.jsonl")
+    ]
+    assert sum(same) / len(same) >= 0.995

@@ -1,0 +1,65 @@
+"""Items that occur twice, or nearly."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.tasks import definition, items, load, repeats, speech
+from imatrix_lab.tasks.items import Item
+
+DATA = Path(
+    os.environ.get("IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
+)
+
+
+def item(name, question, options=(), golds=("x",), right=None, cluster="", context=""):
+    return Item(name, "en", "", context, question, options, golds, right, cluster, {})
+
+
+def test_repeats_are_merged_with_their_golds():
+    unique = repeats.merge(
+        [item("1", "Who?", golds=("Ada",)), item("2", "who ?", golds=("Lovelace",))]
+    )
+    assert [i.golds for i in unique.items] == [("Ada", "Lovelace")]
+    assert (unique.n_given, unique.n_conflicts) == (2, 0)
+
+
+def test_a_repeat_with_another_right_option_is_counted():
+    unique = repeats.merge([item("1", "Q", ("a", "b"), right=0), item("2", "Q", ("a", "b"), right=1)])
+    assert len(unique.items) == 1
+    assert unique.items[0].right == 0
+    assert unique.n_conflicts == 1
+
+
+def test_near_repeats_share_a_cluster_and_stay():
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    texts = [words + " fifteen sixteen seventeen eighteen nineteen", words + " fifteen sixteen"
+             " seventeen eighteen twenty", "something else altogether that shares nothing"]  # fmt: skip
+    unique = repeats.merge([item(str(n), t) for n, t in enumerate(texts)])
+    assert [len(unique.items), unique.n_near, unique.n_clusters()] == [3, 1, 2]
+
+
+def test_what_is_connected_is_one_cluster():
+    unique = repeats.merge(
+        [item("1", "a", cluster="p"), item("2", "b", cluster="q"), item("3", "c", cluster="p")]
+    )
+    assert [i.cluster for i in unique.items] == ["p", "q", "p"]
+
+
+def test_signs_alone_are_not_all_the_same():
+    assert len(repeats.merge([item("1", "???"), item("2", "!!!")]).items) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "n_unique"), [("free-form", 2000, 1446), ("multiple-choice", 1996, 1735)]
+)
+def test_mixeval(name, n, n_unique):
+    file = DATA / "mixeval" / f"{name}.json"
+    if not file.exists():
+        pytest.skip(f"no MixEval in {DATA}; set IMATRIX_LAB_SHARED_DATA")
+    task = definition.get("mixeval")
+    found = items.make(load.rows(task, "en", file).rows, task, "en", speech.get("en"))
+    unique = repeats.merge(found.items)
+    assert (unique.n_given, len(unique.items), unique.n_conflicts) == (n, n_unique, 0)
+    assert unique.n_clusters() < n_unique
