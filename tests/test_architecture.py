@@ -19,7 +19,8 @@ STAGES = {"corpus", "imatrix", "quantize", "score", "stats"}
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
-    "torch", "transformers", "requests", "httpx", "pyarrow", "scipy", "statsmodels", "arch",
+    "torch", "transformers", "requests", "httpx", "httpx2", "pyarrow", "scipy", "statsmodels",
+    "arch",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"
