@@ -92,8 +92,8 @@ def _rendered(template: str, chat: Chat, answer: bool) -> str:
     return text
 
 
-def _child(wanted: str, made: str) -> int:
-    """Render in this process, which may hang or be killed; return its exit status."""
+def _child(wanted: str, made: str) -> None:
+    """Render in this process, which may hang or be killed."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
@@ -106,8 +106,7 @@ def _child(wanted: str, made: str) -> int:
         except Exception as error:  # a stranger's program: whatever it raises
             found.append(("", f"{type(error).__name__}: {error}"))
     Path(made).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_child(*sys.argv[1:]))
+    _child(*sys.argv[1:])

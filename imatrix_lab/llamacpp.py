@@ -131,6 +131,21 @@ def perplexity_argv(
     return [*argv, "--chunks", str(n_windows), "--no-warmup"]
 
 
+def server_argv(
+    program: Path, model: Path, parallel: int, n_ctx: int, threads: int | None, cpu: bool
+) -> list[str]:
+    """Return a llama-server on loopback, at a port of the system's choice.
+
+    Flash attention and repacked weights are off, as in process: with them an answer's last bits
+    depend on what else is answered at the time. `n_ctx` tokens are for one prompt and its answer.
+    """
+    argv = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
+    argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", "off"]
+    argv += ["-fa", "off", "--no-repack", "--cache-ram", "0"]
+    argv += ["-t", str(threads)] if threads else []
+    return argv + (["-ngl", "0"] if cpu else [])
+
+
 _WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
 _FINAL = re.compile(r"Final estimate: PPL = (-?(?:[\d.]+|nan|inf))")
 _TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] ")

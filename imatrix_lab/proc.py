@@ -89,20 +89,7 @@ def run(
     args = [str(a) for a in argv]
     started = time.monotonic()
     until = None if timeout_s is None else started + timeout_s
-    try:
-        process = subprocess.Popen(
-            args,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=child_environment(env),
-            start_new_session=True,
-        )
-    except OSError as error:
-        if (why := _CANNOT_RUN.get(error.errno or 0)) is None:
-            raise
-        raise MissingTool(f"cannot run {args[0]}: {why}", fix="imatrix-lab doctor") from error
+    process = _started(args, subprocess.PIPE, cwd, env)
     assert process.stdout is not None
     tail = ""
     try:
@@ -141,6 +128,92 @@ def run(
             log=log,
         )
     return Completed(tuple(args), returncode, tail, time.monotonic() - started)
+
+
+def _started(
+    args: Sequence[str], output: int | IO[bytes], cwd: Path | None, env: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=child_environment(env),
+            start_new_session=True,
+        )
+    except OSError as error:
+        if (why := _CANNOT_RUN.get(error.errno or 0)) is None:
+            raise
+        raise MissingTool(f"cannot run {args[0]}: {why}", fix="imatrix-lab doctor") from error
+
+
+@dataclass(frozen=True)
+class Background:
+    """A program that runs beside us."""
+
+    argv: tuple[str, ...]
+    log: Path
+    _process: subprocess.Popen[bytes]
+
+    def tail(self) -> str:
+        """Return the last of its output so far."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - TAIL_CHARS))
+            return file.read().decode("utf-8", "replace")
+
+    def check(self) -> None:
+        """Raise if it has ended.
+
+        Raises
+        ------
+        ToolFailed : with its last words.
+        """
+        if (returncode := self._process.poll()) is not None:
+            tail = self.tail()
+            raise ToolFailed(
+                f"{Path(self.argv[0]).name} ended ({_status(returncode)}): {_last_words(tail)}",
+                argv=self.argv,
+                returncode=returncode,
+                tail=tail,
+                log=self.log,
+            )
+
+
+_GUARD = "import os, sys; sys.stdin.read() or os.killpg(int(sys.argv[1]), 15)"
+"""Ends a process group unless it hears a word before its input closes."""
+
+
+@contextlib.contextmanager
+def background(
+    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Background]:
+    """Run a program beside us until the block is left, however it is left.
+
+    Its output goes to a file, so no SIGPIPE ends it when we are killed outright: a guard, whose
+    input closes with us, does.
+
+    Parameters
+    ----------
+    log : file that receives its output, written anew.
+
+    Raises
+    ------
+    MissingTool : the program does not exist.
+    """
+    args = [str(a) for a in argv]
+    with contextlib.ExitStack() as stack:
+        with log.open("wb") as sink:
+            process = _started(args, sink, None, env)
+        stack.callback(_end, process)
+        guard = subprocess.Popen(
+            [sys.executable, "-c", _GUARD, str(process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        stack.callback(guard.communicate, b"ended")
+        yield Background(tuple(args), log, process)
 
 
 def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:

@@ -20,8 +20,8 @@ STAGES = {"corpus", "imatrix", "quantize", "score", "stats", "tasks"}
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
-    "torch", "transformers", "requests", "httpx", "pyarrow", "scipy", "statsmodels", "arch",
-    "datasets", "sacrebleu", "py3langid",
+    "torch", "transformers", "requests", "httpx", "httpx2", "pyarrow", "scipy", "statsmodels",
+    "arch", "datasets", "sacrebleu", "py3langid",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"

@@ -29,7 +29,7 @@ from imatrix_lab.progress import Silent
 from imatrix_lab.records import Document, Model, ScoreRequest
 from imatrix_lab.score import live
 from imatrix_lab.score.engine import Engine
-from imatrix_lab.score.windows import Step
+from imatrix_lab.score.windows import Decode
 from imatrix_lab.store import Store
 from imatrix_lab.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.vocabulary import Vocabulary
@@ -219,7 +219,7 @@ class Timed(Engine):
         super().__init__(*args)
         Timed.load_s += time.monotonic() - began
 
-    def decode(self, step: Step) -> np.ndarray:
+    def decode(self, step: Decode) -> np.ndarray:
         """Decode, and take the time."""
         before = self.seconds
         logits = super().decode(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from rich.table import Table
 from imatrix_lab import toolchain
 from imatrix_lab.cli import options
 from imatrix_lab.cli.scores import RUNS
-from imatrix_lab.cli.terminal import stderr, stdout
+from imatrix_lab.cli.terminal import Terminal, stderr, stdout
 from imatrix_lab.records import TaskRequest
 from imatrix_lab.tasking import answerers, judge, show, translate
 from imatrix_lab.tasking import run as running
 from imatrix_lab.tasks import definition as definitions
+from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 
 RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
 ENDPOINT = click.option(
     "--endpoint", metavar="URL", default="",
-    help=f"An OpenAI-compatible server, up to /v1; its key is read from ${API_KEY}.",
+    help=f"An OpenAI-compatible server; its key is read from ${API_KEY}. local: a llama-server,"
+    " started for the purpose.",
 )  # fmt: skip
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only so many items.")
 DATA = click.option(
@@ -220,7 +223,12 @@ def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
 
 @task.command("judge")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN]", type=RUN)
-@click.option("--model", required=True, help="What the endpoint calls its model.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="A GGUF to serve here; with --endpoint, what that calls its model.",
+)
 @ENDPOINT
 @LIMIT
 @options.JSON
@@ -233,24 +241,25 @@ def task_judge(
 
     \b
     Example:
-      imatrix-lab task judge task-runs/mixeval.nb.A.parquet --endpoint http://host:8080/v1
-          --model judge
+      imatrix-lab task judge task-runs/mixeval.nb.A.parquet --model judge.gguf
     """
     if len(runs) > 2:
         raise click.UsageError("one run is graded, two are compared")
     _, terminal = options.surroundings()
-    chat = answerers.client(_needed(endpoint), model, os.environ.get(API_KEY, ""))
-    if len(runs) == 2:
-        preferred = judge.prefer(*runs, chat, terminal, limit)
-        if as_json:
-            return options.emit(preferred)
-        p = preferred
+    with _chat(endpoint, model, terminal) as chat:
+        found = (
+            judge.prefer(*runs, chat, terminal, limit)
+            if len(runs) == 2
+            else judge.grade(runs[0], chat, terminal, limit)
+        )
+    if as_json:
+        return options.emit(found)
+    if isinstance(found, judge.Preferences):
+        p = found
         click.echo(f"A is better {p.n_a:,} times, B {p.n_b:,}, neither {p.n_ties:,}")
         stderr.print(f"{p.n_failed:,} without a verdict; judge {p.model}; {p.file}", markup=False)
         return None
-    graded = judge.grade(runs[0], chat, terminal, limit)
-    if as_json:
-        return options.emit(graded)
+    graded = found
     click.echo(
         f"judge {graded.mean:.2%}, rule {graded.mean_rule:.2%}, Cohen's kappa {graded.kappa:.3f}"
         f" on {graded.n:,} items"
@@ -264,7 +273,12 @@ def task_judge(
 @click.argument("name", metavar="TASK")
 @click.option("--to", required=True, metavar="CODE", help="The language to translate into.")
 @click.option("--from", "source", default="en", show_default=True, metavar="CODE")
-@click.option("--model", required=True, help="What the endpoint calls its model.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="A GGUF to serve here; with --endpoint, what that calls its model.",
+)
 @ENDPOINT
 @DATA
 @LIMIT
@@ -282,8 +296,8 @@ def task_translate(
     """
     _, terminal = options.surroundings()
     one = definitions.get(name)
-    chat = answerers.client(_needed(endpoint), model, os.environ.get(API_KEY, ""))
-    found = translate.translate(one, source, to, chat=chat, progress=terminal, **rest)
+    with _chat(endpoint, model, terminal) as chat:
+        found = translate.translate(one, source, to, chat=chat, progress=terminal, **rest)
     if as_json:
         return options.emit(found)
     click.echo(found.items)
@@ -294,7 +308,6 @@ def task_translate(
     )
 
 
-def _needed(endpoint: str) -> str:
-    if not endpoint:
-        raise click.UsageError("--endpoint is missing: a server's address, up to /v1")
-    return endpoint
+def _chat(url: str, model: str, terminal: Terminal) -> AbstractContextManager[Chat]:
+    backend, key = toolchain.default_backend(), os.environ.get(API_KEY, "")
+    return answerers.chat(url, model, key, backend, options.surroundings()[0], terminal)

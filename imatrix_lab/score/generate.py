@@ -263,7 +263,7 @@ class _Slots:
 
     def _take(self, slot: int, answer: _Answer, token: int, finite: bool) -> Generated | None:
         """Add a token to a slot's answer; if that ends it, free the slot and return it."""
-        item = answer.prompt.item
+        item, n_ctx = answer.prompt.item, self._setup.engine.n_ctx
         finish, error = "", ""
         answer.n_tokens += 1
         self.n_generated += 1
@@ -277,9 +277,7 @@ class _Slots:
             answer.last = token
             if answer.cut_at_stop(len(piece)):
                 finish = "stop"
-            elif answer.n_tokens == item.max_tokens:
-                finish = "length"
-            elif answer.position + 2 > self._setup.engine.n_ctx:
+            elif answer.n_tokens == item.max_tokens or answer.position + 2 > n_ctx:
                 finish = "length"
         if not finish and not error:
             return None
@@ -291,10 +289,15 @@ class _Slots:
 
 
 def _decode(
-    tokens: Sequence[int], positions: Sequence[int] | np.ndarray, sequences: Sequence[int],
+    tokens: Sequence[int],
+    positions: Sequence[int] | np.ndarray,
+    sequences: Sequence[int],
     wanted: Sequence[bool] | np.ndarray,
-) -> Decode:  # fmt: skip
+) -> Decode:
     import numpy as np
 
-    columns = (np.array(c, np.int32) for c in (tokens, positions, sequences, [1] * len(tokens)))
-    return Decode(*columns, np.array(wanted, bool))
+    token, position, sequence, span = (
+        np.array(column, np.int32)
+        for column in (tokens, positions, sequences, np.ones(len(tokens)))
+    )
+    return Decode(token, position, sequence, span, np.array(wanted, bool))

@@ -24,7 +24,7 @@ from imatrix_lab.score.windows import STEP_MIN, Decode
 if TYPE_CHECKING:
     import numpy as np
 
-ALIGN = 32
+ALIGN = STEP_MIN
 HELD, FILLER, FIRST = 0, 1, 2
 """Sequences: the held prefix, what fills it up to `ALIGN`, and the first option's."""
 _SEAM = 2
@@ -143,37 +143,43 @@ def _unit(number: int, item: Tokenized, options: range) -> Unit:
     shared = min(common(whole), *(len(w) - 1 for w in whole))  # the last is only a target
     block = [(token, first + i, 0, len(whole)) for i, token in enumerate(whole[0][first:shared])]
     reads = []
-    for i, tokens in enumerate(whole):
+    for i, option in enumerate(whole):
         begin = len(block) - shared
-        block += [(tokens[j], j, i, 1) for j in range(shared, len(tokens) - 1)]
-        for j in range(item.start, len(tokens)):
+        block += [(option[j], j, i, 1) for j in range(shared, len(option) - 1)]
+        for j in range(item.start, len(option)):
             row = j - 1 - first if j <= shared else begin + j - 1
-            reads.append((row, tokens[j], options[i]))
-    token, position, sequence, span = block[-1]
-    missing = -len(block) % ALIGN
-    block += [(token, position + 1 + i, sequence, span) for i in range(missing)]
-    columns = np.array(block, np.int32).T
+            reads.append((row, option[j], options[i]))
+    last, at, owner, span = block[-1]
+    block += [(last, at + 1 + i, owner, span) for i in range(-len(block) % ALIGN)]
+    tokens, positions, sequences, spans = np.array(block, np.int32).T
     rows, targets, owners = np.array(reads).T
     wanted = np.zeros(len(block), bool)
     wanted[rows] = True
-    return Unit(number, Decode(*columns, wanted), len(whole), rows, targets, owners)
+    return Unit(
+        number,
+        Decode(tokens, positions, sequences, spans, wanted),
+        len(whole),
+        rows,
+        targets,
+        owners,
+    )
 
 
 def rounds(
     found: Iterable[Unit], n_tokens: int, n_rows: int, n_sequences: int
 ) -> Iterator[list[Unit]]:
     """Yield units in order, as many as one decode can take; one that is too large is alone."""
+    import numpy as np
+
     group: list[Unit] = []
-    room = (n_tokens, n_rows, n_sequences)
-    used = (0, 0, 0)
+    room, used = np.array([n_tokens, n_rows, n_sequences]), np.zeros(3, int)
     for unit in found:
-        size = (len(unit.block.tokens), int(unit.block.wanted.sum()), unit.n_sequences)
-        more = tuple(a + b for a, b in zip(used, size, strict=True))
-        if group and any(a > b for a, b in zip(more, room, strict=True)):
+        size = [len(unit.block.tokens), unit.block.wanted.sum(), unit.n_sequences]
+        if group and (used + size > room).any():
             yield group
-            group, more = [], size
+            group, used = [], np.zeros(3, int)
         group.append(unit)
-        used = more
+        used = used + size
     if group:
         yield group
 
@@ -193,7 +199,7 @@ def joined(group: Sequence[Unit], first: int = FIRST) -> Decode:
     )
 
 
-def prefix_block(tokens: Sequence[int]) -> Decode:
+def prefix_block(tokens: tuple[int, ...]) -> Decode:
     """Return the decode of a held prefix: no row of it is wanted."""
     import numpy as np
 
@@ -227,6 +233,8 @@ def cut(whole: Decode, n_batch: int, n_rows: int) -> Iterator[tuple[slice, Decod
         wanted = whole.wanted[place].copy()
         if 0 < wanted.sum() < STEP_MIN:
             wanted[np.flatnonzero(~wanted)[: STEP_MIN - wanted.sum()]] = True
-        columns = (whole.tokens, whole.positions, whole.sequences, whole.spans)
-        yield place, Decode(*(c[place] for c in columns), wanted)
+        yield place, Decode(
+            whole.tokens[place], whole.positions[place], whole.sequences[place],
+            whole.spans[place], wanted,
+        )  # fmt: skip
         start = end

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
-from imatrix_lab import models, pipeline, toolchain
-from imatrix_lab.errors import MissingTool, UsageError
+from imatrix_lab import endpoint, models, pipeline, toolchain
+from imatrix_lab.errors import UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import (
     ChoiceItem,
@@ -23,6 +24,10 @@ from imatrix_lab.score.setup import Setup
 from imatrix_lab.store import Store
 from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.toolchain import Toolchain
+
+LOCAL = "local"
+"""In place of an address: a llama-server on this machine, started for the purpose."""
+CHAT_CONTEXT = 8192
 
 
 class Answerer(Protocol):
@@ -44,7 +49,7 @@ class Answerer(Protocol):
     def choose(self, items: Iterable[ChoiceItem]) -> Iterator[ChoiceScores]:
         """Yield likelihoods of options."""
 
-    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
+    def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
         """Yield answers, in any order."""
 
 
@@ -55,11 +60,24 @@ class Client(Chat, Protocol):
         """Yield answers as they come; those that failed have an error."""
 
 
-class InProcess:
-    """A quant on this machine."""
+class OnThisMachine:
+    """A quant on this machine.
 
-    def __init__(self, tools: Toolchain, model: Model, how: Setup, progress: Progress):
+    Parameters
+    ----------
+    client : of a llama-server that has it, which then writes the answers.
+    """
+
+    def __init__(
+        self,
+        tools: Toolchain,
+        model: Model,
+        how: Setup,
+        progress: Progress,
+        client: Client | None = None,
+    ):
         self._tools, self._model, self._how, self._progress = tools, model, how, progress
+        self._client = client
         self.label = model.label
 
     def quant(self) -> dict[str, Any]:
@@ -73,9 +91,10 @@ class InProcess:
 
     def instrument(self) -> dict[str, Any]:
         """See `Answerer`."""
+        name = "llama-server" if self._client else "in process"
         return {
             "toolchain": self._tools.signature(),
-            "protocol": {"name": "in process", "n_ctx": self._how.engine.n_ctx},
+            "protocol": {"name": name, "n_ctx": self._how.engine.n_ctx},
             "compute": {**vars(self._how.engine), "parallel": self._how.parallel},
         }
 
@@ -83,20 +102,22 @@ class InProcess:
         """See `Answerer`."""
         return choice.score(self._tools, self._model, items, self._how, self._progress)
 
-    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
+    def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
         """See `Answerer`."""
+        if self._client:
+            return _asked(self._client, items, self._how.parallel, self.label, self._progress)
         return generate.generate(self._tools, self._model, items, self._how, self._progress)
 
 
 class Remote:
-    """A server that speaks the OpenAI protocol."""
+    """A model behind a server somewhere, of which nothing is known but its name."""
 
-    def __init__(self, client: Client, parallel: int):
-        self._client, self._parallel = client, parallel
+    def __init__(self, client: Client, parallel: int, progress: Progress):
+        self._client, self._parallel, self._progress = client, parallel, progress
         self.label = "".join(c if c.isalnum() or c in "-_." else "-" for c in client.model)
 
     def quant(self) -> dict[str, Any]:
-        """See `Answerer`. What a server runs is known by name alone."""
+        """See `Answerer`."""
         name = self._client.model
         return {"sha256": sha256(name.encode()).hexdigest(), "name": name, "type": "unknown"}
 
@@ -106,46 +127,83 @@ class Remote:
                 "protocol": {"name": "endpoint"}}  # fmt: skip
 
     def choose(self, items: Iterable[ChoiceItem]) -> Iterator[ChoiceScores]:
-        """See `Answerer`."""
+        """See `Answerer`.
+
+        Raises
+        ------
+        UsageError : always.
+        """
         raise UsageError(
             "options are scored by their likelihood, which a server does not tell",
             fix="run this task without --endpoint, on the GGUF itself",
         )
 
-    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
+    def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
         """See `Answerer`."""
-        return self._client.generate(items, self._parallel)
+        return _asked(self._client, items, self._parallel, self.label, self._progress)
+
+
+def _asked(
+    client: Client, items: Sequence[GenerateItem], parallel: int, name: str, progress: Progress
+) -> Iterator[Generated]:
+    with progress.task(f"answers, {name}", len(items), "items") as task:
+        for done, answer in enumerate(client.generate(items, parallel), 1):
+            yield answer
+            task.update(done)
 
 
 def open_all(
     request: TaskRequest, store: Store, progress: Progress
-) -> list[Callable[[], Answerer]]:
+) -> list[Callable[[], AbstractContextManager[Answerer]]]:
     """Return what opens each quant of a request; each is found before any is opened.
 
     Raises
     ------
     BadModel : a quant is damaged.
     """
-    if request.endpoint:
-        clients = [client(request.endpoint, name, request.api_key) for name in request.quants]
-        return [functools.partial(Remote, one, request.parallel) for one in clients]
+    if request.endpoint not in ("", LOCAL):
+        return [partial(_remote, request, name, progress) for name in request.quants]
     tools = toolchain.get(store, request.backend, progress, own=False)
     convert = pipeline.converter(tools)
     found = [models.resolve(spec, store, progress, convert) for spec in request.quants]
-
-    def opener(model: Model) -> Callable[[], Answerer]:
-        return lambda: InProcess(
-            tools, model,
-            setup.prepare(
-                tools, model, store, progress, n_ctx=request.n_ctx, threads=request.threads,
-                gpu_layers=request.gpu_layers, parallel=request.parallel,
-            ),
-            progress,
-        )  # fmt: skip
-
-    return [opener(model) for model in found]
+    return [partial(_on_this_machine, request, tools, one, store, progress) for one in found]
 
 
-def client(url: str, model: str, api_key: str) -> Client:
-    """Return a client of an OpenAI-compatible server."""
-    raise MissingTool("this version cannot ask a server", where=url)
+@contextmanager
+def _remote(request: TaskRequest, name: str, progress: Progress) -> Iterator[Answerer]:
+    with endpoint.Client(request.endpoint, name, request.api_key) as client:
+        yield Remote(client, request.parallel, progress)
+
+
+@contextmanager
+def _on_this_machine(
+    request: TaskRequest, tools: Toolchain, model: Model, store: Store, progress: Progress
+) -> Iterator[Answerer]:
+    how = setup.prepare(
+        tools, model, store, progress, n_ctx=request.n_ctx, threads=request.threads,
+        gpu_layers=request.gpu_layers, parallel=request.parallel,
+    )  # fmt: skip
+    if not request.endpoint:
+        yield OnThisMachine(tools, model, how, progress)
+        return
+    with endpoint.serve(
+        tools, model.path, request.parallel, how.engine.n_ctx, threads=request.threads
+    ) as client:
+        yield OnThisMachine(tools, model, how, progress, client)
+
+
+@contextmanager
+def chat(
+    url: str, model: str, api_key: str, backend: str, store: Store, progress: Progress
+) -> Iterator[Chat]:
+    """Give a model to talk to: a server's, or a GGUF that is served here while the block lasts."""
+    if url not in ("", LOCAL):
+        with endpoint.Client(url, model, api_key) as client:
+            yield client
+        return
+    tools = toolchain.get(store, backend, progress, own=False)
+    found = models.resolve(model, store, progress, pipeline.converter(tools))
+    n_ctx = min(CHAT_CONTEXT, found.facts.n_ctx_train or CHAT_CONTEXT)
+    with endpoint.serve(tools, found.path, 1, n_ctx) as client:
+        client.model = found.label
+        yield client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -44,7 +45,9 @@ class Prepared:
 
 
 def run(
-    request: TaskRequest, answerers: Iterable[Callable[[], Answerer]], progress: Progress
+    request: TaskRequest,
+    answerers: Iterable[Callable[[], AbstractContextManager[Answerer]]],
+    progress: Progress,
 ) -> list[Path]:
     """Ask every item of every task and language; return the files of records.
 
@@ -62,8 +65,8 @@ def run(
     ready = [prepare(task, code, request, progress) for task, code in wanted]
     written = []
     for open_one in answerers:
-        answerer = open_one()
-        written += [_ask(one, answerer, request, progress) for one in ready]
+        with open_one() as answerer:
+            written += [_ask(one, answerer, request, progress) for one in ready]
     return written
 
 

@@ -169,7 +169,12 @@ def test_rows_that_are_no_items(change, why):
 
 def test_more_options_than_letters():
     task = definition.get("nrk-quiz-qa")
-    row = {"id": "1", "question": "?", "answer": "A", "choices": {"text": [str(i) for i in range(27)]}}
+    row = {
+        "id": "1",
+        "question": "?",
+        "answer": "A",
+        "choices": {"text": [str(i) for i in range(27)]},
+    }
     found = items.make([row], task, "nb", speech.get("nb"))
     assert set(found.rejected) == {items.TOO_MANY}
 
@@ -219,7 +224,6 @@ def test_from_the_hub(tmp_path):
             "    try: load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), lang)\n"
             "    except FetchFailed as error: print(error.what)\n"
         )
-
 
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],

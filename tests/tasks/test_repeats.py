@@ -26,7 +26,9 @@ def test_repeats_are_merged_with_their_golds():
 
 
 def test_a_repeat_with_another_right_option_is_counted():
-    unique = repeats.merge([item("1", "Q", ("a", "b"), right=0), item("2", "Q", ("a", "b"), right=1)])
+    unique = repeats.merge(
+        [item("1", "Q", ("a", "b"), right=0), item("2", "Q", ("a", "b"), right=1)]
+    )
     assert len(unique.items) == 1
     assert unique.items[0].right == 0
     assert unique.n_conflicts == 1

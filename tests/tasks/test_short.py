@@ -64,7 +64,9 @@ def test_numbers(text, decimal, groups, value):
 
 
 def test_the_number_a_solution_ends_with():
-    assert numbers.answer("5 + 6 = 11. Svaret er 11 epler, ikke 12.", ["svaret er"], ",", ". ") == 11
+    assert (
+        numbers.answer("5 + 6 = 11. Svaret er 11 epler, ikke 12.", ["svaret er"], ",", ". ") == 11
+    )
     assert numbers.answer("First 5, then 6.", ["answer is"], ".", ",") == 6
     assert numbers.answer("none", ["answer is"], ".", ",") is None
 
@@ -75,7 +77,7 @@ def test_any_text_gives_a_verdict(answer, golds):
         assert short.match(answer, golds, code).is_right in (True, False)
 
 
-@given(st.integers(-10**9, 10**9))
+@given(st.integers(-(10**9), 10**9))
 def test_written_numbers_are_read_back(number):
     assert numbers.value(f"{number:,}") == number
     assert numbers.value(f"{number:,}".replace(",", "."), ",", ". ") == number

@@ -1,0 +1,326 @@
+"""Models behind an OpenAI-compatible address: a client that gives up on items, not on the run.
+
+`serve` starts llama-server for as long as it is needed, on this machine's loopback alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import email.utils
+import json
+import queue
+import random
+import re
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from imatrix_lab import llamacpp, proc
+from imatrix_lab.errors import ToolFailed, UsageError
+from imatrix_lab.records import Generated, GenerateItem
+from imatrix_lab.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    import httpx2
+
+ANSWER_BYTES_MAX = 16 << 20
+WAIT_FIRST_S, WAIT_MAX_S = 0.5, 60.0
+START_LIMIT_S = 600.0
+_TRY_AGAIN = {408, 409, 425, 429}
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+
+
+class _Failed(Exception):
+    """A request that failed; `again` if it may succeed later, `wait_s` if it was said when."""
+
+    def __init__(self, why: str, again: bool = True, wait_s: float = 0.0):
+        super().__init__(why)
+        self.why, self.again, self.wait_s = why, again, wait_s
+
+
+class Client:
+    """Asks an OpenAI-compatible endpoint; use as a context manager, from any thread.
+
+    Time-outs, lost connections, 408, 409, 425, 429, 5xx and answers that make no sense are tried
+    again, with exponential back-off and jitter, or when the endpoint says (``Retry-After``). What
+    then still fails is an answer with an error.
+
+    Parameters
+    ----------
+    url : with or without ``/v1``.
+    model : name sent along; a server with one model does not mind.
+    api_key : sent as a bearer token; it is in no error and no log.
+    timeout_s : of a whole answer, and of the wait for a connection at most 10 s of it.
+    retries : attempts after the first.
+
+    Raises
+    ------
+    UsageError : the address is not http or https.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "",
+        api_key: str = "",
+        timeout_s: float = 600.0,
+        retries: int = 4,
+    ):
+        import httpx2
+
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError(
+                f"{url!r} is not the address of an endpoint", fix="http://host:port/v1"
+            )
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self.model, self._retries, self._timeout_s = model, retries, timeout_s
+        self._closed = threading.Event()
+        self._http = httpx2.Client(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            limits=httpx2.Limits(max_connections=None),
+            trust_env=parts.hostname not in _LOOPBACK,  # no proxy on the way to ourselves
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._http.close()
+
+    def chat(
+        self,
+        messages: Sequence[tuple[str, str]],
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+    ) -> Generated:
+        """Return the answer to a chat, or, where the roles are "", the text that goes on.
+
+        The endpoint does not tell a stop string from an end token: `finish` is ``stop`` where
+        there are stop strings.
+        """
+        body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        body |= {"model": self.model} if self.model else {}
+        body |= {"stop": list(stop)} if stop else {}
+        if any(role for role, _ in messages):
+            path = "/chat/completions"
+            body["messages"] = [{"role": role, "content": content} for role, content in messages]
+        else:
+            path = "/completions"
+            body["prompt"] = "\n\n".join(content for _, content in messages)
+        for attempt in range(self._retries + 1):
+            try:
+                return _answer(self._post(path, body), bool(stop))
+            except _Failed as failed:
+                error = failed
+            if not error.again or attempt == self._retries:
+                break
+            back_off_s = min(WAIT_FIRST_S * 2**attempt, WAIT_MAX_S) * random.uniform(0.5, 1.5)
+            if self._closed.wait(min(error.wait_s, WAIT_MAX_S) or back_off_s):
+                break
+        tries = f" ({attempt + 1} attempts)" if attempt else ""
+        return Generated("", "", 0, "", error.why + tries)
+
+    def generate(self, items: Iterable[GenerateItem], parallel: int) -> Iterator[Generated]:
+        """Yield the answers to items as they come, so many asked at a time.
+
+        Leaving the iterator asks for no more; what is under way is not waited for.
+        """
+        todo, done = iter(items), queue.SimpleQueue[Generated | BaseException | None]()
+        lock, left = threading.Lock(), threading.Event()
+
+        def work() -> None:
+            try:
+                while not left.is_set():
+                    with lock:
+                        item = next(todo, None)
+                    if item is None:
+                        break
+                    found = self.chat(item.messages, item.max_tokens, item.stop)
+                    done.put(_named(found, item.id))
+            except BaseException as error:  # a bug, or an error of whoever makes the items
+                done.put(error)
+            done.put(None)
+
+        # daemons: Ctrl-C must not wait for an answer that takes minutes
+        for _ in range(parallel):
+            threading.Thread(target=work, daemon=True).start()
+        working = parallel
+        try:
+            while working:
+                found = done.get()
+                if found is None:
+                    working -= 1
+                elif isinstance(found, BaseException):
+                    raise found
+                else:
+                    yield found
+        finally:
+            left.set()
+
+    def is_ready(self) -> bool:
+        """Return whether a llama-server has its model loaded."""
+        import httpx2
+
+        try:
+            health = self._http.get(self.url.removesuffix("/v1") + "/health")
+        except httpx2.HTTPError:
+            return False
+        return bool(health.status_code == 200)
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object that the endpoint answers with."""
+        import httpx2
+
+        until = time.monotonic() + self._timeout_s
+        raw = bytearray()
+        try:
+            with self._http.stream("POST", self.url + path, json=body) as response:
+                for piece in response.iter_bytes():
+                    raw += piece
+                    if len(raw) > ANSWER_BYTES_MAX:
+                        raise _Failed(f"an answer of more than {ANSWER_BYTES_MAX >> 20} MiB")
+                    if time.monotonic() > until:
+                        raise _Failed(f"no whole answer within {self._timeout_s:g} s")
+        except httpx2.TimeoutException as error:
+            raise _Failed(f"no answer within {self._timeout_s:g} s") from error
+        except (httpx2.HTTPError, RuntimeError) as error:  # the latter: closed meanwhile
+            raise _Failed(f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            raise _refused(response, bytes(raw))
+        try:
+            found = json.loads(raw)
+        except ValueError as error:
+            raise _Failed(f"the answer is no JSON: {_shown(bytes(raw))}") from error
+        if not isinstance(found, dict):
+            raise _Failed(f"the answer is no object: {_shown(bytes(raw))}")
+        return found
+
+
+def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
+    """Return what an error status means."""
+    status = response.status_code
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        error = json.loads(raw)["error"]
+        if error["type"] == "exceed_context_size_error":
+            return _Failed(f"prompt longer than the context: {error['message']}", again=False)
+    again = status in _TRY_AGAIN or status >= 500
+    why = f"status {status} {response.reason_phrase}: {_shown(raw)}"
+    return _Failed(why, again, retry_after_s(response.headers.get("retry-after", "")))
+
+
+def retry_after_s(value: str) -> float:
+    """Return the seconds of a ``Retry-After`` header, a number or a date; 0 if it is neither."""
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value)
+    try:
+        then = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=datetime.UTC)
+    return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())
+
+
+def _shown(raw: bytes) -> str:
+    return raw[:200].decode("utf-8", "replace").strip() or "nothing"
+
+
+def _answer(found: dict[str, Any], has_stop: bool) -> Generated:
+    """Return what an answer says, if it is one."""
+    try:
+        choice = found["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        finish = choice.get("finish_reason")
+        n_tokens = (found.get("usage") or {}).get("completion_tokens", 0)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _Failed(f"the answer has no choice: {_shown(json.dumps(found).encode())}") from error
+    if not isinstance(text, str) or not isinstance(n_tokens, int):
+        raise _Failed("the answer has no text")
+    if finish not in {"stop", "length"}:
+        raise _Failed(f"the answer was ended by {finish!r}", again=False)
+    if finish == "stop" and not has_stop:
+        finish = "eos"
+    return Generated("", text, n_tokens, finish)
+
+
+def _named(answer: Generated, name: str) -> Generated:
+    return Generated(name, answer.text, answer.n_tokens, answer.finish, answer.error)
+
+
+@contextlib.contextmanager
+def serve(
+    toolchain: Toolchain,
+    model_path: Path,
+    parallel: int,
+    n_ctx: int,
+    *,
+    threads: int | None = None,
+    log: Path | None = None,
+) -> Iterator[Client]:
+    """Run llama-server on a model, and give a client of it; it ends with the block.
+
+    It listens on 127.0.0.1, at a port of the system's choice, for a random key.
+
+    Parameters
+    ----------
+    parallel : answers at a time.
+    n_ctx : tokens of a prompt and its answer.
+    log : file for what it prints; None keeps it only while it runs.
+
+    Raises
+    ------
+    ToolFailed : it does not start; with its last words.
+    """
+    key = secrets.token_hex(16)
+    argv = llamacpp.server_argv(
+        toolchain.program("llama-server"), model_path, parallel, n_ctx, threads,
+        cpu=toolchain.backend == "cpu",
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        if log is None:
+            log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"
+        # the key in the environment: arguments can be read by every user of the machine
+        running = stack.enter_context(proc.background(argv, log=log, env={"LLAMA_API_KEY": key}))
+        client = Client(f"http://127.0.0.1:{_port(running)}", api_key=key)
+        stack.enter_context(client)
+        for _ in _until_started(running):
+            if client.is_ready():
+                break
+        yield client
+
+
+def _port(running: proc.Background) -> int:
+    """Return the port that a server listens on, once it says so."""
+    for _ in _until_started(running):
+        if found := _LISTENING.search(running.tail()):
+            return int(found[1])
+    raise AssertionError
+
+
+def _until_started(running: proc.Background) -> Iterator[None]:
+    """Yield every now and then, while a server runs that may yet start.
+
+    Raises
+    ------
+    ToolFailed : it has ended, or does not start.
+    """
+    until = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < until:
+        running.check()
+        yield
+        time.sleep(0.05)
+    raise ToolFailed(
+        f"llama-server was not ready within {START_LIMIT_S:g} s",
+        argv=running.argv, returncode=None, tail=running.tail(), log=running.log,
+    )  # fmt: skip
