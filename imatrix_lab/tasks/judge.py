@@ -16,7 +16,7 @@ from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash
 from imatrix_lab.tasks.speech import Speech
 
 MAX_TOKENS = 64
-_SCORE = re.compile(r"^\W*score\W*\s*(\d+(?:[.,]\d+)?)\W*$", re.IGNORECASE)
+_SCORE = re.compile(r"^\W*score[^\w-]*(\d+(?:[.,]\d+)?)\W*$", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*choice\W*\s*(a|b|tie)\W*$", re.IGNORECASE)
 
 
