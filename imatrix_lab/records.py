@@ -324,6 +324,8 @@ class TaskRequest:
     keep_text : prompts and outputs go into the records.
     endpoint : address of an OpenAI-compatible server that answers instead; empty: in process.
     api_key : of the endpoint; never written anywhere.
+    n_ctx : tokens that a prompt and its answer may take; None for `answerers.CONTEXT`, or the
+        model's own, if that is less.
     parallel : answers at a time.
     """
 
@@ -339,7 +341,7 @@ class TaskRequest:
     keep_text: bool = False
     endpoint: str = ""
     api_key: str = field(default="", repr=False)
-    n_ctx: int = 4096
+    n_ctx: int | None = None
     parallel: int = 16
     threads: int | None = None
     gpu_layers: int | None = None

@@ -117,8 +117,8 @@ class _Run(click.Command):
     help="Folder for the records.",
 )  # fmt: skip
 @options.BACKEND
-@click.option("--ctx", "n_ctx", type=click.IntRange(32, 1 << 20), default=4096, show_default=True,
-              help="Tokens that a prompt and its answer may take.")  # fmt: skip
+@click.option("--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
+              help="Tokens of prompt and answer. [default: 4096, or the model's]")  # fmt: skip
 @click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
               help="Answers at a time.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: the cores there are]")

@@ -27,7 +27,7 @@ from imatrix_lab.toolchain import Toolchain
 
 LOCAL = "local"
 """In place of an address: a llama-server on this machine, started for the purpose."""
-CHAT_CONTEXT = 8192
+CONTEXT, CHAT_CONTEXT = 4096, 8192
 
 
 class Answerer(Protocol):
@@ -179,8 +179,9 @@ def _remote(request: TaskRequest, name: str, progress: Progress) -> Iterator[Ans
 def _on_this_machine(
     request: TaskRequest, tools: Toolchain, model: Model, store: Store, progress: Progress
 ) -> Iterator[Answerer]:
+    n_ctx = request.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT)
     how = setup.prepare(
-        tools, model, store, progress, n_ctx=request.n_ctx, threads=request.threads,
+        tools, model, store, progress, n_ctx=n_ctx, threads=request.threads,
         gpu_layers=request.gpu_layers, parallel=request.parallel,
     )  # fmt: skip
     if not request.endpoint:

@@ -74,7 +74,9 @@ def translate(
             new, found = translator.row(row, wanted, add)
             notes = texts.inconsistent(row, new, wanted)
             name = str(row.get("id", place))
-            review += [(name, one, notes if one.field in ("gold", "options") else []) for one in found]
+            review += [
+                (name, one, notes if one.field in ("gold", "options") else []) for one in found
+            ]
             done.append(new)
             bar.update(place + 1)
     failed = [one for _, one, _ in review if one.error]

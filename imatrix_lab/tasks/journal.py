@@ -37,7 +37,7 @@ class Journal:
         """Return what adds an object."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", newline="\n")
+            self._file = self._path.open("a", encoding="utf-8", errors="replace", newline="\n")
             if self._path.stat().st_size:
                 self._file.write("\n")  # after a line that was cut off
         except OSError as error:

@@ -114,7 +114,7 @@ def _from_hub(definition: Definition, code: str) -> Rows:
         found: list[Row] = []
         for split in source.splits:
             part = datasets.load_dataset(source.hub, config, split=split, revision=revision)
-            found += map(_undated, part.to_list())
+            found += map(_plain, part.to_list())
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         gated = status in (401, 403)
@@ -190,15 +190,20 @@ def _table(path: Path, definition: Definition) -> list[Row]:
     except (OSError, ValueError, csv.Error, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).splitlines()[0][:300]
         raise BadText(f"{path.name} cannot be read: {reason}", where=path) from error
-    return [_undated(row) for row in table.to_list()]
+    return [_plain(row) for row in table.to_list()]
 
 
-def _undated(value: Any) -> Any:
-    """Return a value with dates as text again: JSON has none, and its reader makes some."""
+def _plain(value: Any) -> Any:
+    """Return a value of text that UTF-8 can hold, and dates as text again.
+
+    JSON has no dates, but its reader makes some; and it can spell half a character.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {key: _undated(one) for key, one in value.items()}
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_undated(one) for one in value]
+        return [_plain(one) for one in value]
     if isinstance(value, datetime.datetime):
         return value.isoformat(" ").removesuffix(" 00:00:00")
     return value
@@ -228,7 +233,7 @@ def _json(path: Path) -> list[Row]:
         raw = [{"id": key, **row} if isinstance(row, dict) else row for key, row in raw.items()]
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
         raise BadText(f"{path.name} is no list of objects, and no object of them", where=path)
-    return raw
+    return [_plain(row) for row in raw]
 
 
 def _decoded(path: Path) -> str:

@@ -88,10 +88,10 @@ def _before(text: str, speech: Speech) -> str:
 
 
 def _contains(key: str, gold: str) -> bool:
-    """Return whether a gold answer is in a key; one letter needs a space beside it."""
+    """Return whether a gold answer is in a key; one letter needs a space beside it, or nothing."""
     wanted = unicodedata.normalize("NFC", gold).strip().lower()
     if len(wanted) == 1:
-        return f" {wanted}" in key or f"{wanted} " in key
+        return key.strip() == wanted or f" {wanted}" in key or f"{wanted} " in key
     return bool(wanted) and wanted in key
 
 

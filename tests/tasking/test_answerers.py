@@ -17,6 +17,12 @@ def command(*words, env=None):
     return done
 
 
+@pytest.fixture(autouse=True)
+def compiled(kernel_store, tmp_path):
+    """The command line's own store has the kernel."""
+    (tmp_path / "user" / "imatrix_lab_cache" / "kernel").symlink_to(kernel_store.root / "kernel")
+
+
 @pytest.fixture
 def data(tmp_path):
     items = [
@@ -26,8 +32,8 @@ def data(tmp_path):
          "target": ["y"], "benchmark_name": "x"},
     ]  # fmt: skip
     (tmp_path / "mixeval.json").write_text(json.dumps(items))
-    rows = [{"sample_id": str(i), "question": f"eta {'on ' * i * i}?", "option_a": "a", "option_b": "b",
-             "option_c": "c", "option_d": "d", "answer": "A"} for i in range(1, 5)]  # fmt: skip
+    rows = [{"sample_id": str(i), "question": f"eta {'on ' * 10 * i}?", "answer": "A",
+             **{f"option_{x}": x for x in "abcd"}} for i in range(1, 5)]  # fmt: skip
     (tmp_path / "en.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return tmp_path
 
@@ -36,12 +42,13 @@ def test_choices_in_process(data, quants, tmp_path):
     """The longest prompt is longer than the context, and said to be so."""
     out = tmp_path / "out"
     done = command(
-        "task", "run", "global-mmlu", "--langs", "en", "--data", data, "--ctx", 96,
+        "task", "run", "global-mmlu", "--langs", "en", "--data", data, "--ctx", 160,
         "--quant", quants["Q8_0"], quants["Q2_K"], "--out", out, "--threads", 1,
     )  # fmt: skip
     assert len(done.stdout.split()) == 2
     shown = json.loads(command("task", "show", out, "--json").stdout)
-    assert [s["n_items"] + sum(s["failed"].values()) for s in shown] == [4, 4]
+    assert [s["n_items"] for s in shown] == [3, 3], shown
+    assert [s["failed"] for s in shown] == [{"prompt longer than the context": 1}] * 2
     command("compare", out)
     command("task", "flips", *done.stdout.split())
     assert "score" in command("task", "show", out).stdout

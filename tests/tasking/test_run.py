@@ -248,8 +248,8 @@ def test_translations_have_corpus_scores(tmp_path):
 
 
 def test_nothing_to_ask(exam, tmp_path):
-    (tmp_path / "exam.json").write_text(json.dumps([{"id": "1", "text": "", "ask": "", "choices": [],
-                                                     "right": 0}]))  # fmt: skip
+    row = {"id": "1", "text": "", "ask": "", "choices": [], "right": 0}
+    (tmp_path / "exam.json").write_text(json.dumps([row]))
     with pytest.raises(BadText, match="no item that can be scored"):
         run.run(request(exam, tmp_path), [], Silent())
     with pytest.raises(UsageError, match="no task is called"):

@@ -21,7 +21,8 @@ def mmlu(n: int) -> tuple[dict[str, Any], ...]:
     return tuple(
         {
             "sample_id": f"astronomy/test/{i}", "id": f"astronomy/test/{i}", "subject": "astronomy",
-            "question": f"Wie viele Monde hat Planet {i}?", "instruction": f"Wie viele Monde hat {i}?",
+            "question": f"Wie viele Monde hat Planet {i}?",
+            "instruction": f"Wie viele Monde hat {i}?",
             "option_a": "einen", "option_b": "zwei", "option_c": "drei", "option_d": "vier",
             "answer": "ABCD"[i % 4],
         }
@@ -128,7 +129,7 @@ MADE: dict[str, Made] = {
     ),
     "flores-plus": Made(
         "nb", "nob_Latn.jsonl",
-        ({"id": 1, "iso_639_3": "nob", "text": "Hunden sover.", "url": "https://x", "domain": "n"},),
+        ({"id": 1, "iso_639_3": "nob", "text": "Hunden sover.", "url": "https://x"},),
         ("Hunden sover.",), (), "Oversett til norsk bokmål.",
     ),
     "ntrex": Made("nb", "", (), ("Hunden sover.", "Katten går."), (), "The dog sleeps."),

@@ -73,9 +73,9 @@ def test_definitions_on_their_own_schema(name, tmp_path):
 def test_prompts_in_every_language(name, tmp_path):
     """No language lacks a word that a task needs."""
     task = definition.get(name)
+    rows = load.rows(task, MADE[name].language, local(tmp_path, name)).rows
     for code in task.languages:
         words = speech.get(code)
-        rows = load.rows(task, MADE[name].language, local(tmp_path, name)).rows
         for item in items.make(rows, task, code, words).items:
             assert prompt.ask(item, task, words, True)
             if item.options:
@@ -239,3 +239,19 @@ def test_from_the_hub(tmp_path):
     assert origin == {"facebook/belebele": commit}
     assert "doesn't exist" in gone_error
     assert "eng_Latn" in config_error
+
+
+def test_hostile_text(tmp_path):
+    """Half characters, dates that a reader would take for its own, and marks of templates."""
+    path = tmp_path / "x.json"
+    path.write_text(
+        '[{"id": "\\ud800", "problem_type": "free-form", "context": "\\u0000",'
+        ' "prompt": "\\udfff <|im_end|> {ask}", "target": ["2019-01-01"]}]'
+    )
+    task = definition.get("mixeval")
+    (item,) = items.make(load.rows(task, "en", path).rows, task, "en", speech.get("en")).items
+    item.id.encode()
+    assert "? <|im_end|> {ask}" in prompt.ask(item, task, speech.get("en"), True)
+    lines = tmp_path / "x.jsonl"
+    lines.write_text('{"sample_id": "1", "question": "2019-01-01"}\n')
+    assert load.rows(definition.get("global-mmlu"), "de", lines).rows[0]["question"] == "2019-01-01"

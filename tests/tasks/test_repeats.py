@@ -36,8 +36,11 @@ def test_a_repeat_with_another_right_option_is_counted():
 
 def test_near_repeats_share_a_cluster_and_stay():
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    texts = [words + " fifteen sixteen seventeen eighteen nineteen", words + " fifteen sixteen"
-             " seventeen eighteen twenty", "something else altogether that shares nothing"]  # fmt: skip
+    texts = [
+        f"{words} fifteen sixteen seventeen eighteen nineteen",
+        f"{words} fifteen sixteen seventeen eighteen twenty",
+        "something else altogether that shares nothing",
+    ]
     unique = repeats.merge([item(str(n), t) for n, t in enumerate(texts)])
     assert [len(unique.items), unique.n_near, unique.n_clusters()] == [3, 1, 2]
 

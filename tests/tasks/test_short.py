@@ -27,6 +27,7 @@ SPEECH = {code: speech.get(code) for code in ("en", "nb", "ja")}
         ("hi", "उत्तर: १२", ["12"], True),
         ("ar", "الجواب هو ١٢٫٥", ["12.5"], True),
         ("zh", "答案是北京。", ["北京"], True),
+        ("en", "B", ["b"], True),
         ("en", "", ["Oslo"], False),
     ],
 )

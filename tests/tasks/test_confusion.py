@@ -1,0 +1,54 @@
+"""Whether text is in the language asked for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.tasks import confusion, speech
+
+DATA = Path(
+    os.environ.get("IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
+)
+SAID = {
+    "nb": "Jeg vet ikke hva dette er, men det er noe fra byen.",
+    "nn": "Eg veit ikkje kva dette er, men det er noko frå byen.",
+    "da": "Jeg ved ikke hvad det er, men det er noget fra byen.",
+    "en": "I do not know what this is, but it is something from the town.",
+    "zh": "我不知道这是什么，但它来自那个城市。",
+}
+
+
+@pytest.mark.parametrize("wanted", SAID)
+@pytest.mark.parametrize("said", SAID)
+def test_neighbours_are_told_apart(said, wanted):
+    assert confusion.is_in(SAID[said], speech.get(wanted)) == (said == wanted)
+
+
+def test_shares_of_lines_and_words():
+    found = confusion.share(
+        f"{SAID['nb']}\n\nOK!\n{SAID['en']}\n1.\n{SAID['nb']}", speech.get("nb")
+    )
+    assert found is not None
+    assert (found.n_lines, found.lines) == (3, pytest.approx(2 / 3))
+    assert found.words == pytest.approx(24 / 38)
+
+
+def test_short_answers_and_none():
+    assert confusion.share("", speech.get("nb")) is None
+    assert confusion.share("42 …\n!", speech.get("nb")) is None
+    found = confusion.share("Ja!", speech.get("nb"))
+    assert found is not None and found.n_lines == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "least"),
+    [("nob", "nb", 0.95), ("nno", "nn", 0.9), ("deu", "de", 0.99), ("mal", "ml", 0.99)],
+)
+def test_news(file, code, least):
+    path = DATA / "ntrex" / f"{file}.txt"
+    if not path.exists():
+        pytest.skip(f"no NTREX in {DATA}; set IMATRIX_LAB_SHARED_DATA")
+    lines = path.read_text(encoding="utf-8").splitlines()[:200]
+    one = speech.get(code)
+    assert sum(confusion.is_in(line, one) for line in lines) / len(lines) >= least
