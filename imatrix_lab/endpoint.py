@@ -292,7 +292,7 @@ def serve(
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"
         # the key in the environment: arguments can be read by every user of the machine
         running = stack.enter_context(proc.background(argv, log=log, env={"LLAMA_API_KEY": key}))
-        client = Client(f"http://127.0.0.1:{_port(running)}", api_key=key)
+        client = Client(f"http://127.0.0.1:{port_of(running)}", api_key=key)
         stack.enter_context(client)
         for _ in _until_started(running):
             if client.is_ready():
@@ -300,7 +300,7 @@ def serve(
         yield client
 
 
-def _port(running: proc.Background) -> int:
+def port_of(running: proc.Background) -> int:
     """Return the port that a server listens on, once it says so."""
     for _ in _until_started(running):
         if found := _LISTENING.search(running.tail()):

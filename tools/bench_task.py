@@ -1,0 +1,247 @@
+"""What scoring tasks costs beside llama-server and llama-perplexity: the same items and threads.
+
+    make bench-task                                demo model, 200 items; the better part of an hour
+    python tools/bench_task.py --items 40 --rounds 1
+
+Items are made of the English texts written for this project: some sentences, and four ways to go
+on, one of them true; five solved items come before each. All sides run the model as it is, in
+turns, so that a slow spell of the machine falls on all. Seconds of ours and of llama-perplexity
+are of the whole, loading included; of llama-server those of the requests alone.
+
+llama-server gives the likelihood of what it generates, not of a prompt. Its sides are, with its
+cache for prompts on: `likelihood`, the option generated under a grammar that allows no other text;
+`prompt only`, context and option evaluated and one token generated, which tells nothing of the
+option and is the least that a request can be. `--swa-full` keeps what a sliding window forgets, so
+that a model with one (the demo model) can use more of the cache than as the server comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from imatrix_lab import endpoint, languages, llamacpp, models, proc, toolchain
+from imatrix_lab.endpoint import Client
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import ChoiceItem, GenerateItem, Model
+from imatrix_lab.score import choice, generate
+from imatrix_lab.score.setup import PARALLEL, Setup, prepare
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import Toolchain, cores, default_backend
+
+SHOTS, OPTIONS, OPTION_WORDS = 5, 4, 6
+N_TOKENS = 48
+CONTEXT = 1024
+
+Side = tuple[int, Callable[[], None]]
+"""How many items one call does, and the call."""
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--server-items", type=int, default=20, help="fewer: it is slow")
+    parser.add_argument("--answers", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--only", choices=("choice", "generate"))
+    arguments = parser.parse_args()
+    store, quiet = Store(), Silent()
+    tools = toolchain.get(store, default_backend(), quiet)
+    model = models.resolve(arguments.model, store, quiet)
+    setup = prepare(tools, model, store, quiet, threads=arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(tools, model, setup, Path(folder), arguments.rounds)
+        print(f"{model.label}, {arguments.threads} threads, {arguments.rounds} rounds")
+        if arguments.only != "generate":
+            bench.choices(arguments.items, arguments.server_items)
+        if arguments.only != "choice":
+            bench.answers(arguments.answers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """One run of the benchmark."""
+
+    tools: Toolchain
+    model: Model
+    setup: Setup
+    folder: Path
+    rounds: int
+
+    def choices(self, n_items: int, n_server: int) -> None:
+        """Compare items/s of multiple choice."""
+        items, right = made_items(n_items)
+        asked = self.folder / "items.bin"
+        tasks = [
+            (i.prefix + i.context, [o.removeprefix(" ") for o in i.options], gold)
+            for i, gold in zip(items, right, strict=True)
+        ]
+        asked.write_bytes(llamacpp.multiple_choice_bytes(tasks))
+        with contextlib.ExitStack() as stack:
+            few = items[:n_server]
+            sides: dict[str, Side] = {
+                "in process": (n_items, lambda: self._ours(items)),
+                "llama-perplexity --multiple-choice": (n_items, lambda: self._perplexity(asked)),
+            }
+            for more in ([], ["--swa-full"]):
+                url = stack.enter_context(self._server(1, more))
+                for what, ask in (("likelihood", likelihood), ("prompt only", prompt_only)):
+                    name = " ".join(["llama-server", *more, f"({what})"])
+                    sides[name] = (n_server, functools.partial(ask_options, url, few, ask))
+            rates = self._in_turns(sides, "items")
+        ours = rates.pop("in process")
+        for name, theirs in rates.items():
+            report(f"items/s of {name}", ours, theirs)
+
+    def answers(self, n_answers: int) -> None:
+        """Compare tokens/s of generation."""
+        items = [
+            GenerateItem(str(i), (("", item.context),), N_TOKENS)
+            for i, item in enumerate(made_items(n_answers)[0])
+        ]
+        counts: dict[str, list[int]] = {"in process": [], "llama-server": []}
+
+        def ours() -> None:
+            found = list(generate.generate(self.tools, self.model, items, self.setup, Silent()))
+            counts["in process"].append(sum(g.n_tokens for g in found))
+
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(self._server(PARALLEL, []))
+            client = stack.enter_context(Client(url))
+
+            def theirs() -> None:
+                found = list(client.generate(items, PARALLEL))
+                assert not any(g.error for g in found), found
+                counts["llama-server"].append(sum(g.n_tokens for g in found))
+
+            theirs()  # its first requests also warm it up
+            counts["llama-server"].clear()
+            rates = self._in_turns(
+                {"in process": (1, ours), "llama-server": (1, theirs)}, "of all", quiet=True
+            )
+        tokens = {
+            name: [n * r for n, r in zip(counts[name], rates[name], strict=True)] for name in counts
+        }
+        print(f"{n_answers} answers of at most {N_TOKENS} tokens, {PARALLEL} at a time")
+        report("tokens/s of llama-server", tokens["in process"], tokens["llama-server"])
+
+    def _in_turns(
+        self,
+        sides: dict[str, Side],
+        unit: str,
+        quiet: bool = False,
+    ) -> dict[str, list[float]]:
+        """Run all sides in each round; return rates by side."""
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(self.rounds):
+            order = list(sides)
+            for name in order if turn % 2 == 0 else order[::-1]:
+                n, run = sides[name]
+                began = time.monotonic()
+                run()
+                seconds = time.monotonic() - began
+                rates[name].append(n / seconds)
+                if not quiet:
+                    print(f"  {name}: {n} {unit} in {seconds:.1f} s", flush=True)
+        return rates
+
+    def _ours(self, items: Sequence[ChoiceItem]) -> None:
+        found = list(choice.score(self.tools, self.model, items, self.setup, Silent()))
+        assert not any(f.error for f in found)
+
+    def _perplexity(self, asked: Path) -> None:
+        # one item a decode, its fastest here; it multiplies the context by -np
+        settings = self.setup.engine
+        compute = llamacpp.Compute(settings.threads, 512, 512, 512, settings.gpu_layers)
+        argv: list[str | Path] = [self.tools.program("llama-perplexity"), "-m", self.model.path, *compute.argv()]
+        argv += ["-bf", asked, "--multiple-choice", "-np", str(OPTIONS), "--no-warmup"]
+        proc.run(argv)
+
+    @contextlib.contextmanager
+    def _server(self, parallel: int, more: Sequence[str]) -> Iterator[str]:
+        """A llama-server as it comes; yield its address."""
+        argv: list[str | Path] = [self.tools.program("llama-server"), "-m", self.model.path, "--port", "0"]
+        argv += ["--host", "127.0.0.1", "-np", str(parallel), "-c", str(parallel * CONTEXT), *more]
+        argv += ["-t", str(self.setup.engine.threads)]
+        if self.setup.engine.gpu_layers is not None:
+            argv += ["-ngl", str(self.setup.engine.gpu_layers)]
+        with proc.background(argv, log=self.folder / f"server-{len(more)}.log") as running:
+            yield f"http://127.0.0.1:{endpoint.port_of(running)}"
+
+
+def ask_options(
+    url: str, items: Sequence[ChoiceItem], body: Callable[[str, str], dict[str, Any]]
+) -> None:
+    """Send one request for each option, one after the other: what they share stays cached."""
+    with httpx2.Client(trust_env=False, timeout=600) as http:
+        for item in items:
+            for option in item.options:
+                asked = body(item.prefix + item.context, option)
+                asked |= {"n_probs": 1, "temperature": 0, "cache_prompt": True}
+                answer = http.post(url + "/completion", json=asked)
+                assert answer.json()["completion_probabilities"], answer.text
+
+
+def likelihood(context: str, option: str) -> dict[str, Any]:
+    """Return a request whose answer is the option, with the log-probability of each token."""
+    return {"prompt": context, "n_predict": 64, "grammar": f"root ::= {json.dumps(option)}"}
+
+
+def prompt_only(context: str, option: str) -> dict[str, Any]:
+    """Return a request that evaluates the option, and does not tell what comes of it."""
+    return {"prompt": context + option, "n_predict": 1}
+
+
+def made_items(n: int) -> tuple[list[ChoiceItem], list[int]]:
+    """Return items with a five-shot prefix, and which option of each is true."""
+    rng = random.Random(0)
+    raw = (languages.data_dir("corpora") / "written" / "en" / "documents.jsonl").read_text("utf-8")
+    texts = [json.loads(line)["text"] for line in raw.splitlines()]
+    parts = []
+    for text in texts:
+        words = text.split()
+        for start in range(0, len(words) - 50, 17):
+            size = rng.randint(25, 45)
+            context = " ".join(words[start : start + size])
+            rest = words[start + size : start + size + OPTION_WORDS]
+            if len(rest) == OPTION_WORDS:
+                parts.append((context, " " + " ".join(rest)))
+    rng.shuffle(parts)
+    prefix = "".join(f"{context}{rest}\n\n" for context, rest in parts[:SHOTS])
+    items, right = [], []
+    for i, (context, rest) in enumerate(itertools.islice(itertools.cycle(parts[SHOTS:]), n)):
+        options = [rest, *rng.sample([other for _, other in parts if other != rest], OPTIONS - 1)]
+        rng.shuffle(options)
+        items.append(ChoiceItem(str(i), prefix, context, tuple(options)))
+        right.append(options.index(rest))
+    return items, right
+
+
+def report(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
+    """Print the rates and their ratio, round by round and in the middle."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    print(
+        f"{name}: {statistics.median(theirs):.2f}, ours {statistics.median(ours):.2f}:"
+        f" ratio {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
