@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 import string
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imatrix_lab.tasks.speech import Speech
 
 LETTERS = string.ascii_uppercase
+_NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Full-width characters of East Asian text to ASCII."""
 _MARKS = r"[*_`\"'«»“”(\[{$\\]"
 
 
@@ -42,12 +43,12 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     ----------
     options : as they were shown, at most 26.
     """
-    text = " " + " ".join(unicodedata.normalize("NFKC", answer).split()) + " "
+    text = " " + " ".join(answer.translate(_NARROW).split()) + " "
     known = LETTERS[: len(options)]
     for how, pattern, which in (
         ("announced", _announced(speech, known), -1),
         ("parenthesis", rf"\(([{known}])\)", 0),
-        ("letter", rf"(?<!\w)([{known}])[.:),]?\s", 0),
+        ("letter", rf"(?<![\w°])([{known}])[.:),]?\s", 0),
     ):
         if pattern and (found := re.findall(pattern, text)):
             return Reading(known.index(found[which]), how)
@@ -89,6 +90,5 @@ def _written(text: str, options: Sequence[str]) -> list[int]:
 
 def _words(option: str) -> str:
     """Return an option without a letter of its own, its case and its final full stop."""
-    plain = unicodedata.normalize("NFKC", option)
-    bare = re.sub(r"^\s*\(?[A-Z][).:]\s*", "", plain)
+    bare = re.sub(r"^\s*\(?[A-Z][).:]\s*", "", option.translate(_NARROW))
     return " ".join(bare.casefold().split()).rstrip(" .")

@@ -35,6 +35,8 @@ def option(answer, options=OPTIONS, code="en"):
         ("It must be a dog, of course.", "B"),
         ("Ｂ", "B"),
         ("E", None),  # not an option
+        ("It was 20 °C here", None),
+        ("It was 20 ℃ here", None),
         ("I cannot say.", None),
         ("", None),
         ("\x00\ud800 ???", None),
