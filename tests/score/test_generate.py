@@ -90,7 +90,7 @@ def test_an_answer_depends_on_its_item_alone(answer, reference, quants, kind):
     assert len({f.text for f in found.values()}) > 15
     assert answer(path, asked) == found
     assert answer(path, asked[::-1], parallel=24) == found
-    assert answer(path, asked, n_batch=32, threads=2) == found
+    assert answer(path, asked, n_batch=32) == found
     few = asked[5:8]
     assert answer(path, few) == {i.id: found[i.id] for i in few}
 
