@@ -22,7 +22,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-stats bench-grid clean
+.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-grid clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -68,6 +68,9 @@ bench: $(VENV)/.dev  ## what segments and checks cost beside the plain llama.cpp
 
 bench-score: $(VENV)/.dev  ## what scoring costs beside llama-perplexity
 	$(BIN)/python tools/bench_score.py
+
+bench-task: $(VENV)/.dev  ## items/s and tokens/s beside llama-server and llama-perplexity
+	$(BIN)/python tools/bench_task.py
 
 bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by simulation
 	$(BIN)/python tools/bench_stats.py

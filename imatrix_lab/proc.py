@@ -157,6 +157,11 @@ class Background:
     log: Path
     _process: subprocess.Popen[bytes]
 
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
     def tail(self) -> str:
         """Return the last of its output so far."""
         with self.log.open("rb") as file:

@@ -56,14 +56,21 @@ class Vocabulary:
             self._load()
         return self._llama.llama_model_get_vocab(self._model)
 
-    def tokens(self, text: str, add_special: bool = True) -> list[int]:
-        """Return the token ids of a text, with `add_special` BOS where the model adds it."""
+    def tokens(
+        self, text: str, add_special: bool = True, parse_special: bool | None = None
+    ) -> list[int]:
+        """Return the token ids of a text, with `add_special` BOS where the model adds it.
+
+        None for `parse_special` is what the vocabulary was opened with.
+        """
+        if parse_special is None:
+            parse_special = self.parse_special
         vocab = self._vocab
         raw = text.encode()
         room = len(raw) + 8
         buffer = (self._llama.llama_token * room)()
         n = self._llama.llama_tokenize(
-            vocab, raw, len(raw), buffer, room, add_special, self.parse_special
+            vocab, raw, len(raw), buffer, room, add_special, parse_special
         )
         return list(buffer[:n])
 

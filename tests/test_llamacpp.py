@@ -61,3 +61,13 @@ def test_the_types_are_those_of_the_program(tools):
     text = run.stdout + run.stderr
     for name in llamacpp.QUANT_TYPES:
         assert f" {name} " in text.replace(":", " "), name
+
+
+def test_multiple_choice_file():
+    """By hand; that llama-perplexity reads it is in tests/score/test_choice.py."""
+    raw = llamacpp.multiple_choice_bytes([("å", ["b", "cd"], 1), ("", ["x"], 0)])
+    first = b"\x02\0\0\0\xc3\xa5" + b"\x02\0\0\0" + b"\x01\0\0\0b" + b"\x02\0\0\0cd"
+    first += b"\0\0\0\0\x01\0\0\0" + b"\0\0\0\0"
+    second = b"\0\0\0\0" + b"\x01\0\0\0" + b"\x01\0\0\0x" + b"\x01\0\0\0" + b"\0\0\0\0"
+    head = b"\x02\0\0\0" + bytes([12, 0, 0, 0]) + bytes([12 + len(first), 0, 0, 0])
+    assert raw == head + first + second

@@ -250,3 +250,55 @@ def test_ctrl_c_on_the_terminal_reaches_only_us(script: Script) -> None:
     with_session = proc.run([script("ps -o sid= -p $$; echo $$")]).tail.split()
     assert with_session[0] == with_session[1]
     assert int(with_session[0]) != os.getsid(0)
+
+
+def test_background_runs_beside_us_and_ends_with_the_block(script: Script, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = script("echo $$; echo $WORD; exec sleep 60")
+    with proc.background([program], log=log, env={"WORD": "hello"}) as running:
+        wait_for(log)
+        running.check()
+        assert running.tail().split()[0] == str(running.pid)
+        assert alive(running.pid)
+    assert not alive(running.pid)
+    assert log.read_text().endswith("hello\n")
+
+
+def test_background_that_ended_says_why(script: Script, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with proc.background([script("echo 'error: no port'; exit 3")], log=log) as running:
+        assert gone_within(running.pid, 20)
+        with pytest.raises(ToolFailed, match=r"ended \(exit 3\): error: no port") as caught:
+            running.check()
+    assert (caught.value.returncode, caught.value.log) == (3, log)
+
+
+def test_background_that_ignores_sigterm(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc, "GRACE_S", 0.3)
+    log = tmp_path / "log"
+    program = script("trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    with pytest.raises(ZeroDivisionError), proc.background([program], log=log) as running:
+        wait_for(log)
+        _ = 1 / 0
+    assert gone_within(running.pid, 2)
+
+
+def test_background_without_a_program(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool), proc.background([tmp_path / "none"], log=tmp_path / "log"):
+        pass
+
+
+def test_background_ends_when_we_are_killed(script: Script, tmp_path: Path) -> None:
+    """Although it prints nothing that could fail."""
+    pid, log = tmp_path / "pid", tmp_path / "log"
+    child = script(f"echo $$ > {pid}; exec sleep 60")
+    code = (
+        "import pathlib, time; from imatrix_lab import proc\n"
+        f"with proc.background([{str(child)!r}], log=pathlib.Path({str(log)!r})): time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        child_pid = int(wait_for(pid))
+        parent.kill()
+    assert gone_within(child_pid, 20)

@@ -28,6 +28,7 @@ def write(
     norm_weight: float = 1.0,
     nan_token: int | None = None,
     chat_template: str = "",
+    eos: int = 2,
 ) -> Path:
     """Write an F16 model; with `experts`, a mixture of which two are used for each token.
 
@@ -36,6 +37,7 @@ def write(
     bos : whether the tokenizer adds BOS.
     output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
     nan_token : the token whose embedding is NaN.
+    eos : the token that ends a text.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -55,7 +57,7 @@ def write(
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
-    n_vocab = _vocabulary(writer, pieces, bos)
+    n_vocab = _vocabulary(writer, pieces, bos, eos)
     if chat_template:
         writer.add_chat_template(chat_template)
 
@@ -93,7 +95,7 @@ def write(
     return path
 
 
-def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool) -> int:
+def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: int) -> int:
     kinds = gguf.TokenType
     tokens: list[tuple[str, float, int]] = [
         ("<unk>", 0.0, kinds.UNKNOWN),
@@ -108,7 +110,7 @@ def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool) -> in
     writer.add_token_scores([t[1] for t in tokens])
     writer.add_token_types([t[2] for t in tokens])
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(eos)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(bos)
     return len(tokens)

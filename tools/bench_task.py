@@ -5,8 +5,9 @@
 
 Items are made of the English texts written for this project: some sentences, and four ways to go
 on, one of them true; five solved items come before each. All sides run the model as it is, in
-turns, so that a slow spell of the machine falls on all. Seconds of ours and of llama-perplexity
-are of the whole, loading included; of llama-server those of the requests alone.
+turns, so that a slow spell of the machine falls on all; ratios of CPU time stand beside those of
+the clock, which other work on the machine disturbs. All is timed as a whole, loading included, but
+for llama-server's choices, where the requests alone are.
 
 llama-server gives the likelihood of what it generates, not of a prompt. Its sides are, with its
 cache for prompts on: `likelihood`, the option generated under a grammar that allows no other text;
@@ -24,14 +25,16 @@ import functools
 import itertools
 import json
 import random
+import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 
 from imatrix_lab import endpoint, languages, llamacpp, models, proc, toolchain
 from imatrix_lab.endpoint import Client
@@ -46,8 +49,8 @@ SHOTS, OPTIONS, OPTION_WORDS = 5, 4, 6
 N_TOKENS = 48
 CONTEXT = 1024
 
-Side = tuple[int, Callable[[], None]]
-"""How many items one call does, and the call."""
+Side = tuple[int, Callable[[], object], Callable[[], float]]
+"""How many items one call does, the call, and the CPU seconds of its process so far."""
 
 
 def main() -> None:
@@ -96,70 +99,67 @@ class Bench:
         with contextlib.ExitStack() as stack:
             few = items[:n_server]
             sides: dict[str, Side] = {
-                "in process": (n_items, lambda: self._ours(items)),
-                "llama-perplexity --multiple-choice": (n_items, lambda: self._perplexity(asked)),
+                "in process": (n_items, lambda: self._ours(items), time.process_time),
+                "llama-perplexity --multiple-choice": (
+                    n_items,
+                    lambda: self._perplexity(asked),
+                    children_s,
+                ),
             }
             for more in ([], ["--swa-full"]):
-                url = stack.enter_context(self._server(1, more))
+                url, cpu_s = stack.enter_context(self._server(1, more))
                 for what, ask in (("likelihood", likelihood), ("prompt only", prompt_only)):
                     name = " ".join(["llama-server", *more, f"({what})"])
-                    sides[name] = (n_server, functools.partial(ask_options, url, few, ask))
-            rates = self._in_turns(sides, "items")
-        ours = rates.pop("in process")
-        for name, theirs in rates.items():
-            report(f"items/s of {name}", ours, theirs)
+                    ask_all = functools.partial(ask_options, url, few, ask)
+                    sides[name] = (n_server, ask_all, cpu_s)
+            self._in_turns(sides, "items")
 
     def answers(self, n_answers: int) -> None:
-        """Compare tokens/s of generation."""
+        """Compare tokens/s of generation; no answer ends early but by an end token."""
         items = [
             GenerateItem(str(i), (("", item.context),), N_TOKENS)
             for i, item in enumerate(made_items(n_answers)[0])
         ]
-        counts: dict[str, list[int]] = {"in process": [], "llama-server": []}
 
-        def ours() -> None:
-            found = list(generate.generate(self.tools, self.model, items, self.setup, Silent()))
-            counts["in process"].append(sum(g.n_tokens for g in found))
+        def ours() -> int:
+            found = generate.generate(self.tools, self.model, items, self.setup, Silent())
+            return sum(g.n_tokens for g in found)
 
-        with contextlib.ExitStack() as stack:
-            url = stack.enter_context(self._server(PARALLEL, []))
-            client = stack.enter_context(Client(url))
-
-            def theirs() -> None:
+        def theirs() -> int:
+            with self._server(PARALLEL, []) as (url, _), Client(url) as client:
                 found = list(client.generate(items, PARALLEL))
-                assert not any(g.error for g in found), found
-                counts["llama-server"].append(sum(g.n_tokens for g in found))
+            assert not any(g.error for g in found), found
+            return sum(g.n_tokens for g in found)
 
-            theirs()  # its first requests also warm it up
-            counts["llama-server"].clear()
-            rates = self._in_turns(
-                {"in process": (1, ours), "llama-server": (1, theirs)}, "of all", quiet=True
-            )
-        tokens = {
-            name: [n * r for n, r in zip(counts[name], rates[name], strict=True)] for name in counts
-        }
         print(f"{n_answers} answers of at most {N_TOKENS} tokens, {PARALLEL} at a time")
-        report("tokens/s of llama-server", tokens["in process"], tokens["llama-server"])
+        sides: dict[str, Side] = {
+            "in process": (0, ours, time.process_time),
+            "llama-server": (0, theirs, children_s),
+        }
+        self._in_turns(sides, "tokens")
 
-    def _in_turns(
-        self,
-        sides: dict[str, Side],
-        unit: str,
-        quiet: bool = False,
-    ) -> dict[str, list[float]]:
-        """Run all sides in each round; return rates by side."""
-        rates: dict[str, list[float]] = {name: [] for name in sides}
+    def _in_turns(self, sides: Mapping[str, Side], unit: str) -> None:
+        """Run all sides in each round, and print rates and their ratios.
+
+        A side without a number of items returns how many it did.
+        """
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for turn in range(self.rounds):
             order = list(sides)
             for name in order if turn % 2 == 0 else order[::-1]:
-                n, run = sides[name]
-                began = time.monotonic()
-                run()
-                seconds = time.monotonic() - began
-                rates[name].append(n / seconds)
-                if not quiet:
-                    print(f"  {name}: {n} {unit} in {seconds:.1f} s", flush=True)
-        return rates
+                n, run, cpu_s = sides[name]
+                began, cpu_began = time.monotonic(), cpu_s()
+                found = run()
+                seconds, cpu_seconds = time.monotonic() - began, cpu_s() - cpu_began
+                count = n or float(str(found))
+                rates[name].append((count / seconds, count / cpu_seconds))
+                print(
+                    f"  {name}: {count:.0f} {unit} in {seconds:.1f} s, CPU {cpu_seconds:.1f} s",
+                    flush=True,
+                )
+        ours = rates.pop("in process")
+        for name, theirs in rates.items():
+            report(f"{unit}/s: {name}", ours, theirs)
 
     def _ours(self, items: Sequence[ChoiceItem]) -> None:
         found = list(choice.score(self.tools, self.model, items, self.setup, Silent()))
@@ -169,20 +169,34 @@ class Bench:
         # one item a decode, its fastest here; it multiplies the context by -np
         settings = self.setup.engine
         compute = llamacpp.Compute(settings.threads, 512, 512, 512, settings.gpu_layers)
-        argv: list[str | Path] = [self.tools.program("llama-perplexity"), "-m", self.model.path, *compute.argv()]
+        argv: list[str | Path] = [
+            self.tools.program("llama-perplexity"),
+            "-m",
+            self.model.path,
+            *compute.argv(),
+        ]
         argv += ["-bf", asked, "--multiple-choice", "-np", str(OPTIONS), "--no-warmup"]
         proc.run(argv)
 
     @contextlib.contextmanager
-    def _server(self, parallel: int, more: Sequence[str]) -> Iterator[str]:
-        """A llama-server as it comes; yield its address."""
-        argv: list[str | Path] = [self.tools.program("llama-server"), "-m", self.model.path, "--port", "0"]
+    def _server(
+        self, parallel: int, more: Sequence[str]
+    ) -> Iterator[tuple[str, Callable[[], float]]]:
+        """A llama-server as it comes; yield its address, and what tells its CPU seconds."""
+        argv: list[str | Path] = [
+            self.tools.program("llama-server"),
+            "-m",
+            self.model.path,
+            "--port",
+            "0",
+        ]
         argv += ["--host", "127.0.0.1", "-np", str(parallel), "-c", str(parallel * CONTEXT), *more]
         argv += ["-t", str(self.setup.engine.threads)]
         if self.setup.engine.gpu_layers is not None:
             argv += ["-ngl", str(self.setup.engine.gpu_layers)]
         with proc.background(argv, log=self.folder / f"server-{len(more)}.log") as running:
-            yield f"http://127.0.0.1:{endpoint.port_of(running)}"
+            url = f"http://127.0.0.1:{endpoint.port_of(running)}"
+            yield url, lambda: sum(psutil.Process(running.pid).cpu_times()[:2])
 
 
 def ask_options(
@@ -233,14 +247,20 @@ def made_items(n: int) -> tuple[list[ChoiceItem], list[int]]:
     return items, right
 
 
-def report(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Print the rates and their ratio, round by round and in the middle."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(
-        f"{name}: {statistics.median(theirs):.2f}, ours {statistics.median(ours):.2f}:"
-        f" ratio {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})",
-        flush=True,
-    )
+def children_s() -> float:
+    """Return the CPU seconds of programs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def report(
+    name: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
+) -> None:
+    """Print the rates by the clock and their ratio, and the ratio by CPU time."""
+    ratios = [[a / b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, theirs, strict=True)]
+    clock, cpu = (statistics.median(r) for r in zip(*ratios, strict=True))
+    rates = (statistics.median(r[0] for r in side) for side in (theirs, ours))
+    print("{}: {:.2f}, ours {:.2f}:".format(name, *rates), f"ratio {clock:.2f}, CPU {cpu:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Answers in free form: greedy, many at a time, in process.
 
-Each answer has a slot: a sequence with memory of its own. A prompt is decoded by itself when its
-answer takes a slot; then all slots go on by one token a decode. Slots whose answer has ended take
-the next item at once, or idle along where no item is left.
+Each answer has a slot: a sequence with memory of its own. A prompt but for its last token is
+decoded by itself when it takes a slot; then all slots go on by one token a decode. A slot whose
+answer has ended takes the next item at once, or idles along where no item is left.
 
 On a CPU with 16 answers or more at a time, an answer depends on its item alone, to the last bit:
 no decode has fewer tokens than `STEP_MIN` but that of a shorter prompt. With fewer at a time
@@ -51,7 +51,7 @@ class Prompt:
 
 
 def prompts(
-    toolchain: Toolchain, model: Model, items: Sequence[GenerateItem], n_ctx: int
+    vocabulary: Vocabulary, model: Model, items: Sequence[GenerateItem], n_ctx: int
 ) -> tuple[list[Prompt], list[Generated]]:
     """Return items as prompts, and those that cannot be, as failed.
 
@@ -59,28 +59,24 @@ def prompts(
     roles are "", the prompt is plain: contents, a blank line between them.
     """
     found, failed = [], []
-    with (
-        Vocabulary(toolchain, model.path) as plain,
-        Vocabulary(toolchain, model.path, parse_special=True) as special,
-    ):
-        for item, chat in zip(items, _chats(model, items), strict=True):
-            tokens, error = [], ""
-            if chat is None:
-                tokens = plain.tokens("\n\n".join(content for _, content in item.messages))
-            elif chat.error:
-                error = f"the chat template refuses it: {chat.error}"
-            else:
-                tokens = special.tokens(chat.text)
-            if len(tokens) >= n_ctx:
-                error = f"prompt longer than the context: {len(tokens)} tokens of {n_ctx}"
-            elif not tokens and not error:
-                error = "the prompt is empty"
-            elif item.max_tokens < 1:
-                error = f"max_tokens is {item.max_tokens}"
-            if error:
-                failed.append(Generated(item.id, "", 0, "", error))
-            else:
-                found.append(Prompt(item, tuple(tokens)))
+    for item, chat in zip(items, _chats(model, items), strict=True):
+        tokens, error = [], ""
+        if chat is None:
+            tokens = vocabulary.tokens("\n\n".join(content for _, content in item.messages))
+        elif chat.error:
+            error = f"the chat template refuses it: {chat.error}"
+        else:
+            tokens = vocabulary.tokens(chat.text, parse_special=True)
+        if len(tokens) >= n_ctx:
+            error = f"prompt longer than the context: {len(tokens)} tokens of {n_ctx}"
+        elif not tokens and not error:
+            error = "the prompt is empty"
+        elif item.max_tokens < 1:
+            error = f"max_tokens is {item.max_tokens}"
+        if error:
+            failed.append(Generated(item.id, "", 0, "", error))
+        else:
+            found.append(Prompt(item, tuple(tokens)))
     return found, failed
 
 
@@ -113,15 +109,15 @@ def generate(
     BadModel : llama.cpp cannot load the model, or its chat template takes too long.
     """
     asked = list(items)
-    found, failed = prompts(toolchain, model, asked, settings.engine.n_ctx)
-    with progress.task(f"answers, {model.label}", len(asked), "items") as task:
+    with (
+        progress.task(f"answers, {model.label}", len(asked), "items") as task,
+        Vocabulary(toolchain, model.path) as vocabulary,
+    ):
+        found, failed = prompts(vocabulary, model, asked, settings.engine.n_ctx)
         yield from failed
         if not found:
             return
-        with (
-            Vocabulary(toolchain, model.path) as vocabulary,
-            _engine(toolchain, model, settings, found) as engine,
-        ):
+        with _engine(toolchain, model, settings, found) as engine:
             slots = _Slots(engine, vocabulary, settings)
             for done, answer in enumerate(slots.run(found), len(failed) + 1):
                 yield answer
@@ -186,8 +182,7 @@ class _Slots:
         self._engine.begin()
         while waiting or any(self._answers):
             while waiting and not all(self._answers) and not self._spoilt:
-                if ended := self._join(waiting.popleft()):
-                    yield ended
+                self._join(waiting.popleft())
             if any(self._answers):
                 yield from self._step()
             elif self._spoilt:
@@ -195,27 +190,26 @@ class _Slots:
                 self._kept = [()] * len(self._kept)
                 self._spoilt = False
 
-    def _join(self, prompt: Prompt) -> Generated | None:
-        """Decode a prompt in the free slot that has most of it; return its answer if it ended.
+    def _join(self, prompt: Prompt) -> None:
+        """Decode a prompt in the free slot that has most of it; its last token is still to come.
 
         At least `STEP_MIN` tokens are decoded anew, or all: fewer would give other bits.
         """
         import numpy as np
 
-        tokens = prompt.tokens
+        tokens = prompt.tokens[:-1]
         free = [i for i, answer in enumerate(self._answers) if answer is None]
         alike = {i: common([self._kept[i], tokens]) for i in free}
         slot = max(free, key=lambda i: alike[i])
         kept = self._rewind(slot, max(0, min(alike[slot], len(tokens) - STEP_MIN)))
+        n_parts = math.ceil((len(tokens) - kept) / self._setup.engine.n_batch)
+        for part in np.array_split(np.arange(kept, len(tokens)), max(1, n_parts)):
+            if n := len(part):
+                self._engine.decode(
+                    _decode([tokens[i] for i in part], part, [slot] * n, [False] * n)
+                )
         self._kept[slot] = tokens
-        self._answers[slot] = answer = _Answer(prompt, -1, len(tokens) - 1)
-        rest = np.arange(kept, len(tokens))
-        n_parts = math.ceil(len(rest) / self._setup.engine.n_batch)
-        for part in np.array_split(rest, n_parts):
-            logits = self._engine.decode(
-                _decode([tokens[i] for i in part], part, [slot] * len(part), part == rest[-1])
-            )
-        return self._take(slot, answer, *self._tops(logits)[0])
+        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1)
 
     def _step(self) -> Iterator[Generated]:
         """Go on by one token in every slot; yield what ends.
@@ -282,7 +276,7 @@ class _Slots:
         if not finish and not error:
             return None
         self._answers[slot] = None
-        self._rewind(slot, len(answer.prompt.tokens))
+        self._rewind(slot, len(answer.prompt.tokens) - 1)
         if error:
             return Generated(item.id, "", 0, "", error)
         return Generated(item.id, answer.text(), answer.n_tokens, finish)

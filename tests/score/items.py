@@ -40,5 +40,3 @@ def choices(n: int, prefix: str = PREFIX, seed: int = 0) -> list[ChoiceItem]:
 def alone(item: ChoiceItem) -> ChoiceItem:
     """Return an item whose prefix belongs to its own text."""
     return dataclasses.replace(item, prefix="", context=item.prefix + item.context)
-
-

@@ -98,7 +98,9 @@ def accuracies(tools, path, raw, folder):
 def test_llama_perplexity_chooses_the_same(score, tools, reference, tmp_path):
     """It means over tokens from where the options part, and so is asked for here."""
     asked = [
-        dataclasses.replace(i, options=tuple(f" {c}{o[2:]}e" for c, o in zip("abcdf", i.options)))
+        dataclasses.replace(
+            i, options=tuple(f" {'abcdf'[j]}{o[2:]}e" for j, o in enumerate(i.options))
+        )
         for i in items.choices(40)
     ]
     found = score(reference, asked)
@@ -193,7 +195,10 @@ def test_an_option_that_joins_the_context(score, tools, merging):
 def test_an_item_that_joins_the_prefix(score, tools, merging):
     """The seam is decoded with the item, so that the prefix can be held."""
     prefix = "de et " * 20 + "en"
-    asked = [ChoiceItem("x", prefix, "s ", ("de", "et")), ChoiceItem("y", prefix, " a", ("de", "t"))]
+    asked = [
+        ChoiceItem("x", prefix, "s ", ("de", "et")),
+        ChoiceItem("y", prefix, " a", ("de", "t")),
+    ]
     for item, found in zip(asked, score(merging, asked), strict=True):
         sums, counts = expected(merging, tools, item)
         assert list(found.n_tokens) == counts

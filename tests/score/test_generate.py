@@ -1,0 +1,251 @@
+"""Answers: against a Llama in numpy, at any parallelism, and where they end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import GenerateItem
+from imatrix_lab.score import generate
+from imatrix_lab.score.generate import Prompt
+from imatrix_lab.vocabulary import Vocabulary
+from tests import tiny_model
+from tests.score import items, made
+from tests.score.numpy_llama import NumpyLlama
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}<|chat|>{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|chat|>assistant {% endif %}"
+)
+
+
+def plain(n, seed=0, max_tokens=20):
+    return [
+        GenerateItem(
+            f"{i}", (("", made.prose(2 + 13 * i % 70, 31 * i + seed)),), max_tokens + i % 7
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def answer(tools, kernel, store):
+    """A function: model file, items -> answers by id."""
+
+    def run(path, asked, parallel=16, **rest):
+        setup = items.setup(kernel, parallel=parallel, **rest)
+        model = made.load(path, store)
+        found = list(generate.generate(tools, model, asked, setup, Silent()))
+        assert sorted(f.id for f in found) == sorted(i.id for i in asked)
+        return {f.id: f for f in found}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory):
+    """The reference with a chat template, and with the letter t for the end of a text."""
+    path = tmp_path_factory.mktemp("ending") / "ending-f16.gguf"
+    letter = 260 + tiny_model.PIECES.index("t")
+    return tiny_model.write(path, output_scale=0.25, chat_template=TEMPLATE, eos=letter)
+
+
+# -- an independent reference
+
+
+def test_the_most_probable_token_each_time(answer, tools, reference):
+    asked = plain(3, max_tokens=8)
+    found = answer(reference, asked)
+    model = NumpyLlama(reference)
+    with Vocabulary(tools, reference) as vocabulary:
+        for item in asked:
+            tokens, raw = vocabulary.tokens(item.messages[0][1]), b""
+            n_prompt, margin = len(tokens), 1.0
+            while len(tokens) - n_prompt < item.max_tokens and not vocabulary.is_end(tokens[-1]):
+                last = model.logits(np.array(tokens))[-1]
+                margin = min(margin, np.diff(np.sort(last)[-2:])[0])
+                tokens.append(int(last.argmax()))
+                raw += vocabulary.piece(tokens[-1])
+            assert margin > 1e-3, "choose another seed: two tokens are all but equally probable"
+            assert found[item.id].text == raw.decode("utf-8", "replace")
+            assert found[item.id].n_tokens == len(tokens) - n_prompt
+
+
+# -- the same answers at any parallelism
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q4_K_M"])
+def test_an_answer_depends_on_its_item_alone(answer, reference, quants, kind):
+    path = quants.get(kind, reference)
+    shared = "en to tre fire fem " * 5  # prompts that begin alike take over what a slot has
+    asked = [
+        *plain(18),
+        *(GenerateItem(f"s{i}", (("", shared + made.prose(9 + i, i)),), 12) for i in range(6)),
+    ]
+    found = answer(path, asked)
+    assert len({f.text for f in found.values()}) > 15
+    assert answer(path, asked) == found
+    assert answer(path, asked[::-1], parallel=24) == found
+    assert answer(path, asked, n_batch=32) == found
+    few = asked[5:8]
+    assert answer(path, few) == {i.id: found[i.id] for i in few}
+
+
+def test_fewer_at_a_time(answer, reference):
+    """Nothing is promised here but that it works; on this processor it is the same."""
+    asked = plain(7)
+    for parallel in (1, 3):
+        found = answer(reference, asked, parallel=parallel)
+        assert all(f.finish and not f.error for f in found.values())
+
+
+def test_what_a_slot_has_is_not_decoded_again(answer, reference, monkeypatch):
+    sizes = []
+    decode = generate.Engine.decode
+
+    def watch(self, step):
+        sizes.append(len(step.tokens))
+        return decode(self, step)
+
+    monkeypatch.setattr(generate.Engine, "decode", watch)
+    shared = made.prose(120)
+    asked = [GenerateItem(f"{i}", (("", shared + f" {i}"),), 1) for i in range(4)]
+    answer(reference, asked, parallel=1)
+    joins = [n for n in sizes if n > 1]
+    assert joins[0] > 100
+    assert set(joins[1:]) == {16}
+
+
+def test_answers_come_as_they_end(tools, kernel, store, reference):
+    asked = [GenerateItem("long", (("", "en"),), 40), GenerateItem("short", (("", "to"),), 2)]
+    setup = items.setup(kernel)
+    model = made.load(reference, store)
+    found = [g.id for g in generate.generate(tools, model, asked, setup, Silent())]
+    assert found == ["short", "long"]
+
+
+# -- where answers end
+
+
+def test_ends(answer, reference, ending):
+    asked = plain(40, max_tokens=40)
+    found, free = answer(ending, asked), answer(reference, asked)
+    assert {f.finish for f in found.values()} == {"eos", "length"}
+    for i, f in found.items():
+        if f.finish == "eos":
+            assert free[i].text.startswith(f.text.rstrip("\ufffd"))
+            assert f.n_tokens < 40 + int(i) % 7
+        else:
+            assert f == free[i]
+            assert f.n_tokens == 40 + int(i) % 7
+
+
+def test_a_stop_string_across_tokens(answer, reference):
+    asked = plain(6, max_tokens=30)
+    free = answer(reference, asked)
+    for item in asked:
+        text = free[item.id].text
+        stop = text[5:9]
+        (found,) = answer(reference, [dataclasses.replace(item, stop=("never", stop))]).values()
+        if "\ufffd" in stop:  # no text: bytes that are none cannot be asked for
+            assert found == free[item.id]
+        else:
+            before = text[: text.index(stop)].rstrip("\ufffd")  # which may be part of a character
+            assert (found.text.rstrip("\ufffd"), found.finish) == (before, "stop")
+            assert found.n_tokens < free[item.id].n_tokens
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "text"),
+    [
+        ([b"a\xc3", b"\xa5b"], "å", "a"),
+        ([b"one\n", b"\nQ", b": x"], "\n\nQ:", "one"),
+        ([b"end", b" of END it"], "END", "end of "),
+        ([b"first second"], "second", "first "),
+    ],
+)
+def test_stops_and_characters_in_parts(pieces, stop, text):
+    item = GenerateItem("x", (("", "x"),), 9, ("", "zzz", stop))
+    found = generate._Answer(Prompt(item, (1,)), 0, 0)
+    ended = []
+    for piece in pieces:
+        found.raw += piece
+        ended.append(found.cut_at_stop(len(piece)))
+    assert found.text() == text
+    assert ended[-1]
+
+
+def test_part_of_a_character_is_not_shown():
+    found = generate._Answer(Prompt(plain(1)[0], (1,)), 0, 0, bytearray("blå".encode()[:-1]))
+    assert found.text() == "bl"
+
+
+def test_the_context_is_an_end_too(answer, reference):
+    (found,) = answer(reference, [GenerateItem("x", (("", "en to"),), 900)], n_ctx=40).values()
+    with_bos = 6
+    assert found.finish in {"length", "eos"}
+    assert found.n_tokens <= 40 - with_bos + 5
+
+
+# -- chats
+
+
+def test_chats_in_the_model_s_words(tools, ending, store):
+    model = made.load(ending, store)
+    chat = GenerateItem("chat", (("user", "en to"),), 3)
+    text = GenerateItem("plain", (("", "en"), ("", "to <|chat|>")), 3)
+    with Vocabulary(tools, ending) as vocabulary:
+        found, failed = generate.prompts(vocabulary, model, [chat, text], 100)
+        written = "<|chat|>user en to</s><|chat|>assistant "
+        assert found[0].tokens == tuple(vocabulary.tokens(written, parse_special=True))
+        assert 3 in found[0].tokens
+        assert found[1].tokens == tuple(vocabulary.tokens("en\n\nto <|chat|>"))
+        assert 3 not in found[1].tokens
+    assert failed == []
+
+
+def test_a_chat_without_a_template_is_plain(tools, reference, store):
+    asked = [GenerateItem("x", (("system", "en"), ("user", "to")), 3)]
+    with Vocabulary(tools, reference) as vocabulary:
+        found, _ = generate.prompts(vocabulary, made.load(reference, store), asked, 100)
+        assert found[0].tokens == tuple(vocabulary.tokens("en\n\nto"))
+
+
+# -- items that fail
+
+
+def test_what_cannot_be_answered_is_a_failed_item(answer, ending):
+    good = GenerateItem("good", (("user", "en to"),), 5)
+    asked = [
+        good,
+        GenerateItem("refused", (("system", "en"), ("user", "to")), 5),
+        GenerateItem("long", (("", made.prose(900)),), 5),
+        GenerateItem("none", (("", "en"),), 0),
+    ]
+    found = answer(ending, asked)
+    assert found["good"] == answer(ending, [good])["good"]
+    assert not found["good"].error
+    assert "no system" in found["refused"].error
+    assert found["long"].error.startswith("prompt longer than the context: ")
+    assert found["none"].error == "max_tokens is 0"
+    assert {f.finish for f in found.values() if f.error} == {""}
+
+
+def test_nan_is_in_no_other_answer(answer, tmp_path):
+    token = 260 + tiny_model.PIECES.index("z")
+    path = tiny_model.write(tmp_path / "nan-f16.gguf", output_scale=0.25, nan_token=token)
+    words = {"a": "en to", "z": "en z to", "b": "tre", "y": "z", "c": "de er", "d": "et ng en"}
+    asked = [GenerateItem(name, (("", text),), 4) for name, text in words.items()]
+    found = answer(path, asked, parallel=2)
+    assert {n for n, f in found.items() if f.error} >= {"z", "y"}
+    good = [i for i in asked if not found[i.id].error]
+    assert len(good) > 1
+    assert answer(path, good, parallel=2) == {i.id: found[i.id] for i in good}
+
+
+def test_no_items(answer, reference):
+    assert answer(reference, []) == {}

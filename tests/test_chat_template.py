@@ -1,0 +1,45 @@
+"""Chats in the words of a model's template; hostile ones are in corpus/test_chat.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from imatrix_lab import chat_template, models
+from imatrix_lab.chat_template import Rendered
+from imatrix_lab.errors import BadModel
+from imatrix_lab.progress import Silent
+from tests import tiny_model
+
+TEMPLATE = (
+    "{% for m in messages %}{{ raise_exception('no system') if m['role'] == 'system' }}"
+    "{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+CHAT = [{"role": "user", "content": "Hva er 2 + 2?"}]
+
+
+@pytest.fixture
+def model(tmp_path, own_store):
+    path = tiny_model.write(tmp_path / "chat.gguf", chat_template=TEMPLATE)
+    return models.resolve(str(path), own_store, Silent())
+
+
+def test_with_and_without_room_for_an_answer(model, tmp_path):
+    (asked,) = chat_template.render(model, [CHAT], tmp_path, answer=True)
+    (told,) = chat_template.render(model, [CHAT], tmp_path)
+    assert asked == Rendered("user: Hva er 2 + 2?\nassistant:")
+    assert told == Rendered("user: Hva er 2 + 2?\n")
+
+
+def test_a_chat_that_is_refused_leaves_the_others(model, tmp_path):
+    system = [{"role": "system", "content": "x"}, *CHAT]
+    first, second = chat_template.render(model, [system, CHAT], tmp_path)
+    assert (first.text, first.error) == ("", "TemplateError: no system")
+    assert second == Rendered("user: Hva er 2 + 2?\n")
+
+
+def test_a_base_model(tiny, tmp_path, own_store):
+    model = models.resolve(str(tiny), own_store, Silent())
+    assert chat_template.of(model) == ""
+    with pytest.raises(BadModel, match="no chat template"):
+        chat_template.render(model, [CHAT], tmp_path)

@@ -1,0 +1,343 @@
+"""The client against a hostile server, and against the real llama-server."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from imatrix_lab import endpoint
+from imatrix_lab.endpoint import Client
+from imatrix_lab.errors import ToolFailed, UsageError
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import Generated, GenerateItem
+from imatrix_lab.score import generate
+from tests import tiny_model
+from tests.fakes.endpoint_server import Reply, good, serve
+from tests.score import items, made
+
+ASKED = [("user", "Er 2 + 2 = 4?")]
+KEY = "secret-key-of-the-test"
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch):
+    monkeypatch.setattr(endpoint, "WAIT_FIRST_S", 0.01)
+
+
+def ask(server, retries=2, timeout_s=20.0, **rest):
+    with Client(server.url, api_key=KEY, timeout_s=timeout_s, retries=retries) as client:
+        return client.chat(ASKED, 5, **rest)
+
+
+# -- what is asked
+
+
+def test_a_chat():
+    with serve(good("ja, det er det", n_tokens=6)) as server:
+        found = ask(server, stop=("\n",))
+        assert found == Generated("", "ja, det er det", 6, "stop")
+        assert server.bodies == [
+            {
+                "path": "/v1/chat/completions", "max_tokens": 5, "temperature": 0.0,
+                "stop": ["\n"], "messages": [{"role": "user", "content": ASKED[0][1]}],
+            }
+        ]  # fmt: skip
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_plain_text():
+    reply = Reply(b'{"choices": [{"text": " 4", "finish_reason": "length"}]}')
+    with serve(reply) as server, Client(server.url + "/v1/", model="m") as client:
+        found = client.chat([("", "en"), ("", "to")], 5)
+        assert found == Generated("", " 4", 0, "length")
+        (body,) = server.bodies
+        assert (body["path"], body["prompt"]) == ("/v1/completions", "en\n\nto")
+        assert body["model"] == "m"
+        assert "authorization" not in server.headers[0]
+
+
+def test_without_stop_strings_an_end_is_an_end_token():
+    with serve(good()) as server:
+        assert ask(server).finish == "eos"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x", "http://", ""])
+def test_addresses(url):
+    with pytest.raises(UsageError, match="not the address"):
+        Client(url)
+
+
+# -- what is tried again
+
+BAD = {
+    "500": Reply(b"oh no", 500),
+    "503": Reply(b"", 503),
+    "429": Reply(b"slow down", 429),
+    "no JSON": Reply(b"<html>hello</html>"),
+    "half of JSON": Reply(good().body[:30]),
+    "nothing": Reply(b""),
+    "a list": Reply(b"[]"),
+    "no choices": Reply(b"{}"),
+    "empty choices": Reply(b'{"choices": []}'),
+    "choices of nothing": Reply(b'{"choices": [null]}'),
+    "choices by name": Reply(b'{"choices": {"a": 1}}'),
+    "no text": Reply(b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}'),
+    "text that is none": Reply(b'{"choices": [{"text": 7, "finish_reason": "stop"}]}'),
+    "usage that is none": Reply(good().body.replace(b'"completion_tokens": 3', b'"a": 1, "b": "')),
+    "a truncated answer": Reply(good().body, length=10_000),
+    "not UTF-8": Reply(b'{"choices": [{"text": "\xff\xfe"}]}'),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_nonsense_is_tried_again(name):
+    with serve(BAD[name], BAD[name], good("endelig")) as server:
+        assert ask(server).text == "endelig"
+        assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_stays_nonsense_is_a_failed_item(name):
+    with serve(BAD[name]) as server:
+        found = ask(server)
+        assert len(server.bodies) == 3
+    assert found.error.endswith(" (3 attempts)")
+    assert (found.text, found.finish) == ("", "")
+    assert KEY not in found.error
+    assert len(found.error) < 400
+
+
+def test_errors_say_what_was_wrong():
+    with serve(Reply(b"out of memory", 500)) as server:
+        assert ask(server, retries=0).error == "status 500 Internal Server Error: out of memory"
+    with serve(BAD["empty choices"]) as server:
+        assert ask(server, retries=0).error == 'the answer has no choice: {"choices": []}'
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_what_will_not_get_better_is_not_tried_again(status):
+    with serve(Reply(b'{"error": {"message": "no", "type": "x"}}', status)) as server:
+        assert ask(server).error.startswith(f"status {status} ")
+        assert len(server.bodies) == 1
+
+
+def test_a_content_filter_is_no_answer():
+    with serve(good(finish="content_filter")) as server:
+        assert ask(server).error == "the answer was ended by 'content_filter'"
+        assert len(server.bodies) == 1
+
+
+def test_an_answer_without_end(monkeypatch):
+    monkeypatch.setattr(endpoint, "ANSWER_BYTES_MAX", 1 << 20)
+    with serve(Reply(b"x" * (2 << 20))) as server:
+        assert "more than 1 MiB" in ask(server, retries=0).error
+
+
+def test_a_server_that_does_not_answer():
+    never = threading.Event()
+    with serve(Reply(b"", wait=never), good("nå")) as server:
+        assert ask(server, timeout_s=0.3).text == "nå"
+        never.set()
+    with serve(Reply(b"", wait=(again := threading.Event()))) as server:
+        assert ask(server, timeout_s=0.3, retries=1).error == "no answer within 0.3 s (2 attempts)"
+        again.set()
+
+
+def test_a_server_that_is_not_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with Client(url, retries=1) as client:
+        assert "ConnectError" in client.chat(ASKED, 5).error
+
+
+def test_retry_after(monkeypatch):
+    waits = []
+    wait = threading.Event.wait
+
+    def watch(self, timeout=None):
+        waits.append(timeout)
+        return wait(self, min(timeout, 0.01) if timeout else timeout)
+
+    later = Reply(b"", 429, (("Retry-After", "7"),))
+    with serve(later, good()) as server, Client(server.url) as client:
+        monkeypatch.setattr(client._closed, "wait", watch.__get__(client._closed))
+        assert client.chat(ASKED, 5).text == "ja"
+    assert waits == [7.0]
+
+
+def test_retry_after_is_a_number_or_a_date():
+    then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
+    assert 80 < endpoint.retry_after_s(email.utils.format_datetime(then, usegmt=True)) <= 90
+    assert endpoint.retry_after_s("12") == 12
+    for value in ("", "soon", "-4", "Wed, 21 Oct 2015 07:28:00 GMT", "१२"):
+        assert endpoint.retry_after_s(value) == 0
+
+
+def test_waits_grow_and_differ(monkeypatch):
+    waits = []
+    monkeypatch.setattr(endpoint, "WAIT_FIRST_S", 1.0)
+    with serve(BAD["500"]) as server, Client(server.url, retries=9) as client:
+        monkeypatch.setattr(client._closed, "wait", waits.append)
+        client.chat(ASKED, 5)
+    assert len(waits) == 9
+    for i, seconds in enumerate(waits):
+        assert 0.5 <= seconds / min(2**i, endpoint.WAIT_MAX_S) <= 1.5
+    assert len(set(waits)) == 9
+
+
+# -- many items
+
+
+def many(n):
+    return [GenerateItem(f"{i}", (("user", f"{i}"),), 5) for i in range(n)]
+
+
+def test_a_failed_item_does_not_end_the_run():
+    """Four requests are under way at any time, or the barrier breaks."""
+    together = threading.Barrier(4, timeout=20)
+
+    def answer(body, _):
+        together.wait()
+        return BAD["500"] if body["messages"][0]["content"] in {"3", "8"} else good()
+
+    with serve() as server, Client(server.url, retries=0) as client:
+        server.answer = answer
+        found = {g.id: g for g in client.generate(many(20), 4)}
+    assert set(found) == {f"{i}" for i in range(20)}
+    assert {i for i, g in found.items() if g.error} == {"3", "8"}
+    assert not together.broken
+    assert server.most_at_once == 4
+
+
+def test_leaving_early_asks_for_no_more():
+    with serve(good()) as server, Client(server.url) as client:
+        answers = client.generate(many(500), 2)
+        next(answers)
+        answers.close()
+        time.sleep(0.2)
+        assert len(server.bodies) < 100
+
+
+def test_an_error_of_the_items_is_passed_on():
+    def broken():
+        yield from many(2)
+        raise ZeroDivisionError
+
+    with (
+        serve(good()) as server, Client(server.url) as client, pytest.raises(ZeroDivisionError)
+    ):  # fmt: skip
+        list(client.generate(broken(), 2))
+
+
+# -- the real llama-server
+
+
+@pytest.fixture(scope="module")
+def real(tools, tmp_path_factory):
+    """A tiny model with a template, llama-server on it, and its log."""
+    folder = tmp_path_factory.mktemp("server")
+    template = "{% for m in messages %}<|chat|>{{ m['content'] }}{% endfor %}"
+    model = tiny_model.write(folder / "m-f16.gguf", output_scale=0.25, chat_template=template)
+    with endpoint.serve(tools, model, 4, 200, threads=1, log=folder / "log") as client:
+        yield model, client, folder / "log"
+
+
+def printable(text):
+    return text.replace("\ufffd", "")
+
+
+def test_llama_server_answers_as_we_do(real, tools, kernel, own_store):
+    """Up to bytes that are no text, which the two drop differently."""
+    path, client, _ = real
+    model, setup = made.load(path, own_store), items.setup(kernel, n_ctx=200)
+    asked = [GenerateItem(f"{i}", (("", made.prose(20 + 5 * i, i)),), 20) for i in range(8)]
+    asked += [GenerateItem("chat", (("user", "en to tre"),), 20)]
+    ours = {g.id: g for g in generate.generate(tools, model, asked, setup, Silent())}
+    theirs = {g.id: g for g in client.generate(asked, 4)}
+    same = [printable(ours[i].text) == printable(theirs[i].text) for i in ours]
+    assert sum(same) >= 8  # one near tie may part
+    assert [theirs[i].n_tokens for i in ours] == [ours[i].n_tokens for i in ours]
+
+
+def test_llama_server_says_that_a_prompt_is_too_long(real):
+    _, client, _ = real
+    found = client.chat([("", made.prose(900))], 5)
+    assert found.error.startswith("prompt longer than the context: ")
+
+
+def test_llama_server_wants_the_key(real):
+    _, client, log = real
+    with Client(client.url, api_key="guess", retries=0) as other:
+        assert other.chat(ASKED, 5).error.startswith("status 401 ")
+    assert "model loaded" in log.read_text()
+    key = client._http.headers["Authorization"].removeprefix("Bearer ")
+    assert len(key) == 32
+    assert key not in log.read_text()
+
+
+def test_llama_server_is_on_loopback_only(real):
+    _, client, _ = real
+    port = int(client.url.rsplit(":", 1)[1].removesuffix("/v1"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", port))  # would be taken if it listened everywhere
+
+
+def test_a_server_that_does_not_start(tools, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF and then nothing")
+    with (
+        pytest.raises(ToolFailed, match=r"llama-server ended \(exit 1\)"),
+        endpoint.serve(tools, broken, 1, 100, threads=1),
+    ):
+        pass
+
+
+def listening(url):
+    host, port = url.removesuffix("/v1").removeprefix("http://").split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def test_the_server_ends_with_the_block(tools, tiny):
+    with pytest.raises(ZeroDivisionError), endpoint.serve(tools, tiny, 1, 100, threads=1) as client:
+        assert listening(client.url)
+        _ = 1 / 0
+    assert not listening(client.url)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_the_server_ends_with_us(tools, tiny, tmp_path, how):
+    told = tmp_path / "url"
+    code = f"""
+    import time
+    from pathlib import Path
+    from imatrix_lab import endpoint
+    from imatrix_lab.toolchain import Toolchain
+    from pathlib import PosixPath
+    with endpoint.serve({tools!r}, Path({str(tiny)!r}), 1, 100, threads=1) as client:
+        Path({str(told)!r}).write_text(client.url + "\\n")
+        time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=-3) as us:
+        until = time.monotonic() + 60
+        while not (told.exists() and told.read_text().endswith("\n")):
+            assert time.monotonic() < until and us.poll() is None
+            time.sleep(0.02)
+        url = told.read_text().strip()
+        assert listening(url)
+        os.kill(us.pid, how)
+    until = time.monotonic() + 20
+    while listening(url):
+        assert time.monotonic() < until
+        time.sleep(0.05)
