@@ -76,9 +76,23 @@ def test_text_written_here_is_held_out() -> None:
 
 
 def test_the_languages_that_papers_calibrate_on_are_there() -> None:
-    assert set(
-        ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha", "nb", "nn", "ml", "ta", "code"]
-    ) <= set(languages.load_all())
+    assert {
+        "en",
+        "fr",
+        "sw",
+        "zh",
+        "xh",
+        "st",
+        "zu",
+        "yo",
+        "ig",
+        "ha",
+        "nb",
+        "nn",
+        "ml",
+        "ta",
+        "code",
+    } <= set(languages.load_all())
 
 
 def test_no_word_means_two_languages() -> None:

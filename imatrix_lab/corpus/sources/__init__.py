@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.sources import files, pypi, written
+from imatrix_lab.corpus.sources import debian, files, pypi, written
 from imatrix_lab.corpus.sources.files import add
 from imatrix_lab.corpus.sources.kind import Kind, Pinned
 from imatrix_lab.errors import FetchFailed
@@ -17,6 +17,7 @@ __all__ = ["KINDS", "Pinned", "add", "documents", "reach"]
 
 KINDS: dict[str, Kind] = {
     "pypi": pypi,
+    "debian": debian,
     "files": files,
     "written": written,
 }
