@@ -165,9 +165,7 @@ def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
     whole = ask(
         repo,
         commit,
-        lambda: hf_hub_download(
-            repo, name, revision=commit, endpoint=endpoint(), local_dir=folder
-        ),
+        lambda: hf_hub_download(repo, name, revision=commit, endpoint=endpoint(), local_dir=folder),
     )
     Path(whole).replace(part)
 

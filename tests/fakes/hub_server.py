@@ -70,9 +70,9 @@ class _Blob:
 class HubServer:
     """Serve ``{repo: {revision: {file: bytes or path}}}`` on 127.0.0.1, as a context manager.
 
-    GGUF, safetensors and Parquet files are LFS files: they are redirected, as on the Hub, to another
-    host name (``localhost``), which must not be sent the token. The methods below make it
-    misbehave; `requests` has all that was asked.
+    GGUF, safetensors and Parquet files are LFS files: they are redirected, as on the Hub, to
+    another host name (``localhost``), which must not be sent the token. The methods below make
+    it misbehave; `requests` has all that was asked.
     """
 
     def __init__(self, repos: Repos, card: Mapping[str, Any] | None = None):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from imatrix_lab.records import Document
 from imatrix_lab.store import Store, need_room, sha256_file
 
 UPDATE_TIMEOUT_S = 300
+LISTS_AGE_MAX_S = 7 * 86400
 DOWNLOAD_TIMEOUT_S = 3600
 _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
@@ -32,8 +36,8 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     facts = _show(name, [])
     if not facts:
         ours = _our_lists(store)
-        if not ours.exists() and not store.read_only:
-            _update(ours, progress)
+        if not store.read_only:
+            _refresh(ours, progress)
         facts = _show(name, _with(ours)) if ours.exists() else {}
     if not facts:
         raise FetchFailed(
@@ -114,11 +118,21 @@ def _with(folder: Path) -> list[str]:
     return [word for key, value in places.items() for word in ("-o", f"{key}={value}")]
 
 
-def _update(folder: Path, progress: Progress) -> None:
-    progress.say("apt's lists of packages are empty: fetching them into the store")
+def _refresh(folder: Path, progress: Progress) -> None:
+    """Fetch lists of our own if there are none; if they are old, only where that works."""
+    if not folder.exists():
+        progress.say("apt knows nothing of this package: fetching lists of packages into the store")
+        _update(folder)
+    elif time.time() - folder.stat().st_mtime > LISTS_AGE_MAX_S:
+        with contextlib.suppress(FetchFailed):
+            _update(folder)
+
+
+def _update(folder: Path) -> None:
     temporary = folder.with_name("apt.part")
+    shutil.rmtree(temporary, ignore_errors=True)
     for name in ("lists/partial", "archives/partial"):
-        (temporary / name).mkdir(parents=True, exist_ok=True)
+        (temporary / name).mkdir(parents=True)
     argv = ["apt-get", *_with(temporary), *_SHORT, "update", "--error-on=any"]
     try:
         proc.run(argv, log=temporary / "update.log", timeout_s=UPDATE_TIMEOUT_S)
@@ -128,4 +142,5 @@ def _update(folder: Path, progress: Progress) -> None:
             where=error.where,
             fix="sudo apt-get update",
         ) from error
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)

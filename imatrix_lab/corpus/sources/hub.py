@@ -93,9 +93,8 @@ def documents(
 def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
     import datasets
 
-    datasets.config.HF_ENDPOINT = endpoint()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    for name in ("READ", "OPEN"):
+    for name in ("READ", "OPEN"):  # it would try for minutes
         setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 2)
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 1)
     datasets.disable_progress_bars()
