@@ -46,7 +46,6 @@ _SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
         "package": (str, _NEEDED),
         "extractor": (str, _NEEDED),
         "files": (list, _NEEDED),
-        "options": (dict, _OPTIONAL),
     },
     "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL), "id": (str, _OPTIONAL)},
     "written": {"file": (str, _NEEDED)},

@@ -11,6 +11,13 @@ JOINT = "\n\n"
 DOCUMENT_CHARS = 3000
 """A document made of loose paragraphs ends when it has so many characters: about a page."""
 
+_SENTENCE_END = re.compile(r"[.!?:;…。！？：؟۔।॥،][\"”»’')\]]*$")
+
+
+def ends_as_sentence(text: str) -> bool:
+    """Return whether a paragraph ends with a mark that ends sentences or introduces a list."""
+    return bool(_SENTENCE_END.search(text))
+
 
 def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
     r"""Return UTF-8 text with ``\n`` line ends, or with `keep_cr` its own, as llama.cpp reads it.

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-from imatrix_lab.corpus.extract import anthology, source_code
+from imatrix_lab.corpus.extract import (
+    anthology,
+    epub,
+    gettext,
+    markup,
+    mediawiki,
+    pak,
+    qt,
+    source_code,
+)
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import Source
 from imatrix_lab.records import Document
@@ -17,6 +26,14 @@ Extractor = Callable[[str, bytes], Iterator[str]]
 
 EXTRACTORS: dict[str, Extractor] = {
     "anthology": anthology.extract,
+    "html": markup.reader(markup.HTML),
+    "handbook": markup.reader(markup.HANDBOOK),
+    "mallard": markup.reader(markup.MALLARD),
+    "epub": epub.extract,
+    "pak": pak.extract,
+    "gettext": gettext.extract,
+    "qt": qt.extract,
+    "mediawiki": mediawiki.extract,
     "source-code": source_code.extract,
 }
 
