@@ -1,7 +1,7 @@
-"""Measure what each language's offline sources hold after cleaning, for the docs and the TOML files.
+"""Measure what each language's offline sources hold after cleaning.
 
     python tools/corpora_table.py nb de ja          # a table on stdout
-    python tools/corpora_table.py --write           # all; also into docs/corpora.md and corpora/*.toml
+    python tools/corpora_table.py --write      # all; into docs/corpora.md and corpora/*.toml too
 
 Tokens are the demo model's. Sources on the Hub are left out: they hold more than any budget.
 """

@@ -131,4 +131,4 @@ def _child(wanted: str, made: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_child(*sys.argv[1:]))
+    raise SystemExit(_child(*sys.argv[1:]))

@@ -31,20 +31,15 @@ def bands(texts: Sequence[str]) -> list[list[int]]:
     import numpy as np
     import rensa
 
-    sets = [shingles(text, N_WORDS, N_CHARACTERS) for text in texts]
-    offsets = np.cumsum([0, *(s.size for s in sets)], dtype=np.uint64)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(sets) if sets else np.empty(0, np.uint64), offsets, N_BANDS * ROWS, 1
-    )
+    found, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(found, offsets, N_BANDS * ROWS, 1)
     rows = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), N_BANDS, ROWS)
-    hashed = np.zeros((len(texts), N_BANDS), np.uint64) + np.arange(N_BANDS, dtype=np.uint64)
+    hashed = np.tile(np.arange(N_BANDS, dtype=np.uint64), (len(texts), 1))
     for i in range(ROWS):
         hashed = (hashed ^ rows[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
         hashed ^= hashed >> np.uint64(29)
-    return [
-        found if s.size >= SHINGLES_MIN else []
-        for found, s in zip(hashed.tolist(), sets, strict=True)
-    ]
+    enough = np.diff(offsets) >= SHINGLES_MIN
+    return [row if yes else [] for row, yes in zip(hashed.tolist(), enough, strict=True)]
 
 
 class Duplicates:

@@ -29,7 +29,7 @@ IDENTIFIED_MAX = 240
 """Latin characters of a paragraph that are read."""
 SCRIPT_LETTERS_MIN = 10
 """Letters a paragraph must have for its script to count."""
-MARGIN = 0.5
+MARGIN = 0.8
 """Nats for each square root of a byte by which a foreign language must be the better guess."""
 SHARE_MIN = 0.5
 """Of a document's identified text, what must be in the language."""

@@ -96,27 +96,31 @@ MARKS = (
         r"~?\\(?:cite[tp]?|ref|eqref|label|footnote|index)(?:\[[^\]]{0,200}\])?\{[^{}]{0,500}\}",
         "",
     ),
-    _mark("bbcode", "[/", r"\[(img|youtube|media|code)(?:=[^\]\n]{0,200})?\][^\[]{0,2000}\[/\1\]", ""),
+    _mark(
+        "bbcode", "[/",
+        r"\[(img|youtube|media|code)(?:=[^\]\n]{0,200})?\][^\[]{0,2000}\[/\1\]", "",
+    ),
     _mark(
         "bbcode", "[",
-        r"\[/?(?:b|i|u|s|url|quote|size|color|font|list|center|left|right|spoiler|email|table|tr|td|\*)"
-        r"(?:=[^\]\n]{0,200})?\]", "",
+        r"\[/?(?:b|i|u|s|url|quote|size|color|font|list|center|left|right|spoiler|email|table|tr|td"
+        r"|\*)(?:=[^\]\n]{0,200})?\]", "",
     ),
 )  # fmt: skip
 
 _ADDRESS = r"(?:(?:https?://|www\.|ftp://)\S{1,2000}|[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{1,64})"
 ADDRESS_LINE = re.compile(
-    rf"^[^\w\n]{{0,5}}(?:\w{{1,12}}:[ \t]?)?{_ADDRESS}(?:[ \t,;|]{{1,5}}{_ADDRESS})*[^\w\n]{{0,5}}$",
+    rf"^[^\w\n]{{0,5}}(?:\w{{1,12}}:[ \t]?)?{_ADDRESS}(?:[ \t,;|]{{1,5}}{_ADDRESS})*"
+    r"[^\w\n]{0,5}$",
     re.M,
 )
 REMAINS = re.compile(
-    r"</?[a-z][\w:-]{0,30}(?: [^<>\n]{0,300})?/?>|<!--|<!doctype|\{\{|\}\}|\{\||\|\}|\[\[|\]\]|\|\||"
-    r"^[ \t]*\|.{0,500}\|[ \t]*$|\\[a-z]{2,20}\{|\\(?:begin|end|frac|sum|int|left|right)\b|"
+    r"</?[a-z][\w:-]{0,30}(?: [^<>\n]{0,300})?/?>|<!--|<!doctype|\{\{|\}\}|\{\||\|\}|\[\[|\]\]|"
+    r"\|\||^[ \t]*\|.{0,500}\|[ \t]*$|\\[a-z]{2,20}\{|\\(?:begin|end|frac|sum|int|left|right)\b|"
     r"\[/[a-z]{1,10}\]|&(?:[a-z]{2,8}|#\d{2,6});|\$[^$\n]{0,200}[\\^_][^$\n]{0,200}\$|"
     r"[{};][ \t]*\n.{0,300}[{};][ \t]*$",
     re.M | re.I,
 )
-_SIGNS = "<&[{|\\`$};"
+_SIGNS = ("<", "&", "{", "[[", "]]", "|", "\\", "[/", "}\n", "^", "_")
 
 
 def strip(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:

@@ -47,7 +47,7 @@ class Shingles:
 
     def add(self, text: str) -> None:
         """Take in a text."""
-        new = shingles(text, N_WORDS, N_CHARACTERS)
+        new, _ = shingles([text], N_WORDS, N_CHARACTERS)
         if new.size:
             self._pending.append(new)
             self._n_pending += new.size
@@ -59,7 +59,7 @@ class Shingles:
         import numpy as np
 
         self._settle()
-        asked = shingles(text, N_WORDS, N_CHARACTERS)
+        asked, _ = shingles([text], N_WORDS, N_CHARACTERS)
         if not self._known.size or not asked.size:
             return 0
         at = np.searchsorted(self._known, asked)

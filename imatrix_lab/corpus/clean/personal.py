@@ -69,6 +69,10 @@ def _is_phone(text: str) -> bool:
     return 8 <= len(digits) <= 15 and len(set(digits.lstrip("0")[2:])) > 1
 
 
+def _is_long_phone(text: str) -> bool:
+    return 10 <= len(_bare(text)) <= 11
+
+
 def _is_card(text: str) -> bool:
     digits = _bare(text)
     return checksums.luhn(digits) and re.match(
@@ -82,7 +86,7 @@ def _checked(test: Callable[[str], bool]) -> Callable[[str], bool]:
 
 _CUE = (
     r"tel(?:ephone|efon|\xe9fono?|\xe9phone|efono)?|tlf|tfn|phone|mob(?:ile?|il)?|(?:tele)?fax|"
-    r"whatsapp|handy|gsm|puh(?:elin)?|simu|тел(?:ефон)?|電話(?:番号)?|电话|ফোন|फ़?ोन|फोन|फ़ोन|मोबाइल|"
+    r"whatsapp|handy|gsm|puh(?:elin)?|simu|тел(?:ефон)?|電話(?:番号)?|电话|ফোন|फोन|फ़ोन|मोबाइल|"
     r"ഫോൺ|മൊബൈൽ|தொலைபேசி|هاتف|تلفن|전화"
 )
 _GAP = r"[ \xa0.\-\u2011\u2013/]"
@@ -90,63 +94,73 @@ _GAP = r"[ \xa0.\-\u2011\u2013/]"
 KINDS = (
     Kind(
         "e-mail",
-        re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[^\W_][\w-]{0,62}\.){1,6}[^\W\d_]{2,24}(?![\w-])"),
+        re.compile(
+            r"(?<![\w.+-])[\w.+-]{1,64}@(?:[^\W_][\w-]{0,62}\.){1,6}[^\W\d_]{2,24}(?![\w-])"
+        ),
         lambda text: _RESERVED.search(text) is None,
         lambda text: EMAIL,
     ),
     Kind(
         "IP address",
         re.compile(r"(?<![\w.:§/-])(?<!version )\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)", re.I),
-        _public, lambda text: IPV4,
+        _public,
+        lambda text: IPV4,
     ),
     Kind(
         "IP address",
         re.compile(r"(?<![\w:.])[0-9a-f]{1,4}(?::{1,2}[0-9a-f]{1,4}){2,7}(?:::)?(?![\w:])", re.I),
-        _public, lambda text: IPV6,
+        _public,
+        lambda text: IPV6,
     ),
-    _kind("account", r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?", _checked(checksums.iban)),
+    _kind(
+        "account",
+        r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?",
+        _checked(checksums.iban),
+    ),
     _kind("card", r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -]?)\d{6}\2\d{5}", _is_card),
     _kind("identity number", r"\d{6} ?\d{5}", _checked(checksums.norwegian)),
     _kind("identity number", r"(?:\d{2})?\d{6}[-+]\d{4}", _checked(checksums.swedish)),
     _kind("identity number", r"\d{6}-\d{4}", _checked(checksums.danish)),
-    _kind(
-        "identity number", r"\d{6}[-+A-FU-Y]\d{3}[0-9A-FHJ-NPR-Y]",
-        lambda text: checksums.finnish(text.upper()),
-    ),
+    _kind("identity number", r"\d{6}[-+A-FU-Y]\d{3}[0-9A-FHJ-NPR-Y]", checksums.finnish),
     _kind("identity number", r"[2-9]\d{3}([ -])\d{4}\1\d{4}", _checked(checksums.verhoeff)),
-    _kind("identity number", r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}", lambda text: True),
-    Kind(
+    _kind("identity number", r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}", bool),  # US
+    _kind(
         "identity number",
-        re.compile(
-            r"(?<=nummer )\d{2} ?\d{3} ?\d{3} ?\d{3}(?!\d)|(?<=IdNr\. )\d{2} ?\d{3} ?\d{3} ?\d{3}(?!\d)"
-        ),
+        r"(?:(?<=nummer )|(?<=IdNr\. )|(?<=ID ))\d{2} ?\d{3} ?\d{3} ?\d{3}",
         _checked(checksums.german_tax),
     ),
-    Kind(  # international: the plus sign says so
+    Kind(  # the plus sign says so
         "telephone",
-        re.compile(rf"(?<![\w+.,=^])\+[ ]?[1-9]\d{{0,2}}(?:{_GAP}{{0,2}}\(?\d{{1,5}}\)?){{2,7}}(?![\w.]\d|\w)"),
+        re.compile(
+            rf"(?<![\w+.,=^])\+ ?[1-9]\d{{0,2}}(?:{_GAP}{{0,2}}\(?\d{{1,5}}\)?){{2,7}}(?!\w|[.,]\d)"
+        ),
         _is_phone,
     ),
-    Kind(  # whatever the word before says is one
+    Kind(  # the word before says so
         "telephone",
-        re.compile(rf"(?i:(?<![^\W\d_])(?:{_CUE}))[ .:：\xa0]{{1,3}}\(?\d{{1,5}}\)?(?:{_GAP}{{0,2}}\d{{1,5}}){{1,6}}(?!\w)"),
+        re.compile(
+            rf"(?<![^\W\d_])(?:{_CUE})[ .:：\xa0]{{1,3}}\(?\d{{1,5}}\)?"
+            rf"(?:{_GAP}{{0,2}}\d{{1,5}}){{1,6}}(?!\w)",
+            re.I,
+        ),
         _is_phone,
     ),
-    _kind("telephone", r"0\d{1,4}[-\u2011]\d{1,4}[-\u2011]\d{4}", lambda text: 10 <= len(_bare(text)) <= 11),
+    _kind(  # national, with the trunk prefix and hyphens: Japan, India, Germany
+        "telephone", r"0\d{1,4}[-\u2011]\d{1,4}[-\u2011]\d{4}", _is_long_phone
+    ),
     _kind("telephone", r"\(\d{3}\) ?\d{3}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4}", _is_phone),
-    _kind("telephone", r"0[1-9](?:([ .])\d{2})(?:\1\d{2}){3}", _is_phone),
-)  # fmt: skip
-
-_DIGITS = re.compile(
-    r"\d(?:[^\w\n]{0,3}\d){6}|\d{1,3}\.\d{1,3}\.\d{1,3}\.\d|[A-Z]{2}\d{2}|\d[A-FU-Y]\d{3}|[0-9A-Fa-f]:{1,2}[0-9A-Fa-f]{1,4}:"
+    _kind("telephone", r"0[1-9](?:([ .])\d{2})(?:\1\d{2}){3}", _is_phone),  # France
 )
+
+_DIGITS = re.compile(r"\d(?:[^\w\n]{0,3}\d){5}")
+"""Whatever else a number is, it has six digits that are not far apart."""
 
 
 def replace(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Put stand-ins for personal data."""
     for draft in drafts:
         for i, text in enumerate(draft.paragraphs):
-            if "@" in text or _DIGITS.search(text):
+            if "@" in text or _DIGITS.search(text) or text.count(":") >= 3:
                 draft.paragraphs[i] = _replaced(text, draft.document.id, report)
 
 

@@ -66,7 +66,7 @@ class Rules:
     @property
     def paragraph_min(self) -> int:
         """Characters a paragraph must have."""
-        return self.chars(12) if self.paragraph_chars_min is None else self.paragraph_chars_min
+        return self.chars(4) if self.paragraph_chars_min is None else self.paragraph_chars_min
 
 
 @dataclass
