@@ -14,26 +14,7 @@ from imatrix_lab.progress import Silent
 from imatrix_lab.records import TextOptions
 from imatrix_lab.store import MANIFEST, Store
 from imatrix_lab.vocabulary import Vocabulary
-
-LANGUAGE = """
-code = "{code}"
-name = "{name}"
-native_name = "{name}"
-script = "Latn"
-aliases = []
-labels = []
-source = []
-"""
-
-
-def words(rng, n):
-    return ["".join(rng.choices("etaonrisldhmkgv", k=rng.randint(2, 9))) for _ in range(n)]
-
-
-def prose(rng):
-    """A document of three paragraphs of sentences."""
-    sentences = [" ".join(words(rng, rng.randint(6, 14))).capitalize() + "." for _ in range(9)]
-    return "\n\n".join(" ".join(sentences[i : i + 3]) for i in (0, 3, 6))
+from tests.corpus.made_up import LANGUAGE, prose
 
 
 class Heard(Silent):
@@ -261,6 +242,12 @@ def test_a_limit_on_licences(languages_of_ours, make, tmp_path):
         languages_of_ours("qab")
         sources.add([path], "qab", "only", "GPL-3.0-only")
         make("qab", licence="permissive")
+
+
+def test_a_language_without_chats_says_so(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    with pytest.raises(BadText, match="there are no chats in Language qaa"):
+        make("qaa", chat=0.2)
 
 
 def test_a_language_without_text_says_what_to_do(languages_of_ours, make):
