@@ -7,6 +7,7 @@ that a document defines, so there is nothing in a hostile file to set off.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -66,6 +67,7 @@ class _Parser(HTMLParser):
         self.form = form
         self.found: list[str] = []
         self._open: list[tuple[str, str]] = []
+        self._n_open: Counter[str] = Counter()
         self._text: list[str] = []
         self._hole = False
 
@@ -83,6 +85,7 @@ class _Parser(HTMLParser):
             role = "paragraph"
             self.end_paragraph()
         self._open.append((tag, role))
+        self._n_open[role] += 1
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note a reference whose text would be filled in later: its paragraph has a hole."""
@@ -92,14 +95,15 @@ class _Parser(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         for i in reversed(range(len(self._open))):
             if self._open[i][0] == tag:
-                if any(role == "paragraph" for _, role in self._open[i:]):
+                closed = [role for _, role in self._open[i:]]
+                if "paragraph" in closed:
                     self.end_paragraph()
+                self._n_open.subtract(closed)
                 del self._open[i:]
                 return
 
     def handle_data(self, data: str) -> None:
-        roles = {role for _, role in self._open}
-        if "paragraph" in roles and "skip" not in roles:
+        if self._n_open["paragraph"] and not self._n_open["skip"]:
             self._text.append(data)
 
     def end_paragraph(self) -> None:

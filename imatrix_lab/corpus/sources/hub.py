@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from imatrix_lab.corpus.sources.kind import Pinned
 from imatrix_lab.corpus.text import JOINT, tidy
@@ -15,6 +15,8 @@ from imatrix_lab.languages import Language, Source
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
 from imatrix_lab.store import Store
+
+T = TypeVar("T")
 
 REACH_S = 3.0
 """How long to wait for the Hub before another source is taken."""
@@ -75,10 +77,9 @@ def documents(
 ) -> Iterator[Document]:
     """Yield the rows in the data set's order; an id holds the commit and the row's own id."""
     source, settings = pinned.source, pinned.source.settings
-    where = f"datasets/{settings['repo']}"
-    rows = ask(where, pinned.version, lambda: _rows(pinned))
+    rows = _asked(pinned, lambda: _rows(pinned))
     number = 0
-    while (row := ask(where, pinned.version, lambda: _next(rows, source))) is not None:
+    while (row := _asked(pinned, lambda: next(rows, None))) is not None:
         key = row.get(str(settings.get("id", "")), f"{number:08d}")
         text = row.get(settings["text"])
         if isinstance(text, list):
@@ -90,12 +91,31 @@ def documents(
         number += 1
 
 
+def _asked(pinned: Pinned, call: Callable[[], T]) -> T:
+    """Call the libraries; what they raise becomes ours, without the addresses they asked."""
+    import datasets
+    import pyarrow
+
+    try:
+        return ask(f"datasets/{pinned.source.settings['repo']}", pinned.version, call)
+    except FetchFailed:
+        raise
+    except (
+        OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError
+    ) as error:  # fmt: skip
+        ours = FetchFailed(
+            f"{pinned.source.origin} cannot be read, or not to its end ({type(error).__name__})",
+            fix="run the same command again, or choose another source: --source NAME",
+        )
+    raise ours
+
+
 def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
     import datasets
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    for name in ("READ", "OPEN"):  # it would try for minutes
-        setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 2)
+    for name in ("READ", "OPEN"):  # the Hub's own library tries again by itself
+        setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 1)
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 1)
     datasets.disable_progress_bars()
     settings = pinned.source.settings
@@ -104,15 +124,3 @@ def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
         revision=pinned.version, streaming=True,
     )  # fmt: skip
     return iter(found)
-
-
-def _next(rows: Iterator[dict[str, Any]], source: Source) -> dict[str, Any] | None:
-    """Return the next row, or None after the last."""
-    import pyarrow
-
-    try:
-        return next(rows, None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise FetchFailed(
-            f"{source.origin} broke off: {error}", fix="run the same command again"
-        ) from None
