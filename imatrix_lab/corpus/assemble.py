@@ -207,6 +207,8 @@ def _provenance(
     calibrated = [s for s in sources if s["n_used"]] or sources
     others = {"CC0-1.0"} if chats or not sources else set()
     licences = {str(s["licence"]) for s in calibrated} | others
+    if len(licences) > 1:  # OR binds less than AND
+        licences = {f"({name})" if " OR " in name else name for name in licences}
     origins = dict.fromkeys(str(s["origin"]) for s in calibrated)
     return {
         "sources": sources,
