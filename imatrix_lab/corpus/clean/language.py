@@ -49,7 +49,9 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         starts = ends - [len(p) + 2 for p in draft.paragraphs]
         letters = np.add.reduceat((kind > 0).astype(np.int64), starts) if ends.size else ends
         own = np.add.reduceat((kind == 2).astype(np.int64), starts) if ends.size else ends
-        foreign = (letters >= SCRIPT_LETTERS_MIN) & (own < rules.script_share_min * letters)
+        # a Han character says as much as three Latin ones
+        weighed = own + rules.density * (letters - own)
+        foreign = (letters >= SCRIPT_LETTERS_MIN) & (own < rules.script_share_min * weighed)
         if foreign.all() and foreign.size:
             report.count("script of the document", DOCUMENTS, draft.document.id, text)
             draft.paragraphs = []
@@ -103,7 +105,8 @@ def _judge(draft: Draft, found: dict[int, tuple[str, float]], rules: Rules, repo
     size = {i: len(draft.paragraphs[i].encode()) for i in found}
     ours = sum(size[i] for i, (label, _) in found.items() if label in rules.labels)
     if found and ours < SHARE_MIN * sum(size.values()):
-        largest = max(found, key=lambda i: size[i])
+        foreign = (i for i, (label, _) in found.items() if label not in rules.labels)
+        largest = max(foreign, key=size.__getitem__)
         report.count(f"document in {found[largest][0]}", DOCUMENTS, draft.document.id, draft.text)
         keep = []
     else:
