@@ -119,8 +119,9 @@ def test_the_batch_identifier_answers_as_the_library() -> None:
 def test_personal_data_planted_in_news_are_found_and_little_else() -> None:
     rng = random.Random(4)
     planted = [
-        "kari.nordmann@firma{}.no", "+47 22 85 5{} 50", "84.208.17.{}", "811218-9876",
-        "219-09-99{}",        "NO93 8601 1117 947", "4539 1488 0343 6467", "+44 20 7946 {}958", "2a01:79c:cebd:9e40::{}",
+        "kari.nordmann@firma{}.no", "+47 22 85 5{} 50", "84.208.17.{}", "219-09-99{}",
+        "811218-9876", "NO93 8601 1117 947", "4539 1488 0343 6467", "+44 20 7946 {}958",
+        "2a01:79c:cebd:9e40::{}",
     ]  # fmt: skip
     texts = sentences("eng")
     for i in range(0, len(texts), 20):
@@ -137,7 +138,6 @@ def test_held_out_news_is_found_in_another_text_and_not_by_chance() -> None:
     for language in ("eng", "mal", "jpn"):
         texts = sentences(language)
         known = Shingles.of(texts[:1000])
-        # a leak: every sentence long enough hits; other news hardly ever does
-        long_enough = [t for t in texts[:1000] if len(known) and known.hits(t)]
-        assert len(long_enough) > 700
-        assert sum(known.hits(t) > 0 for t in texts[1000:]) < 40
+        # every sentence long enough hits; other news hardly ever does
+        assert sum(known.hits(t) > 0 for t in texts[:1000:5]) > 140
+        assert sum(known.hits(t) > 0 for t in texts[1000:2000:5]) < 8

@@ -71,8 +71,11 @@ def test_scripts_of_characters() -> None:
 def test_many_texts_are_settled_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imatrix_lab.corpus.clean.overlap._PENDING_MAX", 50)
     texts = [" ".join(f"w{i * 7 + j}" for j in range(12)) for i in range(100)]
-    known = Shingles.of(texts)
+    known = Shingles()
+    for text in texts:
+        known.add(text)
     assert all(known.hits(t) == 5 for t in texts)
+    assert len(known) == len(Shingles.of(texts)) == 500
 
 
 def test_every_string_of_a_task_file(tmp_path: Path) -> None:
