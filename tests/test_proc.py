@@ -294,7 +294,9 @@ def test_ending_the_iterator_ends_the_workers() -> None:
             os.kill(pid, 0)
 
 
-def test_workers_end_when_we_are_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_when_we_are_killed_or_interrupted(tmp_path: Path, signum: int) -> None:
+    """Ctrl-C goes to the whole group; only the parent may speak of it."""
     program = tmp_path / "parent.py"
     program.write_text(
         "import sys, time\n"
@@ -307,12 +309,19 @@ def test_workers_end_when_we_are_killed(tmp_path: Path) -> None:
     )
     (tmp_path / "worker.py").write_text("import os\ndef pid(n):\n    return os.getpid()\n")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    parent = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=env)
+    parent = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+        start_new_session=True,
+    )  # fmt: skip
     assert parent.stdout is not None
+    assert parent.stderr is not None
     pids = {int(parent.stdout.readline()) for _ in range(6)}
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    if signum == signal.SIGINT:
+        os.killpg(parent.pid, signum)
+    else:
+        parent.kill()
+    said = parent.communicate()[1].decode()
+    assert said.count("Traceback") == (signum == signal.SIGINT)
     until = time.monotonic() + 10
     while time.monotonic() < until and any(map(_alive, pids)):
         time.sleep(0.05)
