@@ -65,7 +65,7 @@ def test_good_paragraphs_stay(language: str) -> None:
         assert sum(1 for _ in clean(given, RULES[language], report)) == len(given) == 123
         dropped = paragraphs_dropped(report)
         close = dropped.pop("language", 0)  # Nynorsk that could be Bokmål
-        assert close <= n * (0.02 if language == "nno" else 0.002)
+        assert close <= n * (0.01 if language == "nno" else 0.001)
         assert sum(dropped.values()) <= n * share, dropped
         assert report.as_dict()["language_share"] > (0.96 if language == "nno" else 0.98)
 
@@ -74,7 +74,7 @@ def test_good_paragraphs_stay(language: str) -> None:
     ("language", "foreign", "caught_min"),
     [
         ("nob", "eng", 0.99), ("eng", "deu", 0.99), ("mal", "eng", 0.99), ("jpn", "eng", 0.99),
-        ("deu", "nob", 0.99), ("swa", "eng", 0.99), ("nno", "nob", 0.97), ("nob", "nno", 0.90),
+        ("deu", "nob", 0.99), ("swa", "eng", 0.99), ("nno", "nob", 0.95), ("nob", "nno", 0.85),
     ],
 )  # fmt: skip
 def test_foreign_paragraphs_are_caught(language: str, foreign: str, caught_min: float) -> None:
@@ -94,8 +94,8 @@ def test_foreign_paragraphs_are_caught(language: str, foreign: str, caught_min: 
     assert caught_min * put_in <= found <= 1.1 * put_in + 3
 
 
-def test_a_danish_looking_label_does_not_empty_a_norwegian_corpus() -> None:
-    """The other way round: a Bokmål corpus keeps no article in Nynorsk, and none the reverse."""
+def test_whole_articles_in_another_language_go() -> None:
+    """A Bokmål corpus keeps no article in Nynorsk, and the reverse."""
     for language, foreign in (("nob", "nno"), ("nno", "nob"), ("deu", "eng")):
         assert list(clean(documents(foreign, 3), RULES[language], Report())) == []
 

@@ -124,7 +124,7 @@ def test_good_text_is_not_taken_for_mojibake(text: str) -> None:
         ("== History ==\n\n'''Oslo''' is ''big''.", "History\n\nOslo is big."),
         ("## Heading\n\nA **bold** and *slanted* [link](https://a.b/c) word.",
          "Heading\n\nA bold and slanted link word."),
-        ("2 * 3 * 4 = 24 and snake_case_name", "2 * 3 * 4 = 24 and snake_case_name"),
+        ("2 * 3 * 4 = 24, snake_case_name, /dev/snd/*, hyphen-* and $HOME_X (or $B)",) * 2,
         ("\\section{Intro}\n\nAs \\emph{said}~\\cite{me}.", "Intro\n\nAs said."),
         ("[b]Hi[/b] [url=http://x.y]there[/url] [1]", "Hi there [1]"),
         ("Text.\n\nhttps://example.org/a?b=c\n\nMail: a@b.no\n\nSee https://example.org today.",
@@ -208,14 +208,14 @@ def both(drafts, rules, report) -> None:
 
 
 def test_foreign_paragraphs_and_what_is_among_them_go() -> None:
-    text = f"{NB}\n\n{EN}\n\nSee also: home.\n\n{EN}\n\nJa.\n\n{NB}"
+    text = f"{NB}\n\n{EN}\n\nSee also: home.\n\n{EN}\n\nJa.\n\n{NB}\n\n{NB}"
     kept, report = after(both, text)
-    assert kept == f"{NB}\n\nJa.\n\n{NB}"
+    assert kept == f"{NB}\n\nJa.\n\n{NB}\n\n{NB}"
     assert report.counts["it", "paragraph in en", "paragraphs_dropped"] == 2
     assert report.counts["it", "among foreign ones", "paragraphs_dropped"] == 1
     report.labels = ("no",)
     assert report.as_dict()["language_share"] == 1.0
-    assert 0.4 < report.as_dict()["language_share_in"] < 0.6
+    assert 0.5 < report.as_dict()["language_share_in"] < 0.7
 
 
 def test_a_foreign_document_goes_whole() -> None:
