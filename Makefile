@@ -22,7 +22,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-stats bench-grid clean
+.PHONY: help setup quant test check fix bench bench-score bench-stats bench-grid bench-corpus clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -74,6 +74,9 @@ bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by sim
 
 bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 	$(BIN)/python tools/bench_grid.py
+
+bench-corpus: $(VENV)/.dev  ## how fast text is cleaned, by step, and in how much memory
+	$(BIN)/python tools/bench_corpus.py
 
 clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -12,8 +12,10 @@ from imatrix_lab.corpus.clean.phrases import INSIDE, REST, WHOLE
 from imatrix_lab.corpus.clean.report import LINES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 
-SENTENCE_END = re.compile(r"[.!?:…。！？：．؟۔।॥։።၊။៖។૏๚᠃⸮][ \d\"“”„»«›‹’'」』）〉》】\])*]*$")
-"""How a sentence ends, in any script (a note's number may follow); a colon opens what follows."""
+SENTENCE_END = re.compile(
+    r"[.!?:…。！？：．؟۔।॥։።၊။៖។૏๚᠃⸮][ \d\"“”„»«›‹’'」』）〉》】\])*]*$|[\"“”»«」』）]$"
+)
+"""How a sentence ends, in any script; a note's number may follow. Speech ends with its mark."""
 WITHOUT_ENDS = {"Thai", "Laoo", "Tibt"}
 """Scripts that do without such marks."""
 
@@ -29,16 +31,14 @@ _PLACEHOLDER = re.compile(
     r"(?<![\w%])%(?:\d{1,2}\$)?[-+0]?\d{0,2}(?:\.\d)?(?:l{0,2}[dux]|[sdiufxg@])(?![^\W\d_])"
     r"|%\([A-Za-z_]\w{0,30}\)[sd]|\$\{[\w.]{1,40}\}"
     r"|(?<!\w)\{(?:\d{1,2}|[A-Za-z_]\w{0,30})\}(?!\})"
-    r"|(?<![\w%])%[1-9](?!\d|[.,]\d|[ \xa0]?%)(?!\w)|\$[A-Z][A-Z_]{2,30}\b"
+    r"|(?<![\w%])%[1-9](?!\d|[.,]\d|[ \xa0]?%)(?!\w)"
 )
-_SEPARATED = re.compile(r"[^|·•›»/→\n]{1,30}(?:[ \t][|·•›»/→][ \t][^|·•›»/→\n]{1,30}){2,}")
-_SEPARATORS = "|·•›»→/"
+_SEPARATED = re.compile(r"[^|·•›»\n]{1,30}(?:[ \t][|·•›»][ \t][^|·•›»\n]{1,30}){2,}")
+_SEPARATORS = "|·•›»"
 
 
 def drop(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Drop paragraphs and lines that are no running text."""
-    if not rules.prose:
-        return
     for draft in drafts:
         where = draft.document.id
         paragraphs = [_lines(p, where, rules, report) for p in draft.paragraphs]
@@ -109,8 +109,10 @@ def _is_list(lines: Sequence[str], rules: Rules) -> bool:
         len(line) < longest and not SENTENCE_END.search(line[-10:]) and line[-1:] not in ",،、;—-"
         for line in lines
     )
+    if rules.script in WITHOUT_ENDS:
+        poor = 0
     bullets = sum(_BULLET.match(line) is not None for line in lines)
-    return 10 * poor >= 8 * len(lines) or (2 * bullets > len(lines) and 2 * poor > len(lines))
+    return 10 * poor >= 8 * len(lines) or 2 * min(bullets, poor) > len(lines)
 
 
 def _lines(paragraph: str, where: str, rules: Rules, report: Report) -> str:

@@ -46,6 +46,7 @@ class Duplicates:
     """What has been seen so far."""
 
     def __init__(self, rules: Rules):
+        self._prose = rules.prose
         self._documents = HashSet()
         self._bands = HashSet()
         self._paragraphs = HashSet()
@@ -70,6 +71,8 @@ class Duplicates:
             return
         for band in found:
             self._bands.add(band)
+        if not self._prose:
+            return  # a program has the same line many times
         draft.paragraphs = [
             kept for p in draft.paragraphs if (kept := self._without_repeats(p, where, report))
         ]

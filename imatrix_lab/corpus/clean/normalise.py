@@ -97,28 +97,31 @@ def _compiled(
 
 
 def _idle_joiners(script: str) -> str:
-    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they stand."""
+    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they stand.
+
+    What must stand before is looked at from behind the joiner, hence the dots.
+    """
     joiner = "[\u200c\u200d]"
-    if script in INDIC:
-        # they choose a form beside a virama; ZWNJ does nothing at the end of a word
-        letter = rf"(?=[^\W\d_{_EMOJI}])"
-        beside = f"(?<![{_VIRAMAS}{_EMOJI}]){joiner}(?![{_VIRAMAS}{_EMOJI}])"
-        return f"{beside}|(?<=[{_VIRAMAS}])\u200c(?!{letter})|(?<={joiner}){joiner}"
+    doubled = f"(?<={joiner}{joiner})"
+    if script in INDIC:  # they choose a form beside a virama, ZWNJ not at the end of a word
+        beside = f"[{_VIRAMAS}{_EMOJI}]"
+        ends = rf"(?<=[{_VIRAMAS}]\u200c)(?![^\W\d_]|{joiner})"
+        return f"(?s){joiner}(?:(?<!{beside}.)(?!{beside})|{ends}|{doubled})"
     if script in JOINING:
-        return rf"(?<![^\W\d_{_EMOJI}]){joiner}|{joiner}(?![\w{_EMOJI}])|(?<={joiner}){joiner}"
+        before = rf"(?<![^\W\d_{_EMOJI}].)(?<!{joiner}.)"
+        return rf"(?s){joiner}(?:{before}|(?![\w{_EMOJI}]|{joiner})|{doubled})"
     if script in WITHOUT_SPACES:
-        return f"(?<={joiner}){joiner}"
-    return f"(?<![{_EMOJI}]){joiner}|{joiner}(?![{_EMOJI}])"
+        return joiner + doubled
+    return f"(?s){joiner}(?:(?<![{_EMOJI}].)|(?![{_EMOJI}]))"
 
 
 def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Normalise every paragraph, and drop those in which characters were lost (U+FFFD)."""
     for draft in drafts:
         before = draft.text
-        text = _mended(_composed(before, draft, report), draft, rules, report)
+        text = _composed(_mended(before, draft, rules, report), draft, report)
         if text is not before:
-            # what was parted may compose now
-            draft.paragraphs = split(unicodedata.normalize("NFC", text))
+            draft.paragraphs = split(text)
         if rules.prose:
             stripped = [_spaced(p) for p in draft.paragraphs]
             draft.paragraphs = [p for p in stripped if p]

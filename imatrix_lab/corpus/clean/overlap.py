@@ -22,6 +22,7 @@ JSON_BYTES_MAX = 1 << 28
 """A .json file is read whole; larger ones must be JSON lines."""
 
 _PENDING_MAX = 1 << 20
+_BATCH_CHARS = 1 << 18
 
 
 class Shingles:
@@ -41,13 +42,20 @@ class Shingles:
     def of(cls, texts: Iterable[str]) -> Shingles:
         """Return the shingles of texts."""
         found = cls()
+        batch: list[str] = []
+        size = 0
         for text in texts:
-            found.add(text)
+            batch.append(text)
+            size += len(text)
+            if size > _BATCH_CHARS:
+                found.add(*batch)
+                batch, size = [], 0
+        found.add(*batch)
         return found
 
-    def add(self, text: str) -> None:
-        """Take in a text."""
-        new, _ = shingles([text], N_WORDS, N_CHARACTERS)
+    def add(self, *texts: str) -> None:
+        """Take in texts."""
+        new, _ = shingles(texts, N_WORDS, N_CHARACTERS)
         if new.size:
             self._pending.append(new)
             self._n_pending += new.size

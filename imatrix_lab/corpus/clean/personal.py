@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,14 @@ _RESERVED = re.compile(r"@(?:[\w-]+\.)*(?:example(?:\.\w+)?|localhost|test|inval
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"[^0-9A-Za-z]", "", text).upper()
+    """Return letters in capitals and digits, those of any script as 0–9."""
+    return "".join(
+        str(unicodedata.decimal(c)) if c.isdecimal() else c.upper() for c in text if c.isalnum()
+    )
+
+
+_W = r"\d_A-Za-zÀ-ɏ"
+"""What may not touch a number; in scripts without spaces letters may."""
 
 
 def _zeros(text: str) -> str:
@@ -50,7 +58,9 @@ class Kind:
 
 
 def _kind(reason: str, pattern: str, test: Callable[[str], bool], flags: int = 0) -> Kind:
-    return Kind(reason, re.compile(rf"(?<![\w.,:/-])(?:{pattern})(?![\w/-]|[.,:]\d)", flags), test)
+    return Kind(
+        reason, re.compile(rf"(?<![{_W}.,:/-])(?:{pattern})(?![{_W}/-]|[.,:]\d)", flags), test
+    )
 
 
 def _public(text: str) -> bool:
@@ -95,7 +105,8 @@ KINDS = (
     Kind(
         "e-mail",
         re.compile(
-            r"(?<![\w.+-])[\w.+-]{1,64}@(?:[^\W_][\w-]{0,62}\.){1,6}[^\W\d_]{2,24}(?![\w-])"
+            r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+-]{1,64}@(?:[A-Za-z0-9À-ɏ-]{1,63}\.){1,6}[A-Za-z]{2,24}"
+            rf"(?![{_W}-])"
         ),
         lambda text: _RESERVED.search(text) is None,
         lambda text: EMAIL,
@@ -132,7 +143,8 @@ KINDS = (
     Kind(  # the plus sign says so
         "telephone",
         re.compile(
-            rf"(?<![\w+.,=^])\+ ?[1-9]\d{{0,2}}(?:{_GAP}{{0,2}}\(?\d{{1,5}}\)?){{2,7}}(?!\w|[.,]\d)"
+            rf"(?<![\w+.,=^])\+ ?[1-9]\d{{0,2}}(?:{_GAP}{{0,2}}\(?\d{{1,5}}\)?){{2,7}}"
+            rf"(?![{_W}]|[.,]\d)"
         ),
         _is_phone,
     ),
@@ -140,7 +152,7 @@ KINDS = (
         "telephone",
         re.compile(
             rf"(?<![^\W\d_])(?:{_CUE})[ .:：\xa0]{{1,3}}\(?\d{{1,5}}\)?"
-            rf"(?:{_GAP}{{0,2}}\d{{1,5}}){{1,6}}(?!\w)",
+            rf"(?:{_GAP}{{0,2}}\d{{1,5}}){{1,6}}(?![{_W}])",
             re.I,
         ),
         _is_phone,
@@ -152,7 +164,8 @@ KINDS = (
     _kind("telephone", r"0[1-9](?:([ .])\d{2})(?:\1\d{2}){3}", _is_phone),  # France
 )
 
-_DIGITS = re.compile(r"\d(?:[^\w\n]{0,3}\d){5}")
+_NATIVE = "\u0660-\u0669\u06f0-\u06f9\u0966-\u096f\u09e6-\u09ef"  # Arabic, Persian, Hindi, Bengali
+_DIGITS = re.compile(rf"[0-9{_NATIVE}](?:[^\w\n]{{0,3}}\d){{5}}")
 """Whatever else a number is, it has six digits that are not far apart."""
 
 

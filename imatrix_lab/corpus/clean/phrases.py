@@ -60,7 +60,18 @@ _OTHERS = (
 
 INSIDE = {"Latn": _LATIN}
 """By script; every other script has `REST`, and the signs that no script owns."""
-REST = (*_OTHERS, "all rights reserved", "©20", "© 20", "lorem ipsum", "cookie")
+REST = (
+    *_OTHERS,
+    "all rights reserved",
+    "©20",
+    "© 20",
+    "lorem ipsum",
+    "使用cookie",
+    "使用 cookie",
+    "cookieを使用",
+    "クッキーを使用",
+    "쿠키를 사용",
+)
 
 WHOLE = frozenset((
     "read more", "learn more", "see more", "show more", "more", "share", "share this", "sign up",
