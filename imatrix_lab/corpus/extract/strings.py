@@ -17,6 +17,8 @@ STRING_CHARS_MIN = 40
 DOCUMENT_CHARS = 2000
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
+_PRODUCT = re.compile(r"%?PRODUCTNAME|\$\[officename\]")
+"""The one placeholder whose text is always the same, and frequent."""
 _PLACEHOLDER = re.compile(
     r"[${}<>|=@]|%\(?\w|%%|#\w+#|\[\[|\]\]|\\[nt]|\w_\w|__|&[a-z]+;|https?:|\w\.\w+\.\w"
 )
@@ -43,7 +45,7 @@ def _sentences(strings: Iterable[str]) -> Iterator[str]:
 
 def sentence(raw: str) -> str:
     """Return a string as prose, without tags and accelerators; nothing if it is none."""
-    text = html.unescape(_TAG.sub("", raw))
+    text = html.unescape(_TAG.sub("", _PRODUCT.sub("LibreOffice", raw)))
     text = _ACCELERATOR.sub("", text)
     text = re.sub(r"\s+", " ", text).strip()
     whole = len(text) >= STRING_CHARS_MIN and _END.search(text)
