@@ -146,6 +146,7 @@ def test_deep_nesting_ends():
         SENTENCE.rstrip(".") + ":", SENTENCE.replace("lang", "$1"), SENTENCE.replace("lang", "%s"),
         SENTENCE.replace("lang", "%(n)s"), SENTENCE.replace("lang", "{name}"),
         SENTENCE.replace("lang", "#type#"), SENTENCE.replace("lang", "l_ang"),
+        SENTENCE.replace("lang", "''"), f"* {SENTENCE} * {SENTENCE}", "Hav, " * 9 + SENTENCE,
         SENTENCE.replace("lang", "https://a.b"), SENTENCE.replace("lang", "[[a|b]]"),
     ],
 )  # fmt: skip
