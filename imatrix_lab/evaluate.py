@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab import languages, machine, models, pipeline, publish, tables, toolchain
+from imatrix_lab import machine, models, pipeline, publish, tables, toolchain
 from imatrix_lab.compare import runs
 from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus import documents as docs
 from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
 from imatrix_lab.progress import Progress
@@ -169,13 +170,13 @@ def _text(
     if path is None:
         documents = _heldout(request, label, reference, tools, store, progress)
     elif (path / corpora.HELDOUT).is_file():
-        documents = corpora.read_documents(path / corpora.HELDOUT)
+        documents = docs.read(path / corpora.HELDOUT)
     elif not path.is_file():
         raise BadText(
             "no such text", where=path, fix=f"--text {label}=FILE, or a language: --text nb"
         )
     elif path.suffix == ".jsonl":
-        documents = corpora.read_documents(path)
+        documents = docs.read(path)
     else:
         keep_cr = request.protocol == "llamacpp"  # the same bytes as llama-perplexity
         whole = decode(path.read_bytes(), str(path), keep_cr)
@@ -190,12 +191,9 @@ def _heldout(
     request: ScoreRequest, word: str, reference: Model, tools: Toolchain, store: Store,
     progress: Progress,
 ) -> list[Document]:  # fmt: skip
-    language = languages.get(word)
-    asked = Request(
-        language.code, (), request.reference, TOKENS_DEFAULT, request.out, request.backend
-    )
+    asked = Request(word, (), request.reference, TOKENS_DEFAULT, request.out, request.backend)
     corpus = pipeline.corpus_of(asked, tools, reference, store, progress)
-    return corpora.read_documents(corpus.heldout)
+    return docs.read(corpus.heldout)
 
 
 def _live(request: ScoreRequest, reference: Model, quants: list[Model], settings: Settings) -> bool:

@@ -59,6 +59,7 @@ _FACTS = {
     "origin": (str, _NEEDED),
     "note": (str, _NEEDED),
     "heldout": (bool, _OPTIONAL),
+    "tokens": (int, _OPTIONAL),
 }
 _LANGUAGE = {
     "code": (str, _NEEDED),
@@ -82,6 +83,7 @@ class Source:
     licence, licence_class : SPDX expression, and one of `LICENCE_CLASSES`.
     origin, note : where it is from and how it came to be, in words.
     heldout : kept for judging; calibrated on only when asked for by name.
+    tokens : about how many clean ones there are, in the demo model's vocabulary; 0: not measured.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Source:
     note: str
     settings: Mapping[str, Any]
     heldout: bool = False
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

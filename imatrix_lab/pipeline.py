@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from imatrix_lab import __version__, hub, languages, machine, models, publish, quantize, toolchain
 from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus import mixture
+from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import check, collect, file
@@ -31,7 +34,7 @@ class Result:
 
 def tune(request: Request, store: Store, progress: Progress) -> Result:
     """Run the whole path; every step is taken from the store if it is there."""
-    languages.get(request.text)  # what is wrong is told before anything is built
+    mixture_or_folder(request.text)  # what is wrong is told before anything is built
     publish.check_folder(request.out)
     tools, model = prepare(request, store, progress)
     corpus = corpus_of(request, tools, model, store, progress)
@@ -65,29 +68,42 @@ def compute_of(request: Request, tools: Toolchain, model: Model) -> Compute:
 def corpus_of(
     request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
 ) -> CorpusFacts:
-    """Return the text of a request: a language's corpus, or the user's own file or folder."""
-    with Vocabulary(tools, model.path, request.parse_special) as vocabulary:
-        if path := own_file(request.text):
-            found = corpora.from_file(path, model, vocabulary, request.n_tokens, store, progress)
+    """Return the text of a request: of a language or mixture, a corpus folder, or a file."""
+    special = request.parse_special or request.corpus.chat > 0
+    wanted = mixture_or_folder(request.text, files=True)
+    with Vocabulary(tools, model.path, special) as vocabulary:
+        if isinstance(wanted, Mixture):
+            found = corpora.build(
+                wanted, model, vocabulary, request.n_tokens, request.corpus, store, progress
+            )
+        elif wanted.is_dir():
+            return corpora.from_folder(wanted)
         else:
-            language = languages.get(request.text)
-            found = corpora.build(language, model, vocabulary, request.n_tokens, store, progress)
+            found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, store, progress)
     if found.n_tokens < request.n_tokens:
         progress.say(
-            f"note: {found.source} has {found.n_tokens:,} tokens of {found.language_name} for"
+            f"note: there are {found.n_tokens:,} tokens of {found.language_name} for"
             f" calibration, fewer than the {request.n_tokens:,} asked for; all of them are used"
         )
     return found
 
 
-def own_file(text: str) -> Path | None:
-    """Return the user's own text, if that is what is meant: a language's code comes first."""
+def mixture_or_folder(text: str, files: bool = False) -> Mixture | Path:
+    """Return what text is meant: a language or mixture comes first, then a folder of ours.
+
+    Parameters
+    ----------
+    files : a text file may be meant too.
+
+    Raises
+    ------
+    UsageError : none of these.
+    """
     path = Path(text)
-    if text in languages.load_all():
-        return None
-    if path.is_dir() and (path / corpora.CALIBRATION).is_file():
-        return path / corpora.CALIBRATION
-    return path if path.is_file() else None
+    is_ours = path.is_dir() and (path / corpora.CALIBRATION).is_file()
+    if text not in languages.load_all() and (is_ours or (files and path.is_file())):
+        return path
+    return mixture.parse(text)
 
 
 def imatrix_of(
@@ -99,14 +115,18 @@ def imatrix_of(
     progress: Progress,
 ) -> ImatrixFacts:
     """Return the importance matrix of a text, collected if it is not there."""
-    options = imatrix_options(request, tools, model)
+    options = imatrix_options(request, tools, model, corpus)
     return collect.collect(tools, model, corpus, options, store, progress)
 
 
-def imatrix_options(request: Request, tools: Toolchain, model: Model) -> collect.Options:
+def imatrix_options(
+    request: Request, tools: Toolchain, model: Model, corpus: CorpusFacts
+) -> collect.Options:
     """Return what a request says about collecting."""
     return collect.Options(
-        compute_of(request, tools, model), request.parse_special, request.process_output
+        compute_of(request, tools, model),
+        request.parse_special or corpus.parse_special,
+        request.process_output,
     )
 
 
@@ -141,12 +161,10 @@ def heldout_of(
     text: str, request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
 ) -> HeldOut:
     """Return text to verify with: a language's held-out documents, or a file."""
-    path = own_file(text)
-    if path is None:
-        with Vocabulary(tools, model.path) as vocabulary:
-            language = languages.get(text)
-            corpus = corpora.build(language, model, vocabulary, request.n_tokens, store, progress)
-        return heldout_in(corpus)
+    path = mixture_or_folder(text, files=True)
+    if isinstance(path, Mixture) or path.is_dir():
+        asked = dataclasses.replace(request, text=text)
+        return heldout_in(corpus_of(asked, tools, model, store, progress))
     own = decode(path.read_bytes(), str(path))
     with Vocabulary(tools, model.path) as vocabulary:
         return HeldOut(sha256_file(path), own, vocabulary.count(own))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from imatrix_lab import languages, models, toolchain
+from imatrix_lab import models, toolchain
 from imatrix_lab import quantize as quantizing
-from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.imatrix import collect
-from imatrix_lab.pipeline import compute_of, converter, imatrix_options, metadata_of
+from imatrix_lab.pipeline import (
+    compute_of,
+    converter,
+    corpus_of,
+    imatrix_options,
+    metadata_of,
+    mixture_or_folder,
+)
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, Request
 from imatrix_lab.store import NotBuilt, Store
@@ -30,7 +38,7 @@ def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
 
     What depends on a step that has not run is said to be unknown until then.
     """
-    language = languages.get(request.text)
+    wanted = mixture_or_folder(request.text)
     tools = toolchain.find(store, request.backend)
     steps = [_step("toolchain", tools, f"llama.cpp for {request.backend}, minutes to build")]
     if request.model == "demo" or request.model.startswith("hf:"):
@@ -41,22 +49,18 @@ def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
         steps.append(
             _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
         )
-    corpus = None
-    pinned = corpora.pin(language, Store(store.root, read_only=True), progress)
-    if model:
-        wanted = corpora.inputs(language, pinned, model, request.n_tokens, request.parse_special)
-        found = store.find("corpus", wanted)
-        corpus = corpora.facts(found) if found else None
-    source = pinned.source
-    steps.append(_step(f"corpus {language.code}", corpus, f"{source.origin} ({source.licence})"))
+    corpus = _corpus_if_there(request, tools, model, store, progress)
+    label = wanted.label if isinstance(wanted, Mixture) else wanted.name
+    detail = corpus.source if corpus else _sources(wanted)
+    steps.append(_step(f"corpus {label}", corpus, detail))
     imatrix = None
     detail = f"at most {request.n_tokens // request.n_ctx} windows of {request.n_ctx} tokens"
     if tools and model and corpus:
-        options = imatrix_options(request, tools, model)
+        options = imatrix_options(request, tools, model, corpus)
         detail = f"{collect.window_count(corpus, options)} windows of {request.n_ctx} tokens"
         found = store.find("imatrix", collect.inputs(model, corpus, options, tools))
         imatrix = collect.facts(found) if found else None
-    steps.append(_step(f"imatrix {language.code}", imatrix, detail))
+    steps.append(_step(f"imatrix {label}", imatrix, detail))
     for quant_type in request.types:
         steps.append(_quant_step(request, quant_type, tools, model, corpus, imatrix, store))
     return steps
@@ -83,6 +87,26 @@ def _quant_step(
 
 def _step(name: str, found: object | None, detail: str) -> Step:
     return Step(name, found is not None, detail)
+
+
+def _sources(wanted: Mixture | Path) -> str:
+    """Return where a corpus that is not built yet may come from."""
+    if isinstance(wanted, Path):
+        return str(wanted)
+    names = [s.name for p in wanted.parts if p.language for s in p.language.sources]
+    return "from the first that can be reached: " + ", ".join(dict.fromkeys(names))
+
+
+def _corpus_if_there(
+    request: Request, tools: Toolchain | None, model: Model | None, store: Store, progress: Progress
+) -> CorpusFacts | None:
+    if tools is None or model is None:
+        return None
+    try:
+        there = Store(store.root, read_only=True)
+        return corpus_of(request, tools, model, there, progress)
+    except NotBuilt:
+        return None
 
 
 def _if_there(

@@ -1,4 +1,4 @@
-"""The one place that starts other programs.
+"""The one place that starts other processes.
 
 Argument lists only, never a shell; all output goes to a log file and the last of it stays
 in memory; a program is given SIGTERM, a grace period, then SIGKILL. It gets a session of its
@@ -15,16 +15,25 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from imatrix_lab.errors import MissingTool, ToolFailed
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 TAIL_CHARS = 20_000
 GRACE_S = 5.0
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 _CANNOT_RUN = {
     errno.ENOENT: "no such program",
@@ -186,3 +195,61 @@ def _last_words(tail: str) -> str:
         if "error" in line.lower() or "failed" in line.lower():
             return line[:300]
     return lines[-1][:300] if lines else "it printed nothing"
+
+
+def in_order(
+    function: Callable[[Given], Found], items: Iterable[Given], workers: int
+) -> Iterator[Found]:
+    """Yield `function` of each item, in order, from this many processes; 1 works in this one.
+
+    No more than a few items are on their way at any time. Ctrl-C reaches this process alone, and
+    ending the iterator ends the workers, as does our own death.
+
+    Parameters
+    ----------
+    function : picklable, as are items and results; processes are started afresh (no fork).
+
+    Raises
+    ------
+    ToolFailed : a worker died, most likely for want of memory.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    waiting: deque[Future[Found]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ToolFailed(
+            "a worker process died", argv=[sys.executable], returncode=None, tail="", log=None,
+            fix="use fewer workers: each needs about 300 MB of memory",
+        ) from error  # fmt: skip
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -179,7 +179,8 @@ def card(files: dict[str, Any]) -> str:
     quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
     bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
     # the Hub knows languages by code; an imatrix over the user's own text may have none
-    languages = sorted({e["language"] for e in quants.values()} & load_all().keys())
+    natural = {code for code, language in load_all().items() if language.script != "Zyyy"}
+    languages = sorted({e["language"] for e in quants.values()} & natural)
     licences = sorted({e["license"] for e in quants.values() if e["license"]})
     front = ["---"]
     front += ["base_model:", *(f"- {b}" for b in bases)] if bases else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TOKENS_DEFAULT = 65_536
@@ -75,6 +75,36 @@ class Document:
 
 
 @dataclass(frozen=True)
+class TextOptions:
+    """How a corpus is made, apart from its language and budget.
+
+    Attributes
+    ----------
+    sources : names of the sources to calibrate on; none: in the language's order, until the
+        budget is met.
+    heldout : name of the source to hold out; empty: the one written for that, or a spare one.
+    licence : the most binding licence class admitted; empty: any.
+    seed : of every draw.
+    sample, n_samples : which of how many disjoint calibration samples, from 1.
+    chat : share of the tokens that is chats, in the model's own template.
+    exclude : evaluation sets whose text must not be calibrated on.
+    workers : processes for cleaning; changes no byte.
+    renew : choose the sources anew.
+    """
+
+    sources: tuple[str, ...] = ()
+    heldout: str = ""
+    licence: str = ""
+    seed: int = 0
+    sample: int = 1
+    n_samples: int = 1
+    chat: float = 0.0
+    exclude: tuple[Path, ...] = ()
+    workers: int = 1
+    renew: bool = False
+
+
+@dataclass(frozen=True)
 class CorpusFacts:
     """A corpus on this disk, as its manifest has it.
 
@@ -83,6 +113,8 @@ class CorpusFacts:
     calibration, heldout : the files.
     n_tokens, n_heldout_tokens : tokens of each text in the model's vocabulary, BOS included.
     sha256 : of calibration.txt.
+    sample : ``2/5`` for the second of five samples; empty for one alone.
+    parse_special : it has chat tokens, which llama-imatrix must be told to read as such.
     """
 
     language: str
@@ -97,6 +129,8 @@ class CorpusFacts:
     heldout_sha256: str
     licence: str
     source: str
+    sample: str = ""
+    parse_special: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +183,7 @@ class Request:
 
     Attributes
     ----------
-    text : a language, or a text file.
+    text : a language or mixture of them, a corpus folder, or a text file.
     types : quant types, canonical names.
     model : see `models.resolve`.
     n_tokens : calibration budget in the model's tokens.
@@ -170,6 +204,7 @@ class Request:
     parse_special: bool = False
     process_output: bool = False
     allow_requantize: bool = False
+    corpus: TextOptions = field(default_factory=TextOptions)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,13 @@ class Store:
         except OSError as error:
             raise disk_error(error, work) from error
 
+    def drop(self, kind: str, inputs: Inputs) -> None:
+        """Forget the artefact for these inputs, if it is there."""
+        key = fingerprint(kind, inputs)
+        with self._lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", Silent()):
+            if found := self._find(kind, key):
+                _remove(found.path)
+
     def get_together(
         self,
         kind: str,
@@ -309,9 +316,7 @@ class Store:
                 with filelock.FileLock(self._lock_path(name), timeout=0):
                     if _last_used_s(path) > before:  # or gone: its builder has just finished
                         continue
-                    if path.parent.name != "work":
-                        (path / MANIFEST).unlink(missing_ok=True)  # first: no half artefact
-                    shutil.rmtree(path)
+                    _remove(path)
                     removed.append((path, size_bytes))
             except filelock.Timeout:
                 continue
@@ -368,6 +373,11 @@ def _read(path: Path) -> Artifact | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Artifact(path, manifest) if whole else None
+
+
+def _remove(path: Path) -> None:
+    (path / MANIFEST).unlink(missing_ok=True)  # first: no half artefact
+    shutil.rmtree(path)
 
 
 def _size_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from imatrix_lab.errors import BadModel
 from imatrix_lab.toolchain import Toolchain
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_NORMAL = 4  # LLAMA_TOKEN_ATTR_NORMAL
 _last_error: deque[str] = deque(maxlen=1)
 
 
@@ -75,8 +76,30 @@ class Vocabulary:
 
     def size_bytes(self, token: int) -> int:
         """Return the length of a token's text in bytes of UTF-8."""
+        vocab = self._vocab
         # without room, the length needed comes back negative
-        return -int(self._llama.llama_token_to_piece(self._vocab, token, None, 0, 0, True))
+        return -int(self._llama.llama_token_to_piece(vocab, token, None, 0, 0, True))
+
+    def n_tokens(self) -> int:
+        """Return the size of the vocabulary."""
+        vocab = self._vocab
+        return int(self._llama.llama_vocab_n_tokens(vocab))
+
+    def word(self, token: int) -> str:
+        """Return a token's text, or nothing where it is no text by itself.
+
+        Control tokens, unused ones and parts of a character are not.
+        """
+        vocab = self._vocab
+        if self._llama.llama_vocab_get_attr(vocab, token) != _NORMAL:
+            return ""
+        room = self.size_bytes(token)
+        buffer = ctypes.create_string_buffer(max(1, room))
+        n = self._llama.llama_token_to_piece(vocab, token, buffer, room, 0, False)
+        try:
+            return buffer.raw[: max(0, n)].decode()
+        except UnicodeDecodeError:
+            return ""
 
     def count(self, text: str) -> int:
         """Return how many tokens llama-imatrix will see."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab import proc, store
-from imatrix_lab.corpus.split import within_budget
+from imatrix_lab.corpus.layout import within_budget
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Document
 from imatrix_lab.score import kernel as kernels

@@ -27,6 +27,7 @@ def write(
     output_scale: float = 0.06,
     norm_weight: float = 1.0,
     nan_token: int | None = None,
+    chat_template: str = "",
 ) -> Path:
     """Write an F16 model; with `experts`, a mixture of which two are used for each token.
 
@@ -55,6 +56,8 @@ def write(
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
     n_vocab = _vocabulary(writer, pieces, bos)
+    if chat_template:
+        writer.add_chat_template(chat_template)
 
     def matrix(name: str, *shape: int, scale: float = 0.06) -> None:
         values = rng.normal(0, scale, shape).astype(dtype)

@@ -38,7 +38,7 @@ def main() -> None:
     store, quiet = Store(), Silent()
     tools, model = pipeline.prepare(request, store, quiet)
     corpus = pipeline.corpus_of(request, tools, model, store, quiet)
-    options = pipeline.imatrix_options(request, tools, model)
+    options = pipeline.imatrix_options(request, tools, model, corpus)
     compute = options.compute
 
     with tempfile.TemporaryDirectory() as folder:

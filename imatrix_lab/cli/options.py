@@ -11,6 +11,7 @@ import click
 
 from imatrix_lab import languages, llamacpp, toolchain
 from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.errors import UsageError
 from imatrix_lab.records import TOKENS_DEFAULT, Request
 from imatrix_lab.store import Store
 
@@ -95,8 +96,11 @@ def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Reque
 
 
 def language(word: str, terminal: Terminal) -> str:
-    """Return a language's code; say so where another name was given."""
-    found = languages.get(word)
+    """Return a language's code for another name of it, and say so; other words as they are."""
+    try:
+        found = languages.get(word)
+    except UsageError:
+        return word
     if word != found.code:
         terminal.say(f"{word} means {found.code}, {found.name}")
     return found.code

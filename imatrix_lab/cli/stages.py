@@ -1,4 +1,4 @@
-"""The commands that make things: tune, model, corpus, imatrix, quant."""
+"""The commands that make things: tune, model, imatrix, quant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imatrix_lab.records import TOKENS_DEFAULT, Model, QuantFacts
 
 
 @click.command()
-@click.argument("language", required=False)
+@click.argument("text", metavar="LANGUAGE", required=False)
 @options.TYPES
 @options.MODEL
 @options.TOKENS
@@ -35,21 +35,24 @@ from imatrix_lab.records import TOKENS_DEFAULT, Model, QuantFacts
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, sizes, what is cached.")
 @options.JSON
-def tune(language: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any) -> None:
+def tune(text: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any) -> None:
     """Text in LANGUAGE to tuned GGUF files: corpus, imatrix, quants. What `make quant` runs.
+
+    LANGUAGE may be a mixture too (multi10, or nb=0.75,en=0.25), or a folder that `corpus build`
+    printed.
 
     \b
     Example:
       imatrix-lab tune nb --type Q4_K_M --model model-f16.gguf --tokens 65536 --out quants
     """  # fmt: skip
-    if not language:
+    if not text:
         raise UsageError(
             "which language? make quant LANG=nb, or: imatrix-lab tune nb",
             fix="one of:\n"
             + "\n".join(f"    {c:3} {n.name}" for c, n in languages.load_all().items()),
         )
     store, terminal = options.surroundings()
-    request = options.request(options.language(language, terminal), types, **rest)
+    request = options.request(options.language(text, terminal), types, **rest)
     if dry_run:
         steps = plan.plan(request, store, terminal)
         return options.emit(steps) if as_json else _print_plan(steps)
@@ -146,59 +149,6 @@ def _resolve(spec: str) -> Model:
 
 
 @click.group()
-def corpus() -> None:
-    """Calibration and held-out text by language."""
-
-
-@corpus.command("list")
-@options.JSON
-def corpus_list(as_json: bool) -> None:
-    """List languages, where their text comes from, and its licence.
-
-    \b
-    Example:
-      imatrix-lab corpus list
-    """
-    found = languages.load_all()
-    if as_json:
-        return options.emit([dataclasses.asdict(n) for n in found.values()])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("code", "language", "script", "source", "licence"):
-        table.add_column(name, overflow="fold")
-    for n in found.values():
-        for i, s in enumerate(n.sources):
-            first = ("", "", "") if i else (n.code, n.name, n.script)
-            table.add_row(*first, s.origin, s.licence)
-    stdout.print(table)
-
-
-@corpus.command("build")
-@click.argument("language")
-@options.MODEL
-@options.TOKENS
-@options.JSON
-def corpus_build(language: str, model: str, n_tokens: int, as_json: bool) -> None:
-    """Build calibration.txt, heldout.jsonl and manifest.json; print their folder.
-
-    \b
-    Example:
-      imatrix-lab corpus build nb --tokens 65536 --model demo
-    """
-    store, terminal = options.surroundings()
-    code = options.language(language, terminal)
-    request = options.request(code, (), model=model, n_tokens=n_tokens)
-    tools, found = pipeline.prepare(request, store, terminal)
-    built = pipeline.corpus_of(request, tools, found, store, terminal)
-    if as_json:
-        return options.emit(built)
-    terminal.say(
-        f"{built.n_tokens:,} tokens in {built.n_documents} documents for calibration,"
-        f" {built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
-    )
-    click.echo(built.calibration.parent)
-
-
-@click.group()
 def imatrix() -> None:
     """Importance matrices."""
 
@@ -210,7 +160,7 @@ def imatrix() -> None:
     "text",
     required=True,
     metavar="TEXT",
-    help="A language, a folder made by `corpus build`, or a text file.",
+    help="A language or mixture, a folder made by `corpus build`, or a text file.",
 )
 @options.TOKENS
 @click.option(

@@ -4,112 +4,164 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.corpus import sources, split
-from imatrix_lab.corpus.sources import Pinned
-from imatrix_lab.corpus.text import decode
-from imatrix_lab.errors import BadText, FetchFailed, MissingTool
-from imatrix_lab.languages import Language
+from imatrix_lab.corpus import assemble, chat, choice, documents, layout
+from imatrix_lab.corpus.choice import Choice
+from imatrix_lab.corpus.mixture import Mixture
+from imatrix_lab.corpus.text import JOINT, decode
+from imatrix_lab.errors import BadText
+from imatrix_lab.languages import data_dir
 from imatrix_lab.progress import Progress
-from imatrix_lab.records import CorpusFacts, Document, Model
+from imatrix_lab.records import CorpusFacts, Document, Model, TextOptions
 from imatrix_lab.store import MANIFEST, Artifact, Store, sha256_file
 from imatrix_lab.vocabulary import Vocabulary
 
 CORPUS_VERSION = 2
-"""Raise it when the same source gives other text. 1: headings split, every eighth held out.
-2: documents are called by the whole name of their file."""
+"""Raise it when the same sources give other text.
+
+1: headings split, every eighth held out. 2: cleaned; held out by source or in contiguous runs.
+"""
 
 CALIBRATION, HELDOUT = "calibration.txt", "heldout.jsonl"
+POOR_TOKENS_PER_BYTE = 0.5
+"""A vocabulary that takes so many tokens hardly knows the language: it spells it in bytes."""
 
 
-def pin(language: Language, store: Store, progress: Progress) -> Pinned:
-    """Return the first source of a language that can be had here, those held out left aside.
+def build(
+    mixture: Mixture,
+    model: Model,
+    vocabulary: Vocabulary,
+    n_tokens: int,
+    options: TextOptions,
+    store: Store,
+    progress: Progress,
+) -> CorpusFacts:
+    """Return a corpus of at most `n_tokens` tokens, built if it is not there.
 
     Raises
     ------
-    FetchFailed : there is none; says why of each.
+    BadText : the sources hold no usable text.
+    FetchFailed : a source cannot be fetched as pinned.
     """
-    why = []
-    for source in language.sources:
-        try:
-            if not source.heldout:
-                return sources.reach(source, store, progress)
-        except (FetchFailed, MissingTool, BadText) as error:
-            why.append(f"{source.name}: {error.what}")
-    raise FetchFailed(f"no source of {language.name} can be had here: " + "; ".join(why))
+    choices = [
+        choice.choose(
+            p.language, options, n_tokens, model.sha256, vocabulary.count, store, progress
+        ) if p.language else None
+        for p in mixture.parts
+    ]  # fmt: skip
+    wanted = _inputs(mixture, choices, model, vocabulary, n_tokens, options)
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        chats = _chats(mixture, options, model, scratch)
+        made = assemble.assemble(mixture, choices, chats, vocabulary, n_tokens, options, progress)
+        _write_calibration(out, made.text)
+        (out / HELDOUT).write_bytes("".join(map(documents.line, made.heldout)).encode())
+        found = {
+            "language": mixture.label,
+            "language_name": mixture.name,
+            "n_tokens": vocabulary.count(made.text),
+            "n_tokens_asked": n_tokens,
+            "n_bytes": len(made.text.encode()),
+            "parse_special": vocabulary.parse_special,
+            "sample": f"{options.sample}/{options.n_samples}" if options.n_samples > 1 else "",
+            "documents": [d.id for d in made.used],
+            "n_documents": len(made.used),
+            "n_heldout": len(made.heldout),
+            "n_heldout_tokens": vocabulary.count(layout.joined(made.heldout)),
+            **made.facts,
+        }
+        _warn(found, progress)
+        return found
+
+    sample = f"-s{options.sample}of{options.n_samples}" if options.n_samples > 1 else ""
+    label = f"{mixture.label}-{n_tokens}{sample}"
+    return facts(store.get("corpus", label, wanted, make, progress))
 
 
-def inputs(
-    language: Language, pinned: Pinned, model: Model, n_tokens: int, parse_special: bool
-) -> dict[str, Any]:
-    """Return what determines a corpus: source, budget, and the model whose tokens are counted."""
+def _inputs(
+    mixture: Mixture, choices: Sequence[Choice | None], model: Model, vocabulary: Vocabulary,
+    n_tokens: int, options: TextOptions,
+) -> dict[str, Any]:  # fmt: skip
+    parts = [
+        {
+            "label": part.label,
+            "weight": part.weight,
+            "calibration": [p.artifact.fingerprint for p in found.calibration] if found else [],
+            "heldout": found.heldout.artifact.fingerprint if found and found.heldout else "",
+        }
+        for part, found in zip(mixture.parts, choices, strict=True)
+    ]
     return {
         "corpus_version": CORPUS_VERSION,
-        "language": language.code,
-        "source": {
-            "name": pinned.source.name,
-            "version": pinned.version,
-            "sha256": pinned.sha256,
-            "settings": pinned.source.settings,
-        },
+        "mixture": mixture.label,
+        "parts": parts,
         "n_tokens": n_tokens,
-        "parse_special": parse_special,
+        "seed": options.seed,
+        "sample": [options.sample, options.n_samples],
+        "chat": options.chat,
+        "chats": [sha256_file(p) for p in _chat_files(mixture)] if options.chat else [],
+        "exclude": [sha256_file(p) for p in options.exclude],
+        "parse_special": vocabulary.parse_special,
         "vocabulary_of": model.sha256,
     }
 
 
-def build(
-    language: Language,
-    model: Model,
-    vocabulary: Vocabulary,
-    n_tokens: int,
-    store: Store,
-    progress: Progress,
-) -> CorpusFacts:
-    """Return a language's corpus of at most `n_tokens` tokens, built if it is not there.
+def _chat_files(mixture: Mixture) -> list[Path]:
+    written = data_dir("corpora") / "written"
+    paths = [written / p.language.code / "chats.jsonl" for p in mixture.parts if p.language]
+    return [p for p in dict.fromkeys(paths) if p.is_file()]
 
-    Raises
-    ------
-    BadText : the source holds no usable text.
-    FetchFailed : the source cannot be fetched as pinned.
-    """
-    pinned = pin(language, store, progress)
-    source = pinned.source
 
-    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        progress.say(f"corpus {language.code}: {source.origin} ({source.licence}; {source.note})")
-        found = list(sources.documents(pinned, language, store, progress))
-        calibration, heldout = split.split(found)
-        if not calibration or not heldout:
-            raise BadText(f"{source.name} has too little text in {language.name}")
-        text, used = split.within_budget(calibration, n_tokens, vocabulary.count)
-        _write_calibration(out, text)
-        (out / HELDOUT).write_bytes("".join(map(_line, heldout)).encode())
-        return {
-            "language": language.code,
-            "language_name": language.name,
-            "source": source.origin,
-            "licence": source.licence,
-            "note": source.note,
-            "n_tokens": vocabulary.count(text),
-            "n_tokens_asked": n_tokens,
-            "n_bytes": len(text.encode()),
-            "n_documents": len(used),
-            "documents": [d.id for d in used],
-            "n_heldout": len(heldout),
-            "n_heldout_tokens": vocabulary.count(split.joined(heldout)),
-        }
+def _chats(
+    mixture: Mixture, options: TextOptions, model: Model, scratch: Path
+) -> tuple[Document, ...]:
+    """Return the chats of a mixture's languages in the model's template, if they are wanted."""
+    if not options.chat:
+        return ()
+    found = [entry for path in _chat_files(mixture) for entry in chat.read(path)]
+    if not found:
+        raise BadText(f"there are no chats in {mixture.name}", fix="leave out --chat")
+    return tuple(chat.documents(model, found, "written chats", "CC0-1.0", scratch))
 
-    wanted = inputs(language, pinned, model, n_tokens, vocabulary.parse_special)
-    return facts(store.get("corpus", f"{language.code}-{n_tokens}", wanted, make, progress))
+
+def _warn(found: Mapping[str, Any], progress: Progress) -> None:
+    per_byte = found["n_tokens"] / max(1, found["n_bytes"])
+    if per_byte > POOR_TOKENS_PER_BYTE:
+        progress.say(
+            f"note: this model takes {per_byte:.2f} tokens a byte for {found['language_name']}:"
+            " its vocabulary hardly covers the language, and no quantization will mend that"
+        )
+    if found["bootstrap"]:
+        progress.say(
+            f"note: there is too little text for {found['sample'].split('/')[1]} disjoint samples;"
+            " each is drawn with replacement (bootstrap), so samples share documents"
+        )
 
 
 def _write_calibration(out: Path, text: str) -> None:
     """Write the text and one line end, which llama.cpp's programs take off again."""
     (out / CALIBRATION).write_bytes((text + "\n").encode())
+
+
+def from_folder(folder: Path) -> CorpusFacts:
+    """Return a corpus that was built before, from its folder.
+
+    Raises
+    ------
+    BadText : its manifest cannot be read, or its files are not those of the manifest.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = facts(Artifact(folder, manifest))
+        for name in (CALIBRATION, HELDOUT):
+            if manifest["files"][name]["sha256"] != sha256_file(folder / name):
+                raise BadText(f"{name} is not the one in the manifest", where=folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadText(f"this corpus folder cannot be read: {error}", where=folder) from error
+    return found
 
 
 def from_file(
@@ -120,19 +172,16 @@ def from_file(
     store: Store,
     progress: Progress,
 ) -> CorpusFacts:
-    """Return a user's own text as a corpus without held-out documents.
-
-    The ``calibration.txt`` of a corpus folder is used whole, and keeps its language, source
-    and licence; any other text is called by its file's name and cut to the budget.
+    """Return a user's own text, cut to the budget, as a corpus without held-out documents.
 
     Raises
     ------
     BadText : empty, or not UTF-8; names the byte.
     """
-    origin = _origin(path)
+    word = slug(path.stem)
     wanted = {
         "corpus_version": CORPUS_VERSION,
-        "origin": origin,
+        "file": path.name,
         "file_sha256": sha256_file(path),
         "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
@@ -143,18 +192,18 @@ def from_file(
         text = decode(path.read_bytes(), str(path)).strip()
         if not text:
             raise BadText("this text is empty", where=path)
-        parts = text.split(split.JOINT)
-        documents = [
-            Document(f"{path.stem}/{i:04d}", part, path.name, origin["licence"])
-            for i, part in enumerate(parts)
+        found = [
+            Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
+            for i, part in enumerate(text.split(JOINT))
         ]
-        used = documents
-        if not _is_ours(path):
-            text, used = split.within_budget(documents, n_tokens, vocabulary.count)
+        text, used = layout.within_budget(found, n_tokens, vocabulary.count)
         _write_calibration(out, text)
         (out / HELDOUT).write_bytes(b"")
         return {
-            **origin,
+            "language": word,
+            "language_name": word,
+            "source": path.name,
+            "licence": "unknown",
             "n_tokens": vocabulary.count(text),
             "n_tokens_asked": n_tokens,
             "n_bytes": len(text.encode()),
@@ -163,26 +212,7 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(store.get("corpus", f"{origin['language']}-{n_tokens}", wanted, make, progress))
-
-
-def _is_ours(path: Path) -> bool:
-    return path.name == CALIBRATION and path.with_name(MANIFEST).exists()
-
-
-def _origin(path: Path) -> dict[str, str]:
-    """Return language, its name, source and licence: from the manifest beside it, if it is ours."""
-    word = slug(path.stem)
-    unknown = {"language": word, "language_name": word, "source": path.name, "licence": "unknown"}
-    if not _is_ours(path):
-        return unknown
-    try:
-        found = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))["facts"]
-        return {key: slug(found[key]) if key == "language" else str(found[key]) for key in unknown}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadText(
-            f"this corpus folder's manifest cannot be read: {error}", where=path.parent
-        ) from error
+    return facts(store.get("corpus", f"{word}-{n_tokens}", wanted, make, progress))
 
 
 def slug(word: str) -> str:
@@ -203,50 +233,11 @@ def facts(artifact: Artifact) -> CorpusFacts:
     )
 
 
-def _line(document: Document) -> str:
-    entry = {
-        "id": document.id,
-        "text": document.text,
-        "source": document.source,
-        "licence": document.licence,
-    }
-    return json.dumps(entry, ensure_ascii=False) + "\n"
-
-
 def heldout_text(corpus: CorpusFacts) -> str:
     """Return the held-out documents as one text.
 
     Raises
     ------
-    BadText : see `read_documents`.
+    BadText : see `documents.read`.
     """
-    return split.JOINT.join(d.text for d in read_documents(corpus.heldout))
-
-
-def read_documents(path: Path) -> list[Document]:
-    """Return the documents of a file like heldout.jsonl, one JSON object a line.
-
-    Only ``text`` must be there; a document without an ``id`` is called by its line.
-
-    Raises
-    ------
-    BadText : a line that is not a document, an id that occurs twice, or not UTF-8.
-    """
-    found: dict[str, Document] = {}
-    for i, line in enumerate(decode(path.read_bytes(), str(path)).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            text = entry["text"]
-            if not isinstance(text, str):
-                raise TypeError("its text is not a string")
-            text.encode()  # JSON can spell half a character
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BadText(f"line {i} is no document: {error}", where=path) from error
-        name = str(entry.get("id") or f"{path.stem}/{i:06d}")
-        if name in found:
-            raise BadText(f"line {i}: the id {name!r} occurs twice", where=path)
-        source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
-        found[name] = Document(name, text, source, licence)
-    return list(found.values())
+    return layout.joined(documents.read(corpus.heldout))

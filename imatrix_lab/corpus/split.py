@@ -1,67 +1,64 @@
-"""Calibration and held-out text, disjoint by document."""
+"""Calibration and held-out text: disjoint by document, and no shared run of words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from imatrix_lab.corpus.clean.overlap import Shingles
 from imatrix_lab.records import Document
 
-HELDOUT_EVERY = 8
-JOINT = "\n\n"
+HELDOUT_TOKENS = 16_384
+"""Held-out text is cut here: enough for the statistics of one language."""
+HELDOUT_TOKENS_MIN = 4096
+"""A source with less is not one to hold out."""
+HELDOUT_SHARE = 1 / 8
+"""Of a source that must serve for both, at most this much is held out."""
+CUTS = 4
+"""In so many contiguous runs, so that several subjects of a source are seen."""
 
 
-def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
-    """Return (calibration, held-out): every eighth document is held out.
+def cut(
+    documents: Sequence[Document], sizes: Sequence[int], n_tokens: float
+) -> tuple[list[Document], list[Document]]:
+    """Return (rest, held out): contiguous runs of about `n_tokens` tokens in all.
 
-    The source goes through its subjects in order, so that both parts see all of them.
-    A text that occurs twice stays on the calibration side only.
-    """
-    calibration = [d for i, d in enumerate(documents) if i % HELDOUT_EVERY != HELDOUT_EVERY - 1]
-    seen = {d.text for d in calibration}
-    heldout = [
-        d
-        for i, d in enumerate(documents)
-        if i % HELDOUT_EVERY == HELDOUT_EVERY - 1 and d.text not in seen
-    ]
-    return calibration, heldout
-
-
-def joined(documents: Sequence[Document]) -> str:
-    """Return the documents as one text, blank lines between."""
-    return JOINT.join(d.text for d in documents)
-
-
-def within_budget(
-    documents: Sequence[Document], n_tokens: int, count: Callable[[str], int]
-) -> tuple[str, list[Document]]:
-    """Return (text, documents used) for a token budget.
-
-    The text is the documents in order, joined by blank lines, cut in the last one so that it
-    has exactly `n_tokens` tokens where the tokenizer allows it, never more; all of it where
-    there is less.
+    The source is divided in `CUTS` stretches, and the end of each is held out: neighbours are
+    often parts of one text, so a few runs leak less than many single documents would.
 
     Parameters
     ----------
-    count : tokens of a text in the target model's vocabulary, BOS included.
+    sizes : tokens of each document.
     """
-    estimate = 0
-    for i, document in enumerate(documents, 1):
-        estimate += count(document.text + JOINT)
-        # documents count a little more alone than joined, so only near the budget look closely
-        if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
-            before = len(joined(documents[: i - 1]))
-            start = before if count(text[:before]) <= n_tokens else 0
-            return _cut(text, start, n_tokens, count), list(documents[:i])
-    return joined(documents), list(documents)
+    heldout: set[int] = set()
+    n_cuts = min(CUTS, len(documents) // 2)
+    for i in range(n_cuts):
+        start, end = (len(documents) * j // n_cuts for j in (i, i + 1))
+        taken = 0
+        # the first document of a stretch stays on the other side, however small the stretch
+        for at in range(end - 1, start, -1):
+            if taken and taken + sizes[at] / 2 > n_tokens / n_cuts:
+                break
+            heldout.add(at)
+            taken += sizes[at]
+    rest = [d for i, d in enumerate(documents) if i not in heldout]
+    return rest, [documents[i] for i in sorted(heldout)]
 
 
-def _cut(text: str, low: int, n_tokens: int, count: Callable[[str], int]) -> str:
-    """Return the longest prefix of at most `n_tokens` tokens; the first `low` characters fit."""
-    high = len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if count(text[:middle]) <= n_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low]
+def without_overlap(
+    documents: Iterable[Document], seen: Shingles
+) -> Iterator[tuple[Document | None, int]]:
+    """Yield (document, paragraphs dropped) without what shares a run of words with `seen`.
+
+    Paragraphs that overlap go; a document that overlaps still, across them, or of which
+    nothing is left, is None.
+    """
+    for document in documents:
+        if not seen.hits(document.text):
+            yield document, 0
+            continue
+        paragraphs = document.text.split("\n\n")
+        kept = [p for p in paragraphs if not seen.hits(p)]
+        text = "\n\n".join(kept)
+        left = Document(document.id, text, document.source, document.licence)
+        whole = bool(kept) and not seen.hits(text)
+        yield (left if whole else None), len(paragraphs) - len(kept)

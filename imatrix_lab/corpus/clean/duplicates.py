@@ -1,0 +1,96 @@
+"""What occurs twice: whole documents, nearly the same ones, paragraphs and lines.
+
+The state is hashes alone, in tables of bounded size (`hashset`): at 3 kB a document and 500 bytes
+a paragraph the tables hold at least the last 2 GB of text, and at most 400 MB of memory.
+A repeat from further back is not seen. `rensa` computes the MinHash signatures (Broder, 1997); its
+own index keeps every signature, so that the bands of the LSH are looked up here.
+
+Signatures have 128 values in 8 bands of 16: two documents that share a fraction s of their
+shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.3 % at 0.5 … 2.6 % at 0.7, 80 % at
+0.9, 99 % at 0.95. The candidates are not compared again, which is why the curve is steep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from imatrix_lab.corpus.clean.hashset import HashSet
+from imatrix_lab.corpus.clean.report import DOCUMENTS, LINES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.corpus.clean.shingles import shingles
+
+N_WORDS, N_CHARACTERS = 3, 8
+N_BANDS, ROWS = 8, 16
+SHINGLES_MIN = 24
+"""Documents with fewer are only compared whole: one word would be a large part."""
+
+
+def bands(texts: Sequence[str]) -> list[list[int]]:
+    """Return for each text the hashes of its LSH bands; none for a very short text."""
+    import numpy as np
+    import rensa
+
+    found, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(found, offsets, N_BANDS * ROWS, 1)
+    rows = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), N_BANDS, ROWS)
+    hashed = np.tile(np.arange(N_BANDS, dtype=np.uint64), (len(texts), 1))
+    for i in range(ROWS):
+        hashed = (hashed ^ rows[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
+        hashed ^= hashed >> np.uint64(29)
+    enough = np.diff(offsets) >= SHINGLES_MIN
+    return [row if yes else [] for row, yes in zip(hashed.tolist(), enough, strict=True)]
+
+
+class Duplicates:
+    """What has been seen so far."""
+
+    def __init__(self, rules: Rules):
+        self._documents = HashSet()
+        self._bands = HashSet()
+        self._paragraphs = HashSet()
+        # a short sentence may come again in good prose: «Hva mener du?»
+        self._repeat_min = rules.chars(40)
+
+    def drop(self, draft: Draft, found: Sequence[int], report: Report) -> None:
+        """Empty a draft that was seen before, or take out its paragraphs and lines that were.
+
+        Parameters
+        ----------
+        found : the draft's `bands`.
+        """
+        report.step, where = "duplicates", draft.document.id
+        if not self._documents.add(_hash(draft.text)):
+            report.count("same document", DOCUMENTS, where, draft.text)
+            draft.paragraphs = []
+            return
+        if any(band in self._bands for band in found):
+            report.count("near-duplicate document", DOCUMENTS, where, draft.text)
+            draft.paragraphs = []
+            return
+        for band in found:
+            self._bands.add(band)
+        draft.paragraphs = [
+            kept for p in draft.paragraphs if (kept := self._without_repeats(p, where, report))
+        ]
+
+    def _without_repeats(self, paragraph: str, where: str, report: Report) -> str:
+        if len(paragraph) < self._repeat_min:
+            return paragraph
+        if not self._paragraphs.add(_hash(paragraph)):
+            report.count("same paragraph", PARAGRAPHS, where, paragraph)
+            return ""
+        if "\n" not in paragraph:
+            return paragraph
+        kept = []
+        for line in paragraph.split("\n"):
+            if len(line) >= self._repeat_min and not self._paragraphs.add(_hash(line)):
+                report.count("same line", LINES, where, line)
+            else:
+                kept.append(line)
+        return "\n".join(kept)
+
+
+def _hash(text: str) -> int:
+    """Return 64 bits that are the same on every machine; case does not count."""
+    return int.from_bytes(blake2b(text.casefold().encode(), digest_size=8).digest(), "little")

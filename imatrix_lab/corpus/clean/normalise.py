@@ -1,0 +1,177 @@
+"""Unicode, normalised as far as the script allows: what looks the same is the same.
+
+NFC for all; never NFKC, which would change full-width forms in Chinese and Japanese, superscripts
+and fractions. What is invisible goes where it means nothing: the joiners mean something in
+Arabic and Indic scripts (and inside emoji), the zero-width space in scripts without spaces, the
+directional marks in those written from the right.
+
+Malayalam has two spellings of its six chillus, consonant + virama + ZWJ and the atomic letters of
+Unicode 5.1; NFC does not unify them. The atomic ones are written (The Unicode Standard,
+chapter 12, "Malayalam", on chillu characters and their legacy representation). Its cluster nṯa has
+three spellings: ന്റ (na, virama, rra: nearly all modern text has this one), ൻ്റ (chillu n, virama,
+rra: the Standard's choice, rare) and ൻറ (chillu n, rra: older fonts; also the true spelling of n
+followed by ṟ). They are left as they were written: the last is ambiguous, and of the first two
+the Standard's is not what people or models write. Old ന്‍റ becomes ൻറ as the chillu rule says.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.rules import Draft, Rules, split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+INDIC = {"Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh"}
+JOINING = {"Arab", "Syrc", "Mong", "Nkoo", "Thaa"}
+RIGHT_TO_LEFT = {"Arab", "Hebr", "Syrc", "Thaa", "Nkoo"}
+WITHOUT_SPACES = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
+
+CHILLU = {"ണ": "ൺ", "ന": "ൻ", "ര": "ർ", "ല": "ൽ", "ള": "ൾ", "ക": "ൿ"}
+
+_VIRAMAS = "".join(
+    chr(c) for c in range(0x900, 0xE00) if unicodedata.combining(chr(c)) == 9
+)  # canonical combining class 9 is Virama
+_SPACES = re.compile(" {2,}")
+_LINE_EDGES = re.compile(" ?\n ?")
+_EMOJI = "\u2600-\u27bf\ufe0f\U0001f000-\U0001faff"
+_ARABIC = "\u0620-\u064a\u066e-\u06d3\u06fa-\u06ff\u0750-\u077f"
+
+_Change = tuple[str, str, str | Callable[[re.Match[str]], str]]
+
+
+def _compatible(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", match.group())
+
+
+def _changes(script: str, prose: bool) -> Iterator[_Change]:
+    """Yield (reason, pattern, what it becomes) in order; each concerns the signs in `_SIGNS`."""
+    yield "control", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufff9-\ufffb]", ""
+    yield "line ends", "[\x0b\x0c\x85\u2028\u2029]", "\n"
+    yield "private use", "[\ue000-\uf8ff\U000f0000-\U0010ffff\ufdd0-\ufdef\uffff]", ""
+    hidden = "\xad\u180e\u2060-\u2064\ufeff"
+    hidden += "" if script in WITHOUT_SPACES else "\u200b"
+    hidden += "" if script in RIGHT_TO_LEFT else "\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    yield "invisible", f"[{hidden}]", ""
+    # of Arabic presentation forms the ligatures FDF0–FDFF stand for words and are written so
+    yield "compatibility", "[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]", _compatible
+    if script == "Mlym":
+        yield "chillu", "[ണനരലളക]\u0d4d\u200d", lambda m: CHILLU[m.group()[0]]
+    yield "joiners", _idle_joiners(script), ""
+    if script == "Arab":  # one that ends an abbreviation (هـ) is spelling, not decoration
+        yield "tatweel", f"(?<=[{_ARABIC}])\u0640+(?=[{_ARABIC}])", ""
+    if prose:
+        yield "spaces", "[\t\xa0\u2000-\u200a\u202f\u205f]", " "
+
+
+_SIGNS = {
+    "chillu": "\u200d",
+    "joiners": "\u200c\u200d",
+    "tatweel": "\u0640",
+}
+"""What shows that a change may be due, where that is not the pattern itself."""
+
+
+@functools.cache
+def _compiled(
+    script: str, prose: bool
+) -> tuple[NDArray[np.uint16], tuple[tuple[str, re.Pattern[str], Any], ...]]:
+    """Return (bits by code point, the changes they stand for)."""
+    import numpy as np
+
+    todo = tuple((reason, re.compile(p), new) for reason, p, new in _changes(script, prose))
+    characters = "".join(map(chr, range(0x110000)))
+    bits = np.zeros(0x110000, np.uint16)
+    for i, (reason, pattern, _) in enumerate(todo):
+        signs = re.compile(f"[{_SIGNS[reason]}]") if reason in _SIGNS else pattern
+        for match in signs.finditer(characters):
+            bits[match.start()] |= 1 << i
+    return bits, todo
+
+
+def _idle_joiners(script: str) -> str:
+    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they stand."""
+    joiner = "[\u200c\u200d]"
+    if script in INDIC:
+        # they choose a form beside a virama; ZWNJ does nothing at the end of a word
+        letter = rf"(?=[^\W\d_{_EMOJI}])"
+        beside = f"(?<![{_VIRAMAS}{_EMOJI}]){joiner}(?![{_VIRAMAS}{_EMOJI}])"
+        return f"{beside}|(?<=[{_VIRAMAS}])\u200c(?!{letter})|(?<={joiner}){joiner}"
+    if script in JOINING:
+        return rf"(?<![^\W\d_{_EMOJI}]){joiner}|{joiner}(?![\w{_EMOJI}])|(?<={joiner}){joiner}"
+    if script in WITHOUT_SPACES:
+        return f"(?<={joiner}){joiner}"
+    return f"(?<![{_EMOJI}]){joiner}|{joiner}(?![{_EMOJI}])"
+
+
+def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
+    """Normalise every paragraph, and drop those in which characters were lost (U+FFFD)."""
+    for draft in drafts:
+        before = draft.text
+        text = _mended(_composed(before, draft, report), draft, rules, report)
+        if text is not before:
+            # what was parted may compose now
+            draft.paragraphs = split(unicodedata.normalize("NFC", text))
+        if rules.prose:
+            stripped = [_spaced(p) for p in draft.paragraphs]
+            draft.paragraphs = [p for p in stripped if p]
+        if "\ufffd" in text:
+            draft.paragraphs = [p for p in draft.paragraphs if not _lost(p, draft, report)]
+
+
+def _composed(text: str, draft: Draft, report: Report) -> str:
+    if text.isascii() or (new := unicodedata.normalize("NFC", text)) == text:
+        return text  # is_normalized() would do the same work where it is not sure, as in Malayalam
+    report.count("NFC", CHANGES, draft.document.id, _around(text, new))
+    return new
+
+
+def _mended(text: str, draft: Draft, rules: Rules, report: Report) -> str:
+    """Return a text with the changes for which it has signs."""
+    import numpy as np
+
+    bits, todo = _compiled(rules.script, rules.prose)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    due = int(np.bitwise_or.reduce(bits[points], initial=0))
+    for i, (reason, pattern, new) in enumerate(todo):
+        if due >> i & 1:
+            changed, n = pattern.subn(new, text)
+            if n:
+                report.count(reason, CHANGES, draft.document.id, _around(text, changed), n)
+                text = changed
+    return text
+
+
+def _spaced(paragraph: str) -> str:
+    """Return a paragraph without double spaces or spaces at the ends of lines."""
+    if "  " in paragraph:
+        paragraph = _SPACES.sub(" ", paragraph)
+    if " \n" in paragraph or "\n " in paragraph:
+        paragraph = _LINE_EDGES.sub("\n", paragraph)
+    return paragraph.strip()
+
+
+def _lost(paragraph: str, draft: Draft, report: Report) -> bool:
+    if "\ufffd" not in paragraph:
+        return False
+    report.count("replacement character", PARAGRAPHS, draft.document.id, paragraph)
+    return True
+
+
+def _around(before: str, after: str) -> str:
+    """Return the neighbourhood of the first difference, as it was."""
+    low, high = 0, min(len(before), len(after))
+    while low < high:  # first place where the beginnings differ
+        middle = (low + high) // 2
+        if before[: middle + 1] == after[: middle + 1]:
+            low = middle + 1
+        else:
+            high = middle
+    return before[max(0, low - 40) : low + 40]

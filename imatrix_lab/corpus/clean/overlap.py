@@ -1,0 +1,171 @@
+"""Text that evaluation uses must not be in what a model is tuned on: shared runs of words."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imatrix_lab.corpus.clean.shingles import shingles
+from imatrix_lab.errors import BadText
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+N_WORDS, N_CHARACTERS = 8, 20
+"""Runs of 8 words, in scripts without spaces 20 characters, hardly occur twice by chance."""
+
+JSON_BYTES_MAX = 1 << 28
+"""A .json file is read whole; larger ones must be JSON lines."""
+
+_PENDING_MAX = 1 << 20
+
+
+class Shingles:
+    """The runs of words and characters of some texts, 8 bytes each.
+
+    A text shorter than a run (an answer of a word) has none, and never hits.
+    """
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._known: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._pending: list[NDArray[np.uint64]] = []
+        self._n_pending = 0
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Shingles:
+        """Return the shingles of texts."""
+        found = cls()
+        for text in texts:
+            found.add(text)
+        return found
+
+    def add(self, text: str) -> None:
+        """Take in a text."""
+        new, _ = shingles([text], N_WORDS, N_CHARACTERS)
+        if new.size:
+            self._pending.append(new)
+            self._n_pending += new.size
+        if self._n_pending > max(_PENDING_MAX, self._known.size // 4):
+            self._settle()
+
+    def hits(self, text: str) -> int:
+        """Return how many runs of a text are known."""
+        import numpy as np
+
+        self._settle()
+        asked, _ = shingles([text], N_WORDS, N_CHARACTERS)
+        if not self._known.size or not asked.size:
+            return 0
+        at = np.searchsorted(self._known, asked)
+        at[at == self._known.size] = 0
+        return int((self._known[at] == asked).sum())
+
+    def __len__(self) -> int:
+        self._settle()
+        return int(self._known.size)
+
+    def _settle(self) -> None:
+        import numpy as np
+
+        if self._pending:
+            self._known = np.unique(np.concatenate([self._known, *self._pending]))
+            self._pending, self._n_pending = [], 0
+
+
+def task_strings(path: Path) -> Iterator[str]:
+    """Yield every string of a task file: .json, .jsonl, .csv, .tsv, .parquet, else plain text.
+
+    Lines and rows are streamed; of JSON objects both values and keys' values at any depth count,
+    not the keys.
+
+    Raises
+    ------
+    BadText : not UTF-8, or not what its name says; names the line.
+    """
+    readers = {
+        ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl,
+        ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
+    }  # fmt: skip
+    try:
+        yield from readers.get(path.suffix.lower(), _lines)(path)
+    except UnicodeDecodeError as error:
+        raise BadText(
+            f"not UTF-8 near byte {error.start} of a block", where=path,
+            fix=f"iconv -t UTF-8 {path}",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise BadText(f"cannot be read: {error.strerror or error}", where=path) from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings inside a value, in order; iterative, since hostile JSON nests deep."""
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            todo.extend(reversed(value.values()))
+        elif isinstance(value, list):
+            todo.extend(reversed(value))
+
+
+def _json(path: Path) -> Iterator[str]:
+    size = path.stat().st_size
+    if size > JSON_BYTES_MAX:
+        raise BadText(
+            f"{size / 1e6:,.0f} MB of JSON in one piece", where=path,
+            fix=f"jq -c '.[]' {path} > {path.with_suffix('.jsonl')}",
+        )  # fmt: skip
+    try:
+        yield from _strings(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise BadText(f"not valid JSON: {error}", where=path) from error
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    for i, line in enumerate(_lines(path), 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadText(f"line {i} is not valid JSON: {error}", where=path) from error
+        yield from _strings(value)
+
+
+def _csv(path: Path) -> Iterator[str]:
+    csv.field_size_limit(1 << 24)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        try:
+            for row in csv.reader(file, delimiter=delimiter):
+                yield from row
+        except csv.Error as error:
+            raise BadText(f"not a table: {error}", where=path) from error
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield from _strings(row)
+    except pa.ArrowException as error:
+        raise BadText(f"not a Parquet file: {error}", where=path) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for line in file:
+            if line.strip():
+                yield line

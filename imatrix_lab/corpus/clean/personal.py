@@ -1,0 +1,176 @@
+"""Personal data, replaced by stand-ins: addresses, telephone and identity numbers, accounts.
+
+The sentence stays, since it is as good text as before: an e-mail address becomes name@example.com
+(RFC 2606), a public IP address one of the blocks for documentation (RFC 5737, RFC 3849), and in
+numbers every digit becomes 0, so that their length and separators, which are what a tokenizer
+sees, stay as the language writes them, and no one has the number.
+
+Found is what has a form of its own or a check digit. Years, prices, ISBN, and long numbers without
+either survive; so does a telephone number that is written like any other number.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from imatrix_lab.corpus.clean import checksums
+from imatrix_lab.corpus.clean.report import CHANGES, Report
+from imatrix_lab.corpus.clean.rules import Draft, Rules
+
+EMAIL = "name@example.com"
+IPV4, IPV6 = "192.0.2.1", "2001:db8::1"
+_RESERVED = re.compile(r"@(?:[\w-]+\.)*(?:example(?:\.\w+)?|localhost|test|invalid)$", re.I)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]", "", text).upper()
+
+
+def _zeros(text: str) -> str:
+    return re.sub(r"\d", "0", text)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of number.
+
+    Attributes
+    ----------
+    test : of the whole match; a match that fails stays.
+    stand_in : what a match becomes.
+    """
+
+    reason: str
+    pattern: re.Pattern[str]
+    test: Callable[[str], bool]
+    stand_in: Callable[[str], str] = _zeros
+
+
+def _kind(reason: str, pattern: str, test: Callable[[str], bool], flags: int = 0) -> Kind:
+    return Kind(reason, re.compile(rf"(?<![\w.,:/-])(?:{pattern})(?![\w/-]|[.,:]\d)", flags), test)
+
+
+def _public(text: str) -> bool:
+    """Return whether an address is one that can be someone's; versions and sections are small."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and sum(part >= 32 for part in address.packed) >= 2
+    return address.is_global and text.count(":") >= 3
+
+
+def _is_phone(text: str) -> bool:
+    digits = _bare(text)
+    return 8 <= len(digits) <= 15 and len(set(digits.lstrip("0")[2:])) > 1
+
+
+def _is_long_phone(text: str) -> bool:
+    return 10 <= len(_bare(text)) <= 11
+
+
+def _is_card(text: str) -> bool:
+    digits = _bare(text)
+    return checksums.luhn(digits) and re.match(
+        r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|35(?:2[89]|[3-8])", digits
+    ) is not None  # fmt: skip
+
+
+def _checked(test: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda text: test(_bare(text))
+
+
+_CUE = (
+    r"tel(?:ephone|efon|\xe9fono?|\xe9phone|efono)?|tlf|tfn|phone|mob(?:ile?|il)?|(?:tele)?fax|"
+    r"whatsapp|handy|gsm|puh(?:elin)?|simu|тел(?:ефон)?|電話(?:番号)?|电话|ফোন|फोन|फ़ोन|मोबाइल|"
+    r"ഫോൺ|മൊബൈൽ|தொலைபேசி|هاتف|تلفن|전화"
+)
+_GAP = r"[ \xa0.\-\u2011\u2013/]"
+
+KINDS = (
+    Kind(
+        "e-mail",
+        re.compile(
+            r"(?<![\w.+-])[\w.+-]{1,64}@(?:[^\W_][\w-]{0,62}\.){1,6}[^\W\d_]{2,24}(?![\w-])"
+        ),
+        lambda text: _RESERVED.search(text) is None,
+        lambda text: EMAIL,
+    ),
+    Kind(
+        "IP address",
+        re.compile(r"(?<![\w.:§/-])(?<!version )\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)", re.I),
+        _public,
+        lambda text: IPV4,
+    ),
+    Kind(
+        "IP address",
+        re.compile(r"(?<![\w:.])[0-9a-f]{1,4}(?::{1,2}[0-9a-f]{1,4}){2,7}(?:::)?(?![\w:])", re.I),
+        _public,
+        lambda text: IPV6,
+    ),
+    _kind(
+        "account",
+        r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?",
+        _checked(checksums.iban),
+    ),
+    _kind("card", r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -]?)\d{6}\2\d{5}", _is_card),
+    _kind("identity number", r"\d{6} ?\d{5}", _checked(checksums.norwegian)),
+    _kind("identity number", r"(?:\d{2})?\d{6}[-+]\d{4}", _checked(checksums.swedish)),
+    _kind("identity number", r"\d{6}-\d{4}", _checked(checksums.danish)),
+    _kind("identity number", r"\d{6}[-+A-FU-Y]\d{3}[0-9A-FHJ-NPR-Y]", checksums.finnish),
+    _kind("identity number", r"[2-9]\d{3}([ -])\d{4}\1\d{4}", _checked(checksums.verhoeff)),
+    _kind("identity number", r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}", bool),  # US
+    _kind(
+        "identity number",
+        r"(?:(?<=nummer )|(?<=IdNr\. )|(?<=ID ))\d{2} ?\d{3} ?\d{3} ?\d{3}",
+        _checked(checksums.german_tax),
+    ),
+    Kind(  # the plus sign says so
+        "telephone",
+        re.compile(
+            rf"(?<![\w+.,=^])\+ ?[1-9]\d{{0,2}}(?:{_GAP}{{0,2}}\(?\d{{1,5}}\)?){{2,7}}(?!\w|[.,]\d)"
+        ),
+        _is_phone,
+    ),
+    Kind(  # the word before says so
+        "telephone",
+        re.compile(
+            rf"(?<![^\W\d_])(?:{_CUE})[ .:：\xa0]{{1,3}}\(?\d{{1,5}}\)?"
+            rf"(?:{_GAP}{{0,2}}\d{{1,5}}){{1,6}}(?!\w)",
+            re.I,
+        ),
+        _is_phone,
+    ),
+    _kind(  # national, with the trunk prefix and hyphens: Japan, India, Germany
+        "telephone", r"0\d{1,4}[-\u2011]\d{1,4}[-\u2011]\d{4}", _is_long_phone
+    ),
+    _kind("telephone", r"\(\d{3}\) ?\d{3}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4}", _is_phone),
+    _kind("telephone", r"0[1-9](?:([ .])\d{2})(?:\1\d{2}){3}", _is_phone),  # France
+)
+
+_DIGITS = re.compile(r"\d(?:[^\w\n]{0,3}\d){5}")
+"""Whatever else a number is, it has six digits that are not far apart."""
+
+
+def replace(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
+    """Put stand-ins for personal data."""
+    for draft in drafts:
+        for i, text in enumerate(draft.paragraphs):
+            if "@" in text or _DIGITS.search(text) or text.count(":") >= 3:
+                draft.paragraphs[i] = _replaced(text, draft.document.id, report)
+
+
+def _replaced(text: str, where: str, report: Report) -> str:
+    for kind in KINDS:
+        found = [m for m in kind.pattern.finditer(text) if kind.test(m.group())]
+        for match in reversed(found):
+            start, end = match.span()
+            stand_in = kind.stand_in(match.group())
+            if stand_in != match.group():
+                report.count(kind.reason, CHANGES, where, text[max(0, start - 40) : end + 10])
+                text = text[:start] + stand_in + text[end:]
+    return text

@@ -1,0 +1,95 @@
+"""What cleaning has to know of a language, and the text it works on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from imatrix_lab.records import Document
+
+DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
+"""Characters that the same text takes in a script, Latin as 1 (parallel news)."""
+
+_BREAK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
+
+
+class _Language(Protocol):
+    @property
+    def script(self) -> str: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def clean(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One language's thresholds.
+
+    Attributes
+    ----------
+    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is no natural language
+        (program code): it keeps spaces and marks, and is neither identified nor judged as prose.
+    labels : what the identifier may call it; none where it does not know the language, which is
+        then told by its script alone.
+    document_chars_min, paragraph_chars_min : characters; None for what is usual in the script.
+    script_share_min : of the letters of a paragraph, those in the script.
+    """
+
+    script: str
+    labels: tuple[str, ...]
+    document_chars_min: int | None = None
+    paragraph_chars_min: int | None = None
+    script_share_min: float = 0.5
+
+    @classmethod
+    def of(cls, language: _Language) -> Rules:
+        """Return the rules of a language as its file has them."""
+        return cls(language.script, tuple(language.labels), **language.clean)
+
+    @property
+    def prose(self) -> bool:
+        """Whether this is natural language."""
+        return self.script != "Zyyy"
+
+    def chars(self, latin: int) -> int:
+        """Return how many characters of this script say what `latin` characters of Latin say."""
+        return max(1, round(latin * DENSITY.get(self.script, 1.0)))
+
+    @property
+    def document_min(self) -> int:
+        """Characters a document must have."""
+        return self.chars(200) if self.document_chars_min is None else self.document_chars_min
+
+    @property
+    def paragraph_min(self) -> int:
+        """Characters a paragraph must have."""
+        return self.chars(4) if self.paragraph_chars_min is None else self.paragraph_chars_min
+
+
+@dataclass
+class Draft:
+    """A document on its way through the steps; one without paragraphs is dropped."""
+
+    document: Document
+    paragraphs: list[str]
+
+    @classmethod
+    def of(cls, document: Document) -> Draft:
+        """Return a document's draft."""
+        text = document.text
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        return cls(document, split(text))
+
+    @property
+    def text(self) -> str:
+        """The text as it is now."""
+        return "\n\n".join(self.paragraphs)
+
+
+def split(text: str) -> list[str]:
+    """Return the paragraphs of a text: what stands between blank lines."""
+    return [p for p in _BREAK.split(text.strip("\n")) if p and not p.isspace()]

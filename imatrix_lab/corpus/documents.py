@@ -1,0 +1,75 @@
+"""Documents on disk: one JSON object a line, as in ``heldout.jsonl``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from imatrix_lab.errors import BadText
+from imatrix_lab.records import Document
+
+
+def line(document: Document) -> str:
+    """Return a document as one line of JSON."""
+    entry = {
+        "id": document.id,
+        "text": document.text,
+        "source": document.source,
+        "licence": document.licence,
+    }
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def stream(path: Path) -> Iterator[Document]:
+    """Yield the documents of a file, one JSON object a line.
+
+    Only ``text`` must be there; a document without an ``id`` is called by its line.
+
+    Raises
+    ------
+    BadText : a line that is not a document, or not UTF-8; names line or byte.
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for i, raw in enumerate(file, 1):
+            try:
+                text = raw.decode("utf-8-sig" if i == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise BadText(
+                    f"not UTF-8 at byte {offset + error.start}",
+                    where=path,
+                    fix=f"iconv -t UTF-8 {path}",
+                ) from error
+            offset += len(raw)
+            if text.strip():
+                yield _parse(text, path, i)
+
+
+def _parse(text: str, path: Path, i: int) -> Document:
+    try:
+        entry = json.loads(text)
+        found = entry["text"]
+        if not isinstance(found, str):
+            raise TypeError("its text is not a string")
+        found.encode()  # JSON can spell half a character
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadText(f"line {i} is no document: {error}", where=path) from error
+    name = str(entry.get("id") or f"{path.stem}/{i:06d}")
+    source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
+    return Document(name, found, source, licence)
+
+
+def read(path: Path) -> list[Document]:
+    """Return the documents of a file like heldout.jsonl; see `stream`.
+
+    Raises
+    ------
+    BadText : besides, an id that occurs twice.
+    """
+    found: dict[str, Document] = {}
+    for document in stream(path):
+        if document.id in found:
+            raise BadText(f"the id {document.id!r} occurs twice", where=path)
+        found[document.id] = document
+    return list(found.values())

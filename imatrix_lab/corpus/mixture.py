@@ -1,0 +1,162 @@
+"""What text is wanted: a language, a control, or a mixture of these.
+
+nb                      one language
+nb=0.75,en=0.25         shares of the tokens
+multi10                 a mixture by name: corpora/mixtures/multi10.toml
+shuffled:nb             the words of a language's text, in no order
+random-tokens           tokens of the model's vocabulary, drawn evenly
+code                    program text, a language like any other
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from imatrix_lab import languages
+from imatrix_lab.errors import UsageError
+from imatrix_lab.languages import Language
+
+RANDOM_TOKENS, SHUFFLED = "random-tokens", "shuffled"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One ingredient and its share of the tokens.
+
+    Attributes
+    ----------
+    language : None for `RANDOM_TOKENS`.
+    shuffled : its words in no order.
+    """
+
+    language: Language | None
+    weight: float
+    shuffled: bool = False
+
+    @property
+    def label(self) -> str:
+        """Short name, fit for a file's name."""
+        if self.language is None:
+            return RANDOM_TOKENS
+        return f"{SHUFFLED}-{self.language.code}" if self.shuffled else self.language.code
+
+    @property
+    def name(self) -> str:
+        """Name in words."""
+        if self.language is None:
+            return "random tokens"
+        return f"{self.language.name}, shuffled" if self.shuffled else self.language.name
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Ingredients whose weights sum to one; most often one language.
+
+    Attributes
+    ----------
+    label : ``nb``, ``multi10``, or ``nb75-en25`` in per cent.
+    name : in words.
+    """
+
+    label: str
+    name: str
+    parts: tuple[Part, ...]
+
+
+def parse(word: str) -> Mixture:
+    """Return what a user named.
+
+    Raises
+    ------
+    UsageError : no such language or mixture, a share that is no positive number, a language twice.
+    """
+    named = _named(word.strip())
+    if named:
+        return named
+    entries = [e.strip() for e in word.replace(",", " ").split()]
+    if not entries:
+        raise UsageError("which text?", fix="a language (nb), or shares: nb=0.75,en=0.25")
+    parts = [_part(*_share(entry, len(entries))) for entry in entries]
+    total = math.fsum(p.weight for p in parts)
+    parts = [Part(p.language, p.weight / total, p.shuffled) for p in parts]
+    labels = [p.label for p in parts]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UsageError(f"{twice} is named twice in {word!r}")
+    return _mixture(parts)
+
+
+def _mixture(parts: list[Part]) -> Mixture:
+    if len(parts) == 1:
+        return Mixture(parts[0].label, parts[0].name, tuple(parts))
+    label = "-".join(f"{p.label}{_percent(p.weight)}" for p in parts)
+    name = ", ".join(f"{_percent(p.weight)} % {p.name}" for p in parts)
+    return Mixture(label, name, tuple(parts))
+
+
+def _percent(weight: float) -> str:
+    return f"{100 * weight:.3g}"
+
+
+def _share(entry: str, n_entries: int) -> tuple[str, float]:
+    word, equals, share = entry.partition("=")
+    if not equals:
+        if n_entries > 1:
+            raise UsageError(f"{word!r} has no share", fix=f"{word}=0.25")
+        return word, 1.0
+    try:
+        weight = float(share)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise UsageError(f"the share of {word} is {share!r}, no positive number", fix=f"{word}=0.5")
+    return word, weight
+
+
+def _part(word: str, weight: float) -> Part:
+    if word == RANDOM_TOKENS:
+        return Part(None, weight)
+    control, colon, code = word.partition(":")
+    if colon:
+        if control != SHUFFLED:
+            raise UsageError(f"no control is called {control!r}", fix=f"{SHUFFLED}:{code}")
+        return Part(languages.get(code), weight, shuffled=True)
+    return Part(languages.get(word), weight)
+
+
+def folder() -> Path:
+    """Return where mixtures with names are."""
+    return languages.data_dir("corpora") / "mixtures"
+
+
+def names() -> list[str]:
+    """Return the mixtures that have names."""
+    return sorted(p.stem for p in folder().glob("*.toml"))
+
+
+def _named(word: str) -> Mixture | None:
+    if word not in names():
+        return None
+    path = folder() / f"{word}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        if near := _unknown(raw):
+            raise UsageError(near, where=path)
+        shares = {str(code): float(weight) for code, weight in raw["shares"].items()}
+        parts = [
+            _part(code, weight / math.fsum(shares.values())) for code, weight in shares.items()
+        ]
+        return Mixture(word, str(raw["name"]), tuple(parts))
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"not a mixture: {error}", where=path) from error
+
+
+def _unknown(raw: dict[str, object]) -> str:
+    known = {"name", "shares", "source"}
+    for key in raw.keys() - known:
+        near = difflib.get_close_matches(key, known, 1)
+        return f"unknown key {key!r}" + (f"; {near[0]!r}?" if near else "")
+    return ""
