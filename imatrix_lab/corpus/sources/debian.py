@@ -80,7 +80,7 @@ def _package(pinned: Pinned, store: Store, progress: Progress) -> Path:
             raise FetchFailed(
                 f"apt could not download {name} {pinned.version}: {error.what}",
                 where=error.where,
-                fix="sudo apt-get update, then run the same command again",
+                fix="sudo apt-get update, then again; --renew if Debian has replaced it",
             ) from error
         for path in sorted(scratch.glob("*.deb")):
             if sha256_file(path) == pinned.sha256:
