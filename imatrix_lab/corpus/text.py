@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from imatrix_lab.errors import BadText
 
 JOINT = "\n\n"
+DOCUMENT_CHARS_MIN = 400
 DOCUMENT_CHARS = 3000
 """A document made of loose paragraphs ends when it has so many characters: about a page."""
 

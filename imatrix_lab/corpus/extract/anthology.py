@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.text import DOCUMENT_CHARS, decode, ends_as_sentence
-
-DOCUMENT_CHARS_MIN = 400
+from imatrix_lab.corpus.text import DOCUMENT_CHARS, DOCUMENT_CHARS_MIN, decode, ends_as_sentence
 
 _SEPARATOR = re.compile(r"[-*_=\s]+")
 _NUMBERED = re.compile(

@@ -35,7 +35,8 @@ class Format:
 
 
 HTML = Format(
-    frozenset({"p", "dd", "li"}), frozenset({"div.toc", "div.navheader", "div.navfooter"})
+    frozenset({"p", "dd", "li"}),
+    frozenset({"div.toc", "div.navheader", "div.navfooter", "div.caption", "p.title", "span.MAC"}),
 )
 HANDBOOK = Format(frozenset({"div.para"}), frozenset({"div.legalnotice", "div.toc", "ul.docnav"}))
 MALLARD = Format(frozenset({"p"}), frozenset({"credit", "mal:credit", "code"}))

@@ -14,11 +14,15 @@ from collections.abc import Iterable, Iterator
 from imatrix_lab.corpus.text import gathered
 
 STRING_CHARS_MIN = 40
+COMMAS_MAX = 7
+"""More than these without another sentence are a list of search words."""
 DOCUMENT_CHARS = 2000
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
+_PRODUCT = re.compile(r"%?PRODUCTNAME|\$\[officename\]")
+"""The one placeholder whose text is always the same, and frequent."""
 _PLACEHOLDER = re.compile(
-    r"[${}<>|=@]|%\(?\w|%%|#\w+#|\[\[|\]\]|\\[nt]|\w_\w|__|&[a-z]+;|https?:|\w\.\w+\.\w"
+    r"[${}<>|=@]|%\(?\w|%%|#\w+#|\[\[|\]\]|\\[nt]|\w_\w|__|''|(?:^|\s)[*#-]+\s|&[a-z]+;|https?:|\w\.\w+\.\w"
 )
 _END = re.compile(r"[^.…][.!?。！？।॥][\"”»’')\]]*$")
 """Of a sentence: what ends with dots is a menu entry, with a colon a label."""
@@ -43,8 +47,10 @@ def _sentences(strings: Iterable[str]) -> Iterator[str]:
 
 def sentence(raw: str) -> str:
     """Return a string as prose, without tags and accelerators; nothing if it is none."""
-    text = html.unescape(_TAG.sub("", raw))
+    text = html.unescape(_TAG.sub("", _PRODUCT.sub("LibreOffice", raw)))
     text = _ACCELERATOR.sub("", text)
     text = re.sub(r"\s+", " ", text).strip()
     whole = len(text) >= STRING_CHARS_MIN and _END.search(text)
+    if text.count(",") > COMMAS_MAX and ". " not in text:
+        return ""
     return text if whole and not _PLACEHOLDER.search(text) else ""

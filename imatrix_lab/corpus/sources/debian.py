@@ -51,13 +51,17 @@ def documents(
     pinned: Pinned, language: Language, store: Store, progress: Progress
 ) -> Iterator[Document]:
     """Yield what the extractor finds in the files named, which may be patterns."""
+    return extract(pinned.source, _files(pinned, store, progress))
+
+
+def _files(pinned: Pinned, store: Store, progress: Progress) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
     package = _package(pinned, store, progress)
-    n_files = 0
-    for name, raw in deb.members(package, source.settings["files"]):
-        n_files += 1
-        yield from extract(source, name, raw)
-    if not n_files:
+    is_empty = True
+    for found in deb.members(package, source.settings["files"]):
+        is_empty = False
+        yield found
+    if is_empty:
         raise BadText(f"{source.origin} {pinned.version} has no {source.settings['files'][0]}")
 
 
@@ -76,7 +80,7 @@ def _package(pinned: Pinned, store: Store, progress: Progress) -> Path:
             raise FetchFailed(
                 f"apt could not download {name} {pinned.version}: {error.what}",
                 where=error.where,
-                fix="sudo apt-get update, then run the same command again",
+                fix="sudo apt-get update, then again; --renew if Debian has replaced it",
             ) from error
         for path in sorted(scratch.glob("*.deb")):
             if sha256_file(path) == pinned.sha256:

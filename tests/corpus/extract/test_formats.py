@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from imatrix_lab import languages
+from imatrix_lab.corpus import extract
 from imatrix_lab.corpus.extract import EXTRACTORS, epub, strings
 from imatrix_lab.errors import BadText
 
@@ -134,7 +135,7 @@ def test_entities_are_no_bomb():
 
 
 def test_deep_nesting_ends():
-    raw = b"<div>a" * 100_000 + f"<p>{SENTENCE}".encode()
+    raw = b"<div>a" * 20_000 + f"<p>{SENTENCE}".encode()
     assert texts("html", raw) == [SENTENCE]
 
 
@@ -145,6 +146,7 @@ def test_deep_nesting_ends():
         SENTENCE.rstrip(".") + ":", SENTENCE.replace("lang", "$1"), SENTENCE.replace("lang", "%s"),
         SENTENCE.replace("lang", "%(n)s"), SENTENCE.replace("lang", "{name}"),
         SENTENCE.replace("lang", "#type#"), SENTENCE.replace("lang", "l_ang"),
+        SENTENCE.replace("lang", "''"), f"* {SENTENCE} * {SENTENCE}", "Hav, " * 9 + SENTENCE,
         SENTENCE.replace("lang", "https://a.b"), SENTENCE.replace("lang", "[[a|b]]"),
     ],
 )  # fmt: skip
@@ -170,6 +172,25 @@ def test_source_code_keeps_its_lines():
     found = list(EXTRACTORS["source-code"]("x.py", code.encode()))
     assert "\n\n".join(found) == code.replace("\n\n\n\n", "\n\n").rstrip("\n")
     assert list(EXTRACTORS["source-code"]("x.py", b"x = 1\n")) == []
+
+
+def test_short_documents_join_the_next(tmp_path):
+    raw = {"kind": "pypi", "package": "p", "version": "1", "sha256": "0", "extractor": "html"}
+    raw |= {
+        "files": [],
+        "licence": "MIT",
+        "licence_class": "permissive",
+        "origin": "o",
+        "note": "n",
+    }
+    source = languages.source("s", raw, tmp_path)
+    pages = [
+        (f"{i}.html", f"<p>{SENTENCE * length}</p>".encode())
+        for i, length in enumerate([1, 9, 9, 1])
+    ]
+    found = list(extract.extract(source, pages))
+    assert [d.id for d in found] == ["s/0.html/0000", "s/2.html/0000", "s/3.html/0000"]
+    assert found[0].text == f"{SENTENCE}\n\n{SENTENCE * 9}"
 
 
 def test_every_shipped_source_names_an_extractor():

@@ -74,7 +74,7 @@ def test_json_lines_and_parquet(tmp_path, own_store):
     ]
 
 
-@pytest.mark.parametrize("n_bytes", [0, 10, 70_000, (1 << 20) - 1, (1 << 20) + 5])
+@pytest.mark.parametrize("n_bytes", [0, 10, (1 << 20) - 1, (1 << 20) + 5])
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_wrong_encoding_is_named_with_its_byte(tmp_path, own_store, n_bytes, kind):
     path = tmp_path / f"a.{kind}"
