@@ -45,6 +45,12 @@ def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolcha
     return tools, models.resolve(request.model, store, progress, converter(tools))
 
 
+def resolve(spec: str, store: Store, progress: Progress) -> Model:
+    """Return a model; llama.cpp is only needed where a repository must be converted."""
+    tools = toolchain.find(store, toolchain.default_backend())
+    return models.resolve(spec, store, progress, converter(tools) if tools else None)
+
+
 def converter(tools: Toolchain) -> hub.Converter:
     """Return llama.cpp's converter of this toolchain."""
     return hub.Converter(version=tools.commit, script=tools.convert_script)

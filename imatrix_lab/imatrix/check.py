@@ -8,90 +8,27 @@ small model. It divides sums by counts and looks at nothing but whether the resu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imatrix_lab.errors import BadImatrix
 from imatrix_lab.imatrix.file import Entry, Imatrix
+from imatrix_lab.imatrix.findings import ERROR, NOTE, WARNING, Finding, Findings, some
 from imatrix_lab.imatrix.wanted import Wanted
-from imatrix_lab.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
 FEW_TOKENS = 8192
 """Sixteen windows of 512; practice in the field is 60k to 130k tokens."""
 RARE_TOKENS = 32
 """A mean of n squares of a normal variable is off by sqrt(2/n) of itself: here a quarter."""
+BLOCK = 32
+"""Columns that share a scale in most types."""
 SHORT_WINDOW = 128
 """In shorter windows the first token, whose activations are unlike all others, weighs much."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or worth knowing.
-
-    Attributes
-    ----------
-    severity : `ERROR` keeps the file from the quantizer, `WARNING` costs quality, `NOTE` nothing.
-    kind : a word for programs.
-    what, effect, remedy : what is there, what it does to a quant, what mends it.
-    tensors : those concerned.
-    mendable : `repair.repair` has a sound remedy.
-    """
-
-    severity: str
-    kind: str
-    what: str
-    effect: str
-    remedy: str
-    tensors: tuple[str, ...] = ()
-    mendable: bool = False
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that was found, errors first, and how many (tensor, expert) pairs saw no token."""
-
-    all: tuple[Finding, ...]
-    n_unhit: int = 0
-
-    def of(self, severity: str) -> list[Finding]:
-        """Return the findings of one severity."""
-        return [f for f in self.all if f.severity == severity]
-
-    def demand_sound(self, where: Path, fix: str, progress: Progress, force: bool = False) -> str:
-        """Say what costs quality; return the errors in words, which only `force` lets pass.
-
-        Raises
-        ------
-        BadImatrix : there are errors.
-        """
-        for finding in self.of(WARNING):
-            progress.say(f"warning: {finding.what}: {finding.effect}")
-        errors = self.of(ERROR)
-        words = "; ".join(f"{e.what} ({e.effect})" for e in errors)
-        if errors and not force:
-            raise BadImatrix(
-                f"this importance matrix must not be used: {words}", where=where, fix=fix
-            )
-        if errors:
-            progress.say(f"WARNING: used in spite of its errors, as --force says: {words}")
-        return "; ".join(e.what for e in errors)
-
-
-def some(names: tuple[str, ...] | list[str], shown: int = 3) -> str:
-    """Return the first of many names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
-def check(
-    imatrix: Imatrix, wanted: Wanted | None = None, n_tokens: int | None = None
-) -> Findings:
+def check(imatrix: Imatrix, wanted: Wanted | None = None, n_tokens: int | None = None) -> Findings:
     """Return what is wrong with an imatrix, by itself and for a model.
 
     Parameters
@@ -199,9 +136,7 @@ def _experts(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _counts(
-    imatrix: Imatrix, wanted: Wanted | None, n_tokens: int | None
-) -> Iterator[Finding]:
+def _counts(imatrix: Imatrix, wanted: Wanted | None, n_tokens: int | None) -> Iterator[Finding]:
     """Find dense tensors that have not seen every token: once, or as often in looped models."""
     import numpy as np
 
@@ -260,35 +195,41 @@ def _belonging(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
 
 
 def _zero_columns(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
-    """Find columns of zero energy; harmless exactly where the weights are zero too."""
-    harmful, harmless = {}, {}
+    """Find columns of zero energy: channels that a norm switches off, or dead ones."""
+    alive, dead, blocks = {}, 0, []
     for name, entry in sorted(imatrix.entries.items()):
         zero = (entry.sums == 0) & entry.sums.any(axis=1, keepdims=True)
         if not zero.any():
             continue
-        matter = None
+        weighty = None
         if wanted and name in wanted.tensors and fits(name, entry, wanted):
-            matter = wanted.with_weights(name, zero.reshape(wanted.shape(name)))
-        n_harmful = int((zero if matter is None else matter).sum())
-        if n_harmful:
-            harmful[name] = n_harmful
-        if n_harmful < zero.sum():
-            harmless[name] = int(zero.sum()) - n_harmful
-    if harmful:
-        words = [f"{name} ({n})" for name, n in harmful.items()]
+            weighty = wanted.with_weights(name, zero.reshape(wanted.shape(name)))
+        found = zero if weighty is None else weighty
+        dead += bool(found.sum() < zero.sum())
+        if found.any():
+            alive[name] = int(found.sum())
+        whole = found[:, : found.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
+        if wanted and whole.all(axis=1).any():
+            blocks.append(name)
+    if blocks:
         yield Finding(
-            WARNING if wanted else NOTE, "zero-columns",
-            f"columns of zero energy in {some(words)}",
-            "their weights count nothing and come out several times worse, and a whole block of"
-            " 32 as zero; harmless only where the weights are zero too"
-            + ("" if wanted else " (--model tells)"),
-            "more text, of more kinds", tuple(harmful),
+            WARNING, "zero-blocks",
+            f"{BLOCK} neighbouring columns of zero energy in {some(blocks)}",
+            "their weights become zero in some types, and what they do in other text is lost",
+            "more text, of more kinds", tuple(blocks),
         )  # fmt: skip
-    if harmless:
+    if alive:
+        words = some([f"{name} ({n})" for name, n in alive.items()])
+        yield Finding(
+            NOTE, "zero-columns", f"columns of zero energy in {words}",
+            "their weights count nothing and come out several times worse, which matters only if"
+            " other text reaches them" + ("" if wanted else " and they are not zero (--model)"),
+            "", tuple(alive),
+        )  # fmt: skip
+    if dead:
         yield Finding(
             NOTE, "dead-columns",
-            f"columns of zero energy whose weights are zero too, in {len(harmless)} tensors",
-            "none", "", tuple(harmless),
+            f"columns of zero energy whose weights are zero too, in {dead} tensors", "none", "",
         )  # fmt: skip
 
 
@@ -320,7 +261,8 @@ def _origin(imatrix: Imatrix) -> Iterator[Finding]:
         )  # fmt: skip
     if window and n_tokens and not 0 <= n_tokens - imatrix.chunk_count * window < window:
         yield Finding(
-            NOTE, "chunks", f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens",
+            NOTE, "chunks",
+            f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens",
             "none; the quant's metadata repeat the number", "",
         )  # fmt: skip
 
@@ -332,7 +274,10 @@ def _other_model(imatrix: Imatrix, wanted: Wanted) -> list[Finding]:
         return []
     return [
         Finding(
-            NOTE, "other-model", f"it was computed with another model file (sha256 {said[:12]}…)",
-            "none if that is the same model in another precision", "",
-        )  # fmt: skip
+            NOTE,
+            "other-model",
+            f"it was computed with another model file (sha256 {said[:12]}…)",
+            "none if that is the same model in another precision",
+            "",
+        )
     ]

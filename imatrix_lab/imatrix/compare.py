@@ -14,6 +14,7 @@ top         share of the 1 % of columns with most energy         1 alike
             (at least one) that are the same
 =========== ==================================================== ==========================
 
+Columns without energy in every file (added ones, say) are left out: that they agree says nothing.
 A tensor with experts has these means over the experts that both files reached, each weighted by
 the smaller number of tokens. Over tensors (of a layer, of a role, all) the plain mean is taken.
 """
@@ -24,7 +25,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imatrix_lab.errors import BadImatrix
 from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
@@ -103,16 +104,99 @@ def compare(files: Sequence[tuple[Path, Imatrix]], labels: Sequence[str]) -> Com
     return Comparison(tuple(labels), tuple(ordered), values, tokens, len(union) - len(names))
 
 
-def grouped(
-    tensors: Sequence[str], values: NDArray[np.float64], key: Callable[[str], object]
-) -> dict[object, float]:
-    """Return the mean of a value by tensor over each group, in the order of the tensors."""
+@dataclass(frozen=True)
+class Floor:
+    """How far samples of one language are from each other: what a difference is read against.
+
+    Attributes
+    ----------
+    by_tensor : by measure: mean over the pairs of samples, for each tensor of a `Comparison`.
+    n_tokens : in the smallest sample. With fewer tokens samples differ more.
+    """
+
+    by_tensor: dict[str, NDArray[np.float64]]
+    n_tokens: int
+
+    def overall(self, measure: str) -> float:
+        """Return the mean over tensors."""
+        import numpy as np
+
+        return float(np.nanmean(self.by_tensor[measure]))
+
+
+def noise_floor(samples: Sequence[Sequence[tuple[Path, Imatrix]]], tensors: Sequence[str]) -> Floor:
+    """Return how far samples are from each other, in pairs from one language each.
+
+    Parameters
+    ----------
+    samples : pairs of files; the text of the two must not overlap.
+
+    Raises
+    ------
+    BadImatrix : see `compare`; or a tensor is missing.
+    """
     import numpy as np
 
-    groups: dict[object, list[float]] = {}
-    for name, value in zip(tensors, values, strict=True):
-        groups.setdefault(key(name), []).append(float(value))
-    return {group: float(np.nanmean(found)) for group, found in groups.items()}
+    values: dict[str, list[NDArray[np.float64]]] = {m: [] for m in MEASURES}
+    for pair in samples:
+        found = compare(pair, ["", ""])
+        rows = {name: i for i, name in enumerate(found.tensors)}
+        if missing := [name for name in tensors if name not in rows]:
+            raise BadImatrix(
+                f"the samples for the noise have no {missing[0]}",
+                where=", ".join(str(path) for path, _ in pair),
+                fix="samples of the same model",
+            )
+        order = [rows[name] for name in tensors]
+        for measure in MEASURES:
+            values[measure].append(found.values[measure][order, 0, 1])
+    n_tokens = min(found.n_tokens() for pair in samples for _, found in pair)
+    return Floor({m: np.mean(v, axis=0) for m, v in values.items()}, n_tokens)
+
+
+def summary(found: Comparison, floor: Floor | None) -> dict[str, Any]:
+    """Return a comparison for people and programs, means over every two of the files.
+
+    Returns
+    -------
+    ``matrix`` by measure; ``roles`` and ``layers``, those that differ most first, with each
+    measure, its ``noise``, and how many ``tensors`` are ``above_noise`` in total variation.
+    """
+    values = {m: found.by_tensor(m, found.pairs()) for m in MEASURES}
+    return {
+        "labels": found.labels,
+        "matrix": {m: found.matrix(m).tolist() for m in MEASURES},
+        "overall": _group(values, floor, range(len(found.tensors))),
+        "roles": _groups(found.tensors, values, floor, role),
+        "layers": _groups(found.tensors, values, floor, layer),
+    }
+
+
+def _groups(
+    tensors: Sequence[str], values: dict[str, NDArray[np.float64]], floor: Floor | None,
+    key: Callable[[str], object],
+) -> list[dict[str, Any]]:  # fmt: skip
+    rows: dict[object, list[int]] = {}
+    for i, name in enumerate(tensors):
+        if key(name) is not None:
+            rows.setdefault(key(name), []).append(i)
+    groups = [{"name": name, **_group(values, floor, those)} for name, those in rows.items()]
+    return sorted(groups, key=lambda g: -float(g["tv"]))
+
+
+def _group(
+    values: dict[str, NDArray[np.float64]], floor: Floor | None, rows: Sequence[int]
+) -> dict[str, Any]:
+    import numpy as np
+
+    rows = list(rows)
+    group: dict[str, Any] = {m: float(np.nanmean(v[rows])) for m, v in values.items()}
+    group["tensors"] = len(rows)
+    if floor:
+        noise = {m: v[rows] for m, v in floor.by_tensor.items()}
+        group["noise"] = {m: float(np.nanmean(v)) for m, v in noise.items()}
+        group["above_noise"] = int((values["tv"][rows] > noise["tv"]).sum())
+    return group
 
 
 def role(tensor: str) -> str:
@@ -165,6 +249,7 @@ def _measured(
     import numpy as np
     from scipy.stats import rankdata
 
+    energies = energies[:, :, energies.any(axis=(0, 1))]
     n_files, _, n_columns = energies.shape
     total = energies.sum(axis=2, keepdims=True)
     shares = np.divide(energies, total, out=np.zeros_like(energies), where=total > 0)
@@ -196,4 +281,6 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     import numpy as np
 
     length = np.sqrt((vectors**2).sum(axis=2, keepdims=True))
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    found = np.zeros_like(vectors)
+    np.divide(vectors, length, out=found, where=length > 0)
+    return found

@@ -278,4 +278,5 @@ def _legacy_records(imatrix: Imatrix) -> Iterator[legacy.Record]:
         n_calls = -(-int(counts.max()) // window)
         hit, one = counts > 0, np.float32(1)
         means = np.where(hit, entry.sums, one) / np.where(hit, counts, one)
-        yield legacy.Record(name, n_calls, (means * np.float32(n_calls)).reshape(-1))
+        values = (means * np.float32(n_calls)).astype(np.float32)
+        yield legacy.Record(name, n_calls, values.reshape(-1))

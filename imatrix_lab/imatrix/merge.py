@@ -7,10 +7,10 @@ each of its tokens had been seen so many times:
 
 ``tokens``: a_f = w_f. With equal weights that is llama-imatrix's ``--in-file A --in-file B``.
 ``energy``: a_f = w_f / (sum over all matrices and columns of S_f). Either way the factors are
-scaled to keep the number of tokens. With energy, the means of a dense tensor are the w-weighted sum of the files' energies, each
-normalised to one: a file counts by its weight, whatever its tokens and however large its
-activations are. Of a tensor with experts the whole has that property; within one expert files
-count by the tokens that reached it, so that three tokens do not outvote three thousand.
+scaled to keep the number of tokens. With energy, the means of a dense tensor are the w-weighted
+sum of the files' energies, each normalised to one: a file counts by its weight, whatever its tokens
+and however large its activations are. Of a tensor with experts the whole has that property; within
+one expert files count by the tokens that reached it, so that three do not outvote three thousand.
 """
 
 from __future__ import annotations
@@ -194,4 +194,3 @@ def _record(parts: Sequence[Part], by: str) -> str:
         for p in parts
     ]
     return json.dumps({"by": by, "inputs": inputs}, ensure_ascii=False)
-

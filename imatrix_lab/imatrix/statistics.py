@@ -46,7 +46,9 @@ class TensorStatistics:
 def of(imatrix: Imatrix) -> list[TensorStatistics]:
     """Return the statistics of every tensor that a token reached, by name."""
     return [
-        _of(name, entry) for name, entry in sorted(imatrix.entries.items()) if (entry.counts > 0).any()
+        _of(name, entry)
+        for name, entry in sorted(imatrix.entries.items())
+        if (entry.counts > 0).any()
     ]
 
 
