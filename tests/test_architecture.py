@@ -20,6 +20,7 @@ TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
     "torch", "transformers", "requests", "httpx", "pyarrow", "scipy", "statsmodels", "arch",
+    "matplotlib",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"
