@@ -53,8 +53,8 @@ def test_by_tokens_is_what_llama_imatrix_does(made, llama_imatrix, tmp_path, kin
 def test_the_longer_text_counts_more_by_tokens_and_not_by_energy():
     long, short = made_up([800, 0], [800]), made_up([0, 5], [100])
     both = [Part(Path("a"), long), Part(Path("b"), short)]
-    assert shares(merge.merge(both, "energy")).tolist() == [[0.5, 0.5]]
-    assert shares(merge.merge(both, "tokens")).tolist() == [[800 / 805, 5 / 805]]
+    assert shares(merge.merge(both, "energy"))[0] == pytest.approx([0.5, 0.5])
+    assert shares(merge.merge(both, "tokens"))[0] == pytest.approx([800 / 805, 5 / 805])
     assert merge.merge(both, "energy").n_tokens() == 900
 
 
@@ -196,7 +196,11 @@ def test_merged_equals_one_run_over_all_of_the_text(joined):
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K"])
 def test_quants_of_merged_and_of_one_run_agree(joined, tools, tmp_path, kind):
-    """They differ by less than a thousandth of what quantizing costs, in squared error."""
+    """The last bits of the sums turn some choices of a scale, between two that are as good.
+
+    Tolerance, for each tensor: the two differ by less than 2 % of what quantizing costs in squared
+    error, and what the quantizer minimizes differs by less than 0.1 %.
+    """
     model, *imatrices = joined
     made = []
     for i, path in enumerate(imatrices):
@@ -204,12 +208,14 @@ def test_quants_of_merged_and_of_one_run_agree(joined, tools, tmp_path, kind):
         argv = [tools.program("llama-quantize"), "--imatrix", path, model, out, kind, "1"]
         proc.run(argv, timeout_s=120)
         made.append({t.name: t for t in gguf.GGUFReader(out).tensors})
+    entries = file.read(imatrices[1]).entries
     for tensor in gguf.GGUFReader(model).tensors:
-        if not tensor.name.startswith("blk.") or len(tensor.shape) < 2:
+        if tensor.name not in entries:
             continue
-        true = np.asarray(tensor.data, np.float64)
+        true, energy = np.asarray(tensor.data, np.float64), entries[tensor.name].means()[0]
         one, other = (
             gguf.quants.dequantize(m[tensor.name].data, m[tensor.name].tensor_type) for m in made
         )
-        cost = ((one - true) ** 2).sum()
-        assert ((one - other) ** 2).sum() < 1e-3 * cost, tensor.name
+        costs = [(energy * (quant - true) ** 2).sum() for quant in (one, other)]
+        assert ((one - other) ** 2).sum() < 0.02 * ((one - true) ** 2).sum(), tensor.name
+        assert costs[0] == pytest.approx(costs[1], rel=1e-3), tensor.name
