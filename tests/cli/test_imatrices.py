@@ -2,47 +2,46 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
+import gguf
 import numpy as np
 import pytest
 
+from imatrix_lab import pipeline
+from imatrix_lab.cli import main as cli_main
 from imatrix_lab.gguf_file import read_header
 from imatrix_lab.imatrix import file, merge, repair
 from imatrix_lab.imatrix.file import Entry
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import Request
 
-PROGRAM = str(Path(sys.executable).parent / "imatrix-lab")
 QUERY = "blk.0.attn_q.weight"
 
 
-@pytest.fixture(scope="module")
-def lab(tools, subprocess_env, tmp_path_factory):
-    """A function: words -> a finished run, in one cache for all tests here."""
-    env = subprocess_env(tmp_path_factory.mktemp("lab") / "cache", tools)
+@pytest.fixture
+def lab(capsys):
+    """A function: words -> what the command printed, in this process, which has its own cache."""
 
-    def run(*words, status=0, cwd=None):
-        done = subprocess.run(
-            [PROGRAM, *map(str, words)],
-            env={**os.environ, **env}, cwd=cwd, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == status, done.stderr
-        return done
+    def run(*words, status=0):
+        capsys.readouterr()
+        found = cli_main.run([str(w) for w in words])
+        out, err = capsys.readouterr()
+        assert found == status, err
+        return SimpleNamespace(stdout=out, stderr=err)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def two(lab, tiny, own_text, tmp_path_factory):
-    """Files of two texts, named nb.gguf and en.gguf, made by `imatrix build`."""
+def two(tools, tiny, own_text, store_at, tmp_path_factory):
+    """Texts nb.txt and en.txt, and nb.gguf and en.gguf made of them."""
     folder = tmp_path_factory.mktemp("two")
     for name, n_tokens in (("nb", 6 * 128), ("en", 4 * 128)):
         text = own_text(n_tokens).rename(folder / f"{name}.txt")
-        out = ("--out", folder / f"{name}.gguf")
-        settings = ("--ctx", 128, "--threads", 1)
-        lab("imatrix", "build", "--model", tiny, "--corpus", text, *out, *settings)
+        settings = {"n_tokens": 10**6, "n_ctx": 128, "threads": 1, "backend": "cpu"}
+        request = Request(str(text), (), str(tiny), out=folder, **settings)
+        pipeline.imatrix(request, folder / f"{name}.gguf", store_at(folder / "store"), Silent())
     return folder
 
 
@@ -119,8 +118,9 @@ def test_merge_leaving_each_out(lab, two, tmp_path):
         ("nb=much", "is not a weight"),
     ],
 )
-def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, word, words):
-    done = lab("imatrix", "merge", word, "-o", "x.gguf", status=2, cwd=tmp_path)
+def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, monkeypatch, word, words):
+    monkeypatch.chdir(tmp_path)
+    done = lab("imatrix", "merge", word, "-o", "x.gguf", status=2)
     assert words in done.stderr
 
 
@@ -159,8 +159,6 @@ def test_a_file_that_fails_reaches_llama_quantize_only_by_force(lab, tiny, two, 
 
 
 def test_a_dat_makes_the_same_weights_as_its_gguf(lab, tiny, two, tmp_path):
-    import gguf
-
     file.write(tmp_path / "nb.dat", file.read(two / "nb.gguf"))
     file.write(tmp_path / "same.gguf", file.read(tmp_path / "nb.dat"))
     tensors = []
