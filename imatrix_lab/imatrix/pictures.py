@@ -75,7 +75,7 @@ def _heat_map(figure: Any, found: Comparison, floor: Floor | None) -> None:
     axes = figure.subplots()
     axes.set_anchor("N")
     top = float(np.nanmax(values))
-    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=top)
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=top or 1)
     places = range(len(found.labels))
     axes.set_xticks(places, found.labels, rotation=45, ha="right")
     axes.set_yticks(places, found.labels)
@@ -105,7 +105,7 @@ def _profiles(
             values = found.values["tv"][rows, 0, k]
             place.plot(
                 layers, values, color=_COLOURS[(k - 1) % len(_COLOURS)], linewidth=1.2,
-                marker=_MARKS[(k - 1) // len(_COLOURS) % len(_MARKS)], markersize=2.5,
+                marker=_MARKS[(k - 1 + (k - 1) // len(_COLOURS)) % len(_MARKS)], markersize=2.5,
                 label=found.labels[k],
             )  # fmt: skip
             top = max(top, float(np.nanmax(values, initial=0)))
