@@ -198,7 +198,8 @@ def _run(
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
     name = None
     if imatrix:
-        name = f"{model.label}-{imatrix.language}.imatrix.gguf"
+        suffix = ".dat" if imatrix.path.suffix == ".dat" else ".gguf"  # it reads both, by content
+        name = f"{model.label}-{imatrix.language}.imatrix{suffix}"
         link = log.parent / name
         link.unlink(missing_ok=True)
         link.symlink_to(imatrix.path)

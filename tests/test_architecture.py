@@ -21,6 +21,7 @@ HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
     "torch", "transformers", "requests", "httpx", "pyarrow", "scipy", "statsmodels", "arch",
     "py3langid", "regex", "rensa", "multiprocessing",
+    "matplotlib",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from imatrix_lab import __version__
-from imatrix_lab.cli import corpora, judge, scores, stages, upkeep
+from imatrix_lab.cli import corpora, differences, imatrices, judge, scores, stages, upkeep
 from imatrix_lab.errors import ImatrixLabError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -30,11 +30,12 @@ def cli() -> None:
 
 
 for command in (
-    stages.tune, stages.model, corpora.corpus, stages.imatrix, stages.quant,
+    stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
     scores.score, judge.compare, judge.power,
     upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)
+imatrices.imatrix.add_command(differences.diff)
 
 
 def main() -> NoReturn:
