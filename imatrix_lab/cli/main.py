@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from imatrix_lab import __version__
-from imatrix_lab.cli import judge, scores, stages, upkeep
+from imatrix_lab.cli import judge, predict, scores, stages, upkeep
 from imatrix_lab.errors import ImatrixLabError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -35,6 +35,7 @@ for command in (
     upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)
+stages.imatrix.add_command(predict.predict)
 
 
 def main() -> NoReturn:
