@@ -65,7 +65,8 @@ class Selection:
     weights : of each language, by normalized energy.
     predicted, recomputed : relative loss in each language: under the approximation of
         `predict.mixture_losses`, and of the quant made with the mixture.
-    objective : calibration -> what was to be small, of the pure languages and the mixture.
+    objective, pure_objective : what was to be small, of the mixture's quant and of each
+        language's own.
     """
 
     type: str
@@ -73,7 +74,8 @@ class Selection:
     weights: dict[str, float]
     predicted: dict[str, float]
     recomputed: dict[str, float]
-    objective: dict[str, float]
+    objective: float
+    pure_objective: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def predict_losses(request: PredictRequest, store: Store, progress: Progress) ->
     UsageError : no language, two of one name, or a quant of none of them.
     BadImatrix, BadModel : a file that does not belong to the model.
     """
-    bench = _Bench(request, store, progress)
-    rows = [bench.given(name, path) for name, path in request.quants]
+    predictor = Predictor(request, store, progress)
+    rows = [predictor.given(name, path) for name, path in request.quants]
     there = {(r.calibration, r.type) for r in rows}
     missing = [
         (name, kind)
@@ -103,14 +105,14 @@ def predict_losses(request: PredictRequest, store: Store, progress: Progress) ->
         for name, _ in request.imatrices
         if (name, kind) not in there
     ]
-    bench.say_what_it_takes(missing)
-    rows += [bench.made(name, bench.facts[name], kind) for name, kind in missing]
-    selections = tuple(bench.select(kind, rows) for kind in request.types if request.select)
-    return Prediction(tuple(rows), selections, *bench.outside(rows[0].losses))
+    predictor.say_what_it_takes(missing)
+    rows += [predictor.made(name, predictor.facts[name], kind) for name, kind in missing]
+    selections = tuple(predictor.select(kind, rows) for kind in request.types if request.select)
+    return Prediction(tuple(rows), selections, *predictor.outside(rows[0].losses))
 
 
-class _Bench:
-    """A model, the languages, and the means to quantize."""
+class Predictor:
+    """A model, the languages, and the means to quantize: rows on request."""
 
     def __init__(self, request: PredictRequest, store: Store, progress: Progress):
         names = [name for name, _ in request.imatrices]
@@ -242,15 +244,19 @@ class _Bench:
         expected = predict.mixture_losses(pure, candidates)
         best = int(predict.objective(expected, importance).argmin())
         weights = candidates[best]
-        found = self._mixture(weights, kind) if weights.max() < 1 else pure[weights.argmax()]
-        values = {n: float(predict.objective(own[n], importance)) for n in names}
-        values["mixture"] = float(predict.objective(found, importance))
+        found = self.mixture(weights, kind) if weights.max() < 1 else pure[weights.argmax()]
 
         def by_name(row: Any) -> dict[str, float]:
             return {n: float(v) for n, v in zip(names, row, strict=True)}
 
         return Selection(
-            kind, len(candidates), by_name(weights), by_name(expected[best]), by_name(found), values
+            type=kind,
+            n_candidates=len(candidates),
+            weights=by_name(weights),
+            predicted=by_name(expected[best]),
+            recomputed=by_name(found),
+            objective=float(predict.objective(found, importance)),
+            pure_objective=by_name(predict.objective(pure, importance)),
         )
 
     def _importance(self, names: Sequence[str]) -> Any:
@@ -262,7 +268,7 @@ class _Bench:
             raise UsageError(f"--select: no imatrix is called {sorted(unknown)[0]}")
         return np.array([self.wanted.get(n, 0.0) for n in names])
 
-    def _mixture(self, weights: Any, kind: str) -> Any:
+    def mixture(self, weights: Any, kind: str) -> Any:
         """Return the losses of a quant made with a mixture of the languages."""
         import tempfile
 

@@ -165,28 +165,26 @@ def _print_type(rows: list[Row], by: str | None) -> None:
 
 
 def _print_selection(found: Selection) -> None:
-    used = " ".join(f"{n}={w:g}" for n, w in found.weights.items() if w)
-    stdout.print(f"{found.type}: of {found.n_candidates} mixtures the best is {used}", markup=False)
+    used = [f"{n}={w:g}" for n, w in found.weights.items() if w]
+    best = min(found.pure_objective, key=lambda name: found.pure_objective[name])
+    head = f"{found.type}: of {found.n_candidates} mixtures the best is {' '.join(used)}"
+    stdout.print(head, markup=False)
+    if len(used) == 1:
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", *(f"on {n}" for n in found.weights), "objective"):
-        table.add_column(name, justify="right" if name else "left")
+    table.add_column("")
+    for name in found.weights:
+        table.add_column(f"on {name}", justify="right")
     for name, row in (("predicted", found.predicted), ("requantized", found.recomputed)):
-        value = _number(found.objective["mixture"]) if name == "requantized" else ""
-        table.add_row(name, *map(_number, row.values()), value)
+        table.add_row(name, *(f"{SCALE * v:.2f}" for v in row.values()))
     stdout.print(table)
-    rest = {n: v for n, v in found.objective.items() if n != "mixture"}
-    best = min(rest, key=lambda name: rest[name])
-    ours, theirs = found.objective["mixture"], rest[best]
+    ours, theirs = found.objective, found.pure_objective[best]
     words = "is better than" if ours < theirs else "is not better than"
     stdout.print(
         f"requantized, it {words} the best single language, {best}:"
-        f" {_number(ours)} against {_number(theirs)}",
+        f" {SCALE * ours:.2f} against {SCALE * theirs:.2f}",
         markup=False,
     )
-
-
-def _number(value: float) -> str:
-    return f"{SCALE * value:.2f}"
 
 
 def _plain(found: Prediction) -> dict[str, Any]:

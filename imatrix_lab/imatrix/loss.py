@@ -79,7 +79,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Some rows of one matrix of a tensor, and of its quantized self.
 
     ``first`` counts rows over all matrices of the tensor.
@@ -99,7 +99,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, conversions: Mapping[str, int | None]):
         self.library, self.conversions = library, dict(conversions)
 
-    def sums(self, block: _Block) -> NDArray[np.float64]:
+    def sums(self, block: Block) -> NDArray[np.float64]:
         """Return error and power over the rows of a block, shape (2, columns)."""
         import numpy as np
 
@@ -132,10 +132,11 @@ def kernel(tools: Toolchain, store: Store, progress: Progress) -> Kernel:
     ------
     MissingTool : no C++ compiler, or libraries that are not the pinned llama.cpp's.
     """
-    name = "libggml-base.dylib" if sys.platform == "darwin" else "libggml-base.so"
+    name = "libggml.dylib" if sys.platform == "darwin" else "libggml.so"
     try:
         ggml = ctypes.CDLL(str(tools.library_dir / name))
         traits_of, name_of = ggml.ggml_get_type_traits, ggml.ggml_type_name
+        vectorized = {"F16": ggml.ggml_cpu_fp16_to_fp32, "BF16": ggml.ggml_cpu_bf16_to_fp32}
     except (OSError, AttributeError) as error:
         raise MissingTool(
             f"llama.cpp's library cannot be used: {error}", fix="imatrix-lab toolchain build"
@@ -145,6 +146,8 @@ def kernel(tools: Toolchain, store: Store, progress: Progress) -> Kernel:
     for code in range(_N_TYPES):
         if name_of(code) and (to_float := traits_of(code).contents.to_float):
             conversions[name_of(code).decode().upper()] = to_float
+    for half, function in vectorized.items():  # the same values, three times as fast
+        conversions[half] = ctypes.cast(function, ctypes.c_void_p).value
     return Kernel(native.compiled(SOURCE, "loss", tools, store, progress), conversions)
 
 
@@ -225,7 +228,7 @@ def _columns(
     import numpy as np
 
     done, sums = 0, np.empty(0)
-    for block, found in _in_order(kernel, _blocks(pairs), threads):
+    for block, found in _in_order(kernel, blocks(pairs), threads):
         info = block.w.info
         if not sums.size:
             sums = np.zeros((2, _n_matrices(info), info.shape[0]))
@@ -241,7 +244,8 @@ def _n_matrices(info: TensorInfo) -> int:
     return info.n_elements // (info.shape[0] * info.shape[1])
 
 
-def _blocks(pairs: Sequence[tuple[Part, Part]]) -> Iterator[_Block]:
+def blocks(pairs: Sequence[tuple[Part, Part]]) -> Iterator[Block]:
+    """Yield pairs of tensors in blocks of rows, in order; none spans two matrices."""
     for w, q in pairs:
         n_columns, n_rows = w.info.shape[:2]
         n_matrices = _n_matrices(w.info)
@@ -250,17 +254,17 @@ def _blocks(pairs: Sequence[tuple[Part, Part]]) -> Iterator[_Block]:
             for start in range(0, n_rows, step):
                 size = min(step, n_rows - start)
                 is_last = matrix == n_matrices - 1 and start + size == n_rows
-                yield _Block(w, q, matrix, matrix * n_rows + start, size, is_last)
+                yield Block(w, q, matrix, matrix * n_rows + start, size, is_last)
 
 
 def _in_order(
-    kernel: Kernel, blocks: Iterator[_Block], threads: int
-) -> Iterator[tuple[_Block, NDArray[np.float64]]]:
+    kernel: Kernel, todo: Iterator[Block], threads: int
+) -> Iterator[tuple[Block, NDArray[np.float64]]]:
     """Yield each block with its sums; at most a few are ahead, which bounds the memory."""
-    waiting: deque[tuple[_Block, Future[NDArray[np.float64]]]] = deque()
+    waiting: deque[tuple[Block, Future[NDArray[np.float64]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for block in blocks:
+            for block in todo:
                 waiting.append((block, pool.submit(kernel.sums, block)))
                 if len(waiting) > 2 * threads:
                     yield _first(waiting)
@@ -273,8 +277,8 @@ def _in_order(
 
 
 def _first(
-    waiting: deque[tuple[_Block, Future[NDArray[np.float64]]]],
-) -> tuple[_Block, NDArray[np.float64]]:
+    waiting: deque[tuple[Block, Future[NDArray[np.float64]]]],
+) -> tuple[Block, NDArray[np.float64]]:
     block, future = waiting[0]
     found = future.result()
     waiting.popleft()  # only now: what is stopped in between is waited for

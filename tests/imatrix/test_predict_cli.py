@@ -67,7 +67,7 @@ def test_select_says_whether_it_was_worth_it(words, capsys, select):
     assert "requantized, it is better than the best single language" in out
     assert run([*words, "--type", "Q2_K", "--select", select, "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)["selections"]
-    assert one["recomputed"]["nb"] > 0 and set(one["objective"]) == {"nb", "en", "mixture"}
+    assert one["recomputed"]["nb"] > 0 and one["objective"] < min(one["pure_objective"].values())
 
 
 def test_names_and_quants_that_are_there(tiny, imatrix_of, quantized, cache, capsys):
