@@ -111,13 +111,27 @@ def predict_losses(request: PredictRequest, store: Store, progress: Progress) ->
     return Prediction(tuple(rows), selections, *predictor.outside(rows[0].losses))
 
 
+def _check(request: PredictRequest) -> None:
+    """Raise on names that cannot be meant, before anything is made."""
+    names = [name for name, _ in request.imatrices]
+    languages = {name for name, path in request.imatrices if path}
+    known = f"one of: {', '.join(names)}"
+    if not languages:
+        raise UsageError("no language to predict for", fix="--imatrix nb.imatrix.gguf none")
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise UsageError(f"two imatrices are called {twice[0]}", fix="--imatrix NAME=FILE")
+    for name, _ in request.quants:
+        if name not in names:
+            raise UsageError(f"--quant {name}=…: there is no imatrix called {name}", fix=known)
+    if isinstance(request.select, Mapping) and (unknown := set(request.select) - languages):
+        raise UsageError(f"--select: no imatrix is called {sorted(unknown)[0]}", fix=known)
+
+
 class Predictor:
     """A model, the languages, and the means to quantize: rows on request."""
 
     def __init__(self, request: PredictRequest, store: Store, progress: Progress):
-        names = [name for name, _ in request.imatrices]
-        if twice := [n for n in names if names.count(n) > 1]:
-            raise UsageError(f"two imatrices are called {twice[0]}", fix="--imatrix NAME=FILE")
+        _check(request)
         self.store, self.progress, self.wanted = store, progress, request.select
         self.tools: Toolchain = toolchain.get(store, request.backend, progress)
         converter = pipeline.converter(self.tools)
@@ -127,19 +141,12 @@ class Predictor:
             for name, path in request.imatrices
         }
         self.languages = {name: file.read(path) for name, path in request.imatrices if path}
-        if not self.languages:
-            raise UsageError("no language to predict for", fix="--imatrix nb.imatrix.gguf none")
         compute = machine.compute_for(self.model.facts, request.backend, threads=request.threads)
         self.options = quantize.Options(compute)
         self.kernel = loss.kernel(self.tools, store, progress)
 
     def given(self, name: str, path: Path) -> Row:
         """Return the row of a quant that is there."""
-        if name not in self.facts:
-            raise UsageError(
-                f"--quant {name}=…: there is no imatrix called {name}",
-                fix=f"--quant NAME=FILE with one of: {', '.join(self.facts)}",
-            )
         quant = models.resolve(str(path), self.store, self.progress)
         for warning in check.check(self.model, [quant]):
             self.progress.say(f"note: {warning}")
@@ -264,8 +271,6 @@ class Predictor:
 
         if not isinstance(self.wanted, Mapping):
             return None
-        if unknown := set(self.wanted) - set(names):
-            raise UsageError(f"--select: no imatrix is called {sorted(unknown)[0]}")
         return np.array([self.wanted.get(n, 0.0) for n in names])
 
     def mixture(self, weights: Any, kind: str) -> Any:

@@ -287,7 +287,9 @@ def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monk
     assert len(found.rows) == 1
 
 
-def test_what_cannot_be_meant(tiny, two, store, quantized):
+def test_what_cannot_be_meant_is_said_first(tiny, two, store, quantized, monkeypatch):
+    monkeypatch.setattr(quantize, "run", None)
+
     def run(*args, **rest):
         return forecast.predict_losses(request(*args, **rest), store, Silent())
 
