@@ -151,7 +151,8 @@ class Predictor:
         for warning in check.check(self.model, [quant]):
             self.progress.say(f"note: {warning}")
         facts, said = self.facts[name], quant.facts
-        if said.imatrix_sha256 and said.imatrix_sha256 != (facts.sha256 if facts else ""):
+        own = facts.sha256 if facts else ""
+        if (said.imatrix_sha256 or own) != own or (said.calibration and not facts):
             raise BadModel(
                 f"this quant was made with another imatrix ({said.calibration}), not {name}",
                 where=quant.path,

@@ -289,17 +289,15 @@ def mean(documents: np.ndarray) -> float:
     return float(documents[0].sum() / documents[1].sum())
 
 
-WAYS = ("mean over tensors", "mean by weights", "energy, pooled", "mean of log")
+WAYS = ("mean over tensors", "mean by weights", "energy, pooled")
 
 
 def aggregates(row: Row, n_weights: dict[str, int]) -> np.ndarray:
     """Return the overall loss in each of `WAYS`, shape (ways, languages)."""
     relative, losses = row.losses.relative(), row.losses
     sizes = np.array([n_weights[t] for t in losses.tensors])
-    return np.stack([
-        relative.mean(0), sizes @ relative / sizes.sum(),
-        losses.lost.sum(0) / losses.energy.sum(0), np.log(relative).mean(0),
-    ])  # fmt: skip
+    pooled = losses.lost.sum(0) / losses.energy.sum(0)
+    return np.stack([relative.mean(0), sizes @ relative / sizes.sum(), pooled])
 
 
 def agreement(

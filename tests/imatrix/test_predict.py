@@ -317,9 +317,7 @@ def test_what_does_not_belong_to_the_model(tiny, moe, two, store, quantized, ima
         forecast.predict_losses(request(tiny, {"x": half}), store, Silent())
 
 
-def test_a_quant_made_with_another_imatrix_is_refused(
-    tiny, two, store, tools, tmp_path, monkeypatch
-):
+def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, quantized, tmp_path):
     model = models.resolve(str(tiny), store, Silent())
     facts = pipeline.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
@@ -328,8 +326,10 @@ def test_a_quant_made_with_another_imatrix_is_refused(
         metadata=pipeline.metadata_of(tools, None, facts),
     )  # fmt: skip
     proc.run(argv)
-    with pytest.raises(BadModel, match="made with another imatrix"):
-        forecast.predict_losses(request(tiny, two, (), [("en", path)]), store, Silent())
+    foreign = quantized(tiny, "Q2_K", two["en"])  # by llama-quantize alone
+    for name, quant in (("en", path), ("none", path), ("none", foreign)):
+        with pytest.raises(BadModel, match="made with another imatrix"):
+            forecast.predict_losses(request(tiny, two, (), [(name, quant)]), store, Silent())
     found = forecast.predict_losses(request(tiny, two, (), [("nb", path)]), store, Silent())
     assert [r.type for r in found.rows] == ["Q2_K"]
 
