@@ -186,7 +186,10 @@ class Bench:
             for n, e in whole.entries.items()
         }
         n_windows = whole.chunk_count - first.chunk_count
-        parts = {"1st half": first, "2nd half": Imatrix(second, (), n_windows, whole.chunk_size)}
+        parts = {
+            "1st half": first,
+            "2nd half": Imatrix(second, whole.datasets, n_windows, whole.chunk_size),
+        }
         print(f"\n{code} in halves of {CALIBRATION_TOKENS // 2} tokens, predicted loss x1e-4")
         print(f"{'type':8}{'made with':12}{'on 1st half':>12}{'on 2nd half':>12}{'on all':>9}")
         kernel = loss.kernel(self.tools, self.store, Silent())

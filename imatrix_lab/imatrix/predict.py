@@ -144,7 +144,7 @@ def mix(imatrices: Sequence[Imatrix], weights: Sequence[float]) -> Imatrix:
             sum(s * e.sums for s, (e, _) in zip(shares, found, strict=True)).astype(np.float32),
             sum(s * e.counts for s, (e, _) in zip(shares, found, strict=True)).astype(np.float32),
         )
-    datasets = tuple(d for i, _ in used for d in i.datasets)
+    datasets = tuple(d for i, _ in used for d in i.datasets) or ("a mixture",)  # or it is refused
     return Imatrix(entries, datasets, sum(i.chunk_count for i, _ in used), used[0][0].chunk_size)
 
 
