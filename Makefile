@@ -22,7 +22,8 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-stats bench-grid bench-corpus clean
+.PHONY: help setup quant test check fix bench bench-score bench-stats bench-predict bench-grid \
+	bench-corpus clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -71,6 +72,9 @@ bench-score: $(VENV)/.dev  ## what scoring costs beside llama-perplexity
 
 bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by simulation
 	$(BIN)/python tools/bench_stats.py
+
+bench-predict: $(VENV)/.dev  ## whether predicted losses rank imatrices as measured divergence does
+	$(BIN)/python tools/bench_predict.py $(FLAGS)
 
 bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 	$(BIN)/python tools/bench_grid.py

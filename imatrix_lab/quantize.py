@@ -131,11 +131,11 @@ def quantize(
             need = estimate(toolchain, model, quant_type, options, log)
             need_room(store.root, need, f"{quant_type} of {model.label}")
             part = scratch / "part.gguf"
-            run = _run(
+            done = run(
                 toolchain, model, imatrix, quant_type, part, metadata, options, log, progress
             )
-            seconds.append(run.seconds)
-            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in run.fallback]))
+            seconds.append(done.seconds)
+            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
             part.replace(made)
         facts = models.facts((made,))
         found = _perplexity(
@@ -186,15 +186,17 @@ def _file_name(model: Model, imatrix: ImatrixFacts | None, quant_type: str) -> s
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """What llama-quantize said: fallbacks (tensor, wanted type, given type), and its seconds."""
+
     fallback: tuple[tuple[str, str, str], ...]
     seconds: float
 
 
-def _run(
+def run(
     toolchain: Toolchain, model: Model, imatrix: ImatrixFacts | None, quant_type: str, target: Path,
     metadata: Mapping[str, str], options: Options, log: Path, progress: Progress,
-) -> _Run:  # fmt: skip
+) -> Run:  # fmt: skip
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
     name = None
     if imatrix:
@@ -224,7 +226,7 @@ def _run(
             done = proc.run(argv, log=log, cwd=log.parent, on_output=show)
         except ToolFailed as error:
             raise _explained(error, target) from error
-    return _Run(llamacpp.fallbacks("".join(output)), done.seconds)
+    return Run(llamacpp.fallbacks("".join(output)), done.seconds)
 
 
 def _explained(error: ToolFailed, target: Path) -> Exception:

@@ -14,7 +14,7 @@ import pytest
 import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
-TOP = {"pipeline", "evaluate", "summary", "plan", "publish", "doctor", "compare", "cli"}
+TOP = {"pipeline", "evaluate", "forecast", "summary", "plan", "publish", "doctor", "compare", "cli"}
 STAGES = {"corpus", "imatrix", "quantize", "score", "stats"}
 TERMINAL = {"click", "rich"}
 HEAVY = {

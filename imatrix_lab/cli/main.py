@@ -10,7 +10,16 @@ from typing import NoReturn
 import click
 
 from imatrix_lab import __version__
-from imatrix_lab.cli import corpora, differences, imatrices, judge, scores, stages, upkeep
+from imatrix_lab.cli import (
+    corpora,
+    differences,
+    imatrices,
+    judge,
+    predict,
+    scores,
+    stages,
+    upkeep,
+)
 from imatrix_lab.errors import ImatrixLabError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -36,6 +45,7 @@ for command in (
 ):  # fmt: skip
     cli.add_command(command)
 imatrices.imatrix.add_command(differences.diff)
+imatrices.imatrix.add_command(predict.predict)
 
 
 def main() -> NoReturn:
