@@ -17,8 +17,8 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
 from imatrix_lab.store import Artifact, Store
 
-POOL_VERSION = 1
-"""Raise it when the same source gives other documents. 1: first cleaning."""
+POOL_VERSION = 2
+"""Raise it when the same source gives other documents. 1: first cleaning. 2: extraction mended."""
 
 TEXT, DROPPED = "documents.jsonl", "dropped.jsonl"
 BYTES_PER_TOKEN = 12
