@@ -90,9 +90,9 @@ def _compiled(
     characters = "".join(map(chr, range(0x110000)))
     bits = np.zeros(0x110000, np.uint16)
     for i, (reason, pattern, _) in enumerate(todo):
-        signs = re.compile(f"[{_SIGNS[reason]}]") if reason in _SIGNS else pattern
-        for match in signs.finditer(characters):
-            bits[match.start()] |= 1 << i
+        signs = f"[{_SIGNS[reason]}]" if reason in _SIGNS else pattern.pattern
+        for match in re.finditer(f"(?:{signs})+", characters):
+            bits[match.start() : match.end()] |= 1 << i
     return bits, todo
 
 
