@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from imatrix_lab import languages
 from imatrix_lab.corpus.clean import Document, Report, Rules, clean
 from imatrix_lab.corpus.clean import duplicates as dup
 from imatrix_lab.corpus.clean.hashset import HashSet
+from imatrix_lab.corpus.clean.identify import identifier
 
 RULES = Rules("Latn", ("en",))
 WORDS = (  # noqa: SIM905
@@ -195,3 +197,9 @@ def test_a_hash_set_is_exact_below_its_limit_and_bounded_above() -> None:
 def test_an_error_in_a_worker_reaches_the_caller() -> None:
     with pytest.raises(ValueError, match="xx"):
         cleaned(documents(3), Rules("Latn", ("xx",)), workers=2)
+
+
+def test_every_language_s_labels_are_ones_that_the_identifier_gives() -> None:
+    known = set(identifier().labels)
+    for language in languages.load_all().values():
+        assert set(language.labels) <= known, language.code
