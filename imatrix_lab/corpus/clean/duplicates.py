@@ -1,7 +1,7 @@
 """What occurs twice: whole documents, nearly the same ones, paragraphs and lines.
 
-The state is hashes alone, in tables of bounded size (`hashset`): at 3 kB a document and 500 bytes
-a paragraph the tables hold at least the last 2 GB of text, and at most 400 MB of memory.
+The state is hashes alone, in three tables of bounded size (`hashset`): at 3 kB a document and
+500 bytes a paragraph they hold at least the last 1.5 GB of text, in at most 480 MB of memory.
 A repeat from further back is not seen. `rensa` computes the MinHash signatures (Broder, 1997); its
 own index keeps every signature, so that the bands of the LSH are looked up here.
 
