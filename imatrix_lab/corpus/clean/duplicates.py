@@ -6,7 +6,7 @@ A repeat from further back is not seen. `rensa` computes the MinHash signatures 
 own index keeps every signature, so that the bands of the LSH are looked up here.
 
 Signatures have 128 values in 8 bands of 16: two documents that share a fraction s of their
-shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.3 % at 0.5 … 2.6 % at 0.7, 80 % at
+shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.01 % at 0.5, 2.6 % at 0.7, 80 % at
 0.9, 99 % at 0.95. The candidates are not compared again, which is why the curve is steep.
 """
 
