@@ -1,12 +1,12 @@
 """What occurs twice: whole documents, nearly the same ones, paragraphs and lines.
 
-The state is hashes alone, in tables of bounded size (`hashset`): at 3 kB a document and 500 bytes
-a paragraph the tables hold at least the last 2 GB of text, and at most 400 MB of memory.
+The state is hashes alone, in three tables of bounded size (`hashset`): at 3 kB a document and
+500 bytes a paragraph they hold at least the last 1.5 GB of text, in at most 480 MB of memory.
 A repeat from further back is not seen. `rensa` computes the MinHash signatures (Broder, 1997); its
 own index keeps every signature, so that the bands of the LSH are looked up here.
 
 Signatures have 128 values in 8 bands of 16: two documents that share a fraction s of their
-shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.3 % at 0.5 … 2.6 % at 0.7, 80 % at
+shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.01 % at 0.5, 2.6 % at 0.7, 80 % at
 0.9, 99 % at 0.95. The candidates are not compared again, which is why the curve is steep.
 """
 
