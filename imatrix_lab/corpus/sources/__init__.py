@@ -12,7 +12,7 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
 from imatrix_lab.store import Store
 
-__all__ = ["KINDS", "Pinned", "add", "documents", "reach"]
+__all__ = ["KINDS", "Pinned", "add", "documents", "local_sha256", "reach"]
 
 KINDS: dict[str, Kind] = {
     "hub": hub,
@@ -33,3 +33,9 @@ def documents(
 ) -> Iterator[Document]:
     """Yield a source's documents, in its own order; see `kind.Kind`."""
     return KINDS[pinned.source.kind].documents(pinned, language, store, progress)
+
+
+def local_sha256(source: Source) -> str:
+    """Return the sha256 of a text that lies on this machine; nothing of other kinds."""
+    kinds = {"files": files, "written": written}
+    return kinds[source.kind].sha256_of(source) if source.kind in kinds else ""

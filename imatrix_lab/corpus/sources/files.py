@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import languages
-from imatrix_lab.corpus.sources.kind import Pinned
+from imatrix_lab.corpus.sources.kind import Pinned, still_the_same
 from imatrix_lab.corpus.text import DOCUMENT_CHARS, gathered, tidy
 from imatrix_lab.errors import BadText, UsageError
 from imatrix_lab.languages import Language, Source
@@ -123,11 +123,14 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
         )
         if not same:
             raise BadText(f"the text {source.name} has changed", where=path, fix=again)
-    return Pinned(source, "own", _sha256_of_all(e["sha256"] for e in source.settings["files"]))
+    return Pinned(source, "own", sha256_of(source))
 
 
-def _sha256_of_all(digests: Iterator[str]) -> str:
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+def sha256_of(source: Source) -> str:
+    """Return the sha256 of the list of theirs, as the files were when they were added."""
+    return hashlib.sha256(
+        "\n".join(e["sha256"] for e in source.settings["files"]).encode()
+    ).hexdigest()
 
 
 def documents(
@@ -135,6 +138,7 @@ def documents(
 ) -> Iterator[Document]:
     """Yield the documents of every file, streamed."""
     source = pinned.source
+    still_the_same(pinned, reach(source, store, progress), language)
     field = str(source.settings.get("field", "text"))
     id_field = str(source.settings.get("id", "id"))
     for entry in source.settings["files"]:

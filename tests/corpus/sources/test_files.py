@@ -3,6 +3,7 @@
 import json
 import os
 import tracemalloc
+from dataclasses import replace
 
 import pyarrow
 import pytest
@@ -126,6 +127,22 @@ def test_a_changed_file_must_be_added_again(tmp_path, own_store):
         sources.reach(source, own_store, Silent())
 
 
+def test_a_text_that_changed_since_it_was_chosen_is_not_read(tmp_path, own_store):
+    path = tmp_path / "a.txt"
+    path.write_text("Ein.")
+    language, source = added([path])
+    pinned = sources.reach(source, own_store, Silent())
+    assert sources.local_sha256(source) == pinned.sha256
+    path.write_text("To.")
+    with pytest.raises(BadText, match="the text mine has changed"):
+        list(sources.documents(pinned, language, own_store, Silent()))
+    _, again = added([path])
+    assert sources.local_sha256(again) != pinned.sha256
+    with pytest.raises(BadText, match="has changed since it was chosen") as caught:
+        list(sources.documents(replace(pinned, source=again), language, own_store, Silent()))
+    assert caught.value.fix == "imatrix-lab corpus build nn --renew"
+
+
 def test_what_cannot_be_added_is_told(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("Ein.")
@@ -189,6 +206,12 @@ def test_written_text_comes_with_the_package(monkeypatch, tmp_path):
     pinned = sources.reach(source, store, Silent())
     (found,) = sources.documents(pinned, languages.get("nb"), store, Silent())
     assert (found.id, found.text) == ("written/a-01/0000", "Hei.")
+    assert sources.local_sha256(source) == pinned.sha256
+    (tmp_path / "written" / "d.jsonl").write_text('{"id": "a-01", "text": "Hallo."}\n')
+    with pytest.raises(BadText, match="has changed since it was chosen"):
+        list(sources.documents(pinned, languages.get("nb"), store, Silent()))
     (tmp_path / "written" / "d.jsonl").unlink()
     with pytest.raises(BadText, match="is not there"):
         sources.reach(source, store, Silent())
+    assert sources.local_sha256(source) == ""
+    assert sources.local_sha256(languages.get("nb").sources[0]) == ""
