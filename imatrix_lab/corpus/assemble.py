@@ -152,7 +152,7 @@ Groups = list[tuple[float, list[Lane]]]
 
 @dataclass(frozen=True)
 class _Sample:
-    """Lanes, the tokens that each gives, and the tokens of the text."""
+    """Lanes, the tokens that each gives, and the tokens of the text at most."""
 
     lanes: list[Lane]
     quotas: list[int]
@@ -172,10 +172,10 @@ def _sampled(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) -
     everything = _shared(groups, chats, n_tokens, options.chat)
     if n == 1:
         return everything
-    if all(dealt(hand).n_tokens == n_tokens for hand in range(1, n + 1)):
+    if all(sum(dealt(hand).quotas) >= n_tokens for hand in range(1, n + 1)):
         return dealt(k)
     drawn = layout.redraw(everything.lanes, everything.quotas, k, options.seed)
-    equal = min(n_tokens, int(everything.n_tokens / SLACK))
+    equal = min(n_tokens, int(sum(everything.quotas) / SLACK))
     return _Sample(drawn, everything.quotas, equal, bootstrap=True)
 
 
@@ -197,8 +197,7 @@ def _shared(groups: Groups, chats: Lane, n_tokens: int, chat: float) -> _Sample:
     if said:
         found.append(chats)
         quotas.append(said)
-    enough = total >= wanted - said
-    return _Sample(found, quotas, n_tokens if enough else int(total + said), bootstrap=False)
+    return _Sample(found, quotas, n_tokens, bootstrap=False)
 
 
 def _provenance(
