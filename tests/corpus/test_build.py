@@ -213,7 +213,7 @@ def test_the_same_bytes_in_another_store(languages_of_ours, make, tmp_path):
 def test_the_choice_is_remembered_until_it_is_renewed(languages_of_ours, make):
     languages_of_ours("qaa", a=300)
     before = make("qaa")
-    own = languages.user_dir() / "own"
+    own = languages.user_dir() / "own" / "qaa"
     (own / "a.toml").rename(own / "a.hidden")
     languages_of_ours("qaa", z=300)
     (own / "a.hidden").rename(own / "a.toml")
