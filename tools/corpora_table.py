@@ -92,7 +92,9 @@ def note_tokens(language: Language, measured: dict[str, int]) -> None:
     made = [head]
     for block, source in zip(blocks, language.sources, strict=False):
         lines = [line for line in block.rstrip("\n").split("\n") if not line.startswith("tokens =")]
-        if n_tokens := measured.get(source.name, 0):
+        if not (n_tokens := measured.get(source.name, 0)):
+            n_tokens = source.tokens  # what cannot be measured here keeps its number
+        if n_tokens:
             digits = 10 ** max(0, len(str(n_tokens)) - 2)
             lines.append(f"tokens = {n_tokens // digits * digits:_}")
         made.append("\n".join(lines) + "\n\n")

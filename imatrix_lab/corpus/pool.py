@@ -69,9 +69,19 @@ def limit_bytes(n_tokens: int) -> int:
 
 
 def declared(source: Source) -> dict[str, Any]:
-    """Return what a source's file says that changes its text; a user's own paths do not."""
-    settings = {} if source.kind == "files" else dict(source.settings)
-    return {"name": source.name, "kind": source.kind, "settings": settings}
+    """Return what a source's file says that is kept with its text; a user's own paths are not."""
+    settings = dict(source.settings)
+    if source.kind == "files":
+        del settings["files"]
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "licence": source.licence,
+        "licence_class": source.licence_class,
+        "origin": source.origin,
+        "note": source.note,
+        "settings": settings,
+    }
 
 
 def identity(pinned: Pinned) -> dict[str, Any]:
@@ -84,13 +94,14 @@ def restored(found: Mapping[str, Any], language: Language) -> Pinned:
 
     Raises
     ------
-    BadText : the language has no such source any more.
+    BadText : the language has no such source any more, or its file says something else now.
     """
     for source in language.sources:
-        if source.name == found["name"]:
-            return Pinned(source, found["version"], found["sha256"])
+        pinned = Pinned(source, found["version"], found["sha256"])
+        if identity(pinned) == found:
+            return pinned
     raise BadText(
-        f"{language.name} has no source {found['name']} any more",
+        f"{language.name} does not have the source {found['name']} as it was any more",
         fix=f"imatrix-lab corpus build {language.code} --renew",
     )
 
@@ -154,10 +165,6 @@ def build(
         return {
             **{k: v for k, v in identity(pinned).items() if k != "settings"},
             "language": language.code,
-            "licence": source.licence,
-            "licence_class": source.licence_class,
-            "origin": source.origin,
-            "note": source.note,
             "n_documents": n_documents,
             "n_bytes": n_bytes,
             "whole": whole,

@@ -46,8 +46,6 @@ def lab(tmp_path):
                    "--licence", "CC0-1.0", "--field", "body")  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert f"imatrix-lab corpus build {code} --source mine" in done.stderr
-        own = languages.user_dir() / "own"
-        (own / "mine.toml").rename(own / f"mine-{code}.toml")
     return run
 
 
@@ -70,11 +68,11 @@ def test_from_text_of_one_s_own_to_a_corpus(lab, tiny, tmp_path):
 
     shown = lab("corpus", "show", "qaa")
     assert shown.returncode == 0, shown.stderr
-    for word in ("Language qaa (qaa)", "held out", "mine-qaa", "CC0-1.0"):
+    for word in ("Language qaa (qaa)", "held out", "mine", "CC0-1.0"):
         assert word in shown.stdout, shown.stdout
     assert json.loads(lab("corpus", "show", folder, "--json").stdout)["kind"] == "corpus"
     listed = lab("corpus", "list", "qaa")
-    assert "mine-qaa" in listed.stdout and "your files" in listed.stdout
+    assert "mine" in listed.stdout and "your files" in listed.stdout
 
 
 def test_chats_in_the_model_s_template_reach_the_imatrix(lab, tmp_path):
@@ -96,6 +94,20 @@ def test_chats_in_the_model_s_template_reach_the_imatrix(lab, tmp_path):
     assert inputs["parse_special"]
 
 
+def test_a_text_of_one_s_own_with_a_fault_breaks_its_language_alone(capfd):
+    add_language("qaa")
+    bad = languages.user_dir() / "own" / "qaa" / "mine.toml"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("kind = 'files'")
+    assert cli_main.run(["corpus", "list"]) == 0
+    said = capfd.readouterr()
+    assert "qaa" in said.out and "left out: missing key 'licence'" in said.err
+    assert cli_main.run(["corpus", "list", "nb"]) == 0
+    assert "left out" not in capfd.readouterr().err
+    assert cli_main.run(["corpus", "list", "qaa"]) == 2
+    assert str(bad) in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -103,6 +115,7 @@ def test_chats_in_the_model_s_template_reach_the_imatrix(lab, tmp_path):
         (("build", "qaa", "--source", "other"), "no source called 'other'"),
         (("build", "qaa", "--licence", "free"), "Invalid value for '--licence'"),
         (("mix", "nb=0.5", "en"), "'en' has no share"),
+        (("list", "klingon"), "no corpus for a language called 'klingon'"),
         (("show", "qaa"), "no corpus of 'qaa' has been built"),
         (("add", "x.doc", "--lang", "qaa", "--name", "x", "--licence", "MIT"), "x.doc"),
     ],

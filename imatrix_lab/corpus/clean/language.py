@@ -12,6 +12,7 @@ mistake and finds 98 % of Bokmål in Nynorsk, 89 % of Nynorsk in Bokmål, and al
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.clean.identify import identifier
 from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,9 +66,15 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 
 def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Drop documents and paragraphs that are identified as another language."""
+    """Drop documents and paragraphs that are identified as another language.
+
+    Raises
+    ------
+    UsageError : the language's file names a label that the identifier does not know.
+    """
     if not rules.labels:
         return
+    _check(rules.labels)
     shortest, longest = rules.chars(IDENTIFIED_MIN), rules.chars(IDENTIFIED_MAX)
     places = [[i for i, p in enumerate(d.paragraphs) if len(p) >= shortest] for d in drafts]
     texts = [d.paragraphs[i][:longest] for d, at in zip(drafts, places, strict=True) for i in at]
@@ -89,6 +97,17 @@ def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         begin = end
 
 
+def _check(labels: Sequence[str]) -> None:
+    known = identifier().labels
+    for label in labels:
+        if label not in known:
+            near = difflib.get_close_matches(label, known, 3, 0.5)
+            raise UsageError(
+                f"language identification has no label {label!r}",
+                fix=f"labels = [] in the language's file, or of: {' '.join(near or known)}",
+            )
+
+
 def _best(
     scores: NDArray[np.float32], n_bytes: Sequence[int], ours: Sequence[str]
 ) -> tuple[list[str], list[float]]:
@@ -100,8 +119,6 @@ def _best(
     import numpy as np
 
     labels = identifier().labels
-    if unknown := set(ours) - set(labels):
-        raise ValueError(f"py3langid has no label {sorted(unknown)}")
     columns = [i for i, label in enumerate(labels) if label in ours]
     lead = (scores.max(axis=1) - scores[:, columns].max(axis=1)) / np.sqrt(n_bytes)
     return [labels[i] for i in scores.argmax(axis=1)], lead.tolist()

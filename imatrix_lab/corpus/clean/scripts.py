@@ -5,17 +5,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from imatrix_lab.languages import SCRIPT_PARTS
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-PARTS = {
-    "Jpan": ("Hira", "Kana", "Hani"),
-    "Hans": ("Hani",),
-    "Hant": ("Hani",),
-    "Kore": ("Hang", "Hani"),
-}
-"""Scripts that are several of Unicode's, or one under another name."""
 
 UNSPACED = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
 """Unicode scripts whose words stand without spaces."""
@@ -48,7 +42,7 @@ def letters_of(script: str) -> NDArray[np.uint8]:
     """
     import numpy as np
 
-    parts = "".join(rf"\p{{Script={part}}}" for part in PARTS.get(script, (script,)))
+    parts = "".join(rf"\p{{Script={part}}}" for part in SCRIPT_PARTS.get(script, (script,)))
     letters = _of(r"[\p{L}\p{M}]") & ~_of(r"[\p{Script=Common}\p{Script=Inherited}]")
     return letters.astype(np.uint8) + (letters & _of(f"[{parts}]"))
 

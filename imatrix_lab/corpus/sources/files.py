@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def add(
 
     The files stay where they are. They are read once, for their sha256; nothing else of the
     user's is changed than one file in `languages.user_dir`, which an earlier text of that
-    name leaves to this one.
+    language and name leaves to this one.
 
     Parameters
     ----------
@@ -49,16 +49,14 @@ def add(
     BadText : a file that is not there.
     """
     language = languages.get(code)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name, re.ASCII):
-        raise UsageError(f"a text's name is of letters, digits and hyphens, not {name!r}")
-    target = languages.user_dir() / "own" / f"{name}.toml"
+    languages.check_name(name)
+    target = languages.user_dir() / "own" / language.code / f"{name}.toml"
     if not target.exists() and name in {s.name for s in language.sources}:
         raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
     entries = [_entry(path) for path in paths]
     if len({Path(e["path"]).name for e in entries}) < len(entries):
         raise UsageError("two of these files have one name, and ids are made of names")
     raw: dict[str, Any] = {
-        "language": language.code,
         "kind": "files",
         "licence": licence,
         "licence_class": licence_class(licence),
@@ -67,7 +65,7 @@ def add(
         "files": entries,
     }
     raw |= {key: value for key, value in (("field", field), ("id", id_field)) if value}
-    source = languages.source(name, {k: v for k, v in raw.items() if k != "language"}, target)
+    source = languages.source(name, raw, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
     return source
@@ -85,8 +83,7 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
-    if path.suffix not in _READERS:
-        raise UsageError(f"{path.name} is none of {', '.join(_READERS)}", where=path)
+    _reader(path)
     try:
         facts = path.stat()
         return {
@@ -97,6 +94,12 @@ def _entry(path: Path) -> dict[str, Any]:
         }
     except OSError as error:
         raise BadText(f"this text cannot be read: {error.strerror}", where=path) from error
+
+
+def _reader(path: Path) -> Callable[[Path, str, str], Iterator[tuple[str, str]]]:
+    if path.suffix not in _READERS:
+        raise UsageError(f"{path.name} is none of {', '.join(_READERS)}", where=path)
+    return _READERS[path.suffix]
 
 
 def _toml(value: Any) -> str:
@@ -143,7 +146,7 @@ def documents(
     id_field = str(source.settings.get("id", "id"))
     for entry in source.settings["files"]:
         path = Path(entry["path"])
-        for key, text in _READERS[path.suffix](path, field, id_field):
+        for key, text in _reader(path)(path, field, id_field):
             if text := tidy(text):
                 name = f"{source.name}/{path.name}/{key}"
                 yield Document(name, text, source.name, source.licence)

@@ -14,6 +14,7 @@ from imatrix_lab.corpus.clean import Document, Report, Rules, clean
 from imatrix_lab.corpus.clean import duplicates as dup
 from imatrix_lab.corpus.clean.hashset import HashSet
 from imatrix_lab.corpus.clean.identify import identifier
+from imatrix_lab.errors import UsageError
 
 RULES = Rules("Latn", ("en",))
 WORDS = (  # noqa: SIM905
@@ -195,8 +196,9 @@ def test_a_hash_set_is_exact_below_its_limit_and_bounded_above() -> None:
 
 
 def test_an_error_in_a_worker_reaches_the_caller() -> None:
-    with pytest.raises(ValueError, match="xx"):
+    with pytest.raises(UsageError, match="no label 'xx'") as caught:
         cleaned(documents(3), Rules("Latn", ("xx",)), workers=2)
+    assert caught.value.fix
 
 
 def test_every_language_s_labels_are_ones_that_the_identifier_gives() -> None:

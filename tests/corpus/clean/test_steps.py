@@ -7,6 +7,7 @@ import pytest
 from imatrix_lab.corpus.clean import boilerplate, language, markup, mojibake, normalise, personal
 from imatrix_lab.corpus.clean.report import Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.errors import UsageError
 from imatrix_lab.records import Document
 
 LATIN = Rules("Latn", ("no",))
@@ -227,5 +228,6 @@ def test_a_foreign_document_goes_whole() -> None:
 
 
 def test_a_label_that_the_model_lacks_is_an_error() -> None:
-    with pytest.raises(ValueError, match="xx"):
-        after(both, NB, Rules("Latn", ("xx",)))
+    with pytest.raises(UsageError, match="no label 'nob'") as caught:
+        after(both, NB, Rules("Latn", ("nob",)))
+    assert "no" in caught.value.fix.split()

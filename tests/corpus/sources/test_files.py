@@ -143,6 +143,33 @@ def test_a_text_that_changed_since_it_was_chosen_is_not_read(tmp_path, own_store
     assert caught.value.fix == "imatrix-lab corpus build nn --renew"
 
 
+def test_two_languages_may_each_have_a_text_of_one_name(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("Ein.")
+    for code in ("nn", "nb", "nn"):
+        files.add([path], code, "mine", "CC0-1.0")
+    for code in ("nn", "nb"):
+        assert [s.name for s in languages.get(code).sources].count("mine") == 1
+    with pytest.raises(UsageError, match="has a source called wikipedia already"):
+        files.add([path], "nb", "wikipedia", "CC0-1.0")
+    own = languages.user_dir() / "own" / "nn"
+    (own / "mine.toml").rename(own / "wikipedia.toml")
+    with pytest.raises(UsageError, match="has a source called wikipedia already"):
+        files.add([path], "nn", "wikipedia", "CC0-1.0")
+
+
+def test_a_file_of_another_kind_is_told(tmp_path, own_store):
+    path = tmp_path / "a.txt"
+    path.write_text("Ein.")
+    language, source = added([path])
+    (entry,) = source.settings["files"]
+    path = path.rename(tmp_path / "a.pdf")
+    odd = replace(source, settings={"files": [{**entry, "path": str(path)}]})
+    with pytest.raises(UsageError, match=r"none of \.txt"):
+        pinned = sources.reach(odd, own_store, Silent())
+        list(sources.documents(pinned, language, own_store, Silent()))
+
+
 def test_what_cannot_be_added_is_told(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("Ein.")
