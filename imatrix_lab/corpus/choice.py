@@ -69,6 +69,7 @@ def choose(
     UsageError : a source is named that the language does not have.
     BadText, FetchFailed, MissingTool : no source can be had; says why for each.
     """
+    _check(language, options)
     ours = _Chooser(language, options, store, progress)
     usual = ours.remembered({}, ours.usual)
     n_wanted = n_tokens * options.n_samples
@@ -84,6 +85,17 @@ def choose(
     }
     limit = pool.limit_bytes(max(n_wanted, TOKENS_DEFAULT))
     return ours.remembered(given, lambda: ours.special(usual, limit, n_wanted, count), limit)
+
+
+def _check(language: Language, options: TextOptions) -> None:
+    known = [s.name for s in language.sources]
+    for name in (*options.sources, *filter(None, [options.heldout])):
+        if name not in known:
+            raise UsageError(
+                f"{language.name} has no source called {name!r}", fix=f"one of: {' '.join(known)}"
+            )
+    if options.heldout in options.sources:
+        raise UsageError(f"{options.heldout} cannot both be calibrated on and held out")
 
 
 def _identities(choice: Choice) -> dict[str, Any]:
@@ -170,14 +182,6 @@ class _Chooser:
     def special(self, usual: Choice, limit: int, n_tokens: int, count: Counter) -> Choice:
         """Decide for named sources, a limit on licences, or a budget beyond the default."""
         named, known = self.options.sources, {s.name: s for s in self.language.sources}
-        for name in (*named, *filter(None, [self.options.heldout])):
-            if name not in known:
-                raise UsageError(
-                    f"{self.language.name} has no source called {name!r}",
-                    fix=f"one of: {' '.join(known)}",
-                )
-        if self.options.heldout in named:
-            raise UsageError(f"{self.options.heldout} cannot both be calibrated on and held out")
         skipped: dict[str, str] = {}
         heldout = usual.heldout
         if self.options.heldout:
