@@ -86,3 +86,6 @@ def test_reading(tmp_path):
         path.write_text(bad)
         with pytest.raises(BadText, match="line 1"):
             list(chat.read(path))
+    path.write_bytes(b'{"messages": "caf\xe9"}')
+    with pytest.raises(BadText, match="not UTF-8 at byte 17"):
+        list(chat.read(path))

@@ -83,7 +83,9 @@ def read(found, store):
 def test_a_split_is_streamed_in_order(server, own_store):
     found = read(source("fineweb-2"), own_store)
     commit = server.commit(WEB)
-    assert [d.id for d in found] == [f"fineweb-2@{commit[:12]}/<{i}>/0000" for i in range(60)]
+    assert [d.id for d in found] == [
+        f"fineweb-2@{commit[:12]}/nob_Latn/<{i}>/{i:06d}" for i in range(60)
+    ]
     assert found[7].text == "Rad 7.\n\nSlutt."
     assert {d.licence for d in found} == {"ODC-By-1.0"}
 
@@ -91,13 +93,13 @@ def test_a_split_is_streamed_in_order(server, own_store):
 def test_conversations_become_paragraphs(server, own_store):
     (found,) = read(source("nb-samtale"), own_store)
     assert found.text == "Hei.\n\nHallo."
-    assert found.id.endswith("/samtale_1/0000")
+    assert found.id.endswith("/samtale_1/000000")
 
 
 def test_only_what_is_read_is_fetched(server, own_store):
     pinned = sources.reach(source("fineweb-2"), own_store, Silent())
     documents = sources.documents(pinned, languages.get("nb"), own_store, Silent())
-    assert next(documents).id.endswith("/<0>/0000")
+    assert next(documents).id.endswith("/<0>/000000")
     assert not [r for r in server.requests if "test/001.parquet" in r.path]
     documents.close()
 
