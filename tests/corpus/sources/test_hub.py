@@ -3,10 +3,14 @@
 import io
 import json
 import socket
+import sys
+import threading
 import time
+import types
 from dataclasses import replace
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pytest
 from huggingface_hub import constants
@@ -145,6 +149,29 @@ def test_a_hub_that_never_answers_is_left_after_seconds(own_store, monkeypatch):
         with pytest.raises(FetchFailed, match="cannot be reached"):
             sources.reach(source("wikipedia"), own_store, Silent())
         assert time.monotonic() - began < 30
+
+
+def test_loading_the_library_does_not_count_as_waiting(server, own_store, monkeypatch):
+    """Its first import takes seconds on a slow disk; here we see which thread asks for it."""
+
+    class Slow(types.ModuleType):
+        def __getattr__(self, name):
+            if name == "HfApi":
+                asked.append(threading.current_thread())
+            return getattr(huggingface_hub, name)
+
+    asked = []
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Slow("huggingface_hub"))
+    sources.reach(source("fineweb-2"), own_store, Silent())
+    assert set(asked) == {threading.main_thread()}
+
+
+def test_null_and_repeated_ids_lose_no_row(server, own_store):
+    rows = [{"id": "a", "messages": ["Ein."]}, {"id": "a", "messages": ["To."]},
+            {"id": None, "messages": ["Tre."]}]  # fmt: skip
+    server.push(TALK, "main", {"conversations.jsonl": "\n".join(map(json.dumps, rows)).encode()})
+    found = read(source("nb-samtale"), own_store)
+    assert [d.id.split("/", 2)[2] for d in found] == ["a/000000", "a/000001", "000002"]
 
 
 def test_offline_is_offline(server, own_store, monkeypatch):
