@@ -87,9 +87,10 @@ def corpus_of(
         else:
             found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, store, progress)
     if found.n_tokens < request.n_tokens:
+        kept = " that keep its shares" if isinstance(wanted, Mixture) and wanted.parts[1:] else ""
         progress.say(
             f"note: there are {found.n_tokens:,} tokens of {found.language_name} for"
-            f" calibration, fewer than the {request.n_tokens:,} asked for; all of them are used"
+            f" calibration{kept}, fewer than the {request.n_tokens:,} asked for"
         )
     return found
 
@@ -105,11 +106,10 @@ def mixture_or_folder(text: str, files: bool = False) -> Mixture | Path:
     ------
     UsageError : none of these.
     """
-    path = Path(text)
-    is_ours = path.is_dir() and (path / corpora.CALIBRATION).is_file()
-    if text not in languages.load_all() and (is_ours or (files and path.is_file())):
-        return path
-    return mixture.parse(text)
+    found = mixture.parse_or_path(text, corpora.CALIBRATION)
+    if isinstance(found, Path) and found.is_file() and not files:
+        return mixture.parse(text)  # which says that there is no such language
+    return found
 
 
 def imatrix_of(
@@ -159,7 +159,7 @@ def quants(request: Request, imatrix_path: Path | None, store: Store, progress: 
     if imatrix_path:
         found = existing_imatrix(imatrix_path, model, progress, request.force)
     text = request.text or (found.language if found else "")
-    if not text:
+    if not request.text and text not in (*languages.load_all(), *mixture.names()):
         raise UsageError("which text is held out to verify with?", fix="--heldout nb, or a file")
     heldout = heldout_of(text, request, tools, model, store, progress)
     return _quants(request, tools, model, found, heldout, None, store, progress)
@@ -239,14 +239,18 @@ def metadata_of(
         "language": imatrix.language if imatrix else "",
         "imatrix.sha256": imatrix.sha256 if imatrix else "",
         "imatrix.tokens": str(imatrix.n_tokens) if imatrix else "",
-        "imatrix.forced": _at_most(OVERRIDE_BYTES_MAX, imatrix.forced) if imatrix else "",
+        "imatrix.forced": imatrix.forced if imatrix else "",
         "corpus.sha256": corpus.sha256 if corpus else "",
         "corpus.source": corpus.source if corpus else "",
         "corpus.licence": corpus.licence if corpus else "",
         "toolchain.commit": tools.commit,
         "toolchain.backend": tools.backend,
     }
-    return {f"imatrix_lab.{key}": value for key, value in found.items() if value}
+    return {
+        f"imatrix_lab.{key}": _at_most(OVERRIDE_BYTES_MAX, value)
+        for key, value in found.items()
+        if value
+    }
 
 
 def _at_most(n_bytes: int, text: str) -> str:

@@ -247,10 +247,10 @@ class Store:
         except OSError as error:
             raise disk_error(error, work) from error
 
-    def drop(self, kind: str, inputs: Inputs) -> None:
+    def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
         """Forget the artefact for these inputs, if it is there."""
         key = fingerprint(kind, inputs)
-        with self.lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", Silent()):
+        with self.lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
             if found := self._find(kind, key):
                 _remove(found.path)
 

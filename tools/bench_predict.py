@@ -1,6 +1,6 @@
 """Whether the predicted loss ranks imatrices as the measured divergence does, in one run.
 
-    make bench-predict                                    demo model; half an hour on 2 cores
+    make bench-predict                                    demo model; about half an hour on 2 cores
     python tools/bench_predict.py --text ml=news.jsonl    a language's own text: .jsonl or .txt
 
 For each language an imatrix, for each imatrix and none a quant of each type. The prediction
@@ -245,8 +245,8 @@ class Bench:
         kernel = loss.kernel(self.tools, self.store, Silent())
         paths = (self.model.path, self.root / f"{NONE}-Q4_K_M.gguf")
         readers = [{t.name: t for t in gguf.GGUFReader(p).tensors} for p in paths]
-        pairs, n_weights = [], 0
-        for name, part in loss.parts(self.model).items():
+        pairs, n_weights, ours = [], 0, loss.parts(self.model)
+        for name, part in ours.items():
             if name.startswith("blk.") and n_weights < SPEED_WEIGHTS:
                 pairs.append([r[name] for r in readers])
                 n_weights += part.info.n_elements
@@ -259,7 +259,7 @@ class Bench:
             np.square(a - b).sum(axis=0, dtype=np.float64)
             np.square(a).sum(axis=0, dtype=np.float64)
             theirs_s += time.process_time() - began
-            mine = [(loss.parts(self.model)[w.name], others[w.name])]
+            mine = [(ours[w.name], others[w.name])]
             began = time.process_time()
             for block in loss.blocks(mine):
                 kernel.sums(block)

@@ -9,7 +9,6 @@ Tokens are the demo model's. Sources on the Hub are left out: they hold more tha
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 from imatrix_lab import languages, pipeline
@@ -82,21 +81,8 @@ def measure(
     return (
         f"| {language.code} | {source.name}{held} | {source.licence} | {n_tokens:,}{more}"
         f" | {n_tokens / n_bytes:.3f} | {'' if share is None else f'{100 * share:.1f} %'}"
-        f" | {dropped(report)} |"
+        f" | {'; '.join(pool.reasons(report)[:4]) or 'nothing'} |"
     ), n_tokens
-
-
-def dropped(report: dict[str, object]) -> str:
-    """Return the commonest reasons, with how many documents and paragraphs each dropped."""
-    counts: Counter[str] = Counter()
-    steps = report["steps"]
-    assert isinstance(steps, dict)
-    for step, reasons in steps.items():
-        for reason, units in reasons.items():
-            n = sum(n for unit, n in units.items() if unit != "changes")
-            counts[f"{step}: {reason}"] += n
-    found = [f"{n:,} {reason}" for reason, n in counts.most_common(4) if n]
-    return "; ".join(found) or "nothing"
 
 
 def note_tokens(language: Language, measured: dict[str, int]) -> None:
@@ -106,7 +92,9 @@ def note_tokens(language: Language, measured: dict[str, int]) -> None:
     made = [head]
     for block, source in zip(blocks, language.sources, strict=False):
         lines = [line for line in block.rstrip("\n").split("\n") if not line.startswith("tokens =")]
-        if n_tokens := measured.get(source.name, 0):
+        if not (n_tokens := measured.get(source.name, 0)):
+            n_tokens = source.tokens  # what cannot be measured here keeps its number
+        if n_tokens:
             digits = 10 ** max(0, len(str(n_tokens)) - 2)
             lines.append(f"tokens = {n_tokens // digits * digits:_}")
         made.append("\n".join(lines) + "\n\n")

@@ -135,8 +135,9 @@ def _build(text: str, model: str, n_tokens: int, as_json: bool, **rest: Any) -> 
     store, terminal = options.surroundings()
     named = tuple(filter(None, (rest.pop("sources") or "").replace(",", " ").split()))
     wanted = TextOptions(sources=named, **rest)
+    text = options.language(text, terminal)
+    mixture.parse(text)  # not a folder
     request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=wanted)
-    mixture.parse(text)
     tools, found = pipeline.prepare(request, store, terminal)
     built = [
         pipeline.corpus_of(
@@ -153,7 +154,7 @@ def _build(text: str, model: str, n_tokens: int, as_json: bool, **rest: Any) -> 
     for one in built:
         _tell(one, terminal)
         click.echo(one.calibration.parent)
-    if named:
+    if named or wanted.heldout:
         terminal.say(
             f"score on the text held out here: --text {built[0].language}={built[0].heldout}"
         )

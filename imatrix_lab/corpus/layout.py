@@ -71,12 +71,15 @@ def deal(lanes: Sequence[Lane], k: int, n_samples: int) -> list[Lane]:
     return [Lane(lane.name, lane.blocks[k - 1 :: n_samples]) for lane in lanes]
 
 
-def redraw(lanes: Sequence[Lane], k: int, seed: int) -> list[Lane]:
-    """Return bootstrap lanes: as many blocks as there are, drawn with replacement."""
+def redraw(lanes: Sequence[Lane], quotas: Sequence[int], k: int, seed: int) -> list[Lane]:
+    """Return bootstrap lanes: blocks drawn with replacement until each has its quota."""
     found = []
-    for lane in lanes:
+    for lane, quota in zip(lanes, quotas, strict=True):
         rng = random.Random(f"{seed} {k} {lane.name}")
-        found.append(Lane(lane.name, tuple(rng.choices(lane.blocks, k=len(lane.blocks)))))
+        drawn: list[Block] = []
+        while sum(b.n_tokens for b in drawn) < quota:
+            drawn.append(rng.choice(lane.blocks))
+        found.append(Lane(lane.name, tuple(drawn)))
     return found
 
 

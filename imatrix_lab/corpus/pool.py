@@ -49,6 +49,11 @@ class Pool:
         return found[:n_basis], found
 
     @property
+    def n_bytes(self) -> int:
+        """Size of its text."""
+        return int(self.artifact.facts["n_bytes"])
+
+    @property
     def report(self) -> dict[str, Any]:
         """What cleaning did; see `clean.Report`."""
         return dict(self.artifact.facts["cleaning"])
@@ -153,7 +158,7 @@ def build(
         if not n_documents:
             raise BadText(
                 f"{source.name} has no text in {language.name} that passes the cleaning: "
-                + json.dumps(report.as_dict().get("reasons", {}))
+                + ("; ".join(reasons(report.as_dict())) or "it is empty")
             )
         with (out / DROPPED).open("w", encoding="utf-8", newline="\n") as file:
             for sample in report.samples:
@@ -170,6 +175,17 @@ def build(
     wanted = inputs(language, pinned, limit)
     name = f"{language.code}-{source.name}"
     return Pool(pinned, store.get("text", name, wanted, make, progress))
+
+
+def reasons(report: Mapping[str, Any]) -> list[str]:
+    """Return what was dropped and why, the commonest first: ``12 language: paragraph in en``."""
+    counts = {
+        f"{step}: {reason}": sum(n for unit, n in units.items() if unit != "changes")
+        for step, found in report["steps"].items()
+        for reason, units in found.items()
+    }
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return [f"{n:,} {reason}" for reason, n in ordered if n]
 
 
 def pieces(found: Iterable[Document]) -> Iterator[Document]:

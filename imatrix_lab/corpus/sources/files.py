@@ -19,7 +19,7 @@ from imatrix_lab.corpus.text import (
     paragraphs,
     parquet_rows,
     tidy,
-)  # fmt: skip
+)
 from imatrix_lab.errors import BadText, UsageError
 from imatrix_lab.languages import Language, Source
 from imatrix_lab.progress import Progress
