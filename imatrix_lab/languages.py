@@ -57,7 +57,7 @@ _SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
         "extractor": (str, _NEEDED),
         "files": (list, _NEEDED),
     },
-    "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL), "id": (str, _OPTIONAL)},
+    "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL)},
     "written": {"file": (str, _NEEDED)},
 }
 """What each kind of source needs beside the facts that all have; the stage has a module each."""

@@ -217,7 +217,7 @@ class Store:
         name = f"{kind}-{key[:FINGERPRINT_CHARS]}"
         work = self.root / "work" / name
         try:
-            with self._lock(name, progress):
+            with self.lock(name, progress):
                 if found := self._find(kind, key):  # built while we waited
                     return self._used(found)
                 if why := self._why_missing(kind, label, inputs):
@@ -250,7 +250,7 @@ class Store:
     def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
         """Forget the artefact for these inputs, if it is there."""
         key = fingerprint(kind, inputs)
-        with self._lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
+        with self.lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
             if found := self._find(kind, key):
                 _remove(found.path)
 
@@ -286,6 +286,17 @@ class Store:
 
         take(order, {})  # in one order everywhere, so that two runs cannot wait for each other
         return [found[i] for i in range(len(wanted))]
+
+    def lock(self, name: str, progress: Progress) -> Any:
+        """Wait until no other process holds this name, and hold it; for ``with``."""
+        import filelock
+
+        lock = filelock.FileLock(self._lock_path(name))
+        try:
+            return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
+        except filelock.Timeout:
+            progress.say(f"another process is building {name}; waiting for it")
+            return lock.acquire()
 
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every whole artefact, by kind and name."""
@@ -350,16 +361,6 @@ class Store:
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-    def _lock(self, name: str, progress: Progress) -> Any:
-        import filelock
-
-        lock = filelock.FileLock(self._lock_path(name))
-        try:
-            return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
-        except filelock.Timeout:
-            progress.say(f"another process is building {name}; waiting for it")
-            return lock.acquire()
 
     def _why_missing(self, kind: str, label: str, inputs: Inputs) -> str:
         """Return which inputs differ from the nearest artefact of the same label, or nothing."""

@@ -183,7 +183,7 @@ def test_the_lock_is_free_when_a_build_is_over(root: Path) -> None:
     name = f"corpus-{fingerprint('corpus', INPUTS)[:16]}"
     with filelock.FileLock(root / "locks" / f"{name}.lock", timeout=0):
         pass
-    lock = store_._lock(name, Silent())
+    lock = store_.lock(name, Silent())
     with lock:
         pass
     with filelock.FileLock(root / "locks" / f"{name}.lock", timeout=0):  # while `lock` lives on

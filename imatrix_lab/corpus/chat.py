@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import proc
+from imatrix_lab.corpus.text import json_lines
 from imatrix_lab.errors import BadModel, BadText, ToolFailed
 from imatrix_lab.gguf_file import read_header
 from imatrix_lab.records import Document, Model
@@ -33,13 +34,10 @@ def read(path: Path) -> Iterator[tuple[str, Chat]]:
     ------
     BadText : a line that is no chat, or roles that do not take turns.
     """
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for i, entry in json_lines(path):
         try:
-            entry = json.loads(line)
             messages = [{k: str(m[k]) for k in ("role", "content")} for m in entry["messages"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise BadText(f"line {i} is no chat: {error}", where=path) from error
         turns = [m["role"] for m in messages if m["role"] != "system"]
         if not turns or turns != [_ROLES[j % 2] for j in range(len(turns))]:
@@ -74,7 +72,7 @@ def documents(
     wanted, made = scratch / "chats.json", scratch / "rendered.json"
     job = {"template": template_of(model), "chats": [list(chat) for _, chat in chats]}
     wanted.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
-    argv: list[str | Path] = [sys.executable, "-m", "imatrix_lab.corpus.chat", wanted, made]
+    argv: list[str | Path] = [sys.executable, "-P", "-m", "imatrix_lab.corpus.chat", wanted, made]
     try:
         proc.run(argv, timeout_s=TIME_LIMIT_S)
         texts = json.loads(made.read_text(encoding="utf-8"))
@@ -95,14 +93,23 @@ def render(template: str, chat: Chat) -> str:
     The names that templates expect are those of Hugging Face's transformers.
     """
     from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):  # marks what to train on, and writes nothing of its own
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda _: "2026-01-01"  # the same bytes on every day

@@ -17,8 +17,9 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
 from imatrix_lab.store import Artifact, Store
 
-POOL_VERSION = 2
-"""Raise it when the same source gives other documents. 1: first cleaning. 2: extraction mended."""
+POOL_VERSION = 3
+"""Raise it when the same source gives other documents. 1: first cleaning. 2: extraction mended.
+3: ids have the row's number, on the Hub the configuration too."""
 
 TEXT, DROPPED = "documents.jsonl", "dropped.jsonl"
 BYTES_PER_TOKEN = 12

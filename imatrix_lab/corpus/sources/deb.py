@@ -59,10 +59,10 @@ def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
         raise BadText("this is no Debian package", where=package)
     while header := file.read(_HEADER_BYTES):
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
-        try:
-            size_bytes = int(header[48:58])
-        except ValueError as error:
-            raise BadText("this Debian package is damaged", where=package) from error
+        digits = header[48:58].strip()
+        if not digits.isdigit():
+            raise BadText("this Debian package is damaged", where=package)
+        size_bytes = int(digits)
         if name.startswith("data.tar"):
             part = _Part(file, size_bytes)
             return tarfile.open(fileobj=_unpacked(part, name, package), mode="r|")

@@ -37,7 +37,8 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     if not facts:
         ours = _our_lists(store)
         if not store.read_only:
-            _refresh(ours, progress)
+            with store.lock("apt", progress):
+                _refresh(ours, progress)
         facts = _show(name, _with(ours)) if ours.exists() else {}
     if not facts:
         raise FetchFailed(

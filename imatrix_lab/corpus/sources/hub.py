@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from imatrix_lab.corpus.sources.kind import Pinned
+from imatrix_lab.corpus.sources.kind import Pinned, row_id
 from imatrix_lab.corpus.text import JOINT, tidy
 from imatrix_lab.errors import BadText, FetchFailed
 from imatrix_lab.hub_transfer import Unreachable, ask, endpoint, need_network
@@ -33,9 +33,9 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     if why := _out_of_reach.get(endpoint()):
         raise Unreachable(why, where=repo)
 
-    def info() -> str:
-        from huggingface_hub import HfApi
+    from huggingface_hub import HfApi  # not within the seconds: on a slow disk it takes longer
 
+    def info() -> str:
         found = HfApi(endpoint=endpoint()).dataset_info(repo, revision=revision, timeout=REACH_S)
         return str(found.sha)
 
@@ -75,18 +75,18 @@ def _within(seconds: float, call: Callable[[], str]) -> str:
 def documents(
     pinned: Pinned, language: Language, store: Store, progress: Progress
 ) -> Iterator[Document]:
-    """Yield the rows in the data set's order; an id holds the commit and the row's own id."""
+    """Yield the rows in the data set's order; an id holds commit, configuration and row."""
     source, settings = pinned.source, pinned.source.settings
     rows = _asked(pinned, lambda: _rows(pinned))
     number = 0
     while (row := _asked(pinned, lambda: next(rows, None))) is not None:
-        key = row.get(str(settings.get("id", "")), f"{number:08d}")
+        key = row_id(number, row.get(str(settings.get("id", ""))))
         text = row.get(settings["text"])
         if isinstance(text, list):
             text = JOINT.join(str(part) for part in text)
         if not isinstance(text, str):
             raise BadText(f"row {number} of {source.origin} has no text {settings['text']!r}")
-        name = f"{source.name}@{pinned.version[:12]}/{key}/0000"
+        name = f"{source.name}@{pinned.version[:12]}/{settings['config']}/{key}"
         yield Document(name, tidy(text), source.name, source.licence)
         number += 1
 

@@ -29,6 +29,11 @@ class Pinned:
     sha256: str
 
 
+def row_id(number: int, own: object) -> str:
+    """Return what to call a row: by its own id where it has one, which may not be the only such."""
+    return f"{number:06d}" if own in (None, "") else f"{own}/{number:06d}"
+
+
 def still_the_same(pinned: Pinned, now: Pinned, language: Language) -> None:
     """Refuse a text on this machine that is not the one which was pinned.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from imatrix_lab.corpus.sources.files import json_lines
+from imatrix_lab.corpus.sources.files import jsonl_file
 from imatrix_lab.corpus.sources.kind import Pinned, still_the_same
 from imatrix_lab.corpus.text import tidy
 from imatrix_lab.errors import BadText
@@ -41,5 +41,5 @@ def documents(
     """Yield the documents in order."""
     source = pinned.source
     still_the_same(pinned, reach(source, store, progress), language)
-    for name, text in json_lines(_path(source)):
-        yield Document(f"{source.name}/{name}/0000", tidy(text), source.name, source.licence)
+    for name, text in jsonl_file(_path(source)):
+        yield Document(f"{source.name}/{name}", tidy(text), source.name, source.licence)

@@ -100,15 +100,20 @@ def test_every_string_of_a_task_file(tmp_path: Path) -> None:
     assert [s.strip() for s in task_strings(tmp_path / "a.txt")] == ["one", "two\u2028three"]
 
 
+def test_a_run_over_the_line_breaks_of_a_wrapped_text_hits(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(EIGHT.replace(" ", "\n"))
+    assert Shingles.of(task_strings(tmp_path / "a.txt")).hits(EIGHT) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.json", b'{"a": ', "not valid JSON"),
         ("a.json", b"[" * 100_000, "not valid JSON"),
         ("a.jsonl", b'{"a": 1}\nnope\n', "line 2 is not valid JSON"),
-        ("a.parquet", b"PAR1 not really", "not a Parquet file"),
-        ("a.txt", b"caf\xe9 bar", "not UTF-8"),
-        ("a.csv", b"caf\xe9,bar", "not UTF-8"),
+        ("a.parquet", b"PAR1 not really", "Parquet file cannot be read"),
+        ("a.txt", b"one\n\ncaf\xe9 bar", "not UTF-8 at byte 8"),
+        ("a.csv", b"a,b\ncaf\xe9,bar", "not UTF-8 at byte 7"),
     ],
 )
 def test_damaged_task_files_are_named(

@@ -7,6 +7,8 @@ import io
 import lzma
 import shutil
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -84,6 +86,13 @@ def test_a_truncated_package_is_told(write, size):
     raw = package(FILES)
     with pytest.raises(BadText, match=r"no Debian package|damaged|has no data"):
         list(deb.members(write(raw[:size]), ["*"]))
+
+
+@pytest.mark.parametrize("size", [b"-60", b"+8", b"0x10", b"1_0", b""])
+def test_a_size_that_is_no_number_is_told(write, size):
+    raw = b"!<arch>\n" + b"debian-binary".ljust(48) + size.ljust(10) + b"`\n"
+    with pytest.raises(BadText, match="damaged"):
+        list(deb.members(write(raw + b"\n" * 60), ["*"]))
 
 
 def test_links_and_ways_out_are_not_followed(write):
@@ -195,6 +204,27 @@ def test_without_apt_another_source_is_named(source, own_store, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingTool, match="no apt here"):
         sources.reach(source, own_store, Silent())
+
+
+def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
+    fetched = []
+
+    def update(folder):
+        fetched.append(folder)
+        time.sleep(0.2)  # without a lock the other would come in now
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr(debian, "_update", update)
+    monkeypatch.setattr(debian, "_show", lambda name, lists: {})
+
+    def reach():
+        with pytest.raises(FetchFailed, match="knows no package x"):
+            sources.reach(source, own_store, Silent())
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(reach) for _ in range(2)]:
+            done.result()
+    assert len(fetched) == 1
 
 
 @needs_apt

@@ -3,10 +3,14 @@
 import io
 import json
 import socket
+import sys
+import threading
 import time
+import types
 from dataclasses import replace
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pytest
 from huggingface_hub import constants
@@ -83,7 +87,9 @@ def read(found, store):
 def test_a_split_is_streamed_in_order(server, own_store):
     found = read(source("fineweb-2"), own_store)
     commit = server.commit(WEB)
-    assert [d.id for d in found] == [f"fineweb-2@{commit[:12]}/<{i}>/0000" for i in range(60)]
+    assert [d.id for d in found] == [
+        f"fineweb-2@{commit[:12]}/nob_Latn/<{i}>/{i:06d}" for i in range(60)
+    ]
     assert found[7].text == "Rad 7.\n\nSlutt."
     assert {d.licence for d in found} == {"ODC-By-1.0"}
 
@@ -91,13 +97,13 @@ def test_a_split_is_streamed_in_order(server, own_store):
 def test_conversations_become_paragraphs(server, own_store):
     (found,) = read(source("nb-samtale"), own_store)
     assert found.text == "Hei.\n\nHallo."
-    assert found.id.endswith("/samtale_1/0000")
+    assert found.id.endswith("/samtale_1/000000")
 
 
 def test_only_what_is_read_is_fetched(server, own_store):
     pinned = sources.reach(source("fineweb-2"), own_store, Silent())
     documents = sources.documents(pinned, languages.get("nb"), own_store, Silent())
-    assert next(documents).id.endswith("/<0>/0000")
+    assert next(documents).id.endswith("/<0>/000000")
     assert not [r for r in server.requests if "test/001.parquet" in r.path]
     documents.close()
 
@@ -143,6 +149,29 @@ def test_a_hub_that_never_answers_is_left_after_seconds(own_store, monkeypatch):
         with pytest.raises(FetchFailed, match="cannot be reached"):
             sources.reach(source("wikipedia"), own_store, Silent())
         assert time.monotonic() - began < 30
+
+
+def test_loading_the_library_does_not_count_as_waiting(server, own_store, monkeypatch):
+    """Its first import takes seconds on a slow disk; here we see which thread asks for it."""
+
+    class Slow(types.ModuleType):
+        def __getattr__(self, name):
+            if name == "HfApi":
+                asked.append(threading.current_thread())
+            return getattr(huggingface_hub, name)
+
+    asked = []
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Slow("huggingface_hub"))
+    sources.reach(source("fineweb-2"), own_store, Silent())
+    assert set(asked) == {threading.main_thread()}
+
+
+def test_null_and_repeated_ids_lose_no_row(server, own_store):
+    rows = [{"id": "a", "messages": ["Ein."]}, {"id": "a", "messages": ["To."]},
+            {"id": None, "messages": ["Tre."]}]  # fmt: skip
+    server.push(TALK, "main", {"conversations.jsonl": "\n".join(map(json.dumps, rows)).encode()})
+    found = read(source("nb-samtale"), own_store)
+    assert [d.id.split("/", 2)[2] for d in found] == ["a/000000", "a/000001", "000002"]
 
 
 def test_offline_is_offline(server, own_store, monkeypatch):
