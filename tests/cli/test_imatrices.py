@@ -81,7 +81,7 @@ def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
     done = lab("imatrix", "check", tmp_path / "more.gguf", "--model", tiny, *target, "--json")
     assert json.loads(done.stdout)["repaired"] == ["left out 1 tensors not in the model"]
     back = file.read(tmp_path / "mended.gguf")
-    assert back.entries.keys() == found.entries.keys() and back.metadata[repair.KEY]
+    assert back.entries.keys() == found.entries.keys() and back.metadata[file.REPAIRED]
 
 
 def test_merge_with_weights_to_both_formats(lab, two, tmp_path):

@@ -226,7 +226,7 @@ def test_unhit_experts_take_the_mean_over_the_others():
     assert found.counts.tolist() == [4, 1, 16]
     assert found.sums[1].tolist() == [2.0, 1.0]
     assert np.array_equal(found.sums[[0, 2]], experts.sums[[0, 2]])
-    assert "experts" in done[0] and done[0] in mended.metadata[repair.KEY]
+    assert "experts" in done[0] and done[0] in mended.metadata[file.REPAIRED]
     assert check.check(mended, MODEL).n_unhit == 0
 
 
