@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.imatrix.file import MODEL, Entry, Imatrix
+from imatrix_lab.imatrix.file import MODEL, Entry, Imatrix, layer_and_role
 
 Files = Sequence[tuple[Path, Imatrix]]
 
@@ -54,7 +54,7 @@ def aligned(name: str, files: Files) -> list[Entry]:
                 where=path,
                 fix=f"see what is wrong: imatrix-lab imatrix show {path}",
             )
-    n_matrices = max(e.counts.size for e in entries)
+    n_matrices = max(_n_experts(name, files[0][1]), *(e.counts.size for e in entries))
     shapes = {(e.sums.size, e.counts.size if e.counts.size > 1 else n_matrices) for e in entries}
     if len(shapes) > 1:
         raise BadImatrix(
@@ -63,3 +63,13 @@ def aligned(name: str, files: Files) -> list[Entry]:
             fix="take only importance matrices of one model",
         )
     return [e.split(n_matrices) for e in entries]
+
+
+def _n_experts(name: str, imatrix: Imatrix) -> int:
+    """Return the number of experts where a ``.dat`` does not say: by the router's input; or 1."""
+    layer, role = layer_and_role(name)
+    router = imatrix.entries.get(f"blk.{layer}.ffn_gate_inp.weight")
+    up = imatrix.entries.get(f"blk.{layer}.ffn_up_exps.weight")
+    if not (role.endswith("_exps") and router and up) or up.sums.size % router.sums.size:
+        return 1
+    return up.sums.size // router.sums.size

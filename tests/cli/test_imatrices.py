@@ -11,7 +11,7 @@ import pytest
 from imatrix_lab import pipeline
 from imatrix_lab.cli import main as cli_main
 from imatrix_lab.gguf_file import read_header
-from imatrix_lab.imatrix import file, merge, repair
+from imatrix_lab.imatrix import file, merge
 from imatrix_lab.imatrix.file import Entry
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Request

@@ -15,14 +15,10 @@ from imatrix_lab.imatrix.file import Entry, Imatrix
 from imatrix_lab.imatrix.wanted import Wanted
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Model
+from tests.imatrix.made_up import entry
 
 QUERY, UP = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 NAN, BLOCK = float("nan"), check.BLOCK
-
-
-def entry(sums, counts):
-    sums = np.asarray(sums, np.float32)
-    return Entry(sums.reshape(len(counts), -1), np.asarray(counts, np.float32))
 
 
 def matrix(**entries):
