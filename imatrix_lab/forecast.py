@@ -7,15 +7,16 @@ kept of each is its column sums (`imatrix.loss`), from which every table is arit
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab import machine, models, pipeline, quantize, toolchain
+from imatrix_lab.corpus import build as corpora
 from imatrix_lab.errors import BadModel, UsageError
-from imatrix_lab.imatrix import file, loss, predict
-from imatrix_lab.imatrix.file import Imatrix
+from imatrix_lab.imatrix import file, loss, merge, predict
 from imatrix_lab.imatrix.predict import Losses
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import ImatrixFacts, Model
@@ -24,6 +25,8 @@ from imatrix_lab.store import Artifact, Store, need_room, sha256_file
 from imatrix_lab.toolchain import Toolchain
 
 NONE = "none"
+_MIXED_BY = merge.BY[0]  # what the command takes unless told
+_OWN_QUANTS = "--quant NAME=FILE takes a quant of this --model, made with the imatrix of that name"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Selection:
         `predict.mixture_losses`, and of the quant made with the mixture.
     objective, pure_objective : what was to be small, of the mixture's quant and of each
         language's own.
+    command : makes the mixture's imatrix; empty if it is of one language.
     """
 
     type: str
@@ -76,6 +80,7 @@ class Selection:
     recomputed: dict[str, float]
     objective: float
     pure_objective: dict[str, float]
+    command: str
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,14 @@ def predict_losses(request: PredictRequest, store: Store, progress: Progress) ->
     predictor = Predictor(request, store, progress)
     rows = [predictor.given(name, path) for name, path in request.quants]
     there = {(r.calibration, r.type) for r in rows}
-    missing = [
-        (name, kind)
-        for kind in request.types
-        for name, _ in request.imatrices
-        if (name, kind) not in there
-    ]
-    predictor.say_what_it_takes(missing)
+    missing = predictor.possible(
+        [
+            (name, kind)
+            for kind in request.types
+            for name, _ in request.imatrices
+            if (name, kind) not in there
+        ]
+    )
     rows += [predictor.made(name, predictor.facts[name], kind) for name, kind in missing]
     selections = tuple(predictor.select(kind, rows) for kind in request.types if request.select)
     return Prediction(tuple(rows), selections, *predictor.outside(rows[0].losses))
@@ -140,7 +146,8 @@ class Predictor:
             name: pipeline.existing_imatrix(path, self.model, progress) if path else None
             for name, path in request.imatrices
         }
-        self.languages = {name: file.read(path) for name, path in request.imatrices if path}
+        self.paths = {name: path for name, path in request.imatrices if path}
+        self.languages = {name: file.read(path) for name, path in self.paths.items()}
         compute = machine.compute_for(self.model.facts, request.backend, threads=request.threads)
         self.options = quantize.Options(compute)
         self.kernel = loss.kernel(self.tools, store, progress)
@@ -148,15 +155,14 @@ class Predictor:
     def given(self, name: str, path: Path) -> Row:
         """Return the row of a quant that is there."""
         quant = models.resolve(str(path), self.store, self.progress)
-        for warning in check.check(self.model, [quant]):
+        try:
+            warnings = check.check(self.model, [quant])
+        except BadModel as error:
+            raise BadModel(error.what, where=error.where, fix=_OWN_QUANTS) from error
+        for warning in warnings:
             self.progress.say(f"note: {warning}")
-        facts, said = self.facts[name], quant.facts
-        own = facts.sha256 if facts else ""
-        if (said.imatrix_sha256 or own) != own or (said.calibration and not facts):
-            raise BadModel(
-                f"this quant was made with another imatrix ({said.calibration}), not {name}",
-                where=quant.path,
-            )
+        self._check_calibration(name, quant)
+        said = quant.facts
         wanted = {
             "version": loss.LOSS_VERSION,
             "model_sha256": self.model.sha256,
@@ -168,6 +174,20 @@ class Predictor:
 
         artifact = self.store.get("loss", quant.label, wanted, make, self.progress)
         return self._row(name, said.file_type, artifact)
+
+    def _check_calibration(self, name: str, quant: Model) -> None:
+        """Raise unless a quant can have been made with the imatrix of that name."""
+        facts, said = self.facts[name], quant.facts
+        own = facts.sha256 if facts else ""
+        used = said.calibration or said.imatrix_sha256[:12]
+        if (said.imatrix_sha256 or own) != own or bool(used) != bool(facts):
+            made = f"made with another imatrix ({used})" if used else "made without an imatrix"
+            raise BadModel(f"this quant was {made}, not {name}", where=quant.path, fix=_OWN_QUANTS)
+        if facts and not said.imatrix_sha256:
+            self.progress.say(
+                f"note: {quant.label} says that it was made with {used}; that this is {name} was"
+                " not verified"
+            )
 
     def made(self, name: str, imatrix: ImatrixFacts | None, kind: str) -> Row:
         """Return the row of a quant made for the purpose, and removed."""
@@ -184,11 +204,10 @@ class Predictor:
                     scratch / "llama-quantize.log", self.progress,
                 )  # fmt: skip
                 part.replace(path)
-            label = f"{self.model.label}-{name}-{kind}"
             return self._write(out, Model(label, path, (path,), "", models.facts((path,)), label))
 
         wanted = {"version": loss.LOSS_VERSION, **self._inputs(imatrix, kind)}
-        label = f"{self.model.label}-{name}-{kind}"
+        label = f"{self.model.label}-{corpora.slug(name)}-{kind}"
         return self._row(name, kind, self.store.get("loss", label, wanted, make, self.progress))
 
     def _inputs(self, imatrix: ImatrixFacts | None, kind: str) -> dict[str, Any]:
@@ -218,21 +237,31 @@ class Predictor:
     def _row(self, name: str, kind: str, artifact: Artifact) -> Row:
         return Row(name, kind, predict.losses(loss.read(artifact.path / loss.FILE), self.languages))
 
-    def say_what_it_takes(self, missing: Sequence[tuple[str, str]]) -> None:
-        """Say how much disk the quants take while they are looked at."""
-        new = [
-            kind
-            for name, kind in missing
-            if not self.store.find(
-                "loss", {"version": loss.LOSS_VERSION, **self._inputs(self.facts[name], kind)}
-            )
-        ]
-        if new:
-            need = max(quantize.estimate(self.tools, self.model, k, self.options) for k in set(new))
+    def possible(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the quants (imatrix, type) that llama-quantize can make; say what they take."""
+        new = [pair for pair in asked if not self._is_there(*pair)]
+        plans = {
+            kind: quantize.dry_run(self.tools, self.model, kind, self.options)
+            for kind in dict.fromkeys(kind for _, kind in new)
+        }
+        refused = [(name, kind) for name, kind in new if not self.facts[name] and plans[kind][1]]
+        for name, kind in refused:
+            self.progress.say(f"note: {kind} takes an imatrix; it is left out for {name}")
+        if made := [kind for name, kind in new if (name, kind) not in refused]:
+            need = max(plans[kind][0] for kind in made)
             self.progress.say(
-                f"{len(new)} quants are made one at a time and removed:"
+                f"{len(made)} quants are made one at a time and removed:"
                 f" up to {need / 2**20:,.0f} MiB in {self.store.root}"
             )
+        return [pair for pair in asked if pair not in refused]
+
+    def _is_there(self, name: str, kind: str) -> bool:
+        """Return whether a quant need not be made: it or its sums are in the store."""
+        inputs = self._inputs(self.facts[name], kind)
+        return bool(
+            self.store.find("loss", {"version": loss.LOSS_VERSION, **inputs})
+            or self._stored(self.facts[name], kind)
+        )
 
     def outside(self, found: Losses) -> tuple[tuple[str, ...], float]:
         """Return the matrices that no prediction covers, and their share of all such weights."""
@@ -252,7 +281,8 @@ class Predictor:
         expected = predict.mixture_losses(pure, candidates)
         best = int(predict.objective(expected, importance).argmin())
         weights = candidates[best]
-        found = self.mixture(weights, kind) if weights.max() < 1 else pure[weights.argmax()]
+        shares = {n: float(w) for n, w in zip(names, weights, strict=True) if w}
+        found = self.mixture(shares, kind) if len(shares) > 1 else pure[weights.argmax()]
 
         def by_name(row: Any) -> dict[str, float]:
             return {n: float(v) for n, v in zip(names, row, strict=True)}
@@ -265,6 +295,7 @@ class Predictor:
             recomputed=by_name(found),
             objective=float(predict.objective(found, importance)),
             pure_objective=by_name(predict.objective(pure, importance)),
+            command=self.merge_command(shares) if len(shares) > 1 else "",
         )
 
     def _importance(self, names: Sequence[str]) -> Any:
@@ -274,16 +305,25 @@ class Predictor:
             return None
         return np.array([self.wanted.get(n, 0.0) for n in names])
 
-    def mixture(self, weights: Any, kind: str) -> Any:
+    def mixture(self, shares: Mapping[str, float], kind: str) -> Any:
         """Return the losses of a quant made with a mixture of the languages."""
         import tempfile
 
-        mixed: Imatrix = predict.mix(list(self.languages.values()), list(weights))
-        some = next(f for f in self.facts.values() if f)
+        parts = [
+            merge.Part(self.paths[name], self.languages[name], share, sha256_file(self.paths[name]))
+            for name, share in shares.items()
+        ]
+        mixed = merge.merge(parts, _MIXED_BY)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mixture.imatrix.gguf"
-            file.write(path, mixed, {})
+            file.write(path, mixed)
+            some = next(f for f in self.facts.values() if f)
             facts = dataclasses.replace(
-                some, path=path, sha256=sha256_file(path), language="mixture"
+                some, path=path, sha256=sha256_file(path), language=mixed.language
             )
-            return self.made("mixture", facts, kind).losses.overall()
+            return self.made(mixed.language, facts, kind).losses.overall()
+
+    def merge_command(self, shares: Mapping[str, float]) -> str:
+        """Return the command that writes the same imatrix as `mixture` quantizes with."""
+        words = [f"{self.paths[name]}={share!r}" for name, share in shares.items()]
+        return shlex.join(["imatrix-lab", "imatrix", "merge", *words, "-o", "mixture.gguf"])

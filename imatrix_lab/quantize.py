@@ -65,16 +65,24 @@ def estimate(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> int:
     """Return the size in bytes of a type, by llama-quantize's own dry run (to 0.01 MiB)."""
+    return dry_run(toolchain, model, quant_type, options, log)[0]
+
+
+def dry_run(
+    toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
+) -> tuple[int, bool]:
+    """Return a type's size in bytes, and whether llama-quantize makes it with an imatrix only."""
     argv = llamacpp.quantize_argv(
         toolchain.program("llama-quantize"), model.path, None, quant_type, options.compute.threads,
         allow_requantize=options.allow_requantize,
     )  # fmt: skip
-    size = llamacpp.quant_size(proc.run(argv, log=log, timeout_s=600).tail)
+    tail = proc.run(argv, log=log, timeout_s=600).tail
+    size = llamacpp.quant_size(tail)
     if size is None:
         raise BadModel(
             f"llama-quantize cannot tell how large {quant_type} would be", where=model.path
         )
-    return size[0]
+    return size[0], llamacpp.wants_imatrix(tail)
 
 
 def inputs(

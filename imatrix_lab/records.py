@@ -139,7 +139,8 @@ class ImatrixFacts:
 
     Attributes
     ----------
-    n_tokens : tokens whose activations were summed.
+    n_tokens, n_ctx : tokens whose activations were summed, and of a window; 0 if unknown (a
+        ``.dat`` does not say).
     unhit_experts : how many (tensor, expert) pairs saw no token.
     forced : the errors in spite of which it is used, as the user said; empty if there are none.
     """

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +93,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -110,6 +112,15 @@ def disk_error(error: OSError, where: Path) -> Exception:
             where=where,
             fix=_MAKE_ROOM,
         )
+    beside = Path(str(error.filename)).parent == where.parent
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and beside and not where.parent.is_dir():
+        return ImatrixLabError(
+            f"there is no folder {where.parent}",
+            where=where,
+            fix=f"make it: mkdir -p {shlex.quote(str(where.parent))}; or choose another place",
+        )
+    if error.errno == errno.EISDIR and where.is_dir():
+        return ImatrixLabError("this is a folder, not a file", where=where, fix="name a file in it")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ImatrixLabError(
             f"cannot write here: {error.strerror}",

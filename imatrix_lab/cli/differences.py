@@ -11,7 +11,7 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import numbers_table, stderr, stdout
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import compare, file, pictures
+from imatrix_lab.imatrix import compare, file, pictures, together
 
 LAYERS_SHOWN = 5
 """Those that differ most; the rest is in the JSON."""
@@ -26,8 +26,9 @@ FILE = click.Path(path_type=Path)
     help="Two files from different text of one language, to read differences against; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--plot", type=FILE, metavar="OUT", help="Draw it: OUT.svg or OUT.png, the first file against"
-    " the others by layer and, from three files, every two."
+    "--plot", type=FILE, metavar="[OUT]", is_flag=False, flag_value="diff.svg",
+    help="Draw it: OUT.svg or OUT.png, or diff.svg; the first file against the others by layer"
+    " and, from three files, every two.",
 )  # fmt: skip
 @options.JSON
 def diff(
@@ -42,9 +43,12 @@ def diff(
     if len(files) < 2:
         raise UsageError("two files or more are compared", fix="imatrix-lab imatrix diff A B")
     read = [(path, file.read(path)) for path in files]
-    found = compare.compare(read, file.labels(read))
+    found = compare.compare(read, together.labels(read))
     samples = [[(path, file.read(path)) for path in pair] for pair in noise]
     floor = compare.noise_floor(samples, found.tensors) if samples else None
+    everything = [one for files in (read, *samples) for _, one in files]
+    if note := together.note_on_models(everything):
+        stderr.print(note, markup=False, soft_wrap=True)
     if plot:
         pictures.draw(plot, found, floor)
         stderr.print(f"picture: {plot}", markup=False)
@@ -53,6 +57,9 @@ def diff(
     if as_json:
         values = {m: v.tolist() for m, v in found.values.items()}
         tensors = {"names": found.tensors, "tokens": found.tokens.tolist(), **values}
+        if floor:
+            tensors["noise"] = {m: v.tolist() for m, v in floor.by_tensor.items()}
+            tensors["noise_highest_tv"] = floor.highest.tolist()
         return options.emit({**result, "n_tokens": n_tokens, "by_tensor": tensors})
     _print_matrix(found)
     _print_groups("role", result["roles"], len(result["roles"]))
@@ -99,7 +106,8 @@ def _print_verdict(
         times = f", {overall['tv'] / noise:.1f} times as much" if noise else ""
         words += (
             f"{times}: between two samples of one language {100 * noise:.1f} %;"
-            f" {overall['above_noise']} tensors are above the noise"
+            f" {overall['above_noise']} tensors are above the noise of every pair of samples;"
+            f" {overall['above_by_chance']:.0f} would be by chance"
         )
     stdout.print(words, markup=False, soft_wrap=True)
     least = min(n_tokens.values())

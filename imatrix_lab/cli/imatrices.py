@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import numbers_table, stderr, stdout
 from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import check as checking
-from imatrix_lab.imatrix import file, repair, statistics, wanted
+from imatrix_lab.imatrix import file, repair, statistics, together, wanted
 from imatrix_lab.imatrix import merge as merging
 from imatrix_lab.imatrix.file import Imatrix
 from imatrix_lab.imatrix.findings import ERROR, Findings
@@ -115,7 +117,7 @@ def _print_facts(path: Path, found: Imatrix) -> None:
         "tokens": f"{about}{found.n_tokens():,} in {found.chunk_count} windows"
         f" of {about}{found.chunk_size}",
         "text": ", ".join(found.datasets) or "not said",
-        "repaired": found.metadata.get(repair.KEY, ""),
+        "repaired": found.metadata.get(file.REPAIRED, ""),
         "merged": found.metadata.get(merging.KEY, ""),
     }
     for name, value in rows.items():
@@ -199,7 +201,7 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
 
 
 class _Weighted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``FILE`` or ``FILE=WEIGHT``."""
+    """``FILE`` or ``FILE=WEIGHT``; ``nb`` may stand for a file named so."""
 
     name = "file"
 
@@ -210,16 +212,39 @@ class _Weighted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         name, _, number = str(value).rpartition("=")
         if Path(value).exists() or not name:
             name, number = str(value), "1"
+        path = Path(name)
+        if not path.exists() and re.fullmatch(r"[\w-]+", name):
+            path = _named(name)
         try:
             weight = float(number)
         except ValueError:
             self.fail(f"{number!r} in {value!r} is not a weight, such as 0.75")
-        if not Path(name).exists():
+        if not path.exists():
             raise UsageError(
                 f"there is no file {name!r}; a mixture is made of files, one a language",
                 fix=f"imatrix-lab imatrix build --model MODEL --corpus {name} --out {name}.gguf",
             )
-        return Path(name), weight
+        return path, weight
+
+
+def _named(name: str) -> Path:
+    """Return the one file in this folder that a language's short name can mean.
+
+    Raises
+    ------
+    UsageError : it can mean several.
+    """
+    plain = {f"{name}.gguf", f"{name}.imatrix.gguf"}
+    found = [
+        p for p in sorted(Path().iterdir())
+        if p.name in plain or p.name.endswith(f"-{name}.imatrix.gguf")
+    ]  # fmt: skip
+    if len(found) > 1:
+        raise UsageError(
+            f"{name} may mean {' or '.join(map(str, found))}",
+            fix=f"name the file: {found[0]}=WEIGHT",
+        )
+    return found[0] if found else Path(name)
 
 
 @imatrix.command()
@@ -242,18 +267,31 @@ def merge(
 
     \b
     Example:
-      imatrix-lab imatrix merge nb.gguf=0.75 en.gguf=0.25 -o mix.gguf
+      imatrix-lab imatrix merge nb=0.75 en=0.25 -o mix.gguf
+
+    nb is nb.gguf, nb.imatrix.gguf or MODEL-nb.imatrix.gguf, whichever is here.
     """
     parts = [merging.Part(p, file.read(p), weight, sha256_file(p)) for p, weight in files]
-    made = {out: merging.merge(parts, by)}
+    if note := together.note_on_models([p.imatrix for p in parts]):
+        stderr.print(note, markup=False, soft_wrap=True)
+    targets, mixtures = [out], iter([merging.merge(parts, by)])
     if leave_one_out:
-        labels = file.labels([(p.path, p.imatrix) for p in parts])
-        for label, one in zip(labels, merging.without_each(parts, by), strict=True):
-            made[out.with_name(f"{out.stem}-without-{Path(label).stem}{out.suffix}")] = one
-    for target, one in made.items():
+        targets += _without(out, parts)
+        mixtures = itertools.chain(mixtures, merging.without_each(parts, by))
+    made = []
+    for target, one in zip(targets, mixtures, strict=True):
         file.write(target, one)
+        made.append({"file": target, **one.metadata})
         stderr.print(f"{one.language}: {one.n_tokens():,} tokens", markup=False)
+        if not as_json:
+            click.echo(target)
     if as_json:
-        return options.emit([{"file": p, **dict(one.metadata)} for p, one in made.items()])
-    for target in made:
-        click.echo(target)
+        options.emit(made)
+
+
+def _without(out: Path, parts: list[merging.Part]) -> list[Path]:
+    """Return a name for each mixture that lacks a file; numbered where files are called alike."""
+    names = [Path(n).stem for n in together.labels([(p.path, p.imatrix) for p in parts])]
+    if len({n.casefold() for n in names}) < len(names):
+        names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
+    return [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]

@@ -185,6 +185,7 @@ def _print_selection(found: Selection) -> None:
         f" {SCALE * ours:.2f} against {SCALE * theirs:.2f}",
         markup=False,
     )
+    stdout.print(f"to make its imatrix: {found.command}", markup=False, soft_wrap=True)
 
 
 def _plain(found: Prediction) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Whether an importance matrix may reach the quantizer, and what it would do there.
 
 The effects are those of llama-quantize at the pinned commit (``load_imatrix`` of quantize.cpp,
-``llama_model_quantize_impl`` of llama-quant.cpp, the loops of ggml-quants.c), each tried on a
-small model. It divides sums by counts and looks at nothing but whether the result is finite.
+``llama_model_quantize_impl`` of llama-quant.cpp, the loops of ggml-quants.c); those of bad values
+are tried on a small model by the tests. It rounds counts, divides sums by those above 0, takes 1
+for the rest, and looks at nothing but whether the result is finite.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from imatrix_lab.imatrix.file import Entry, Imatrix
+from imatrix_lab.imatrix.file import MODEL, REPAIRED, Entry, Imatrix, rounded
 from imatrix_lab.imatrix.findings import ERROR, NOTE, WARNING, Finding, Findings, some
 from imatrix_lab.imatrix.wanted import Wanted
 
@@ -22,10 +23,18 @@ FEW_TOKENS = 8192
 """Sixteen windows of 512; practice in the field is 60k to 130k tokens."""
 RARE_TOKENS = 32
 """A mean of n squares of a normal variable is off by sqrt(2/n) of itself: here a quarter."""
+COUNT_MAX = 2.0**63
+"""From here on llama.cpp's whole numbers overflow, to less than nothing."""
 BLOCK = 32
 """Columns that share a scale in most types."""
+MISSING_SHARE_MAX = 0.05
+"""Of a model's tensors: so few may be quantized as without an imatrix."""
 SHORT_WINDOW = 128
 """In shorter windows the first token, whose activations are unlike all others, weighs much."""
+
+
+FILLED = "unhit experts take the mean over the others"
+"""What `repair` says of a tensor, with one token's worth in each."""
 
 
 def check(imatrix: Imatrix, wanted: Wanted | None = None, n_tokens: int | None = None) -> Findings:
@@ -35,7 +44,11 @@ def check(imatrix: Imatrix, wanted: Wanted | None = None, n_tokens: int | None =
     ----------
     n_tokens : tokens every dense tensor must have seen; None if unknown.
     """
-    found = [*_values(imatrix), *_experts(imatrix, wanted), *_counts(imatrix, wanted, n_tokens)]
+    found = [
+        *_values(imatrix, wanted),
+        *_experts(imatrix, wanted),
+        *_counts(imatrix, wanted, n_tokens),
+    ]
     found += [*_belonging(imatrix, wanted), *_zero_columns(imatrix, wanted), *_origin(imatrix)]
     if wanted:
         found += _other_model(imatrix, wanted)
@@ -56,35 +69,29 @@ def fits(name: str, entry: Entry, wanted: Wanted) -> bool:
 
 
 def unhit(entry: Entry, matrices: int) -> NDArray[np.bool_]:
-    """Return which matrices no token reached; all False where none was reached (see "zero").
-
-    A ``.dat`` has ones in their place, exactly.
-    """
+    """Return which matrices no token reached; all False where none was reached ("no-tokens")."""
     import numpy as np
 
-    if entry.counts.size == 1:
-        if matrices == 1 or entry.sums.size % matrices:
-            return np.zeros(1, bool)
-        entry = entry.split(matrices)
-        found = (entry.sums == entry.counts[:, None]).all(axis=1)
-    else:
-        found = np.rint(entry.counts) == 0
+    found = rounded(entry.split(matrices).counts) == 0
     return np.zeros_like(found) if found.all() else found
 
 
-def _values(imatrix: Imatrix) -> Iterator[Finding]:
+def _values(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
     """Find what no activation can be."""
     import numpy as np
 
-    infinite, negative, zero, empty = [], [], [], []
-    for name, entry in sorted(imatrix.entries.items()):
-        if not np.isfinite(entry.sums).all() or not np.isfinite(entry.counts).all():
+    infinite, negative, uncounted, zero, empty = [], [], [], [], []
+    for name, whole in sorted(imatrix.entries.items()):
+        entry = whole.split(n_matrices(name, wanted))
+        if not np.isfinite(entry.sums).all():
             infinite.append(name)
-        elif (entry.sums < 0).any() or (entry.counts < 0).any():
+        elif (entry.sums < 0).any():
             negative.append(name)
-        elif not np.rint(entry.counts).any():
+        elif not ((entry.counts >= 0) & (entry.counts < COUNT_MAX)).all():
+            uncounted.append(name)
+        elif not rounded(entry.counts).any():
             empty.append(name)
-        elif (~entry.sums.any(axis=1) & (np.rint(entry.counts) > 0)).any():
+        elif (~entry.sums.any(axis=1) & (rounded(entry.counts) > 0)).any():
             zero.append(name)
     anew = "compute it anew"
     if infinite:
@@ -97,6 +104,11 @@ def _values(imatrix: Imatrix) -> Iterator[Finding]:
         yield Finding(
             ERROR, "negative", f"negative values in {some(negative)}",
             "error is rewarded: low-bit types crash or come out as noise", anew, tuple(negative),
+        )  # fmt: skip
+    if uncounted:
+        yield Finding(
+            ERROR, "bad-counts", f"negative, NaN or impossibly large counts in {some(uncounted)}",
+            "quantized as if there were no imatrix", anew, tuple(uncounted),
         )  # fmt: skip
     if empty:
         yield Finding(
@@ -117,7 +129,9 @@ def _experts(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
     for name, entry in sorted(imatrix.entries.items()):
         if (never := np.flatnonzero(unhit(entry, n_matrices(name, wanted)))).size:
             missed[name] = never
-        seldom = (np.rint(entry.counts) > 0) & (entry.counts < RARE_TOKENS)
+        seldom = (rounded(entry.counts) > 0) & (entry.counts < RARE_TOKENS)
+        if f"{name}: {FILLED}" in imatrix.metadata.get(REPAIRED, ""):
+            seldom &= entry.counts != 1
         if entry.counts.size > 1 and seldom.any():
             rare[name] = np.flatnonzero(seldom)
     if missed:
@@ -137,19 +151,25 @@ def _experts(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
 
 
 def _counts(imatrix: Imatrix, wanted: Wanted | None, n_tokens: int | None) -> Iterator[Finding]:
-    """Find dense tensors that have not seen every token: once, or as often in looped models."""
+    """Find dense tensors that have not seen every token: once, or as often in looped models.
+
+    Experts have counts of their own, or, in a ``.dat``, one that says little.
+    """
     import numpy as np
 
     whole = n_tokens or imatrix.n_tokens()
-    other, broken = [], []
+    other, broken, lost = [], [], []
     for name, entry in sorted(imatrix.entries.items()):
         counts = entry.counts
         if not np.isfinite(counts).all() or (counts <= 0).all():
             continue  # said already
-        if (counts != np.rint(counts)).any():
+        if ((rounded(counts) == 0) & (counts > 0)).any():
+            lost.append(name)
+        elif (counts != rounded(counts)).any():
             broken.append(name)
+        several = counts.size > 1 or n_matrices(name, wanted) > 1 or "_exps" in name
         belongs = name in wanted.expected if wanted else True
-        if whole and counts.size == 1 and belongs and np.rint(counts[0]) % whole:
+        if whole and belongs and not several and rounded(counts[0]) % whole:
             other.append(name)
     if other:
         first = imatrix.entries[other[0]].counts[0]
@@ -160,10 +180,16 @@ def _counts(imatrix: Imatrix, wanted: Wanted | None, n_tokens: int | None) -> It
             "little: each tensor is divided by its own count",
             "a snapshot taken in the middle of a run? let it end", tuple(other),
         )  # fmt: skip
+    if lost:
+        yield Finding(
+            WARNING, "lost-counts", f"counts below one half in {some(lost)}",
+            "taken for no token: quantized unweighted", "--repair makes them 1 and keeps the means",
+            tuple(lost), mendable=True,
+        )  # fmt: skip
     if broken:
         yield Finding(
-            WARNING, "fractions", f"counts that are not whole in {some(broken)}",
-            "llama.cpp rounds them, which changes the means", "--repair rounds and keeps the means",
+            NOTE, "fractions", f"counts that are not whole in {some(broken)}",
+            "none: llama.cpp rounds them, and the means get one common factor", "--repair rounds",
             tuple(broken), mendable=True,
         )  # fmt: skip
 
@@ -173,22 +199,25 @@ def _belonging(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
         return
     entries = imatrix.entries
     if missing := sorted(wanted.expected - entries.keys()):
+        few = len(missing) < MISSING_SHARE_MAX * len(wanted.expected)
         yield Finding(
-            ERROR, "missing",
+            WARNING if few else ERROR, "missing",
             f"{len(missing)} of {len(wanted.expected)} tensors are missing: {some(missing)}",
             "quantized as if there were no imatrix; at 2 bits and below llama-quantize stops",
             "an imatrix of this very model, by a newer llama.cpp", tuple(missing),
         )  # fmt: skip
     there = sorted(entries.keys() & wanted.tensors.keys())
     if wrong := [n for n in there if not fits(n, entries[n], wanted)]:
-        sizes = entries[wrong[0]].sums.size, " x ".join(map(str, wanted.shape(wrong[0])))
+        sums, counts = entries[wrong[0]].sums.size, entries[wrong[0]].counts.size
+        matrices, columns = wanted.shape(wrong[0])
         yield Finding(
-            ERROR, "shape", f"{some(wrong)}: {sizes[0]} values for {sizes[1]} columns",
+            ERROR, "shape", f"{some(wrong)}: {sums} values and {counts} counts for {matrices}"
+            f" matrices of {columns} columns",
             "llama-quantize stops", "an imatrix of this very model", tuple(wrong),
         )  # fmt: skip
     if foreign := sorted(entries.keys() - wanted.tensors.keys()):
         yield Finding(
-            WARNING, "foreign", f"{len(foreign)} tensors are not in the model: {some(foreign)}",
+            WARNING, "foreign", f"{len(foreign)} are no matrices of the model: {some(foreign)}",
             "llama-quantize passes over them", "is it for this model? --repair drops them",
             tuple(foreign), mendable=True,
         )  # fmt: skip
@@ -243,7 +272,8 @@ def _origin(imatrix: Imatrix) -> Iterator[Finding]:
         )  # fmt: skip
     if 0 < n_tokens < FEW_TOKENS:
         yield Finding(
-            WARNING, "few-tokens", f"only {n_tokens:,} tokens went in",
+            WARNING, "few-tokens", f"only {n_tokens:,} tokens went in"
+            + (f", if its windows had {window}" if imatrix.legacy else ""),
             "its weighting is noisy; practice is 60,000 to 130,000", "more text",
         )  # fmt: skip
     if imatrix.legacy:
@@ -269,7 +299,7 @@ def _origin(imatrix: Imatrix) -> Iterator[Finding]:
 
 def _other_model(imatrix: Imatrix, wanted: Wanted) -> list[Finding]:
     """Find that it was computed with another file, where that can be told."""
-    said = imatrix.metadata.get("imatrix_lab.model.sha256", "")
+    said = imatrix.metadata.get(MODEL, "")
     if not said or not wanted.model_sha256 or said == wanted.model_sha256:
         return []
     return [

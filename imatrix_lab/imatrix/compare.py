@@ -22,13 +22,14 @@ the smaller number of tokens. Over tensors (of a layer, of a role, all) the plai
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
+from imatrix_lab.imatrix.file import layer_and_role
+from imatrix_lab.imatrix.together import Files, aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,7 @@ class Comparison:
         return list(itertools.combinations(range(len(self.labels)), 2))
 
 
-def compare(files: Sequence[tuple[Path, Imatrix]], labels: Sequence[str]) -> Comparison:
+def compare(files: Files, labels: Sequence[str]) -> Comparison:
     """Compare every two of some files, tensor by tensor.
 
     Raises
@@ -111,10 +112,15 @@ class Floor:
     Attributes
     ----------
     by_tensor : by measure: mean over the pairs of samples, for each tensor of a `Comparison`.
+    highest : the highest total variation of the pairs, for each tensor.
+    n_pairs : of samples. One more pair of the same language is above the highest of n with a
+        probability of 1 / (n + 1), tensor by tensor.
     n_tokens : in the smallest sample. With fewer tokens samples differ more.
     """
 
     by_tensor: dict[str, NDArray[np.float64]]
+    highest: NDArray[np.float64]
+    n_pairs: int
     n_tokens: int
 
     def overall(self, measure: str) -> float:
@@ -124,7 +130,7 @@ class Floor:
         return float(np.nanmean(self.by_tensor[measure]))
 
 
-def noise_floor(samples: Sequence[Sequence[tuple[Path, Imatrix]]], tensors: Sequence[str]) -> Floor:
+def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> Floor:
     """Return how far samples are from each other, in pairs from one language each.
 
     Parameters
@@ -151,7 +157,11 @@ def noise_floor(samples: Sequence[Sequence[tuple[Path, Imatrix]]], tensors: Sequ
         for measure in MEASURES:
             values[measure].append(found.values[measure][order, 0, 1])
     n_tokens = min(found.n_tokens() for pair in samples for _, found in pair)
-    return Floor({m: np.mean(v, axis=0) for m, v in values.items()}, n_tokens)
+    with warnings.catch_warnings():  # an expert that no pair reached has no noise: NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = {m: np.nanmean(v, axis=0) for m, v in values.items()}
+        highest = np.nanmax(values["tv"], axis=0)
+    return Floor(means, highest, len(samples), n_tokens)
 
 
 def summary(found: Comparison, floor: Floor | None) -> dict[str, Any]:
@@ -160,26 +170,28 @@ def summary(found: Comparison, floor: Floor | None) -> dict[str, Any]:
     Returns
     -------
     ``matrix`` by measure; ``roles`` and ``layers``, those that differ most first, with each
-    measure, its ``noise``, and how many ``tensors`` are ``above_noise`` in total variation.
+    measure, its ``noise``, how many ``tensors`` are ``above_noise`` in total variation (above
+    every pair of samples), and how many would be ``above_by_chance``.
     """
     values = {m: found.by_tensor(m, found.pairs()) for m in MEASURES}
     return {
         "labels": found.labels,
         "matrix": {m: found.matrix(m).tolist() for m in MEASURES},
         "overall": _group(values, floor, range(len(found.tensors))),
-        "roles": _groups(found.tensors, values, floor, role),
-        "layers": _groups(found.tensors, values, floor, layer),
+        "roles": _groups(found.tensors, values, floor, 1),
+        "layers": _groups(found.tensors, values, floor, 0),
     }
 
 
 def _groups(
     tensors: Sequence[str], values: dict[str, NDArray[np.float64]], floor: Floor | None,
-    key: Callable[[str], object],
+    by: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
+    """Return groups by layer (0) or role (1)."""
     rows: dict[object, list[int]] = {}
     for i, name in enumerate(tensors):
-        if key(name) is not None:
-            rows.setdefault(key(name), []).append(i)
+        if (key := layer_and_role(name)[by]) is not None:
+            rows.setdefault(key, []).append(i)
     groups = [{"name": name, **_group(values, floor, those)} for name, those in rows.items()]
     return sorted(groups, key=lambda g: -float(g["tv"]))
 
@@ -195,18 +207,9 @@ def _group(
     if floor:
         noise = {m: v[rows] for m, v in floor.by_tensor.items()}
         group["noise"] = {m: float(np.nanmean(v)) for m, v in noise.items()}
-        group["above_noise"] = int((values["tv"][rows] > noise["tv"]).sum())
+        group["above_noise"] = int((values["tv"][rows] > floor.highest[rows]).sum())
+        group["above_by_chance"] = len(rows) / (floor.n_pairs + 1)
     return group
-
-
-def role(tensor: str) -> str:
-    """Return ``attn_q`` for ``blk.7.attn_q.weight``."""
-    return layer_and_role(tensor)[1]
-
-
-def layer(tensor: str) -> int | None:
-    """Return 7 for ``blk.7.attn_q.weight``; None outside of layers."""
-    return layer_and_role(tensor)[0]
 
 
 def _by_layer(name: str) -> tuple[int, str]:
@@ -214,32 +217,13 @@ def _by_layer(name: str) -> tuple[int, str]:
     return (-1 if number is None else number), part
 
 
-def _energies(
-    name: str, files: Sequence[tuple[Path, Imatrix]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _energies(name: str, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean squared activations (files, matrices, columns) and counts (files, matrices)."""
     import numpy as np
 
-    entries: list[Entry] = [found.entries[name] for _, found in files]
-    n_matrices = max(e.counts.size for e in entries)
-    sizes = {(e.sums.size, e.counts.size) for e in entries if e.counts.size > 1}
-    if len({e.sums.size for e in entries}) > 1 or len(sizes) > 1:
-        raise BadImatrix(
-            f"{name} has different shapes",
-            where=", ".join(str(path) for path, _ in files),
-            fix="compare only importance matrices of one model",
-        )
-    for (path, _), entry in zip(files, entries, strict=True):
-        sound = np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()
-        if not sound or (entry.sums < 0).any() or (entry.counts < 0).any():
-            raise BadImatrix(
-                f"{name} has NaN, infinite or negative values",
-                where=path,
-                fix=f"see what is wrong: imatrix-lab imatrix show {path}",
-            )
-    split = [e.split(n_matrices) for e in entries]
-    counts = np.stack([e.counts for e in split]).astype(np.float64)
-    return np.stack([e.means() for e in split]), counts
+    entries = aligned(name, files)
+    counts = np.stack([e.counts for e in entries]).astype(np.float64)
+    return np.stack([e.means() for e in entries]), counts
 
 
 def _measured(

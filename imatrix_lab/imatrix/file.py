@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from imatrix_lab.errors import BadImatrix, BadModel
-from imatrix_lab.gguf_file import MAGIC, TensorInfo, read_header
+from imatrix_lab.gguf_file import MAGIC, GgufHeader, TensorInfo, read_header
 from imatrix_lab.imatrix import legacy
 from imatrix_lab.store import replacing
 
@@ -27,10 +27,13 @@ LEGACY_WINDOW = 512
 """Tokens a window that a ``.dat`` is taken to have: it does not say, and llama.cpp takes its
 own ``-c``, 512 unless told. Only the weight of such a file in a merge by tokens depends on it."""
 OURS = "imatrix_lab."
+MODEL, REPAIRED = OURS + "model.sha256", OURS + "repair"
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_DATASETS, _N_CHUNKS, _CHUNK = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_DATASETS = "imatrix.datasets"
+_SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
 _ALIGNMENT = 32
+_U32_MAX, _I32_MAX = 2**32 - 1, 2**31 - 1
 _F32, _UINT32, _STRING, _ARRAY = 0, 4, 8, 9
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -41,19 +44,24 @@ class Entry:
 
     Attributes
     ----------
-    sums : sum of squared activations, float32, shape (matrices, columns).
-    counts : tokens summed, float32, shape (matrices,): one, or one an expert. Matrices without
+    sums : sum of squared activations, float32 in files, shape (matrices, columns).
+    counts : tokens summed, as wide, shape (matrices,): one, or one an expert. Matrices without
         experts (MLA), and all that come from a ``.dat``, stand in one row under one count.
     """
 
-    sums: NDArray[np.float32]
-    counts: NDArray[np.float32]
+    sums: NDArray[Any]
+    counts: NDArray[Any]
 
     def split(self, n_matrices: int) -> Entry:
-        """Return the same with a row a matrix, whatever the file had (llama.cpp's broadcast)."""
-        if self.counts.size != 1 or n_matrices == 1:
+        """Return the same with a row a matrix, whatever the file had (llama.cpp's broadcast).
+
+        Where a row equals its count throughout no token was: a ``.dat`` has ones there, exactly.
+        """
+        if self.counts.size != 1 or n_matrices == 1 or self.sums.size % n_matrices:
             return self
-        return Entry(self.sums.reshape(n_matrices, -1), self.counts.repeat(n_matrices))
+        sums, counts = self.sums.reshape(n_matrices, -1), self.counts.repeat(n_matrices)
+        filled = (sums == counts[:, None]).all(axis=1)
+        return Entry(sums * ~filled[:, None], counts * ~filled)
 
     def whole(self) -> Entry:
         """Return the same means with whole counts, at least 1 where there was something.
@@ -62,7 +70,7 @@ class Entry:
         """
         import numpy as np
 
-        counts = np.rint(self.counts)
+        counts = rounded(self.counts)
         counts[(counts == 0) & (self.counts > 0)] = 1
         if np.array_equal(counts, self.counts):
             return self
@@ -73,7 +81,16 @@ class Entry:
         import numpy as np
 
         counts = self.counts.astype(np.float64)[:, None]
-        return np.divide(self.sums, counts, out=np.zeros(self.sums.shape), where=counts > 0)
+        out = np.zeros(self.sums.shape)
+        np.divide(self.sums, counts, out=out, where=counts > 0)
+        return out
+
+
+def rounded(counts: NDArray[Any]) -> NDArray[Any]:
+    """Return counts as llama.cpp reads them: whole, halves away from zero (``lround``)."""
+    import numpy as np
+
+    return np.asarray(np.trunc(counts + np.copysign(np.float32(0.5), counts)))
 
 
 @dataclass(frozen=True)
@@ -111,19 +128,6 @@ def layer_and_role(tensor: str) -> tuple[int | None, str]:
     match = _BLOCK.fullmatch(tensor)
     name = match[2] if match else tensor
     return (int(match[1]) if match else None), name.removesuffix(".weight")
-
-
-def labels(files: Sequence[tuple[Path, Imatrix]]) -> list[str]:
-    """Return short names that tell files apart: languages, else file names, else paths."""
-    candidates = (
-        [found.language for _, found in files],
-        [path.name.partition(".")[0] for path, _ in files],
-        [path.name for path, _ in files],
-    )
-    for names in candidates:
-        if all(names) and len(set(names)) == len(names):
-            return names
-    return [str(path) for path, _ in files]
 
 
 def read(path: Path) -> Imatrix:
@@ -167,17 +171,34 @@ def _read_gguf(path: Path) -> Imatrix:
         entries[base] = Entry(_floats(path, sums).reshape(n_matrices, -1), _floats(path, counts))
     if not entries:
         raise BadImatrix("this importance matrix has no tensors", where=path)
-    datasets = header.metadata.get(_DATASETS, [])
+    n_chunks, window = [
+        header.integer(k, -1) if header.types.get(k) == (_UINT32,) else -1 for k in _SIZES
+    ]
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
     return Imatrix(
         entries,
-        tuple(str(d) for d in datasets) if isinstance(datasets, list) else (),
-        header.integer(_N_CHUNKS),
-        header.integer(_CHUNK),
+        _datasets(header),
+        max(0, n_chunks),
+        max(0, window),
         header.text(OURS + "language"),
         ours,
-        complete={_DATASETS, _N_CHUNKS, _CHUNK} <= header.metadata.keys(),
+        complete=_DATASETS in header.metadata and min(n_chunks, window) >= 0,
     )
+
+
+def _datasets(header: GgufHeader) -> tuple[str, ...]:
+    found: Any = header.metadata.get(_DATASETS)
+    if header.types.get(_DATASETS) != (_ARRAY, _STRING):
+        return ()
+    if isinstance(found, list):
+        return tuple(found)
+    names, (at, end) = [], found.span  # too many for the reader of headers
+    with header.path.open("rb") as file:
+        file.seek(at)
+        while file.tell() < end:
+            (length,) = struct.unpack("<Q", file.read(8))
+            names.append(file.read(length).decode("utf-8", "replace"))
+    return tuple(names)
 
 
 def _floats(path: Path, info: TensorInfo) -> NDArray[Any]:
@@ -214,13 +235,14 @@ def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = Non
 
     Raises
     ------
+    BadImatrix : counts that a ``.dat`` cannot hold.
     DiskFull : it does not fit.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".dat":
             records = list(_legacy_records(imatrix))
             last = imatrix.datasets[-1] if imatrix.datasets else ""
-            legacy.write(file, records, imatrix.chunk_count, last)
+            legacy.write(file, records, min(imatrix.chunk_count, _I32_MAX), last)
         else:
             _write_gguf(file, imatrix, {**imatrix.metadata, **(metadata or {})})
 
@@ -235,8 +257,8 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
     pairs = [
         _pair("general.type", _STRING) + _string("imatrix"),
         _pair(_DATASETS, _ARRAY) + struct.pack("<IQ", _STRING, len(imatrix.datasets)) + datasets,
-        _pair(_N_CHUNKS, _UINT32) + struct.pack("<I", imatrix.chunk_count),
-        _pair(_CHUNK, _UINT32) + struct.pack("<I", imatrix.chunk_size),
+        _pair(_N_CHUNKS, _UINT32) + struct.pack("<I", min(imatrix.chunk_count, _U32_MAX)),
+        _pair(_CHUNK, _UINT32) + struct.pack("<I", min(imatrix.chunk_size, _U32_MAX)),
     ]
     pairs += [_pair(key, _STRING) + _string(value) for key, value in metadata.items()]
     head = MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
@@ -272,8 +294,10 @@ def _legacy_records(imatrix: Imatrix) -> Iterator[legacy.Record]:
     window = imatrix.chunk_size or LEGACY_WINDOW
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]
-        counts = np.rint(entry.counts)[:, None]
-        if not counts.any():
+        counts = rounded(entry.counts)[:, None]
+        if not (np.abs(counts) <= _I32_MAX).all():
+            raise BadImatrix(f"{name} has a count that is no number of tokens in a .dat")
+        if not (counts > 0).any():
             continue
         n_calls = -(-int(counts.max()) // window)
         hit, one = counts > 0, np.float32(1)

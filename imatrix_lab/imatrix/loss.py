@@ -45,7 +45,7 @@ LOSS_VERSION = 1
 _N_TYPES = 43
 """GGML_TYPE_COUNT of the pinned llama.cpp."""
 _ERROR, _POWER = ".error", ".power"
-_FIX = "give the quant that was made from this model: imatrix-lab imatrix predict --model"
+_FIX = "give the quant that was made from this model: --quant NAME=FILE"
 
 
 class _TypeTraits(ctypes.Structure):
@@ -136,6 +136,7 @@ def kernel(tools: Toolchain, store: Store, progress: Progress) -> Kernel:
     try:
         ggml = ctypes.CDLL(str(tools.library_dir / name))
         traits_of, name_of = ggml.ggml_get_type_traits, ggml.ggml_type_name
+        ggml.ggml_cpu_init()  # fills the table of halves where the processor has no instruction
         vectorized = {"F16": ggml.ggml_cpu_fp16_to_fp32, "BF16": ggml.ggml_cpu_bf16_to_fp32}
     except (OSError, AttributeError) as error:
         raise MissingTool(

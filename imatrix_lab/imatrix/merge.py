@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix.file import LEGACY_WINDOW, Entry, Imatrix
+from imatrix_lab.imatrix.file import LEGACY_WINDOW, MODEL, Entry, Imatrix
+from imatrix_lab.imatrix.together import aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,7 @@ BY = ("energy", "tokens")
 KEY = "imatrix_lab.merge"
 _LICENCE = "imatrix_lab.corpus.licence"
 _LABEL_CHARS_MAX = 40
+_PERCENT_OFF_MAX = 1e-4
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def merge(parts: Sequence[Part], by: str) -> Imatrix:
     for name in names:
         those = [p for p in parts if name in p.imatrix.entries]
         weights = np.array([p.weight for p in those])
-        entries[name] = _mixed(name, those, _aligned(name, those), weights, by)
+        found = aligned(name, [(p.path, p.imatrix) for p in those])
+        entries[name] = _mixed(name, those, found, weights, by)
     window = _window(parts)
     n_tokens = Imatrix(entries, (), 0, 0).n_tokens()
     language = label(parts, by)
@@ -87,8 +90,8 @@ def merge(parts: Sequence[Part], by: str) -> Imatrix:
     )
 
 
-def without_each(parts: Sequence[Part], by: str) -> list[Imatrix]:
-    """Return the mixtures that leave out one file each, in the order of the files.
+def without_each(parts: Sequence[Part], by: str) -> Iterator[Imatrix]:
+    """Return the mixtures that leave out one file each, in order, each mixed when asked for.
 
     Raises
     ------
@@ -96,44 +99,26 @@ def without_each(parts: Sequence[Part], by: str) -> list[Imatrix]:
     """
     if len(parts) < 3:
         raise UsageError("leaving one out of a mixture takes three files or more")
-    return [merge([p for p in parts if p is not left], by) for left in parts]
+    return (merge([p for p in parts if p is not left], by) for left in parts)
 
 
 def label(parts: Sequence[Part], by: str) -> str:
-    """Return a name such as ``nb75-en25``; ``nb-en`` where all weigh the same."""
-    total = sum(p.weight for p in parts)
+    """Return a name such as ``nb75-en25``; ``nb-en`` where all weigh the same.
+
+    It names quants. So where whole percents would not tell one mixture from another, and where
+    it would be long, it has part of a digest.
+    """
     names = [re.sub(r"\W+", "-", p.imatrix.language or p.path.stem) for p in parts]
+    percents = [100 * p.weight / sum(q.weight for q in parts) for p in parts]
+    exact = True
     if len({p.weight for p in parts}) > 1:
-        names = [f"{n}{100 * p.weight / total:.0f}" for n, p in zip(names, parts, strict=True)]
+        names = [f"{name}{percent:.0f}" for name, percent in zip(names, percents, strict=True)]
+        exact = all(round(p) and abs(p - round(p)) < _PERCENT_OFF_MAX for p in percents)
     found = "-".join(names) + ("-by-tokens" if by == "tokens" else "")
-    if len(found) <= _LABEL_CHARS_MAX:
+    if exact and len(found) <= _LABEL_CHARS_MAX:
         return found
     digest = hashlib.sha256(_record(parts, by).encode()).hexdigest()[:8]
     return f"mix-of-{len(parts)}-{digest}"
-
-
-def _aligned(name: str, parts: Sequence[Part]) -> list[Entry]:
-    """Return a tensor's entries in one shape; a ``.dat`` has one row for all experts."""
-    import numpy as np
-
-    entries = [p.imatrix.entries[name] for p in parts]
-    for part, entry in zip(parts, entries, strict=True):
-        sound = np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()
-        if not sound or (entry.sums < 0).any() or (entry.counts < 0).any():
-            raise BadImatrix(
-                f"{name} has NaN, infinite or negative values",
-                where=part.path,
-                fix=f"see what is wrong: imatrix-lab imatrix show {part.path}",
-            )
-    n_matrices = max(e.counts.size for e in entries)
-    shapes = {(e.sums.size, e.counts.size if e.counts.size > 1 else n_matrices) for e in entries}
-    if len(shapes) > 1:
-        raise BadImatrix(
-            f"{name} has different shapes: {', '.join(sorted(str(s[0]) for s in shapes))} values",
-            where=", ".join(str(p.path) for p in parts),
-            fix="merge only importance matrices of one model",
-        )
-    return [e.split(n_matrices) for e in entries]
 
 
 def _mixed(
@@ -153,9 +138,8 @@ def _mixed(
     for factor, entry in zip(factors, entries, strict=True):
         sums += factor * entry.sums
         counts += factor * entry.counts
-    whole = np.where(counts > 0, np.maximum(np.rint(counts), 1), 0)
-    sums *= np.divide(whole, counts, out=np.ones(counts.shape), where=counts > 0)[:, None]
-    return Entry(sums.astype(np.float32), whole.astype(np.float32))
+    whole = Entry(sums, counts).whole()
+    return Entry(whole.sums.astype(np.float32), whole.counts.astype(np.float32))
 
 
 def _window(parts: Sequence[Part]) -> int:
@@ -189,6 +173,7 @@ def _record(parts: Sequence[Part], by: str) -> str:
             "n_tokens": p.imatrix.n_tokens(),
             "n_ctx": p.imatrix.chunk_size,
             "datasets": list(p.imatrix.datasets),
+            "model_sha256": p.imatrix.metadata.get(MODEL, ""),
             "sha256": p.sha256,
         }
         for p in parts

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix.compare import Comparison, Floor, layer, role
+from imatrix_lab.imatrix.compare import Comparison, Floor
+from imatrix_lab.imatrix.file import layer_and_role
 from imatrix_lab.store import replacing
 
 SUFFIXES = (".svg", ".png")
@@ -100,7 +101,7 @@ def _profiles(
     axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False).flatten()
     top = 0.0
     for place, (title, rows) in zip(axes, panels, strict=False):
-        layers = [layer(found.tensors[i]) for i in rows]
+        layers = [layer_and_role(found.tensors[i])[0] for i in rows]
         for k in range(1, len(found.labels)):
             values = found.values["tv"][rows, 0, k]
             place.plot(
@@ -132,8 +133,9 @@ def _panels(found: Comparison) -> list[tuple[str, list[int]]]:
     """Return title and tensors of each panel; roles with equal values together."""
     roles: dict[str, list[int]] = {}
     for i, name in enumerate(found.tensors):
-        if layer(name) is not None:
-            roles.setdefault(role(name), []).append(i)
+        layer, role = layer_and_role(name)
+        if layer is not None:
+            roles.setdefault(role, []).append(i)
     panels: list[tuple[list[str], list[int]]] = []
     for name, rows in roles.items():
         same = next((p for p in panels if _alike(found, p[1], rows)), None)
@@ -148,7 +150,7 @@ def _alike(found: Comparison, one: Sequence[int], other: Sequence[int]) -> bool:
     import numpy as np
 
     values = found.values["tv"]
-    places = [[layer(found.tensors[i]) for i in rows] for rows in (one, other)]
+    places = [[layer_and_role(found.tensors[i])[0] for i in rows] for rows in (one, other)]
     return places[0] == places[1] and np.array_equal(
         values[list(one)], values[list(other)], equal_nan=True
     )

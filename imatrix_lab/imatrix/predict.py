@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.imatrix.file import Entry, Imatrix
+from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
 from imatrix_lab.imatrix.loss import Columns
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 GRID_MAX = 20_000
 _STEPS = (20, 10, 5, 4, 2, 1)
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,15 @@ class Losses:
         return found
 
     def grouped(self, by: str) -> dict[str, NDArray[np.float64]]:
-        """Return the mean over the tensors of each ``role`` or ``layer``."""
+        """Return the mean over the tensors of each ``role`` (``attn_q``) or ``layer`` (``7``).
+
+        What is in no layer keeps its name.
+        """
         rows = defaultdict(list)
         for name, row in zip(self.tensors, self.relative(), strict=True):
-            rows[group_of(name, by)].append(row)
+            layer, role = layer_and_role(name)
+            rows[role if by == "role" or layer is None else str(layer)].append(row)
         return {key: sum(found) / len(found) for key, found in rows.items()}
-
-
-def group_of(tensor: str, by: str) -> str:
-    """Return a tensor's role (``attn_q``) or layer (``7``); what is in no layer keeps its name."""
-    match = _BLOCK.fullmatch(tensor)
-    if not match:
-        return tensor.removesuffix(".weight")
-    return match[2] if by == "role" else match[1]
 
 
 def losses(
@@ -83,13 +77,16 @@ def losses(
 ) -> Losses:
     """Return what a quant loses in each language, over the tensors that all imatrices have.
 
+    A tensor in which a language's activations meet no weight (all weights are zero, say) has no
+    loss and is left out.
+
     Parameters
     ----------
     columns : the quant's sums; see `loss.read`.
 
     Raises
     ------
-    BadImatrix : no tensor in common, a tensor of another shape, or one that saw nothing.
+    BadImatrix : no tensor in common, or a tensor of another shape.
     """
     import numpy as np
 
@@ -103,9 +100,11 @@ def losses(
             sums = _as(imatrix.entries[name], found.error.shape, f"{name} of {language}")
             lost[row, column] = (sums * found.error).sum()
             energy[row, column] = (sums * found.power).sum()
-            if not energy[row, column] > 0:
-                raise BadImatrix(f"{name} of {language} saw no activation that meets a weight")
-    return Losses(tuple(names), tuple(languages), lost, energy)
+    met = np.asarray((energy > 0).all(axis=1))
+    if not met.any():
+        raise BadImatrix("in no tensor do the activations of every language meet a weight")
+    kept = tuple(name for name, whole in zip(names, met, strict=True) if whole)
+    return Losses(kept, tuple(languages), lost[met], energy[met])
 
 
 def _as(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
@@ -117,35 +116,10 @@ def _as(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
             f"{name} is for {list(entry.sums.shape)} matrices and columns, the model's tensor has"
             f" {list(shape)}"
         )
-    return entry.sums.reshape(shape).astype(np.float64)
+    return entry.split(shape[0]).sums.reshape(shape).astype(np.float64)
 
 
 # -- mixtures
-
-
-def mix(imatrices: Sequence[Imatrix], weights: Sequence[float]) -> Imatrix:
-    """Return the mixture in which each imatrix has its weight, whatever its tokens and scale.
-
-    Each tensor's sums are divided by their own total (their energy) before they are added.
-    """
-    import numpy as np
-
-    used = [(i, w) for i, w in zip(imatrices, weights, strict=True) if w]
-    names = set.intersection(*(set(i.entries) for i, _ in used))
-    entries = {}
-    for name in sorted(names):
-        found = [(i.entries[name], w) for i, w in used]
-        shares = np.array([w / float(e.sums.sum(dtype=np.float64)) for e, w in found])
-        # back to the size of real counts: llama-quantize divides the one by the other
-        shares *= sum(w * e.counts.sum() for e, w in found) / sum(
-            share * e.counts.sum() for share, (e, _) in zip(shares, found, strict=True)
-        )
-        entries[name] = Entry(
-            sum(s * e.sums for s, (e, _) in zip(shares, found, strict=True)).astype(np.float32),
-            sum(s * e.counts for s, (e, _) in zip(shares, found, strict=True)).astype(np.float32),
-        )
-    datasets = tuple(d for i, _ in used for d in i.datasets) or ("a mixture",)  # or it is refused
-    return Imatrix(entries, datasets, sum(i.chunk_count for i, _ in used), used[0][0].chunk_size)
 
 
 def grid(n_languages: int) -> NDArray[np.float64]:

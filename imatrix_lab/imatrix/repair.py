@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from imatrix_lab.imatrix import check
-from imatrix_lab.imatrix.file import LEGACY_WINDOW, Entry, Imatrix
+from imatrix_lab.imatrix.file import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
 from imatrix_lab.imatrix.wanted import Wanted
-
-KEY = "imatrix_lab.repair"
 
 
 def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
@@ -16,10 +14,10 @@ def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
 
     - an expert that no token reached takes the mean over the others, as one token's worth;
     - counts that are not whole are rounded, and sums scaled so that the means stay;
-    - tensors that the model does not have are left out;
+    - what is no matrix of the model is left out;
     - keys that llama-quantize demands are added.
 
-    What was done is also in the metadata, under `KEY`.
+    What was done is also in the metadata, under `file.REPAIRED`.
     """
     done = []
     entries = {n: e for n, e in imatrix.entries.items() if n in wanted.tensors}
@@ -31,7 +29,7 @@ def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
             done.append(f"{name}: counts rounded")
         filled = _filled(whole, check.n_matrices(name, wanted))
         if filled is not whole:
-            done.append(f"{name}: unhit experts take the mean over the others")
+            done.append(f"{name}: {check.FILLED}")
         entries[name] = filled
     n_chunks, window = imatrix.chunk_count, imatrix.chunk_size
     if not imatrix.complete:
@@ -40,8 +38,8 @@ def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
         done.append(f"set to {n_chunks} windows of {window} tokens")
     if not done:
         return imatrix, ()
-    before = imatrix.metadata.get(KEY)
-    metadata = {**imatrix.metadata, KEY: "; ".join([before, *done] if before else done)}
+    before = imatrix.metadata.get(REPAIRED)
+    metadata = {**imatrix.metadata, REPAIRED: "; ".join([before, *done] if before else done)}
     mended = dataclasses.replace(
         imatrix, entries=entries, chunk_count=n_chunks, chunk_size=window, metadata=metadata,
         complete=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imatrix_lab.gguf_file import TensorInfo, read_header
+from imatrix_lab.imatrix.file import layer_and_role
 from imatrix_lab.models import quantizable
 from imatrix_lab.records import Model
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NOT_MULTIPLIED = re.compile(r"attn_kv_b\.|compressor_ape|conv1d")
-_LAYER = re.compile(r"blk\.(\d+)\.")
 _BITS_BUT_SIGN = {"F32": ("<u4", 0x7FFFFFFF), "F16": ("<u2", 0x7FFF), "BF16": ("<u2", 0x7FFF)}
 _SLAB_BYTES = 16 << 20
 
@@ -29,7 +29,7 @@ class Wanted:
     Attributes
     ----------
     expected : the tensors that a complete imatrix has.
-    tensors : all there are, with the file each is in.
+    tensors : all its matrices, with the file each is in.
     model_sha256 : of the model; empty if unknown.
     """
 
@@ -72,7 +72,7 @@ def of(model: Model) -> Wanted:
     """Return what a model's quantizer looks for; reads the headers."""
     headers = [read_header(path) for path in model.shards]
     arch = model.facts.architecture
-    tensors = {t.name: (h.path, t) for h in headers for t in h.tensors}
+    tensors = {t.name: (h.path, t) for h in headers for t in h.tensors if len(t.shape) > 1}
     expected = expected_tensors(
         (info for _, info in tensors.values()),
         model.facts.n_layers,
@@ -94,10 +94,9 @@ def expected_tensors(
     """
     names = set()
     for tensor in tensors:
-        match = _LAYER.match(tensor.name)
-        if not match or not quantizable(tensor) or _NOT_MULTIPLIED.search(tensor.name):
+        layer, _ = layer_and_role(tensor.name)
+        if layer is None or not quantizable(tensor) or _NOT_MULTIPLIED.search(tensor.name):
             continue
-        layer = int(match[1])
         shares = layer >= n_layers - n_shared_kv and re.search(r"attn_[kv]\.weight", tensor.name)
         if layer < n_layers - n_skipped and not shares:
             names.add(tensor.name)

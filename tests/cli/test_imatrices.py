@@ -11,7 +11,7 @@ import pytest
 from imatrix_lab import pipeline
 from imatrix_lab.cli import main as cli_main
 from imatrix_lab.gguf_file import read_header
-from imatrix_lab.imatrix import file, merge, repair
+from imatrix_lab.imatrix import file, merge
 from imatrix_lab.imatrix.file import Entry
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Request
@@ -81,7 +81,7 @@ def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
     done = lab("imatrix", "check", tmp_path / "more.gguf", "--model", tiny, *target, "--json")
     assert json.loads(done.stdout)["repaired"] == ["left out 1 tensors not in the model"]
     back = file.read(tmp_path / "mended.gguf")
-    assert back.entries.keys() == found.entries.keys() and back.metadata[repair.KEY]
+    assert back.entries.keys() == found.entries.keys() and back.metadata[file.REPAIRED]
 
 
 def test_merge_with_weights_to_both_formats(lab, two, tmp_path):
@@ -110,6 +110,40 @@ def test_merge_leaving_each_out(lab, two, tmp_path):
     assert file.read(tmp_path / "m-without-en.gguf").n_tokens() == (6 + 4) * 128
 
 
+def test_merge_leaving_each_out_of_files_called_alike(lab, two, tmp_path):
+    paths = [tmp_path / folder / "imatrix.gguf" for folder in "abc"]
+    for path, source in zip(paths, ("nb", "en", "nb"), strict=True):
+        path.parent.mkdir()
+        path.write_bytes((two / f"{source}.gguf").read_bytes())
+    lab("imatrix", "merge", *paths, "-o", tmp_path / "m.gguf", "--leave-one-out")
+    made = {p.name for p in tmp_path.glob("m-*.gguf")}
+    assert made == {f"m-without-imatrix-{i}.gguf" for i in (1, 2, 3)}
+    # too few files: said before anything is written
+    words = ("imatrix", "merge", *paths[:2], "-o", tmp_path / "x.gguf", "--leave-one-out")
+    assert "three files" in lab(*words, status=2).stderr and not (tmp_path / "x.gguf").exists()
+
+
+def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-nb.imatrix.gguf").symlink_to(two / "nb.gguf")
+    (tmp_path / "en.gguf").symlink_to(two / "en.gguf")
+    lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "mix.gguf")
+    assert file.read(tmp_path / "mix.gguf").language == "nb75-en25"
+    (tmp_path / "nb.gguf").symlink_to(two / "nb.gguf")
+    done = lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "x.gguf", status=2)
+    assert "nb may mean demo-nb.imatrix.gguf or nb.gguf" in done.stderr
+
+
+def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):
+    other = file.read(two / "en.gguf")
+    metadata = {**other.metadata, file.MODEL: "f" * 64}
+    file.write(tmp_path / "en.gguf", dataclasses.replace(other, metadata=metadata))
+    for words in (("merge", "-o", tmp_path / "x.gguf"), ("diff",)):
+        for en, said in ((two / "en.gguf", False), (tmp_path / "en.gguf", True)):
+            done = lab("imatrix", words[0], two / "nb.gguf", en, *words[1:])
+            assert ("different model files" in done.stderr) == said
+
+
 @pytest.mark.parametrize(
     ("word", "words"),
     [
@@ -124,7 +158,7 @@ def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, monkeypa
     assert words in done.stderr
 
 
-def test_diff(lab, two, tmp_path):
+def test_diff(lab, two, tmp_path, monkeypatch):
     files = (two / "nb.gguf", two / "en.gguf")
     picture = tmp_path / "p.svg"
     done = lab("imatrix", "diff", *files, "--noise", *files, "--plot", picture)
@@ -134,6 +168,11 @@ def test_diff(lab, two, tmp_path):
     assert np.array(found["matrix"]["tv"]).shape == (3, 3)
     assert len(found["by_tensor"]["names"]) == 14
     assert lab("imatrix", "diff", files[0], status=2).stderr
+    monkeypatch.chdir(tmp_path)
+    done = lab("imatrix", "diff", *files, "--noise", *files, "--json", "--plot")
+    assert (tmp_path / "diff.svg").exists()
+    found = json.loads(done.stdout)["by_tensor"]
+    assert found["noise"]["tv"] == found["noise_highest_tv"] and len(found["names"]) == 14
 
 
 def quantize(lab, tiny, imatrix, two, out, *extra, status=0):
@@ -168,6 +207,8 @@ def test_a_dat_makes_the_same_weights_as_its_gguf(lab, tiny, two, tmp_path):
         tensors.append([np.array(t.data) for t in gguf.GGUFReader(quant).tensors])
     assert all(np.array_equal(a, b) for a, b in zip(*tensors, strict=True))
     assert read_header(quant).metadata["imatrix_lab.language"] == "same"
+    (dat,) = (tmp_path / "nb").glob("*.gguf")
+    assert "imatrix_lab.imatrix.tokens" not in read_header(dat).metadata  # a .dat does not say
 
 
 def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):

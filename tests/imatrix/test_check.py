@@ -15,14 +15,10 @@ from imatrix_lab.imatrix.file import Entry, Imatrix
 from imatrix_lab.imatrix.wanted import Wanted
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Model
+from tests.imatrix.made_up import entry
 
 QUERY, UP = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 NAN, BLOCK = float("nan"), check.BLOCK
-
-
-def entry(sums, counts):
-    sums = np.asarray(sums, np.float32)
-    return Entry(sums.reshape(len(counts), -1), np.asarray(counts, np.float32))
 
 
 def matrix(**entries):
@@ -52,12 +48,13 @@ def test_a_good_one_passes():
     [
         ("not-finite", entry([1, NAN], [8]), "NaN"),
         ("not-finite", entry([1, np.inf], [8]), "infinite"),
-        ("not-finite", entry([1, 1], [NAN]), "NaN"),
+        ("bad-counts", entry([1, 1], [NAN]), "NaN"),
+        ("bad-counts", entry([1, 1], [1e30]), "impossibly large"),
         ("zero", entry([0, 0], [8]), "zero throughout"),
         ("zero", entry([1, 1, 0, 0], [4, 4]), "zero throughout"),
         ("no-tokens", entry([0, 0], [0]), "no token"),
         ("negative", entry([1, -1], [8]), "negative"),
-        ("negative", entry([1, 1], [-8]), "negative"),
+        ("bad-counts", entry([1, 1], [-8]), "negative"),
     ],
 )
 def test_a_bad_tensor_is_an_error_that_names_it(kind, bad, words):
@@ -87,11 +84,49 @@ def test_missing_tensors_are_counted_and_named():
     assert error.kind == "missing" and "2 of 4" in error.what and error.tensors == ("c", "d")
 
 
+def test_few_missing_tensors_are_a_warning():
+    known = {f"t{i}": entry([1, 2], [8]) for i in range(100)}
+    whole = model(known, **dict.fromkeys(known, (2,)))
+    for n_missing, severity in ((4, findings.WARNING), (5, findings.ERROR)):
+        short = matrix(**dict(list(known.items())[n_missing:]))
+        assert "missing" in kinds(check.check(short, whole), severity)
+
+
+def test_a_matrix_of_zeros_under_one_count_is_found_beside_the_model():
+    heads = matrix(**GOOD, experts=entry([[1, 1, 0, 0, 1, 1]], [8]))
+    assert check.check(heads).of(findings.ERROR) == []
+    (error,) = check.check(heads, MODEL).of(findings.ERROR)
+    assert error.kind == "zero" and error.tensors == ("experts",)
+
+
+@pytest.mark.parametrize("known", [None, MODEL])
+def test_experts_of_a_dat_say_nothing_of_the_tokens(tmp_path, known):
+    name = "blk.0.ffn_up_exps.weight"
+    dat = matrix(**GOOD, **{name: entry([1, 2, 1, 1, 1, 3], [700, 900, 500])})
+    file.write(tmp_path / "x.dat", dat)
+    assert "counts" not in kinds(check.check(file.read(tmp_path / "x.dat"), known), "warning")
+
+
+def test_the_tokens_of_a_dat_are_a_guess_and_said_to_be(tmp_path):
+    file.write(tmp_path / "x.dat", matrix(**GOOD))
+    (few,) = [f for f in check.check(file.read(tmp_path / "x.dat")).all if f.kind == "few-tokens"]
+    assert few.what.endswith("if its windows had 512")
+
+
+def test_counts_that_are_not_whole_matter_where_they_round_to_none():
+    found = check.check(matrix(**GOOD, experts=entry([1] * 6, [40.4, 0.4, 90])), MODEL)
+    (lost,) = [f for f in found.all if f.kind == "lost-counts"]
+    assert lost.severity == findings.WARNING and lost.mendable
+    found = check.check(matrix(**GOOD, experts=entry([1] * 6, [40.4, 0.5, 90])), MODEL)
+    (odd,) = [f for f in found.all if f.kind == "fractions"]
+    assert odd.severity == findings.NOTE and odd.mendable and "lost-counts" not in str(found)
+
+
 def test_what_does_not_fit_the_model():
     other = matrix(**GOOD, bad=entry([1, 1, 1], [8]), stranger=entry([1, 1], [8]))
     found = check.check(other, MODEL)
     assert kinds(found, findings.ERROR) == {"shape"}
-    assert "3 values for 1 x 2 columns" in found.of(findings.ERROR)[0].what
+    assert "3 values and 1 counts for 1 matrices of 2 columns" in found.of(findings.ERROR)[0].what
     (foreign,) = [f for f in found.all if f.kind == "foreign"]
     assert foreign.tensors == ("stranger",) and foreign.severity == findings.WARNING
 
@@ -214,6 +249,26 @@ def test_without_a_count_every_column_weighs_the_same(relative_error):
     even, _ = relative_error("Q3_K_S", np.full((1, 256), 7, np.float32), np.full(1, 7, np.float32))
     assert np.array_equal(never, even)
     assert not np.array_equal(never, relative_error("Q3_K_S")[0])
+    for count in (-8, NAN, np.inf, 1e30):
+        bad, found = relative_error("Q3_K_S", counts=np.array([count], np.float32))
+        assert np.array_equal(bad, even) and kinds(found, findings.ERROR) == {"bad-counts"}
+    lost, found = relative_error("Q3_K_S", counts=np.array([0.4], np.float32))
+    assert np.array_equal(lost, even) and "lost-counts" in kinds(found, findings.WARNING)
+
+
+def test_a_count_rounded_up_or_down_changes_nothing(relative_error, dense):
+    counts = file.read(dense[1]).entries[QUERY].counts
+    good, odd = (relative_error("Q4_K_M", counts=counts + by)[0] for by in (0, np.float32(0.3)))
+    assert np.array_equal(good, odd)
+
+
+def test_negative_sums_reward_error(relative_error, dense):
+    sums = -file.read(dense[1]).entries[QUERY].sums
+    try:
+        error, _ = relative_error("Q3_K_S", sums)
+    except ToolFailed:
+        return
+    assert error.sum() > 10 * relative_error("Q3_K_S")[0].sum()
 
 
 # -- mending
@@ -226,8 +281,11 @@ def test_unhit_experts_take_the_mean_over_the_others():
     assert found.counts.tolist() == [4, 1, 16]
     assert found.sums[1].tolist() == [2.0, 1.0]
     assert np.array_equal(found.sums[[0, 2]], experts.sums[[0, 2]])
-    assert "experts" in done[0] and done[0] in mended.metadata[repair.KEY]
-    assert check.check(mended, MODEL).n_unhit == 0
+    assert "experts" in done[0] and done[0] in mended.metadata[file.REPAIRED]
+    again = check.check(dataclasses.replace(mended, entries={"experts": found}), MODEL)
+    assert again.n_unhit == 0
+    (rare,) = [f for f in again.all if f.kind == "rare-experts"]
+    assert "2 experts" in rare.what  # those with 4 and 16 tokens, not the mended one
 
 
 def test_everything_mendable_is_mended_and_told():

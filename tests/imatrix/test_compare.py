@@ -10,17 +10,8 @@ from scipy.stats import spearmanr
 
 from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import compare, file, pictures, statistics
-from imatrix_lab.imatrix.file import Entry, Imatrix
-
-
-def made_up(**tensors):
-    entries = {
-        name: Entry(
-            np.asarray(sums, np.float32).reshape(len(counts), -1), np.asarray(counts, np.float32)
-        )
-        for name, (sums, counts) in tensors.items()
-    }
-    return Imatrix(entries, (), 1, 8)
+from imatrix_lab.imatrix.file import Imatrix
+from tests.imatrix.made_up import imatrix
 
 
 def two(one, other):
@@ -32,7 +23,7 @@ def value(found, measure, tensor=0):
 
 
 def test_by_hand():
-    found = two(made_up(t=([1, 3, 0, 0], [1])), made_up(t=([10, 0, 0, 30], [2])))
+    found = two(imatrix(t=([1, 3, 0, 0], [1])), imatrix(t=([10, 0, 0, 30], [2])))
     assert value(found, "tv") == pytest.approx(0.75)
     assert value(found, "cosine") == pytest.approx(1 * 10 / (10**0.5 * 1000**0.5))
     assert value(found, "top") == 0
@@ -43,7 +34,7 @@ def test_by_hand():
 def test_a_common_factor_changes_nothing():
     rng = np.random.default_rng(0)
     sums = rng.lognormal(size=300)
-    found = two(made_up(t=(sums, [5])), made_up(t=(sums * 7, [9])))
+    found = two(imatrix(t=(sums, [5])), imatrix(t=(sums * 7, [9])))
     assert value(found, "tv") == pytest.approx(0, abs=1e-6)
     for measure in ("cosine", "rank", "top"):
         assert value(found, measure) == pytest.approx(1)
@@ -52,26 +43,26 @@ def test_a_common_factor_changes_nothing():
 def test_top_columns_and_ranks():
     rng = np.random.default_rng(1)
     one, other = rng.lognormal(size=(2, 400)).astype(np.float32)
-    found = two(made_up(t=(one, [1])), made_up(t=(other, [1])))
+    found = two(imatrix(t=(one, [1])), imatrix(t=(other, [1])))
     tops = [set(np.argsort(-x)[:4]) for x in (one, other)]
     assert value(found, "top") == len(tops[0] & tops[1]) / 4
     assert value(found, "rank") == pytest.approx(spearmanr(one, other).statistic)
 
 
 def test_experts_that_both_reached_weigh_by_the_fewer_tokens():
-    one = made_up(t=([1, 0, 1, 0, 1, 0], [10, 4, 9]))
-    other = made_up(t=([0, 1, 1, 0, 5, 5], [2, 6, 0]))
+    one = imatrix(t=([1, 0, 1, 0, 1, 0], [10, 4, 9]))
+    other = imatrix(t=([0, 1, 1, 0, 5, 5], [2, 6, 0]))
     assert value(two(one, other), "tv") == pytest.approx((2 * 1 + 4 * 0) / 6)
-    never = two(made_up(t=([1, 0, 0, 0], [3, 0])), made_up(t=([0, 0, 1, 0], [0, 3])))
+    never = two(imatrix(t=([1, 0, 0, 0], [3, 0])), imatrix(t=([0, 0, 1, 0], [0, 3])))
     assert np.isnan(value(never, "tv"))
 
 
 def test_groups_come_with_those_that_differ_most_first_and_their_noise():
     names = {f"blk.{i}.{r}.weight": i + (r == "up") for i in range(3) for r in ("q", "up")}
-    flat = made_up(**{n: ([8, 8], [1]) for n in names})
-    tilted = made_up(**{n: ([8 + by, 8 - by], [1]) for n, by in names.items()})
+    flat = imatrix(**{n: ([8, 8], [1]) for n in names})
+    tilted = imatrix(**{n: ([8 + by, 8 - by], [1]) for n, by in names.items()})
     found = two(flat, tilted)
-    samples = [(Path("c"), flat), (Path("d"), made_up(**{n: ([9, 7], [1]) for n in names}))]
+    samples = [(Path("c"), flat), (Path("d"), imatrix(**{n: ([9, 7], [1]) for n in names}))]
     floor = compare.noise_floor([samples], found.tensors)
     result = compare.summary(found, floor)
     assert [g["name"] for g in result["layers"]] == [2, 1, 0]
@@ -79,19 +70,48 @@ def test_groups_come_with_those_that_differ_most_first_and_their_noise():
     assert result["layers"][0]["tv"] == pytest.approx(2.5 / 16)
     assert result["overall"]["noise"]["tv"] == pytest.approx(1 / 16)
     assert result["overall"]["above_noise"] == 3 and result["overall"]["tensors"] == 6
+    assert result["overall"]["above_by_chance"] == 3  # of 6, beside one pair
+
+
+def test_above_the_noise_is_above_every_pair_of_samples():
+    names = [f"blk.{i}.q.weight" for i in range(400)]
+    rng = np.random.default_rng(0)
+
+    def sample():
+        return imatrix(**{n: (rng.lognormal(size=20), [1]) for n in names})
+
+    pairs = [[(Path("a"), sample()), (Path("b"), sample())] for _ in range(4)]
+    found = two(sample(), sample())
+    floor = compare.noise_floor(pairs[:3], found.tensors)
+    overall = compare.summary(found, floor)["overall"]
+    assert overall["above_by_chance"] == 100 and 70 < overall["above_noise"] < 130
+
+
+def test_noise_that_one_pair_cannot_tell_the_others_do():
+    never = imatrix(t=([1, 0, 0, 0], [3, 0])), imatrix(t=([0, 0, 1, 0], [0, 3]))
+    known = imatrix(t=([1, 0, 0, 0], [3, 0])), imatrix(t=([1, 1, 0, 0], [3, 0]))
+    samples = [[(Path("a"), one), (Path("b"), other)] for one, other in (never, known)]
+    assert compare.noise_floor(samples, ["t"]).by_tensor["tv"].tolist() == [0.5]
+
+
+def test_what_a_dat_fills_in_is_no_difference(tmp_path):
+    name = "blk.0.ffn_up_exps.weight"
+    file.write(tmp_path / "a.dat", imatrix(**{name: ([0.1, 0.3, 0, 0], [900, 0])}))
+    other = imatrix(**{name: ([0.1, 0.3, 5, 0], [800, 100])})
+    assert value(two(file.read(tmp_path / "a.dat"), other), "tv") == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (made_up(u=([1], [1])), "no tensor in common"),
-        (made_up(t=([1, 1, 1], [1])), "different shapes"),
-        (made_up(t=([1, float("nan")], [1])), "NaN"),
+        (imatrix(u=([1], [1])), "no tensor in common"),
+        (imatrix(t=([1, 1, 1], [1])), "different shapes"),
+        (imatrix(t=([1, float("nan")], [1])), "NaN"),
     ],
 )
 def test_what_cannot_be_compared(other, words):
     with pytest.raises(BadImatrix, match=words):
-        two(made_up(t=([1, 1], [1])), other)
+        two(imatrix(t=([1, 1], [1])), other)
 
 
 def test_a_dat_and_its_gguf_are_the_same(made, tmp_path):

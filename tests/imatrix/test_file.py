@@ -1,27 +1,25 @@
 """Both formats, against the files of llama-imatrix itself; and whatever else arrives."""
 
+import contextlib
+import dataclasses
 import random
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imatrix_lab.errors import BadImatrix, DiskFull
-from imatrix_lab.imatrix import check, file, statistics
-from imatrix_lab.imatrix.file import Entry, Imatrix
-
-
-def entry(sums, counts):
-    sums = np.asarray(sums, np.float32)
-    return Entry(sums.reshape(len(counts), -1), np.asarray(counts, np.float32))
-
+from imatrix_lab.errors import BadImatrix, DiskFull, ImatrixLabError
+from imatrix_lab.imatrix import check, file, statistics, together
+from imatrix_lab.imatrix.file import Imatrix
+from tests.imatrix.made_up import entry
 
 SMALL = Imatrix({"a": entry([1, 2], [8]), "b": entry([1, 0, 0, 3], [8, 0])}, ("x",), 2, 4)
 
 
 @pytest.fixture(params=["dense", "moe"])
-def gguf(request, made):
+def source(request, made):
     return made[request.param]["b"]
 
 
@@ -32,17 +30,17 @@ def converted(llama_imatrix, source, target):
 
 
 @pytest.mark.parametrize("suffix", ["gguf", "dat"])
-def test_what_we_write_is_llama_imatrix_byte_for_byte(gguf, llama_imatrix, tmp_path, suffix):
-    theirs = converted(llama_imatrix, gguf, tmp_path / f"theirs.{suffix}")
-    file.write(tmp_path / f"ours.{suffix}", file.read(gguf))
+def test_what_we_write_is_llama_imatrix_byte_for_byte(source, llama_imatrix, tmp_path, suffix):
+    theirs = converted(llama_imatrix, source, tmp_path / f"theirs.{suffix}")
+    file.write(tmp_path / f"ours.{suffix}", file.read(source))
     assert (tmp_path / f"ours.{suffix}").read_bytes() == theirs
 
 
 @pytest.mark.parametrize("suffix", ["gguf", "dat"])
-def test_a_dat_is_read_as_llama_imatrix_reads_it(gguf, llama_imatrix, tmp_path, suffix):
+def test_a_dat_is_read_as_llama_imatrix_reads_it(source, llama_imatrix, tmp_path, suffix):
     """It takes windows of ``-c`` tokens, here as long as `file.LEGACY_WINDOW`."""
     dat = tmp_path / "a.dat"
-    file.write(dat, file.read(gguf))
+    file.write(dat, file.read(source))
     wide = ("-c", file.LEGACY_WINDOW, "-b", file.LEGACY_WINDOW)
     theirs = tmp_path / f"theirs.{suffix}"
     llama_imatrix("-m", "none", "--in-file", dat, "-o", theirs, "--output-format", suffix, *wide)
@@ -61,8 +59,10 @@ def test_a_dat_keeps_the_means_and_forgets_who_was_not_hit(tmp_path):
     back = file.read(tmp_path / "x.dat")
     assert back.legacy and back.datasets == ("x",) and back.chunk_count == 2
     assert np.allclose(back.entries["a"].means(), SMALL.entries["a"].means(), rtol=1e-6)
-    split = back.entries["b"].split(2).means()
-    assert np.allclose(split[0], [1 / 8, 0], rtol=1e-6) and (split[1] == 1).all()
+    split = back.entries["b"].split(2)
+    assert np.allclose(split.means()[0], [1 / 8, 0], rtol=1e-6)
+    assert (back.entries["b"].means()[0, 2:] == 1).all()  # as llama-quantize takes them
+    assert split.counts.tolist() == [2 * file.LEGACY_WINDOW, 0] and not split.sums[1].any()
 
 
 def test_a_dat_of_an_old_version_ends_after_its_entries(tmp_path):
@@ -157,6 +157,10 @@ def test_flipped_bits_and_bytes_give_a_clear_error_or_a_file(tmp_path, suffix, d
         assert e.sums.shape[0] == e.counts.size
     check.check(found)  # whatever the values
     statistics.of(found)
+    for name in ("again.gguf", "again.dat"):
+        with contextlib.suppress(BadImatrix):
+            file.write(tmp_path / name, found)
+            file.read(tmp_path / name)
 
 
 def test_noise_is_no_dat(tmp_path):
@@ -180,7 +184,7 @@ def test_a_full_disk_leaves_the_old_file(small_disk):
 
 def test_counts_that_llama_cpp_would_round_are_rounded_with_their_sums():
     found = entry([3, 6, 1, 1], [2.5, 0.2]).whole()
-    assert found.counts.tolist() == [2, 1]
+    assert found.counts.tolist() == [3, 1]
     assert np.allclose(found.means(), [[1.2, 2.4], [5, 5]])
     assert SMALL.entries["b"].whole() is SMALL.entries["b"]
 
@@ -188,6 +192,62 @@ def test_counts_that_llama_cpp_would_round_are_rounded_with_their_sums():
 def test_names_tell_files_apart(tmp_path):
     plain, nb = Imatrix({}, (), 0, 0), Imatrix({}, (), 0, 0, "nb")
     one, other = tmp_path / "x" / "a.gguf", tmp_path / "y" / "a.gguf"
-    assert file.labels([(one, nb), (tmp_path / "b.gguf", plain)]) == ["a", "b"]
-    assert file.labels([(one, nb), (other, Imatrix({}, (), 0, 0, "en"))]) == ["nb", "en"]
-    assert file.labels([(one, nb), (other, nb)]) == [str(one), str(other)]
+    assert together.labels([(one, nb), (tmp_path / "b.gguf", plain)]) == ["a", "b"]
+    assert together.labels([(one, nb), (other, Imatrix({}, (), 0, 0, "en"))]) == ["nb", "en"]
+    assert together.labels([(one, nb), (other, nb)]) == [str(one), str(other)]
+
+
+def written_with_sizes(path, add):
+    """Write SMALL by gguf-py, its two sizes as another program would have them."""
+    writer = gguf.GGUFWriter(path, "")
+    writer.kv_data[0].clear()
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", [f"text {i}" for i in range(100)])
+    add(writer, "imatrix.chunk_count", 2)
+    add(writer, "imatrix.chunk_size", 4)
+    for name, e in SMALL.entries.items():
+        writer.add_tensor(f"{name}.in_sum2", e.sums)
+        writer.add_tensor(f"{name}.counts", e.counts[:, None])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file.read(path)
+
+
+def test_sizes_of_a_type_at_which_llama_quantize_aborts_are_no_sizes(tmp_path):
+    writer = gguf.GGUFWriter
+    for add in (writer.add_int32, writer.add_uint64):
+        found = written_with_sizes(tmp_path / "i.gguf", add)
+        assert not found.complete and found.chunk_count == 0
+        assert "metadata" in {f.kind for f in check.check(found).of("error")}
+    found = written_with_sizes(tmp_path / "i.gguf", writer.add_uint32)
+    assert found.complete and (found.chunk_count, found.chunk_size) == (2, 4)
+
+
+def test_many_datasets_come_back(tmp_path):
+    found = written_with_sizes(tmp_path / "i.gguf", gguf.GGUFWriter.add_uint32)
+    file.write(tmp_path / "again.gguf", found)
+    again = file.read(tmp_path / "again.gguf")
+    assert again.datasets == found.datasets == tuple(f"text {i}" for i in range(100))
+
+
+def test_numbers_beyond_a_format_are_cut_or_refused(tmp_path):
+    file.write(tmp_path / "x.gguf", dataclasses.replace(SMALL, chunk_count=2**40))
+    assert file.read(tmp_path / "x.gguf").chunk_count == 2**32 - 1
+    for count in (1e30, np.nan, np.inf):
+        odd = dataclasses.replace(SMALL, entries={"a": entry([1, 2], [count])})
+        with pytest.raises(BadImatrix, match="a has a count"):
+            file.write(tmp_path / "x.dat", odd)
+    assert not (tmp_path / "x.dat").exists()
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(ImatrixLabError, match="there is no folder") as caught:
+        file.write(tmp_path / "no" / "i.gguf", SMALL)
+    assert "mkdir -p" in caught.value.fix
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImatrixLabError, match="there is no folder"):
+        file.write(tmp_path / "file" / "i.gguf", SMALL)
+    with pytest.raises(ImatrixLabError, match="is a folder"):
+        file.write(tmp_path, SMALL)

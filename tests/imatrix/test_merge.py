@@ -7,12 +7,12 @@ import gguf
 import numpy as np
 import pytest
 
-from imatrix_lab import proc
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix import file, merge
-from imatrix_lab.imatrix.file import Entry, Imatrix
+from imatrix_lab.imatrix import file, merge, together
+from imatrix_lab.imatrix.file import Imatrix
 from imatrix_lab.imatrix.merge import Part
 from tests.imatrix.conftest import WINDOW
+from tests.imatrix.made_up import imatrix
 
 
 def parts(*paths, weights=None):
@@ -22,14 +22,11 @@ def parts(*paths, weights=None):
 
 
 def made_up(sums, counts, **rest):
-    entry = Entry(
-        np.asarray(sums, np.float32).reshape(len(counts), -1), np.asarray(counts, np.float32)
-    )
-    return Imatrix({"t": entry}, ("x",), 1, 512, **rest)
+    return imatrix(t=(sums, counts), **rest)
 
 
-def shares(imatrix, name="t"):
-    means = imatrix.entries[name].means()
+def shares(found, name="t"):
+    means = found.entries[name].means()
     return means / means.sum()
 
 
@@ -116,6 +113,33 @@ def test_what_went_in_is_recorded(tmp_path, made):
     assert record["inputs"][0]["sha256"] == "f00" and record["inputs"][0]["n_tokens"] == 8 * WINDOW
 
 
+UP, ROUTER = "blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_inp.weight"
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_a_dat_fills_in_for_an_expert_without_tokens_does_not_count(tmp_path, both):
+    nb = imatrix(**{ROUTER: ([1, 2], [900]), UP: ([[0.1, 0.3], [0, 0]], [900, 0])})
+    en = imatrix(**{ROUTER: ([1, 2], [900]), UP: ([[0.2, 0.2], [0.3, 0.1]], [500, 400])})
+    found = []
+    for suffix in ("gguf", "dat"):
+        paths = [tmp_path / f"nb.{suffix}", tmp_path / f"en.{suffix if both else 'gguf'}"]
+        for path, one in zip(paths, (nb, en), strict=True):
+            file.write(path, one)
+        found.append(merge.merge(parts(*paths), "energy").entries[UP].means()[1])
+    np.testing.assert_allclose(found[1] / found[1].sum(), [0.75, 0.25], rtol=1e-5)
+    np.testing.assert_allclose(found[0] / found[0].sum(), [0.75, 0.25], rtol=1e-5)
+
+
+def test_files_of_two_models_are_told_apart(tmp_path):
+    one, same, other = (made_up([1, 2], [8], model=m) for m in ("a" * 64, "a" * 64, "b" * 64))
+    assert together.note_on_models([one, same, made_up([1, 2], [8])]) == ""
+    assert "different model files" in together.note_on_models([one, same, other])
+    found = merge.merge([Part(Path("a"), one), Part(Path("b"), other)], "energy")
+    record = json.loads(found.metadata[merge.KEY])
+    assert [i["model_sha256"] for i in record["inputs"]] == ["a" * 64, "b" * 64]
+    assert file.MODEL not in found.metadata
+
+
 def test_names_of_mixtures():
     def named(*weights, by="energy"):
         some = [
@@ -126,6 +150,9 @@ def test_names_of_mixtures():
 
     assert named(1, 1) == "nb-en" and named(2, 2, by="tokens") == "nb-en-by-tokens"
     assert named(3, 1) == "nb75-en25" and named(0.2, 0.3, 0.5) == "nb20-en30-ml50"
+    for close in ((0.754, 0.246), (0.999, 0.001), (2, 1)):
+        assert named(*close).startswith("mix-of-2-")
+    assert named(0.754, 0.246) != named(0.753, 0.247)
     many = [Part(Path("a"), made_up([1], [1], language=f"language{i}"), i + 1) for i in range(9)]
     assert merge.label(many, "energy").startswith("mix-of-9-")
     assert len({merge.label(many, by) for by in merge.BY}) == 2
@@ -133,7 +160,7 @@ def test_names_of_mixtures():
 
 def test_leaving_one_out(made):
     three = parts(*(made["dense"][t] for t in "abc"))
-    without_b = merge.without_each(three, "energy")[1]
+    _, without_b, _ = merge.without_each(three, "energy")
     expected = merge.merge([three[0], three[2]], "energy")
     for name, e in expected.entries.items():
         assert np.array_equal(without_b.entries[name].sums, e.sums)
@@ -195,19 +222,15 @@ def test_merged_equals_one_run_over_all_of_the_text(joined):
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K"])
-def test_quants_of_merged_and_of_one_run_agree(joined, tools, tmp_path, kind):
+def test_quants_of_merged_and_of_one_run_agree(joined, quantized, kind):
     """The last bits of the sums turn some choices of a scale, between two that are as good.
 
     Tolerance, for each tensor: the two differ by less than 2 % of what quantizing costs in squared
     error, and what the quantizer minimizes differs by less than 0.1 %.
     """
     model, *imatrices = joined
-    made = []
-    for i, path in enumerate(imatrices):
-        out = tmp_path / f"{i}.gguf"
-        argv = [tools.program("llama-quantize"), "--imatrix", path, model, out, kind, "1"]
-        proc.run(argv, timeout_s=120)
-        made.append({t.name: t for t in gguf.GGUFReader(out).tensors})
+    readers = [gguf.GGUFReader(quantized(model, kind, path)) for path in imatrices]
+    made = [{t.name: t for t in reader.tensors} for reader in readers]
     entries = file.read(imatrices[1]).entries
     for tensor in gguf.GGUFReader(model).tensors:
         if tensor.name not in entries:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 from functools import partial
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
 from imatrix_lab import forecast, models, pipeline, proc, quantize
+from imatrix_lab.cli import main as cli_main
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.forecast import PredictRequest
 from imatrix_lab.imatrix import file, predict
@@ -17,6 +20,8 @@ from imatrix_lab.imatrix.file import Entry, Imatrix
 from imatrix_lab.imatrix.loss import Columns
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Request
+from imatrix_lab.store import sha256_file
+from tests.imatrix.made_up import imatrix
 
 
 def made_up(seed=0, shapes=(("blk.0.attn_q.weight", (1, 6)), ("blk.1.ffn_up_exps.weight", (3, 4)))):
@@ -51,10 +56,10 @@ def test_the_formula_written_out():
     assert found.tensors == tuple(columns) and found.languages == ("nb", "en")
     for i, name in enumerate(columns):
         c = columns[name]()
-        for j, imatrix in enumerate(languages.values()):
+        for j, language in enumerate(languages.values()):
             above = below = 0.0
             for matrix, column in np.ndindex(c.error.shape):
-                s = float(imatrix.entries[name].sums[matrix, column])
+                s = float(language.entries[name].sums[matrix, column])
                 above += s * c.error[matrix, column]
                 below += s * c.power[matrix, column]
             assert found.relative()[i, j] == pytest.approx(above / below, rel=1e-12)
@@ -123,35 +128,26 @@ def test_an_imatrix_of_other_shapes_is_refused(shape):
         predict.losses(columns, {"nb": odd})
 
 
-def test_activations_that_meet_no_weight_are_refused():
-    columns = {"x": lambda: Columns(np.zeros((1, 2)), np.array([[0.0, 1.0]]))}
-    blind = Imatrix({"x": Entry(np.array([[1, 0]], np.float32), np.ones(1, np.float32))}, (), 1, 1)
-    with pytest.raises(BadImatrix, match="no activation that meets a weight"):
+def test_a_tensor_whose_activations_meet_no_weight_is_left_out():
+    columns = made_up(shapes=[("x", (1, 2)), ("y", (1, 2))])
+    columns["x"] = lambda: Columns(np.zeros((1, 2)), np.array([[0.0, 1.0]]))
+    blind = imatrix(x=([1, 0], [1]), y=([1, 1], [1]))
+    assert predict.losses(columns, {"nb": blind}).tensors == ("y",)
+    del columns["y"]
+    with pytest.raises(BadImatrix, match="in no tensor"):
         predict.losses(columns, {"nb": blind})
 
 
+def test_what_a_dat_fills_in_counts_nothing(tmp_path):
+    name = "blk.0.ffn_up_exps.weight"
+    columns = {name: lambda: Columns(np.array([[1.0, 1], [50, 50]]), np.full((2, 2), 100.0))}
+    whole = imatrix(**{name: ([0.1, 0.3, 0, 0], [900, 0])})
+    file.write(tmp_path / "a.dat", whole)
+    for found in (whole, file.read(tmp_path / "a.dat")):
+        assert predict.losses(columns, {"nb": found}).overall() == pytest.approx([0.01])
+
+
 # -- mixtures
-
-
-def test_a_mixture_of_one_is_itself_and_of_equals_too():
-    columns = made_up()
-    one = entries(columns, 0)
-    for mixed in (predict.mix([one], [0.3]), predict.mix([one, one], [0.2, 0.8])):
-        for name, e in one.entries.items():
-            got = mixed.entries[name]
-            wanted = e.sums / e.counts[:, None]
-            np.testing.assert_allclose(got.sums / got.counts[:, None], wanted, rtol=1e-5)
-
-
-def test_neither_tokens_nor_scale_weigh_in_a_mixture():
-    columns = made_up()
-    a, b = entries(columns, 0), entries(columns, 1)
-    many = Imatrix({n: Entry(e.sums * 64, e.counts * 16) for n, e in b.entries.items()}, (), 9, 128)
-    for name in columns:
-        one, other = (predict.mix([a, x], [0.25, 0.75]).entries[name].sums for x in (b, many))
-        np.testing.assert_allclose(other / other.sum(), one / one.sum(), rtol=1e-5)
-        shares = [e.entries[name].sums / e.entries[name].sums.sum() for e in (a, b)]
-        np.testing.assert_allclose(one / one.sum(), 0.25 * shares[0] + 0.75 * shares[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 12, 38])
@@ -277,14 +273,44 @@ def test_a_quant_that_is_there_comes_to_the_same(tiny, two, store, quantized, mo
     assert overall(given) == made
 
 
+class Heard(Silent):
+    """What was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+def test_without_an_imatrix_a_type_that_takes_one_is_left_out_before_anything_is_made(
+    tiny, two, store
+):
+    heard = Heard()
+    asked = request(tiny, {"nb": two["nb"], "none": None}, ("IQ2_XXS", "Q2_K"))
+    found = forecast.predict_losses(asked, store, heard)
+    rows = {(r.calibration, r.type) for r in found.rows}
+    assert rows == {("nb", "IQ2_XXS"), ("nb", "Q2_K"), ("none", "Q2_K")}
+    assert [s for s in heard.said if "takes an imatrix" in s] == [
+        "note: IQ2_XXS takes an imatrix; it is left out for none"
+    ]
+
+
+def test_a_name_does_not_leave_the_store(tiny, two, store):
+    odd = request(tiny, {"../../out": two["nb"]})
+    forecast.predict_losses(odd, store, Silent())
+    assert not list(store.root.parent.glob("out*")) and list((store.root / "loss").glob("*out*"))
+
+
 def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monkeypatch):
     asked = Request(
         str(own_text(600)), ("Q2_K",), str(tiny), 10**6, tmp_path / "quants", "cpu", threads=1
     )
     pipeline.quants(asked, two["nb"], store, Silent())
     monkeypatch.setattr(quantize, "run", None)
-    found = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), store, Silent())
-    assert len(found.rows) == 1
+    heard = Heard()
+    found = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), store, heard)
+    assert len(found.rows) == 1 and not any("made one at a time" in s for s in heard.said)
 
 
 def test_what_cannot_be_meant_is_said_first(tiny, two, store, quantized, monkeypatch):
@@ -305,10 +331,11 @@ def test_what_cannot_be_meant_is_said_first(tiny, two, store, quantized, monkeyp
 
 
 def test_what_does_not_belong_to_the_model(tiny, moe, two, store, quantized, imatrix_of, tmp_path):
-    with pytest.raises(BadModel, match="not a quant of the reference"):
+    with pytest.raises(BadModel, match="not a quant of the reference") as caught:
         forecast.predict_losses(
             request(tiny, two, (), [("none", quantized(moe, "Q2_K"))]), store, Silent()
         )
+    assert "--quant" in caught.value.fix and "--reference" not in caught.value.fix
     with pytest.raises(BadImatrix, match="missing"):
         forecast.predict_losses(request(tiny, {"x": imatrix_of(moe, "nb")}), store, Silent())
     half = tmp_path / "half.gguf"
@@ -330,19 +357,29 @@ def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, q
     for name, quant in (("en", path), ("none", path), ("none", foreign)):
         with pytest.raises(BadModel, match="made with another imatrix"):
             forecast.predict_losses(request(tiny, two, (), [(name, quant)]), store, Silent())
+    with pytest.raises(BadModel, match="made without an imatrix, not nb"):
+        plain = [("nb", quantized(tiny, "Q2_K"))]
+        forecast.predict_losses(request(tiny, two, (), plain), store, Silent())
+    heard = Heard()
+    unsure = [("nb", quantized(tiny, "Q2_K", two["nb"]))]
+    forecast.predict_losses(request(tiny, two, (), unsure), store, heard)
+    assert any("not verified" in said for said in heard.said)
     found = forecast.predict_losses(request(tiny, two, (), [("nb", path)]), store, Silent())
     assert [r.type for r in found.rows] == ["Q2_K"]
 
 
 def test_the_mixture_that_loses_least_is_quantized_and_compared(
-    tiny, two, store, quantized, tmp_path
+    tiny, two, store, quantized, tmp_path, monkeypatch
 ):
     found = forecast.predict_losses(request(tiny, two, select="worst"), store, Silent())
     (one,) = found.selections
     assert one.n_candidates == 21 and sum(one.weights.values()) == pytest.approx(1)
     assert 0 < one.weights["nb"] < 1
-    mixed = predict.mix([file.read(two[n]) for n in ("nb", "en")], list(one.weights.values()))
-    file.write(tmp_path / "mix.gguf", mixed, {})
+    monkeypatch.chdir(tmp_path)
+    assert cli_main.run(shlex.split(one.command)[1:]) == 0
+    judged = {a.manifest["inputs"].get("imatrix_sha256") for a in store.artifacts()}
+    assert sha256_file(Path("mixture.gguf")) in judged
+    (tmp_path / "mixture.gguf").rename(tmp_path / "mix.gguf")
     quant = quantized(tiny, "Q2_K", tmp_path / "mix.gguf")
     wanted = {n: by_hand(tiny, quant, two[n]) for n in ("nb", "en")}
     assert one.recomputed == pytest.approx(wanted, rel=1e-4)

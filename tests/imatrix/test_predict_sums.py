@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tracemalloc
 
 import gguf
@@ -157,3 +158,15 @@ def test_every_type_of_the_pinned_llama_cpp_can_be_read(loss_kernel):
     named = {t.name for t in GGML_QUANT_SIZES}
     quantized = {n for n in named if n.startswith(("Q", "IQ", "TQ", "MX"))} - {"Q8_1", "Q8_K"}
     assert quantized | {"F32", "F16", "BF16"} <= loss_kernel.conversions.keys()
+
+
+def test_ggml_fills_its_tables_before_they_are_read(loss_store, tools, monkeypatch):
+    class Library(ctypes.CDLL):
+        def __getattr__(self, name):
+            asked.append(name)
+            return super().__getattr__(name)
+
+    asked = []
+    monkeypatch.setattr(loss.ctypes, "CDLL", Library)
+    loss.kernel(tools, loss_store, Silent())
+    assert asked.index("ggml_cpu_init") < asked.index("ggml_cpu_fp16_to_fp32")

@@ -4,8 +4,10 @@ import gguf
 import numpy as np
 
 from imatrix_lab.gguf_file import TensorInfo, read_header
-from imatrix_lab.imatrix import wanted
+from imatrix_lab.imatrix import check, wanted
+from imatrix_lab.imatrix.file import Imatrix
 from imatrix_lab.imatrix.wanted import Wanted
+from tests.imatrix.made_up import entry
 
 
 def tensors(*names):
@@ -48,3 +50,11 @@ def test_which_columns_have_weights(tmp_path, monkeypatch):
         found = model.with_weights(name, asked)
         assert np.argwhere(found).tolist() == [[0, 4], [1, 3], [1, 4]]
     assert model.with_weights("bytes", np.ones((1, 32), bool)) is None
+
+
+def test_vectors_of_a_model_are_nothing_to_weigh(tiny, as_model):
+    known = wanted.of(as_model(tiny))
+    assert "blk.0.attn_norm.weight" not in known.tensors
+    assert "blk.0.attn_q.weight" in known.tensors
+    norm = Imatrix({"blk.0.attn_norm.weight": entry([1, 1], [8])}, (), 1, 8)
+    assert "foreign" in {f.kind for f in check.check(norm, known).all}
