@@ -119,7 +119,7 @@ def disk_error(error: OSError, where: Path) -> Exception:
             where=where,
             fix=f"make it: mkdir -p {shlex.quote(str(where.parent))}; or choose another place",
         )
-    if error.errno == errno.EISDIR and where.is_dir():
+    if error.errno == errno.EISDIR and beside and where.is_dir():
         return ImatrixLabError("this is a folder, not a file", where=where, fix="name a file in it")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ImatrixLabError(

@@ -262,13 +262,14 @@ def test_a_count_rounded_up_or_down_changes_nothing(relative_error, dense):
     assert np.array_equal(good, odd)
 
 
-def test_negative_sums_reward_error(relative_error, dense):
-    sums = -file.read(dense[1]).entries[QUERY].sums
-    try:
-        error, _ = relative_error("Q3_K_S", sums)
-    except ToolFailed:
-        return
-    assert error.sum() > 10 * relative_error("Q3_K_S")[0].sum()
+def test_negative_sums_come_out_as_noise_or_crash(relative_error, dense, columns):
+    sums = file.read(dense[1]).entries[QUERY].sums.copy()
+    sums[:, ::2] *= -1
+    error, found = relative_error("Q4_K_M", sums)
+    assert error.sum() > 100 * relative_error("Q4_K_M")[0].sum()
+    assert kinds(found, findings.ERROR) == {"negative"}
+    with pytest.raises(ToolFailed):
+        relative_error("IQ2_XXS", sums)
 
 
 # -- mending

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imatrix_lab.errors import BadImatrix, DiskFull, ImatrixLabError
+from imatrix_lab.errors import BadImatrix, DiskFull
 from imatrix_lab.imatrix import check, file, statistics, together
 from imatrix_lab.imatrix.file import Imatrix
 from tests.imatrix.made_up import entry
@@ -240,14 +240,3 @@ def test_numbers_beyond_a_format_are_cut_or_refused(tmp_path):
         with pytest.raises(BadImatrix, match="a has a count"):
             file.write(tmp_path / "x.dat", odd)
     assert not (tmp_path / "x.dat").exists()
-
-
-def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path):
-    with pytest.raises(ImatrixLabError, match="there is no folder") as caught:
-        file.write(tmp_path / "no" / "i.gguf", SMALL)
-    assert "mkdir -p" in caught.value.fix
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ImatrixLabError, match="there is no folder"):
-        file.write(tmp_path / "file" / "i.gguf", SMALL)
-    with pytest.raises(ImatrixLabError, match="is a folder"):
-        file.write(tmp_path, SMALL)

@@ -150,7 +150,7 @@ def test_what_a_dat_fills_in_counts_nothing(tmp_path):
 # -- mixtures
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 12, 38])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 12, 38])
 def test_the_grid_is_whole_and_bounded(n):
     found = predict.grid(n)
     assert len(found) <= predict.GRID_MAX and len(np.unique(found, axis=0)) == len(found)
@@ -159,6 +159,8 @@ def test_the_grid_is_whole_and_bounded(n):
     assert {tuple(r) for r in np.eye(n)} <= {tuple(r) for r in found}
     if n == 3:
         assert len(found) == math.comb(22, 2)
+    steps = found[found > 0].min() if n > 1 else 0.05
+    assert (steps == pytest.approx(0.05)) == (n <= 5)
 
 
 def test_mixtures_are_exact_where_losses_are_quadratic():
