@@ -22,7 +22,8 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-grid clean
+.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict \
+	bench-grid bench-corpus clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -75,8 +76,14 @@ bench-task: $(VENV)/.dev  ## items/s and tokens/s beside llama-server and llama-
 bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by simulation
 	$(BIN)/python tools/bench_stats.py
 
+bench-predict: $(VENV)/.dev  ## whether predicted losses rank imatrices as measured divergence does
+	$(BIN)/python tools/bench_predict.py $(FLAGS)
+
 bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 	$(BIN)/python tools/bench_grid.py
+
+bench-corpus: $(VENV)/.dev  ## how fast text is cleaned, by step, and in how much memory
+	$(BIN)/python tools/bench_corpus.py
 
 clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

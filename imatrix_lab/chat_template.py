@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from imatrix_lab.gguf_file import read_header
 from imatrix_lab.records import Model
 
 TIME_LIMIT_S = 20.0
+"""For so many chats:"""
+CHATS_A_BLOCK = 500
 MEMORY_LIMIT_BYTES = 1 << 30
 OUTPUT_LIMIT_BYTES = 16 << 20
 
@@ -51,62 +53,90 @@ def render(
 
     Raises
     ------
-    BadModel : there is no template, or it takes too long or too much.
+    BadModel : there is no template, it is not one, or it takes too long or too much.
     """
     if not (template := of(model)):
         raise BadModel("this model has no chat template", where=model.path)
+    found: list[Rendered] = []
+    for start in range(0, len(chats), CHATS_A_BLOCK):
+        block = [list(chat) for chat in chats[start : start + CHATS_A_BLOCK]]
+        job = {"template": template, "chats": block, "answer": answer}
+        try:
+            found += _block(job, scratch)
+        except (ToolFailed, OSError, ValueError) as error:
+            why = error.what if isinstance(error, ToolFailed) else str(error)
+            raise BadModel(f"its chat template cannot be used: {why}", where=model.path) from error
+    return found
+
+
+def _block(job: Mapping[str, Any], scratch: Path) -> list[Rendered]:
     wanted, made = scratch / "chats.json", scratch / "rendered.json"
-    job = {"template": template, "chats": [list(chat) for chat in chats], "answer": answer}
     wanted.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
-    argv: list[str | Path] = [sys.executable, "-m", "imatrix_lab.chat_template", wanted, made]
-    try:
-        proc.run(argv, timeout_s=TIME_LIMIT_S)
-        return [Rendered(*found) for found in json.loads(made.read_text(encoding="utf-8"))]
-    except (ToolFailed, OSError, ValueError) as error:
-        why = error.what if isinstance(error, ToolFailed) else str(error)
-        raise BadModel(f"its chat template cannot be used: {why}", where=model.path) from error
+    argv: list[str | Path] = [sys.executable, "-P", "-m", "imatrix_lab.chat_template", wanted, made]
+    proc.run(argv, timeout_s=TIME_LIMIT_S)
+    return [Rendered(*one) for one in json.loads(made.read_text(encoding="utf-8"))]
 
 
-def _rendered(template: str, chat: Chat, answer: bool) -> str:
-    """Return a chat as the template writes it, in the sandbox of Jinja.
+def compiled(template: str) -> Callable[[Chat, bool], str]:
+    """Return what writes a chat as the template does, in the sandbox of Jinja.
 
     The names that templates expect are those of Hugging Face's transformers.
     """
     from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):  # marks what to train on, and writes nothing of its own
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda _: "2026-01-01"  # the same bytes on every day
-    text = environment.from_string(template).render(
-        messages=list(chat), bos_token="", eos_token="", add_generation_prompt=answer
-    )
-    if len(text.encode()) > OUTPUT_LIMIT_BYTES:
-        raise TemplateError(f"it writes more than {OUTPUT_LIMIT_BYTES >> 20} MiB")
-    return text
+    program = environment.from_string(template)
+
+    def write(chat: Chat, answer: bool) -> str:
+        text = program.render(
+            messages=list(chat), bos_token="", eos_token="", add_generation_prompt=answer
+        )
+        if len(text.encode()) > OUTPUT_LIMIT_BYTES:
+            raise TemplateError(f"it writes more than {OUTPUT_LIMIT_BYTES >> 20} MiB")
+        return text
+
+    return write
 
 
-def _child(wanted: str, made: str) -> None:
-    """Render in this process, which may hang or be killed."""
+def _child(wanted: str, made: str) -> int:
+    """Render in this process, which may hang or be killed; return its exit status."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_LIMIT_BYTES * 4, OUTPUT_LIMIT_BYTES * 4))
     job: dict[str, Any] = json.loads(Path(wanted).read_text(encoding="utf-8"))
+    try:
+        write = compiled(job["template"])
+    except Exception as error:  # a stranger's program: whatever it raises
+        sys.stderr.write(f"error: {type(error).__name__}: {error}\n")
+        return 1
     found = []
     for chat in job["chats"]:
         try:
-            found.append((_rendered(job["template"], chat, job["answer"]), ""))
-        except Exception as error:  # a stranger's program: whatever it raises
+            found.append((write(chat, job["answer"]), ""))
+        except Exception as error:
             found.append(("", f"{type(error).__name__}: {error}"))
     Path(made).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:])
+    raise SystemExit(_child(*sys.argv[1:]))

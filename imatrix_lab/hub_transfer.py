@@ -49,13 +49,13 @@ class Unreachable(FetchFailed):
 
 def list_files(repo: str, revision: str) -> Listing:
     """Ask which commit a revision is, and what files are there."""
-    _need_network()
+    need_network()
     from huggingface_hub import HfApi
 
-    info = _ask(
+    info = ask(
         repo,
         revision,
-        lambda: HfApi(endpoint=_endpoint()).model_info(
+        lambda: HfApi(endpoint=endpoint()).model_info(
             repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S
         ),
     )
@@ -93,7 +93,7 @@ def download(
         for name, entry in files.items():
             part = folder / f"{name}.part"
             if not (folder / name).exists():
-                _need_network()
+                need_network()
                 part.parent.mkdir(parents=True, exist_ok=True)
                 if entry["size_bytes"] > LARGEST_HTTP_BYTES:
                     progress.say(f"{name} comes over Xet: if interrupted, it starts over")
@@ -120,7 +120,7 @@ def _transfer(
 
     while (have := _bytes_at(part)) < size_bytes:
         try:
-            _ask(repo, commit, stream)
+            ask(repo, commit, stream)
             if _bytes_at(part) <= have:
                 raise FetchFailed(f"the Hub sends nothing of {name}", where=repo, fix=_AGAIN)
         except Unreachable:
@@ -141,7 +141,7 @@ def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[i
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
         headers["Authorization"] = f"Bearer {token}"  # not sent on to another host
-    url = hf_hub_url(repo, name, revision=commit, endpoint=_endpoint())
+    url = hf_hub_url(repo, name, revision=commit, endpoint=endpoint())
     with (
         part.open("ab") as file,
         get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response,
@@ -162,12 +162,10 @@ def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
 
     disable_progress_bars()
     folder = part.with_name(f".{part.name}.xet")
-    whole = _ask(
+    whole = ask(
         repo,
         commit,
-        lambda: hf_hub_download(
-            repo, name, revision=commit, endpoint=_endpoint(), local_dir=folder
-        ),
+        lambda: hf_hub_download(repo, name, revision=commit, endpoint=endpoint(), local_dir=folder),
     )
     Path(whole).replace(part)
 
@@ -187,16 +185,18 @@ def _bytes_at(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """Return the Hub's address."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def _need_network() -> None:
+def need_network() -> None:
+    """Raise `Unreachable` if the user keeps the Hub's library off the network."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise Unreachable("HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE and run again")
 
 
-def _ask(repo: str, revision: str, call: Callable[[], T]) -> T:
+def ask(repo: str, revision: str, call: Callable[[], T]) -> T:
     """Call the Hub's library; what it raises becomes ours, with no link to the original."""
     try:
         return call()
@@ -220,7 +220,8 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
     elif isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
         error, errors.GatedRepoError
     ):
-        what = f"the Hub shows no model {repo} (revision {revision})"
+        kind_of = "data set" if repo.startswith("datasets/") else "model"
+        what = f"the Hub shows no {kind_of} {repo} (revision {revision})"
         fix = f"check the spelling; if it is gated or private, {login}"
     elif status in (401, 403):
         what, fix = f"the Hub does not give you the files of {repo} (HTTP {status})", login

@@ -3,16 +3,18 @@
 ``corpora/sources.toml`` holds what is shared by the languages that use a source; a language's
 own file says which sources it has, in order of preference, and which part of each is its own.
 The user's folder (`user_dir`) is laid over the one that comes with the package: a language or a
-source there replaces the one of the same name, and each file in ``own/`` is a text of the user's
-that is added to its language.
+source there replaces the one of the same name, and each ``own/<code>/<name>.toml`` is a text of
+the user's that is added to that language.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,14 @@ LICENCE_CLASSES = ("public-domain", "permissive", "share-alike", "copyleft")
 
 CLEAN = {"document_chars_min": int, "paragraph_chars_min": int, "script_share_min": float}
 """Thresholds that a language may set for cleaning, and their types."""
+
+SCRIPT_PARTS = {
+    "Jpan": ("Hira", "Kana", "Hani"),
+    "Hans": ("Hani",),
+    "Hant": ("Hani",),
+    "Kore": ("Hang", "Hani"),
+}
+"""Scripts that are several of Unicode's, or one under another name."""
 
 _NEEDED, _OPTIONAL = True, False
 _SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
@@ -46,12 +56,19 @@ _SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
         "package": (str, _NEEDED),
         "extractor": (str, _NEEDED),
         "files": (list, _NEEDED),
-        "options": (dict, _OPTIONAL),
     },
-    "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL), "id": (str, _OPTIONAL)},
+    "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL)},
     "written": {"file": (str, _NEEDED)},
 }
 """What each kind of source needs beside the facts that all have; the stage has a module each."""
+
+_FILE = {
+    "path": (str, _NEEDED),
+    "sha256": (str, _NEEDED),
+    "size_bytes": (int, _NEEDED),
+    "mtime_ns": (int, _NEEDED),
+}
+"""One of a user's own files, as it was when it was added."""
 
 _FACTS = {
     "kind": (str, _NEEDED),
@@ -109,6 +126,7 @@ class Language:
     labels : what language identification may call it; empty where it does not know it.
     clean : thresholds for cleaning, of those in `CLEAN`.
     sources : in order of preference.
+    faults : the user's own texts that could not be added: file -> why.
     """
 
     code: str
@@ -119,6 +137,7 @@ class Language:
     labels: tuple[str, ...]
     sources: tuple[Source, ...]
     clean: Mapping[str, float] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def data_dir(name: str) -> Path:
@@ -142,8 +161,8 @@ def load_all(folder: Path | None = None) -> dict[str, Language]:
 
     Raises
     ------
-    UsageError : a file with an unknown or misplaced key, an unknown source, a code that is not
-        its name, or a text for a language that is not there.
+    UsageError : a file with an unknown or misplaced key, an unknown source or script, or a code
+        that is not its name. A text of the user's own breaks only its language: see `get`.
     """
     folders = [folder] if folder else [data_dir("corpora"), user_dir()]
     shared: dict[str, Any] = {}
@@ -155,16 +174,15 @@ def load_all(folder: Path | None = None) -> dict[str, Language]:
         for path in sorted(place.glob("*.toml")):
             if path.name != "sources.toml":
                 found[path.stem] = _language(path, shared)
-    for place in folders:
-        for path in sorted(place.glob("own/*.toml")):
-            _add_own(path, found)
-    return dict(sorted(found.items()))
+    return {code: _with_own(found[code], folders) for code in sorted(found)}
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", where=path) from error
 
 
@@ -173,6 +191,8 @@ def _language(path: Path, shared: Mapping[str, Any]) -> Language:
     _check(raw, _LANGUAGE, path)
     if raw["code"] != path.stem:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
+    if not _is_script(raw["script"]):
+        raise UsageError(f"script is a code of ISO 15924, not {raw['script']!r}", where=path)
     _strings(raw["aliases"], "aliases", path)
     _strings(raw["labels"], "labels", path)
     clean = raw.get("clean", {})
@@ -182,6 +202,18 @@ def _language(path: Path, shared: Mapping[str, Any]) -> Language:
         tuple(raw["aliases"]), tuple(raw["labels"]),
         _sources(raw["source"], shared, path), clean,
     )  # fmt: skip
+
+
+@functools.cache
+def _is_script(word: str) -> bool:
+    import regex
+
+    if word in SCRIPT_PARTS:
+        return True
+    try:
+        return bool(re.fullmatch("[A-Z][a-z]{3}", word) and regex.compile(rf"\p{{Script={word}}}"))
+    except regex.error:
+        return False
 
 
 def _sources(entries: Iterable[Any], shared: Mapping[str, Any], path: Path) -> tuple[Source, ...]:
@@ -208,6 +240,7 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
     ------
     UsageError : see `load_all`; `path` is where the table stands.
     """
+    check_name(name, path)
     kind = raw.get("kind")
     if kind not in _SETTINGS:
         near = _near(str(kind), _SETTINGS)
@@ -219,6 +252,10 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
             f" not {raw['licence_class']!r}",
             where=path,
         )
+    for entry in raw.get("files", []) if kind == "files" else ():
+        if not isinstance(entry, dict):
+            raise UsageError(f"{name}: files are tables, not {entry!r}", where=path)
+        _check(entry, _FILE, path)
     if kind != "files":
         _strings(raw.get("files", []), "files", path)
     facts = {key: raw[key] for key in _FACTS if key in raw}
@@ -226,17 +263,32 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
     return Source(name=name, settings=settings, **facts)
 
 
-def _add_own(path: Path, found: dict[str, Language]) -> None:
-    """Add a text of the user's to its language, after the language's other sources."""
-    raw = _read(path)
-    code = raw.pop("language", None)
-    if code not in found:
-        near = _near(str(code), found)
-        raise UsageError(f"this text is for an unknown language, {code!r}{near}", where=path)
-    if path.stem in {s.name for s in found[code].sources}:
-        raise UsageError(f"{found[code].name} has a source called {path.stem} already", where=path)
-    own = source(path.stem, raw, path)
-    found[code] = replace(found[code], sources=(*found[code].sources, own))
+def check_name(name: str, path: Path | None = None) -> None:
+    """Refuse a source's name that would not do in ids and in names of folders.
+
+    Raises
+    ------
+    UsageError : other characters than letters, digits and ``_.-``, or too many; says where.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name, re.ASCII):
+        raise UsageError(
+            f"a source's name is of letters, digits and hyphens, not {name!r}", where=path
+        )
+
+
+def _with_own(language: Language, folders: Sequence[Path]) -> Language:
+    """Add the user's own texts to a language, after its other sources."""
+    found = {s.name: s for s in language.sources}
+    faults = {}
+    for place in folders:
+        for path in sorted((place / "own" / language.code).glob("*.toml")):
+            try:
+                if path.stem in found:
+                    raise UsageError(f"{language.name} has a source called {path.stem} already")
+                found[path.stem] = source(path.stem, _read(path), path)
+            except UsageError as error:
+                faults[str(path)] = error.what
+    return replace(language, sources=tuple(found.values()), faults=faults)
 
 
 def _check(raw: Mapping[str, Any], wanted: Mapping[str, tuple[type, bool]], path: Path) -> None:
@@ -270,13 +322,16 @@ def get(word: str, folder: Path | None = None) -> Language:
 
     Raises
     ------
-    UsageError : none is called that; the message lists what there is.
+    UsageError : none is called that; the message lists what there is. Or a text of the user's
+        own in that language has a fault.
     """
     languages = load_all(folder)
     wanted = word.strip().casefold()
     for language in languages.values():
         names = (language.code, *language.aliases, language.name, language.native_name)
         if wanted in {n.casefold() for n in names}:
+            for path, why in language.faults.items():
+                raise UsageError(why, where=path, fix="mend or delete this file")
             return language
     near = difflib.get_close_matches(wanted, languages, 3, 0.5)
     raise UsageError(

@@ -243,6 +243,11 @@ def quant_size(output: str) -> tuple[int, float] | None:
     return round(float(mib) * 2**20), float(bits_per_weight)
 
 
+def wants_imatrix(output: str) -> bool:
+    """Return whether a dry run without an imatrix says that the type cannot be made so."""
+    return "will require an imatrix" in output
+
+
 def version_of(output: str) -> tuple[str, str] | None:
     """Return (commit, compiler) from ``--version``."""
     commit, compiler = _VERSION.search(output), _COMPILER.search(output)

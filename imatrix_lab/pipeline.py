@@ -12,8 +12,8 @@ from imatrix_lab.corpus import mixture
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import check, collect, file
-from imatrix_lab.llamacpp import Compute
+from imatrix_lab.imatrix import check, collect, file, wanted
+from imatrix_lab.llamacpp import OVERRIDE_BYTES_MAX, Compute
 from imatrix_lab.progress import Progress
 from imatrix_lab.quantize import HeldOut
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -46,6 +46,12 @@ def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolcha
     """Return toolchain and model, built and fetched if need be."""
     tools = toolchain.get(store, request.backend, progress)
     return tools, models.resolve(request.model, store, progress, converter(tools))
+
+
+def resolve(spec: str, store: Store, progress: Progress) -> Model:
+    """Return a model; llama.cpp is only needed where a repository must be converted."""
+    tools = toolchain.find(store, toolchain.default_backend())
+    return models.resolve(spec, store, progress, converter(tools) if tools else None)
 
 
 def converter(tools: Toolchain) -> hub.Converter:
@@ -81,9 +87,10 @@ def corpus_of(
         else:
             found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, store, progress)
     if found.n_tokens < request.n_tokens:
+        kept = " that keep its shares" if isinstance(wanted, Mixture) and wanted.parts[1:] else ""
         progress.say(
             f"note: there are {found.n_tokens:,} tokens of {found.language_name} for"
-            f" calibration, fewer than the {request.n_tokens:,} asked for; all of them are used"
+            f" calibration{kept}, fewer than the {request.n_tokens:,} asked for"
         )
     return found
 
@@ -99,11 +106,10 @@ def mixture_or_folder(text: str, files: bool = False) -> Mixture | Path:
     ------
     UsageError : none of these.
     """
-    path = Path(text)
-    is_ours = path.is_dir() and (path / corpora.CALIBRATION).is_file()
-    if text not in languages.load_all() and (is_ours or (files and path.is_file())):
-        return path
-    return mixture.parse(text)
+    found = mixture.parse_or_path(text, corpora.CALIBRATION)
+    if isinstance(found, Path) and found.is_file() and not files:
+        return mixture.parse(text)  # which says that there is no such language
+    return found
 
 
 def imatrix_of(
@@ -149,9 +155,11 @@ def quants(request: Request, imatrix_path: Path | None, store: Store, progress: 
     """
     publish.check_folder(request.out)
     tools, model = prepare(request, store, progress)
-    found = existing_imatrix(imatrix_path, model, progress) if imatrix_path else None
+    found = None
+    if imatrix_path:
+        found = existing_imatrix(imatrix_path, model, progress, request.force)
     text = request.text or (found.language if found else "")
-    if not text:
+    if not request.text and text not in (*languages.load_all(), *mixture.names()):
         raise UsageError("which text is held out to verify with?", fix="--heldout nb, or a file")
     heldout = heldout_of(text, request, tools, model, store, progress)
     return _quants(request, tools, model, found, heldout, None, store, progress)
@@ -175,26 +183,29 @@ def heldout_in(corpus: CorpusFacts) -> HeldOut:
     return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
 
 
-def existing_imatrix(path: Path, model: Model, progress: Progress) -> ImatrixFacts:
+def existing_imatrix(
+    path: Path, model: Model, progress: Progress, force: bool = False
+) -> ImatrixFacts:
     """Return a user's importance matrix, checked against the model.
 
     Raises
     ------
-    BadImatrix : see `check.check`.
+    BadImatrix : see `check.check`; errors only pass with `force`.
     """
     found = file.read(path)
-    findings = check.check(found, collect.expected_tensors(model))
-    anew = f"imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
-    findings.demand_sound(path, anew, progress)
+    findings = check.check(found, wanted.of(model))
+    mends = f"imatrix-lab imatrix check {path} --model {model.origin}; or compute it anew:"
+    mends += f" imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
         language=corpora.slug(found.language or path.stem),
         n_tensors=len(found.entries),
-        n_tokens=found.chunk_count * found.chunk_size,
+        n_tokens=0 if found.legacy else found.n_tokens(),
         n_chunks=found.chunk_count,
-        n_ctx=found.chunk_size,
-        unhit_experts=findings.n_unhit(),
+        n_ctx=0 if found.legacy else found.chunk_size,
+        unhit_experts=findings.n_unhit,
+        forced=findings.demand_sound(path, mends, progress, force),
     )
 
 
@@ -227,11 +238,20 @@ def metadata_of(
         "version": __version__,
         "language": imatrix.language if imatrix else "",
         "imatrix.sha256": imatrix.sha256 if imatrix else "",
-        "imatrix.tokens": str(imatrix.n_tokens) if imatrix else "",
+        "imatrix.tokens": str(imatrix.n_tokens) if imatrix and imatrix.n_tokens else "",
+        "imatrix.forced": imatrix.forced if imatrix else "",
         "corpus.sha256": corpus.sha256 if corpus else "",
         "corpus.source": corpus.source if corpus else "",
         "corpus.licence": corpus.licence if corpus else "",
         "toolchain.commit": tools.commit,
         "toolchain.backend": tools.backend,
     }
-    return {f"imatrix_lab.{key}": value for key, value in found.items() if value}
+    return {
+        f"imatrix_lab.{key}": _at_most(OVERRIDE_BYTES_MAX, value)
+        for key, value in found.items()
+        if value
+    }
+
+
+def _at_most(n_bytes: int, text: str) -> str:
+    return text.encode()[:n_bytes].decode("utf-8", "ignore")

@@ -304,7 +304,8 @@ def in_order(
     waiting: deque[Future[Found]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            with _interrupts_held():  # workers start here, and inherit that
+                waiting.append(pool.submit(function, item))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -318,11 +319,20 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C waiting meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
+    """End when the parent does."""
     import multiprocessing
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

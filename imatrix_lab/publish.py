@@ -145,6 +145,7 @@ def _provenance(
         "corpus_sha256": corpus.sha256 if corpus else "",
         "command": command(request, model, tuned=corpus is not None),
         "provenance": made_of,
+        "forced": imatrix.forced if imatrix else "",
         "note": DEMO_NOTE if model.origin == "demo" else "",
     }
 
@@ -161,6 +162,7 @@ def command(request: Request, model: Model, tuned: bool) -> str:
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
+    flags += ["--force"] if request.force else []
     if tuned and flags:
         flags = [f"FLAGS={' '.join(flags)}"]
     return shlex.join(words + flags)
@@ -179,7 +181,8 @@ def card(files: dict[str, Any]) -> str:
     quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
     bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
     # the Hub knows languages by code; an imatrix over the user's own text may have none
-    languages = sorted({e["language"] for e in quants.values()} & load_all().keys())
+    natural = {code for code, language in load_all().items() if language.script != "Zyyy"}
+    languages = sorted({e["language"] for e in quants.values()} & natural)
     licences = sorted({e["license"] for e in quants.values() if e["license"]})
     front = ["---"]
     front += ["base_model:", *(f"- {b}" for b in bases)] if bases else []
@@ -216,4 +219,7 @@ def card(files: dict[str, Any]) -> str:
     ]
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
     lines += [f"{note}\n" for note in notes]
+    for name, e in quants.items():
+        if e.get("forced"):
+            lines.append(f"{name} was made with an imatrix that failed its check: {e['forced']}.\n")
     return "\n".join(lines)

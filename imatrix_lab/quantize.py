@@ -65,16 +65,24 @@ def estimate(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> int:
     """Return the size in bytes of a type, by llama-quantize's own dry run (to 0.01 MiB)."""
+    return dry_run(toolchain, model, quant_type, options, log)[0]
+
+
+def dry_run(
+    toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
+) -> tuple[int, bool]:
+    """Return a type's size in bytes, and whether llama-quantize makes it with an imatrix only."""
     argv = llamacpp.quantize_argv(
         toolchain.program("llama-quantize"), model.path, None, quant_type, options.compute.threads,
         allow_requantize=options.allow_requantize,
     )  # fmt: skip
-    size = llamacpp.quant_size(proc.run(argv, log=log, timeout_s=600).tail)
+    tail = proc.run(argv, log=log, timeout_s=600).tail
+    size = llamacpp.quant_size(tail)
     if size is None:
         raise BadModel(
             f"llama-quantize cannot tell how large {quant_type} would be", where=model.path
         )
-    return size[0]
+    return size[0], llamacpp.wants_imatrix(tail)
 
 
 def inputs(
@@ -131,11 +139,11 @@ def quantize(
             need = estimate(toolchain, model, quant_type, options, log)
             need_room(store.root, need, f"{quant_type} of {model.label}")
             part = scratch / "part.gguf"
-            run = _run(
+            done = run(
                 toolchain, model, imatrix, quant_type, part, metadata, options, log, progress
             )
-            seconds.append(run.seconds)
-            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in run.fallback]))
+            seconds.append(done.seconds)
+            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
             part.replace(made)
         facts = models.facts((made,))
         found = _perplexity(
@@ -186,19 +194,22 @@ def _file_name(model: Model, imatrix: ImatrixFacts | None, quant_type: str) -> s
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """What llama-quantize said: fallbacks (tensor, wanted type, given type), and its seconds."""
+
     fallback: tuple[tuple[str, str, str], ...]
     seconds: float
 
 
-def _run(
+def run(
     toolchain: Toolchain, model: Model, imatrix: ImatrixFacts | None, quant_type: str, target: Path,
     metadata: Mapping[str, str], options: Options, log: Path, progress: Progress,
-) -> _Run:  # fmt: skip
+) -> Run:  # fmt: skip
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
     name = None
     if imatrix:
-        name = f"{model.label}-{imatrix.language}.imatrix.gguf"
+        suffix = ".dat" if imatrix.path.suffix == ".dat" else ".gguf"  # it reads both, by content
+        name = f"{model.label}-{imatrix.language}.imatrix{suffix}"
         link = log.parent / name
         link.unlink(missing_ok=True)
         link.symlink_to(imatrix.path)
@@ -223,7 +234,7 @@ def _run(
             done = proc.run(argv, log=log, cwd=log.parent, on_output=show)
         except ToolFailed as error:
             raise _explained(error, target) from error
-    return _Run(llamacpp.fallbacks("".join(output)), done.seconds)
+    return Run(llamacpp.fallbacks("".join(output)), done.seconds)
 
 
 def _explained(error: ToolFailed, target: Path) -> Exception:

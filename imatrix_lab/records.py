@@ -139,8 +139,10 @@ class ImatrixFacts:
 
     Attributes
     ----------
-    n_tokens : tokens whose activations were summed.
+    n_tokens, n_ctx : tokens whose activations were summed, and of a window; 0 if unknown (a
+        ``.dat`` does not say).
     unhit_experts : how many (tensor, expert) pairs saw no token.
+    forced : the errors in spite of which it is used, as the user said; empty if there are none.
     """
 
     path: Path
@@ -151,6 +153,7 @@ class ImatrixFacts:
     n_chunks: int
     n_ctx: int
     unhit_experts: int
+    forced: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ class Request:
     n_tokens : calibration budget in the model's tokens.
     out : folder for finished files.
     threads, n_batch, gpu_layers : None chooses by machine and model.
+    force : use an imatrix of the user's own that fails its check.
     """
 
     text: str
@@ -205,6 +209,7 @@ class Request:
     process_output: bool = False
     allow_requantize: bool = False
     corpus: TextOptions = field(default_factory=TextOptions)
+    force: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,18 +76,31 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; a reader sees the old file or the new one, no part.
+
+    Raises
+    ------
+    DiskFull : what was there stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from error
+    finally:
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def disk_error(error: OSError, where: Path) -> Exception:
@@ -98,6 +112,15 @@ def disk_error(error: OSError, where: Path) -> Exception:
             where=where,
             fix=_MAKE_ROOM,
         )
+    beside = Path(str(error.filename)).parent == where.parent
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and beside and not where.parent.is_dir():
+        return ImatrixLabError(
+            f"there is no folder {where.parent}",
+            where=where,
+            fix=f"make it: mkdir -p {shlex.quote(str(where.parent))}; or choose another place",
+        )
+    if error.errno == errno.EISDIR and beside and where.is_dir():
+        return ImatrixLabError("this is a folder, not a file", where=where, fix="name a file in it")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ImatrixLabError(
             f"cannot write here: {error.strerror}",
@@ -205,7 +228,7 @@ class Store:
         name = f"{kind}-{key[:FINGERPRINT_CHARS]}"
         work = self.root / "work" / name
         try:
-            with self._lock(name, progress):
+            with self.lock(name, progress):
                 if found := self._find(kind, key):  # built while we waited
                     return self._used(found)
                 if why := self._why_missing(kind, label, inputs):
@@ -235,10 +258,10 @@ class Store:
         except OSError as error:
             raise disk_error(error, work) from error
 
-    def drop(self, kind: str, inputs: Inputs) -> None:
+    def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
         """Forget the artefact for these inputs, if it is there."""
         key = fingerprint(kind, inputs)
-        with self._lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", Silent()):
+        with self.lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
             if found := self._find(kind, key):
                 _remove(found.path)
 
@@ -274,6 +297,17 @@ class Store:
 
         take(order, {})  # in one order everywhere, so that two runs cannot wait for each other
         return [found[i] for i in range(len(wanted))]
+
+    def lock(self, name: str, progress: Progress) -> Any:
+        """Wait until no other process holds this name, and hold it; for ``with``."""
+        import filelock
+
+        lock = filelock.FileLock(self._lock_path(name))
+        try:
+            return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
+        except filelock.Timeout:
+            progress.say(f"another process is building {name}; waiting for it")
+            return lock.acquire()
 
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every whole artefact, by kind and name."""
@@ -338,16 +372,6 @@ class Store:
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-    def _lock(self, name: str, progress: Progress) -> Any:
-        import filelock
-
-        lock = filelock.FileLock(self._lock_path(name))
-        try:
-            return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
-        except filelock.Timeout:
-            progress.say(f"another process is building {name}; waiting for it")
-            return lock.acquire()
 
     def _why_missing(self, kind: str, label: str, inputs: Inputs) -> str:
         """Return which inputs differ from the nearest artefact of the same label, or nothing."""

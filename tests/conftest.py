@@ -25,6 +25,9 @@ from tests import tiny_model
 REAL_ROOT = store.default_root()
 """The user's store, read before any test is moved out of it."""
 
+NO_HUB = "http://127.0.0.1:9"
+"""An address at which nothing answers: no test may depend on the network being there."""
+
 
 @pytest.fixture(autouse=True)
 def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +38,7 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(folder))
     for name in ("BACKEND", "LLAMA_CPP_DIR", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", NO_HUB)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +84,9 @@ def subprocess_env(
     def make(cache: Path, tools: Toolchain) -> dict[str, str]:
         link_toolchain(cache)
         keep = {k: v for k, v in os.environ.items() if k not in {"BACKEND", "LLAMA_CPP_DIR"}}
-        return keep | {"IMATRIX_LAB_CACHE": str(cache), "HOME": str(cache), "OMP_NUM_THREADS": "1"}
+        own = {"IMATRIX_LAB_CACHE": cache, "IMATRIX_LAB_DATA": cache / "data", "HOME": cache}
+        own |= {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": NO_HUB}
+        return keep | {name: str(value) for name, value in own.items()}
 
     return make
 

@@ -38,6 +38,16 @@ def test_a_chat_that_is_refused_leaves_the_others(model, tmp_path):
     assert second == Rendered("user: Hva er 2 + 2?\n")
 
 
+def test_thousands_of_chats_in_a_long_template(tmp_path, own_store, monkeypatch):
+    """As many as a benchmark has: the program is compiled once a block, and blocks are timed."""
+    monkeypatch.setattr(chat_template, "TIME_LIMIT_S", 10.0)
+    unused = "{% if messages is mapping %}{{ messages['x'] | upper }}{% endif %}" * 300
+    path = tiny_model.write(tmp_path / "long.gguf", chat_template=unused + TEMPLATE)
+    chats = [[{"role": "user", "content": str(i)}] for i in range(3000)]
+    found = chat_template.render(models.resolve(str(path), own_store, Silent()), chats, tmp_path)
+    assert [r.text for r in found] == [f"user: {i}\n" for i in range(3000)]
+
+
 def test_a_base_model(tiny, tmp_path, own_store):
     model = models.resolve(str(tiny), own_store, Silent())
     assert chat_template.of(model) == ""

@@ -47,7 +47,8 @@ def test_make_targets_in_the_readme_exist():
 
 
 def test_the_number_of_languages_is_true():
-    assert f"{len(languages.load_all())} languages" in TEXTS["README.md"]
+    n = sum(language.script != "Zyyy" for language in languages.load_all().values())
+    assert f"{n} languages" in TEXTS["README.md"]
 
 
 def test_the_file_map_names_every_module():

@@ -37,6 +37,9 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "corpora"
     path.mkdir()
     shutil.copy(languages.data_dir("corpora") / "sources.toml", path)
+    with (path / "sources.toml").open("a", encoding="utf-8") as file:
+        file.write('\n[own]\nkind = "files"\nlicence = "MIT"\nlicence_class = "permissive"\n')
+        file.write('origin = "o"\nnote = "n"\n')
     return path
 
 
@@ -156,6 +159,16 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
         ("files = [", "licence_class = 'free'\nfiles = [", "licence_class is one of public-domain"),
         ("files = [", "kind = 'pypy'\nfiles = [", r"no kind of source is 'pypy'; 'pypi'\?"),
         ("files = [", "kind = 'debian'\nfiles = [", "unknown key 'version'"),
+        ('script = "Latn"', 'script = "Latin1"', "script is a code of ISO 15924, not 'Latin1'"),
+        ('script = "Latn"', 'script = "Xxxx"', "not 'Xxxx'"),
+        ('use = "dataset-build"', 'use = "dataset-build"\nname = "my/web"', "not 'my/web'"),
+        ('use = "dataset-build"', 'use = "dataset-build"\nname = "../../x"', "source's name"),
+        ('use = "dataset-build"', 'use = "own"', "files are tables, not 'dataset_build/"),
+        (
+            '", "more.txt"]',
+            '"]\n[[source]]\nuse = "own"\nfiles = [{ path = "/a.txt" }]',
+            "missing key 'sha256'",
+        ),
         ("[[source]]", "[source]", "misplaced"),
         ("[[source]]", "[[source]", "not valid TOML"),
         ("[[source]]", "[[source]]\nuse = 'dataset-build'\nfiles = []\n[[source]]", "two sources"),
@@ -172,15 +185,19 @@ def test_a_mistake_is_told(folder: Path, old: str, new: str, words: str) -> None
 
 def test_the_users_folder_is_laid_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     own = tmp_path / "data" / "corpora"
-    (own / "own").mkdir(parents=True)
+    (own / "own" / "fo").mkdir(parents=True)
     monkeypatch.setenv("IMATRIX_LAB_DATA", str(tmp_path / "data"))
     (own / "fo.toml").write_text(FAROESE, encoding="utf-8")
-    text = 'language = "fo"\nkind = "files"\nlicence = "MIT"\nlicence_class = "permissive"\n'
+    text = 'kind = "files"\nlicence = "MIT"\nlicence_class = "permissive"\n'
     text += 'origin = "o"\nnote = "n"\nfiles = []\n'
-    (own / "own" / "mine.toml").write_text(text, encoding="utf-8")
+    mine = own / "own" / "fo" / "mine.toml"
+    mine.write_text(text, encoding="utf-8")
     found = languages.load_all()
     assert {p.stem for p in SHIPPED} | {"fo"} == set(found)
     assert [s.name for s in found["fo"].sources] == ["dataset-build", "mine"]
-    (own / "own" / "mine.toml").write_text(text.replace("fo", "fx", 1), encoding="utf-8")
-    with pytest.raises(UsageError, match="unknown language, 'fx'"):
-        languages.load_all()
+    mine.write_text(text.replace("files = ", "fiels = "), encoding="utf-8")
+    assert languages.get("nb") == found["nb"]
+    (fault,) = languages.load_all()["fo"].faults.items()
+    assert fault == (str(mine), "unknown key 'fiels'; 'files'?")
+    with pytest.raises(UsageError, match="unknown key 'fiels'"):
+        languages.get("fo")

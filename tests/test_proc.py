@@ -302,3 +302,79 @@ def test_background_ends_when_we_are_killed(script: Script, tmp_path: Path) -> N
         child_pid = int(wait_for(pid))
         parent.kill()
     assert gone_within(child_pid, 20)
+
+
+def _square(n: int) -> int:
+    return n * n
+
+
+def _die(n: int) -> int:
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+def _my_process(n: int) -> tuple[int, int]:
+    return n, os.getpid()
+
+
+def test_in_order_gives_results_in_order_from_any_number_of_processes() -> None:
+    for workers in (1, 2):
+        assert list(proc.in_order(_square, range(20), workers)) == [n * n for n in range(20)]
+
+
+def test_in_order_takes_items_as_they_are_needed() -> None:
+    taken = []
+    found = proc.in_order(_square, (taken.append(n) or n for n in range(1000)), 2)
+    assert next(found) == 0
+    assert len(taken) <= 6
+
+
+def test_a_worker_that_dies_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(ToolFailed, match="worker process died") as caught:
+        list(proc.in_order(_die, range(6), 2))
+    assert "fewer workers" in str(caught.value)
+
+
+def test_ending_the_iterator_ends_the_workers() -> None:
+    found = proc.in_order(_my_process, range(1000), 2)
+    pids = {next(found)[1] for _ in range(4)}
+    assert os.getpid() not in pids
+    found.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_when_we_are_killed_or_interrupted(tmp_path: Path, signum: int) -> None:
+    """Ctrl-C goes to the whole group; only the parent may speak of it."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import sys, time\n"
+        "from imatrix_lab import proc\n"
+        "import worker\n"
+        "if __name__ == '__main__':\n"
+        "    for pid in proc.in_order(worker.pid, range(10**6), 2):\n"
+        "        print(pid, flush=True)\n"
+        "        time.sleep(0.05)\n"
+    )
+    (tmp_path / "worker.py").write_text("import os\ndef pid(n):\n    return os.getpid()\n")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    parent = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stderr is not None
+    pids = {int(parent.stdout.readline()) for _ in range(6)}
+    if signum == signal.SIGINT:
+        os.killpg(parent.pid, signum)
+    else:
+        parent.kill()
+    said = parent.communicate()[1].decode()
+    assert said.count("Traceback") == (signum == signal.SIGINT)
+    until = time.monotonic() + 10
+    while time.monotonic() < until and any(map(alive, pids)):
+        time.sleep(0.05)
+    assert not any(map(alive, pids))

@@ -183,7 +183,7 @@ def test_the_lock_is_free_when_a_build_is_over(root: Path) -> None:
     name = f"corpus-{fingerprint('corpus', INPUTS)[:16]}"
     with filelock.FileLock(root / "locks" / f"{name}.lock", timeout=0):
         pass
-    lock = store_._lock(name, Silent())
+    lock = store_.lock(name, Silent())
     with lock:
         pass
     with filelock.FileLock(root / "locks" / f"{name}.lock", timeout=0):  # while `lock` lives on
@@ -480,8 +480,14 @@ def test_write_whole(tmp_path: Path) -> None:
 
 
 def test_write_whole_where_it_cannot(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ImatrixLabError, match="there is no folder") as caught:
         store.write_whole(tmp_path / "absent" / "file", "x")
+    assert caught.value.fix and f"mkdir -p {tmp_path / 'absent'}" in caught.value.fix
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImatrixLabError, match="there is no folder"):
+        store.write_whole(tmp_path / "file" / "file", "x")
+    with pytest.raises(ImatrixLabError, match="this is a folder"):
+        store.write_whole(tmp_path, "x")
 
 
 # -- a full disk

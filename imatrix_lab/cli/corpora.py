@@ -42,19 +42,22 @@ def corpus_list(language: str | None, as_json: bool) -> None:
     Example:
       imatrix-lab corpus list nb
     """
-    found = languages.load_all()
+    terminal = Terminal()
     if language:
-        code = options.language(language, Terminal())
-        found = {code: found[code]}
+        found = [languages.get(options.language(language, terminal))]
+    else:
+        found = list(languages.load_all().values())
+    for path, why in (fault for n in found for fault in n.faults.items()):
+        terminal.say(f"note: left out: {why}, in {path}")
     if as_json:
-        return options.emit([dataclasses.asdict(n) for n in found.values()])
+        return options.emit([dataclasses.asdict(n) for n in found])
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("code")
     table.add_column("language", overflow="fold")
     if language:
         for name in ("source", "licence", "tokens", "needs"):
             table.add_column(name, overflow="fold")
-        for n in found.values():
+        for n in found:
             for s in n.sources:
                 tokens = f"{s.tokens:,}" if s.tokens else "any"
                 held = " (held out)" if s.heldout else ""
@@ -63,7 +66,7 @@ def corpus_list(language: str | None, as_json: bool) -> None:
     else:
         for name in ("tokens offline", "sources, in order"):
             table.add_column(name, overflow="fold")
-        for n in found.values():
+        for n in found:
             offline = sum(s.tokens for s in n.sources if not s.heldout)
             table.add_row(n.code, n.name, f"{offline:,}", ", ".join(s.name for s in n.sources))
     stdout.print(table)
@@ -132,8 +135,9 @@ def _build(text: str, model: str, n_tokens: int, as_json: bool, **rest: Any) -> 
     store, terminal = options.surroundings()
     named = tuple(filter(None, (rest.pop("sources") or "").replace(",", " ").split()))
     wanted = TextOptions(sources=named, **rest)
+    text = options.language(text, terminal)
+    mixture.parse(text)  # not a folder
     request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=wanted)
-    mixture.parse(text)
     tools, found = pipeline.prepare(request, store, terminal)
     built = [
         pipeline.corpus_of(
@@ -150,7 +154,7 @@ def _build(text: str, model: str, n_tokens: int, as_json: bool, **rest: Any) -> 
     for one in built:
         _tell(one, terminal)
         click.echo(one.calibration.parent)
-    if named:
+    if named or wanted.heldout:
         terminal.say(
             f"score on the text held out here: --text {built[0].language}={built[0].heldout}"
         )

@@ -10,7 +10,17 @@ from typing import NoReturn
 import click
 
 from imatrix_lab import __version__
-from imatrix_lab.cli import corpora, judge, scores, stages, tasks, upkeep
+from imatrix_lab.cli import (
+    corpora,
+    differences,
+    imatrices,
+    judge,
+    predict,
+    scores,
+    stages,
+    tasks,
+    upkeep,
+)
 from imatrix_lab.errors import ImatrixLabError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -30,11 +40,13 @@ def cli() -> None:
 
 
 for command in (
-    stages.tune, stages.model, corpora.corpus, stages.imatrix, stages.quant,
+    stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
     scores.score, tasks.task, judge.compare, judge.power,
     upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)
+imatrices.imatrix.add_command(differences.diff)
+imatrices.imatrix.add_command(predict.predict)
 
 
 def main() -> NoReturn:

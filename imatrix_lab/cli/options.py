@@ -45,6 +45,20 @@ def several(options: list[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
+def spread(args: list[str], several: tuple[str, ...]) -> list[str]:
+    """Return arguments with ``--quant A B`` turned into ``--quant A --quant B``."""
+    found: list[str] = []
+    option = ""
+    for word in args:
+        if word.startswith("-"):
+            name, equals, _ = word.partition("=")
+            option = name if name in several else ""
+            found += [word] if equals or not option else []
+        else:
+            found += [option, word] if option else [word]
+    return found
+
+
 MODEL = click.option(
     "--model", default="demo", show_default=True, metavar="MODEL",
     help="demo, a path to a GGUF file, or hf:org/repo[@revision][:file].",

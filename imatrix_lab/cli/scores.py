@@ -30,16 +30,7 @@ class _Score(click.Group):
         """Turn ``--quant A B`` into ``--quant A --quant B``; a subcommand's words stay."""
         if args and args[0] in self.commands:
             return super().parse_args(ctx, args)
-        spread: list[str] = []
-        option = ""
-        for word in args:
-            if word.startswith("-"):
-                name, equals, _ = word.partition("=")
-                option = name if name in _SEVERAL else ""
-                spread += [word] if equals or not option else []
-            else:
-                spread += [option, word] if option else [word]
-        return super().parse_args(ctx, spread)
+        return super().parse_args(ctx, options.spread(args, _SEVERAL))
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]

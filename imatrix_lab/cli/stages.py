@@ -1,4 +1,4 @@
-"""The commands that make things: tune, model, imatrix, quant."""
+"""The commands that make things: tune, model, quant."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from imatrix_lab import languages, models, pipeline, plan, toolchain
+from imatrix_lab import languages, pipeline, plan
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import duration, stderr, stdout
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import file
-from imatrix_lab.records import TOKENS_DEFAULT, Model, QuantFacts
+from imatrix_lab.records import TOKENS_DEFAULT, QuantFacts
 
 
 @click.command()
@@ -106,7 +105,7 @@ def model_show(spec: str, as_json: bool) -> None:
     Example:
       imatrix-lab model show demo
     """
-    found = _resolve(spec)
+    found = pipeline.resolve(spec, *options.surroundings())
     if as_json:
         return options.emit(dataclasses.asdict(found))
     facts = dataclasses.asdict(found.facts)
@@ -138,57 +137,7 @@ def model_fetch(spec: str) -> None:
     Example:
       imatrix-lab model fetch hf:org/repo@main:model-f16.gguf
     """
-    click.echo(_resolve(spec).path)
-
-
-def _resolve(spec: str) -> Model:
-    """Return a model; llama.cpp is only needed where a repository must be converted."""
-    store, terminal = options.surroundings()
-    tools = toolchain.find(store, toolchain.default_backend())
-    return models.resolve(spec, store, terminal, pipeline.converter(tools) if tools else None)
-
-
-@click.group()
-def imatrix() -> None:
-    """Importance matrices."""
-
-
-@imatrix.command("build")
-@options.MODEL
-@click.option(
-    "--corpus",
-    "text",
-    required=True,
-    metavar="TEXT",
-    help="A language or mixture, a folder made by `corpus build`, or a text file.",
-)
-@options.TOKENS
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The file. [default: MODEL-LANGUAGE.imatrix.gguf here]",
-)
-@options.COMPUTE
-@click.option("--parse-special", is_flag=True, help="The text has chat tokens: tokenize them so.")
-@click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
-@options.JSON
-def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
-    """Run llama-imatrix over a text; goes on from where a stopped run was.
-
-    \b
-    Example:
-      imatrix-lab imatrix build --model model-f16.gguf --corpus nb
-    """  # fmt: skip
-    store, terminal = options.surroundings()
-    request = options.request(text, (), model=model, **rest)
-    path = pipeline.imatrix(request, out, store, terminal)
-    found = file.read(path)
-    if as_json:
-        facts = {"file": path, "n_tensors": len(found.entries), "n_chunks": found.chunk_count}
-        return options.emit({**facts, "n_ctx": found.chunk_size, "language": found.language})
-    windows = f"{found.chunk_count} windows of {found.chunk_size} tokens"
-    terminal.say(f"{len(found.entries)} tensors over {windows}")
-    click.echo(path)
+    click.echo(pipeline.resolve(spec, *options.surroundings()).path)
 
 
 @click.command()
@@ -198,7 +147,7 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     "imatrix_path",
     required=True,
     metavar="FILE",
-    help="A GGUF importance matrix, or none.",
+    help="An importance matrix, GGUF or .dat, or none.",
 )
 @options.TYPES
 @click.option(
@@ -209,6 +158,7 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
 @options.COMPUTE
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
+@click.option("--force", is_flag=True, help="Use an imatrix that fails its check; it is recorded.")
 @options.JSON
 def quant(
     model: str, imatrix_path: str, types: Any, heldout: str | None, as_json: bool, **rest: Any

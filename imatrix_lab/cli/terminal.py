@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
+from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 15.0
@@ -18,6 +19,14 @@ PLAIN_EVERY_S = 15.0
 stderr = Console(stderr=True, highlight=False)
 # a pipe gets whole lines, whatever their length
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def numbers_table(*names: str) -> Table:
+    """Return a table whose columns after the first are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    return table
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,6 @@ from imatrix_lab.corpus.layout import Lane
 from imatrix_lab.corpus.mixture import Mixture, Part
 from imatrix_lab.corpus.pool import Pool
 from imatrix_lab.errors import BadText
-from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document, TextOptions
 from imatrix_lab.vocabulary import Vocabulary
 
@@ -32,8 +31,8 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Halves:
-    """One source, split; `removed` counts what overlapped with text that is held out."""
+class _Half:
+    """What one source gives to one part of a mixture: one or the other may be empty."""
 
     part: Part
     pool: Pool
@@ -48,27 +47,28 @@ def assemble(
     vocabulary: Vocabulary,
     n_tokens: int,
     options: TextOptions,
-    progress: Progress,
 ) -> Corpus:
     """Return the corpus of a mixture; `choices` has a `Choice` for each part that is a language.
 
     Raises
     ------
-    BadText : too little text to calibrate on, or to hold out.
+    BadText : too little text to calibrate on, or nothing to hold out.
     """
     halves = [
         half
         for part, chosen in zip(mixture.parts, choices, strict=True)
         if chosen
-        for half in _split(part, chosen, split.HELDOUT_TOKENS / len(mixture.parts), vocabulary)
+        for half in _halves(part, chosen)
     ]
-    heldout = [d for half in halves for d in half.heldout]
+    heldout = list({d.id: d for half in halves for d in half.heldout}.values())
+    if halves and not heldout:
+        raise BadText(f"there is too little text in {mixture.name} to hold some of it out")
     seen = overlap.Shingles.of(d.text for d in heldout)
     for path in options.exclude:
         for text in overlap.task_strings(path):
             seen.add(text)
     removed = {"paragraphs": 0, "documents": 0}
-    groups: list[tuple[float, list[Lane]]] = []
+    groups: Groups = []
     for part in mixture.parts:
         lanes = [
             _lane(half, _cleared(half.calibration, seen, removed), vocabulary, options)
@@ -79,40 +79,35 @@ def assemble(
             lanes = [_random_lane(part, vocabulary, n_tokens, options)]
         if not any(lane.n_tokens for lane in lanes):
             raise BadText(f"there is too little text in {part.name} to calibrate on")
-        groups.append((part.weight * (1 - options.chat), lanes))
-    if chats:
-        sizes = [vocabulary.count(d.text) for d in chats]
-        groups.append((options.chat, [Lane("chats", tuple(layout.blocks(chats, sizes)))]))
-    groups, bootstrap = _sampled(groups, len(mixture.parts), n_tokens, options)
-    lanes, quotas = _quotas(groups, len(mixture.parts), n_tokens)
-    order = [document for _, document in layout.interleave(lanes, quotas, vocabulary.count)]
-    text, used = layout.within_budget(order, n_tokens, vocabulary.count)
+        groups.append((part.weight, lanes))
+    made = _sampled(groups, _chat_lane(chats, vocabulary), n_tokens, options)
+    order = [d for _, d in layout.interleave(made.lanes, made.quotas, vocabulary.count)]
+    text, used = layout.within_budget(order, made.n_tokens, vocabulary.count)
     facts = {
         **_provenance(halves, used, heldout, chats),
         "overlap_removed": removed,
-        "bootstrap": bootstrap,
+        "bootstrap": made.bootstrap,
         "weights": {p.label: round(p.weight, 6) for p in mixture.parts},
-    }
+        "skipped": {
+            p.label: c.skipped for p, c in zip(mixture.parts, choices, strict=True) if c
+        },
+    }  # fmt: skip
     return Corpus(text, tuple(used), tuple(heldout), facts)
 
 
-def _split(part: Part, chosen: Choice, n_heldout: float, vocabulary: Vocabulary) -> list[_Halves]:
-    """Return a part's sources, split: one of them held out whole, or each cut."""
+def _halves(part: Part, chosen: Choice) -> list[_Half]:
+    """Return a part's sources, each without its cut, and what is held out."""
     found = []
     for pool in chosen.calibration:
         basis, everything = pool.basis_and_all()
-        held: list[Document] = []
-        if chosen.heldout is None:
-            sizes = [vocabulary.count(d.text) for d in basis]
-            wanted = min(n_heldout / len(chosen.calibration), sum(sizes) * split.HELDOUT_SHARE)
-            basis, held = split.cut(basis, sizes, wanted)
-        ids = {d.id for d in held}
-        found.append(_Halves(part, pool, [d for d in everything if d.id not in ids], held))
+        cut = split.cut_of(basis)
+        ids = {d.id for d in cut}
+        rest = [d for d in everything if d.id not in ids]
+        found.append(_Half(part, pool, rest, cut if pool in chosen.cut else []))
     if chosen.heldout is not None:
         basis, _ = chosen.heldout.basis_and_all()
-        sizes = [vocabulary.count(d.text) for d in basis]
-        held = basis if sum(sizes) <= n_heldout else split.cut(basis, sizes, n_heldout)[1]
-        found.append(_Halves(part, chosen.heldout, [], held))
+        held = split.held_whole(basis, chosen.heldout.pinned.source.heldout)
+        found.append(_Half(part, chosen.heldout, [], held))
     return found
 
 
@@ -128,9 +123,7 @@ def _cleared(
     return kept
 
 
-def _lane(
-    half: _Halves, found: list[Document], vocabulary: Vocabulary, options: TextOptions
-) -> Lane:
+def _lane(half: _Half, found: list[Document], vocabulary: Vocabulary, options: TextOptions) -> Lane:
     """Return a source's blocks in seeded order, and in the control's form."""
     if half.part.shuffled and half.part.language:
         script = half.part.language.script
@@ -147,49 +140,68 @@ def _random_lane(part: Part, vocabulary: Vocabulary, n_tokens: int, options: Tex
     return Lane(part.label, tuple(layout.blocks(found, sizes)))
 
 
+def _chat_lane(chats: Sequence[Document], vocabulary: Vocabulary) -> Lane:
+    """Return chats as blocks of one, so that each sample has some."""
+    blocks = [layout.Block((d,), (vocabulary.count(d.text),)) for d in chats]
+    return Lane("chats", tuple(blocks))
+
+
 Groups = list[tuple[float, list[Lane]]]
+"""Each part's share of the text, and its sources."""
 
 
-def _sampled(
-    groups: Groups, n_parts: int, n_tokens: int, options: TextOptions
-) -> tuple[Groups, bool]:
-    """Return the lanes of one sample, and whether they had to be drawn with replacement."""
-    if options.n_samples == 1:
-        return groups, False
-    hands = [
-        [(weight, layout.deal(lanes, k, options.n_samples)) for weight, lanes in groups]
-        for k in range(1, options.n_samples + 1)
-    ]
-    if all(_held(weight, lanes, n_tokens) for hand in hands for weight, lanes in hand[:n_parts]):
-        return hands[options.sample - 1], False
-    redrawn = [
-        (weight, layout.redraw(lanes, options.sample, options.seed)) for weight, lanes in groups
-    ]
-    return redrawn, True
+@dataclass(frozen=True)
+class _Sample:
+    """Lanes, the tokens that each gives, and the tokens of the text at most."""
+
+    lanes: list[Lane]
+    quotas: list[int]
+    n_tokens: int
+    bootstrap: bool
 
 
-def _held(weight: float, lanes: Sequence[Lane], n_tokens: int) -> bool:
-    return sum(lane.n_tokens for lane in lanes) >= weight * n_tokens * SLACK
+def _sampled(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) -> _Sample:
+    """Return one sample: of its own documents where there are enough, else drawn from all."""
+    k, n = options.sample, options.n_samples
+
+    def dealt(hand: int) -> _Sample:
+        mine = [(weight, layout.deal(lanes, hand, n)) for weight, lanes in groups]
+        (said,) = layout.deal([chats], hand, n)
+        return _shared(mine, said, n_tokens, options.chat)
+
+    everything = _shared(groups, chats, n_tokens, options.chat)
+    if n == 1:
+        return everything
+    if all(sum(dealt(hand).quotas) >= n_tokens for hand in range(1, n + 1)):
+        return dealt(k)
+    drawn = layout.redraw(everything.lanes, everything.quotas, k, options.seed)
+    equal = min(n_tokens, int(sum(everything.quotas) / SLACK))
+    return _Sample(drawn, everything.quotas, equal, bootstrap=True)
 
 
-def _quotas(groups: Groups, n_parts: int, n_tokens: int) -> tuple[list[Lane], list[int]]:
-    """Return all lanes and the tokens each gives.
+def _shared(groups: Groups, chats: Lane, n_tokens: int, chat: float) -> _Sample:
+    """Return all lanes and their quotas.
 
-    A mixture keeps its weights: where one part is short, the others give less too. Chats are
-    an addition, and give what there is of them.
+    A mixture keeps its weights: where one part is short, the others give less too. Chats are an
+    addition: where there are few, the parts fill up.
     """
-    fits = [sum(lane.n_tokens for lane in lanes) / weight for weight, lanes in groups[:n_parts]]
-    total = min([n_tokens * SLACK, *fits])
+    wanted = n_tokens * SLACK
+    said = min(chats.n_tokens, round(chat * wanted)) if chat else 0
+    fits = [sum(lane.n_tokens for lane in lanes) / weight for weight, lanes in groups]
+    total = min([wanted - said, *fits])
     found: list[Lane] = []
     quotas: list[int] = []
     for weight, lanes in groups:
         found += lanes
         quotas += layout.shares([lane.n_tokens for lane in lanes], round(weight * total))
-    return found, quotas
+    if said:
+        found.append(chats)
+        quotas.append(said)
+    return _Sample(found, quotas, n_tokens, bootstrap=False)
 
 
 def _provenance(
-    halves: Sequence[_Halves],
+    halves: Sequence[_Half],
     used: Sequence[Document],
     heldout: Sequence[Document],
     chats: Sequence[Document],
@@ -207,6 +219,8 @@ def _provenance(
     calibrated = [s for s in sources if s["n_used"]] or sources
     others = {"CC0-1.0"} if chats or not sources else set()
     licences = {str(s["licence"]) for s in calibrated} | others
+    if len(licences) > 1:  # OR binds less than AND
+        licences = {f"({name})" if " OR " in name else name for name in licences}
     origins = dict.fromkeys(str(s["origin"]) for s in calibrated)
     return {
         "sources": sources,

@@ -56,7 +56,7 @@ def build(
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         chats = _chats(mixture, options, model, scratch)
-        made = assemble.assemble(mixture, choices, chats, vocabulary, n_tokens, options, progress)
+        made = assemble.assemble(mixture, choices, chats, vocabulary, n_tokens, options)
         _write_calibration(out, made.text)
         (out / HELDOUT).write_bytes("".join(map(documents.line, made.heldout)).encode())
         found = {

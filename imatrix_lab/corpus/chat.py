@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imatrix_lab import chat_template
 from imatrix_lab.chat_template import Chat
+from imatrix_lab.corpus.text import json_lines
 from imatrix_lab.errors import BadModel, BadText
 from imatrix_lab.records import Document, Model
 
@@ -21,13 +21,10 @@ def read(path: Path) -> Iterator[tuple[str, Chat]]:
     ------
     BadText : a line that is no chat, or roles that do not take turns.
     """
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for i, entry in json_lines(path):
         try:
-            entry = json.loads(line)
             messages = [{k: str(m[k]) for k in ("role", "content")} for m in entry["messages"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise BadText(f"line {i} is no chat: {error}", where=path) from error
         turns = [m["role"] for m in messages if m["role"] != "system"]
         if not turns or turns != [_ROLES[j % 2] for j in range(len(turns))]:

@@ -1,11 +1,12 @@
 """Which of a language's sources a corpus is made from: asked once, then remembered.
 
 Sources are taken in the order of the language's file until they hold the budget. What can be
-reached differs from day to day; the choice is kept in the store, so that the same command
-makes the same text until `renew` asks again.
+reached differs from day to day; the choice is kept in the store, so that the same command makes
+the same text until `renew` asks again.
 
-What is held out is decided as for the default budget, whatever is asked for: text that one
-corpus of a language holds out is calibrated on by no other.
+What is held out is decided once for a language, by bytes: it depends neither on the model nor on
+budget, licence, seed or sample. So text that one corpus of a language holds out is calibrated on
+by no other, unless its source is asked for by name.
 """
 
 from __future__ import annotations
@@ -17,42 +18,35 @@ from typing import Any
 
 from imatrix_lab.corpus import clean, pool, sources
 from imatrix_lab.corpus.pool import Pool
-from imatrix_lab.corpus.split import HELDOUT_TOKENS, HELDOUT_TOKENS_MIN
+from imatrix_lab.corpus.split import HELDOUT_BYTES_MIN
 from imatrix_lab.errors import BadText, FetchFailed, MissingTool, UsageError
 from imatrix_lab.languages import LICENCE_CLASSES, Language, Source
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import TOKENS_DEFAULT, TextOptions
 from imatrix_lab.store import Store
 
+USUAL_BYTES = pool.BYTES_PER_TOKEN * TOKENS_DEFAULT
+"""Sources are taken by default until they hold this."""
+
+Counter = Callable[[str], int]
+
 
 @dataclass(frozen=True)
 class Choice:
-    """Pools to calibrate on, the one that is held out (None: cut from the others), and why not
-    the rest: source name -> reason."""
+    """Where a corpus's text is from.
+
+    Attributes
+    ----------
+    calibration : pools to calibrate on, less the cut of each (`split.cut_of`).
+    cut : of these, the ones whose cuts are the held-out text; none where `heldout` is.
+    heldout : the pool that is held out whole, or None.
+    skipped : source -> why it is not used.
+    """
 
     calibration: tuple[Pool, ...]
+    cut: tuple[Pool, ...]
     heldout: Pool | None
     skipped: dict[str, str]
-
-
-def inputs(language: Language, options: TextOptions, n_tokens: int, vocabulary_of: str) -> Any:
-    """Return what a choice depends on, apart from what can be reached."""
-    return {
-        "language": language.code,
-        "sources": [pool.declared(s) for s in language.sources],
-        "named": list(options.sources),
-        "heldout": options.heldout,
-        "licence": options.licence,
-        "n_tokens": _budget(n_tokens, options),
-        "clean_version": clean.CLEAN_VERSION,
-        "pool_version": pool.POOL_VERSION,
-        "vocabulary_of": vocabulary_of,
-    }
-
-
-def _budget(n_tokens: int, options: TextOptions) -> int:
-    """Return tokens to hold; for small budgets the default's, so that they share one choice."""
-    return max(n_tokens * options.n_samples, TOKENS_DEFAULT)
 
 
 def choose(
@@ -60,107 +54,41 @@ def choose(
     options: TextOptions,
     n_tokens: int,
     vocabulary_of: str,
-    count: Callable[[str], int],
+    count: Counter,
     store: Store,
     progress: Progress,
 ) -> Choice:
     """Return the sources for a budget, as chosen before or now.
+
+    Parameters
+    ----------
+    vocabulary_of : what tells the vocabulary that `count` counts in.
 
     Raises
     ------
     UsageError : a source is named that the language does not have.
     BadText, FetchFailed, MissingTool : no source can be had; says why for each.
     """
-    wanted = inputs(language, options, n_tokens, vocabulary_of)
-    if options.renew:
-        store.drop("sources", wanted)
-    limit = pool.limit_bytes(_budget(n_tokens, options) + HELDOUT_TOKENS)
-
-    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        chosen = _choose(
-            language, options, limit, _budget(n_tokens, options), count, store, progress
-        )
-        held = chosen.heldout
-        return {
-            "calibration": [pool.identity(p.pinned) for p in chosen.calibration],
-            "heldout": pool.identity(held.pinned) if held else None,
-            "skipped": chosen.skipped,
-        }
-
-    facts = store.get("sources", language.code, wanted, make, progress).facts
-
-    def again(identity: dict[str, Any]) -> Pool:
-        pinned = pool.restored(identity, language)
-        return pool.build(language, pinned, limit, options.workers, store, progress)
-
-    held = facts["heldout"]
-    return Choice(
-        tuple(again(identity) for identity in facts["calibration"]),
-        again(held) if held else None,
-        dict(facts["skipped"]),
-    )
+    _check(language, options)
+    ours = _Chooser(language, options, store, progress)
+    usual = ours.remembered({}, ours.usual)
+    n_wanted = n_tokens * options.n_samples
+    if not (options.sources or options.heldout or options.licence) and n_wanted <= TOKENS_DEFAULT:
+        return usual
+    given = {
+        "usual": _identities(usual),
+        "named": list(options.sources),
+        "heldout": options.heldout,
+        "licence": options.licence,
+        "n_tokens": max(n_wanted, TOKENS_DEFAULT),
+        "vocabulary_of": vocabulary_of,
+    }
+    limit = pool.limit_bytes(max(n_wanted, TOKENS_DEFAULT))
+    return ours.remembered(given, lambda: ours.special(usual, limit, n_wanted, count), limit)
 
 
-def _choose(
-    language: Language,
-    options: TextOptions,
-    limit: int,
-    n_tokens: int,
-    count: Callable[[str], int],
-    store: Store,
-    progress: Progress,
-) -> Choice:
-    held, wanted = _named(language, options)
-    skipped: dict[str, str] = {}
-    reached = _reached(language, held + wanted, options, limit, skipped, store, progress)
-    calibration: list[tuple[int, Pool]] = []
-    heldout: Pool | None = None
-    n_found = 0
-    for found in reached:
-        source = found.pinned.source
-        basis, size = (sum(count(d.text) for d in part) for part in found.basis_and_all())
-        if source in held:
-            heldout = found
-        elif options.sources or n_found < TOKENS_DEFAULT:
-            calibration.append((basis, found))
-            n_found += size
-        elif heldout is None and basis >= HELDOUT_TOKENS_MIN:
-            heldout = found
-        elif n_found < n_tokens:
-            calibration.append((basis, found))
-            n_found += size
-        if heldout and n_found >= n_tokens and not options.sources:
-            break
-    if heldout is None and not options.sources:
-        heldout = _spare(calibration)
-    if not calibration:
-        raise _nothing(language, skipped)
-    if options.heldout and heldout is None:
-        raise BadText(f"{options.heldout} cannot be held out: {skipped.get(options.heldout)}")
-    return Choice(tuple(p for _, p in calibration if p is not heldout), heldout, skipped)
-
-
-def _spare(found: Sequence[tuple[int, Pool]]) -> Pool | None:
-    """Return the smallest source that can be held out whole without starving calibration.
-
-    It may cost what the budget leaves over, or a quarter of a text that is short anyway.
-    """
-    total = sum(size for size, _ in found)
-    for size, candidate in sorted(found, key=lambda entry: entry[0])[: len(found) - 1]:
-        rest = total - size
-        if size >= HELDOUT_TOKENS_MIN and (rest >= TOKENS_DEFAULT or rest >= total * 3 / 4):
-            return candidate
-    return None
-
-
-def _named(language: Language, options: TextOptions) -> tuple[list[Source], list[Source]]:
-    """Return the sources to hold out and the ones to calibrate on: those named, or all.
-
-    Raises
-    ------
-    UsageError : an unknown name, or one for both.
-    """
-    known = {s.name: s for s in language.sources}
+def _check(language: Language, options: TextOptions) -> None:
+    known = [s.name for s in language.sources]
     for name in (*options.sources, *filter(None, [options.heldout])):
         if name not in known:
             raise UsageError(
@@ -168,34 +96,149 @@ def _named(language: Language, options: TextOptions) -> tuple[list[Source], list
             )
     if options.heldout in options.sources:
         raise UsageError(f"{options.heldout} cannot both be calibrated on and held out")
-    wanted = [known[n] for n in options.sources] or list(known.values())
-    named = {options.heldout} if options.heldout else {s.name for s in known.values() if s.heldout}
-    held = [s for s in known.values() if s.name in named - set(options.sources)]
-    return held, [s for s in wanted if s not in held]
 
 
-def _reached(
-    language: Language,
-    wanted: Sequence[Source],
-    options: TextOptions,
-    limit: int,
-    skipped: dict[str, str],
-    store: Store,
-    progress: Progress,
-) -> Iterator[Pool]:
-    """Yield the pools that can be had; note in `skipped` why others cannot."""
-    for source in wanted:
-        if options.licence and not admits(options.licence, source.licence_class):
-            skipped[source.name] = f"its licence is {source.licence} ({source.licence_class})"
-            continue
-        try:
-            pinned = sources.reach(source, store, progress)
-            yield pool.build(language, pinned, limit, options.workers, store, progress)
-        except (FetchFailed, MissingTool, BadText) as error:
-            if options.sources:  # asked for by name
-                raise
-            skipped[source.name] = error.what
-            progress.say(f"note: {language.code}: without {source.name}: {error.what}")
+def _identities(choice: Choice) -> dict[str, Any]:
+    return {
+        "calibration": [pool.identity(p.pinned) for p in choice.calibration],
+        "cut": [p.pinned.source.name for p in choice.cut],
+        "heldout": pool.identity(choice.heldout.pinned) if choice.heldout else None,
+    }
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    language: Language
+    options: TextOptions
+    store: Store
+    progress: Progress
+
+    def remembered(
+        self,
+        given: Mapping[str, Any],
+        decide: Callable[[], Choice],
+        limit: int = pool.limit_bytes(TOKENS_DEFAULT),
+    ) -> Choice:
+        """Return the choice for what is `given`, from the store, or as decided now."""
+        language = self.language
+        inputs = {
+            "language": language.code,
+            "sources": [
+                {**pool.declared(s), "local_sha256": sources.local_sha256(s)}
+                for s in language.sources
+            ],
+            "clean_version": clean.CLEAN_VERSION,
+            "pool_version": pool.POOL_VERSION,
+            **given,
+        }
+        if self.options.renew:
+            decide()  # first: what is remembered stays if nothing can be reached
+            self.store.drop("sources", inputs, self.progress)
+
+        def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+            chosen = decide()
+            return {**_identities(chosen), "skipped": chosen.skipped}
+
+        facts = self.store.get("sources", language.code, inputs, make, self.progress).facts
+        pools = {
+            found["name"]: self._pool(pool.restored(found, language), limit)
+            for found in (*facts["calibration"], facts["heldout"])
+            if found
+        }
+        return Choice(
+            tuple(pools[found["name"]] for found in facts["calibration"]),
+            tuple(pools[name] for name in facts["cut"]),
+            pools[facts["heldout"]["name"]] if facts["heldout"] else None,
+            dict(facts["skipped"]),
+        )
+
+    def _pool(self, pinned: sources.Pinned, limit: int) -> Pool:
+        workers = self.options.workers
+        return pool.build(self.language, pinned, limit, workers, self.store, self.progress)
+
+    def usual(self) -> Choice:
+        """Decide what is held out, and what is calibrated on by default."""
+        skipped: dict[str, str] = {}
+        calibration: list[Pool] = []
+        heldout: Pool | None = None
+        n_bytes = 0
+        order = sorted(self.language.sources, key=lambda s: not s.heldout)
+        for found in self._reached(order, pool.limit_bytes(TOKENS_DEFAULT), "", skipped):
+            if found.pinned.source.heldout:
+                heldout = found
+            elif n_bytes < USUAL_BYTES:
+                calibration.append(found)
+                n_bytes += found.n_bytes
+            elif heldout is None and found.n_bytes >= HELDOUT_BYTES_MIN:
+                heldout = found
+            if heldout and n_bytes >= USUAL_BYTES:
+                break
+        heldout = heldout or _spare(calibration)
+        calibration = [p for p in calibration if p is not heldout]
+        if not calibration:
+            raise _nothing(self.language, skipped)
+        return Choice(tuple(calibration), () if heldout else tuple(calibration), heldout, skipped)
+
+    def special(self, usual: Choice, limit: int, n_tokens: int, count: Counter) -> Choice:
+        """Decide for named sources, a limit on licences, or a budget beyond the default."""
+        named, known = self.options.sources, {s.name: s for s in self.language.sources}
+        skipped: dict[str, str] = {}
+        heldout = usual.heldout
+        if self.options.heldout:
+            (heldout,) = self._reached([known[self.options.heldout]], limit, "", skipped, True)
+        elif heldout and heldout.pinned.source.name in named:
+            heldout = None
+        kept = heldout.pinned.source.name if heldout else ""
+        order = [known[n] for n in named] or [s for s in known.values() if s.name != kept]
+        calibration: list[Pool] = []
+        n_found = 0
+        licence = self.options.licence
+        for found in self._reached(order, limit, licence, skipped, strict=bool(named)):
+            calibration.append(found)
+            n_found += sum(count(d.text) for d in found.documents())
+            if n_found >= n_tokens and not named:
+                break
+        if not calibration:
+            raise _nothing(self.language, skipped)
+        usually = {p.pinned.source.name for p in usual.cut}
+        cut = [p for p in calibration if p.pinned.source.name in usually] or calibration
+        return Choice(tuple(calibration), () if heldout else tuple(cut), heldout, skipped)
+
+    def _reached(
+        self,
+        wanted: Sequence[Source],
+        limit: int,
+        licence: str,
+        skipped: dict[str, str],
+        strict: bool = False,
+    ) -> Iterator[Pool]:
+        """Yield the pools that can be had; note in `skipped` why others cannot, or raise it."""
+        for source in wanted:
+            if licence and not admits(licence, source.licence_class):
+                skipped[source.name] = f"its licence is {source.licence} ({source.licence_class})"
+                continue
+            try:
+                yield self._pool(sources.reach(source, self.store, self.progress), limit)
+            except (FetchFailed, MissingTool, BadText) as error:
+                if strict:
+                    raise
+                why = f"{error.what} ({error.where})" if error.where else error.what
+                skipped[source.name] = why
+                self.progress.say(f"note: {self.language.code}: without {source.name}: {why}")
+
+
+def _spare(found: Sequence[Pool]) -> Pool | None:
+    """Return the smallest source that can be held out whole without starving calibration.
+
+    It may cost what there is beyond the usual budget, or a quarter of a text that is short anyway.
+    """
+    total = sum(p.n_bytes for p in found)
+    for candidate in sorted(found, key=lambda p: p.n_bytes)[: len(found) - 1]:
+        rest = total - candidate.n_bytes
+        enough = rest >= USUAL_BYTES or rest >= total * 3 / 4
+        if candidate.n_bytes >= HELDOUT_BYTES_MIN and enough:
+            return candidate
+    return None
 
 
 def admits(limit: str, licence_class: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.layout import BLOCK_TOKENS
+from imatrix_lab.languages import SCRIPT_PARTS
 from imatrix_lab.records import Document
 from imatrix_lab.vocabulary import Vocabulary
 
@@ -16,7 +17,7 @@ def shuffled(document: Document, seed: int, script: str) -> Document:
 
     The words, and so nearly all tokens, are the same; what they say is gone.
     """
-    spaces = scripts.PARTS.get(script, (script,))[0] not in scripts.UNSPACED
+    spaces = SCRIPT_PARTS.get(script, (script,))[0] not in scripts.UNSPACED
     rng = random.Random(f"{seed} {document.id}")
     units = document.text.split() if spaces else [c for c in document.text if not c.isspace()]
     rng.shuffle(units)

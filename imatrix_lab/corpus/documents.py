@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from imatrix_lab.corpus.text import json_texts
 from imatrix_lab.errors import BadText
 from imatrix_lab.records import Document
 
@@ -30,34 +31,10 @@ def stream(path: Path) -> Iterator[Document]:
     ------
     BadText : a line that is not a document, or not UTF-8; names line or byte.
     """
-    offset = 0
-    with path.open("rb") as file:
-        for i, raw in enumerate(file, 1):
-            try:
-                text = raw.decode("utf-8-sig" if i == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise BadText(
-                    f"not UTF-8 at byte {offset + error.start}",
-                    where=path,
-                    fix=f"iconv -t UTF-8 {path}",
-                ) from error
-            offset += len(raw)
-            if text.strip():
-                yield _parse(text, path, i)
-
-
-def _parse(text: str, path: Path, i: int) -> Document:
-    try:
-        entry = json.loads(text)
-        found = entry["text"]
-        if not isinstance(found, str):
-            raise TypeError("its text is not a string")
-        found.encode()  # JSON can spell half a character
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadText(f"line {i} is no document: {error}", where=path) from error
-    name = str(entry.get("id") or f"{path.stem}/{i:06d}")
-    source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
-    return Document(name, found, source, licence)
+    for number, entry, text in json_texts(path):
+        name = str(entry.get("id") or f"{path.stem}/{number:06d}")
+        source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
+        yield Document(name, text, source, licence)
 
 
 def read(path: Path) -> list[Document]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.corpus import build, documents, pool
-from imatrix_lab.corpus.mixture import parse
+from imatrix_lab.corpus.mixture import parse_or_path
 from imatrix_lab.store import MANIFEST, Artifact, Store
 
 PAGE_CHARS = 700
@@ -15,11 +15,12 @@ PAGE_CHARS = 700
 
 def find(text: str, store: Store) -> Artifact | None:
     """Return the corpus in a folder, or the one of a language or mixture that was used last."""
-    if (Path(text) / MANIFEST).is_file():
-        build.from_folder(Path(text))  # says what is wrong with it
-        manifest = json.loads((Path(text) / MANIFEST).read_text(encoding="utf-8"))
-        return Artifact(Path(text).absolute(), manifest)
-    label = parse(text).label
+    wanted = parse_or_path(text, MANIFEST)
+    if isinstance(wanted, Path):
+        build.from_folder(wanted)  # says what is wrong with it
+        manifest = json.loads((wanted / MANIFEST).read_text(encoding="utf-8"))
+        return Artifact(wanted.absolute(), manifest)
+    label = wanted.label
     there = [
         a for a in store.artifacts()
         if a.path.parent.name == "corpus" and a.facts.get("language") == label

@@ -71,12 +71,15 @@ def deal(lanes: Sequence[Lane], k: int, n_samples: int) -> list[Lane]:
     return [Lane(lane.name, lane.blocks[k - 1 :: n_samples]) for lane in lanes]
 
 
-def redraw(lanes: Sequence[Lane], k: int, seed: int) -> list[Lane]:
-    """Return bootstrap lanes: as many blocks as there are, drawn with replacement."""
+def redraw(lanes: Sequence[Lane], quotas: Sequence[int], k: int, seed: int) -> list[Lane]:
+    """Return bootstrap lanes: blocks drawn with replacement until each has its quota."""
     found = []
-    for lane in lanes:
+    for lane, quota in zip(lanes, quotas, strict=True):
         rng = random.Random(f"{seed} {k} {lane.name}")
-        found.append(Lane(lane.name, tuple(rng.choices(lane.blocks, k=len(lane.blocks)))))
+        drawn: list[Block] = []
+        while sum(b.n_tokens for b in drawn) < quota:
+            drawn.append(rng.choice(lane.blocks))
+        found.append(Lane(lane.name, tuple(drawn)))
     return found
 
 
@@ -147,10 +150,26 @@ def within_budget(
         estimate += count(document.text + JOINT)
         # documents count a little more alone than joined, so only near the budget look closely
         if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
-            before = len(joined(documents[: i - 1]))
-            start = before if count(text[:before]) <= n_tokens else 0
-            return _cut(text, start, n_tokens, count), list(documents[:i])
+            return _shortened(text, len(document.text), n_tokens, count), list(documents[:i])
     return joined(documents), list(documents)
+
+
+def _shortened(text: str, n_last: int, n_tokens: int, count: Callable[[str], int]) -> str:
+    """Return a text without the end of its last `n_last` characters that is over the budget.
+
+    The last document is cut by its own tokens, and the cut corrected by what the whole then
+    has: two or three counts of the whole, where a search over it would take a dozen.
+    """
+    before, last = text[:-n_last], text[-n_last:]
+    wanted = n_tokens - count(before)
+    for _ in range(4):
+        shorter = before + _cut(last, 0, wanted, count)
+        off = n_tokens - count(shorter)
+        if off == 0:
+            return shorter
+        wanted += off
+    fits = len(before) if count(before) <= n_tokens else 0
+    return _cut(text, fits, n_tokens, count)
 
 
 def _cut(text: str, low: int, n_tokens: int, count: Callable[[str], int]) -> str:

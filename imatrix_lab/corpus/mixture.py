@@ -11,6 +11,7 @@ code                    program text, a language like any other
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import tomllib
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from imatrix_lab import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import Language
 
+LABEL_CHARS_MAX = 60
 RANDOM_TOKENS, SHUFFLED = "random-tokens", "shuffled"
 
 
@@ -89,10 +91,30 @@ def parse(word: str) -> Mixture:
     return _mixture(parts)
 
 
+def parse_or_path(text: str, file: str) -> Mixture | Path:
+    """Return what a user named, or else the path of that name, if it is a file or has `file` in it.
+
+    A language comes first: ``./nb`` is the folder.
+
+    Raises
+    ------
+    UsageError : neither.
+    """
+    try:
+        return parse(text)
+    except UsageError:
+        path = Path(text)
+        if path.is_file() or (path / file).is_file():
+            return path
+        raise
+
+
 def _mixture(parts: list[Part]) -> Mixture:
     if len(parts) == 1:
         return Mixture(parts[0].label, parts[0].name, tuple(parts))
     label = "-".join(f"{p.label}{_percent(p.weight)}" for p in parts)
+    if len(label) > LABEL_CHARS_MAX:
+        label = f"mix-of-{len(parts)}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
     name = ", ".join(f"{_percent(p.weight)} % {p.name}" for p in parts)
     return Mixture(label, name, tuple(parts))
 

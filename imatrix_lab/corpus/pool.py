@@ -17,8 +17,9 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
 from imatrix_lab.store import Artifact, Store
 
-POOL_VERSION = 1
-"""Raise it when the same source gives other documents. 1: first cleaning."""
+POOL_VERSION = 3
+"""Raise it when the same source gives other documents. 1: first cleaning. 2: extraction mended.
+3: ids have the row's number, on the Hub the configuration too."""
 
 TEXT, DROPPED = "documents.jsonl", "dropped.jsonl"
 BYTES_PER_TOKEN = 12
@@ -48,6 +49,11 @@ class Pool:
         return found[:n_basis], found
 
     @property
+    def n_bytes(self) -> int:
+        """Size of its text."""
+        return int(self.artifact.facts["n_bytes"])
+
+    @property
     def report(self) -> dict[str, Any]:
         """What cleaning did; see `clean.Report`."""
         return dict(self.artifact.facts["cleaning"])
@@ -64,9 +70,19 @@ def limit_bytes(n_tokens: int) -> int:
 
 
 def declared(source: Source) -> dict[str, Any]:
-    """Return what a source's file says that changes its text; a user's own paths do not."""
-    settings = {} if source.kind == "files" else dict(source.settings)
-    return {"name": source.name, "kind": source.kind, "settings": settings}
+    """Return what a source's file says that is kept with its text; a user's own paths are not."""
+    settings = dict(source.settings)
+    if source.kind == "files":
+        del settings["files"]
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "licence": source.licence,
+        "licence_class": source.licence_class,
+        "origin": source.origin,
+        "note": source.note,
+        "settings": settings,
+    }
 
 
 def identity(pinned: Pinned) -> dict[str, Any]:
@@ -79,13 +95,14 @@ def restored(found: Mapping[str, Any], language: Language) -> Pinned:
 
     Raises
     ------
-    BadText : the language has no such source any more.
+    BadText : the language has no such source any more, or its file says something else now.
     """
     for source in language.sources:
-        if source.name == found["name"]:
-            return Pinned(source, found["version"], found["sha256"])
+        pinned = Pinned(source, found["version"], found["sha256"])
+        if identity(pinned) == found:
+            return pinned
     raise BadText(
-        f"{language.name} has no source {found['name']} any more",
+        f"{language.name} does not have the source {found['name']} as it was any more",
         fix=f"imatrix-lab corpus build {language.code} --renew",
     )
 
@@ -141,7 +158,7 @@ def build(
         if not n_documents:
             raise BadText(
                 f"{source.name} has no text in {language.name} that passes the cleaning: "
-                + json.dumps(report.as_dict().get("reasons", {}))
+                + ("; ".join(reasons(report.as_dict())) or "it is empty")
             )
         with (out / DROPPED).open("w", encoding="utf-8", newline="\n") as file:
             for sample in report.samples:
@@ -149,10 +166,6 @@ def build(
         return {
             **{k: v for k, v in identity(pinned).items() if k != "settings"},
             "language": language.code,
-            "licence": source.licence,
-            "licence_class": source.licence_class,
-            "origin": source.origin,
-            "note": source.note,
             "n_documents": n_documents,
             "n_bytes": n_bytes,
             "whole": whole,
@@ -162,6 +175,17 @@ def build(
     wanted = inputs(language, pinned, limit)
     name = f"{language.code}-{source.name}"
     return Pool(pinned, store.get("text", name, wanted, make, progress))
+
+
+def reasons(report: Mapping[str, Any]) -> list[str]:
+    """Return what was dropped and why, the commonest first: ``12 language: paragraph in en``."""
+    counts = {
+        f"{step}: {reason}": sum(n for unit, n in units.items() if unit != "changes")
+        for step, found in report["steps"].items()
+        for reason, units in found.items()
+    }
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return [f"{n:,} {reason}" for reason, n in ordered if n]
 
 
 def pieces(found: Iterable[Document]) -> Iterator[Document]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from imatrix_lab.corpus.clean.overlap import Shingles
 from imatrix_lab.records import Document
 
-HELDOUT_TOKENS = 16_384
-"""Held-out text is cut here: enough for the statistics of one language."""
-HELDOUT_TOKENS_MIN = 4096
+HELDOUT_BYTES = 1 << 16
+"""About what is held out of a source: some 15,000 tokens in a Latin script."""
+HELDOUT_BYTES_MIN = 1 << 15
 """A source with less is not one to hold out."""
 HELDOUT_SHARE = 1 / 8
 """Of a source that must serve for both, at most this much is held out."""
@@ -17,17 +17,34 @@ CUTS = 4
 """In so many contiguous runs, so that several subjects of a source are seen."""
 
 
+def cut_of(basis: Sequence[Document]) -> list[Document]:
+    """Return what is held out of a source that must serve for both.
+
+    It is a function of the source alone, so that no corpus calibrates on it.
+    """
+    sizes = [len(d.text.encode()) for d in basis]
+    return cut(basis, sizes, min(HELDOUT_BYTES, sum(sizes) * HELDOUT_SHARE))[1]
+
+
+def held_whole(basis: Sequence[Document], everything: bool) -> list[Document]:
+    """Return what is held out of a source that is not calibrated on: `everything`, or a part."""
+    sizes = [len(d.text.encode()) for d in basis]
+    if everything or sum(sizes) <= HELDOUT_BYTES:
+        return list(basis)
+    return cut(basis, sizes, HELDOUT_BYTES)[1]
+
+
 def cut(
-    documents: Sequence[Document], sizes: Sequence[int], n_tokens: float
+    documents: Sequence[Document], sizes: Sequence[int], wanted: float
 ) -> tuple[list[Document], list[Document]]:
-    """Return (rest, held out): contiguous runs of about `n_tokens` tokens in all.
+    """Return (rest, held out): contiguous runs of about the size `wanted` in all.
 
     The source is divided in `CUTS` stretches, and the end of each is held out: neighbours are
     often parts of one text, so a few runs leak less than many single documents would.
 
     Parameters
     ----------
-    sizes : tokens of each document.
+    sizes : of each document, in the unit of `wanted`.
     """
     heldout: set[int] = set()
     n_cuts = min(CUTS, len(documents) // 2)
@@ -36,7 +53,7 @@ def cut(
         taken = 0
         # the first document of a stretch stays on the other side, however small the stretch
         for at in range(end - 1, start, -1):
-            if taken and taken + sizes[at] / 2 > n_tokens / n_cuts:
+            if taken and taken + sizes[at] / 2 > wanted / n_cuts:
                 break
             heldout.add(at)
             taken += sizes[at]

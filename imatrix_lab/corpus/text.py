@@ -1,15 +1,29 @@
-"""What every reader of text needs: decoding, and paragraphs gathered into documents."""
+"""What every reader of text needs: lines, rows, decoding, paragraphs gathered into documents."""
 
 from __future__ import annotations
 
+import codecs
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from imatrix_lab.errors import BadText
 
 JOINT = "\n\n"
+DOCUMENT_CHARS_MIN = 400
 DOCUMENT_CHARS = 3000
 """A document made of loose paragraphs ends when it has so many characters: about a page."""
+LINE_BYTES_MAX = 64 << 20
+"""More in one line is no JSON that anyone wrote for a line reader."""
+
+_SENTENCE_END = re.compile(r"[.!?:;…。！？：؟۔।॥،][\"”»’')\]]*$")
+
+
+def ends_as_sentence(text: str) -> bool:
+    """Return whether a paragraph ends with a mark that ends sentences or introduces a list."""
+    return bool(_SENTENCE_END.search(text))
 
 
 def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
@@ -22,10 +36,104 @@ def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
     try:
         text = raw.decode("utf-8" if keep_cr else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadText(
-            f"not UTF-8 at byte {error.start}", where=name, fix=f"iconv -t UTF-8 {name}"
-        ) from error
+        raise _not_utf8(error.start, name) from error
     return text if keep_cr else text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_utf8(byte: int, where: str | Path) -> BadText:
+    return BadText(f"not UTF-8 at byte {byte}", where=where, fix=f"iconv -t UTF-8 {where}")
+
+
+def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
+    r"""Yield the lines of a UTF-8 file with their ``\n``, streamed; longer ones in pieces.
+
+    A byte-order mark is left out.
+
+    Raises
+    ------
+    BadText : not UTF-8; names the file and the byte.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    with path.open("rb") as file:
+        while True:
+            raw = file.readline(bytes_max)
+            try:
+                line = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                held_back = len(decoder.getstate()[0])  # of a character that a piece ended in
+                raise _not_utf8(done - held_back + error.start, path) from error
+            if not raw:
+                return
+            yield line if done else line.removeprefix("\ufeff")
+            done += len(raw)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of a file with a JSON value a line; blank lines are passed over.
+
+    Raises
+    ------
+    BadText : a line that is not JSON, or not UTF-8.
+    """
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadText(f"line {number} is not valid JSON: {error}", where=path) from error
+            yield number, value
+
+
+def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Yield (line number, object, its text) of a file with a JSON object a line.
+
+    Raises
+    ------
+    BadText : a line that is no object with such a text, or not UTF-8.
+    """
+    for number, entry in json_lines(path):
+        try:
+            text = entry[field]
+            if not isinstance(text, str):
+                raise TypeError(f"{field} is not a string")
+            text.encode()  # JSON can spell half a character
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadText(f"line {number} has no text: {error}", where=path) from error
+        yield number, entry, text
+
+
+def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, of these columns those that are there (None: of all).
+
+    Raises
+    ------
+    BadText : not a Parquet file, or a damaged one.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadText(f"this Parquet file cannot be read: {error}", where=path) from error
+
+
+def paragraphs(found: Iterable[str]) -> Iterator[str]:
+    """Join lines to paragraphs: they end at a blank line, or, lacking these, after a page."""
+    pending: list[str] = []
+    size = 0
+    for line in found:
+        if line.strip():
+            pending.append(line.rstrip())
+            size += len(line)
+        if pending and (not line.strip() or size >= DOCUMENT_CHARS):
+            yield "\n".join(pending)
+            pending, size = [], 0
+    if pending:
+        yield "\n".join(pending)
 
 
 def tidy(text: str) -> str:

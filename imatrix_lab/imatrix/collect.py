@@ -19,8 +19,7 @@ from typing import Any
 
 from imatrix_lab import llamacpp, proc
 from imatrix_lab.errors import BadImatrix, BadText, ToolFailed
-from imatrix_lab.gguf_file import read_header
-from imatrix_lab.imatrix import check, file
+from imatrix_lab.imatrix import check, file, wanted
 from imatrix_lab.llamacpp import Compute
 from imatrix_lab.progress import Progress, Task
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model
@@ -103,7 +102,7 @@ def collect(
         with progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
             last = _segments(toolchain, model, corpus, options, scratch, task)
         raw = file.read(last)
-        findings = check.check(raw, expected_tensors(model), n_tokens)
+        findings = check.check(raw, wanted.of(model), n_tokens)
         anew = f"another text or backend; to compute it anew: rm -r {scratch.parent}"
         findings.demand_sound(last, anew, progress)
         dataset = f"{corpus.language} {corpus.source}"
@@ -126,26 +125,16 @@ def collect(
             "n_tokens": n_tokens,
             "n_chunks": n_windows,
             "n_ctx": options.compute.n_ctx,
-            "unhit_experts": findings.n_unhit(),
+            "unhit_experts": findings.n_unhit,
         }
 
-    wanted = inputs(model, corpus, options, toolchain)
-    return facts(store.get("imatrix", f"{model.label}-{corpus.language}", wanted, make, progress))
+    asked = inputs(model, corpus, options, toolchain)
+    return facts(store.get("imatrix", f"{model.label}-{corpus.language}", asked, make, progress))
 
 
 def facts(artifact: Artifact) -> ImatrixFacts:
     """Return what an imatrix's manifest says."""
     return ImatrixFacts(path=artifact.path / FILE, sha256=artifact.sha256(FILE), **artifact.facts)
-
-
-def expected_tensors(model: Model) -> set[str]:
-    """Return the tensors that a complete imatrix for a model has."""
-    headers = [read_header(path) for path in model.shards]
-    arch = model.facts.architecture
-    skipped = headers[0].integer(f"{arch}.nextn_predict_layers")
-    shared = headers[0].integer(f"{arch}.attention.shared_kv_layers")
-    tensors = [t for h in headers for t in h.tensors]
-    return check.expected_tensors(tensors, model.facts.n_layers, skipped, shared)
 
 
 def _segments(

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from imatrix_lab import native
 from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.progress import Task
 from imatrix_lab.records import Model
-from imatrix_lab.score.kernel import Kernel, finish
+from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.windows import Decode
 from imatrix_lab.toolchain import Toolchain
 from imatrix_lab.vocabulary import last_error, silence
@@ -66,7 +67,7 @@ class Interruptible:
             return future.result()
         except BaseException:
             self.flag.value = 1
-            finish([future])
+            native.finish([future])
             raise
 
 

@@ -10,28 +10,21 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from imatrix_lab import proc, toolchain
+from imatrix_lab import native
 from imatrix_lab.progress import Progress
-from imatrix_lab.store import Store, sha256_file
+from imatrix_lab.store import Store
 from imatrix_lab.toolchain import Toolchain
 
 if TYPE_CHECKING:
     import numpy as np
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
-_LIBRARY = "score-kernel.so"
-_FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared",
-    "-fno-math-errno", "-fno-trapping-math",  # or the compiler may not vectorize exp
-    "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,8 @@ class Kernel:
     Each row is the work of one thread, so results do not depend on how many there are.
     """
 
-    def __init__(self, library: Path, threads: int):
-        self.library = ctypes.CDLL(str(library))
+    def __init__(self, library: ctypes.CDLL, threads: int):
+        self.library = library
         self._pool = ThreadPoolExecutor(threads)
         self._threads = threads
 
@@ -130,17 +123,7 @@ class Kernel:
             for future in futures:
                 future.result()
         finally:
-            finish(futures)
-
-
-def finish(futures: Sequence[Future[Any]]) -> None:
-    """Wait for native calls to end, whatever signals come: their memory is freed after."""
-    while True:
-        try:
-            wait(futures)
-            return
-        except KeyboardInterrupt:
-            continue
+            native.finish(futures)
 
 
 def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:
@@ -156,21 +139,4 @@ def get(tools: Toolchain, threads: int, store: Store, progress: Progress) -> Ker
     MissingTool : no C++ compiler.
     ToolFailed : it does not compile.
     """
-
-    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        compiler = toolchain.find_compiler()
-        proc.run(
-            [compiler, *_FLAGS, "-o", out / _LIBRARY, SOURCE],
-            log=scratch / "compile.log", timeout_s=300,
-        )  # fmt: skip
-        return {"compiler": Path(compiler).name}
-
-    inputs = {
-        "source_sha256": sha256_file(SOURCE),
-        "flags": list(_FLAGS),
-        "cpu": tools.signature()["cpu"],
-        "compiler": tools.compiler,
-        "system": platform.system(),
-    }
-    artifact = store.get("kernel", "score", inputs, build, progress)
-    return Kernel(artifact.path / _LIBRARY, threads)
+    return Kernel(native.compiled(SOURCE, "score", tools, store, progress), threads)

@@ -7,33 +7,14 @@ import random
 import pytest
 
 from imatrix_lab import languages, models
-from imatrix_lab.corpus import build, documents, inspect, mixture, sources
+from imatrix_lab.corpus import build, choice, documents, inspect, mixture, pool, sources, split
 from imatrix_lab.corpus.clean.overlap import Shingles
-from imatrix_lab.errors import BadText, UsageError
+from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import TextOptions
 from imatrix_lab.store import MANIFEST, Store
 from imatrix_lab.vocabulary import Vocabulary
-
-LANGUAGE = """
-code = "{code}"
-name = "{name}"
-native_name = "{name}"
-script = "Latn"
-aliases = []
-labels = []
-source = []
-"""
-
-
-def words(rng, n):
-    return ["".join(rng.choices("etaonrisldhmkgv", k=rng.randint(2, 9))) for _ in range(n)]
-
-
-def prose(rng):
-    """A document of three paragraphs of sentences."""
-    sentences = [" ".join(words(rng, rng.randint(6, 14))).capitalize() + "." for _ in range(9)]
-    return "\n\n".join(" ".join(sentences[i : i + 3]) for i in (0, 3, 6))
+from tests.corpus.made_up import LANGUAGE, prose
 
 
 class Heard(Silent):
@@ -42,6 +23,15 @@ class Heard(Silent):
 
     def say(self, message):
         self.lines.append(message)
+
+
+@pytest.fixture(autouse=True)
+def small_numbers(monkeypatch):
+    """Sources of a hundred kilobytes are large here."""
+    monkeypatch.setattr(choice, "USUAL_BYTES", 120_000)
+    monkeypatch.setattr(choice, "HELDOUT_BYTES_MIN", 10_000)
+    monkeypatch.setattr(split, "HELDOUT_BYTES", 20_000)
+    monkeypatch.setattr(pool, "BASIS_BYTES", 60_000)
 
 
 @pytest.fixture
@@ -103,31 +93,43 @@ def test_a_language_added_in_a_folder_is_built(languages_of_ours, make):
 
 def test_held_out_by_source_where_there_are_several(languages_of_ours, make):
     """The first that hold the budget are calibrated on, the next one is held out."""
-    languages_of_ours("qaa", a=300, b=100, c=200)
+    languages_of_ours("qaa", a=250, b=100, c=200)
     found = used(make("qaa"))
     assert found["a"][0] and not found["a"][1]
     assert found["b"][1] and not found["b"][0]
     assert "c" not in found  # not needed
 
 
-def test_nothing_held_out_is_calibrated_on(languages_of_ours, make):
-    """Neither a document nor a run of words; whatever budget, seed or sample."""
-    languages_of_ours("qaa", a=300, b=100)
-    languages_of_ours("qab", only=260)
-    for code in ("qaa", "qab"):
-        held = documents.read(make(code).heldout)
-        seen = Shingles.of(d.text for d in held)
-        for n_tokens, options in (
-            (4000, {}),
-            (9000, {"seed": 5}),
-            (9000, {"sample": 2, "n_samples": 3}),
-            (10**6, {}),
-        ):
-            corpus = make(code, n_tokens, **options)
-            assert [d.id for d in documents.read(corpus.heldout)] == [d.id for d in held]
-            assert not set(facts(corpus)["documents"]) & {d.id for d in held}
-            text = corpus.calibration.read_text()
-            assert not any(seen.hits(p) for p in text.split("\n\n"))
+WAYS = {
+    "budget": (9000, {}),
+    "large budget": (10**6, {}),
+    "seed": (9000, {"seed": 5}),
+    "sample": (9000, {"sample": 2, "n_samples": 3}),
+    "licence": (10**6, {"licence": "public-domain"}),
+}
+
+
+@pytest.mark.parametrize("code", ["qaa", "qab"])
+def test_what_one_corpus_holds_out_no_other_calibrates_on(code, languages_of_ours, make):
+    """Neither a document nor a run of words; held out by source, and by cuts."""
+    languages_of_ours("qaa", a=250, b=100)
+    languages_of_ours("qab", only=260, tiny=3)
+    languages_of_ours("qac", c=260)
+    held = documents.read(make(code).heldout)
+    seen = Shingles.of(d.text for d in held)
+    for name, (n_tokens, options) in WAYS.items():
+        corpus = make(code, n_tokens, **options)
+        assert [d.id for d in documents.read(corpus.heldout)] == [d.id for d in held], name
+        check_apart(corpus, held, seen)
+    check_apart(make(f"{code}=0.5,qac=0.5", 20_000), held, seen)
+    check_apart(make(f"{code}=0.5,shuffled:{code}=0.5", 20_000), held, seen)
+
+
+def check_apart(corpus, held, seen):
+    ids = {d.removeprefix("shuffled/") for d in facts(corpus)["documents"]}
+    assert not ids & {d.id for d in held}
+    text = corpus.calibration.read_text()
+    assert not any(seen.hits(p) for p in text.split("\n\n"))
 
 
 def test_text_that_overlaps_is_removed(languages_of_ours, make, tmp_path):
@@ -141,7 +143,8 @@ def test_text_that_overlaps_is_removed(languages_of_ours, make, tmp_path):
     )
     sources.add([path], language.code, "again", "MIT")
     corpus = make("qaa", sources=("b", "again"), heldout="a")
-    assert facts(corpus)["overlap_removed"] == {"paragraphs": 3, "documents": 0}
+    removed = facts(corpus)["overlap_removed"]
+    assert removed == {"paragraphs": 2, "documents": 0}  # the third is cut from this source
     text = make("qaa", 10**6, sources=("b", "again"), heldout="a").calibration.read_text()
     assert not any(paragraph in text for paragraph in shared)
 
@@ -173,9 +176,11 @@ def test_samples_are_disjoint_and_equal(languages_of_ours, make):
 def test_too_little_text_for_samples_is_said(languages_of_ours, make):
     languages_of_ours("qaa", a=300)
     heard = Heard()
-    made = [make("qaa", 60_000, heard=heard, sample=k, n_samples=4) for k in (1, 2)]
-    assert all(facts(c)["bootstrap"] for c in made)
-    assert made[0].n_tokens == made[1].n_tokens == 60_000 and made[0].sha256 != made[1].sha256
+    for n_tokens in (60_000, 10**6):
+        made = [make("qaa", n_tokens, heard=heard, sample=k, n_samples=4) for k in (1, 2, 3)]
+        assert all(facts(c)["bootstrap"] for c in made)
+        assert len({c.n_tokens for c in made}) == 1 and len({c.sha256 for c in made}) == 3
+        assert made[0].n_tokens == 60_000 or made[0].n_tokens > 150_000
     assert any("too little text for 4 disjoint samples" in line for line in heard.lines)
 
 
@@ -229,15 +234,49 @@ def test_the_same_bytes_in_another_store(languages_of_ours, make, tmp_path):
             assert ours == theirs, name
 
 
-def test_the_choice_is_remembered_until_it_is_renewed(languages_of_ours, make):
-    languages_of_ours("qaa", a=300)
+def test_the_choice_is_remembered_until_it_is_renewed(languages_of_ours, make, monkeypatch):
+    languages_of_ours("qaa", a=250, b=100)
+    reach = sources.reach
+
+    def without_a(source, *rest):
+        if source.name == "a":
+            raise FetchFailed("no network")
+        return reach(source, *rest)
+
+    monkeypatch.setattr(sources, "reach", without_a)
+    assert used(make("qaa")).keys() == {"b"}
+    monkeypatch.setattr(sources, "reach", reach)
+    heard = Heard()
+    again = make("qaa", 5000, heard=heard)
+    assert used(again).keys() == {"b"} and not any("without" in line for line in heard.lines)
+    assert facts(again)["skipped"] == {"qaa": {"a": "no network"}}
+    assert used(make("qaa", 5000, renew=True)).keys() == {"a", "b"}
+    assert used(make("qaa")).keys() == {"a", "b"}
+
+    def nothing(source, *rest):
+        raise FetchFailed("no network")
+
+    monkeypatch.setattr(sources, "reach", nothing)
+    with pytest.raises(BadText, match="no network"):
+        make("qaa", renew=True)
+    assert used(make("qaa")).keys() == {"a", "b"}  # what was remembered stays
+
+
+def test_text_that_was_added_again_is_read_again(languages_of_ours, make, tmp_path):
+    languages_of_ours("qaa", a=250)
     before = make("qaa")
-    own = languages.user_dir() / "own"
-    (own / "a.toml").rename(own / "a.hidden")
-    languages_of_ours("qaa", z=300)
-    (own / "a.hidden").rename(own / "a.toml")
-    assert used(make("qaa")).keys() != {"z"}
-    del before
+    rng = random.Random("other")
+    path = tmp_path / "qaa-a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": prose(rng)}) for _ in range(250)))
+    sources.add([path], "qaa", "a", "CC0-1.0")
+    after = make("qaa")
+    assert after.sha256 != before.sha256 and after.heldout_sha256 != before.heldout_sha256
+
+
+def test_too_little_to_hold_out_is_said(languages_of_ours, make):
+    languages_of_ours("qaa", a=1)
+    with pytest.raises(BadText, match="too little text in Language qaa to hold some of it out"):
+        make("qaa")
 
 
 def test_a_source_by_name(languages_of_ours, make):
@@ -261,6 +300,12 @@ def test_a_limit_on_licences(languages_of_ours, make, tmp_path):
         languages_of_ours("qab")
         sources.add([path], "qab", "only", "GPL-3.0-only")
         make("qab", licence="permissive")
+
+
+def test_a_language_without_chats_says_so(languages_of_ours, make):
+    languages_of_ours("qaa", a=300)
+    with pytest.raises(BadText, match="there are no chats in Language qaa"):
+        make("qaa", chat=0.2)
 
 
 def test_a_language_without_text_says_what_to_do(languages_of_ours, make):

@@ -40,6 +40,17 @@ def test_a_template_may_refuse_a_chat(tmp_path, own_store):
         rendered("{{ raise_exception('only one turn') }}", tmp_path, own_store)
 
 
+def test_a_program_that_lies_beside_the_model_is_not_run(tmp_path, own_store, monkeypatch):
+    (tmp_path / "jinja2.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    assert len(rendered(CHATML, tmp_path, own_store)) == 2
+
+
+def test_marks_for_training_are_read_over():
+    template = "{% for m in messages %}{% generation %}{{ m.role }} {% endgeneration %}{% endfor %}"
+    assert chat_template.compiled(template)(ASKED, False) == "user assistant "
+
+
 def test_the_same_text_on_every_day(tmp_path, own_store):
     first, _ = rendered("{{ strftime_now('%Y-%m-%d') }}", tmp_path, own_store)
     assert first.text == "2026-01-01"
@@ -86,3 +97,6 @@ def test_reading(tmp_path):
         path.write_text(bad)
         with pytest.raises(BadText, match="line 1"):
             list(chat.read(path))
+    path.write_bytes(b'{"messages": "caf\xe9"}')
+    with pytest.raises(BadText, match="not UTF-8 at byte 17"):
+        list(chat.read(path))

@@ -1,5 +1,7 @@
 """Decoding, and gathering paragraphs."""
 
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,23 @@ def test_encoding_errors_name_the_byte():
     with pytest.raises(BadText, match="not UTF-8 at byte 3"):
         text.decode(b"abc\xff", "x.txt")
     assert text.decode("\ufeffa\r\nb\rc".encode(), "x") == "a\nb\nc"
+
+
+@given(st.binary(max_size=40) | st.text("aß€😀\n\ufeff").map(str.encode), st.integers(4, 9))
+def test_lines_are_the_text_or_name_its_first_wrong_byte(tmp_path_factory, raw, bytes_max):
+    path = tmp_path_factory.getbasetemp() / "lines.txt"
+    path.write_bytes(raw)
+    try:
+        wanted = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        with pytest.raises(UnicodeDecodeError) as plain:
+            raw.decode()
+        with pytest.raises(BadText) as caught:
+            list(text.lines(path, bytes_max))
+        assert caught.value.what == f"not UTF-8 at byte {plain.value.start}"
+        return
+    assert "".join(text.lines(path, bytes_max)) == wanted
+    assert list(filter(None, text.lines(path))) == list(io.StringIO(wanted, newline="\n"))
 
 
 def test_tidy_leaves_one_blank_line():

@@ -1,4 +1,4 @@
-"""A loopback server that speaks as much of the Hub's protocol as fetching a model needs."""
+"""A loopback server that speaks as much of the Hub's protocol as models and data sets need."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Repos = Mapping[str, Mapping[str, Mapping[str, "bytes | Path"]]]
 
-_API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
-_TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
-_RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+_REPO = r"(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
+_API = re.compile(rf"/api/{_REPO}(?:/revision/(?P<revision>[^/]+))?")
+_TREE = re.compile(rf"/api/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")
+_PATHS = re.compile(rf"/api/{_REPO}/paths-info/(?P<revision>[^/]+)")
+_RESOLVE = re.compile(
+    r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)"
+)
 _CDN = re.compile(r"/cdn/(?P<sha256>[0-9a-f]{64})/(?P<name>.+)")
 
 
@@ -66,9 +70,9 @@ class _Blob:
 class HubServer:
     """Serve ``{repo: {revision: {file: bytes or path}}}`` on 127.0.0.1, as a context manager.
 
-    GGUF and safetensors files are LFS files: they are redirected, as on the Hub, to another
-    host name (``localhost``), which must not be sent the token. The methods below make it
-    misbehave; `requests` has all that was asked.
+    GGUF, safetensors and Parquet files are LFS files: they are redirected, as on the Hub, to
+    another host name (``localhost``), which must not be sent the token. The methods below make
+    it misbehave; `requests` has all that was asked.
     """
 
     def __init__(self, repos: Repos, card: Mapping[str, Any] | None = None):
@@ -102,7 +106,7 @@ class HubServer:
         blobs = {
             name: _Blob(
                 content if isinstance(content, bytes) else content.read_bytes(),
-                name.endswith((".gguf", ".safetensors", ".model")),
+                name.endswith((".gguf", ".safetensors", ".model", ".parquet")),
             )
             for name, content in files.items()
         }
@@ -167,6 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         get = self.headers.get
         self.hub.requests.append(
@@ -176,7 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         if match := _API.fullmatch(url.path):
             self._info(match, with_metadata="blobs" in parse_qs(url.query))
         elif match := _TREE.fullmatch(url.path):
-            self._tree(match)
+            self._tree(match, "true" in parse_qs(url.query.lower()).get("recursive", []))
+        elif match := _PATHS.fullmatch(url.path):
+            self._paths(match)
         elif match := _RESOLVE.fullmatch(url.path):
             self._resolve(match)
         elif match := _CDN.fullmatch(url.path):
@@ -221,30 +230,22 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
 
-    def _tree(self, match: re.Match[str]) -> None:
+    def _tree(self, match: re.Match[str], recursive: bool) -> None:
         if found := self._find(match):
-            self._json(
-                [
-                    {
-                        "type": "file",
-                        "path": name,
-                        "size": len(blob.content),
-                        "oid": blob.git_sha1,
-                        **(
-                            {
-                                "lfs": {
-                                    "oid": blob.sha256,
-                                    "size": len(blob.content),
-                                    "pointerSize": 134,
-                                }
-                            }
-                            if blob.is_lfs
-                            else {}
-                        ),
-                    }
-                    for name, blob in sorted(found[2].items())
-                ]
-            )
+            folder = unquote(match["folder"] or "")
+            entries = _entries(found[2], folder)
+            if not recursive:
+                entries = [e for e in entries if "/" not in e["path"][len(folder) :].strip("/")]
+            if folder and not entries:
+                self._error(404, "EntryNotFound", f"{folder} does not exist")
+            else:
+                self._json(entries)
+
+    def _paths(self, match: re.Match[str]) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        if found := self._find(match):
+            self._json([e for e in _entries(found[2], "") if e["path"] in wanted])
 
     def _resolve(self, match: re.Match[str]) -> None:
         found = self._find(match)
@@ -317,3 +318,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
+
+
+def _entries(blobs: Mapping[str, _Blob], folder: str) -> list[dict[str, Any]]:
+    """Return the files and folders below a folder, as the Hub's tree has them."""
+    below = {n: b for n, b in sorted(blobs.items()) if not folder or n.startswith(f"{folder}/")}
+    folders = {str(p) for n in below for p in PurePosixPath(n).parents if str(p) != "."}
+    entries: list[dict[str, Any]] = [
+        {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+        for path in sorted(folders)
+        if not folder or path.startswith(f"{folder}/")
+    ]
+    for name, blob in below.items():
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(blob.content)}
+        entry["oid"] = blob.git_sha1
+        if blob.is_lfs:
+            size = len(blob.content)
+            entry["lfs"] = {"oid": blob.sha256, "size": size, "pointerSize": 134}
+        entries.append(entry)
+    return entries

@@ -49,6 +49,9 @@ STEPS: tuple[tuple[str, Step], ...] = (
 )
 """What looks at one document at a time, in order. Each changes drafts in place."""
 
+FOR_PROSE = {"markup", "boilerplate", "script", "language"}
+"""Steps that a text in no natural language is spared."""
+
 Cleaned = tuple[list[Draft], list[list[int]], Report]
 
 
@@ -116,6 +119,8 @@ def clean_batch(batch: Sequence[Document], rules: Rules) -> Cleaned:
     report.bytes_in = sum(len(d.text.encode("utf-8", "surrogatepass")) for d in batch)
     drafts = [Draft.of(document) for document in batch]
     for report.step, step in STEPS:
+        if report.step in FOR_PROSE and not rules.prose:
+            continue
         apply(step, drafts, rules, report)
         drafts = [draft for draft in drafts if draft.paragraphs]
     for draft in drafts:  # the raw text need not travel back from a worker

@@ -8,34 +8,37 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from imatrix_lab.corpus.clean.phrases import NOTICES
+from imatrix_lab.corpus.clean.phrases import INSIDE, REST, WHOLE
 from imatrix_lab.corpus.clean.report import LINES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 
-SENTENCE_END = re.compile(r"[.!?:…。！？：．؟۔।॥։።၊။៖។๏๚᠃⸮][\"“”»«›‹’'’」』）〉》】\])*]*$")
-"""How a sentence ends, in any script; a colon opens what follows."""
+SENTENCE_END = re.compile(
+    r"[.!?:…。！？：．؟۔।॥։።၊။៖។૏๚᠃⸮][ \d\"“”„»«›‹’'」』）〉》】\])*]*$|[\"“”»«」』）]$"
+)
+"""How a sentence ends, in any script; a note's number may follow. Speech ends with its mark."""
 WITHOUT_ENDS = {"Thai", "Laoo", "Tibt"}
 """Scripts that do without such marks."""
 
 FRAGMENT_MAX = 60
 """Latin characters; a longer paragraph without a sentence end is a headline or a verse."""
+NOTICE_MAX = 200
+"""Latin characters of a notice; in a longer paragraph the words are its subject."""
 LIST_LINES_MIN = 3
 LINE_MAX = 60
 
 _BULLET = re.compile(r"[ \t]*(?:[•·▪▸►◦‣※○●■□◆★☆✓✔➤→»|]|[-*+–—][ \t]|\(?\d{1,3}[.)][ \t])")
 _PLACEHOLDER = re.compile(
     r"(?<![\w%])%(?:\d{1,2}\$)?[-+0]?\d{0,2}(?:\.\d)?(?:l{0,2}[dux]|[sdiufxg@])(?![^\W\d_])"
-    r"|%\([A-Za-z_]\w{0,30}\)[sd]|\$\{[\w.]{1,40}\}|(?<!\w)\{(?:\d{1,2}|[A-Za-z_]\w{0,30})\}(?!\})"
-    r"|(?<![\w%])%[1-9](?!\d|[.,]\d|[ \xa0]?%)(?!\w)|\$[A-Z][A-Z_]{2,30}\b|(?<!\w)\$[1-9](?![\d.,])\b"
+    r"|%\([A-Za-z_]\w{0,30}\)[sd]|\$\{[\w.]{1,40}\}"
+    r"|(?<!\w)\{(?:\d{1,2}|[A-Za-z_]\w{0,30})\}(?!\})"
+    r"|(?<![\w%])%[1-9](?!\d|[.,]\d|[ \xa0]?%)(?!\w)"
 )
-_SEPARATED = re.compile(r"[^|·•›»/→\n]{1,30}(?:[ \t][|·•›»/→][ \t][^|·•›»/→\n]{1,30}){2,}")
-_PLACEHOLDER_SIGNS = "%{$"
+_SEPARATED = re.compile(r"[^|·•›»\n]{1,30}(?:[ \t][|·•›»][ \t][^|·•›»\n]{1,30}){2,}")
+_SEPARATORS = "|·•›»"
 
 
 def drop(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Drop paragraphs and lines that are no running text."""
-    if not rules.prose:
-        return
     for draft in drafts:
         where = draft.document.id
         paragraphs = [_lines(p, where, rules, report) for p in draft.paragraphs]
@@ -47,31 +50,43 @@ def drop(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
                 report.count(reason, PARAGRAPHS, where, paragraph)
             elif paragraph:
                 kept.append(paragraph)
-        while kept and _is_fragment(kept[-1], rules):  # a heading of what was dropped
-            report.count("fragment", PARAGRAPHS, where, kept.pop())
         draft.paragraphs = kept
 
 
 def _reason(paragraph: str, rules: Rules) -> str:
     """Return why a paragraph is no running text, or nothing."""
-    if any(sign in paragraph for sign in _PLACEHOLDER_SIGNS) and _PLACEHOLDER.search(paragraph):
+    if ("%" in paragraph or "{" in paragraph or "$" in paragraph) and _PLACEHOLDER.search(
+        paragraph
+    ):
         return "placeholder"
-    if _is_fragment(paragraph, rules):
-        return "fragment"
-    if len(paragraph) < 400 and NOTICES.search(paragraph):
-        return "notice"
-    if _SEPARATED.fullmatch(paragraph):
-        return "menu"
+    if len(paragraph) <= rules.chars(NOTICE_MAX):
+        if _is_notice(paragraph, rules):
+            return "notice"
+        if _is_menu(paragraph):
+            return "menu"
+        if _is_fragment(paragraph, rules):
+            return "fragment"
     if "\n" in paragraph and _is_list(paragraph.split("\n"), rules):
         return "list"
     return ""
 
 
-def _is_fragment(paragraph: str, rules: Rules) -> bool:
+def _is_notice(text: str, rules: Rules) -> bool:
+    folded = text.casefold()
+    if folded.strip(" .!:»›>→…▸") in WHOLE:
+        return True
+    return any(map(folded.__contains__, INSIDE.get(rules.script, REST)))
+
+
+def _is_menu(text: str) -> bool:
+    return any(map(text.__contains__, _SEPARATORS)) and _SEPARATED.fullmatch(text) is not None
+
+
+def _is_fragment(text: str, rules: Rules) -> bool:
     """Return whether a paragraph is a few words that do not end as a sentence."""
-    if len(paragraph) > rules.chars(FRAGMENT_MAX) or rules.script in WITHOUT_ENDS:
+    if len(text) > rules.chars(FRAGMENT_MAX) or rules.script in WITHOUT_ENDS:
         return False
-    return not SENTENCE_END.search(paragraph[-8:])
+    return not SENTENCE_END.search(text[-10:])
 
 
 def _forgive_headings(reasons: list[str]) -> None:
@@ -83,19 +98,21 @@ def _forgive_headings(reasons: list[str]) -> None:
 
 
 def _is_list(lines: Sequence[str], rules: Rules) -> bool:
-    """Return whether most lines are bullets or a few words without a sentence end.
+    """Return whether most lines are a few words without a sentence end, or bullets of such.
 
-    Lines of a letter wrapped at a fixed width are longer; those of dialogue and verse end.
+    Lines wrapped at a fixed width are longer; those of dialogue and verse end with a mark.
     """
     if len(lines) < LIST_LINES_MIN:
         return False
     longest = rules.chars(LINE_MAX)
     poor = sum(
-        len(line) < longest and not SENTENCE_END.search(line[-8:]) and line[-1:] not in ",،、;—-"
+        len(line) < longest and not SENTENCE_END.search(line[-10:]) and line[-1:] not in ",،、;—-"
         for line in lines
     )
+    if rules.script in WITHOUT_ENDS:
+        poor = 0
     bullets = sum(_BULLET.match(line) is not None for line in lines)
-    return 10 * poor >= 8 * len(lines) or (2 * bullets > len(lines) and 2 * poor > len(lines))
+    return 10 * poor >= 8 * len(lines) or 2 * min(bullets, poor) > len(lines)
 
 
 def _lines(paragraph: str, where: str, rules: Rules, report: Report) -> str:
@@ -104,7 +121,8 @@ def _lines(paragraph: str, where: str, rules: Rules, report: Report) -> str:
         return paragraph
     kept = []
     for line in paragraph.split("\n"):
-        if len(line) < 200 and (NOTICES.search(line) or _SEPARATED.fullmatch(line)):
+        short = len(line) <= rules.chars(NOTICE_MAX)
+        if short and (_is_notice(line, rules) or _is_menu(line)):
             report.count("notice or menu", LINES, where, line)
         else:
             kept.append(line)

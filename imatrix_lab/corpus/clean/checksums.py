@@ -66,7 +66,10 @@ def danish(digits: str) -> bool:
 
 
 def finnish(code: str) -> bool:
-    """Return whether DDMMYY, a century sign, NNN and a letter or digit is a henkilötunnus."""
+    """Return whether DDMMYY, a century sign, NNN and a letter or digit is a henkilötunnus.
+
+    The century sign is part of it: `code` is as written.
+    """
     number = int(code[:6] + code[7:10])
     return day_and_month(code[:2], code[2:4]) and _FINNISH[number % 31] == code[10]
 

@@ -1,12 +1,12 @@
 """What occurs twice: whole documents, nearly the same ones, paragraphs and lines.
 
-The state is hashes alone, in tables of bounded size (`hashset`): at 3 kB a document and 500 bytes
-a paragraph the tables hold at least the last 2 GB of text, and at most 400 MB of memory.
+The state is hashes alone, in three tables of bounded size (`hashset`): at 3 kB a document and
+500 bytes a paragraph they hold at least the last 1.5 GB of text, in at most 480 MB of memory.
 A repeat from further back is not seen. `rensa` computes the MinHash signatures (Broder, 1997); its
 own index keeps every signature, so that the bands of the LSH are looked up here.
 
 Signatures have 128 values in 8 bands of 16: two documents that share a fraction s of their
-shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.3 % at 0.5 … 2.6 % at 0.7, 80 % at
+shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.01 % at 0.5, 2.6 % at 0.7, 80 % at
 0.9, 99 % at 0.95. The candidates are not compared again, which is why the curve is steep.
 """
 
@@ -31,26 +31,22 @@ def bands(texts: Sequence[str]) -> list[list[int]]:
     import numpy as np
     import rensa
 
-    sets = [shingles(text, N_WORDS, N_CHARACTERS) for text in texts]
-    offsets = np.cumsum([0, *(s.size for s in sets)], dtype=np.uint64)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(sets) if sets else np.empty(0, np.uint64), offsets, N_BANDS * ROWS, 1
-    )
+    found, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(found, offsets, N_BANDS * ROWS, 1)
     rows = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), N_BANDS, ROWS)
-    hashed = np.zeros((len(texts), N_BANDS), np.uint64) + np.arange(N_BANDS, dtype=np.uint64)
+    hashed = np.tile(np.arange(N_BANDS, dtype=np.uint64), (len(texts), 1))
     for i in range(ROWS):
         hashed = (hashed ^ rows[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
         hashed ^= hashed >> np.uint64(29)
-    return [
-        found if s.size >= SHINGLES_MIN else []
-        for found, s in zip(hashed.tolist(), sets, strict=True)
-    ]
+    enough = np.diff(offsets) >= SHINGLES_MIN
+    return [row if yes else [] for row, yes in zip(hashed.tolist(), enough, strict=True)]
 
 
 class Duplicates:
     """What has been seen so far."""
 
     def __init__(self, rules: Rules):
+        self._prose = rules.prose
         self._documents = HashSet()
         self._bands = HashSet()
         self._paragraphs = HashSet()
@@ -75,6 +71,8 @@ class Duplicates:
             return
         for band in found:
             self._bands.add(band)
+        if not self._prose:
+            return  # a program has the same line many times
         draft.paragraphs = [
             kept for p in draft.paragraphs if (kept := self._without_repeats(p, where, report))
         ]

@@ -8,7 +8,7 @@ _FIRST = 1 << 10
 
 
 class HashSet:
-    """Remembers hashes: 11 to 32 bytes each where a Python set of ints takes about 100.
+    """Remembers hashes: 11 to 22 bytes each where a Python set of ints takes about 100.
 
     Memory is bounded: there are two tables of at most `limit` hashes. When the newer is full
     the older is forgotten, so that at least the last `limit` hashes are always known.

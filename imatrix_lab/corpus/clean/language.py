@@ -3,13 +3,16 @@
 The share of letters in the language's script is looked at first: it is cheap, and decides alone
 for most scripts. Then every paragraph long enough is identified, by its beginning; one too short
 follows its document, or its neighbours where both of them are foreign. Close relatives (Bokmål,
-Nynorsk, Danish) are told apart where there is enough text: a paragraph of a document that is in
-the language stays unless another language is the better guess by `MARGIN`, since the identifier
-takes one Bokmål paragraph in a hundred for Danish; a document is judged without that grace.
+Nynorsk, Danish) are told apart where there is enough text: another language must be the better
+guess by `MARGIN`, for a document by the evidence of all its paragraphs together, since the
+identifier takes one Bokmål sentence in fifty for Danish or Nynorsk and one Nynorsk sentence in
+twenty for Bokmål. On parallel news, paragraphs of three sentences, this drops none of either by
+mistake and finds 98 % of Bokmål in Nynorsk, 89 % of Nynorsk in Bokmål, and all English or German.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.clean.identify import identifier
 from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +33,8 @@ IDENTIFIED_MAX = 240
 """Latin characters of a paragraph that are read."""
 SCRIPT_LETTERS_MIN = 10
 """Letters a paragraph must have for its script to count."""
-MARGIN = 0.5
+MARGIN = 1.2
 """Nats for each square root of a byte by which a foreign language must be the better guess."""
-SHARE_MIN = 0.5
-"""Of a document's identified text, what must be in the language."""
 
 
 def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
@@ -49,7 +51,9 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         starts = ends - [len(p) + 2 for p in draft.paragraphs]
         letters = np.add.reduceat((kind > 0).astype(np.int64), starts) if ends.size else ends
         own = np.add.reduceat((kind == 2).astype(np.int64), starts) if ends.size else ends
-        foreign = (letters >= SCRIPT_LETTERS_MIN) & (own < rules.script_share_min * letters)
+        # a Han character says as much as three Latin ones
+        weighed = own + rules.density * (letters - own)
+        foreign = (letters >= SCRIPT_LETTERS_MIN) & (own < rules.script_share_min * weighed)
         if foreign.all() and foreign.size:
             report.count("script of the document", DOCUMENTS, draft.document.id, text)
             draft.paragraphs = []
@@ -62,24 +66,51 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 
 def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Drop documents and paragraphs that are identified as another language."""
+    """Drop documents and paragraphs that are identified as another language.
+
+    Raises
+    ------
+    UsageError : the language's file names a label that the identifier does not know.
+    """
     if not rules.labels:
         return
+    _check(rules.labels)
     shortest, longest = rules.chars(IDENTIFIED_MIN), rules.chars(IDENTIFIED_MAX)
-    places = [
-        (d, i) for d, draft in enumerate(drafts)
-        for i, p in enumerate(draft.paragraphs) if len(p) >= shortest
-    ]  # fmt: skip
-    texts = [drafts[d].paragraphs[i][:longest] for d, i in places]
-    labels, lead = _best(texts, rules.labels)
-    by_draft: list[dict[int, tuple[str, float]]] = [{} for _ in drafts]
-    for (d, i), label, ahead in zip(places, labels, lead, strict=True):
-        by_draft[d][i] = label, ahead
-    for draft, found in zip(drafts, by_draft, strict=True):
-        _judge(draft, found, rules, report)
+    places = [[i for i, p in enumerate(d.paragraphs) if len(p) >= shortest] for d in drafts]
+    texts = [d.paragraphs[i][:longest] for d, at in zip(drafts, places, strict=True) for i in at]
+    scores = identifier().scores(texts)
+    n_bytes = [len(text.encode()) for text in texts]
+    labels, leads = _best(scores, n_bytes, rules.labels)
+    begin = 0
+    for draft, at in zip(drafts, places, strict=True):
+        end = begin + len(at)
+        if at:
+            whole = _best(
+                scores[begin:end].sum(axis=0, keepdims=True),
+                [sum(n_bytes[begin:end])],
+                rules.labels,
+            )
+            found = dict(
+                zip(at, zip(labels[begin:end], leads[begin:end], strict=True), strict=True)
+            )
+            _judge(draft, (whole[0][0], whole[1][0]), found, rules, report)
+        begin = end
 
 
-def _best(texts: Sequence[str], ours: Sequence[str]) -> tuple[list[str], list[float]]:
+def _check(labels: Sequence[str]) -> None:
+    known = identifier().labels
+    for label in labels:
+        if label not in known:
+            near = difflib.get_close_matches(label, known, 3, 0.5)
+            raise UsageError(
+                f"language identification has no label {label!r}",
+                fix=f"labels = [] in the language's file, or of: {' '.join(near or known)}",
+            )
+
+
+def _best(
+    scores: NDArray[np.float32], n_bytes: Sequence[int], ours: Sequence[str]
+) -> tuple[list[str], list[float]]:
     """Return each text's best label, and how far the best is ahead of ours.
 
     The lead is in nats a square root of a byte, which makes it comparable between lengths:
@@ -87,40 +118,39 @@ def _best(texts: Sequence[str], ours: Sequence[str]) -> tuple[list[str], list[fl
     """
     import numpy as np
 
-    model = identifier()
-    if unknown := set(ours) - set(model.labels):
-        raise ValueError(f"py3langid has no label {sorted(unknown)}")
-    scores = model.scores(texts)
-    best = scores.argmax(axis=1)
-    columns = [i for i, label in enumerate(model.labels) if label in ours]
-    n_bytes = np.array([len(t.encode()) for t in texts])
-    lead: NDArray[np.float64] = (scores.max(axis=1) - scores[:, columns].max(axis=1)) / np.sqrt(
-        np.maximum(n_bytes, 1)
-    )
-    return [model.labels[i] for i in best], lead.tolist()
+    labels = identifier().labels
+    columns = [i for i, label in enumerate(labels) if label in ours]
+    lead = (scores.max(axis=1) - scores[:, columns].max(axis=1)) / np.sqrt(n_bytes)
+    return [labels[i] for i in scores.argmax(axis=1)], lead.tolist()
 
 
-def _judge(draft: Draft, found: dict[int, tuple[str, float]], rules: Rules, report: Report) -> None:
-    """Drop a draft, or its foreign paragraphs. `found`: label and lead of identified ones."""
+def _judge(
+    draft: Draft,
+    whole: tuple[str, float],
+    found: dict[int, tuple[str, float]],
+    rules: Rules,
+    report: Report,
+) -> None:
+    """Drop a draft, or its foreign paragraphs.
+
+    Parameters
+    ----------
+    whole, found : label and lead of the document, and of its identified paragraphs.
+    """
     size = {i: len(draft.paragraphs[i].encode()) for i in found}
-    ours = sum(size[i] for i, (label, _) in found.items() if label in rules.labels)
-    if found and ours < SHARE_MIN * sum(size.values()):
-        largest = max(found, key=lambda i: size[i])
-        report.count(f"document in {found[largest][0]}", DOCUMENTS, draft.document.id, draft.text)
+    out = {i for i, (label, lead) in found.items() if label not in rules.labels and lead > MARGIN}
+    keep = [i for i in range(len(draft.paragraphs)) if i not in out]
+    if whole[0] not in rules.labels and whole[1] > MARGIN:
+        report.count(f"document in {whole[0]}", DOCUMENTS, draft.document.id, draft.text)
         keep = []
     else:
-        out = {
-            i for i, (label, lead) in found.items() if label not in rules.labels and lead > MARGIN
-        }
-        keep = [i for i in range(len(draft.paragraphs)) if i not in out]
         for i in sorted(out):
-            report.count(
-                f"paragraph in {found[i][0]}", PARAGRAPHS, draft.document.id,
-                draft.paragraphs[i],
-            )  # fmt: skip
+            reason = f"paragraph in {found[i][0]}"
+            report.count(reason, PARAGRAPHS, draft.document.id, draft.paragraphs[i])
         for i in sorted(_surrounded(len(draft.paragraphs), found, out)):
             keep.remove(i)
-            report.count("among foreign ones", PARAGRAPHS, draft.document.id, draft.paragraphs[i])
+            reason = "among foreign ones"
+            report.count(reason, PARAGRAPHS, draft.document.id, draft.paragraphs[i])
     kept = set(keep)
     for i, (label, _) in found.items():
         report.language_bytes[label, i in kept] += size[i]

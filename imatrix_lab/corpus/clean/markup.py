@@ -1,8 +1,8 @@
 """What is left of markup: HTML, entities, wiki, Markdown, LaTeX, BBCode, bare addresses.
 
 Marks go and their text stays; what is no text (comments, scripts, templates, tables, code) goes
-whole. A paragraph in which marks remain after that is dropped. Every pattern is bounded, so that
-hostile text costs no more than a constant for each character.
+whole. A paragraph in which marks remain after that is dropped. Every pattern is bounded or ends at
+the next sign of its kind, so that hostile text takes linear time.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ _TEXTLESS = "script|style|math|svg|ref|timeline|syntaxhighlight"
 _REST = r"(?:\s[^<>]{0,500})?>"
 
 _TAGS = (
-    _mark("html", "<", r"<!--[\s\S]{0,5000}?-->", ""),
-    _mark("html", "<", rf"<({_TEXTLESS})\b[^<>]{{0,500}}(?:/>|>[\s\S]{{0,5000}}?</\1\s*>)", ""),
+    _mark("html", "<", r"<!--(?:(?!<!--|-->)[\s\S]){0,5000}-->", ""),
+    _mark(
+        "html",
+        "<",
+        rf"<({_TEXTLESS})\b[^<>]{{0,500}}(?:/>|>(?:(?!</?\1)[\s\S]){{0,5000}}</\1\s*>)",
+        "",
+    ),
     _mark("html", "<", rf"</?(?:{_BLOCK})\s?/?{_REST}|</?(?:{_BLOCK})/?>", "\n\n"),
     _mark("html", "<", rf"</?(?:{_INLINE})\s?/?{_REST}|</?(?:{_INLINE})/?>", ""),
 )
@@ -63,9 +68,9 @@ MARKS = (
     ),
     *_TAGS,  # tags that were written as entities
     _mark("code", "```", r"^[ \t]*```[^\n]*\n[\s\S]{0,5000}?^[ \t]*```[ \t]*$", "\n\n"),
-    _mark("wiki", "{|", r"\{\|[\s\S]{0,20000}?\n\|\}", "\n\n"),
-    _mark("wiki", "{{", r"\{\{[^{}]{0,2000}\}\}", ""),
-    _mark("wiki", "{{", r"\{\{[^{}]{0,2000}\}\}", ""),  # they nest
+    _mark("wiki", "{|", r"\{\|(?:(?!\{\||\n\|\})[\s\S]){0,20000}\n\|\}", "\n\n"),
+    _mark("wiki", "{{", r"\{\{[^\W_][^{}]{0,2000}\}\}", ""),
+    _mark("wiki", "{{", r"\{\{[^\W_][^{}]{0,2000}\}\}", ""),  # they nest
     _mark("wiki", "[[", r"\[\[([^\[\]\n]{1,300})\]\]", _link),
     _mark("wiki", "[[", r"\[\[[^\[\]\n]{1,300}\]\]", ""),  # a picture whose caption had links
     _mark("wiki", "[http", r"\[https?://[^\s\]]{1,500}(?: ([^\]\n]{0,300}))?\]", r"\1"),
@@ -79,7 +84,10 @@ MARKS = (
     _mark("markdown", "#", r"^[ \t]{0,3}#{1,6}[ \t]+([^\n]{1,500}?)[ \t]*#*[ \t]*$", r"\1"),
     _mark("markdown", "**", r"\*\*([^\s*][^*\n]{0,1000})\*\*", r"\1"),
     _mark("markdown", "__", r"(?<!\w)__([^\s_][^_\n]{0,1000})__(?!\w)", r"\1"),
-    _mark("markdown", "*", r"(?<![\w*])\*([^\s*](?:[^*\n]{0,300}[^\s*])?)\*(?![\w*])", r"\1"),
+    _mark(
+        "markdown", "*",
+        r"(?<![^\s(\[\"'«“„‘—–])\*([^\s*](?:[^*\n]{0,300}[^\s*])?)\*(?![\w*])", r"\1",
+    ),
     _mark("markdown", "`", r"`([^`\n]{1,200})`", r"\1"),
     _mark("markdown", "--", r"^[ \t]{0,3}(?:-[ \t]?){3,80}$", ""),
     _mark("markdown", "**", r"^[ \t]{0,3}(?:\*[ \t]?){3,80}$", ""),
@@ -96,33 +104,36 @@ MARKS = (
         r"~?\\(?:cite[tp]?|ref|eqref|label|footnote|index)(?:\[[^\]]{0,200}\])?\{[^{}]{0,500}\}",
         "",
     ),
-    _mark("bbcode", "[/", r"\[(img|youtube|media|code)(?:=[^\]\n]{0,200})?\][^\[]{0,2000}\[/\1\]", ""),
+    _mark(
+        "bbcode", "[/",
+        r"\[(img|youtube|media|code)(?:=[^\]\n]{0,200})?\][^\[]{0,2000}\[/\1\]", "",
+    ),
     _mark(
         "bbcode", "[",
-        r"\[/?(?:b|i|u|s|url|quote|size|color|font|list|center|left|right|spoiler|email|table|tr|td|\*)"
-        r"(?:=[^\]\n]{0,200})?\]", "",
+        r"\[/?(?:b|i|u|s|url|quote|size|color|font|list|center|left|right|spoiler|email|table|tr|td"
+        r"|\*)(?:=[^\]\n]{0,200})?\]", "",
     ),
 )  # fmt: skip
 
 _ADDRESS = r"(?:(?:https?://|www\.|ftp://)\S{1,2000}|[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{1,64})"
 ADDRESS_LINE = re.compile(
-    rf"^[^\w\n]{{0,5}}(?:\w{{1,12}}:[ \t]?)?{_ADDRESS}(?:[ \t,;|]{{1,5}}{_ADDRESS})*[^\w\n]{{0,5}}$",
+    rf"^[^\w\n]{{0,5}}(?:\w{{1,12}}:[ \t]?)?{_ADDRESS}(?:[ \t,;|]{{1,5}}{_ADDRESS})*"
+    r"[^\w\n]{0,5}$",
     re.M,
 )
 REMAINS = re.compile(
-    r"</?[a-z][\w:-]{0,30}(?: [^<>\n]{0,300})?/?>|<!--|<!doctype|\{\{|\}\}|\{\||\|\}|\[\[|\]\]|\|\||"
-    r"^[ \t]*\|.{0,500}\|[ \t]*$|\\[a-z]{2,20}\{|\\(?:begin|end|frac|sum|int|left|right)\b|"
-    r"\[/[a-z]{1,10}\]|&(?:[a-z]{2,8}|#\d{2,6});|\$[^$\n]{0,200}[\\^_][^$\n]{0,200}\$|"
+    r"(?<!<)</?[a-z][\w:-]{0,30}(?: [^<>\n]{0,300})?/?>|<!--|<!doctype|"
+    r"\{\{#?[a-z]|\{\||\|\}|\[\[|\]\]|"
+    r"\|\||^[ \t]*\|.{0,500}\|[ \t]*$|\\[a-z]{2,20}\{|\\(?:begin|end|frac|sum|int|left|right)\b|"
+    r"\[/[a-z]{1,10}\]|&(?:[a-z]{2,8}|#\d{2,6});|\$(?!\s)[^$\n]{0,200}[\\^_][^$\n]{0,200}(?<!\s)\$|"
     r"[{};][ \t]*\n.{0,300}[{};][ \t]*$",
     re.M | re.I,
 )
-_SIGNS = "<&[{|\\`$};"
+_SIGNS = ("<", "&", "{", "[[", "]]", "|", "\\", "[/", "}\n", "^", "_")
 
 
 def strip(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Take markup out of every draft, and drop paragraphs where some remains."""
-    if not rules.prose:
-        return
     for draft in drafts:
         before = draft.text
         text = _without_marks(before, draft, report)

@@ -35,6 +35,7 @@ _TAIL = "".join(re.escape(c) for c, byte in _BYTE.items() if byte < 0xC0)
 _PAIR_TAIL = "".join(
     re.escape(c) for c, byte in _BYTE.items() if byte < 0xC0 and c not in "“”‘’‚„…–—›‹»«°·¡¿\xa0®™´"
 )
+_GATE = re.compile(f"[\u00c2-\u00f4][{_TAIL}]")
 SIGN = re.compile(
     f"[\u00c2-\u00df][{_PAIR_TAIL}]|Ã[{_TAIL}]|Â[\xa0®°·´»«]"
     f"|[\u00e0-\u00ef][{_TAIL}]{{2}}|[\u00f0-\u00f4][{_TAIL}]{{3}}"
@@ -44,7 +45,8 @@ SIGN = re.compile(
 def repair(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Repair or drop each paragraph that shows signs of it."""
     for draft in drafts:
-        if draft.document.text.isascii() or not SIGN.search(draft.text):
+        text = draft.text
+        if text.isascii() or not _GATE.search(text) or not SIGN.search(text):
             continue
         kept = []
         for paragraph in draft.paragraphs:

@@ -19,10 +19,15 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules, split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INDIC = {"Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh"}
 JOINING = {"Arab", "Syrc", "Mong", "Nkoo", "Thaa"}
@@ -34,101 +39,133 @@ CHILLU = {"ണ": "ൺ", "ന": "ൻ", "ര": "ർ", "ല": "ൽ", "ള": "ൾ", 
 _VIRAMAS = "".join(
     chr(c) for c in range(0x900, 0xE00) if unicodedata.combining(chr(c)) == 9
 )  # canonical combining class 9 is Virama
+_SPACES = re.compile(" {2,}")
+_LINE_EDGES = re.compile(" ?\n ?")
 _EMOJI = "\u2600-\u27bf\ufe0f\U0001f000-\U0001faff"
 _ARABIC = "\u0620-\u064a\u066e-\u06d3\u06fa-\u06ff\u0750-\u077f"
 
-Change = tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]
+_Change = tuple[str, str, str | Callable[[re.Match[str]], str]]
 
 
 def _compatible(match: re.Match[str]) -> str:
     return unicodedata.normalize("NFKC", match.group())
 
 
-@functools.cache
-def changes(script: str, prose: bool) -> tuple[re.Pattern[str], tuple[Change, ...]]:
-    """Return (what shows that there is something to do, the changes in order) for a script."""
-    zero_width = {
-        "\u00ad", "\u180e", "\u200b", "\u2060", "\u2061", "\u2062", "\u2063", "\u2064", "\ufeff",
-    }  # fmt: skip
-    if script in WITHOUT_SPACES:
-        zero_width.remove("\u200b")
-    if script not in RIGHT_TO_LEFT:
-        zero_width |= set(
-            map(chr, (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-        )
-    found: list[Change] = [
-        ("line ends", re.compile("[\x0b\x0c\x85\u2028\u2029]"), "\n"),
-        (
-            "control",
-            re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufff9-\ufffb]"),
-            "",
-        ),
-        ("private use", re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff\ufdd0-\ufdef\uffff]"), ""),
-        ("invisible", re.compile(f"[{''.join(sorted(zero_width))}]+"), ""),
-        # of Arabic presentation forms the ligatures FDF0–FDFF stand for words and are written so
-        ("compatibility", re.compile("[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]"), _compatible),
-    ]
+def _changes(script: str, prose: bool) -> Iterator[_Change]:
+    """Yield (reason, pattern, what it becomes) in order; each concerns the signs in `_SIGNS`."""
+    yield "control", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufff9-\ufffb]", ""
+    yield "line ends", "[\x0b\x0c\x85\u2028\u2029]", "\n"
+    yield "private use", "[\ue000-\uf8ff\U000f0000-\U0010ffff\ufdd0-\ufdef\uffff]", ""
+    hidden = "\xad\u180e\u2060-\u2064\ufeff"
+    hidden += "" if script in WITHOUT_SPACES else "\u200b"
+    hidden += "" if script in RIGHT_TO_LEFT else "\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    yield "invisible", f"[{hidden}]", ""
+    # of Arabic presentation forms the ligatures FDF0–FDFF stand for words and are written so
+    yield "compatibility", "[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]", _compatible
     if script == "Mlym":
-        found.append(("chillu", re.compile("([ണനരലളക])\u0d4d\u200d"), lambda m: CHILLU[m.group(1)]))
-    found.append(("joiners", re.compile(_idle_joiners(script)), ""))
+        yield "chillu", "[ണനരലളക]\u0d4d\u200d", lambda m: CHILLU[m.group()[0]]
+    yield "joiners", _idle_joiners(script), ""
     if script == "Arab":  # one that ends an abbreviation (هـ) is spelling, not decoration
-        found.append(("tatweel", re.compile(f"(?<=[{_ARABIC}])\u0640+(?=[{_ARABIC}])"), ""))
+        yield "tatweel", f"(?<=[{_ARABIC}])\u0640+(?=[{_ARABIC}])", ""
     if prose:
-        found.append(("spaces", re.compile("[\t\xa0\u2000-\u200a\u202f\u205f]| {2,}"), " "))
-        found.append(
-            ("spaces", re.compile(" {2,}| (?=\n)|(?<=\n) "), lambda m: m.group()[2:] and " ")
-        )
-    # one class of everything above; the patterns themselves look closer
-    signs = "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0640\u180e\u2028-\u202e\u200b-\u200f\u2060-\u206f"
-    signs += "ﬀ-ﬆ\ufb50-\ufdef\ufe70-\ufeff\ufff9-\uffff\ud800-\uf8ff\U000f0000-\U0010ffff"
-    signs += "\t\xa0\u2000-\u200a\u202f\u205f" if prose else ""
-    return re.compile(f"[{signs}]" + ("|  | \n|\n " if prose else "")), tuple(found)
+        yield "spaces", "[\t\xa0\u2000-\u200a\u202f\u205f]", " "
+
+
+_SIGNS = {
+    "chillu": "\u200d",
+    "joiners": "\u200c\u200d",
+    "tatweel": "\u0640",
+}
+"""What shows that a change may be due, where that is not the pattern itself."""
+
+
+@functools.cache
+def _compiled(
+    script: str, prose: bool
+) -> tuple[NDArray[np.uint16], tuple[tuple[str, re.Pattern[str], Any], ...]]:
+    """Return (bits by code point, the changes they stand for)."""
+    import numpy as np
+
+    todo = tuple((reason, re.compile(p), new) for reason, p, new in _changes(script, prose))
+    characters = "".join(map(chr, range(0x110000)))
+    bits = np.zeros(0x110000, np.uint16)
+    for i, (reason, pattern, _) in enumerate(todo):
+        signs = f"[{_SIGNS[reason]}]" if reason in _SIGNS else pattern.pattern
+        for match in re.finditer(f"(?:{signs})+", characters):
+            bits[match.start() : match.end()] |= 1 << i
+    return bits, todo
 
 
 def _idle_joiners(script: str) -> str:
-    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they stand."""
+    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they stand.
+
+    What must stand before is looked at from behind the joiner, hence the dots.
+    """
     joiner = "[\u200c\u200d]"
-    if script in INDIC:
-        # they choose a form beside a virama; ZWNJ does nothing at the end of a word
-        letter = rf"(?=[^\W\d_{_EMOJI}])"
-        beside = f"(?<![{_VIRAMAS}{_EMOJI}]){joiner}(?![{_VIRAMAS}{_EMOJI}])"
-        return f"{beside}|(?<=[{_VIRAMAS}])\u200c(?!{letter})|(?<={joiner}){joiner}"
+    doubled = f"(?<={joiner}{joiner})"
+    if script in INDIC:  # they choose a form beside a virama, ZWNJ not at the end of a word
+        beside = f"[{_VIRAMAS}{_EMOJI}]"
+        ends = rf"(?<=[{_VIRAMAS}]\u200c)(?![^\W\d_]|{joiner})"
+        return f"(?s){joiner}(?:(?<!{beside}.)(?!{beside})|{ends}|{doubled})"
     if script in JOINING:
-        return rf"(?<![^\W\d_{_EMOJI}]){joiner}|{joiner}(?![\w{_EMOJI}])|(?<={joiner}){joiner}"
+        before = rf"(?<![^\W\d_{_EMOJI}].)(?<!{joiner}.)"
+        return rf"(?s){joiner}(?:{before}|(?![\w{_EMOJI}]|{joiner})|{doubled})"
     if script in WITHOUT_SPACES:
-        return f"(?<={joiner}){joiner}"
-    return f"(?<![{_EMOJI}]){joiner}|{joiner}(?![{_EMOJI}])"
+        return joiner + doubled
+    return f"(?s){joiner}(?:(?<![{_EMOJI}].)|(?![{_EMOJI}]))"
 
 
 def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Normalise every paragraph, and drop those in which characters were lost (U+FFFD)."""
-    signs, todo = changes(rules.script, rules.prose)
     for draft in drafts:
         before = draft.text
-        text = before
-        if not unicodedata.is_normalized("NFC", text):
-            text = unicodedata.normalize("NFC", text)
-            report.count("NFC", CHANGES, draft.document.id, _around(before, text))
-        if signs.search(text):
-            for reason, pattern, new in todo:
-                changed, n = pattern.subn(new, text)
-                if n:
-                    report.count(reason, CHANGES, draft.document.id, _around(text, changed), n)
-                    text = changed
+        text = _composed(_mended(before, draft, rules, report), draft, report)
         if text is not before:
-            if not unicodedata.is_normalized("NFC", text):
-                text = unicodedata.normalize("NFC", text)  # what was parted may compose now
             draft.paragraphs = split(text)
         if rules.prose:
-            draft.paragraphs = [p.strip() for p in draft.paragraphs]
+            stripped = [_spaced(p) for p in draft.paragraphs]
+            draft.paragraphs = [p for p in stripped if p]
         if "\ufffd" in text:
-            kept = []
-            for paragraph in draft.paragraphs:
-                if "\ufffd" in paragraph:
-                    report.count("replacement character", PARAGRAPHS, draft.document.id, paragraph)
-                else:
-                    kept.append(paragraph)
-            draft.paragraphs = kept
+            draft.paragraphs = [p for p in draft.paragraphs if not _lost(p, draft, report)]
+
+
+def _composed(text: str, draft: Draft, report: Report) -> str:
+    if text.isascii() or (new := unicodedata.normalize("NFC", text)) == text:
+        return text  # is_normalized() would do the same work where it is not sure, as in Malayalam
+    report.count("NFC", CHANGES, draft.document.id, _around(text, new))
+    return new
+
+
+def _mended(text: str, draft: Draft, rules: Rules, report: Report) -> str:
+    """Return a text with the changes for which it has signs."""
+    import numpy as np
+
+    bits, todo = _compiled(rules.script, rules.prose)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    due = int(np.bitwise_or.reduce(bits[points], initial=0))
+    for i, (reason, pattern, new) in enumerate(todo):
+        if due >> i & 1:
+            changed, n = pattern.subn(new, text)
+            if n:
+                report.count(reason, CHANGES, draft.document.id, _around(text, changed), n)
+                text = changed
+    return text
+
+
+def _spaced(paragraph: str) -> str:
+    """Return a paragraph without double spaces or spaces at the ends of lines."""
+    if "  " in paragraph:
+        paragraph = _SPACES.sub(" ", paragraph)
+    if " \n" in paragraph or "\n " in paragraph:
+        paragraph = _LINE_EDGES.sub("\n", paragraph)
+    return paragraph.strip()
+
+
+def _lost(paragraph: str, draft: Draft, report: Report) -> bool:
+    if "\ufffd" not in paragraph:
+        return False
+    report.count("replacement character", PARAGRAPHS, draft.document.id, paragraph)
+    return True
 
 
 def _around(before: str, after: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imatrix_lab.corpus.clean.shingles import shingles
+from imatrix_lab.corpus.text import decode, json_lines, lines, paragraphs, parquet_rows
 from imatrix_lab.errors import BadText
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ JSON_BYTES_MAX = 1 << 28
 """A .json file is read whole; larger ones must be JSON lines."""
 
 _PENDING_MAX = 1 << 20
+_BATCH_CHARS = 1 << 18
 
 
 class Shingles:
@@ -41,13 +43,20 @@ class Shingles:
     def of(cls, texts: Iterable[str]) -> Shingles:
         """Return the shingles of texts."""
         found = cls()
+        batch: list[str] = []
+        size = 0
         for text in texts:
-            found.add(text)
+            batch.append(text)
+            size += len(text)
+            if size > _BATCH_CHARS:
+                found.add(*batch)
+                batch, size = [], 0
+        found.add(*batch)
         return found
 
-    def add(self, text: str) -> None:
-        """Take in a text."""
-        new = shingles(text, N_WORDS, N_CHARACTERS)
+    def add(self, *texts: str) -> None:
+        """Take in texts."""
+        new, _ = shingles(texts, N_WORDS, N_CHARACTERS)
         if new.size:
             self._pending.append(new)
             self._n_pending += new.size
@@ -59,7 +68,7 @@ class Shingles:
         import numpy as np
 
         self._settle()
-        asked = shingles(text, N_WORDS, N_CHARACTERS)
+        asked, _ = shingles([text], N_WORDS, N_CHARACTERS)
         if not self._known.size or not asked.size:
             return 0
         at = np.searchsorted(self._known, asked)
@@ -81,24 +90,19 @@ class Shingles:
 def task_strings(path: Path) -> Iterator[str]:
     """Yield every string of a task file: .json, .jsonl, .csv, .tsv, .parquet, else plain text.
 
-    Lines and rows are streamed; of JSON objects both values and keys' values at any depth count,
-    not the keys.
+    Lines and rows are streamed; of JSON objects the values at any depth count, not the keys; plain
+    text goes by paragraphs, since lines may end anywhere.
 
     Raises
     ------
-    BadText : not UTF-8, or not what its name says; names the line.
+    BadText : not UTF-8, or not what its name says; names the byte or the line.
     """
     readers = {
         ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl,
         ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
     }  # fmt: skip
     try:
-        yield from readers.get(path.suffix.lower(), _lines)(path)
-    except UnicodeDecodeError as error:
-        raise BadText(
-            f"not UTF-8 near byte {error.start} of a block", where=path,
-            fix=f"iconv -t UTF-8 {path}",
-        ) from error  # fmt: skip
+        yield from readers.get(path.suffix.lower(), _plain)(path)
     except OSError as error:
         raise BadText(f"cannot be read: {error.strerror or error}", where=path) from error
 
@@ -124,48 +128,30 @@ def _json(path: Path) -> Iterator[str]:
             fix=f"jq -c '.[]' {path} > {path.with_suffix('.jsonl')}",
         )  # fmt: skip
     try:
-        yield from _strings(json.loads(path.read_text(encoding="utf-8-sig")))
+        yield from _strings(json.loads(decode(path.read_bytes(), str(path))))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise
         raise BadText(f"not valid JSON: {error}", where=path) from error
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    for i, line in enumerate(_lines(path), 1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadText(f"line {i} is not valid JSON: {error}", where=path) from error
+    for _, value in json_lines(path):
         yield from _strings(value)
 
 
 def _csv(path: Path) -> Iterator[str]:
     csv.field_size_limit(1 << 24)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        try:
-            for row in csv.reader(file, delimiter=delimiter):
-                yield from row
-        except csv.Error as error:
-            raise BadText(f"not a table: {error}", where=path) from error
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        for row in csv.reader(lines(path), delimiter=delimiter):
+            yield from row
+    except csv.Error as error:
+        raise BadText(f"not a table: {error}", where=path) from error
 
 
 def _parquet(path: Path) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield from _strings(row)
-    except pa.ArrowException as error:
-        raise BadText(f"not a Parquet file: {error}", where=path) from error
+    for row in parquet_rows(path):
+        yield from _strings(row)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line in file:
-            if line.strip():
-                yield line
+def _plain(path: Path) -> Iterator[str]:
+    return paragraphs(lines(path))

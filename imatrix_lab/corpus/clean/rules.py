@@ -35,7 +35,7 @@ class Rules:
     labels : what the identifier may call it; none where it does not know the language, which is
         then told by its script alone.
     document_chars_min, paragraph_chars_min : characters; None for what is usual in the script.
-    script_share_min : of the letters of a paragraph, those in the script.
+    script_share_min : of a paragraph's letters, weighed by what they say, those in the script.
     """
 
     script: str
@@ -56,7 +56,12 @@ class Rules:
 
     def chars(self, latin: int) -> int:
         """Return how many characters of this script say what `latin` characters of Latin say."""
-        return max(1, round(latin * DENSITY.get(self.script, 1.0)))
+        return max(1, round(latin * self.density))
+
+    @property
+    def density(self) -> float:
+        """Characters that the same text takes in this script, Latin as 1."""
+        return DENSITY.get(self.script, 1.0)
 
     @property
     def document_min(self) -> int:
@@ -66,7 +71,7 @@ class Rules:
     @property
     def paragraph_min(self) -> int:
         """Characters a paragraph must have."""
-        return self.chars(12) if self.paragraph_chars_min is None else self.paragraph_chars_min
+        return self.chars(4) if self.paragraph_chars_min is None else self.paragraph_chars_min
 
 
 @dataclass

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import functools
-import unicodedata
 from typing import TYPE_CHECKING
+
+from imatrix_lab.languages import SCRIPT_PARTS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-PARTS = {
-    "Jpan": ("Hira", "Kana", "Hani"),
-    "Hans": ("Hani",),
-    "Hant": ("Hani",),
-    "Kore": ("Hang", "Hani"),
-}
-"""Scripts that are several of Unicode's, or one under another name."""
 
 UNSPACED = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
 """Unicode scripts whose words stand without spaces."""
@@ -49,25 +42,19 @@ def letters_of(script: str) -> NDArray[np.uint8]:
     """
     import numpy as np
 
-    parts = "".join(rf"\p{{Script={part}}}" for part in PARTS.get(script, (script,)))
-    any_script = _of(r"[[\p{L}\p{M}]--[\p{Script=Common}\p{Script=Inherited}]]")
-    return (any_script + (any_script & _of(f"[{parts}]"))).astype(np.uint8)
+    parts = "".join(rf"\p{{Script={part}}}" for part in SCRIPT_PARTS.get(script, (script,)))
+    letters = _of(r"[\p{L}\p{M}]") & ~_of(r"[\p{Script=Common}\p{Script=Inherited}]")
+    return letters.astype(np.uint8) + (letters & _of(f"[{parts}]"))
 
 
 @functools.cache
 def word_characters() -> NDArray[np.uint8]:
-    r"""Return by code point: 1 for ``\p{L}\p{M}\p{N}``, 2 where its script has no spaces.
-
-    From `unicodedata`, whose categories are the same, and which is at hand.
-    """
+    r"""Return by code point: 1 for ``\p{L}\p{M}\p{N}``, 2 where its script has no spaces."""
     import numpy as np
 
-    found = np.zeros(_ASSIGNED + 1, np.uint8)
-    for code, character in enumerate(_characters()):
-        if unicodedata.category(character)[0] in "LMN":
-            found[code] = 1
-    found[_of("[" + "".join(rf"\p{{Script={part}}}" for part in UNSPACED) + "]") & (found > 0)] = 2
-    return found
+    words = _of(r"[\p{L}\p{M}\p{N}]")
+    unspaced = _of("[" + "".join(rf"\p{{Script={part}}}" for part in UNSPACED) + "]")
+    return words.astype(np.uint8) + (words & unspaced)
 
 
 def code_points(text: str) -> NDArray[np.intp]:

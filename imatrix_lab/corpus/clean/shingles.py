@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from imatrix_lab.corpus.clean import scripts
@@ -10,61 +13,77 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_BASE = 0x9E3779B97F4A7C15  # odd, so that its powers modulo 2^64 never vanish
+_BASE = 0x9E3779B97F4A7C15
 
 
-def shingles(text: str, n_words: int, n_characters: int) -> NDArray[np.uint64]:
+def shingles(
+    texts: Sequence[str], n_words: int, n_characters: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     r"""Return 64-bit hashes of all runs of `n_words` words and of `n_characters` characters.
 
     Words are ``[\p{L}\p{M}\p{N}]+`` without regard to case; what stands between does not count.
     In scripts without spaces (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan) the unit is the
     character. A text shorter than a run has none.
-    The hash is a polynomial modulo 2^64 of well-mixed code points: the same on every machine.
+    The hash is a polynomial modulo 2^64 over the words' CRC-32: the same on every machine.
+
+    Returns
+    -------
+    hashes : of all texts, one text after the other.
+    offsets : (texts + 1), where each text's hashes begin.
     """
     import numpy as np
 
-    points = scripts.code_points(text.casefold())
+    folded = [text.casefold() for text in texts]
+    ends = np.cumsum([len(text) for text in folded], dtype=np.intp)
+    points = scripts.code_points("".join(folded))
     kind = scripts.word_characters()[points]
-    mixed = _mix(points.astype(np.uint64))
-    found = [
-        _runs(_words(mixed, kind == 1), n_words),
-        _runs(mixed[kind == 2], n_characters),
-    ]
-    return np.concatenate(found)
+    spaced = np.where(kind == 1, points, 32).astype("<u4").tobytes().decode("utf-32-le")
+    words = [spaced[end - len(text) : end].split() for text, end in zip(folded, ends, strict=True)]
+    coded = map(zlib.crc32, map(str.encode, itertools.chain.from_iterable(words)))
+    found, offsets = _runs(
+        np.fromiter(coded, np.uint64), np.cumsum([len(w) for w in words], dtype=np.intp), n_words
+    )
+    if kind.max(initial=0) < 2:
+        return found, offsets
+    unspaced = kind == 2
+    more, more_offsets = _runs(
+        points[unspaced].astype(np.uint64), np.concatenate([[0], np.cumsum(unspaced)])[ends],
+        n_characters,
+    )  # fmt: skip
+    parts = itertools.chain.from_iterable(
+        (found[a:b], more[c:d])
+        for (a, b), (c, d) in zip(
+            itertools.pairwise(offsets.tolist()), itertools.pairwise(more_offsets.tolist()),
+            strict=True,
+        )
+    )  # fmt: skip
+    return np.concatenate([found[:0], *parts]), offsets + more_offsets
 
 
-def _words(mixed: NDArray[np.uint64], inside: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Return one hash a word: a polynomial over its characters."""
+def _runs(
+    units: NDArray[np.uint64], ends: NDArray[np.intp], n: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the hash of every run of n units that is inside one text, and offsets by text.
+
+    Parameters
+    ----------
+    ends : where each text's units end.
+    """
     import numpy as np
 
-    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
-    starts, ends = edges[::2], edges[1::2]
-    if not starts.size:
-        return np.empty(0, np.uint64)
-    at = np.flatnonzero(inside)
-    lengths = ends - starts
-    place = np.arange(at.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    terms = mixed[at] * _powers(int(lengths.max()))[place]
-    return _mix(np.add.reduceat(terms, np.cumsum(lengths) - lengths))
-
-
-def _runs(units: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """Return the hash of every run of n units."""
-    import numpy as np
-
+    sizes = np.diff(ends, prepend=0)
+    offsets = np.concatenate([[0], np.cumsum(np.maximum(sizes - n + 1, 0))]).astype(np.uint64)
     if units.size < n:
-        return np.empty(0, np.uint64)
-    last = units.size - n + 1
-    found = np.zeros(last, np.uint64)
-    for i in range(n):
-        found = found * np.uint64(_BASE) + units[i : i + last]
-    return _mix(found)
-
-
-def _powers(n: int) -> NDArray[np.uint64]:
-    import numpy as np
-
-    return np.cumprod(np.full(n, _BASE, np.uint64))
+        return np.empty(0, np.uint64), offsets
+    units = _mix(units)
+    found = units[: units.size - n + 1].copy()
+    for i in range(1, n):
+        found *= np.uint64(_BASE)
+        found += units[i : i + found.size]
+    inside = np.ones(units.size, bool)
+    for i in range(1, n):  # the last units of a text begin no run
+        inside[np.maximum(ends - i, ends - sizes)[sizes > 0]] = False
+    return _mix(found[inside[: found.size]]), offsets
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -5,10 +5,19 @@ An extractor keeps prose, paragraphs of sentences, and leaves out menus, listing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable, Iterator
 
-from imatrix_lab.corpus.extract import anthology, source_code
+from imatrix_lab.corpus.extract import (
+    anthology,
+    epub,
+    gettext,
+    markup,
+    mediawiki,
+    pak,
+    qt,
+    source_code,
+)
+from imatrix_lab.corpus.text import DOCUMENT_CHARS_MIN, JOINT
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import Source
 from imatrix_lab.records import Document
@@ -17,21 +26,44 @@ Extractor = Callable[[str, bytes], Iterator[str]]
 
 EXTRACTORS: dict[str, Extractor] = {
     "anthology": anthology.extract,
+    "html": markup.reader(markup.HTML),
+    "handbook": markup.reader(markup.HANDBOOK),
+    "mallard": markup.reader(markup.MALLARD),
+    "epub": epub.extract,
+    "pak": pak.extract,
+    "gettext": gettext.extract,
+    "qt": qt.extract,
+    "mediawiki": mediawiki.extract,
     "source-code": source_code.extract,
 }
 
 
-def extract(source: Source, name: str, raw: bytes) -> Iterator[Document]:
-    """Yield the documents of one file of a source.
+def extract(source: Source, files: Iterable[tuple[str, bytes]]) -> Iterator[Document]:
+    """Yield the documents in the files of a source.
+
+    Short ones join the next, across files too: a catalogue may hold no more than a sentence.
+
+    Parameters
+    ----------
+    files : name and content of each.
 
     Raises
     ------
-    BadText : the file is not what its extractor reads.
+    BadText : a file is not what the extractor reads.
     """
     word = str(source.settings["extractor"])
     if word not in EXTRACTORS:
-        raise UsageError(f"{source.name}: no extractor is called {word!r}",
-                         fix=f"one of: {' '.join(EXTRACTORS)}")  # fmt: skip
-    stem = PurePosixPath(name)
-    for i, text in enumerate(EXTRACTORS[word](name, raw)):
-        yield Document(f"{source.name}/{stem}/{i:04d}", text, source.name, source.licence)
+        raise UsageError(
+            f"{source.name}: no extractor is called {word!r}", fix=f"one of: {' '.join(EXTRACTORS)}"
+        )
+    held: list[str] = []
+    first = ""
+    for name, raw in files:
+        for i, text in enumerate(EXTRACTORS[word](name, raw)):
+            first = first if held else f"{source.name}/{name}/{i:04d}"
+            held.append(text)
+            if sum(map(len, held)) >= DOCUMENT_CHARS_MIN:
+                yield Document(first, JOINT.join(held), source.name, source.licence)
+                held = []
+    if held:
+        yield Document(first, JOINT.join(held), source.name, source.licence)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.text import DOCUMENT_CHARS, decode
-
-DOCUMENT_CHARS_MIN = 400
+from imatrix_lab.corpus.text import DOCUMENT_CHARS, DOCUMENT_CHARS_MIN, decode, ends_as_sentence
 
 _SEPARATOR = re.compile(r"[-*_=\s]+")
-_SENTENCE_END = re.compile(r"[.!?:;…。！？：؟۔।॥،][\"”»’')\]]*$")
 _NUMBERED = re.compile(
     r"[#*\s]*(?:(?:\S+\s+){0,2}[\d०-९০-৯]+\s*[.):]\s|第[一二三四五六七八九十]+部分)"
 )
@@ -54,4 +51,4 @@ def is_heading(paragraph: str) -> bool:
         return False
     if paragraph.startswith("#") or (paragraph.startswith("**") and paragraph.endswith("**")):
         return True
-    return not _SENTENCE_END.search(paragraph)
+    return not ends_as_sentence(paragraph)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.text import JOINT, decode, gathered, tidy
-
-FILE_CHARS_MIN = 400
+from imatrix_lab.corpus.text import DOCUMENT_CHARS_MIN, JOINT, decode, gathered, tidy
 
 
 def extract(name: str, raw: bytes) -> Iterator[str]:
     """Yield a module in pieces of about a page, cut at blank lines between definitions."""
     text = tidy(decode(raw, name))
-    if len(text) < FILE_CHARS_MIN:
+    if len(text) < DOCUMENT_CHARS_MIN:
         return
     yield from gathered(re.split(rf"{JOINT}(?=\S)", text))

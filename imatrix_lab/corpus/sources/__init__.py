@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.sources import files, pypi, written
+from imatrix_lab.corpus.sources import debian, files, hub, pypi, written
 from imatrix_lab.corpus.sources.files import add
 from imatrix_lab.corpus.sources.kind import Kind, Pinned
-from imatrix_lab.errors import FetchFailed
 from imatrix_lab.languages import Language, Source
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
 from imatrix_lab.store import Store
 
-__all__ = ["KINDS", "Pinned", "add", "documents", "reach"]
+__all__ = ["KINDS", "Pinned", "add", "documents", "local_sha256", "reach"]
 
 KINDS: dict[str, Kind] = {
+    "hub": hub,
     "pypi": pypi,
+    "debian": debian,
     "files": files,
     "written": written,
 }
@@ -24,8 +25,6 @@ KINDS: dict[str, Kind] = {
 
 def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     """Return which bytes a source would give here and now, at little cost; see `kind.Kind`."""
-    if source.kind not in KINDS:
-        raise FetchFailed(f"{source.name} cannot be read yet")
     return KINDS[source.kind].reach(source, store, progress)
 
 
@@ -34,3 +33,9 @@ def documents(
 ) -> Iterator[Document]:
     """Yield a source's documents, in its own order; see `kind.Kind`."""
     return KINDS[pinned.source.kind].documents(pinned, language, store, progress)
+
+
+def local_sha256(source: Source) -> str:
+    """Return the sha256 of a text that lies on this machine; nothing of other kinds."""
+    kinds = {"files": files, "written": written}
+    return kinds[source.kind].sha256_of(source) if source.kind in kinds else ""

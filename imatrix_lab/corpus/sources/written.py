@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from imatrix_lab.corpus.sources.files import json_lines
-from imatrix_lab.corpus.sources.kind import Pinned
+from imatrix_lab.corpus.sources.files import jsonl_file
+from imatrix_lab.corpus.sources.kind import Pinned, still_the_same
 from imatrix_lab.corpus.text import tidy
 from imatrix_lab.errors import BadText
 from imatrix_lab.languages import Language, Source, data_dir
@@ -16,11 +17,22 @@ from imatrix_lab.store import Store, sha256_file
 
 def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     """Look whether the file is there."""
-    path = data_dir("corpora") / source.settings["file"]
-    if not path.is_file():
-        raise BadText("this text is not there", where=path, fix="install the package again")
-    digest = sha256_file(path)
+    digest = sha256_of(source)
+    if not digest:
+        raise BadText(
+            "this text is not there", where=_path(source), fix="install the package again"
+        )
     return Pinned(source, digest[:12], digest)
+
+
+def sha256_of(source: Source) -> str:
+    """Return the sha256 of the file; nothing if it is not there."""
+    path = _path(source)
+    return sha256_file(path) if path.is_file() else ""
+
+
+def _path(source: Source) -> Path:
+    return data_dir("corpora") / str(source.settings["file"])
 
 
 def documents(
@@ -28,6 +40,6 @@ def documents(
 ) -> Iterator[Document]:
     """Yield the documents in order."""
     source = pinned.source
-    path = data_dir("corpora") / source.settings["file"]
-    for name, text in json_lines(path):
-        yield Document(f"{source.name}/{name}/0000", tidy(text), source.name, source.licence)
+    still_the_same(pinned, reach(source, store, progress), language)
+    for name, text in jsonl_file(_path(source)):
+        yield Document(f"{source.name}/{name}", tidy(text), source.name, source.licence)

@@ -1,0 +1,35 @@
+"""Books (.epub): a ZIP archive of XHTML."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from imatrix_lab.corpus.extract.markup import HTML, paragraphs
+from imatrix_lab.corpus.text import decode, gathered
+from imatrix_lab.errors import BadText
+
+CHAPTER_BYTES_MAX = 16 << 20
+BOOK_BYTES_MAX = 256 << 20
+
+
+def extract(name: str, raw: bytes) -> Iterator[str]:
+    """Yield the chapters, by file name, long ones cut after a page.
+
+    Raises
+    ------
+    BadText : a damaged archive, or one that unpacks to more than a book can hold.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as book:
+            chapters = [m for m in book.infolist() if m.filename.endswith((".xhtml", ".html"))]
+            sizes = [m.file_size for m in chapters]
+            if sum(sizes) > BOOK_BYTES_MAX or max(sizes, default=0) > CHAPTER_BYTES_MAX:
+                raise BadText("this book unpacks to more than a book can hold", where=name)
+            for chapter in sorted(chapters, key=lambda m: m.filename):
+                text = decode(book.read(chapter), f"{name}: {chapter.filename}")
+                yield from gathered(paragraphs(text, HTML))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise BadText(f"this book cannot be unpacked: {error}", where=name) from error

@@ -1,0 +1,126 @@
+"""Data sets on the Hugging Face Hub, streamed at one commit with `datasets`."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from imatrix_lab.corpus.sources.kind import Pinned, row_id
+from imatrix_lab.corpus.text import JOINT, tidy
+from imatrix_lab.errors import BadText, FetchFailed
+from imatrix_lab.hub_transfer import Unreachable, ask, endpoint, need_network
+from imatrix_lab.languages import Language, Source
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import Document
+from imatrix_lab.store import Store
+
+T = TypeVar("T")
+
+REACH_S = 3.0
+"""How long to wait for the Hub before another source is taken."""
+
+_out_of_reach: dict[str, str] = {}
+"""Endpoint -> why it could not be reached: a process asks once."""
+
+
+def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+    """Ask the Hub for the commit: the one pinned, or where none is, the newest."""
+    settings = source.settings
+    repo, revision = str(settings["repo"]), str(settings.get("revision", "main"))
+    need_network()
+    if why := _out_of_reach.get(endpoint()):
+        raise Unreachable(why, where=repo)
+
+    from huggingface_hub import HfApi  # not within the seconds: on a slow disk it takes longer
+
+    def info() -> str:
+        found = HfApi(endpoint=endpoint()).dataset_info(repo, revision=revision, timeout=REACH_S)
+        return str(found.sha)
+
+    try:
+        commit = ask(f"datasets/{repo}", revision, lambda: _within(REACH_S, info))
+    except Unreachable as error:
+        _out_of_reach[endpoint()] = error.what
+        raise
+    parts = (repo, str(settings["config"]), str(settings["split"]), commit)
+    return Pinned(source, commit, hashlib.sha256("\n".join(parts).encode()).hexdigest())
+
+
+def _within(seconds: float, call: Callable[[], str]) -> str:
+    """Return what a call returns; `ConnectionError` if it takes longer.
+
+    The library's own time-out does not bound the look-up of a host's name.
+    """
+    found: list[str] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not found:
+        raise ConnectionError("no answer")
+    return found[0]
+
+
+def documents(
+    pinned: Pinned, language: Language, store: Store, progress: Progress
+) -> Iterator[Document]:
+    """Yield the rows in the data set's order; an id holds commit, configuration and row."""
+    source, settings = pinned.source, pinned.source.settings
+    rows = _asked(pinned, lambda: _rows(pinned))
+    number = 0
+    while (row := _asked(pinned, lambda: next(rows, None))) is not None:
+        key = row_id(number, row.get(str(settings.get("id", ""))))
+        text = row.get(settings["text"])
+        if isinstance(text, list):
+            text = JOINT.join(str(part) for part in text)
+        if not isinstance(text, str):
+            raise BadText(f"row {number} of {source.origin} has no text {settings['text']!r}")
+        name = f"{source.name}@{pinned.version[:12]}/{settings['config']}/{key}"
+        yield Document(name, tidy(text), source.name, source.licence)
+        number += 1
+
+
+def _asked(pinned: Pinned, call: Callable[[], T]) -> T:
+    """Call the libraries; what they raise becomes ours, without the addresses they asked."""
+    import datasets
+    import pyarrow
+
+    try:
+        return ask(f"datasets/{pinned.source.settings['repo']}", pinned.version, call)
+    except FetchFailed:
+        raise
+    except (
+        OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError
+    ) as error:  # fmt: skip
+        ours = FetchFailed(
+            f"{pinned.source.origin} cannot be read, or not to its end ({type(error).__name__})",
+            fix="run the same command again, or choose another source: --source NAME",
+        )
+    raise ours
+
+
+def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    for name in ("READ", "OPEN"):  # the Hub's own library tries again by itself
+        setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 1)
+        setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 1)
+    datasets.disable_progress_bars()
+    settings = pinned.source.settings
+    found = datasets.load_dataset(
+        settings["repo"], settings["config"], split=settings["split"],
+        revision=pinned.version, streaming=True,
+    )  # fmt: skip
+    return iter(found)

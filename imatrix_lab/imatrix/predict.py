@@ -1,0 +1,184 @@
+"""What a quant is predicted to lose in a language, from weights and importance matrices alone.
+
+The quantizer's own objective. For a tensor W, its quantized W' and a language with squared
+activations s[c] at input column c,
+
+    loss = sum_c s[c] error[c] / sum_c s[c] power[c]
+
+with ``error`` and ``power`` of `loss`: the share of the squared output W·x that quantizing
+loses, averaged over the language's tokens, if the columns' activations were uncorrelated (an
+imatrix keeps the diagonal of their second moments only). It has no unit, and the scale of an
+imatrix cancels. llama.cpp minimizes nearly that, block by block, for the imatrix it is given: its
+``quantize_row_*_impl`` (ggml-quants.c) weigh a squared error by s[c] sqrt(sigma² + W²).
+
+The matrices of a mixture of experts are weighed by the plain sums, so that an expert counts as
+often as the language's tokens are routed to it, and one they never reach counts nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imatrix_lab.errors import BadImatrix
+from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
+from imatrix_lab.imatrix.loss import Columns
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+GRID_MAX = 20_000
+_STEPS = (20, 10, 5, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one quant loses, by tensor and language.
+
+    Attributes
+    ----------
+    lost, energy : numerator and denominator, float64, shape (tensors, languages); in squared
+        activations times squared weights, summed over the tokens of the language's imatrix.
+    """
+
+    tensors: tuple[str, ...]
+    languages: tuple[str, ...]
+    lost: NDArray[np.float64]
+    energy: NDArray[np.float64]
+
+    def relative(self) -> NDArray[np.float64]:
+        """Return the loss of each tensor for each language."""
+        return self.lost / self.energy
+
+    def overall(self) -> NDArray[np.float64]:
+        """Return the loss for each language: the mean over tensors, each counting the same."""
+        found: NDArray[np.float64] = self.relative().mean(axis=0)
+        return found
+
+    def grouped(self, by: str) -> dict[str, NDArray[np.float64]]:
+        """Return the mean over the tensors of each ``role`` (``attn_q``) or ``layer`` (``7``).
+
+        What is in no layer keeps its name.
+        """
+        rows = defaultdict(list)
+        for name, row in zip(self.tensors, self.relative(), strict=True):
+            layer, role = layer_and_role(name)
+            rows[role if by == "role" or layer is None else str(layer)].append(row)
+        return {key: sum(found) / len(found) for key, found in rows.items()}
+
+
+def losses(
+    columns: Mapping[str, Callable[[], Columns]], languages: Mapping[str, Imatrix]
+) -> Losses:
+    """Return what a quant loses in each language, over the tensors that all imatrices have.
+
+    A tensor in which a language's activations meet no weight (all weights are zero, say) has no
+    loss and is left out.
+
+    Parameters
+    ----------
+    columns : the quant's sums; see `loss.read`.
+
+    Raises
+    ------
+    BadImatrix : no tensor in common, or a tensor of another shape.
+    """
+    import numpy as np
+
+    names = [n for n in columns if all(n in i.entries for i in languages.values())]
+    if not names:
+        raise BadImatrix("the importance matrices and the quant have no tensor in common")
+    lost, energy = np.empty((2, len(names), len(languages)))
+    for row, name in enumerate(names):
+        found = columns[name]()
+        for column, (language, imatrix) in enumerate(languages.items()):
+            sums = _as(imatrix.entries[name], found.error.shape, f"{name} of {language}")
+            lost[row, column] = (sums * found.error).sum()
+            energy[row, column] = (sums * found.power).sum()
+    met = np.asarray((energy > 0).all(axis=1))
+    if not met.any():
+        raise BadImatrix("in no tensor do the activations of every language meet a weight")
+    kept = tuple(name for name, whole in zip(names, met, strict=True) if whole)
+    return Losses(kept, tuple(languages), lost[met], energy[met])
+
+
+def _as(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """Return the sums in the shape (matrices, columns) of a tensor."""
+    import numpy as np
+
+    if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
+        raise BadImatrix(
+            f"{name} is for {list(entry.sums.shape)} matrices and columns, the model's tensor has"
+            f" {list(shape)}"
+        )
+    return entry.split(shape[0]).sums.reshape(shape).astype(np.float64)
+
+
+# -- mixtures
+
+
+def grid(n_languages: int) -> NDArray[np.float64]:
+    """Return every mixture in steps of a twentieth, or coarser where there would be too many.
+
+    Returns
+    -------
+    float64, shape (mixtures, languages); rows sum to 1; the pure languages are among them.
+    """
+    import numpy as np
+
+    n = next(
+        n for n in _STEPS if n == 1 or math.comb(n + n_languages - 1, n_languages - 1) <= GRID_MAX
+    )
+    bars = itertools.combinations(range(n + n_languages - 1), n_languages - 1)
+    cuts = np.array([(-1, *b, n + n_languages - 1) for b in bars])
+    return (np.diff(cuts, axis=1) - 1) / n
+
+
+def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what quants made with mixtures would lose, without making any.
+
+    The error of a quant made with a mixture is not known before it is made. With the pure
+    languages' errors held fixed and interpolated, loss_l(w) = sum_k w_k pure[k, l], a weighted
+    average would never beat the best pure language; but the quantizer adapts to the mixture.
+    Assumed here: around each language's own optimum its loss grows with the squared distance
+    of the quant, the same for every language, and a mixture's quant lies at the weighted mean.
+    With D[j, k] the mean of the two excesses pure[j, k] - pure[k, k] and pure[k, j] - pure[j, j],
+
+        loss_l(w) = sum_k w_k pure[k, l] - 1/2 sum_jk w_j w_k D[j, k],
+
+    exact at the pure languages; between two of them the excess over the own quant's loss falls
+    with the square of the other's weight. Our own; docs/predict.md shows how it compares.
+
+    Parameters
+    ----------
+    pure : (calibration, language), the same languages both ways.
+    weights : (mixtures, languages), rows sum to 1.
+    """
+    import numpy as np
+
+    excess = pure - np.diagonal(pure)
+    distance = (excess + excess.T) / 2
+    gain = 0.5 * np.einsum("mj,jk,mk->m", weights, distance, weights)
+    return np.asarray(weights @ pure - gain[:, None])
+
+
+def objective(
+    found: NDArray[np.float64], importance: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """Return what is to be small: the mean weighted by importance, or the worst language's loss.
+
+    Parameters
+    ----------
+    found : (…, languages).
+    importance : of each language, any scale; None for the worst.
+    """
+    import numpy as np
+
+    if importance is None:
+        return np.asarray(found.max(axis=-1))
+    return np.asarray(found @ (importance / importance.sum()))

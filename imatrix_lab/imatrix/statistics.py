@@ -1,0 +1,86 @@
+"""One importance matrix in numbers: those of ``llama-imatrix --show-statistics``, by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
+
+_INACTIVE = 1e-5
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """What llama.cpp's ``compute_statistics`` prints, over all columns of all matrices hit.
+
+    Attributes
+    ----------
+    n_tokens : of an expert tensor, over all experts.
+    n_values : columns, times experts that a token reached.
+    energy : sum of the mean squared activations.
+    active : share of columns above 1e-5.
+    entropy_share : entropy of the normalised energy, as a share of log2(n_values): 1 is even.
+    high_share : share of columns more than one standard deviation above the mean ("ZD").
+    top_share : energy in the 1 % of columns that have most. Not llama.cpp's.
+    """
+
+    tensor: str
+    layer: int | None
+    role: str
+    n_matrices: int
+    n_unhit: int
+    n_tokens: float
+    n_values: int
+    energy: float
+    minimum: float
+    mean: float
+    maximum: float
+    std_dev: float
+    active: float
+    entropy_bits: float
+    entropy_share: float
+    high_share: float
+    top_share: float
+
+
+def of(imatrix: Imatrix) -> list[TensorStatistics]:
+    """Return the statistics of every tensor that a token reached, by name."""
+    return [
+        _of(name, entry)
+        for name, entry in sorted(imatrix.entries.items())
+        if (entry.counts > 0).any()
+    ]
+
+
+def _of(name: str, entry: Entry) -> TensorStatistics:
+    import numpy as np
+
+    hit = entry.counts > 0
+    with np.errstate(all="ignore"):  # a damaged file is shown too
+        values = entry.means()[hit].reshape(-1)
+        total = float(values.sum())
+        shares = values[values > 0] / total
+        entropy = float(-(shares * np.log2(shares)).sum()) if total else 0.0
+        mean, deviation = float(values.mean()), float(values.std())
+        n_top = max(1, round(values.size / 100))
+        top = float(np.sort(values)[-n_top:].sum() / total) if total else 0.0
+    layer, role = layer_and_role(name)
+    return TensorStatistics(
+        tensor=name,
+        layer=layer,
+        role=role,
+        n_matrices=entry.counts.size,
+        n_unhit=int((~hit).sum()),
+        n_tokens=float(entry.counts.sum()),
+        n_values=values.size,
+        energy=total,
+        minimum=float(values.min()),
+        mean=mean,
+        maximum=float(values.max()),
+        std_dev=deviation,
+        active=float((np.abs(values) > _INACTIVE).mean()),
+        entropy_bits=entropy,
+        entropy_share=entropy / float(np.log2(values.size)) if values.size > 1 else 0.0,
+        high_share=float((values > mean + deviation).mean()) if deviation else 0.0,
+        top_share=top,
+    )

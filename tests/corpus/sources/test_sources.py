@@ -1,0 +1,58 @@
+"""A language that is added as a file, and what is built from it."""
+
+import pytest
+
+from imatrix_lab import languages
+from imatrix_lab.corpus import sources
+from imatrix_lab.errors import UsageError
+from imatrix_lab.progress import Silent
+from imatrix_lab.store import sha256_file
+
+FAROESE = """
+code = "fo"
+name = "Faroese"
+native_name = "føroyskt"
+script = "Latn"
+aliases = ["fao"]
+labels = ["fo"]
+
+[[source]]
+use = "sagas"
+files = [{{ path = "{path}", sha256 = "{sha256}", size_bytes = {size_bytes}, mtime_ns = 0 }}]
+"""
+SHARED = """
+[sagas]
+kind = "files"
+licence = "CC0-1.0"
+licence_class = "public-domain"
+origin = "a test"
+note = "made up"
+"""
+
+
+def test_a_language_is_added_and_read_without_touching_code(tmp_path, own_store):
+    text = tmp_path / "sagas.txt"
+    text.write_text("Havið er stórt.\n\nTað er kalt.\n", encoding="utf-8")
+    facts = {"path": text, "sha256": sha256_file(text), "size_bytes": text.stat().st_size}
+    (tmp_path / "fo.toml").write_text(FAROESE.format(**facts), encoding="utf-8")
+    (tmp_path / "sources.toml").write_text(SHARED, encoding="utf-8")
+    language = languages.get("føroyskt", tmp_path)
+    pinned = sources.reach(language.sources[0], own_store, Silent())
+    (found,) = sources.documents(pinned, language, own_store, Silent())
+    assert found.text == "Havið er stórt.\n\nTað er kalt."
+    assert (found.source, found.licence) == ("sagas", "CC0-1.0")
+
+
+def test_every_kind_that_languages_know_has_a_module():
+    assert set(sources.KINDS) == set(languages._SETTINGS)
+
+
+def test_an_unknown_extractor_is_told(own_store):
+    from dataclasses import replace
+
+    language = languages.get("sw")
+    (source,) = (s for s in language.sources if s.name == "dataset-build")
+    odd = replace(source, settings={**source.settings, "extractor": "pdf"})
+    pinned = sources.reach(odd, own_store, Silent())
+    with pytest.raises(UsageError, match="no extractor is called 'pdf'"):
+        list(sources.documents(pinned, language, own_store, Silent()))

@@ -1,0 +1,373 @@
+"""Whether the predicted loss ranks imatrices as the measured divergence does, in one run.
+
+    make bench-predict                                    demo model; about half an hour on 2 cores
+    python tools/bench_predict.py --text ml=news.jsonl    a language's own text: .jsonl or .txt
+
+For each language an imatrix, for each imatrix and none a quant of each type. The prediction
+reads weights alone; the measurement scores every quant on every language's held-out text. Then:
+what the prediction's own noise is (an imatrix in two halves), how far losses of mixtures can be
+told without quantizing, and how fast the sums are beside gguf-py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from scipy import stats
+
+from imatrix_lab import evaluate, llamacpp, models, pipeline, proc, tables
+from imatrix_lab import toolchain as toolchains
+from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.corpus import documents, layout, split
+from imatrix_lab.corpus.text import JOINT, decode
+from imatrix_lab.forecast import NONE, Predictor, PredictRequest, Row
+from imatrix_lab.imatrix import file, loss, predict
+from imatrix_lab.imatrix.file import Entry, Imatrix
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import Document, Request, ScoreRequest
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import cores
+from imatrix_lab.vocabulary import Vocabulary
+
+TYPES = ("Q2_K", "Q3_K_S", "Q4_K_M")
+LANGUAGES = ("nb", "en", "ml")
+CALIBRATIONS = (*LANGUAGES, NONE)
+CALIBRATION_TOKENS = 16_384
+HELDOUT_DOCUMENTS = 12
+HELDOUT_TOKENS = 100  # of each document
+RESAMPLES = 2000
+MIXED_TYPE = "Q3_K_S"
+SPEED_WEIGHTS = 30e6
+
+Table = dict[tuple[str, str, str], float]
+"""(type, calibration, language) -> a number."""
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--text", nargs="*", default=[], metavar="LANG=FILE")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--work", type=Path, help="folder for texts and quants, kept")
+    asked = parser.parse_args()
+    own = dict(word.split("=", 1) for word in asked.text)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(asked.work or Path(folder), asked.model)
+        bench.prepare({code: own.get(code) for code in LANGUAGES})
+        rows = bench.predicted()
+        measured = bench.measured()
+        beside(rows, measured)
+        agreement(rows, measured, bench.sizes())
+        bench.halves(rows)
+        bench.mixtures(rows)
+        bench.speed()
+
+
+class Bench:
+    """Texts, imatrices and quants of one run."""
+
+    def __init__(self, root: Path, model: str):
+        root.mkdir(parents=True, exist_ok=True)
+        self.root, self.store, self.terminal = root, Store(), Terminal()
+        self.tools = toolchains.get(self.store, "cpu", self.terminal)
+        self.model = models.resolve(model, self.store, self.terminal)
+        self.imatrices: dict[str, Path] = {}
+        self.heldout: dict[str, Path] = {}
+
+    def imatrix(self, text: Path, n_tokens: int, name: str) -> Path:
+        """Return the imatrix of the first tokens of a text."""
+        asked = Request(str(text), (), str(self.model.path), n_tokens, self.root, "cpu")
+        path = self.root / f"{name}.imatrix.gguf"
+        return pipeline.imatrix(asked, path, self.store, self.terminal)
+
+    def prepare(self, own: dict[str, str | None]) -> None:
+        """Make each language's texts and imatrix."""
+        for code, given in own.items():
+            with Vocabulary(self.tools, self.model.path) as vocabulary:
+                calibration, heldout = self._documents(code, given, vocabulary)
+                text, used = layout.within_budget(calibration, CALIBRATION_TOKENS, vocabulary.count)
+                cut = [
+                    layout.within_budget([d], HELDOUT_TOKENS, vocabulary.count)[0]
+                    for d in heldout[:HELDOUT_DOCUMENTS]
+                ]
+            print(f"{code}: {len(used)} documents for calibration, {len(cut)} held out", flush=True)
+            (self.root / f"{code}.txt").write_bytes(text.encode())
+            self.heldout[code] = self.root / f"{code}.jsonl"
+            lines = [json.dumps({"id": f"{i:03d}", "text": t}) + "\n" for i, t in enumerate(cut)]
+            self.heldout[code].write_bytes("".join(lines).encode())
+            self.imatrices[code] = self.imatrix(self.root / f"{code}.txt", CALIBRATION_TOKENS, code)
+
+    def _documents(
+        self, code: str, given: str | None, vocabulary: Vocabulary
+    ) -> tuple[list[Document], list[Document]]:
+        """Return documents to calibrate on, and held-out ones."""
+        if given is None:
+            asked = Request(
+                code, (), str(self.model.path), 2 * CALIBRATION_TOKENS, self.root, "cpu"
+            )
+            corpus = pipeline.corpus_of(asked, self.tools, self.model, self.store, self.terminal)
+            return paragraphs(corpus.calibration), documents.read(corpus.heldout)
+        path = Path(given)
+        whole = documents.read(path) if path.suffix == ".jsonl" else paragraphs(path)
+        sizes = [vocabulary.count(d.text) for d in whole]
+        return split.cut(whole, sizes, sum(sizes) * split.HELDOUT_SHARE)
+
+    def quant(self, calibration: str, kind: str, imatrix: Path | None) -> Path:
+        """Return a quant, made by llama-quantize if it is not there."""
+        path = self.root / f"{calibration}-{kind}.gguf"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            program = self.tools.program("llama-quantize")
+            named = str(imatrix) if imatrix else None
+            proc.run(
+                llamacpp.quantize_argv(program, self.model.path, part, kind, cores(), imatrix=named)
+            )
+            part.replace(path)
+        return path
+
+    def _request(self, **rest: Any) -> PredictRequest:
+        named = (*self.imatrices.items(), (NONE, None))
+        return PredictRequest(str(self.model.path), named, (), (), "cpu", **rest)
+
+    def predicted(self) -> list[Row]:
+        """Return what each quant is predicted to lose."""
+        predictor = Predictor(self._request(), self.store, self.terminal)
+        began = time.monotonic()
+        rows = []
+        for kind, name in itertools.product(TYPES, CALIBRATIONS):
+            row = predictor.given(name, self.quant(name, kind, self.imatrices.get(name)))
+            rows.append(Row(name, kind, row.losses))
+        print(f"quants and predictions: {time.monotonic() - began:.0f} s", flush=True)
+        return rows
+
+    def measured(self) -> dict[tuple[str, str, str], np.ndarray]:
+        """Score every quant on every text; return each document's sum of KLD and tokens."""
+        found = {}
+        for kind in TYPES:
+            quants = [self.root / f"{c}-{kind}.gguf" for c in CALIBRATIONS]
+            asked = ScoreRequest(
+                str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
+                self.root / "scores", "cpu", teacher="live",
+            )  # fmt: skip
+            files = evaluate.score(asked, self.store, self.terminal)
+            pairs = itertools.product(self.heldout, CALIBRATIONS)
+            for (language, calibration), path in zip(pairs, files, strict=True):
+                table = tables.read(path)
+                kld, codes = table.array("kld"), table.words("doc_id").codes
+                whole = np.isfinite(kld)
+                found[kind, calibration, language] = np.stack(
+                    [np.bincount(codes[whole], w) for w in (kld[whole], np.ones(whole.sum()))]
+                )
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of weights of each tensor."""
+        return {n: p.info.n_elements for n, p in loss.parts(self.model).items()}
+
+    def halves(self, rows: list[Row]) -> None:
+        """Print what predictions differ by when an imatrix is of one half of a text or the other.
+
+        llama-imatrix reads windows in order, so the second half is the whole less the first.
+        """
+        code = LANGUAGES[0]
+        first = file.read(self.imatrix(self.root / f"{code}.txt", CALIBRATION_TOKENS // 2, "half"))
+        whole = file.read(self.imatrices[code])
+        second = {
+            n: Entry(e.sums - first.entries[n].sums, e.counts - first.entries[n].counts)
+            for n, e in whole.entries.items()
+        }
+        n_windows = whole.chunk_count - first.chunk_count
+        parts = {
+            "1st half": first,
+            "2nd half": Imatrix(second, whole.datasets, n_windows, whole.chunk_size),
+        }
+        print(f"\n{code} in halves of {CALIBRATION_TOKENS // 2} tokens, predicted loss x1e-4")
+        print(f"{'type':8}{'made with':12}{'on 1st half':>12}{'on 2nd half':>12}{'on all':>9}")
+        kernel = loss.kernel(self.tools, self.store, Silent())
+        scored = {**parts, "all": whole}
+        for kind in TYPES:
+            for name, imatrix in parts.items():
+                path = self.root / f"{name.replace(' ', '-')}.imatrix.gguf"
+                file.write(path, imatrix, {})
+                quant = models.resolve(
+                    str(self.quant(path.name.partition(".")[0], kind, path)), self.store, Silent()
+                )
+                loss.write(self.root, kernel, self.model, quant, cores(), Silent())
+                found = predict.losses(loss.read(self.root / loss.FILE), scored).overall()
+                cells = "".join(
+                    f"{1e4 * v:{w}.2f}" for v, w in zip(found, (12, 12, 9), strict=True)
+                )
+                print(f"{kind:8}{name:12}{cells}", flush=True)
+            own = next(r for r in rows if (r.type, r.calibration) == (kind, code)).losses
+            print(f"{kind:8}{'all':12}{'':24}{1e4 * own.overall()[0]:9.2f}")
+
+    def mixtures(self, rows: list[Row]) -> None:
+        """Print mixtures' losses as told without quantizing, two ways, and as quants have them."""
+        predictor = Predictor(self._request(select="worst"), self.store, self.terminal)
+        of_type = [r for r in rows if r.type == MIXED_TYPE]
+        pure = np.array([r.losses.overall() for r in of_type if r.calibration != NONE])
+        chosen = predictor.select(MIXED_TYPE, of_type)
+        weights = np.array(
+            [[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0.8, 0.1, 0.1], [1 / 3] * 3,
+             list(chosen.weights.values())]
+        )  # fmt: skip
+        print(f"\nmixtures at {MIXED_TYPE}, loss x1e-4 on {', '.join(LANGUAGES)}; the last is the"
+              f" best of {chosen.n_candidates} for the worst language")  # fmt: skip
+        print(f"{'weights':18}{'interpolated':>26}{'predicted':>26}{'requantized':>26}")
+        guesses = (weights @ pure, predict.mixture_losses(pure, weights))
+        off: list[list[float]] = [[], []]
+        for i, row in enumerate(weights):
+            real = predictor.mixture(row, MIXED_TYPE)
+            for errors, guess in zip(off, guesses, strict=True):
+                errors += list(guess[i] / real - 1)
+            shown = (*(g[i] for g in guesses), real)
+            cells = "".join(f"{' '.join(f'{1e4 * v:.1f}' for v in x):>26}" for x in shown)
+            print(f"{' '.join(f'{w:.2f}' for w in row):18}{cells}", flush=True)
+        for name, errors in zip(("interpolated", "predicted"), off, strict=True):
+            print(f"{name}: off by {np.mean(errors):+.2%} on average, {np.abs(errors).max():.2%}"
+                  " at most")  # fmt: skip
+        best = min(chosen.pure_objective, key=lambda n: chosen.pure_objective[n])
+        print(f"worst language: {1e4 * chosen.objective:.2f} with the mixture,"
+              f" {1e4 * chosen.pure_objective[best]:.2f} with {best} alone")  # fmt: skip
+
+    def speed(self) -> None:
+        """Print the sums' speed on one thread beside gguf-py's dequantize and numpy."""
+        kernel = loss.kernel(self.tools, self.store, Silent())
+        paths = (self.model.path, self.root / f"{NONE}-Q4_K_M.gguf")
+        readers = [{t.name: t for t in gguf.GGUFReader(p).tensors} for p in paths]
+        pairs, n_weights, ours = [], 0, loss.parts(self.model)
+        for name, part in ours.items():
+            if name.startswith("blk.") and n_weights < SPEED_WEIGHTS:
+                pairs.append([r[name] for r in readers])
+                n_weights += part.info.n_elements
+        theirs_s = ours_s = 0.0
+        quant = models.resolve(str(paths[1]), self.store, Silent())
+        others = loss.parts(quant)
+        for w, q in pairs:
+            began = time.process_time()
+            a, b = (gguf.dequantize(t.data, t.tensor_type) for t in (w, q))
+            np.square(a - b).sum(axis=0, dtype=np.float64)
+            np.square(a).sum(axis=0, dtype=np.float64)
+            theirs_s += time.process_time() - began
+            mine = [(ours[w.name], others[w.name])]
+            began = time.process_time()
+            for block in loss.blocks(mine):
+                kernel.sums(block)
+            ours_s += time.process_time() - began
+        scale = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+        print(f"\nsums of {n_weights / 1e6:.0f}M weights, F16 against Q4_K_M, processor time on one"
+              f" thread: gguf-py and numpy {theirs_s:.2f} s, ours {ours_s:.2f} s:"
+              f" {theirs_s / ours_s:.0f} times (at least 5); {n_weights / ours_s / 1e6:.0f}M"
+              f" weights/s; peak memory of this process {peak / 1e9:.2f} GB")  # fmt: skip
+
+
+def paragraphs(path: Path) -> list[Document]:
+    """Return the paragraphs of a text as documents."""
+    whole = decode(path.read_bytes(), str(path)).strip()
+    return [Document(str(i), t, path.name, "") for i, t in enumerate(whole.split(JOINT))]
+
+
+def beside(rows: list[Row], measured: dict[tuple[str, str, str], np.ndarray]) -> None:
+    """Print the two tables side by side."""
+    print("\n" + " " * 20 + "predicted loss x1e-4".center(30) + "measured KLD, nats".center(30))
+    print(f"{'type':8}{'made with':12}" + "".join(f"{'on ' + n:>10}" for n in LANGUAGES * 2))
+    for row in rows:
+        left = "".join(f"{1e4 * v:10.2f}" for v in row.losses.overall())
+        right = "".join(f"{mean(measured[row.type, row.calibration, n]):10.4f}" for n in LANGUAGES)
+        print(f"{row.type:8}{row.calibration:12}{left}{right}")
+
+
+def mean(documents: np.ndarray) -> float:
+    """Return the mean over tokens from each document's sum and tokens."""
+    return float(documents[0].sum() / documents[1].sum())
+
+
+WAYS = ("mean over tensors", "mean by weights", "energy, pooled")
+
+
+def aggregates(row: Row, n_weights: dict[str, int]) -> np.ndarray:
+    """Return the overall loss in each of `WAYS`, shape (ways, languages)."""
+    relative, losses = row.losses.relative(), row.losses
+    sizes = np.array([n_weights[t] for t in losses.tensors])
+    pooled = losses.lost.sum(0) / losses.energy.sum(0)
+    return np.stack([relative.mean(0), sizes @ relative / sizes.sum(), pooled])
+
+
+def agreement(
+    rows: list[Row], measured: dict[tuple[str, str, str], np.ndarray], sizes: dict[str, int]
+) -> None:
+    """Print how well predictions rank what was measured, by way of averaging over tensors.
+
+    Pairs are of two calibrations on one language at one type. A pair is clear where the paired
+    bootstrap over documents puts 95 % of its resamples on one side.
+    """
+    wanted: dict[str, list[Any]] = {way: [] for way in WAYS}
+    for i, way in enumerate(WAYS):
+        table = {
+            (r.type, r.calibration, n): aggregates(r, sizes)[i, j]
+            for r in rows
+            for j, n in enumerate(LANGUAGES)
+        }
+        wanted[way] = summary_of(table, measured)
+    print("\nrank correlation of predicted loss and measured KLD, and pairs in the same order")
+    print(f"{'averaged as':20}{'within, 4':>10}{'within, 3':>10}{'pooled':>8}"
+          f"{'pairs':>10}{'clear':>10}{'of imatrices':>14}{'clear':>10}")  # fmt: skip
+    for way, cells in wanted.items():
+        print(f"{way:20}{cells[0]:10.3f}{cells[1]:10.3f}{cells[2]:8.3f}"
+              + f"{cells[3]:>10}{cells[4]:>10}{cells[5]:>14}{cells[6]:>10}")  # fmt: skip
+
+
+def summary_of(table: Table, measured: dict[tuple[str, str, str], np.ndarray]) -> list[Any]:
+    """Return mean Spearman within type and language, with and without none; pooled; pairs."""
+    kld = {key: mean(value) for key, value in measured.items()}
+    within: list[list[float]] = [[], []]
+    for (kind, language), (i, chosen) in itertools.product(
+        itertools.product(TYPES, LANGUAGES), enumerate((CALIBRATIONS, LANGUAGES))
+    ):
+        keys = [(kind, c, language) for c in chosen]
+        within[i].append(spearman([table[k] for k in keys], [kld[k] for k in keys]))
+    pooled = spearman([table[k] for k in kld], list(kld.values()))
+    counts = []
+    for chosen in (CALIBRATIONS, LANGUAGES):
+        right = [0, 0]
+        total = [0, 0]
+        for kind, language in itertools.product(TYPES, LANGUAGES):
+            for a, b in itertools.combinations(chosen, 2):
+                one, other = (kind, a, language), (kind, b, language)
+                same = (table[one] < table[other]) == (kld[one] < kld[other])
+                clear = is_clear(measured[one], measured[other])
+                for i in range(1 + clear):
+                    right[i] += same
+                    total[i] += 1
+        counts += [f"{r}/{n}" for r, n in zip(right, total, strict=True)]
+    return [np.mean(within[0]), np.mean(within[1]), pooled, *counts]
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    """Return Spearman's rank correlation."""
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def is_clear(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether documents agree on which mean KLD is larger (95 %, paired bootstrap)."""
+    rng = np.random.default_rng(0)
+    n = one.shape[1]
+    drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    difference = drawn @ one[0] / (drawn @ one[1]) - drawn @ other[0] / (drawn @ other[1])
+    share = float((difference > 0).mean())
+    return not 0.025 <= share <= 0.975
+
+
+if __name__ == "__main__":
+    main()

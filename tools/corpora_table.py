@@ -1,0 +1,105 @@
+"""Measure what each language's offline sources hold after cleaning.
+
+    python tools/corpora_table.py nb de ja          # a table on stdout
+    python tools/corpora_table.py --write      # all; into docs/corpora.md and corpora/*.toml too
+
+Tokens are the demo model's. Sources on the Hub are left out: they hold more than any budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from imatrix_lab import languages, pipeline
+from imatrix_lab.corpus import pool, sources
+from imatrix_lab.errors import ImatrixLabError
+from imatrix_lab.languages import Language, Source
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import Request
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import default_backend
+from imatrix_lab.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parent.parent
+MARKERS = ("<!-- offline sources: begin -->", "<!-- offline sources: end -->")
+LIMIT_TOKENS = 1_000_000
+HEAD = (
+    "| language | source | licence | tokens | tokens a byte | in the language | dropped |\n"
+    "|---|---|---|---:|---:|---:|---|\n"
+)
+
+
+def main() -> None:
+    """Print the table, and write it where it belongs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("languages", nargs="*")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    store, quiet = Store(), Silent()
+    request = Request("nb", (), "demo", 0, Path(), default_backend())
+    tools, model = pipeline.prepare(request, store, quiet)
+    rows = []
+    with Vocabulary(tools, model.path) as vocabulary:
+        for code in arguments.languages or languages.load_all():
+            language = languages.get(code)
+            measured = {}
+            for source in language.sources:
+                if source.kind in {"hub", "files"}:
+                    continue
+                row, n_tokens = measure(language, source, vocabulary, store)
+                measured[source.name] = n_tokens
+                rows.append(row)
+                print(row, flush=True)
+            if arguments.write:
+                note_tokens(language, measured)
+    if arguments.write:
+        path = ROOT / "docs" / "corpora.md"
+        before, rest = path.read_text().split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        table = HEAD + "".join(row + "\n" for row in rows)
+        path.write_text(f"{before}{MARKERS[0]}\n{table}{MARKERS[1]}{after}")
+
+
+def measure(
+    language: Language, source: Source, vocabulary: Vocabulary, store: Store
+) -> tuple[str, int]:
+    """Return a source's row, and its tokens."""
+    limit = pool.limit_bytes(LIMIT_TOKENS)
+    try:
+        pinned = sources.reach(source, store, Silent())
+        found = pool.build(language, pinned, limit, 1, store, Silent())
+    except ImatrixLabError as error:
+        return f"| {language.code} | {source.name} | {source.licence} | – | | | {error.what} |", 0
+    texts = [d.text for d in found.documents()]
+    n_tokens = sum(map(vocabulary.count, texts))
+    n_bytes = sum(len(t.encode()) for t in texts)
+    report = found.report
+    share = report["language_share"]
+    more = "" if found.whole else " and more"
+    held = " (held out)" if source.heldout else ""
+    return (
+        f"| {language.code} | {source.name}{held} | {source.licence} | {n_tokens:,}{more}"
+        f" | {n_tokens / n_bytes:.3f} | {'' if share is None else f'{100 * share:.1f} %'}"
+        f" | {'; '.join(pool.reasons(report)[:4]) or 'nothing'} |"
+    ), n_tokens
+
+
+def note_tokens(language: Language, measured: dict[str, int]) -> None:
+    """Write the tokens of each source into the language's file, to two digits."""
+    path = languages.data_dir("corpora") / f"{language.code}.toml"
+    head, *blocks = path.read_text(encoding="utf-8").split("[[source]]\n")
+    made = [head]
+    for block, source in zip(blocks, language.sources, strict=False):
+        lines = [line for line in block.rstrip("\n").split("\n") if not line.startswith("tokens =")]
+        if not (n_tokens := measured.get(source.name, 0)):
+            n_tokens = source.tokens  # what cannot be measured here keeps its number
+        if n_tokens:
+            digits = 10 ** max(0, len(str(n_tokens)) - 2)
+            lines.append(f"tokens = {n_tokens // digits * digits:_}")
+        made.append("\n".join(lines) + "\n\n")
+    path.write_text("[[source]]\n".join(made).rstrip("\n") + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
