@@ -1,8 +1,8 @@
 """Items that occur twice, or nearly: merged, or put into one cluster, before anything is averaged.
 
-The same question with the same context and options, whatever its case and marks, is one item.
-Items whose texts share `SHARE_MIN` of their runs of three words are near-duplicates, and stay, in
-one cluster. Candidates are found by their smallest hashes (Broder, 1997) and then compared.
+The same question with the same context and options, whatever its case, spaces and final mark, is
+one item. Items whose texts share `SHARE_MIN` of their runs of three words are near-duplicates, and
+stay, in one cluster. Candidates are found by their smallest hashes (Broder, 1997), then compared.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def merge(items: Sequence[Item]) -> Unique:
 
 
 def _flat(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+    """Return a text without case, runs of spaces and what ends a sentence; signs stay."""
+    flat = " ".join(text.casefold().split())
+    return flat.rstrip(" .?!…。？！।؟") or flat
 
 
 def _clusters(items: Sequence[Item], pairs: Iterable[tuple[int, int]]) -> list[str]:
@@ -113,7 +115,7 @@ def _near(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
 
 def _shingles(text: str) -> set[int]:
     """Return hashes of all runs of words; of characters where words are not separated."""
-    units: Sequence[str] = _flat(text).split()
+    units: Sequence[str] = re.findall(r"[^\s.,;:!?…]+", text.casefold())
     if sum(map(len, units)) > 20 * len(units):
         units = "".join(units)
     runs = zip(*(units[i:] for i in range(N_WORDS)), strict=False)

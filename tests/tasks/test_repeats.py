@@ -52,6 +52,20 @@ def test_what_is_connected_is_one_cluster():
     assert [i.cluster for i in unique.items] == ["p", "q", "p"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 5 - 3?", "What is 5 + 3?"),
+        ("Is x < 2", "Is x > 2"),
+        ("Is it -4?", "Is it 4?"),
+        ("കല", "കാല"),  # art, time: the vowel sign differs
+        ("What is C++?", "What is C#?"),
+    ],
+)
+def test_signs_tell_questions_apart(one, other):
+    assert len(repeats.merge([item("1", one), item("2", other)]).items) == 2
+
+
 def test_signs_alone_are_not_all_the_same():
     assert len(repeats.merge([item("1", "???"), item("2", "!!!")]).items) == 2
 
