@@ -69,11 +69,12 @@ def task_list(as_json: bool) -> None:
 
 def _facts(one: Definition) -> dict[str, Any]:
     source = one.source
+    needs = f"hub {source.hub}" + ("" if source.is_pinned() else ", not pinned")
     return {
         "title": one.title, "scorer": one.scorer, "languages": list(one.languages),
         "items": one.items, "unique": one.unique, "licence": one.licence,
         "citation": one.citation, "note": one.note, "hub": source.hub,
-        "revision": source.revision, "needs": f"hub {source.hub}" if source.hub else "--data",
+        "revision": source.revision, "needs": needs if source.hub else "--data",
     }  # fmt: skip
 
 

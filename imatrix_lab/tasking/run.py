@@ -61,13 +61,31 @@ def run(
     BadText : a task has no item that can be scored.
     """
     tasks = [definitions.get(word) for word in request.tasks]
-    wanted = [(task, code) for task in tasks for code in _languages(task, request)]
-    ready = [prepare(task, code, request, progress) for task, code in wanted]
+    ready = [prepare(*one, request, progress) for one in pairs(tasks, request, progress)]
     written = []
     for open_one in answerers:
         with open_one() as answerer:
             written += [_ask(one, answerer, request, progress) for one in ready]
     return written
+
+
+def pairs(
+    tasks: Iterable[Definition], request: TaskRequest, progress: Progress
+) -> list[tuple[Definition, str]]:
+    """Return every task with every language asked for that it has; tell which it has not.
+
+    Raises
+    ------
+    UsageError : nothing is left.
+    """
+    wanted = [(task, code) for task in tasks for code in _languages(task, request)]
+    found = [(task, code) for task, code in wanted if load.has(task, code, request.data)]
+    if not found:
+        load.own_code(*wanted[0])  # says what there is
+    for task, code in wanted:
+        if (task, code) not in found:
+            progress.say(f"note: {task.name} has no {code!r}: left out")
+    return found
 
 
 def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
@@ -99,6 +117,7 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     facts = {
         "name": task.name, "language": code, "scorer": task.scorer, "shots": shots,
         "variant": "" if task.generates() else variant, "origin": dict(rows.origin),
+        "pinned": request.data is not None or task.source.is_pinned(),
         "n_given": len(rows.rows), "n_unique": len(unique.items), "n_near": unique.n_near,
         "n_conflicts": unique.n_conflicts, "rejected": rejected,
         "sha256": _sha256([prefix, task.max_tokens, *task.stop], asked, task, speech, variant),

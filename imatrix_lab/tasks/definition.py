@@ -8,6 +8,7 @@ see `template`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Source:
     Attributes
     ----------
     hub : Hub repository; empty where there is none, and `get` says what to fetch.
-    revision : commit; empty: the newest is looked up, and recorded.
+    revision : commit; else the newest is looked up and recorded, and the task is not pinned.
     config, files : templates with ``{language}``, the benchmark's own code of it.
     splits : of the Hub repository.
     files : in a local folder; one table each, or the lines of a text each (``column=file``).
@@ -70,6 +71,10 @@ class Source:
     get: str = ""
     drop: tuple[str, ...] = ()
 
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit, which never changes."""
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -79,6 +84,7 @@ class Definition:
     ----------
     scorer : one of `SCORERS`.
     items, unique : how many there are in a language, and how many are not repeats; 0: not known.
+        What the Hub gives must have so many, unless it is pinned.
     languages : our code -> the benchmark's own. Empty: any, as the data says.
     fields : templates by name; `options` a list of them, or one for a column that is a list.
     ask : template of the prompt. A line with ``{lettered}``, the options with letters before

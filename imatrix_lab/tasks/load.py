@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +48,7 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
     FetchFailed : the Hub does not give it.
     BadText : a file that is missing, or is not what its name says.
     """
-    named = any("{language}" in name for name in definition.source.files)
-    any_language = data is not None and (data.is_file() or not named)
-    code = language if any_language else own_code(definition, language)
+    code = language if _in_any(definition, data) else own_code(definition, language)
     if data is None and not definition.source.hub:
         raise UsageError(
             f"{definition.name} is not on the Hub",
@@ -61,6 +58,8 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
         raise BadText("no such file or folder", where=data, fix="check the path")
     read = _from_hub if data is None else _local(data)
     found = _without(read(definition, code), definition.source.drop)
+    if data is None:
+        _check_count(definition, len(found.rows))
     if not definition.source.beside:
         return found
     beside = read(definition, definition.source.beside)
@@ -72,6 +71,29 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
     joined = tuple({**row, "beside": other} for row, other in zip(found.rows, beside.rows,
                                                                   strict=True))  # fmt: skip
     return Rows(joined, {**beside.origin, **found.origin})
+
+
+def has(definition: Definition, language: str, data: Path | None) -> bool:
+    """Return whether a benchmark has a language, as far as its definition tells."""
+    known = definition.languages
+    return not known or language in known or _in_any(definition, data)
+
+
+def _in_any(definition: Definition, data: Path | None) -> bool:
+    """Return whether local files are in whichever language is asked for."""
+    named = any("{language}" in name for name in definition.source.files)
+    return data is not None and (data.is_file() or not named)
+
+
+def _check_count(definition: Definition, n_rows: int) -> None:
+    """Refuse another version of a benchmark than the one its definition was written for."""
+    if definition.items and n_rows != definition.items and not definition.source.is_pinned():
+        raise BadText(
+            f"{definition.name} on the Hub has {n_rows} rows, and not {definition.items}:"
+            " it is another version",
+            where=definition.path,
+            fix="pin a commit in the definition: revision; or --data with the files you mean",
+        )
 
 
 def _without(found: Rows, drop: Sequence[str]) -> Rows:
@@ -109,7 +131,7 @@ def _from_hub(definition: Definition, code: str) -> Rows:
     datasets.disable_progress_bars()
     try:
         revision = source.revision
-        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        if not source.is_pinned():
             revision = str(HfApi().dataset_info(source.hub, revision=revision or None).sha)
         found: list[Row] = []
         for split in source.splits:

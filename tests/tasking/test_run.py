@@ -12,7 +12,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import TaskRequest
 from imatrix_lab.tasking import run, show
-from imatrix_lab.tasks import records
+from imatrix_lab.tasks import definition, records
 from tests.tasking.fakes import Answerer
 
 N = 40
@@ -245,6 +245,16 @@ def test_translations_have_corpus_scores(tmp_path):
     assert score.n_unparsed == 1
     assert score.quality and 0 < score.quality.bleu < 100
     assert "nrefs:1" in score.quality.chrf_signature
+
+
+def test_languages_that_a_task_lacks_are_left_out(tmp_path):
+    talk, asked = Talk(), request("x", tmp_path, languages=("en", "nb"), data=None)
+    tasks = [definition.get("mixeval"), definition.get("belebele")]
+    found = [(task.name, code) for task, code in run.pairs(tasks, asked, talk)]
+    assert found == [("mixeval", "en"), ("belebele", "en"), ("belebele", "nb")]
+    assert talk.said == ["note: mixeval has no 'nb': left out"]
+    with pytest.raises(UsageError, match="mixeval has no 'nb'"):
+        run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
 
 
 def test_nothing_to_ask(exam, tmp_path):

@@ -76,7 +76,7 @@ def test_every_language_has_every_word():
         assert one.letter and one.tail and one.labels
 
 
-def test_hub_revisions_are_commits_where_they_are_given():
-    for task in definition.load_all().values():
-        revision = task.source.revision
-        assert len(revision) in (0, 40) or revision == "refs/convert/parquet"
+def test_only_a_commit_pins(tmp_path):
+    for revision, is_pinned in (("a" * 40, True), ("refs/convert/parquet", False), ("", False)):
+        text = GOOD.replace("files", f'hub = "a/b"\nrevision = "{revision}"\nfiles')
+        assert definition.load(write(tmp_path, text)).source.is_pinned() == is_pinned

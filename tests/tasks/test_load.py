@@ -207,22 +207,27 @@ def test_from_the_hub(tmp_path):
     with DatasetHub({"facebook/belebele": {"main": files}}) as hub:
         commit = hub.commit("facebook/belebele")
         pinned = text.replace("75b399394a9803252cfec289d103de462763db7c", commit)
+        pinned = pinned.replace("items = 900", "items = 2")
         for name, body in (("pinned", pinned), ("newest", pinned.replace(commit, ""))):
             (tmp_path / f"{name}.toml").write_text(
                 body.replace('name = "belebele"', f'name = "{name}"'), encoding="utf-8"
             )
         gone = pinned.replace(commit, "0" * 40).replace('name = "belebele"', 'name = "gone"')
         (tmp_path / "gone.toml").write_text(gone, encoding="utf-8")
+        other = pinned.replace(commit, "").replace("items = 2", "items = 3")
+        (tmp_path / "other.toml").write_text(
+            other.replace('name = "belebele"', 'name = "other"'), encoding="utf-8"
+        )
         code = (
             "import json, sys; from pathlib import Path\n"
-            "from imatrix_lab.errors import FetchFailed\n"
+            "from imatrix_lab.errors import BadText, FetchFailed\n"
             "from imatrix_lab.tasks import definition, load\n"
             "for name in ('pinned', 'newest'):\n"
             "    found = load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), 'nb')\n"
             "    print(json.dumps([found.rows, dict(found.origin)]))\n"
-            "for name, lang in (('gone', 'nb'), ('pinned', 'en')):\n"
+            "for name, lang in (('gone', 'nb'), ('pinned', 'en'), ('other', 'nb')):\n"
             "    try: load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), lang)\n"
-            "    except FetchFailed as error: print(error.what)\n"
+            "    except (BadText, FetchFailed) as error: print(error.what)\n"
         )
 
         done = subprocess.run(
@@ -232,13 +237,14 @@ def test_from_the_hub(tmp_path):
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert not done.returncode, done.stderr
-    pinned_rows, newest, gone_error, config_error = done.stdout.splitlines()
+    pinned_rows, newest, gone_error, config_error, count_error = done.stdout.splitlines()
     assert pinned_rows == newest
     rows, origin = json.loads(pinned_rows)
     assert tuple(rows) == MADE["belebele"].rows
     assert origin == {"facebook/belebele": commit}
     assert "doesn't exist" in gone_error
     assert "eng_Latn" in config_error
+    assert "has 2 rows, and not 3" in count_error
 
 
 def test_hostile_text(tmp_path):

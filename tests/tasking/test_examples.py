@@ -1,0 +1,45 @@
+"""Every command that help, README and docs show is one: its options exist, and its tasks run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.cli import tasks
+from imatrix_lab.progress import Silent
+from imatrix_lab.records import TaskRequest
+from imatrix_lab.tasking import run
+from imatrix_lab.tasks import definition
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/tasks.md")),
+    *(command.help for command in tasks.task.commands.values()),
+]
+EXAMPLES = sorted(
+    {
+        match[1].partition("#")[0].strip()
+        for text in TEXTS
+        for match in re.finditer(r"^ +imatrix-lab task (.+)$", text, re.MULTILINE)
+    }
+)
+
+
+def test_every_command_has_an_example():
+    assert {line.split()[0] for line in EXAMPLES} == set(tasks.task.commands)
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_examples(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(line)
+    for word in words:
+        if re.search(r"\.(gguf|parquet|json)$|^task-runs$", word):
+            Path(word).parent.mkdir(parents=True, exist_ok=True)
+            (Path(word).touch if "." in word else Path(word).mkdir)()
+    given = tasks.task.commands[name].make_context(name, words).params
+    if name == "run":
+        codes = tuple(given["langs"].split(","))
+        asked = TaskRequest(given["tasks"], codes, (), tmp_path, "cpu", data=given["data"])
+        assert run.pairs(map(definition.get, asked.tasks), asked, Silent())
