@@ -3,8 +3,12 @@
 After Ni et al., 2024 (arXiv 2406.06565). In this order: the letter after a phrase that announces
 the answer (the last one), the first letter in parentheses, the first letter that stands alone, and
 the one option that is written out. Where several are, the original takes the first of them, and
-where none is, it draws one at random. Here a letter in bold, quotes or code is read before that,
-and without one nothing is drawn: nothing is parsed.
+where none is, it draws one at random. Here a letter in bold, quotes or code is read instead,
+and without one nothing is parsed.
+
+That is the order for English, which the original reads. In other languages a marked letter at the
+very start comes first, a word of one letter («I», «O») is no option unless a mark follows it or the
+text ends, and neither is a letter after «not».
 """
 
 from __future__ import annotations
@@ -14,12 +18,16 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import regex
+
 from imatrix_lab.tasks.speech import Speech
 
 LETTERS = string.ascii_uppercase
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 """Full-width characters of East Asian text to ASCII."""
 _MARKS = r"[*_`\"'«»“”(\[{$\\]"
+_NO_WORD = r"(?![^\W\d_\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|\p{M})"
+"""A letter that begins no word; East Asian text follows without a space."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +53,41 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     """
     text = " " + " ".join(answer.translate(_NARROW).split()) + " "
     known = LETTERS[: len(options)]
-    for how, pattern, which in (
-        ("announced", _announced(speech, known), -1),
-        ("parenthesis", rf"\(([{known}])\)", 0),
-        ("letter", rf"(?<![\w°])([{known}])[.:),]?\s", 0),
-    ):
-        if pattern and (found := re.findall(pattern, text)):
+    for how, pattern, which in _rules(speech, known):
+        if found := regex.findall(pattern, text):
             return Reading(known.index(found[which]), how)
     written = _written(text, options)
     if len(written) == 1:
         return Reading(written[0], "text")
-    if marked := re.search(rf"(?<!\w){_MARKS}+([{known}])(?!\w)", text):
+    if marked := regex.search(rf"(?<!\w){_MARKS}+([{known}])(?!\w)", text):
         return Reading(known.index(marked[1]), "marked")
-    return Reading(written[0], "text") if written else Reading(None)
+    return Reading(None)
 
 
-def _announced(speech: Speech, known: str) -> str:
-    """Return a pattern for a letter right after one of the language's phrases."""
-    if not speech.letter:
-        return ""
-    phrases = "|".join(re.escape(p) for p in sorted(speech.letter, key=len, reverse=True))
+def _rules(speech: Speech, known: str) -> list[tuple[str, str, int]]:
+    """Return name and pattern of what names a letter, in order, and which of several counts."""
+    phrases = "|".join(map(re.escape, sorted(speech.letter, key=len, reverse=True)))
     boundary = r"(?<![^\W\d_])" if speech.spaces else ""
-    return rf"{boundary}(?i:{phrases})\s*:?\s*(?:{_MARKS}|boxed\{{|text\{{)*([{known}])(?![A-Za-z])"
+    announced = (
+        rf"{boundary}(?i:{phrases})\s*:?\s*(?:{_MARKS}|boxed\{{|text\{{)*([{known}]){_NO_WORD}"
+    )
+    rules = [
+        ("announced", announced, -1),
+        ("parenthesis", rf"\(([{known}])\)", 0),
+        ("letter", rf"(?<![\w°])([{known}])[.:),]?\s", 0),
+    ]
+    if speech.inside_words:  # MixEval's own order and words
+        return rules
+    words = "|".join(map(re.escape, speech.negations))
+    sure = rf"(?<!\b(?i:{words})\s+\W?)" if words else ""
+    own = "".join(set(speech.one_letter) & set(known))
+    word = rf"(?![{own}],?\s+\S)" if own else ""  # at the end, or with a mark, it is a letter
+    return [
+        ("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0),
+        rules[0],
+        ("parenthesis", rf"{sure}\(([{known}])\)", 0),
+        ("letter", rf"(?<![\w°]){sure}{word}([{known}])[.:),]?\s", 0),
+    ]
 
 
 def _written(text: str, options: Sequence[str]) -> list[int]:

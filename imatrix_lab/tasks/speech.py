@@ -23,7 +23,7 @@ _FILE: toml.Keys = {
 }  # fmt: skip
 _ANSWER: toml.Keys = {
     "letter": (list, True), "tail": (list, True), "head": (list, False),
-    "inside_words": (bool, False),
+    "inside_words": (bool, False), "one_letter": (list, False), "negations": (list, False),
 }  # fmt: skip
 _NUMBERS: toml.Keys = {"decimal": (str, True), "groups": (str, True)}
 _IDENTIFY: toml.Keys = {"labels": (list, True), "markers": (list, False)}
@@ -41,7 +41,9 @@ class Speech:
     letter : phrases after which an option's letter stands.
     tail : words after which a short answer stands.
     head : words that come after the answer, as in languages that end with the verb.
-    inside_words : whether `tail` is also found inside other words.
+    inside_words : the rules are MixEval's own, for English: `tail` is also found inside words.
+    one_letter : words of one letter, as they are at the start of a sentence.
+    negations : words after which a letter is not the answer.
     decimal, groups : decimal mark, and the marks that may separate groups of three digits.
     labels : what py3langid calls the language.
     markers : frequent words that its near neighbours write otherwise.
@@ -55,6 +57,8 @@ class Speech:
     tail: tuple[str, ...]
     head: tuple[str, ...] = ()
     inside_words: bool = False
+    one_letter: tuple[str, ...] = ()
+    negations: tuple[str, ...] = ()
     spaces: bool = True
     decimal: str = "."
     groups: str = ","
