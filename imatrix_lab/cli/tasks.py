@@ -161,13 +161,13 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "language", "quant"):
         table.add_column(name, overflow="fold")
-    for name in ("items", "groups", "score", "95 % interval", "unread", "ties", "failed"):
+    for name in ("items", "groups", "score", "95 % interval", "unread", "cut", "ties", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for s in found:
         table.add_row(
             *map(escape, (s.task, s.language, s.quant)), f"{s.n_items:,}", f"{s.n_clusters:,}",
-            f"{s.score.estimate:.2%}", _range(s), f"{s.n_unparsed:,}", f"{s.n_ties:,}",
-            f"{sum(s.failed.values()):,}",
+            f"{s.score.estimate:.2%}", _range(s), f"{s.n_unparsed:,}", f"{s.n_cut:,}",
+            f"{s.n_ties:,}", f"{sum(s.failed.values()):,}",
         )  # fmt: skip
     stdout.print(table)
     for s in found:

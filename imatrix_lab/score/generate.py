@@ -67,8 +67,11 @@ def prompts(
             error = f"the chat template refuses it: {chat.error}"
         else:
             tokens = vocabulary.tokens(chat.text, parse_special=True)
-        if len(tokens) >= n_ctx:
-            error = f"prompt longer than the context: {len(tokens)} tokens of {n_ctx}"
+        if len(tokens) + item.max_tokens > n_ctx:
+            error = (
+                f"prompt longer than the context: {len(tokens)} tokens, and {item.max_tokens} to"
+                f" answer, of {n_ctx}"
+            )
         elif not tokens and not error:
             error = "the prompt is empty"
         elif item.max_tokens < 1:
@@ -128,9 +131,8 @@ def generate(
 def _engine(toolchain: Toolchain, model: Model, setup: Setup, found: Sequence[Prompt]) -> Engine:
     """Return the model with a slot for each answer at a time, as long as the longest needs."""
     longest = max(len(p.tokens) + p.item.max_tokens for p in found)
-    n_ctx = min(longest, setup.engine.n_ctx)
     engine = dataclasses.replace(
-        setup.engine, n_ctx=math.ceil(n_ctx / _CELLS) * _CELLS, sequences_max=setup.parallel
+        setup.engine, n_ctx=math.ceil(longest / _CELLS) * _CELLS, sequences_max=setup.parallel
     )
     return Engine(toolchain, setup.kernel, model, engine, Interruptible(), streams=True)
 
@@ -257,7 +259,7 @@ class _Slots:
 
     def _take(self, slot: int, answer: _Answer, token: int, finite: bool) -> Generated | None:
         """Add a token to a slot's answer; if that ends it, free the slot and return it."""
-        item, n_ctx = answer.prompt.item, self._setup.engine.n_ctx
+        item = answer.prompt.item
         finish, error = "", ""
         answer.n_tokens += 1
         self.n_generated += 1
@@ -271,7 +273,7 @@ class _Slots:
             answer.last = token
             if answer.cut_at_stop(len(piece)):
                 finish = "stop"
-            elif answer.n_tokens == item.max_tokens or answer.position + 2 > n_ctx:
+            elif answer.n_tokens == item.max_tokens:
                 finish = "length"
         if not finish and not error:
             return None

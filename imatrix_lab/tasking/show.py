@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _COLUMNS = ("task", "language", "item_id", "cluster_id", "score", "prediction", "gold", "parsed",
-            "tie", "error")  # fmt: skip
+            "tie", "cut", "error")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Score:
     score : mean over the items that did not fail, with an interval by cluster.
     n_unparsed : answers that could not be read; they score 0.
     n_ties : items whose best options were equally likely.
+    n_cut : answers that were not at their end when they had as many tokens as they may.
     failed : items that failed, by kind; they are not in the mean.
     n_given, n_unique : rows of the data, and items after repeats were merged.
     quality : chrF++ and BLEU of all, for translations.
@@ -47,6 +48,7 @@ class Score:
     n_clusters: int
     n_unparsed: int
     n_ties: int
+    n_cut: int
     failed: dict[str, int]
     n_given: int
     n_unique: int
@@ -125,6 +127,7 @@ def _score(run: Run, table: Table, part: str, chosen: np.ndarray) -> Score:
         part, str(task["language"]), str(run.signature["quant"]["name"]),
         _mean(np.bincount(codes, values[good]), sizes), int(good.sum()), len(sizes),
         int((~table.array("parsed")[good]).sum()), int(table.array("tie")[good].sum()),
+        int(table.array("cut")[good].sum()),
         records.error_classes(errors), int(task["n_given"]), int(task["n_unique"]),
         _quality(table, good, str(task["language"])) if task["scorer"] == "translation" else None,
     )  # fmt: skip

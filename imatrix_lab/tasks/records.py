@@ -43,6 +43,7 @@ def write(
         "gold": coded([o.gold for _, o in rows]),
         "parsed": np.array([o.parsed for _, o in rows], np.bool_),
         "tie": np.array([o.tie for _, o in rows], np.bool_),
+        "cut": np.array([o.cut for _, o in rows], np.bool_),
         "error": coded([o.error for _, o in rows]),
     }
     if prompts is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imatrix_lab.records import ChoiceScores, Generated
 from imatrix_lab.tasks import confusion, letters, numbers, short, translation
@@ -25,6 +25,7 @@ class Outcome:
     score : 0 to 1; NaN where the item failed, which is not the same as wrong.
     parsed : whether an answer could be read at all; without one the score is 0.
     tie : several options were equally likely.
+    cut : the answer has as many tokens as it may, and goes on.
     error : why it failed; empty otherwise.
     """
 
@@ -35,6 +36,7 @@ class Outcome:
     parsed: bool
     output: str = ""
     tie: bool = False
+    cut: bool = False
     error: str = ""
 
 
@@ -74,7 +76,8 @@ def of_text(item: Item, found: Generated, scorer: str, speech: Speech) -> Outcom
     """Return what an answer in free text is worth."""
     if found.error:
         return failed(item, found.error)
-    return _SCORERS[scorer](item, found.text, speech)
+    outcome = _SCORERS[scorer](item, found.text, speech)
+    return replace(outcome, cut=found.finish == "length")
 
 
 def _mixeval(item: Item, answer: str, speech: Speech) -> Outcome:

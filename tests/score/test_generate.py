@@ -184,11 +184,12 @@ def test_part_of_a_character_is_not_shown():
     assert found.text() == "bl"
 
 
-def test_the_context_is_an_end_too(answer, reference):
-    (found,) = answer(reference, [GenerateItem("x", (("", "en to"),), 900)], n_ctx=40).values()
-    with_bos = 6
-    assert found.finish in {"length", "eos"}
-    assert found.n_tokens <= 40 - with_bos + 5
+def test_the_answer_needs_room_too(answer, reference):
+    """An item that could be cut off by the context is not asked at all."""
+    asked = [GenerateItem("fits", (("", "en to"),), 30), GenerateItem("not", (("", "en to"),), 900)]
+    found = answer(reference, asked, n_ctx=40)
+    assert found["fits"].finish in {"length", "eos"}
+    assert found["not"].error.startswith("prompt longer than the context: ")
 
 
 # -- chats

@@ -55,7 +55,7 @@ class Answerer:
             if isinstance(said, Exception):
                 yield Generated(item.id, "", 0, "", str(said))
             else:
-                yield Generated(item.id, said, 1, "eos")
+                yield Generated(item.id, said, 1, "length" if said.endswith("…") else "eos")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_choices_in_process(data, quants, tmp_path):
 @pytest.mark.parametrize("engine", [(), ("--endpoint", "local")], ids=["in process", "server"])
 def test_answers(engine, data, quants, tmp_path):
     done = command(
-        "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json", "--ctx", 512,
+        "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json", "--ctx", 768,
         "--quant", quants["Q8_0"], "--out", tmp_path / "out", "--threads", 1, "--keep-text",
         "--parallel", 2, *engine,
     )  # fmt: skip

@@ -217,7 +217,7 @@ def test_free_form_with_text(quiz, tmp_path):
         number = int(item.messages[0][1].split()[3])
         if number == 3:
             return RuntimeError("status 500")
-        return "Det vet jeg ikke." if number > 9 else f"Svaret er {number + 1},0."
+        return "Det vet jeg ikke …" if number > 9 else f"Svaret er {number + 1},0."
 
     paths = run.run(
         request("mixeval", tmp_path, data=quiz, keep_text=True),
@@ -231,6 +231,7 @@ def test_free_form_with_text(quiz, tmp_path):
     (score,) = show.scores(paths)
     assert score.score.estimate == pytest.approx(9 / 19)
     assert score.failed == {"status 500": 1}
+    assert score.n_cut == 10
 
 
 def test_translations_have_corpus_scores(tmp_path):
