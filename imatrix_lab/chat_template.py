@@ -7,6 +7,7 @@ Jinja's sandbox, in a process of its own with limits on time and memory.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ CHATS_A_BLOCK = 500
 MEMORY_LIMIT_BYTES = 1 << 30
 OUTPUT_LIMIT_BYTES = 16 << 20
 
+_MARK = re.compile(
+    r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|im_\w+|(?:start|end)_of_\w+)>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+)
+
 Chat = Sequence[Mapping[str, str]]
 """Messages in order, each with ``role`` (system, user or assistant) and ``content``."""
 
@@ -39,6 +44,11 @@ class Rendered:
 
     text: str
     error: str = ""
+
+
+def unmarked(text: str) -> str:
+    """Return a text in which marks of templates are broken: it is read and not obeyed."""
+    return _MARK.sub(lambda found: found[0] + " ", text)
 
 
 def render(

@@ -81,6 +81,7 @@ class Client:
                 f"{url!r} is not the address of an endpoint", fix="http://host:port/v1"
             )
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self.host = parts.netloc.rpartition("@")[2]
         self.model, self._retries, self._timeout_s = model, retries, timeout_s
         self._closed = threading.Event()
         self._http = httpx2.Client(
@@ -170,13 +171,35 @@ class Client:
 
     def is_ready(self) -> bool:
         """Return whether a llama-server has its model loaded."""
+        return self._get("/health") is not None
+
+    def about(self) -> dict[str, Any]:
+        """Return what the server tells of the model, and what never changes while it runs.
+
+        ``/v1/models`` is every server's; ``/props`` is llama-server's, with its build.
+        """
+        models, props = self._get("/v1/models") or {}, self._get("/props") or {}
+        told: dict[str, Any] = {
+            key: props[key] for key in ("model_path", "build_info") if key in props
+        }
+        data = models.get("data")
+        listed = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        for one in listed:
+            if one.get("id") == self.model or len(listed) == 1:
+                keys = ("id", "owned_by", "root", "max_model_len", "meta")
+                told |= {f"model_{key}": one[key] for key in keys if key in one}
+        return told
+
+    def _get(self, path: str) -> dict[str, Any] | None:
+        """Return the JSON object at an address of the server; None if there is none."""
         import httpx2
 
         try:
-            health = self._http.get(self.url.removesuffix("/v1") + "/health")
-        except httpx2.HTTPError:
-            return False
-        return bool(health.status_code == 200)
+            found = self._http.get(self.url.removesuffix("/v1") + path)
+            told = found.json() if found.status_code == 200 else None
+        except (httpx2.HTTPError, ValueError):
+            return None
+        return told if isinstance(told, dict) else None
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON object that the endpoint answers with."""
@@ -266,6 +289,7 @@ def serve(
     n_ctx: int,
     *,
     threads: int | None = None,
+    gpu_layers: int | None = None,
     log: Path | None = None,
 ) -> Iterator[Client]:
     """Run llama-server on a model, and give a client of it; it ends with the block.
@@ -285,7 +309,7 @@ def serve(
     key = secrets.token_hex(16)
     argv = llamacpp.server_argv(
         toolchain.program("llama-server"), model_path, parallel, n_ctx, threads,
-        cpu=toolchain.backend == "cpu",
+        0 if toolchain.backend == "cpu" else gpu_layers,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         if log is None:

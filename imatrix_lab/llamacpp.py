@@ -134,7 +134,12 @@ def perplexity_argv(
 
 
 def server_argv(
-    program: Path, model: Path, parallel: int, n_ctx: int, threads: int | None, cpu: bool
+    program: Path,
+    model: Path,
+    parallel: int,
+    n_ctx: int,
+    threads: int | None,
+    gpu_layers: int | None,
 ) -> list[str]:
     """Return a llama-server on loopback, at a port of the system's choice.
 
@@ -145,7 +150,7 @@ def server_argv(
     argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", "off"]
     argv += ["-fa", "off", "--no-repack", "--cache-ram", "0"]
     argv += ["-t", str(threads)] if threads else []
-    return argv + (["-ngl", "0"] if cpu else [])
+    return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
 
 
 def multiple_choice_bytes(tasks: Sequence[tuple[str, Sequence[str], int]]) -> bytes:

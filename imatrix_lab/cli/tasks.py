@@ -30,6 +30,7 @@ ENDPOINT = click.option(
     help=f"An OpenAI-compatible server; its key is read from ${API_KEY}. local: a llama-server,"
     " started for the purpose.",
 )  # fmt: skip
+GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only so many items.")
 DATA = click.option(
     "--data", type=click.Path(path_type=Path),
@@ -123,7 +124,7 @@ class _Run(click.Command):
 @click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
               help="Answers at a time.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: the cores there are]")
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
+@GPU_LAYERS
 @options.JSON
 def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     """Run benchmarks on quants; each answer is kept, and a stopped run goes on where it was.
@@ -231,11 +232,13 @@ def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
     help="A GGUF to serve here; with --endpoint, what that calls its model.",
 )
 @ENDPOINT
+@GPU_LAYERS
 @LIMIT
 @options.JSON
 def task_judge(
-    runs: tuple[Path, ...], model: str, endpoint: str, limit: int | None, as_json: bool
-) -> None:
+    runs: tuple[Path, ...], model: str, endpoint: str, gpu_layers: int | None,
+    limit: int | None, as_json: bool,
+) -> None:  # fmt: skip
     """Let a model grade a run's answers, or say which of two runs answers better.
 
     The records need their text: task run --keep-text. Every judgement is kept beside them.
@@ -247,7 +250,7 @@ def task_judge(
     if len(runs) > 2:
         raise click.UsageError("one run is graded, two are compared")
     _, terminal = options.surroundings()
-    with _chat(endpoint, model, terminal) as chat:
+    with _chat(endpoint, model, gpu_layers, terminal) as chat:
         found = (
             judge.prefer(*runs, chat, terminal, limit)
             if len(runs) == 2
@@ -281,14 +284,16 @@ def task_judge(
     help="A GGUF to serve here; with --endpoint, what that calls its model.",
 )
 @ENDPOINT
+@GPU_LAYERS
 @DATA
 @LIMIT
 @click.option("--out", type=click.Path(path_type=Path), default=Path("translated"),
               show_default=True, help="Folder for the items and the review file.")  # fmt: skip
 @options.JSON
 def task_translate(
-    name: str, to: str, source: str, model: str, endpoint: str, as_json: bool, **rest: Any
-) -> None:
+    name: str, to: str, source: str, model: str, endpoint: str, gpu_layers: int | None,
+    as_json: bool, **rest: Any,
+) -> None:  # fmt: skip
     """Translate a task by a model; a person reviews what is flagged.
 
     \b
@@ -297,7 +302,7 @@ def task_translate(
     """
     _, terminal = options.surroundings()
     one = definitions.get(name)
-    with _chat(endpoint, model, terminal) as chat:
+    with _chat(endpoint, model, gpu_layers, terminal) as chat:
         found = translate.translate(one, source, to, chat=chat, progress=terminal, **rest)
     if as_json:
         return options.emit(found)
@@ -309,6 +314,9 @@ def task_translate(
     )
 
 
-def _chat(url: str, model: str, terminal: Terminal) -> AbstractContextManager[Chat]:
+def _chat(
+    url: str, model: str, gpu_layers: int | None, terminal: Terminal
+) -> AbstractContextManager[Chat]:
     backend, key = toolchain.default_backend(), os.environ.get(API_KEY, "")
-    return answerers.chat(url, model, key, backend, options.surroundings()[0], terminal)
+    store = options.surroundings()[0]
+    return answerers.chat(url, model, key, backend, gpu_layers, store, terminal)

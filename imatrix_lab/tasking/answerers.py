@@ -8,7 +8,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
-from imatrix_lab import endpoint, models, pipeline, toolchain
+from imatrix_lab import chat_template, endpoint, models, pipeline, toolchain
 from imatrix_lab.errors import UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import (
@@ -21,7 +21,7 @@ from imatrix_lab.records import (
 )
 from imatrix_lab.score import choice, generate, setup
 from imatrix_lab.score.setup import Setup
-from imatrix_lab.store import Store
+from imatrix_lab.store import Store, canonical_json
 from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.toolchain import Toolchain
 
@@ -36,9 +36,11 @@ class Answerer(Protocol):
     Attributes
     ----------
     label : short name, for files.
+    is_chat : whether it has a template for chats; else it goes on from plain text.
     """
 
     label: str
+    is_chat: bool
 
     def quant(self) -> dict[str, Any]:
         """Return what answers, for the signature: sha256, name, type, calibration."""
@@ -54,7 +56,12 @@ class Answerer(Protocol):
 
 
 class Client(Chat, Protocol):
-    """What is needed of an OpenAI-compatible endpoint."""
+    """What is needed of an OpenAI-compatible endpoint: `host` is its name and port."""
+
+    host: str
+
+    def about(self) -> dict[str, Any]:
+        """Return what the server tells of the model."""
 
     def generate(self, items: Iterable[GenerateItem], parallel: int) -> Iterator[Generated]:
         """Yield answers as they come; those that failed have an error."""
@@ -79,6 +86,7 @@ class OnThisMachine:
         self._tools, self._model, self._how, self._progress = tools, model, how, progress
         self._client = client
         self.label = model.label
+        self.is_chat = bool(chat_template.of(model))
 
     def quant(self) -> dict[str, Any]:
         """See `Answerer`."""
@@ -94,7 +102,11 @@ class OnThisMachine:
         name = "llama-server" if self._client else "in process"
         return {
             "toolchain": self._tools.signature(),
-            "protocol": {"name": name, "n_ctx": self._how.engine.n_ctx},
+            "protocol": {
+                "name": name,
+                "n_ctx": self._how.engine.n_ctx,
+                "prompts": "chat" if self.is_chat else "plain",
+            },
             "compute": {**vars(self._how.engine), "parallel": self._how.parallel},
         }
 
@@ -110,7 +122,9 @@ class OnThisMachine:
 
 
 class Remote:
-    """A model behind a server somewhere, of which nothing is known but its name."""
+    """A model behind a server somewhere, of which is known what that server tells."""
+
+    is_chat = True
 
     def __init__(self, client: Client, parallel: int, progress: Progress):
         self._client, self._parallel, self._progress = client, parallel, progress
@@ -118,8 +132,10 @@ class Remote:
 
     def quant(self) -> dict[str, Any]:
         """See `Answerer`."""
-        name = self._client.model
-        return {"sha256": sha256(name.encode()).hexdigest(), "name": name, "type": "unknown"}
+        name, told = self._client.model, self._client.about()
+        known = {"host": self._client.host, "name": name, **told}
+        return {**known, "sha256": sha256(canonical_json(known).encode()).hexdigest(),
+                "type": "unknown"}  # fmt: skip
 
     def instrument(self) -> dict[str, Any]:
         """See `Answerer`."""
@@ -188,15 +204,21 @@ def _on_this_machine(
         yield OnThisMachine(tools, model, how, progress)
         return
     with endpoint.serve(
-        tools, model.path, request.parallel, how.engine.n_ctx, threads=request.threads
+        tools,
+        model.path,
+        request.parallel,
+        how.engine.n_ctx,
+        threads=request.threads,
+        gpu_layers=request.gpu_layers,
     ) as client:
         yield OnThisMachine(tools, model, how, progress, client)
 
 
 @contextmanager
 def chat(
-    url: str, model: str, api_key: str, backend: str, store: Store, progress: Progress
-) -> Iterator[Chat]:
+    url: str, model: str, api_key: str, backend: str, gpu_layers: int | None, store: Store,
+    progress: Progress,
+) -> Iterator[Chat]:  # fmt: skip
     """Give a model to talk to: a server's, or a GGUF that is served here while the block lasts."""
     if url not in ("", LOCAL):
         with endpoint.Client(url, model, api_key) as client:
@@ -205,6 +227,6 @@ def chat(
     tools = toolchain.get(store, backend, progress, own=False)
     found = models.resolve(model, store, progress, pipeline.converter(tools))
     n_ctx = min(CHAT_CONTEXT, found.facts.n_ctx_train or CHAT_CONTEXT)
-    with endpoint.serve(tools, found.path, 1, n_ctx) as client:
+    with endpoint.serve(tools, found.path, 1, n_ctx, gpu_layers=gpu_layers) as client:
         client.model = found.label
         yield client

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from imatrix_lab.compare import runs as compared
 from imatrix_lab.compare.runs import Run
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.progress import Progress
+from imatrix_lab.store import canonical_json
 from imatrix_lab.tasks import judge as judges
 from imatrix_lab.tasks import records
 from imatrix_lab.tasks import speech as speeches
-from imatrix_lab.tasks.chat import Chat
+from imatrix_lab.tasks.chat import Chat, prompt_hash
 from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.tasks.judge import Judgement
+from imatrix_lab.tasks.speech import Speech
 
 Row = dict[str, Any]
 
@@ -67,6 +68,9 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
     BadRecords : prompts and outputs were not kept, or nothing is free form.
     """
     run, rows = _free_form(path)
+    rows = [row for row in rows if not row["task"].endswith("/multiple-choice")]
+    if run.signature["task"]["scorer"] not in ("mixeval", "number") or not rows:
+        raise BadRecords("there is no answer in free form to grade", where=path)
     speech = speeches.get(str(run.signature["task"]["language"]))
     chosen = rows[:limit]
     file = path.with_suffix(f".judge.{_slug(chat.model)}.jsonl")
@@ -74,7 +78,7 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
     def one(row: Row) -> Judgement:
         return judges.grade(row["item_id"], row["prompt"], row["gold"], row["output"], speech, chat)
 
-    found = list(_asked(chosen, one, file, f"judge {path.stem}", progress))
+    found = list(_asked(chosen, one, file, _key(chat, speech), progress))
     pairs = [(j.value, row["score"]) for j, row in zip(found, chosen, strict=True)
              if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
     said, rule = [p[0] for p in pairs], [p[1] for p in pairs]
@@ -106,20 +110,25 @@ def prefer(
         answers = row["output"], row["other"]
         return judges.prefer(row["item_id"], row["prompt"], answers, speech, chat)
 
-    values = [j.value for j in _asked(chosen, one, file, f"judge {path_a.stem}", progress)]
+    values = [j.value for j in _asked(chosen, one, file, _key(chat, speech), progress)]
     return Preferences(chat.model, values.count(1.0), values.count(0.0), values.count(0.5),
                        sum(math.isnan(v) for v in values), file)  # fmt: skip
 
 
 def _asked(
-    rows: Sequence[Row], one: Callable[[Row], Judgement], file: Path, name: str, progress: Progress
+    rows: Sequence[Row], one: Callable[[Row], Judgement], file: Path, key: str, progress: Progress
 ) -> Iterator[Judgement]:
-    """Yield a judgement an item; those in the file are not asked again, unless they failed."""
+    """Yield a judgement an item; those in the file are not asked again, unless they failed.
+
+    Parameters
+    ----------
+    key : who judges, and by which instructions.
+    """
     journal = Journal(file)
-    with journal as add, progress.task(name, len(rows), "items") as bar:
+    with journal as add, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
         for done, row in enumerate(rows, 1):
             texts = [row.get(key, "") for key in ("prompt", "gold", "output", "other")]
-            asked = sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
+            asked = prompt_hash((("", "\0".join(texts)),), key)
             known = journal.found.get(row["item_id"])
             if known and known.get("asked") == asked and not known["error"]:
                 yield Judgement(**{f.name: known[f.name] for f in dataclasses.fields(Judgement)})
@@ -132,6 +141,10 @@ def _asked(
             bar.update(done)
 
 
+def _key(chat: Chat, speech: Speech) -> str:
+    return canonical_json([chat.model, judges.MAX_TOKENS, speech.words, speech.judge])
+
+
 def _free_form(path: Path) -> tuple[Run, list[Row]]:
     found = compared.find(path)
     if len(found) != 1 or found[0].kind != "item":
@@ -141,7 +154,7 @@ def _free_form(path: Path) -> tuple[Run, list[Row]]:
         raise BadRecords(
             "these records have no prompts and outputs", where=path, fix="task run --keep-text"
         )
-    names = ("item_id", "gold", "prompt", "output", "error")
+    names = ("task", "item_id", "gold", "prompt", "output", "error")
     columns = [records.words(table, name) for name in names]
     rows = [
         {**dict(zip(names, words, strict=True)), "score": value}

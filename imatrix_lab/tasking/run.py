@@ -76,9 +76,12 @@ def pairs(
 
     Raises
     ------
-    UsageError : nothing is left.
+    UsageError : nothing is left, or a task cannot be scored by the variant asked for.
     """
     wanted = [(task, code) for task in tasks for code in _languages(task, request)]
+    for task, _ in wanted:
+        if request.variant:
+            _check_variant(task, request.variant)
     found = [(task, code) for task, code in wanted if load.has(task, code, request.data)]
     if not found:
         load.own_code(*wanted[0])  # says what there is
@@ -86,6 +89,15 @@ def pairs(
         if (task, code) not in found:
             progress.say(f"note: {task.name} has no {code!r}: left out")
     return found
+
+
+def _check_variant(task: Definition, variant: str) -> None:
+    if task.generates():
+        raise UsageError(f"{task.name} is answered in free text: --variant means nothing there")
+    if variant == "letter" and not task.shows_letters():
+        raise UsageError(
+            f"the prompt of {task.name} does not show letters", fix="--variant raw, token or byte"
+        )
 
 
 def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
@@ -107,10 +119,10 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     rows = load.rows(task, code, request.data)
     found = made.make(rows.rows, task, code, speech)
     unique = repeats.merge(found.items)
-    items = _limited(unique.items, request.limit)
     variant = request.variant or task.variant
     shots = task.shots if request.shots is None else request.shots
-    prefix, asked = prompt.examples(items, task, speech, variant, shots)
+    prefix, left = prompt.examples(unique.items, task, speech, variant, shots)
+    asked = _limited(left, request.limit)
     if not asked:
         raise BadText(f"{task.name} in {code}: no item that can be scored", where=task.path)
     rejected = {why: len(ids) for why, ids in found.rejected.items()}
@@ -126,19 +138,21 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     return Prepared(task, speech, tuple(asked), prefix, variant, facts)
 
 
-def _limited(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
+def _limited(items: list[Item], limit: int | None) -> list[Item]:
     """Return so many items, drawn by the hash of their ids: the same in every language."""
     if limit is None or limit >= len(items):
         return items
     drawn = sorted(items, key=lambda item: sha256(item.id.encode()).digest())[:limit]
     chosen = {item.id for item in drawn}
-    return tuple(item for item in items if item.id in chosen)
+    return [item for item in items if item.id in chosen]
 
 
 def _sha256(
     head: list[Any], items: Iterable[Item], task: Definition, speech: Speech, variant: str
 ) -> str:
-    """Return a hash of everything that is asked, and of what is right."""
+    """Return a hash of everything that is asked, of what is right, and of how answers are read."""
+    rules = dataclasses.asdict(speech) if task.generates() else {}
+    head = [*head, {name: rule for name, rule in rules.items() if name not in ("words", "judge")}]
     texts = [[i.id, prompt.ask(i, task, speech, variant == "letter"), i.options, i.golds, i.cluster]
              for i in items]  # fmt: skip
     return sha256(canonical_json([*head, *texts]).encode()).hexdigest()
@@ -188,7 +202,9 @@ def _ask(one: Prepared, answerer: Answerer, request: TaskRequest, progress: Prog
             done[outcome.id] = outcome
     for item in one.items:
         done.setdefault(item.id, score.failed(item, "no answer came"))
-    prompts = {i.id: _prompt(one, i) for i in one.items} if request.keep_text else None
+    prompts = None
+    if request.keep_text:
+        prompts = {item.id: _prompt(one, item, answerer.is_chat) for item in one.items}
     rows = [(item, done[item.id]) for item in one.items]
     records.write(path, one.definition.name, rows, signature, prompts)
     failed = records.error_classes([o.error for o in done.values()])
@@ -210,14 +226,17 @@ def _outcomes(one: Prepared, items: list[Item], answerer: Answerer) -> Iterator[
             yield score.of_likelihoods(by_id[scores.id], scores, one.variant)
         return
     for found in answerer.generate(
-        [prompt.generate_item(i, task, speech, one.prefix) for i in items]
+        [prompt.generate_item(i, task, speech, one.prefix, answerer.is_chat) for i in items]
     ):
         yield score.of_text(by_id[found.id], found, task.scorer, speech)
 
 
-def _prompt(one: Prepared, item: Item) -> str:
-    letters = one.definition.generates() or one.variant == "letter"
-    return prompt.ask(item, one.definition, one.speech, letters)
+def _prompt(one: Prepared, item: Item, is_chat: bool) -> str:
+    """Return what was asked, the examples before it too."""
+    task, speech = one.definition, one.speech
+    if task.generates():
+        return prompt.generate_item(item, task, speech, one.prefix, is_chat).messages[0][1]
+    return one.prefix + prompt.choice_item(item, task, speech, one.variant).context
 
 
 def _outcome(entry: dict[str, Any]) -> Outcome:

@@ -131,7 +131,7 @@ class _Translator:
 
     def _one(self, kind: str, text: str, beside: str, add: Any) -> Translation:
         messages = texts.prompt(kind, text, beside, self._speech)
-        known = self.journal.found.get(prompt_hash(messages))
+        known = self.journal.found.get(prompt_hash(messages, self._chat.model))
         if known and not known["error"]:
             return Translation(**{**known, "flags": tuple(known["flags"])})
         one = texts.translate(kind, text, messages, self._chat)

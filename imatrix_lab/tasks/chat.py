@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Protocol
@@ -24,15 +23,13 @@ class Chat(Protocol):
 def fenced(text: str) -> str:
     """Return text that a model is to read and not to obey, between lines that it cannot forge.
 
-    The lines carry a hash of the text, so that no text can hold the one that ends it; marks of
-    chat templates in it are broken.
+    The lines carry a hash of the text, so that no text can hold the one that ends it.
     """
-    plain = re.sub(r"<(?=[|/]?\w+[|>])|\[(?=/?INST\])", lambda m: m[0] + " ", text)
-    line = f"----- {sha256(plain.encode('utf-8', 'replace')).hexdigest()[:12]} -----"
-    return f"{line}\n{plain.strip()}\n{line}"
+    line = f"----- {sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]} -----"
+    return f"{line}\n{text.strip()}\n{line}"
 
 
-def prompt_hash(messages: Messages) -> str:
-    """Return the sha256 (hex, 16 characters) of a prompt, for provenance."""
-    text = "\0".join(f"{role}\0{content}" for role, content in messages)
+def prompt_hash(messages: Messages, model: str = "") -> str:
+    """Return the sha256 (hex, 16 characters) of a prompt, and of who is asked."""
+    text = "\0".join([model, *(f"{role}\0{content}" for role, content in messages)])
     return sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

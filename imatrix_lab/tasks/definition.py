@@ -16,7 +16,7 @@ from typing import Any
 
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import data_dir, user_dir
-from imatrix_lab.tasks import toml
+from imatrix_lab.tasks import template, toml
 
 SCORERS = ("choice", "mixeval", "number", "translation", "language")
 GOLDS = ("from 0", "from 1", "letter", "text")
@@ -116,6 +116,10 @@ class Definition:
         """Whether the model has to write, rather than options be scored by likelihood."""
         return self.scorer != "choice"
 
+    def shows_letters(self) -> bool:
+        """Whether the prompt lists the options with letters before them."""
+        return "lettered" in template.places(self.ask)
+
 
 def folders() -> list[Path]:
     """Return where definitions are; the user's are laid over the package's."""
@@ -172,17 +176,20 @@ def load(path: Path) -> Definition:
     toml.check(languages, dict.fromkeys(languages, (str, False)), path, "languages")
     if raw["name"] != path.stem:
         raise UsageError(f"name is {raw['name']!r}, the file is called {path.name}", where=path)
-    found = _one_of(raw["scorer"], SCORERS, "scorer", path)
+    scorer = _one_of(raw["scorer"], SCORERS, "scorer", path)
     _one_of(fields.get("gold_is", "text"), GOLDS, "gold_is", path)
     _one_of(raw["prompt"].get("variant", "letter"), VARIANTS, "variant", path)
-    if found == "choice" and "options" not in fields:
+    if scorer == "choice" and "options" not in fields:
         raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
     facts = {k: raw[k] for k in ("name", "title", "licence", "citation", "note", "items", "unique")
              if k in raw}  # fmt: skip
-    return Definition(
-        **facts, scorer=found, source=Source(**toml.with_tuples(raw["source"])),
+    found = Definition(
+        **facts, scorer=scorer, source=Source(**toml.with_tuples(raw["source"])),
         languages=languages, fields=fields, path=path, **toml.with_tuples(raw["prompt"]),
     )  # fmt: skip
+    if scorer == "choice" and found.variant == "letter" and not found.shows_letters():
+        raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
+    return found
 
 
 def _one_of(word: str, known: tuple[str, ...], key: str, path: Path) -> str:

@@ -11,12 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imatrix_lab.chat_template import unmarked
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash
 from imatrix_lab.tasks.speech import Speech
 
-MAX_TOKENS = 64
-_SCORE = re.compile(r"^\W*score[^\w-]*(\d+(?:[.,]\d+)?)\W*$", re.IGNORECASE)
+MAX_TOKENS = 512
+"""A verdict is one line, but many judges explain themselves first."""
+_SCORE = re.compile(r"^\W*score[^\w-]*(\d+(?:[.,]\d+)?)(?:\s*/\s*1(?:[.,]0)?)?\W*$", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*choice\W*\s*(a|b|tie)\W*$", re.IGNORECASE)
 
 
@@ -95,9 +97,9 @@ def grade_prompt(question: str, golds: str, answer: str, speech: Speech) -> Mess
     words = speech.words
     parts = [
         _instructions(speech, "grade"),
-        f"{words['question']}:\n{fenced(question)}",
-        f"{words['answer']} (gold):\n{fenced(golds)}",
-        f"{words['answer']}:\n{fenced(answer)}",
+        f"{words['question']}:\n{_quoted(question)}",
+        f"{words['answer']} (gold):\n{_quoted(golds)}",
+        f"{words['answer']}:\n{_quoted(answer)}",
         "Score:",
     ]
     return (("user", "\n\n".join(parts)),)
@@ -108,12 +110,16 @@ def prefer_prompt(question: str, answers: tuple[str, str], speech: Speech) -> Me
     words = speech.words
     parts = [
         _instructions(speech, "prefer"),
-        f"{words['question']}:\n{fenced(question)}",
-        f"{words['answer']} A:\n{fenced(answers[0])}",
-        f"{words['answer']} B:\n{fenced(answers[1])}",
+        f"{words['question']}:\n{_quoted(question)}",
+        f"{words['answer']} A:\n{_quoted(answers[0])}",
+        f"{words['answer']} B:\n{_quoted(answers[1])}",
         "Choice:",
     ]
     return (("user", "\n\n".join(parts)),)
+
+
+def _quoted(text: str) -> str:
+    return fenced(unmarked(text))
 
 
 def _instructions(speech: Speech, name: str) -> str:

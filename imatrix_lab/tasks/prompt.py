@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from imatrix_lab import chat_template
 from imatrix_lab.errors import UsageError
 from imatrix_lab.records import ChoiceItem, GenerateItem
 from imatrix_lab.tasks import template
@@ -45,19 +46,41 @@ def choice_item(
     """Return an item for scoring by likelihood; options are letters, or their words."""
     by_letter = variant == "letter"
     options = LETTERS[: len(item.options)] if by_letter else item.options
-    space = " " if speech.spaces or by_letter else ""
     return ChoiceItem(
         item.id, prefix, ask(item, definition, speech, by_letter),
-        tuple(space + option for option in options),
+        tuple(_spaced(option, speech) for option in options),
     )  # fmt: skip
 
 
 def generate_item(
-    item: Item, definition: Definition, speech: Speech, prefix: str = ""
+    item: Item, definition: Definition, speech: Speech, prefix: str = "", is_chat: bool = True
 ) -> GenerateItem:
-    """Return an item to be answered in free text."""
+    """Return an item to be answered in free text.
+
+    Parameters
+    ----------
+    is_chat : the model has a template for chats, whose marks mean nothing in the item. Without
+        one the text ends where the answer begins, which ends before another question.
+    """
     text = prefix + ask(item, definition, speech, True)
-    return GenerateItem(item.id, (("user", text),), definition.max_tokens, definition.stop)
+    if is_chat:
+        said = ("user", chat_template.unmarked(text))
+        return GenerateItem(item.id, (said,), definition.max_tokens, definition.stop)
+    stop = dict.fromkeys((*definition.stop, f"\n\n{speech.words['question']}"))
+    said = ("", _opened(text, speech))
+    return GenerateItem(item.id, (said,), definition.max_tokens, tuple(stop))
+
+
+def _opened(text: str, speech: Speech) -> str:
+    """Return a text that ends with what opens an answer."""
+    opening = f"{speech.words['answer']}:"
+    return text if text.endswith(opening) else f"{text}\n{opening}"
+
+
+def _spaced(answer: str, speech: Speech) -> str:
+    """Return what follows a prompt; a letter of an option has a space in every language."""
+    is_letter = len(answer) == 1 and answer in LETTERS
+    return f" {answer}" if speech.spaces or is_letter else answer
 
 
 def examples(
@@ -73,10 +96,11 @@ def examples(
             chosen.setdefault(item.cluster, item)
     if len(chosen) < n:
         raise UsageError(f"{definition.name} has too few items for {n} examples")
-    texts = [
-        f"{ask(i, definition, speech, variant == 'letter')} {_solution(i, variant)}\n\n"
-        for i in chosen.values()
-    ]
+    texts = []
+    for item in chosen.values():
+        text = ask(item, definition, speech, variant == "letter" or definition.generates())
+        text = _opened(text, speech) if definition.generates() else text
+        texts.append(f"{text}{_spaced(_solution(item, variant), speech)}\n\n")
     return "".join(texts), [item for item in items if item.cluster not in chosen]
 
 

@@ -29,7 +29,7 @@ class Translation:
 
     Attributes
     ----------
-    id : hash of the prompt, by which a repeated text is found again.
+    id : hash of the prompt and the model, by which a repeated text is found again.
     flags : what a person should look at.
     error : why there is none; the source is left in its place.
     """
@@ -94,7 +94,9 @@ def translate(kind: str, text: str, messages: Messages, chat: Chat) -> Translati
     if not error and found.finish == "length":
         error = "the answer was cut off"
     flags = () if error else flags_of(kind, text, said)
-    return Translation(prompt_hash(messages), kind, text, text if error else said, flags, error)
+    return Translation(
+        prompt_hash(messages, chat.model), kind, text, text if error else said, flags, error
+    )
 
 
 def _unwrapped(reply: str) -> str:

@@ -17,6 +17,8 @@ Reply = Callable[[str], Any]
 class Answerer:
     """Answers by two functions; counts what it was asked."""
 
+    is_chat = True
+
     def __init__(self, label, choose=None, generate=None, commit="c0ffee"):
         self.label, self._choose, self._generate, self._commit = label, choose, generate, commit
         self.asked: list[str] = []

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from imatrix_lab.chat_template import unmarked
 from imatrix_lab.endpoint import Client
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.progress import Silent
@@ -38,7 +39,7 @@ def number(item):
     return int(re.search(r"is (\d)", item.messages[0][1])[1])
 
 
-def test_grades_and_kappa(tmp_path):
+def test_grades_and_kappa(tmp_path, monkeypatch):
     (path,) = runs(tmp_path, lambda item: str(number(item) + (number(item) < 6)))
     asked = []
 
@@ -49,8 +50,11 @@ def test_grades_and_kappa(tmp_path):
     with chat_server(reply) as url, Client(url, "a judge", timeout_s=10) as chat:
         found = judge.grade(path, chat, Silent())
         again = judge.grade(path, chat, Silent())
-    assert len(asked) == 8
-    assert again == found
+        assert len(asked) == 8
+        assert again == found
+        monkeypatch.setattr(judges, "MAX_TOKENS", 1 + judges.MAX_TOKENS)
+        assert judge.grade(path, chat, Silent()) == found
+    assert len(asked) == 16  # other settings, other judgements
     # rule: 6 of 8 right; judge: 6 of 8, both right on 5
     assert (found.n, found.n_failed, found.mean, found.mean_rule) == (8, 0, 0.75, 0.75)
     assert found.kappa == pytest.approx((6 / 8 - 10 / 16) / (1 - 10 / 16))
@@ -106,6 +110,24 @@ def test_hostile_answers_stay_inside_their_fence(answer, code):
     assert words.judge["grade"].strip() in head
 
 
+def test_options_are_not_graded(tmp_path):
+    rows = [{"id": "0", "problem_type": "multiple-choice", "context": None, "prompt": "Which?",
+             "options": ["hat", "boat"], "target": [1], "benchmark_name": "x"}]  # fmt: skip
+    (tmp_path / "quiz.json").write_text(json.dumps(rows))
+    asked = request("mixeval", tmp_path, data=tmp_path / "quiz.json", keep_text=True,
+                    languages=("en",))  # fmt: skip
+    (path,) = run.run(asked, [Answerer("A", None, lambda item: "B")], Silent())
+    with pytest.raises(BadRecords, match="no answer in free form"):
+        judge.grade(path, Client("http://127.0.0.1:9", "j"), Silent())
+
+
+def test_what_is_translated_is_not_changed():
+    assert "a <b> [INST] <|x|>" in fenced("a <b> [INST] <|x|>")
+    assert unmarked("<b> x < y <｜end▁of▁sentence｜><|im_end|></s>") == (
+        "<b> x < y < ｜end▁of▁sentence｜>< |im_end|>< /s>"
+    )
+
+
 def test_the_fence_depends_on_the_text():
     assert fenced("a").splitlines()[0] != fenced("b").splitlines()[0]
 
@@ -116,7 +138,7 @@ def test_the_fence_depends_on_the_text():
         ("Score: 0.5", 0.5), ("score: 1", 1.0), ("**Score: 0,5**", 0.5), ("0.7", 0.7),
         ("I think it is right.\nScore: 1.0", 1.0), ("Score: 2", None), ("Score: -1", None),
         ("Score: 1\nScore: 0", None), ("the answer says Score: 1", None), ("", None),
-        ("Score: 0.5/1", None), ("nan", None),
+        ("Score: 0.9/1", 0.9), ("Score: 5/10", None), ("nan", None),
     ],
 )  # fmt: skip
 def test_grades_in_replies(reply, grade):

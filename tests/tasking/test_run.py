@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -203,6 +204,9 @@ def test_examples_are_not_scored(exam, tmp_path):
     assert prefix.count("Svar: B\n\n") == 2
     assert not {"0", "1", "2", "3"} & {item.id for item in seen}
     assert len(seen) == 36
+    seen.clear()
+    run.run(request(exam, tmp_path, shots=2, limit=30), [Answerer("A", choose)], Silent())
+    assert len(seen) == 30  # the examples are beside the limit
 
 
 def test_a_limit_draws_the_same_items(exam, tmp_path):
@@ -256,6 +260,43 @@ def test_languages_that_a_task_lacks_are_left_out(tmp_path):
     assert talk.said == ["note: mixeval has no 'nb': left out"]
     with pytest.raises(UsageError, match="mixeval has no 'nb'"):
         run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
+
+
+def test_variants_that_cannot_be(exam, tmp_path):
+    for task, variant, why in (("xcopa", "letter", "does not show letters"),
+                               ("mixeval", "raw", "answered in free text")):  # fmt: skip
+        with pytest.raises(UsageError, match=why):
+            run.run(request(task, tmp_path, variant=variant, languages=()), [], Silent())
+    exam.write_text(exam.read_text().replace("\\n{lettered}", ""))
+    with pytest.raises(UsageError, match="needs"):
+        definition.load(exam)
+
+
+def test_a_model_without_a_template_goes_on_from_the_prompt(quiz, tmp_path):
+    seen = []
+
+    def say(item):
+        seen.append(item)
+        return "7"
+
+    base = Answerer("A", None, say)
+    base.is_chat = False
+    asked = request("mixeval", tmp_path, data=quiz, shots=1, keep_text=True)
+    (path,) = run.run(asked, [base], Silent())
+    ((role, text),) = seen[0].messages
+    assert role == "" and text.endswith("\nSvar:")
+    assert text.startswith("Spørsmål: Hva er 0 + 1?\nSvar så kort du kan.\nSvar: 1\n\nSpørsmål: ")
+    assert seen[0].stop == ("\n\nSpørsmål",)
+    assert records.words(tables.read(path), "prompt")[-1] == text
+
+
+def test_other_rules_are_another_run(quiz, tmp_path, monkeypatch):
+    answers = Answerer("A", None, lambda item: "7")
+    (first,) = run.run(request("mixeval", tmp_path, data=quiz), [answers], Silent())
+    get = run.speeches.get
+    monkeypatch.setattr(run.speeches, "get", lambda code: replace(get(code), tail=("nå",)))
+    (second,) = run.run(request("mixeval", tmp_path, data=quiz), [answers], Silent())
+    assert second != first
 
 
 def test_nothing_to_ask(exam, tmp_path):

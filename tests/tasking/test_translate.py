@@ -41,7 +41,10 @@ def last(text):
 
 def run(tmp_path, reply, rows=ROWS, **more):
     (tmp_path / "task.json").write_text(json.dumps(rows))
-    with chat_server(reply) as url, Client(url, "m", timeout_s=10, retries=0) as chat:
+    with (
+        chat_server(reply) as url,
+        Client(url, more.get("model", "m"), timeout_s=10, retries=0) as chat,
+    ):
         return translate.translate(
             definition.get("mixeval"), "en", "nb", tmp_path / "task.json", tmp_path / "out",
             more.get("limit"), chat, Silent(),
@@ -96,8 +99,13 @@ def test_a_server_that_fails_is_asked_again(tmp_path):
 
     def reply(text):
         asked.append(last(text))
-        return WORDS[last(text)]
+        return 500 if last(text) == "the cow" and model == "another" else WORDS[last(text)]
 
+    model = "another"
+    assert run(tmp_path, reply, model=model).n_failed == 1
+    assert len(asked) == len(WORDS)  # it translates everything itself
+    asked.clear()
+    model = "m"
     assert run(tmp_path, reply).n_failed == 0
     assert asked == ["the cow"]
     other = tmp_path / "other"
