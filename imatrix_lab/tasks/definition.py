@@ -32,7 +32,7 @@ _FILE: toml.Keys = {
 _SOURCE: toml.Keys = {
     "hub": (str, False), "revision": (str, False), "config": (str, False), "splits": (list, False),
     "files": (list, False), "columns": (list, False), "beside": (str, False), "get": (str, False),
-    "drop": (list, False),
+    "drop": (list, False), "data_files": (str, False),
 }  # fmt: skip
 _FIELDS: toml.Keys = {
     "id": (str, False), "part": (str, False), "context": (str, False), "question": (str, True),
@@ -55,6 +55,7 @@ class Source:
     revision : commit; else the newest is looked up and recorded, and the task is not pinned.
     config, files : templates with ``{language}``, the benchmark's own code of it.
     splits : of the Hub repository.
+    data_files : files in that repository, a pattern with ``{language}``, in place of `config`.
     files : in a local folder; one table each, or the lines of a text each (``column=file``).
     columns : names, for tables without a header.
     beside : the code of the language whose rows are ``{beside.…}``, joined by place.
@@ -70,6 +71,7 @@ class Source:
     beside: str = ""
     get: str = ""
     drop: tuple[str, ...] = ()
+    data_files: str = ""
 
     def is_pinned(self) -> bool:
         """Whether the revision is a commit, which never changes."""

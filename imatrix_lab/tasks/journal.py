@@ -29,7 +29,7 @@ class Journal:
 
     def _lines(self) -> list[str]:
         try:
-            return self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            return self._path.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return []
 

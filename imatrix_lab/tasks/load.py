@@ -7,13 +7,15 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
+from imatrix_lab.hub_transfer import TIMEOUT_S, ask, endpoint, need_network
 from imatrix_lab.store import sha256_file
 from imatrix_lab.tasks import toml
-from imatrix_lab.tasks.definition import Definition
+from imatrix_lab.tasks.definition import Definition, Source
 
 Row = dict[str, Any]
 FILE_BYTES_MAX = 2 << 30
@@ -121,43 +123,60 @@ def own_code(definition: Definition, language: str) -> str:
 
 
 def _from_hub(definition: Definition, code: str) -> Rows:
-    import datasets
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     source = definition.source
-    where = f"https://huggingface.co/datasets/{source.hub}"
-    config = source.config.replace("{language}", code) or None
+    repo = f"datasets/{source.hub}"
+    need_network()
+
+    def commit() -> str:
+        from huggingface_hub import HfApi
+
+        revision = source.revision or None
+        api = HfApi(endpoint=endpoint())
+        return str(api.dataset_info(source.hub, revision=revision, timeout=TIMEOUT_S).sha)
+
+    revision = source.revision
+    if not source.is_pinned():
+        revision = ask(repo, revision or "main", commit)
+    parts = [
+        ask(repo, revision, partial(_split, source, code, split, revision))
+        for split in source.splits
+    ]
+    return Rows(tuple(row for part in parts for row in part), {source.hub: revision})
+
+
+def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
+    """Return the rows of a split at a commit.
+
+    Raises
+    ------
+    FetchFailed : the repository has no such configuration, split or file, or damaged ones.
+    """
+    import datasets
+    import pyarrow
+
     datasets.disable_progress_bars()
+    files = source.data_files.replace("{language}", code)
+    config = None if files else source.config.replace("{language}", code) or None
     try:
-        revision = source.revision
-        if not source.is_pinned():
-            revision = str(HfApi().dataset_info(source.hub, revision=revision or None).sha)
-        found: list[Row] = []
-        for split in source.splits:
-            part = datasets.load_dataset(source.hub, config, split=split, revision=revision)
-            found += map(_plain, part.to_list())
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        gated = status in (401, 403)
-        raise FetchFailed(
-            f"the Hub does not give {source.hub}: {str(error).splitlines()[0]}",
-            where=where,
-            fix=f"accept its terms at {where}, then: hf auth login" if gated else "try again",
-        ) from error
-    except (OSError, ValueError, HFValidationError, datasets.exceptions.DatasetsError) as error:
+        found = datasets.load_dataset(
+            source.hub, config, split=split, revision=revision,
+            data_files={split: files} if files else None,
+        )  # fmt: skip
+        return [_plain(row) for row in found.to_list()]
+    except (ValueError, FileNotFoundError, pyarrow.ArrowException,
+            datasets.exceptions.DatasetsError) as error:  # fmt: skip
         raise FetchFailed(
             f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}",
-            where=where,
+            where=f"https://huggingface.co/datasets/{source.hub}",
             fix="check the network and the definition; or --data with the files of the benchmark",
-        ) from error
-    return Rows(tuple(found), {source.hub: revision})
+        ) from None
 
 
 def _local(data: Path) -> Callable[[Definition, str], Rows]:
     def read(definition: Definition, code: str) -> Rows:
         if data.is_file():
-            return Rows(tuple(_table(data, definition)), {data.name: sha256_file(data)})
+            origin = {data.name: sha256_file(data), **_provenance(data)}
+            return Rows(tuple(_table(data, definition)), origin)
         names = [name.replace("{language}", code) for name in definition.source.files]
         if not names:
             raise UsageError(
@@ -178,9 +197,22 @@ def _local(data: Path) -> Callable[[Definition, str], Rows]:
     return read
 
 
+def _provenance(data: Path) -> dict[str, str]:
+    """Return what the manifest beside a file says of its making, where a model translated it."""
+    path = data.with_suffix(".manifest.json")
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(_decoded(path))
+        by = f"{told['model']}, from {told['from']}, origin {told['origin']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadText("not the manifest of a translation", where=path, fix="remove it") from error
+    return {"machine_translated": by}
+
+
 def _beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
     """Yield rows of texts whose lines belong together."""
-    texts = [_decoded(path).splitlines() for path in paths]
+    texts = [_lines(_decoded(path)) for path in paths]
     if len({len(text) for text in texts}) > 1:
         counts = ", ".join(f"{p.name} {len(t)}" for p, t in zip(paths, texts, strict=True))
         raise BadText(f"these files have different numbers of lines: {counts}", where=paths[0])
@@ -238,7 +270,7 @@ def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     is_tsv = path.suffix.lower() == ".tsv"
     quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if is_tsv else {}
     mark = "\t" if is_tsv else ","
-    head = next(csv.reader(_decoded(path).splitlines(), delimiter=mark, **quoting), [])
+    head = next(csv.reader(_lines(_decoded(path)), delimiter=mark, **quoting), [])
     names = list(columns or head)
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {"sep": mark, "names": names, "header": None if columns else 0, "features": features,
@@ -256,6 +288,11 @@ def _json(path: Path) -> list[Row]:
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
         raise BadText(f"{path.name} is no list of objects, and no object of them", where=path)
     return [_plain(row) for row in raw]
+
+
+def _lines(text: str) -> list[str]:
+    """Return lines of a file; U+2028 and its like end none."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def _decoded(path: Path) -> str:

@@ -93,7 +93,7 @@ def _mixeval(item: Item, answer: str, speech: Speech) -> Outcome:
 
 def _number(item: Item, answer: str, speech: Speech) -> Outcome:
     found = numbers.answer(answer, speech.letter, speech.decimal, speech.groups)
-    golds = [numbers.value(gold, speech.decimal, speech.groups) for gold in item.golds]
+    golds = [numbers.value(gold) for gold in item.golds]  # 1,000.5 in every language's file
     right = found is not None and found in golds
     said = "" if found is None else f"{found:g}"
     return Outcome(item.id, float(right), said, gold_of(item), found is not None, answer)

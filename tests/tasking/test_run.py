@@ -14,6 +14,7 @@ from imatrix_lab.progress import Silent
 from imatrix_lab.records import TaskRequest
 from imatrix_lab.tasking import run, show
 from imatrix_lab.tasks import definition, records
+from imatrix_lab.tasks.journal import Journal
 from tests.tasking.fakes import Answerer
 
 N = 40
@@ -239,9 +240,10 @@ def test_free_form_with_text(quiz, tmp_path):
 
 
 def test_translations_have_corpus_scores(tmp_path):
+    (tmp_path / "NTREX-128").mkdir()
     for name, lines in (("src.eng", "The dog sleeps here.\nA cat walks in the rain.\n"),
                         ("ref.nob", "Hunden sover her nå.\nEn katt går i regnet.\n")):  # fmt: skip
-        (tmp_path / f"newstest2019-{name}.txt").write_text(lines)
+        (tmp_path / f"NTREX-128/newstest2019-{name}.txt").write_text(lines)
     (tmp_path / "DOCUMENT_IDS.tsv").write_text("a\nb\n")
     answers = Answerer("A", None, lambda item: "Hunden sover her nå." if "dog" in str(item) else "")
     paths = run.run(request("ntrex", tmp_path, data=tmp_path), [answers], Silent())
@@ -260,6 +262,13 @@ def test_languages_that_a_task_lacks_are_left_out(tmp_path):
     assert talk.said == ["note: mixeval has no 'nb': left out"]
     with pytest.raises(UsageError, match="mixeval has no 'nb'"):
         run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
+
+
+def test_separators_of_lines_are_kept_in_answers(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as add:
+        add({"id": "1", "output": "a\u2028b\u2029c\x85d"})
+    assert Journal(path).found["1"]["output"] == "a\u2028b\u2029c\x85d"
 
 
 def test_variants_that_cannot_be(exam, tmp_path):

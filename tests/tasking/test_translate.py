@@ -72,6 +72,7 @@ def test_a_task_in_its_own_schema(tmp_path):
     assert manifest["model"] == "m"
     task = definition.get("mixeval")
     rows = load.rows(task, "nb", found.items).rows
+    assert "m, from en" in load.rows(task, "nb", found.items).origin["machine_translated"]
     assert len(items.make(rows, task, "nb", speech.get("nb")).items) == 3
 
 

@@ -134,8 +134,8 @@ MADE: dict[str, Made] = {
     ),
     "ntrex": Made("nb", "", (), ("Hunden sover.", "Katten går."), (), "The dog sleeps."),
     "language-confusion": Made(
-        "nb", "nb.csv",
-        ({"prompt": 'Skriv «hei», og\n"si" mer.', "language": "nb", "task": "okapi"},),
-        (), (), 'Skriv «hei», og\n"si" mer.',
+        "de", "de.csv",
+        ({"prompt": 'Schreib «hi», und\n"sag" mehr.', "language": "de", "task": "okapi"},),
+        (), (), 'Schreib «hi», und\n"sag" mehr.',
     ),
 }  # fmt: skip

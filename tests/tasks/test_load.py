@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab.errors import BadText, UsageError
+from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.tasks import definition, items, load, prompt, speech
-from tests.fakes.dataset_hub import DatasetHub
+from tests.fakes.hub_server import HubServer
 from tests.tasks.schemas import MADE
 
 
@@ -37,8 +37,10 @@ def write(path, rows):
 def local(folder, name):
     made = MADE[name]
     if name == "ntrex":
-        for file, lines in (("newstest2019-src.eng.txt", "The dog sleeps.\nThe cat walks.\n"),
-                            ("newstest2019-ref.nob.txt", "Hunden sover.\nKatten går.\n"),
+        (folder / "NTREX-128").mkdir()
+        text = "NTREX-128/newstest2019-"
+        for file, lines in ((f"{text}src.eng.txt", "The dog sleeps.\nThe cat walks.\n"),
+                            (f"{text}ref.nob.txt", "Hunden sover.\nKatten går.\n"),
                             ("DOCUMENT_IDS.tsv", "a.1\na.1\n")):  # fmt: skip
             (folder / file).write_text(lines, encoding="utf-8")
         return folder
@@ -204,7 +206,16 @@ def test_from_the_hub(tmp_path):
     content = write(tmp_path / "x.jsonl", MADE["belebele"].rows).read_bytes()
     files = {"README.md": CARD.encode(), "data/nob_Latn.jsonl": content}
     text = (definition.folders()[0] / "belebele.toml").read_text(encoding="utf-8")
-    with DatasetHub({"facebook/belebele": {"main": files}}) as hub:
+    import datasets
+
+    table = datasets.Dataset.from_list([{"question": "5 + 6?", "answer_number": 11}] * 250)
+    table.to_parquet(str(tmp_path / "0.parquet"))
+    made = {
+        f"{code}/test/0000.parquet": (tmp_path / "0.parquet").read_bytes() for code in ("de", "en")
+    }
+    repos = {"facebook/belebele": {"main": files},
+             "juletxara/mgsm": {"refs/convert/parquet": made}}  # fmt: skip
+    with HubServer(repos) as hub:
         commit = hub.commit("facebook/belebele")
         pinned = text.replace("75b399394a9803252cfec289d103de462763db7c", commit)
         pinned = pinned.replace("items = 900", "items = 2")
@@ -225,6 +236,7 @@ def test_from_the_hub(tmp_path):
             "for name in ('pinned', 'newest'):\n"
             "    found = load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), 'nb')\n"
             "    print(json.dumps([found.rows, dict(found.origin)]))\n"
+            "print(load.rows(definition.get('mgsm'), 'de').rows[-1])\n"
             "for name, lang in (('gone', 'nb'), ('pinned', 'en'), ('other', 'nb')):\n"
             "    try: load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), lang)\n"
             "    except (BadText, FetchFailed) as error: print(error.what)\n"
@@ -237,14 +249,34 @@ def test_from_the_hub(tmp_path):
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert not done.returncode, done.stderr
-    pinned_rows, newest, gone_error, config_error, count_error = done.stdout.splitlines()
+    pinned_rows, newest, converted, gone_error, config_error, count_error = done.stdout.splitlines()
     assert pinned_rows == newest
     rows, origin = json.loads(pinned_rows)
     assert tuple(rows) == MADE["belebele"].rows
     assert origin == {"facebook/belebele": commit}
+    assert converted == "{'question': '5 + 6?', 'answer_number': 11}"
     assert "doesn't exist" in gone_error
     assert "eng_Latn" in config_error
     assert "has 2 rows, and not 3" in count_error
+
+
+def test_offline_is_an_error_with_a_way_out(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE is set"):
+        load.rows(definition.get("belebele"), "nb")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(FetchFailed, match="cannot be reached"):
+        load.rows(definition.get("mixeval"), "en")
+
+
+def test_a_separator_of_lines_in_a_line_ends_none(tmp_path):
+    folder = local(tmp_path, "ntrex")
+    (folder / "NTREX-128/newstest2019-ref.nob.txt").write_text(
+        "Hunden\u2028sover.\r\nKatten\x85går.\r\n", encoding="utf-8", newline=""
+    )
+    found = load.rows(definition.get("ntrex"), "nb", folder).rows
+    assert [row["reference"] for row in found] == ["Hunden\u2028sover.", "Katten\x85går."]
 
 
 def test_hostile_text(tmp_path):

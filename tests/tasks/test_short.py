@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imatrix_lab.tasks import numbers, short, speech
+from imatrix_lab.records import Generated
+from imatrix_lab.tasks import numbers, score, short, speech
+from imatrix_lab.tasks.items import Item
 
 SPEECH = {code: speech.get(code) for code in ("en", "nb", "ja")}
 
@@ -83,3 +85,9 @@ def test_written_numbers_are_read_back(number):
     assert numbers.value(f"{number:,}") == number
     assert numbers.value(f"{number:,}".replace(",", "."), ",", ". ") == number
     assert number in numbers.find(f"a {number:,} b")
+
+
+def test_golds_of_numbers_are_written_alike_in_every_language():
+    item = Item("1", "de", "", "", "?", (), ("1,000.5",), None, "", {})
+    found = Generated("1", "Die Antwort ist 1.000,5", 9, "eos")
+    assert score.of_text(item, found, "number", speech.get("de")).score == 1
