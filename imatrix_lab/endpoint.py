@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from imatrix_lab import llamacpp, proc
-from imatrix_lab.errors import ToolFailed, UsageError
+from imatrix_lab.errors import FetchFailed, ToolFailed, UsageError
 from imatrix_lab.records import Generated, GenerateItem
 from imatrix_lab.toolchain import Toolchain
 
@@ -32,17 +32,26 @@ if TYPE_CHECKING:
 ANSWER_BYTES_MAX = 16 << 20
 WAIT_FIRST_S, WAIT_MAX_S = 0.5, 60.0
 START_LIMIT_S = 600.0
+HOPELESS_MAX = 8
+"""So many items in a row that fail as every other will end the run."""
+_TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
 _TRY_AGAIN = {408, 409, 425, 429}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 
 class _Failed(Exception):
-    """A request that failed; `again` if it may succeed later, `wait_s` if it was said when."""
+    """A request that failed.
 
-    def __init__(self, why: str, again: bool = True, wait_s: float = 0.0):
+    Attributes
+    ----------
+    again : it may succeed later; `wait_s` if it was said when.
+    hopeless : so will every other item: no connection, or no permission.
+    """
+
+    def __init__(self, why: str, again: bool = True, wait_s: float = 0.0, hopeless: bool = False):
         super().__init__(why)
-        self.why, self.again, self.wait_s = why, again, wait_s
+        self.why, self.again, self.wait_s, self.hopeless = why, again, wait_s, hopeless
 
 
 class Client:
@@ -63,6 +72,7 @@ class Client:
     Raises
     ------
     UsageError : the address is not http or https.
+    FetchFailed : later, when `HOPELESS_MAX` requests in a row find nobody, or no permission.
     """
 
     def __init__(
@@ -83,6 +93,7 @@ class Client:
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.host = parts.netloc.rpartition("@")[2]
         self.model, self._retries, self._timeout_s = model, retries, timeout_s
+        self._hopeless = 0
         self._closed = threading.Event()
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -121,7 +132,9 @@ class Client:
             body["prompt"] = "\n\n".join(content for _, content in messages)
         for attempt in range(self._retries + 1):
             try:
-                return _answer(self._post(path, body), bool(stop))
+                found = _answer(self._post(path, body), bool(stop))
+                self._hopeless = 0
+                return found
             except _Failed as failed:
                 error = failed
             if not error.again or attempt == self._retries:
@@ -129,6 +142,12 @@ class Client:
             back_off_s = min(WAIT_FIRST_S * 2**attempt, WAIT_MAX_S) * random.uniform(0.5, 1.5)
             if self._closed.wait(min(error.wait_s, WAIT_MAX_S) or back_off_s):
                 break
+        self._hopeless = self._hopeless + 1 if error.hopeless else 0
+        if self._hopeless >= HOPELESS_MAX:
+            raise FetchFailed(
+                f"{self._hopeless} requests in a row failed: {error.why}", where=self.url,
+                fix="check the address and the key, then run again: what is answered is kept",
+            )  # fmt: skip
         tries = f" ({attempt + 1} attempts)" if attempt else ""
         return Generated("", "", 0, "", error.why + tries)
 
@@ -217,6 +236,8 @@ class Client:
                         raise _Failed(f"no whole answer within {self._timeout_s:g} s")
         except httpx2.TimeoutException as error:
             raise _Failed(f"no answer within {self._timeout_s:g} s") from error
+        except httpx2.ConnectError as error:
+            raise _Failed(f"{type(error).__name__}: {error}", hopeless=True) from error
         except (httpx2.HTTPError, RuntimeError) as error:  # the latter: closed meanwhile
             raise _Failed(f"{type(error).__name__}: {error}") from error
         if response.status_code != 200:
@@ -233,13 +254,16 @@ class Client:
 def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
     """Return what an error status means."""
     status = response.status_code
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        error = json.loads(raw)["error"]
-        if error["type"] == "exceed_context_size_error":
-            return _Failed(f"prompt longer than the context: {error['message']}", again=False)
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads(raw)
+        error = found.get("error", found)  # older vLLM has no such level
+        told = {error.get("type"), error.get("code")}
+        if told & _TOO_LONG or "maximum context length" in str(error.get("message")):
+            return _Failed(f"prompt longer than the context: {error.get('message')}", again=False)
     again = status in _TRY_AGAIN or status >= 500
     why = f"status {status} {response.reason_phrase}: {_shown(raw)}"
-    return _Failed(why, again, retry_after_s(response.headers.get("retry-after", "")))
+    wait_s = retry_after_s(response.headers.get("retry-after", ""))
+    return _Failed(why, again, wait_s, hopeless=status in (401, 403))
 
 
 def retry_after_s(value: str) -> float:
@@ -268,6 +292,8 @@ def _answer(found: dict[str, Any], has_stop: bool) -> Generated:
         n_tokens = (found.get("usage") or {}).get("completion_tokens", 0)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _Failed(f"the answer has no choice: {_shown(json.dumps(found).encode())}") from error
+    if text is None:  # a refusal, or thoughts alone: greedy, it would be the same again
+        raise _Failed("the answer has no text", again=False)
     if not isinstance(text, str) or not isinstance(n_tokens, int):
         raise _Failed("the answer has no text")
     if finish not in {"stop", "length"}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 from imatrix_lab import endpoint
 from imatrix_lab.endpoint import Client
-from imatrix_lab.errors import ToolFailed, UsageError
+from imatrix_lab.errors import FetchFailed, ToolFailed, UsageError
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import Generated, GenerateItem
 from imatrix_lab.score import generate
@@ -91,7 +92,6 @@ BAD = {
     "empty choices": Reply(b'{"choices": []}'),
     "choices of nothing": Reply(b'{"choices": [null]}'),
     "choices by name": Reply(b'{"choices": {"a": 1}}'),
-    "no text": Reply(b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}'),
     "text that is none": Reply(b'{"choices": [{"text": 7, "finish_reason": "stop"}]}'),
     "usage that is none": Reply(good().body.replace(b'"completion_tokens": 3', b'"a": 1, "b": "')),
     "a truncated answer": Reply(good().body, length=10_000),
@@ -129,6 +129,36 @@ def test_what_will_not_get_better_is_not_tried_again(status):
     with serve(Reply(b'{"error": {"message": "no", "type": "x"}}', status)) as server:
         assert ask(server).error.startswith(f"status {status} ")
         assert len(server.bodies) == 1
+
+
+def test_an_answer_without_text_is_not_asked_again():
+    null = Reply(b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}')
+    with serve(null) as server:
+        assert ask(server).error == "the answer has no text"
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "context_length_exceeded", "message": "too long"},
+        {"type": "BadRequestError", "message": "This model's maximum context length is 8 tokens"},
+        None,
+    ],
+    ids=["OpenAI", "vLLM", "older vLLM"],
+)
+def test_prompts_that_are_too_long_for_other_servers(error):
+    body = {"error": error} if error else {"message": "the maximum context length is 8 tokens"}
+    with serve(Reply(json.dumps(body).encode(), 400)) as server:
+        assert ask(server).error.startswith("prompt longer than the context: ")
+
+
+def test_a_refused_key_ends_the_run():
+    items = [GenerateItem(str(i), (("user", "x"),), 3) for i in range(99)]
+    with serve(Reply(b"no", 401)) as server, Client(server.url, retries=0) as client:
+        with pytest.raises(FetchFailed, match="8 requests in a row failed: status 401"):
+            list(client.generate(items, 1))
+        assert len(server.bodies) == 8
 
 
 def test_a_content_filter_is_no_answer():

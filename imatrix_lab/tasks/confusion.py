@@ -12,11 +12,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import regex
+
 from imatrix_lab.tasks import speech as speeches
 from imatrix_lab.tasks.speech import Speech
 
 LETTERS_MIN = 12
 """Shorter lines («Ja!», «1.») say nothing of their language, unless the answer has no other."""
+_LATIN = regex.compile(r"\p{Latin}")
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
 _WIDE = 3
 """A Han or kana character says as much as so many letters."""
 
@@ -27,7 +31,8 @@ class Share:
 
     Attributes
     ----------
-    lines, words : shares; words are those of whole lines.
+    lines, words : shares. Words are those of lines in the language; where it has another script,
+        without those in Latin script.
     n_lines : how many were long enough to tell.
     """
 
@@ -48,9 +53,15 @@ def share(answer: str, speech: Speech) -> Share | None:
     if not judged:
         return None
     inside = [is_in(line, speech) for line in judged]
-    sizes = [_n_words(line) for line in judged]
-    right = sum(size for size, good in zip(sizes, inside, strict=True) if good)
-    return Share(sum(inside) / len(inside), right / sum(sizes), len(judged))
+    words = [_words(line) for line in judged]
+    latin_is_outside = not _LATIN.search("".join(speech.words.values()))
+    right = sum(
+        not (latin_is_outside and _LATIN.search(word))
+        for line, good in zip(words, inside, strict=True)
+        for word in line
+        if good
+    )
+    return Share(sum(inside) / len(inside), right / sum(map(len, words)), len(judged))
 
 
 def is_in(line: str, speech: Speech) -> bool:
@@ -87,7 +98,11 @@ def _weight(line: str) -> int:
     return sum(_WIDE if c >= "\u2e80" else 1 for c in line if c.isalpha())
 
 
-def _n_words(line: str) -> int:
-    """Return the number of words; of characters in scripts that do not separate them."""
-    words = re.findall(r"[^\W\d_]+", line)
-    return sum(len(word) if word[0] >= "\u2e80" else 1 for word in words) or 1
+def _words(line: str) -> list[str]:
+    """Return what stands between spaces and has a letter; characters in scripts without spaces."""
+    found: list[str] = []
+    for run in line.split():
+        rest = _UNSPACED.sub("", run)
+        found += _UNSPACED.findall(run)
+        found += [rest] if any(c.isalpha() for c in rest) else []
+    return found

@@ -34,6 +34,16 @@ def test_shares_of_lines_and_words():
     assert found.words == pytest.approx(24 / 38)
 
 
+def test_words_in_latin_script_are_outside_of_other_scripts():
+    line = "ഇത് കേരളത്തിലെ ഒരു വലിയ city center ആണ്"
+    found = confusion.share(line, speech.get("ml"))
+    assert found is not None
+    assert (found.lines, found.words) == (1, pytest.approx(5 / 7))  # vowel signs split no word
+    found = confusion.share("我不知道这是什么，但它来自那个 city。", speech.get("zh"))
+    assert found is not None
+    assert found.words == pytest.approx(14 / 15)
+
+
 def test_short_answers_and_none():
     assert confusion.share("", speech.get("nb")) is None
     assert confusion.share("42 …\n!", speech.get("nb")) is None
