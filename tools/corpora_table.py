@@ -68,8 +68,8 @@ def summary() -> str:
     enough = [code for code, n in there.items() if n >= TOKENS_DEFAULT]
     short = sorted(there.keys() - set(enough), key=lambda code: -there[code])
     return (
-        f"{len(enough)} languages have {TOKENS_DEFAULT:,} tokens or more to calibrate on without the"
-        f" Hub: {' '.join(enough)}. The others have less:"
+        f"{len(enough)} languages have {TOKENS_DEFAULT:,} tokens or more to calibrate on without"
+        f" the Hub: {' '.join(enough)}. The others have less:"
         f" {', '.join(f'{code} {there[code]:,}' for code in short)}.\n"
     )
 
