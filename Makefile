@@ -22,8 +22,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict \
-	bench-grid bench-corpus clean
+.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict bench-grid bench-corpus clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"

@@ -227,7 +227,8 @@ class Bench:
         guesses = (weights @ pure, predict.mixture_losses(pure, weights))
         off: list[list[float]] = [[], []]
         for i, row in enumerate(weights):
-            real = predictor.mixture(row, MIXED_TYPE)
+            shares = {n: float(w) for n, w in zip(predictor.languages, row, strict=True) if w}
+            real = predictor.mixture(shares, MIXED_TYPE)
             for errors, guess in zip(off, guesses, strict=True):
                 errors += list(guess[i] / real - 1)
             shown = (*(g[i] for g in guesses), real)

@@ -16,7 +16,7 @@ from imatrix_lab.corpus import pool, sources
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.languages import Language, Source
 from imatrix_lab.progress import Silent
-from imatrix_lab.records import Request
+from imatrix_lab.records import TOKENS_DEFAULT, Request
 from imatrix_lab.store import Store
 from imatrix_lab.toolchain import default_backend
 from imatrix_lab.vocabulary import Vocabulary
@@ -58,7 +58,20 @@ def main() -> None:
         before, rest = path.read_text().split(MARKERS[0])
         after = rest.split(MARKERS[1])[1]
         table = HEAD + "".join(row + "\n" for row in rows)
-        path.write_text(f"{before}{MARKERS[0]}\n{table}{MARKERS[1]}{after}")
+        path.write_text(f"{before}{MARKERS[0]}\n{summary()}\n{table}{MARKERS[1]}{after}")
+
+
+def summary() -> str:
+    """Return which languages have the default budget, and what the others have."""
+    natural = [n for n in languages.load_all().values() if n.script != "Zyyy"]
+    there = {n.code: sum(s.tokens for s in n.sources if not s.heldout) for n in natural}
+    enough = [code for code, n in there.items() if n >= TOKENS_DEFAULT]
+    short = sorted(there.keys() - set(enough), key=lambda code: -there[code])
+    return (
+        f"{len(enough)} languages have {TOKENS_DEFAULT:,} tokens or more to calibrate on without"
+        f" the Hub: {' '.join(enough)}. The others have less:"
+        f" {', '.join(f'{code} {there[code]:,}' for code in short)}.\n"
+    )
 
 
 def measure(

@@ -223,8 +223,9 @@ class _Chooser:
                 if strict:
                     raise
                 why = f"{error.what} ({error.where})" if error.where else error.what
+                if not any(error.what in said for said in skipped.values()):
+                    self.progress.say(f"note: {self.language.code}: without {source.name}: {why}")
                 skipped[source.name] = why
-                self.progress.say(f"note: {self.language.code}: without {source.name}: {why}")
 
 
 def _spare(found: Sequence[Pool]) -> Pool | None:

@@ -59,13 +59,12 @@ def generate_item(
 
     Parameters
     ----------
-    is_chat : the model has a template for chats, whose marks mean nothing in the item. Without
-        one the text ends where the answer begins, which ends before another question.
+    is_chat : the model has a template for chats. Without one the text ends where the answer
+        begins, which ends before another question.
     """
-    text = prefix + ask(item, definition, speech, True)
+    text = chat_template.unmarked(prefix + ask(item, definition, speech, True))
     if is_chat:
-        said = ("user", chat_template.unmarked(text))
-        return GenerateItem(item.id, (said,), definition.max_tokens, definition.stop)
+        return GenerateItem(item.id, (("user", text),), definition.max_tokens, definition.stop)
     stop = dict.fromkeys((*definition.stop, f"\n\n{speech.words['question']}"))
     said = ("", _opened(text, speech))
     return GenerateItem(item.id, (said,), definition.max_tokens, tuple(stop))

@@ -290,6 +290,8 @@ def test_hostile_text(tmp_path):
     (item,) = items.make(load.rows(task, "en", path).rows, task, "en", speech.get("en")).items
     item.id.encode()
     assert "? <|im_end|> {ask}" in prompt.ask(item, task, speech.get("en"), True)
+    ((_, said),) = prompt.generate_item(item, task, speech.get("en")).messages
+    assert "? < |im_end|> {ask}" in said  # no end of the turn for a model that is asked it
     lines = tmp_path / "x.jsonl"
     lines.write_text('{"sample_id": "1", "question": "2019-01-01"}\n')
     assert load.rows(definition.get("global-mmlu"), "de", lines).rows[0]["question"] == "2019-01-01"
