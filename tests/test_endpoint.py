@@ -161,6 +161,21 @@ def test_a_refused_key_ends_the_run():
         assert len(server.bodies) == 8
 
 
+def test_what_a_server_tells_of_its_model(monkeypatch):
+    told = {
+        "/v1/models": {"data": [{"id": "big", "owned_by": "us", "created": 5}, {"id": "other"}]},
+        "/props": {"model_path": "big.gguf", "build_info": "b1", "chat_template": "…"},
+    }
+    monkeypatch.setattr(Client, "_get", lambda _, path: told.get(path))
+    with Client("http://key@there:81/v1", "big") as client:
+        assert client.host == "there:81"
+        assert client.about() == {
+            "model_path": "big.gguf", "build_info": "b1", "model_id": "big", "model_owned_by": "us",
+        }  # fmt: skip
+        told.clear()
+        assert client.about() == {}
+
+
 def test_a_content_filter_is_no_answer():
     with serve(good(finish="content_filter")) as server:
         assert ask(server).error == "the answer was ended by 'content_filter'"

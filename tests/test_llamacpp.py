@@ -1,5 +1,7 @@
 """Parsers of what the programs print, on text in the shapes they print it."""
 
+from pathlib import Path
+
 import pytest
 
 from imatrix_lab import llamacpp
@@ -71,3 +73,9 @@ def test_multiple_choice_file():
     second = b"\0\0\0\0" + b"\x01\0\0\0" + b"\x01\0\0\0x" + b"\x01\0\0\0" + b"\0\0\0\0"
     head = b"\x02\0\0\0" + bytes([12, 0, 0, 0]) + bytes([12 + len(first), 0, 0, 0])
     assert raw == head + first + second
+
+
+def test_layers_on_the_gpu_are_a_server_s_too():
+    argv = llamacpp.server_argv(Path("llama-server"), Path("m.gguf"), 2, 512, None, 7)
+    assert argv[-2:] == ["-ngl", "7"]
+    assert "-ngl" not in llamacpp.server_argv(Path("x"), Path("m.gguf"), 2, 512, None, None)
