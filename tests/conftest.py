@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from imatrix_lab.store import Store
 from imatrix_lab.toolchain import Toolchain, find
 from imatrix_lab.vocabulary import Vocabulary
 from tests import tiny_model
+
+# A shell that starts us in the background ignores Ctrl-C, and so would all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_ROOT = store.default_root()
 """The user's store, read before any test is moved out of it."""

@@ -18,7 +18,7 @@ COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
 
 def tune(tiny, out, *extra):
     return [
-        COMMAND, "tune", "nb", "--model", str(tiny), "--tokens", "4096", "--ctx", "128",
+        COMMAND, "tune", "et", "--model", str(tiny), "--tokens", "4096", "--ctx", "128",
         "--threads", "1", "--type", "Q4_K_M Q3_K_S", "--out", str(out), *extra,
     ]  # fmt: skip
 
@@ -47,15 +47,15 @@ def test_files_manifest_and_card(calm):
     folder, _, run, _ = calm
     out = folder / "out"
     names = {p.name for p in out.iterdir()}
-    quants = {"tiny-nb-Q4_K_M.gguf", "tiny-nb-Q3_K_S.gguf"}
-    assert quants | {"tiny-nb.imatrix.gguf", "manifest.json", "README.md"} <= names
+    quants = {"tiny-et-Q4_K_M.gguf", "tiny-et-Q3_K_S.gguf"}
+    assert quants | {"tiny-et.imatrix.gguf", "manifest.json", "README.md"} <= names
     entries = json.loads((out / "manifest.json").read_text())["files"]
     for name in quants:
         assert entries[name]["sha256"] == sha256_file(out / name)
-        assert entries[name]["language"] == "nb" and entries[name]["fallback"] == []
+        assert entries[name]["language"] == "et" and entries[name]["fallback"] == []
         assert name in run.stdout
         found = read_header(out / name).metadata
-        assert found["imatrix_lab.language"] == "nb"
+        assert found["imatrix_lab.language"] == "et"
         assert found["imatrix_lab.corpus.sha256"] == entries[name]["corpus_sha256"]
     for text in ((out / "manifest.json").read_text(), (out / "README.md").read_text()):
         assert str(folder) not in text and str(Path.home()) not in text
@@ -65,9 +65,9 @@ def test_the_card_is_one_that_the_hub_reads(calm):
     from huggingface_hub import ModelCard
 
     card = ModelCard((calm[0] / "out" / "README.md").read_text())
-    assert card.data.language == ["nb"] and card.data.license == "cc0-1.0"
+    assert card.data.language == ["et"] and card.data.license == "cc0-1.0"
     assert card.data.to_dict()["quantized_by"] == ""
-    assert "tiny-nb-Q4_K_M.gguf" in card.text and "make quant LANG=nb" in card.text
+    assert "tiny-et-Q4_K_M.gguf" in card.text and "make quant LANG=et" in card.text
 
 
 def test_a_second_run_does_nothing_again(calm, tiny):
@@ -84,7 +84,7 @@ def test_a_second_run_does_nothing_again(calm, tiny):
 
 def test_a_deleted_or_changed_output_is_put_back(calm, tiny):
     folder, env, _, _ = calm
-    target = folder / "out" / "tiny-nb-Q4_K_M.gguf"
+    target = folder / "out" / "tiny-et-Q4_K_M.gguf"
     digest = sha256_file(target)
     target.unlink()
     target.write_bytes(b"something else")
@@ -115,7 +115,7 @@ def test_a_rerun_says_what_changed(calm, tiny):
     folder, env, _, _ = calm
     argv = [w if w != "4096" else "2048" for w in tune(tiny, folder / "other")]
     run = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
-    assert "re-running imatrix tiny-nb: changed: corpus_sha256, n_windows" in run.stderr
+    assert "re-running imatrix tiny-et: changed: corpus_sha256, n_windows" in run.stderr
 
 
 def test_another_type_reuses_all_the_rest(calm, tiny):
@@ -124,7 +124,7 @@ def test_another_type_reuses_all_the_rest(calm, tiny):
     run = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     assert "quantize Q5_K_S" in run.stderr and "re-running" not in run.stderr
     entries = json.loads((folder / "out" / "manifest.json").read_text())["files"]
-    assert "tiny-nb-Q5_K_S.gguf" in entries and "tiny-nb-Q4_K_M.gguf" in entries
+    assert "tiny-et-Q5_K_S.gguf" in entries and "tiny-et-Q4_K_M.gguf" in entries
 
 
 def test_killed_at_any_moment_then_whole(calm, tiny, tools, tmp_path, subprocess_env):
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_the_programs_and_the_next_run_goes_on(tiny, tools, tmp_path
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("imatrix nb"):
+        if line.startswith("imatrix et"):
             break
     time.sleep(2)
     process.send_signal(signal.SIGINT)
@@ -215,4 +215,4 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     again = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "imatrix nb" not in again.stderr.replace("re-running", "")
+    assert "imatrix et" not in again.stderr.replace("re-running", "")
