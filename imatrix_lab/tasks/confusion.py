@@ -12,15 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import regex
-
 from imatrix_lab.tasks import speech as speeches
 from imatrix_lab.tasks.speech import Speech
 
 LETTERS_MIN = 12
 """Shorter lines («Ja!», «1.») say nothing of their language, unless the answer has no other."""
-_LATIN = regex.compile(r"\p{Latin}")
-_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _WIDE = 3
 """A Han or kana character says as much as so many letters."""
 
@@ -54,9 +51,9 @@ def share(answer: str, speech: Speech) -> Share | None:
         return None
     inside = [is_in(line, speech) for line in judged]
     words = [_words(line) for line in judged]
-    latin_is_outside = not _LATIN.search("".join(speech.words.values()))
+    latin_is_outside = not _is_latin("".join(speech.words.values()))
     right = sum(
-        not (latin_is_outside and _LATIN.search(word))
+        not (latin_is_outside and _is_latin(word))
         for line, good in zip(words, inside, strict=True)
         for word in line
         if good
@@ -98,11 +95,20 @@ def _weight(line: str) -> int:
     return sum(_WIDE if c >= "\u2e80" else 1 for c in line if c.isalpha())
 
 
+def _is_latin(text: str) -> bool:
+    """Return whether there is a letter of the Latin script in a text."""
+    import regex
+
+    return regex.search(r"\p{Latin}", text) is not None
+
+
 def _words(line: str) -> list[str]:
     """Return what stands between spaces and has a letter; characters in scripts without spaces."""
+    import regex
+
     found: list[str] = []
     for run in line.split():
-        rest = _UNSPACED.sub("", run)
-        found += _UNSPACED.findall(run)
+        rest = regex.sub(_UNSPACED, "", run)
+        found += regex.findall(_UNSPACED, run)
         found += [rest] if any(c.isalpha() for c in rest) else []
     return found

@@ -18,8 +18,6 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import regex
-
 from imatrix_lab.tasks.speech import Speech
 
 LETTERS = string.ascii_uppercase
@@ -51,6 +49,8 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     ----------
     options : as they were shown, at most 26.
     """
+    import regex
+
     text = " " + " ".join(answer.translate(_NARROW).split()) + " "
     known = LETTERS[: len(options)]
     for how, pattern, which in _rules(speech, known):
@@ -59,7 +59,7 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     written = _written(text, options)
     if len(written) == 1:
         return Reading(written[0], "text")
-    if marked := regex.search(rf"(?<!\w){_MARKS}+([{known}])(?!\w)", text):
+    if marked := re.search(rf"(?<!\w){_MARKS}+([{known}])(?!\w)", text):
         return Reading(known.index(marked[1]), "marked")
     return Reading(None)
 
