@@ -81,7 +81,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadText(f"line {number} is no document: not valid JSON: {error}", where=path) from error
+                what = f"line {number} is no document: not valid JSON: {error}"
+                raise BadText(what, where=path) from error
             yield number, value
 
 
