@@ -188,8 +188,10 @@ class _Chooser:
             (heldout,) = self._reached([known[self.options.heldout]], limit, "", skipped, True)
         elif heldout and heldout.pinned.source.name in named:
             heldout = None
-        kept = heldout.pinned.source.name if heldout else ""
-        order = [known[n] for n in named] or [s for s in known.values() if s.name != kept]
+        kept = {p.pinned.source.name for p in (heldout, usual.heldout) if p}
+        order = [known[n] for n in named] or [
+            s for s in known.values() if s.name not in kept and not s.heldout
+        ]
         calibration: list[Pool] = []
         n_found = 0
         licence = self.options.licence

@@ -81,7 +81,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadText(f"line {number} is not valid JSON: {error}", where=path) from error
+                what = f"line {number} is no document: not valid JSON: {error}"
+                raise BadText(what, where=path) from error
             yield number, value
 
 
@@ -96,10 +97,10 @@ def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str,
         try:
             text = entry[field]
             if not isinstance(text, str):
-                raise TypeError(f"{field} is not a string")
+                raise TypeError(f"its {field} is not a string")
             text.encode()  # JSON can spell half a character
         except (ValueError, KeyError, TypeError) as error:
-            raise BadText(f"line {number} has no text: {error}", where=path) from error
+            raise BadText(f"line {number} is no document: {error}", where=path) from error
         yield number, entry, text
 
 

@@ -284,6 +284,9 @@ def test_a_source_by_name(languages_of_ours, make):
     assert {name for name, (n, _) in used(make("qaa", sources=("b",))).items() if n} == {"b"}
     held = used(make("qaa", sources=("b",), heldout="a"))
     assert held["a"][0] == 0 < held["a"][1] and held["b"][1] == 0
+    languages_of_ours("qad", a=250, b=100, c=200)  # b is held out as a rule
+    other = used(make("qad", 10**6, heldout="c"))
+    assert {name for name, (n, _) in other.items() if n} == {"a"} and other["c"][1]
     with pytest.raises(UsageError, match="no source called 'c'"):
         make("qaa", sources=("c",))
     with pytest.raises(UsageError, match="both"):

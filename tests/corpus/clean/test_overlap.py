@@ -110,7 +110,7 @@ def test_a_run_over_the_line_breaks_of_a_wrapped_text_hits(tmp_path: Path) -> No
     [
         ("a.json", b'{"a": ', "not valid JSON"),
         ("a.json", b"[" * 100_000, "not valid JSON"),
-        ("a.jsonl", b'{"a": 1}\nnope\n', "line 2 is not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\nnope\n', "line 2 is no document: not valid JSON"),
         ("a.parquet", b"PAR1 not really", "Parquet file cannot be read"),
         ("a.txt", b"one\n\ncaf\xe9 bar", "not UTF-8 at byte 8"),
         ("a.csv", b"a,b\ncaf\xe9,bar", "not UTF-8 at byte 7"),

@@ -95,7 +95,7 @@ def test_a_wrong_encoding_is_named_with_its_byte(tmp_path, own_store, n_bytes, k
 def test_a_line_without_text_is_told(tmp_path, own_store, line):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "god"}\n' + line)
-    with pytest.raises(BadText, match=r"line 2 (has no text|is not valid JSON)"):
+    with pytest.raises(BadText, match="line 2 is no document"):
         read([path], own_store)
 
 
