@@ -1,0 +1,105 @@
+"""Plain data (TOML, JSON) to frozen dataclasses and back; the dataclass is the only definition.
+
+Understood are str, int, float, bool, dataclasses, ``tuple[X, ...]``, ``dict[str, X]`` and
+``dict[str, Any]``. A float that is not finite is null in JSON, and NaN when it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from imatrix_lab.errors import UsageError
+
+Record = TypeVar("Record")
+
+
+def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Record:
+    """Return a record of a table; fields without a default must be there.
+
+    Parameters
+    ----------
+    where : the file, for messages.
+    at : the table's name in it, for messages.
+
+    Raises
+    ------
+    UsageError : an unknown key (the nearest known one is named), a missing one, another type.
+    """
+    inside = f" in [{at}]" if at else ""
+    if not isinstance(raw, Mapping):
+        raise UsageError(f"{at or 'this'} is no table of keys and values", where=where)
+    kinds = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            raise UsageError(f"unknown key {key!r}{inside}{nearest(key, fields)}", where=where)
+    values = {
+        key: _value(kinds[key], value, where, f"{at}.{key}" if at else key)
+        for key, value in raw.items()
+    }
+    for name, field in fields.items():
+        if name not in values and _is_needed(field):
+            raise UsageError(f"missing key {name!r}{inside}", where=where)
+    return cls(**values)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _value(kind: Any, value: Any, where: Path | str, at: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast(type, kind), value, where, at)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(arguments[0], v, where, at) for v in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(k): _value(arguments[1], v, where, f"{at}.{k}") for k, v in value.items()}
+    if kind is float and value is None:
+        return math.nan
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and origin is None and type(value) is kind:
+        return value
+    raise UsageError(f"{at}: {value!r} is not {in_words(kind)}", where=where)
+
+
+def in_words(kind: Any) -> str:
+    """Return what a type is called where users read it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return f"a list, each {in_words(arguments[0])}"
+    if origin is dict:
+        return f"a table, each {in_words(arguments[1])}"
+    words: dict[Any, str] = {
+        str: "a text", int: "a whole number", float: "a number", bool: "true or false"
+    }  # fmt: skip
+    return words.get(kind, "a table")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that was perhaps meant, as the end of a message."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; {near[0]!r}?" if near else ""
+
+
+def plain(value: Any) -> Any:
+    """Return a record as JSON values: dataclasses are tables, tuples lists, NaN null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping | types.MappingProxyType):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
