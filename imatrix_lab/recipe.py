@@ -5,7 +5,6 @@ What a stage must know (mixtures, tasks, metrics) is checked by `study.check`.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -174,19 +173,13 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
     """Return a recipe with the names of types and languages as everything else has them."""
     for fault in _faults(recipe):
         raise UsageError(fault, where=path, fix=f"{REFERENCE} says what each key means")
-    words = {*recipe.evaluation.texts, *(code for t in recipe.tasks for code in t.languages)}
-    code = {word: languages.get(word).code for word in sorted(words) if "=" not in word}
-    texts = tuple(code.get(word, word) for word in recipe.evaluation.texts)
+    texts = tuple(
+        text if "=" in text else languages.get(text).code for text in recipe.evaluation.texts
+    )
     if twice := _twice([text.partition("=")[0] for text in texts]):
         raise UsageError(f"evaluation.texts: two are called {twice!r}", where=path)
-    return replace(
-        recipe,
-        types=llamacpp.quant_types(recipe.types),
-        evaluation=replace(recipe.evaluation, texts=texts),
-        tasks=tuple(
-            replace(t, languages=tuple(code[word] for word in t.languages)) for t in recipe.tasks
-        ),
-    )
+    types = llamacpp.quant_types(recipe.types)
+    return replace(recipe, types=types, evaluation=replace(recipe.evaluation, texts=texts))
 
 
 def _faults(recipe: Recipe) -> Iterator[str]:
