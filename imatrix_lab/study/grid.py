@@ -27,7 +27,7 @@ class Record:
     Attributes
     ----------
     calibration, type : empty for the original.
-    sample : from 1; `ALL_SAMPLES` where there are no samples.
+    sample : from 1; `ALL_SAMPLES` without an imatrix, and where all went into one.
     text : label of the text, or the task's language; `task` is empty for texts.
     signature : key of `signatures`.
     """
@@ -112,9 +112,8 @@ class Grid:
                 f"these are of {run.name()}, which is not what this study made", where=run.path,
                 fix="delete this file, then: imatrix-lab study resume",
             )  # fmt: skip
-        return Record(
-            run, quant.model, quant.calibration, quant.sample, quant.type, text, name, key
-        )
+        sample = quant.sample if run.sample else ALL_SAMPLES
+        return Record(run, quant.model, quant.calibration, sample, quant.type, text, name, key)
 
     def _signed(self, signature: dict[str, Any]) -> str:
         key = hashlib.sha256(canonical_json(signature).encode()).hexdigest()[:12]

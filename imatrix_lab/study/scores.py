@@ -91,8 +91,15 @@ def _of_text(records: Sequence[Record]) -> Iterator[Score]:
     for measure, cell in ((PERPLEXITY, tokens), (BITS, in_bytes)):
         yield _score(original, measure, [cell], tokens.sizes, signatures)
     for level in _levels(comparer):
+        if not records[level.runs[0]].calibration:  # the original against itself: a control
+            continue
         sizes = _cell(block, comparer.values(level, LOSS), n_bytes).sizes
-        for measure, metric in ((DIVERGENCE, KLD), (PERPLEXITY, LOSS), (SAME_TOP, TOP), (BITS, LOSS)):
+        for measure, metric in (
+            (DIVERGENCE, KLD),
+            (PERPLEXITY, LOSS),
+            (SAME_TOP, TOP),
+            (BITS, LOSS),
+        ):
             cells = comparer.cells(level, metric, 1.0, [level])
             n = cells[0].sizes
             if measure is BITS:
