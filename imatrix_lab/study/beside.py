@@ -122,11 +122,10 @@ def flips(
         found = show.flips(other.run.path, one.run.path)
         place = (c.model, c.task, c.text, c.type, c.a, c.b)
         counts.append(results.FlipCount(*place, found.n_items, found.n_gained, found.n_lost))
-        texts += [
-            results.Flip(
-                *place, f.item_id, f.prompt, f.gold, f.output_b or f.b, f.output_a or f.a,
-                f.score_b, f.score_a,
+        is_choice = one.run.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
+        for f in found.items[:FLIPS_MAX]:
+            said = (f.b, f.a) if is_choice else (f.output_b or f.b, f.output_a or f.a)
+            texts.append(
+                results.Flip(*place, f.item_id, f.prompt, f.gold, *said, f.score_b, f.score_a)
             )
-            for f in found.items[:FLIPS_MAX]
-        ]  # fmt: skip
     return texts, counts

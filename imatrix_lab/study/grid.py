@@ -126,7 +126,7 @@ def _ranks(made: Made) -> dict[str, list[str]]:
     recipe = made.recipe
     return {
         "model": list(made.models),
-        "task": ["", *(t.name for t in recipe.tasks)],
+        "task": ["", *(Path(t.name).stem for t in recipe.tasks)],
         "text": [*(t.partition("=")[0] for t in recipe.evaluation.texts),
                  *(code for t in recipe.tasks for code in t.languages)],
         "calibration": ["", *(label_of(spec, made) for spec in recipe.calibration.texts)],

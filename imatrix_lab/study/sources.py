@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +65,7 @@ def licences(made: Made, grid: Grid) -> list[Licence]:
     )  # fmt: skip
     for _, records in itertools.groupby(grid.tokens, key=Record.place):
         rows += _heldout(next(records))
-    rows += [_of_task(r) for r in grid.items]
+    rows += _of_tasks(made, grid)
     return list(dict.fromkeys(rows))
 
 
@@ -81,11 +82,14 @@ def _heldout(record: Record) -> Iterator[Licence]:
             yield Licence(what, UNKNOWN, "documents of one's own")
 
 
-def _of_task(record: Record) -> Licence:
-    origin = record.run.signature["task"]["origin"]
-    where = ", ".join(f"{name} {version[:12]}" for name, version in origin.items())
-    try:
-        licence = definition.get(record.task).licence
-    except UsageError:  # a task of the user's own, from a file
-        licence = UNKNOWN
-    return Licence(f"task {record.task}", licence, where)
+def _of_tasks(made: Made, grid: Grid) -> Iterator[Licence]:
+    """Yield the data of each task, and in which version."""
+    known = {}
+    for task in made.recipe.tasks:
+        with contextlib.suppress(UsageError):  # a file of the user's own, which may be gone
+            found = definition.get(task.name)
+            known[found.name] = found.licence
+    for r in grid.items:
+        origin = r.run.signature["task"]["origin"]
+        where = ", ".join(f"{name} {version[:12]}" for name, version in origin.items())
+        yield Licence(f"task {r.task}", known.get(r.task, UNKNOWN), where)
