@@ -185,8 +185,8 @@ def _noise(cases: Sequence[Comparison]) -> str:
     multiples = sorted(c.noise_multiple for c in cases if math.isfinite(c.noise_multiple))
     if not multiples:
         return (
-            "What two texts of one language differ by was not measured, so that a difference may come"
-            " from the very texts that were calibrated on, and not from their languages"
+            "What two texts of one language differ by was not measured, so that a difference may be"
+            " due to the very texts that were calibrated on, and not to their languages"
         )
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"

@@ -52,7 +52,7 @@ def assemble(made: Made, progress: Progress) -> Results:
         flips=tuple(texts),
         flip_counts=tuple(counts),
         power=(),
-        missing=(*made.missing, *found.missing),
+        missing=(*sorted(made.missing, key=lambda m: m.step), *found.missing),
         licences=tuple(sources.licences(made, grid)),
         commands=made.commands,
         notes=(*_notes(made, grid), *found.notes),

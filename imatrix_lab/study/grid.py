@@ -10,14 +10,12 @@ from typing import Any
 
 from imatrix_lab.compare import runs
 from imatrix_lab.compare.runs import NO_IMATRIX, Run
-from imatrix_lab.corpus import mixture
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.recipe import NONE, Recipe
 from imatrix_lab.results import ALL_SAMPLES
 from imatrix_lab.store import canonical_json
-from imatrix_lab.study.made import Made, MadeImatrix, MadeQuant
-
-_KINDS = ("language", "mixture", "pooled", "control", "none")
+from imatrix_lab.study.check import mixtures
+from imatrix_lab.study.made import Made, MadeQuant
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,9 @@ class Grid:
     """
 
     def __init__(self, made: Made):
-        self.baseline = _baseline(made)
+        recipe = made.recipe
+        baseline = recipe.comparison.baseline or recipe.calibration.texts[0]
+        self.baseline = _labels(recipe)[baseline]
         self._ranks = _ranks(made)
         self.signatures: dict[str, dict[str, Any]] = {}
         quants = {q.sha256: q for q in made.quants}
@@ -121,40 +121,20 @@ class Grid:
         return key
 
 
+def _labels(recipe: Recipe) -> dict[str, str]:
+    """Return what `compare` calls each calibration of a recipe."""
+    return {NONE: NO_IMATRIX, **{word: m.label for word, m in mixtures(recipe).items()}}
+
+
 def _ranks(made: Made) -> dict[str, list[str]]:
     """Return the levels of each factor, as the recipe has them in order."""
     recipe = made.recipe
+    labels = _labels(recipe)
     return {
         "model": list(made.models),
         "task": ["", *(Path(t.name).stem for t in recipe.tasks)],
         "text": [*(t.partition("=")[0] for t in recipe.evaluation.texts),
                  *(code for t in recipe.tasks for code in t.languages)],
-        "calibration": ["", *(label_of(spec, made) for spec in recipe.calibration.texts)],
+        "calibration": ["", *(labels[word] for word in recipe.calibration.texts)],
         "type": ["", *recipe.types],
     }  # fmt: skip
-
-
-def _baseline(made: Made) -> str:
-    recipe: Recipe = made.recipe
-    return label_of(recipe.comparison.baseline or recipe.calibration.texts[0], made)
-
-
-def label_of(spec: str, made: Made) -> str:
-    """Return what `compare` calls a calibration of the recipe."""
-    if spec in (NONE, NO_IMATRIX):
-        return NO_IMATRIX
-    labels = {i.label for i in made.imatrices}
-    if spec in labels:
-        return spec
-    wanted = mixture.parse(spec)
-    if wanted.label in labels:
-        return wanted.label
-    shares = {p.label: round(p.weight, 9) for p in wanted.parts}
-    return next(
-        (i.label for i in made.imatrices if i.kind == "mixture" and _shares(i) == shares),
-        wanted.label,
-    )
-
-
-def _shares(imatrix: MadeImatrix) -> dict[str, float]:
-    return {name: round(share, 9) for name, share in imatrix.shares.items()}

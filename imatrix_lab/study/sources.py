@@ -61,7 +61,9 @@ def licences(made: Made, grid: Grid) -> list[Licence]:
     rows += sorted(
         (Licence(f"calibration text {i.label}", corpus.licence, corpus.source)
          for i, corpus in texts if corpus),
-        key=lambda row: (grid.rank("calibration", row.what.rpartition(" ")[2]), row.source),
+        key=lambda row: (
+            grid.rank("calibration", row.what.rpartition(" ")[2]), row.source, row.licence,
+        ),
     )  # fmt: skip
     for _, records in itertools.groupby(grid.tokens, key=Record.place):
         rows += _heldout(next(records))
