@@ -86,7 +86,9 @@ class View:
     def is_own(self, model: str, label: str, text: str) -> bool:
         """Return whether a calibration is on the language itself and no other."""
         found = self.calibration(model, label)
-        return found is not None and found.kind in ("language", "pooled") and [*found.shares] == [text]
+        return (
+            found is not None and found.kind in ("language", "pooled") and [*found.shares] == [text]
+        )
 
     def number(self, label: str) -> int:
         """Return which colour and mark a calibration has, the same in every picture."""

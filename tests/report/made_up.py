@@ -45,7 +45,7 @@ def study(
     rng = random.Random(1)
     labels = ["no imatrix", *languages, "nb75-en25", "nb50-en50", "nb-pooled"]
     signatures = _signatures(languages)
-    scores = _scores(rng, labels, languages, types)
+    scores = _scores(rng, labels, languages, types, has_tasks)
     comparisons = _comparisons(rng, labels, languages, types, has_tasks)
     return r.Results(
         schema=r.SCHEMA, name="quick-nb", source="Borgersen and Goodwin 2025, arXiv 2503.03592",
@@ -143,8 +143,9 @@ def _level(label: str, text: str, kind: str) -> float:
 
 
 def _scores(
-    rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...]
-) -> tuple[r.Score, ...]:
+    rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...],
+    has_tasks: bool,
+) -> tuple[r.Score, ...]:  # fmt: skip
     found = []
     for i, text in enumerate(languages):
         key = (f"{i:02d}c0ffee",)
@@ -165,6 +166,14 @@ def _scores(
                             r.Score("demo", text, "", label, sample, t, metric, said, unit, x,
                                     0.95 * x, 1.06 * x, 12_000, 40, key)
                         )  # fmt: skip
+    for text in languages if has_tasks else ():
+        for label in labels:
+            for t in types:
+                x = 45.0 - 5 * _level(label, text, t)
+                found.append(
+                    r.Score("demo", text, "mixeval", label, 0, t, "score", "score", "points", x,
+                            x - 4, x + 4, 400, 350, ("00c0ffee",))
+                )  # fmt: skip
     return tuple(found)
 
 
@@ -253,7 +262,9 @@ def _flips(languages: tuple[str, ...], types: tuple[str, ...]) -> tuple[r.Flip, 
             for k in range(2 + 6 * n):
                 found.append(r.Flip("demo", "mixeval", x, t, "nb", "en", f"{x}-{k}", prompt, gold,
                                     right, wrong, 1.0, 0.0))  # fmt: skip
-    found.append(dataclasses.replace(found[0], item_id="long", output_b="Ab " * 350_000, score_b=0.5))
+    found.append(
+        dataclasses.replace(found[0], item_id="long", output_b="Ab " * 350_000, score_b=0.5)
+    )
     return tuple(found)
 
 
@@ -265,7 +276,9 @@ def hostile() -> r.Results:
 def spoiled(value: Any, at: str = "") -> Any:
     """Return a record with harm at the end of its texts; what joins records stays alike."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: spoiled(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: spoiled(getattr(value, f.name), f.name) for f in dataclasses.fields(value)
+        }
         return dataclasses.replace(value, **fields)
     if isinstance(value, tuple):
         return tuple(spoiled(v, at) for v in value)
