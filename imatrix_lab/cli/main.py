@@ -16,6 +16,7 @@ from imatrix_lab.cli import (
     imatrices,
     judge,
     predict,
+    reports,
     scores,
     stages,
     tasks,
@@ -42,7 +43,7 @@ def cli() -> None:
 for command in (
     stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
     scores.score, tasks.task, judge.compare, judge.power,
-    upkeep.toolchain, upkeep.store, upkeep.doctor,
+    reports.report, upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)
 imatrices.imatrix.add_command(differences.diff)

@@ -82,7 +82,6 @@ class Chart:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
-    log_x: bool = False
     log_y: bool = False
     x_range: tuple[float, float] | None = None
 

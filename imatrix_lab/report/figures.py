@@ -113,15 +113,15 @@ def _themed(raw: str, sheet: Sheet) -> str:
     inside = inside[inside.index(">") + 1 : inside.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", inside, flags=re.DOTALL)
     inside = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", inside, flags=re.DOTALL)
-    inside = re.sub(r'<g id="[^"]*"', "<g", inside).replace("xlink:href", "href")
-    inside = re.sub(
-        r' style="([^"]*)"', lambda found: f' class="{sheet.name(found[1])}"', inside
-    )  # fmt: skip
-    # places to a hundredth of a pixel; within tags only, for what stands between them is data
-    inside = re.sub(
-        r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), inside
-    )  # fmt: skip
+    # within tags only: what stands between them is data, and may look like anything
+    inside = re.sub(r"<[^>]+>", lambda tag: _themed_tag(tag[0], sheet), inside)
     return re.sub(r">\s+<", "><", inside).strip()
+
+
+def _themed_tag(tag: str, sheet: Sheet) -> str:
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a pixel
+    return re.sub(r' style="([^"]*)"', lambda found: f' class="{sheet.name(found[1])}"', tag)
 
 
 def _figure(*sizes: float) -> Any:
@@ -148,10 +148,13 @@ def _chart(panel: Chart) -> Any:
         axes.errorbar(
             [p.x for p in points], [p.y for p in points], yerr=_errors(points), capsize=0,
             marker=MARKS[mark], markersize=_extent(MARKS[mark], 6.5), markeredgewidth=0.8,
-            markeredgecolor=_ROLES["paper"], linestyle="-" if series.joined else "none", elinewidth=1.2, **style,
+            markeredgecolor=_ROLES["paper"], elinewidth=1.2,
+            linestyle="-" if series.joined else "none", **style,
         )  # fmt: skip
-    _scale(axes.xaxis, axes.set_xscale, panel.log_x)
-    _scale(axes.yaxis, axes.set_yscale, panel.log_y)
+    _ticks(axes.xaxis)
+    if panel.log_y:
+        axes.set_yscale("log")
+    _ticks(axes.yaxis, is_log=panel.log_y)
     if panel.x_range:
         axes.set_xlim(panel.x_range)
     axes.margins(0.08)
@@ -176,16 +179,15 @@ def _errors(points: Sequence[Point]) -> list[list[float]]:
     return [[max(b, 0.0) for b in below], [max(a, 0.0) for a in above]]
 
 
-def _scale(axis: Any, set_scale: Any, is_log: bool, n_ticks: int = 4) -> None:
+def _ticks(axis: Any, n_most: int = 4, is_log: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if is_log:
-        set_scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     else:
-        axis.set_major_locator(MaxNLocator(n_ticks, steps=(1, 2, 2.5, 5, 10)))
+        axis.set_major_locator(MaxNLocator(n_most, steps=(1, 2, 2.5, 5, 10)))
 
 
 def _forest(panel: Forest) -> Any:
@@ -208,7 +210,7 @@ def _forest(panel: Forest) -> Any:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    _scale(axes.xaxis, axes.set_xscale, False, 3)
+    _ticks(axes.xaxis, 3)
     axes.set_xlabel(words.visible(panel.x_label), labelpad=2)
     ends = ("← better", "worse →") if panel.lower_is_better else ("← worse", "better →")
     for x, side, said in ((0, "left", ends[0]), (1, "right", ends[1])):
@@ -242,7 +244,7 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
 
 
 def _shortened(label: str, n_chars: int) -> str:
-    label = words.visible(label)
+    label = " ".join(words.visible(label).split())
     return label if len(label) <= n_chars else f"{label[: n_chars - 1]}…"
 
 

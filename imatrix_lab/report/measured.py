@@ -90,11 +90,8 @@ def mixtures(view: View) -> Section | None:
             series = []
             for other, points in _doses(view, model, text, [s for s in here if s.type == kind]):
                 partners[other] = view.number(other)
-                series.append(
-                    Series(
-                        other, view.number(other), tuple(_point(share, s) for share, s in points)
-                    )
-                )
+                steps = tuple(Point(share, s.estimate, s.low, s.high) for share, s in points)
+                series.append(Series(other, view.number(other), steps))
                 rows += [
                     (
                         Cell(view.of_model(model) + view.text(text)), Cell(kind),
@@ -141,10 +138,6 @@ def _doses(
         ends = [(0.0, pure[other])] if other in pure else []
         ends += [(1.0, pure[text])] if text in pure else []
         yield other, sorted((*points, *ends), key=lambda point: point[0])
-
-
-def _point(x: float, s: Score) -> Point:
-    return Point(x, s.estimate, s.low, s.high)
 
 
 def predicted(view: View) -> Section | None:
@@ -220,8 +213,8 @@ def similarity(view: View) -> Section | None:
         noise = next((s.noise for s in found if s.model == model and math.isfinite(s.noise)), None)
         note = "" if noise is None else f"Two samples of one language: {noise:.3f}."
         tables.append(
-            Table(f"{view.of_model(model)}Total variation, 0 (same) to 1", ("imatrix", *labels), rows,
-                  frozenset(range(1, len(labels) + 1)), look="heat", note=note)
+            Table(f"{view.of_model(model)}Total variation, 0 (same) to 1", ("imatrix", *labels),
+                  rows, frozenset(range(1, len(labels) + 1)), look="heat", note=note)
         )  # fmt: skip
     if not tables:
         return None

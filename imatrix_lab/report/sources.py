@@ -141,8 +141,8 @@ def made(view: View) -> Section | None:
             Cell(view.of_model(q.model) + q.label), Cell(q.calibration),
             Cell(str(q.sample), q.sample), Cell(q.type),
             Cell(words.size(q.size_bytes), q.size_bytes),
-            Cell(f"{q.bits_per_weight:.2f}", q.bits_per_weight), Cell(str(q.n_fallback), q.n_fallback),
-            _sha(q.sha256),
+            Cell(f"{q.bits_per_weight:.2f}", q.bits_per_weight),
+            Cell(str(q.n_fallback), q.n_fallback), _sha(q.sha256),
         )
         for q in found.quants
     )  # fmt: skip

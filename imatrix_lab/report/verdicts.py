@@ -30,8 +30,8 @@ def matrix(view: View) -> Section | None:
         (
             f"Each cell compares the calibration of its row with “{base}” on the text of its"
             f" column, token by token or item by item: the verdict, the difference (row minus"
-            f" {base}) and its 95 % interval. The row of {base} itself shows its own value. Outlined:"
-            " a calibration on the language itself.",
+            f" {base}) and its 95 % interval. The row of {base} itself shows its own value."
+            " Outlined: a calibration on the language itself.",
         ),
         tuple(blocks),
     )  # fmt: skip
@@ -120,19 +120,15 @@ def _forest(view: View, measure: Measure, table: Table, folded: bool) -> Picture
         ends = [e for c in here for e in (c.estimate, c.low, c.high, c.margin, -c.margin)]
         for text in dict.fromkeys(c.text for c in here):
             rows = {c.a: c for c in here if c.text == text}
-            panels.append(
-                Forest(
-                    f"{kind} · {view.text(text)}",
-                    f"{measure.unit}, minus {view.found.baseline}",
-                    tuple(
-                        _forest_row(view, rows.get(a), measure.model, a, text)
-                        for a in view.ordered(c.a for c in here)
-                    ),
-                    here[0].margin,
-                    span(ends, with_zero=True),
-                    here[0].lower_is_better,
-                )  # fmt: skip
+            shown_rows = tuple(
+                _forest_row(view, rows.get(a), measure.model, a, text)
+                for a in view.ordered(c.a for c in here)
             )
+            forest = Forest(
+                f"{kind} · {view.text(text)}", f"{measure.unit}, minus {view.found.baseline}",
+                shown_rows, here[0].margin, _span(ends), here[0].lower_is_better,
+            )  # fmt: skip
+            panels.append(forest)
     return Picture(
         view.title(measure),
         f"Paired differences from {view.found.baseline} with 95 % intervals, noise and margin",
@@ -147,14 +143,11 @@ def _forest_row(view: View, c: Comparison | None, model: str, label: str, text: 
     return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
 
 
-def span(values: Iterable[float], with_zero: bool = False) -> tuple[float, float]:
-    """Return the ends of an axis that shows all values, with a little room; log axes take none."""
-    known = [v for v in values if math.isfinite(v)] + ([0.0] if with_zero else [])
-    if not known:
-        return (0.0, 1.0)
-    low, high = min(known), max(known)
-    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    return low - room, high + room
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows 0 and all values, with a little room."""
+    known = [0.0, *(v for v in values if math.isfinite(v))]
+    room = 0.06 * (max(known) - min(known)) or 1.0
+    return min(known) - room, max(known) + room
 
 
 def _comparisons(view: View, measure: Measure) -> Table:
