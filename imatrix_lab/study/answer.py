@@ -86,13 +86,15 @@ def _one(found: Results, c: Comparison) -> str:
 
 def _alike(found: Results, cases: Sequence[Comparison]) -> str:
     first, b = cases[0], _imatrix(found, found.baseline)
-    where = f"all {len(cases)} cases ({_places(found, cases)})"
+    places = f"({_places(found, cases)})"
+    where = f"{'both' if len(cases) == 2 else f'all {len(cases)}'} cases {places}"
     if first.verdict in ("better", "worse"):
         sizes = _sizes(found, cases)
         return f"{_upper(OWN)} is {first.verdict} than {b} in {where}: its {first.words} is {sizes}"
     if first.verdict == "equivalent":
         return f"{_upper(OWN)} and {b} are equivalent in {where}: {_within(first)}"
-    return f"Whether {OWN} is better than {b} cannot be told in {where}: {_reach(cases)}"
+    untold = f"cannot be told in any of {len(cases)} cases {places}"
+    return f"Whether {OWN} is better than {b} {untold}: {_reach(cases)}"
 
 
 def _mixed(found: Results, cases: Sequence[Comparison]) -> str:
@@ -209,13 +211,13 @@ def _positive(found: Results, cases: Sequence[Comparison]) -> str:
     if not rows:
         return "nothing was scored without an imatrix, so there is no positive control"
     seen = sum(_is_worse(r) for r in rows)
-    share = f"in {seen} of {len(rows)} cases"
+    share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
         return (
             "the positive control fails: not even leaving the imatrix out makes a quant worse for"
             " sure, so that smaller effects could not be seen"
         )
-    text = f"without an imatrix (the positive control) quants are worse for sure {share}"
+    text = f"without an imatrix (the positive control) quants are worse for sure{share}"
     return text if seen == len(rows) else f"{text}, so that small effects may go unseen"
 
 
