@@ -306,7 +306,7 @@ def in_order(
     waiting: deque[Future[Found]] = deque()
     try:
         for item in items:
-            with _interrupts_held():  # workers start here, and inherit that
+            with interrupts_held():  # workers start here, and inherit that
                 waiting.append(pool.submit(function, item))
             if len(waiting) > 2 * workers:
                 yield stopping.result(waiting.popleft())
@@ -322,8 +322,8 @@ def in_order(
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C waiting meanwhile."""
+def interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C waiting meanwhile; threads and processes that start here inherit that."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -135,6 +135,25 @@ class Recipe:
         return bool(self.reduced) and self.models == (DEMO,)
 
 
+def find(word: str) -> Path:
+    """Return the file that a user named: a path, or a recipe that comes with the package.
+
+    Raises
+    ------
+    UsageError : neither; the message lists what there is.
+    """
+    path = Path(word)
+    if path.exists():
+        return path
+    shipped = {p.stem: p for p in sorted(languages.data_dir("recipes").glob("*.toml"))}
+    if path.stem in shipped and path.parent.name in ("", "recipes"):
+        return shipped[path.stem]
+    raise UsageError(
+        f"no recipe {word!r}{typed.nearest(path.stem, shipped)}",
+        fix=f"a TOML file ({REFERENCE} has every key), or one of: {' '.join(shipped)}",
+    )
+
+
 def load(path: Path, folder: Path | None = None) -> Recipe:
     """Return a recipe, with [reduced] laid over it if the model is the demo model.
 

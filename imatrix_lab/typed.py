@@ -88,6 +88,8 @@ def _value(kind: Any, value: Any, where: Path | str, at: str) -> Any:
 
 def _scalar(kind: Any, value: Any) -> Any:
     """Return a value of a kind, or None if it is not."""
+    if kind is Path:
+        return Path(value) if isinstance(value, str) else None
     if kind is not float:
         return value if type(value) is kind else None
     if value is None:
@@ -123,6 +125,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,5 +1,7 @@
 """Recipes: what is read, what is refused, what is reduced."""
 
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,10 @@ import pytest
 from imatrix_lab import recipe as recipes
 from imatrix_lab.errors import UsageError
 from imatrix_lab.recipe import Recipe, Task
+from imatrix_lab.study import check
 
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
 HEAD = 'schema = 1\nname = "x"\ntypes = ["q4_k", "Q3_K_S"]\n'
 TABLES = '[calibration]\ntexts = ["en", "nb"]\n[evaluation]\ntexts = ["en", "norwegian bokmål"]\n'
 
@@ -144,3 +149,49 @@ def test_hostile_files(write, tmp_path) -> None:
         recipes.load(write("reduced = 3\n" + HEAD + TABLES))
     with pytest.raises(UsageError, match=r"reduced\.calibration is no table"):
         recipes.load(write(HEAD + TABLES + "[reduced]\ncalibration = 3"))
+
+
+def test_the_reference_is_up_to_date_and_a_recipe() -> None:
+    text = runpy.run_path(str(ROOT / "tools" / "recipe_reference.py"))["reference"]()
+    path = ROOT / recipes.REFERENCE
+    assert path.read_text() == text, "python tools/recipe_reference.py"
+    found = recipes.load(path)
+    assert found.is_reduced and found.calibration.tokens == 8192
+    check.check(found)
+
+
+def test_a_recipe_by_name(write, tmp_path, monkeypatch) -> None:
+    path = write(HEAD + TABLES)
+    assert recipes.find(str(path)) == path
+    monkeypatch.chdir(tmp_path)
+    for word in ("quick-nb", "recipes/quick-nb.toml"):
+        assert recipes.find(word).samefile(ROOT / "recipes" / "quick-nb.toml")
+    for word in ("quick-nn", "elsewhere/quick-nb.toml"):
+        with pytest.raises(UsageError, match=r"no recipe .*; 'quick-nb'"):
+            recipes.find(word)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_run_on_the_demo_model_and_on_the_papers(path: Path, tmp_path) -> None:
+    demo = recipes.load(path)
+    assert (demo.name, demo.models) == (path.stem, ("demo",))
+    check.check(demo)
+    text = path.read_text()
+    paper = re.findall(r"^# (models = .*)$", text, re.MULTILINE)
+    if not demo.source:
+        assert not paper
+        return
+    assert demo.is_reduced and demo.unknown
+    changed = tmp_path / path.name
+    changed.write_text(text.replace('\nmodels = ["demo"]\n', f"\n{paper[0]}\n"))
+    whole = recipes.load(changed)
+    assert not whole.is_reduced and all(m.startswith("hf:") for m in whole.models)
+    check.check(whole)
+    assert whole.calibration.tokens > demo.calibration.tokens
+    assert {t.name for t in demo.tasks} <= {t.name for t in whole.tasks}
+
+
+def test_the_papers_are_all_there() -> None:
+    assert {p.stem for p in SHIPPED} == {
+        "quick-nb", "borgersen-goodwin-2025", "calibrating-beyond-english", "cohere-2024"
+    }  # fmt: skip
