@@ -113,7 +113,8 @@ def _mixed(found: Results, cases: Sequence[Comparison]) -> str:
 
 def _counts(cases: Sequence[Comparison]) -> str:
     counts = {v: sum(c.verdict == v for c in cases) for v in VERDICTS}
-    return f"{_joined([f'{v} in {n}' for v, n in counts.items() if n])} of {len(cases)} cases"
+    said = _joined([f"{v} in {n}" for v, n in counts.items() if n])
+    return f"{said} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
 
 
 def _within(c: Comparison) -> str:
