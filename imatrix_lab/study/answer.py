@@ -15,6 +15,7 @@ from imatrix_lab.results import ALL_SAMPLES, Comparison, Control, Results
 from imatrix_lab.stats import words
 from imatrix_lab.stats.comparison import METRICS
 from imatrix_lab.stats.equivalence import VERDICTS
+from imatrix_lab.stats.paired import FEW_CLUSTERS
 
 _NAMES_MAX = 4
 OWN = "an imatrix of the text's own language"
@@ -248,6 +249,10 @@ def _limits(found: Results, cases: Sequence[Comparison]) -> str:
 def _blind(cases: Sequence[Comparison]) -> list[str]:
     """Return what these data could not have found."""
     parts = []
+    fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
+    if fewest < FEW_CLUSTERS:
+        of = "groups of items in a task" if cases[0].task else "documents in a text"
+        parts.append(f"there are as few as {fewest} {of}")
     if cases and all(math.isnan(c.margin) for c in cases):
         parts.append("no margin was declared, so that nothing can be called equivalent")
     unseen = [c.detectable for c in cases if c.verdict == "undecided"]

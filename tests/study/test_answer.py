@@ -251,6 +251,9 @@ def test_limits(empty):
     last = said(empty, case("undecided", margin=math.nan, detectable=math.nan))[2]
     assert "no margin was declared, so that nothing can be called equivalent" in last
     assert "too little text to see any difference" in last
+    assert "few" not in last
+    last = said(empty, case("better"), case("better", "ml", n_clusters=5))[2]
+    assert "; there are as few as 5 documents in a text" in last
 
 
 def test_what_is_missing_is_named(empty):
