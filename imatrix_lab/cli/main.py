@@ -19,6 +19,7 @@ from imatrix_lab.cli import (
     reports,
     scores,
     stages,
+    study,
     tasks,
     upkeep,
 )
@@ -42,8 +43,8 @@ def cli() -> None:
 
 for command in (
     stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
-    scores.score, tasks.task, judge.compare, judge.power,
-    reports.report, upkeep.toolchain, upkeep.store, upkeep.doctor,
+    scores.score, tasks.task, study.study, reports.report, judge.compare, judge.power,
+    upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)
 imatrices.imatrix.add_command(differences.diff)
