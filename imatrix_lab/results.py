@@ -1,8 +1,8 @@
 """What a study found: the record between studies and reports, and `results.json`.
 
 Every number is in the unit its row names, ready to be printed; a report does no arithmetic. What
-is unknown is NaN (null in JSON). Apart from `Times` nothing here depends on the clock, the machine's
-speed, or whether the study was stopped in between.
+is unknown is NaN (null in JSON). Apart from `Times` nothing here depends on the clock, the
+machine's speed, or whether the study was stopped in between.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Calibration:
     kind : language, mixture, pooled, control or none.
     shares : of each language.
     n_tokens : that were counted.
-    similar_to : of a mixture or pool: the imatrices it was merged from, by sha256.
+    merged_from : of a mixture or pool: its parts' imatrices, by sha256.
     """
 
     model: str
@@ -229,7 +229,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Flip:
-    """An item that two calibrations answer differently; texts are a model's own, not to be trusted."""
+    """An item that two calibrations answer differently; its texts may be hostile."""
 
     model: str
     task: str

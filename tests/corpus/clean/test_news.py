@@ -7,21 +7,23 @@ text or stops to find what was mixed in. Without the data nothing can be measure
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from imatrix_lab.corpus.clean import Document, Report, Rules, clean
 from imatrix_lab.corpus.clean.identify import identifier
 from imatrix_lab.corpus.clean.overlap import Shingles
+from tests import real_data
 
-NEWS = Path(os.environ.get("IMATRIX_LAB_SHARED_DATA", "/nonexistent")) / "ntrex"
-pytestmark = pytest.mark.skipif(
-    not NEWS.exists(), reason="IMATRIX_LAB_SHARED_DATA has no NTREX-128"
-)
+NEWS = real_data.FOLDER / "ntrex"
+
+
+@pytest.fixture(autouse=True)
+def _needs_news() -> None:
+    real_data.need("ntrex")
+
 
 RULES = {
     "eng": Rules("Latn", ("en",)), "nob": Rules("Latn", ("no",)), "nno": Rules("Latn", ("nn",)),
