@@ -16,6 +16,8 @@ TYPES ?= Q4_K_M Q5_K_M
 MODEL ?= demo
 TOKENS ?= 65536
 OUT ?= quants
+QUICK ?=
+STUDY ?=
 FLAGS ?=
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
@@ -25,7 +27,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict bench-grid bench-corpus clean
 
 help:  ## list the targets
-	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
+	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu] [QUICK=0] [STUDY=studies/quick-nb]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
 
@@ -48,7 +50,8 @@ $(VENV)/.dev: $(VENV)/.ready
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),"$(LANGUAGE_WANTED)") --type "$(TYPES)" --model "$(MODEL)" \
-		--tokens $(TOKENS) --out "$(OUT)" $(FLAGS)
+		--tokens $(TOKENS) --out "$(OUT)" $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
+		$(if $(STUDY),--study "$(STUDY)") $(FLAGS)
 
 test: $(VENV)/.dev  ## all tests, on the real programs
 	@$(BIN)/imatrix-lab toolchain build > /dev/null

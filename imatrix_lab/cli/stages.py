@@ -15,8 +15,8 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import duration, stderr, stdout
 from imatrix_lab.errors import UsageError
 from imatrix_lab.quick import run as quick
+from imatrix_lab.quick.answer import Answer, sentence
 from imatrix_lab.quick.answer import as_json as as_plain
-from imatrix_lab.quick.answer import sentence
 from imatrix_lab.records import TOKENS_DEFAULT, QuantFacts
 
 
@@ -77,10 +77,7 @@ def tune(text: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any
     if as_json:
         return options.emit({**vars(result), "quick": as_plain(found) if found else None})
     if found:
-        stdout.print(sentence(found), markup=False, soft_wrap=True)
-        rest = ", ".join(request.types[1:])
-        said = f"{rest} not scored; " if rest else ""
-        stderr.print(f"{said}one text an imatrix: imatrix-lab study run tells more", style="dim")
+        _print_answer(found, request.types[1:])
 
 
 def _print_plan(steps: list[plan.Step]) -> None:
@@ -110,6 +107,12 @@ def _print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> No
     stderr.print(f"in {files[0].parent}/, with manifest.json and README.md", markup=False)
     windows = f"perplexity over {quants[0].n_windows} held-out windows"
     stderr.print(f"{windows}: a check that it works, not a benchmark", style="dim")
+
+
+def _print_answer(found: Answer, other_types: tuple[str, ...]) -> None:
+    stdout.print(sentence(found), markup=False, soft_wrap=True)
+    said = f"{', '.join(other_types)} not scored; " if other_types else ""
+    stderr.print(f"{said}one text an imatrix: imatrix-lab study run tells more", style="dim")
 
 
 @click.group()

@@ -77,7 +77,9 @@ def sentence(found: Answer) -> str:
 
 def _against(rival: Rival) -> str:
     """Return one comparison in words, by its verdict."""
-    other = f"with an English imatrix of {rival.imatrix_tokens:,}" if rival.language else "without"
+    other = "without one"
+    if rival.language:
+        other = f"with an English one of {rival.imatrix_tokens:,} tokens"
     low, high = sorted((rival.ci95_low, rival.ci95_high), key=abs)
     if rival.std_error == 0 == rival.difference_nats:
         return f"the same as {other}"
@@ -86,11 +88,11 @@ def _against(rival: Rival) -> str:
         more = "less" if rival.verdict == "better" else "more"
         percent = 100 / rival.kld_nats
         share = number(abs(rival.difference_nats) * percent, rival.std_error * percent)
-        sure = f"95 % sure: {_size(low, rival)} to {_size(high, rival)} {more}"
+        sure = f"95 % sure: {_size(low, rival)} to {_size(high, rival)} nats {more}"
         return f"{share} % {more} than {other} ({theirs}; {sure})"
     ends = [f"{_size(x, rival)} {'less' if x < 0 else 'more'}"
             for x in (rival.ci95_low, rival.ci95_high)]  # fmt: skip
-    sure = f"95 % sure: between {' and '.join(ends)}"
+    sure = f"95 % sure: between {' and '.join(ends)}, in nats"
     if not (math.isfinite(low) and math.isfinite(high)):
         sure = "too few documents for an interval"
     return f"which cannot be told from that {other} ({theirs}; {sure})"

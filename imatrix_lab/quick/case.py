@@ -20,7 +20,7 @@ from imatrix_lab.pipeline import Result
 from imatrix_lab.progress import Progress
 from imatrix_lab.quantize import Options
 from imatrix_lab.quick.answer import Answer, Rival
-from imatrix_lab.records import CorpusFacts, ImatrixFacts, Request, ScoreRequest
+from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, Request, ScoreRequest
 from imatrix_lab.score.job import METRICS_VERSION
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.store import Store, need_room
@@ -41,21 +41,48 @@ _OTHER = {"better": "worse", "worse": "better"}
 
 
 def english(
-    request: Request, made: Result, tools: Toolchain, store: Store, progress: Progress
+    request: Request,
+    tools: Toolchain,
+    model: Model,
+    corpus: CorpusFacts,
+    store: Store,
+    progress: Progress,
 ) -> CorpusFacts | None:
     """Return text for an English imatrix; None if the tuned file's is English, or there is none."""
-    if made.corpus is None or made.corpus.language == ENGLISH:
+    if corpus.language == ENGLISH:
         return None
+    n_tokens = min(request.n_tokens, ENGLISH_TOKENS)
+    asked = dataclasses.replace(request, text=ENGLISH, n_tokens=n_tokens)
     try:
-        return pipeline.corpus_of(_in_english(request), tools, made.model, store, progress)
+        return pipeline.corpus_of(asked, tools, model, store, progress)
     except (FetchFailed, MissingTool, BadText) as error:
         progress.say(f"note: the quick answer goes without English: {error.what}")
         return None
 
 
-def _in_english(request: Request) -> Request:
-    n_tokens = min(request.n_tokens, ENGLISH_TOKENS)
-    return dataclasses.replace(request, text=ENGLISH, n_tokens=n_tokens)
+def inputs(
+    request: Request,
+    tools: Toolchain,
+    model: Model,
+    corpus: CorpusFacts,
+    quant_sha256: str,
+    english_text: CorpusFacts | None,
+) -> dict[str, Any]:
+    """Return what determines the answer for a quant."""
+    other = None
+    if english_text:
+        options = pipeline.imatrix_options(request, tools, model, english_text)
+        other = collect.inputs(model, english_text, options, tools)
+    return {
+        "quick_version": QUICK_VERSION,
+        "metrics_version": METRICS_VERSION,
+        "quant_sha256": quant_sha256,
+        "model_sha256": model.sha256,
+        "heldout_sha256": corpus.heldout_sha256,
+        "limits": [DOCUMENTS, TOKENS],
+        "english": other,
+        "toolchain": tools.signature(),
+    }
 
 
 @dataclass(frozen=True)
@@ -89,25 +116,20 @@ class Case:
         assert self.made.imatrix is not None
         return self.made.imatrix
 
-    def inputs(self) -> dict[str, Any]:
-        """Return what determines the answer."""
-        other = None
-        if self.english:
-            options = self._imatrix_options(self.english)
-            other = collect.inputs(self.made.model, self.english, options, self.tools)
-        return {
-            "quick_version": QUICK_VERSION,
-            "metrics_version": METRICS_VERSION,
-            "quant_sha256": self.made.quants[0].sha256,
-            "model_sha256": self.made.model.sha256,
-            "heldout_sha256": self.corpus.heldout_sha256,
-            "limits": [DOCUMENTS, TOKENS],
-            "english": other,
-            "toolchain": self.tools.signature(),
-        }
+    def demand_possible(self) -> None:
+        """Refuse what no effort would answer.
 
-    def _imatrix_options(self, corpus: CorpusFacts) -> collect.Options:
-        return pipeline.imatrix_options(self.request, self.tools, self.made.model, corpus)
+        Raises
+        ------
+        BadText : one document held out, or no other imatrix to compare with.
+        """
+        if self.corpus.n_heldout < 2:
+            raise BadText(
+                "the held-out text is one document, and intervals are over documents",
+                where=self.corpus.heldout,
+            )
+        if not self.english and self._wants_imatrix():
+            raise BadText(f"nothing to compare with: {self.type} needs an imatrix")
 
     def seconds(self, tokens_per_s: float) -> float:
         """Return about how long it would take; at a usual rate where none was measured."""
@@ -157,11 +179,6 @@ class Case:
     def _documents(self, path: Path) -> int:
         """Write the documents to be scored, and return how many tokens each may have."""
         every = documents.read(self.corpus.heldout)
-        if len(every) < 2:
-            raise BadText(
-                "the held-out text is one document, and intervals are over documents",
-                where=self.corpus.heldout,
-            )
         n = min(DOCUMENTS, len(every))
         n_tokens = TOKENS // n
         with Vocabulary(self.tools, self.made.model.path) as vocabulary:
@@ -179,30 +196,28 @@ class Case:
         self, scratch: Path, store: Store, progress: Progress
     ) -> dict[str, tuple[Path, ImatrixFacts | None]]:
         """Return the other files and their imatrices, by the language of these."""
-        compute = pipeline.compute_of(self.request, self.tools, self.made.model)
-        options = Options(compute, self.request.allow_requantize)
-        imatrices: dict[str, ImatrixFacts | None] = {}
-        _, wants_one = quantize.dry_run(self.tools, self.made.model, self.type, options)
-        if not wants_one:
-            imatrices[""] = None
+        imatrices: dict[str, ImatrixFacts | None] = {} if self._wants_imatrix() else {"": None}
         if self.english:
             try:
-                imatrices[ENGLISH] = collect.collect(
-                    self.tools, self.made.model, self.english,
-                    self._imatrix_options(self.english), store, progress,
-                )  # fmt: skip
+                imatrices[ENGLISH] = pipeline.imatrix_of(
+                    self.request, self.tools, self.made.model, self.english, store, progress
+                )
             except BadImatrix as error:
                 progress.say(f"note: the quick answer goes without English: {error.what}")
-        if not imatrices:
-            raise BadText(f"nothing to compare with: {self.type} needs an imatrix")
         return {
-            language: (self._quantized(scratch, imatrix, options, progress), imatrix)
+            language: (self._quantized(scratch, imatrix, progress), imatrix)
             for language, imatrix in imatrices.items()
         }
 
-    def _quantized(
-        self, scratch: Path, imatrix: ImatrixFacts | None, options: Options, progress: Progress
-    ) -> Path:
+    def _options(self) -> Options:
+        compute = pipeline.compute_of(self.request, self.tools, self.made.model)
+        return Options(compute, self.request.allow_requantize)
+
+    def _wants_imatrix(self) -> bool:
+        """Whether llama-quantize does not make this type without an imatrix."""
+        return quantize.dry_run(self.tools, self.made.model, self.type, self._options())[1]
+
+    def _quantized(self, scratch: Path, imatrix: ImatrixFacts | None, progress: Progress) -> Path:
         """Return the same type with another imatrix; scoring it is its check."""
         target = scratch / f"{imatrix.language if imatrix else 'none'}.gguf"
         if not target.exists():
@@ -211,7 +226,7 @@ class Case:
             corpus = self.english if imatrix else None
             quantize.run(
                 self.tools, self.made.model, imatrix, self.type, part,
-                pipeline.metadata_of(self.tools, corpus, imatrix), options,
+                pipeline.metadata_of(self.tools, corpus, imatrix), self._options(),
                 scratch / "llama-quantize.log", progress,
             )  # fmt: skip
             part.replace(target)

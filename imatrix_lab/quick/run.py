@@ -17,7 +17,7 @@ from imatrix_lab.quick.case import Case
 from imatrix_lab.records import Request
 from imatrix_lab.store import Store
 
-SECONDS_MAX = 600.0
+MINUTES_MAX = 10.0
 """What would take longer is made only when asked for."""
 
 
@@ -88,17 +88,25 @@ def answer(request: Request, made: Result, store: Store, watch: Watch) -> Answer
 
 def _answer(request: Request, made: Result, store: Store, watch: Watch) -> Answer | None:
     tools = toolchain.get(store, request.backend, watch)
-    case = Case(request, made, tools, cases.english(request, made, tools, store, watch))
-    wanted = case.inputs()
-    if not request.quick and not store.find("quick", wanted):
-        took_s = case.seconds(watch.tokens_per_s)
-        if took_s > SECONDS_MAX:
+    model, corpus = made.model, made.corpus
+    assert corpus is not None  # of what `tune` made
+    english = cases.english(request, tools, model, corpus, store, watch)
+    case = Case(request, made, tools, english)
+    wanted = cases.inputs(request, tools, model, corpus, made.quants[0].sha256, english)
+    if not store.find("quick", wanted):
+        case.demand_possible()
+        minutes = case.seconds(watch.tokens_per_s) / 60
+        if minutes > MINUTES_MAX and not request.quick:
             watch.say(
-                f"note: no quick answer: it would take about {took_s / 60:.0f} min here;"
-                " QUICK=1 (imatrix-lab tune --quick) makes it all the same"
+                f"note: what tuning bought would take about {minutes:.0f} min to find out; QUICK=1"
+                " (imatrix-lab tune --quick) does it all the same"
             )
             return None
-    label = f"{made.model.label}-{case.corpus.language}-{case.type}"
+        watch.say(
+            f"what did tuning buy? other files of type {case.type} are made and scored beside this"
+            f" one; about {math.ceil(minutes)} min"
+        )
+    label = f"{model.label}-{corpus.language}-{case.type}"
     facts = store.get(
         "quick", label, wanted, lambda _, scratch: case.make(scratch, store, watch), watch
     ).facts
