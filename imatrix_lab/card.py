@@ -100,8 +100,10 @@ def _quick(quants: Entries) -> list[str]:
 def _signed(signature: Mapping[str, Any]) -> str:
     """Return what signs a number, in words."""
     tools = signature["toolchain"]
-    words = [f"llama.cpp {tools['commit']} ({tools['backend']})"]
-    words += [f"imatrix_lab {signature['package_version']}"]
+    words = [
+        f"llama.cpp {tools['commit']} ({tools['backend']})",
+        f"imatrix_lab {signature['package_version']}",
+    ]
     for name in ("reference", "text"):
         if sha256 := signature.get(name, {}).get("sha256"):
             words.append(f"{name} {sha256[:12]}")
