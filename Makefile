@@ -24,7 +24,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict bench-grid bench-corpus clean
+.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu] [QUICK=0] [STUDY=studies/quick-nb]"
@@ -80,6 +80,9 @@ bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by sim
 
 bench-predict: $(VENV)/.dev  ## whether predicted losses rank imatrices as measured divergence does
 	$(BIN)/python tools/bench_predict.py $(FLAGS)
+
+bench-study: $(VENV)/.dev  ## what a study costs beside a plain script of llama.cpp's programs
+	$(BIN)/python tools/bench_study.py
 
 bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 	$(BIN)/python tools/bench_grid.py

@@ -112,8 +112,8 @@ def _quick_step(
                 sha256 = quant.sha256(quant.facts["file"])
                 wanted = cases.inputs(request, tools, model, corpus, sha256, english)
                 found = store.find("quick", wanted)
-    what = "made and scored beside the tuned one, if that is quick; --no-quick leaves it out"
-    return _step(f"quick answer {request.types[0]}", found, f"other imatrices' files {what}")
+    what = "with other imatrices, scored beside it, if that is quick; --no-quick leaves it out"
+    return _step(f"quick answer {request.types[0]}", found, f"the same type {what}")
 
 
 def _step(name: str, found: object | None, detail: str) -> Step:
