@@ -73,6 +73,7 @@ name = "bench"
 models = ["{self.model}"]
 types = ["{self.type}"]
 keep = "scores"
+seed = 0
 
 [calibration]
 texts = ["{a}", "{b}", "{a}=0.5,{b}=0.5", "none"]
@@ -158,7 +159,7 @@ class Bench:
     """Texts and model of one run."""
 
     def __init__(self, grid: Grid, root: Path, store: Store, progress: Progress):
-        self.grid, self.root, self.store = grid, root, store
+        self.grid, self.root, self.store, self.threads = grid, root, store, cores()
         asked = Request("", (), grid.model, grid.tokens, root, default_backend())
         self.tools: Toolchain
         self.model: Model
@@ -264,7 +265,7 @@ class Bench:
     def _imatrix(self, folder: Path, name: str, text: Path, n_windows: int) -> None:
         program = self.tools.program("llama-imatrix")
         out = folder / f"{name}.imatrix.gguf"
-        compute = Compute(cores(), gpu_layers=0)
+        compute = Compute(self.threads, gpu_layers=0)
         argv = llamacpp.imatrix_argv(
             program, self.model.path, text, out, compute, windows=(0, n_windows)
         )
@@ -275,7 +276,7 @@ class Bench:
         imatrix = str(folder / f"{name}.imatrix.gguf") if name else None
         program = self.tools.program("llama-quantize")
         argv = llamacpp.quantize_argv(
-            program, self.model.path, path, self.grid.type, cores(), imatrix=imatrix
+            program, self.model.path, path, self.grid.type, self.threads, imatrix=imatrix
         )
         proc.run(argv)
         return path
@@ -285,7 +286,7 @@ class Bench:
         logits = folder / "logits.bin"
         program = self.tools.program("llama-perplexity")
         for path in [self.model.path, *quants]:
-            compute = Compute(cores(), gpu_layers=0)
+            compute = Compute(self.threads, gpu_layers=0)
             argv = llamacpp.perplexity_argv(program, path, text, compute, n_windows=n_windows)
             argv += ["--kl-divergence-base", str(logits)]
             proc.run(argv + ["--kl-divergence"] * (path != self.model.path))
@@ -346,7 +347,7 @@ def main() -> None:
     grid = Grid()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(grid, Path(folder), Store(), Terminal())
-        print(f"{grid}; {cores()} threads", flush=True)
+        print(f"{grid}; {bench.threads} threads", flush=True)
         study = bench.study()
         print(f"study: {study.wall_s:.0f} s", flush=True)
         report(study, bench.script(), grid)

@@ -103,7 +103,7 @@ def _answer(request: Request, made: Result, store: Store, watch: Watch) -> Answe
             )
             return None
         watch.say(
-            f"what did tuning buy? other files of type {case.type} are made and scored beside this"
+            f"what tuning bought: other files of type {case.type} are made and scored beside this"
             f" one; about {math.ceil(minutes)} min"
         )
     label = f"{model.label}-{corpus.language}-{case.type}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import random
 
 import numpy as np
 import pytest
 
 from imatrix_lab import pipeline, tables
-from imatrix_lab.corpus import documents, pool, sources, split
+from imatrix_lab.cli import main
+from imatrix_lab.corpus import documents, pool, split
 from imatrix_lab.errors import BadText
 from imatrix_lab.progress import Silent
 from imatrix_lab.quick import case, run
@@ -19,7 +19,7 @@ from imatrix_lab.quick.answer import sentence
 from imatrix_lab.records import Request
 from imatrix_lab.store import sha256_file
 from imatrix_lab.vocabulary import Vocabulary
-from tests.corpus.made_up import LANGUAGE, prose
+from tests.corpus import made_up
 
 TOKENS = 600  # small, as the models here
 
@@ -38,15 +38,8 @@ def _languages(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMATRIX_LAB_DATA", str(data))
-        (data / "corpora").mkdir()
-        for code, name in (("qa", "Qaish"), ("en", "English")):
-            text = LANGUAGE.format(code=code, name=name)
-            (data / "corpora" / f"{code}.toml").write_text(text)
-            rng = random.Random(code)
-            lines = [json.dumps({"id": f"{i:03d}", "text": prose(rng)}) for i in range(60)]
-            path = data / f"{code}.jsonl"
-            path.write_text("\n".join(lines))
-            sources.add([path], code, "made", "CC0-1.0")
+        made_up.add(data, "qa", "Qaish")
+        made_up.add(data, "en", "English")
     return data
 
 
@@ -147,7 +140,7 @@ def test_what_was_made_for_it_is_gone_and_nothing_is_made_again(answered, tune, 
     before = {a.path for a in store.artifacts()}
     assert {p.parent.name for p in before} >= {"score", "quick", "imatrix"}
     *_, again, said = tune()
-    assert again == found and not any("what did tuning buy" in line for line in said)
+    assert again == found and not any("scored beside this one" in line for line in said)
     assert {a.path for a in store.artifacts()} == before
 
 
@@ -178,7 +171,9 @@ def test_a_type_that_uses_no_imatrix_is_the_same(tune):
 def test_without_english_text_it_goes_without(tune, _languages, monkeypatch, tmp_path):
     (tmp_path / "corpora").mkdir()
     for code, name in (("qa", "Qaish"), ("en", "English")):
-        (tmp_path / "corpora" / f"{code}.toml").write_text(LANGUAGE.format(code=code, name=name))
+        (tmp_path / "corpora" / f"{code}.toml").write_text(
+            made_up.LANGUAGE.format(code=code, name=name)
+        )
     (tmp_path / "corpora" / "own").mkdir()
     (tmp_path / "corpora" / "own" / "qa").symlink_to(_languages / "corpora" / "own" / "qa")
     monkeypatch.setenv("IMATRIX_LAB_DATA", str(tmp_path))
@@ -194,7 +189,7 @@ def test_what_takes_long_is_only_done_when_asked_for(tune, monkeypatch):
     assert any("min to find out; QUICK=1" in line for line in said)
     *_, found, said = tune(types=("Q3_K_S",), quick=True)
     assert found is not None
-    assert any("what did tuning buy?" in line and "min" in line for line in said)
+    assert any("scored beside this one; about" in line for line in said)
 
 
 def test_the_time_is_told_from_the_rate_of_this_run(answered):
@@ -251,3 +246,23 @@ def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypa
     entries = json.loads((request.out / "manifest.json").read_text())["files"]
     for path in made.files:
         assert entries[path.name]["sha256"] == sha256_file(path)
+
+
+def test_the_command_prints_the_line_after_the_files(
+    answered, store, tmp_path, capsys, monkeypatch
+):
+    request, _, found, _ = answered
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(store.root))
+    argv = ["tune", "qa", "--model", request.model, "--tokens", "4096", "--ctx", "128"]
+    argv += ["--threads", "1", "--type", "Q2_K Q3_K_S", "--out", str(tmp_path / "other")]
+    assert main.run(argv) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip().endswith(sentence(found))
+    assert "Q3_K_S not scored" in printed.err
+    assert main.run([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quick"]["sentence"] == sentence(found)
+    assert main.run([*argv, "--dry-run", "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert steps[-1]["name"] == "quick answer Q2_K" and steps[-1]["cached"]
+    assert main.run([*argv, "--no-quick"]) == 0
+    assert "held-out documents" not in capsys.readouterr().out
