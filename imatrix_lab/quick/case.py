@@ -155,10 +155,10 @@ class Case:
         evaluate.score(asked, store, progress)
         plan = Plan(family=("calib",), baseline=self.imatrix.language)
         report = judge.compare([out], plan, ("kld_nats",), progress)
-        by_name = {c.question.a.removesuffix(f" {self.type}"): c for c in report.comparisons}
         signatures = {s["quant"]["calibration"]: s for s in report.signatures.values()}
-        first = report.comparisons[0]
-        mine = signatures[self.imatrix.language]
+        first, mine = report.comparisons[0], signatures[self.imatrix.language]
+        kind = f" {mine['quant']['type']}"
+        by_name = {c.question.a.removesuffix(kind): c for c in report.comparisons}
         found = Answer(
             type=self.type,
             language=self.imatrix.language,
