@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from imatrix_lab import tables
 from imatrix_lab.corpus import pool, split
 from imatrix_lab.imatrix import file
 from imatrix_lab.progress import Silent
@@ -62,6 +64,23 @@ def test_the_script(bench, tool):
     assert found.peak_bytes >= found.left_bytes > sum(p.stat().st_size for p in quants)
     assert found.cpu_s > 0 and found.wall_s > 0
     assert not (folder / "logits.bin").exists()
+
+
+def test_the_study(bench, tool):
+    found = bench.study()
+    out = bench.root / "study"
+    results = json.loads((out / "results.json").read_text())
+    assert not results["missing"]
+    scored = {p: len(tables.read(p, ["pos"])) for p in out.glob("scores/*.parquet")}
+    assert len(scored) == 2 * 9
+    assert sum(scored.values()) == 9 * found.scored_tokens
+    assert found.scoring_bytes == sum(p.stat().st_size for p in scored)
+    sums = [file.read(p) for p in out.glob("imatrix/*.gguf")]
+    assert len(sums) == 8  # as many as the script's
+    assert found.imatrix_tokens == 4 * 1536
+    assert found.scored_tokens <= found.read_tokens
+    assert found.peak_bytes >= found.left_bytes > found.scoring_bytes
+    assert not list(out.rglob("*Q3_K_S*.gguf"))
 
 
 def test_a_folder_is_measured_without_what_links_lead_to(tool, tmp_path):
