@@ -18,16 +18,19 @@ TOKENS ?= 65536
 OUT ?= quants
 QUICK ?=
 STUDY ?=
+RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus clean
+.PHONY: help setup quant study test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus clean
 
 help:  ## list the targets
-	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu] [QUICK=0] [STUDY=studies/quick-nb]"
+	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
+	@echo "           [QUICK=0] [STUDY=studies/quick-nb]"
+	@echo "make study RECIPE=recipes/quick-nb.toml [FLAGS=--dry-run]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
 
@@ -52,6 +55,9 @@ quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),"$(LANGUAGE_WANTED)") --type "$(TYPES)" --model "$(MODEL)" \
 		--tokens $(TOKENS) --out "$(OUT)" $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
 		$(if $(STUDY),--study "$(STUDY)") $(FLAGS)
+
+study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
+	@$(BIN)/imatrix-lab study run "$(RECIPE)" $(FLAGS)
 
 test: $(VENV)/.dev  ## all tests, on the real programs
 	@$(BIN)/imatrix-lab toolchain build > /dev/null

@@ -41,6 +41,18 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
     converter = pipeline.converter(tools)
     reference = models.resolve(request.reference, store, progress, converter)
     found = [models.resolve(spec, store, progress, converter) for spec in request.quants]
+    return score_models(request, tools, reference, found, store, progress)
+
+
+def score_models(
+    request: ScoreRequest,
+    tools: Toolchain,
+    reference: Model,
+    found: list[Model],
+    store: Store,
+    progress: Progress,
+) -> list[Path]:
+    """Do the same for models that were found already; the request's own are not looked at."""
     protocol = _protocol(request, reference)
     quants = _distinct(found, progress)
     for warning in check.check(reference, quants):

@@ -133,6 +133,29 @@ def _check(request: PredictRequest) -> None:
         raise UsageError(f"--select: no imatrix is called {sorted(unknown)[0]}", fix=known)
 
 
+def columns(
+    kernel: loss.Kernel, model: Model, quant: Model, threads: int, store: Store, progress: Progress
+) -> Artifact:
+    """Return the column sums of a quant of a model, from the store or made."""
+    wanted = {
+        "version": loss.LOSS_VERSION,
+        "model_sha256": model.sha256,
+        "quant_sha256": quant.sha256,
+    }
+
+    def make(out: Path, scratch: Path) -> dict[str, Any]:
+        return _write(out, kernel, model, quant, threads, progress)
+
+    return store.get("loss", quant.label, wanted, make, progress)
+
+
+def _write(
+    out: Path, kernel: loss.Kernel, model: Model, quant: Model, threads: int, progress: Progress
+) -> dict[str, Any]:
+    loss.write(out, kernel, model, quant, threads, progress)
+    return {"size_bytes": quant.facts.size_bytes}
+
+
 class Predictor:
     """A model, the languages, and the means to quantize: rows on request."""
 
@@ -162,18 +185,9 @@ class Predictor:
         for warning in warnings:
             self.progress.say(f"note: {warning}")
         self._check_calibration(name, quant)
-        said = quant.facts
-        wanted = {
-            "version": loss.LOSS_VERSION,
-            "model_sha256": self.model.sha256,
-            "quant_sha256": quant.sha256,
-        }
-
-        def make(out: Path, scratch: Path) -> dict[str, Any]:
-            return self._write(out, quant)
-
-        artifact = self.store.get("loss", quant.label, wanted, make, self.progress)
-        return self._row(name, said.file_type, artifact)
+        threads = self.options.compute.threads
+        found = columns(self.kernel, self.model, quant, threads, self.store, self.progress)
+        return self._row(name, quant.facts.file_type, found)
 
     def _check_calibration(self, name: str, quant: Model) -> None:
         """Raise unless a quant can have been made with the imatrix of that name."""
@@ -204,7 +218,9 @@ class Predictor:
                     scratch / "llama-quantize.log", self.progress,
                 )  # fmt: skip
                 part.replace(path)
-            return self._write(out, Model(label, path, (path,), "", models.facts((path,)), label))
+            quant = Model(label, path, (path,), "", models.facts((path,)), label)
+            threads = self.options.compute.threads
+            return _write(out, self.kernel, self.model, quant, threads, self.progress)
 
         wanted = {"version": loss.LOSS_VERSION, **self._inputs(imatrix, kind)}
         label = f"{self.model.label}-{corpora.slug(name)}-{kind}"
@@ -220,19 +236,8 @@ class Predictor:
 
     def _stored(self, imatrix: ImatrixFacts | None, kind: str) -> Path | None:
         """Return a quant that the store has already."""
-        wanted = self._inputs(imatrix, kind).items()
-        for artifact in self.store.artifacts():
-            if (
-                artifact.manifest["kind"] == "quant"
-                and wanted <= artifact.manifest["inputs"].items()
-            ):
-                return artifact.path / str(artifact.facts["file"])
-        return None
-
-    def _write(self, out: Path, quant: Model) -> dict[str, Any]:
-        threads = self.options.compute.threads
-        loss.write(out, self.kernel, self.model, quant, threads, self.progress)
-        return {"size_bytes": quant.facts.size_bytes}
+        found = self.store.like("quant", self._inputs(imatrix, kind))
+        return found.path / str(found.facts["file"]) if found else None
 
     def _row(self, name: str, kind: str, artifact: Artifact) -> Row:
         return Row(name, kind, predict.losses(loss.read(artifact.path / loss.FILE), self.languages))

@@ -13,13 +13,13 @@ import difflib
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import UsageError
+from imatrix_lab.typed import nearest, read_toml
 
 LICENCE_CLASSES = ("public-domain", "permissive", "share-alike", "copyleft")
 """From free to strict; what is built of several sources has the strictest of them."""
@@ -168,7 +168,7 @@ def load_all(folder: Path | None = None) -> dict[str, Language]:
     shared: dict[str, Any] = {}
     for place in folders:
         if (place / "sources.toml").exists():
-            shared |= _read(place / "sources.toml")
+            shared |= read_toml(place / "sources.toml")
     found = {}
     for place in folders:
         for path in sorted(place.glob("*.toml")):
@@ -177,17 +177,8 @@ def load_all(folder: Path | None = None) -> dict[str, Language]:
     return {code: _with_own(found[code], folders) for code in sorted(found)}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=path) from error
-
-
 def _language(path: Path, shared: Mapping[str, Any]) -> Language:
-    raw = _read(path)
+    raw = read_toml(path)
     _check(raw, _LANGUAGE, path)
     if raw["code"] != path.stem:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
@@ -223,7 +214,7 @@ def _sources(entries: Iterable[Any], shared: Mapping[str, Any], path: Path) -> t
             raise UsageError("a [[source]] needs use = a name in sources.toml", where=path)
         if entry["use"] not in shared:
             raise UsageError(
-                f"no source is called {entry['use']!r}{_near(entry['use'], shared)}", where=path
+                f"no source is called {entry['use']!r}{nearest(entry['use'], shared)}", where=path
             )
         name = str(entry.get("name", entry["use"]))
         if name in found:
@@ -243,7 +234,7 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
     check_name(name, path)
     kind = raw.get("kind")
     if kind not in _SETTINGS:
-        near = _near(str(kind), _SETTINGS)
+        near = nearest(str(kind), _SETTINGS)
         raise UsageError(f"{name}: no kind of source is {kind!r}{near}", where=path)
     _check(raw, {**_FACTS, **_SETTINGS[kind]}, path)
     if raw["licence_class"] not in LICENCE_CLASSES:
@@ -285,7 +276,7 @@ def _with_own(language: Language, folders: Sequence[Path]) -> Language:
             try:
                 if path.stem in found:
                     raise UsageError(f"{language.name} has a source called {path.stem} already")
-                found[path.stem] = source(path.stem, _read(path), path)
+                found[path.stem] = source(path.stem, read_toml(path), path)
             except UsageError as error:
                 faults[str(path)] = error.what
     return replace(language, sources=tuple(found.values()), faults=faults)
@@ -295,7 +286,7 @@ def _check(raw: Mapping[str, Any], wanted: Mapping[str, tuple[type, bool]], path
     """Refuse unknown keys, missing ones, and values of another type."""
     for key, value in raw.items():
         if key not in wanted:
-            raise UsageError(f"unknown key {key!r}{_near(key, wanted)}", where=path)
+            raise UsageError(f"unknown key {key!r}{nearest(key, wanted)}", where=path)
         kind = wanted[key][0]
         number = kind is float and isinstance(value, int)
         if isinstance(value, bool) != (kind is bool) or not (number or isinstance(value, kind)):
@@ -310,11 +301,6 @@ def _check(raw: Mapping[str, Any], wanted: Mapping[str, tuple[type, bool]], path
 def _strings(values: Iterable[Any], key: str, path: Path) -> None:
     if not all(isinstance(value, str) for value in values):
         raise UsageError(f"misplaced key {key!r}: not a list of strings", where=path)
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; {near[0]!r}?" if near else ""
 
 
 def get(word: str, folder: Path | None = None) -> Language:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
+from imatrix_lab import stopping
 from imatrix_lab.errors import MissingTool, ToolFailed
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:
         while True:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
+            stopping.check()
             if not selector.select(timeout=0.5):
                 continue
             raw = os.read(stdout.fileno(), 65536)
@@ -304,12 +306,12 @@ def in_order(
     waiting: deque[Future[Found]] = deque()
     try:
         for item in items:
-            with _interrupts_held():  # workers start here, and inherit that
+            with interrupts_held():  # workers start here, and inherit that
                 waiting.append(pool.submit(function, item))
             if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
+                yield stopping.result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield stopping.result(waiting.popleft())
     except BrokenProcessPool as error:
         raise ToolFailed(
             "a worker process died", argv=[sys.executable], returncode=None, tail="", log=None,
@@ -320,8 +322,8 @@ def in_order(
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C waiting meanwhile."""
+def interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C waiting meanwhile; threads and processes that start here inherit that."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

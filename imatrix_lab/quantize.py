@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import llamacpp, models, proc
-from imatrix_lab.errors import BadModel, BadText, ToolFailed
+from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
 from imatrix_lab.llamacpp import Compute
 from imatrix_lab.progress import Progress, Task
 from imatrix_lab.records import ImatrixFacts, Model, QuantFacts
@@ -89,7 +89,7 @@ def inputs(
     model: Model,
     imatrix: ImatrixFacts | None,
     quant_type: str,
-    heldout: HeldOut,
+    heldout: HeldOut | None,
     metadata: Mapping[str, str],
     options: Options,
     toolchain: Toolchain,
@@ -100,7 +100,7 @@ def inputs(
         "imatrix_sha256": imatrix.sha256 if imatrix else None,
         "type": quant_type,
         "allow_requantize": options.allow_requantize,
-        "heldout_sha256": heldout.sha256,
+        "heldout_sha256": heldout.sha256 if heldout else None,
         "metadata": dict(metadata),
         "toolchain": toolchain.signature(),
     }
@@ -111,7 +111,7 @@ def quantize(
     model: Model,
     imatrix: ImatrixFacts | None,
     quant_type: str,
-    heldout: HeldOut,
+    heldout: HeldOut | None,
     metadata: Mapping[str, str],
     options: Options,
     store: Store,
@@ -121,22 +121,31 @@ def quantize(
 
     Parameters
     ----------
+    heldout : None for a file that is scored anyway: then only its headers are read, and its
+        perplexities are NaN.
     metadata : strings for the GGUF's metadata, at most 127 bytes each.
 
     Raises
     ------
     DiskFull : it would not fit; checked before the work.
     BadModel : the result does not load, or predicts held-out text far worse than the original.
+    UsageError : the type takes an imatrix.
     ToolFailed : llama-quantize failed.
     """
     seconds: list[float] = []
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
-        reference = perplexity(toolchain, model, heldout, options, store, progress)
+        reference = None
+        if heldout:
+            reference = perplexity(toolchain, model, heldout, options, store, progress)
         made, notes = scratch / _file_name(model, imatrix, quant_type), scratch / "fallback.json"
         if not made.exists():  # else an earlier run was stopped while verifying
-            need = estimate(toolchain, model, quant_type, options, log)
+            need, wants_imatrix = dry_run(toolchain, model, quant_type, options, log)
+            if wants_imatrix and not imatrix:
+                raise UsageError(
+                    f"{quant_type} takes an imatrix", fix="give one, or choose another type"
+                )
             need_room(store.root, need, f"{quant_type} of {model.label}")
             part = scratch / "part.gguf"
             done = run(
@@ -145,32 +154,34 @@ def quantize(
             seconds.append(done.seconds)
             notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
             part.replace(made)
-        facts = models.facts((made,))
-        found = _perplexity(
-            toolchain, made, heldout, options, scratch / "perplexity.log", scratch, progress
-        )
-        _verify(found, reference, quant_type, facts.n_vocab, made)
+        read = models.facts((made,))
+        found = None
+        if heldout and reference is not None:
+            log = scratch / "perplexity.log"
+            found = _perplexity(toolchain, made, heldout, options, log, scratch, progress)
+            _verify(found, reference, quant_type, read.n_vocab, made)
         made.replace(out / made.name)
         return {
             "type": quant_type,
             "file": made.name,
-            "bits_per_weight": round(facts.bits_per_weight, 4),
-            "n_tensors": sum(facts.tensor_types.values()),
-            "tensor_types": facts.tensor_types,
+            "bits_per_weight": round(read.bits_per_weight, 4),
+            "n_tensors": sum(read.tensor_types.values()),
+            "tensor_types": read.tensor_types,
             "fallback": json.loads(notes.read_text()),
             "perplexity": found,
             "perplexity_reference": reference,
-            "n_windows": heldout.n_windows(),
-            "n_ctx": heldout.n_ctx(),
+            "n_windows": heldout.n_windows() if heldout else 0,
+            "n_ctx": heldout.n_ctx() if heldout else 0,
             "gpu_layers": options.compute.gpu_layers,
         }
 
     label = f"{model.label}-{imatrix.language if imatrix else 'none'}-{quant_type}"
     wanted = inputs(model, imatrix, quant_type, heldout, metadata, options, toolchain)
-    return _facts(store.get("quant", label, wanted, make, progress), seconds)
+    return facts(store.get("quant", label, wanted, make, progress), *seconds)
 
 
-def _facts(artifact: Artifact, seconds: list[float]) -> QuantFacts:
+def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
+    """Return what a quant's manifest says."""
     found = artifact.facts
     name = found["file"]
     return QuantFacts(
@@ -181,11 +192,15 @@ def _facts(artifact: Artifact, seconds: list[float]) -> QuantFacts:
         bits_per_weight=found["bits_per_weight"],
         n_tensors=found["n_tensors"],
         fallback=tuple(found["fallback"]),
-        perplexity=found["perplexity"],
-        perplexity_reference=found["perplexity_reference"],
+        perplexity=_or_nan(found["perplexity"]),
+        perplexity_reference=_or_nan(found["perplexity_reference"]),
         n_windows=found["n_windows"],
-        seconds=seconds[0] if seconds else None,
+        seconds=seconds,
     )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _file_name(model: Model, imatrix: ImatrixFacts | None, quant_type: str) -> str:

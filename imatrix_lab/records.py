@@ -163,7 +163,8 @@ class QuantFacts:
     Attributes
     ----------
     fallback : tensors that llama-quantize could not give the type it wanted.
-    perplexity, perplexity_reference : over `n_windows` held-out windows of 512 tokens.
+    perplexity, perplexity_reference : over `n_windows` held-out windows of 512 tokens; NaN if
+        it was not verified so.
     seconds : what quantizing took when it was done; None when it came from the store.
     """
 

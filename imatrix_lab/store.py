@@ -19,12 +19,14 @@ import math
 import os
 import shlex
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imatrix_lab import stopping
 from imatrix_lab.errors import DiskFull, ImatrixLabError
 from imatrix_lab.progress import Progress, Silent
 
@@ -84,7 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
     ------
     DiskFull : what was there stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -199,6 +201,14 @@ class Store:
         """Return the artefact for these inputs if it is there and whole."""
         return self._find(kind, fingerprint(kind, inputs))
 
+    def like(self, kind: str, some: Inputs) -> Artifact | None:
+        """Return an artefact among whose inputs these are, if there is one."""
+        for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+            found = _read(path.parent)
+            if found and some.items() <= found.manifest["inputs"].items():
+                return found
+        return None
+
     def get(
         self,
         kind: str,
@@ -299,15 +309,18 @@ class Store:
         return [found[i] for i in range(len(wanted))]
 
     def lock(self, name: str, progress: Progress) -> Any:
-        """Wait until no other process holds this name, and hold it; for ``with``."""
+        """Wait until no one else holds this name, and hold it; for ``with``."""
         import filelock
 
         lock = filelock.FileLock(self._lock_path(name))
         try:
             return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
         except filelock.Timeout:
-            progress.say(f"another process is building {name}; waiting for it")
-            return lock.acquire()
+            progress.say(f"{name} is being built elsewhere; waiting for it")
+        while True:
+            stopping.check()
+            with contextlib.suppress(filelock.Timeout):
+                return lock.acquire(timeout=stopping.EVERY_S)
 
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every whole artefact, by kind and name."""

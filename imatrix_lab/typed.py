@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
+import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,6 +20,21 @@ from typing import Any, TypeVar
 from imatrix_lab.errors import UsageError
 
 Record = TypeVar("Record")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a file's table.
+
+    Raises
+    ------
+    UsageError : it is not there, not UTF-8 or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not valid TOML: {error}", where=path) from error
 
 
 def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Record:
@@ -64,13 +81,21 @@ def _value(kind: Any, value: Any, where: Path | str, at: str) -> Any:
         return tuple(_value(arguments[0], v, where, at) for v in value)
     if origin is dict and isinstance(value, Mapping):
         return {str(k): _value(arguments[1], v, where, f"{at}.{k}") for k, v in value.items()}
-    if kind is float and value is None:
-        return math.nan
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and origin is None and type(value) is kind:
-        return value
+    if (found := _scalar(kind, value)) is not None:
+        return found
     raise UsageError(f"{at}: {value!r} is not {in_words(kind)}", where=where)
+
+
+def _scalar(kind: Any, value: Any) -> Any:
+    """Return a value of a kind, or None if it is not."""
+    if kind is Path:
+        return Path(value) if isinstance(value, str) else None
+    if kind is not float:
+        return value if type(value) is kind else None
+    if value is None:
+        return math.nan
+    finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return float(value) if finite else None
 
 
 def in_words(kind: Any) -> str:
@@ -100,6 +125,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

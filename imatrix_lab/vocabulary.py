@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,18 @@ class Vocabulary:
         return len(self.tokens(text))
 
 
+_one_at_a_time = threading.Lock()
+
+
+def silence(llama: Any) -> None:
+    """Send llama.cpp's log nowhere: it would end up between our own lines."""
+    with _one_at_a_time:
+        _silenced(llama)
+
+
 @functools.cache
-def silence(llama: Any) -> Any:
-    """Send llama.cpp's log nowhere: it would end up between our own lines.
+def _silenced(llama: Any) -> Any:
+    """Return the callback that hears llama.cpp's log from now on.
 
     The library calls the callback for as long as the process lives, so it is kept as long.
     """

@@ -75,7 +75,7 @@ def test_the_signature_says_what_was_measured(ask, quants, reference, store, tex
     assert found["text"]["label"] == "nb" and found["text"]["n_documents"] == 8
     protocol = {"name": "document", "n_ctx": 128, "overlap": 16, "divergence": "exact"}
     assert found["protocol"] == protocol
-    assert found["toolchain"]["backend"] == "cpu" and found["compute"]["threads"] == 1
+    assert found["toolchain"]["backend"] == "cpu" and "threads" not in found["compute"]
     assert str(file.parent) not in str(found) and str(reference.parent) not in str(found)
 
 

@@ -103,6 +103,15 @@ def test_defaults(checkout: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_study(checkout: Path) -> None:
+    words = ["argument study", "argument run"]
+    done = make(checkout, "study", "RECIPE=my recipes/a.toml", "FLAGS=--dry-run --jobs 1")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("argument")]
+    flags = [f"argument {word}" for word in ("--dry-run", "--jobs", "1")]
+    assert lines == [*words, "argument my recipes/a.toml", *flags]
+    assert "argument recipes/quick-nb.toml" in make(checkout, "study").stdout
+
+
 def test_two_types_are_one_argument(checkout: Path) -> None:
     call = quant(checkout, "LANG=nb", "TYPES=Q3_K_S IQ2_M")
     assert call.option("--type") == "Q3_K_S IQ2_M"

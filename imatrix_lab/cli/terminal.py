@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
+
+from imatrix_lab.progress import Rate
 
 PLAIN_EVERY_S = 15.0
 
@@ -49,40 +53,22 @@ def quantity(n: float, unit: str) -> str:
     return f"{n:,.0f} {unit}"
 
 
-class Rate:
-    """Units a second and time left, from what was done since the step began."""
-
-    def __init__(self, total: float):
-        self.total, self.began, self.base, self.done = total, time.monotonic(), 0.0, 0.0
-        self.fresh = True
-
-    def update(self, done: float, resumed: bool) -> None:
-        """Take the count so far; a resumed start is not counted as speed."""
-        if resumed and self.fresh:
-            self.base = done
-        self.done, self.fresh = done, False
-
-    def per_s(self) -> float:
-        """Return units a second, 0 if unknown yet."""
-        elapsed = time.monotonic() - self.began
-        return (self.done - self.base) / elapsed if elapsed > 0.5 else 0.0
-
-    def words(self, unit: str) -> str:
-        """Return e.g. ``138 tokens/s, 2 min 05 s left``."""
-        rate = self.per_s()
-        if not rate or self.done - self.base < 0.01 * self.total:
-            return ""  # too early to tell
-        left = f"{duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
-        if not unit:
-            return left
-        per = quantity(rate, unit) + "/s" if rate >= 1 or unit == "B" else f"{rate:.2f} {unit}/s"
-        return ", ".join(p for p in (per, left) if p)
+def speed(rate: Rate, unit: str) -> str:
+    """Return e.g. ``138 tokens/s, 2 min 05 s left``; nothing while it is too early to tell."""
+    per_s, left_s = rate.per_s(), rate.left_s()
+    if math.isnan(left_s):
+        return ""
+    left = f"{duration(left_s)} left" if left_s else ""
+    if not unit:
+        return left
+    per = quantity(per_s, unit) + "/s" if per_s >= 1 or unit == "B" else f"{per_s:.2f} {unit}/s"
+    return ", ".join(p for p in (per, left) if p)
 
 
 class _RateColumn(ProgressColumn):
     def render(self, task: RichTask) -> Text:
         rate: Rate = task.fields["rate"]
-        return Text(rate.words(task.fields["unit"]), style="cyan")
+        return Text(speed(rate, task.fields["unit"]), style="cyan")
 
 
 class _BarTask:
@@ -95,6 +81,9 @@ class _BarTask:
         self.rate.update(done, bool(note))
         self.bars.update(self.id, completed=done, note=note)
 
+    def close(self) -> None:
+        self.bars.remove_task(self.id)
+
 
 class _PlainTask:
     def __init__(self, name: str, total: float, unit: str):
@@ -106,7 +95,7 @@ class _PlainTask:
         if time.monotonic() - self.spoke >= PLAIN_EVERY_S:
             self.spoke = time.monotonic()
             share = 100 * done / self.rate.total
-            words = ", ".join(w for w in (self.rate.words(self.unit), note) if w)
+            words = ", ".join(w for w in (speed(self.rate, self.unit), note) if w)
             print(
                 f"{self.name}: {share:.0f} % {f'({words})' if words else ''}",
                 file=sys.stderr,
@@ -115,10 +104,13 @@ class _PlainTask:
 
 
 class Terminal:
-    """A `Progress` that draws on stderr."""
+    """A `Progress` that draws on stderr; threads may share it."""
 
     def __init__(self, plain: bool | None = None):
         self.plain = not stderr.is_terminal if plain is None else plain
+        self._lock = threading.Lock()
+        self._bars: RichProgress | None = None
+        self._n_shown = 0
 
     def say(self, message: str) -> None:
         """Print one line."""
@@ -137,14 +129,37 @@ class Terminal:
             task = _PlainTask(name, total, unit)
             yield task
         else:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(24),
-                TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-                _RateColumn(), TextColumn("[dim]{task.fields[note]}"),
-            )  # fmt: skip
-            with RichProgress(*columns, console=stderr, transient=True) as bars:
+            with self._display() as bars:
                 task = _BarTask(bars, name, total, unit)
-                yield task
-        rate = task.rate
-        speed = f", {quantity(rate.per_s(), unit)}/s" if unit and rate.per_s() >= 1 else ""
-        self.say(f"{name}: done in {duration(time.monotonic() - began)}{speed}")
+                try:
+                    yield task
+                finally:
+                    task.close()
+        per_s = task.rate.per_s()
+        words = f", {quantity(per_s, unit)}/s" if unit and per_s >= 1 else ""
+        self.say(f"{name}: done in {duration(time.monotonic() - began)}{words}")
+
+    @contextmanager
+    def _display(self) -> Iterator[RichProgress]:
+        """Give the one display that there can be at a time; it lasts while any task does."""
+        with self._lock:
+            bars = self._bars = self._bars or _new_bars()
+            self._n_shown += 1
+            bars.start()
+        try:
+            yield bars
+        finally:
+            with self._lock:
+                self._n_shown -= 1
+                if not self._n_shown:
+                    self._bars = None
+                    bars.stop()
+
+
+def _new_bars() -> RichProgress:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(24),
+        TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+        _RateColumn(), TextColumn("[dim]{task.fields[note]}"),
+    )  # fmt: skip
+    return RichProgress(*columns, console=stderr, transient=True)

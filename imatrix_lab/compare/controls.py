@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from imatrix_lab.compare.design import Level, Plan
 from imatrix_lab.compare.runs import NO_IMATRIX, Run, blocks, differing
 from imatrix_lab.compare.texts import TextComparer
+from imatrix_lab.corpus import mixture
 from imatrix_lab.stats import clustered, paired
 from imatrix_lab.stats.comparison import METRICS, Comparison
 
 if TYPE_CHECKING:
     import numpy as np
 
-RANDOM = "random"
+RANDOM = mixture.RANDOM_TOKENS
 """The calibration label of an imatrix from random tokens."""
 
 

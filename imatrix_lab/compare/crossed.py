@@ -25,13 +25,15 @@ class Interaction:
     """Does each of two languages gain more from its own calibration than the other does?
 
     The estimate is (A on A's text - B on A's text) - (A on B's text - B on B's text), in the
-    metric's stored unit: below 0 for own language helps, where lower is better.
+    metric's stored unit: below 0 for own language helps, where lower is better. `task` is empty
+    for texts.
     """
 
     a: str
     b: str
     type: str
     metric: str
+    task: str
     contrast: Contrast
     log_odds: interaction.LogOdds | None = None
     family: str = ""
@@ -74,7 +76,8 @@ def _interaction(
         among = [here[c, text].level for c in (a, b)]
         cells += corner.comparer.cells(corner.level, metric, sign, among)
     odds = _log_odds(a, b, here) if metric == "score" else None
-    return Interaction(a, b, kind, metric, interaction.contrast(cells), odds)
+    task = here[a, a].comparer.block.task
+    return Interaction(a, b, kind, metric, task, interaction.contrast(cells), odds)
 
 
 def _log_odds(a: str, b: str, here: Mapping[Place, Corner]) -> interaction.LogOdds | None:

@@ -10,7 +10,6 @@ code                    program text, a language like any other
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import tomllib
@@ -20,6 +19,7 @@ from pathlib import Path
 from imatrix_lab import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import Language
+from imatrix_lab.typed import nearest
 
 LABEL_CHARS_MAX = 60
 RANDOM_TOKENS, SHUFFLED = "random-tokens", "shuffled"
@@ -179,6 +179,5 @@ def _named(word: str) -> Mixture | None:
 def _unknown(raw: dict[str, object]) -> str:
     known = {"name", "shares", "source"}
     for key in raw.keys() - known:
-        near = difflib.get_close_matches(key, known, 1)
-        return f"unknown key {key!r}" + (f"; {near[0]!r}?" if near else "")
+        return f"unknown key {key!r}{nearest(key, known)}"
     return ""

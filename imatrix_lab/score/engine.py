@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from imatrix_lab import native
+from imatrix_lab import native, stopping
 from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.progress import Task
 from imatrix_lab.records import Model
@@ -48,6 +48,10 @@ class Settings:
     sequences_max: int
     gpu_layers: int | None = None
 
+    def signature(self) -> dict[str, int | None]:
+        """Return what of it can change a number: all but the threads."""
+        return {name: value for name, value in vars(self).items() if name != "threads"}
+
 
 class Interruptible:
     """Runs native calls in a thread of its own, so that Ctrl-C need not wait for their end.
@@ -64,7 +68,7 @@ class Interruptible:
         """Return what the function returns; on Ctrl-C end it first."""
         future = self._pool.submit(function, *args)
         try:
-            return future.result()
+            return stopping.result(future)
         except BaseException:
             self.flag.value = 1
             native.finish([future])

@@ -44,8 +44,7 @@ class Job:
             "reference_sha256": self.reference.sha256,
             "text_sha256": self.text.sha256(),
             "protocol": asdict(self.protocol),
-            # threads change no bit: tests/test_evaluate.py
-            "settings": {k: v for k, v in asdict(self.settings).items() if k != "threads"},
+            "settings": self.settings.signature(),
         }
 
 

@@ -92,7 +92,7 @@ def _finish(
             "n_documents": len(job.text.documents),
         },
         "protocol": {**vars(job.protocol), "divergence": divergence},
-        "compute": vars(job.settings),
+        "compute": job.settings.signature(),
     }
     if kept:
         signature["gap"] = teacher.gap(rows)

@@ -107,7 +107,7 @@ class OnThisMachine:
                 "n_ctx": self._how.engine.n_ctx,
                 "prompts": "chat" if self.is_chat else "plain",
             },
-            "compute": {**vars(self._how.engine), "parallel": self._how.parallel},
+            "compute": {**self._how.engine.signature(), "parallel": self._how.parallel},
         }
 
     def choose(self, items: Iterable[ChoiceItem]) -> Iterator[ChoiceScores]:
@@ -182,7 +182,7 @@ def open_all(
     tools = toolchain.get(store, request.backend, progress, own=False)
     convert = pipeline.converter(tools)
     found = [models.resolve(spec, store, progress, convert) for spec in request.quants]
-    return [partial(_on_this_machine, request, tools, one, store, progress) for one in found]
+    return [partial(here, request, tools, one, store, progress) for one in found]
 
 
 @contextmanager
@@ -192,9 +192,10 @@ def _remote(request: TaskRequest, name: str, progress: Progress) -> Iterator[Ans
 
 
 @contextmanager
-def _on_this_machine(
+def here(
     request: TaskRequest, tools: Toolchain, model: Model, store: Store, progress: Progress
 ) -> Iterator[Answerer]:
+    """Open a quant on this machine."""
     n_ctx = request.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT)
     how = setup.prepare(
         tools, model, store, progress, n_ctx=n_ctx, threads=request.threads,

@@ -17,6 +17,7 @@ from typing import Any
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import data_dir, user_dir
 from imatrix_lab.tasks import template, toml
+from imatrix_lab.typed import nearest, read_toml
 
 SCORERS = ("choice", "mixeval", "number", "translation", "language")
 GOLDS = ("from 0", "from 1", "letter", "text")
@@ -153,7 +154,7 @@ def get(word: str) -> Definition:
             return load(folder / f"{word}.toml")
     known = sorted({path.stem for folder in folders() for path in folder.glob("*.toml")})
     raise UsageError(
-        f"no task is called {word!r}{toml.nearest(word, known)}",
+        f"no task is called {word!r}{nearest(word, known)}",
         fix=f"one of {' '.join(known)}; or a file of your own: task run mine.toml",
     )
 
@@ -165,7 +166,7 @@ def load(path: Path) -> Definition:
     ------
     UsageError : see `load_all`.
     """
-    raw = toml.read(path)
+    raw = read_toml(path)
     toml.check(raw, _FILE, path)
     toml.check(raw["source"], _SOURCE, path, "source")
     fields = dict(raw["fields"])
@@ -197,7 +198,7 @@ def load(path: Path) -> Definition:
 def _one_of(word: str, known: tuple[str, ...], key: str, path: Path) -> str:
     if word not in known:
         raise UsageError(
-            f"{key} is one of {', '.join(known)}, not {word!r}{toml.nearest(word, known)}",
+            f"{key} is one of {', '.join(known)}, not {word!r}{nearest(word, known)}",
             where=path,
         )
     return word

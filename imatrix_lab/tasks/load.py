@@ -14,8 +14,8 @@ from typing import Any
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.hub_transfer import TIMEOUT_S, ask, endpoint, need_network
 from imatrix_lab.store import sha256_file
-from imatrix_lab.tasks import toml
 from imatrix_lab.tasks.definition import Definition, Source
+from imatrix_lab.typed import nearest
 
 Row = dict[str, Any]
 FILE_BYTES_MAX = 2 << 30
@@ -116,7 +116,7 @@ def own_code(definition: Definition, language: str) -> str:
         return language
     if language not in definition.languages:
         raise UsageError(
-            f"{definition.name} has no {language!r}{toml.nearest(language, definition.languages)}",
+            f"{definition.name} has no {language!r}{nearest(language, definition.languages)}",
             fix=f"--langs {','.join(definition.languages)}",
         )
     return definition.languages[language]

@@ -15,6 +15,7 @@ from typing import Any
 from imatrix_lab.errors import UsageError
 from imatrix_lab.languages import data_dir, user_dir
 from imatrix_lab.tasks import toml
+from imatrix_lab.typed import nearest, read_toml
 
 _FILE: toml.Keys = {
     "code": (str, True), "name": (str, True), "spaces": (bool, False), "words": (dict, True),
@@ -92,14 +93,14 @@ def get(code: str) -> Speech:
     found = _paths()
     if code not in found:
         raise UsageError(
-            f"there are no prompts for the language {code!r}{toml.nearest(code, found)}",
+            f"there are no prompts for the language {code!r}{nearest(code, found)}",
             fix=f"one of {' '.join(sorted(found))}; or write tasks/languages/{code}.toml",
         )
     return _speech(found[code])
 
 
 def _speech(path: Path) -> Speech:
-    raw: dict[str, Any] = toml.read(path)
+    raw: dict[str, Any] = read_toml(path)
     toml.check(raw, _FILE, path)
     for name, keys in (("answer", _ANSWER), ("numbers", _NUMBERS), ("identify", _IDENTIFY)):
         if name in raw:

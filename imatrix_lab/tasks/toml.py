@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import UsageError
+from imatrix_lab.typed import nearest
 
 Keys = Mapping[str, tuple[type, bool]]
 """Type of each key, and whether it must be there."""
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return a file's table.
-
-    Raises
-    ------
-    UsageError : it is not there, not UTF-8 or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=path) from error
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
 
 
 def check(raw: Mapping[str, Any], keys: Keys, path: Path, table: str = "") -> None:
@@ -53,9 +37,3 @@ def check(raw: Mapping[str, Any], keys: Keys, path: Path, table: str = "") -> No
 def with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table with tuples for lists, as frozen records have them."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the known word that was perhaps meant, as the end of a message."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"; {near[0]!r}?" if near else ""

@@ -234,7 +234,7 @@ def test_ctrl_c() -> None:
             text=True,
         )
         assert process.stderr is not None
-        assert "another process is building" in process.stderr.readline()
+        assert "is being built elsewhere" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130

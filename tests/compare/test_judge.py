@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.compare import judge, output
+from imatrix_lab.compare.controls import RANDOM
 from imatrix_lab.compare.design import Plan
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.progress import Silent
@@ -27,8 +28,9 @@ def grid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
     for lang in ("nb", "en"):
         text = Text(lang, n_documents=25, tokens=40)
-        for calib in ("", "random", "nb", "en"):
-            effect = {"": 0.3, "random": 0.2}.get(calib, 0.0 if calib == lang else 0.1)
+        for calib in ("", RANDOM, "nb", "en"):
+            known = {"": 0.3, RANDOM: 0.2}
+            effect = known.get(calib, 0.0 if calib == lang else 0.1)
             for sample in "12" if calib in ("nb", "en") else "1":
                 text.write(
                     folder / f"{lang}-{calib}-{sample}.parquet", calib, "Q3_K_S", effect, sample
@@ -97,7 +99,7 @@ def test_a_grid_with_samples_controls_and_interaction(grid):
     assert own.noise_multiple > 1
     assert own.p_value <= own.p_holm <= 1
     assert np.isnan(own.p_max_t)
-    assert found["nb", "no imatrix Q3_K_S", "random Q3_K_S"].samples.n_samples == {"random": 1}
+    assert found["nb", "no imatrix Q3_K_S", f"{RANDOM} Q3_K_S"].samples.n_samples == {RANDOM: 1}
     (crossed,) = report.interactions
     assert {crossed.a, crossed.b} == {"nb", "en"}
     assert crossed.contrast.estimate < 0
@@ -106,13 +108,13 @@ def test_a_grid_with_samples_controls_and_interaction(grid):
     controls = {(c.name, c.text): c for c in report.controls}
     assert controls["reference against itself", "nb"].estimate == pytest.approx(0, abs=1e-9)
     assert controls["no imatrix against nb", "nb"].low > 0
-    assert controls["random against en", "en"].noise_multiple > 3
+    assert controls[f"{RANDOM} against en", "en"].noise_multiple > 3
     noise = controls["two samples of nb", "nb"]
     assert noise.low <= 0 <= noise.high
 
 
 def test_single_samples_get_max_t_beside_holm(grid):
-    files = [grid / f"{t}-{c}-1.parquet" for t in ("nb", "en") for c in ("nb", "en", "random")]
+    files = [grid / f"{t}-{c}-1.parquet" for t in ("nb", "en") for c in ("nb", "en", RANDOM)]
     report = compared(files, Plan(family=GRID, adjust="max-t"))
     for c in report.comparisons:
         assert c.n_family == 6
@@ -132,7 +134,7 @@ def test_one_quant_twice_is_no_second_sample(tmp_path, grid):
 
 
 def test_adding_a_run_changes_no_other_numbers(grid):
-    names = ["nb-nb-1", "nb-en-1", "nb-random-1"]
+    names = ["nb-nb-1", "nb-en-1", f"nb-{RANDOM}-1"]
     plan = Plan(family=GRID, adjust="none")
     few, more = (
         compared([grid / f"{n}.parquet" for n in some], plan).comparisons

@@ -1,0 +1,83 @@
+"""A study as one HTML file that needs nothing else: no network, no other file.
+
+A content security policy forbids every request, and every script and style but the page's own
+two, which it names by hash. All text goes through Jinja's escaping, and what it hides is shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+from imatrix_lab.report import answers, figures, words
+from imatrix_lab.report.blocks import Chart, Forest
+from imatrix_lab.report.outline import outline
+from imatrix_lab.report.verdicts import VERDICTS
+from imatrix_lab.results import Results
+from imatrix_lab.store import write_whole
+
+
+def write(found: Results, path: Path) -> None:
+    """Write the page, whole or not at all; equal results give equal bytes."""
+    write_whole(path, page(found))
+
+
+def page(found: Results) -> str:
+    """Return the page."""
+    import jinja2
+    from markupsafe import Markup
+
+    folder = resources.files("imatrix_lab.report") / "templates"
+    names = ("page.html", "body.html", "page.css", "page.js")
+    shell, inside, css, script = ((folder / name).read_text("utf-8") for name in names)
+    environment = jinja2.Environment(
+        autoescape=True, finalize=words.visible, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    drawing = _Drawing()
+    environment.globals.update(
+        draw=drawing, mark=figures.look, right=answers.right, tally=answers.tally,
+        verdicts=VERDICTS, symbols=Markup(_symbols()),
+    )  # fmt: skip
+    whole = outline(found)
+    body = environment.from_string(inside).render(whole=whole)
+    css += drawing.sheet.css()  # of the pictures, which were drawn with the body
+    return environment.from_string(shell).render(
+        title=whole.title, body=Markup(body), css=Markup(css), script=Markup(script),
+        css_hash=_hash(css), script_hash=_hash(script),
+    )  # fmt: skip
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+class _Drawing:
+    """Numbers the pictures of a page and collects their styles."""
+
+    def __init__(self) -> None:
+        self.sheet = figures.Sheet()
+        self.n = 0
+
+    def __call__(self, panel: Chart | Forest) -> str:
+        from markupsafe import Markup
+
+        self.n += 1
+        return Markup(figures.svg(panel, self.n, self.sheet))
+
+
+@functools.cache
+def _symbols() -> str:
+    """Return the marks of series and verdicts, to be used by reference."""
+    marks = {str(i): m for i, m in enumerate(figures.MARKS)} | figures.VERDICT_MARKS
+    found = []
+    for name, corners in marks.items():
+        path = "L".join(f"{x} {-y}" for x, y in corners)
+        found.append(
+            f'<symbol id="mark-{name}" viewBox="-1.5 -1.5 3 3"><path d="M{path}Z"/></symbol>'
+        )
+    return "".join(found)

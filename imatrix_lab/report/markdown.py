@@ -1,0 +1,100 @@
+"""A study as Markdown: the same parts and numbers as the page, tables in place of pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from imatrix_lab.report import answers, words
+from imatrix_lab.report.blocks import Block, Cell, Code, Flips, Picture, Sayings, Table
+from imatrix_lab.report.outline import outline
+from imatrix_lab.results import Flip, Results
+from imatrix_lab.store import write_whole
+
+_GLYPHS = {"better": "▲", "worse": "▼", "equivalent": "◆", "undecided": "○"}
+
+
+def write(found: Results, path: Path) -> None:
+    """Write the report, whole or not at all; equal results give equal bytes."""
+    write_whole(path, text(found))
+
+
+def text(found: Results) -> str:
+    """Return the report."""
+    whole = outline(found)
+    lines = [f"# {plain(whole.title)}", ""]
+    lines += [line for sentence in whole.answer for line in (f"**{plain(sentence)}**", "")]
+    lines += [f"- {plain(name)}: {plain(value)}" for name, value in whole.facts]
+    lines += ["", *(f"> {plain(said)}" for said in whole.warnings), ""]
+    for section in whole.sections:
+        lines += [f"## {plain(section.title)}", ""]
+        lines += [line for said in section.words for line in (plain(said), "")]
+        for block in section.blocks:
+            lines += [*_block(block), ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def plain(value: str) -> str:
+    """Return foreign text on one line, with nothing in it that Markdown or HTML would take up."""
+    value = " ".join(words.visible(value).split())
+    value = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", value)
+
+
+def _block(block: Block) -> Iterator[str]:
+    if isinstance(block, Table):
+        yield from table(block)
+    elif isinstance(block, Picture):
+        if block.table:
+            yield from table(block.table)
+    elif isinstance(block, Code):
+        yield f"{plain(block.title)}:"
+        yield from ("", fenced(block.text))
+    elif isinstance(block, Sayings):
+        yield f"### {plain(block.title)}"
+        yield ""
+        yield from (f"- {plain(said)} {plain(detail)}" for said, detail in block.pairs)
+    else:
+        yield from _flips(block)
+
+
+def table(block: Table) -> Iterator[str]:
+    """Yield the lines of a table."""
+    yield f"### {plain(block.caption)}"
+    yield ""
+    yield f"| {' | '.join(plain(c) or '&nbsp;' for c in block.columns)} |"
+    yield f"|{'|'.join('--:' if i in block.numeric else '---' for i in range(len(block.columns)))}|"
+    for row in block.rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
+    if block.note:
+        yield from ("", plain(block.note))
+
+
+def _cell(cell: Cell) -> str:
+    glyph = next((g for name, g in _GLYPHS.items() if name in cell.mark.split()), "")
+    said = " ".join(p for p in (glyph, plain(cell.text)) if p)
+    return " ".join((said, f"({plain('; '.join(cell.more))})")) if cell.more else said
+
+
+def fenced(value: str) -> str:
+    """Return text as it stands between fences longer than any in it."""
+    value = words.visible(value).replace("\r", "\n")
+    longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{value}\n{fence}"
+
+
+def _flips(block: Flips) -> Iterator[str]:
+    yield f"### {plain(block.title)} ({answers.tally(block.shown, block.n_more)})"
+    for flip in block.shown:
+        yield from _flip(flip)
+
+
+def _flip(f: Flip) -> Iterator[str]:
+    for name, said in (
+        (f"Item {f.item_id}", f.prompt), ("Right", f.gold),
+        (f"{f.a}: {answers.right(f.score_a)}", f.output_a),
+        (f"{f.b}: {answers.right(f.score_b)}", f.output_b),
+    ):  # fmt: skip
+        yield from ("", f"{plain(name)}:", "", fenced(said))

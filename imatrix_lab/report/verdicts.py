@@ -1,0 +1,221 @@
+"""Which calibration is better: the matrix, the differences, and what the language itself gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from imatrix_lab.report import words
+from imatrix_lab.report.blocks import Cell, Forest, ForestRow, Picture, Sayings, Section, Table
+from imatrix_lab.report.view import Measure, View
+from imatrix_lab.results import Comparison, Interaction
+
+VERDICTS = ("better", "worse", "equivalent", "undecided")
+
+
+def matrix(view: View) -> Section | None:
+    """Return the verdict matrices: calibration x text, one for each type, by measure."""
+    blocks: list[Table] = []
+    for place, measure in enumerate(view.measures()):
+        rows = view.against_baseline(measure)
+        for kind in view.types(c.type for c in rows):
+            here = [c for c in rows if c.type == kind]
+            folded = place > 0 and not measure.task
+            blocks.append(_matrix_of(view, measure, kind, here, folded))
+    if not blocks:
+        return None
+    base = view.found.baseline
+    return Section(
+        "verdicts", "Verdicts",
+        (
+            f"Each cell compares the calibration of its row with “{base}” on the text of its"
+            f" column, token by token or item by item: the verdict, the difference (row minus"
+            f" {base}) and its 95 % interval. The row of {base} itself shows its own value. Outlined:"
+            " a calibration on the language itself.",
+        ),
+        tuple(blocks),
+    )  # fmt: skip
+
+
+def _matrix_of(
+    view: View, measure: Measure, kind: str, here: Sequence[Comparison], folded: bool
+) -> Table:
+    base = view.found.baseline
+    texts = tuple(dict.fromkeys(c.text for c in here))
+    by_place = {(c.a, c.text): c for c in here}
+    rows = [(_row_head(view, measure.model, base), *(_base(view, measure, kind, t) for t in texts))]
+    for label in view.ordered(c.a for c in here):
+        cells = (
+            _verdict(view, by_place.get((label, text)), measure.model, label, text)
+            for text in texts
+        )
+        rows.append((_row_head(view, measure.model, label), *cells))
+    lower = "less" if here[0].lower_is_better else "more"
+    return Table(
+        f"{kind} · {view.title(measure)} ({lower} is better)",
+        ("calibration", *(view.text(t) for t in texts)),
+        tuple(rows), numeric=frozenset(range(1, len(texts) + 1)), folded=folded, look="matrix",
+    )  # fmt: skip
+
+
+def _row_head(view: View, model: str, label: str) -> Cell:
+    about = view.about(model, label)
+    if label == view.found.baseline:
+        return Cell(label, more=(about, "compared with this") if about else ("compared with this",))
+    return Cell(label, more=(about,) if about else ())
+
+
+def _base(view: View, measure: Measure, kind: str, text: str) -> Cell:
+    """Return the baseline's own value, which gives the differences their scale."""
+    wanted = (measure.model, measure.task, measure.metric, kind, view.found.baseline, text)
+    own = " own" if view.is_own(measure.model, view.found.baseline, text) else ""
+    for s in view.scores:
+        if (s.model, s.task, s.metric, s.type, s.calibration, s.text) == wanted:
+            found = words.number(s.estimate, s.low, s.high)
+            return Cell(found, math.nan, (words.interval(s.low, s.high),), f"base{own}")
+    return Cell(words.UNKNOWN, math.nan, (), f"base{own}")
+
+
+def _verdict(view: View, c: Comparison | None, model: str, label: str, text: str) -> Cell:
+    own = " own" if view.is_own(model, label, text) else ""
+    if c is None:
+        return Cell("not measured", math.nan, (), f"missing{own}")
+    more = [words.number(c.estimate, c.low, c.high, plus=True), words.interval(c.low, c.high, True)]
+    if math.isfinite(c.noise_multiple):
+        more.append(f"{c.noise_multiple:.1f} × noise")
+    return Cell(c.verdict, c.estimate, tuple(m for m in more if m), f"{c.verdict}{own}")
+
+
+def differences(view: View) -> Section | None:
+    """Return the forest plots, and every comparison as a table and in words."""
+    blocks: list[Picture | Table | Sayings] = []
+    for place, measure in enumerate(view.measures()):
+        shown = view.against_baseline(measure)
+        everything = view.comparisons(measure)
+        if shown:
+            folded = place > 0 and not measure.task
+            blocks.append(_forest(view, measure, shown, folded))
+        blocks.append(_comparisons(view, f"All comparisons · {view.title(measure)}", everything))
+    if not blocks:
+        return None
+    pairs = tuple((c.plain, c.formal) for m in view.measures() for c in view.against_baseline(m))
+    if pairs:
+        blocks.append(Sayings("Every comparison with the baseline in words", pairs, folded=True))
+    return Section(
+        "differences", "Differences",
+        (
+            "Mean paired differences with 95 % intervals. The grey band is the noise: what two"
+            " samples of text in one language differ by. Dashed: the margin, the smallest"
+            " difference that was declared to matter. A dot inside the band may be the sample"
+            " rather than the language.",
+        ),
+        tuple(blocks),
+    )  # fmt: skip
+
+
+def _forest(
+    view: View, measure: Measure, shown: Sequence[Comparison], folded: bool
+) -> Picture:
+    panels = []
+    for kind in view.types(c.type for c in shown):
+        here = [c for c in shown if c.type == kind]
+        ends = [e for c in here for e in (c.estimate, c.low, c.high, c.margin, -c.margin)]
+        for text in dict.fromkeys(c.text for c in here):
+            rows = {c.a: c for c in here if c.text == text}
+            panels.append(
+                Forest(
+                    f"{kind} · {view.text(text)}",
+                    f"{measure.unit}, minus {view.found.baseline}",
+                    tuple(_forest_row(view, rows[a]) for a in view.ordered(rows)),
+                    here[0].margin, span(ends, with_zero=True), here[0].lower_is_better,
+                )  # fmt: skip
+            )
+    return Picture(
+        view.title(measure),
+        f"Paired differences from {view.found.baseline} with 95 % intervals, noise and margin",
+        tuple(panels), folded=folded,
+    )  # fmt: skip
+
+
+def _forest_row(view: View, c: Comparison) -> ForestRow:
+    own = view.is_own(c.model, c.a, c.text)
+    return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
+
+
+def span(values: Iterable[float], with_zero: bool = False) -> tuple[float, float]:
+    """Return the ends of an axis that shows all values, with a little room; log axes take none."""
+    known = [v for v in values if math.isfinite(v)] + ([0.0] if with_zero else [])
+    if not known:
+        return (0.0, 1.0)
+    low, high = min(known), max(known)
+    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _comparisons(view: View, caption: str, found: Sequence[Comparison]) -> Table:
+    columns = (
+        "type", "on", "A", "B", "A minus B", "low", "high", "verdict", "p", "p adjusted",
+        "margin", "p equivalence", "noise", "× noise", "detectable", "values", "groups",
+        "values to decide", "signed",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(c.type), Cell(view.text(c.text)), Cell(c.a), Cell(c.b),
+            *(
+                Cell(words.number(v, c.low, c.high, plus=True), v)
+                for v in (c.estimate, c.low, c.high)
+            ),
+            Cell(c.verdict, mark=c.verdict),
+            *(Cell(words.probability(p), p) for p in (c.p_value, c.p_adjusted)),
+            Cell(words.number(c.margin), c.margin),
+            Cell(words.probability(c.p_equivalence), c.p_equivalence),
+            Cell(words.number(c.noise, c.low, c.high), c.noise),
+            Cell(_times(c.noise_multiple), c.noise_multiple),
+            Cell(words.number(c.detectable, c.low, c.high), c.detectable),
+            Cell(words.whole(c.n), c.n), Cell(words.whole(c.n_clusters), c.n_clusters),
+            Cell(words.whole(c.n_to_decide), c.n_to_decide),
+            view.signed(c.signatures),
+        )
+        for c in found
+    )  # fmt: skip
+    return Table(caption, columns, rows, frozenset([4, 5, 6, *range(8, 18)]), folded=True)
+
+
+def _times(multiple: float) -> str:
+    return f"{multiple:.1f}" if math.isfinite(multiple) else words.UNKNOWN
+
+
+def interactions(view: View) -> Section | None:
+    """Return whether languages gain more from their own calibration than others do."""
+    found = view.found.interactions
+    if not found:
+        return None
+    rows = tuple(
+        (
+            Cell(f"{view.of_model(x.model)}{x.a} and {x.b}"), Cell(x.type),
+            Cell(f"{x.task} {x.metric}".strip()),
+            *(
+                Cell(words.number(v, x.low, x.high, plus=True), v)
+                for v in (x.estimate, x.low, x.high)
+            ),
+            Cell(x.unit),
+            *(Cell(words.probability(p), p) for p in (x.p_value, x.p_holm)),
+            Cell(x.plain),
+        )
+        for x in found
+    )  # fmt: skip
+    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)",
+               "in words")  # fmt: skip
+    return Section(
+        "own-language", "Does each language gain from its own text?",
+        (
+            "For two languages A and B the contrast is (A − B on A’s text) − (A − B on B’s text),"
+            " where A − B is calibration A minus calibration B. That one calibration is better"
+            " everywhere cancels; what is left is what each gains from its own.",
+        ),
+        (Table("Contrasts", columns, rows, frozenset((3, 4, 5, 7, 8))), _formal(found)),
+    )  # fmt: skip
+
+
+def _formal(found: Sequence[Interaction]) -> Sayings:
+    return Sayings("Every contrast in words", tuple((x.plain, x.formal) for x in found), True)

@@ -1,0 +1,87 @@
+"""The records of steps -> everything a study made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from imatrix_lab import results
+from imatrix_lab.recipe import NONE
+from imatrix_lab.results import Missing
+from imatrix_lab.study import calibrations, work
+from imatrix_lab.study.graph import FILES, Failure, Record, Step
+from imatrix_lab.study.made import Made, MadeImatrix, MadeLoss
+from imatrix_lab.study.running import Outcome
+from imatrix_lab.study.shared import Shared
+
+COMMAND = "imatrix-lab study run recipe.toml"
+
+
+def made(shared: Shared, steps: Sequence[Step], outcome: Outcome, total_s: float) -> Made:
+    """Return what there is, in the order of the steps; what failed is missing.
+
+    Parameters
+    ----------
+    total_s : that all runs of the study took.
+    """
+    done = {s.id: outcome.records[s.id] for s in steps if s.id in outcome.records}
+    kinds = {s.id: s.kind for s in steps}
+
+    def of(kind: str) -> dict[str, Record]:
+        return {step: record for step, record in done.items() if kinds[step] == kind}
+
+    seconds = {step: record.seconds for step, record in done.items() if kinds[step] != "tidy"}
+    return Made(
+        recipe=shared.recipe,
+        models={model.label: model for model in shared.models},
+        tools=shared.tools.signature(),
+        imatrices=tuple(_imatrices(shared, {**of("imatrix"), **of("merge")})),
+        quants=tuple(work.quant_in(record.result) for record in of("quant").values()),
+        losses=tuple(_losses(of("loss"), of("quant"))),
+        token_records=_files(of("score")),
+        item_records=_files(of("task")),
+        missing=(*shared.missing, *map(_missing, outcome.failures)),
+        times=results.Times(seconds, total_s),
+        commands=(COMMAND,),
+    )
+
+
+def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatrix]:
+    for model in shared.models:
+        for wanted in calibrations.calibrations(shared.recipe):
+            record = done.get(f"{model.label}.imatrix.{wanted.id}")
+            if wanted.kind != NONE and record is None:
+                continue
+            facts = work.imatrix_in(record.result) if record else None
+            parts: tuple[str, ...] = ()
+            if wanted.is_merged:
+                steps = [f"{model.label}.imatrix.{single.id}" for single, _ in wanted.parts]
+                parts = tuple(work.imatrix_in(done[step].result).sha256 for step in steps)
+            yield MadeImatrix(
+                model=model.label,
+                label=wanted.label,
+                name=wanted.name,
+                kind=wanted.kind,
+                sample=wanted.sample,
+                shares=wanted.shares(),
+                path=facts.path if facts else None,
+                facts=facts,
+                corpus=work.corpus_in(record.result) if record else None,
+                merged_from=parts,
+            )
+
+
+def _losses(done: Mapping[str, Record], quants: Mapping[str, Record]) -> Iterator[MadeLoss]:
+    for step, record in done.items():
+        made = work.quant_in(quants[step.replace(".loss.", ".quant.", 1)].result)
+        for language, loss in record.result[work.LOSSES].items():
+            yield MadeLoss(made.model, made.calibration, made.sample, made.type, language, loss)
+
+
+def _files(done: Mapping[str, Record]) -> tuple[Path, ...]:
+    return tuple(Path(file) for record in done.values() for file in record.result[FILES])
+
+
+def _missing(failure: Failure) -> Missing:
+    left_out = tuple(step.what for step in failure.left_out if not step.is_tidying)
+    return Missing(failure.step.what, failure.why, failure.fix, left_out)

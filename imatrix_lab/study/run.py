@@ -1,0 +1,103 @@
+"""A study from its recipe to its results: read this first."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imatrix_lab import recipe as recipes
+from imatrix_lab import results
+from imatrix_lab.progress import Progress
+from imatrix_lab.report import html, markdown
+from imatrix_lab.results import Results
+from imatrix_lab.store import Store
+from imatrix_lab.study import assemble, check, gather, graph, running, steps
+from imatrix_lab.study.folder import STOPPED, STUDIES, Folder
+from imatrix_lab.study.graph import Step
+from imatrix_lab.study.running import Outcome
+from imatrix_lab.study.shared import Shared, prepare
+from imatrix_lab.study.watching import DONE, FAILED, Watch
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a study found, and where it lies."""
+
+    folder: Path
+    found: Results
+
+
+def begin(
+    path: Path, out: Path | None, jobs: int | None, store: Store, progress: Progress
+) -> Finished:
+    """Run the study of a recipe, or go on with it.
+
+    Raises
+    ------
+    UsageError : a recipe that cannot be meant, or a folder that is another study's.
+    """
+    recipe = recipes.load(path)
+    check.check(recipe)
+    folder = Folder((out or STUDIES / recipe.name).absolute())
+    folder.begin(path)
+    with folder.held():
+        folder.tell({**folder.status(), "recipe_folder": str(path.absolute().parent)})
+        return _go_on(folder, jobs, store, progress)
+
+
+def resume(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
+    """Go on with a study that was stopped, or try again what failed."""
+    check.check(folder.recipe())
+    with folder.held():
+        return _go_on(folder, jobs, store, progress)
+
+
+def _go_on(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
+    began, before = time.monotonic(), folder.status()
+    shared = prepare(folder.recipe(), folder, store, progress)
+    every = steps.steps(shared)
+    records = folder.records()
+    there = graph.finished(every, records)
+    todo = graph.to_run(every, there)
+    known = {key: before[key] for key in ("recipe_folder",) if key in before}
+    earlier_s = float(before.get("total_s", 0.0))
+    state = STOPPED
+    with contextlib.ExitStack() as stack:
+        whole = stack.enter_context(
+            progress.task(f"study {shared.recipe.name}", sum(s.cost for s in todo), "")
+        )
+        ids = {step.id for step in todo}
+        done = [step for step in every if step.id in there and step.id not in ids]
+        watch = Watch(todo, done, folder, progress, whole, known)
+
+        def total_s() -> float:
+            return earlier_s + time.monotonic() - began
+
+        stack.callback(lambda: watch.close(state, total_s()))
+        outcome = running.run(
+            every, records, shared.limits(jobs), watch, folder.keep, folder.of("logs")
+        )
+        found = _results(shared, every, outcome, total_s(), progress)
+        state = FAILED if found.missing else DONE
+    return Finished(folder.path, found)
+
+
+def _results(
+    shared: Shared, every: Sequence[Step], outcome: Outcome, total_s: float, progress: Progress
+) -> Results:
+    """Assemble and write results and reports."""
+    made = gather.made(shared, every, outcome, total_s)
+    found = assemble.assemble(made, progress)
+    folder = shared.folder
+    results.write(folder.of(results.FILE), found)
+    html.write(found, folder.of(HTML))
+    markdown.write(found, folder.of(MARKDOWN))
+    if not shared.keeps_quants:
+        shutil.rmtree(folder.of("work"), ignore_errors=True)
+    return found

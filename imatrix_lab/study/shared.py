@@ -1,0 +1,111 @@
+"""What the steps of a study share: recipe, models, tools, what may be used of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from imatrix_lab import machine, models, pipeline, quantize, toolchain
+from imatrix_lab.errors import ImatrixLabError, UsageError
+from imatrix_lab.progress import Progress
+from imatrix_lab.recipe import Recipe
+from imatrix_lab.records import Model
+from imatrix_lab.results import Missing
+from imatrix_lab.store import Store
+from imatrix_lab.study import check
+from imatrix_lab.study.folder import Folder
+from imatrix_lab.study.running import Limits
+from imatrix_lab.toolchain import Toolchain, cores
+from imatrix_lab.vocabulary import silence
+
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every step may look at.
+
+    Attributes
+    ----------
+    models : each under a label of its own.
+    sizes : bytes of a quant, by model's label and type.
+    missing : models that could not be had.
+    """
+
+    recipe: Recipe
+    folder: Folder
+    store: Store
+    tools: Toolchain
+    models: tuple[Model, ...]
+    sizes: dict[tuple[str, str], int]
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def work(self) -> Store:
+        """A store of the study's own, for quants that do not stay."""
+        return Store(self.folder.of("work"))
+
+    @property
+    def keeps_quants(self) -> bool:
+        """Whether quants stay."""
+        return self.recipe.keep == "all"
+
+    @property
+    def gpu_layers(self) -> int | None:
+        """Layers to offload; None leaves it to the backend."""
+        asked = self.recipe.limits.gpu_layers
+        return None if asked < 0 else asked
+
+    def memory_bytes(self) -> int:
+        """Return what the study may take at a time."""
+        asked = self.recipe.limits.memory_gib
+        return int(asked * 2**30) or int(MEMORY_SHARE * machine.memory_bytes())
+
+    def limits(self, jobs: int | None) -> Limits:
+        """Return what may run at a time; a GPU has one user."""
+        asked = self.recipe.limits
+        most = cores() if self.tools.backend == "cpu" else 1
+        return Limits(jobs or asked.jobs or most, cores(), self.memory_bytes(), asked.threads)
+
+
+def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Shared:
+    """Return what the steps share; llama.cpp is built and models are fetched if need be.
+
+    Raises
+    ------
+    ImatrixLabError : there is no model at all, or no llama.cpp.
+    """
+    tools = toolchain.get(store, check.backend(recipe), progress)
+    silence(tools.bindings())  # once, before there are threads
+    found: list[Model] = []
+    missing = []
+    for spec in recipe.models:
+        try:
+            one = models.resolve(spec, store, progress, pipeline.converter(tools))
+        except ImatrixLabError as error:
+            if len(recipe.models) == 1:
+                raise
+            missing.append(Missing(f"model {spec}", error.what, error.fix or "", ("all of it",)))
+            continue
+        taken = any(m.label == one.label for m in found)
+        label = f"{one.label}-{one.sha256[:8]}" if taken else one.label
+        found.append(dataclasses.replace(one, label=label))
+    if not found:
+        raise UsageError("none of the models can be had", fix=missing[0].fix)
+    sizes = {
+        (model.label, kind): _size_bytes(tools, model, kind)
+        for model in found
+        for kind in recipe.types
+    }
+    return Shared(recipe, folder, store, tools, tuple(found), sizes, tuple(missing))
+
+
+def _size_bytes(tools: Toolchain, model: Model, kind: str) -> int:
+    options = quantize.Options(machine.compute_for(model.facts, tools.backend, threads=1))
+    return quantize.estimate(tools, model, kind, options)
+
+
+def logits_bytes(model: Model, shared: Shared) -> int:
+    """Return what a model that is scored needs besides its weights: logits, twice."""
+    rows = machine.logit_rows(model.facts.n_vocab, shared.tools.backend, shared.gpu_layers)
+    return 2 * 4 * rows * model.facts.n_vocab
