@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from imatrix_lab import tables
+from imatrix_lab import card, results, tables
 from imatrix_lab.corpus import pool, split
 from imatrix_lab.imatrix import file
 from imatrix_lab.progress import Silent
@@ -37,7 +36,7 @@ def bench(tool, score_store, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "BASIS_BYTES", 30_000)
     made_up.add(data, "qa", "Qaish")
     made_up.add(data, "qb", "Qbish")
-    grid = tool.Grid(str(tiny), ("qa", "qb"), "Q3_K_S", 1536, 2)
+    grid = tool.Grid(str(tiny), ("qa", "qb"), "Q3_K_S", 1024, 2)
     (tmp_path / "bench").mkdir()
     made = tool.Bench(grid, tmp_path / "bench", score_store(tmp_path / "store"), Silent())
     made.threads = 1
@@ -49,7 +48,7 @@ def test_the_script(bench, tool):
     folder = bench.root / "script"
     counted = {p.name.split(".")[0]: file.read(p).n_tokens() for p in folder.glob("*.imatrix.gguf")}
     assert len(counted) == 8 and sum(counted.values()) == found.imatrix_tokens
-    assert counted["qa-1"] == 1536 and counted["mixture-2"] == counted["qb-pooled"] == 3072
+    assert counted["qa-1"] == 1024 and counted["mixture-2"] == counted["qb-pooled"] == 2048
     assert len(list(folder.glob("*.gguf"))) == 8 + 9
     # llama-perplexity's file: magic, sizes, tokens, and for each token scored its logits in 16 bits
     scored = sum(n for _, n in bench.tokens_of_study().values())
@@ -69,15 +68,18 @@ def test_the_script(bench, tool):
 def test_the_study(bench, tool):
     found = bench.study()
     out = bench.root / "study"
-    results = json.loads((out / "results.json").read_text())
-    assert not results["missing"]
+    told = results.read(out)
+    assert not told.missing
+    for_card = card.of_study(told, bench.model, "qa")  # real results are what the card expects
+    assert {c["b"] for c in for_card["comparisons"]} >= {"qb", "no imatrix"}
+    assert len(for_card["signed"]) == 2 and len(for_card["imatrix_sha256"]) == 2
     scored = {p: len(tables.read(p, ["pos"])) for p in out.glob("scores/*.parquet")}
     assert len(scored) == 2 * 9
     assert sum(scored.values()) == 9 * found.scored_tokens
     assert found.scoring_bytes == sum(p.stat().st_size for p in scored)
     sums = [file.read(p) for p in out.glob("imatrix/*.gguf")]
     assert len(sums) == 8  # as many as the script's
-    assert found.imatrix_tokens == 4 * 1536
+    assert found.imatrix_tokens == 4 * 1024
     assert found.scored_tokens <= found.read_tokens
     assert found.peak_bytes >= found.left_bytes > found.scoring_bytes
     assert not list(out.rglob("*Q3_K_S*.gguf"))
