@@ -194,6 +194,8 @@ class Request:
     out : folder for finished files.
     threads, n_batch, gpu_layers : None chooses by machine and model.
     force : use an imatrix of the user's own that fails its check.
+    quick : whether to say what tuning bought; None if it does not take long.
+    study : folder of a study for the model card.
     """
 
     text: str
@@ -211,6 +213,8 @@ class Request:
     allow_requantize: bool = False
     corpus: TextOptions = field(default_factory=TextOptions)
     force: bool = False
+    quick: bool | None = None
+    study: Path | None = None
 
 
 @dataclass(frozen=True)
