@@ -18,6 +18,7 @@ from imatrix_lab.cli import (
     predict,
     scores,
     stages,
+    study,
     tasks,
     upkeep,
 )
@@ -41,7 +42,7 @@ def cli() -> None:
 
 for command in (
     stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
-    scores.score, tasks.task, judge.compare, judge.power,
+    scores.score, tasks.task, study.study, judge.compare, judge.power,
     upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)

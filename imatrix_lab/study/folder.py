@@ -30,6 +30,8 @@ from imatrix_lab.study.graph import Record
 STUDIES = Path("studies")
 RECIPE, STATUS = "recipe.toml", "status.json"
 LOCK_WAIT_S = 1.0
+RUNNING, STOPPED = "running", "stopped"
+"""States of a study, and of a step."""
 _START = "imatrix-lab study run recipes/quick-nb.toml"
 
 
@@ -116,6 +118,27 @@ class Folder:
             return dict(json.loads(self.of(STATUS).read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
+
+    def now(self) -> dict[str, Any]:
+        """Return how far it is; one whose process is gone was stopped.
+
+        Raises
+        ------
+        UsageError : it has not begun.
+        """
+        told = self.status()
+        if "steps" not in told:
+            raise UsageError(
+                "no steps of a study were begun here", where=self.path,
+                fix=f"imatrix-lab study resume {shlex.quote(str(self.path))}",
+            )  # fmt: skip
+        if told["state"] == RUNNING and not self.is_held():
+            steps = {
+                name: {**step, "state": STOPPED} if step["state"] == RUNNING else step
+                for name, step in told["steps"].items()
+            }
+            return {**told, "state": STOPPED, "steps": steps}
+        return told
 
     def tell(self, status: Mapping[str, Any]) -> None:
         """Write how far it is."""

@@ -53,7 +53,7 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
             if wanted.kind != NONE and record is None:
                 continue
             facts = work.imatrix_in(record.result) if record else None
-            parts = ()
+            parts: tuple[str, ...] = ()
             if wanted.is_merged:
                 steps = [f"{model.label}.imatrix.{single.id}" for single, _ in wanted.parts]
                 parts = tuple(work.imatrix_in(done[step].result).sha256 for step in steps)

@@ -15,12 +15,12 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.report import html, markdown
 from imatrix_lab.results import Results
 from imatrix_lab.store import Store
-from imatrix_lab.study import assemble, check, gather, graph, running, steps, watching
-from imatrix_lab.study.folder import STUDIES, Folder
+from imatrix_lab.study import assemble, check, gather, graph, running, steps
+from imatrix_lab.study.folder import STOPPED, STUDIES, Folder
 from imatrix_lab.study.graph import Step
 from imatrix_lab.study.running import Outcome
 from imatrix_lab.study.shared import Shared, prepare
-from imatrix_lab.study.watching import DONE, FAILED, STOPPED, Watch
+from imatrix_lab.study.watching import DONE, FAILED, Watch
 
 HTML, MARKDOWN = "report.html", "report.md"
 

@@ -190,7 +190,7 @@ class _OfModel:
     def _quantize(self, quant: Quant, before: str) -> Step:
         needs = (quant.imatrix_step,) if quant.imatrix_step else ()
         return Step(
-            quant.step, "quant", f"quant {quant.calibration.id} {quant.type}{self.of}",
+            quant.step, "quant", f"quantize {quant.calibration.id} {quant.type}{self.of}",
             partial(work.quant, self.shared, self.model, quant),
             self._base() | {"type": quant.type}, needs=needs,
             after=(before,) if before else (), is_target=self.shared.keeps_quants,

@@ -14,12 +14,11 @@ from typing import Any
 from imatrix_lab import stopping
 from imatrix_lab.errors import DiskFull
 from imatrix_lab.progress import Progress, Rate, Task
-from imatrix_lab.study.folder import Folder
+from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
 from imatrix_lab.study.graph import Failure, Record, Step
 
 TELL_EVERY_S = 2.0
-WAITING, RUNNING, DONE, FAILED, LEFT_OUT = "waiting", "running", "done", "failed", "left out"
-STOPPED = "stopped"
+WAITING, DONE, FAILED, LEFT_OUT = "waiting", "done", "failed", "left out"
 
 
 class Watch:
@@ -126,7 +125,8 @@ class _OfStep:
     def task(self, name: str, total: float, unit: str) -> Iterator[_Part]:
         """Open a long part of the step."""
         stopping.check()
-        named = name if name.startswith(self._step.what) else f"{self._step.what}: {name}"
+        what = self._step.what
+        named = what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
         with self._terminal.task(named, total, unit) as task:
             yield _Part(self._step, self._watch, task, Rate(total), name, unit)
 

@@ -1,0 +1,131 @@
+"""Studies: a recipe in, a report out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from imatrix_lab.cli import options
+from imatrix_lab.cli.terminal import duration, quantity, stderr, stdout
+
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+JOBS = click.option(
+    "--jobs", type=click.IntRange(1, 1024), metavar="N",
+    help="Steps at a time. [default: the recipe's, or as cores and memory allow]",
+)  # fmt: skip
+
+
+@click.group()
+def study() -> None:
+    """The whole question in one command: a recipe in, a report out."""
+
+
+@study.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The study's folder. [default: studies/NAME]"
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan: what is there, time, disk, power.")
+@JOBS
+def run(recipe: Path, out: Path | None, dry_run: bool, jobs: int | None) -> int:
+    """Run the study of RECIPE, or go on with it; status 1 if steps failed.
+
+    \b
+    Example:
+      imatrix-lab study run recipes/quick-nb.toml
+    """
+    from imatrix_lab.study import run as running
+
+    store, terminal = options.surroundings()
+    return _print_found(running.begin(recipe, out, jobs, store, terminal))
+
+
+@study.command("resume")
+@click.argument("folder", required=False, metavar="[DIR]", type=FOLDER)
+@JOBS
+def resume(folder: Path | None, jobs: int | None) -> int:
+    """Go on with a study that was stopped, and try again what failed.
+
+    DIR is the study's folder; the newest under studies/ without it.
+
+    \b
+    Example:
+      imatrix-lab study resume studies/quick-nb
+    """
+    from imatrix_lab.study import folder as folders
+    from imatrix_lab.study import run as running
+
+    found = folders.Folder(folder.absolute()) if folder else folders.newest()
+    store, terminal = options.surroundings()
+    return _print_found(running.resume(found, jobs, store, terminal))
+
+
+def _print_found(done: Any) -> int:
+    """Print the answer, what is missing and where things lie; return the exit status."""
+    for sentence in done.found.answer:
+        click.echo(sentence)
+    for missing in done.found.missing:
+        said = f"missing: {missing.step}: {missing.why}"
+        said += f"; left out for it: {', '.join(missing.left_out)}" if missing.left_out else ""
+        said += f"\n  try: {missing.fix}" if missing.fix else ""
+        stderr.print(said, markup=False, soft_wrap=True)
+    stderr.print(f"in {done.folder}: report.html, report.md, results.json", markup=False,
+                 soft_wrap=True)  # fmt: skip
+    if done.found.missing:
+        stderr.print(f"then: imatrix-lab study resume {done.folder}", markup=False, soft_wrap=True)
+    return 1 if done.found.missing else 0
+
+
+@study.command("status")
+@click.argument("folder", required=False, metavar="[DIR]", type=FOLDER)
+@options.JSON
+def status(folder: Path | None, as_json: bool) -> None:
+    """What is done, what is running and how long it takes, what failed and why.
+
+    DIR is the study's folder; the newest under studies/ without it.
+
+    \b
+    Example:
+      imatrix-lab study status
+    """
+    from imatrix_lab.study import folder as folders
+
+    found = folders.Folder(folder.absolute()) if folder else folders.newest()
+    told = found.now()
+    if as_json:
+        return options.emit(told)
+    counts = Counter(step["state"] for step in told["steps"].values())
+    words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    left = told["left_s"]
+    rest = f", about {duration(left)} left" if told["state"] == "running" and left else ""
+    click.echo(f"{found.path.name}: {told['state']}, {100 * told['share']:.0f} %{rest}; {words}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("step", "state", "detail"):
+        table.add_column(name, overflow="fold")
+    for step in told["steps"].values():
+        if step["state"] not in ("waiting", "done"):
+            table.add_row(escape(step["what"]), step["state"], escape(_detail(step)))
+    if table.row_count:
+        stdout.print(table)
+    if told["state"] in ("stopped", "failed"):
+        stderr.print(f"go on: imatrix-lab study resume {found.path}", markup=False, soft_wrap=True)
+
+
+def _detail(step: dict[str, Any]) -> str:
+    """Return how far a step is, or why it is not."""
+    if "why" in step:
+        return str(step["why"]) + (f"; try: {step['fix']}" if step["fix"] else "")
+    if "task" not in step or step["state"] != "running":
+        return ""
+    said = [f"{step['task']}: {100 * step['done'] / (step['total'] or 1):.0f} %"]
+    if step["unit"] and (step["per_s"] or 0) >= 1:
+        said.append(f"{quantity(step['per_s'], step['unit'])}/s")
+    if step["left_s"] is not None and not math.isnan(step["left_s"]):
+        said.append(f"{duration(step['left_s'])} left")
+    return ", ".join(said)
