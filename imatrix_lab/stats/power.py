@@ -234,8 +234,15 @@ def _spread_nodes(df: float) -> tuple[float, float, np.ndarray, np.ndarray]:
     from scipy import special
 
     low, high = (float(np.sqrt(special.chdtri(df, p) / df)) for p in (1 - 1e-12, 1e-12))
+    return low, high, *_nodes()
+
+
+@lru_cache(maxsize=1)
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
     nodes, weights = np.polynomial.legendre.leggauss(200)
-    return low, high, nodes, weights
+    return nodes, weights
 
 
 def _spread_law(s: np.ndarray, df: float) -> np.ndarray:
