@@ -83,9 +83,17 @@ Pilots = dict[tuple[str, str], dict[Pair, Design]]
 
 
 class Planned:
-    """The comparisons of a recipe on one model, before anything is computed."""
+    """The comparisons of a recipe on one model, before anything is computed.
 
-    def __init__(self, recipe: Recipe, model: Model, sizes: Sequence[TextSize], store: Store):
+    Parameters
+    ----------
+    model, store : whose earlier scores say how calibrations differ; None for what is assumed.
+    """
+
+    def __init__(
+        self, recipe: Recipe, sizes: Sequence[TextSize], model: Model | None = None,
+        store: Store | None = None,
+    ):  # fmt: skip
         self.recipe, self.sizes = recipe, sizes
         self.metric = recipe.comparison.metrics[0]
         found = {c.label: c for c in calibrations.calibrations(recipe)}
@@ -94,7 +102,7 @@ class Planned:
             word = recipe.comparison.baseline
             baseline = NO_IMATRIX if word == NONE else check.mixtures(recipe)[word].label
             self.pairs = [pair for pair in self.pairs if baseline in pair]
-        self.pilots = self._pilots(model, store) if sizes else {}
+        self.pilots = self._pilots(model, store) if model and store else {}
         self.languages = [(t, check.languages_of(t, recipe)) for t in recipe.tasks]
 
     def effects(self) -> Iterator[Effect]:
