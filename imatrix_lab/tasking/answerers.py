@@ -8,7 +8,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
-from imatrix_lab import chat_template, endpoint, models, pipeline, toolchain
+from imatrix_lab import chat_template, endpoint, llama_server, models, pipeline, toolchain
 from imatrix_lab.errors import UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import (
@@ -203,7 +203,7 @@ def _on_this_machine(
     if not request.endpoint:
         yield OnThisMachine(tools, model, how, progress)
         return
-    with endpoint.serve(
+    with llama_server.serve(
         tools,
         model.path,
         request.parallel,
@@ -227,6 +227,6 @@ def chat(
     tools = toolchain.get(store, backend, progress, own=False)
     found = models.resolve(model, store, progress, pipeline.converter(tools))
     n_ctx = min(CHAT_CONTEXT, found.facts.n_ctx_train or CHAT_CONTEXT)
-    with endpoint.serve(tools, found.path, 1, n_ctx, gpu_layers=gpu_layers) as client:
+    with llama_server.serve(tools, found.path, 1, n_ctx, gpu_layers=gpu_layers) as client:
         client.model = found.label
         yield client
