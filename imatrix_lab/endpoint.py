@@ -58,6 +58,7 @@ class Client:
     api_key : sent as a bearer token; it is in no error and no log.
     timeout_s : of a whole answer, and of the wait for a connection at most 10 s of it.
     retries : attempts after the first.
+    parallel : how many may be asked at a time.
 
     Raises
     ------
@@ -72,6 +73,7 @@ class Client:
         api_key: str = "",
         timeout_s: float = 600.0,
         retries: int = 4,
+        parallel: int = 1,
     ):
         import httpx2
 
@@ -82,7 +84,8 @@ class Client:
             )
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.host = parts.netloc.rpartition("@")[2]
-        self.model, self._retries, self._timeout_s = model, retries, timeout_s
+        self.model, self.parallel = model, parallel
+        self._retries, self._timeout_s = retries, timeout_s
         self._hopeless = 0
         self._closed = threading.Event()
         self._http = httpx2.Client(
@@ -141,14 +144,14 @@ class Client:
         tries = f" ({attempt + 1} attempts)" if attempt else ""
         return Generated("", "", 0, "", error.why + tries)
 
-    def generate(self, items: Iterable[GenerateItem], parallel: int) -> Iterator[Generated]:
-        """Yield the answers to items as they come, so many asked at a time."""
+    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
+        """Yield the answers to items as they come."""
 
         def ask(item: GenerateItem) -> Generated:
             found = self.chat(item.messages, item.max_tokens, item.stop)
             return dataclasses.replace(found, id=item.id)
 
-        return each(ask, items, parallel)
+        return each(ask, items, self.parallel)
 
     def is_ready(self) -> bool:
         """Return whether a llama-server has its model loaded."""

@@ -16,6 +16,8 @@ from imatrix_lab.errors import ToolFailed
 from imatrix_lab.toolchain import Toolchain
 
 START_LIMIT_S = 600.0
+ANSWER_LIMIT_S = 86_400.0
+"""Our own server is slow rather than gone: many long answers at a time on a CPU take hours."""
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 
@@ -54,7 +56,12 @@ def serve(
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"
         # the key in the environment: arguments can be read by every user of the machine
         running = stack.enter_context(proc.background(argv, log=log, env={"LLAMA_API_KEY": key}))
-        client = Client(f"http://127.0.0.1:{port_of(running)}", api_key=key)
+        client = Client(
+            f"http://127.0.0.1:{port_of(running)}",
+            api_key=key,
+            timeout_s=ANSWER_LIMIT_S,
+            parallel=parallel,
+        )
         stack.enter_context(client)
         for _ in _until_started(running):
             if client.is_ready():

@@ -148,7 +148,7 @@ def test_a_refused_key_ends_the_run():
     items = [GenerateItem(str(i), (("user", "x"),), 3) for i in range(99)]
     with serve(Reply(b"no", 401)) as server, Client(server.url, retries=0) as client:
         with pytest.raises(FetchFailed, match="8 requests in a row failed: status 401"):
-            list(client.generate(items, 1))
+            list(client.generate(items))
         assert len(server.bodies) == 8
 
 
@@ -247,9 +247,9 @@ def test_a_failed_item_does_not_end_the_run():
         together.wait()
         return BAD["500"] if body["messages"][0]["content"] in {"3", "8"} else good()
 
-    with serve() as server, Client(server.url, retries=0) as client:
+    with serve() as server, Client(server.url, retries=0, parallel=4) as client:
         server.answer = answer
-        found = {g.id: g for g in client.generate(many(20), 4)}
+        found = {g.id: g for g in client.generate(many(20))}
     assert set(found) == {f"{i}" for i in range(20)}
     assert {i for i, g in found.items() if g.error} == {"3", "8"}
     assert not together.broken
@@ -257,8 +257,8 @@ def test_a_failed_item_does_not_end_the_run():
 
 
 def test_leaving_early_asks_for_no_more():
-    with serve(good()) as server, Client(server.url) as client:
-        answers = client.generate(many(500), 2)
+    with serve(good()) as server, Client(server.url, parallel=2) as client:
+        answers = client.generate(many(500))
         next(answers)
         answers.close()
         time.sleep(0.2)
@@ -273,4 +273,4 @@ def test_an_error_of_the_items_is_passed_on():
     with (
         serve(good()) as server, Client(server.url) as client, pytest.raises(ZeroDivisionError)
     ):  # fmt: skip
-        list(client.generate(broken(), 2))
+        list(client.generate(broken()))

@@ -126,8 +126,8 @@ class Bench:
             return sum(g.n_tokens for g in found)
 
         def theirs() -> int:
-            with self._server(PARALLEL, []) as (url, _), Client(url) as client:
-                found = list(client.generate(items, PARALLEL))
+            with self._server(PARALLEL, []) as (url, _), Client(url, parallel=PARALLEL) as client:
+                found = list(client.generate(items))
             assert not any(g.error for g in found), found
             return sum(g.n_tokens for g in found)
 

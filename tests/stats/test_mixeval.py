@@ -1,27 +1,18 @@
 """On real answers: duplicates make the naive test wrong, and the clustered one not."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from imatrix_lab.stats import binary, clustered, paired
-
-DATA = Path(
-    os.environ.get(
-        "IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"
-    )
-)  # fmt: skip
+from tests import shared_data
 
 
 @pytest.fixture(scope="module", params=["free-form", "multiple-choice"])
 def answers(request):
     """(right or wrong of a real model, group of each item, identical item of each)."""
-    folder = DATA / "mixeval"
-    if not folder.is_dir():
-        pytest.skip(f"no MixEval answers in {DATA}; set IMATRIX_LAB_SHARED_DATA")
+    folder = shared_data.file("mixeval")
     items = json.loads((folder / f"{request.param}.json").read_text(encoding="utf-8"))
     lines = (folder / f"golden.{request.param}.jsonl").read_text(encoding="utf-8").splitlines()
     golden = [json.loads(line) for line in lines]

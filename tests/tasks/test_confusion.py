@@ -1,15 +1,10 @@
 """Whether text is in the language asked for."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from imatrix_lab.tasks import confusion, speech
+from tests import shared_data
 
-DATA = Path(
-    os.environ.get("IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
-)
 SAID = {
     "nb": "Jeg vet ikke hva dette er, men det er noe fra byen.",
     "nn": "Eg veit ikkje kva dette er, men det er noko frå byen.",
@@ -56,9 +51,6 @@ def test_short_answers_and_none():
     [("nob", "nb", 0.95), ("nno", "nn", 0.9), ("deu", "de", 0.99), ("mal", "ml", 0.99)],
 )
 def test_news(file, code, least):
-    path = DATA / "ntrex" / f"{file}.txt"
-    if not path.exists():
-        pytest.skip(f"no NTREX in {DATA}; set IMATRIX_LAB_SHARED_DATA")
-    lines = path.read_text(encoding="utf-8").splitlines()[:200]
+    lines = shared_data.file(f"ntrex/{file}.txt").read_text(encoding="utf-8").splitlines()[:200]
     one = speech.get(code)
     assert sum(confusion.is_in(line, one) for line in lines) / len(lines) >= least

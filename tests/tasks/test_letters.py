@@ -1,16 +1,12 @@
 """Which option an answer chose: cases of our own, and the original parser's verdicts."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from imatrix_lab.tasks import letters, short, speech
+from tests import shared_data
 
-DATA = Path(
-    os.environ.get("IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
-)
 OPTIONS = ["a cat", "a dog", "a fish", "none of them"]
 
 
@@ -90,10 +86,8 @@ def test_options_with_their_own_letters():
 
 
 def lines(name):
-    file = DATA / "mixeval" / name
-    if not file.exists():
-        pytest.skip(f"no MixEval answers in {DATA}; set IMATRIX_LAB_SHARED_DATA")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    text = shared_data.file(f"mixeval/{name}").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_the_original_multiple_choice_parser():

@@ -1,16 +1,10 @@
 """Items that occur twice, or nearly."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from imatrix_lab.tasks import definition, items, load, repeats, speech
 from imatrix_lab.tasks.items import Item
-
-DATA = Path(
-    os.environ.get("IMATRIX_LAB_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
-)
+from tests import shared_data
 
 
 def item(name, question, options=(), golds=("x",), right=None, cluster="", context=""):
@@ -74,9 +68,7 @@ def test_signs_alone_are_not_all_the_same():
     ("name", "n", "n_unique"), [("free-form", 2000, 1446), ("multiple-choice", 1996, 1735)]
 )
 def test_mixeval(name, n, n_unique):
-    file = DATA / "mixeval" / f"{name}.json"
-    if not file.exists():
-        pytest.skip(f"no MixEval in {DATA}; set IMATRIX_LAB_SHARED_DATA")
+    file = shared_data.file(f"mixeval/{name}.json")
     task = definition.get("mixeval")
     found = items.make(load.rows(task, "en", file).rows, task, "en", speech.get("en"))
     unique = repeats.merge(found.items)
