@@ -355,3 +355,22 @@ class TaskRequest:
     parallel: int = 16
     threads: int | None = None
     gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """Which model judges or translates.
+
+    Attributes
+    ----------
+    model : see `models.resolve`; with `endpoint`, what it calls the model.
+    endpoint, api_key, gpu_layers : see `TaskRequest`.
+    parallel : requests at a time; a server here has memory for the context of each.
+    """
+
+    model: str
+    backend: str
+    endpoint: str = ""
+    api_key: str = field(default="", repr=False)
+    parallel: int = 4
+    gpu_layers: int | None = None
