@@ -131,11 +131,9 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
 
 def _calibration(header: GgufHeader) -> str:
     """Return the language of a quant's imatrix; of others' files the imatrix's name."""
-    named = (
-        header.text("imatrix_lab.language")
-        or header.text("quantize.imatrix.dataset")
-        or header.text("quantize.imatrix.file")
-    )
+    if ours := header.text("imatrix_lab.language"):
+        return ours  # a mixture's may have a dot: nb33.3-en66.7
+    named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")
     return PurePath(named.replace("\\", "/")).name.partition(".")[0]
 
 

@@ -15,14 +15,14 @@ import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
 TOP = {"pipeline", "evaluate", "forecast", "summary", "plan", "publish", "doctor", "compare", "cli",
-       "tasking", "study"}  # fmt: skip
-STAGES = {"corpus", "imatrix", "quantize", "score", "stats", "tasks"}
+       "tasking", "study", "quick", "card"}  # fmt: skip
+STAGES = {"corpus", "imatrix", "quantize", "score", "stats", "tasks", "report"}
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
     "torch", "transformers", "requests", "httpx", "httpx2", "pyarrow", "scipy", "statsmodels",
     "arch", "datasets", "sacrebleu", "py3langid", "regex", "rensa", "multiprocessing",
-    "matplotlib",
+    "matplotlib", "jinja2", "markupsafe",
 }  # fmt: skip
 STARTERS = re.compile(
     r"(system|popen|fork|forkpty|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?|startfile)"

@@ -11,11 +11,13 @@ import click
 
 from imatrix_lab import __version__
 from imatrix_lab.cli import (
+    chats,
     corpora,
     differences,
     imatrices,
     judge,
     predict,
+    reports,
     scores,
     stages,
     study,
@@ -42,12 +44,14 @@ def cli() -> None:
 
 for command in (
     stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
-    scores.score, tasks.task, study.study, judge.compare, judge.power,
+    scores.score, tasks.task, study.study, reports.report, judge.compare, judge.power,
     upkeep.toolchain, upkeep.store, upkeep.doctor,
 ):  # fmt: skip
     cli.add_command(command)
 imatrices.imatrix.add_command(differences.diff)
 imatrices.imatrix.add_command(predict.predict)
+tasks.task.add_command(chats.judge)
+tasks.task.add_command(chats.translate)
 
 
 def main() -> NoReturn:

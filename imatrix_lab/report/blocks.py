@@ -75,16 +75,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One small picture of points; those beside it share its scales where these are given."""
+    """One small picture of points."""
 
+    kind: ClassVar[str] = "chart"
     caption: str
     x_label: str
     y_label: str
     series: tuple[Series, ...]
-    log_x: bool = False
     log_y: bool = False
     x_range: tuple[float, float] | None = None
-    y_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ class ForestRow:
 class Forest:
     """Paired differences on one text at one type."""
 
+    kind: ClassVar[str] = "forest"
     caption: str
     x_label: str
     rows: tuple[ForestRow, ...]
@@ -118,6 +118,8 @@ class Picture:
 
     Attributes
     ----------
+    title : empty where that of the section says it.
+    table : closed; it stands below.
     legend : names by number of series; verdicts have a legend of their own.
     """
 
@@ -125,7 +127,7 @@ class Picture:
     title: str
     words: str
     panels: tuple[Chart | Forest, ...]
-    table: Table | None = None
+    table: Table
     legend: tuple[tuple[int, str], ...] = ()
     folded: bool = False
 
@@ -152,7 +154,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Sayings:
-    """Statements, each with the detail behind it."""
+    """Statements, each with the detail behind it, if there is any."""
 
     kind: ClassVar[str] = "sayings"
     title: str

@@ -16,7 +16,7 @@ from typing import Any
 from imatrix_lab.report import words
 from imatrix_lab.report.blocks import Chart, Forest, ForestRow, Point
 
-WIDTH, HEIGHT, ROW_HEIGHT = 340.0, 230.0, 24.0
+WIDTH, HEIGHT, ROW_HEIGHT = 300.0, 210.0, 22.0
 """In units of the picture; one is a pixel or a little more."""
 FONT = 10.5
 N_COLOURS = 8
@@ -113,46 +113,63 @@ def _themed(raw: str, sheet: Sheet) -> str:
     inside = inside[inside.index(">") + 1 : inside.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", inside, flags=re.DOTALL)
     inside = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", inside, flags=re.DOTALL)
-    inside = re.sub(r'<g id="[^"]*"', "<g", inside).replace("xlink:href", "href")
-    inside = re.sub(
-        r' style="([^"]*)"', lambda found: f' class="{sheet.name(found[1])}"', inside
-    )  # fmt: skip
-    inside = re.sub(r"(\d\.\d\d)\d+", r"\1", inside)
+    # within tags only: what stands between them is data, and may look like anything
+    inside = re.sub(r"<[^>]+>", lambda tag: _themed_tag(tag[0], sheet), inside)
     return re.sub(r">\s+<", "><", inside).strip()
 
 
-def _figure(width: float, height: float, left: float, right: float, bottom: float) -> Any:
-    """Return axes with fixed room around them, so that neighbours line up."""
+def _themed_tag(tag: str, sheet: Sheet) -> str:
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a pixel
+    return re.sub(r' style="([^"]*)"', lambda found: f' class="{sheet.name(found[1])}"', tag)
+
+
+def _figure(*sizes: float) -> Any:
+    """Return axes with fixed room around them, so that neighbours line up.
+
+    Parameters
+    ----------
+    sizes : width and height of the picture, room to the left, right, below and above.
+    """
     from matplotlib.figure import Figure
 
+    width, height, left, right, bottom, top = sizes
     figure = Figure(figsize=(width / 72, height / 72))
-    return figure.add_axes(
-        (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + 8) / height)
-    )
+    inside = ((width - left - right) / width, (height - bottom - top) / height)
+    return figure.add_axes((left / width, bottom / height, *inside))
 
 
 def _chart(panel: Chart) -> Any:
-    axes = _figure(WIDTH, HEIGHT, 52, 12, 38)
+    axes = _figure(WIDTH, HEIGHT, 46, 14, 38, 24)
     for series in panel.series:
         colour, mark = look(series.number)
         points = [p for p in series.points if math.isfinite(p.x) and math.isfinite(p.y)]
         style = {"color": _SERIES[colour], "linewidth": 1.4}
         axes.errorbar(
             [p.x for p in points], [p.y for p in points], yerr=_errors(points), capsize=0,
-            marker=MARKS[mark], markersize=7, markeredgecolor=_ROLES["paper"], markeredgewidth=0.8,
-            linestyle="-" if series.joined else "none", elinewidth=1.2, **style,
+            marker=MARKS[mark], markersize=_extent(MARKS[mark], 6.5), markeredgewidth=0.8,
+            markeredgecolor=_ROLES["paper"], elinewidth=1.2,
+            linestyle="-" if series.joined else "none", **style,
         )  # fmt: skip
-    _scale(axes.xaxis, axes.set_xscale, panel.log_x)
-    _scale(axes.yaxis, axes.set_yscale, panel.log_y)
+    _ticks(axes.xaxis)
+    if panel.log_y:
+        axes.set_yscale("log")
+    _ticks(axes.yaxis, is_log=panel.log_y)
     if panel.x_range:
         axes.set_xlim(panel.x_range)
-    if panel.y_range:
-        axes.set_ylim(panel.y_range)
     axes.margins(0.08)
     axes.set_xlabel(words.visible(panel.x_label))
-    axes.set_ylabel(words.visible(panel.y_label))
-    axes.yaxis.set_label_coords(-0.145, 0.5)
+    # above the axis, where it can be read without turning the head
+    axes.annotate(
+        words.visible(panel.y_label), (0, 1), (2, -4), "figure fraction", "offset points",
+        va="top", color=_ROLES["muted"],
+    )  # fmt: skip
     return axes.figure
+
+
+def _extent(mark: Sequence[tuple[float, float]], size: float) -> float:
+    """Return the size for matplotlib, which stretches every mark to the same extent."""
+    return size * max(abs(v) for corner in mark for v in corner)
 
 
 def _errors(points: Sequence[Point]) -> list[list[float]]:
@@ -162,22 +179,21 @@ def _errors(points: Sequence[Point]) -> list[list[float]]:
     return [[max(b, 0.0) for b in below], [max(a, 0.0) for a in above]]
 
 
-def _scale(axis: Any, set_scale: Any, is_log: bool) -> None:
+def _ticks(axis: Any, n_most: int = 4, is_log: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if is_log:
-        set_scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     else:
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(n_most, steps=(1, 2, 2.5, 5, 10)))
 
 
 def _forest(panel: Forest) -> Any:
     n = len(panel.rows)
     left = min(max((6.2 * len(r.label) for r in panel.rows), default=0) + 14, 0.4 * WIDTH)
-    axes = _figure(WIDTH, ROW_HEIGHT * n + 60, left, 56, 52)
+    axes = _figure(WIDTH, ROW_HEIGHT * n + 64, left, 58, 52, 8)
     axes.set_xlim(panel.x_range)
     axes.set_ylim(n - 0.4, -0.6)
     axes.axvline(0, color=_ROLES["muted"], linewidth=1)
@@ -194,9 +210,14 @@ def _forest(panel: Forest) -> Any:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    _scale(axes.xaxis, axes.set_xscale, False)
+    _ticks(axes.xaxis, 3)
+    axes.set_xlabel(words.visible(panel.x_label), labelpad=2)
     ends = ("← better", "worse →") if panel.lower_is_better else ("← worse", "better →")
-    axes.set_xlabel(f"{ends[0]}   {words.visible(panel.x_label)}   {ends[1]}")
+    for x, side, said in ((0, "left", ends[0]), (1, "right", ends[1])):
+        axes.annotate(
+            said, (x, 0), (0, -32), "axes fraction", "offset points", ha=side, va="top",
+            color=_ROLES["muted"], annotation_clip=False,
+        )  # fmt: skip
     return axes.figure
 
 
@@ -208,8 +229,9 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2)
     if math.isfinite(row.estimate):
         is_open = row.verdict not in ("better", "worse", "equivalent")
+        mark = VERDICT_MARKS.get(row.verdict, _DISC)
         axes.plot(
-            [row.estimate], [place], marker=VERDICT_MARKS.get(row.verdict, _DISC), markersize=9,
+            [row.estimate], [place], marker=mark, markersize=_extent(mark, 6.5),
             color=colour, markerfacecolor=_ROLES["paper"] if is_open else colour,
             markeredgecolor=colour if is_open else _ROLES["paper"],
             markeredgewidth=1.6 if is_open else 0.8,
@@ -222,7 +244,7 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
 
 
 def _shortened(label: str, n_chars: int) -> str:
-    label = words.visible(label)
+    label = " ".join(words.visible(label).split())
     return label if len(label) <= n_chars else f"{label[: n_chars - 1]}…"
 
 

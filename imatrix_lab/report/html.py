@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 from importlib import resources
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def page(found: Results) -> str:
     environment.globals.update(
         draw=drawing, mark=figures.look, right=answers.right, tally=answers.tally,
         verdicts=VERDICTS, symbols=Markup(_symbols()),
+        count=functools.partial(next, itertools.count(1)),
     )  # fmt: skip
     whole = outline(found)
     body = environment.from_string(inside).render(whole=whole)

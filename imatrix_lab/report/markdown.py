@@ -46,15 +46,14 @@ def _block(block: Block) -> Iterator[str]:
     if isinstance(block, Table):
         yield from table(block)
     elif isinstance(block, Picture):
-        if block.table:
-            yield from table(block.table)
+        yield from table(block.table)
     elif isinstance(block, Code):
         yield f"{plain(block.title)}:"
         yield from ("", fenced(block.text))
     elif isinstance(block, Sayings):
         yield f"### {plain(block.title)}"
         yield ""
-        yield from (f"- {plain(said)} {plain(detail)}" for said, detail in block.pairs)
+        yield from (f"- {plain(said)} {plain(detail)}".rstrip() for said, detail in block.pairs)
     else:
         yield from _flips(block)
 

@@ -50,7 +50,7 @@ def size(view: View) -> Section | None:
         "How far a quant is from the original for the room it takes, with 95 % intervals;"
         " down and to the left is better. Bits per weight are over all tensors, fallback included.",
     )
-    picture = Picture("Divergence against size", words_[0], tuple(panels), table, _legend(view))
+    picture = Picture("", words_[0], tuple(panels), table, _legend(view))
     return Section("size", "Divergence against size", words_, (picture,))
 
 
@@ -90,9 +90,8 @@ def mixtures(view: View) -> Section | None:
             series = []
             for other, points in _doses(view, model, text, [s for s in here if s.type == kind]):
                 partners[other] = view.number(other)
-                series.append(
-                    Series(other, view.number(other), tuple(_point(share, s) for share, s in points))
-                )
+                steps = tuple(Point(share, s.estimate, s.low, s.high) for share, s in points)
+                series.append(Series(other, view.number(other), steps))
                 rows += [
                     (
                         Cell(view.of_model(model) + view.text(text)), Cell(kind),
@@ -116,7 +115,7 @@ def mixtures(view: View) -> Section | None:
         " language takes the place of the one that the line is named after.",
     )
     legend = tuple((n, f"mixed with {label}") for label, n in partners.items())
-    picture = Picture("Dose and response", said[0], tuple(panels), table, legend)
+    picture = Picture("", said[0], tuple(panels), table, legend)
     return Section("mixtures", "Mixtures", said, (picture,))
 
 
@@ -139,10 +138,6 @@ def _doses(
         ends = [(0.0, pure[other])] if other in pure else []
         ends += [(1.0, pure[text])] if text in pure else []
         yield other, sorted((*points, *ends), key=lambda point: point[0])
-
-
-def _point(x: float, s: Score) -> Point:
-    return Point(x, s.estimate, s.low, s.high)
 
 
 def predicted(view: View) -> Section | None:
@@ -183,9 +178,7 @@ def predicted(view: View) -> Section | None:
         " it can choose between them at no cost.",
     )
     labels = {p.calibration for p in known}
-    picture = Picture(
-        "Predicted and measured", said[0], tuple(panels), table, _legend(view, labels)
-    )
+    picture = Picture("", said[0], tuple(panels), table, _legend(view, labels))
     blocks = (picture, _agreements(view)) if view.found.agreements else (picture,)
     return Section("predicted", "Predicted against measured", said, blocks)
 
@@ -220,8 +213,8 @@ def similarity(view: View) -> Section | None:
         noise = next((s.noise for s in found if s.model == model and math.isfinite(s.noise)), None)
         note = "" if noise is None else f"Two samples of one language: {noise:.3f}."
         tables.append(
-            Table(f"{view.of_model(model)}Total variation, 0 (same) to 1", ("", *labels), rows,
-                  frozenset(range(1, len(labels) + 1)), look="heat", note=note)
+            Table(f"{view.of_model(model)}Total variation, 0 (same) to 1", ("imatrix", *labels),
+                  rows, frozenset(range(1, len(labels) + 1)), look="heat", note=note)
         )  # fmt: skip
     if not tables:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from imatrix_lab import typed
 from imatrix_lab.report import words
-from imatrix_lab.report.blocks import Block, Cell, Code, Section, Table
+from imatrix_lab.report.blocks import Block, Cell, Code, Sayings, Section, Table
 from imatrix_lab.report.view import View
 
 WHY_CHARS = 2000
@@ -37,7 +37,7 @@ def controls(view: View) -> Section | None:
         "Comparisons with a known answer. If one of these comes out otherwise, trust nothing else"
         " on this page.",
     )
-    table = Table("Controls", columns, rows, frozenset((5, 6, 7, 8)))
+    table = Table("Known answers", columns, rows, frozenset((5, 6, 7, 8)))
     return Section("controls", "Controls", said, (table,))
 
 
@@ -109,12 +109,11 @@ def methods(view: View) -> Section:
             " mean over tensors."
         )
     said.append("What this rests on is written up in docs/statistics.md of imatrix_lab.")
-    return Section("methods", "Methods", tuple(said), tuple(_notes(found.notes)))
+    return Section("methods", "Methods", tuple(said), _list("What to know besides", found.notes))
 
 
-def _notes(notes: Sequence[str]) -> list[Table]:
-    rows = tuple((Cell(n),) for n in notes)
-    return [Table("Notes", ("what a reader must know besides",), rows)] if rows else []
+def _list(title: str, said: Sequence[str]) -> tuple[Sayings, ...]:
+    return (Sayings(title, tuple((s, "") for s in said)),) if said else ()
 
 
 def made(view: View) -> Section | None:
@@ -142,8 +141,8 @@ def made(view: View) -> Section | None:
             Cell(view.of_model(q.model) + q.label), Cell(q.calibration),
             Cell(str(q.sample), q.sample), Cell(q.type),
             Cell(words.size(q.size_bytes), q.size_bytes),
-            Cell(f"{q.bits_per_weight:.2f}", q.bits_per_weight), Cell(str(q.n_fallback), q.n_fallback),
-            _sha(q.sha256),
+            Cell(f"{q.bits_per_weight:.2f}", q.bits_per_weight),
+            Cell(str(q.n_fallback), q.n_fallback), _sha(q.sha256),
         )
         for q in found.quants
     )  # fmt: skip
@@ -223,13 +222,11 @@ def missing(view: View, absent: Sequence[str]) -> Section | None:
         )
         for m in found.missing
     )  # fmt: skip
-    blocks = []
+    blocks: list[Block] = []
     if rows:
         columns = ("step that failed", "why", "what mends it", "left out for it")
         blocks.append(Table("Steps that failed", columns, rows))
-    if found.unknown:
-        unknown = tuple((Cell(u),) for u in found.unknown)
-        blocks.append(Table("Details the paper does not give", ("unknown",), unknown))
+    blocks += _list("What the paper does not tell", found.unknown)
     said = [f"Not part of this study: {', '.join(absent)}."] if absent else []
     if found.reduced:
         said.append(

@@ -30,8 +30,8 @@ def matrix(view: View) -> Section | None:
         (
             f"Each cell compares the calibration of its row with “{base}” on the text of its"
             f" column, token by token or item by item: the verdict, the difference (row minus"
-            f" {base}) and its 95 % interval. The row of {base} itself shows its own value. Outlined:"
-            " a calibration on the language itself.",
+            f" {base}) and its 95 % interval. The row of {base} itself shows its own value."
+            " Outlined: a calibration on the language itself.",
         ),
         tuple(blocks),
     )  # fmt: skip
@@ -90,12 +90,12 @@ def differences(view: View) -> Section | None:
     """Return the forest plots, and every comparison as a table and in words."""
     blocks: list[Picture | Table | Sayings] = []
     for place, measure in enumerate(view.measures()):
-        shown = view.against_baseline(measure)
-        everything = view.comparisons(measure)
-        if shown:
+        table = _comparisons(view, measure)
+        if view.against_baseline(measure):
             folded = place > 0 and not measure.task
-            blocks.append(_forest(view, measure, shown, folded))
-        blocks.append(_comparisons(view, f"All comparisons · {view.title(measure)}", everything))
+            blocks.append(_forest(view, measure, table, folded))
+        else:
+            blocks.append(table)
     if not blocks:
         return None
     pairs = tuple((c.plain, c.formal) for m in view.measures() for c in view.against_baseline(m))
@@ -113,46 +113,45 @@ def differences(view: View) -> Section | None:
     )  # fmt: skip
 
 
-def _forest(
-    view: View, measure: Measure, shown: Sequence[Comparison], folded: bool
-) -> Picture:
-    panels = []
+def _forest(view: View, measure: Measure, table: Table, folded: bool) -> Picture:
+    shown, panels = view.against_baseline(measure), []
     for kind in view.types(c.type for c in shown):
         here = [c for c in shown if c.type == kind]
         ends = [e for c in here for e in (c.estimate, c.low, c.high, c.margin, -c.margin)]
         for text in dict.fromkeys(c.text for c in here):
             rows = {c.a: c for c in here if c.text == text}
-            panels.append(
-                Forest(
-                    f"{kind} · {view.text(text)}",
-                    f"{measure.unit}, minus {view.found.baseline}",
-                    tuple(_forest_row(view, rows[a]) for a in view.ordered(rows)),
-                    here[0].margin, span(ends, with_zero=True), here[0].lower_is_better,
-                )  # fmt: skip
+            shown_rows = tuple(
+                _forest_row(view, rows.get(a), measure.model, a, text)
+                for a in view.ordered(c.a for c in here)
             )
+            forest = Forest(
+                f"{kind} · {view.text(text)}", f"{measure.unit}, minus {view.found.baseline}",
+                shown_rows, here[0].margin, _span(ends), here[0].lower_is_better,
+            )  # fmt: skip
+            panels.append(forest)
     return Picture(
         view.title(measure),
         f"Paired differences from {view.found.baseline} with 95 % intervals, noise and margin",
-        tuple(panels), folded=folded,
+        tuple(panels), table, folded=folded,
     )  # fmt: skip
 
 
-def _forest_row(view: View, c: Comparison) -> ForestRow:
-    own = view.is_own(c.model, c.a, c.text)
+def _forest_row(view: View, c: Comparison | None, model: str, label: str, text: str) -> ForestRow:
+    own = view.is_own(model, label, text)
+    if c is None:
+        return ForestRow(label, math.nan, math.nan, math.nan, "not measured", math.nan, own)
     return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
 
 
-def span(values: Iterable[float], with_zero: bool = False) -> tuple[float, float]:
-    """Return the ends of an axis that shows all values, with a little room; log axes take none."""
-    known = [v for v in values if math.isfinite(v)] + ([0.0] if with_zero else [])
-    if not known:
-        return (0.0, 1.0)
-    low, high = min(known), max(known)
-    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    return low - room, high + room
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows 0 and all values, with a little room."""
+    known = [0.0, *(v for v in values if math.isfinite(v))]
+    room = 0.06 * (max(known) - min(known)) or 1.0
+    return min(known) - room, max(known) + room
 
 
-def _comparisons(view: View, caption: str, found: Sequence[Comparison]) -> Table:
+def _comparisons(view: View, measure: Measure) -> Table:
+    caption = f"All comparisons · {view.title(measure)}"
     columns = (
         "type", "on", "A", "B", "A minus B", "low", "high", "verdict", "p", "p adjusted",
         "margin", "p equivalence", "noise", "× noise", "detectable", "values", "groups",
@@ -176,7 +175,7 @@ def _comparisons(view: View, caption: str, found: Sequence[Comparison]) -> Table
             Cell(words.whole(c.n_to_decide), c.n_to_decide),
             view.signed(c.signatures),
         )
-        for c in found
+        for c in view.comparisons(measure)
     )  # fmt: skip
     return Table(caption, columns, rows, frozenset([4, 5, 6, *range(8, 18)]), folded=True)
 

@@ -28,8 +28,6 @@ class View:
         self.labels = tuple(dict.fromkeys(c.label for c in found.calibrations))
         self._calibrations = _first((c.model, c.label) for c in found.calibrations)
         self._quants = _first((q.model, q.calibration, q.type) for q in found.quants)
-        self._made = {(c.model, c.label, c.sample): c for c in found.calibrations}
-        self._files = {(q.model, q.calibration, q.type, q.sample): q for q in found.quants}
         self.scores = _together(found.scores)
         self.signature_names = {key: f"S{i}" for i, key in enumerate(sorted(found.signatures), 1)}
 
@@ -86,7 +84,9 @@ class View:
     def is_own(self, model: str, label: str, text: str) -> bool:
         """Return whether a calibration is on the language itself and no other."""
         found = self.calibration(model, label)
-        return found is not None and found.kind in ("language", "pooled") and [*found.shares] == [text]
+        if found is None or found.kind not in ("language", "pooled"):
+            return False
+        return [*found.shares] == [text]
 
     def number(self, label: str) -> int:
         """Return which colour and mark a calibration has, the same in every picture."""

@@ -39,6 +39,8 @@ def number(value: float, low: float = math.nan, high: float = math.nan, plus: bo
         text = f"{value:,.{min(max(digits, 0), 8)}f}"
     else:
         text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    if not re.search("[1-9]", text):
+        return text.lstrip("-")  # rounded to 0, which has no sign
     sign = "+" if plus and value > 0 else ""
     return sign + text.replace("-", _MINUS)
 

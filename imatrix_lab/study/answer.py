@@ -15,6 +15,7 @@ from imatrix_lab.results import ALL_SAMPLES, Comparison, Control, Results
 from imatrix_lab.stats import words
 from imatrix_lab.stats.comparison import METRICS
 from imatrix_lab.stats.equivalence import VERDICTS
+from imatrix_lab.stats.paired import FEW_CLUSTERS
 
 _NAMES_MAX = 4
 OWN = "an imatrix of the text's own language"
@@ -86,13 +87,15 @@ def _one(found: Results, c: Comparison) -> str:
 
 def _alike(found: Results, cases: Sequence[Comparison]) -> str:
     first, b = cases[0], _imatrix(found, found.baseline)
-    where = f"all {len(cases)} cases ({_places(found, cases)})"
+    places = f"({_places(found, cases)})"
+    where = f"{'both' if len(cases) == 2 else f'all {len(cases)}'} cases {places}"
     if first.verdict in ("better", "worse"):
         sizes = _sizes(found, cases)
         return f"{_upper(OWN)} is {first.verdict} than {b} in {where}: its {first.words} is {sizes}"
     if first.verdict == "equivalent":
         return f"{_upper(OWN)} and {b} are equivalent in {where}: {_within(first)}"
-    return f"Whether {OWN} is better than {b} cannot be told in {where}: {_reach(cases)}"
+    untold = f"cannot be told in any of {len(cases)} cases {places}"
+    return f"Whether {OWN} is better than {b} {untold}: {_reach(cases)}"
 
 
 def _mixed(found: Results, cases: Sequence[Comparison]) -> str:
@@ -111,7 +114,8 @@ def _mixed(found: Results, cases: Sequence[Comparison]) -> str:
 
 def _counts(cases: Sequence[Comparison]) -> str:
     counts = {v: sum(c.verdict == v for c in cases) for v in VERDICTS}
-    return f"{_joined([f'{v} in {n}' for v, n in counts.items() if n])} of {len(cases)} cases"
+    said = _joined([f"{v} in {n}" for v, n in counts.items() if n])
+    return f"{said} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
 
 
 def _within(c: Comparison) -> str:
@@ -209,13 +213,13 @@ def _positive(found: Results, cases: Sequence[Comparison]) -> str:
     if not rows:
         return "nothing was scored without an imatrix, so there is no positive control"
     seen = sum(_is_worse(r) for r in rows)
-    share = f"in {seen} of {len(rows)} cases"
+    share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
         return (
             "the positive control fails: not even leaving the imatrix out makes a quant worse for"
             " sure, so that smaller effects could not be seen"
         )
-    text = f"without an imatrix (the positive control) quants are worse for sure {share}"
+    text = f"without an imatrix (the positive control) quants are worse for sure{share}"
     return text if seen == len(rows) else f"{text}, so that small effects may go unseen"
 
 
@@ -245,6 +249,10 @@ def _limits(found: Results, cases: Sequence[Comparison]) -> str:
 def _blind(cases: Sequence[Comparison]) -> list[str]:
     """Return what these data could not have found."""
     parts = []
+    fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
+    if fewest < FEW_CLUSTERS:
+        of = "groups of items in a task" if cases[0].task else "documents in a text"
+        parts.append(f"there are as few as {fewest} {of}")
     if cases and all(math.isnan(c.margin) for c in cases):
         parts.append("no margin was declared, so that nothing can be called equivalent")
     unseen = [c.detectable for c in cases if c.verdict == "undecided"]

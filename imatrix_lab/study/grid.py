@@ -59,10 +59,16 @@ class Grid:
     """
 
     def __init__(self, made: Made):
-        recipe = made.recipe
-        baseline = recipe.comparison.baseline or recipe.calibration.texts[0]
-        self.baseline = _labels(recipe)[baseline]
-        self._ranks = _ranks(made)
+        said, labels = made.recipe, _labels(made.recipe)
+        self.baseline = labels[said.comparison.baseline or said.calibration.texts[0]]
+        self._ranks = {
+            "model": list(made.models),
+            "task": ["", *(Path(t.name).stem for t in said.tasks)],
+            "text": [*(t.partition("=")[0] for t in said.evaluation.texts),
+                     *(code for t in said.tasks for code in t.languages)],
+            "calibration": ["", *(labels[word] for word in said.calibration.texts)],
+            "type": ["", *said.types],
+        }  # fmt: skip
         self.signatures: dict[str, dict[str, Any]] = {}
         quants = {q.sha256: q for q in made.quants}
         models = {m.sha256: label for label, m in made.models.items()}
@@ -124,17 +130,3 @@ class Grid:
 def _labels(recipe: Recipe) -> dict[str, str]:
     """Return what `compare` calls each calibration of a recipe."""
     return {NONE: NO_IMATRIX, **{word: m.label for word, m in mixtures(recipe).items()}}
-
-
-def _ranks(made: Made) -> dict[str, list[str]]:
-    """Return the levels of each factor, as the recipe has them in order."""
-    recipe = made.recipe
-    labels = _labels(recipe)
-    return {
-        "model": list(made.models),
-        "task": ["", *(Path(t.name).stem for t in recipe.tasks)],
-        "text": [*(t.partition("=")[0] for t in recipe.evaluation.texts),
-                 *(code for t in recipe.tasks for code in t.languages)],
-        "calibration": ["", *(labels[word] for word in recipe.calibration.texts)],
-        "type": ["", *recipe.types],
-    }  # fmt: skip

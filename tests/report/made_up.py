@@ -31,7 +31,8 @@ PROMPTS = {
 EVIL = (
     '"><script>window.hacked = 1</script></style></script><img src=x onerror="window.hacked = 2">'
     "<iframe src=http://evil.example/></iframe><svg onload=window.hacked=3>{{ 7 * 7 }}"
-    "' onmouseover='window.hacked=4' \u202etxet desrever\u2066\x00\x1b[31m $\\frac{1}{0}$ `|*_\r\n# x"
+    "' onmouseover='window.hacked=4' \u202etxet desrever\u2066\x00\x1b[31m $\\frac{1}{0}$ `|*_"
+    "\r\n# x"
 )
 
 
@@ -45,7 +46,7 @@ def study(
     rng = random.Random(1)
     labels = ["no imatrix", *languages, "nb75-en25", "nb50-en50", "nb-pooled"]
     signatures = _signatures(languages)
-    scores = _scores(rng, labels, languages, types)
+    scores = _scores(rng, labels, languages, types, has_tasks)
     comparisons = _comparisons(rng, labels, languages, types, has_tasks)
     return r.Results(
         schema=r.SCHEMA, name="quick-nb", source="Borgersen and Goodwin 2025, arXiv 2503.03592",
@@ -76,7 +77,7 @@ def study(
             for x in languages for t in types
         ) if has_tasks else (),
         power=(
-            r.Power("nb against en on nb, Q3_K_S", "nats a token", 0.02, 0.05, "a pilot of 12 documents"),
+            r.Power("nb against en on nb, Q3_K_S", "nats a token", 0.02, 0.05, "12 documents"),
             r.Power("mixeval, nb", "points", 4.7, 1.5, "one item in twenty changes"),
             r.Power("mixeval, en", "points", math.nan, math.nan, "nothing is known"),
         ),
@@ -92,7 +93,7 @@ def study(
                   "imatrix-lab report studies/quick-nb --html report.html"),
         notes=("The demo model was quantized once before: a stand-in, not a base for quants.",),
         unknown=("which 1,446 items were used",), reduced=True,
-        recipe={"schema": 1, "name": "quick-nb", "types": list(types), "margins": {"kld_nats": 0.05}},
+        recipe={"schema": 1, "name": "quick-nb", "types": list(types), "margins": {"score": 1.5}},
         signatures=signatures,
         times=r.Times({"imatrix nb 1": 411.2, "score nb": 93.0}, 1544.0),
     )  # fmt: skip
@@ -123,8 +124,8 @@ def _calibrations(labels: list[str], n_samples: int) -> tuple[r.Calibration, ...
             sha = f"{len(found):x}" * 64
             parts = ("ab" * 32, "cd" * 32) if kind in ("mixture", "pooled") else ()
             found.append(
-                r.Calibration("demo", label, label, kind, sample, shares, 16_384, sha[:64], sha[:64],
-                              "written for imatrix_lab", "CC0-1.0", parts)
+                r.Calibration("demo", label, label, kind, sample, shares, 16_384, sha[:64],
+                              sha[:64], "written for imatrix_lab", "CC0-1.0", parts)
             )  # fmt: skip
     return tuple(found)
 
@@ -143,13 +144,14 @@ def _level(label: str, text: str, kind: str) -> float:
 
 
 def _scores(
-    rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...]
-) -> tuple[r.Score, ...]:
+    rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...],
+    has_tasks: bool,
+) -> tuple[r.Score, ...]:  # fmt: skip
     found = []
     for i, text in enumerate(languages):
         key = (f"{i:02d}c0ffee",)
-        found.append(r.Score("demo", text, "", "", 0, "", "perplexity", "perplexity", "", 44.4, 40.1,
-                             49.0, 12_000, 40, key))  # fmt: skip
+        found.append(r.Score("demo", text, "", "", 0, "", "perplexity", "perplexity", "", 44.4,
+                             40.1, 49.0, 12_000, 40, key))  # fmt: skip
         for label in labels:
             for t in types:
                 if (text, label, t) == ("ml", "nb-pooled", "Q3_K_S"):
@@ -165,6 +167,14 @@ def _scores(
                             r.Score("demo", text, "", label, sample, t, metric, said, unit, x,
                                     0.95 * x, 1.06 * x, 12_000, 40, key)
                         )  # fmt: skip
+    for text in languages if has_tasks else ():
+        for label in labels:
+            for t in types:
+                x = 45.0 - 5 * _level(label, text, t)
+                found.append(
+                    r.Score("demo", text, "mixeval", label, 0, t, "score", "score", "points", x,
+                            x - 4, x + 4, 400, 350, ("00c0ffee",))
+                )  # fmt: skip
     return tuple(found)
 
 
@@ -253,7 +263,9 @@ def _flips(languages: tuple[str, ...], types: tuple[str, ...]) -> tuple[r.Flip, 
             for k in range(2 + 6 * n):
                 found.append(r.Flip("demo", "mixeval", x, t, "nb", "en", f"{x}-{k}", prompt, gold,
                                     right, wrong, 1.0, 0.0))  # fmt: skip
-    found.append(dataclasses.replace(found[0], item_id="long", output_b="Ab " * 350_000, score_b=0.5))
+    found.append(
+        dataclasses.replace(found[0], item_id="long", output_b="Ab " * 350_000, score_b=0.5)
+    )
     return tuple(found)
 
 
@@ -265,7 +277,9 @@ def hostile() -> r.Results:
 def spoiled(value: Any, at: str = "") -> Any:
     """Return a record with harm at the end of its texts; what joins records stays alike."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: spoiled(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: spoiled(getattr(value, f.name), f.name) for f in dataclasses.fields(value)
+        }
         return dataclasses.replace(value, **fields)
     if isinstance(value, tuple):
         return tuple(spoiled(v, at) for v in value)

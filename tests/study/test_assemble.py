@@ -18,12 +18,15 @@ from imatrix_lab.errors import BadRecords
 from imatrix_lab.imatrix import file
 from imatrix_lab.progress import Silent
 from imatrix_lab.recipe import Comparison
+from imatrix_lab.records import TaskRequest
 from imatrix_lab.results import ALL_SAMPLES, Missing
 from imatrix_lab.study.assemble import assemble
 from imatrix_lab.study.beside import FLIPS_MAX
+from imatrix_lab.tasking import run
 from tests.compare.made_up import TOOLCHAIN, Text
 from tests.score.made import records
 from tests.study import scored
+from tests.tasking.fakes import Answerer
 
 TYPES = ("Q4_K_M", "Q3_K_S")
 
@@ -291,6 +294,38 @@ def test_few_flips_keep_their_text_and_all_are_counted(made, monkeypatch):
     } == {3}
     assert max(c.n_gained + c.n_lost for c in found.flip_counts) > 3
     assert any("the first 3 are kept" in n for n in found.notes)
+
+
+def test_flips_show_what_a_model_wrote(tmp_path):
+    hostile = "<script>alert(x)</script>\u202e\x00"
+    quiz = {str(i): {"problem_type": "free-form", "context": None, "prompt": f"{i} + 1?",
+                     "target": [str(i + 1)], "benchmark_name": "x"} for i in range(20)}  # fmt: skip
+    (tmp_path / "quiz.json").write_text(json.dumps(quiz))
+    asked = TaskRequest(("mixeval",), ("en",), ("x",), tmp_path, "cpu",
+                        data=tmp_path / "quiz.json", keep_text=True)  # fmt: skip
+
+    def right(item_id):
+        return str(int(item_id.rpartition("/")[2]) + 1)
+
+    students = [Answerer("en", generate=lambda item: f"It is {right(item.id)}."),
+                Answerer("nb", generate=lambda item: hostile)]  # fmt: skip
+    paths = run.run(asked, students, Silent())
+    made = scored.made(
+        item_records=tuple(paths),
+        quants=tuple(
+            scored.MadeQuant("demo", x, 1, "Q4_K_M", x, f"sha-{x}", 1, 4.5, 0) for x in ("nb", "en")
+        ),
+    )
+    found = assemble(made, Silent())
+    (count,) = found.flip_counts
+    assert (count.a, count.b, count.n_gained, count.n_lost) == ("nb", "en", 0, count.n_items)
+    assert len(found.flips) == count.n_items > 0
+    for f in found.flips:
+        assert f.output_a == hostile
+        assert f.output_b == f"It is {right(f.item_id)}."
+        assert (f.score_a, f.score_b, f.gold) == (0.0, 1.0, right(f.item_id))
+    results.write(tmp_path / "results.json", found)
+    assert results.read(tmp_path / "results.json").flips == found.flips
 
 
 def test_predictions_stand_beside_what_was_measured(found, columns):

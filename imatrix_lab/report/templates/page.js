@@ -66,7 +66,7 @@
     button.type = "button";
     button.className = "copy";
     button.textContent = "Copy as TSV";
-    button.setAttribute("aria-label", `Copy as TSV: ${table.caption.textContent}`);
+    button.setAttribute("aria-label", `Copy as TSV: ${document.getElementById(table.getAttribute("aria-labelledby")).textContent}`);
     button.addEventListener("click", () => copy(tsv(table), button));
     tools.append(button);
     table.parentElement.after(tools);

@@ -1,0 +1,136 @@
+"""Results of a small study that llama.cpp really ran: imatrices, quants, every token scored."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from imatrix_lab import models, pipeline, proc, quantize, summary
+from imatrix_lab.compare.runs import NO_IMATRIX
+from imatrix_lab.imatrix import file
+from imatrix_lab.llamacpp import Compute
+from imatrix_lab.progress import Silent
+from imatrix_lab.recipe import Calibration, Comparison
+from imatrix_lab.records import CorpusFacts, ImatrixFacts
+from imatrix_lab.results import ALL_SAMPLES
+from imatrix_lab.store import sha256_file
+from imatrix_lab.study.assemble import assemble
+from imatrix_lab.study.made import MadeImatrix, MadeQuant
+from tests.score import made as scoring
+from tests.study import scored
+from tests.study.test_assemble import the
+
+LETTERS = {"nb": "etaonåøæ", "en": "wybvkcumf"}
+SIZES = [160, 90, 70, 120, 60, 100, 80, 110]
+KIND = "Q2_K"
+
+
+def words(language, n_chars, seed):
+    rng = random.Random(f"{language}{seed}")
+    return " ".join(
+        "".join(rng.choices(LETTERS[language], k=rng.randint(2, 8))) for _ in range(n_chars // 6)
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tools, reference, score_store, tmp_path_factory):
+    """Two languages, two samples each, and no imatrix; scored on both languages."""
+    folder = tmp_path_factory.mktemp("real")
+    store = score_store(folder / "store")
+    model = models.resolve(str(reference), store, Silent())
+    imatrices = [MadeImatrix(model.label, NO_IMATRIX, NO_IMATRIX, "none", 0, {}, None, None, None)]
+    for language in LETTERS:
+        for sample in (1, 2):
+            text, path = (folder / f"{language}-{sample}.{end}" for end in ("txt", "gguf"))
+            text.write_text(words(language, 3000, sample))
+            argv = [tools.program("llama-imatrix"), "-t", "1", "-c", "128", "-b", "128", "-m",
+                    reference, "-f", text, "-o", path]  # fmt: skip
+            proc.run(argv, timeout_s=120)
+            read = file.read(path)
+            facts = ImatrixFacts(path, sha256_file(path), language, len(read.entries),
+                                 read.n_tokens(), read.chunk_count, 128, 0)  # fmt: skip
+            corpus = CorpusFacts(language, language, text, text, 3000, 1, 0, 0,
+                                 sha256_file(text), "", "CC0-1.0", "made up")  # fmt: skip
+            imatrices.append(MadeImatrix(model.label, language, language, "language", sample,
+                                         {language: 1.0}, path, facts, corpus))  # fmt: skip
+    quants = {}
+    for i in imatrices:
+        metadata = pipeline.metadata_of(tools, i.corpus, i.facts)
+        quants[i.label, i.sample] = quantize.quantize(
+            tools, model, i.facts, KIND, None, metadata, quantize.Options(Compute(1)), store,
+            Silent(),
+        )  # fmt: skip
+    texts = {
+        language: scoring.jsonl(folder / f"{language}.jsonl", [
+            scoring.Document(f"written/{i}", words(language, n, f"held out {i}"), "", "")
+            for i, n in enumerate(SIZES)
+        ])
+        for language in LETTERS
+    }  # fmt: skip
+    paths = scoring.score(
+        store, reference, [q.path for q in quants.values()], texts, folder / "scores", n_ctx=128
+    )
+    return scored.made(
+        recipe=scored.recipe(
+            types=(KIND,),
+            calibration=Calibration(("en", "nb", "none"), samples=2),
+            comparison=Comparison(margins={"kld_nats": 0.001}, resamples=500),
+        ),
+        models={model.label: model},
+        imatrices=tuple(imatrices),
+        quants=tuple(
+            MadeQuant(model.label, label, sample, KIND, q.path.stem, q.sha256, q.size_bytes,
+                      q.bits_per_weight, len(q.fallback))
+            for (label, sample), q in quants.items()
+        ),
+        token_records=tuple(paths),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(made):
+    return assemble(made, Silent())
+
+
+def test_single_samples_say_what_score_show_says(found, made):
+    rows = {"kld_nats": ("kld_mean", 1), "perplexity": ("ppl", 1),
+            "top1_agreement": ("same_top", 100), "bits_per_byte": ("bits_per_byte", 1)}  # fmt: skip
+    sha256 = {q.sha256: q for q in made.quants}
+    for s in summary.summaries(made.token_records):
+        quant = sha256[s.signature["quant"]["sha256"]]
+        sample = ALL_SAMPLES if quant.calibration == NO_IMATRIX else quant.sample
+        for metric, (name, scale) in rows.items():
+            row = the(found.scores, text=s.text, calibration=quant.calibration, sample=sample,
+                      metric=metric)  # fmt: skip
+            other = getattr(s, name)
+            assert row.estimate == pytest.approx(scale * other.estimate)
+            assert (row.low, row.high) == pytest.approx((scale * other.low, scale * other.high))
+        original = the(found.scores, text=s.text, calibration="", metric="perplexity")
+        assert original.estimate == pytest.approx(s.ppl_reference.estimate)
+
+
+def test_comparisons_are_of_the_records(found, made):
+    def kld(text, calibration):
+        return np.mean([
+            scoring.records(p)["kld"].astype(float).mean()
+            for p in made.token_records
+            for q in made.quants
+            if p.name.startswith(f"{text}.") and q.calibration == calibration
+            and scoring.tables.read(p, []).signature["quant"]["sha256"] == q.sha256
+        ])  # fmt: skip
+
+    for text in LETTERS:
+        for a, b in (("nb", "en"), ("nb", NO_IMATRIX), (NO_IMATRIX, "en")):
+            c = the(found.comparisons, text=text, a=a, b=b, metric="kld_nats")
+            assert c.estimate == pytest.approx(kld(text, a) - kld(text, b))
+            assert c.n_clusters == len(SIZES)
+            assert math.isfinite(c.noise)
+    assert {q.calibration for q in found.quants} == {"nb", "en", NO_IMATRIX}
+    assert len({q.sha256 for q in found.quants}) == 5
+    assert {x.source for x in found.licences if x.what == "held-out text nb"} == {
+        "written for this project"
+    }
+    assert len(found.answer) == 3
