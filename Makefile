@@ -16,6 +16,8 @@ TYPES ?= Q4_K_M Q5_K_M
 MODEL ?= demo
 TOKENS ?= 65536
 OUT ?= quants
+QUICK ?=
+STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
@@ -23,10 +25,11 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-score bench-task bench-stats bench-predict bench-grid bench-corpus clean
+.PHONY: help setup quant study test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
+	@echo "           [QUICK=0] [STUDY=studies/quick-nb]"
 	@echo "make study RECIPE=recipes/quick-nb.toml [FLAGS=--dry-run]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -50,7 +53,8 @@ $(VENV)/.dev: $(VENV)/.ready
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),"$(LANGUAGE_WANTED)") --type "$(TYPES)" --model "$(MODEL)" \
-		--tokens $(TOKENS) --out "$(OUT)" $(FLAGS)
+		--tokens $(TOKENS) --out "$(OUT)" $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
+		$(if $(STUDY),--study "$(STUDY)") $(FLAGS)
 
 study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
 	@$(BIN)/imatrix-lab study run "$(RECIPE)" $(FLAGS)
@@ -82,6 +86,9 @@ bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by sim
 
 bench-predict: $(VENV)/.dev  ## whether predicted losses rank imatrices as measured divergence does
 	$(BIN)/python tools/bench_predict.py $(FLAGS)
+
+bench-study: $(VENV)/.dev  ## what a study costs beside a plain script of llama.cpp's programs
+	$(BIN)/python tools/bench_study.py
 
 bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 	$(BIN)/python tools/bench_grid.py

@@ -1,43 +1,33 @@
-"""Models behind an OpenAI-compatible address: a client that gives up on items, not on the run.
-
-`serve` starts llama-server for as long as it is needed, on this machine's loopback alone.
-"""
+"""Models behind an OpenAI-compatible address: a client that gives up on items, not on the run."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import email.utils
 import json
-import queue
 import random
-import re
-import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from imatrix_lab import llamacpp, proc
-from imatrix_lab.errors import FetchFailed, ToolFailed, UsageError
+from imatrix_lab.errors import FetchFailed, UsageError
 from imatrix_lab.records import Generated, GenerateItem
-from imatrix_lab.toolchain import Toolchain
+from imatrix_lab.side_by_side import each
 
 if TYPE_CHECKING:
     import httpx2
 
 ANSWER_BYTES_MAX = 16 << 20
 WAIT_FIRST_S, WAIT_MAX_S = 0.5, 60.0
-START_LIMIT_S = 600.0
 HOPELESS_MAX = 8
 """So many items in a row that fail as every other will end the run."""
 _TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
 _TRY_AGAIN = {408, 409, 425, 429}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 
 class _Failed(Exception):
@@ -68,6 +58,7 @@ class Client:
     api_key : sent as a bearer token; it is in no error and no log.
     timeout_s : of a whole answer, and of the wait for a connection at most 10 s of it.
     retries : attempts after the first.
+    parallel : how many may be asked at a time.
 
     Raises
     ------
@@ -82,6 +73,7 @@ class Client:
         api_key: str = "",
         timeout_s: float = 600.0,
         retries: int = 4,
+        parallel: int = 1,
     ):
         import httpx2
 
@@ -92,7 +84,8 @@ class Client:
             )
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.host = parts.netloc.rpartition("@")[2]
-        self.model, self._retries, self._timeout_s = model, retries, timeout_s
+        self.model, self.parallel = model, parallel
+        self._retries, self._timeout_s = retries, timeout_s
         self._hopeless = 0
         self._closed = threading.Event()
         self._http = httpx2.Client(
@@ -151,42 +144,14 @@ class Client:
         tries = f" ({attempt + 1} attempts)" if attempt else ""
         return Generated("", "", 0, "", error.why + tries)
 
-    def generate(self, items: Iterable[GenerateItem], parallel: int) -> Iterator[Generated]:
-        """Yield the answers to items as they come, so many asked at a time.
+    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
+        """Yield the answers to items as they come."""
 
-        Leaving the iterator asks for no more; what is under way is not waited for.
-        """
-        todo, done = iter(items), queue.SimpleQueue[Generated | BaseException | None]()
-        lock, left = threading.Lock(), threading.Event()
+        def ask(item: GenerateItem) -> Generated:
+            found = self.chat(item.messages, item.max_tokens, item.stop)
+            return dataclasses.replace(found, id=item.id)
 
-        def work() -> None:
-            try:
-                while not left.is_set():
-                    with lock:
-                        item = next(todo, None)
-                    if item is None:
-                        break
-                    found = self.chat(item.messages, item.max_tokens, item.stop)
-                    done.put(_named(found, item.id))
-            except BaseException as error:  # a bug, or an error of whoever makes the items
-                done.put(error)
-            done.put(None)
-
-        # daemons: Ctrl-C must not wait for an answer that takes minutes
-        for _ in range(parallel):
-            threading.Thread(target=work, daemon=True).start()
-        working = parallel
-        try:
-            while working:
-                found = done.get()
-                if found is None:
-                    working -= 1
-                elif isinstance(found, BaseException):
-                    raise found
-                else:
-                    yield found
-        finally:
-            left.set()
+        return each(ask, items, self.parallel)
 
     def is_ready(self) -> bool:
         """Return whether a llama-server has its model loaded."""
@@ -301,76 +266,3 @@ def _answer(found: dict[str, Any], has_stop: bool) -> Generated:
     if finish == "stop" and not has_stop:
         finish = "eos"
     return Generated("", text, n_tokens, finish)
-
-
-def _named(answer: Generated, name: str) -> Generated:
-    return Generated(name, answer.text, answer.n_tokens, answer.finish, answer.error)
-
-
-@contextlib.contextmanager
-def serve(
-    toolchain: Toolchain,
-    model_path: Path,
-    parallel: int,
-    n_ctx: int,
-    *,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
-    log: Path | None = None,
-) -> Iterator[Client]:
-    """Run llama-server on a model, and give a client of it; it ends with the block.
-
-    It listens on 127.0.0.1, at a port of the system's choice, for a random key.
-
-    Parameters
-    ----------
-    parallel : answers at a time.
-    n_ctx : tokens of a prompt and its answer.
-    log : file for what it prints; None keeps it only while it runs.
-
-    Raises
-    ------
-    ToolFailed : it does not start; with its last words.
-    """
-    key = secrets.token_hex(16)
-    argv = llamacpp.server_argv(
-        toolchain.program("llama-server"), model_path, parallel, n_ctx, threads,
-        0 if toolchain.backend == "cpu" else gpu_layers,
-    )  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        if log is None:
-            log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"
-        # the key in the environment: arguments can be read by every user of the machine
-        running = stack.enter_context(proc.background(argv, log=log, env={"LLAMA_API_KEY": key}))
-        client = Client(f"http://127.0.0.1:{port_of(running)}", api_key=key)
-        stack.enter_context(client)
-        for _ in _until_started(running):
-            if client.is_ready():
-                break
-        yield client
-
-
-def port_of(running: proc.Background) -> int:
-    """Return the port that a server listens on, once it says so."""
-    for _ in _until_started(running):
-        if found := _LISTENING.search(running.tail()):
-            return int(found[1])
-    raise AssertionError
-
-
-def _until_started(running: proc.Background) -> Iterator[None]:
-    """Yield every now and then, while a server runs that may yet start.
-
-    Raises
-    ------
-    ToolFailed : it has ended, or does not start.
-    """
-    until = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < until:
-        running.check()
-        yield
-        time.sleep(0.05)
-    raise ToolFailed(
-        f"llama-server was not ready within {START_LIMIT_S:g} s",
-        argv=running.argv, returncode=None, tail=running.tail(), log=running.log,
-    )  # fmt: skip

@@ -181,22 +181,31 @@ def _text(
     """Return a text: a file's documents, or a language's held-out ones."""
     if path is None:
         documents = _heldout(request, label, reference, tools, store, progress)
-    elif (path / corpora.HELDOUT).is_file():
-        documents = docs.read(path / corpora.HELDOUT)
-    elif not path.is_file():
-        raise BadText(
-            "no such text", where=path, fix=f"--text {label}=FILE, or a language: --text nb"
-        )
-    elif path.suffix == ".jsonl":
-        documents = docs.read(path)
-    else:
-        keep_cr = request.protocol == "llamacpp"  # the same bytes as llama-perplexity
-        whole = decode(path.read_bytes(), str(path), keep_cr)
-        documents = [Document(path.stem, whole, path.name, "unknown")]
+    else:  # keep_cr: the same bytes as llama-perplexity
+        documents = documents_in(path, label, keep_cr=request.protocol == "llamacpp")
     documents = documents[: request.limit]
     if not any(d.text.strip() for d in documents):
         raise BadText(f"the text {label} is empty", where=path)
     return Text(corpora.slug(label), tuple(documents))
+
+
+def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document]:
+    """Return the documents of a file (``.jsonl``, or one document) or of a corpus folder.
+
+    Raises
+    ------
+    BadText : there is none, or it is not UTF-8.
+    """
+    if (path / corpora.HELDOUT).is_file():
+        return docs.read(path / corpora.HELDOUT)
+    if not path.is_file():
+        raise BadText(
+            "no such text", where=path, fix=f"--text {label}=FILE, or a language: --text nb"
+        )
+    if path.suffix == ".jsonl":
+        return docs.read(path)
+    whole = decode(path.read_bytes(), str(path), keep_cr)
+    return [Document(path.stem, whole, path.name, "unknown")]
 
 
 def _heldout(

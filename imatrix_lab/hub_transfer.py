@@ -190,6 +190,12 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def login(repo: str) -> str:
+    """Return what opens a gated repository."""
+    page = f"https://huggingface.co/{repo}"
+    return f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
+
+
 def need_network() -> None:
     """Raise `Unreachable` if the user keeps the Hub's library off the network."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
@@ -211,7 +217,6 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
     http_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, or of its successor
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
     page = f"https://huggingface.co/{repo}"
-    login = f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     fix, kind = _AGAIN, FetchFailed
     if isinstance(error, errors.RevisionNotFoundError):
@@ -222,9 +227,9 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
     ):
         kind_of = "data set" if repo.startswith("datasets/") else "model"
         what = f"the Hub shows no {kind_of} {repo} (revision {revision})"
-        fix = f"check the spelling; if it is gated or private, {login}"
+        fix = f"check the spelling; if it is gated or private, {login(repo)}"
     elif status in (401, 403):
-        what, fix = f"the Hub does not give you the files of {repo} (HTTP {status})", login
+        what, fix = f"the Hub does not give you the files of {repo} (HTTP {status})", login(repo)
     elif status == 404:
         what = f"a file of {repo}, revision {revision}, is not there (HTTP 404)"
     elif isinstance(error, (http_error, ConnectionError, errors.LocalEntryNotFoundError)):

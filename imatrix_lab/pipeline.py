@@ -6,7 +6,18 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab import __version__, hub, languages, machine, models, publish, quantize, toolchain
+from imatrix_lab import (
+    __version__,
+    card,
+    hub,
+    languages,
+    machine,
+    models,
+    publish,
+    quantize,
+    results,
+    toolchain,
+)
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import mixture
 from imatrix_lab.corpus.mixture import Mixture
@@ -24,9 +35,15 @@ from imatrix_lab.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Result:
-    """What was made, and where it lies."""
+    """What was made, and where it lies.
+
+    Attributes
+    ----------
+    corpus : None where the imatrix was there already.
+    """
 
     model: Model
+    corpus: CorpusFacts | None
     imatrix: ImatrixFacts | None
     quants: tuple[QuantFacts, ...]
     files: tuple[Path, ...]
@@ -36,10 +53,15 @@ def tune(request: Request, store: Store, progress: Progress) -> Result:
     """Run the whole path; every step is taken from the store if it is there."""
     mixture_or_folder(request.text)  # what is wrong is told before anything is built
     publish.check_folder(request.out)
+    study = results.read(request.study) if request.study else None
     tools, model = prepare(request, store, progress)
     corpus = corpus_of(request, tools, model, store, progress)
+    compared = card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, store, progress)
-    return _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, store, progress)
+    made = _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, store, progress)
+    if compared:
+        publish.add(request.out, publish.imatrix_name(model, imatrix), {"study": compared})
+    return made
 
 
 def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolchain, Model]:
@@ -227,7 +249,7 @@ def _quants(
         for t in request.types
     )
     files = publish.deliver(request, model, corpus, imatrix, made)
-    return Result(model, imatrix, made, files)
+    return Result(model, corpus, imatrix, made, files)
 
 
 def metadata_of(

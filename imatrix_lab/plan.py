@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from imatrix_lab.pipeline import (
     mixture_or_folder,
 )
 from imatrix_lab.progress import Progress
+from imatrix_lab.quick import case as cases
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, Request
-from imatrix_lab.store import NotBuilt, Store
+from imatrix_lab.store import Artifact, NotBuilt, Store
 from imatrix_lab.toolchain import Toolchain
 
 
@@ -63,6 +65,8 @@ def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
     steps.append(_step(f"imatrix {label}", imatrix, detail))
     for quant_type in request.types:
         steps.append(_quant_step(request, quant_type, tools, model, corpus, imatrix, store))
+    if request.quick is not False:
+        steps.append(_quick_step(request, tools, model, corpus, imatrix, store, progress))
     return steps
 
 
@@ -78,11 +82,38 @@ def _quant_step(
     size_bytes = quantizing.estimate(tools, model, quant_type, options)
     found = None
     if corpus and imatrix:
-        heldout = quantizing.HeldOut(corpus.heldout_sha256, "", corpus.n_heldout_tokens)
-        metadata = metadata_of(tools, corpus, imatrix)
-        wanted = quantizing.inputs(model, imatrix, quant_type, heldout, metadata, options, tools)
-        found = store.find("quant", wanted)
+        found = _quant_if_there(request, quant_type, tools, model, corpus, imatrix, store)
     return _step(f"quantize {quant_type}", found, f"{size_bytes / 2**20:.2f} MiB")
+
+
+def _quant_if_there(
+    request: Request, quant_type: str, tools: Toolchain, model: Model,
+    corpus: CorpusFacts, imatrix: ImatrixFacts, store: Store,
+) -> Artifact | None:  # fmt: skip
+    options = quantizing.Options(compute_of(request, tools, model), request.allow_requantize)
+    heldout = quantizing.HeldOut(corpus.heldout_sha256, "", corpus.n_heldout_tokens)
+    metadata = metadata_of(tools, corpus, imatrix)
+    wanted = quantizing.inputs(model, imatrix, quant_type, heldout, metadata, options, tools)
+    return store.find("quant", wanted)
+
+
+def _quick_step(
+    request: Request, tools: Toolchain | None, model: Model | None, corpus: CorpusFacts | None,
+    imatrix: ImatrixFacts | None, store: Store, progress: Progress,
+) -> Step:  # fmt: skip
+    """Return the last step: what tuning bought the first type."""
+    found = None
+    if tools and model and corpus and imatrix:
+        quant = _quant_if_there(request, request.types[0], tools, model, corpus, imatrix, store)
+        there = Store(store.root, read_only=True)
+        with contextlib.suppress(NotBuilt):
+            english = cases.english(request, tools, model, corpus, there, progress)
+            if quant:
+                sha256 = quant.sha256(quant.facts["file"])
+                wanted = cases.inputs(request, tools, model, corpus, sha256, english)
+                found = store.find("quick", wanted)
+    what = "with other imatrices, scored beside it, if that is quick; --no-quick leaves it out"
+    return _step(f"quick answer {request.types[0]}", found, f"the same type {what}")
 
 
 def _step(name: str, found: object | None, detail: str) -> Step:

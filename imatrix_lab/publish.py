@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab import __version__
+from imatrix_lab.card import card
 from imatrix_lab.errors import UsageError
-from imatrix_lab.languages import load_all
 from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 from imatrix_lab.store import MANIFEST, canonical_json, disk_error, need_room, write_whole
 
@@ -109,7 +110,7 @@ def deliver(
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
         if imatrix and corpus:  # else it is the user's own file, and stays where it is
-            name = f"{model.label}-{imatrix.language}.imatrix.gguf"
+            name = imatrix_name(model, imatrix)
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
         for q in quants:
@@ -118,9 +119,13 @@ def deliver(
             entries[q.path.name] = {"kind": "quant", **facts, **common}
         for path in model.notice:
             place(path, out / path.name)
-        files = update_manifest(out, entries)
-        write_whole(out / CARD, card(files))
+        _write(out, entries)
     return tuple(out / q.path.name for q in quants)
+
+
+def imatrix_name(model: Model, imatrix: ImatrixFacts) -> str:
+    """Return what an importance matrix is called in the output folder."""
+    return f"{model.label}-{imatrix.language}.imatrix.gguf"
 
 
 def _provenance(
@@ -168,58 +173,26 @@ def command(request: Request, model: Model, tuned: bool) -> str:
     return shlex.join(words + flags)
 
 
-def update_manifest(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    """Add or replace files in ``manifest.json``; return all of its entries that still exist."""
-    files = (_entries(folder) or {}) | entries
-    files = {name: e for name, e in files.items() if (folder / name).exists()}
-    write_whole(folder / MANIFEST, canonical_json({"files": files}))
-    return files
+def add(out: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Add facts to a file's entry in the manifest, and to the card."""
+    import filelock
+
+    with filelock.FileLock(out / ".lock"):
+        entry = (_entries(out) or {})[name]
+        _write(out, {name: entry | dict(facts)})
 
 
-def card(files: dict[str, Any]) -> str:
-    """Return a model card for the Hub: front matter, what the files are, how they were made."""
-    quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
-    bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
-    # the Hub knows languages by code; an imatrix over the user's own text may have none
-    natural = {code for code, language in load_all().items() if language.script != "Zyyy"}
-    languages = sorted({e["language"] for e in quants.values()} & natural)
-    licences = sorted({e["license"] for e in quants.values() if e["license"]})
-    front = ["---"]
-    front += ["base_model:", *(f"- {b}" for b in bases)] if bases else []
-    front += ["language:", *(f"- {c}" for c in languages)] if languages else []
-    front += [f"license: {licences[0]}"] if len(licences) == 1 else []
-    front += ["library_name: gguf", "tags:", "- imatrix", "- llama.cpp"]
-    front += ["quantized_by: ''", "---"]
-    names = ", ".join(sorted({e["model_name"] for e in quants.values()}))
-    lines = [*front, "", f"# GGUF files of {names}", ""]
-    lines += [
-        "| file | language of the imatrix | type | size | bits per weight | perplexity"
-        " (this file / original) | fallback tensors |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    for name, e in quants.items():
-        lines.append(
-            f"| {name} | {e['language'] or 'none'} | {e['type']}"
-            f" | {e['size_bytes'] / 2**20:.2f} MiB"
-            f" | {e['bits_per_weight']:.2f}"
-            f" | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
-            f" | {len(e['fallback'])} |"
-        )
-    lines += ["", "## How these files were made", ""]
-    for command in sorted({e["command"] for e in quants.values()}):
-        lines.append(f"    {command}")
-    lines.append("")
-    for text in sorted({e["provenance"] for e in quants.values()}):
-        lines.append(f"- {text}")
-    lines += [
-        "",
-        "Perplexity is over the first held-out windows of the same source as the calibration text,"
-        " by llama-perplexity: a check that the file works, not a benchmark.",
-        "",
-    ]
-    notes = sorted({e["note"] for e in quants.values() if e.get("note")})
-    lines += [f"{note}\n" for note in notes]
-    for name, e in quants.items():
-        if e.get("forced"):
-            lines.append(f"{name} was made with an imatrix that failed its check: {e['forced']}.\n")
-    return "\n".join(lines)
+def _write(out: Path, entries: Mapping[str, Any]) -> None:
+    """Add or replace files in ``manifest.json`` and the card; forget those that are gone.
+
+    Of a file that is the same as before, what was added to its entry stays.
+    """
+    there = _entries(out) or {}
+    kept = {
+        name: {**there[name], **entry}
+        for name, entry in entries.items()
+        if there.get(name, {}).get("sha256") == entry["sha256"]
+    }
+    files = {n: e for n, e in {**there, **entries, **kept}.items() if (out / n).exists()}
+    write_whole(out / MANIFEST, canonical_json({"files": files}))
+    write_whole(out / CARD, card(files))

@@ -194,6 +194,8 @@ class Request:
     out : folder for finished files.
     threads, n_batch, gpu_layers : None chooses by machine and model.
     force : use an imatrix of the user's own that fails its check.
+    quick : whether to say what tuning bought; None if it does not take long.
+    study : folder of a study for the model card.
     """
 
     text: str
@@ -211,6 +213,8 @@ class Request:
     allow_requantize: bool = False
     corpus: TextOptions = field(default_factory=TextOptions)
     force: bool = False
+    quick: bool | None = None
+    study: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -350,4 +354,23 @@ class TaskRequest:
     n_ctx: int | None = None
     parallel: int = 16
     threads: int | None = None
+    gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """Which model judges or translates.
+
+    Attributes
+    ----------
+    model : see `models.resolve`; with `endpoint`, what it calls the model.
+    endpoint, api_key, gpu_layers : see `TaskRequest`.
+    parallel : requests at a time; a server here has memory for the context of each.
+    """
+
+    model: str
+    backend: str
+    endpoint: str = ""
+    api_key: str = field(default="", repr=False)
+    parallel: int = 4
     gpu_layers: int | None = None

@@ -15,7 +15,7 @@ import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
 TOP = {"pipeline", "evaluate", "forecast", "summary", "plan", "publish", "doctor", "compare", "cli",
-       "tasking", "study"}  # fmt: skip
+       "tasking", "study", "quick", "card"}  # fmt: skip
 STAGES = {"corpus", "imatrix", "quantize", "score", "stats", "tasks", "report"}
 TERMINAL = {"click", "rich"}
 HEAVY = {

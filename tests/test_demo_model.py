@@ -64,8 +64,9 @@ def logits(tools, path):
 def test_main_job(tools, store, demo, tmp_path, subprocess_env):
     env = subprocess_env(store.root, tools)
     out = tmp_path / "out"
-    argv = [COMMAND, "tune", "nb", "--tokens", "2048", "--type", "Q4_K_M", "--out", str(out)]
-    run = subprocess.run([*argv, "--json"], env=env, capture_output=True, text=True, check=False)
+    argv = [COMMAND, "tune", "nb", "--no-quick", "--tokens", "2048", "--type", "Q4_K_M"]
+    argv += ["--out", str(out), "--json"]
+    run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     (q,) = json.loads(run.stdout)["quants"]
     assert q["fallback"] == [] and q["n_tensors"] == 236

@@ -129,6 +129,16 @@ def test_flags_are_words(checkout: Path) -> None:
     assert call.option("--tokens") == "1024"
 
 
+@pytest.mark.parametrize(("quick", "option"), [("0", "--no-quick"), ("1", "--quick")])
+def test_a_small_answer_is_refused_or_demanded(checkout: Path, quick: str, option: str) -> None:
+    assert quant(checkout, "LANG=nb", f"QUICK={quick}").arguments[-1] == option
+
+
+def test_a_study_for_the_card(checkout: Path) -> None:
+    call = quant(checkout, "LANG=nb", "STUDY=my studies/one")
+    assert call.option("--study") == "my studies/one"
+
+
 def test_the_backend_reaches_the_program(checkout: Path) -> None:
     assert quant(checkout, "LANG=nb", "BACKEND=cuda").environment["BACKEND"] == "cuda"
     assert quant(checkout, "LANG=nb", BACKEND="vulkan").environment["BACKEND"] == "vulkan"

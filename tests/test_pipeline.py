@@ -19,7 +19,7 @@ COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
 def tune(tiny, out, *extra):
     return [
         COMMAND, "tune", "et", "--model", str(tiny), "--tokens", "4096", "--ctx", "128",
-        "--threads", "1", "--type", "Q4_K_M Q3_K_S", "--out", str(out), *extra,
+        "--threads", "1", "--type", "Q4_K_M Q3_K_S", "--out", str(out), "--no-quick", *extra,
     ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from typing import Any
 import httpx2
 import psutil
 
-from imatrix_lab import endpoint, languages, llamacpp, models, proc, toolchain
+from imatrix_lab import languages, llama_server, llamacpp, models, proc, toolchain
 from imatrix_lab.endpoint import Client
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import ChoiceItem, GenerateItem, Model
@@ -126,8 +126,8 @@ class Bench:
             return sum(g.n_tokens for g in found)
 
         def theirs() -> int:
-            with self._server(PARALLEL, []) as (url, _), Client(url) as client:
-                found = list(client.generate(items, PARALLEL))
+            with self._server(PARALLEL, []) as (url, _), Client(url, parallel=PARALLEL) as client:
+                found = list(client.generate(items))
             assert not any(g.error for g in found), found
             return sum(g.n_tokens for g in found)
 
@@ -195,7 +195,7 @@ class Bench:
         if self.setup.engine.gpu_layers is not None:
             argv += ["-ngl", str(self.setup.engine.gpu_layers)]
         with proc.background(argv, log=self.folder / f"server-{len(more)}.log") as running:
-            url = f"http://127.0.0.1:{endpoint.port_of(running)}"
+            url = f"http://127.0.0.1:{llama_server.port_of(running)}"
             yield url, lambda: sum(psutil.Process(running.pid).cpu_times()[:2])
 
 

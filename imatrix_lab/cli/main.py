@@ -11,6 +11,7 @@ import click
 
 from imatrix_lab import __version__
 from imatrix_lab.cli import (
+    chats,
     corpora,
     differences,
     imatrices,
@@ -49,6 +50,8 @@ for command in (
     cli.add_command(command)
 imatrices.imatrix.add_command(differences.diff)
 imatrices.imatrix.add_command(predict.predict)
+tasks.task.add_command(chats.judge)
+tasks.task.add_command(chats.translate)
 
 
 def main() -> NoReturn:

@@ -14,6 +14,9 @@ from imatrix_lab import languages, pipeline, plan
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import duration, stderr, stdout
 from imatrix_lab.errors import UsageError
+from imatrix_lab.quick import run as quick
+from imatrix_lab.quick.answer import Answer, sentence
+from imatrix_lab.quick.answer import as_json as as_plain
 from imatrix_lab.records import TOKENS_DEFAULT, QuantFacts
 
 
@@ -32,6 +35,17 @@ from imatrix_lab.records import TOKENS_DEFAULT, QuantFacts
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="The text has chat tokens: tokenize them so.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
+@click.option(
+    "--quick/--no-quick",
+    default=None,
+    help="Say what the tuning bought, on a few documents. [default: if that is quick]",
+)
+@click.option(
+    "--study",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A study whose comparisons go into the model card.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, sizes, what is cached.")
 @options.JSON
 def tune(text: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any) -> None:
@@ -55,10 +69,15 @@ def tune(text: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any
     if dry_run:
         steps = plan.plan(request, store, terminal)
         return options.emit(steps) if as_json else _print_plan(steps)
-    result = pipeline.tune(request, store, terminal)
+    watch = quick.Watch(terminal)
+    result = pipeline.tune(request, store, watch)
+    if not as_json:
+        _print_quants(result.quants, result.files)
+    found = quick.answer(request, result, store, watch)
     if as_json:
-        return options.emit(result)
-    _print_quants(result.quants, result.files)
+        return options.emit({**vars(result), "quick": as_plain(found) if found else None})
+    if found:
+        _print_answer(found, request.types[1:])
 
 
 def _print_plan(steps: list[plan.Step]) -> None:
@@ -88,6 +107,12 @@ def _print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> No
     stderr.print(f"in {files[0].parent}/, with manifest.json and README.md", markup=False)
     windows = f"perplexity over {quants[0].n_windows} held-out windows"
     stderr.print(f"{windows}: a check that it works, not a benchmark", style="dim")
+
+
+def _print_answer(found: Answer, other_types: tuple[str, ...]) -> None:
+    stdout.print(sentence(found), markup=False, soft_wrap=True)
+    said = f"{', '.join(other_types)} not scored; " if other_types else ""
+    stderr.print(f"{said}one text an imatrix: imatrix-lab study run tells more", style="dim")
 
 
 @click.group()

@@ -1,10 +1,10 @@
-"""Benchmarks on quants: listing, running, reading, judging and translating them."""
+"""Benchmarks on quants: listing and running them, and reading what came of it."""
 
 from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from rich.table import Table
 from imatrix_lab import toolchain
 from imatrix_lab.cli import options
 from imatrix_lab.cli.scores import RUNS
-from imatrix_lab.cli.terminal import Terminal, stderr, stdout
+from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.records import TaskRequest
-from imatrix_lab.tasking import answerers, judge, show, translate
+from imatrix_lab.tasking import answerers, show
 from imatrix_lab.tasking import run as running
 from imatrix_lab.tasks import definition as definitions
-from imatrix_lab.tasks.chat import Chat
+from imatrix_lab.tasks import speech as speeches
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 
 RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -31,6 +31,8 @@ ENDPOINT = click.option(
     " started for the purpose.",
 )  # fmt: skip
 GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
+SHOWN_MAX = 600
+"""Characters of a prompt or an answer that `task flips` prints; --json has all."""
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only so many items.")
 DATA = click.option(
     "--data", type=click.Path(path_type=Path),
@@ -56,16 +58,25 @@ def task_list(as_json: bool) -> None:
     if as_json:
         return options.emit({name: _facts(one) for name, one in found.items()})
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "items", "unique", "languages", "licence", "needs"):
-        table.add_column(name, overflow="fold", justify="right" if "u" in name[:2] else "left")
+    for name in ("task", "scorer", "items", "unique", "languages", "licence", "needs"):
+        is_number = name in ("items", "unique")
+        table.add_column(name, overflow="fold", justify="right" if is_number else "left")
     for name, one in found.items():
         facts = _facts(one)
         table.add_row(
-            name, str(one.items or ""), str(one.unique or ""),
+            name, one.scorer, str(one.items or ""), str(one.unique or ""),
             escape(" ".join(facts["languages"])), escape(one.licence), escape(facts["needs"]),
         )  # fmt: skip
     stdout.print(table)
-    stderr.print("items of one language; unique: without repeats, where that is known", style="dim")
+    judges = " ".join(code for code, one in speeches.load_all().items() if one.judge)
+    for line in (
+        *(f"{name}: {one.note}" for name, one in found.items() if one.note),
+        "scorer: choice is by likelihood, on the GGUF itself; for the others the model writes",
+        "items: of one language, where all have as many; unique: without repeats, where known",
+        "not pinned: the newest version is taken, if it has as many items; records name its commit",
+        f"task judge has instructions in {judges}",
+    ):
+        stderr.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 def _facts(one: Definition) -> dict[str, Any]:
@@ -84,24 +95,15 @@ class _Run(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn ``--quant A B`` into ``--quant A --quant B``."""
-        spread: list[str] = []
-        option = ""
-        for word in args:
-            if word.startswith("-"):
-                name, equals, _ = word.partition("=")
-                option = "--quant" if name == "--quant" and not equals else ""
-                spread += [] if option else [word]
-            else:
-                spread += [option, word] if option else [word]
-        return super().parse_args(ctx, spread)
+        return super().parse_args(ctx, options.spread(args, ("--quant",)))
 
 
 @task.command("run", cls=_Run)
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK…")
 @click.option("--langs", default="", metavar="CODES", help="e.g. en,nb. [default: all it has]")
 @click.option(
-    "--quant", "quants", multiple=True, required=True, metavar="FILE…",
-    help="Quants to compare; with --endpoint, what the server calls its model.",
+    "--quant", "quants", multiple=True, metavar="FILE…",
+    help="Quants to compare; with --endpoint, what the server calls its model. [default: demo]",
 )  # fmt: skip
 @DATA
 @LIMIT
@@ -136,6 +138,10 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
       imatrix-lab task run mixeval belebele --langs en,nb --quant A.gguf B.gguf --limit 500
     """
     rest["backend"] = rest["backend"] or toolchain.default_backend()
+    if not rest["quants"]:
+        if rest["endpoint"] not in ("", answerers.LOCAL):
+            raise click.UsageError("--quant: what does the server call its model?")
+        rest["quants"] = ("demo",)
     codes = tuple(dict.fromkeys(langs.replace(",", " ").split()))
     request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
     store, terminal = options.surroundings()
@@ -167,7 +173,7 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     for s in found:
         table.add_row(
             *map(escape, (s.task, s.language, s.quant)), f"{s.n_items:,}", f"{s.n_clusters:,}",
-            f"{s.score.estimate:.2%}", _range(s), f"{s.n_unparsed:,}", f"{s.n_cut:,}",
+            _share(s.score.estimate), _range(s), f"{s.n_unparsed:,}", f"{s.n_cut:,}",
             f"{s.n_ties:,}", f"{sum(s.failed.values()):,}",
         )  # fmt: skip
     stdout.print(table)
@@ -180,8 +186,12 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
             stderr.print(f"  {q.chrf_signature}\n  {q.bleu_signature}", style="dim", markup=False)
     stderr.print(
         "failed items are in no score; unread answers are wrong. Two quants: imatrix-lab compare",
-        style="dim",
-    )
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
+
+
+def _share(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.2%}"
 
 
 def _range(s: show.Score) -> str:
@@ -209,13 +219,14 @@ def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
     for flip in found.items[:limit]:
         stdout.print(f"{flip.task} {flip.language} {flip.item_id}", style="bold", markup=False)
         if flip.prompt:
-            stdout.print(flip.prompt, markup=False, style="dim")
-        stdout.print(f"  gold  {flip.gold}", markup=False)
+            stdout.print(_shown(flip.prompt), markup=False, style="dim", soft_wrap=True)
+        stdout.print(f"  gold  {_shown(flip.gold)}", markup=False, soft_wrap=True)
         for name, said, score, output in (
             ("A", flip.a, flip.score_a, flip.output_a),
             ("B", flip.b, flip.score_b, flip.output_b),
         ):
-            stdout.print(f"  {name} {score:.2f}  {output or said or 'nothing read'}", markup=False)
+            words = _shown(output or said) or "nothing read"
+            stdout.print(f"  {name} {score:.2f}  {words}", markup=False, soft_wrap=True)
     stderr.print(
         f"{len(found.items):,} of {found.n_items:,} items differ: B is better on {found.n_gained:,}"
         f" and worse on {found.n_lost:,}"
@@ -223,100 +234,9 @@ def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
     )
 
 
-@task.command("judge")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN]", type=RUN)
-@click.option(
-    "--model",
-    required=True,
-    metavar="MODEL",
-    help="A GGUF to serve here; with --endpoint, what that calls its model.",
-)
-@ENDPOINT
-@GPU_LAYERS
-@LIMIT
-@options.JSON
-def task_judge(
-    runs: tuple[Path, ...], model: str, endpoint: str, gpu_layers: int | None,
-    limit: int | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Let a model grade a run's answers, or say which of two runs answers better.
-
-    The records need their text: task run --keep-text. Every judgement is kept beside them.
-
-    \b
-    Example:
-      imatrix-lab task judge task-runs/mixeval.nb.A.parquet --model judge.gguf
-    """
-    if len(runs) > 2:
-        raise click.UsageError("one run is graded, two are compared")
-    _, terminal = options.surroundings()
-    with _chat(endpoint, model, gpu_layers, terminal) as chat:
-        found = (
-            judge.prefer(*runs, chat, terminal, limit)
-            if len(runs) == 2
-            else judge.grade(runs[0], chat, terminal, limit)
-        )
-    if as_json:
-        return options.emit(found)
-    if isinstance(found, judge.Preferences):
-        p = found
-        click.echo(f"A is better {p.n_a:,} times, B {p.n_b:,}, neither {p.n_ties:,}")
-        stderr.print(f"{p.n_failed:,} without a verdict; judge {p.model}; {p.file}", markup=False)
-        return None
-    graded = found
-    click.echo(
-        f"judge {graded.mean:.2%}, rule {graded.mean_rule:.2%}, Cohen's kappa {graded.kappa:.3f}"
-        f" on {graded.n:,} items"
-    )
-    stderr.print(f"{graded.n_failed:,} without a grade; judge {graded.model}; {graded.file}",
-                 markup=False)  # fmt: skip
-    return None
-
-
-@task.command("translate")
-@click.argument("name", metavar="TASK")
-@click.option("--to", required=True, metavar="CODE", help="The language to translate into.")
-@click.option("--from", "source", default="en", show_default=True, metavar="CODE")
-@click.option(
-    "--model",
-    required=True,
-    metavar="MODEL",
-    help="A GGUF to serve here; with --endpoint, what that calls its model.",
-)
-@ENDPOINT
-@GPU_LAYERS
-@DATA
-@LIMIT
-@click.option("--out", type=click.Path(path_type=Path), default=Path("translated"),
-              show_default=True, help="Folder for the items and the review file.")  # fmt: skip
-@options.JSON
-def task_translate(
-    name: str, to: str, source: str, model: str, endpoint: str, gpu_layers: int | None,
-    as_json: bool, **rest: Any,
-) -> None:  # fmt: skip
-    """Translate a task by a model; a person reviews what is flagged.
-
-    \b
-    Example:
-      imatrix-lab task translate mixeval --to nb --endpoint http://host:8080/v1 --model big
-    """
-    _, terminal = options.surroundings()
-    one = definitions.get(name)
-    with _chat(endpoint, model, gpu_layers, terminal) as chat:
-        found = translate.translate(one, source, to, chat=chat, progress=terminal, **rest)
-    if as_json:
-        return options.emit(found)
-    click.echo(found.items)
-    stderr.print(
-        f"{found.n_texts:,} texts, {found.n_failed:,} not translated, {found.n_flagged:,} to"
-        f" review in {found.review}; run it: task run {name} --langs {to} --data {found.items}",
-        markup=False,
-    )
-
-
-def _chat(
-    url: str, model: str, gpu_layers: int | None, terminal: Terminal
-) -> AbstractContextManager[Chat]:
-    backend, key = toolchain.default_backend(), os.environ.get(API_KEY, "")
-    store = options.surroundings()[0]
-    return answerers.chat(url, model, key, backend, gpu_layers, store, terminal)
+def _shown(text: str) -> str:
+    """Return a stranger's text for a terminal: not too long, and nothing that steers it."""
+    tame = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text.strip())
+    if len(tame) <= SHOWN_MAX:
+        return tame
+    return f"{tame[:SHOWN_MAX]} … ({len(tame) - SHOWN_MAX:,} characters more)"

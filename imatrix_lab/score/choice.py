@@ -53,6 +53,7 @@ def score(
         _engine(toolchain, model, settings) as engine,
     ):
         scorer = _Scorer(engine, vocabulary, settings)
+        task.update(0)  # without a note: nothing was done by an earlier run
         for done, (number, scores) in enumerate(scorer.run(asked), 1):
             task.update(done, f"{engine.n_tokens / max(engine.seconds, 1e-9):.0f} tokens/s")
             waiting[number] = scores

@@ -18,7 +18,7 @@ import dataclasses
 import math
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,11 +121,14 @@ def generate(
         if not found:
             return
         with _engine(toolchain, model, settings, found) as engine:
-            slots = _Slots(engine, vocabulary, settings)
-            for done, answer in enumerate(slots.run(found), len(failed) + 1):
-                yield answer
+            task.update(len(failed))  # without a note: nothing was done by an earlier run
+
+            def tell(done: float) -> None:
                 rate = slots.n_generated / max(engine.seconds, 1e-9)
-                task.update(done, f"{rate:.1f} tokens/s")
+                task.update(len(failed) + done, f"{rate:.1f} tokens/s")
+
+            slots = _Slots(engine, vocabulary, settings, tell)
+            yield from slots.run(found)
 
 
 def _engine(toolchain: Toolchain, model: Model, setup: Setup, found: Sequence[Prompt]) -> Engine:
@@ -157,6 +160,10 @@ class _Answer:
             del self.raw[min(end) :]
         return bool(end)
 
+    def share(self) -> float:
+        """Return its length so far as a share of the longest it may be."""
+        return self.n_tokens / self.prompt.item.max_tokens
+
     def text(self) -> str:
         """Return the text so far, without a part of a character at its end."""
         return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(self.raw))
@@ -165,18 +172,26 @@ class _Answer:
 class _Slots:
     """Sequences of an engine, each with an answer or none.
 
+    Parameters
+    ----------
+    tell : is told after each step how many answers are done, the open ones by their length so far
+        as a share of the longest they may be.
+
     Attributes
     ----------
     _kept : of each slot, the tokens that lie in its memory from the start.
     _spoilt : something not finite lies in some memory, which must be wiped before any new item.
     """
 
-    def __init__(self, engine: Engine, vocabulary: Vocabulary, setup: Setup):
+    def __init__(
+        self, engine: Engine, vocabulary: Vocabulary, setup: Setup, tell: Callable[[float], None]
+    ):
         self._engine, self._vocabulary, self._setup = engine, vocabulary, setup
+        self._tell = tell
         self._answers: list[_Answer | None] = [None] * setup.parallel
         self._kept: list[tuple[int, ...]] = [()] * setup.parallel
         self._spoilt = False
-        self.n_generated = 0
+        self.n_generated = self._n_ended = 0
 
     def run(self, found: Sequence[Prompt]) -> Iterator[Generated]:
         """Yield the answers as they end."""
@@ -186,7 +201,10 @@ class _Slots:
             while waiting and not all(self._answers) and not self._spoilt:
                 self._join(waiting.popleft())
             if any(self._answers):
-                yield from self._step()
+                for ended in self._step():
+                    self._n_ended += 1
+                    yield ended
+                self._tell(self._n_ended + sum(a.share() for a in self._answers if a))
             elif self._spoilt:
                 self._engine.begin()
                 self._kept = [()] * len(self._kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from imatrix_lab.stats import resample
+from imatrix_lab.stats import binary, resample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,33 @@ def mean(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval
     df = n_clusters - 1
     low, high = t_interval(estimate, std_error, df, level)
     return Interval(estimate, std_error, low, high, int(sizes.sum()), n_clusters, df, level)
+
+
+def share(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval:
+    """Return the mean over values between 0 and 1, with an interval that lies there too.
+
+    Mean and standard error are those of `mean`; the interval is Wilson's, of as many independent
+    values as these are worth by their variance and the t quantile (Korn & Graubard 1998, Survey
+    Methodology 24:193; Franco et al. 2019, J. Survey Statistics and Methodology 7:334). Where all
+    values are alike a cluster is worth one.
+
+    Raises
+    ------
+    ValueError : see `mean`.
+    """
+    from scipy import special
+
+    found = mean(totals, sizes, level)
+    if found.n_clusters < 2:
+        return found
+    tail = (1 + level) / 2
+    worth = float(found.n_clusters)
+    if found.std_error > 0:
+        worth = found.estimate * (1 - found.estimate) / found.std_error**2
+    worth *= float(special.ndtri(tail) / special.stdtrit(found.df, tail)) ** 2
+    low, high = binary.wilson(found.estimate * worth, worth, level)
+    ends = max(0.0, min(low, found.estimate)), min(1.0, max(high, found.estimate))
+    return replace(found, low=ends[0], high=ends[1])
 
 
 def checked(totals: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,7 +53,7 @@ class Folder:
         UsageError : it is another recipe's, or something else's.
         """
         there, ours = self.of(RECIPE), recipe.read_bytes()
-        if there.exists():
+        if there.exists() and self.of("steps").is_dir():
             if there.read_bytes() != ours:
                 raise UsageError(
                     "this is the study of another recipe", where=self.path,
@@ -61,7 +61,7 @@ class Folder:
                     " or remove this one",
                 )  # fmt: skip
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or self._has_something()):
             raise UsageError(
                 "there is something else here", where=self.path, fix="--out ANOTHER_FOLDER"
             )
@@ -70,6 +70,10 @@ class Folder:
         except OSError as error:
             raise disk_error(error, self.path) from error
         write_whole(there, ours.decode())
+
+    def _has_something(self) -> bool:
+        """Whether there are files, but for the begin of a folder of ours."""
+        return any(p.name != "steps" or any(p.iterdir()) for p in self.path.iterdir())
 
     def recipe(self) -> Recipe:
         """Return its recipe, whose files are named from where the recipe was.

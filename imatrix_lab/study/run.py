@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.report import html, markdown
 from imatrix_lab.results import Results
 from imatrix_lab.store import Store
-from imatrix_lab.study import assemble, check, gather, graph, running, steps
+from imatrix_lab.study import assemble, check, gather, graph, running, steps, watching
 from imatrix_lab.study.folder import STOPPED, STUDIES, Folder
 from imatrix_lab.study.graph import Step
 from imatrix_lab.study.running import Outcome
@@ -59,31 +58,25 @@ def resume(folder: Folder, jobs: int | None, store: Store, progress: Progress) -
 
 
 def _go_on(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
-    began, before = time.monotonic(), folder.status()
+    folder.tell(watching.preparing(folder.status()))
     shared = prepare(folder.recipe(), folder, store, progress)
     every = steps.steps(shared)
     records = folder.records()
     there = graph.finished(every, records)
     todo = graph.to_run(every, there)
-    known = {key: before[key] for key in ("recipe_folder",) if key in before}
-    earlier_s = float(before.get("total_s", 0.0))
     state = STOPPED
     with contextlib.ExitStack() as stack:
         whole = stack.enter_context(
-            progress.task(f"study {shared.recipe.name}", sum(s.cost for s in todo), "")
+            progress.task(f"study {shared.recipe.name}", max(1.0, sum(s.cost for s in todo)), "")
         )
         ids = {step.id for step in todo}
         done = [step for step in every if step.id in there and step.id not in ids]
-        watch = Watch(todo, done, folder, progress, whole, known)
-
-        def total_s() -> float:
-            return earlier_s + time.monotonic() - began
-
-        stack.callback(lambda: watch.close(state, total_s()))
+        watch = Watch(todo, done, folder, progress, whole)
+        stack.callback(lambda: watch.close(state))
         outcome = running.run(
             every, records, shared.limits(jobs), watch, folder.keep, folder.of("logs")
         )
-        found = _results(shared, every, outcome, total_s(), progress)
+        found = _results(shared, every, outcome, watch.total_s(), progress)
         state = FAILED if found.missing else DONE
     return Finished(folder.path, found)
 

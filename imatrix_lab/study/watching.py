@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -28,12 +28,11 @@ class Watch:
     ----------
     there : steps that were done before.
     whole : the task of all that is to do, in units of `Step.cost`.
-    known : what else goes into the status file.
     """
 
     def __init__(
         self, todo: Sequence[Step], there: Sequence[Step], folder: Folder, terminal: Progress,
-        whole: Task, known: dict[str, Any],
+        whole: Task,
     ):  # fmt: skip
         self._folder, self._terminal, self._whole = folder, terminal, whole
         self._lock, self._told = threading.RLock(), 0.0
@@ -44,7 +43,9 @@ class Watch:
         self._steps: dict[str, dict[str, Any]] = {
             s.id: {"what": s.what, "state": states[s.id]} for s in (*there, *todo)
         }
-        self._known = {**known, "pid": os.getpid(), "started": _now(), "state": RUNNING}
+        before = folder.status()
+        self._earlier_s = float(before.get("total_s", 0.0))
+        self._known = preparing(before)
         self._tell(now=True)
 
     # -- from the thread that runs the steps
@@ -68,10 +69,14 @@ class Watch:
         self._terminal.say(f"failed: {step.what}: {outcome.why}")
         self._change(step, {"state": FAILED, "why": outcome.why, "fix": outcome.fix})
 
-    def close(self, state: str, total_s: float) -> None:
-        """Tell that nothing runs any more; `total_s` is what all runs of the study took."""
+    def total_s(self) -> float:
+        """Return what all runs of the study took so far."""
+        return self._earlier_s + time.monotonic() - self.rate.began
+
+    def close(self, state: str) -> None:
+        """Tell that nothing runs any more."""
         with self._lock:
-            self._known |= {"state": state, "ended": _now(), "total_s": total_s}
+            self._known |= {"state": state, "ended": _now()}
             for told in self._steps.values():
                 if told["state"] == RUNNING:
                     told["state"] = STOPPED
@@ -105,7 +110,12 @@ class Watch:
             return
         self._told = time.monotonic()
         share = self.rate.done / self.rate.total if self.rate.total else 1.0
-        status = {"share": share, "left_s": self.rate.left_s(), "steps": self._steps}
+        status = {
+            "total_s": self.total_s(),
+            "share": share,
+            "left_s": self.rate.left_s(),
+            "steps": self._steps,
+        }
         with contextlib.suppress(DiskFull):  # steps will say so
             self._folder.tell(self._known | {"told": _now()} | status)
 
@@ -149,6 +159,13 @@ class _Part:
             "per_s": rate.per_s(), "left_s": rate.left_s(), "note": note,
         }  # fmt: skip
         self._watch.far(self._step, done / rate.total if rate.total else 1.0, told)
+
+
+def preparing(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the status of a study that is about to run, after an earlier status of it."""
+    lasting = {key: before[key] for key in ("recipe_folder", "total_s") if key in before}
+    fresh = {"state": RUNNING, "pid": os.getpid(), "started": _now(), "told": _now()}
+    return {"share": 0.0, "left_s": None, "steps": {}, **lasting, **fresh}
 
 
 def _now() -> str:

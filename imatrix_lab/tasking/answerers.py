@@ -8,10 +8,11 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
-from imatrix_lab import chat_template, endpoint, models, pipeline, toolchain
+from imatrix_lab import chat_template, endpoint, llama_server, models, pipeline, toolchain
 from imatrix_lab.errors import UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.records import (
+    ChatRequest,
     ChoiceItem,
     ChoiceScores,
     Generated,
@@ -23,6 +24,7 @@ from imatrix_lab.score import choice, generate, setup
 from imatrix_lab.score.setup import Setup
 from imatrix_lab.store import Store, canonical_json
 from imatrix_lab.tasks.chat import Chat
+from imatrix_lab.tasks.records import name_part
 from imatrix_lab.toolchain import Toolchain
 
 LOCAL = "local"
@@ -63,7 +65,7 @@ class Client(Chat, Protocol):
     def about(self) -> dict[str, Any]:
         """Return what the server tells of the model."""
 
-    def generate(self, items: Iterable[GenerateItem], parallel: int) -> Iterator[Generated]:
+    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
         """Yield answers as they come; those that failed have an error."""
 
 
@@ -115,9 +117,21 @@ class OnThisMachine:
         return choice.score(self._tools, self._model, items, self._how, self._progress)
 
     def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
-        """See `Answerer`."""
+        """See `Answerer`.
+
+        Raises
+        ------
+        UsageError : the context has no room for any prompt beside its answer.
+        """
+        longest, n_ctx = max(item.max_tokens for item in items), self._how.engine.n_ctx
+        if longest >= n_ctx:
+            raise UsageError(
+                f"an answer may take {longest} tokens, and the context of {self.label} has {n_ctx}:"
+                " there is no room for a prompt",
+                fix=f"--ctx {longest + CONTEXT // 4}, if the model can use so much",
+            )
         if self._client:
-            return _asked(self._client, items, self._how.parallel, self.label, self._progress)
+            return _asked(self._client, items, self.label, self._progress)
         return generate.generate(self._tools, self._model, items, self._how, self._progress)
 
 
@@ -126,9 +140,9 @@ class Remote:
 
     is_chat = True
 
-    def __init__(self, client: Client, parallel: int, progress: Progress):
-        self._client, self._parallel, self._progress = client, parallel, progress
-        self.label = "".join(c if c.isalnum() or c in "-_." else "-" for c in client.model)
+    def __init__(self, client: Client, progress: Progress):
+        self._client, self._progress = client, progress
+        self.label = name_part(client.model)
 
     def quant(self) -> dict[str, Any]:
         """See `Answerer`."""
@@ -156,14 +170,14 @@ class Remote:
 
     def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
         """See `Answerer`."""
-        return _asked(self._client, items, self._parallel, self.label, self._progress)
+        return _asked(self._client, items, self.label, self._progress)
 
 
 def _asked(
-    client: Client, items: Sequence[GenerateItem], parallel: int, name: str, progress: Progress
+    client: Client, items: Sequence[GenerateItem], name: str, progress: Progress
 ) -> Iterator[Generated]:
     with progress.task(f"answers, {name}", len(items), "items") as task:
-        for done, answer in enumerate(client.generate(items, parallel), 1):
+        for done, answer in enumerate(client.generate(items), 1):
             yield answer
             task.update(done)
 
@@ -187,8 +201,10 @@ def open_all(
 
 @contextmanager
 def _remote(request: TaskRequest, name: str, progress: Progress) -> Iterator[Answerer]:
-    with endpoint.Client(request.endpoint, name, request.api_key) as client:
-        yield Remote(client, request.parallel, progress)
+    with endpoint.Client(
+        request.endpoint, name, request.api_key, parallel=request.parallel
+    ) as client:
+        yield Remote(client, progress)
 
 
 @contextmanager
@@ -204,7 +220,7 @@ def here(
     if not request.endpoint:
         yield OnThisMachine(tools, model, how, progress)
         return
-    with endpoint.serve(
+    with llama_server.serve(
         tools,
         model.path,
         request.parallel,
@@ -216,18 +232,23 @@ def here(
 
 
 @contextmanager
-def chat(
-    url: str, model: str, api_key: str, backend: str, gpu_layers: int | None, store: Store,
-    progress: Progress,
-) -> Iterator[Chat]:  # fmt: skip
+def chat(request: ChatRequest, store: Store, progress: Progress) -> Iterator[Chat]:
     """Give a model to talk to: a server's, or a GGUF that is served here while the block lasts."""
-    if url not in ("", LOCAL):
-        with endpoint.Client(url, model, api_key) as client:
+    if request.endpoint not in ("", LOCAL):
+        with endpoint.Client(
+            request.endpoint, request.model, request.api_key, parallel=request.parallel
+        ) as client:
             yield client
         return
-    tools = toolchain.get(store, backend, progress, own=False)
-    found = models.resolve(model, store, progress, pipeline.converter(tools))
+    tools = toolchain.get(store, request.backend, progress, own=False)
+    found = models.resolve(request.model, store, progress, pipeline.converter(tools))
+    if not chat_template.of(found):
+        progress.say(
+            f"note: {found.label} has no chat template: it was not made to follow instructions"
+        )
     n_ctx = min(CHAT_CONTEXT, found.facts.n_ctx_train or CHAT_CONTEXT)
-    with endpoint.serve(tools, found.path, 1, n_ctx, gpu_layers=gpu_layers) as client:
+    with llama_server.serve(
+        tools, found.path, request.parallel, n_ctx, gpu_layers=request.gpu_layers
+    ) as client:
         client.model = found.label
         yield client

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from imatrix_lab import tables
 from imatrix_lab.compare import runs as compared
 from imatrix_lab.compare.runs import Run
-from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.errors import BadRecords, ImatrixLabError, UsageError
 from imatrix_lab.progress import Progress
+from imatrix_lab.side_by_side import each
 from imatrix_lab.store import canonical_json
 from imatrix_lab.tasks import judge as judges
 from imatrix_lab.tasks import records
@@ -24,6 +25,8 @@ from imatrix_lab.tasks.judge import Judgement
 from imatrix_lab.tasks.speech import Speech
 
 Row = dict[str, Any]
+_TEXTS = ("prompt", "gold", "output", "other")
+_FIELDS = dataclasses.fields(Judgement)
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class Grades:
     Attributes
     ----------
     mean : of the grades; `mean_rule` of the rule's scores on the same items.
-    kappa : Cohen's, between judge and rule, right being a half or more.
-    n_failed : answers that the judge gave no grade for.
+    kappa : Cohen's, between judge and rule, right being a half or more; see `judges.kappa`.
+    failed : answers that the judge gave no grade for, by what went wrong.
     file : every judgement, one a line, with the hash of its prompt, and the model.
     """
 
     model: str
     n: int
-    n_failed: int
+    failed: dict[str, int]
     mean: float
     mean_rule: float
     kappa: float
@@ -49,13 +52,18 @@ class Grades:
 
 @dataclass(frozen=True)
 class Preferences:
-    """Which of two quants' answers a judge prefers; each pair was asked in both orders."""
+    """Which of two quants' answers a judge prefers; each pair was asked in both orders.
+
+    Attributes
+    ----------
+    failed : pairs without a verdict, by what went wrong.
+    """
 
     model: str
     n_a: int
     n_b: int
     n_ties: int
-    n_failed: int
+    failed: dict[str, int]
     file: Path
 
 
@@ -66,6 +74,7 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
     ------
     UsageError : not one file of item records, or no judge's prompts in its language.
     BadRecords : prompts and outputs were not kept, or nothing is free form.
+    ImatrixLabError : the judge gave no grade at all.
     """
     run, rows = _free_form(path)
     rows = [row for row in rows if not row["task"].endswith("/multiple-choice")]
@@ -73,16 +82,16 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
         raise BadRecords("there is no answer in free form to grade", where=path)
     speech = speeches.get(str(run.signature["task"]["language"]))
     chosen = rows[:limit]
-    file = path.with_suffix(f".judge.{_slug(chat.model)}.jsonl")
+    file = path.with_suffix(f".judge.{records.name_part(chat.model)}.jsonl")
 
     def one(row: Row) -> Judgement:
         return judges.grade(row["item_id"], row["prompt"], row["gold"], row["output"], speech, chat)
 
-    found = list(_asked(chosen, one, file, _key(chat, speech), progress))
+    found = _asked(chosen, one, file, chat, speech, progress)
     pairs = [(j.value, row["score"]) for j, row in zip(found, chosen, strict=True)
              if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
     said, rule = [p[0] for p in pairs], [p[1] for p in pairs]
-    return Grades(chat.model, len(pairs), len(found) - len(pairs), _mean(said), _mean(rule),
+    return Grades(chat.model, len(pairs), _failed(found), _mean(said), _mean(rule),
                   judges.kappa(said, rule), file)  # fmt: skip
 
 
@@ -104,45 +113,54 @@ def prefer(
     ][:limit]
     if not chosen:
         raise BadRecords("these runs have no item in common", where=path_b)
-    file = path_a.with_name(f"{path_a.stem}.against.{path_b.stem}.{_slug(chat.model)}.jsonl")
+    judge = records.name_part(chat.model)
+    file = path_a.with_name(f"{path_a.stem}.against.{path_b.stem}.{judge}.jsonl")
 
     def one(row: Row) -> Judgement:
         answers = row["output"], row["other"]
         return judges.prefer(row["item_id"], row["prompt"], answers, speech, chat)
 
-    values = [j.value for j in _asked(chosen, one, file, _key(chat, speech), progress)]
+    found = _asked(chosen, one, file, chat, speech, progress)
+    values = [j.value for j in found]
     return Preferences(chat.model, values.count(1.0), values.count(0.0), values.count(0.5),
-                       sum(math.isnan(v) for v in values), file)  # fmt: skip
+                       _failed(found), file)  # fmt: skip
 
 
 def _asked(
-    rows: Sequence[Row], one: Callable[[Row], Judgement], file: Path, key: str, progress: Progress
-) -> Iterator[Judgement]:
-    """Yield a judgement an item; those in the file are not asked again, unless they failed.
-
-    Parameters
-    ----------
-    key : who judges, and by which instructions.
-    """
-    journal = Journal(file)
+    rows: Sequence[Row], one: Callable[[Row], Judgement], file: Path, chat: Chat, speech: Speech,
+    progress: Progress,
+) -> list[Judgement]:  # fmt: skip
+    """Return a judgement an item; those in the file are not asked again, unless they failed."""
+    key = canonical_json([chat.model, judges.MAX_TOKENS, speech.words, speech.judge])
+    asked = {
+        row["item_id"]: prompt_hash((("", "\0".join(row.get(name, "") for name in _TEXTS)),), key)
+        for row in rows
+    }
+    journal, found = Journal(file, Judgement), {}
+    for name, prompt in asked.items():
+        known = journal.found.get(name, {})
+        if known.get("asked") == prompt and not known["error"]:
+            found[name] = Judgement(**{f.name: known[f.name] for f in _FIELDS})
     with journal as add, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
-        for done, row in enumerate(rows, 1):
-            texts = [row.get(key, "") for key in ("prompt", "gold", "output", "other")]
-            asked = prompt_hash((("", "\0".join(texts)),), key)
-            known = journal.found.get(row["item_id"])
-            if known and known.get("asked") == asked and not known["error"]:
-                yield Judgement(**{f.name: known[f.name] for f in dataclasses.fields(Judgement)})
-            else:
-                judgement = one(row)
-                plain = dataclasses.asdict(judgement)
-                value = judgement.value if math.isfinite(judgement.value) else None
-                add({**plain, "value": value, "asked": asked})
-                yield judgement
-            bar.update(done)
+        bar.update(len(found), "judged before" if found else "")
+        left = [row for row in rows if row["item_id"] not in found]
+        for judgement in each(one, left, chat.parallel):
+            plain = dataclasses.asdict(judgement)
+            value = judgement.value if math.isfinite(judgement.value) else None
+            add({**plain, "value": value, "asked": asked[judgement.id]})
+            found[judgement.id] = judgement
+            bar.update(len(found))
+    every = [found[row["item_id"]] for row in rows]
+    if all(math.isnan(judgement.value) for judgement in every):
+        raise ImatrixLabError(
+            f"no verdict came of {len(every):,} answers: {every[0].error}", where=file,
+            fix="read the replies there; a judge must be a model that follows instructions",
+        )  # fmt: skip
+    return every
 
 
-def _key(chat: Chat, speech: Speech) -> str:
-    return canonical_json([chat.model, judges.MAX_TOKENS, speech.words, speech.judge])
+def _failed(found: Sequence[Judgement]) -> dict[str, int]:
+    return records.error_classes([judgement.error for judgement in found])
 
 
 def _free_form(path: Path) -> tuple[Run, list[Row]]:
@@ -164,10 +182,6 @@ def _free_form(path: Path) -> tuple[Run, list[Row]]:
     if found[0].signature["task"]["scorer"] == "choice" or not rows:
         raise BadRecords("there is no answer in free form to judge", where=path)
     return found[0], rows
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:40] or "judge"
 
 
 def _mean(values: Sequence[float]) -> float:

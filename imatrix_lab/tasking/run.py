@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -116,6 +116,8 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     BadText : none that can be scored.
     """
     speech = speeches.get(code)
+    if request.data is None and task.source.hub:
+        progress.say(f"{task.name} {code}: from the Hub, {task.source.hub} …")
     rows = load.rows(task, code, request.data)
     found = made.make(rows.rows, task, code, speech)
     unique = repeats.merge(found.items)
@@ -132,10 +134,16 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
         "pinned": request.data is not None or task.source.is_pinned(),
         "n_given": len(rows.rows), "n_unique": len(unique.items), "n_near": unique.n_near,
         "n_conflicts": unique.n_conflicts, "rejected": rejected,
-        "sha256": _sha256([prefix, task.max_tokens, *task.stop], asked, task, speech, variant),
+        "sha256": _sha256(prefix, asked, task, speech, variant),
     }  # fmt: skip
+    if not facts["pinned"]:
+        progress.say(f"note: {task.name} is not pinned; the newest: {_said(rows.origin)}")
     _tell(facts, len(asked), len({i.cluster for i in asked}), progress)
     return Prepared(task, speech, tuple(asked), prefix, variant, facts)
+
+
+def _said(origin: Mapping[str, str]) -> str:
+    return ", ".join(f"{where} at {what[:12]}" for where, what in origin.items())
 
 
 def _limited(items: list[Item], limit: int | None) -> list[Item]:
@@ -148,11 +156,14 @@ def _limited(items: list[Item], limit: int | None) -> list[Item]:
 
 
 def _sha256(
-    head: list[Any], items: Iterable[Item], task: Definition, speech: Speech, variant: str
+    prefix: str, items: Iterable[Item], task: Definition, speech: Speech, variant: str
 ) -> str:
     """Return a hash of everything that is asked, of what is right, and of how answers are read."""
-    rules = dataclasses.asdict(speech) if task.generates() else {}
-    head = [*head, {name: rule for name, rule in rules.items() if name not in ("words", "judge")}]
+    head: list[Any] = [prefix]
+    if task.generates():
+        rules = dataclasses.asdict(speech)
+        del rules["words"], rules["judge"]
+        head += [task.max_tokens, prompt.ends(task, speech), rules]
     texts = [[i.id, prompt.ask(i, task, speech, variant == "letter"), i.options, i.golds, i.cluster]
              for i in items]  # fmt: skip
     return sha256(canonical_json([*head, *texts]).encode()).hexdigest()
@@ -190,7 +201,7 @@ def _ask(one: Prepared, answerer: Answerer, request: TaskRequest, progress: Prog
     if is_there:
         progress.say(f"{path.name} is there already")
         return path
-    journal = Journal(request.out / ".unfinished" / f"{name}.{key}.jsonl")
+    journal = Journal(request.out / ".unfinished" / f"{name}.{key}.jsonl", Outcome)
     items = {item.id: item for item in one.items}
     done = {i: _outcome(e) for i, e in journal.found.items() if i in items and not e["error"]}
     if done:
@@ -206,11 +217,12 @@ def _ask(one: Prepared, answerer: Answerer, request: TaskRequest, progress: Prog
     if request.keep_text:
         prompts = {item.id: _prompt(one, item, answerer.is_chat) for item in one.items}
     rows = [(item, done[item.id]) for item in one.items]
-    records.write(path, one.definition.name, rows, signature, prompts)
-    failed = records.error_classes([o.error for o in done.values()])
-    for why, n in failed.items():
-        progress.say(f"note: {name}: {n:,} of {len(items):,} items failed: {why}; not counted")
-    if not failed:
+    records.write(path, one.definition.name, rows, signature, prompts, one.prefix)
+    errors = [outcome.error for _, outcome in rows if outcome.error]
+    for kind, n in records.error_classes(errors).items():
+        first = next(error for error in errors if error.startswith(kind))
+        progress.say(f"note: {name}: {n:,} of {len(rows):,} items failed, not counted: {first}")
+    if not errors:
         journal.remove()
     return path
 
@@ -232,11 +244,11 @@ def _outcomes(one: Prepared, items: list[Item], answerer: Answerer) -> Iterator[
 
 
 def _prompt(one: Prepared, item: Item, is_chat: bool) -> str:
-    """Return what was asked, the examples before it too."""
+    """Return what was asked after the examples."""
     task, speech = one.definition, one.speech
     if task.generates():
-        return prompt.generate_item(item, task, speech, one.prefix, is_chat).messages[0][1]
-    return one.prefix + prompt.choice_item(item, task, speech, one.variant).context
+        return prompt.generate_item(item, task, speech, is_chat=is_chat).messages[0][1]
+    return prompt.choice_item(item, task, speech, one.variant).context
 
 
 def _outcome(entry: dict[str, Any]) -> Outcome:

@@ -137,7 +137,7 @@ def _mean(totals: np.ndarray, sizes: np.ndarray) -> Interval:
     """Return the mean over items with its interval, or none where every item failed."""
     if not len(sizes):
         return Interval(math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
-    return clustered.mean(totals, sizes)
+    return clustered.share(totals, sizes)
 
 
 def _quality(table: Table, good: np.ndarray, language: str) -> Quality:

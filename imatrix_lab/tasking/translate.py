@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from imatrix_lab import __version__
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.progress import Progress
+from imatrix_lab.side_by_side import each
 from imatrix_lab.store import canonical_json, write_whole
 from imatrix_lab.tasks import load
 from imatrix_lab.tasks import speech as speeches
@@ -35,6 +37,7 @@ class Translated:
     items : the benchmark in its own schema, as a JSON list.
     review : every text beside its translation, TSV, flagged ones first.
     manifest : that it is machine-translated, by what, from what.
+    n_left_out : items of which a text could not be translated.
     """
 
     items: Path
@@ -42,7 +45,7 @@ class Translated:
     manifest: Path
     n_texts: int
     n_flagged: int
-    n_failed: int
+    n_left_out: int
 
 
 def translate(
@@ -63,53 +66,78 @@ def translate(
     speech = speeches.get(to)
     rows = load.rows(task, source, data)
     chosen = rows.rows[:limit]
-    wanted = texts.columns(task)
-    translator = _Translator(speech, chat, Journal(out / ".unfinished" / f"{task.name}.{to}.jsonl"))
-    done, review = [], []
+    translator = _Translator(
+        speech,
+        chat,
+        texts.columns(task),
+        Journal(out / f"{task.name}.{to}.texts.jsonl", Translation),
+    )
+    done: dict[int, _Done] = {}
     with (
         translator.journal as add,
         progress.task(f"translate {task.name} to {to}", len(chosen), "items") as bar,
     ):
-        for place, row in enumerate(chosen):
-            new, found = translator.row(row, wanted, add)
-            notes = texts.inconsistent(row, new, wanted)
-            name = str(row.get("id", place))
-            review += [
-                (name, one, notes if one.field in ("gold", "options") else []) for one in found
-            ]
-            done.append(new)
-            bar.update(place + 1)
-    failed = [one for _, one, _ in review if one.error]
-    if failed and len(failed) == len(review):
-        raise ImatrixLabError(f"nothing could be translated: {failed[0].error}",
-                              fix="check the endpoint; then run again")  # fmt: skip
-    written = _write(task, to, out, done, review)
+
+        def one(place: int) -> tuple[int, _Done]:
+            return place, translator.row(chosen[place], str(chosen[place].get("id", place)), add)
+
+        for place, found in each(one, range(len(chosen)), chat.parallel):
+            done[place] = found
+            bar.update(len(done))
+    every = [done[place] for place in range(len(chosen))]
+    failed = [text.error for one in every for text in one.texts if text.error]
+    if failed and all(one.failed() for one in every):
+        raise ImatrixLabError(f"nothing could be translated: {failed[0]}",
+                              fix="check the model and the endpoint; then run again")  # fmt: skip
+    written = _write(task, to, out, every)
     manifest = {
         "task": task.name, "language": to, "from": source, "machine_translated": True,
         "model": chat.model, "package_version": __version__, "origin": dict(rows.origin),
-        "licence": task.licence, "citation": task.citation, "n_items": len(done),
-        "n_texts": written.n_texts, "n_flagged": written.n_flagged, "n_failed": written.n_failed,
+        "licence": task.licence, "citation": task.citation,
+        "n_items": len(every) - written.n_left_out, "n_left_out": written.n_left_out,
+        "n_texts": written.n_texts, "n_flagged": written.n_flagged,
         "instruction": speech.words["translate"],
     }  # fmt: skip
     write_whole(written.manifest, canonical_json(manifest))
-    if not failed:
-        translator.journal.remove()
     return written
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A row with its texts translated.
+
+    Attributes
+    ----------
+    notes : what is wrong with the row as a whole.
+    """
+
+    name: str
+    row: dict[str, Any]
+    texts: tuple[Translation, ...]
+    notes: tuple[str, ...]
+
+    def failed(self) -> bool:
+        """Whether a part of it is in the old language."""
+        return any(text.error for text in self.texts)
+
+
 class _Translator:
-    """Translates texts once; what an earlier run translated is not asked again."""
+    """Translates texts once; what an earlier run translated is not asked again.
 
-    def __init__(self, speech: Speech, chat: Chat, journal: Journal):
-        self._speech, self._chat, self.journal = speech, chat, journal
+    Parameters
+    ----------
+    wanted : the columns to translate, and what each is.
+    """
 
-    def row(
-        self, row: Mapping[str, Any], wanted: Mapping[str, str], add: Any
-    ) -> tuple[dict[str, Any], list[Translation]]:
-        """Return a row with its texts translated, and what was done to each."""
+    def __init__(self, speech: Speech, chat: Chat, wanted: Mapping[str, str], journal: Journal):
+        self._speech, self._chat, self._wanted, self.journal = speech, chat, wanted, journal
+        self._locks: dict[str, threading.Lock] = {}
+
+    def row(self, row: Mapping[str, Any], name: str, add: Any) -> _Done:
+        """Return a row with its texts translated; any thread may ask."""
         by_text: dict[str, str] = {}
-        found: list[Translation] = []
-        parts = sorted(texts.texts(row, wanted), key=lambda part: _ORDER.index(part[0]))
+        found = []
+        parts = sorted(texts.texts(row, self._wanted), key=lambda part: _ORDER.index(part[0]))
         for kind, text in parts:
             if text in by_text:
                 continue
@@ -117,7 +145,8 @@ class _Translator:
             one = self._one(kind, text, beside, add)
             by_text[text] = one.text
             found.append(one)
-        return texts.apply(row, wanted, by_text), found
+        new = texts.apply(row, self._wanted, by_text)
+        return _Done(name, new, tuple(found), tuple(texts.inconsistent(row, new, self._wanted)))
 
     def _beside(
         self, kind: str, text: str, parts: list[tuple[str, str]], by_text: Mapping[str, str]
@@ -131,33 +160,34 @@ class _Translator:
 
     def _one(self, kind: str, text: str, beside: str, add: Any) -> Translation:
         messages = texts.prompt(kind, text, beside, self._speech)
-        known = self.journal.found.get(prompt_hash(messages, self._chat.model))
-        if known and not known["error"]:
-            return Translation(**{**known, "flags": tuple(known["flags"])})
-        one = texts.translate(kind, text, messages, self._chat)
-        add(dataclasses.asdict(one))
-        return one
+        key = prompt_hash(messages, self._chat.model)
+        with self._locks.setdefault(key, threading.Lock()):  # another row may have the same text
+            known = self.journal.found.get(key)
+            if known and not known["error"]:
+                return Translation(**{**known, "flags": tuple(known["flags"])})
+            one = texts.translate(kind, text, messages, self._chat)
+            add(dataclasses.asdict(one))
+            return one
 
 
-def _write(
-    task: Definition, to: str, out: Path, rows: list[dict[str, Any]],
-    review: list[tuple[str, Translation, list[str]]],
-) -> Translated:  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+def _write(task: Definition, to: str, out: Path, every: Sequence[_Done]) -> Translated:
+    """Write the items, but for those that are half in the old language, and what to review."""
     items, sheet = out / f"{task.name}.{to}.json", out / f"{task.name}.{to}.review.tsv"
+    lines = []
+    for one in every:
+        for text in one.texts:
+            notes = one.notes if text.field in ("gold", "options") else ()
+            flags = "; ".join((*text.flags, *notes, *filter(None, [text.error])))
+            lines.append((one.name, text.field, flags, text.source, text.text))
+    lines.sort(key=lambda line: line[2] == "")
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["item", "field", "flags", "source", "translation"])
-    lines: list[tuple[str, str, str, str, str]] = [
-        (name, one.field, "; ".join([*one.flags, *notes, *([one.error] if one.error else [])]),
-         one.source, one.text)
-        for name, one, notes in review
-    ]  # fmt: skip
-    lines.sort(key=lambda line: line[2] == "")
     writer.writerows(lines)
-    write_whole(items, canonical_json(rows))
+    whole = [one.row for one in every if not one.failed()]
+    write_whole(items, canonical_json(whole))
     write_whole(sheet, table.getvalue())
     return Translated(
         items, sheet, out / f"{task.name}.{to}.manifest.json", len(lines),
-        sum(bool(line[2]) for line in lines), sum(bool(one.error) for _, one, _ in review),
+        sum(bool(line[2]) for line in lines), len(every) - len(whole),
     )  # fmt: skip

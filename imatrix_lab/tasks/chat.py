@@ -12,9 +12,15 @@ Messages = tuple[tuple[str, str], ...]
 
 
 class Chat(Protocol):
-    """A model behind an OpenAI-compatible endpoint; retries are its own affair."""
+    """A model behind an OpenAI-compatible endpoint; retries are its own affair.
+
+    Attributes
+    ----------
+    parallel : how many may ask at a time, each in a thread of its own.
+    """
 
     model: str
+    parallel: int
 
     def chat(self, messages: Messages, max_tokens: int, stop: Sequence[str] = ()) -> Generated:
         """Return its answer at temperature 0, or one with an error."""

@@ -1,12 +1,14 @@
 """What is done already: one JSON object a line, on disk before the next is asked for.
 
-A killed run loses nothing that was answered; a line that was cut off is dropped.
+A killed run loses nothing that was answered; a line that was cut off is dropped. Threads may add.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,24 @@ from imatrix_lab.store import disk_error
 
 
 class Journal:
-    """A file of objects by id; the last one of an id counts."""
+    """A file of objects by id; the last one of an id counts.
 
-    def __init__(self, path: Path):
-        self._path = path
+    Parameters
+    ----------
+    kind : dataclass whose fields every object has.
+    """
+
+    def __init__(self, path: Path, kind: type):
+        self._path, self._lock = path, threading.Lock()
         self.found: dict[str, dict[str, Any]] = {}
+        fields = {field.name for field in dataclasses.fields(kind)}
         for line in self._lines():
             try:
                 entry = json.loads(line)
-                self.found[str(entry["id"])] = entry
-            except (ValueError, KeyError, TypeError):
+            except ValueError:
                 continue  # cut off by a kill
+            if isinstance(entry, dict) and fields <= entry.keys():
+                self.found[str(entry["id"])] = entry
 
     def _lines(self) -> list[str]:
         try:
@@ -48,13 +57,14 @@ class Journal:
         self._file.close()
 
     def _add(self, entry: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise disk_error(error, self._path) from error
-        self.found[str(entry["id"])] = entry
+        with self._lock:
+            try:
+                self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise disk_error(error, self._path) from error
+            self.found[str(entry["id"])] = entry
 
     def remove(self) -> None:
         """Delete the file: what it held is elsewhere, whole."""

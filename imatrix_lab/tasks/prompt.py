@@ -15,6 +15,8 @@ from imatrix_lab.tasks.letters import LETTERS
 from imatrix_lab.tasks.speech import Speech
 
 _INSTRUCTIONS = {"number": "steps", "translation": "translate", "language": ""}
+_ENDS = {"mixeval": ("\n{answer}:",), "translation": ("\n",)}
+"""What ends a plain answer beside another question, by scorer: see `ends`."""
 
 
 def ask(item: Item, definition: Definition, speech: Speech, with_letters: bool) -> str:
@@ -60,14 +62,20 @@ def generate_item(
     Parameters
     ----------
     is_chat : the model has a template for chats. Without one the text ends where the answer
-        begins, which ends before another question.
+        begins, and the answer where another begins.
     """
     text = chat_template.unmarked(prefix + ask(item, definition, speech, True))
     if is_chat:
         return GenerateItem(item.id, (("user", text),), definition.max_tokens, definition.stop)
-    stop = dict.fromkeys((*definition.stop, f"\n\n{speech.words['question']}"))
     said = ("", _opened(text, speech))
-    return GenerateItem(item.id, (said,), definition.max_tokens, tuple(stop))
+    return GenerateItem(item.id, (said,), definition.max_tokens, ends(definition, speech))
+
+
+def ends(definition: Definition, speech: Speech) -> tuple[str, ...]:
+    """Return what ends an answer of a model without a template for chats, which would go on."""
+    own = ("\n{question}:", *_ENDS.get(definition.scorer, ()))
+    words = (end.format(**speech.words) for end in own)
+    return tuple(dict.fromkeys((*definition.stop, *words)))
 
 
 def _opened(text: str, speech: Speech) -> str:

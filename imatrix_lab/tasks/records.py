@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imatrix_lab import tables
-from imatrix_lab.store import disk_error
+from imatrix_lab.store import replacing
 from imatrix_lab.tables import Coded, Table
 from imatrix_lab.tasks.items import Item
 from imatrix_lab.tasks.score import Outcome
@@ -24,12 +23,14 @@ def write(
     rows: Sequence[tuple[Item, Outcome]],
     signature: Mapping[str, Any],
     prompts: Mapping[str, str] | None = None,
+    examples: str = "",
 ) -> None:
     """Write a file of records, whole or not at all.
 
     Parameters
     ----------
-    prompts : by item; with them, prompts and outputs are columns too.
+    prompts : by item; with them, examples, prompts and outputs are columns too.
+    examples : what stood before every prompt.
     """
     import numpy as np
 
@@ -47,17 +48,12 @@ def write(
         "error": coded([o.error for _, o in rows]),
     }
     if prompts is not None:
+        columns["examples"] = coded([examples] * len(rows))
         columns["prompt"] = coded([prompts[i.id] for i, _ in rows])
         columns["output"] = coded([o.output for _, o in rows])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         tables.write(temporary, columns, signature)
-        temporary.replace(path)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def coded(words: Sequence[str]) -> Coded:
@@ -74,6 +70,11 @@ def words(table: Table, name: str) -> list[str]:
     """Return a column of words, spelt out."""
     column = table.words(name)
     return [column.names[code] for code in column.codes]
+
+
+def name_part(words: str) -> str:
+    """Return a model's name as a part of a file's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in words)[:40] or "model"
 
 
 def error_classes(errors: Sequence[str]) -> dict[str, int]:

@@ -22,6 +22,8 @@ _FILE: toml.Keys = {
     "answer": (dict, True), "numbers": (dict, False), "identify": (dict, False),
     "judge": (dict, False),
 }  # fmt: skip
+_WORDS = ("question", "answer", "translate")
+"""What every language needs; others, where a task's prompt has them."""
 _ANSWER: toml.Keys = {
     "letter": (list, True), "tail": (list, True), "head": (list, False),
     "inside_words": (bool, False), "one_letter": (list, False), "negations": (list, False),
@@ -109,7 +111,8 @@ def _speech(path: Path) -> Speech:
         toml.check(raw["judge"], _JUDGE, path, "judge")
     if raw["code"] != path.stem:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
-    toml.check(raw["words"], dict.fromkeys(raw["words"], (str, False)), path, "words")
+    words = dict.fromkeys(raw["words"], (str, False)) | dict.fromkeys(_WORDS, (str, True))
+    toml.check(raw["words"], words, path, "words")
     return Speech(
         raw["code"], raw["name"], raw["words"], spaces=raw.get("spaces", True),
         judge=raw.get("judge", {}), **raw.get("numbers", {}), **toml.with_tuples(raw["answer"]),

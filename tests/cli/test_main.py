@@ -290,7 +290,7 @@ def test_dry_run_on_an_empty_cache_needs_no_network() -> None:
     head, *lines = done.stdout.splitlines()
     assert head.split() == ["step", "state", "detail"]
     steps = ("toolchain", "model demo", "corpus nb", "imatrix nb", "quantize Q4_K_M",
-             "quantize Q3_K_S")  # fmt: skip
+             "quantize Q3_K_S", "quick answer Q4_K_M")  # fmt: skip
     assert len(lines) == len(steps)
     for step, line in zip(steps, lines, strict=True):
         assert line.startswith(step)
@@ -303,5 +303,5 @@ def test_dry_run_as_json() -> None:
     done = lab("tune", "nb", "--dry-run", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     steps = json.loads(done.stdout)
-    assert [s["cached"] for s in steps] == [False] * 6
+    assert [s["cached"] for s in steps] == [False] * 7
     assert steps[0]["name"] == "toolchain"

@@ -1,5 +1,10 @@
 """A language and text in it, made up."""
 
+import json
+import random
+
+from imatrix_lab.corpus import sources
+
 LANGUAGE = """
 code = "{code}"
 name = "{name}"
@@ -19,3 +24,14 @@ def prose(rng):
     """A document of three paragraphs of sentences."""
     sentences = [" ".join(words(rng, rng.randint(6, 14))).capitalize() + "." for _ in range(9)]
     return "\n\n".join(" ".join(sentences[i : i + 3]) for i in (0, 3, 6))
+
+
+def add(data, code, name, n_documents=60):
+    """Add a language with a source of so many documents to the user's folder of data."""
+    (data / "corpora").mkdir(parents=True, exist_ok=True)
+    (data / "corpora" / f"{code}.toml").write_text(LANGUAGE.format(code=code, name=name))
+    rng = random.Random(code)
+    lines = [json.dumps({"id": f"{i:03d}", "text": prose(rng)}) for i in range(n_documents)]
+    path = data / f"{code}.jsonl"
+    path.write_text("\n".join(lines))
+    sources.add([path], code, "made", "CC0-1.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -118,6 +119,36 @@ def test_what_a_slot_has_is_not_decoded_again(answer, reference, monkeypatch):
     joins = [n for n in sizes if n > 1]
     assert joins[0] > 100
     assert set(joins[1:]) == {16}
+
+
+class Seen(Silent):
+    """Remembers what a step reports."""
+
+    def __init__(self):
+        self.reports = []
+
+    @contextmanager
+    def task(self, name, total, unit):
+        yield self
+
+    def update(self, done, note=""):
+        self.reports.append((done, note))
+
+
+def test_progress_moves_while_answers_are_written(tools, kernel, store, reference):
+    asked = [GenerateItem(f"{i}", (("", "en to"),), 20) for i in range(3)]
+    asked.append(GenerateItem("failed", (("", ""),), 0))
+    seen = Seen()
+    found = list(generate.generate(tools, made.load(reference, store), asked,
+                                   items.setup(kernel), seen))  # fmt: skip
+    assert sum(bool(g.error) for g in found) == 1
+    (first, note), *others = seen.reports
+    assert (first, note) == (1, "")  # a note would say that an earlier run had done it
+    done = [d for d, _ in others]
+    assert done == sorted(done)
+    assert done[0] == pytest.approx(1 + 3 / 20)
+    assert done[-1] == 4
+    assert all("tokens/s" in note for _, note in others)
 
 
 def test_answers_come_as_they_end(tools, kernel, store, reference):

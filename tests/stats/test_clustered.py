@@ -62,6 +62,34 @@ def test_mean_covers_its_truth():
     assert naive / 600 < 0.7
 
 
+@pytest.mark.parametrize("truth", [0.05, 0.9])
+def test_share_covers_its_truth_where_few_are_right_or_wrong(truth):
+    rng = np.random.default_rng(5)
+    hits = plain = 0
+    for _ in range(400):
+        sizes = rng.integers(1, 6, 15)
+        totals = rng.binomial(sizes, rng.beta(truth * 7 / 3, (1 - truth) * 7 / 3, 15))
+        found, t = clustered.share(totals, sizes), clustered.mean(totals, sizes)
+        assert 0 <= found.low <= found.estimate <= found.high <= 1
+        hits += found.low <= truth <= found.high
+        plain += t.low <= truth <= t.high
+    assert hits / 400 >= 0.94
+    assert plain / 400 < 0.9
+
+
+def test_share_is_the_t_interval_where_that_is_far_from_the_ends():
+    rng = np.random.default_rng(6)
+    totals = rng.binomial(5, 0.5, 2000)
+    found, t = clustered.share(totals, np.full(2000, 5)), clustered.mean(totals, np.full(2000, 5))
+    assert (found.low, found.high) == pytest.approx((t.low, t.high), abs=1e-4)
+
+
+@pytest.mark.parametrize("right", [0, 5])
+def test_share_of_all_alike_is_not_sure(right):
+    found = clustered.share(np.full(8, right), np.full(8, 5))
+    assert found.high - found.low == pytest.approx(0.411, abs=0.001)  # 8 clusters, not 40 items
+
+
 @pytest.mark.parametrize("q", [0.5, 0.99])
 def test_quantile_covers_its_truth(q):
     rng = np.random.default_rng(4)

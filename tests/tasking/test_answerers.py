@@ -7,6 +7,8 @@ from click.testing import CliRunner
 
 from imatrix_lab import tables
 from imatrix_lab.cli.main import cli
+from imatrix_lab.errors import UsageError
+from imatrix_lab.tasking import answerers
 from imatrix_lab.tasks import records
 from tests.tasking.fakes import chat_server
 
@@ -54,6 +56,12 @@ def test_choices_in_process(data, quants, tmp_path):
     assert "score" in command("task", "show", out).stdout
 
 
+def test_a_context_without_room_is_said_before_anything_is_asked(data, quants, tmp_path):
+    with pytest.raises(UsageError, match="the context of tiny-Q8_0 has 512: there is no room"):
+        command("task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json",
+                "--ctx", 512, "--quant", quants["Q8_0"], "--out", tmp_path / "out")  # fmt: skip
+
+
 @pytest.mark.parametrize("engine", [(), ("--endpoint", "local")], ids=["in process", "server"])
 def test_answers(engine, data, quants, tmp_path):
     done = command(
@@ -95,4 +103,44 @@ def test_an_endpoint_of_ones_own(data, tmp_path):
 def test_list():
     found = json.loads(command("task", "list", "--json").stdout)
     assert found["belebele"]["languages"]
-    assert "mixeval" in command("task", "list").stdout
+    done = command("task", "list")
+    assert "mixeval" in done.stdout
+    assert "task judge has instructions in de en ml nb nn" in done.stderr
+    assert "not pinned" in done.stdout
+
+
+def test_without_a_quant_it_is_the_demo_model(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(answerers, "open_all", lambda request, *_: asked.append(request) or [])
+    words = ("task", "run", "mixeval", "--data", data / "mixeval.json", "--langs", "nb")
+    command(*words)
+    assert [request.quants for request in asked] == [("demo",)]
+    failed = CliRunner().invoke(cli, [*map(str, words), "--endpoint", "http://127.0.0.1:9"])
+    assert "what does the server call its model" in failed.output
+
+
+def test_a_strangers_text_does_not_steer_the_terminal(data, tmp_path):
+    for name, said in (("a", "x \x1b]0;title\x07\x9b2J" + "y" * 999), ("b", "no")):
+        with chat_server(lambda _, said=said: said) as url:
+            command(
+                "task",
+                "run",
+                "mixeval",
+                "--langs",
+                "en",
+                "--keep-text",
+                "--out",
+                tmp_path,
+                "--data",
+                data / "mixeval.json",
+                "--quant",
+                name,
+                "--endpoint",
+                url,
+            )
+    both = [tmp_path / f"mixeval.en.{name}.parquet" for name in "ab"]
+    shown = command("task", "flips", *both).stdout
+    assert "x \ufffd]0;title\ufffd\ufffd2Jyyy" in shown
+    assert "(414 characters more)" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\x9b"}
+    assert len(json.loads(command("task", "flips", *both, "--json").stdout)["items"]) == 1

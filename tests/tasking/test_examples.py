@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab.cli import tasks
+from imatrix_lab.cli.main import cli
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import TaskRequest
 from imatrix_lab.tasking import run
 from imatrix_lab.tasks import definition
 
 ROOT = Path(__file__).parents[2]
+TASK = cli.commands["task"]
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/tasks.md")),
-    *(command.help for command in tasks.task.commands.values()),
+    *(command.help for command in TASK.commands.values()),
 ]
 EXAMPLES = sorted(
     {
@@ -27,7 +28,7 @@ EXAMPLES = sorted(
 
 
 def test_every_command_has_an_example():
-    assert {line.split()[0] for line in EXAMPLES} == set(tasks.task.commands)
+    assert {line.split()[0] for line in EXAMPLES} == set(TASK.commands)
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
@@ -38,7 +39,7 @@ def test_examples(line, tmp_path, monkeypatch):
         if re.search(r"\.(gguf|parquet|json)$|^task-runs$", word):
             Path(word).parent.mkdir(parents=True, exist_ok=True)
             (Path(word).touch if "." in word else Path(word).mkdir)()
-    given = tasks.task.commands[name].make_context(name, words).params
+    given = TASK.commands[name].make_context(name, words).params
     if name == "run":
         codes = tuple(given["langs"].split(","))
         asked = TaskRequest(given["tasks"], codes, (), tmp_path, "cpu", data=given["data"])

@@ -3,16 +3,18 @@
 import json
 import math
 import re
+import threading
 
 import pytest
 
+from imatrix_lab import tables
 from imatrix_lab.chat_template import unmarked
 from imatrix_lab.endpoint import Client
-from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.errors import BadRecords, ImatrixLabError, UsageError
 from imatrix_lab.progress import Silent
 from imatrix_lab.tasking import judge, run
 from imatrix_lab.tasks import judge as judges
-from imatrix_lab.tasks import speech
+from imatrix_lab.tasks import records, speech
 from imatrix_lab.tasks.chat import fenced
 from tests.tasking.fakes import Answerer, chat_server
 from tests.tasking.test_run import request
@@ -25,18 +27,18 @@ HOSTILE = [
 ]
 
 
-def runs(tmp_path, *answers, languages=("en",)):
+def runs(tmp_path, *answers, languages=("en",), shots=0):
     items = {str(i): {"problem_type": "free-form", "context": None, "prompt": f"What is {i} + 1?",
                       "target": [str(i + 1)], "benchmark_name": "x"} for i in range(8)}  # fmt: skip
     (tmp_path / "quiz.json").write_text(json.dumps(items))
     asked = request("mixeval", tmp_path, data=tmp_path / "quiz.json", keep_text=True,
-                    languages=languages)  # fmt: skip
+                    languages=languages, shots=shots)  # fmt: skip
     answerers = [Answerer(n, None, say) for n, say in zip("AB", answers, strict=False)]
     return run.run(asked, answerers, Silent())
 
 
 def number(item):
-    return int(re.search(r"is (\d)", item.messages[0][1])[1])
+    return int(re.findall(r"is (\d)", item.messages[0][1])[-1])
 
 
 def test_grades_and_kappa(tmp_path, monkeypatch):
@@ -56,7 +58,7 @@ def test_grades_and_kappa(tmp_path, monkeypatch):
         assert judge.grade(path, chat, Silent()) == found
     assert len(asked) == 16  # other settings, other judgements
     # rule: 6 of 8 right; judge: 6 of 8, both right on 5
-    assert (found.n, found.n_failed, found.mean, found.mean_rule) == (8, 0, 0.75, 0.75)
+    assert (found.n, found.failed, found.mean, found.mean_rule) == (8, {}, 0.75, 0.75)
     assert found.kappa == pytest.approx((6 / 8 - 10 / 16) / (1 - 10 / 16))
     lines = [json.loads(x) for x in found.file.read_text().splitlines() if x]
     assert {len(x["prompts"][0]) for x in lines} == {16}
@@ -66,13 +68,21 @@ def test_grades_and_kappa(tmp_path, monkeypatch):
 
 def test_a_judge_that_fails_leaves_no_grade(tmp_path):
     (path,) = runs(tmp_path, lambda item: "1")
-    with (
-        chat_server(lambda text: 500 if "What is 1" in text else "I like it") as url,
-        Client(url, "j", timeout_s=10, retries=0) as chat,
-    ):
+    said = {"What is 1": 500, "What is 2": "Score: 0"}
+
+    def reply(text):
+        return next((said[x] for x in said if x in text), "I like it")
+
+    with chat_server(reply) as url, Client(url, "j", timeout_s=10, retries=0) as chat:
         found = judge.grade(path, chat, Silent())
-    assert (found.n, found.n_failed) == (0, 8)
-    assert math.isnan(found.kappa)
+        assert (found.n, found.failed) == (
+            1, {"the reply has no score": 6, "status 500 Internal Server Error": 1},
+        )  # fmt: skip
+        assert math.isnan(found.kappa)
+        del said["What is 2"]
+        found.file.unlink()
+        with pytest.raises(ImatrixLabError, match="no verdict came of 8 answers"):
+            judge.grade(path, chat, Silent())
     with (
         chat_server(lambda text: "Score: 1") as url,
         Client(url, "j", timeout_s=10) as chat,
@@ -93,7 +103,38 @@ def test_preferences_are_asked_in_both_orders(tmp_path):
             old.unlink()
         with chat_server(reply) as url, Client(url, "j", timeout_s=10) as chat:
             found = judge.prefer(*paths, chat, Silent())
-        assert (found.n_a, found.n_b, found.n_ties, found.n_failed) == (*wanted, 0)
+        assert (found.n_a, found.n_b, found.n_ties, found.failed) == (*wanted, {})
+
+
+def test_several_are_judged_at_a_time(tmp_path):
+    """Four requests are under way at any time, or the barrier breaks."""
+    (path,) = runs(tmp_path, lambda item: "1")
+    together = threading.Barrier(4, timeout=20)
+
+    def reply(text):
+        together.wait()
+        return f"Score: {int('What is 0' in text)}"
+
+    with chat_server(reply) as url, Client(url, "j", timeout_s=30, parallel=4) as chat:
+        found = judge.grade(path, chat, Silent())
+    assert (found.n, found.mean) == (8, 1 / 8)
+    assert found.kappa == 1  # each grade with its own item
+
+
+def test_a_judge_sees_the_item_and_no_examples(tmp_path):
+    (path,) = runs(tmp_path, lambda item: "1", shots=2)
+    seen = []
+
+    def reply(text):
+        seen.append(text)
+        return "Score: 1"
+
+    with chat_server(reply) as url, Client(url, "j", timeout_s=10) as chat:
+        judge.grade(path, chat, Silent())
+    assert len(seen) == 6
+    assert not any("What is 0" in text or "What is 1" in text for text in seen)
+    table = tables.read(path)
+    assert records.words(table, "examples")[0].count("Question: ") == 2
 
 
 @pytest.mark.parametrize("answer", HOSTILE)

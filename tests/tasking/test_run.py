@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -13,7 +13,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.progress import Silent
 from imatrix_lab.records import TaskRequest
 from imatrix_lab.tasking import run, show
-from imatrix_lab.tasks import definition, records
+from imatrix_lab.tasks import definition, load, records
 from imatrix_lab.tasks.journal import Journal
 from tests.tasking.fakes import Answerer
 
@@ -99,6 +99,7 @@ def test_records_that_compare_reads(exam, tmp_path):
     scores = {s.quant: s for s in show.scores(paths)}
     assert scores["A"].score.estimate == 1.0
     assert scores["B"].score.estimate == pytest.approx(20 / 39)
+    assert 0.8 < scores["A"].score.low < scores["A"].score.high == 1.0
     assert (scores["A"].n_given, scores["A"].n_unique) == (41, 39)
     flips = show.flips(*paths)
     assert (len(flips.items), flips.n_items, flips.n_gained, flips.n_lost) == (19, 39, 0, 19)
@@ -153,7 +154,7 @@ def test_failed_items_are_not_wrong(exam, tmp_path):
     (score,) = show.scores([path])
     assert score.failed == {"prompt longer than the context": 1, "time-out": 1}
     assert (score.n_items, score.score.estimate) == (N - 3, 1.0)
-    assert any("1 of 39 items failed: prompt longer than the context" in s for s in talk.said)
+    assert f"note: exam.nb.A: 1 of 39 items failed, not counted: {too_long}" in talk.said
     again = Answerer("A", right_unless())
     run.run(request(exam, tmp_path), [again], Silent())
     assert sorted(again.asked) == ["4", "6"]  # asked once more, and only those
@@ -264,11 +265,32 @@ def test_languages_that_a_task_lacks_are_left_out(tmp_path):
         run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
 
 
+@dataclass
+class Made:
+    id: str
+    output: str
+
+
 def test_separators_of_lines_are_kept_in_answers(tmp_path):
     path = tmp_path / "j.jsonl"
-    with Journal(path) as add:
+    with Journal(path, Made) as add:
         add({"id": "1", "output": "a\u2028b\u2029c\x85d"})
-    assert Journal(path).found["1"]["output"] == "a\u2028b\u2029c\x85d"
+    with path.open("a") as file:
+        file.write('\n{"id": "2"}\n7\nnull\n["id", "output"]\n')  # not ours
+    assert {i: e["output"] for i, e in Journal(path, Made).found.items()} == {
+        "1": "a\u2028b\u2029c\x85d"
+    }
+
+
+def test_what_is_not_pinned_is_said(exam, tmp_path, monkeypatch):
+    rows = json.loads((tmp_path / "exam.json").read_text())
+    newest = load.Rows(tuple(rows), {"a/b": "0123456789abcdef" * 2})
+    monkeypatch.setattr(load, "rows", lambda *_: newest)
+    exam.write_text(exam.read_text().replace("[source]", '[source]\nhub = "a/b"'))
+    talk = Talk()
+    (path,) = run.run(request(exam, tmp_path, data=None), [Answerer("A", right_unless())], talk)
+    assert "note: exam is not pinned; the newest: a/b at 0123456789ab" in talk.said
+    assert tables.read(path).signature["task"]["pinned"] is False
 
 
 def test_variants_that_cannot_be(exam, tmp_path):
@@ -295,8 +317,9 @@ def test_a_model_without_a_template_goes_on_from_the_prompt(quiz, tmp_path):
     ((role, text),) = seen[0].messages
     assert role == "" and text.endswith("\nSvar:")
     assert text.startswith("Spørsmål: Hva er 0 + 1?\nSvar så kort du kan.\nSvar: 1\n\nSpørsmål: ")
-    assert seen[0].stop == ("\n\nSpørsmål",)
-    assert records.words(tables.read(path), "prompt")[-1] == text
+    assert seen[0].stop == ("\nSpørsmål:", "\nSvar:")
+    table = tables.read(path)
+    assert records.words(table, "examples")[-1] + records.words(table, "prompt")[-1] == text
 
 
 def test_other_rules_are_another_run(quiz, tmp_path, monkeypatch):

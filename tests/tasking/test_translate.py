@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import threading
 
 import pytest
 
@@ -43,7 +44,9 @@ def run(tmp_path, reply, rows=ROWS, **more):
     (tmp_path / "task.json").write_text(json.dumps(rows))
     with (
         chat_server(reply) as url,
-        Client(url, more.get("model", "m"), timeout_s=10, retries=0) as chat,
+        Client(
+            url, more.get("model", "m"), timeout_s=30, retries=0, parallel=more.get("parallel", 1)
+        ) as chat,
     ):
         return translate.translate(
             definition.get("mixeval"), "en", "nb", tmp_path / "task.json", tmp_path / "out",
@@ -94,8 +97,8 @@ def test_the_review_has_what_looks_wrong_first(tmp_path):
 
 def test_a_server_that_fails_is_asked_again(tmp_path):
     found = run(tmp_path, lambda text: 500 if last(text) == "the cow" else WORDS[last(text)])
-    assert found.n_failed == 1
-    assert json.loads(found.items.read_text())[2]["options"] == ["the cow", "lerka"]
+    assert found.n_left_out == 1
+    assert [row["id"] for row in json.loads(found.items.read_text())] == ["0", "1"]
     asked = []
 
     def reply(text):
@@ -103,16 +106,35 @@ def test_a_server_that_fails_is_asked_again(tmp_path):
         return 500 if last(text) == "the cow" and model == "another" else WORDS[last(text)]
 
     model = "another"
-    assert run(tmp_path, reply, model=model).n_failed == 1
+    assert run(tmp_path, reply, model=model).n_left_out == 1
     assert len(asked) == len(WORDS)  # it translates everything itself
     asked.clear()
     model = "m"
-    assert run(tmp_path, reply).n_failed == 0
+    assert run(tmp_path, reply).n_left_out == 0
     assert asked == ["the cow"]
+    assert run(tmp_path, reply).n_left_out == 0
+    assert asked == ["the cow"]  # what is done is kept, whatever follows
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(ImatrixLabError, match="nothing could be translated"):
         run(other, lambda text: b"nonsense")
+
+
+def test_several_items_at_a_time_and_each_text_once(tmp_path):
+    """Two requests are under way together, or the barrier breaks."""
+    rows = [{**ROWS[1], "id": str(i), "context": f"Only {i}."} for i in range(4)]
+    together, asked = threading.Barrier(2, timeout=20), []
+
+    def reply(text):
+        asked.append(said := last(text))
+        if "Only" in said:
+            together.wait()
+        return f"på norsk: {said}"
+
+    found = run(tmp_path, reply, rows, parallel=2)
+    done = json.loads(found.items.read_text())
+    assert [row["context"] for row in done] == [f"på norsk: Only {i}." for i in range(4)]
+    assert asked.count(ROWS[1]["prompt"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -213,9 +213,12 @@ def test_from_the_hub(tmp_path):
     made = {
         f"{code}/test/0000.parquet": (tmp_path / "0.parquet").read_bytes() for code in ("de", "en")
     }
+    gated = {"README.md": CARD.encode()}
     repos = {"facebook/belebele": {"main": files},
+             "openlanguagedata/flores_plus": {"main": gated},
              "juletxara/mgsm": {"refs/convert/parquet": made}}  # fmt: skip
     with HubServer(repos) as hub:
+        hub.gate("openlanguagedata/flores_plus")
         commit = hub.commit("facebook/belebele")
         pinned = text.replace("75b399394a9803252cfec289d103de462763db7c", commit)
         pinned = pinned.replace("items = 900", "items = 2")
@@ -240,6 +243,8 @@ def test_from_the_hub(tmp_path):
             "for name, lang in (('gone', 'nb'), ('pinned', 'en'), ('other', 'nb')):\n"
             "    try: load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), lang)\n"
             "    except (BadText, FetchFailed) as error: print(error.what)\n"
+            "try: load.rows(definition.get('flores-plus'), 'nb')\n"
+            "except FetchFailed as error: print(error.fix)\n"
         )
 
         done = subprocess.run(
@@ -249,7 +254,9 @@ def test_from_the_hub(tmp_path):
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert not done.returncode, done.stderr
-    pinned_rows, newest, converted, gone_error, config_error, count_error = done.stdout.splitlines()
+    pinned_rows, newest, converted, *errors, gated_fix = done.stdout.splitlines()
+    gone_error, config_error, count_error = errors
+    assert gated_fix.startswith("accept the licence at https://huggingface.co/datasets/openlang")
     assert pinned_rows == newest
     rows, origin = json.loads(pinned_rows)
     assert tuple(rows) == MADE["belebele"].rows
@@ -262,8 +269,9 @@ def test_from_the_hub(tmp_path):
 
 def test_offline_is_an_error_with_a_way_out(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE is set") as offline:
         load.rows(definition.get("belebele"), "nb")
+    assert "or --data with a folder that has nob_Latn.jsonl" in str(offline.value)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(FetchFailed, match="cannot be reached"):

@@ -1,0 +1,357 @@
+"""What a study costs beside a plain script of llama.cpp's programs that does the same grid.
+
+    make bench-study             demo model, 2 languages x 2 samples, pools, mixtures; 20 minutes
+
+Both sides quantize with the same calibration texts and score at least the same number of tokens:
+
+    study    one run of llama-imatrix a sample; pools and mixtures are merged from these; original
+             and quants read a text together, and nearly every token is scored
+    script   one run of llama-imatrix for every sample, pool and mixture; llama-perplexity writes
+             the original's logits of a text, then reads them once for each quant; it scores the
+             second half of each window, so it reads twice as many
+
+The texts are made beforehand and cost neither side anything. Seconds are wall time of whole
+processes. The script keeps its quants to the end and one text's logits at a time. Run it on a
+machine that does nothing else: one side runs after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imatrix_lab import llamacpp, pipeline, proc
+from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.corpus import documents
+from imatrix_lab.corpus.text import JOINT
+from imatrix_lab.llamacpp import Compute
+from imatrix_lab.progress import Progress
+from imatrix_lab.records import CorpusFacts, Document, Model, Request, TextOptions
+from imatrix_lab.score.windows import Protocol, document_windows
+from imatrix_lab.store import Store
+from imatrix_lab.toolchain import Toolchain, cores, default_backend
+from imatrix_lab.vocabulary import Vocabulary
+
+WINDOW, SCORED = 512, 255
+"""Tokens of llama-perplexity's windows, and how many of these it scores."""
+SAMPLES = 2
+SHARED = ("toolchain", "model", "kernel", "fetched", "text", "sources", "corpus", "sha256.json")
+"""What either side finds made."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Two languages, their pools and mixtures, and no imatrix.
+
+    Attributes
+    ----------
+    tokens : of a calibration sample.
+    documents : scored of each language.
+    """
+
+    model: str = "demo"
+    languages: tuple[str, str] = ("nb", "en")
+    type: str = "Q3_K_S"
+    tokens: int = 3_072
+    documents: int = 4
+
+    def recipe(self) -> str:
+        """Return the study's recipe; mixtures count tokens, as llama-imatrix does."""
+        a, b = self.languages
+        return f"""
+schema = 1
+name = "bench"
+models = ["{self.model}"]
+types = ["{self.type}"]
+keep = "scores"
+seed = 0
+
+[calibration]
+texts = ["{a}", "{b}", "{a}=0.5,{b}=0.5", "none"]
+tokens = {self.tokens}
+samples = {SAMPLES}
+pooled = true
+merge_by = "tokens"
+
+[evaluation]
+texts = ["{a}", "{b}"]
+documents = {self.documents}
+"""
+
+    def imatrices(self) -> dict[str, list[tuple[str, int]]]:
+        """Return what the script computes imatrices on: (language, sample) of each."""
+        a, b = self.languages
+        samples = range(1, SAMPLES + 1)
+        found = {f"{code}-{k}": [(code, k)] for code in self.languages for k in samples}
+        found |= {f"{code}-pooled": [(code, k) for k in samples] for code in self.languages}
+        return found | {f"mixture-{k}": [(a, k), (b, k)] for k in samples}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one side took.
+
+    Attributes
+    ----------
+    peak_bytes, left_bytes : on disk, at most and at the end.
+    scoring_bytes : written by scoring alone.
+    imatrix_tokens : run through the model by llama-imatrix.
+    read_tokens, scored_tokens : of the texts, by each model.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    left_bytes: int
+    scoring_bytes: int
+    imatrix_tokens: int
+    read_tokens: int
+    scored_tokens: int
+
+
+class Disk:
+    """How much a folder holds, watched from the side."""
+
+    def __init__(self, root: Path):
+        self.root, self.peak_bytes = root, 0
+
+    def now(self) -> int:
+        """Return its bytes; a file with several names counts once, what links lead to does not."""
+        sizes = {}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                try:
+                    found = Path(folder, name).lstat()
+                except FileNotFoundError:  # gone since
+                    continue
+                sizes[found.st_ino] = found.st_blocks * 512
+        return sum(sizes.values())
+
+    @contextmanager
+    def watched(self, every_s: float = 0.5) -> Iterator[None]:
+        """Note the peak while it lasts."""
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(every_s):
+                self.peak_bytes = max(self.peak_bytes, self.now())
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.peak_bytes = max(self.peak_bytes, self.now())
+
+
+class Bench:
+    """Texts and model of one run."""
+
+    def __init__(self, grid: Grid, root: Path, store: Store, progress: Progress):
+        self.grid, self.root, self.store, self.threads = grid, root, store, cores()
+        asked = Request("", (), grid.model, grid.tokens, root, default_backend())
+        self.tools: Toolchain
+        self.model: Model
+        self.tools, self.model = pipeline.prepare(asked, store, progress)
+        self.corpora: dict[tuple[str, int], CorpusFacts] = {}
+        for code in grid.languages:
+            for k in range(1, SAMPLES + 1):
+                one = replace(asked, text=code, corpus=TextOptions(sample=k, n_samples=SAMPLES))
+                self.corpora[code, k] = pipeline.corpus_of(
+                    one, self.tools, self.model, store, progress
+                )
+
+    def heldout(self, code: str) -> list[Document]:
+        """Return a language's held-out documents."""
+        return documents.read(self.corpora[code, 1].heldout)
+
+    def tokens_of_study(self) -> dict[str, tuple[int, int]]:
+        """Return how many tokens of each language's text a model reads and scores."""
+        protocol = Protocol()
+        found = {}
+        with Vocabulary(self.tools, self.model.path) as vocabulary:
+            for code in self.grid.languages:
+                texts = [d.text for d in self.heldout(code)[: self.grid.documents]]
+                tokens = [vocabulary.tokens(t, add_special=False) for t in texts]
+                windows = document_windows(tokens, vocabulary.bos(), protocol)
+                read = sum(len(w.tokens) - 1 for w in windows)
+                found[code] = read, sum(w.n_scored for w in windows)
+        return found
+
+    def study(self) -> Cost:
+        """Run the study in a store of its own."""
+        cache, out = self.root / "cache", self.root / "study"
+        cache.mkdir()
+        for name in SHARED:
+            if (self.store.root / name).exists():
+                (cache / name).symlink_to(self.store.root / name)
+        recipe = self.root / "bench.toml"
+        recipe.write_text(self.grid.recipe(), "utf-8")
+        entry = "import sys; from imatrix_lab.cli.main import run; sys.exit(run(sys.argv[1:]))"
+        argv = [sys.executable, "-c", entry, "study", "run", str(recipe), "--out", str(out)]
+        disk = Disk(self.root)
+        with disk.watched(), clocks() as clock:
+            proc.run(
+                argv, log=self.root / "study.log",
+                env={**os.environ, "IMATRIX_LAB_CACHE": str(cache)},
+            )  # fmt: skip
+        tokens = self.tokens_of_study()
+        return Cost(
+            clock.wall_s,
+            clock.cpu_s,
+            disk.peak_bytes,
+            disk.now(),
+            sum(p.stat().st_size for p in out.glob("scores/*.parquet")),
+            sum(c.n_tokens // WINDOW * WINDOW for c in self.corpora.values()),
+            sum(read for read, _ in tokens.values()),
+            sum(scored for _, scored in tokens.values()),
+        )
+
+    def script(self) -> Cost:
+        """Run llama.cpp's programs one after the other."""
+        folder = self.root / "script"
+        folder.mkdir()
+        disk, scoring_bytes, n_windows = Disk(folder), 0, 0
+        texts = {code: self._flat(folder, code) for code in self.grid.languages}
+        calibration = {name: self._joined(folder, name) for name in self.grid.imatrices()}
+        with disk.watched(), clocks() as clock:
+            quants = [self._quant(folder, None)]
+            for name, (text, n) in calibration.items():
+                self._imatrix(folder, name, text, n)
+                quants.append(self._quant(folder, name))
+            for path, n in texts.values():
+                scoring_bytes += self._score(folder, path, n, quants)
+                n_windows += n
+        return Cost(
+            clock.wall_s,
+            clock.cpu_s,
+            disk.peak_bytes,
+            disk.now(),
+            scoring_bytes,
+            sum(n for _, n in calibration.values()) * WINDOW,
+            n_windows * WINDOW,
+            n_windows * SCORED,
+        )
+
+    def _joined(self, folder: Path, name: str) -> tuple[Path, int]:
+        """Return an imatrix's text, and its windows."""
+        parts = [self.corpora[key] for key in self.grid.imatrices()[name]]
+        path = folder / f"{name}.txt"
+        path.write_bytes(b"\n".join(c.calibration.read_bytes() for c in parts))
+        return path, sum(c.n_tokens // WINDOW for c in parts)
+
+    def _flat(self, folder: Path, code: str) -> tuple[Path, int]:
+        """Return a text with the windows that llama-perplexity needs for as many scored tokens."""
+        n_windows = -(-self.tokens_of_study()[code][1] // SCORED)
+        path = folder / f"heldout-{code}.txt"
+        text = JOINT.join(d.text for d in self.heldout(code))
+        with Vocabulary(self.tools, self.model.path) as vocabulary:
+            if vocabulary.count(text) < n_windows * WINDOW:
+                sys.exit(f"too little text is held out in {code} for {n_windows} windows")
+        path.write_bytes(text.encode())
+        return path, n_windows
+
+    def _imatrix(self, folder: Path, name: str, text: Path, n_windows: int) -> None:
+        program = self.tools.program("llama-imatrix")
+        out = folder / f"{name}.imatrix.gguf"
+        compute = Compute(self.threads, gpu_layers=0)
+        argv = llamacpp.imatrix_argv(
+            program, self.model.path, text, out, compute, windows=(0, n_windows)
+        )
+        proc.run(argv)
+
+    def _quant(self, folder: Path, name: str | None) -> Path:
+        path = folder / f"{name}.gguf"
+        imatrix = str(folder / f"{name}.imatrix.gguf") if name else None
+        program = self.tools.program("llama-quantize")
+        argv = llamacpp.quantize_argv(
+            program, self.model.path, path, self.grid.type, self.threads, imatrix=imatrix
+        )
+        proc.run(argv)
+        return path
+
+    def _score(self, folder: Path, text: Path, n_windows: int, quants: list[Path]) -> int:
+        """Score quants on a text; return the bytes of the original's logits, which are removed."""
+        logits = folder / "logits.bin"
+        program = self.tools.program("llama-perplexity")
+        for path in [self.model.path, *quants]:
+            compute = Compute(self.threads, gpu_layers=0)
+            argv = llamacpp.perplexity_argv(program, path, text, compute, n_windows=n_windows)
+            argv += ["--kl-divergence-base", str(logits)]
+            proc.run(argv + ["--kl-divergence"] * (path != self.model.path))
+        size_bytes = logits.stat().st_size
+        logits.unlink()
+        return size_bytes
+
+
+@dataclass
+class Clock:
+    """Wall time, and processor time of the programs that ran."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+@contextmanager
+def clocks() -> Iterator[Clock]:
+    """Take the time of a block."""
+    clock, began, before = Clock(), time.monotonic(), _cpu_s()
+    yield clock
+    clock.wall_s, clock.cpu_s = time.monotonic() - began, _cpu_s() - before
+
+
+def _cpu_s() -> float:
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
+def report(study: Cost, script: Cost, grid: Grid) -> None:
+    """Print both sides, their ratios, and where the ratios come from."""
+    n_models = 2 + len(grid.imatrices())
+    print(f"{'':28}{'study':>16}{'script':>16}{'ratio':>9}")
+
+    def row(name: str, a: float, b: float, unit: str) -> None:
+        print(f"{name:28}{a:14,.0f} {unit:1}{b:14,.0f} {unit:1}{a / max(b, 1e-9):9.4f}")
+
+    row("wall time (at most 0.6)", study.wall_s, script.wall_s, "s")
+    row("processor time", study.cpu_s, script.cpu_s, "s")
+    row("disk, at most", study.peak_bytes, script.peak_bytes, "B")
+    row("disk, at the end", study.left_bytes, script.left_bytes, "B")
+    row("disk, scoring alone (0.01)", study.scoring_bytes, script.scoring_bytes, "B")
+    row("tokens for imatrices", study.imatrix_tokens, script.imatrix_tokens, "")
+    row("tokens scored, by each model", study.scored_tokens, script.scored_tokens, "")
+    row("tokens read for that", study.read_tokens, script.read_tokens, "")
+    print(
+        f"imatrix runs: {SAMPLES * len(grid.languages)} and {len(grid.imatrices())}, the rest"
+        f" merged; scored of a token read: {study.scored_tokens / study.read_tokens:.3f} and"
+        f" {script.scored_tokens / script.read_tokens:.3f}; {n_models} models, the original once"
+        f" a text on both sides: {len(grid.languages)} passes"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.parse_args()
+    grid = Grid()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(grid, Path(folder), Store(), Terminal())
+        print(f"{grid}; {bench.threads} threads", flush=True)
+        study = bench.study()
+        print(f"study: {study.wall_s:.0f} s", flush=True)
+        report(study, bench.script(), grid)
+
+
+if __name__ == "__main__":
+    main()
