@@ -145,9 +145,10 @@ def test_scripts_and_directions(opened):
 
 def test_a_link_opens_the_part_it_leads_to(opened):
     page = opened("page")
+    assert not page.locator("#S1").is_visible()
+    page.evaluate("location.hash = 'S1'")
+    page.wait_for_function("document.querySelector('#S1').closest('details').open")
     assert page.locator("#S1").is_visible()
-    page.evaluate("location.hash = document.querySelector('#differences details [id]').id")
-    page.wait_for_function("document.querySelector('#differences details').open")
 
 
 def test_prints_light_on_paper(opened, tmp_path):
