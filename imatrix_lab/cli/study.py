@@ -11,7 +11,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from imatrix_lab.cli import options
+from imatrix_lab import typed
+from imatrix_lab.cli import options, plans
 from imatrix_lab.cli.terminal import duration, quantity, stderr, stdout
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -33,7 +34,10 @@ def study() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan: what is there, time, disk, power.")
 @JOBS
-def run(recipe: Path, out: Path | None, dry_run: bool, jobs: int | None) -> int:
+@options.JSON
+def run(
+    recipe: Path, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool
+) -> int | None:
     """Run the study of RECIPE, or go on with it; status 1 if steps failed.
 
     \b
@@ -43,13 +47,21 @@ def run(recipe: Path, out: Path | None, dry_run: bool, jobs: int | None) -> int:
     from imatrix_lab.study import run as running
 
     store, terminal = options.surroundings()
-    return _print_found(running.begin(recipe, out, jobs, store, terminal))
+    if dry_run:
+        found = running.plan(recipe, out, store, terminal)
+        if as_json:
+            options.emit(typed.plain(found))
+        else:
+            plans.show(found)
+        return None
+    return _print_found(running.begin(recipe, out, jobs, store, terminal), as_json)
 
 
 @study.command("resume")
 @click.argument("folder", required=False, metavar="[DIR]", type=FOLDER)
 @JOBS
-def resume(folder: Path | None, jobs: int | None) -> int:
+@options.JSON
+def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
     """Go on with a study that was stopped, and try again what failed.
 
     DIR is the study's folder; the newest under studies/ without it.
@@ -63,11 +75,15 @@ def resume(folder: Path | None, jobs: int | None) -> int:
 
     found = folders.Folder(folder.absolute()) if folder else folders.newest()
     store, terminal = options.surroundings()
-    return _print_found(running.resume(found, jobs, store, terminal))
+    return _print_found(running.resume(found, jobs, store, terminal), as_json)
 
 
-def _print_found(done: Any) -> int:
+def _print_found(done: Any, as_json: bool) -> int:
     """Print the answer, what is missing and where things lie; return the exit status."""
+    if as_json:
+        found = {"folder": done.folder, "answer": done.found.answer, "missing": done.found.missing}
+        options.emit(typed.plain(found))
+        return 1 if done.found.missing else 0
     for sentence in done.found.answer:
         click.echo(sentence)
     for missing in done.found.missing:

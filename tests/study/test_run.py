@@ -1,0 +1,274 @@
+"""Whole studies on the small model, through the command line: kills, failures, disks."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab import results
+from tests import tiny_model
+from tests.corpus.made_up import LANGUAGE, prose
+
+COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
+KILLS = 10
+RECIPE = """
+schema = 1
+name = "small"
+types = ["Q4_K_M", "Q2_K"]
+models = ["tiny-f16.gguf"]
+keep = "{keep}"
+[calibration]
+texts = ["none", "qaa", "qab", "qaa=0.5,qab=0.5"]
+tokens = 1536
+samples = 2
+[evaluation]
+texts = ["qaa", "qab=short.jsonl"]
+documents = 2
+ctx = 128
+[comparison]
+baseline = "none"
+resamples = 100
+"""
+
+
+class Bench:
+    """A folder with a model, a recipe, texts in two languages, a cache, and one study."""
+
+    def __init__(self, folder, env, text=RECIPE, keep="scores"):
+        self.folder, self.env = folder, env
+        self.recipe, self.out = folder / "recipe.toml", folder / "study"
+        self.recipe.write_text(text.format(keep=keep))
+
+    def start(self, *words):
+        return subprocess.Popen(
+            [COMMAND, "study", *map(str, words)], env=self.env, cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, *words, status=0):
+        process = self.start(*words)
+        said, told = process.communicate(timeout=300)
+        assert process.returncode == status, told
+        return said, told
+
+    def study(self, *words, status=0):
+        return self.run("run", self.recipe, "--out", self.out, *words, status=status)
+
+    def found(self):
+        return results.read(self.out)
+
+    def same(self):
+        """What must not depend on the clock, on jobs, or on being stopped."""
+        found = json.loads((self.out / results.FILE).read_text())
+        del found["times"]
+        return found
+
+    def quants(self):
+        """Every quant that is left, in the study or in the cache."""
+        cache = Path(self.env["IMATRIX_LAB_CACHE"])
+        return [*self.out.rglob("*Q?_K*.gguf"), *cache.glob("quant/*/*.gguf")]
+
+
+@pytest.fixture(scope="session")
+def bench(tools, kernel_store, subprocess_env, tmp_path_factory):
+    """A function: name -> a bench whose cache has nothing but the toolchain and the kernels."""
+    first = tmp_path_factory.mktemp("studies")
+    tiny_model.write(first / "tiny-f16.gguf")
+    for code in ("qaa", "qab", "qac"):
+        text = LANGUAGE.format(code=code, name=f"Language {code}")
+        (first / "data" / "corpora").mkdir(parents=True, exist_ok=True)
+        (first / "data" / "corpora" / f"{code}.toml").write_text(text)
+        rng = random.Random(code)
+        lines = [json.dumps({"id": f"{i:04d}", "text": prose(rng)[:300]}) for i in range(160)]
+        (first / f"{code}.jsonl").write_text("\n".join(lines))
+
+    def env_of(folder):
+        env = subprocess_env(folder / "cache", tools)
+        if not (folder / "cache" / "kernel").exists():
+            (folder / "cache" / "kernel").symlink_to(kernel_store.root / "kernel")
+        return env | {"IMATRIX_LAB_DATA": str(first / "data")}
+
+    for code in ("qaa", "qab"):
+        add = [COMMAND, "corpus", "add", str(first / f"{code}.jsonl"), "--lang", code]
+        add += ["--name", "own", "--licence", "CC0-1.0"]
+        subprocess.run(add, env=env_of(first), check=True, capture_output=True)
+
+    def make(name, **rest):
+        folder = first / name
+        folder.mkdir()
+        shutil.copy(first / "tiny-f16.gguf", folder)
+        rng = random.Random(1)
+        lines = [json.dumps({"id": f"{i}", "text": prose(rng)[:200]}) for i in range(4)]
+        (folder / "short.jsonl").write_text("\n".join(lines))
+        return Bench(folder, env_of(folder), **rest)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calm(bench):
+    """An undisturbed study that keeps scores alone: its bench, and the seconds it took."""
+    found = bench("calm")
+    began = time.monotonic()
+    found.said, found.told = found.study()
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def test_a_study_from_recipe_to_report(calm):
+    found = calm.found()
+    labels = {"none": 0, "qaa": 2, "qab": 2, "qaa50-qab50": 2}
+    quants = {(q.calibration, q.sample, q.type) for q in found.quants}
+    assert quants == {
+        (label.replace("none", "no imatrix"), sample, kind)
+        for label, n in labels.items()
+        for sample in range(1 if n else 0, n + 1)
+        for kind in ("Q4_K_M", "Q2_K")
+    }
+    files = sorted(p.name for p in (calm.out / "scores").iterdir())
+    assert len(files) == 2 * len(quants) and "qaa.tiny-qaa.1-Q2_K.parquet" in files
+    assert {(c.a, c.b) for c in found.comparisons} == {
+        (label, "no imatrix") for label in labels if label != "none"
+    }
+    assert not found.missing and not calm.quants()
+    assert not (calm.out / "work").exists()
+    pairs = {(p.calibration, p.sample, p.language) for p in found.predictions}
+    assert ("qab", 2, "qaa") in pairs and len(found.predictions) == 2 * len(quants)
+    for name in ("report.html", "report.md"):
+        assert "Language qab" in (calm.out / name).read_text()
+    for sentence in found.answer:
+        assert sentence in calm.said
+    merged = next(c for c in found.calibrations if c.label == "qaa50-qab50" and c.sample == 2)
+    parts = [c for c in found.calibrations if c.label in ("qaa", "qab") and c.sample == 2]
+    assert set(merged.merged_from) == {c.imatrix_sha256 for c in parts}
+    assert str(calm.folder) not in (calm.out / results.FILE).read_text()
+
+
+def test_status_says_that_it_is_done(calm):
+    said, _ = calm.run("status", calm.out)
+    assert said.startswith("study: done, 100 %")
+    told = json.loads(calm.run("status", calm.out, "--json")[0])
+    assert {step["state"] for step in told["steps"].values()} == {"done"}
+
+
+def test_a_second_run_makes_nothing_again(calm):
+    before = calm.same()
+    when = {p: p.stat().st_mtime_ns for p in (calm.out / "steps").iterdir()}
+    (calm.out / results.FILE).unlink()
+    _, told = calm.run("resume", calm.out)
+    assert calm.same() == before
+    assert when == {p: p.stat().st_mtime_ns for p in (calm.out / "steps").iterdir()}
+    assert "quantize" not in told and "imatrix" not in told and not calm.quants()
+
+
+def test_another_recipe_is_refused_in_the_same_folder(calm):
+    other = calm.folder / "other.toml"
+    other.write_text(calm.recipe.read_text() + "\n# another\n")
+    _, told = calm.run("run", other, "--out", calm.out, status=2)
+    assert "another recipe" in told and "--out" in told
+    _, told = calm.run("run", calm.recipe, "--out", calm.folder, status=2)
+    assert "something else here" in told
+
+
+def test_killed_at_any_moment_then_the_same(calm, bench):
+    rng, killed, n = random.Random(8), 0, 0
+    ours = bench("killed-0")
+    while killed < KILLS:
+        process = ours.start("run", ours.recipe, "--out", ours.out)
+        try:
+            process.communicate(timeout=rng.uniform(0.2, 0.6) * calm.seconds)
+            assert ours.same() == calm.same()
+            n += 1
+            ours = bench(f"killed-{n}")
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+            if killed == KILLS // 2 and (ours.out / "status.json").exists():
+                assert ours.run("status", ours.out)[0].startswith("study: stopped")
+    ours.study()
+    assert ours.same() == calm.same() and not ours.quants()
+    for path in (calm.out / "scores").iterdir():
+        assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_ctrl_c_leaves_no_program_and_the_next_run_goes_on(calm, bench):
+    ours = bench("stopped")
+    process = ours.start("run", ours.recipe, "--out", ours.out)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("quantize"):
+            break
+    status, _ = ours.run("status", ours.out)
+    assert status.startswith("study: running")
+    refused = ours.study(status=2)[1]
+    assert "is running this study" in refused
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from here" in rest
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(ours.folder) not in left
+    assert ours.run("status", ours.out)[0].startswith("study: stopped")
+    assert "Traceback" not in rest
+    made = {p: p.stat().st_mtime_ns for p in (ours.out / "steps").iterdir()}
+    ours.run("resume", ours.out, "--jobs", 1)
+    assert ours.same() == calm.same()
+    assert all(p.stat().st_mtime_ns == when for p, when in made.items())
+
+
+def test_one_job_in_batches_keeps_disk_low_and_users_quants(calm, bench):
+    """First keeping all, so that the quants are the user's; then in batches, which leave them."""
+    kept = bench("kept", keep="all")
+    kept.study("--jobs", 1)
+    assert {**kept.same(), "recipe": 0} == {**calm.same(), "recipe": 0}
+    assert len(list((kept.out / "quants").iterdir())) == 14
+    theirs = sorted(kept.quants())
+    limit = 'keep = "scores"\n[limits]\ndisk_gib = 0.003\n'
+    kept.recipe.write_text(kept.recipe.read_text().replace('keep = "all"\n', limit))
+    kept.out = kept.folder / "batches"
+    _, told = kept.study()
+    assert "quantize" not in told
+    assert sorted(kept.quants()) == [p for p in theirs if kept.folder / "study" not in p.parents]
+    found = kept.found()
+    bounds = {s["protocol"]["divergence"].split(",")[0] for s in found.signatures.values()}
+    assert bounds == {"lower bound"} and len(found.quants) == 14
+    scores = [p.name for p in (kept.out / "steps").iterdir() if ".score.qaa" in p.name]
+    assert len(scores) > 1
+
+
+def test_what_fails_stops_only_what_needs_it_and_can_be_mended(calm, bench):
+    text = RECIPE.replace('"Q2_K"', '"IQ2_XXS"').replace(
+        '["qaa", "qab=short.jsonl"]', '["qaa", "qac"]'
+    )
+    ours = bench("failing", text=text.replace("samples = 2", "samples = 1"))
+    said, told = ours.study(status=1)
+    found = ours.found()
+    missing = {m.step: m for m in found.missing}
+    assert set(missing) == {"quantize none IQ2_XXS", "text qac"}
+    assert "takes an imatrix" in missing["quantize none IQ2_XXS"].why
+    assert missing["quantize none IQ2_XXS"].left_out == ("predicted loss none IQ2_XXS",)
+    assert missing["text qac"].left_out == ("score qac",) and "missing: text qac" in told
+    assert len(found.quants) == 7 and {s.text for s in found.scores} == {"qaa"}
+    assert not ours.quants() and said
+    status, _ = ours.run("status", ours.out)
+    assert "2 failed" in status and "takes an imatrix" in status
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(calm, bench, small_disk):
+    ours = bench("full")
+    ours.out = small_disk / "study"
+    _, told = ours.study(status=1)
+    assert "MiB are free" in told or "the disk is full" in told
+    assert "Traceback" not in told and "bug" not in told
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    ours.run("resume", ours.out)
+    assert ours.same() == calm.same()
