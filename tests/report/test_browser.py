@@ -26,6 +26,7 @@ def opened(browser, folder):
 
     def open_page(name, **options):
         context = browser.new_context(**options)
+        context.set_default_timeout(180_000)  # a busy machine is no failure
         contexts.append(context)
         page = context.new_page()
         page.noise = []
