@@ -136,16 +136,16 @@ def quantize(
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
+        need, wants_imatrix = dry_run(toolchain, model, quant_type, options, log)
+        if wants_imatrix and not imatrix:
+            raise UsageError(
+                f"{quant_type} takes an imatrix", fix="give one, or choose another type"
+            )
         reference = None
         if heldout:
             reference = perplexity(toolchain, model, heldout, options, store, progress)
         made, notes = scratch / _file_name(model, imatrix, quant_type), scratch / "fallback.json"
         if not made.exists():  # else an earlier run was stopped while verifying
-            need, wants_imatrix = dry_run(toolchain, model, quant_type, options, log)
-            if wants_imatrix and not imatrix:
-                raise UsageError(
-                    f"{quant_type} takes an imatrix", fix="give one, or choose another type"
-                )
             need_room(store.root, need, f"{quant_type} of {model.label}")
             part = scratch / "part.gguf"
             done = run(

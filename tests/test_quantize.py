@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import llamacpp, pipeline, quantize
+from imatrix_lab import llamacpp, machine, pipeline, quantize
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.gguf_file import read_header
 from imatrix_lab.imatrix import file
@@ -134,3 +134,26 @@ def test_what_counts_as_broken(found, quant_type, good):
     else:
         with pytest.raises(BadModel, match="broken"):
             verify()
+
+
+def test_a_type_that_takes_an_imatrix_says_so(tools, tiny, own_text, tmp_path):
+    with pytest.raises(UsageError, match="IQ2_XXS takes an imatrix"):
+        run(tiny, None, ["IQ2_XXS"], own_text(600), tmp_path / "out")
+
+
+def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own_text, tmp_path):
+    """What is scored anyway need not be verified first; a copy that was is found by its inputs."""
+    (verified,) = run(tiny, None, ["Q4_K_M"], own_text(600), tmp_path / "out").quants
+    model = pipeline.resolve(str(tiny), Store(), Silent())
+    options = quantize.Options(machine.compute_for(model.facts, "cpu", threads=1))
+    metadata = pipeline.metadata_of(tools, None, None)
+    inputs = quantize.inputs(model, None, "Q4_K_M", None, metadata, options, tools)
+    any_check = {k: v for k, v in inputs.items() if k != "heldout_sha256"}
+    found = Store().like("quant", any_check)
+    assert found and quantize.facts(found).sha256 == verified.sha256
+    assert Store().like("quant", {**any_check, "type": "Q3_K_S"}) is None
+    made = quantize.quantize(
+        tools, model, None, "Q4_K_M", None, metadata, options, Store(), Silent()
+    )
+    assert made.sha256 == verified.sha256 and made.path != verified.path
+    assert math.isnan(made.perplexity) and made.n_windows == 0

@@ -265,7 +265,7 @@ def test_in_batches_disk_is_low_and_the_users_quants_stay(bench):
     limit = 'keep = "scores"\n[limits]\ndisk_gib = 0.001\n'
     ours.recipe.write_text(ours.recipe.read_text().replace('keep = "all"\n', limit))
     ours.out = ours.folder / "batches"
-    _, told = ours.study("--jobs", 1)
+    _, told = ours.study()
     assert "quantize" not in told and ours.quants() == theirs
     found = ours.found()
     bounds = {s["protocol"]["divergence"].split(",")[0] for s in found.signatures.values()}
