@@ -11,7 +11,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from imatrix_lab.cli import options
+from imatrix_lab import typed
+from imatrix_lab.cli import options, plans
 from imatrix_lab.cli.terminal import duration, quantity, stderr, stdout
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -27,23 +28,32 @@ def study() -> None:
 
 
 @study.command("run")
-@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("recipe")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The study's folder. [default: studies/NAME]"
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan: what is there, time, disk, power.")
 @JOBS
-def run(recipe: Path, out: Path | None, dry_run: bool, jobs: int | None) -> int:
+@options.JSON
+def run(recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool) -> int:
     """Run the study of RECIPE, or go on with it; status 1 if steps failed.
+
+    RECIPE is a TOML file, or the name of one that comes with the package. --json is of the plan.
 
     \b
     Example:
       imatrix-lab study run recipes/quick-nb.toml
     """
+    from imatrix_lab import recipe as recipes
     from imatrix_lab.study import run as running
 
+    path = recipes.find(recipe)
     store, terminal = options.surroundings()
-    return _print_found(running.begin(recipe, out, jobs, store, terminal))
+    if not dry_run:
+        return _print_found(running.begin(path, out, jobs, store, terminal))
+    found = running.plan(path, out, store, terminal)
+    options.emit(typed.plain(found)) if as_json else plans.show(found)
+    return 0
 
 
 @study.command("resume")

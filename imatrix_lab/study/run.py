@@ -11,12 +11,14 @@ from pathlib import Path
 from imatrix_lab import recipe as recipes
 from imatrix_lab import results
 from imatrix_lab.progress import Progress
+from imatrix_lab.recipe import Recipe
 from imatrix_lab.report import html, markdown
 from imatrix_lab.results import Results
 from imatrix_lab.store import Store
-from imatrix_lab.study import assemble, check, gather, graph, running, steps, watching
+from imatrix_lab.study import assemble, check, gather, graph, planning, running, steps, watching
 from imatrix_lab.study.folder import STOPPED, STUDIES, Folder
 from imatrix_lab.study.graph import Step
+from imatrix_lab.study.planning import Plan
 from imatrix_lab.study.running import Outcome
 from imatrix_lab.study.shared import Shared, prepare
 from imatrix_lab.study.watching import DONE, FAILED, Watch
@@ -43,11 +45,21 @@ def begin(
     """
     recipe = recipes.load(path)
     check.check(recipe)
-    folder = Folder((out or STUDIES / recipe.name).absolute())
+    folder = _folder(recipe, out)
     folder.begin(path)
     with folder.held():
         folder.tell({**folder.status(), "recipe_folder": str(path.absolute().parent)})
         return _go_on(folder, jobs, store, progress)
+
+
+def plan(path: Path, out: Path | None, store: Store, progress: Progress) -> Plan:
+    """Return what the study of a recipe would do."""
+    recipe = recipes.load(path)
+    return planning.plan(recipe, _folder(recipe, out), store, progress)
+
+
+def _folder(recipe: Recipe, out: Path | None) -> Folder:
+    return Folder((out or STUDIES / recipe.name).absolute())
 
 
 def resume(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
