@@ -138,7 +138,7 @@ class Client:
         self._hopeless = self._hopeless + 1 if error.hopeless else 0
         if self._hopeless >= HOPELESS_MAX:
             raise FetchFailed(
-                f"{self._hopeless} requests in a row failed: {error.why}", where=self.url,
+                f"{self._hopeless} requests in a row failed: {error.why}", where=self.host,
                 fix="check the address and the key, then run again: what is answered is kept",
             )  # fmt: skip
         tries = f" ({attempt + 1} attempts)" if attempt else ""

@@ -1,6 +1,6 @@
 """What a study costs beside a plain script of llama.cpp's programs that does the same grid.
 
-    make bench-study             demo model, 2 languages x 2 samples, pools, mixtures; 20 minutes
+    make bench-study             demo model, 2 languages x 2 samples, pools, mixtures; 25 minutes
 
 Both sides quantize with the same calibration texts and score at least the same number of tokens:
 
@@ -61,7 +61,7 @@ class Grid:
     model: str = "demo"
     languages: tuple[str, str] = ("nb", "en")
     type: str = "Q3_K_S"
-    tokens: int = 3_072
+    tokens: int = 4_096
     documents: int = 4
 
     def recipe(self) -> str:

@@ -94,7 +94,7 @@ def translate(
       imatrix-lab task translate mixeval --to nb --endpoint http://host:8080/v1 --model big
     """
     terminal = Terminal()
-    one = definitions.get(name)
+    one, to = definitions.get(name), options.language(to, terminal)
     with _chat(asked, terminal) as chat:
         found = translating.translate(
             one, source, to, data=data, out=out, limit=limit, chat=chat, progress=terminal

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from imatrix_lab.cli.terminal import duration, numbers_table, quantity, stdout
+from imatrix_lab.cli.terminal import duration, numbers_table, quantity, stderr, stdout
 
 if TYPE_CHECKING:
     from imatrix_lab.results import Power
@@ -24,12 +24,14 @@ def show(plan: Plan) -> None:
     stdout.print("\nsmallest differences found with 80 % power")
     stdout.print(_effects(plan))
     for warning in plan.warnings:
-        stdout.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        stderr.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
 def _steps(plan: Plan) -> Table:
     table = numbers_table("step", "state", "time", "disk", "memory")
     for row in plan.rows:
+        if row.kind == "tidy":
+            continue
         time = "" if row.is_done else duration(row.seconds)
         table.add_row(
             escape(row.what),
@@ -43,9 +45,10 @@ def _steps(plan: Plan) -> Table:
 
 def _totals(plan: Plan) -> str:
     """Return what all of it takes; a time with a question mark is not measured."""
-    done = sum(row.is_done for row in plan.rows)
+    rows = [row for row in plan.rows if row.kind != "tidy"]
+    done = sum(row.is_done for row in rows)
     return (
-        f"{plan.name}: {len(plan.rows)} steps, {done} cached; about {duration(plan.seconds)} on all"
+        f"{plan.name}: {len(rows)} steps, {done} cached; about {duration(plan.seconds)} on all"
         f" cores (? is assumed); disk {quantity(plan.disk_peak_bytes, 'B')} at most,"
         f" {quantity(plan.disk_final_bytes, 'B')} at the end,"
         f" {quantity(plan.disk_free_bytes, 'B')} free; memory"

@@ -35,10 +35,12 @@ def study() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan: what is there, time, disk, power.")
 @JOBS
 @options.JSON
-def run(recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool) -> int:
+def run(
+    recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool
+) -> int | None:
     """Run the study of RECIPE, or go on with it; status 1 if steps failed.
 
-    RECIPE is a TOML file, or the name of one that comes with the package. --json is of the plan.
+    RECIPE is a TOML file, or the name of one that comes with the package (quick-nb).
 
     \b
     Example:
@@ -49,17 +51,21 @@ def run(recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json:
 
     path = recipes.find(recipe)
     store, terminal = options.surroundings()
-    if not dry_run:
-        return _print_found(running.begin(path, out, jobs, store, terminal))
-    found = running.plan(path, out, store, terminal)
-    options.emit(typed.plain(found)) if as_json else plans.show(found)
-    return 0
+    if dry_run:
+        found = running.plan(path, out, store, terminal)
+        if as_json:
+            options.emit(typed.plain(found))
+        else:
+            plans.show(found)
+        return None
+    return _print_found(running.begin(path, out, jobs, store, terminal), as_json)
 
 
 @study.command("resume")
 @click.argument("folder", required=False, metavar="[DIR]", type=FOLDER)
 @JOBS
-def resume(folder: Path | None, jobs: int | None) -> int:
+@options.JSON
+def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
     """Go on with a study that was stopped, and try again what failed.
 
     DIR is the study's folder; the newest under studies/ without it.
@@ -73,11 +79,15 @@ def resume(folder: Path | None, jobs: int | None) -> int:
 
     found = folders.Folder(folder.absolute()) if folder else folders.newest()
     store, terminal = options.surroundings()
-    return _print_found(running.resume(found, jobs, store, terminal))
+    return _print_found(running.resume(found, jobs, store, terminal), as_json)
 
 
-def _print_found(done: Any) -> int:
+def _print_found(done: Any, as_json: bool) -> int:
     """Print the answer, what is missing and where things lie; return the exit status."""
+    if as_json:
+        found = {"folder": done.folder, "answer": done.found.answer, "missing": done.found.missing}
+        options.emit(typed.plain(found))
+        return 1 if done.found.missing else 0
     for sentence in done.found.answer:
         click.echo(sentence)
     for missing in done.found.missing:

@@ -142,9 +142,10 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
         if rest["endpoint"] not in ("", answerers.LOCAL):
             raise click.UsageError("--quant: what does the server call its model?")
         rest["quants"] = ("demo",)
-    codes = tuple(dict.fromkeys(langs.replace(",", " ").split()))
-    request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
     store, terminal = options.surroundings()
+    words = langs.replace(",", " ").split()
+    codes = tuple(dict.fromkeys(options.language(word, terminal) for word in words))
+    request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
     files = running.run(request, answerers.open_all(request, store, terminal), terminal)
     if as_json:
         return options.emit([str(f) for f in files])

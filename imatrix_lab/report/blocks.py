@@ -114,7 +114,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class Picture:
-    """Small pictures in a grid, and the table with the same numbers.
+    """Small pictures in groups, and the table with the same numbers.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class Picture:
     kind: ClassVar[str] = "picture"
     title: str
     words: str
-    panels: tuple[Chart | Forest, ...]
+    groups: tuple[tuple[Chart | Forest, ...], ...]
     table: Table
     legend: tuple[tuple[int, str], ...] = ()
     folded: bool = False

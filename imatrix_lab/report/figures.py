@@ -227,7 +227,11 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
         axes.barh(place, 2 * row.noise, left=-row.noise, height=0.8, color=_ROLES["band"])
     if math.isfinite(row.low) and math.isfinite(row.high):
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2)
-    if math.isfinite(row.estimate):
+    low, high = axes.get_xlim()
+    if row.estimate < low or row.estimate > high:
+        edge, arrow = (low, "<") if row.estimate < low else (high, ">")
+        axes.plot([edge], [place], marker=arrow, markersize=6, color=colour, clip_on=False)
+    elif math.isfinite(row.estimate):
         is_open = row.verdict not in ("better", "worse", "equivalent")
         mark = VERDICT_MARKS.get(row.verdict, _DISC)
         axes.plot(

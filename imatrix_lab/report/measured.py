@@ -50,7 +50,7 @@ def size(view: View) -> Section | None:
         "How far a quant is from the original for the room it takes, with 95 % intervals;"
         " down and to the left is better. Bits per weight are over all tensors, fallback included.",
     )
-    picture = Picture("", words_[0], tuple(panels), table, _legend(view))
+    picture = Picture("", words_[0], (tuple(panels),), table, _legend(view))
     return Section("size", "Divergence against size", words_, (picture,))
 
 
@@ -83,8 +83,9 @@ def _legend(view: View, labels: Iterable[str] = ()) -> tuple[tuple[int, str], ..
 
 def mixtures(view: View) -> Section | None:
     """Return the divergence against a language's share of the calibration text."""
-    panels, rows, partners = [], [], {}
+    groups, rows, partners = [], [], {}
     for model, text in _texts(view):
+        panels = []
         here = [s for s in _divergences(view) if (s.model, s.text) == (model, text)]
         for kind in view.types(s.type for s in here):
             series = []
@@ -106,7 +107,8 @@ def mixtures(view: View) -> Section | None:
                     Chart(title, f"share of {text} in the calibration", _axis(view), tuple(series),
                           x_range=(-0.05, 1.05))
                 )  # fmt: skip
-    if not panels:
+        groups += [tuple(panels)] if panels else []
+    if not groups:
         return None
     columns = ("text", "type", "calibration", "share", _axis(view), "low", "high", "signed")
     table = Table("The same in numbers", columns, tuple(rows), frozenset((3, 4, 5, 6)), True)
@@ -115,7 +117,7 @@ def mixtures(view: View) -> Section | None:
         " language takes the place of the one that the line is named after.",
     )
     legend = tuple((n, f"mixed with {label}") for label, n in partners.items())
-    picture = Picture("", said[0], tuple(panels), table, legend)
+    picture = Picture("", said[0], tuple(groups), table, legend)
     return Section("mixtures", "Mixtures", said, (picture,))
 
 
@@ -145,8 +147,9 @@ def predicted(view: View) -> Section | None:
     known = [p for p in view.found.predictions if math.isfinite(p.measured_kld_nats)]
     if not known:
         return None
-    panels = []
+    groups = []
     for model, language in dict.fromkeys((p.model, p.language) for p in known):
+        panels = []
         for kind in view.types(p.type for p in known):
             here = [p for p in known if (p.model, p.language, p.type) == (model, language, kind)]
             series = tuple(
@@ -161,6 +164,7 @@ def predicted(view: View) -> Section | None:
             if series:
                 title = f"{view.of_model(model)}{kind} · {view.text(language)}"
                 panels.append(Chart(title, "predicted loss", "measured KLD, nats a token", series))
+        groups.append(tuple(panels))
     rows = tuple(
         (
             Cell(view.of_model(p.model) + view.text(p.language)), Cell(p.calibration),
@@ -178,7 +182,7 @@ def predicted(view: View) -> Section | None:
         " it can choose between them at no cost.",
     )
     labels = {p.calibration for p in known}
-    picture = Picture("", said[0], tuple(panels), table, _legend(view, labels))
+    picture = Picture("", said[0], tuple(groups), table, _legend(view, labels))
     blocks = (picture, _agreements(view)) if view.found.agreements else (picture,)
     return Section("predicted", "Predicted against measured", said, blocks)
 

@@ -10,12 +10,26 @@ from imatrix_lab import typed
 from imatrix_lab.report import words
 from imatrix_lab.report.blocks import Block, Cell, Code, Sayings, Section, Table
 from imatrix_lab.report.view import View
+from imatrix_lab.results import Control
 
 WHY_CHARS = 2000
 
 
 def controls(view: View) -> Section | None:
     """Return the comparisons whose outcome is known beforehand."""
+    found = view.found.controls
+    first = [c for c in found if view.decides(c.task, c.metric)]
+    rest = [c for c in found if not view.decides(c.task, c.metric)]
+    blocks = [_controls(view, "Known answers", first, False)] if first else []
+    blocks += [_controls(view, "Known answers in other metrics", rest, True)] if rest else []
+    said = (
+        "Comparisons with a known answer. If one of these comes out otherwise, trust nothing else"
+        " on this page.",
+    )
+    return Section("controls", "Controls", said, tuple(blocks)) if blocks else None
+
+
+def _controls(view: View, caption: str, found: Sequence[Control], folded: bool) -> Table:
     rows = tuple(
         (
             Cell(view.of_model(c.model) + c.name), Cell(c.expected),
@@ -28,17 +42,10 @@ def controls(view: View) -> Section | None:
             Cell(f"{c.noise_multiple:.1f}" if math.isfinite(c.noise_multiple) else words.UNKNOWN,
                  c.noise_multiple),
         )
-        for c in view.found.controls
+        for c in found
     )  # fmt: skip
-    if not rows:
-        return None
     columns = ("control", "expected", "on", "type", "metric", "found", "low", "high", "× noise")
-    said = (
-        "Comparisons with a known answer. If one of these comes out otherwise, trust nothing else"
-        " on this page.",
-    )
-    table = Table("Known answers", columns, rows, frozenset((5, 6, 7, 8)))
-    return Section("controls", "Controls", said, (table,))
+    return Table(caption, columns, rows, frozenset((5, 6, 7, 8)), folded)
 
 
 def power(view: View) -> Section | None:
@@ -195,7 +202,7 @@ def signatures(view: View) -> Section | None:
         Table(
             "What differs", ("signature", *rest),
             tuple((Cell(n), *(Cell(found[n].get(f, ""), mark="sha") for f in rest)) for n in names),
-            look="signatures",
+            folded=True, look="signatures",
         ),
     ]  # fmt: skip
     said = (

@@ -10,18 +10,19 @@ from imatrix_lab.report.blocks import Cell, Forest, ForestRow, Picture, Sayings,
 from imatrix_lab.report.view import Measure, View
 from imatrix_lab.results import Comparison, Interaction
 
+SQUEEZED = 2.5
+"""How many times as wide a picture may become for controls."""
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
 def matrix(view: View) -> Section | None:
     """Return the verdict matrices: calibration x text, one for each type, by measure."""
     blocks: list[Table] = []
-    for place, measure in enumerate(view.measures()):
+    for measure in view.measures():
         rows = view.against_baseline(measure)
         for kind in view.types(c.type for c in rows):
             here = [c for c in rows if c.type == kind]
-            folded = place > 0 and not measure.task
-            blocks.append(_matrix_of(view, measure, kind, here, folded))
+            blocks.append(_matrix_of(view, measure, kind, here))
     if not blocks:
         return None
     base = view.found.baseline
@@ -31,15 +32,14 @@ def matrix(view: View) -> Section | None:
             f"Each cell compares the calibration of its row with “{base}” on the text of its"
             f" column, token by token or item by item: the verdict, the difference (row minus"
             f" {base}) and its 95 % interval. The row of {base} itself shows its own value."
-            " Outlined: a calibration on the language itself.",
+            " Outlined: a calibration on the language itself. Intervals are those of a comparison"
+            " alone; verdicts allow for all that were made (see Methods).",
         ),
         tuple(blocks),
     )  # fmt: skip
 
 
-def _matrix_of(
-    view: View, measure: Measure, kind: str, here: Sequence[Comparison], folded: bool
-) -> Table:
+def _matrix_of(view: View, measure: Measure, kind: str, here: Sequence[Comparison]) -> Table:
     base = view.found.baseline
     texts = tuple(dict.fromkeys(c.text for c in here))
     by_place = {(c.a, c.text): c for c in here}
@@ -54,7 +54,8 @@ def _matrix_of(
     return Table(
         f"{kind} · {view.title(measure)} ({lower} is better)",
         ("calibration", *(view.text(t) for t in texts)),
-        tuple(rows), numeric=frozenset(range(1, len(texts) + 1)), folded=folded, look="matrix",
+        tuple(rows), numeric=frozenset(range(1, len(texts) + 1)),
+        folded=not view.decides(measure.task, measure.metric), look="matrix",
     )  # fmt: skip
 
 
@@ -89,11 +90,10 @@ def _verdict(view: View, c: Comparison | None, model: str, label: str, text: str
 def differences(view: View) -> Section | None:
     """Return the forest plots, and every comparison as a table and in words."""
     blocks: list[Picture | Table | Sayings] = []
-    for place, measure in enumerate(view.measures()):
+    for measure in view.measures():
         table = _comparisons(view, measure)
         if view.against_baseline(measure):
-            folded = place > 0 and not measure.task
-            blocks.append(_forest(view, measure, table, folded))
+            blocks.append(_forest(view, measure, table))
         else:
             blocks.append(table)
     if not blocks:
@@ -106,18 +106,18 @@ def differences(view: View) -> Section | None:
         (
             "Mean paired differences with 95 % intervals. The grey band is the noise: what two"
             " samples of text in one language differ by. Dashed: the margin, the smallest"
-            " difference that was declared to matter. A dot inside the band may be the sample"
-            " rather than the language.",
+            " difference that was declared to matter. A mark inside the band may be the sample"
+            " rather than the language. An arrow at the edge lies further out than is drawn.",
         ),
         tuple(blocks),
     )  # fmt: skip
 
 
-def _forest(view: View, measure: Measure, table: Table, folded: bool) -> Picture:
-    shown, panels = view.against_baseline(measure), []
+def _forest(view: View, measure: Measure, table: Table) -> Picture:
+    shown, groups = view.against_baseline(measure), []
     for kind in view.types(c.type for c in shown):
         here = [c for c in shown if c.type == kind]
-        ends = [e for c in here for e in (c.estimate, c.low, c.high, c.margin, -c.margin)]
+        panels, x_range = [], _range(view, here)
         for text in dict.fromkeys(c.text for c in here):
             rows = {c.a: c for c in here if c.text == text}
             shown_rows = tuple(
@@ -126,13 +126,14 @@ def _forest(view: View, measure: Measure, table: Table, folded: bool) -> Picture
             )
             forest = Forest(
                 f"{kind} · {view.text(text)}", f"{measure.unit}, minus {view.found.baseline}",
-                shown_rows, here[0].margin, _span(ends), here[0].lower_is_better,
+                shown_rows, here[0].margin, x_range, here[0].lower_is_better,
             )  # fmt: skip
             panels.append(forest)
+        groups.append(tuple(panels))
     return Picture(
         view.title(measure),
         f"Paired differences from {view.found.baseline} with 95 % intervals, noise and margin",
-        tuple(panels), table, folded=folded,
+        tuple(groups), table, folded=not view.decides(measure.task, measure.metric),
     )  # fmt: skip
 
 
@@ -141,6 +142,18 @@ def _forest_row(view: View, c: Comparison | None, model: str, label: str, text: 
     if c is None:
         return ForestRow(label, math.nan, math.nan, math.nan, "not measured", math.nan, own)
     return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
+
+
+def _range(view: View, here: Sequence[Comparison]) -> tuple[float, float]:
+    """Return the ends of the axis: of all, unless far-off controls would squeeze the others."""
+    kinds = {c.a: view.calibration(c.model, c.a) for c in here}
+    far = {a for a, made in kinds.items() if made is None or made.kind in ("none", "control")}
+    everything, others = (
+        _span(e for c in rows for e in (c.estimate, c.low, c.high, c.margin, -c.margin))
+        for rows in (here, [c for c in here if c.a not in far])
+    )
+    is_squeezed = everything[1] - everything[0] > SQUEEZED * (others[1] - others[0])
+    return others if is_squeezed and len(far) < len(kinds) else everything
 
 
 def _span(values: Iterable[float]) -> tuple[float, float]:
@@ -189,6 +202,23 @@ def interactions(view: View) -> Section | None:
     found = view.found.interactions
     if not found:
         return None
+    first = [x for x in found if view.decides(x.task, x.metric)]
+    rest = [x for x in found if not view.decides(x.task, x.metric)]
+    blocks = [_contrasts(view, "Contrasts", first, False)] if first else []
+    blocks += [_contrasts(view, "Contrasts in other metrics", rest, True)] if rest else []
+    pairs = tuple((x.plain, x.formal) for x in (*first, *rest))
+    return Section(
+        "own-language", "Does each language gain from its own text?",
+        (
+            "For two languages A and B the contrast is (A − B on A’s text) − (A − B on B’s text),"
+            " where A − B is calibration A minus calibration B. That one calibration is better"
+            " everywhere cancels; what is left is what each gains from its own.",
+        ),
+        (*blocks, Sayings("Every contrast in words", pairs, folded=True)),
+    )  # fmt: skip
+
+
+def _contrasts(view: View, caption: str, found: Sequence[Interaction], folded: bool) -> Table:
     rows = tuple(
         (
             Cell(f"{view.of_model(x.model)}{x.a} and {x.b}"), Cell(x.type),
@@ -199,22 +229,8 @@ def interactions(view: View) -> Section | None:
             ),
             Cell(x.unit),
             *(Cell(words.probability(p), p) for p in (x.p_value, x.p_holm)),
-            Cell(x.plain),
         )
         for x in found
     )  # fmt: skip
-    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)",
-               "in words")  # fmt: skip
-    return Section(
-        "own-language", "Does each language gain from its own text?",
-        (
-            "For two languages A and B the contrast is (A − B on A’s text) − (A − B on B’s text),"
-            " where A − B is calibration A minus calibration B. That one calibration is better"
-            " everywhere cancels; what is left is what each gains from its own.",
-        ),
-        (Table("Contrasts", columns, rows, frozenset((3, 4, 5, 7, 8))), _formal(found)),
-    )  # fmt: skip
-
-
-def _formal(found: Sequence[Interaction]) -> Sayings:
-    return Sayings("Every contrast in words", tuple((x.plain, x.formal) for x in found), True)
+    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)")
+    return Table(caption, columns, rows, frozenset((3, 4, 5, 7, 8)), folded)

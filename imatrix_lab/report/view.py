@@ -25,7 +25,10 @@ class View:
 
     def __init__(self, found: Results):
         self.found = found
-        self.labels = tuple(dict.fromkeys(c.label for c in found.calibrations))
+        named = [c.label for c in found.calibrations]
+        named += [label for c in found.comparisons for label in (c.b, c.a)]
+        named += [s.calibration for s in found.scores if s.calibration]
+        self.labels = tuple(dict.fromkeys(named))
         self._calibrations = _first((c.model, c.label) for c in found.calibrations)
         self._quants = _first((q.model, q.calibration, q.type) for q in found.quants)
         self.scores = _together(found.scores)
@@ -36,9 +39,7 @@ class View:
         seen = dict.fromkeys(
             Measure(c.model, c.task, c.metric, c.words, c.unit) for c in self.found.comparisons
         )
-        return tuple(
-            sorted(seen, key=lambda m: (m.task != "", not m.task and m.metric != self.found.metric))
-        )
+        return tuple(sorted(seen, key=lambda m: (m.task != "", not self.decides(m.task, m.metric))))
 
     def against_baseline(self, measure: Measure) -> tuple[Comparison, ...]:
         """Return the comparisons of a measure that the verdict matrix shows."""
@@ -70,6 +71,10 @@ class View:
         seen = dict.fromkeys(present)
         known = [t for t in self.found.types if t in seen]
         return (*known, *(t for t in seen if t not in known))
+
+    def decides(self, task: str, metric: str) -> bool:
+        """Return whether a measure stands open on the page: tasks, and one metric of texts."""
+        return bool(task) or metric == self.found.metric
 
     def calibration(self, model: str, label: str) -> Calibration | None:
         """Return the first sample of a calibration."""

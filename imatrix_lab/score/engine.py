@@ -241,6 +241,12 @@ def begun(task: Task, sizes: Sequence[int]) -> int:
     return done
 
 
+RATES_MAX = 4  # on a line
+
+
 def rates(engines: Sequence[Engine]) -> str:
-    """Return each model's tokens/s in llama_decode, for a line of progress."""
+    """Return each model's tokens/s in llama_decode; of many, the slowest's and the fastest's."""
+    each = sorted((e.n_tokens / e.seconds, e.label) for e in engines if e.seconds)
+    if len(each) > RATES_MAX:
+        return f"{len(each)} models, each {each[0][0]:.0f} to {each[-1][0]:.0f}"
     return ", ".join(f"{e.label} {e.n_tokens / e.seconds:.0f}" for e in engines if e.seconds)

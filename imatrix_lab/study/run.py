@@ -53,7 +53,12 @@ def begin(
 
 
 def plan(path: Path, out: Path | None, store: Store, progress: Progress) -> Plan:
-    """Return what the study of a recipe would do."""
+    """Return what a study would do.
+
+    Raises
+    ------
+    UsageError : a recipe that cannot be meant.
+    """
     recipe = recipes.load(path)
     return planning.plan(recipe, _folder(recipe, out), store, progress)
 

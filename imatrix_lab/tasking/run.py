@@ -76,12 +76,18 @@ def pairs(
 
     Raises
     ------
-    UsageError : nothing is left, or a task cannot be scored by the variant asked for.
+    UsageError : nothing is left, a task cannot be scored by the variant asked for, or several
+        languages are asked for of one file.
     """
     wanted = [(task, code) for task in tasks for code in _languages(task, request)]
     for task, _ in wanted:
         if request.variant:
             _check_variant(task, request.variant)
+        if len(request.languages) > 1 and load.in_one(task, request.data):
+            raise UsageError(
+                f"{task.name}: these data do not say their language, and several are asked for",
+                where=request.data, fix=f"one at a time: --langs {request.languages[0]}",
+            )  # fmt: skip
     found = [(task, code) for task, code in wanted if load.has(task, code, request.data)]
     if not found:
         load.own_code(*wanted[0])  # says what there is
@@ -125,9 +131,10 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     shots = task.shots if request.shots is None else request.shots
     prefix, left = prompt.examples(unique.items, task, speech, variant, shots)
     asked = _limited(left, request.limit)
-    if not asked:
-        raise BadText(f"{task.name} in {code}: no item that can be scored", where=task.path)
     rejected = {why: len(ids) for why, ids in found.rejected.items()}
+    if not asked:
+        why = "".join(f"; {n:,} left out: {why}" for why, n in rejected.items())
+        raise BadText(f"{task.name} in {code}: no item that can be scored{why}", where=task.path)
     facts = {
         "name": task.name, "language": code, "scorer": task.scorer, "shots": shots,
         "variant": "" if task.generates() else variant, "origin": dict(rows.origin),

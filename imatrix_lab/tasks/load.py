@@ -52,7 +52,7 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
     FetchFailed : the Hub does not give it.
     BadText : a file that is missing, or is not what its name says.
     """
-    code = language if _in_any(definition, data) else own_code(definition, language)
+    code = language if in_one(definition, data) else own_code(definition, language)
     if data is None and not definition.source.hub:
         raise UsageError(
             f"{definition.name} is not on the Hub",
@@ -80,11 +80,11 @@ def rows(definition: Definition, language: str, data: Path | None = None) -> Row
 def has(definition: Definition, language: str, data: Path | None) -> bool:
     """Return whether a benchmark has a language, as far as its definition tells."""
     known = definition.languages
-    return not known or language in known or _in_any(definition, data)
+    return not known or language in known or in_one(definition, data)
 
 
-def _in_any(definition: Definition, data: Path | None) -> bool:
-    """Return whether local files are in whichever language is asked for."""
+def in_one(definition: Definition, data: Path | None) -> bool:
+    """Return whether there are local files in one language, which only the user knows."""
     named = any("{language}" in name for name in definition.source.files)
     return data is not None and (data.is_file() or not named)
 

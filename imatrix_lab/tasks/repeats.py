@@ -72,22 +72,33 @@ def _flat(text: str) -> str:
     return flat.rstrip(" .?!…。？！।؟") or flat
 
 
-def _clusters(items: Sequence[Item], pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Return a name for the cluster of each item: what is connected has one."""
-    root = list(range(len(items)))
+class _Groups:
+    """Places in groups, which can be joined; a group is known by its first place."""
 
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
+    def __init__(self, n: int):
+        self._root = list(range(n))
+
+    def find(self, i: int) -> int:
+        """Return the first place of a place's group."""
+        while self._root[i] != i:
+            self._root[i] = self._root[self._root[i]]
+            i = self._root[i]
         return i
 
+    def join(self, a: int, b: int) -> None:
+        """Make the groups of two places one."""
+        one, other = sorted((self.find(a), self.find(b)))
+        self._root[other] = one
+
+
+def _clusters(items: Sequence[Item], pairs: Iterable[tuple[int, int]]) -> list[str]:
+    """Return a name for the cluster of each item: what is connected has one."""
     seen: dict[str, int] = {}
     own = [(i, seen.setdefault(item.cluster, i)) for i, item in enumerate(items) if item.cluster]
+    groups = _Groups(len(items))
     for a, b in itertools.chain(own, pairs):
-        one, other = sorted((find(a), find(b)))
-        root[other] = one
-    return [_name(items[find(i)]) for i in range(len(items))]
+        groups.join(a, b)
+    return [_name(items[groups.find(i)]) for i in range(len(items))]
 
 
 def _name(item: Item) -> str:
@@ -96,8 +107,11 @@ def _name(item: Item) -> str:
 
 
 def _near(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
-    """Yield pairs of places, earlier first, whose texts are nearly the same."""
-    sets = [_shingles(text) for text in texts]
+    """Yield pairs of places, earlier first, whose texts are nearly the same.
+
+    Pairs that earlier ones have connected already are not compared.
+    """
+    sets, groups = [_shingles(text) for text in texts], _Groups(len(texts))
     by_hash: dict[int, list[int]] = {}
     for place, shingles in enumerate(sets):
         if len(shingles) < SHINGLES_MIN:
@@ -105,10 +119,12 @@ def _near(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
         sketch = sorted(shingles)[:SKETCH]
         candidates = {i for value in sketch for i in by_hash.get(value, ())}
         for other in sorted(candidates):
+            if groups.find(other) == groups.find(place):
+                continue
             shared = len(shingles & sets[other])
             if shared >= SHARE_MIN * (len(shingles) + len(sets[other]) - shared):
+                groups.join(other, place)
                 yield other, place
-                break  # the rest is connected through that one
         for value in sketch:
             by_hash.setdefault(value, []).append(place)
 

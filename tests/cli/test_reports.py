@@ -11,7 +11,7 @@ from tests.report import made_up
 def study(tmp_path):
     folder = tmp_path / "quick-nb"
     folder.mkdir()
-    results.write(folder / results.FILE, made_up.study(types=("Q3_K_S",), has_tasks=False))
+    results.write(folder / results.FILE, made_up.study(("en", "nb"), ("Q3_K_S",), has_tasks=False))
     return folder
 
 

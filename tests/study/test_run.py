@@ -184,7 +184,7 @@ def test_killed_at_any_moment_then_the_same(calm, bench):
     while killed < KILLS:
         process = ours.start("run", ours.recipe, "--out", ours.out)
         try:
-            process.communicate(timeout=rng.uniform(0.15, 0.7) * calm.seconds)
+            process.communicate(timeout=rng.uniform(0.2, 0.6) * calm.seconds)
             assert ours.same() == calm.same()
             n += 1
             ours = bench(f"killed-{n}")

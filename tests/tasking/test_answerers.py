@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from imatrix_lab import tables
+from imatrix_lab import endpoint, tables
 from imatrix_lab.cli.main import cli
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasking import answerers
@@ -76,8 +76,9 @@ def test_answers(engine, data, quants, tmp_path):
     assert table.signature["protocol"]["name"] == name
 
 
-def test_an_endpoint_of_ones_own(data, tmp_path):
+def test_an_endpoint_of_ones_own(data, tmp_path, monkeypatch):
     """Of a server nothing is known but its name; it cannot score options."""
+    monkeypatch.setattr(endpoint, "WAIT_FIRST_S", 0.01)
     with chat_server(lambda text: "x" if "eta on" in text else 500) as url:
         done = command(
             "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json",
@@ -123,21 +124,9 @@ def test_a_strangers_text_does_not_steer_the_terminal(data, tmp_path):
     for name, said in (("a", "x \x1b]0;title\x07\x9b2J" + "y" * 999), ("b", "no")):
         with chat_server(lambda _, said=said: said) as url:
             command(
-                "task",
-                "run",
-                "mixeval",
-                "--langs",
-                "en",
-                "--keep-text",
-                "--out",
-                tmp_path,
-                "--data",
-                data / "mixeval.json",
-                "--quant",
-                name,
-                "--endpoint",
-                url,
-            )
+                "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json",
+                "--quant", name, "--endpoint", url, "--out", tmp_path, "--keep-text",
+            )  # fmt: skip
     both = [tmp_path / f"mixeval.en.{name}.parquet" for name in "ab"]
     shown = command("task", "flips", *both).stdout
     assert "x \ufffd]0;title\ufffd\ufffd2Jyyy" in shown

@@ -334,8 +334,10 @@ def test_other_rules_are_another_run(quiz, tmp_path, monkeypatch):
 def test_nothing_to_ask(exam, tmp_path):
     row = {"id": "1", "text": "", "ask": "", "choices": [], "right": 0}
     (tmp_path / "exam.json").write_text(json.dumps([row]))
-    with pytest.raises(BadText, match="no item that can be scored"):
+    with pytest.raises(BadText, match="no item that can be scored; 1 left out: no question"):
         run.run(request(exam, tmp_path), [], Silent())
+    with pytest.raises(UsageError, match="do not say their language"):
+        run.run(request(exam, tmp_path, languages=("nb", "en")), [], Silent())
     with pytest.raises(UsageError, match="no task is called"):
         run.run(request("nothing", tmp_path), [], Silent())
     with pytest.raises(UsageError, match="does not say its languages"):

@@ -39,6 +39,15 @@ def test_near_repeats_share_a_cluster_and_stay():
     assert [len(unique.items), unique.n_near, unique.n_clusters()] == [3, 1, 2]
 
 
+def test_nearness_to_two_that_are_not_near_each_other_joins_them():
+    words = [f"w{i}" for i in range(60)]
+    one, other = ["x", *words[1:]], [*words[:-1], "y"]
+    one[20:23] = other[40:43] = "abc"
+    unique = repeats.merge([item(str(n), " ".join(t)) for n, t in enumerate((one, other, words))])
+    assert (unique.n_near, unique.n_clusters()) == (1, 1)
+    assert repeats.merge(unique.items[:2]).n_near == 0
+
+
 def test_what_is_connected_is_one_cluster():
     unique = repeats.merge(
         [item("1", "a", cluster="p"), item("2", "b", cluster="q"), item("3", "c", cluster="p")]
