@@ -194,8 +194,12 @@ class _OfModel:
             partial(work.quant, self.shared, self.model, quant),
             self._base() | {"type": quant.type}, needs=needs,
             after=(before,) if before else (), is_target=self.shared.keeps_quants,
-            cost=QUANT_TOKENS, cores=cores(), memory_bytes=SMALL_BYTES,
+            cost=QUANT_TOKENS, cores=cores(), memory_bytes=max(SMALL_BYTES, self._largest_bytes()),
         )  # fmt: skip
+
+    def _largest_bytes(self) -> int:
+        """Return what llama-quantize needs for the largest matrix, in float32 twice."""
+        return 2 * 4 * self.model.facts.n_vocab * self.model.facts.channels
 
     def _scores(self, quants: Sequence[Quant], suffix: tuple[str, ...]) -> Iterator[Step]:
         asked = self.recipe.evaluation
