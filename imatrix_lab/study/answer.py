@@ -157,8 +157,8 @@ def _size(found: Results, c: Comparison, place: str = "") -> str:
         said.append(f"95 % sure: {' to '.join(words.number(x, error) for x in ends)}")
         whole = _without_imatrix(found, c)
         if whole > 0:
-            share, low, high = (f"{100 * x / whole:.2g}" for x in (abs(c.estimate), *ends))
-            said.append(f"{share} % of the loss without an imatrix, {low} to {high} %")
+            share = f"{100 * abs(c.estimate) / whole:.2g}"
+            said.append(f"{share} % of the loss without an imatrix")
     text = f"{words.number(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
     return f"{text} ({'; '.join(said)})" if said else text
 
