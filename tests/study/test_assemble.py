@@ -20,6 +20,7 @@ from imatrix_lab.progress import Silent
 from imatrix_lab.recipe import Comparison
 from imatrix_lab.records import TaskRequest
 from imatrix_lab.results import ALL_SAMPLES, Missing
+from imatrix_lab.study import effects
 from imatrix_lab.study.assemble import assemble
 from imatrix_lab.study.beside import FLIPS_MAX
 from imatrix_lab.tasking import run
@@ -91,6 +92,17 @@ def interval(estimate, parts):
 
 def numbers(row):
     return row.estimate, row.low, row.high
+
+
+# -- power
+
+
+def test_what_was_planned(made, found):
+    plan = [effects.TextSize(t, (1,) * 14, True) for t in made.recipe.evaluation.texts]
+    planned = [e.power for e in effects.Planned(made.recipe, plan).effects()]
+    assert [p.what for p in found.power] == [p.what for p in planned]
+    assert all(p.detectable > 0 and "demo model" in p.assumed for p in found.power
+               if "nats" in p.unit)  # fmt: skip
 
 
 # -- scores
