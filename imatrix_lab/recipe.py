@@ -94,7 +94,7 @@ class Limits:
 
     jobs: Annotated[int, "steps at a time; 0: as cores and memory allow"] = 0
     threads: Annotated[int, "of a step; 0: chosen by jobs"] = 0
-    memory_gib: Annotated[float, "0: four fifths of the machine's"] = 0.0
+    memory_gib: Annotated[float, "0: four fifths of the machine's; of a GPU's say it"] = 0.0
     disk_gib: Annotated[
         float, "for quants that wait to be scored, with keep = scores; 0: no limit"
     ] = 0.0

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from imatrix_lab import results
+from imatrix_lab import __version__, results
+from imatrix_lab.languages import data_dir
 from imatrix_lab.recipe import NONE
 from imatrix_lab.results import Missing
 from imatrix_lab.study import calibrations, work
+from imatrix_lab.study.folder import RECIPE
 from imatrix_lab.study.graph import FILES, Failure, Record, Step
 from imatrix_lab.study.made import Made, MadeImatrix, MadeLoss
 from imatrix_lab.study.running import Outcome
 from imatrix_lab.study.shared import Shared
-
-COMMAND = "imatrix-lab study run recipe.toml"
 
 
 def made(shared: Shared, steps: Sequence[Step], outcome: Outcome, total_s: float) -> Made:
@@ -42,8 +42,17 @@ def made(shared: Shared, steps: Sequence[Step], outcome: Outcome, total_s: float
         item_records=_files(of("task")),
         missing=(*shared.missing, *map(_missing, outcome.failures)),
         times=results.Times(seconds, total_s),
-        commands=(COMMAND,),
+        commands=_commands(shared),
     )
+
+
+def _commands(shared: Shared) -> tuple[str, ...]:
+    """Return what repeats the study: the recipe is one that ships, or lies beside the results."""
+    ours = shared.folder.of(RECIPE).read_bytes()
+    shipped = data_dir("recipes") / f"{shared.recipe.name}.toml"
+    is_shipped = shipped.is_file() and shipped.read_bytes() == ours
+    name = shared.recipe.name if is_shipped else RECIPE
+    return (f"imatrix-lab --version  # {__version__}", f"imatrix-lab study run {name}")
 
 
 def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatrix]:

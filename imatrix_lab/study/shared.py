@@ -65,7 +65,9 @@ class Shared:
         """Return what may run at a time; a GPU has one user."""
         asked = self.recipe.limits
         most = cores() if self.tools.backend == "cpu" else 1
-        return Limits(jobs or asked.jobs or most, cores(), self.memory_bytes(), asked.threads)
+        return Limits(
+            min(jobs or asked.jobs or most, most), cores(), self.memory_bytes(), asked.threads
+        )
 
 
 def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Shared:

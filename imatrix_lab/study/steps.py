@@ -97,14 +97,13 @@ class _OfModel:
         return Quant(calibration, kind, imatrix, self._id("quant", calibration.id, kind))
 
     def _teacher(self) -> str:
-        """Return whether models are in memory together: decided once, for numbers that compare."""
-        if len(self.batches) > 1:
-            return "cached"
-        return (
-            "live"
-            if self._scoring_bytes(self.batches[0]) <= self.shared.memory_bytes()
-            else ("cached")
-        )
+        """Return whether models are in memory together: decided once, for numbers that compare.
+
+        How much a GPU has is not known: unless it is said, one model is there at a time.
+        """
+        fits = self._scoring_bytes(self.batches[0]) <= self.shared.memory_bytes()
+        is_known = self.shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
+        return "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
     def _scoring_bytes(self, quants: Sequence[Quant]) -> int:
         """Return the memory that a reference and quants take together."""
