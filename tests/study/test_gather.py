@@ -9,7 +9,7 @@ import pytest
 from imatrix_lab import results, typed
 from imatrix_lab.errors import BadText
 from imatrix_lab.progress import Silent
-from imatrix_lab.recipe import Calibration
+from imatrix_lab.recipe import Calibration, Evaluation
 from imatrix_lab.results import Missing
 from imatrix_lab.study import gather, running, work
 from imatrix_lab.study.assemble import assemble
@@ -78,3 +78,10 @@ def test_a_quant_that_cannot_be_made_again_leaves_what_was_found_with_it(study, 
     assert results.read(tmp_path / results.FILE).missing == made.missing
     study.failing = set()
     assert study.go().missing == () and study.ran == ["quant", "score", "tidy"]
+
+
+def test_results_name_files_without_their_folders(study):
+    text = Evaluation(("mine=some/where/a.jsonl",))
+    recipe = dataclasses.replace(study.shared.recipe, evaluation=text)
+    found = assemble(dataclasses.replace(study.go(), recipe=recipe), Silent())
+    assert found.recipe["evaluation"]["texts"] == ["mine=a.jsonl"]
