@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from imatrix_lab import recipe as recipes
 from imatrix_lab import results, tables, typed
 from imatrix_lab.progress import Progress
 from imatrix_lab.results import Calibration, Quant, Results
@@ -60,7 +61,7 @@ def assemble(made: Made, progress: Progress) -> Results:
         notes=(*_notes(made, grid), *found.notes),
         unknown=recipe.unknown,
         reduced=recipe.is_reduced,
-        recipe=typed.plain(recipe),
+        recipe=typed.plain(recipes.without_folders(recipe)),
         signatures=grid.signatures,
         times=made.times,
     )

@@ -65,7 +65,7 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
             parts: tuple[str, ...] = ()
             if wanted.is_merged:
                 steps = [f"{model.label}.imatrix.{single.id}" for single, _ in wanted.parts]
-                parts = tuple(work.imatrix_in(done[step].result).sha256 for step in steps)
+                parts = tuple(work.imatrix_in(done[s].result).sha256 for s in steps if s in done)
             yield MadeImatrix(
                 model=model.label,
                 label=wanted.label,
@@ -73,7 +73,7 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
                 kind=wanted.kind,
                 sample=wanted.sample,
                 shares=wanted.shares(),
-                path=facts.path if facts else None,
+                path=facts.path if facts and facts.path.exists() else None,
                 facts=facts,
                 corpus=work.corpus_in(record.result) if record else None,
                 merged_from=parts,
@@ -82,13 +82,18 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
 
 def _losses(done: Mapping[str, Record], quants: Mapping[str, Record]) -> Iterator[MadeLoss]:
     for step, record in done.items():
-        made = work.quant_in(quants[step.replace(".loss.", ".quant.", 1)].result)
+        quant = quants.get(step.replace(".loss.", ".quant.", 1))
+        if quant is None:  # its record could not be read
+            continue
+        made = work.quant_in(quant.result)
         for language, loss in record.result[work.LOSSES].items():
             yield MadeLoss(made.model, made.calibration, made.sample, made.type, language, loss)
 
 
 def _files(done: Mapping[str, Record]) -> tuple[Path, ...]:
-    return tuple(Path(file) for record in done.values() for file in record.result[FILES])
+    """Return the files that there are: one that is gone was made again, or that failed."""
+    files = (Path(file) for record in done.values() for file in record.result[FILES])
+    return tuple(file for file in files if file.exists())
 
 
 def _missing(failure: Failure) -> Missing:
