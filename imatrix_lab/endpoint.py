@@ -84,7 +84,7 @@ class Client:
             )
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.host = parts.netloc.rpartition("@")[2]
-        self.model, self.parallel = model, parallel
+        self.model, self.identity, self.parallel = model, self.host, parallel
         self._retries, self._timeout_s = retries, timeout_s
         self._hopeless = 0
         self._closed = threading.Event()

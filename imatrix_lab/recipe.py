@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +94,7 @@ class Limits:
 
     jobs: Annotated[int, "steps at a time; 0: as cores and memory allow"] = 0
     threads: Annotated[int, "of a step; 0: chosen by jobs"] = 0
-    memory_gib: Annotated[float, "0: four fifths of the machine's"] = 0.0
+    memory_gib: Annotated[float, "0: four fifths of the machine's; of a GPU's say it"] = 0.0
     disk_gib: Annotated[
         float, "for quants that wait to be scored, with keep = scores; 0: no limit"
     ] = 0.0
@@ -264,24 +264,28 @@ def _twice(words: list[str] | tuple[str, ...]) -> str:
 
 def _placed(recipe: Recipe, folder: Path) -> Recipe:
     """Return a recipe whose files are named from the working directory."""
+    return _named(recipe, lambda word: os.path.relpath(folder / Path(word).expanduser()))
 
-    def at(word: str) -> str:
-        return os.path.relpath(folder / Path(word).expanduser())
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """Return a recipe whose files are named without their folders: the same from anywhere."""
+    return _named(recipe, lambda word: Path(os.path.normpath(Path.cwd() / word)).name)
+
+
+def _named(recipe: Recipe, at: Callable[[str], str]) -> Recipe:
+    """Return a recipe with other names for its files."""
 
     def text(word: str) -> str:
         name, named, file = word.partition("=")
         return f"{name}={at(file)}" if named else word
 
+    def task(one: Task) -> Task:
+        name = at(one.name) if one.name.endswith(".toml") else one.name
+        return replace(one, name=name, data=at(one.data) if one.data else "")
+
     return replace(
         recipe,
         models=tuple(m if m == DEMO or m.startswith("hf:") else at(m) for m in recipe.models),
         evaluation=replace(recipe.evaluation, texts=tuple(map(text, recipe.evaluation.texts))),
-        tasks=tuple(
-            replace(
-                t,
-                name=at(t.name) if t.name.endswith(".toml") else t.name,
-                data=at(t.data) if t.data else "",
-            )
-            for t in recipe.tasks
-        ),
+        tasks=tuple(map(task, recipe.tasks)),
     )

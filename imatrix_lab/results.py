@@ -315,7 +315,7 @@ class Results:
     baseline : the calibration that the verdict matrix compares with.
     metric : the metric that decides texts (``kld_nats``).
     languages : code -> name in English and direction (``ltr``, ``rtl``), script (``Mlym``).
-    recipe : the recipe as it was run, all defaults filled in.
+    recipe : the recipe as it was run, all defaults filled in, files without their folders.
     unknown : details of a paper that are not known.
     reduced : in the recipe's reduced form.
     commands : that repeat the study, in order.

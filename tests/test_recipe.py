@@ -133,8 +133,13 @@ def test_files_are_named_from_the_recipe(write, tmp_path, monkeypatch) -> None:
     assert found.evaluation.texts == ("mine=study/t/a.jsonl", "nb")
     assert found.tasks[0].name == "study/own.toml" and found.tasks[1].name == "xnli"
     assert Path(found.tasks[0].data).resolve() == Path("/data/own")
+    bare = recipes.without_folders(found)
+    assert bare.models == ("m.gguf", "demo", "hf:a/b:c.gguf")
+    assert bare.evaluation.texts == ("mine=a.jsonl", "nb")
+    assert [(t.name, t.data) for t in bare.tasks] == [("own.toml", "own"), ("xnli", "")]
     monkeypatch.chdir(path.parent)
     assert recipes.load(Path("x.toml")).models[0] == "m.gguf"
+    assert recipes.without_folders(recipes.load(Path("x.toml"))) == bare
     copy = tmp_path / "copy.toml"
     copy.write_bytes(path.read_bytes())
     assert recipes.load(copy, path.parent).models[0] == "m.gguf"

@@ -1,7 +1,7 @@
 """What scoring tasks costs beside llama-server and llama-perplexity: the same items and threads.
 
-    make bench-task                                demo model, 200 items; the better part of an hour
-    python tools/bench_task.py --items 40 --rounds 1
+    make bench-task            demo model, 100 items, one round: about 12 minutes on 2 idle cores
+    python tools/bench_task.py --items 200 --server-items 20 --rounds 3     more than an hour
 
 Items are made of the English texts written for this project: some sentences, and four ways to go
 on, one of them true; five solved items come before each. All sides run the model as it is, in
@@ -57,10 +57,10 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--server-items", type=int, default=20, help="fewer: it is slow")
+    parser.add_argument("--items", type=int, default=100)
+    parser.add_argument("--server-items", type=int, default=6, help="fewer: it is slow")
     parser.add_argument("--answers", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--only", choices=("choice", "generate"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A study's plan, printed."""
+"""The plan of a study on the terminal."""
 
 from __future__ import annotations
 
@@ -6,63 +6,79 @@ import math
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
+from rich.table import Table
 
 from imatrix_lab.cli.terminal import duration, numbers_table, quantity, stderr, stdout
 
 if TYPE_CHECKING:
+    from imatrix_lab.results import Power
     from imatrix_lab.study.planning import Plan
 
 
 def show(plan: Plan) -> None:
-    """Print the steps, what they take, what can be found, and what cannot."""
+    """Print steps, what they take, what can be found, and what is doubtful."""
     if plan.rows:
-        _steps(plan)
-    _effects(plan)
+        stdout.print(_steps(plan))
+        stdout.print(f"\n{_totals(plan)}\n")
+        stdout.print(_rates(plan))
+    stdout.print("\nsmallest differences found with 80 % power")
+    stdout.print(_effects(plan))
     for warning in plan.warnings:
         stderr.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
-def _steps(plan: Plan) -> None:
+def _steps(plan: Plan) -> Table:
     table = numbers_table("step", "state", "time", "disk", "memory")
-    rows = [row for row in plan.rows if row.kind != "tidy"]
-    for row in rows:
+    for row in plan.rows:
+        if row.kind == "tidy":
+            continue
+        time = "" if row.is_done else duration(row.seconds)
         table.add_row(
-            escape(row.what), "there" if row.is_done else "to do",
-            "" if row.is_done else duration(row.seconds), _bytes(row.disk_bytes),
-            _bytes(row.memory_bytes),
-        )  # fmt: skip
-    stdout.print(table)
-    for name, rate in plan.rates.items():
-        speed = quantity(rate.per_second, rate.unit)
-        stdout.print(f"{name}: {speed}/s, by {rate.stands_on}", markup=False, soft_wrap=True)
+            escape(row.what),
+            "cached" if row.is_done else "to do",
+            time if row.stands_on or not time else f"{time}?",
+            quantity(row.disk_bytes, "B") if row.disk_bytes else "",
+            quantity(row.memory_bytes, "B") if row.memory_bytes and not row.is_done else "",
+        )
+    return table
+
+
+def _totals(plan: Plan) -> str:
+    """Return what all of it takes; a time with a question mark is not measured."""
+    rows = [row for row in plan.rows if row.kind != "tidy"]
     done = sum(row.is_done for row in rows)
-    stdout.print(
-        f"{done} of {len(rows)} steps are there; the rest takes about"
-        f" {duration(plan.seconds)}, at most {_bytes(plan.disk_peak_bytes)} of disk"
-        f" ({_bytes(plan.disk_final_bytes)} in the end, {_bytes(plan.disk_free_bytes)} free) and"
-        f" {_bytes(plan.memory_bytes)} of memory a step (limit {_bytes(plan.memory_limit_bytes)})",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+    return (
+        f"{plan.name}: {len(rows)} steps, {done} cached; about {duration(plan.seconds)} on all"
+        f" cores (? is assumed); disk {quantity(plan.disk_peak_bytes, 'B')} at most,"
+        f" {quantity(plan.disk_final_bytes, 'B')} at the end,"
+        f" {quantity(plan.disk_free_bytes, 'B')} free; memory"
+        f" {quantity(plan.memory_bytes, 'B')} of {quantity(plan.memory_limit_bytes, 'B')}"
+    )
 
 
-def _effects(plan: Plan) -> None:
-    table = numbers_table("what can be found", "difference", "margin", "unit")
+def _rates(plan: Plan) -> Table:
+    table = numbers_table("this machine", "a second", "measured on")
+    table.columns[2].justify = "left"
+    for name, rate in plan.rates.items():
+        table.add_row(escape(name), quantity(rate.per_second, rate.unit), rate.stands_on)
+    return table
+
+
+def _effects(plan: Plan) -> Table:
+    table = numbers_table("between", "difference", "margin", "units", "would decide", "standing on")
+    table.columns[5].justify = "left"
     for effect in plan.effects:
         power = effect.power
         table.add_row(
-            escape(power.what), _number(power.detectable), _number(power.margin),
-            escape(power.unit),
-        )  # fmt: skip
-    if table.row_count:
-        stdout.print(table)
-        assumed = dict.fromkeys(effect.power.assumed for effect in plan.effects)
-        for words in assumed:
-            stdout.print(f"with 80 % power; {words}", markup=False, soft_wrap=True, style="dim")
+            escape(power.what),
+            _value(power.detectable, power),
+            "none" if math.isnan(power.margin) else _value(power.margin, power),
+            f"{effect.clusters:,}",
+            f"{effect.clusters_needed:,}" if effect.clusters_needed else "",
+            power.assumed,
+        )
+    return table
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3g}"
-
-
-def _bytes(n: int) -> str:
-    return quantity(n, "B") if n else ""
+def _value(value: float, power: Power) -> str:
+    return "none" if math.isinf(value) else f"{value:.2g} {power.unit}"

@@ -28,7 +28,7 @@ def study() -> None:
 
 
 @study.command("run")
-@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("recipe")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The study's folder. [default: studies/NAME]"
 )
@@ -36,25 +36,29 @@ def study() -> None:
 @JOBS
 @options.JSON
 def run(
-    recipe: Path, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool
+    recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool
 ) -> int | None:
     """Run the study of RECIPE, or go on with it; status 1 if steps failed.
+
+    RECIPE is a TOML file, or the name of one that comes with the package (quick-nb).
 
     \b
     Example:
       imatrix-lab study run recipes/quick-nb.toml
     """
+    from imatrix_lab import recipe as recipes
     from imatrix_lab.study import run as running
 
+    path = recipes.find(recipe)
     store, terminal = options.surroundings()
     if dry_run:
-        found = running.plan(recipe, out, store, terminal)
+        found = running.plan(path, out, store, terminal)
         if as_json:
             options.emit(typed.plain(found))
         else:
             plans.show(found)
         return None
-    return _print_found(running.begin(recipe, out, jobs, store, terminal), as_json)
+    return _print_found(running.begin(path, out, jobs, store, terminal), as_json)
 
 
 @study.command("resume")

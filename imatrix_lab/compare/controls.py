@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from imatrix_lab.stats.comparison import METRICS, Comparison
 if TYPE_CHECKING:
     import numpy as np
 
+SAMPLES_OF = "two samples of "
 RANDOM = mixture.RANDOM_TOKENS
 """The calibration label of an imatrix from random tokens."""
 
@@ -61,7 +62,7 @@ def of_text(
                 rows.append(_control(comparer, values, name, level.type, metric, floor))
             for i, j in itertools.combinations(level.runs, 2):
                 one, other = (replace(level, runs=(k,)) for k in (i, j))
-                name = f"two samples of {level.calib}"
+                name = SAMPLES_OF + level.calib
                 rows.append(_row(comparer, one, other, metric, name, "the noise to measure by"))
         kinds = dict.fromkeys(x.type for x in found)
         for kind in kinds:
@@ -99,12 +100,21 @@ def _control(
     )  # fmt: skip
 
 
-def noise(rows: Sequence[Control], kind: str, metric: str) -> float:
-    """Return by how much two samples of one language differ: root mean square; NaN if unknown."""
+def noise(
+    rows: Sequence[Control], kind: str, metric: str, calibs: Collection[str] | None = None
+) -> float:
+    """Return by how much two samples differ: root mean square; NaN if unknown.
+
+    Parameters
+    ----------
+    calibs : calibrations whose samples are meant; None for all.
+    """
+    names = None if calibs is None else {SAMPLES_OF + calib for calib in calibs}
     found = [
         r.estimate**2
         for r in rows
-        if r.name.startswith("two samples") and (r.type, r.metric) == (kind, metric)
+        if (r.name in names if names is not None else r.name.startswith(SAMPLES_OF))
+        and (r.type, r.metric) == (kind, metric)
     ]
     return float((sum(found) / len(found)) ** 0.5) if found else float("nan")
 
@@ -120,9 +130,9 @@ def _measured(rows: list[Control]) -> list[Control]:
     ]
 
 
-def with_noise(found: Comparison, rows: Sequence[Control], kind: str) -> Comparison:
-    """Return a comparison with its effect as a multiple of the within-language noise."""
-    unit = noise(rows, kind, found.question.metric.key)
+def with_noise(found: Comparison, rows: Sequence[Control], a: Level, b: Level) -> Comparison:
+    """Return a comparison with its effect as a multiple of the noise of what it compares."""
+    unit = noise(rows, a.type, found.question.metric.key, {a.calib, b.calib})
     return replace(found, noise_multiple=multiple(found.estimate, unit))
 
 

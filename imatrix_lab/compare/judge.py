@@ -113,7 +113,7 @@ def _report(
                     for metric in metrics:
                         one = comparer.compare(a, b, metric)
                         family = design.family_of(a, block.task, plan) if plan.family else ""
-                        one = controls.with_noise(replace(one, family=family), controlled, a.type)
+                        one = controls.with_noise(replace(one, family=family), controlled, a, b)
                         comparisons.append(one)
                         totals.append(comparer.document_totals(a, b, metric))
                 corners += [Corner(comparer, x) for x in found]

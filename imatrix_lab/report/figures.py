@@ -192,7 +192,7 @@ def _ticks(axis: Any, n_most: int = 4, is_log: bool = False) -> None:
 
 def _forest(panel: Forest) -> Any:
     n = len(panel.rows)
-    left = min(max((6.2 * len(r.label) for r in panel.rows), default=0) + 14, 0.4 * WIDTH)
+    left = min(max((6.2 * len(r.label) for r in panel.rows), default=0) + 18, 0.4 * WIDTH)
     axes = _figure(WIDTH, ROW_HEIGHT * n + 64, left, 58, 52, 8)
     axes.set_xlim(panel.x_range)
     axes.set_ylim(n - 0.4, -0.6)
@@ -207,7 +207,7 @@ def _forest(panel: Forest) -> Any:
     for tick, row in zip(axes.get_yticklabels(), panel.rows, strict=True):
         tick.set_color(_ROLES["ink"])
         tick.set_fontweight("bold" if row.is_own else "normal")
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=7)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     _ticks(axes.xaxis, 3)

@@ -94,6 +94,8 @@ def methods(view: View) -> Section:
         " cancels. The unit of uncertainty is the document, or the group of items with the same"
         " context: standard errors are jackknifed over these (CR3) with t quantiles; below 12 of"
         " them the sign flips of whole documents are enumerated.",
+        "Where a calibration has several samples, the sample is a random effect beside the"
+        " documents: both variances add, and t has Satterthwaite’s degrees of freedom.",
         "Verdicts: better or worse if p, adjusted for its family, is at most 0.05; equivalent if"
         " two one-sided tests at 2.5 % each put the difference inside the margin that was declared"
         " beforehand; else undecided. Undecided does not mean equal.",
@@ -104,7 +106,8 @@ def methods(view: View) -> Section:
     noisy = any(math.isfinite(c.noise) for c in found.comparisons)
     said.append(
         "Noise is the root mean square of what quants differ by whose imatrices come from disjoint"
-        " samples of the same language."
+        " samples of the calibrations compared. Detectable is meant of a comparison alone, before"
+        " adjustment."
         if noisy
         else "Each language has one calibration sample: an effect of the language cannot be told"
         " from that of its one text."

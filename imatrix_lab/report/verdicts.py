@@ -105,9 +105,9 @@ def differences(view: View) -> Section | None:
         "differences", "Differences",
         (
             "Mean paired differences with 95 % intervals. The grey band is the noise: what two"
-            " samples of text in one language differ by. Dashed: the margin, the smallest"
-            " difference that was declared to matter. A mark inside the band may be the sample"
-            " rather than the language. An arrow at the edge lies further out than is drawn.",
+            " single samples of the calibrations compared differ by. Dashed: the margin, the"
+            " smallest difference that was declared to matter. An arrow at the edge lies further"
+            " out than is drawn.",
         ),
         tuple(blocks),
     )  # fmt: skip

@@ -17,14 +17,12 @@ from imatrix_lab.records import ChoiceItem, ChoiceScores, Model
 from imatrix_lab.score import options
 from imatrix_lab.score.engine import Engine, Interruptible
 from imatrix_lab.score.options import ALIGN, FIRST, HELD, Unit
-from imatrix_lab.score.setup import Setup
+from imatrix_lab.score.setup import NOT_FINITE, Setup
 from imatrix_lab.toolchain import Toolchain
 from imatrix_lab.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
-
-_NOT_FINITE = "the model gives a logit that is not finite"
 
 
 def score(
@@ -82,7 +80,7 @@ class _Open:
         import numpy as np
 
         if not np.isfinite(self.sums).all():
-            return ChoiceScores(self.item.id, (), (), (), _NOT_FINITE)
+            return ChoiceScores(self.item.id, (), (), (), NOT_FINITE)
         n_bytes = tuple(len(option.encode()) for option in self.item.options)
         return ChoiceScores(self.item.id, tuple(map(float, self.sums)), self.n_tokens, n_bytes)
 

@@ -29,7 +29,7 @@ from imatrix_lab.progress import Progress
 from imatrix_lab.records import Generated, GenerateItem, Model
 from imatrix_lab.score.engine import Engine, Interruptible
 from imatrix_lab.score.options import common
-from imatrix_lab.score.setup import Setup
+from imatrix_lab.score.setup import NOT_FINITE, Setup
 from imatrix_lab.score.windows import STEP_MIN, Decode
 from imatrix_lab.toolchain import Toolchain
 from imatrix_lab.vocabulary import Vocabulary
@@ -37,7 +37,6 @@ from imatrix_lab.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import numpy as np
 
-_NOT_FINITE = "the model gives a logit that is not finite"
 _CELLS = 256
 """llama.cpp gives a sequence memory in multiples of so many tokens."""
 
@@ -282,7 +281,7 @@ class _Slots:
         answer.n_tokens += 1
         self.n_generated += 1
         if not finite:
-            error, self._spoilt = _NOT_FINITE, True
+            error, self._spoilt = NOT_FINITE, True
         elif self._vocabulary.is_end(token):
             finish = "eos"
         else:

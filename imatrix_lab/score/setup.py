@@ -15,6 +15,8 @@ from imatrix_lab.score.windows import SEQUENCES_MAX
 from imatrix_lab.store import Store
 from imatrix_lab.toolchain import Toolchain, cores
 
+NOT_FINITE = "the model gives a logit that is not finite"
+"""The error of an item, in its scores or its answer."""
 CONTEXT_MAX = 8192
 BATCH_TOKENS = 512
 PARALLEL = 16

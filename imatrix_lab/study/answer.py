@@ -157,8 +157,8 @@ def _size(found: Results, c: Comparison, place: str = "") -> str:
         said.append(f"95 % sure: {' to '.join(words.number(x, error) for x in ends)}")
         whole = _without_imatrix(found, c)
         if whole > 0:
-            share, low, high = (f"{100 * x / whole:.2g}" for x in (abs(c.estimate), *ends))
-            said.append(f"{share} % of the loss without an imatrix, {low} to {high} %")
+            share = f"{100 * abs(c.estimate) / whole:.2g}"
+            said.append(f"{share} % of the loss without an imatrix")
     text = f"{words.number(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
     return f"{text} ({'; '.join(said)})" if said else text
 
@@ -194,10 +194,7 @@ def _noise(cases: Sequence[Comparison]) -> str:
         )
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"
-    said = f"{what} {' to '.join(ends)} times what two calibration texts of one language differ by"
-    if multiples[-1] <= 1:
-        return f"{said}, which is no more than noise"
-    return f"{said}, and some are no more than noise" if multiples[0] <= 1 else said
+    return f"{what} {' to '.join(ends)} times what two calibration texts of one language differ by"
 
 
 def _positive(found: Results, cases: Sequence[Comparison]) -> str:
@@ -255,12 +252,12 @@ def _blind(cases: Sequence[Comparison]) -> list[str]:
         parts.append(f"there are as few as {fewest} {of}")
     if cases and all(math.isnan(c.margin) for c in cases):
         parts.append("no margin was declared, so that nothing can be called equivalent")
-    unseen = [c.detectable for c in cases if c.verdict == "undecided"]
+    unseen = [max(abs(c.low), abs(c.high)) for c in cases if c.verdict == "undecided"]
     if unseen and all(map(math.isfinite, unseen)):
         c = cases[0]
-        parts.append(f"where undecided, less than {max(unseen):.2g} {c.unit} may be there unseen")
+        parts.append(f"where undecided, a difference of {max(unseen):.2g} {c.unit} is not excluded")
     elif unseen:
-        parts.append("where undecided, there is too little text to see any difference")
+        parts.append("where undecided, there is too little text to exclude any difference")
     return parts
 
 

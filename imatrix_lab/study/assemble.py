@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from imatrix_lab import results, typed
+from imatrix_lab import recipe as recipes
+from imatrix_lab import results, tables, typed
 from imatrix_lab.progress import Progress
 from imatrix_lab.results import Calibration, Quant, Results
-from imatrix_lab.study import answer, beside, judged, scores, sources
+from imatrix_lab.study import answer, beside, effects, judged, scores, sources
+from imatrix_lab.study.effects import TextSize
 from imatrix_lab.study.grid import Grid
 from imatrix_lab.study.made import Made, MadeImatrix
 
@@ -51,18 +54,28 @@ def assemble(made: Made, progress: Progress) -> Results:
         similarities=tuple(beside.similarities(made, grid)),
         flips=tuple(texts),
         flip_counts=tuple(counts),
-        power=(),
+        power=tuple(e.power for e in effects.Planned(recipe, _sizes(grid)).effects()),
         missing=(*sorted(made.missing, key=lambda m: m.step), *found.missing),
         licences=tuple(sources.licences(made, grid)),
         commands=made.commands,
         notes=(*_notes(made, grid), *found.notes),
         unknown=recipe.unknown,
         reduced=recipe.is_reduced,
-        recipe=typed.plain(recipe),
+        recipe=typed.plain(recipes.without_folders(recipe)),
         signatures=grid.signatures,
         times=made.times,
     )
     return dataclasses.replace(result, answer=answer.answer(result))
+
+
+def _sizes(grid: Grid) -> list[TextSize]:
+    """Return how long the documents are that were scored, text by text."""
+    first = {record.text: record for record in reversed(grid.tokens)}
+    found = []
+    for label in sorted(first, key=lambda text: grid.rank("text", text)):
+        documents = tables.read(first[label].run.path, ["doc_id"]).words("doc_id").codes.tolist()
+        found.append(TextSize(label, tuple(Counter(documents).values()), is_known=True))
+    return found
 
 
 def _calibrations(made: Made, grid: Grid) -> Iterator[Calibration]:

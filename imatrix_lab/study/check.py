@@ -54,8 +54,7 @@ def check(recipe: Recipe) -> None:
     for path in _files(recipe):
         if not path.exists():
             raise UsageError("the recipe names a file that is not there", where=path)
-    for task in recipe.tasks:
-        languages_of(task, recipe)
+    _tasks(recipe)
 
 
 def backend(recipe: Recipe) -> str:
@@ -115,6 +114,20 @@ def _calibrations(recipe: Recipe) -> None:
             f"comparison.baseline: {baseline!r} is no calibration{nearest(baseline, texts)}",
             fix=f"one of {', '.join(texts)}",
         )
+
+
+def _tasks(recipe: Recipe) -> None:
+    """Refuse a task without a language, or twice in one: records are told apart by the two."""
+    seen = set()
+    for task in recipe.tasks:
+        name = definitions.get(task.name).name
+        for code in languages_of(task, recipe):
+            if (name, code) in seen:
+                raise UsageError(
+                    f"tasks: {name} is there twice in {code!r}",
+                    fix="languages in each of its [[tasks]], none of them in two",
+                )
+            seen.add((name, code))
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:

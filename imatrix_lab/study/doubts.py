@@ -13,6 +13,7 @@ from imatrix_lab.records import CorpusFacts
 from imatrix_lab.store import NotBuilt
 from imatrix_lab.study.effects import Effect
 from imatrix_lab.study.graph import Step
+from imatrix_lab.study.rates import Rate
 from imatrix_lab.study.shared import Shared
 from imatrix_lab.tasks import definition as definitions
 
@@ -69,8 +70,8 @@ def of_samples(recipe: Recipe) -> Iterator[str]:
     elif n < FEW_SAMPLES:
         yield (
             f"{n} samples leave a language's noise {n - 1} degree of freedom: only effects many"
-            f" times larger are found, and the figures below are of documents alone;"
-            f" calibration.samples = {FEW_SAMPLES}"
+            " times larger are found, and the smallest differences told here are of documents"
+            f" alone; calibration.samples = {FEW_SAMPLES}"
         )
 
 
@@ -144,6 +145,15 @@ def of_effects(found: Sequence[Effect], recipe: Recipe) -> Iterator[str]:
 def _span(values: Sequence[float], form: str) -> str:
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low} to {high}"
+
+
+def of_rates(rates: Mapping[str, Rate]) -> Iterator[str]:
+    """Tell times that are too long."""
+    if any(rate.was_busy for rate in rates.values()):
+        yield (
+            "the machine was busy when it was measured: left alone, it takes a fraction of these"
+            " times; plan again once it is quiet"
+        )
 
 
 def of_room(room: Room) -> Iterator[str]:

@@ -13,6 +13,7 @@ results.json report.html report.md
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shlex
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from typing import Any
 from imatrix_lab import recipe as recipes
 from imatrix_lab import results, typed
 from imatrix_lab.errors import UsageError
-from imatrix_lab.recipe import Recipe
+from imatrix_lab.recipe import Limits, Recipe
 from imatrix_lab.store import canonical_json, disk_error, write_whole
 from imatrix_lab.study.graph import Record
 
@@ -46,7 +47,7 @@ class Folder:
         return self.path.joinpath(*names)
 
     def begin(self, recipe: Path) -> None:
-        """Make the folder for a recipe, or see that it is this recipe's.
+        """Make the folder for a recipe, or see that it is this recipe's and take it as it is now.
 
         Raises
         ------
@@ -54,12 +55,14 @@ class Folder:
         """
         there, ours = self.of(RECIPE), recipe.read_bytes()
         if there.exists() and self.of("steps").is_dir():
-            if there.read_bytes() != ours:
+            old = recipes.load(there, recipe.parent)
+            if differs := _difference(_determining(old), _determining(recipes.load(recipe))):
                 raise UsageError(
-                    "this is the study of another recipe", where=self.path,
+                    f"this is the study of another recipe: {differs} differs", where=self.path,
                     fix=f"imatrix-lab study run {shlex.quote(str(recipe))} --out ANOTHER_FOLDER;"
                     " or remove this one",
                 )  # fmt: skip
+            write_whole(there, ours.decode())
             return
         if self.path.exists() and (not self.path.is_dir() or self._has_something()):
             raise UsageError(
@@ -160,6 +163,22 @@ class Folder:
         """Write the record of a step."""
         self.of("steps").mkdir(exist_ok=True)
         write_whole(self.of("steps", f"{step}.json"), canonical_json(typed.plain(record)))
+
+
+def _determining(recipe: Recipe) -> Recipe:
+    """Return a recipe without what changes no number; `reduced` lies over the others already."""
+    reduced = {k: v for k, v in recipe.reduced.items() if k not in ("limits", "keep")}
+    return dataclasses.replace(recipe, limits=Limits(), keep="", reduced=reduced)
+
+
+def _difference(a: Any, b: Any) -> str:
+    """Return the first field in which two records of one kind differ; empty without one."""
+    for name in (field.name for field in dataclasses.fields(a)):
+        one, other = getattr(a, name), getattr(b, name)
+        if one != other:
+            inside = dataclasses.is_dataclass(one)
+            return f"{name}.{_difference(one, other)}" if inside else name
+    return ""
 
 
 def newest() -> Folder:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from imatrix_lab import results
+from imatrix_lab import __version__, results
+from imatrix_lab.languages import data_dir
 from imatrix_lab.recipe import NONE
 from imatrix_lab.results import Missing
 from imatrix_lab.study import calibrations, work
+from imatrix_lab.study.folder import RECIPE
 from imatrix_lab.study.graph import FILES, Failure, Record, Step
 from imatrix_lab.study.made import Made, MadeImatrix, MadeLoss
 from imatrix_lab.study.running import Outcome
 from imatrix_lab.study.shared import Shared
-
-COMMAND = "imatrix-lab study run recipe.toml"
 
 
 def made(shared: Shared, steps: Sequence[Step], outcome: Outcome, total_s: float) -> Made:
@@ -42,8 +42,17 @@ def made(shared: Shared, steps: Sequence[Step], outcome: Outcome, total_s: float
         item_records=_files(of("task")),
         missing=(*shared.missing, *map(_missing, outcome.failures)),
         times=results.Times(seconds, total_s),
-        commands=(COMMAND,),
+        commands=_commands(shared),
     )
+
+
+def _commands(shared: Shared) -> tuple[str, ...]:
+    """Return what repeats the study: the recipe is one that ships, or lies beside the results."""
+    ours = shared.folder.of(RECIPE).read_bytes()
+    shipped = data_dir("recipes") / f"{shared.recipe.name}.toml"
+    is_shipped = shipped.is_file() and shipped.read_bytes() == ours
+    name = shared.recipe.name if is_shipped else RECIPE
+    return (f"imatrix-lab --version  # {__version__}", f"imatrix-lab study run {name}")
 
 
 def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatrix]:
@@ -56,7 +65,7 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
             parts: tuple[str, ...] = ()
             if wanted.is_merged:
                 steps = [f"{model.label}.imatrix.{single.id}" for single, _ in wanted.parts]
-                parts = tuple(work.imatrix_in(done[step].result).sha256 for step in steps)
+                parts = tuple(work.imatrix_in(done[s].result).sha256 for s in steps if s in done)
             yield MadeImatrix(
                 model=model.label,
                 label=wanted.label,
@@ -64,7 +73,7 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
                 kind=wanted.kind,
                 sample=wanted.sample,
                 shares=wanted.shares(),
-                path=facts.path if facts else None,
+                path=facts.path if facts and facts.path.exists() else None,
                 facts=facts,
                 corpus=work.corpus_in(record.result) if record else None,
                 merged_from=parts,
@@ -73,13 +82,18 @@ def _imatrices(shared: Shared, done: Mapping[str, Record]) -> Iterator[MadeImatr
 
 def _losses(done: Mapping[str, Record], quants: Mapping[str, Record]) -> Iterator[MadeLoss]:
     for step, record in done.items():
-        made = work.quant_in(quants[step.replace(".loss.", ".quant.", 1)].result)
+        quant = quants.get(step.replace(".loss.", ".quant.", 1))
+        if quant is None:  # its record could not be read
+            continue
+        made = work.quant_in(quant.result)
         for language, loss in record.result[work.LOSSES].items():
             yield MadeLoss(made.model, made.calibration, made.sample, made.type, language, loss)
 
 
 def _files(done: Mapping[str, Record]) -> tuple[Path, ...]:
-    return tuple(Path(file) for record in done.values() for file in record.result[FILES])
+    """Return the files that there are: one that is gone was made again, or that failed."""
+    files = (Path(file) for record in done.values() for file in record.result[FILES])
+    return tuple(file for file in files if file.exists())
 
 
 def _missing(failure: Failure) -> Missing:

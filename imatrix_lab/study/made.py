@@ -24,7 +24,7 @@ class MadeImatrix:
     kind : language, mixture, pooled, control or none.
     sample : from 1; `results.ALL_SAMPLES` for what all samples went into.
     shares : of each language.
-    path : in the study's folder; None for none.
+    path : in the study's folder; None for none, and where the file is gone.
     corpus : the text it was collected on; None for what was merged.
     merged_from : sha256 of the imatrices that went in.
     """

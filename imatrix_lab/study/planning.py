@@ -149,6 +149,7 @@ class _Planner:
             *doubts.of_tasks(recipe),
             *doubts.of_samples(recipe),
             *doubts.of_effects(found, recipe),
+            *doubts.of_rates(self.measured),
             *doubts.of_room(room),
         )
         return Plan(

@@ -38,11 +38,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Rate:
-    """Units a second, and what that stands on, in words."""
+    """Units a second, and what that was measured on, in words."""
 
     per_second: float
     unit: str
     stands_on: str
+    was_busy: bool
 
 
 class Rates:
@@ -96,8 +97,7 @@ class Rates:
             return {"per_second": measure(scratch), "busy": self._busy}
 
         facts = store.get("rate", label, wanted, build, self._progress).facts
-        busy = ", while the machine was busy" if facts["busy"] else ""
-        return Rate(float(facts["per_second"]), unit, said + busy)
+        return Rate(float(facts["per_second"]), unit, said, facts["busy"])
 
 
 def _imatrix(shared: Shared, model: Model, scratch: Path) -> float:

@@ -49,7 +49,10 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Records of everything that is done, of this run or an earlier one; what failed."""
+    """Records of everything that was done, of this run or an earlier one; what failed.
+
+    The files of a record may be gone: what was found out with them stays true.
+    """
 
     records: dict[str, Record]
     failures: tuple[Failure, ...]
@@ -130,7 +133,7 @@ class _Graph:
         blocked = [one for one in step.needs if one in self.causes]
         new = [one for one in lacking(step, self.records.get(step.id)) if one not in self.causes]
         if step.uses and not new:
-            if step.id in self.records and not blocked:
+            if self._is_there(step) and not blocked:
                 self.watch.ended(step, self.records[step.id])
                 return False  # nothing to add to what it has
             blocked += [one for one in step.uses if one in self.causes]
@@ -142,6 +145,10 @@ class _Graph:
             self.failures[fault] = replace(failure, left_out=(*failure.left_out, step))
         self.watch.ended(step, None)
         return False
+
+    def _is_there(self, step: Step) -> bool:
+        """Whether a step has a record, and the files of it."""
+        return step.id in self.records and self.records[step.id].is_there()
 
     def _that_fit(self, ready: Sequence[Step]) -> list[tuple[Step, int]]:
         """Return steps that fit beside those that run, each with its threads.
@@ -171,12 +178,11 @@ class _Graph:
     # -- how
 
     def _start(self, step: Step, threads: int) -> None:
-        record = self.records.get(step.id)
-        usable = record if record and record.is_there() else None
+        usable = self.records[step.id] if self._is_there(step) else None
         found = {
             one: self.records[one].result
             for one in (*step.on(), *step.after)
-            if one in self.records
+            if one in self.records and one not in self.causes  # then its files may be gone
         }
         turn = Turn(
             threads, self.watch.progress(step), found,
@@ -195,7 +201,7 @@ class _Graph:
         try:
             with stopping.heeding(self._asked):
                 result = dict(step.run(turn))
-            parts = tuple(one for one in step.uses if one in turn.found)
+            parts = tuple(one for one in step.uses if one in turn.found or one in turn.parts)
             seconds = turn.before_s + time.monotonic() - began
             outcome = Record(self.keys[step.id], parts, result, seconds)
         except Exception as error:
@@ -228,8 +234,6 @@ class _Graph:
         else:
             self.failures[step.id] = self._failure(step, outcome)
             self.causes[step.id] = {step.id}
-            if step.id in self.records and not self.records[step.id].is_there():
-                del self.records[step.id]
             self.watch.ended(step, self.failures[step.id])
 
     def _failure(self, step: Step, error: Exception) -> Failure:

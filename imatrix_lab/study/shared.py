@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from imatrix_lab import machine, models, pipeline, quantize, toolchain
+from imatrix_lab import recipe as recipes
 from imatrix_lab.errors import ImatrixLabError, UsageError
 from imatrix_lab.progress import Progress
 from imatrix_lab.recipe import Recipe
@@ -65,7 +66,9 @@ class Shared:
         """Return what may run at a time; a GPU has one user."""
         asked = self.recipe.limits
         most = cores() if self.tools.backend == "cpu" else 1
-        return Limits(jobs or asked.jobs or most, cores(), self.memory_bytes(), asked.threads)
+        return Limits(
+            min(jobs or asked.jobs or most, most), cores(), self.memory_bytes(), asked.threads
+        )
 
 
 def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Shared:
@@ -79,13 +82,14 @@ def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) ->
     silence(tools.bindings())  # once, before there are threads
     found: list[Model] = []
     missing = []
-    for spec in recipe.models:
+    named = recipes.without_folders(recipe).models
+    for spec, name in zip(recipe.models, named, strict=True):
         try:
             one = models.resolve(spec, store, progress, pipeline.converter(tools))
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise
-            missing.append(Missing(f"model {spec}", error.what, error.fix or "", ("all of it",)))
+            missing.append(Missing(f"model {name}", error.what, error.fix or "", ("all of it",)))
             continue
         taken = any(m.label == one.label for m in found)
         label = f"{one.label}-{one.sha256[:8]}" if taken else one.label

@@ -7,6 +7,7 @@ each does is in `work`; here is what stands on what.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.recipe import NONE, Recipe, Task
 from imatrix_lab.records import Model, TextOptions
 from imatrix_lab.store import sha256_file
-from imatrix_lab.study import calibrations, check, work
+from imatrix_lab.study import asked, calibrations, check, work
 from imatrix_lab.study.calibrations import Calibration, Single
 from imatrix_lab.study.graph import Step
 from imatrix_lab.study.shared import Shared, logits_bytes
@@ -49,6 +50,14 @@ def steps(shared: Shared) -> tuple[Step, ...]:
             found += ours.batch(batch, number, before)
             before = found[-1].id if shared.recipe.limits.disk_gib else ""
         found += ours.originals()
+    return _distinct(found)
+
+
+def _distinct(found: Sequence[Step]) -> tuple[Step, ...]:
+    """Return steps, of which no two have one id: records are kept by it."""
+    twice = [name for name, n in Counter(step.id for step in found).items() if n > 1]
+    if twice:
+        raise ValueError(f"several steps are called {twice[0]}")
     return tuple(found)
 
 
@@ -83,6 +92,7 @@ class _OfModel:
         self.calibrations = calibrations.calibrations(self.recipe)
         self.singles = calibrations.singles(self.calibrations)
         self.languages = {s.language: s for s in self.singles if not s.is_control}
+        self.tasks = asked.names(self.recipe)
         many = len(shared.models) > 1
         self.of = f" of {model.label}" if many else ""
         quants = [self._quant(c, kind) for kind in self.recipe.types for c in self.calibrations]
@@ -97,14 +107,13 @@ class _OfModel:
         return Quant(calibration, kind, imatrix, self._id("quant", calibration.id, kind))
 
     def _teacher(self) -> str:
-        """Return whether models are in memory together: decided once, for numbers that compare."""
-        if len(self.batches) > 1:
-            return "cached"
-        return (
-            "live"
-            if self._scoring_bytes(self.batches[0]) <= self.shared.memory_bytes()
-            else ("cached")
-        )
+        """Return whether models are in memory together: decided once, for numbers that compare.
+
+        How much a GPU has is not known: unless it is said, one model is there at a time.
+        """
+        fits = self._scoring_bytes(self.batches[0]) <= self.shared.memory_bytes()
+        is_known = self.shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
+        return "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
     def _scoring_bytes(self, quants: Sequence[Quant]) -> int:
         """Return the memory that a reference and quants take together."""
@@ -202,15 +211,15 @@ class _OfModel:
         return 2 * 4 * self.model.facts.n_vocab * self.model.facts.channels
 
     def _scores(self, quants: Sequence[Quant], suffix: tuple[str, ...]) -> Iterator[Step]:
-        asked = self.recipe.evaluation
+        said = self.recipe.evaluation
         together = self.teacher == "live"
         memory = self._scoring_bytes(quants if together else quants[:1])
-        documents = asked.documents
+        documents = said.documents
         tokens = documents * DOCUMENT_TOKENS if documents else HELDOUT_ALL_TOKENS
-        for word in asked.texts:
+        for word in said.texts:
             text = self._text_of(word)
             file = {"file_sha256": sha256_file(text.path)} if text.path else {}
-            inputs = {**typed.plain(asked), "texts": text.label, "teacher": self.teacher, **file}
+            inputs = {**typed.plain(said), "texts": text.label, "teacher": self.teacher, **file}
             yield Step(
                 self._id("score", text.label, *suffix), "score",
                 " ".join(("score", text.label, *suffix)) + self.of,
@@ -255,13 +264,13 @@ class _OfModel:
         for task in self.recipe.tasks:
             languages = check.languages_of(task, self.recipe)
             yield Step(
-                self._items_id(task), "items", f"items of {_task_name(task)}{self.of}",
+                self._items_id(task), "items", f"items of {self.tasks[task]}{self.of}",
                 partial(work.items, self.shared, task, languages),
-                {"task": _task_inputs(task, languages)}, memory_bytes=SMALL_BYTES,
+                {"task": asked.inputs(task, languages)}, memory_bytes=SMALL_BYTES,
             )  # fmt: skip
 
     def _items_id(self, task: Task) -> str:
-        return self._id("items", _task_name(task))
+        return self._id("items", self.tasks[task])
 
     def _answers(self, task: Task, quant: Quant | None) -> Step:
         languages = check.languages_of(task, self.recipe)
@@ -273,8 +282,8 @@ class _OfModel:
             else (self.model.facts.size_bytes)
         )
         return Step(
-            self._id("task", _task_name(task), *who), "task",
-            f"{' '.join((_task_name(task), *who))}{self.of}",
+            self._id("task", self.tasks[task], *who), "task",
+            f"{' '.join((self.tasks[task], *who))}{self.of}",
             partial(work.answers, self.shared, self.model, task, languages,
                     quant.step if quant else ""),
             self._base(), needs=needs, is_target=True,
@@ -286,11 +295,3 @@ class _OfModel:
 def _name(single: Single, recipe: Recipe) -> str:
     n = recipe.calibration.samples
     return f"{single.label} {single.sample}/{n}" if n > 1 else single.label
-
-
-def _task_name(task: Task) -> str:
-    return Path(task.name).stem
-
-
-def _task_inputs(task: Task, languages: tuple[str, ...]) -> dict[str, object]:
-    return {**typed.plain(task), "languages": list(languages), "data": Path(task.data).name}

@@ -220,7 +220,9 @@ def losses(
             languages[code] = _together(paths)
     found = predict.losses(loss.read(columns.path / loss.FILE), languages)
     values = found.overall().tolist()
-    return {LOSSES: dict(zip(found.languages, values, strict=True))}
+    return {
+        LOSSES: {**turn.before.get(LOSSES, {}), **dict(zip(found.languages, values, strict=True))}
+    }
 
 
 def _together(paths: Sequence[Path]) -> Imatrix:

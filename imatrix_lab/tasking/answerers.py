@@ -250,5 +250,5 @@ def chat(request: ChatRequest, store: Store, progress: Progress) -> Iterator[Cha
     with llama_server.serve(
         tools, found.path, request.parallel, n_ctx, gpu_layers=request.gpu_layers
     ) as client:
-        client.model = found.label
+        client.model, client.identity = found.label, found.sha256
         yield client

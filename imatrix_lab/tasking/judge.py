@@ -131,7 +131,7 @@ def _asked(
     progress: Progress,
 ) -> list[Judgement]:  # fmt: skip
     """Return a judgement an item; those in the file are not asked again, unless they failed."""
-    key = canonical_json([chat.model, judges.MAX_TOKENS, speech.words, speech.judge])
+    key = canonical_json([chat.model, chat.identity, judges.MAX_TOKENS, speech.words, speech.judge])
     asked = {
         row["item_id"]: prompt_hash((("", "\0".join(row.get(name, "") for name in _TEXTS)),), key)
         for row in rows
@@ -147,7 +147,8 @@ def _asked(
         for judgement in each(one, left, chat.parallel):
             plain = dataclasses.asdict(judgement)
             value = judgement.value if math.isfinite(judgement.value) else None
-            add({**plain, "value": value, "asked": asked[judgement.id]})
+            add({**plain, "value": value, "asked": asked[judgement.id],
+                 "identity": chat.identity})  # fmt: skip
             found[judgement.id] = judgement
             bar.update(len(found))
     every = [found[row["item_id"]] for row in rows]

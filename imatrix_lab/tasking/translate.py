@@ -19,7 +19,7 @@ from imatrix_lab.store import canonical_json, write_whole
 from imatrix_lab.tasks import load
 from imatrix_lab.tasks import speech as speeches
 from imatrix_lab.tasks import translate as texts
-from imatrix_lab.tasks.chat import Chat, prompt_hash
+from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.tasks.definition import Definition
 from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.tasks.speech import Speech
@@ -92,7 +92,8 @@ def translate(
     written = _write(task, to, out, every)
     manifest = {
         "task": task.name, "language": to, "from": source, "machine_translated": True,
-        "model": chat.model, "package_version": __version__, "origin": dict(rows.origin),
+        "model": chat.model, "model_identity": chat.identity,
+        "package_version": __version__, "origin": dict(rows.origin),
         "licence": task.licence, "citation": task.citation,
         "n_items": len(every) - written.n_left_out, "n_left_out": written.n_left_out,
         "n_texts": written.n_texts, "n_flagged": written.n_flagged,
@@ -160,7 +161,7 @@ class _Translator:
 
     def _one(self, kind: str, text: str, beside: str, add: Any) -> Translation:
         messages = texts.prompt(kind, text, beside, self._speech)
-        key = prompt_hash(messages, self._chat.model)
+        key = texts.key_of(messages, self._chat)
         with self._locks.setdefault(key, threading.Lock()):  # another row may have the same text
             known = self.journal.found.get(key)
             if known and not known["error"]:

@@ -16,10 +16,12 @@ class Chat(Protocol):
 
     Attributes
     ----------
+    identity : what tells it from another model of the same name: a hash, or a host.
     parallel : how many may ask at a time, each in a thread of its own.
     """
 
     model: str
+    identity: str
     parallel: int
 
     def chat(self, messages: Messages, max_tokens: int, stop: Sequence[str] = ()) -> Generated:

@@ -94,9 +94,12 @@ def translate(kind: str, text: str, messages: Messages, chat: Chat) -> Translati
     if not error and found.finish == "length":
         error = "the answer was cut off"
     flags = () if error else flags_of(kind, text, said)
-    return Translation(
-        prompt_hash(messages, chat.model), kind, text, text if error else said, flags, error
-    )
+    return Translation(key_of(messages, chat), kind, text, text if error else said, flags, error)
+
+
+def key_of(messages: Messages, chat: Chat) -> str:
+    """Return the hash by which a translation is found again."""
+    return prompt_hash(messages, f"{chat.model}\0{chat.identity}")
 
 
 def _unwrapped(reply: str) -> str:

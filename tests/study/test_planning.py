@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab import languages
+from imatrix_lab.cli import plans
 from imatrix_lab.corpus import sources
 from imatrix_lab.imatrix import file
 from imatrix_lab.progress import Silent
@@ -75,7 +76,7 @@ def tree(folder: Path) -> set[str]:
     return {str(p) for p in found if p.parts[0] not in passing}
 
 
-def test_a_new_study(recipe: Recipe, store: Store, tmp_path: Path) -> None:
+def test_a_new_study(recipe: Recipe, store: Store, tmp_path: Path, capsys) -> None:
     folder, before = Folder(tmp_path / "studies" / "x"), tree(store.root)
     found = planning.plan(recipe, folder, store, Silent())
     assert tree(store.root) == before and not folder.path.exists()
@@ -98,6 +99,13 @@ def test_a_new_study(recipe: Recipe, store: Store, tmp_path: Path) -> None:
     assert (found.disk_final_bytes, found.disk_peak_bytes) == (small, small + quants)
     assert found.disk_free_bytes > 0
     assert found.memory_bytes == max(r.memory_bytes for r in found.rows)
+    plans.show(found)
+    printed = "".join(capsys.readouterr())
+    assert all(
+        text in printed
+        for text in (*(r.what for r in found.rows if r.kind != "tidy"), *found.warnings)
+    )
+    assert all(name in printed for name in found.rates)
     kept = planning.plan(replace(recipe, keep="all"), folder, store, Silent())
     assert kept.rates == found.rates
     assert kept.disk_final_bytes == kept.disk_peak_bytes == small + quants
@@ -183,8 +191,10 @@ def test_what_was_measured_while_busy_is_measured_again(
     small = replace(recipe, types=("Q4_K_M",))
     monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
     busy = planning.plan(small, folder, store, Silent())
-    assert all("busy" in rate.stands_on for rate in busy.rates.values())
+    assert all(rate.was_busy for rate in busy.rates.values())
+    assert any("the machine was busy" in warning for warning in busy.warnings)
     assert planning.plan(small, folder, store, Silent()).rates == busy.rates
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     calm = planning.plan(small, folder, store, Silent())
-    assert not any("busy" in rate.stands_on for rate in calm.rates.values())
+    assert not any(rate.was_busy for rate in calm.rates.values())
+    assert not any("the machine was busy" in warning for warning in calm.warnings)

@@ -202,7 +202,7 @@ def test_a_second_run_makes_nothing_again(calm):
 
 def test_another_recipe_is_refused_in_the_same_folder(calm):
     other = calm.folder / "other.toml"
-    other.write_text(calm.recipe.read_text() + "\n# another\n")
+    other.write_text("seed = 9\n" + calm.recipe.read_text())
     _, told = calm.run("run", other, "--out", calm.out, status=2)
     assert "another recipe" in told and "--out" in told
     _, told = calm.run("run", calm.recipe, "--out", calm.folder, status=2)

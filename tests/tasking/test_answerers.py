@@ -9,6 +9,7 @@ from imatrix_lab import endpoint, tables
 from imatrix_lab.cli.main import cli
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasking import answerers
+from imatrix_lab.tasks import judge as judges
 from imatrix_lab.tasks import records
 from tests.tasking.fakes import chat_server
 
@@ -99,6 +100,23 @@ def test_an_endpoint_of_ones_own(data, tmp_path, monkeypatch):
         command("task", "translate", "mixeval", "--to", "nb", "--endpoint", url, "--model", "j",
                 "--data", data / "mixeval.json", "--out", tmp_path / "nb")  # fmt: skip
     assert len(json.loads((tmp_path / "nb" / "mixeval.nb.json").read_text())) == 2
+
+
+def test_a_judge_on_this_machine(data, quants, tmp_path, monkeypatch):
+    """A tiny model without a template gives no verdict, and that is said."""
+    monkeypatch.setattr(judges, "MAX_TOKENS", 16)
+    with chat_server(lambda _: "x") as url:
+        done = command(
+            "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json",
+            "--quant", "a", "--endpoint", url, "--out", tmp_path / "out", "--keep-text",
+        )  # fmt: skip
+    words = ["task", "judge", done.stdout.strip(), "--model", str(quants["Q8_0"])]
+    failed = CliRunner().invoke(cli, [*words, "--parallel", "2"])
+    assert "no verdict came of 2 answers: the reply has no score" in str(failed.exception)
+    assert "note: tiny-Q8_0 has no chat template" in failed.stderr
+    (file,) = (tmp_path / "out").glob("*.judge.tiny-Q8_0.jsonl")
+    replies = [json.loads(line) for line in file.read_text().splitlines() if line]
+    assert len(replies) == 2 and all(len(reply["identity"]) == 64 for reply in replies)
 
 
 def test_list():

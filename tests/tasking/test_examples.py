@@ -44,3 +44,9 @@ def test_examples(line, tmp_path, monkeypatch):
         codes = tuple(given["langs"].split(","))
         asked = TaskRequest(given["tasks"], codes, (), tmp_path, "cpu", data=given["data"])
         assert run.pairs(map(definition.get, asked.tasks), asked, Silent())
+
+
+def test_the_definition_in_the_docs_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", TEXTS[1], re.DOTALL)
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    assert definition.get(str(tmp_path / "mine.toml")).languages == {"nb": "nob"}

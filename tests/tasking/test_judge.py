@@ -56,7 +56,9 @@ def test_grades_and_kappa(tmp_path, monkeypatch):
         assert again == found
         monkeypatch.setattr(judges, "MAX_TOKENS", 1 + judges.MAX_TOKENS)
         assert judge.grade(path, chat, Silent()) == found
-    assert len(asked) == 16  # other settings, other judgements
+        chat.identity = "another model of this name"
+        assert judge.grade(path, chat, Silent()) == found
+    assert len(asked) == 24  # other settings, other judgements
     # rule: 6 of 8 right; judge: 6 of 8, both right on 5
     assert (found.n, found.failed, found.mean, found.mean_rule) == (8, {}, 0.75, 0.75)
     assert found.kappa == pytest.approx((6 / 8 - 10 / 16) / (1 - 10 / 16))

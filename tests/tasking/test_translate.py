@@ -48,6 +48,7 @@ def run(tmp_path, reply, rows=ROWS, **more):
             url, more.get("model", "m"), timeout_s=30, retries=0, parallel=more.get("parallel", 1)
         ) as chat,
     ):
+        chat.identity = more.get("identity", "the same server")
         return translate.translate(
             definition.get("mixeval"), "en", "nb", tmp_path / "task.json", tmp_path / "out",
             more.get("limit"), chat, Silent(),
@@ -110,6 +111,9 @@ def test_a_server_that_fails_is_asked_again(tmp_path):
     assert len(asked) == len(WORDS)  # it translates everything itself
     asked.clear()
     model = "m"
+    assert run(tmp_path, reply, limit=1, identity="another server").n_left_out == 0
+    assert asked == list(WORDS)[:4]  # another model of the same name
+    asked.clear()
     assert run(tmp_path, reply).n_left_out == 0
     assert asked == ["the cow"]
     assert run(tmp_path, reply).n_left_out == 0

@@ -1,0 +1,58 @@
+"""Whose a study's folder is."""
+
+from __future__ import annotations
+
+import pytest
+
+from imatrix_lab.errors import UsageError
+from imatrix_lab.study.folder import RECIPE, Folder
+
+TEXT = """schema = 1
+name = "x"
+types = ["Q4_K_M"]
+[calibration]
+texts = ["nb", "en"]
+[evaluation]
+texts = ["mine=a.jsonl"]
+"""
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """A function: TOML -> what the folder's copy is after a study of it began."""
+    recipe, folder = tmp_path / "here" / "x.toml", Folder(tmp_path / "study")
+    recipe.parent.mkdir()
+
+    def one(text: str) -> str:
+        recipe.write_text(text)
+        folder.begin(recipe)
+        return folder.of(RECIPE).read_text()
+
+    one(TEXT)
+    return one
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a comment\n" + TEXT,
+        'keep = "scores"\n' + TEXT,
+        TEXT + "[limits]\njobs = 1\n",
+        TEXT + "[reduced.limits]\njobs = 1\n",
+    ],
+)
+def test_what_changes_no_number_is_taken(begin, text: str) -> None:
+    assert begin(text) == text
+
+
+@pytest.mark.parametrize(
+    "old, new, field",
+    [
+        ('"nb", "en"]', '"nb"]', "calibration.texts"),
+        ("a.jsonl", "b.jsonl", "evaluation.texts"),
+        ("schema = 1", "schema = 1\nseed = 2", "seed"),
+    ],
+)
+def test_another_recipe_is_refused_by_what_differs(begin, old: str, new: str, field: str) -> None:
+    with pytest.raises(UsageError, match=f"another recipe: {field} differs"):
+        begin(TEXT.replace(old, new))
