@@ -31,6 +31,7 @@ class Study:
         recipe = dataclasses.replace(recipe, types=(self.quant.type,))
         tools = type("Tools", (), {"signature": lambda self: {}})()
         models = (scored.model(),)
+        (folder / "recipe.toml").touch()
         self.shared = Shared(recipe, Folder(folder), None, tools, models, {})
 
     def _made(self, turn):
