@@ -83,12 +83,12 @@ def pairs(
     for task, _ in wanted:
         if request.variant:
             _check_variant(task, request.variant)
-        if len(request.languages) > 1 and load.in_one(task, request.data):
-            raise UsageError(
-                f"{task.name}: these data do not say their language, and several are asked for",
-                where=request.data, fix=f"one at a time: --langs {request.languages[0]}",
-            )  # fmt: skip
-    found = [(task, code) for task, code in wanted if load.has(task, code, request.data)]
+    several = len(request.languages) > 1
+    if several and request.data:
+        for task, _ in wanted:
+            _check_data(task, request.data)
+    data = None if several else request.data
+    found = [(task, code) for task, code in wanted if load.has(task, code, data)]
     if not found:
         load.own_code(*wanted[0])  # says what there is
     for task, code in wanted:
@@ -104,6 +104,15 @@ def _check_variant(task: Definition, variant: str) -> None:
         raise UsageError(
             f"the prompt of {task.name} does not show letters", fix="--variant raw, token or byte"
         )
+
+
+def _check_data(task: Definition, data: Path) -> None:
+    """Refuse data in one language for several."""
+    if load.in_one(task, data) and (data.is_file() or not task.languages):
+        raise UsageError(
+            f"{task.name}: these data do not say their language, and several are asked for",
+            where=data, fix="one at a time: --langs with the language that they are in",
+        )  # fmt: skip
 
 
 def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:

@@ -261,6 +261,10 @@ def test_languages_that_a_task_lacks_are_left_out(tmp_path):
     found = [(task.name, code) for task, code in run.pairs(tasks, asked, talk)]
     assert found == [("mixeval", "en"), ("belebele", "en"), ("belebele", "nb")]
     assert talk.said == ["note: mixeval has no 'nb': left out"]
+    folder = replace(asked, data=tmp_path)  # its files are in the language of the definition
+    assert run.pairs(tasks[:1], folder, talk) == [(tasks[0], "en")]
+    only = replace(folder, languages=("nb",))
+    assert run.pairs(tasks[:1], only, talk) == [(tasks[0], "nb")]
     with pytest.raises(UsageError, match="mixeval has no 'nb'"):
         run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
 
