@@ -50,7 +50,7 @@ def test_two_builds_at_once_build_once(tmp_path):
     assert [p.returncode for p in both] == [0, 0], texts
     assert sorted(compiled(tmp_path)) == list(range(1, 11))
     assert texts[0][0] == texts[1][0]
-    assert any("another process is building" in err for _, err in texts)
+    assert any("is being built elsewhere" in err for _, err in texts)
 
 
 def test_a_failing_build_names_its_log_and_is_kept(tmp_path):
