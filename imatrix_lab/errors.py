@@ -15,8 +15,6 @@ escapes is a bug, and the command line reports it as one (exit code 3).
     └── DiskFull                      no room; earlier artefacts are intact
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

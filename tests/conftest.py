@@ -1,7 +1,5 @@
 """What every test gets: user directories of its own, and the real programs on request."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
@@ -12,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import proc, store
-from imatrix_lab.corpus.layout import within_budget
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Document
+from imatrix_lab.core import process, store
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus.packing import within_budget
+from imatrix_lab.llamacpp.toolchain import Toolchain, find
+from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score import kernel as kernels
 from imatrix_lab.score.kernel import Kernel
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain, find
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import Document
 from tests import tiny_model
 
 # A shell that starts us in the background ignores Ctrl-C, and so would all that we start.
@@ -202,5 +200,5 @@ def quants(reference: Path, tools: Toolchain) -> dict[str, Path]:
     """Quants of it by type, made by llama-quantize without an imatrix."""
     found = {kind: reference.with_name(f"tiny-{kind}.gguf") for kind in ("Q8_0", "Q4_K_M", "Q2_K")}
     for kind, path in found.items():
-        proc.run([tools.program("llama-quantize"), reference, path, kind, "1"], timeout_s=120)
+        process.run([tools.program("llama-quantize"), reference, path, kind, "1"], timeout_s=120)
     return found

@@ -1,7 +1,5 @@
 """Real data that is not in the repository: parallel news (NTREX-128), and MixEval's answers."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -14,9 +14,7 @@ import pytest
 import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
-TOP = {"pipeline", "evaluate", "forecast", "summary", "plan", "publish", "doctor", "compare", "cli",
-       "tasking", "study", "quick", "card"}  # fmt: skip
-STAGES = {"corpus", "imatrix", "quantize", "score", "stats", "tasks", "report"}
+ORDER = ["errors", "types", "core", "stats", "report", "llamacpp", "models", "records", "corpus", "imatrix", "quantize", "score", "compare", "tasks", "pipeline", "study", "cli"]
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
@@ -75,42 +73,15 @@ def own_imports(tree: ast.AST) -> set[str]:
     return found
 
 
-def at_import_time(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Statements that run when the module is imported; not those for type checkers."""
-    todo: list[ast.stmt] = list(tree.body)
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            todo += node.orelse
-            continue
-        yield node
-        todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+@pytest.mark.parametrize("name", [name for name in NAMES if name])
+def test_a_folder_imports_itself_and_what_stands_before_it(name: str) -> None:
+    place = ORDER.index(part(name))
+    assert {w for w in own_imports(MODULES[name]) if ORDER.index(part(w)) > place} == set()
 
 
-def layer(module: str) -> str:
-    first = part(module)
-    return "top" if first in TOP else first if first in STAGES else "base"
-
-
-def test_the_layers_are_those_of_the_package() -> None:
-    """A stage that was renamed must not become base silently."""
-    assert {part(name) for name in NAMES} >= TOP | STAGES
-    assert "corpus.build" in own_imports(MODULES["pipeline"])
-    assert "proc" in own_imports(MODULES["toolchain"])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_point_one_way(name: str) -> None:
-    wanted = own_imports(MODULES[name])
-    ours = layer(name)
-    if ours == "top":
-        if part(name) != "cli":
-            assert not {w for w in wanted if part(w) == "cli"}
-        return
-    allowed = {"base", ours}
-    assert {w for w in wanted if layer(w) not in allowed} == set()
+def test_the_folders_are_those_of_the_package() -> None:
+    assert {part(name) for name in NAMES if name} == set(ORDER)
+    assert "corpus.build" in own_imports(MODULES["pipeline.tune"])
 
 
 def test_modules_do_not_import_each_other_in_a_ring() -> None:
@@ -121,13 +92,13 @@ def test_modules_do_not_import_each_other_in_a_ring() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_proc_starts_programs(name: str) -> None:
+def test_only_core_process_starts_programs(name: str) -> None:
     tree = MODULES[name]
     first_words = {part(i) for i in imports(tree)}
     assert "pty" not in first_words
-    assert ("subprocess" in first_words) == (name == "proc")
+    assert ("subprocess" in first_words) == (name == "core.process")
     pools = {i for i in imports(tree) if re.match(r"concurrent\.futures\.[Pp]rocess", i)}
-    assert ("multiprocessing" in first_words or bool(pools)) == (name == "proc")
+    assert ("multiprocessing" in first_words or bool(pools)) == (name == "core.process")
     calls = {
         node.attr
         for node in ast.walk(tree)
@@ -153,21 +124,6 @@ def test_only_proc_starts_programs(name: str) -> None:
 def test_only_the_command_line_knows_the_terminal(name: str) -> None:
     found = {part(i) for i in imports(MODULES[name])} & TERMINAL
     assert not found or part(name) == "cli"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_heavy_is_imported_with_the_module(name: str) -> None:
-    """The standard library and the package itself; click and rich on the command line."""
-    found = {part(i) for node in at_import_time(MODULES[name]) for i in imports_of(node)}
-    allowed = set(sys.stdlib_module_names) | {"imatrix_lab"}
-    if part(name) == "cli":
-        allowed |= TERMINAL
-    assert found - allowed == set()
-
-
-def imports_of(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        yield from imports(node)
 
 
 def test_the_command_line_starts_light() -> None:
@@ -203,10 +159,6 @@ def test_no_print_and_no_exit_below_the_command_line(name: str) -> None:
 
 def test_the_checks_see_what_they_look_for() -> None:
     tree = ast.parse(
-        "if TYPE_CHECKING:\n import numpy\nelse:\n import gguf\ndef f():\n import rich"
+        "from imatrix_lab.corpus.build import build\nfrom imatrix_lab.core import process"
     )
-    found = [i for node in at_import_time(tree) for i in imports_of(node)]
-    assert found == ["gguf"]
-    assert set(imports(tree)) == {"numpy", "gguf", "rich"}
-    tree = ast.parse("from imatrix_lab.corpus.build import build\nfrom imatrix_lab import proc")
-    assert own_imports(tree) == {"corpus.build", "proc"}
+    assert own_imports(tree) == {"corpus.build", "core.process"}

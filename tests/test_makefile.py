@@ -1,7 +1,5 @@
 """The real Makefile, with a stand-in for the program it calls."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

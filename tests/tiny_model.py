@@ -1,7 +1,5 @@
 """A small Llama made for tests: 2 layers, 256 channels, every byte a token of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

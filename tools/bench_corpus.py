@@ -11,8 +11,6 @@ Seconds are of the processor, so that other work on the machine disturbs less; "
 workers are by the clock.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random
@@ -27,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from imatrix_lab import languages, pypi
+from imatrix_lab.core import paths, pypi
 from imatrix_lab.corpus.clean import STEPS, Document, Report, Rules, apply, batches, clean
 from imatrix_lab.corpus.clean.duplicates import Duplicates, bands
 from imatrix_lab.corpus.clean.rules import Draft
@@ -63,7 +61,7 @@ def sentences(language: str, wheel_folder: Path) -> list[str]:
 
 def from_wheel(code: str, folder: Path) -> str:
     """Return the text of the pinned dataset-build wheel."""
-    pinned = tomllib.loads((languages.data_dir("corpora") / "sources.toml").read_text("utf-8"))
+    pinned = tomllib.loads((paths.data_dir("corpora") / "sources.toml").read_text("utf-8"))
     source = pinned["dataset-build"]
     path = pypi.download("dataset-build", source["version"], source["sha256"], folder)
     with zipfile.ZipFile(path) as archive:

@@ -8,8 +8,6 @@ in every language and type, in KLD and NLL, with CR3, BCa, sign flips, tails, TO
 Benjamini-Hochberg, the interactions, and the sentences.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imatrix_lab import tables
+from imatrix_lab.records import parquet
 
 LANGUAGES = ("nb", "en", "ml", "sw", "de")
 TYPES = ("Q2_K", "Q3_K_S", "Q4_K_M")
@@ -43,7 +41,7 @@ def write_runs(folder: Path, n_tokens: int, n_documents: int) -> None:
                 scale = (0.95 if calib == lang else 1.0) / 4**size
                 kld = shared * scale * np.exp(rng.normal(0, 0.25, n_tokens))
                 columns = {
-                    "doc_id": tables.Coded(codes, tuple(f"d{i}" for i in range(n_documents))),
+                    "doc_id": parquet.Coded(codes, tuple(f"d{i}" for i in range(n_documents))),
                     "window": place // 512, "pos": place % 512, "token": place % 32_000,
                     "nll": (nll + kld * rng.normal(1, 2, n_tokens)).astype(np.float32),
                     "kld": kld.astype(np.float32),
@@ -52,7 +50,7 @@ def write_runs(folder: Path, n_tokens: int, n_documents: int) -> None:
                 quant = {"sha256": name, "type": kind, "calibration": calib,
                          "imatrix_sha256": calib}  # fmt: skip
                 signature = {"kind": "token", "quant": quant, "text": {"label": lang}}
-                tables.write(folder / f"{name}.parquet", columns, signature)
+                parquet.write(folder / f"{name}.parquet", columns, signature)
 
 
 def main() -> None:

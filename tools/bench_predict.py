@@ -9,8 +9,6 @@ what the prediction's own noise is (an imatrix in two halves), how far losses of
 told without quantizing, and how fast the sums are beside gguf-py.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
@@ -25,19 +23,24 @@ import gguf
 import numpy as np
 from scipy import stats
 
-from imatrix_lab import evaluate, llamacpp, models, pipeline, proc, tables
-from imatrix_lab import toolchain as toolchains
 from imatrix_lab.cli.terminal import Terminal
-from imatrix_lab.corpus import documents, layout, split
-from imatrix_lab.corpus.text import JOINT, decode
-from imatrix_lab.forecast import NONE, Predictor, PredictRequest, Row
-from imatrix_lab.imatrix import file, loss, predict
-from imatrix_lab.imatrix.file import Entry, Imatrix
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Document, Request, ScoreRequest
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import cores
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.core import process
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import documents, packing
+from imatrix_lab.corpus import heldout as split
+from imatrix_lab.corpus.documents import JOINT, decode
+from imatrix_lab.imatrix import format, predict, quant_error
+from imatrix_lab.imatrix.format import Entry, Imatrix
+from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import toolchain as toolchains
+from imatrix_lab.llamacpp.toolchain import cores
+from imatrix_lab.models import resolve
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import score, tune
+from imatrix_lab.pipeline.predict import NONE, Predictor, PredictRequest, Row
+from imatrix_lab.records import parquet
+from imatrix_lab.types import Document, Request, ScoreRequest
 
 TYPES = ("Q2_K", "Q3_K_S", "Q4_K_M")
 LANGUAGES = ("nb", "en", "ml")
@@ -80,7 +83,7 @@ class Bench:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.store, self.terminal = root, Store(), Terminal()
         self.tools = toolchains.get(self.store, "cpu", self.terminal)
-        self.model = models.resolve(model, self.store, self.terminal)
+        self.model = resolve.resolve(model, self.store, self.terminal)
         self.imatrices: dict[str, Path] = {}
         self.heldout: dict[str, Path] = {}
 
@@ -88,16 +91,18 @@ class Bench:
         """Return the imatrix of the first tokens of a text."""
         asked = Request(str(text), (), str(self.model.path), n_tokens, self.root, "cpu")
         path = self.root / f"{name}.imatrix.gguf"
-        return pipeline.imatrix(asked, path, self.store, self.terminal)
+        return tune.imatrix(asked, path, self.store, self.terminal)
 
     def prepare(self, own: dict[str, str | None]) -> None:
         """Make each language's texts and imatrix."""
         for code, given in own.items():
             with Vocabulary(self.tools, self.model.path) as vocabulary:
                 calibration, heldout = self._documents(code, given, vocabulary)
-                text, used = layout.within_budget(calibration, CALIBRATION_TOKENS, vocabulary.count)
+                text, used = packing.within_budget(
+                    calibration, CALIBRATION_TOKENS, vocabulary.count
+                )
                 cut = [
-                    layout.within_budget([d], HELDOUT_TOKENS, vocabulary.count)[0]
+                    packing.within_budget([d], HELDOUT_TOKENS, vocabulary.count)[0]
                     for d in heldout[:HELDOUT_DOCUMENTS]
                 ]
             print(f"{code}: {len(used)} documents for calibration, {len(cut)} held out", flush=True)
@@ -115,7 +120,7 @@ class Bench:
             asked = Request(
                 code, (), str(self.model.path), 2 * CALIBRATION_TOKENS, self.root, "cpu"
             )
-            corpus = pipeline.corpus_of(asked, self.tools, self.model, self.store, self.terminal)
+            corpus = tune.corpus_of(asked, self.tools, self.model, self.store, self.terminal)
             return paragraphs(corpus.calibration), documents.read(corpus.heldout)
         path = Path(given)
         whole = documents.read(path) if path.suffix == ".jsonl" else paragraphs(path)
@@ -129,8 +134,8 @@ class Bench:
             part = path.with_suffix(".part")
             program = self.tools.program("llama-quantize")
             named = str(imatrix) if imatrix else None
-            proc.run(
-                llamacpp.quantize_argv(program, self.model.path, part, kind, cores(), imatrix=named)
+            process.run(
+                programs.quantize_argv(program, self.model.path, part, kind, cores(), imatrix=named)
             )
             part.replace(path)
         return path
@@ -159,10 +164,10 @@ class Bench:
                 str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
                 self.root / "scores", "cpu", teacher="live",
             )  # fmt: skip
-            files = evaluate.score(asked, self.store, self.terminal)
+            files = score.score(asked, self.store, self.terminal)
             pairs = itertools.product(self.heldout, CALIBRATIONS)
             for (language, calibration), path in zip(pairs, files, strict=True):
-                table = tables.read(path)
+                table = parquet.read(path)
                 kld, codes = table.array("kld"), table.words("doc_id").codes
                 whole = np.isfinite(kld)
                 found[kind, calibration, language] = np.stack(
@@ -172,7 +177,7 @@ class Bench:
 
     def sizes(self) -> dict[str, int]:
         """Return the number of weights of each tensor."""
-        return {n: p.info.n_elements for n, p in loss.parts(self.model).items()}
+        return {n: p.info.n_elements for n, p in quant_error.parts(self.model).items()}
 
     def halves(self, rows: list[Row]) -> None:
         """Print what predictions differ by when an imatrix is of one half of a text or the other.
@@ -180,8 +185,10 @@ class Bench:
         llama-imatrix reads windows in order, so the second half is the whole less the first.
         """
         code = LANGUAGES[0]
-        first = file.read(self.imatrix(self.root / f"{code}.txt", CALIBRATION_TOKENS // 2, "half"))
-        whole = file.read(self.imatrices[code])
+        first = format.read(
+            self.imatrix(self.root / f"{code}.txt", CALIBRATION_TOKENS // 2, "half")
+        )
+        whole = format.read(self.imatrices[code])
         second = {
             n: Entry(e.sums - first.entries[n].sums, e.counts - first.entries[n].counts)
             for n, e in whole.entries.items()
@@ -193,17 +200,19 @@ class Bench:
         }
         print(f"\n{code} in halves of {CALIBRATION_TOKENS // 2} tokens, predicted loss x1e-4")
         print(f"{'type':8}{'made with':12}{'on 1st half':>12}{'on 2nd half':>12}{'on all':>9}")
-        kernel = loss.kernel(self.tools, self.store, Silent())
+        kernel = quant_error.kernel(self.tools, self.store, Silent())
         scored = {**parts, "all": whole}
         for kind in TYPES:
             for name, imatrix in parts.items():
                 path = self.root / f"{name.replace(' ', '-')}.imatrix.gguf"
-                file.write(path, imatrix, {})
-                quant = models.resolve(
+                format.write(path, imatrix, {})
+                quant = resolve.resolve(
                     str(self.quant(path.name.partition(".")[0], kind, path)), self.store, Silent()
                 )
-                loss.write(self.root, kernel, self.model, quant, cores(), Silent())
-                found = predict.losses(loss.read(self.root / loss.FILE), scored).overall()
+                quant_error.write(self.root, kernel, self.model, quant, cores(), Silent())
+                found = predict.losses(
+                    quant_error.read(self.root / quant_error.FILE), scored
+                ).overall()
                 cells = "".join(
                     f"{1e4 * v:{w}.2f}" for v, w in zip(found, (12, 12, 9), strict=True)
                 )
@@ -243,17 +252,17 @@ class Bench:
 
     def speed(self) -> None:
         """Print the sums' speed on one thread beside gguf-py's dequantize and numpy."""
-        kernel = loss.kernel(self.tools, self.store, Silent())
+        kernel = quant_error.kernel(self.tools, self.store, Silent())
         paths = (self.model.path, self.root / f"{NONE}-Q4_K_M.gguf")
         readers = [{t.name: t for t in gguf.GGUFReader(p).tensors} for p in paths]
-        pairs, n_weights, ours = [], 0, loss.parts(self.model)
+        pairs, n_weights, ours = [], 0, quant_error.parts(self.model)
         for name, part in ours.items():
             if name.startswith("blk.") and n_weights < SPEED_WEIGHTS:
                 pairs.append([r[name] for r in readers])
                 n_weights += part.info.n_elements
         theirs_s = ours_s = 0.0
-        quant = models.resolve(str(paths[1]), self.store, Silent())
-        others = loss.parts(quant)
+        quant = resolve.resolve(str(paths[1]), self.store, Silent())
+        others = quant_error.parts(quant)
         for w, q in pairs:
             began = time.process_time()
             a, b = (gguf.dequantize(t.data, t.tensor_type) for t in (w, q))
@@ -262,7 +271,7 @@ class Bench:
             theirs_s += time.process_time() - began
             mine = [(ours[w.name], others[w.name])]
             began = time.process_time()
-            for block in loss.blocks(mine):
+            for block in quant_error.blocks(mine):
                 kernel.sums(block)
             ours_s += time.process_time() - began
         scale = 1 if sys.platform == "darwin" else 1024

@@ -9,8 +9,6 @@ ours includes what a plain run leaves out: checks, sha256, manifest, verificatio
 line is llama-imatrix against itself: four windows in a decode, against one.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import statistics
@@ -19,12 +17,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from imatrix_lab import llamacpp, pipeline, proc, quantize
+from imatrix_lab.core import process
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
 from imatrix_lab.imatrix import collect
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Request
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import default_backend
+from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.toolchain import default_backend
+from imatrix_lab.pipeline import tune
+from imatrix_lab.quantize import run as quantize
+from imatrix_lab.types import Request
 
 
 def main() -> None:
@@ -36,9 +37,9 @@ def main() -> None:
     tokens = arguments.windows * 512
     request = Request("nb", ("Q4_K_M",), "demo", tokens, Path(), default_backend())
     store, quiet = Store(), Silent()
-    tools, model = pipeline.prepare(request, store, quiet)
-    corpus = pipeline.corpus_of(request, tools, model, store, quiet)
-    options = pipeline.imatrix_options(request, tools, model, corpus)
+    tools, model = tune.prepare(request, store, quiet)
+    corpus = tune.corpus_of(request, tools, model, store, quiet)
+    options = tune.imatrix_options(request, tools, model, corpus)
     compute = options.compute
 
     with tempfile.TemporaryDirectory() as folder:
@@ -47,27 +48,27 @@ def main() -> None:
 
         def plain_imatrix(at_once: int = 1) -> None:
             program = tools.program("llama-imatrix")
-            argv = llamacpp.imatrix_argv(
+            argv = programs.imatrix_argv(
                 program, model.path, corpus.calibration, out,
                 dataclasses.replace(compute, n_batch=at_once * 512),
                 windows=(0, arguments.windows),
             )  # fmt: skip
-            proc.run(argv)
+            process.run(argv)
 
         def our_imatrix() -> None:
             fresh = Store(Path(tempfile.mkdtemp(dir=root)))
             collect.collect(tools, model, corpus, options, fresh, quiet)
 
         imatrix = collect.collect(tools, model, corpus, options, store, quiet)
-        heldout = pipeline.heldout_in(corpus)
+        heldout = tune.heldout_in(corpus)
 
         def plain_quant() -> None:
             target = root / "plain-q4.gguf"
-            argv = llamacpp.quantize_argv(
+            argv = programs.quantize_argv(
                 tools.program("llama-quantize"), model.path, target, "Q4_K_M", compute.threads,
                 imatrix=str(imatrix.path),
             )  # fmt: skip
-            proc.run(argv)
+            process.run(argv)
 
         def our_quant() -> None:
             fresh = Store(Path(tempfile.mkdtemp(dir=root)))

@@ -9,8 +9,6 @@ processes, loading included; `decode` is the part of ours inside llama_decode. R
 that does nothing else: one side runs after the other.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -23,16 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from imatrix_lab import evaluate, languages, llamacpp, models, proc, tables, toolchain
-from imatrix_lab.corpus import sources
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Document, Model, ScoreRequest
-from imatrix_lab.score import live
+from imatrix_lab.core import process
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import languages, sources
+from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
+from imatrix_lab.models import resolve
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import score
+from imatrix_lab.records import parquet
+from imatrix_lab.score import run as live
 from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.windows import Decode
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain, cores, default_backend
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import Document, Model, ScoreRequest
 
 TYPES = ("Q4_K_M", "Q4_K_S", "Q3_K_S", "Q2_K")
 LANGUAGES = ("nb", "en", "de")
@@ -50,7 +52,7 @@ def main() -> None:
         return child(json.loads(arguments.child))
     store, quiet = Store(), Silent()
     tools = toolchain.get(store, default_backend(), quiet)
-    model = models.resolve("demo", store, quiet)
+    model = resolve.resolve("demo", store, quiet)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), tools, model)
         bench.against_perplexity(arguments.windows)
@@ -70,7 +72,7 @@ class Bench:
     def _quantized(self, kind: str, name: str) -> Path:
         path = self.root / name
         program = self.tools.program("llama-quantize")
-        proc.run(llamacpp.quantize_argv(program, self.model.path, path, kind, cores()))
+        process.run(programs.quantize_argv(program, self.model.path, path, kind, cores()))
         return path
 
     def _documents(self) -> list[Document]:
@@ -114,7 +116,7 @@ class Bench:
             "out": str(cache / "out"),
         }
         began = time.monotonic()
-        done = proc.run(
+        done = process.run(
             [sys.executable, __file__, "--child", json.dumps(request)],
             env={**os.environ, "IMATRIX_LAB_CACHE": str(cache)},
         )
@@ -127,11 +129,11 @@ class Bench:
         logits = self.root / "logits.bin"
         began = time.monotonic()
         for i, path in enumerate([self.model.path, *self.quants]):
-            compute = llamacpp.Compute(self.threads, gpu_layers=0)
+            compute = programs.Compute(self.threads, gpu_layers=0)
             program = self.tools.program("llama-perplexity")
-            argv = llamacpp.perplexity_argv(program, path, text, compute, n_windows=n_windows)
+            argv = programs.perplexity_argv(program, path, text, compute, n_windows=n_windows)
             argv += ["--kl-divergence-base", str(logits)] + ["--kl-divergence"] * bool(i)
-            proc.run(argv)
+            process.run(argv)
         size_bytes = logits.stat().st_size
         wall_s = time.monotonic() - began
         logits.unlink()
@@ -243,13 +245,13 @@ def child(request: dict[str, str]) -> None:
         request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
         out, default_backend(), protocol=request["protocol"], teacher="live",
     )  # fmt: skip
-    files = evaluate.score(asked, Store(), Silent())
+    files = score.score(asked, Store(), Silent())
     scale = 1 if sys.platform == "darwin" else 1024
     found = {
         "load_s": Timed.load_s,
         "decode_s": Timed.decode_s,
         "other_s": run_s[0] - Timed.load_s - Timed.decode_s,
-        "n_scored": len(tables.read(files[0])),
+        "n_scored": len(parquet.read(files[0])),
         "written_bytes": sum(f.stat().st_size for f in files),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     }

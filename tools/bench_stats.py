@@ -10,8 +10,6 @@ that takes tokens or items as independent. A row fails if it lies outside the pr
 three standard errors; `--write` puts the table between the markers of a Markdown file.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special, stats
 
-from imatrix_lab.compare.planning import group_sizes
+from imatrix_lab.compare.power import group_sizes
 from imatrix_lab.stats import (
     binary,
     clustered,
@@ -31,8 +29,8 @@ from imatrix_lab.stats import (
     multiplicity,
     paired,
     power,
+    quantiles,
     sequential,
-    tails,
 )
 from imatrix_lab.stats.interaction import Cell
 from imatrix_lab.stats.paired import Sums
@@ -169,17 +167,17 @@ def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[R
             a, b = documents.runs(effect)
             state = int(rng.integers(2**31))
             drawn_a, drawn_b = (
-                tails.tails(x, documents.codes, TAIL_SHARES, np.random.default_rng(state), 400)
+                quantiles.tails(x, documents.codes, TAIL_SHARES, np.random.default_rng(state), 400)
                 for x in (a, b)
             )
-            both = zip(tails.difference(drawn_a, drawn_b), truths, strict=True)
+            both = zip(quantiles.difference(drawn_a, drawn_b), truths, strict=True)
             moved += [covers(i, effect * t) for i, t in both]
-            nothing = tails.Tails(
+            nothing = quantiles.Tails(
                 TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), np.zeros((n, 3)), len(b), n
             )
             alone += [
                 covers(i, t)
-                for i, t in zip(tails.difference(drawn_b, nothing), truths, strict=True)
+                for i, t in zip(quantiles.difference(drawn_b, nothing), truths, strict=True)
             ]
             ordered = np.sort(b)
             for k, q in enumerate(TAIL_SHARES):

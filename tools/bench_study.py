@@ -15,8 +15,6 @@ processes. The script keeps its quants to the end and one text's logits at a tim
 machine that does nothing else: one side runs after the other.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import resource
@@ -29,17 +27,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imatrix_lab import llamacpp, pipeline, proc
 from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.core import process
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import documents
-from imatrix_lab.corpus.text import JOINT
-from imatrix_lab.llamacpp import Compute
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import CorpusFacts, Document, Model, Request, TextOptions
+from imatrix_lab.corpus.documents import JOINT
+from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.programs import Compute
+from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import tune
 from imatrix_lab.score.windows import Protocol, document_windows
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain, cores, default_backend
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import CorpusFacts, Document, Model, Request, TextOptions
 
 WINDOW, SCORED = 512, 255
 """Tokens of llama-perplexity's windows, and how many of these it scores."""
@@ -163,14 +163,12 @@ class Bench:
         asked = Request("", (), grid.model, grid.tokens, root, default_backend())
         self.tools: Toolchain
         self.model: Model
-        self.tools, self.model = pipeline.prepare(asked, store, progress)
+        self.tools, self.model = tune.prepare(asked, store, progress)
         self.corpora: dict[tuple[str, int], CorpusFacts] = {}
         for code in grid.languages:
             for k in range(1, SAMPLES + 1):
                 one = replace(asked, text=code, corpus=TextOptions(sample=k, n_samples=SAMPLES))
-                self.corpora[code, k] = pipeline.corpus_of(
-                    one, self.tools, self.model, store, progress
-                )
+                self.corpora[code, k] = tune.corpus_of(one, self.tools, self.model, store, progress)
 
     def heldout(self, code: str) -> list[Document]:
         """Return a language's held-out documents."""
@@ -202,7 +200,7 @@ class Bench:
         argv = [sys.executable, "-c", entry, "study", "run", str(recipe), "--out", str(out)]
         disk = Disk(self.root)
         with disk.watched(), clocks() as clock:
-            proc.run(
+            process.run(
                 argv, log=self.root / "study.log",
                 env={**os.environ, "IMATRIX_LAB_CACHE": str(cache)},
             )  # fmt: skip
@@ -266,19 +264,19 @@ class Bench:
         program = self.tools.program("llama-imatrix")
         out = folder / f"{name}.imatrix.gguf"
         compute = Compute(self.threads, gpu_layers=0)
-        argv = llamacpp.imatrix_argv(
+        argv = programs.imatrix_argv(
             program, self.model.path, text, out, compute, windows=(0, n_windows)
         )
-        proc.run(argv)
+        process.run(argv)
 
     def _quant(self, folder: Path, name: str | None) -> Path:
         path = folder / f"{name}.gguf"
         imatrix = str(folder / f"{name}.imatrix.gguf") if name else None
         program = self.tools.program("llama-quantize")
-        argv = llamacpp.quantize_argv(
+        argv = programs.quantize_argv(
             program, self.model.path, path, self.grid.type, self.threads, imatrix=imatrix
         )
-        proc.run(argv)
+        process.run(argv)
         return path
 
     def _score(self, folder: Path, text: Path, n_windows: int, quants: list[Path]) -> int:
@@ -287,9 +285,9 @@ class Bench:
         program = self.tools.program("llama-perplexity")
         for path in [self.model.path, *quants]:
             compute = Compute(self.threads, gpu_layers=0)
-            argv = llamacpp.perplexity_argv(program, path, text, compute, n_windows=n_windows)
+            argv = programs.perplexity_argv(program, path, text, compute, n_windows=n_windows)
             argv += ["--kl-divergence-base", str(logits)]
-            proc.run(argv + ["--kl-divergence"] * (path != self.model.path))
+            process.run(argv + ["--kl-divergence"] * (path != self.model.path))
         size_bytes = logits.stat().st_size
         logits.unlink()
         return size_bytes

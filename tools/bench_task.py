@@ -16,8 +16,6 @@ option and is the least that a request can be. `--swa-full` keeps what a sliding
 that a model with one (the demo model) can use more of the cache than as the server comes.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -36,14 +34,16 @@ from typing import Any
 import httpx2
 import psutil
 
-from imatrix_lab import languages, llama_server, llamacpp, models, proc, toolchain
-from imatrix_lab.endpoint import Client
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import ChoiceItem, GenerateItem, Model
-from imatrix_lab.score import choice, generate
-from imatrix_lab.score.setup import PARALLEL, Setup, prepare
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain, cores, default_backend
+from imatrix_lab.core import paths, process
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp import programs, server, toolchain
+from imatrix_lab.llamacpp.client import Client
+from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
+from imatrix_lab.models import resolve
+from imatrix_lab.score import generate, multiple_choice
+from imatrix_lab.score.job import PARALLEL, Setup, prepare
+from imatrix_lab.types import ChoiceItem, GenerateItem, Model
 
 SHOTS, OPTIONS, OPTION_WORDS = 5, 4, 6
 N_TOKENS = 48
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
     tools = toolchain.get(store, default_backend(), quiet)
-    model = models.resolve(arguments.model, store, quiet)
+    model = resolve.resolve(arguments.model, store, quiet)
     setup = prepare(tools, model, store, quiet, threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(tools, model, setup, Path(folder), arguments.rounds)
@@ -95,7 +95,7 @@ class Bench:
             (i.prefix + i.context, [o.removeprefix(" ") for o in i.options], gold)
             for i, gold in zip(items, right, strict=True)
         ]
-        asked.write_bytes(llamacpp.multiple_choice_bytes(tasks))
+        asked.write_bytes(programs.multiple_choice_bytes(tasks))
         with contextlib.ExitStack() as stack:
             few = items[:n_server]
             sides: dict[str, Side] = {
@@ -162,13 +162,13 @@ class Bench:
             report(f"{unit}/s: {name}", ours, theirs)
 
     def _ours(self, items: Sequence[ChoiceItem]) -> None:
-        found = list(choice.score(self.tools, self.model, items, self.setup, Silent()))
+        found = list(multiple_choice.score(self.tools, self.model, items, self.setup, Silent()))
         assert not any(f.error for f in found)
 
     def _perplexity(self, asked: Path) -> None:
         # one item a decode, its fastest here; it multiplies the context by -np
         settings = self.setup.engine
-        compute = llamacpp.Compute(settings.threads, 512, 512, 512, settings.gpu_layers)
+        compute = programs.Compute(settings.threads, 512, 512, 512, settings.gpu_layers)
         argv: list[str | Path] = [
             self.tools.program("llama-perplexity"),
             "-m",
@@ -176,7 +176,7 @@ class Bench:
             *compute.argv(),
         ]
         argv += ["-bf", asked, "--multiple-choice", "-np", str(OPTIONS), "--no-warmup"]
-        proc.run(argv)
+        process.run(argv)
 
     @contextlib.contextmanager
     def _server(
@@ -194,8 +194,8 @@ class Bench:
         argv += ["-t", str(self.setup.engine.threads)]
         if self.setup.engine.gpu_layers is not None:
             argv += ["-ngl", str(self.setup.engine.gpu_layers)]
-        with proc.background(argv, log=self.folder / f"server-{len(more)}.log") as running:
-            url = f"http://127.0.0.1:{llama_server.port_of(running)}"
+        with process.background(argv, log=self.folder / f"server-{len(more)}.log") as running:
+            url = f"http://127.0.0.1:{server.port_of(running)}"
             yield url, lambda: sum(psutil.Process(running.pid).cpu_times()[:2])
 
 
@@ -225,7 +225,7 @@ def prompt_only(context: str, option: str) -> dict[str, Any]:
 def made_items(n: int) -> tuple[list[ChoiceItem], list[int]]:
     """Return items with a five-shot prefix, and which option of each is true."""
     rng = random.Random(0)
-    raw = (languages.data_dir("corpora") / "written" / "en" / "documents.jsonl").read_text("utf-8")
+    raw = (paths.data_dir("corpora") / "written" / "en" / "documents.jsonl").read_text("utf-8")
     texts = [json.loads(line)["text"] for line in raw.splitlines()]
     parts = []
     for text in texts:

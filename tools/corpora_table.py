@@ -6,20 +6,19 @@
 Tokens are the demo model's. Sources on the Hub are left out: they hold more than any budget.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
-from imatrix_lab import languages, pipeline
-from imatrix_lab.corpus import pool, sources
+from imatrix_lab.core import paths
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import cleaned, languages, sources
+from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.errors import ImatrixLabError
-from imatrix_lab.languages import Language, Source
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import TOKENS_DEFAULT, Request
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import default_backend
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.llamacpp.toolchain import default_backend
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import tune
+from imatrix_lab.types import TOKENS_DEFAULT, Request
 
 ROOT = Path(__file__).parent.parent
 MARKERS = ("<!-- offline sources: begin -->", "<!-- offline sources: end -->")
@@ -38,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
     request = Request("nb", (), "demo", 0, Path(), default_backend())
-    tools, model = pipeline.prepare(request, store, quiet)
+    tools, model = tune.prepare(request, store, quiet)
     rows = []
     with Vocabulary(tools, model.path) as vocabulary:
         for code in arguments.languages or languages.load_all():
@@ -78,10 +77,10 @@ def measure(
     language: Language, source: Source, vocabulary: Vocabulary, store: Store
 ) -> tuple[str, int]:
     """Return a source's row, and its tokens."""
-    limit = pool.limit_bytes(LIMIT_TOKENS)
+    limit = cleaned.limit_bytes(LIMIT_TOKENS)
     try:
         pinned = sources.reach(source, store, Silent())
-        found = pool.build(language, pinned, limit, 1, store, Silent())
+        found = cleaned.build(language, pinned, limit, 1, store, Silent())
     except ImatrixLabError as error:
         return f"| {language.code} | {source.name} | {source.licence} | – | | | {error.what} |", 0
     texts = [d.text for d in found.documents()]
@@ -94,13 +93,13 @@ def measure(
     return (
         f"| {language.code} | {source.name}{held} | {source.licence} | {n_tokens:,}{more}"
         f" | {n_tokens / n_bytes:.3f} | {'' if share is None else f'{100 * share:.1f} %'}"
-        f" | {'; '.join(pool.reasons(report)[:4]) or 'nothing'} |"
+        f" | {'; '.join(cleaned.reasons(report)[:4]) or 'nothing'} |"
     ), n_tokens
 
 
 def note_tokens(language: Language, measured: dict[str, int]) -> None:
     """Write the tokens of each source into the language's file, to two digits."""
-    path = languages.data_dir("corpora") / f"{language.code}.toml"
+    path = paths.data_dir("corpora") / f"{language.code}.toml"
     head, *blocks = path.read_text(encoding="utf-8").split("[[source]]\n")
     made = [head]
     for block, source in zip(blocks, language.sources, strict=False):

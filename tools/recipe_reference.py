@@ -3,8 +3,6 @@
 python tools/recipe_reference.py
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json
@@ -14,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.recipe import REFERENCE, Recipe
+from imatrix_lab.study.recipe import REFERENCE, Recipe
 
 HEAD = f"""\
 # Every key of a study's recipe, with its default, or an example where there is none.

@@ -1,7 +1,5 @@
 """``imatrix-lab``: options in, one call, results out; and the one error boundary."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from pathlib import Path
@@ -10,48 +8,41 @@ from typing import NoReturn
 import click
 
 from imatrix_lab import __version__
-from imatrix_lab.cli import (
-    chats,
-    corpora,
-    differences,
-    imatrices,
-    judge,
-    predict,
-    reports,
-    scores,
-    stages,
-    study,
-    tasks,
-    upkeep,
-)
+from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.errors import ImatrixLabError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=CONTEXT)
+COMMANDS = {
+    "tune": ("tune", "Make tuned GGUF files for a language: corpus, imatrix, quants."),
+    "quantize": ("quantize", "Quantize a model with an existing importance matrix."),
+    "corpus": ("corpus", "Build and inspect calibration and held-out text."),
+    "imatrix": ("imatrix", "Compute, inspect, merge and compare importance matrices."),
+    "model": ("model", "Fetch models and show what is in them."),
+    "score": ("score", "Measure how far quants diverge from the full model."),
+    "compare": ("compare", "Test whether one quant is better than another."),
+    "power": ("power", "Plan a comparison: what it can detect, and what it costs."),
+    "task": ("task", "Run benchmarks on quants."),
+    "study": ("study", "Run a whole experiment from a recipe file."),
+    "report": ("report", "Write a study's report as HTML, Markdown or JSON."),
+    "toolchain": ("toolchain", "Build llama.cpp and show where it is."),
+    "store": ("store", "List and clean the cache."),
+    "doctor": ("doctor", "Check the installation and print how to fix it."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="imatrix-lab")
 def cli() -> None:
     """Language-tuned importance matrices and k-quants for llama.cpp.
 
-    Results go to stdout (--json for programs), talk and progress to stderr.
+    Results go to stdout (add --json for scripts); progress and notes go to stderr.
 
     \b
     Example:
       imatrix-lab tune nb --type Q4_K_M --type Q5_K_M
     """
-
-
-for command in (
-    stages.tune, stages.model, corpora.corpus, imatrices.imatrix, stages.quant,
-    scores.score, tasks.task, study.study, reports.report, judge.compare, judge.power,
-    upkeep.toolchain, upkeep.store, upkeep.doctor,
-):  # fmt: skip
-    cli.add_command(command)
-imatrices.imatrix.add_command(differences.diff)
-imatrices.imatrix.add_command(predict.predict)
-tasks.task.add_command(chats.judge)
-tasks.task.add_command(chats.translate)
 
 
 def main() -> NoReturn:
@@ -84,7 +75,8 @@ def _bug(error: Exception) -> int:
     """Write a traceback to a log, and say so."""
     import platform
 
-    from imatrix_lab.store import default_root, disk_error
+    from imatrix_lab.core.files import disk_error
+    from imatrix_lab.core.store import default_root
 
     if isinstance(error, OSError) and isinstance(
         full := disk_error(error, default_root()), ImatrixLabError

@@ -1,7 +1,5 @@
 """Options that several commands share, and how results are printed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-from imatrix_lab import languages, llamacpp, toolchain
 from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
-from imatrix_lab.records import TOKENS_DEFAULT, Request
-from imatrix_lab.store import Store
+from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.types import TOKENS_DEFAULT, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,9 +28,9 @@ class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return value
         words = str(value).replace(",", " ").split()
         try:
-            return llamacpp.quant_types(words)
+            return programs.quant_types(words)
         except KeyError as error:
-            self.fail(f"{error} is not a quant type; one of: {' '.join(llamacpp.QUANT_TYPES)}")
+            self.fail(f"{error} is not a quant type; one of: {' '.join(programs.QUANT_TYPES)}")
 
 
 def several(options: list[Callable[[F], F]]) -> Callable[[F], F]:

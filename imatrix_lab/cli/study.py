@@ -5,15 +5,89 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from imatrix_lab import typed
-from imatrix_lab.cli import options, plans
-from imatrix_lab.cli.terminal import duration, quantity, stderr, stdout
+from imatrix_lab.cli import options
+from imatrix_lab.cli.terminal import duration, numbers_table, quantity, stderr, stdout
+from imatrix_lab.core import config
+
+if TYPE_CHECKING:
+    from imatrix_lab.report.results import Power
+    from imatrix_lab.study.plan.plan import Plan
+
+
+def show(plan: Plan) -> None:
+    """Print steps, what they take, what can be found, and what is doubtful."""
+    if plan.rows:
+        stdout.print(_steps(plan))
+        stdout.print(f"\n{_totals(plan)}\n")
+        stdout.print(_rates(plan))
+    stdout.print("\nsmallest differences found with 80 % power")
+    stdout.print(_effects(plan))
+    for warning in plan.warnings:
+        stderr.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def _steps(plan: Plan) -> Table:
+    table = numbers_table("step", "state", "time", "disk", "memory")
+    for row in plan.rows:
+        if row.kind == "tidy":
+            continue
+        time = "" if row.is_done else duration(row.seconds)
+        table.add_row(
+            escape(row.what),
+            "cached" if row.is_done else "to do",
+            time if row.stands_on or not time else f"{time}?",
+            quantity(row.disk_bytes, "B") if row.disk_bytes else "",
+            quantity(row.memory_bytes, "B") if row.memory_bytes and not row.is_done else "",
+        )
+    return table
+
+
+def _totals(plan: Plan) -> str:
+    """Return what all of it takes; a time with a question mark is not measured."""
+    rows = [row for row in plan.rows if row.kind != "tidy"]
+    done = sum(row.is_done for row in rows)
+    return (
+        f"{plan.name}: {len(rows)} steps, {done} cached; about {duration(plan.seconds)} on all"
+        f" cores (? is assumed); disk {quantity(plan.disk_peak_bytes, 'B')} at most,"
+        f" {quantity(plan.disk_final_bytes, 'B')} at the end,"
+        f" {quantity(plan.disk_free_bytes, 'B')} free; memory"
+        f" {quantity(plan.memory_bytes, 'B')} of {quantity(plan.memory_limit_bytes, 'B')}"
+    )
+
+
+def _rates(plan: Plan) -> Table:
+    table = numbers_table("this machine", "a second", "measured on")
+    table.columns[2].justify = "left"
+    for name, rate in plan.rates.items():
+        table.add_row(escape(name), quantity(rate.per_second, rate.unit), rate.stands_on)
+    return table
+
+
+def _effects(plan: Plan) -> Table:
+    table = numbers_table("between", "difference", "margin", "units", "would decide", "standing on")
+    table.columns[5].justify = "left"
+    for effect in plan.effects:
+        power = effect.power
+        table.add_row(
+            escape(power.what),
+            _value(power.detectable, power),
+            "none" if math.isnan(power.margin) else _value(power.margin, power),
+            f"{effect.clusters:,}",
+            f"{effect.clusters_needed:,}" if effect.clusters_needed else "",
+            power.assumed,
+        )
+    return table
+
+
+def _value(value: float, power: Power) -> str:
+    return "none" if math.isinf(value) else f"{value:.2g} {power.unit}"
+
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 JOBS = click.option(
@@ -46,7 +120,7 @@ def run(
     Example:
       imatrix-lab study run recipes/quick-nb.toml
     """
-    from imatrix_lab import recipe as recipes
+    from imatrix_lab.study import recipe as recipes
     from imatrix_lab.study import run as running
 
     path = recipes.find(recipe)
@@ -54,9 +128,9 @@ def run(
     if dry_run:
         found = running.plan(path, out, store, terminal)
         if as_json:
-            options.emit(typed.plain(found))
+            options.emit(config.plain(found))
         else:
-            plans.show(found)
+            show(found)
         return None
     return _print_found(running.begin(path, out, jobs, store, terminal), as_json)
 
@@ -86,7 +160,7 @@ def _print_found(done: Any, as_json: bool) -> int:
     """Print the answer, what is missing and where things lie; return the exit status."""
     if as_json:
         found = {"folder": done.folder, "answer": done.found.answer, "missing": done.found.missing}
-        options.emit(typed.plain(found))
+        options.emit(config.plain(found))
         return 1 if done.found.missing else 0
     for sentence in done.found.answer:
         click.echo(sentence)

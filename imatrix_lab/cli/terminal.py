@@ -1,7 +1,5 @@
 """Talk on stderr: bars on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import math
 import sys
 import threading
@@ -16,7 +14,7 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
-from imatrix_lab.progress import Rate
+from imatrix_lab.core.progress import Rate
 
 PLAIN_EVERY_S = 15.0
 

@@ -1,18 +1,14 @@
 """Raw and adjusted p values, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from imatrix_lab.compare.crossed import Interaction
+import numpy as np
+
 from imatrix_lab.compare.design import Plan
+from imatrix_lab.compare.interactions import Interaction
 from imatrix_lab.stats import multiplicity
 from imatrix_lab.stats.comparison import Comparison
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def adjusted(
@@ -31,8 +27,6 @@ def adjusted(
     ----------
     totals : for each comparison, the sum of differences of each document.
     """
-    import numpy as np
-
     result = list(found)
     groups: dict[tuple[str, str], list[int]] = {}
     for i, c in enumerate(found):
@@ -62,8 +56,6 @@ def adjusted(
 
 
 def _max_t(totals: Sequence[dict[str, float]], plan: Plan) -> np.ndarray:
-    import numpy as np
-
     names = {n: i for i, n in enumerate(dict.fromkeys(n for t in totals for n in t))}
     columns = np.zeros((len(names), len(totals)))
     for j, one in enumerate(totals):
@@ -75,8 +67,6 @@ def _explored(
     found: list[Comparison], crossed: list[Interaction]
 ) -> tuple[list[Comparison], list[Interaction]]:
     """Add Benjamini-Hochberg over everything of a metric, and Holm over its interactions."""
-    import numpy as np
-
     for metric in dict.fromkeys(c.question.metric.key for c in found):
         mine = [i for i, c in enumerate(found) if c.question.metric.key == metric]
         theirs = [i for i, x in enumerate(crossed) if x.metric == metric]

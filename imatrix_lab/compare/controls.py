@@ -1,21 +1,17 @@
 """Rows that say what an effect is to be measured against."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from imatrix_lab.compare.comparer import TextComparer
 from imatrix_lab.compare.design import Level, Plan
-from imatrix_lab.compare.runs import NO_IMATRIX, Run, blocks, differing
-from imatrix_lab.compare.texts import TextComparer
 from imatrix_lab.corpus import mixture
+from imatrix_lab.records.runs import NO_IMATRIX, Run, blocks, differing
 from imatrix_lab.stats import clustered, paired
 from imatrix_lab.stats.comparison import METRICS, Comparison
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SAMPLES_OF = "two samples of "
 RANDOM = mixture.RANDOM_TOKENS
@@ -89,8 +85,6 @@ def _row(
 def _control(
     comparer: TextComparer, values: np.ndarray, name: str, kind: str, metric: str, expected: str
 ) -> Control:
-    import numpy as np
-
     good = np.isfinite(values)
     sums = paired.Sums.of(values[good], comparer.block.codes[good], len(comparer.block.names))
     found = clustered.mean(sums.totals, sums.sizes)

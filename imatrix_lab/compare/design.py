@@ -1,13 +1,11 @@
 """What was planned: the factors of a grid, the pairs compared, and the families they form."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imatrix_lab.compare.runs import Run
 from imatrix_lab.errors import UsageError
+from imatrix_lab.records.runs import Run
 
 FACTORS = ("calib", "lang", "type")
 ADJUSTMENTS = ("holm", "max-t", "bh", "none")

@@ -1,20 +1,19 @@
 """From chosen sources to one calibration text and held-out documents."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imatrix_lab.corpus import controls, layout, split
-from imatrix_lab.corpus.choice import Choice
+from imatrix_lab.corpus import controls, packing
+from imatrix_lab.corpus import heldout as split
 from imatrix_lab.corpus.clean import overlap
-from imatrix_lab.corpus.layout import Lane
+from imatrix_lab.corpus.cleaned import Pool
 from imatrix_lab.corpus.mixture import Mixture, Part
-from imatrix_lab.corpus.pool import Pool
+from imatrix_lab.corpus.packing import Lane
+from imatrix_lab.corpus.selection import Choice
 from imatrix_lab.errors import BadText
-from imatrix_lab.records import Document, TextOptions
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.types import Document, TextOptions
 
 SLACK = 1.01
 """Sources give a little more than their share: joined, documents have fewer tokens than alone."""
@@ -81,8 +80,8 @@ def assemble(
             raise BadText(f"there is too little text in {part.name} to calibrate on")
         groups.append((part.weight, lanes))
     made = _sampled(groups, _chat_lane(chats, vocabulary), n_tokens, options)
-    order = [d for _, d in layout.interleave(made.lanes, made.quotas, vocabulary.count)]
-    text, used = layout.within_budget(order, made.n_tokens, vocabulary.count)
+    order = [d for _, d in packing.interleave(made.lanes, made.quotas, vocabulary.count)]
+    text, used = packing.within_budget(order, made.n_tokens, vocabulary.count)
     facts = {
         **_provenance(halves, used, heldout, chats),
         "overlap_removed": removed,
@@ -130,19 +129,19 @@ def _lane(half: _Half, found: list[Document], vocabulary: Vocabulary, options: T
         found = [controls.shuffled(d, options.seed, script) for d in found]
     sizes = [vocabulary.count(d.text) for d in found]
     name = f"{half.part.label}/{half.pool.pinned.source.name}"
-    return layout.shuffled(Lane(name, tuple(layout.blocks(found, sizes))), options.seed)
+    return packing.shuffled(Lane(name, tuple(packing.blocks(found, sizes))), options.seed)
 
 
 def _random_lane(part: Part, vocabulary: Vocabulary, n_tokens: int, options: TextOptions) -> Lane:
     wanted = int(n_tokens * options.n_samples * 1.5)
     found = list(controls.random_tokens(vocabulary, wanted, options.seed))
     sizes = [vocabulary.count(d.text) for d in found]
-    return Lane(part.label, tuple(layout.blocks(found, sizes)))
+    return Lane(part.label, tuple(packing.blocks(found, sizes)))
 
 
 def _chat_lane(chats: Sequence[Document], vocabulary: Vocabulary) -> Lane:
     """Return chats as blocks of one, so that each sample has some."""
-    blocks = [layout.Block((d,), (vocabulary.count(d.text),)) for d in chats]
+    blocks = [packing.Block((d,), (vocabulary.count(d.text),)) for d in chats]
     return Lane("chats", tuple(blocks))
 
 
@@ -165,8 +164,8 @@ def _sampled(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) -
     k, n = options.sample, options.n_samples
 
     def dealt(hand: int) -> _Sample:
-        mine = [(weight, layout.deal(lanes, hand, n)) for weight, lanes in groups]
-        (said,) = layout.deal([chats], hand, n)
+        mine = [(weight, packing.deal(lanes, hand, n)) for weight, lanes in groups]
+        (said,) = packing.deal([chats], hand, n)
         return _shared(mine, said, n_tokens, options.chat)
 
     everything = _shared(groups, chats, n_tokens, options.chat)
@@ -174,7 +173,7 @@ def _sampled(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) -
         return everything
     if all(sum(dealt(hand).quotas) >= n_tokens for hand in range(1, n + 1)):
         return dealt(k)
-    drawn = layout.redraw(everything.lanes, everything.quotas, k, options.seed)
+    drawn = packing.redraw(everything.lanes, everything.quotas, k, options.seed)
     equal = min(n_tokens, int(sum(everything.quotas) / SLACK))
     return _Sample(drawn, everything.quotas, equal, bootstrap=True)
 
@@ -193,7 +192,7 @@ def _shared(groups: Groups, chats: Lane, n_tokens: int, chat: float) -> _Sample:
     quotas: list[int] = []
     for weight, lanes in groups:
         found += lanes
-        quotas += layout.shares([lane.n_tokens for lane in lanes], round(weight * total))
+        quotas += packing.shares([lane.n_tokens for lane in lanes], round(weight * total))
     if said:
         found.append(chats)
         quotas.append(said)

@@ -1,23 +1,22 @@
 """A corpus: ``calibration.txt``, ``heldout.jsonl`` and a manifest."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.corpus import assemble, chat, choice, documents, layout
-from imatrix_lab.corpus.choice import Choice
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.paths import data_dir
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import MANIFEST, Artifact, Store
+from imatrix_lab.corpus import assemble, chat, documents, packing, selection
+from imatrix_lab.corpus.documents import JOINT, decode
 from imatrix_lab.corpus.mixture import Mixture
-from imatrix_lab.corpus.text import JOINT, decode
+from imatrix_lab.corpus.selection import Choice
 from imatrix_lab.errors import BadText
-from imatrix_lab.languages import data_dir
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import CorpusFacts, Document, Model, TextOptions
-from imatrix_lab.store import MANIFEST, Artifact, Store, sha256_file
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.types import CorpusFacts, Document, Model, TextOptions
 
 CORPUS_VERSION = 2
 """Raise it when the same sources give other text.
@@ -47,7 +46,7 @@ def build(
     FetchFailed : a source cannot be fetched as pinned.
     """
     choices = [
-        choice.choose(
+        selection.choose(
             p.language, options, n_tokens, model.sha256, vocabulary.count, store, progress
         ) if p.language else None
         for p in mixture.parts
@@ -70,7 +69,7 @@ def build(
             "documents": [d.id for d in made.used],
             "n_documents": len(made.used),
             "n_heldout": len(made.heldout),
-            "n_heldout_tokens": vocabulary.count(layout.joined(made.heldout)),
+            "n_heldout_tokens": vocabulary.count(packing.joined(made.heldout)),
             **made.facts,
         }
         _warn(found, progress)
@@ -196,7 +195,7 @@ def from_file(
             Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
             for i, part in enumerate(text.split(JOINT))
         ]
-        text, used = layout.within_budget(found, n_tokens, vocabulary.count)
+        text, used = packing.within_budget(found, n_tokens, vocabulary.count)
         _write_calibration(out, text)
         (out / HELDOUT).write_bytes(b"")
         return {
@@ -240,4 +239,4 @@ def heldout_text(corpus: CorpusFacts) -> str:
     ------
     BadText : see `documents.read`.
     """
-    return layout.joined(documents.read(corpus.heldout))
+    return packing.joined(documents.read(corpus.heldout))

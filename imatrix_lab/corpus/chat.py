@@ -1,15 +1,13 @@
 """Chats as calibration text, in the words of the model's own chat template."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imatrix_lab import chat_template
-from imatrix_lab.chat_template import Chat
-from imatrix_lab.corpus.text import json_lines
+from imatrix_lab.corpus.documents import json_lines
 from imatrix_lab.errors import BadModel, BadText
-from imatrix_lab.records import Document, Model
+from imatrix_lab.models import chat_template
+from imatrix_lab.models.chat_template import Chat
+from imatrix_lab.types import Document, Model
 
 _ROLES = ("user", "assistant")
 

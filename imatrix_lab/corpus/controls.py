@@ -1,15 +1,13 @@
 """Texts that show what an imatrix owes to words, and what to order or to nothing at all."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 
 from imatrix_lab.corpus.clean import scripts
-from imatrix_lab.corpus.layout import BLOCK_TOKENS
-from imatrix_lab.languages import SCRIPT_PARTS
-from imatrix_lab.records import Document
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.corpus.languages import SCRIPT_PARTS
+from imatrix_lab.corpus.packing import BLOCK_TOKENS
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.types import Document
 
 
 def shuffled(document: Document, seed: int, script: str) -> Document:

@@ -8,18 +8,17 @@ random-tokens           tokens of the model's vocabulary, drawn evenly
 code                    program text, a language like any other
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab import languages
+from imatrix_lab.core import paths
+from imatrix_lab.core.config import nearest
+from imatrix_lab.corpus import languages
+from imatrix_lab.corpus.languages import Language
 from imatrix_lab.errors import UsageError
-from imatrix_lab.languages import Language
-from imatrix_lab.typed import nearest
 
 LABEL_CHARS_MAX = 60
 RANDOM_TOKENS, SHUFFLED = "random-tokens", "shuffled"
@@ -151,7 +150,7 @@ def _part(word: str, weight: float) -> Part:
 
 def folder() -> Path:
     """Return where mixtures with names are."""
-    return languages.data_dir("corpora") / "mixtures"
+    return paths.data_dir("corpora") / "mixtures"
 
 
 def names() -> list[str]:

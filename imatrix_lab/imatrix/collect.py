@@ -7,8 +7,6 @@ before (``--in-file``, ``--chunk``). Sums start from the stored float32 and grow
 order, so on CPU the result is bit for bit that of one long run, however often it was killed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import time
@@ -17,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab import llamacpp, proc
+from imatrix_lab.core import process
+from imatrix_lab.core.files import need_room
+from imatrix_lab.core.progress import Progress, Task
+from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import BadImatrix, BadText, ToolFailed
-from imatrix_lab.imatrix import check, file, wanted
-from imatrix_lab.llamacpp import Compute
-from imatrix_lab.progress import Progress, Task
-from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model
-from imatrix_lab.store import Artifact, Store, need_room
-from imatrix_lab.toolchain import Toolchain
+from imatrix_lab.imatrix import expected, format, validate
+from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.programs import Compute
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
 FILE = "imatrix.gguf"
 SEGMENT_WINDOWS = 16
@@ -101,13 +101,13 @@ def collect(
         n_tokens = n_windows * options.compute.n_ctx
         with progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
             last = _segments(toolchain, model, corpus, options, scratch, task)
-        raw = file.read(last)
-        findings = check.check(raw, wanted.of(model), n_tokens)
+        raw = format.read(last)
+        findings = validate.check(raw, expected.of(model), n_tokens)
         anew = f"another text or backend; to compute it anew: rm -r {scratch.parent}"
         findings.demand_sound(last, anew, progress)
         dataset = f"{corpus.language} {corpus.source}"
-        clean = file.Imatrix(raw.entries, (dataset,), n_windows, options.compute.n_ctx)
-        file.write(
+        clean = format.Imatrix(raw.entries, (dataset,), n_windows, options.compute.n_ctx)
+        format.write(
             out / FILE,
             clean,
             {
@@ -158,12 +158,12 @@ def _segments(
             end = n_windows
         started = time.monotonic()
         first_at: list[float] = []
-        steps = llamacpp.window_steps()
+        steps = programs.window_steps()
 
         def show(
             piece: str,
             before: int = done,
-            steps: llamacpp.Steps = steps,
+            steps: programs.Steps = steps,
             first_at: list[float] = first_at,
         ) -> None:
             if steps.feed(piece):
@@ -171,7 +171,7 @@ def _segments(
                 task.update((before + steps.last) * compute.n_ctx)
 
         part = scratch / "part.gguf"
-        argv = llamacpp.imatrix_argv(
+        argv = programs.imatrix_argv(
             toolchain.program("llama-imatrix"), model.path, corpus.calibration, Path(part.name),
             compute,
             windows=(done, end - done),
@@ -180,7 +180,7 @@ def _segments(
             process_output=options.process_output,
         )  # fmt: skip
         try:
-            proc.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=show)
+            process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=show)
         except ToolFailed as error:
             error.fix = "read the log; the same command goes on from the windows that are done"
             raise
@@ -201,7 +201,7 @@ def _segments(
 def _keep(part: Path, whole: Path) -> None:
     """Give a finished segment its name; llama-imatrix does not tell when it could not write."""
     try:
-        file.read(part)
+        format.read(part)
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(whole)
@@ -229,6 +229,6 @@ def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return bool(file.read(path).entries)
+        return bool(format.read(path).entries)
     except BadImatrix:
         return False

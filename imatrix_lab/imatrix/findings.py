@@ -1,13 +1,11 @@
 """What a check finds, and what follows from it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.progress import Progress
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 

@@ -13,23 +13,19 @@ and however large its activations are. Of a tensor with experts the whole has th
 one expert files count by the tokens that reached it, so that three do not outvote three thousand.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix.file import LEGACY_WINDOW, MODEL, Entry, Imatrix
-from imatrix_lab.imatrix.together import aligned
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from imatrix_lab.imatrix.align import aligned
+from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, Entry, Imatrix
 
 BY = ("energy", "tokens")
 KEY = "imatrix_lab.merge"
@@ -65,8 +61,6 @@ def merge(parts: Sequence[Part], by: str) -> Imatrix:
     UsageError : a weight that is not a positive number.
     BadImatrix : files that do not fit each other, or values that must not be merged.
     """
-    import numpy as np
-
     for part in parts:
         if not (np.isfinite(part.weight) and part.weight > 0):
             raise UsageError(f"the weight of {part.path} is {part.weight}, not a positive number")
@@ -125,8 +119,6 @@ def _mixed(
     name: str, parts: Sequence[Part], entries: list[Entry], factors: NDArray[np.float64], by: str
 ) -> Entry:
     """Return the weighted sum, as `merge` has it; `factors` begin as weights."""
-    import numpy as np
-
     seen = np.array([e.counts.sum(dtype=np.float64) for e in entries])
     energy = np.array([e.sums.sum(dtype=np.float64) for e in entries])
     if not energy.any() or not seen.any():
@@ -151,7 +143,7 @@ def _window(parts: Sequence[Part]) -> int:
 def _common(parts: Sequence[Part]) -> dict[str, str]:
     """Return what the files' own metadata say of model and toolchain, if alike, and licences."""
     first, *rest = [p.imatrix.metadata for p in parts]
-    shared = ("imatrix_lab.model.", "imatrix_lab.toolchain.")
+    shared = ("imatrix_lab.model.", "imatrix_lab.llamacpp.toolchain.")
     found = {
         key: value
         for key, value in first.items()

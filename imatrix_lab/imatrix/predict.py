@@ -15,22 +15,18 @@ The matrices of a mixture of experts are weighed by the plain sums, so that an e
 often as the language's tokens are routed to it, and one they never reach counts nothing.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
-from imatrix_lab.imatrix.loss import Columns
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from imatrix_lab.imatrix.format import Entry, Imatrix, layer_and_role
+from imatrix_lab.imatrix.quant_error import Columns
 
 GRID_MAX = 20_000
 _STEPS = (20, 10, 5, 4, 2, 1)
@@ -88,8 +84,6 @@ def losses(
     ------
     BadImatrix : no tensor in common, or a tensor of another shape.
     """
-    import numpy as np
-
     names = [n for n in columns if all(n in i.entries for i in languages.values())]
     if not names:
         raise BadImatrix("the importance matrices and the quant have no tensor in common")
@@ -109,8 +103,6 @@ def losses(
 
 def _as(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
     """Return the sums in the shape (matrices, columns) of a tensor."""
-    import numpy as np
-
     if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
         raise BadImatrix(
             f"{name} is for {list(entry.sums.shape)} matrices and columns, the model's tensor has"
@@ -129,8 +121,6 @@ def grid(n_languages: int) -> NDArray[np.float64]:
     -------
     float64, shape (mixtures, languages); rows sum to 1; the pure languages are among them.
     """
-    import numpy as np
-
     n = next(
         n for n in _STEPS if n == 1 or math.comb(n + n_languages - 1, n_languages - 1) <= GRID_MAX
     )
@@ -159,8 +149,6 @@ def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> N
     pure : (calibration, language), the same languages both ways.
     weights : (mixtures, languages), rows sum to 1.
     """
-    import numpy as np
-
     excess = pure - np.diagonal(pure)
     distance = (excess + excess.T) / 2
     gain = 0.5 * np.einsum("mj,jk,mk->m", weights, distance, weights)
@@ -177,8 +165,6 @@ def objective(
     found : (…, languages).
     importance : of each language, any scale; None for the worst.
     """
-    import numpy as np
-
     if importance is None:
         return np.asarray(found.max(axis=-1))
     return np.asarray(found @ (importance / importance.sum()))

@@ -1,12 +1,12 @@
 """What can soundly be mended in an importance matrix; the rest must be computed anew."""
 
-from __future__ import annotations
-
 import dataclasses
 
-from imatrix_lab.imatrix import check
-from imatrix_lab.imatrix.file import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
-from imatrix_lab.imatrix.wanted import Wanted
+import numpy as np
+
+from imatrix_lab.imatrix import validate
+from imatrix_lab.imatrix.expected import Wanted
+from imatrix_lab.imatrix.format import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
 
 
 def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
@@ -27,9 +27,9 @@ def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
         whole = entry.whole()
         if whole is not entry:
             done.append(f"{name}: counts rounded")
-        filled = _filled(whole, check.n_matrices(name, wanted))
+        filled = _filled(whole, validate.n_matrices(name, wanted))
         if filled is not whole:
-            done.append(f"{name}: {check.FILLED}")
+            done.append(f"{name}: {validate.FILLED}")
         entries[name] = filled
     n_chunks, window = imatrix.chunk_count, imatrix.chunk_size
     if not imatrix.complete:
@@ -49,9 +49,7 @@ def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
 
 def _filled(entry: Entry, n_matrices: int) -> Entry:
     """Return an entry whose unhit matrices have the mean over all tokens of the others."""
-    import numpy as np
-
-    missed = check.unhit(entry, n_matrices)
+    missed = validate.unhit(entry, n_matrices)
     if not missed.any():
         return entry
     entry = entry.split(n_matrices)

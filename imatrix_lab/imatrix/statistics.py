@@ -1,10 +1,10 @@
 """One importance matrix in numbers: those of ``llama-imatrix --show-statistics``, by tensor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
-from imatrix_lab.imatrix.file import Entry, Imatrix, layer_and_role
+import numpy as np
+
+from imatrix_lab.imatrix.format import Entry, Imatrix, layer_and_role
 
 _INACTIVE = 1e-5
 
@@ -53,8 +53,6 @@ def of(imatrix: Imatrix) -> list[TensorStatistics]:
 
 
 def _of(name: str, entry: Entry) -> TensorStatistics:
-    import numpy as np
-
     hit = entry.counts > 0
     with np.errstate(all="ignore"):  # a damaged file is shown too
         values = entry.means()[hit].reshape(-1)

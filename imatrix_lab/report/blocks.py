@@ -1,12 +1,10 @@
 """What a report is made of, before it is HTML or Markdown."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imatrix_lab.results import Flip
+from imatrix_lab.report.results import Flip
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ A content security policy forbids every request, and every script and style but 
 two, which it names by hash. All text goes through Jinja's escaping, and what it hides is shown.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
@@ -13,12 +11,17 @@ import itertools
 from importlib import resources
 from pathlib import Path
 
-from imatrix_lab.report import answers, figures, words
+import jinja2
+from markupsafe import Markup
+
+from imatrix_lab.core.files import write_whole
+from imatrix_lab.report import svg
+from imatrix_lab.report import text as words
 from imatrix_lab.report.blocks import Chart, Forest
-from imatrix_lab.report.outline import outline
-from imatrix_lab.report.verdicts import VERDICTS
-from imatrix_lab.results import Results
-from imatrix_lab.store import write_whole
+from imatrix_lab.report.build import outline
+from imatrix_lab.report.results import Results
+from imatrix_lab.report.sections import flips
+from imatrix_lab.report.sections.verdicts import VERDICTS
 
 
 def write(found: Results, path: Path) -> None:
@@ -28,9 +31,6 @@ def write(found: Results, path: Path) -> None:
 
 def page(found: Results) -> str:
     """Return the page."""
-    import jinja2
-    from markupsafe import Markup
-
     folder = resources.files("imatrix_lab.report") / "templates"
     names = ("page.html", "body.html", "page.css", "page.js")
     shell, inside, css, script = ((folder / name).read_text("utf-8") for name in names)
@@ -40,7 +40,7 @@ def page(found: Results) -> str:
     )  # fmt: skip
     drawing = _Drawing()
     environment.globals.update(
-        draw=drawing, mark=figures.look, right=answers.right, tally=answers.tally,
+        draw=drawing, mark=svg.look, right=flips.right, tally=flips.tally,
         verdicts=VERDICTS, symbols=Markup(_symbols()),
         count=functools.partial(next, itertools.count(1)),
     )  # fmt: skip
@@ -62,20 +62,18 @@ class _Drawing:
     """Numbers the pictures of a page and collects their styles."""
 
     def __init__(self) -> None:
-        self.sheet = figures.Sheet()
+        self.sheet = svg.Sheet()
         self.n = 0
 
     def __call__(self, panel: Chart | Forest) -> str:
-        from markupsafe import Markup
-
         self.n += 1
-        return Markup(figures.svg(panel, self.n, self.sheet))
+        return Markup(svg.svg(panel, self.n, self.sheet))
 
 
 @functools.cache
 def _symbols() -> str:
     """Return the marks of series and verdicts, to be used by reference."""
-    marks = {str(i): m for i, m in enumerate(figures.MARKS)} | figures.VERDICT_MARKS
+    marks = {str(i): m for i, m in enumerate(svg.MARKS)} | svg.VERDICT_MARKS
     found = []
     for name, corners in marks.items():
         path = "L".join(f"{x} {-y}" for x, y in corners)

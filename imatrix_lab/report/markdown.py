@@ -1,16 +1,15 @@
 """A study as Markdown: the same parts and numbers as the page, tables in place of pictures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from imatrix_lab.report import answers, words
+from imatrix_lab.core.files import write_whole
+from imatrix_lab.report import text as words
 from imatrix_lab.report.blocks import Block, Cell, Code, Flips, Picture, Sayings, Table
-from imatrix_lab.report.outline import outline
-from imatrix_lab.results import Flip, Results
-from imatrix_lab.store import write_whole
+from imatrix_lab.report.build import outline
+from imatrix_lab.report.results import Flip, Results
+from imatrix_lab.report.sections import flips
 
 _GLYPHS = {"better": "▲", "worse": "▼", "equivalent": "◆", "undecided": "○"}
 
@@ -85,7 +84,7 @@ def fenced(value: str) -> str:
 
 
 def _flips(block: Flips) -> Iterator[str]:
-    yield f"### {plain(block.title)} ({answers.tally(block.shown, block.n_more)})"
+    yield f"### {plain(block.title)} ({flips.tally(block.shown, block.n_more)})"
     for flip in block.shown:
         yield from _flip(flip)
 
@@ -93,7 +92,7 @@ def _flips(block: Flips) -> Iterator[str]:
 def _flip(f: Flip) -> Iterator[str]:
     for name, said in (
         (f"Item {f.item_id}", f.prompt), ("Right", f.gold),
-        (f"{f.a}: {answers.right(f.score_a)}", f.output_a),
-        (f"{f.b}: {answers.right(f.score_b)}", f.output_b),
+        (f"{f.a}: {flips.right(f.score_a)}", f.output_a),
+        (f"{f.b}: {flips.right(f.score_b)}", f.output_b),
     ):  # fmt: skip
         yield from ("", f"{plain(name)}:", "", fenced(said))

@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from imatrix_lab import native, stopping
+import numpy as np
+
+from imatrix_lab.core import interrupt
+from imatrix_lab.core.progress import Task
 from imatrix_lab.errors import BadModel, ImatrixLabError
-from imatrix_lab.progress import Task
-from imatrix_lab.records import Model
+from imatrix_lab.llamacpp import native
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models.tokenizer import last_error, silence
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.windows import Decode
-from imatrix_lab.toolchain import Toolchain
-from imatrix_lab.vocabulary import last_error, silence
-
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab.types import Model
 
 T = TypeVar("T")
 _ABORTED = 2
@@ -68,7 +68,7 @@ class Interruptible:
         """Return what the function returns; on Ctrl-C end it first."""
         future = self._pool.submit(function, *args)
         try:
-            return stopping.result(future)
+            return interrupt.result(future)
         except BaseException:
             self.flag.value = 1
             native.finish([future])
@@ -197,8 +197,6 @@ class Engine:
         ------
         ImatrixLabError : llama.cpp reports an error.
         """
-        import numpy as np
-
         batch, n = self._batch, len(step.tokens)
         batch.n_tokens = n
         for i in range(n):

@@ -11,8 +11,6 @@ do on a GPU: where two tokens are all but equally probable, answers part. The sa
 same order, with the same settings, give the same answers.
 """
 
-from __future__ import annotations
-
 import codecs
 import dataclasses
 import math
@@ -21,21 +19,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from imatrix_lab import chat_template
-from imatrix_lab.chat_template import Rendered
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Generated, GenerateItem, Model
+import numpy as np
+
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import chat_template
+from imatrix_lab.models.chat_template import Rendered
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.score.choice_layout import common
 from imatrix_lab.score.engine import Engine, Interruptible
-from imatrix_lab.score.options import common
-from imatrix_lab.score.setup import NOT_FINITE, Setup
+from imatrix_lab.score.job import NOT_FINITE, Setup
 from imatrix_lab.score.windows import STEP_MIN, Decode
-from imatrix_lab.toolchain import Toolchain
-from imatrix_lab.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab.types import Generated, GenerateItem, Model
 
 _CELLS = 256
 """llama.cpp gives a sequence memory in multiples of so many tokens."""
@@ -214,8 +210,6 @@ class _Slots:
 
         At least `STEP_MIN` tokens are decoded anew, or all: fewer would give other bits.
         """
-        import numpy as np
-
         tokens = prompt.tokens[:-1]
         free = [i for i, answer in enumerate(self._answers) if answer is None]
         alike = {i: common([self._kept[i], tokens]) for i in free}
@@ -268,8 +262,6 @@ class _Slots:
 
     def _tops(self, logits: np.ndarray) -> list[tuple[int, bool]]:
         """Return each row's most probable token, and whether the row is finite."""
-        import numpy as np
-
         rows = self._setup.kernel.rows(logits)
         finite = np.isfinite(rows.log_sum)
         return [(int(t), bool(f)) for t, f in zip(rows.top, finite, strict=True)]
@@ -307,8 +299,6 @@ def _decode(
     sequences: Sequence[int],
     wanted: Sequence[bool] | np.ndarray,
 ) -> Decode:
-    import numpy as np
-
     token, position, sequence, span = (
         np.array(column, np.int32)
         for column in (tokens, positions, sequences, np.ones(len(tokens)))

@@ -1,20 +1,77 @@
 """What one scoring run is made of, and the rows it produces."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from imatrix_lab.records import Model
+import numpy as np
+
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp.toolchain import Toolchain, cores
+from imatrix_lab.score import compatible, kernel
 from imatrix_lab.score.engine import Settings
 from imatrix_lab.score.kernel import Kernel, Rows
 from imatrix_lab.score.text import Plan, Text
-from imatrix_lab.score.windows import Protocol, Step, steps
-from imatrix_lab.toolchain import Toolchain
+from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol, Step, steps
+from imatrix_lab.types import Model
 
-if TYPE_CHECKING:
-    import numpy as np
+NOT_FINITE = "the model gives a logit that is not finite"
+"""The error of an item, in its scores or its answer."""
+CONTEXT_MAX = 8192
+BATCH_TOKENS = 512
+PARALLEL = 16
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `choice.score` and `generate.generate` run with.
+
+    Attributes
+    ----------
+    engine : its `n_ctx` is what a prompt and its answer may take together, in tokens.
+    parallel : answers generated at once.
+    """
+
+    kernel: Kernel
+    engine: Settings
+    parallel: int = PARALLEL
+
+
+def prepare(
+    tools: Toolchain,
+    model: Model,
+    store: Store,
+    progress: Progress,
+    *,
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    parallel: int = PARALLEL,
+) -> Setup:
+    """Return the setup for a model on this machine; None chooses.
+
+    Raises
+    ------
+    BadModel : it has no vocabulary.
+    """
+    n_vocab = model.facts.n_vocab
+    if not n_vocab:
+        raise BadModel("this model has no vocabulary", where=model.path)
+    if gpu_layers is None and tools.backend == "cpu":
+        gpu_layers = 0
+    settings = Settings(
+        threads=threads or cores(),
+        n_ctx=n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX),
+        n_batch=BATCH_TOKENS,
+        n_rows=compute.logit_rows(n_vocab, tools.backend, gpu_layers),
+        sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
+        gpu_layers=gpu_layers,
+    )
+    return Setup(kernel.get(tools, settings.threads, store, progress), settings, parallel)
+
 
 METRICS_VERSION = 1
 """Raise it when the same models and text give other numbers. 1: first records."""
@@ -50,8 +107,6 @@ class Job:
 
 def row_type() -> np.dtype[Any]:
     """Return the type of one scored token's row: nats as float32, token ids as int32."""
-    import numpy as np
-
     floats, ids = ("nll_ref", "nll", "kld", "kld_full"), ("top1_ref", "top1")
     return np.dtype([(name, "f4") for name in floats] + [(name, "i4") for name in ids])
 
@@ -60,8 +115,6 @@ def packed(
     targets: np.ndarray, ref_logits: np.ndarray, ref_rows: Rows, logits: np.ndarray, rows: Rows
 ) -> np.ndarray:
     """Return rows of `row_type`: NLL of the true tokens, KL divergence, top tokens."""
-    import numpy as np
-
     found = np.empty(len(targets), row_type())
     found["nll_ref"] = nll(targets, ref_logits, ref_rows)
     found["nll"] = nll(targets, logits, rows)
@@ -72,7 +125,5 @@ def packed(
 
 def nll(targets: np.ndarray, logits: np.ndarray, rows: Rows) -> np.ndarray:
     """Return -ln p of the true tokens, float64 (n,)."""
-    import numpy as np
-
     picked: np.ndarray = rows.log_sum - logits[np.arange(len(targets)), targets]
     return picked

@@ -6,23 +6,19 @@ mostly in passes over memory; numba brings LLVM along and compiles in every proc
 writes each intermediate row out.
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from imatrix_lab import native
-from imatrix_lab.progress import Progress
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp import native
+from imatrix_lab.llamacpp.toolchain import Toolchain
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 
@@ -58,8 +54,6 @@ class Kernel:
 
     def rows(self, logits: np.ndarray) -> Rows:
         """Return maximum, log-sum-exp and top token of float32 (n, vocabulary) logits."""
-        import numpy as np
-
         n, n_vocab = logits.shape
         out = Rows(np.empty(n, np.float32), np.empty(n), np.empty(n, np.int32))
 
@@ -78,8 +72,6 @@ class Kernel:
         sum_v p_ref(v) (z_ref(v) - z(v)) - (lse_ref - lse), over the full vocabulary; terms in
         float32, sums in float64. Equal rows give exactly 0; rounding can give -1e-8.
         """
-        import numpy as np
-
         assert reference.shape == logits.shape
         n, n_vocab = logits.shape
         kld = np.empty(n)
@@ -102,8 +94,6 @@ class Kernel:
         -------
         int32 (n, k); the lowest id on a tie at the edge.
         """
-        import numpy as np
-
         n, n_vocab = logits.shape
         if not 0 < k <= n_vocab:
             raise ValueError(f"k = {k} of {n_vocab} tokens")

@@ -1,21 +1,62 @@
 """Scores of quants on a text, from the store or made: what the pipeline calls."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from imatrix_lab import __version__, tables
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Model
-from imatrix_lab.score import live, teacher
-from imatrix_lab.score.job import METRICS_VERSION, Job, row_type
-from imatrix_lab.score.partial import Partial
-from imatrix_lab.store import Artifact, Store
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab import __version__
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.records import parquet
+from imatrix_lab.score import base_logits
+from imatrix_lab.score.checkpoint import Partial
+from imatrix_lab.score.engine import Engine, Interruptible, begun, rates
+from imatrix_lab.score.job import METRICS_VERSION, Job, packed, row_type
+from imatrix_lab.types import Model
+
+
+def run(job: Job, quants: Sequence[Model], partials: Sequence[Partial], progress: Progress) -> None:
+    """Score every batch that a quant still lacks; the reference decodes it once for all.
+
+    In each decode the quants take turns in another order, so that a slow spell of the machine
+    does not fall on one of them.
+    """
+    sizes = job.plan.sizes()
+    todo = [[i for i, p in enumerate(partials) if not p.has(b)] for b in range(len(sizes))]
+    if not any(todo):
+        return
+    interruptible = Interruptible()
+    with ExitStack() as stack:
+        task = stack.enter_context(progress.task(f"score {job.text.label}", sum(sizes), "tokens"))
+        reference, *engines = [
+            stack.enter_context(Engine(job.tools, job.kernel, model, job.settings, interruptible))
+            for model in (job.reference, *quants)
+        ]
+        done = begun(task, [n for n, missing in zip(sizes, todo, strict=True) if not missing])
+        turn = 0
+        for batch in range(len(sizes)):
+            rows: dict[int, list[np.ndarray]] = {i: [] for i in todo[batch]}
+            if rows:
+                for engine in (reference, *(engines[i] for i in rows)):
+                    engine.begin()
+                for step in job.steps(batch):
+                    ref_logits = reference.decode(step)
+                    ref_rows = job.kernel.rows(ref_logits)
+                    order = list(rows)
+                    turn += 1
+                    for i in order[turn % len(order) :] + order[: turn % len(order)]:
+                        logits = engines[i].decode(step)
+                        found = job.kernel.compare(ref_logits, ref_rows, logits)
+                        rows[i].append(packed(step.targets, ref_logits, ref_rows, logits, found))
+                    done += len(step.targets)
+                    task.update(done, rates([reference, *engines]))
+            for i, parts in rows.items():
+                partials[i].add(batch, np.concatenate(parts))
+        progress.say(f"llama_decode, tokens/s: {rates([reference, *engines])}")
+
 
 RECORDS = "records.parquet"
 
@@ -30,7 +71,7 @@ def together(job: Job, quants: Sequence[Model], store: Store, progress: Progress
     def build(held: Mapping[int, tuple[Path, Path]]) -> Mapping[int, Mapping[str, Any]]:
         missing = [quants[i] for i in held]
         partials = [Partial(scratch, job.plan.sizes()) for _, scratch in held.values()]
-        live.run(job, missing, partials, progress)
+        run(job, missing, partials, progress)
         return {
             i: _finish(job, quants[i], out, partial.all(), None)
             for (i, (out, _)), partial in zip(held.items(), partials, strict=True)
@@ -53,9 +94,9 @@ def cached(
         label, inputs = _wanted(job, quant, rest_share)
 
         def build(out: Path, scratch: Path, quant: Model = quant) -> Mapping[str, Any]:
-            kept = teacher.get(job, rest_share, store, progress)
+            kept = base_logits.get(job, rest_share, store, progress)
             partial = Partial(scratch, job.plan.sizes())
-            teacher.run(job, quant, kept, partial, progress)
+            base_logits.run(job, quant, kept, partial, progress)
             return _finish(job, quant, out, partial.all(), kept)
 
         scores.append(store.get("score", label, inputs, build, progress))
@@ -72,8 +113,6 @@ def _finish(
     job: Job, quant: Model, out: Path, rows: np.ndarray, kept: Artifact | None
 ) -> Mapping[str, Any]:
     """Write a quant's records; return their facts."""
-    import numpy as np
-
     assert rows.dtype == row_type()
     names = ("nll_ref", "nll", "kld", "top1_ref", "top1")
     columns: dict[str, Any] = {**job.plan.columns, **{n: rows[n] for n in names}}
@@ -95,8 +134,8 @@ def _finish(
         "compute": job.settings.signature(),
     }
     if kept:
-        signature["gap"] = teacher.gap(rows)
-    tables.write(out / RECORDS, columns, signature)
+        signature["gap"] = base_logits.gap(rows)
+    parquet.write(out / RECORDS, columns, signature)
     finite = np.isfinite(rows["nll"]) & np.isfinite(rows["nll_ref"]) & np.isfinite(rows["kld"])
     return {
         "n_scored": len(rows),

@@ -1,27 +1,17 @@
 """A text as it is scored: its documents' tokens, cut into windows and batches."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadText
-from imatrix_lab.records import Document
-from imatrix_lab.score.windows import (
-    Protocol,
-    Window,
-    batches,
-    document_windows,
-    stream_windows,
-)
-from imatrix_lab.store import canonical_json
-from imatrix_lab.tables import Coded
-from imatrix_lab.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.records.parquet import Coded
+from imatrix_lab.score.windows import Protocol, Window, batches, document_windows, stream_windows
+from imatrix_lab.types import Document
 
 JOINT = "\n\n"
 
@@ -99,8 +89,6 @@ def flat(text: Text) -> str:
 def _columns(
     windows: Sequence[Window], ids: Sequence[str], vocabulary: Vocabulary
 ) -> dict[str, np.ndarray | Coded]:
-    import numpy as np
-
     def of(values: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(values).astype(np.int32)
 

@@ -13,15 +13,11 @@ a megabyte, twice. A plan depends on text and protocol alone, so a run that was 
 with the same steps.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 SEQUENCES_MAX = 64
 STEP_MIN = 16
@@ -106,8 +102,6 @@ def document_windows(
 
     A document of one token has a window only if there is a BOS to predict it from.
     """
-    import numpy as np
-
     lead = [] if bos is None else [bos]
     room = protocol.n_ctx - len(lead)
     windows = []
@@ -131,8 +125,6 @@ def stream_windows(tokens: Sequence[int], bos: int | None, protocol: Protocol) -
     Source: ``perplexity()`` and ``kl_divergence()`` in llama.cpp's tools/perplexity: logits of
     positions n_ctx/2 to n_ctx - 2 are scored against the tokens that follow; the rest is dropped.
     """
-    import numpy as np
-
     n_ctx = protocol.n_ctx
     windows = []
     for index in range(len(tokens) // n_ctx):
@@ -164,7 +156,6 @@ def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
     tokens of the one before rather than be shorter than `STEP_MIN`: llama.cpp multiplies few
     tokens in another way, whose rounding makes another instrument of a quant.
     """
-    import numpy as np
 
     def joined(parts: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(parts).astype(np.int32)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,6 @@ class Table:
         ------
         ValueError : other values, or different lengths.
         """
-        import numpy as np
-
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
             raise ValueError("two equally long rows of 0 and 1 are needed")
@@ -95,8 +91,6 @@ def mcnemar(differences: np.ndarray) -> McNemar:
     ------
     ValueError : not integers.
     """
-    import numpy as np
-
     rounded = np.rint(differences).astype(int)
     if not np.array_equal(rounded, differences):
         raise ValueError("net differences of right and wrong are integers")
@@ -119,7 +113,6 @@ def mcnemar(differences: np.ndarray) -> McNemar:
 
 def _coin_tosses(n: int, step: int) -> np.ndarray:
     """Return the law of `step` times Binomial(n, 1/2), (n·step + 1,)."""
-    import numpy as np
     from scipy import stats
 
     law = np.zeros(n * step + 1)
@@ -197,7 +190,6 @@ def stratified(tables: list[Table], level: float = 0.95) -> Stratified:
     ------
     ValueError : no tables.
     """
-    import numpy as np
     from scipy import stats
     from statsmodels.stats.proportion import proportion_confint
 
@@ -261,8 +253,6 @@ def posterior(
     Jeffreys' prior of the multinomial on the four cells of the paired table (Agresti & Hitchcock
     2005 review it). Assumes independent items: see `Table.effective`.
     """
-    import numpy as np
-
     cells = np.array([table.both, table.only_a, table.only_b, table.neither]) + 0.5
     shares = rng.dirichlet(cells, n_draws)
     drawn = shares[:, 1] - shares[:, 2]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import special
 
 from imatrix_lab.stats import binary, resample
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _THRESHOLDS = 128  # where bootstrap distribution functions are looked at: steps of SE/10
 _REACH = 6.0  # how far around the estimate, in standard errors
@@ -37,8 +36,6 @@ class Interval:
 
 def t_interval(estimate: float, std_error: float, df: float, level: float) -> tuple[float, float]:
     """Return estimate ± t(df) · std_error; NaN without degrees of freedom."""
-    from scipy import special
-
     if not df > 0:
         return float("nan"), float("nan")
     half = float(special.stdtrit(df, (1 + level) / 2)) * std_error
@@ -47,8 +44,6 @@ def t_interval(estimate: float, std_error: float, df: float, level: float) -> tu
 
 def jackknife(totals: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return the ratio mean without each cluster, (G,); NaN where nothing is left."""
-    import numpy as np
-
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((totals.sum() - totals) / (sizes.sum() - sizes))
 
@@ -98,8 +93,6 @@ def share(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interva
     ------
     ValueError : see `mean`.
     """
-    from scipy import special
-
     found = mean(totals, sizes, level)
     if found.n_clusters < 2:
         return found
@@ -115,8 +108,6 @@ def share(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interva
 
 def checked(totals: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both as float64 without empty clusters; see `mean` for what raises."""
-    import numpy as np
-
     totals, sizes = np.asarray(totals, np.float64), np.asarray(sizes, np.float64)
     if totals.shape != sizes.shape or totals.ndim != 1:
         raise ValueError(f"totals {totals.shape} and sizes {sizes.shape} are not one pair of rows")
@@ -157,8 +148,6 @@ def quantile(
     ------
     ValueError : different shapes, no values, something not finite, or no quantile.
     """
-    import numpy as np
-
     values, clusters = np.asarray(values), np.asarray(clusters)
     if values.shape != clusters.shape or values.ndim != 1 or not len(values):
         raise ValueError(f"values {values.shape} and clusters {clusters.shape} do not go together")
@@ -186,8 +175,6 @@ def percentile(
     replicates : (R,), the statistic on bootstrap samples.
     jackknife : (G,), the statistic without each cluster.
     """
-    import numpy as np
-
     n_clusters = len(jackknife)
     std_error = max(
         float(resample.jackknife_error(jackknife, estimate)),
@@ -222,8 +209,6 @@ class QuantileTable:
         values: np.ndarray, codes: np.ndarray, n_clusters: int, shares: tuple[float, ...]
     ) -> QuantileTable:
         """Count; `codes` (n,) are integers below `n_clusters`."""
-        import numpy as np
-
         order = np.argsort(values, kind="stable")
         ordered, owners = values[order].astype(np.float64), codes[order]
         n = len(values)
@@ -249,8 +234,6 @@ class QuantileTable:
 
     def replicates(self, sums: np.ndarray) -> np.ndarray:
         """Return the quantiles, (R, Q), for resampled column sums, (R, columns)."""
-        import numpy as np
-
         found, at = [], 1
         for q, means in zip(self.shares, self.pieces, strict=True):
             half = (3 * q * (1 - q) / self.n) ** 0.5
@@ -270,8 +253,6 @@ class QuantileTable:
 
 def _ranks(q: float, owners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return ranks of thresholds around a quantile: as far as resampling moves it, and more."""
-    import numpy as np
-
     n = len(owners)
     rank = min(max(int(np.ceil(q * n)) - 1, 0), n - 1)
     below = np.bincount(owners[: rank + 1], minlength=len(sizes)).astype(np.float64)

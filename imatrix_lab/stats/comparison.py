@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import special
 
 from imatrix_lab.stats import binary, equivalence, paired, power, sequential
 from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.stats.interaction import Contrast
 from imatrix_lab.stats.paired import PairedMean, Sums
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ALPHA = 0.05
 
@@ -180,8 +179,6 @@ def compare(
     ------
     ValueError : nothing to compare, or one document that is too short.
     """
-    import numpy as np
-
     good = np.isfinite(values[0]) & np.isfinite(values[1])
     a, b = (np.asarray(v, np.float64)[good] for v in values)
     if not len(a):
@@ -255,8 +252,6 @@ def _judged(
 
 def _needed(c: Comparison, interval: Interval, margin: float) -> float:
     """Return the clusters that would decide, by the width of the interval quoted or TOST's."""
-    from scipy import special
-
     width = (c.high - c.low) / 2
     if math.isfinite(width):
         error = width / float(special.stdtrit(c.df, 1 - ALPHA / 2))
@@ -291,8 +286,6 @@ def with_samples(c: Comparison, found: Contrast) -> Comparison:
 
 def _stop(question: Question, a: np.ndarray, b: np.ndarray, codes: np.ndarray) -> int:
     """Return after how many clusters an evaluation could have stopped."""
-    import numpy as np
-
     bound = question.metric.bound
     clipped = Sums.of(np.clip(a - b, -bound, bound), codes, int(codes.max()) + 1)
     there = clipped.sizes > 0
@@ -310,8 +303,6 @@ def _items(
     rng: np.random.Generator,
 ) -> Items | None:
     """Return exact answers where every value is right or wrong."""
-    import numpy as np
-
     if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
         return None
     table = binary.Table.of(a, b)

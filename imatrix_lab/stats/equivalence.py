@@ -1,15 +1,12 @@
 """Are two runs equal for all that matters? Two one-sided tests, and the verdict."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import special
 
 from imatrix_lab.stats import paired
 from imatrix_lab.stats.clustered import Interval
-
-if TYPE_CHECKING:
-    import numpy as np
 
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
@@ -47,8 +44,6 @@ def tost(interval: Interval, margin: float, lower_is_better: bool) -> Equivalenc
     ------
     ValueError : a margin that is not positive.
     """
-    from scipy import special
-
     _demand_positive(margin)
 
     def p(distance: float) -> float:
@@ -96,8 +91,6 @@ def binary_interval(interval: Interval, sizes: np.ndarray, margin: float) -> Int
     ----------
     sizes : (G,), items of each group.
     """
-    import numpy as np
-
     least = max(margin * (1 - margin) * float(np.sum(sizes**2)), 0.0) ** 0.5 / float(sizes.sum())
     return replace(interval, std_error=max(interval.std_error, least))
 
@@ -146,8 +139,6 @@ def clusters_to_decide(interval: Interval, margin: float, alpha: float = 0.05) -
     ------
     ValueError : a margin that is not positive, or an interval without a standard error.
     """
-    from scipy import special
-
     _demand_positive(margin)
     if not interval.std_error >= 0:
         raise ValueError("one cluster says nothing about how many are needed")

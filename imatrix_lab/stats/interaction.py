@@ -5,15 +5,13 @@ calibration gains over en on nb text, less what it gains on en text. And one ima
 sample of its language: what two samples of one language differ by is the yardstick.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import special
 
 from imatrix_lab.stats import clustered
-
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab.stats.paired import t_test
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,6 @@ def contrast(cells: list[Cell], level: float = 0.95) -> Contrast:
     ------
     ValueError : weights that do not sum to 0, or a cell that is empty.
     """
-    import numpy as np
-
     weights = np.array([c.weight for c in cells])
     if abs(weights.sum()) > 1e-9 * max(np.abs(weights).max(initial=0), 1e-300):
         raise ValueError("the weights of a contrast sum to 0")
@@ -120,8 +116,6 @@ def contrast(cells: list[Cell], level: float = 0.95) -> Contrast:
 
 
 def _p(found: clustered.Interval) -> float:
-    from imatrix_lab.stats.paired import t_test
-
     return t_test(found) if found.df > 0 else float("nan")
 
 
@@ -137,8 +131,6 @@ def _satterthwaite(parts: list[tuple[float, float]]) -> float:
 
 def _documents(cells: list[Cell], means: np.ndarray) -> list[tuple[float, float]]:
     """Return (variance, df) for each set of cells that have documents in common."""
-    import numpy as np
-
     left = list(range(len(cells)))
     found = []
     while left:
@@ -172,8 +164,6 @@ def _samples(
     cells: list[Cell], means: np.ndarray
 ) -> tuple[list[tuple[float, float]], dict[str, int]]:
     """Return (variance, df) of each group's mean over its samples, and numbers of samples."""
-    import numpy as np
-
     shares: dict[str, dict[str, float]] = {}
     for cell, mean in zip(cells, means, strict=True):
         if cell.group:
@@ -230,9 +220,7 @@ def gee(
     ------
     ValueError : a cell of the 2 x 2 design with only right or only wrong answers.
     """
-    import numpy as np
     import statsmodels.api as sm
-    from scipy import special
 
     correct = np.asarray(correct, float)
     for i in (0, 1):

@@ -1,13 +1,8 @@
 """Many comparisons, few coincidences: Holm, max-T, Benjamini-Hochberg."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import numpy as np
 
 from imatrix_lab.stats import resample
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -32,7 +27,6 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 
 def _adjusted(p: np.ndarray, method: str) -> np.ndarray:
-    import numpy as np
     from statsmodels.stats.multitest import multipletests
 
     p = np.asarray(p, float)
@@ -56,8 +50,6 @@ def max_t(totals: np.ndarray, rng: np.random.Generator, n_resamples: int = 10_00
     totals : (G, m), sum of differences of each cluster in each comparison; 0 where a cluster is
         not part of one. A comparison in which nothing differs gets p = 1.
     """
-    import numpy as np
-
     totals = np.asarray(totals, float)
     scale = np.sqrt(np.sum(totals**2, axis=0))
     scale[scale == 0] = np.inf

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import special
 
 from imatrix_lab.stats import clustered, resample
 from imatrix_lab.stats.clustered import Interval
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FEW_CLUSTERS = 12
 """Below this, t intervals are not trusted and p values come from the exact permutation."""
@@ -43,8 +42,6 @@ class Sums:
         ------
         ValueError : a value that is not finite.
         """
-        import numpy as np
-
         values = np.asarray(values, np.float64)
         if not np.isfinite(values).all():
             raise ValueError("values must be finite: exclude others in pairs and count them")
@@ -75,8 +72,6 @@ class Sums:
         (MSB - MSW) / (MSB + (m0 - 1) MSW), m0 = (N - Σ n²/N) / (G - 1); Donner & Koval (1980,
         Biometrics 36:19). NaN where nothing varies or every cluster has one value.
         """
-        import numpy as np
-
         kept = self.sizes > 0
         totals, sizes, n = self.totals[kept], self.sizes[kept], self.sizes.sum()
         n_clusters = len(sizes)
@@ -139,8 +134,6 @@ def mean_difference(
     ------
     ValueError : no values, or fewer than two clusters that have any.
     """
-    import numpy as np
-
     totals, sizes = clustered.checked(sums.totals, sums.sizes)
     n_clusters = len(sizes)
     if n_clusters < 2:
@@ -178,8 +171,6 @@ def mean_difference(
 
 def t_test(interval: Interval, null: float = 0.0) -> float:
     """Return the two-sided p that the mean is `null`; 1 or 0 where nothing varies."""
-    from scipy import special
-
     distance = abs(interval.estimate - null)
     if interval.std_error == 0:
         return 1.0 if distance == 0 else 0.0
@@ -202,8 +193,6 @@ def sign_flip(
     totals : (G,), sum of differences of each cluster.
     one_sided : ask for totals as small as the one seen or smaller.
     """
-    import numpy as np
-
     seen = float(totals.sum())
     flipped, exact = resample.flipped_sums(totals[:, None], n_resamples, rng)
     slack = 1e-10 * float(np.abs(totals).sum())
@@ -236,7 +225,6 @@ def one_document(
     ------
     ValueError : fewer than 20 windows.
     """
-    import numpy as np
     from arch.bootstrap import StationaryBootstrap, optimal_block_length
 
     totals, sizes = clustered.checked(totals, sizes)

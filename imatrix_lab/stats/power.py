@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import optimize, special
 
 from imatrix_lab.stats.paired import Sums
-
-if TYPE_CHECKING:
-    import numpy as np
 
 POWER = 0.8
 
@@ -86,8 +85,6 @@ def binary_design(discordance: float, icc: float = 0.0, sizes: np.ndarray | None
     ------
     ValueError : a discordance outside 0…1.
     """
-    import numpy as np
-
     if not 0 < discordance <= 1:
         raise ValueError(f"discordance is a share between 0 and 1, not {discordance}")
     n = np.ones(1) if sizes is None else np.asarray(sizes, float)
@@ -116,8 +113,6 @@ def from_pilot(sums: Sums) -> Design:
     ------
     ValueError : a pilot in which nothing differs.
     """
-    import numpy as np
-
     kept = sums.sizes > 0
     totals, sizes = sums.totals[kept], sums.sizes[kept]
     sd = sums.variance() ** 0.5
@@ -145,9 +140,6 @@ def planned(
     averaged over standard errors of that relative variance, a gamma's, that scale the estimate's
     spread as well.
     """
-    import numpy as np
-    from scipy import special
-
     error, df, unrest = design.std_error(n_clusters), n_clusters - 1, design.unrest(n_clusters)
     if margin is None:
         shift = abs(effect) / error
@@ -163,8 +155,6 @@ def planned(
 
 def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
     """Return the probability that a two-sided t test finds `effect`: the noncentral t."""
-    from scipy import special
-
     if std_error == 0:
         return float(effect != 0)
     return _rejected(abs(effect) / std_error, special.stdtrit(df, 1 - alpha / 2), df)
@@ -172,7 +162,6 @@ def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05)
 
 def _rejected(shift: float, cut: float, df: float) -> float:
     """Return P(|noncentral t| > cut)."""
-    from scipy import special
 
     def missed(s: np.ndarray) -> np.ndarray:
         found: np.ndarray = special.ndtr(cut * s - shift) - special.ndtr(-cut * s - shift)
@@ -197,9 +186,6 @@ def equivalence(
     With s the estimated over the true standard error, s² df ~ chi²(df), the estimate must fall
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
     """
-    import numpy as np
-    from scipy import special
-
     if std_error == 0:
         return float(abs(effect) < margin)
     cut = special.stdtrit(df, 1 - alpha / 2)
@@ -219,8 +205,6 @@ def _over_spread(
 
     By Gauss-Legendre between the 1e-12 quantiles; scipy's noncentral t is NaN for some arguments.
     """
-    import numpy as np
-
     nodes, weights = _legendre()
     low, high = _spread_ends(df)
     high = min(high, max(end, low))
@@ -231,9 +215,6 @@ def _over_spread(
 @lru_cache(maxsize=64)
 def _spread_ends(df: float) -> tuple[float, float]:
     """Return where s has all its probability."""
-    import numpy as np
-    from scipy import special
-
     low, high = (float(np.sqrt(special.chdtri(df, p) / df)) for p in (1 - 1e-12, 1e-12))
     return low, high
 
@@ -241,16 +222,11 @@ def _spread_ends(df: float) -> tuple[float, float]:
 @lru_cache(maxsize=1)
 def _legendre() -> tuple[np.ndarray, np.ndarray]:
     """Return nodes and weights on -1…1; finding them takes 30 ms."""
-    import numpy as np
-
     return np.polynomial.legendre.leggauss(200)
 
 
 def _spread_law(s: np.ndarray, df: float) -> np.ndarray:
     """Return the density of s."""
-    import numpy as np
-    from scipy import special
-
     constant = np.log(2) + df / 2 * np.log(df / 2) - special.gammaln(df / 2)
     return np.asarray(np.exp(constant + (df - 1) * np.log(s) - df * s**2 / 2))
 
@@ -277,8 +253,6 @@ def detectable_at(std_error: float, df: float, power: float = POWER, alpha: floa
 
 def _solve(lack: Callable[[float], float]) -> float:
     """Return where an increasing function of x >= 0 is 0."""
-    from scipy import optimize
-
     high = 8.0
     while lack(high) < 0:
         high *= 2

@@ -5,14 +5,11 @@ document has. Columns handed in together are resampled together, which keeps wha
 paired: the replicates of a difference are the difference of the replicates.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from scipy import special
 
 _CELLS_AT_ONCE = 4_000_000  # of a weight matrix: 32 MB
 
@@ -34,8 +31,6 @@ def bootstrap_sums(columns: np.ndarray, n_resamples: int, rng: np.random.Generat
     -------
     (n_resamples, k), of the columns' type.
     """
-    import numpy as np
-
     n_clusters = len(columns)
     parts = []
     for rows in _chunks(n_resamples, n_clusters):
@@ -61,8 +56,6 @@ def flipped_sums(
     -------
     (n, k) sums, and True if they are all there are.
     """
-    import numpy as np
-
     n_clusters = len(columns)
     if 2**n_clusters <= n_resamples:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=n_clusters)))
@@ -84,8 +77,6 @@ def exact_interval(totals: np.ndarray, sizes: np.ndarray, level: float) -> tuple
 
     Assumes differences symmetric around their mean. Takes 2^G steps: for few clusters.
     """
-    import numpy as np
-
     chosen = np.array(list(itertools.product((0.0, 1.0), repeat=len(sizes))))[1:]
     means = np.sort((chosen @ totals) / (chosen @ sizes))
     k = int(2 ** len(sizes) * (1 - level) / 2 + 1e-9)
@@ -96,8 +87,6 @@ def exact_interval(totals: np.ndarray, sizes: np.ndarray, level: float) -> tuple
 
 def jackknife_error(jackknife: np.ndarray, estimate: np.ndarray | float) -> np.ndarray:
     """Return sqrt((G-1)/G · Σ (without g - estimate)²) over the first axis, (G, …)."""
-    import numpy as np
-
     n_clusters = len(jackknife)
     total = np.sum((jackknife - estimate) ** 2, axis=0)
     return np.asarray(np.sqrt((n_clusters - 1) / n_clusters * total))
@@ -111,9 +100,6 @@ def tail_share(replicates: np.ndarray, std_error: float, df: float, level: float
     Hesterberg (2015, The American Statistician 69:371) cuts further out; here at
     Phi(-t_df · std_error / sd(replicates)), so that normal replicates give the t interval.
     """
-    import numpy as np
-    from scipy import special
-
     spread = float(np.std(replicates))
     if spread == 0:
         return (1 - level) / 2
@@ -135,9 +121,6 @@ def bca(
     jackknife : (G,), the statistic without each cluster.
     tail : share cut off each end before correction; see `tail_share`.
     """
-    import numpy as np
-    from scipy import special
-
     below = np.mean(replicates < estimate) + 0.5 * np.mean(replicates == estimate)
     z0 = special.ndtri(np.clip(below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
     influence = jackknife.mean() - jackknife

@@ -5,13 +5,10 @@ than one time in twenty. What is here may be looked at always: under the null, t
 that it *ever* crosses its threshold is at most alpha (Ville 1939).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,6 @@ def sign_process(votes: np.ndarray, alpha: float = 0.05, a: float = 1.0) -> Sign
     votes : (n,), in the order of evaluation, which must not depend on results: above 0 for A,
         below for B, 0 for a tie, which casts no vote.
     """
-    import numpy as np
-    from scipy import special
-
     votes = np.asarray(votes)
     wins = np.cumsum(votes > 0)
     cast = np.cumsum(votes != 0)
@@ -69,8 +63,6 @@ class Sequence:
 
     def decided_at(self, margin: float | None = None) -> int | None:
         """Return the clusters after which the sequence first excludes 0 or lies in ±margin."""
-        import numpy as np
-
         decided = (self.low > 0) | (self.high < 0)
         if margin is not None:
             decided |= (self.low > -margin) & (self.high < margin)
@@ -101,8 +93,6 @@ def bounded_mean(values: np.ndarray, bound: float, level: float = 0.95) -> Seque
     ------
     ValueError : a value outside ±bound.
     """
-    import numpy as np
-
     values = np.asarray(values, float)
     if not (np.abs(values) <= bound).all():  # NaN too
         raise ValueError(f"values must lie within ±{bound}: clip each token first")

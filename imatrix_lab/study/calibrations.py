@@ -1,17 +1,15 @@
 """The importance matrices a recipe asks for: of languages and controls, mixed, pooled, none."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from imatrix_lab.compare.runs import NO_IMATRIX
 from imatrix_lab.corpus.build import slug
 from imatrix_lab.corpus.mixture import SHUFFLED, Mixture, Part
-from imatrix_lab.recipe import NONE, Recipe
-from imatrix_lab.results import ALL_SAMPLES
-from imatrix_lab.study.check import mixtures
+from imatrix_lab.records.runs import NO_IMATRIX
+from imatrix_lab.report.results import ALL_SAMPLES
+from imatrix_lab.study.recipe import NONE, Recipe
+from imatrix_lab.study.validate import mixtures
 
 LANGUAGE, MIXTURE, POOLED, CONTROL = "language", "mixture", "pooled", "control"
 POOLED_BY = "tokens"

@@ -10,8 +10,6 @@ work/                what is there for a while only
 results.json report.html report.md
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -21,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab import recipe as recipes
-from imatrix_lab import results, typed
+import filelock
+
+from imatrix_lab.core import config
+from imatrix_lab.core.files import canonical_json, disk_error, write_whole
 from imatrix_lab.errors import UsageError
-from imatrix_lab.recipe import Limits, Recipe
-from imatrix_lab.store import canonical_json, disk_error, write_whole
+from imatrix_lab.report import results
+from imatrix_lab.study import recipe as recipes
 from imatrix_lab.study.graph import Record
+from imatrix_lab.study.recipe import Limits, Recipe
 
 STUDIES = Path("studies")
 RECIPE, STATUS = "recipe.toml", "status.json"
@@ -98,8 +99,6 @@ class Folder:
         ------
         UsageError : another process does.
         """
-        import filelock
-
         try:
             with filelock.FileLock(self.of(".lock"), timeout=LOCK_WAIT_S):
                 yield
@@ -111,8 +110,6 @@ class Folder:
 
     def is_held(self) -> bool:
         """Whether a process runs the study now."""
-        import filelock
-
         try:
             with filelock.FileLock(self.of(".lock"), timeout=0):
                 return False
@@ -149,20 +146,20 @@ class Folder:
 
     def tell(self, status: Mapping[str, Any]) -> None:
         """Write how far it is."""
-        write_whole(self.of(STATUS), canonical_json(typed.plain(status)))
+        write_whole(self.of(STATUS), canonical_json(config.plain(status)))
 
     def records(self) -> dict[str, Record]:
         """Return the records of steps; one that cannot be read is none."""
         found = {}
         for path in self.of("steps").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, UsageError):
-                found[path.stem] = typed.build(Record, json.loads(path.read_bytes()), path)
+                found[path.stem] = config.build(Record, json.loads(path.read_bytes()), path)
         return found
 
     def keep(self, step: str, record: Record) -> None:
         """Write the record of a step."""
         self.of("steps").mkdir(exist_ok=True)
-        write_whole(self.of("steps", f"{step}.json"), canonical_json(typed.plain(record)))
+        write_whole(self.of("steps", f"{step}.json"), canonical_json(config.plain(record)))
 
 
 def _determining(recipe: Recipe) -> Recipe:

@@ -4,15 +4,13 @@ A step that ran leaves a record. What has to run is judged from the targets back
 that is gone is made again only if something that is not done needs it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.progress import Progress
-from imatrix_lab.store import fingerprint
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import fingerprint
 
 FILES = "files"
 """In a result: the files that the step made."""

@@ -1,27 +1,26 @@
 """A study from its recipe to its results: read this first."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab import recipe as recipes
-from imatrix_lab import results
-from imatrix_lab.progress import Progress
-from imatrix_lab.recipe import Recipe
-from imatrix_lab.report import html, markdown
-from imatrix_lab.results import Results
-from imatrix_lab.store import Store
-from imatrix_lab.study import assemble, check, gather, graph, planning, running, steps, watching
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.report import html, markdown, results
+from imatrix_lab.report.results import Results
+from imatrix_lab.study import graph, scheduler, status, steps, validate
+from imatrix_lab.study import recipe as recipes
+from imatrix_lab.study.analyse import assemble, gather
+from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import STOPPED, STUDIES, Folder
 from imatrix_lab.study.graph import Step
-from imatrix_lab.study.planning import Plan
-from imatrix_lab.study.running import Outcome
-from imatrix_lab.study.shared import Shared, prepare
-from imatrix_lab.study.watching import DONE, FAILED, Watch
+from imatrix_lab.study.plan import plan as planning
+from imatrix_lab.study.plan.plan import Plan
+from imatrix_lab.study.recipe import Recipe
+from imatrix_lab.study.scheduler import Outcome
+from imatrix_lab.study.status import DONE, FAILED, Watch
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -44,7 +43,7 @@ def begin(
     UsageError : a recipe that cannot be meant, or a folder that is another study's.
     """
     recipe = recipes.load(path)
-    check.check(recipe)
+    validate.check(recipe)
     folder = _folder(recipe, out)
     folder.begin(path)
     with folder.held():
@@ -69,13 +68,13 @@ def _folder(recipe: Recipe, out: Path | None) -> Folder:
 
 def resume(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
     """Go on with a study that was stopped, or try again what failed."""
-    check.check(folder.recipe())
+    validate.check(folder.recipe())
     with folder.held():
         return _go_on(folder, jobs, store, progress)
 
 
 def _go_on(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
-    folder.tell(watching.preparing(folder.status()))
+    folder.tell(status.preparing(folder.status()))
     shared = prepare(folder.recipe(), folder, store, progress)
     every = steps.steps(shared)
     records = folder.records()
@@ -90,7 +89,7 @@ def _go_on(folder: Folder, jobs: int | None, store: Store, progress: Progress) -
         done = [step for step in every if step.id in there and step.id not in ids]
         watch = Watch(todo, done, folder, progress, whole)
         stack.callback(lambda: watch.close(state))
-        outcome = running.run(
+        outcome = scheduler.run(
             every, records, shared.limits(jobs), watch, folder.keep, folder.of("logs")
         )
         found = _results(shared, every, outcome, watch.total_s(), progress)

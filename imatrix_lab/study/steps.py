@@ -4,25 +4,25 @@ Steps of a model begin with its label: ``demo.imatrix.nb.1``, ``demo.quant.nb.1.
 each does is in `work`; here is what stands on what.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from imatrix_lab import typed
+from imatrix_lab.core import config
+from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
-from imatrix_lab.recipe import NONE, Recipe, Task
-from imatrix_lab.records import Model, TextOptions
-from imatrix_lab.store import sha256_file
-from imatrix_lab.study import asked, calibrations, check, work
+from imatrix_lab.llamacpp.toolchain import cores
+from imatrix_lab.study import actions, calibrations
+from imatrix_lab.study import validate as asked
+from imatrix_lab.study import validate as check
+from imatrix_lab.study.actions import Quant, Text
 from imatrix_lab.study.calibrations import Calibration, Single
+from imatrix_lab.study.context import Shared, logits_bytes
 from imatrix_lab.study.graph import Step
-from imatrix_lab.study.shared import Shared, logits_bytes
-from imatrix_lab.study.work import Quant, Text
-from imatrix_lab.toolchain import cores
+from imatrix_lab.study.recipe import NONE, Recipe, Task
+from imatrix_lab.types import Model, TextOptions
 
 HELDOUT_TOKENS = 1024
 """Of the text of a language that is only scored on: what is held out does not depend on it."""
@@ -145,10 +145,10 @@ class _OfModel:
         self, name: str, what: str, word: str, n_tokens: int, options: TextOptions,
         needs: tuple[str, ...],
     ) -> Step:  # fmt: skip
-        inputs = {"text": word, "n_tokens": n_tokens, "options": typed.plain(options)}
+        inputs = {"text": word, "n_tokens": n_tokens, "options": config.plain(options)}
         return Step(
             name, "corpus", f"text {what}{self.of}",
-            partial(work.corpus, self.shared, self.model, word, n_tokens, options),
+            partial(actions.corpus, self.shared, self.model, word, n_tokens, options),
             self._base() | inputs, needs=needs, cost=TEXT_TOKENS, memory_bytes=SMALL_BYTES,
         )  # fmt: skip
 
@@ -161,7 +161,7 @@ class _OfModel:
             yield Step(
                 self._id("imatrix", single.id), "imatrix",
                 f"imatrix {_name(single, self.recipe)}{self.of}",
-                partial(work.imatrix, self.shared, self.model, single, text),
+                partial(actions.imatrix, self.shared, self.model, single, text),
                 needs=(text,), is_target=True, cost=tokens, cores=cores(),
                 memory_bytes=self.model.facts.size_bytes + window,
             )  # fmt: skip
@@ -171,7 +171,7 @@ class _OfModel:
                 shares = {s.id: weight for s, weight in wanted.parts}
                 yield Step(
                     self._id("imatrix", wanted.id), "merge", f"imatrix {wanted.id}{self.of}",
-                    partial(work.merged, self.shared, self.model, wanted, parts),
+                    partial(actions.merged, self.shared, self.model, wanted, parts),
                     {"by": wanted.by, "shares": shares}, needs=tuple(parts.values()),
                     is_target=True, memory_bytes=SMALL_BYTES,
                 )  # fmt: skip
@@ -192,7 +192,7 @@ class _OfModel:
             ids = tuple(step.id for step in found)
             found.append(Step(
                 self._id("tidy", str(number)), "tidy", f"removing quants{self.of}",
-                partial(work.tidy, self.shared, tuple(quants)), after=ids, is_tidying=True,
+                partial(actions.tidy, self.shared, tuple(quants)), after=ids, is_tidying=True,
             ))  # fmt: skip
         return found
 
@@ -200,7 +200,7 @@ class _OfModel:
         needs = (quant.imatrix_step,) if quant.imatrix_step else ()
         return Step(
             quant.step, "quant", f"quantize {quant.calibration.id} {quant.type}{self.of}",
-            partial(work.quant, self.shared, self.model, quant),
+            partial(actions.quant, self.shared, self.model, quant),
             self._base() | {"type": quant.type}, needs=needs,
             after=(before,) if before else (), is_target=self.shared.keeps_quants,
             cost=QUANT_TOKENS, cores=cores(), memory_bytes=max(SMALL_BYTES, self._largest_bytes()),
@@ -219,11 +219,11 @@ class _OfModel:
         for word in said.texts:
             text = self._text_of(word)
             file = {"file_sha256": sha256_file(text.path)} if text.path else {}
-            inputs = {**typed.plain(said), "texts": text.label, "teacher": self.teacher, **file}
+            inputs = {**config.plain(said), "texts": text.label, "teacher": self.teacher, **file}
             yield Step(
                 self._id("score", text.label, *suffix), "score",
                 " ".join(("score", text.label, *suffix)) + self.of,
-                partial(work.score, self.shared, self.model, text, tuple(quants), self.teacher),
+                partial(actions.score, self.shared, self.model, text, tuple(quants), self.teacher),
                 self._base() | inputs, needs=(text.step,) if text.step else (),
                 uses=tuple(q.step for q in quants), is_target=True,
                 cost=tokens * (1 + len(quants)), cores=cores(), memory_bytes=memory,
@@ -248,7 +248,7 @@ class _OfModel:
             yield Step(
                 self._id("loss", quant.calibration.id, quant.type), "loss",
                 f"predicted loss {quant.calibration.id} {quant.type}{self.of}",
-                partial(work.losses, self.shared, self.model, quant, samples),
+                partial(actions.losses, self.shared, self.model, quant, samples),
                 needs=(quant.step,), uses=tuple(s for those in samples.values() for s in those),
                 is_target=True, cost=LOSS_TOKENS, cores=cores(), memory_bytes=SMALL_BYTES,
             )  # fmt: skip
@@ -265,7 +265,7 @@ class _OfModel:
             languages = check.languages_of(task, self.recipe)
             yield Step(
                 self._items_id(task), "items", f"items of {self.tasks[task]}{self.of}",
-                partial(work.items, self.shared, task, languages),
+                partial(actions.items, self.shared, task, languages),
                 {"task": asked.inputs(task, languages)}, memory_bytes=SMALL_BYTES,
             )  # fmt: skip
 
@@ -284,7 +284,7 @@ class _OfModel:
         return Step(
             self._id("task", self.tasks[task], *who), "task",
             f"{' '.join((self.tasks[task], *who))}{self.of}",
-            partial(work.answers, self.shared, self.model, task, languages,
+            partial(actions.answers, self.shared, self.model, task, languages,
                     quant.step if quant else ""),
             self._base(), needs=needs, is_target=True,
             cost=(task.limit or 1000) * len(languages) * ITEM_TOKENS, cores=cores(),

@@ -1,12 +1,10 @@
 """What judging and translating need of a model that is asked over a network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Protocol
 
-from imatrix_lab.records import Generated
+from imatrix_lab.types import Generated
 
 Messages = tuple[tuple[str, str], ...]
 

@@ -6,18 +6,17 @@ prompts, ``{words[column]}`` the word that a column names. ``{column|filter}`` c
 see `template`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imatrix_lab.core import config as toml
+from imatrix_lab.core.config import nearest, read_toml
+from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
-from imatrix_lab.languages import data_dir, user_dir
-from imatrix_lab.tasks import template, toml
-from imatrix_lab.typed import nearest, read_toml
+from imatrix_lab.tasks import template
 
 SCORERS = ("choice", "mixeval", "number", "translation", "language")
 GOLDS = ("from 0", "from 1", "letter", "text")

@@ -1,7 +1,5 @@
 """Items: what a benchmark's rows say, in one form."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +8,8 @@ from typing import Any
 from imatrix_lab.errors import BadText
 from imatrix_lab.tasks import template
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.letters import LETTERS
-from imatrix_lab.tasks.speech import Speech
+from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 
 NO_GOLD = "no gold answer"
 TOO_MANY = "more options than letters"

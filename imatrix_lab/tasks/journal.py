@@ -3,8 +3,6 @@
 A killed run loses nothing that was answered; a line that was cut off is dropped. Threads may add.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -13,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.store import disk_error
+from imatrix_lab.core.files import disk_error
 
 
 class Journal:

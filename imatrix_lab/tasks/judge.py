@@ -1,170 +1,187 @@
-"""A model as judge: its prompts, what its replies mean, and how far it agrees with the rules.
+"""`task judge`: a model's opinion of answers, beside the rule's, or of two quants' answers."""
 
-Grades follow MixEval's free-form scale, from 0 to 1 (Ni et al., 2024); preferences are asked twice,
-the answers swapped, as judges favour a place (Zheng et al., 2023; arXiv 2407.03211 does so too).
-"""
-
-from __future__ import annotations
-
+import dataclasses
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from imatrix_lab.chat_template import unmarked
-from imatrix_lab.errors import UsageError
-from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash
-from imatrix_lab.tasks.speech import Speech
+from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.parallel import each
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.errors import BadRecords, ImatrixLabError, UsageError
+from imatrix_lab.records import parquet
+from imatrix_lab.records import runs as compared
+from imatrix_lab.records.runs import Run
+from imatrix_lab.tasks import judge_prompts as judges
+from imatrix_lab.tasks import locale as speeches
+from imatrix_lab.tasks import records
+from imatrix_lab.tasks.chat import Chat, prompt_hash
+from imatrix_lab.tasks.journal import Journal
+from imatrix_lab.tasks.judge_prompts import Judgement
+from imatrix_lab.tasks.locale import Speech
 
-MAX_TOKENS = 512
-"""A verdict is one line, but many judges explain themselves first."""
-_SCORE = re.compile(r"^\W*score[^\w-]*(\d+(?:[.,]\d+)?)(?:\s*/\s*1(?:[.,]0)?)?\W*$", re.IGNORECASE)
-_CHOICE = re.compile(r"^\W*choice\W*\s*(a|b|tie)\W*$", re.IGNORECASE)
+Row = dict[str, Any]
+_TEXTS = ("prompt", "gold", "output", "other")
+_FIELDS = dataclasses.fields(Judgement)
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One reply of a judge.
+class Grades:
+    """A judge's grades of a run's free-form answers.
 
     Attributes
     ----------
-    value : grade from 0 to 1, or the preference for the first quant (1), neither (0.5) or the
-        second (0); NaN where the judge failed or its reply says nothing.
-    prompts, replies : hash of each prompt, and each reply as it came: two for a preference.
+    mean : of the grades; `mean_rule` of the rule's scores on the same items.
+    kappa : Cohen's, between judge and rule, right being a half or more; see `judges.kappa`.
+    failed : answers that the judge gave no grade for, by what went wrong.
+    file : every judgement, one a line, with the hash of its prompt, and the model.
     """
 
-    id: str
-    kind: str
-    value: float
     model: str
-    prompts: tuple[str, ...]
-    replies: tuple[str, ...]
-    error: str = ""
+    n: int
+    failed: dict[str, int]
+    mean: float
+    mean_rule: float
+    kappa: float
+    file: Path
 
 
-def grade(
-    item_id: str, question: str, golds: str, answer: str, speech: Speech, chat: Chat
-) -> Judgement:
-    """Ask how right an answer is.
+@dataclass(frozen=True)
+class Preferences:
+    """Which of two quants' answers a judge prefers; each pair was asked in both orders.
+
+    Attributes
+    ----------
+    failed : pairs without a verdict, by what went wrong.
+    """
+
+    model: str
+    n_a: int
+    n_b: int
+    n_ties: int
+    failed: dict[str, int]
+    file: Path
+
+
+def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) -> Grades:
+    """Grade the answers of a run; judgements that are there already are kept.
 
     Raises
     ------
-    UsageError : nobody has written a judge's prompts in this language.
+    UsageError : not one file of item records, or no judge's prompts in its language.
+    BadRecords : prompts and outputs were not kept, or nothing is free form.
+    ImatrixLabError : the judge gave no grade at all.
     """
-    messages = grade_prompt(question, golds, answer, speech)
-    reply = chat.chat(messages, MAX_TOKENS)
-    value = None if reply.error else read_grade(reply.text)
-    return Judgement(
-        item_id, "grade", math.nan if value is None else value, chat.model,
-        (prompt_hash(messages),), (reply.text,),
-        reply.error or ("" if value is not None else "the reply has no score"),
-    )  # fmt: skip
+    run, rows = _free_form(path)
+    rows = [row for row in rows if not row["task"].endswith("/multiple-choice")]
+    if run.signature["task"]["scorer"] not in ("mixeval", "number") or not rows:
+        raise BadRecords("there is no answer in free form to grade", where=path)
+    speech = speeches.get(str(run.signature["task"]["language"]))
+    chosen = rows[:limit]
+    file = path.with_suffix(f".judge.{records.name_part(chat.model)}.jsonl")
+
+    def one(row: Row) -> Judgement:
+        return judges.grade(row["item_id"], row["prompt"], row["gold"], row["output"], speech, chat)
+
+    found = _asked(chosen, one, file, chat, speech, progress)
+    pairs = [(j.value, row["score"]) for j, row in zip(found, chosen, strict=True)
+             if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
+    said, rule = [p[0] for p in pairs], [p[1] for p in pairs]
+    return Grades(chat.model, len(pairs), _failed(found), _mean(said), _mean(rule),
+                  judges.kappa(said, rule), file)  # fmt: skip
 
 
 def prefer(
-    item_id: str, question: str, answers: tuple[str, str], speech: Speech, chat: Chat
-) -> Judgement:
-    """Ask which of two answers is better, in both orders.
+    path_a: Path, path_b: Path, chat: Chat, progress: Progress, limit: int | None = None
+) -> Preferences:
+    """Ask which of two runs' answers is better, item by item, in both orders.
 
-    Orders that disagree are a tie. One that fails leaves no judgement: the other alone would be
-    biased by its order.
+    Raises
+    ------
+    BadRecords : see `grade`; or they were not asked the same.
     """
-    if answers[0].strip() == answers[1].strip():
-        return Judgement(item_id, "prefer", 0.5, chat.model, (), ())
-    asked = [prefer_prompt(question, pair, speech) for pair in (answers, answers[::-1])]
-    replies = [chat.chat(messages, MAX_TOKENS) for messages in asked]
-    said = [None if r.error else read_choice(r.text) for r in replies]
-    errors = [r.error for r in replies if r.error]
-    if None in said and not errors:
-        errors = ["the reply has no choice"]
-    value = math.nan
-    if said[0] is not None and said[1] is not None:
-        value = _both(said[0], {"A": "B", "B": "A", "tie": "tie"}[said[1]])
-    return Judgement(
-        item_id, "prefer", value, chat.model, tuple(map(prompt_hash, asked)),
-        tuple(r.text for r in replies), errors[0] if errors else "",
-    )  # fmt: skip
+    (run, rows), (other, rows_b) = _free_form(path_a), _free_form(path_b)
+    compared.demand_comparable([run, other])
+    speech = speeches.get(str(run.signature["task"]["language"]))
+    by_id = {row["item_id"]: row for row in rows_b}
+    chosen = [
+        {**row, "other": by_id[row["item_id"]]["output"]} for row in rows if row["item_id"] in by_id
+    ][:limit]
+    if not chosen:
+        raise BadRecords("these runs have no item in common", where=path_b)
+    judge = records.name_part(chat.model)
+    file = path_a.with_name(f"{path_a.stem}.against.{path_b.stem}.{judge}.jsonl")
+
+    def one(row: Row) -> Judgement:
+        answers = row["output"], row["other"]
+        return judges.prefer(row["item_id"], row["prompt"], answers, speech, chat)
+
+    found = _asked(chosen, one, file, chat, speech, progress)
+    values = [j.value for j in found]
+    return Preferences(chat.model, values.count(1.0), values.count(0.0), values.count(0.5),
+                       _failed(found), file)  # fmt: skip
 
 
-def _both(first: str, second: str) -> float:
-    """Return the preference for A of two verdicts on the same pair."""
-    worth = {"A": 1.0, "B": 0.0, "tie": 0.5}
-    return worth[first] if first == second else 0.5
+def _asked(
+    rows: Sequence[Row], one: Callable[[Row], Judgement], file: Path, chat: Chat, speech: Speech,
+    progress: Progress,
+) -> list[Judgement]:  # fmt: skip
+    """Return a judgement an item; those in the file are not asked again, unless they failed."""
+    key = canonical_json([chat.model, chat.identity, judges.MAX_TOKENS, speech.words, speech.judge])
+    asked = {
+        row["item_id"]: prompt_hash((("", "\0".join(row.get(name, "") for name in _TEXTS)),), key)
+        for row in rows
+    }
+    journal, found = Journal(file, Judgement), {}
+    for name, prompt in asked.items():
+        known = journal.found.get(name, {})
+        if known.get("asked") == prompt and not known["error"]:
+            found[name] = Judgement(**{f.name: known[f.name] for f in _FIELDS})
+    with journal as add, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
+        bar.update(len(found), "judged before" if found else "")
+        left = [row for row in rows if row["item_id"] not in found]
+        for judgement in each(one, left, chat.parallel):
+            plain = dataclasses.asdict(judgement)
+            value = judgement.value if math.isfinite(judgement.value) else None
+            add({**plain, "value": value, "asked": asked[judgement.id],
+                 "identity": chat.identity})  # fmt: skip
+            found[judgement.id] = judgement
+            bar.update(len(found))
+    every = [found[row["item_id"]] for row in rows]
+    if all(math.isnan(judgement.value) for judgement in every):
+        raise ImatrixLabError(
+            f"no verdict came of {len(every):,} answers: {every[0].error}", where=file,
+            fix="read the replies there; a judge must be a model that follows instructions",
+        )  # fmt: skip
+    return every
 
 
-def grade_prompt(question: str, golds: str, answer: str, speech: Speech) -> Messages:
-    """Return the prompt for a grade."""
-    words = speech.words
-    parts = [
-        _instructions(speech, "grade"),
-        f"{words['question']}:\n{_quoted(question)}",
-        f"{words['answer']} (gold):\n{_quoted(golds)}",
-        f"{words['answer']}:\n{_quoted(answer)}",
-        "Score:",
-    ]
-    return (("user", "\n\n".join(parts)),)
+def _failed(found: Sequence[Judgement]) -> dict[str, int]:
+    return records.error_classes([judgement.error for judgement in found])
 
 
-def prefer_prompt(question: str, answers: tuple[str, str], speech: Speech) -> Messages:
-    """Return the prompt for a preference."""
-    words = speech.words
-    parts = [
-        _instructions(speech, "prefer"),
-        f"{words['question']}:\n{_quoted(question)}",
-        f"{words['answer']} A:\n{_quoted(answers[0])}",
-        f"{words['answer']} B:\n{_quoted(answers[1])}",
-        "Choice:",
-    ]
-    return (("user", "\n\n".join(parts)),)
-
-
-def _quoted(text: str) -> str:
-    return fenced(unmarked(text))
-
-
-def _instructions(speech: Speech, name: str) -> str:
-    if name not in speech.judge:
-        raise UsageError(
-            f"there is no judge's prompt in {speech.name}",
-            fix=f"write [judge] in tasks/languages/{speech.code}.toml",
+def _free_form(path: Path) -> tuple[Run, list[Row]]:
+    found = compared.find(path)
+    if len(found) != 1 or found[0].kind != "item":
+        raise UsageError("a judge needs one file of item records", fix="name the .parquet file")
+    table = parquet.read(path)
+    if "output" not in table.columns:
+        raise BadRecords(
+            "these records have no prompts and outputs", where=path, fix="task run --keep-text"
         )
-    return speech.judge[name].strip()
+    names = ("task", "item_id", "gold", "prompt", "output", "error")
+    columns = [records.words(table, name) for name in names]
+    rows = [
+        {**dict(zip(names, words, strict=True)), "score": value}
+        for *words, value in zip(*columns, table.array("score").tolist(), strict=True)
+    ]
+    rows = [row for row in rows if not row["error"]]
+    if found[0].signature["task"]["scorer"] == "choice" or not rows:
+        raise BadRecords("there is no answer in free form to judge", where=path)
+    return found[0], rows
 
 
-def read_grade(reply: str) -> float | None:
-    """Return the grade in a reply; None unless it has just one, from 0 to 1."""
-    found = {match[1].replace(",", ".") for match in _lines(reply, _SCORE, "score: ")}
-    values = {float(word) for word in found}
-    return value if len(values) == 1 and 0 <= (value := values.pop()) <= 1 else None
-
-
-def read_choice(reply: str) -> str | None:
-    """Return A, B or tie; None unless a reply has just one of them."""
-    found = {match[1].lower() for match in _lines(reply, _CHOICE, "choice: ")}
-    return {"a": "A", "b": "B", "tie": "tie"}[found.pop()] if len(found) == 1 else None
-
-
-def _lines(reply: str, pattern: re.Pattern[str], lead: str) -> list[re.Match[str]]:
-    """Return the lines of a reply that are verdicts; the first may go on from the prompt's end."""
-    lines = [line for line in reply.strip().splitlines() if line.strip()]
-    found = [match for line in lines if (match := pattern.match(line))]
-    if not found and lines and (match := pattern.match(lead + lines[0])):
-        return [match]
-    return found
-
-
-def kappa(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return Cohen's kappa of two raters who call each item right (0.5 or more) or wrong.
-
-    Returns
-    -------
-    NaN without items, or where both say the same of all of them, as chance would have it too.
-    """
-    n = len(a)
-    if not n:
-        return math.nan
-    one, other = [x >= 0.5 for x in a], [x >= 0.5 for x in b]
-    observed = sum(x == y for x, y in zip(one, other, strict=True)) / n
-    p, q = sum(one) / n, sum(other) / n
-    chance = p * q + (1 - p) * (1 - q)
-    return math.nan if chance == 1 else (observed - chance) / (1 - chance)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,27 +1,20 @@
 """Rows of a benchmark: from the Hub at a commit, or from local files; read with `datasets`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pyarrow
+
+from imatrix_lab.core.config import nearest
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.hub_http import TIMEOUT_S, Unreachable, ask, endpoint, login, need_network
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
-from imatrix_lab.hub_transfer import (
-    TIMEOUT_S,
-    Unreachable,
-    ask,
-    endpoint,
-    login,
-    need_network,
-)
-from imatrix_lab.store import sha256_file
-from imatrix_lab.tasks import files
+from imatrix_lab.tasks import readers
 from imatrix_lab.tasks.definition import Definition, Source
-from imatrix_lab.tasks.files import Row
-from imatrix_lab.typed import nearest
+from imatrix_lab.tasks.readers import Row
 
 
 @dataclass(frozen=True)
@@ -159,7 +152,6 @@ def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
     FetchFailed : the repository has no such configuration, split or file, or damaged ones.
     """
     import datasets
-    import pyarrow
 
     datasets.disable_progress_bars()
     pattern = source.data_files.replace("{language}", code)
@@ -169,7 +161,7 @@ def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
             source.hub, config, split=split, revision=revision,
             data_files={split: pattern} if pattern else None,
         )  # fmt: skip
-        return [files.plain(row) for row in found.to_list()]
+        return [readers.plain(row) for row in found.to_list()]
     except (ValueError, FileNotFoundError, pyarrow.ArrowException,
             datasets.exceptions.DatasetsError) as error:  # fmt: skip
         is_gated = "gated" in str(error)
@@ -190,7 +182,7 @@ def _local(data: Path) -> Callable[[Definition, str], Rows]:
     def read(definition: Definition, code: str) -> Rows:
         if data.is_file():
             origin = {data.name: sha256_file(data), **_provenance(data)}
-            return Rows(tuple(files.table(data, definition.source.columns)), origin)
+            return Rows(tuple(readers.table(data, definition.source.columns)), origin)
         source = definition.source
         paths = [data / name for name in _names(source, code)]
         if not paths:
@@ -205,8 +197,8 @@ def _local(data: Path) -> Callable[[Definition, str], Rows]:
         origin = {path.name: sha256_file(path) for path in paths}
         if "=" in source.files[0]:
             columns = [name.partition("=")[0] for name in source.files]
-            return Rows(tuple(files.beside(columns, paths)), origin)
-        found = (row for path in paths for row in files.table(path, source.columns))
+            return Rows(tuple(readers.beside(columns, paths)), origin)
+        found = (row for path in paths for row in readers.table(path, source.columns))
         return Rows(tuple(found), origin)
 
     return read
@@ -218,7 +210,7 @@ def _provenance(data: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(files.decoded(path))
+        told = json.loads(readers.decoded(path))
         by = f"{told['model']}, from {told['from']}, origin {told['origin']}"
     except (ValueError, KeyError, TypeError) as error:
         raise BadText("not the manifest of a translation", where=path, fix="remove it") from error

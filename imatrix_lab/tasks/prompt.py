@@ -1,18 +1,16 @@
 """Prompts: an item in the words of its language, for likelihoods or for an answer in free text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
-from imatrix_lab import chat_template
 from imatrix_lab.errors import UsageError
-from imatrix_lab.records import ChoiceItem, GenerateItem
+from imatrix_lab.models import chat_template
 from imatrix_lab.tasks import template
 from imatrix_lab.tasks.definition import Definition
 from imatrix_lab.tasks.items import Item
-from imatrix_lab.tasks.letters import LETTERS
-from imatrix_lab.tasks.speech import Speech
+from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
+from imatrix_lab.types import ChoiceItem, GenerateItem
 
 _INSTRUCTIONS = {"number": "steps", "translation": "translate", "language": ""}
 _ENDS = {"mixeval": ("\n{answer}:",), "translation": ("\n",)}

@@ -1,20 +1,17 @@
 """Item records: Parquet files that `compare` reads, one a task, language and quant."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from imatrix_lab import tables
-from imatrix_lab.store import replacing
-from imatrix_lab.tables import Coded, Table
+import numpy as np
+
+from imatrix_lab.core.files import replacing
+from imatrix_lab.records import parquet
+from imatrix_lab.records.parquet import Coded, Table
 from imatrix_lab.tasks.items import Item
-from imatrix_lab.tasks.score import Outcome
-
-if TYPE_CHECKING:
-    import numpy as np
+from imatrix_lab.tasks.scorers.score import Outcome
 
 
 def write(
@@ -32,8 +29,6 @@ def write(
     prompts : by item; with them, examples, prompts and outputs are columns too.
     examples : what stood before every prompt.
     """
-    import numpy as np
-
     columns: dict[str, np.ndarray | Coded] = {
         "task": coded([f"{task}/{i.part}" if i.part else task for i, _ in rows]),
         "language": coded([i.language for i, _ in rows]),
@@ -53,13 +48,11 @@ def write(
         columns["output"] = coded([o.output for _, o in rows])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        tables.write(temporary, columns, signature)
+        parquet.write(temporary, columns, signature)
 
 
 def coded(words: Sequence[str]) -> Coded:
     """Return a column of words; what UTF-8 cannot hold is replaced."""
-    import numpy as np
-
     clean = [word.encode("utf-8", "replace").decode() for word in words]
     names = tuple(dict.fromkeys(clean))
     place = {name: i for i, name in enumerate(names)}

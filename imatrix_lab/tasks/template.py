@@ -3,8 +3,6 @@
 Text from a data set goes in as it is: braces in it mean nothing.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

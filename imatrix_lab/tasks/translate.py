@@ -1,180 +1,192 @@
-"""A task in another language: every text translated once, gold answers kept consistent.
+"""`task translate`: a benchmark's file in another language, by a model, for a person to review."""
 
-Numbers, letters and places of options stay as they are. A gold answer or an option is translated
-beside what it belongs to, translated already: the context that has it word for word, else the
-question. The same prompt is asked once. What looks wrong is flagged for a person to review.
-"""
-
-from __future__ import annotations
-
-import re
+import csv
+import dataclasses
+import io
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from imatrix_lab.records import Generated
-from imatrix_lab.tasks import numbers, template
-from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash
+from imatrix_lab import __version__
+from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.parallel import each
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.errors import ImatrixLabError
+from imatrix_lab.tasks import load
+from imatrix_lab.tasks import locale as speeches
+from imatrix_lab.tasks import translate_prompts as texts
+from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.speech import Speech
+from imatrix_lab.tasks.journal import Journal
+from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.translate_prompts import Translation
 
-MAX_TOKENS = 2048
-LENGTH_RATIO_MAX = 4
-_SHORT = 40
+_ORDER = ("context", "question", "options", "gold")
 
 
 @dataclass(frozen=True)
-class Translation:
-    """One text and what became of it.
+class Translated:
+    """What was written.
 
     Attributes
     ----------
-    id : hash of the prompt and the model, by which a repeated text is found again.
-    flags : what a person should look at.
-    error : why there is none; the source is left in its place.
+    items : the benchmark in its own schema, as a JSON list.
+    review : every text beside its translation, TSV, flagged ones first.
+    manifest : that it is machine-translated, by what, from what.
+    n_left_out : items of which a text could not be translated.
     """
 
-    id: str
-    field: str
-    source: str
-    text: str
-    flags: tuple[str, ...] = ()
-    error: str = ""
+    items: Path
+    review: Path
+    manifest: Path
+    n_texts: int
+    n_flagged: int
+    n_left_out: int
 
 
-def columns(definition: Definition) -> dict[str, str]:
-    """Return which columns hold text to translate, and what each is."""
-    found: dict[str, str] = {}
-    fields = definition.fields
-    for name in ("context", "question", "options", "gold"):
-        if name == "gold" and fields.get("gold_is", "text") != "text" and name in fields:
-            found |= dict.fromkeys(template.places(fields["gold"]), "gold")
-            continue
-        templates = fields.get(name, [])
-        for one in [templates] if isinstance(templates, str) else templates:
-            kinds = dict.fromkeys(template.places(one), name)
-            found |= {c: k for c, k in kinds.items() if c not in ("words", "beside")}
-    return found
+def translate(
+    task: Definition, source: str, to: str, data: Path | None, out: Path, limit: int | None,
+    chat: Chat, progress: Progress,
+) -> Translated:  # fmt: skip
+    """Translate a task's items into a language.
 
+    Parameters
+    ----------
+    source : the language its items are in.
+    limit : only the first so many items.
 
-def texts(row: Mapping[str, Any], wanted: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the texts of a row as (field, text); numbers, and golds of options, are none.
-
-    A gold answer that names an option by its place or letter is left out with them.
+    Raises
+    ------
+    ImatrixLabError : nothing at all could be translated.
     """
-    has_options = any(kind == "options" and row.get(c) for c, kind in wanted.items())
-    found = []
-    for column, kind in wanted.items():
-        if kind == "gold" and has_options:
-            continue
-        value = row.get(column)
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and re.search(r"[^\W\d_]", text) and not _is_letter(text):
-                found.append((kind, text))
-    return found
-
-
-def _is_letter(text: str) -> bool:
-    return re.fullmatch(r"\(?[A-Z]\)?\.?", text.strip()) is not None
-
-
-def prompt(kind: str, text: str, beside: str, speech: Speech) -> Messages:
-    """Return the prompt for one text, with what it belongs to in the language itself."""
-    parts = [speech.words["translate"]]
-    if kind in ("gold", "options") and beside:
-        parts += [fenced(beside), f"{speech.words['answer']}:"]
-    return (("user", "\n\n".join([*parts, fenced(text)])),)
-
-
-def translate(kind: str, text: str, messages: Messages, chat: Chat) -> Translation:
-    """Return the translation of one text by its `prompt`."""
-    found: Generated = chat.chat(messages, MAX_TOKENS)
-    said = _unwrapped(found.text)
-    error = found.error or ("" if said else "an empty answer")
-    if not error and found.finish == "length":
-        error = "the answer was cut off"
-    flags = () if error else flags_of(kind, text, said)
-    return Translation(key_of(messages, chat), kind, text, text if error else said, flags, error)
-
-
-def key_of(messages: Messages, chat: Chat) -> str:
-    """Return the hash by which a translation is found again."""
-    return prompt_hash(messages, f"{chat.model}\0{chat.identity}")
-
-
-def _unwrapped(reply: str) -> str:
-    """Return a reply without the fence that it may have repeated."""
-    lines = [
-        line for line in reply.strip().splitlines() if not re.match(r"----- \w{12} -----", line)
-    ]
-    return "\n".join(lines).strip()
-
-
-def flags_of(kind: str, source: str, text: str) -> tuple[str, ...]:
-    """Return what a person should look at in a translation."""
-    found = []
-    if source.strip() == text and len(source) > _SHORT:
-        found.append("not translated")
-    digits = [sorted(re.findall(r"\d+", numbers.plain_digits(one))) for one in (source, text)]
-    if digits[0] != digits[1]:
-        found.append("numbers differ")
-    if len(source) > _SHORT and not (
-        1 / LENGTH_RATIO_MAX < len(text) / len(source) < LENGTH_RATIO_MAX
+    speech = speeches.get(to)
+    rows = load.rows(task, source, data)
+    chosen = rows.rows[:limit]
+    translator = _Translator(
+        speech,
+        chat,
+        texts.columns(task),
+        Journal(out / f"{task.name}.{to}.texts.jsonl", Translation),
+    )
+    done: dict[int, _Done] = {}
+    with (
+        translator.journal as add,
+        progress.task(f"translate {task.name} to {to}", len(chosen), "items") as bar,
     ):
-        found.append("length")
-    if kind in ("gold", "options") and "\n" in text and "\n" not in source:
-        found.append("more than an answer")
-    if source.count("_") != text.count("_"):
-        found.append("gap lost")
-    return tuple(found)
+
+        def one(place: int) -> tuple[int, _Done]:
+            return place, translator.row(chosen[place], str(chosen[place].get("id", place)), add)
+
+        for place, found in each(one, range(len(chosen)), chat.parallel):
+            done[place] = found
+            bar.update(len(done))
+    every = [done[place] for place in range(len(chosen))]
+    failed = [text.error for one in every for text in one.texts if text.error]
+    if failed and all(one.failed() for one in every):
+        raise ImatrixLabError(f"nothing could be translated: {failed[0]}",
+                              fix="check the model and the endpoint; then run again")  # fmt: skip
+    written = _write(task, to, out, every)
+    manifest = {
+        "task": task.name, "language": to, "from": source, "machine_translated": True,
+        "model": chat.model, "model_identity": chat.identity,
+        "package_version": __version__, "origin": dict(rows.origin),
+        "licence": task.licence, "citation": task.citation,
+        "n_items": len(every) - written.n_left_out, "n_left_out": written.n_left_out,
+        "n_texts": written.n_texts, "n_flagged": written.n_flagged,
+        "instruction": speech.words["translate"],
+    }  # fmt: skip
+    write_whole(written.manifest, canonical_json(manifest))
+    return written
 
 
-def apply(
-    row: Mapping[str, Any], wanted: Mapping[str, str], by_text: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return a row with its texts replaced."""
-    done = dict(row)
-    for column in wanted:
-        value = row.get(column)
-        if isinstance(value, list):
-            done[column] = [by_text.get(one, one) if isinstance(one, str) else one for one in value]
-        elif isinstance(value, str):
-            done[column] = by_text.get(value, value)
-    return done
+@dataclass(frozen=True)
+class _Done:
+    """A row with its texts translated.
+
+    Attributes
+    ----------
+    notes : what is wrong with the row as a whole.
+    """
+
+    name: str
+    row: dict[str, Any]
+    texts: tuple[Translation, ...]
+    notes: tuple[str, ...]
+
+    def failed(self) -> bool:
+        """Whether a part of it is in the old language."""
+        return any(text.error for text in self.texts)
 
 
-def inconsistent(
-    row: Mapping[str, Any], done: Mapping[str, Any], wanted: Mapping[str, str]
-) -> list[str]:
-    """Return what no longer holds in a translated row: a gold in its context, distinct options."""
-    found = []
-    contexts = [c for c, kind in wanted.items() if kind == "context"]
-    golds = [c for c, kind in wanted.items() if kind == "gold"]
-    for before, after in _golds(row, done, golds):
-        for column in contexts:
-            was = str(row.get(column) or "").casefold()
-            now = str(done.get(column) or "").casefold()
-            if before.casefold() in was and after.casefold() not in now:
-                found.append(f"gold {after!r} is not in the context any more")
-    for column, kind in wanted.items():
-        options = done.get(column)
-        if kind == "options" and isinstance(options, list):
-            old = row[column]
-            if len(set(map(str, options))) < len(set(map(str, old))):
-                found.append("two options have become the same")
-    return list(dict.fromkeys(found))
+class _Translator:
+    """Translates texts once; what an earlier run translated is not asked again.
+
+    Parameters
+    ----------
+    wanted : the columns to translate, and what each is.
+    """
+
+    def __init__(self, speech: Speech, chat: Chat, wanted: Mapping[str, str], journal: Journal):
+        self._speech, self._chat, self._wanted, self.journal = speech, chat, wanted, journal
+        self._locks: dict[str, threading.Lock] = {}
+
+    def row(self, row: Mapping[str, Any], name: str, add: Any) -> _Done:
+        """Return a row with its texts translated; any thread may ask."""
+        by_text: dict[str, str] = {}
+        found = []
+        parts = sorted(texts.texts(row, self._wanted), key=lambda part: _ORDER.index(part[0]))
+        for kind, text in parts:
+            if text in by_text:
+                continue
+            beside = self._beside(kind, text, parts, by_text)
+            one = self._one(kind, text, beside, add)
+            by_text[text] = one.text
+            found.append(one)
+        new = texts.apply(row, self._wanted, by_text)
+        return _Done(name, new, tuple(found), tuple(texts.inconsistent(row, new, self._wanted)))
+
+    def _beside(
+        self, kind: str, text: str, parts: list[tuple[str, str]], by_text: Mapping[str, str]
+    ) -> str:
+        if kind not in ("gold", "options"):
+            return ""
+        contexts = [t for k, t in parts if k == "context" and text.casefold() in t.casefold()]
+        questions = [t for k, t in parts if k == "question"]
+        chosen = (contexts or questions)[:1]
+        return by_text.get(chosen[0], "") if chosen else ""
+
+    def _one(self, kind: str, text: str, beside: str, add: Any) -> Translation:
+        messages = texts.prompt(kind, text, beside, self._speech)
+        key = texts.key_of(messages, self._chat)
+        with self._locks.setdefault(key, threading.Lock()):  # another row may have the same text
+            known = self.journal.found.get(key)
+            if known and not known["error"]:
+                return Translation(**{**known, "flags": tuple(known["flags"])})
+            one = texts.translate(kind, text, messages, self._chat)
+            add(dataclasses.asdict(one))
+            return one
 
 
-def _golds(
-    row: Mapping[str, Any], done: Mapping[str, Any], columns_: Sequence[str]
-) -> list[tuple[str, str]]:
-    pairs = []
-    for column in columns_:
-        before, after = row.get(column), done.get(column)
-        if isinstance(before, list) and isinstance(after, list):
-            pairs += [
-                p for p in zip(before, after, strict=True) if all(isinstance(x, str) for x in p)
-            ]
-        elif isinstance(before, str) and isinstance(after, str):
-            pairs.append((before, after))
-    return pairs
+def _write(task: Definition, to: str, out: Path, every: Sequence[_Done]) -> Translated:
+    """Write the items, but for those that are half in the old language, and what to review."""
+    items, sheet = out / f"{task.name}.{to}.json", out / f"{task.name}.{to}.review.tsv"
+    lines = []
+    for one in every:
+        for text in one.texts:
+            notes = one.notes if text.field in ("gold", "options") else ()
+            flags = "; ".join((*text.flags, *notes, *filter(None, [text.error])))
+            lines.append((one.name, text.field, flags, text.source, text.text))
+    lines.sort(key=lambda line: line[2] == "")
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    writer.writerow(["item", "field", "flags", "source", "translation"])
+    writer.writerows(lines)
+    whole = [one.row for one in every if not one.failed()]
+    write_whole(items, canonical_json(whole))
+    write_whole(sheet, table.getvalue())
+    return Translated(
+        items, sheet, out / f"{task.name}.{to}.manifest.json", len(lines),
+        sum(bool(line[2]) for line in lines), len(every) - len(whole),
+    )  # fmt: skip

@@ -1,7 +1,5 @@
 """The console script as a user starts it: statuses, streams, and words."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -15,10 +13,11 @@ import click
 import filelock
 import pytest
 
-from imatrix_lab import languages, llamacpp, toolchain
 from imatrix_lab.cli import main as cli_main
-from imatrix_lab.cli import upkeep
-from imatrix_lab.store import Store, fingerprint
+from imatrix_lab.cli import toolchain as upkeep
+from imatrix_lab.core.store import Store, fingerprint
+from imatrix_lab.corpus import languages
+from imatrix_lab.llamacpp import programs, toolchain
 
 PROGRAM = Path(sys.executable).parent / "imatrix-lab"
 
@@ -48,7 +47,10 @@ def commands(
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield words, command
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner
             yield from commands(inner, (*words, name))
 
 
@@ -69,7 +71,7 @@ def test_help(words: tuple[str, ...]) -> None:
     assert done.stdout.startswith("Usage: imatrix-lab")
     command = COMMANDS[words]
     if isinstance(command, click.Group):
-        assert all(name in done.stdout for name in command.commands)
+        assert all(name in done.stdout for name in command.list_commands(click.Context(command)))
     if not words or not isinstance(command, click.Group):
         example = done.stdout.partition("Example:\n")[2]
         assert "imatrix-lab " + " ".join(words) in example.splitlines()[0]
@@ -111,7 +113,7 @@ def test_unknown_type() -> None:
     done = lab("tune", "nb", "--type", "Q4_K_M Q4_K_X")
     assert done.returncode == 2
     assert "'Q4_K_X'" in done.stderr
-    assert all(name in done.stderr.split() for name in llamacpp.QUANT_TYPES)
+    assert all(name in done.stderr.split() for name in programs.QUANT_TYPES)
     assert store_is_empty()
 
 

@@ -1,7 +1,5 @@
 """Bars and lines: several tasks at a time, from several threads."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,21 +1,19 @@
 """Records of runs that never were: shaped like real ones, with effects that are known."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imatrix_lab import tables
+from imatrix_lab.records import parquet
 
 TOOLCHAIN = {"commit": "c0ffee", "backend": "cpu", "compiler": "gcc 12", "cpu": "x86-64"}
 
 
-def coded(words: list[str]) -> tables.Coded:
+def coded(words: list[str]) -> parquet.Coded:
     names = tuple(dict.fromkeys(words))
     place = {name: i for i, name in enumerate(names)}
-    return tables.Coded(np.array([place[w] for w in words], np.int32), names)
+    return parquet.Coded(np.array([place[w] for w in words], np.int32), names)
 
 
 def quant(calibration: str, kind: str, sample: str = "1") -> dict[str, Any]:
@@ -57,7 +55,7 @@ class Text:
         kld = self.shared * self.level[self.codes] * (1 + effect) * rng.lognormal(0, 0.2, n)
         top = rng.random(n) < 0.8
         columns = {
-            "doc_id": tables.Coded(
+            "doc_id": parquet.Coded(
                 self.codes.astype(np.int32),
                 tuple(f"{self.label}/{i}" for i in range(self.n_documents)),
             ),
@@ -83,7 +81,7 @@ class Text:
             "compute": {"threads": 2, "n_batch": 512, "gpu_layers": 0},
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        tables.write(path, columns, {**found, **signature})
+        parquet.write(path, columns, {**found, **signature})
         return path
 
 
@@ -105,5 +103,5 @@ def items(
         "kind": "item", "metrics_version": 1, "toolchain": TOOLCHAIN, "task": {"name": "mixeval"},
         "quant": quant(calibration, "Q4_K_M"),
     }  # fmt: skip
-    tables.write(path, columns, {**found, **signature})
+    parquet.write(path, columns, {**found, **signature})
     return path

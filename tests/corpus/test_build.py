@@ -6,14 +6,24 @@ import random
 
 import pytest
 
-from imatrix_lab import languages, models
-from imatrix_lab.corpus import build, choice, documents, inspect, mixture, pool, sources, split
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import MANIFEST, Store
+from imatrix_lab.corpus import (
+    build,
+    cleaned,
+    documents,
+    heldout,
+    languages,
+    mixture,
+    selection,
+    show,
+    sources,
+)
 from imatrix_lab.corpus.clean.overlap import Shingles
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import TextOptions
-from imatrix_lab.store import MANIFEST, Store
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.models import resolve
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.types import TextOptions
 from tests.corpus.made_up import LANGUAGE, prose
 
 
@@ -28,10 +38,10 @@ class Heard(Silent):
 @pytest.fixture(autouse=True)
 def small_numbers(monkeypatch):
     """Sources of a hundred kilobytes are large here."""
-    monkeypatch.setattr(choice, "USUAL_BYTES", 120_000)
-    monkeypatch.setattr(choice, "HELDOUT_BYTES_MIN", 10_000)
-    monkeypatch.setattr(split, "HELDOUT_BYTES", 20_000)
-    monkeypatch.setattr(pool, "BASIS_BYTES", 60_000)
+    monkeypatch.setattr(selection, "USUAL_BYTES", 120_000)
+    monkeypatch.setattr(selection, "HELDOUT_BYTES_MIN", 10_000)
+    monkeypatch.setattr(heldout, "HELDOUT_BYTES", 20_000)
+    monkeypatch.setattr(cleaned, "BASIS_BYTES", 60_000)
 
 
 @pytest.fixture
@@ -60,7 +70,7 @@ def make(tools, tiny, own_store):
     """A function: what text, how many tokens, how -> the corpus."""
 
     def corpus(text, n_tokens=4000, store=own_store, heard=None, **options):
-        model = models.resolve(str(tiny), store, Silent())
+        model = resolve.resolve(str(tiny), store, Silent())
         wanted = TextOptions(**options)
         with Vocabulary(tools, tiny) as vocabulary:
             found = build.build(
@@ -335,9 +345,9 @@ def test_a_folder_is_a_corpus(languages_of_ours, make):
 def test_inspection(languages_of_ours, make, own_store):
     languages_of_ours("qaa", a=300, b=100)
     corpus = make("qaa")
-    found = inspect.find("qaa", own_store)
+    found = show.find("qaa", own_store)
     assert found.path == corpus.calibration.parent
-    assert "4,000 tokens" in inspect.summary(found.facts)["calibration"]
-    pages = inspect.samples(found, own_store, 3)
+    assert "4,000 tokens" in show.summary(found.facts)["calibration"]
+    pages = show.samples(found, own_store, 3)
     assert pages["calibration"][0][:100] in corpus.calibration.read_text()
-    assert inspect.find("nn", own_store) is None
+    assert show.find("nn", own_store) is None

@@ -5,11 +5,11 @@ import unicodedata
 
 import pytest
 
-from imatrix_lab import languages
-from imatrix_lab.corpus import chat, clean
-from imatrix_lab.records import Document
+from imatrix_lab.core import paths
+from imatrix_lab.corpus import chat, clean, languages
+from imatrix_lab.types import Document
 
-FOLDER = languages.data_dir("corpora") / "written"
+FOLDER = paths.data_dir("corpora") / "written"
 CODES = ["en", "ml", "nb", "nn"]
 WORDS = {"ml": (105, 200)}
 

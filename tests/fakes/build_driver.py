@@ -6,16 +6,16 @@ The fake ninja "compiles" ten files, a tenth of a second each, and like the real
 do again what an earlier, interrupted run has done. ROOT/compiled lists every file compiled.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tarfile
 from pathlib import Path
 
-from imatrix_lab import llamacpp, pypi, toolchain
 from imatrix_lab.cli.terminal import Terminal
-from imatrix_lab.store import Store
+from imatrix_lab.core import pypi
+from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp import programs as llamacpp
+from imatrix_lab.llamacpp import toolchain
 
 CMAKE = """#!/bin/sh
 while [ "$1" != -B ]; do shift; done

@@ -1,7 +1,5 @@
 """A loopback server that answers as badly as an endpoint can."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

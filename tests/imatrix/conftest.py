@@ -1,7 +1,5 @@
 """Importance matrices, real and made up; quants by llama-quantize; the kernel of predicted loss."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imatrix_lab import llamacpp, models, proc
-from imatrix_lab.gguf_file import read_header
-from imatrix_lab.imatrix import file, loss
-from imatrix_lab.imatrix.file import Entry, Imatrix
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Model
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain
+from imatrix_lab.core import process
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.imatrix import format, quant_error
+from imatrix_lab.imatrix.format import Entry, Imatrix
+from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import resolve
+from imatrix_lab.models.gguf import read_header
+from imatrix_lab.types import Model
 from tests import tiny_model
 
 WINDOW = 128
@@ -59,14 +59,14 @@ def loss_store(
 ) -> Store:
     """A store in which the kernel is compiled."""
     store = store_at(tmp_path_factory.mktemp("loss"))
-    loss.kernel(tools, store, Silent())
+    quant_error.kernel(tools, store, Silent())
     return store
 
 
 @pytest.fixture(scope="session")
-def loss_kernel(loss_store: Store, tools: Toolchain) -> loss.Kernel:
+def loss_kernel(loss_store: Store, tools: Toolchain) -> quant_error.Kernel:
     """The real kernel."""
-    return loss.kernel(tools, loss_store, Silent())
+    return quant_error.kernel(tools, loss_store, Silent())
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def imatrix_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         rng = np.random.default_rng([seed, *name.encode()])
         entries = {}
         for tensor in read_header(model).tensors:
-            if not (tensor.name.startswith("blk.") and models.quantizable(tensor)):
+            if not (tensor.name.startswith("blk.") and resolve.quantizable(tensor)):
                 continue
             n_columns, _, *rest = tensor.shape
             n_matrices = rest[0] if rest else 1
@@ -102,7 +102,7 @@ def imatrix_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             sums = rng.lognormal(0, 2, (n_matrices, n_columns)) * counts[:, None] * scale
             entries[tensor.name] = Entry(sums.astype(np.float32), counts.astype(np.float32))
         path = tmp_path_factory.mktemp("made-up") / f"{name}.imatrix.gguf"
-        file.write(path, Imatrix(entries, (name,), 4, 128, name), {})
+        format.write(path, Imatrix(entries, (name,), 4, 128, name), {})
         return path
 
     return make
@@ -120,7 +120,7 @@ def quantized(
             path = tmp_path_factory.mktemp("quant") / f"{kind}.gguf"
             program = tools.program("llama-quantize")
             named = str(imatrix) if imatrix else None
-            proc.run(llamacpp.quantize_argv(program, model, path, kind, 1, imatrix=named))
+            process.run(programs.quantize_argv(program, model, path, kind, 1, imatrix=named))
             made[model, kind, imatrix] = path
         return made[model, kind, imatrix]
 
@@ -132,6 +132,6 @@ def as_model(tmp_path: Path) -> Callable[[Path], Model]:
     """A function: file -> a model record, by its header alone."""
 
     def make(path: Path) -> Model:
-        return Model(path.stem, path, (path,), "", models.facts((path,)), path.name)
+        return Model(path.stem, path, (path,), "", resolve.facts((path,)), path.name)
 
     return make

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imatrix_lab.imatrix.file import Entry, Imatrix
+from imatrix_lab.imatrix.format import Entry, Imatrix
 
 
 def entry(sums, counts):

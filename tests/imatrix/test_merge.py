@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix import file, merge, together
-from imatrix_lab.imatrix.file import Imatrix
+from imatrix_lab.imatrix import align, format, merge
+from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.imatrix.merge import Part
 from tests.imatrix.conftest import WINDOW
 from tests.imatrix.made_up import imatrix
@@ -17,7 +17,7 @@ from tests.imatrix.made_up import imatrix
 
 def parts(*paths, weights=None):
     return [
-        Part(p, file.read(p), w) for p, w in zip(paths, weights or [1] * len(paths), strict=True)
+        Part(p, format.read(p), w) for p, w in zip(paths, weights or [1] * len(paths), strict=True)
     ]
 
 
@@ -36,7 +36,7 @@ def test_by_tokens_is_what_llama_imatrix_does(made, llama_imatrix, tmp_path, kin
     paths = [made[kind][t] for t in texts]
     inputs = [word for path in paths for word in ("--in-file", path)]
     llama_imatrix("-m", "none", *inputs, "-o", tmp_path / "theirs.gguf")
-    theirs, ours = file.read(tmp_path / "theirs.gguf"), merge.merge(parts(*paths), "tokens")
+    theirs, ours = format.read(tmp_path / "theirs.gguf"), merge.merge(parts(*paths), "tokens")
     assert ours.entries.keys() == theirs.entries.keys()
     assert (ours.chunk_count, ours.chunk_size) == (theirs.chunk_count, theirs.chunk_size)
     assert ours.datasets == theirs.datasets
@@ -63,7 +63,7 @@ def test_weights_are_shares_of_the_energy():
 
 
 def test_a_mixture_of_mixtures_is_the_mixture(made):
-    a, b, c = (Part(made["dense"][t], file.read(made["dense"][t])) for t in "abc")
+    a, b, c = (Part(made["dense"][t], format.read(made["dense"][t])) for t in "abc")
     inner = Part(Path("ab"), merge.merge([a, b], "energy"), 2)
     outer, whole = merge.merge([inner, c], "energy"), merge.merge([a, b, c], "energy")
     for name in whole.entries:
@@ -82,7 +82,7 @@ def test_within_an_expert_files_count_by_tokens_and_over_the_tensor_by_weight():
 
 def test_windows_of_different_length_and_a_dat(made, tmp_path):
     dat = tmp_path / "b.dat"
-    file.write(dat, file.read(made["moe"]["b"]))
+    format.write(dat, format.read(made["moe"]["b"]))
     mixed = merge.merge(parts(made["moe"]["a"], dat), "energy")
     plain = merge.merge(parts(made["moe"]["a"], made["moe"]["b"]), "energy")
     dense = [n for n, e in plain.entries.items() if e.counts.size == 1]
@@ -90,8 +90,8 @@ def test_windows_of_different_length_and_a_dat(made, tmp_path):
         np.testing.assert_allclose(shares(mixed, name), shares(plain, name), rtol=1e-5)
     assert {e.counts.size for e in mixed.entries.values()} == {1, 8}
     # the .dat has 3 windows, taken to be of 512 tokens: the most, so that its window is named
-    assert mixed.chunk_size == file.LEGACY_WINDOW
-    assert mixed.n_tokens() == 8 * WINDOW + 3 * file.LEGACY_WINDOW
+    assert mixed.chunk_size == format.LEGACY_WINDOW
+    assert mixed.n_tokens() == 8 * WINDOW + 3 * format.LEGACY_WINDOW
 
 
 def test_a_tensor_that_only_some_have():
@@ -102,10 +102,10 @@ def test_a_tensor_that_only_some_have():
 
 
 def test_what_went_in_is_recorded(tmp_path, made):
-    nb, en = (Imatrix(file.read(made["dense"][t]).entries, (t,), 8, 128, t) for t in "ab")
+    nb, en = (Imatrix(format.read(made["dense"][t]).entries, (t,), 8, 128, t) for t in "ab")
     both = [Part(tmp_path / "nb.gguf", nb, 0.75, "f00"), Part(tmp_path / "en.gguf", en, 0.25)]
-    file.write(tmp_path / "mix.gguf", merge.merge(both, "energy"))
-    back = file.read(tmp_path / "mix.gguf")
+    format.write(tmp_path / "mix.gguf", merge.merge(both, "energy"))
+    back = format.read(tmp_path / "mix.gguf")
     assert back.language == "a75-b25" and back.datasets == ("a", "b")
     record = json.loads(back.metadata[merge.KEY])
     assert record["by"] == "energy" and str(tmp_path) not in back.metadata[merge.KEY]
@@ -124,7 +124,7 @@ def test_what_a_dat_fills_in_for_an_expert_without_tokens_does_not_count(tmp_pat
     for suffix in ("gguf", "dat"):
         paths = [tmp_path / f"nb.{suffix}", tmp_path / f"en.{suffix if both else 'gguf'}"]
         for path, one in zip(paths, (nb, en), strict=True):
-            file.write(path, one)
+            format.write(path, one)
         found.append(merge.merge(parts(*paths), "energy").entries[UP].means()[1])
     np.testing.assert_allclose(found[1] / found[1].sum(), [0.75, 0.25], rtol=1e-5)
     np.testing.assert_allclose(found[0] / found[0].sum(), [0.75, 0.25], rtol=1e-5)
@@ -132,12 +132,12 @@ def test_what_a_dat_fills_in_for_an_expert_without_tokens_does_not_count(tmp_pat
 
 def test_files_of_two_models_are_told_apart(tmp_path):
     one, same, other = (made_up([1, 2], [8], model=m) for m in ("a" * 64, "a" * 64, "b" * 64))
-    assert together.note_on_models([one, same, made_up([1, 2], [8])]) == ""
-    assert "different model files" in together.note_on_models([one, same, other])
+    assert align.note_on_models([one, same, made_up([1, 2], [8])]) == ""
+    assert "different model files" in align.note_on_models([one, same, other])
     found = merge.merge([Part(Path("a"), one), Part(Path("b"), other)], "energy")
     record = json.loads(found.metadata[merge.KEY])
     assert [i["model_sha256"] for i in record["inputs"]] == ["a" * 64, "b" * 64]
-    assert file.MODEL not in found.metadata
+    assert format.MODEL not in found.metadata
 
 
 def test_names_of_mixtures():
@@ -209,12 +209,12 @@ def joined(models, llama_imatrix, own_text, tmp_path_factory):
         out = ("-o", folder / f"{name}.gguf")
         llama_imatrix("-m", models["dense"], "-f", folder / f"{name}.txt", *out)
     merged = merge.merge(parts(folder / "a.gguf", folder / "b.gguf"), "tokens")
-    file.write(folder / "merged.gguf", merged)
+    format.write(folder / "merged.gguf", merged)
     return models["dense"], folder / "merged.gguf", folder / "whole.gguf"
 
 
 def test_merged_equals_one_run_over_all_of_the_text(joined):
-    merged, whole = (file.read(path) for path in joined[1:])
+    merged, whole = (format.read(path) for path in joined[1:])
     assert merged.chunk_count == whole.chunk_count == 10
     for name, e in whole.entries.items():
         assert np.array_equal(merged.entries[name].counts, e.counts)
@@ -231,7 +231,7 @@ def test_quants_of_merged_and_of_one_run_agree(joined, quantized, kind):
     model, *imatrices = joined
     readers = [gguf.GGUFReader(quantized(model, kind, path)) for path in imatrices]
     made = [{t.name: t for t in reader.tensors} for reader in readers]
-    entries = file.read(imatrices[1]).entries
+    entries = format.read(imatrices[1]).entries
     for tensor in gguf.GGUFReader(model).tensors:
         if tensor.name not in entries:
             continue

@@ -1,7 +1,5 @@
 """Predicted loss: the formula, mixtures, and whole predictions with the real llama-quantize."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from functools import partial
@@ -11,16 +9,20 @@ import gguf
 import numpy as np
 import pytest
 
-from imatrix_lab import forecast, models, pipeline, proc, quantize
 from imatrix_lab.cli import main as cli_main
+from imatrix_lab.core import process
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
-from imatrix_lab.forecast import PredictRequest
-from imatrix_lab.imatrix import file, predict
-from imatrix_lab.imatrix.file import Entry, Imatrix
-from imatrix_lab.imatrix.loss import Columns
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Request
-from imatrix_lab.store import sha256_file
+from imatrix_lab.imatrix import format, predict
+from imatrix_lab.imatrix.format import Entry, Imatrix
+from imatrix_lab.imatrix.quant_error import Columns
+from imatrix_lab.models import resolve
+from imatrix_lab.pipeline import predict as forecast
+from imatrix_lab.pipeline import tune
+from imatrix_lab.pipeline.predict import PredictRequest
+from imatrix_lab.quantize import run as quantize
+from imatrix_lab.types import Request
 from tests.imatrix.made_up import imatrix
 
 
@@ -142,8 +144,8 @@ def test_what_a_dat_fills_in_counts_nothing(tmp_path):
     name = "blk.0.ffn_up_exps.weight"
     columns = {name: lambda: Columns(np.array([[1.0, 1], [50, 50]]), np.full((2, 2), 100.0))}
     whole = imatrix(**{name: ([0.1, 0.3, 0, 0], [900, 0])})
-    file.write(tmp_path / "a.dat", whole)
-    for found in (whole, file.read(tmp_path / "a.dat")):
+    format.write(tmp_path / "a.dat", whole)
+    for found in (whole, format.read(tmp_path / "a.dat")):
         assert predict.losses(columns, {"nb": found}).overall() == pytest.approx([0.01])
 
 
@@ -206,7 +208,7 @@ def by_hand(model, quant, imatrix):
     tensors = {t.name: t for t in gguf.GGUFReader(quant).tensors}
     found = []
     for t in gguf.GGUFReader(model).tensors:
-        if t.name in (seen := file.read(imatrix).entries):
+        if t.name in (seen := format.read(imatrix).entries):
             w, q = (
                 gguf.dequantize(x.data, x.tensor_type).astype(float) for x in (t, tensors[t.name])
             )
@@ -308,7 +310,7 @@ def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monk
     asked = Request(
         str(own_text(600)), ("Q2_K",), str(tiny), 10**6, tmp_path / "quants", "cpu", threads=1
     )
-    pipeline.quants(asked, two["nb"], store, Silent())
+    tune.quants(asked, two["nb"], store, Silent())
     monkeypatch.setattr(quantize, "run", None)
     heard = Heard()
     found = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), store, heard)
@@ -347,14 +349,14 @@ def test_what_does_not_belong_to_the_model(tiny, moe, two, store, quantized, ima
 
 
 def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, quantized, tmp_path):
-    model = models.resolve(str(tiny), store, Silent())
-    facts = pipeline.existing_imatrix(two["nb"], model, Silent())
+    model = resolve.resolve(str(tiny), store, Silent())
+    facts = tune.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
     argv = forecast.quantize.llamacpp.quantize_argv(
         tools.program("llama-quantize"), tiny, path, "Q2_K", 1, imatrix=str(two["nb"]),
-        metadata=pipeline.metadata_of(tools, None, facts),
+        metadata=tune.metadata_of(tools, None, facts),
     )  # fmt: skip
-    proc.run(argv)
+    process.run(argv)
     foreign = quantized(tiny, "Q2_K", two["en"])  # by llama-quantize alone
     for name, quant in (("en", path), ("none", path), ("none", foreign)):
         with pytest.raises(BadModel, match="made with another imatrix"):

@@ -1,7 +1,5 @@
 """A browser, where there is one."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from typing import Any

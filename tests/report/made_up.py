@@ -3,14 +3,12 @@
 Seeded; the numbers mean nothing. `hostile` puts text that means harm wherever text may stand.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import random
 from typing import Any
 
-from imatrix_lab import results as r
+from imatrix_lab.report import results as r
 
 LANGUAGES = {
     "en": {"name": "English", "direction": "ltr", "script": "Latn"},

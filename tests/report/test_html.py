@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab.report import figures, html, markdown
+from imatrix_lab.report import html, markdown, svg
 from imatrix_lab.report.blocks import Chart, Forest, ForestRow, Point, Series
 from tests.report import made_up
 
@@ -184,8 +184,8 @@ FOREST = Forest(
 
 
 def test_a_forest_in_the_colours_of_the_page():
-    sheet = figures.Sheet()
-    drawn = figures.svg(FOREST, 1, sheet)
+    sheet = svg.Sheet()
+    drawn = svg.svg(FOREST, 1, sheet)
     assert ">−0.154<" in drawn  # data are not rounded with the places
     assert not re.search("#[0-9a-f]{6}", drawn + sheet.css())
     assert "var(--better)" in sheet.css() and "var(--band)" in sheet.css()
@@ -196,7 +196,7 @@ def test_a_forest_in_the_colours_of_the_page():
 def test_a_chart_leaves_out_what_is_unknown():
     points = (Point(4.8, 1.2, 1.1, 1.3), Point(5.9, math.nan, math.nan, math.nan))
     series = tuple(Series(f"calibration {i}", i, points) for i in range(12))
-    drawn = figures.svg(Chart("nb", "bits", "KLD", series, log_y=True), 2, figures.Sheet())
+    drawn = svg.svg(Chart("nb", "bits", "KLD", series, log_y=True), 2, svg.Sheet())
     assert "calibration 11: 4.8: 1.20" in drawn
     assert "nan" not in drawn.split("</desc>")[1].lower()
-    assert len({figures.look(i) for i in range(24)}) == 24
+    assert len({svg.look(i) for i in range(24)}) == 24

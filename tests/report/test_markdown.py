@@ -5,7 +5,7 @@ import re
 import pytest
 
 from imatrix_lab.report import markdown
-from imatrix_lab.report.outline import outline
+from imatrix_lab.report.build import outline
 from tests.report import made_up
 
 

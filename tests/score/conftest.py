@@ -1,13 +1,11 @@
 """What tests of the engine's parts share; models, quants and kernel are the main conftest's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from imatrix_lab.store import Store
+from imatrix_lab.core.store import Store
 
 
 @pytest.fixture

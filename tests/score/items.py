@@ -1,14 +1,12 @@
 """Items for tests of choice and generation, and setups to run them with."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from typing import Any
 
-from imatrix_lab.records import ChoiceItem
+from imatrix_lab.score.job import Setup
 from imatrix_lab.score.kernel import Kernel
-from imatrix_lab.score.setup import Setup
+from imatrix_lab.types import ChoiceItem
 from tests.score import made
 
 PREFIX = "".join(f"{made.prose(60, i)}.\n{made.prose(12, 50 + i)}\n\n" for i in range(3))

@@ -1,7 +1,5 @@
 """Texts, requests and jobs for tests of scoring."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random
@@ -12,18 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imatrix_lab import evaluate, models, tables
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Document, Model, ScoreRequest
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import resolve
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import score as evaluate
+from imatrix_lab.records import parquet
 from imatrix_lab.score import text as texts
 from imatrix_lab.score.engine import Engine, Interruptible, Settings
 from imatrix_lab.score.job import Job
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.text import Text
 from imatrix_lab.score.windows import Protocol, Step
-from imatrix_lab.store import Store
-from imatrix_lab.toolchain import Toolchain
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import Document, Model, ScoreRequest
 
 LETTERS = "etaonrisldhcumfpgwybvkxjqzåøæ.,"
 
@@ -81,7 +81,7 @@ def score(store: Store, *args: Any, progress: Silent | None = None, **rest: Any)
 
 def load(path: Path, store: Store) -> Model:
     """Return a model file as the engine takes it."""
-    return models.resolve(str(path), store, Silent())
+    return resolve.resolve(str(path), store, Silent())
 
 
 def settings(n_ctx: int = 128, **rest: Any) -> Settings:
@@ -134,9 +134,9 @@ def log_softmax(found: np.ndarray) -> np.ndarray:
 
 def records(path: Path) -> dict[str, np.ndarray]:
     """Return the columns of a file of records, words spelt out."""
-    table = tables.read(path)
+    table = parquet.read(path)
     return {
-        name: np.array(column.names)[column.codes] if isinstance(column, tables.Coded) else column
+        name: np.array(column.names)[column.codes] if isinstance(column, parquet.Coded) else column
         for name, column in table.columns.items()
     }
 

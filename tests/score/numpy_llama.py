@@ -4,8 +4,6 @@ RMSNorm (Zhang & Sennrich 2019), rotary positions on neighbouring pairs (Su et a
 llama.cpp's "norm" rope), causal attention, SwiGLU (Shazeer 2020). Weights are read through gguf.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gguf

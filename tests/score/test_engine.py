@@ -1,20 +1,18 @@
 """The engine against a Llama in numpy, and against itself in other batches."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
 import pytest
 
-from imatrix_lab import proc
+from imatrix_lab.core import process
+from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadModel
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import Document
-from imatrix_lab.score import live
+from imatrix_lab.score import run as live
+from imatrix_lab.score.checkpoint import Partial
 from imatrix_lab.score.engine import Engine, Interruptible, rates
-from imatrix_lab.score.partial import Partial
 from imatrix_lab.score.windows import Protocol
+from imatrix_lab.types import Document
 from tests import tiny_model
 from tests.score import made
 from tests.score.numpy_llama import NumpyLlama
@@ -68,7 +66,7 @@ def pairs(tools, reference, quants, tmp_path_factory):
     for kind, ref in (("F32", whole), ("F16", reference)):
         quant = folder / f"quant-{kind}.gguf"
         argv = [tools.program("llama-quantize"), "--allow-requantize", quants["Q2_K"], quant, kind]
-        proc.run([*argv, "1"], timeout_s=120)
+        process.run([*argv, "1"], timeout_s=120)
         found[kind] = ref, quant
     return found
 

@@ -1,18 +1,16 @@
 """Answers: against a Llama in numpy, at any parallelism, and where they end."""
 
-from __future__ import annotations
-
 import dataclasses
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from imatrix_lab.progress import Silent
-from imatrix_lab.records import GenerateItem
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score import generate
 from imatrix_lab.score.generate import Prompt
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import GenerateItem
 from tests import tiny_model
 from tests.score import items, made
 from tests.score.numpy_llama import NumpyLlama

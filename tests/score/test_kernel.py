@@ -1,7 +1,5 @@
 """The compiled kernel against closed forms and an independent float64 reference."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import fields
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from imatrix_lab.progress import Silent
+from imatrix_lab.core.progress import Silent
 from imatrix_lab.score import kernel as kernels
 
 SIZES = [2, 31, 1000, 1024, 1025, 32_000, 262_144]

@@ -5,8 +5,6 @@ the largest, and leaves what is below e^-16 out of its sum. The same rounding is
 logits of our engine; what is left between the two is float arithmetic.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass
@@ -14,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from imatrix_lab import proc
-from imatrix_lab.records import Document
+from imatrix_lab.core import process
+from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score.windows import Protocol
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import Document
 from tests import tiny_model
 from tests.score import made
 
@@ -48,7 +46,7 @@ class Theirs:
 def last_number(pattern, argv, tries=5):
     """Run a program until its output has the pattern: its logger can lose the last lines."""
     for _ in range(tries):
-        if found := re.search(pattern, proc.run(argv, timeout_s=120).tail):
+        if found := re.search(pattern, process.run(argv, timeout_s=120).tail):
             return found
     pytest.fail(f"{argv[0]} did not print {pattern}")
 

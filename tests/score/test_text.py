@@ -1,16 +1,14 @@
 """A text as it is scored: which tokens, of which documents, of how many bytes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from imatrix_lab.errors import BadText
-from imatrix_lab.records import Document
+from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score import text as texts
 from imatrix_lab.score.text import Text
 from imatrix_lab.score.windows import Protocol
-from imatrix_lab.vocabulary import Vocabulary
+from imatrix_lab.types import Document
 from tests import tiny_model
 from tests.score import made
 

@@ -1,7 +1,5 @@
 """Windows, batches and steps: every token once, in its document, with its context."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

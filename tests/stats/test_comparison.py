@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imatrix_lab.stats import comparison, interaction, paired, words
+from imatrix_lab.stats import comparison, interaction, paired, sentences
 from imatrix_lab.stats.comparison import METRICS, Question
 
 
@@ -72,8 +72,8 @@ def test_five_documents_find_nothing():
     found = ask(values, codes)
     assert found.verdict() == "undecided"
     assert found.detectable == float("inf")
-    assert "With 5 documents no difference can be sure" in words.plain(found)
-    assert "80 % power: nothing" in words.formal(found)
+    assert "With 5 documents no difference can be sure" in sentences.plain(found)
+    assert "80 % power: nothing" in sentences.formal(found)
 
 
 @pytest.mark.parametrize("n_clusters", [5, 8, 11, 12, 40])

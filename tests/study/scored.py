@@ -1,7 +1,5 @@
 """A study that never was: records of known effects, in the shape that stages write them."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -9,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from imatrix_lab import results
-from imatrix_lab.compare.runs import NO_IMATRIX
-from imatrix_lab.imatrix import file
-from imatrix_lab.progress import Silent
-from imatrix_lab.recipe import Calibration, Comparison, Evaluation, Recipe, Task
-from imatrix_lab.records import CorpusFacts, ImatrixFacts, Model, ModelFacts, TaskRequest
-from imatrix_lab.study.made import Made, MadeImatrix, MadeLoss, MadeQuant
-from imatrix_lab.tasking import run
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.imatrix import format
+from imatrix_lab.records.runs import NO_IMATRIX
+from imatrix_lab.report import results
+from imatrix_lab.study.products import Made, MadeImatrix, MadeLoss, MadeQuant
+from imatrix_lab.study.recipe import Calibration, Comparison, Evaluation, Recipe, Task
+from imatrix_lab.tasks import run
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, ModelFacts, TaskRequest
 from tests.compare.made_up import Text, quant
 from tests.imatrix.made_up import imatrix
-from tests.tasking.fakes import Answerer
+from tests.tasks.fakes import Answerer
 
 SHARES = {"en": {"en": 1.0}, "nb": {"nb": 1.0}, "en25-nb75": {"en": 0.25, "nb": 0.75}, "": {}}
 EXAM = """
@@ -155,7 +153,7 @@ def imatrices(folder: Path) -> tuple[MadeImatrix, ...]:
             rng = np.random.default_rng([sample, *calibration.encode()])
             tensors = {f"blk.{i}.ffn_up.weight": (rng.random(16) + 0.1, [64.0]) for i in (0, 1)}
             path = folder / f"{calibration}-{sample}.gguf"
-            file.write(path, imatrix(calibration, **tensors))
+            format.write(path, imatrix(calibration, **tensors))
             sha256 = f"imatrix-{calibration}-{sample}"
             facts = ImatrixFacts(path, sha256, calibration, 2, 640 + sample, 1, 512, 0)
             is_mixed = len(shares) > 1

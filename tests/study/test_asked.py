@@ -1,16 +1,14 @@
 """What tasks are called in the steps of a study, and what determines them."""
 
-from __future__ import annotations
-
 import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
-from imatrix_lab.recipe import Calibration, Limits, Recipe, Task
-from imatrix_lab.study import asked, graph, steps
+from imatrix_lab.study import graph, steps, validate
+from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.shared import Shared
+from imatrix_lab.study.recipe import Calibration, Limits, Recipe, Task
 from tests.study import scored
 
 TOOLS = SimpleNamespace(signature=lambda: {"commit": "c0ffee"}, backend="cpu")
@@ -70,9 +68,9 @@ def test_a_folder_of_data_is_its_files(tmp_path):
     file = folder / "nb" / "exam.json"
     file.write_text("[]")
     task = Task(str(own), ("nb",), data=str(folder))
-    found = asked.inputs(task, ("nb",))["data"]
+    found = validate.inputs(task, ("nb",))["data"]
     assert list(found) == ["nb/exam.json"]
     file.rename(folder / "exam.json")
-    assert list(asked.inputs(task, ("nb",))["data"]) == ["exam.json"]
+    assert list(validate.inputs(task, ("nb",))["data"]) == ["exam.json"]
     (folder / "exam.json").write_text("[1]")
-    assert list(asked.inputs(task, ("nb",))["data"].values()) != list(found.values())
+    assert list(validate.inputs(task, ("nb",))["data"].values()) != list(found.values())

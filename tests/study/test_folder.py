@@ -1,7 +1,5 @@
 """Whose a study's folder is."""
 
-from __future__ import annotations
-
 import pytest
 
 from imatrix_lab.errors import UsageError

@@ -1,7 +1,5 @@
 """Which steps have to run, how they run side by side, and how they stop."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
@@ -11,14 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from imatrix_lab import proc, stopping
+from imatrix_lab.core import interrupt, process
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadText
-from imatrix_lab.progress import Silent
 from imatrix_lab.score.engine import Interruptible
-from imatrix_lab.store import Store
-from imatrix_lab.study import running
+from imatrix_lab.study import scheduler
 from imatrix_lab.study.graph import FILES, Failure, Record, Step, Turn, finished, keys, to_run
-from imatrix_lab.study.running import Limits
+from imatrix_lab.study.scheduler import Limits
 
 LIMITS = Limits(4, 4, 100)
 
@@ -70,7 +68,7 @@ class Bench:
     def run(self, steps, limits=LIMITS, seen=None):
         self.ran.clear()
         watch = seen or Seen()
-        return running.run(
+        return scheduler.run(
             steps, self.records, limits, watch, self.records.__setitem__, self.folder / "logs"
         )
 
@@ -206,7 +204,7 @@ def test_threads_as_asked(bench):
 
 
 def sleeping_program(folder):
-    return lambda turn: proc.run(["sleep", "1234"], log=folder / "sleep.log")
+    return lambda turn: process.run(["sleep", "1234"], log=folder / "sleep.log")
 
 
 def locked(folder):
@@ -235,7 +233,7 @@ def native(folder):
 def reporting(folder):
     def loop(turn):
         while True:
-            stopping.check()
+            interrupt.check()
             time.sleep(0.01)
 
     return loop
@@ -252,7 +250,7 @@ def test_ctrl_c_reaches_every_running_step(bench, tmp_path, kind):
     assert sorted(bench.ran) == ["a", "b"] and not bench.records
     left = {t.name for t in set(threading.enumerate()) - before}
     assert not left & {"a", "b"}
-    programs = proc.run(["ps", "-o", "args", "--ppid", str(os.getpid())], check=False).tail
+    programs = process.run(["ps", "-o", "args", "--ppid", str(os.getpid())], check=False).tail
     assert "sleep 1234" not in programs
 
 

@@ -1,27 +1,29 @@
 """Results of a small study that llama.cpp really ran: imatrices, quants, every token scored."""
 
-from __future__ import annotations
-
 import math
 import random
 
 import numpy as np
 import pytest
 
-from imatrix_lab import models, pipeline, proc, quantize, summary
-from imatrix_lab.compare.runs import NO_IMATRIX
-from imatrix_lab.imatrix import file
-from imatrix_lab.llamacpp import Compute
-from imatrix_lab.progress import Silent
-from imatrix_lab.recipe import Calibration, Comparison
-from imatrix_lab.records import CorpusFacts, ImatrixFacts
-from imatrix_lab.results import ALL_SAMPLES
-from imatrix_lab.store import sha256_file
-from imatrix_lab.study.assemble import assemble
-from imatrix_lab.study.made import MadeImatrix, MadeQuant
+from imatrix_lab.core import process
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.imatrix import format
+from imatrix_lab.llamacpp.programs import Compute
+from imatrix_lab.models import resolve
+from imatrix_lab.pipeline import tune
+from imatrix_lab.quantize import run
+from imatrix_lab.records import summary
+from imatrix_lab.records.runs import NO_IMATRIX
+from imatrix_lab.report.results import ALL_SAMPLES
+from imatrix_lab.study.analyse.assemble import assemble
+from imatrix_lab.study.products import MadeImatrix, MadeQuant
+from imatrix_lab.study.recipe import Calibration, Comparison
+from imatrix_lab.types import CorpusFacts, ImatrixFacts
 from tests.score import made as scoring
 from tests.study import scored
-from tests.study.test_assemble import the
+from tests.study.analyse.test_assemble import the
 
 LETTERS = {"nb": "etaonåøæ", "en": "wybvkcumf"}
 SIZES = [160, 90, 70, 120, 60, 100, 80, 110]
@@ -40,7 +42,7 @@ def made(tools, reference, score_store, tmp_path_factory):
     """Two languages, two samples each, and no imatrix; scored on both languages."""
     folder = tmp_path_factory.mktemp("real")
     store = score_store(folder / "store")
-    model = models.resolve(str(reference), store, Silent())
+    model = resolve.resolve(str(reference), store, Silent())
     imatrices = [MadeImatrix(model.label, NO_IMATRIX, NO_IMATRIX, "none", 0, {}, None, None, None)]
     for language in LETTERS:
         for sample in (1, 2):
@@ -48,8 +50,8 @@ def made(tools, reference, score_store, tmp_path_factory):
             text.write_text(words(language, 3000, sample))
             argv = [tools.program("llama-imatrix"), "-t", "1", "-c", "128", "-b", "128", "-m",
                     reference, "-f", text, "-o", path]  # fmt: skip
-            proc.run(argv, timeout_s=120)
-            read = file.read(path)
+            process.run(argv, timeout_s=120)
+            read = format.read(path)
             facts = ImatrixFacts(path, sha256_file(path), language, len(read.entries),
                                  read.n_tokens(), read.chunk_count, 128, 0)  # fmt: skip
             corpus = CorpusFacts(language, language, text, text, 3000, 1, 0, 0,
@@ -58,9 +60,9 @@ def made(tools, reference, score_store, tmp_path_factory):
                                          {language: 1.0}, path, facts, corpus))  # fmt: skip
     quants = {}
     for i in imatrices:
-        metadata = pipeline.metadata_of(tools, i.corpus, i.facts)
-        quants[i.label, i.sample] = quantize.quantize(
-            tools, model, i.facts, KIND, None, metadata, quantize.Options(Compute(1)), store,
+        metadata = tune.metadata_of(tools, i.corpus, i.facts)
+        quants[i.label, i.sample] = run.quantize(
+            tools, model, i.facts, KIND, None, metadata, run.Options(Compute(1)), store,
             Silent(),
         )  # fmt: skip
     texts = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import results
+from imatrix_lab.report import results
 
 TEXT = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
 PLACE = {"model", "text", "task", "type", "calibration", "sample"}

@@ -1,7 +1,5 @@
 """Whole studies on the small model, through the command line: kills, failures, disks."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import results
+from imatrix_lab.report import results
 from tests import tiny_model
 from tests.corpus.made_up import LANGUAGE, prose
 from tests.study.scored import EXAM

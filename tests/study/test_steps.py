@@ -1,18 +1,16 @@
 """A recipe as steps: what is made, once each, and what stands on what."""
 
-from __future__ import annotations
-
 import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
+from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
-from imatrix_lab.recipe import Calibration, Evaluation, Limits, Task
-from imatrix_lab.store import Store
 from imatrix_lab.study import calibrations, graph, steps
+from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.shared import Shared
+from imatrix_lab.study.recipe import Calibration, Evaluation, Limits, Task
 from tests.study import scored
 
 GIB = 2**30

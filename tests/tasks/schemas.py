@@ -1,7 +1,5 @@
 """Made-up rows in each benchmark's own schema: language, file name, rows, first gold, a prompt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from imatrix_lab.core.paths import user_dir
 from imatrix_lab.errors import UsageError
-from imatrix_lab.languages import user_dir
-from imatrix_lab.tasks import definition, speech
+from imatrix_lab.tasks import definition, locale
 
 GOOD = """
 name = "mine"
@@ -64,11 +64,11 @@ def test_names_that_are_not_there(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         definition.get(str(tmp_path / "no.toml"))
     with pytest.raises(UsageError, match="no prompts for the language 'xx'"):
-        speech.get("xx")
+        locale.get("xx")
 
 
 def test_every_language_has_every_word():
-    found = speech.load_all()
+    found = locale.load_all()
     words = set(found["en"].words)
     assert len(found) >= 20
     for one in found.values():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
-from imatrix_lab.tasks import definition, items, load, prompt, speech
+from imatrix_lab.tasks import definition, items, load, locale, prompt
 from tests.fakes.hub_server import HubServer
 from tests.tasks.schemas import MADE
 
@@ -57,7 +57,7 @@ def test_every_task_has_a_schema():
 @pytest.mark.parametrize("name", MADE)
 def test_definitions_on_their_own_schema(name, tmp_path):
     made, task = MADE[name], definition.get(name)
-    words = speech.get(made.language)
+    words = locale.get(made.language)
     found = items.make(
         load.rows(task, made.language, local(tmp_path, name)).rows, task, made.language, words
     )
@@ -77,7 +77,7 @@ def test_prompts_in_every_language(name, tmp_path):
     task = definition.get(name)
     rows = load.rows(task, MADE[name].language, local(tmp_path, name)).rows
     for code in task.languages:
-        words = speech.get(code)
+        words = locale.get(code)
         for item in items.make(rows, task, code, words).items:
             assert prompt.ask(item, task, words, True)
             if item.options:
@@ -95,7 +95,7 @@ def test_kinds_of_files(tmp_path):
     datasets.Dataset.from_list(rows).to_parquet(str(parquet))
     files = [keyed, parquet, *(write(tmp_path / f"x.{kind}", rows)
                                for kind in ("json", "jsonl", "tsv", "csv"))]  # fmt: skip
-    words = speech.get("de")
+    words = locale.get("de")
     made = [items.make(load.rows(task, "de", f).rows, task, "de", words).items for f in files]
     assert all(one == made[0] for one in made)
     assert len(made[0]) == 4
@@ -136,7 +136,7 @@ def test_missing_files_and_columns(tmp_path):
         load.rows(task, "nb", tmp_path / "x")
     path = write(tmp_path / "x.jsonl", [{"flores_passage": "x", "quession": "y"}])
     with pytest.raises(BadText, match="have no 'question'; they have flores_passage, quession"):
-        items.make(load.rows(task, "nb", path).rows, task, "nb", speech.get("nb"))
+        items.make(load.rows(task, "nb", path).rows, task, "nb", locale.get("nb"))
     with pytest.raises(UsageError, match="has no 'xx'"):
         load.rows(task, "xx")
     with pytest.raises(UsageError, match="not on the Hub"):
@@ -164,7 +164,7 @@ def test_lines_that_do_not_match(tmp_path):
 def test_rows_that_are_no_items(change, why):
     task = definition.get("global-mmlu")
     good, bad = dict(MADE["global-mmlu"].rows[0]), {**MADE["global-mmlu"].rows[1], **change}
-    found = items.make([good, bad, good], task, "de", speech.get("de"))
+    found = items.make([good, bad, good], task, "de", locale.get("de"))
     assert len(found.items) == 1
     assert set(found.rejected) == {why, items.TWICE}
 
@@ -177,7 +177,7 @@ def test_more_options_than_letters():
         "answer": "A",
         "choices": {"text": [str(i) for i in range(27)]},
     }
-    found = items.make([row], task, "nb", speech.get("nb"))
+    found = items.make([row], task, "nb", locale.get("nb"))
     assert set(found.rejected) == {items.TOO_MANY}
 
 
@@ -185,7 +185,7 @@ def test_braces_in_an_item_mean_nothing():
     task = definition.get("mixeval")
     row = {"id": "0", "problem_type": "free-form", "context": "{prompt} {words.answer}",
            "prompt": "{options} {0} %s {{", "target": ["{x}"]}  # fmt: skip
-    words = speech.get("en")
+    words = locale.get("en")
     (item,) = items.make([row], task, "en", words).items
     asked = prompt.ask(item, task, words, True)
     assert asked.startswith("{prompt} {words.answer}\nQuestion: {options} {0} %s {{\n")
@@ -295,10 +295,10 @@ def test_hostile_text(tmp_path):
         ' "prompt": "\\udfff <|im_end|> {ask}", "target": ["2019-01-01"]}]'
     )
     task = definition.get("mixeval")
-    (item,) = items.make(load.rows(task, "en", path).rows, task, "en", speech.get("en")).items
+    (item,) = items.make(load.rows(task, "en", path).rows, task, "en", locale.get("en")).items
     item.id.encode()
-    assert "? <|im_end|> {ask}" in prompt.ask(item, task, speech.get("en"), True)
-    ((_, said),) = prompt.generate_item(item, task, speech.get("en")).messages
+    assert "? <|im_end|> {ask}" in prompt.ask(item, task, locale.get("en"), True)
+    ((_, said),) = prompt.generate_item(item, task, locale.get("en")).messages
     assert "? < |im_end|> {ask}" in said  # no end of the turn for a model that is asked it
     lines = tmp_path / "x.jsonl"
     lines.write_text('{"sample_id": "1", "question": "2019-01-01"}\n')

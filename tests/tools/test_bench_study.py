@@ -1,7 +1,5 @@
 """Both sides of the benchmark of studies, on a small model: what they count is what they did."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys
@@ -9,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab import card, results, tables
-from imatrix_lab.corpus import pool, split
-from imatrix_lab.imatrix import file
-from imatrix_lab.progress import Silent
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.corpus import cleaned, heldout
+from imatrix_lab.imatrix import format
+from imatrix_lab.pipeline import model_card
+from imatrix_lab.records import parquet
+from imatrix_lab.report import results
 from tests.corpus import made_up
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench_study.py"
@@ -32,8 +32,8 @@ def tool():
 def bench(tool, score_store, tiny, tmp_path, monkeypatch):
     data = tmp_path / "data"
     monkeypatch.setenv("IMATRIX_LAB_DATA", str(data))
-    monkeypatch.setattr(split, "HELDOUT_BYTES", 12_000)
-    monkeypatch.setattr(pool, "BASIS_BYTES", 30_000)
+    monkeypatch.setattr(heldout, "HELDOUT_BYTES", 12_000)
+    monkeypatch.setattr(cleaned, "BASIS_BYTES", 30_000)
     made_up.add(data, "qa", "Qaish")
     made_up.add(data, "qb", "Qbish")
     grid = tool.Grid(str(tiny), ("qa", "qb"), "Q3_K_S", 1024, 2)
@@ -46,7 +46,9 @@ def bench(tool, score_store, tiny, tmp_path, monkeypatch):
 def test_the_script(bench, tool):
     found = bench.script()
     folder = bench.root / "script"
-    counted = {p.name.split(".")[0]: file.read(p).n_tokens() for p in folder.glob("*.imatrix.gguf")}
+    counted = {
+        p.name.split(".")[0]: format.read(p).n_tokens() for p in folder.glob("*.imatrix.gguf")
+    }
     assert len(counted) == 8 and sum(counted.values()) == found.imatrix_tokens
     assert counted["qa-1"] == 1024 and counted["mixture-2"] == counted["qb-pooled"] == 2048
     assert len(list(folder.glob("*.gguf"))) == 8 + 9
@@ -70,14 +72,16 @@ def test_the_study(bench, tool):
     out = bench.root / "study"
     told = results.read(out)
     assert not told.missing
-    for_card = card.of_study(told, bench.model, "qa")  # real results are what the card expects
+    for_card = model_card.of_study(
+        told, bench.model, "qa"
+    )  # real results are what the card expects
     assert {c["b"] for c in for_card["comparisons"]} >= {"qb", "no imatrix"}
     assert len(for_card["signed"]) == 2 and len(for_card["imatrix_sha256"]) == 2
-    scored = {p: len(tables.read(p, ["pos"])) for p in out.glob("scores/*.parquet")}
+    scored = {p: len(parquet.read(p, ["pos"])) for p in out.glob("scores/*.parquet")}
     assert len(scored) == 2 * 9
     assert sum(scored.values()) == 9 * found.scored_tokens
     assert found.scoring_bytes == sum(p.stat().st_size for p in scored)
-    sums = [file.read(p) for p in out.glob("imatrix/*.gguf")]
+    sums = [format.read(p) for p in out.glob("imatrix/*.gguf")]
     assert len(sums) == 8  # as many as the script's
     assert found.imatrix_tokens == 4 * 1024
     assert found.scored_tokens <= found.read_tokens

@@ -6,26 +6,24 @@ text is as it will stay; personal data are looked for in what is left; and what 
 told last, on text that no longer differs by its faults.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from imatrix_lab import proc
+from imatrix_lab.core import process
 from imatrix_lab.corpus.clean import (
     boilerplate,
     duplicates,
     language,
-    length,
     markup,
     mojibake,
     normalise,
     personal,
 )
+from imatrix_lab.corpus.clean import rules as length
 from imatrix_lab.corpus.clean.report import DOCUMENTS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
-from imatrix_lab.records import Document
+from imatrix_lab.types import Document
 
 __all__ = ["CLEAN_VERSION", "STEPS", "Document", "Report", "Rules", "clean"]
 
@@ -75,7 +73,7 @@ def clean(
     report.labels = rules.labels
     seen = duplicates.Duplicates(rules)
     work = functools.partial(clean_batch, rules=rules)
-    for drafts, bands, counted in proc.in_order(work, batches(documents), workers):
+    for drafts, bands, counted in process.in_order(work, batches(documents), workers):
         report.add(counted)
         for draft, found in zip(drafts, bands, strict=True):
             if draft.paragraphs:

@@ -5,8 +5,6 @@ whole. A paragraph in which marks remain after that is dropped. Every pattern is
 the next sign of its kind, so that hostile text takes linear time.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ punctuation. A paragraph with clear signs of it that does not pass is dropped. (
 cases, at the price of guessing; a corpus can do without the paragraph.)
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

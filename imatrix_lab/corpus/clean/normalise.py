@@ -14,20 +14,17 @@ followed by ṟ). They are left as they were written: the last is ambiguous, and
 the Standard's is not what people or models write. Old ന്‍റ becomes ൻറ as the chillu rule says.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules, split
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 INDIC = {"Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh"}
 JOINING = {"Arab", "Syrc", "Mong", "Nkoo", "Thaa"}
@@ -84,8 +81,6 @@ def _compiled(
     script: str, prose: bool
 ) -> tuple[NDArray[np.uint16], tuple[tuple[str, re.Pattern[str], Any], ...]]:
     """Return (bits by code point, the changes they stand for)."""
-    import numpy as np
-
     todo = tuple((reason, re.compile(p), new) for reason, p, new in _changes(script, prose))
     characters = "".join(map(chr, range(0x110000)))
     bits = np.zeros(0x110000, np.uint16)
@@ -138,8 +133,6 @@ def _composed(text: str, draft: Draft, report: Report) -> str:
 
 def _mended(text: str, draft: Draft, rules: Rules, report: Report) -> str:
     """Return a text with the changes for which it has signs."""
-    import numpy as np
-
     bits, todo = _compiled(rules.script, rules.prose)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     due = int(np.bitwise_or.reduce(bits[points], initial=0))

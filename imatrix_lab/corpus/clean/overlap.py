@@ -6,15 +6,14 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.corpus.clean.shingles import shingles
-from imatrix_lab.corpus.text import decode, json_lines, lines, paragraphs, parquet_rows
+from imatrix_lab.corpus.documents import decode, json_lines, lines, paragraphs, parquet_rows
 from imatrix_lab.errors import BadText
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 N_WORDS, N_CHARACTERS = 8, 20
 """Runs of 8 words, in scripts without spaces 20 characters, hardly occur twice by chance."""
@@ -33,8 +32,6 @@ class Shingles:
     """
 
     def __init__(self) -> None:
-        import numpy as np
-
         self._known: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._pending: list[NDArray[np.uint64]] = []
         self._n_pending = 0
@@ -65,8 +62,6 @@ class Shingles:
 
     def hits(self, text: str) -> int:
         """Return how many runs of a text are known."""
-        import numpy as np
-
         self._settle()
         asked, _ = shingles([text], N_WORDS, N_CHARACTERS)
         if not self._known.size or not asked.size:
@@ -80,8 +75,6 @@ class Shingles:
         return int(self._known.size)
 
     def _settle(self) -> None:
-        import numpy as np
-
         if self._pending:
             self._known = np.unique(np.concatenate([self._known, *self._pending]))
             self._pending, self._n_pending = [], 0

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from imatrix_lab.records import Document
+from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
+from imatrix_lab.types import Document
+
+
+def paragraphs(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
+    """Drop short paragraphs."""
+    for draft in drafts:
+        kept = []
+        for paragraph in draft.paragraphs:
+            if len(paragraph) >= rules.paragraph_min:
+                kept.append(paragraph)
+            else:
+                report.count("short paragraph", PARAGRAPHS, draft.document.id, paragraph)
+        draft.paragraphs = kept
+
+
+def document(draft: Draft, rules: Rules, report: Report) -> None:
+    """Drop a short document."""
+    report.step = "length"
+    if draft.paragraphs and len(draft.text) < rules.document_min:
+        report.count("short document", DOCUMENTS, draft.document.id, draft.text)
+        draft.paragraphs = []
+
 
 DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
 """Characters that the same text takes in a script, Latin as 1 (parallel news)."""

@@ -1,15 +1,12 @@
 """Which script a character belongs to, as arrays over code points."""
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
 
-from imatrix_lab.languages import SCRIPT_PARTS
+import numpy as np
+import regex
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from imatrix_lab.corpus.languages import SCRIPT_PARTS
 
 UNSPACED = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
 """Unicode scripts whose words stand without spaces."""
@@ -25,9 +22,6 @@ def _characters() -> str:
 
 def _of(pattern: str) -> NDArray[np.bool_]:
     """Return which code points match a pattern of the regex module; all above are False."""
-    import numpy as np
-    import regex
-
     found = np.zeros(_ASSIGNED + 1, bool)
     for run in regex.finditer(f"(?:{pattern})+", _characters()):
         found[run.start() : run.end()] = True
@@ -40,8 +34,6 @@ def letters_of(script: str) -> NDArray[np.uint8]:
 
     Characters common to scripts (digits, punctuation, combining accents) are 0.
     """
-    import numpy as np
-
     parts = "".join(rf"\p{{Script={part}}}" for part in SCRIPT_PARTS.get(script, (script,)))
     letters = _of(r"[\p{L}\p{M}]") & ~_of(r"[\p{Script=Common}\p{Script=Inherited}]")
     return letters.astype(np.uint8) + (letters & _of(f"[{parts}]"))
@@ -50,8 +42,6 @@ def letters_of(script: str) -> NDArray[np.uint8]:
 @functools.cache
 def word_characters() -> NDArray[np.uint8]:
     r"""Return by code point: 1 for ``\p{L}\p{M}\p{N}``, 2 where its script has no spaces."""
-    import numpy as np
-
     words = _of(r"[\p{L}\p{M}\p{N}]")
     unspaced = _of("[" + "".join(rf"\p{{Script={part}}}" for part in UNSPACED) + "]")
     return words.astype(np.uint8) + (words & unspaced)
@@ -59,7 +49,5 @@ def word_characters() -> NDArray[np.uint8]:
 
 def code_points(text: str) -> NDArray[np.intp]:
     """Return a text's code points, those beyond every letter as one that is none."""
-    import numpy as np
-
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     return np.minimum(points, _ASSIGNED)

@@ -1,17 +1,13 @@
 """Hashes of n running words or characters: what texts have in common."""
 
-from __future__ import annotations
-
 import itertools
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.corpus.clean import scripts
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _BASE = 0x9E3779B97F4A7C15
 
@@ -31,8 +27,6 @@ def shingles(
     hashes : of all texts, one text after the other.
     offsets : (texts + 1), where each text's hashes begin.
     """
-    import numpy as np
-
     folded = [text.casefold() for text in texts]
     ends = np.cumsum([len(text) for text in folded], dtype=np.intp)
     points = scripts.code_points("".join(folded))
@@ -69,8 +63,6 @@ def _runs(
     ----------
     ends : where each text's units end.
     """
-    import numpy as np
-
     sizes = np.diff(ends, prepend=0)
     offsets = np.concatenate([[0], np.cumsum(np.maximum(sizes - n + 1, 0))]).astype(np.uint64)
     if units.size < n:
@@ -88,8 +80,6 @@ def _runs(
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the finaliser of splitmix64 (Steele, Lea and Flood, 2014) of each value."""
-    import numpy as np
-
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

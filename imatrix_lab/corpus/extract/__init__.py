@@ -3,10 +3,9 @@
 An extractor keeps prose, paragraphs of sentences, and leaves out menus, listings and code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
+from imatrix_lab.corpus.documents import DOCUMENT_CHARS_MIN, JOINT
 from imatrix_lab.corpus.extract import (
     anthology,
     epub,
@@ -17,10 +16,9 @@ from imatrix_lab.corpus.extract import (
     qt,
     source_code,
 )
-from imatrix_lab.corpus.text import DOCUMENT_CHARS_MIN, JOINT
+from imatrix_lab.corpus.languages import Source
 from imatrix_lab.errors import UsageError
-from imatrix_lab.languages import Source
-from imatrix_lab.records import Document
+from imatrix_lab.types import Document
 
 Extractor = Callable[[str, bytes], Iterator[str]]
 

@@ -1,11 +1,14 @@
 """A machine-written anthology in one file: articles under headings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.text import DOCUMENT_CHARS, DOCUMENT_CHARS_MIN, decode, ends_as_sentence
+from imatrix_lab.corpus.documents import (
+    DOCUMENT_CHARS,
+    DOCUMENT_CHARS_MIN,
+    decode,
+    ends_as_sentence,
+)
 
 _SEPARATOR = re.compile(r"[-*_=\s]+")
 _NUMBERED = re.compile(

@@ -1,14 +1,12 @@
 """Books (.epub): a ZIP archive of XHTML."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator
 
+from imatrix_lab.corpus.documents import decode, gathered
 from imatrix_lab.corpus.extract.markup import HTML, paragraphs
-from imatrix_lab.corpus.text import decode, gathered
 from imatrix_lab.errors import BadText
 
 CHAPTER_BYTES_MAX = 16 << 20

@@ -1,12 +1,10 @@
 """Compiled catalogues of gettext (.mo): the translations."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 
+from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.extract import strings
-from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import BadText
 
 _MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}

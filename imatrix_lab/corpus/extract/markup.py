@@ -4,15 +4,13 @@ The standard library's HTML parser reads XML too, as it minds no end tags and ex
 that a document defines, so there is nothing in a hostile file to set off.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
-from imatrix_lab.corpus.text import decode, ends_as_sentence, gathered
+from imatrix_lab.corpus.documents import decode, ends_as_sentence, gathered
 
 _VOID = {
     "area", "base", "br", "col", "embed", "hr", "img", "include", "input", "link", "media",

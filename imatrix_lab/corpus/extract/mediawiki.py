@@ -1,13 +1,11 @@
 """Messages of MediaWiki (.json): an object of key and text."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
 
+from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.extract import strings
-from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import BadText
 
 _LINK = re.compile(r"\[\[(?:[^\[\]|{}]*\|)?([^\[\]|{}]+)\]\]|\[https?://\S+ ([^\[\]]+)\]")

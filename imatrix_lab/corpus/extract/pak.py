@@ -1,13 +1,11 @@
 """Chromium's resource pack, version 5: the strings of one language by number."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
+from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.extract import strings
-from imatrix_lab.corpus.text import decode
 from imatrix_lab.errors import BadText
 
 _HEADER = struct.Struct("<IB3xHH")

@@ -1,7 +1,5 @@
 """Compiled translations of Qt (.qm)."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 

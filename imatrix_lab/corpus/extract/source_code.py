@@ -1,11 +1,9 @@
 """Source code as text, for a control: a calibration text that is no language anyone speaks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.text import DOCUMENT_CHARS_MIN, JOINT, decode, gathered, tidy
+from imatrix_lab.corpus.documents import DOCUMENT_CHARS_MIN, JOINT, decode, gathered, tidy
 
 
 def extract(name: str, raw: bytes) -> Iterator[str]:

@@ -5,13 +5,11 @@ are labels; those that are kept are sentences without placeholders, in the order
 which is by topic, gathered to documents of about a page.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterable, Iterator
 
-from imatrix_lab.corpus.text import gathered
+from imatrix_lab.corpus.documents import gathered
 
 STRING_CHARS_MIN = 40
 COMMAS_MAX = 7

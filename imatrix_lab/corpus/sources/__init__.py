@@ -1,16 +1,14 @@
 """Where documents come from: a module a kind, all of the form of `kind.Kind`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources import debian, files, hub, pypi, written
+from imatrix_lab.corpus.sources.base import Kind, Pinned
 from imatrix_lab.corpus.sources.files import add
-from imatrix_lab.corpus.sources.kind import Kind, Pinned
-from imatrix_lab.languages import Language, Source
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Document
-from imatrix_lab.store import Store
+from imatrix_lab.types import Document
 
 __all__ = ["KINDS", "Pinned", "add", "documents", "local_sha256", "reach"]
 

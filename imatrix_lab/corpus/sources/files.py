@@ -1,7 +1,5 @@
 """The user's own text: txt, jsonl or parquet of any size, read where it lies."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -9,9 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab import languages
-from imatrix_lab.corpus.sources.kind import Pinned, row_id, still_the_same
-from imatrix_lab.corpus.text import (
+from imatrix_lab.core.files import sha256_file, write_whole
+from imatrix_lab.core.paths import user_dir
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import languages
+from imatrix_lab.corpus.documents import (
     DOCUMENT_CHARS,
     gathered,
     json_texts,
@@ -20,11 +21,10 @@ from imatrix_lab.corpus.text import (
     parquet_rows,
     tidy,
 )
+from imatrix_lab.corpus.languages import Language, Source
+from imatrix_lab.corpus.sources.base import Pinned, row_id, still_the_same
 from imatrix_lab.errors import BadText, UsageError
-from imatrix_lab.languages import Language, Source
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Document
-from imatrix_lab.store import Store, sha256_file, write_whole
+from imatrix_lab.types import Document
 
 PIECE_CHARS_MAX = 1 << 20
 
@@ -53,7 +53,7 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
     """
     language = languages.get(code)
     languages.check_name(name)
-    target = languages.user_dir() / "own" / language.code / f"{name}.toml"
+    target = user_dir() / "own" / language.code / f"{name}.toml"
     if not target.exists() and name in {s.name for s in language.sources}:
         raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
     entries = [_entry(path) for path in paths]

@@ -1,20 +1,20 @@
 """Data sets on the Hugging Face Hub, streamed at one commit with `datasets`."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from imatrix_lab.corpus.sources.kind import Pinned, row_id
-from imatrix_lab.corpus.text import JOINT, tidy
+import pyarrow
+
+from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, need_network
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus.documents import JOINT, tidy
+from imatrix_lab.corpus.languages import Language, Source
+from imatrix_lab.corpus.sources.base import Pinned, row_id
 from imatrix_lab.errors import BadText, FetchFailed
-from imatrix_lab.hub_transfer import Unreachable, ask, endpoint, need_network
-from imatrix_lab.languages import Language, Source
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Document
-from imatrix_lab.store import Store
+from imatrix_lab.types import Document
 
 T = TypeVar("T")
 
@@ -94,7 +94,6 @@ def documents(
 def _asked(pinned: Pinned, call: Callable[[], T]) -> T:
     """Call the libraries; what they raise becomes ours, without the addresses they asked."""
     import datasets
-    import pyarrow
 
     try:
         return ask(f"datasets/{pinned.source.settings['repo']}", pinned.version, call)

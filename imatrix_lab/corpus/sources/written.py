@@ -1,18 +1,18 @@
 """Texts written for this project: in the repository, and so always there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.paths import data_dir
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus.documents import tidy
+from imatrix_lab.corpus.languages import Language, Source
+from imatrix_lab.corpus.sources.base import Pinned, still_the_same
 from imatrix_lab.corpus.sources.files import jsonl_file
-from imatrix_lab.corpus.sources.kind import Pinned, still_the_same
-from imatrix_lab.corpus.text import tidy
 from imatrix_lab.errors import BadText
-from imatrix_lab.languages import Language, Source, data_dir
-from imatrix_lab.progress import Progress
-from imatrix_lab.records import Document
-from imatrix_lab.store import Store, sha256_file
+from imatrix_lab.types import Document
 
 
 def reach(source: Source, store: Store, progress: Progress) -> Pinned:

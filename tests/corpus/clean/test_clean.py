@@ -1,7 +1,5 @@
 """The whole of cleaning: order, counts, duplicates, workers, bounds."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import random
@@ -9,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from imatrix_lab import languages
+from imatrix_lab.corpus import languages
 from imatrix_lab.corpus.clean import Document, Report, Rules, clean
 from imatrix_lab.corpus.clean import duplicates as dup
-from imatrix_lab.corpus.clean.hashset import HashSet
-from imatrix_lab.corpus.clean.identify import identifier
+from imatrix_lab.corpus.clean.duplicates import HashSet
+from imatrix_lab.corpus.clean.language import identifier
 from imatrix_lab.errors import UsageError
 
 RULES = Rules("Latn", ("en",))

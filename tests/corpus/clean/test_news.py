@@ -4,8 +4,6 @@ Thresholds are what was measured, with a little room; they fail where a rule sta
 text or stops to find what was mixed in. Without the data nothing can be measured.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from imatrix_lab.corpus.clean import Document, Report, Rules, clean
-from imatrix_lab.corpus.clean.identify import identifier
+from imatrix_lab.corpus.clean.language import identifier
 from imatrix_lab.corpus.clean.overlap import Shingles
 from tests import real_data
 

@@ -1,7 +1,5 @@
 """Shared runs of words and characters, and the files they come from."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

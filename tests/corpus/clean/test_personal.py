@@ -1,15 +1,14 @@
 """What is personal is replaced; what only looks like it survives. All numbers are made up."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
 
-from imatrix_lab.corpus.clean import checksums, personal
+from imatrix_lab.corpus.clean import personal
+from imatrix_lab.corpus.clean import personal as checksums
 from imatrix_lab.corpus.clean.report import Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
-from imatrix_lab.records import Document
+from imatrix_lab.types import Document
 
 
 def replaced(text: str) -> tuple[str, set[str]]:

@@ -1,14 +1,12 @@
 """Each step by itself: what it mends, what it drops, and what it must leave alone."""
 
-from __future__ import annotations
-
 import pytest
 
 from imatrix_lab.corpus.clean import boilerplate, language, markup, mojibake, normalise, personal
 from imatrix_lab.corpus.clean.report import Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 from imatrix_lab.errors import UsageError
-from imatrix_lab.records import Document
+from imatrix_lab.types import Document
 
 LATIN = Rules("Latn", ("no",))
 PROSE = "Dette er en hel setning med nok ord til at den ikke er et bruddstykke av en meny."

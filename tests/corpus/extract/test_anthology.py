@@ -2,8 +2,8 @@
 
 import pytest
 
+from imatrix_lab.corpus.documents import DOCUMENT_CHARS
 from imatrix_lab.corpus.extract import anthology
-from imatrix_lab.corpus.text import DOCUMENT_CHARS
 
 BODY = "Havet er stort og kaldt, og ingen vet hva som finnes der nede. " * 10
 

@@ -7,8 +7,7 @@ import zipfile
 
 import pytest
 
-from imatrix_lab import languages
-from imatrix_lab.corpus import extract
+from imatrix_lab.corpus import extract, languages
 from imatrix_lab.corpus.extract import EXTRACTORS, epub, strings
 from imatrix_lab.errors import BadText
 

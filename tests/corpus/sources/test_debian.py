@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from imatrix_lab import languages
-from imatrix_lab.corpus import sources
-from imatrix_lab.corpus.sources import deb, debian
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.corpus import languages, sources
+from imatrix_lab.corpus.sources import debian
+from imatrix_lab.corpus.sources import debian as deb
 from imatrix_lab.errors import BadText, FetchFailed, MissingTool
-from imatrix_lab.progress import Silent
 
 needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="there is no apt here")
 

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from imatrix_lab import languages
-from imatrix_lab.corpus import sources
+from imatrix_lab.core.paths import user_dir
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import languages, sources
 from imatrix_lab.corpus.sources import files
 from imatrix_lab.errors import BadText, UsageError
-from imatrix_lab.progress import Silent
-from imatrix_lab.store import Store
 
 PARAGRAPH = "Havet er stort og kaldt, og ingen vet hva som finnes der nede. " * 10
 
@@ -152,7 +152,7 @@ def test_two_languages_may_each_have_a_text_of_one_name(tmp_path):
         assert [s.name for s in languages.get(code).sources].count("mine") == 1
     with pytest.raises(UsageError, match="has a source called wikipedia already"):
         files.add([path], "nb", "wikipedia", "CC0-1.0")
-    own = languages.user_dir() / "own" / "nn"
+    own = user_dir() / "own" / "nn"
     (own / "mine.toml").rename(own / "wikipedia.toml")
     with pytest.raises(UsageError, match="has a source called wikipedia already"):
         files.add([path], "nn", "wikipedia", "CC0-1.0")
@@ -183,7 +183,7 @@ def test_what_cannot_be_added_is_told(tmp_path):
             files.add(paths, "nn", name, "MIT")
     with pytest.raises(BadText, match="cannot be read"):
         files.add([tmp_path / "b.txt"], "nn", "mine", "MIT")
-    assert not languages.user_dir().exists()
+    assert not user_dir().exists()
 
 
 def test_odd_names_survive(tmp_path, own_store):

@@ -16,11 +16,10 @@ import pytest
 from huggingface_hub import constants
 from pyarrow import parquet
 
-from imatrix_lab import languages
-from imatrix_lab.corpus import sources
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.corpus import languages, sources
 from imatrix_lab.corpus.sources import hub as kind
 from imatrix_lab.errors import BadText, FetchFailed
-from imatrix_lab.progress import Silent
 from tests.fakes.hub_server import HubServer
 
 WEB, TALK = "HuggingFaceFW/fineweb-2", "ltg/nb-samtale-conversations"

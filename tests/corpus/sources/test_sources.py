@@ -2,11 +2,10 @@
 
 import pytest
 
-from imatrix_lab import languages
-from imatrix_lab.corpus import sources
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.corpus import languages, sources
 from imatrix_lab.errors import UsageError
-from imatrix_lab.progress import Silent
-from imatrix_lab.store import sha256_file
 
 FAROESE = """
 code = "fo"

@@ -1,0 +1,73 @@
+"""``imatrix-lab quantize``: quantize with an existing importance matrix."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from imatrix_lab.cli import options
+from imatrix_lab.cli.terminal import duration, stderr, stdout
+from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
+
+
+@click.command()
+@options.MODEL
+@click.option(
+    "--imatrix",
+    "imatrix_path",
+    required=True,
+    metavar="FILE",
+    help="An importance matrix, GGUF or .dat, or none.",
+)
+@options.TYPES
+@click.option(
+    "--heldout",
+    metavar="TEXT",
+    help="Language or text file to verify with. [default: the imatrix's language]",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
+@options.COMPUTE
+@click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
+@click.option("--force", is_flag=True, help="Use an imatrix that fails its check; it is recorded.")
+@options.JSON
+def quantize(
+    model: str, imatrix_path: str, types: Any, heldout: str | None, as_json: bool, **rest: Any
+) -> None:
+    """Quantize with an importance matrix that is there already.
+
+    \b
+    Example:
+      imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
+    """  # fmt: skip
+
+    from imatrix_lab.pipeline import tune as pipeline
+
+    store, terminal = options.surroundings()
+    request = options.request(heldout or "", types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
+    source = None if imatrix_path == "none" else Path(imatrix_path)
+    result = pipeline.quants(request, source, store, terminal)
+    if as_json:
+        return options.emit(result)
+    print_quants(result.quants, result.files)
+
+
+def print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    for name in ("size", "bits/weight", "fallback", "perplexity", "original", "time"):
+        table.add_column(name, justify="right")
+    for q, path in zip(quants, files, strict=True):
+        table.add_row(
+            escape(path.name), f"{q.size_bytes / 2**20:.2f} MiB", f"{q.bits_per_weight:.2f}",
+            f"{len(q.fallback)} of {q.n_tensors}", f"{q.perplexity:.4f}",
+            f"{q.perplexity_reference:.4f}", "cached" if q.seconds is None else duration(q.seconds),
+        )  # fmt: skip
+    stdout.print(table)
+    for q in quants:
+        for line in q.fallback[:5]:
+            stderr.print(f"fallback in {q.type}: {line}", markup=False)
+    stderr.print(f"in {files[0].parent}/, with manifest.json and README.md", markup=False)
+    windows = f"perplexity over {quants[0].n_windows} held-out windows"
+    stderr.print(f"{windows}: a check that it works, not a benchmark", style="dim")

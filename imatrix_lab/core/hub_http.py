@@ -1,0 +1,241 @@
+"""Asking the Hugging Face Hub, and moving bytes from it.
+
+Errors of the Hub's library hold the request, and the request holds the token. They are not passed
+on, not even as a cause: ours say the same in words of our own.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from imatrix_lab.core.files import need_room, sha256_file
+from imatrix_lab.core.progress import Progress, Task
+from imatrix_lab.errors import FetchFailed
+
+LARGEST_HTTP_BYTES = 50_000_000_000
+"""The Hub gives out larger files over Xet only."""
+
+BLOCK_BYTES = 1 << 20
+TIMEOUT_S = 30.0
+RETRY_S = (1.0, 2.0, 4.0, 8.0)
+"""How long to wait before each new try; a try that brought something starts over."""
+
+_LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "hf_xet"}
+_AGAIN = "check the connection, then run again: a download goes on where it stopped"
+
+Files = dict[str, dict[str, Any]]
+"""name -> size_bytes, and the sha256 if Git LFS knows it (else None)"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at a commit."""
+
+    commit: str
+    files: Files
+    license: str | None
+
+
+class Unreachable(FetchFailed):
+    """The Hub cannot be asked now."""
+
+
+def list_files(repo: str, revision: str) -> Listing:
+    """Ask which commit a revision is, and what files are there."""
+    need_network()
+    from huggingface_hub import HfApi
+
+    info = ask(
+        repo,
+        revision,
+        lambda: HfApi(endpoint=endpoint()).model_info(
+            repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S
+        ),
+    )
+    files: Files = {}
+    for sibling in info.siblings or []:
+        name, lfs = PurePosixPath(sibling.rfilename), sibling.lfs
+        size_bytes = lfs.size if lfs else sibling.size
+        if size_bytes is None:
+            raise FetchFailed(f"the Hub does not tell the size of {name}", where=repo)
+        if ".." not in name.parts and not name.is_absolute():
+            files[str(name)] = {"size_bytes": size_bytes, "sha256": lfs.sha256 if lfs else None}
+    card = info.card_data
+    return Listing(str(info.sha), files, card.get("license") if card else None)
+
+
+def total_bytes(files: Files) -> int:
+    """Return the sum of the files' sizes."""
+    return sum(int(entry["size_bytes"]) for entry in files.values())
+
+
+def download(
+    repo: str, commit: str, files: Files, folder: Path, progress: Progress, then_bytes: int = 0
+) -> None:
+    """Bring files into a folder, where a file is whole and a ``.part`` is not.
+
+    Parameters
+    ----------
+    then_bytes : room that must be left on the disk afterwards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total, done = total_bytes(files), 0
+    here = sum(_bytes_at(folder / name) + _bytes_at(folder / f"{name}.part") for name in files)
+    need_room(folder, max(total - here, 0) + then_bytes, repo)
+    with progress.task(f"fetching {repo}", total, "bytes") as task:
+        for name, entry in files.items():
+            part = folder / f"{name}.part"
+            if not (folder / name).exists():
+                need_network()
+                part.parent.mkdir(parents=True, exist_ok=True)
+                if entry["size_bytes"] > LARGEST_HTTP_BYTES:
+                    progress.say(f"{name} comes over Xet: if interrupted, it starts over")
+                    _transfer_xet(repo, commit, name, part)
+                else:
+                    _transfer(repo, commit, name, entry["size_bytes"], part, task, done)
+                _check(name, entry, part)
+                part.replace(folder / name)
+            done += entry["size_bytes"]
+            task.update(done)
+
+
+def _transfer(
+    repo: str, commit: str, name: str, size_bytes: int, part: Path, task: Task, before: int
+) -> None:
+    """Bring the rest of a file, trying again while tries bring something."""
+    if _bytes_at(part) > size_bytes:
+        part.unlink()
+    part.touch()
+    waits = iter(RETRY_S)
+
+    def stream() -> None:
+        _stream(repo, commit, name, part, lambda done: task.update(before + done))
+
+    while (have := _bytes_at(part)) < size_bytes:
+        try:
+            ask(repo, commit, stream)
+            if _bytes_at(part) <= have:
+                raise FetchFailed(f"the Hub sends nothing of {name}", where=repo, fix=_AGAIN)
+        except Unreachable:
+            if _bytes_at(part) > have:
+                waits = iter(RETRY_S)
+            wait_s = next(waits, None)
+            if wait_s is None:
+                raise
+            task.update(before + _bytes_at(part), "the connection broke; trying again")
+            time.sleep(wait_s)
+
+
+def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[int], None]) -> None:
+    """Append to a file from where it ends. (hf_hub_download drops what it has when interrupted.)"""
+    from huggingface_hub import constants, get_session, get_token, hf_hub_url, hf_raise_for_status
+
+    have = _bytes_at(part)
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
+    if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
+        headers["Authorization"] = f"Bearer {token}"  # not sent on to another host
+    url = hf_hub_url(repo, name, revision=commit, endpoint=endpoint())
+    with (
+        part.open("ab") as file,
+        get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response,
+    ):
+        hf_raise_for_status(response)
+        if response.status_code != 206:
+            file.truncate(0)
+            have = 0
+        for block in response.iter_bytes(BLOCK_BYTES):
+            file.write(block)
+            have += len(block)
+            on_bytes(have)
+
+
+def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    folder = part.with_name(f".{part.name}.xet")
+    whole = ask(
+        repo,
+        commit,
+        lambda: hf_hub_download(repo, name, revision=commit, endpoint=endpoint(), local_dir=folder),
+    )
+    Path(whole).replace(part)
+
+
+def _check(name: str, entry: dict[str, Any], part: Path) -> None:
+    what = None
+    if _bytes_at(part) != entry["size_bytes"]:
+        what = f"{name} has {_bytes_at(part)} bytes, and the Hub lists {entry['size_bytes']}"
+    elif entry["sha256"] and (found := sha256_file(part)) != entry["sha256"]:
+        what = f"{name} has sha256 {found}, and the Hub lists {entry['sha256']}"
+    if what:
+        part.unlink()
+        raise FetchFailed(what, fix="run again: the bad file is deleted and will be fetched anew")
+
+
+def _bytes_at(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def endpoint() -> str:
+    """Return the Hub's address."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def login(repo: str) -> str:
+    """Return what opens a gated repository."""
+    page = f"https://huggingface.co/{repo}"
+    return f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
+
+
+def need_network() -> None:
+    """Raise `Unreachable` if the user keeps the Hub's library off the network."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise Unreachable("HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE and run again")
+
+
+def ask(repo: str, revision: str, call: Callable[[], T]) -> T:
+    """Call the Hub's library; what it raises becomes ours, with no link to the original."""
+    try:
+        return call()
+    except Exception as error:
+        ours = _explained(error, repo, revision)
+    raise ours
+
+
+def _explained(error: Exception, repo: str, revision: str) -> Exception:
+    from huggingface_hub import errors
+
+    http_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, or of its successor
+    name, library = type(error).__name__, type(error).__module__.partition(".")[0]
+    page = f"https://huggingface.co/{repo}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    fix, kind = _AGAIN, FetchFailed
+    if isinstance(error, errors.RevisionNotFoundError):
+        what = f"{repo} has no revision {revision} (HTTP {status})"
+        fix = f"choose one of those at {page}/tree/main"
+    elif isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
+        error, errors.GatedRepoError
+    ):
+        kind_of = "data set" if repo.startswith("datasets/") else "model"
+        what = f"the Hub shows no {kind_of} {repo} (revision {revision})"
+        fix = f"check the spelling; if it is gated or private, {login(repo)}"
+    elif status in (401, 403):
+        what, fix = f"the Hub does not give you the files of {repo} (HTTP {status})", login(repo)
+    elif status == 404:
+        what = f"a file of {repo}, revision {revision}, is not there (HTTP 404)"
+    elif isinstance(error, (http_error, ConnectionError, errors.LocalEntryNotFoundError)):
+        whose = " that HF_ENDPOINT names" if os.environ.get("HF_ENDPOINT") else ""
+        what = f"the Hub{whose} cannot be reached ({f'HTTP {status}' if status else name})"
+        kind = Unreachable
+    elif library in _LIBRARIES or isinstance(error, ValueError):
+        what = f"the Hub, or the way to it, does something unexpected ({name})"
+    else:
+        return error
+    return kind(what, where=repo, fix=fix)

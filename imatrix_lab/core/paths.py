@@ -1,0 +1,21 @@
+"""Where the package's data files and the user's own lie."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def data_dir(name: str) -> Path:
+    """Return a folder of data files: the checkout's, or the wheel's copy."""
+    package = Path(__file__).parents[1]
+    packaged = package / "_data" / name
+    return packaged if packaged.exists() else package.parent / name
+
+
+def user_dir() -> Path:
+    """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
+    override = os.environ.get("IMATRIX_LAB_DATA")
+    if override:
+        return Path(override) / "corpora"
+    return Path(platformdirs.user_data_dir("imatrix-lab")) / "corpora"

@@ -1,0 +1,337 @@
+"""The one place that starts other processes.
+
+Argument lists only, never a shell; all output goes to a log file and the last of it stays
+in memory; a program is given SIGTERM, a grace period, then SIGKILL. It gets a session of its
+own, so that Ctrl-C reaches us first, and its output is a pipe, so that it ends by SIGPIPE
+when we are killed outright.
+"""
+
+import codecs
+import contextlib
+import errno
+import multiprocessing
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+from imatrix_lab.core import interrupt
+from imatrix_lab.errors import MissingTool, ToolFailed
+
+TAIL_CHARS = 20_000
+GRACE_S = 5.0
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
+_CANNOT_RUN = {
+    errno.ENOENT: "no such program",
+    errno.ENOTDIR: "no such program",
+    errno.EACCES: "not executable",
+    errno.EPERM: "not executable",
+    errno.ENOEXEC: "not a program for this machine",
+}
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a program left behind: its status, the last of its output, and its time."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    tail: str
+    seconds: float
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for children: a UTF-8 locale, and no ``LANG`` from make."""
+    env = {k: v for k, v in os.environ.items() if k not in {"LANG", "LANGUAGE"}}
+    env["LC_ALL"] = "C.UTF-8"
+    env.update(extra or {})
+    return env
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log: Path | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    on_output: Callable[[str], None] | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run a program to its end; standard output and error are one stream.
+
+    Parameters
+    ----------
+    log : file that receives the whole output, appended.
+    on_output : called with each piece of decoded output as it comes, not line by line
+        (llama-imatrix prints its windows on one line).
+    check : raise `ToolFailed` on a non-zero status.
+
+    Raises
+    ------
+    MissingTool : the program does not exist.
+    ToolFailed : non-zero status with `check`, or `timeout_s` exceeded.
+    """
+    args = [str(a) for a in argv]
+    started = time.monotonic()
+    until = None if timeout_s is None else started + timeout_s
+    process = _started(args, subprocess.PIPE, cwd, env)
+    assert process.stdout is not None
+    tail = ""
+    try:
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(log.open("ab")) if log else None
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            for raw in _pieces(process.stdout, until):
+                if sink:
+                    sink.write(raw)
+                    sink.flush()
+                if piece := decoder.decode(raw, final=not raw):
+                    tail = (tail + piece)[-TAIL_CHARS:]
+                    if on_output:
+                        on_output(piece)
+        returncode = process.wait(None if until is None else max(0.0, until - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        _end(process)
+        raise ToolFailed(
+            f"{Path(args[0]).name} did not finish within {timeout_s:g} s",
+            argv=args,
+            returncode=None,
+            tail=tail,
+            log=log,
+        ) from None
+    except BaseException:
+        _end(process)
+        raise
+    finally:
+        process.stdout.close()  # only now: what is ended may still have something to say
+    if check and returncode != 0:
+        raise ToolFailed(
+            f"{Path(args[0]).name} failed ({_status(returncode)}): {_last_words(tail)}",
+            argv=args,
+            returncode=returncode,
+            tail=tail,
+            log=log,
+        )
+    return Completed(tuple(args), returncode, tail, time.monotonic() - started)
+
+
+def _started(
+    args: Sequence[str], output: int | IO[bytes], cwd: Path | None, env: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=child_environment(env),
+            start_new_session=True,
+        )
+    except OSError as error:
+        if (why := _CANNOT_RUN.get(error.errno or 0)) is None:
+            raise
+        raise MissingTool(f"cannot run {args[0]}: {why}", fix="imatrix-lab doctor") from error
+
+
+@dataclass(frozen=True)
+class Background:
+    """A program that runs beside us."""
+
+    argv: tuple[str, ...]
+    log: Path
+    _process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
+    def tail(self) -> str:
+        """Return the last of its output so far."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - TAIL_CHARS))
+            return file.read().decode("utf-8", "replace")
+
+    def check(self) -> None:
+        """Raise if it has ended.
+
+        Raises
+        ------
+        ToolFailed : with its last words.
+        """
+        if (returncode := self._process.poll()) is not None:
+            tail = self.tail()
+            raise ToolFailed(
+                f"{Path(self.argv[0]).name} ended ({_status(returncode)}): {_last_words(tail)}",
+                argv=self.argv,
+                returncode=returncode,
+                tail=tail,
+                log=self.log,
+            )
+
+
+_GUARD = "import os, sys; sys.stdin.read() or os.killpg(int(sys.argv[1]), 15)"
+"""Ends a process group unless it hears a word before its input closes."""
+
+
+@contextlib.contextmanager
+def background(
+    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Background]:
+    """Run a program beside us until the block is left, however it is left.
+
+    Its output goes to a file, so no SIGPIPE ends it when we are killed outright: a guard, whose
+    input closes with us, does.
+
+    Parameters
+    ----------
+    log : file that receives its output, written anew.
+
+    Raises
+    ------
+    MissingTool : the program does not exist.
+    """
+    args = [str(a) for a in argv]
+    with contextlib.ExitStack() as stack:
+        with log.open("wb") as sink:
+            process = _started(args, sink, None, env)
+        stack.callback(_end, process)
+        guard = subprocess.Popen(
+            [sys.executable, "-c", _GUARD, str(process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        stack.callback(guard.communicate, b"ended")
+        yield Background(tuple(args), log, process)
+
+
+def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:
+    """Yield output as it comes until the pipe closes, and an empty piece at its end."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        while True:
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError
+            interrupt.check()
+            if not selector.select(timeout=0.5):
+                continue
+            raw = os.read(stdout.fileno(), 65536)
+            yield raw
+            if not raw:
+                return
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the whole process group, a grace period for every member of it, SIGKILL."""
+    _signal(process, signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    while time.monotonic() < until:
+        if process.poll() is not None and not _signal(process, 0):
+            return
+        time.sleep(0.02)
+    _signal(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], signum: int) -> bool:
+    """Send a signal (0: none) to the program and what it started; return whether any is left."""
+    try:
+        os.killpg(process.pid, signum)
+    except (ProcessLookupError, PermissionError):  # macOS: the latter for zombies
+        return False
+    return True
+
+
+def _status(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exit {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal {-returncode}"
+
+
+def _last_words(tail: str) -> str:
+    """Return the last line that looks like an error, else the last line."""
+    lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
+    for line in reversed(lines[-60:]):
+        if "error" in line.lower() or "failed" in line.lower():
+            return line[:300]
+    return lines[-1][:300] if lines else "it printed nothing"
+
+
+def in_order(
+    function: Callable[[Given], Found], items: Iterable[Given], workers: int
+) -> Iterator[Found]:
+    """Yield `function` of each item, in order, from this many processes; 1 works in this one.
+
+    No more than a few items are on their way at any time. Ctrl-C reaches this process alone, and
+    ending the iterator ends the workers, as does our own death.
+
+    Parameters
+    ----------
+    function : picklable, as are items and results; processes are started afresh (no fork).
+
+    Raises
+    ------
+    ToolFailed : a worker died, most likely for want of memory.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    waiting: deque[Future[Found]] = deque()
+    try:
+        for item in items:
+            with interrupts_held():  # workers start here, and inherit that
+                waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield interrupt.result(waiting.popleft())
+        while waiting:
+            yield interrupt.result(waiting.popleft())
+    except BrokenProcessPool as error:
+        raise ToolFailed(
+            "a worker process died", argv=[sys.executable], returncode=None, tail="", log=None,
+            fix="use fewer workers: each needs about 300 MB of memory",
+        ) from error  # fmt: skip
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C waiting meanwhile; threads and processes that start here inherit that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker() -> None:
+    """End when the parent does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

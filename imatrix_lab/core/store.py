@@ -1,0 +1,352 @@
+"""The store: what changes a result -> a directory that holds it, whole or not at all.
+
+    <root>/<kind>/<label>-<fingerprint>/   an artefact: its files, and manifest.json
+    <root>/work/<kind>-<fingerprint>/      one being built: out/, and scratch that survives a kill
+    <root>/locks/                          one builder per fingerprint, across processes
+
+A builder works in ``work/``; its files are flushed, the manifest is written last, and one
+rename makes the artefact exist. A directory without a manifest was never an artefact. The
+manifest holds no time and no path of this machine: the same inputs give the same bytes.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from imatrix_lab.core import interrupt
+from imatrix_lab.core.files import canonical_json, disk_error, sha256_file, write_whole
+from imatrix_lab.core.progress import Progress, Silent
+
+STORE_VERSION = 1
+"""Raise it when a builder's output changes for the same inputs. 1: first layout."""
+
+MANIFEST = "manifest.json"
+FINGERPRINT_CHARS = 16
+SHOW_HASHING_BYTES = 2 << 30  # some seconds
+
+
+Inputs = Mapping[str, Any]
+Build = Callable[[Path, Path], Mapping[str, Any]]
+"""``build(out, scratch) -> facts``: fill `out`; `scratch` outlives a killed run."""
+BuildTogether = Callable[[Mapping[int, tuple[Path, Path]]], Mapping[int, Mapping[str, Any]]]
+"""The same for several: index -> (out, scratch) in, index -> facts out."""
+
+
+def default_root() -> Path:
+    """Return ``$IMATRIX_LAB_CACHE``, else the user's cache directory."""
+    override = os.environ.get("IMATRIX_LAB_CACHE")
+    return Path(override) if override else Path(platformdirs.user_cache_dir("imatrix-lab"))
+
+
+def fingerprint(kind: str, inputs: Inputs) -> str:
+    """Return the sha256 (hex) of what determines an artefact."""
+    text = canonical_json({"kind": kind, "inputs": dict(inputs), "store": STORE_VERSION})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artefact: where it is, and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of its inputs."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its builder found out."""
+        return dict(self.manifest["facts"])
+
+    def sha256(self, name: str) -> str:
+        """Return the recorded sha256 of one of its files."""
+        return str(self.manifest["files"][name]["sha256"])
+
+    def size_bytes(self) -> int:
+        """Return the sum of its files' sizes."""
+        return sum(int(f["size_bytes"]) for f in self.manifest["files"].values())
+
+    def last_used_s(self) -> float:
+        """Return when it was last asked for, in seconds since the epoch."""
+        return (self.path / MANIFEST).stat().st_mtime
+
+
+class NotBuilt(Exception):
+    """A read-only store was asked for an artefact it does not have."""
+
+
+class Store:
+    """Artefacts under one root directory; see the module's docstring.
+
+    Parameters
+    ----------
+    read_only : `get` raises `NotBuilt` instead of building, for plans.
+    """
+
+    def __init__(self, root: Path | None = None, *, read_only: bool = False):
+        self.root = (root or default_root()).absolute()
+        self.read_only = read_only
+
+    def find(self, kind: str, inputs: Inputs) -> Artifact | None:
+        """Return the artefact for these inputs if it is there and whole."""
+        return self._find(kind, fingerprint(kind, inputs))
+
+    def like(self, kind: str, some: Inputs) -> Artifact | None:
+        """Return an artefact among whose inputs these are, if there is one."""
+        for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+            found = _read(path.parent)
+            if found and some.items() <= found.manifest["inputs"].items():
+                return found
+        return None
+
+    def get(
+        self,
+        kind: str,
+        label: str,
+        inputs: Inputs,
+        build: Build,
+        progress: Progress | None = None,
+    ) -> Artifact:
+        """Return the artefact for these inputs, building it if it is not there.
+
+        Parameters
+        ----------
+        kind, label : words for the directory's name; only `inputs` decide what it is.
+        inputs : everything that changes the result, JSON-able, free of paths and times.
+        build : see `Build`; called with the lock held.
+
+        Raises
+        ------
+        DiskFull : what was built so far stays in ``work/`` and is used by the next run.
+        """
+        progress = progress or Silent()
+        key = fingerprint(kind, inputs)
+        if found := self._find(kind, key):
+            return self._used(found)
+        if self.read_only:
+            raise NotBuilt(kind)
+        name = f"{kind}-{key[:FINGERPRINT_CHARS]}"
+        work = self.root / "work" / name
+        try:
+            with self.lock(name, progress):
+                if found := self._find(kind, key):  # built while we waited
+                    return self._used(found)
+                if why := self._why_missing(kind, label, inputs):
+                    progress.say(f"re-running {kind} {label}: changed: {why}")
+                out, scratch = work / "out", work / "scratch"
+                if out.exists():
+                    shutil.rmtree(out)
+                out.mkdir(parents=True)
+                scratch.mkdir(exist_ok=True)
+                facts = build(out, scratch)
+                manifest = {
+                    "kind": kind,
+                    "fingerprint": key,
+                    "store_version": STORE_VERSION,
+                    "inputs": dict(inputs),
+                    "facts": dict(facts),
+                    "files": _inventory(out, progress),
+                }
+                write_whole(out / MANIFEST, canonical_json(manifest))
+                final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
+                final.parent.mkdir(parents=True, exist_ok=True)
+                if final.exists():  # its manifest is missing or its files do not match
+                    shutil.rmtree(final)
+                out.replace(final)
+                shutil.rmtree(work, ignore_errors=True)
+                return Artifact(final, manifest)
+        except OSError as error:
+            raise disk_error(error, work) from error
+
+    def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
+        """Forget the artefact for these inputs, if it is there."""
+        key = fingerprint(kind, inputs)
+        with self.lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
+            if found := self._find(kind, key):
+                _remove(found.path)
+
+    def get_together(
+        self,
+        kind: str,
+        wanted: Sequence[tuple[str, Inputs]],
+        build: BuildTogether,
+        progress: Progress | None = None,
+    ) -> list[Artifact]:
+        """Return artefacts that are cheaper built at one time; see `get`.
+
+        Parameters
+        ----------
+        wanted : label and inputs of each; no two the same.
+        build : called once with those that are missing, all their locks held.
+        """
+        order = sorted(range(len(wanted)), key=lambda i: fingerprint(kind, wanted[i][1]))
+        found: dict[int, Artifact] = {}
+
+        def take(rest: list[int], held: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+            if not rest:
+                return build(held) if held else {}
+            index, built = rest[0], None
+
+            def one(out: Path, scratch: Path) -> Mapping[str, Any]:
+                nonlocal built
+                built = take(rest[1:], {**held, index: (out, scratch)})
+                return dict(built[index])
+
+            found[index] = self.get(kind, *wanted[index], one, progress)
+            return take(rest[1:], held) if built is None else built
+
+        take(order, {})  # in one order everywhere, so that two runs cannot wait for each other
+        return [found[i] for i in range(len(wanted))]
+
+    def lock(self, name: str, progress: Progress) -> Any:
+        """Wait until no one else holds this name, and hold it; for ``with``."""
+        lock = filelock.FileLock(self._lock_path(name))
+        try:
+            return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
+        except filelock.Timeout:
+            progress.say(f"{name} is being built elsewhere; waiting for it")
+        while True:
+            interrupt.check()
+            with contextlib.suppress(filelock.Timeout):
+                return lock.acquire(timeout=interrupt.EVERY_S)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every whole artefact, by kind and name."""
+        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            if path.parent.parent.name in {"work", "locks"}:
+                continue
+            if found := _read(path.parent):
+                yield found
+
+    def unfinished(self) -> Iterator[tuple[Path, int]]:
+        """Yield the directories of unfinished builds and their sizes in bytes."""
+        for path in sorted(self.root.glob("work/*")):
+            yield path, _size_bytes(path)
+
+    def collect_garbage(self, unused_for_s: float) -> list[tuple[Path, int]]:
+        """Remove artefacts and unfinished builds not used for a time; skip what is being built.
+
+        What lies behind a link, outside the root, is someone else's and stays.
+
+        Returns
+        -------
+        The directories removed and their sizes in bytes.
+        """
+        before = time.time() - unused_for_s
+        doomed = [(a.path, a.size_bytes()) for a in self.artifacts()]
+        doomed += self.unfinished()
+        removed = []
+        root = self.root.resolve()
+        for path, size_bytes in doomed:
+            if path.is_symlink() or not path.resolve().is_relative_to(root):
+                continue
+            name = (
+                path.name
+                if path.parent.name == "work"
+                else (f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}")
+            )
+            try:
+                with filelock.FileLock(self._lock_path(name), timeout=0):
+                    if _last_used_s(path) > before:  # or gone: its builder has just finished
+                        continue
+                    _remove(path)
+                    removed.append((path, size_bytes))
+            except filelock.Timeout:
+                continue
+        return removed
+
+    def _find(self, kind: str, key: str) -> Artifact | None:
+        for path in (self.root / kind).glob(f"*-{key[:FINGERPRINT_CHARS]}"):
+            found = _read(path)
+            if found and found.fingerprint == key:
+                return found
+        return None
+
+    def _used(self, artifact: Artifact) -> Artifact:
+        with contextlib.suppress(OSError):  # a cache that someone else owns
+            os.utime(artifact.path / MANIFEST)
+        return artifact
+
+    def _lock_path(self, name: str) -> Path:
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _why_missing(self, kind: str, label: str, inputs: Inputs) -> str:
+        """Return which inputs differ from the nearest artefact of the same label, or nothing."""
+        inputs = json.loads(canonical_json(dict(inputs)))  # as a manifest has them
+        nearest: list[str] = []
+        for path in sorted((self.root / kind).glob(f"{label}-*")):
+            if path.name[: -FINGERPRINT_CHARS - 1] == label and (artifact := _read(path)):
+                old = artifact.manifest["inputs"]
+                differing = [k for k in {**old, **inputs} if old.get(k) != inputs.get(k)]
+                if not nearest or len(differing) < len(nearest):
+                    nearest = differing
+        return ", ".join(sorted(nearest))
+
+
+def _read(path: Path) -> Artifact | None:
+    """Return the artefact in a directory, or None unless every file has its recorded size."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        whole = {"kind", "fingerprint", "inputs", "facts"} <= manifest.keys() and all(
+            (path / name).stat().st_size == entry["size_bytes"]
+            for name, entry in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Artifact(path, manifest) if whole else None
+
+
+def _remove(path: Path) -> None:
+    (path / MANIFEST).unlink(missing_ok=True)  # first: no half artefact
+    shutil.rmtree(path)
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return the size of a folder's files, some of which may go while it is read."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
+
+
+def _last_used_s(path: Path) -> float:
+    """Return when an artefact or an unfinished build was last used; infinity if it is gone."""
+    manifest = path / MANIFEST
+    try:
+        return (path if path.parent.name == "work" else manifest).stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Flush every file to disk; return name -> size and sha256."""
+    inventory = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        size_bytes = path.stat().st_size
+        if size_bytes < SHOW_HASHING_BYTES:
+            sha256 = sha256_file(path)
+        else:
+            with progress.task(f"sha256 of {path.name}", size_bytes, "B") as task:
+                sha256 = sha256_file(path, task.update)
+        entry = {"size_bytes": size_bytes, "sha256": sha256}
+        inventory[path.relative_to(out).as_posix()] = entry
+    return inventory

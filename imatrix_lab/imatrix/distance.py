@@ -1,0 +1,250 @@
+"""How far importance matrices are from each other, and how far two of one language are.
+
+A tensor's energy is its mean squared activations by column; normalised, a distribution over
+columns. That is all the quantizer takes from an imatrix: a common factor changes nothing.
+
+=========== ==================================================== ==========================
+tv          half the sum of absolute differences of the          0 alike … 1 disjoint: the
+            normalised energies (total variation)                share of energy that moves
+cosine      of the energies                                      1 alike; the largest
+                                                                 columns decide
+rank        Spearman's, ties at their mean rank                  1 alike; all columns count
+                                                                 the same
+top         share of the 1 % of columns with most energy         1 alike
+            (at least one) that are the same
+=========== ==================================================== ==========================
+
+Columns without energy in every file (added ones, say) are left out: that they agree says nothing.
+A tensor with experts has these means over the experts that both files reached, each weighted by
+the smaller number of tokens. Over tensors (of a layer, of a role, all) the plain mean is taken.
+"""
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imatrix_lab.errors import BadImatrix
+from imatrix_lab.imatrix.align import Files, aligned
+from imatrix_lab.imatrix.format import layer_and_role
+
+MEASURES = ("tv", "cosine", "rank", "top")
+TOP_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Some files, every two of them, by tensor.
+
+    Attributes
+    ----------
+    labels : of the files.
+    tensors : those that all files have.
+    values : by measure: shape (tensors, files, files), symmetric, float64; NaN where two files
+        have no expert in common.
+    tokens : behind each tensor, shape (tensors, files); over all experts.
+    n_left_out : tensors that only some of the files have.
+    """
+
+    labels: tuple[str, ...]
+    tensors: tuple[str, ...]
+    values: dict[str, NDArray[np.float64]]
+    tokens: NDArray[np.float64]
+    n_left_out: int = 0
+
+    def matrix(self, measure: str) -> NDArray[np.float64]:
+        """Return the mean over tensors, shape (files, files)."""
+        return np.asarray(np.nanmean(self.values[measure], axis=0))
+
+    def by_tensor(self, measure: str, pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+        """Return the mean over some pairs of files for each tensor."""
+        rows, columns = zip(*pairs, strict=True)
+        return np.asarray(np.nanmean(self.values[measure][:, rows, columns], axis=1))
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return every two files, each pair once."""
+        return list(itertools.combinations(range(len(self.labels)), 2))
+
+
+def compare(files: Files, labels: Sequence[str]) -> Comparison:
+    """Compare every two of some files, tensor by tensor.
+
+    Raises
+    ------
+    BadImatrix : no tensor in common, different shapes, or values that cannot be compared.
+    """
+    names = set.intersection(*(set(found.entries) for _, found in files))
+    union = set.union(*(set(found.entries) for _, found in files))
+    if not names:
+        raise BadImatrix(
+            "these importance matrices have no tensor in common",
+            where=", ".join(str(path) for path, _ in files),
+            fix="compare only importance matrices of one model",
+        )
+    ordered = sorted(names, key=_by_layer)
+    values = {m: np.full((len(ordered), len(files), len(files)), np.nan) for m in MEASURES}
+    tokens = np.zeros((len(ordered), len(files)))
+    for i, name in enumerate(ordered):
+        energies, counts = _energies(name, files)
+        tokens[i] = counts.sum(axis=1)
+        for measure, found in _measured(energies, counts).items():
+            values[measure][i] = found
+    return Comparison(tuple(labels), tuple(ordered), values, tokens, len(union) - len(names))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How far samples of one language are from each other: what a difference is read against.
+
+    Attributes
+    ----------
+    by_tensor : by measure: mean over the pairs of samples, for each tensor of a `Comparison`.
+    highest : the highest total variation of the pairs, for each tensor.
+    n_pairs : of samples. One more pair of the same language is above the highest of n with a
+        probability of 1 / (n + 1), tensor by tensor.
+    n_tokens : in the smallest sample. With fewer tokens samples differ more.
+    """
+
+    by_tensor: dict[str, NDArray[np.float64]]
+    highest: NDArray[np.float64]
+    n_pairs: int
+    n_tokens: int
+
+    def overall(self, measure: str) -> float:
+        """Return the mean over tensors."""
+        return float(np.nanmean(self.by_tensor[measure]))
+
+
+def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> Floor:
+    """Return how far samples are from each other, in pairs from one language each.
+
+    Parameters
+    ----------
+    samples : pairs of files; the text of the two must not overlap.
+
+    Raises
+    ------
+    BadImatrix : see `compare`; or a tensor is missing.
+    """
+    values: dict[str, list[NDArray[np.float64]]] = {m: [] for m in MEASURES}
+    for pair in samples:
+        found = compare(pair, ["", ""])
+        rows = {name: i for i, name in enumerate(found.tensors)}
+        if missing := [name for name in tensors if name not in rows]:
+            raise BadImatrix(
+                f"the samples for the noise have no {missing[0]}",
+                where=", ".join(str(path) for path, _ in pair),
+                fix="samples of the same model",
+            )
+        order = [rows[name] for name in tensors]
+        for measure in MEASURES:
+            values[measure].append(found.values[measure][order, 0, 1])
+    n_tokens = min(found.n_tokens() for pair in samples for _, found in pair)
+    with warnings.catch_warnings():  # an expert that no pair reached has no noise: NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = {m: np.nanmean(v, axis=0) for m, v in values.items()}
+        highest = np.nanmax(values["tv"], axis=0)
+    return Floor(means, highest, len(samples), n_tokens)
+
+
+def summary(found: Comparison, floor: Floor | None) -> dict[str, Any]:
+    """Return a comparison for people and programs, means over every two of the files.
+
+    Returns
+    -------
+    ``matrix`` by measure; ``roles`` and ``layers``, those that differ most first, with each
+    measure, its ``noise``, how many ``tensors`` are ``above_noise`` in total variation (above
+    every pair of samples), and how many would be ``above_by_chance``.
+    """
+    values = {m: found.by_tensor(m, found.pairs()) for m in MEASURES}
+    return {
+        "labels": found.labels,
+        "matrix": {m: found.matrix(m).tolist() for m in MEASURES},
+        "overall": _group(values, floor, range(len(found.tensors))),
+        "roles": _groups(found.tensors, values, floor, 1),
+        "layers": _groups(found.tensors, values, floor, 0),
+    }
+
+
+def _groups(
+    tensors: Sequence[str], values: dict[str, NDArray[np.float64]], floor: Floor | None,
+    by: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return groups by layer (0) or role (1)."""
+    rows: dict[object, list[int]] = {}
+    for i, name in enumerate(tensors):
+        if (key := layer_and_role(name)[by]) is not None:
+            rows.setdefault(key, []).append(i)
+    groups = [{"name": name, **_group(values, floor, those)} for name, those in rows.items()]
+    return sorted(groups, key=lambda g: -float(g["tv"]))
+
+
+def _group(
+    values: dict[str, NDArray[np.float64]], floor: Floor | None, rows: Sequence[int]
+) -> dict[str, Any]:
+    rows = list(rows)
+    group: dict[str, Any] = {m: float(np.nanmean(v[rows])) for m, v in values.items()}
+    group["tensors"] = len(rows)
+    if floor:
+        noise = {m: v[rows] for m, v in floor.by_tensor.items()}
+        group["noise"] = {m: float(np.nanmean(v)) for m, v in noise.items()}
+        group["above_noise"] = int((values["tv"][rows] > floor.highest[rows]).sum())
+        group["above_by_chance"] = len(rows) / (floor.n_pairs + 1)
+    return group
+
+
+def _by_layer(name: str) -> tuple[int, str]:
+    number, part = layer_and_role(name)
+    return (-1 if number is None else number), part
+
+
+def _energies(name: str, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean squared activations (files, matrices, columns) and counts (files, matrices)."""
+    entries = aligned(name, files)
+    counts = np.stack([e.counts for e in entries]).astype(np.float64)
+    return np.stack([e.means() for e in entries]), counts
+
+
+def _measured(
+    energies: NDArray[np.float64], counts: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Return each measure, shape (files, files); see the module."""
+    from scipy.stats import rankdata
+
+    energies = energies[:, :, energies.any(axis=(0, 1))]
+    n_files, _, n_columns = energies.shape
+    total = energies.sum(axis=2, keepdims=True)
+    shares = np.divide(energies, total, out=np.zeros_like(energies), where=total > 0)
+    known = (counts > 0) & (total[:, :, 0] > 0)
+    directions = _unit(energies)
+    ranks = rankdata(energies, axis=2)
+    ranks = _unit(ranks - ranks.mean(axis=2, keepdims=True))
+    n_top = max(1, round(TOP_SHARE * n_columns))
+    top = np.zeros(energies.shape, bool)
+    order = np.argsort(-energies, axis=2, kind="stable")[:, :, :n_top]
+    np.put_along_axis(top, order, True, axis=2)
+    found = {m: np.full((n_files, n_files), np.nan) for m in MEASURES}
+    for i, j in itertools.combinations_with_replacement(range(n_files), 2):
+        weights = np.minimum(counts[i], counts[j]) * (known[i] & known[j])
+        if not weights.any():
+            continue
+        by_matrix = {
+            "tv": np.abs(shares[i] - shares[j]).sum(axis=1) / 2,
+            "cosine": (directions[i] * directions[j]).sum(axis=1),
+            "rank": (ranks[i] * ranks[j]).sum(axis=1),
+            "top": (top[i] & top[j]).sum(axis=1) / n_top,
+        }
+        for measure, values in by_matrix.items():
+            found[measure][i, j] = found[measure][j, i] = np.average(values, weights=weights)
+    return found
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = np.sqrt((vectors**2).sum(axis=2, keepdims=True))
+    found = np.zeros_like(vectors)
+    np.divide(vectors, length, out=found, where=length > 0)
+    return found

@@ -1,0 +1,97 @@
+"""What the quantizer of a model looks for in an importance matrix."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imatrix_lab.imatrix.format import layer_and_role
+from imatrix_lab.models.gguf import TensorInfo, read_header
+from imatrix_lab.models.resolve import quantizable
+from imatrix_lab.types import Model
+
+_NOT_MULTIPLIED = re.compile(r"attn_kv_b\.|compressor_ape|conv1d")
+_BITS_BUT_SIGN = {"F32": ("<u4", 0x7FFFFFFF), "F16": ("<u2", 0x7FFF), "BF16": ("<u2", 0x7FFF)}
+_SLAB_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model as an importance matrix sees it.
+
+    Attributes
+    ----------
+    expected : the tensors that a complete imatrix has.
+    tensors : all its matrices, with the file each is in.
+    model_sha256 : of the model; empty if unknown.
+    """
+
+    expected: frozenset[str]
+    tensors: Mapping[str, tuple[Path, TensorInfo]]
+    model_sha256: str = ""
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Return a tensor's number of matrices and of columns."""
+        shape = self.tensors[name][1].shape
+        return (shape[2] if len(shape) > 2 else 1), shape[0]
+
+    def with_weights(self, name: str, columns: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Return which of some columns have a weight that is not zero; None if not readable.
+
+        Parameters
+        ----------
+        columns : shape (matrices, columns); F32, F16 and BF16 weights can be told.
+        """
+        path, info = self.tensors[name]
+        if info.type_name not in _BITS_BUT_SIGN:
+            return None
+        kind, mask = _BITS_BUT_SIGN[info.type_name]
+        n_matrices, n_columns = self.shape(name)
+        weights = np.memmap(path, kind, "r", info.offset, (n_matrices, info.shape[1], n_columns))
+        found = np.zeros_like(columns)
+        slab = max(1, _SLAB_BYTES // (n_columns * weights.itemsize))
+        for i in np.flatnonzero(columns.any(axis=1)):
+            left = np.flatnonzero(columns[i])
+            for first in range(0, info.shape[1], slab):
+                some = (weights[i, first : first + slab, left] & mask).any(axis=1)
+                found[i, left[some]] = True
+                left = left[~some]
+        return found
+
+
+def of(model: Model) -> Wanted:
+    """Return what a model's quantizer looks for; reads the headers."""
+    headers = [read_header(path) for path in model.shards]
+    arch = model.facts.architecture
+    tensors = {t.name: (h.path, t) for h in headers for t in h.tensors if len(t.shape) > 1}
+    expected = expected_tensors(
+        (info for _, info in tensors.values()),
+        model.facts.n_layers,
+        headers[0].integer(f"{arch}.nextn_predict_layers"),
+        headers[0].integer(f"{arch}.attention.shared_kv_layers"),
+    )
+    return Wanted(frozenset(expected), tensors, model.sha256)
+
+
+def expected_tensors(
+    tensors: Iterable[TensorInfo], n_layers: int, n_skipped: int = 0, n_shared_kv: int = 0
+) -> set[str]:
+    """Return the tensors a complete imatrix has: those of the layers that are quantized.
+
+    Token embeddings are looked up, not multiplied; the output matrix is collected on request
+    only. The last layers of a model with multi-token prediction are not run (`n_skipped`), the
+    last layers of some use the keys and values of earlier ones (`n_shared_kv`), MLA models
+    multiply by the split halves of ``attn_kv_b``, and convolutions are not products.
+    """
+    names = set()
+    for tensor in tensors:
+        layer, _ = layer_and_role(tensor.name)
+        if layer is None or not quantizable(tensor) or _NOT_MULTIPLIED.search(tensor.name):
+            continue
+        shares = layer >= n_layers - n_shared_kv and re.search(r"attn_[kv]\.weight", tensor.name)
+        if layer < n_layers - n_skipped and not shares:
+            names.add(tensor.name)
+    return names

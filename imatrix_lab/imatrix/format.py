@@ -1,0 +1,291 @@
+"""Importance matrices in memory, and llama.cpp's two file formats.
+
+GGUF has ``<tensor>.in_sum2`` and ``<tensor>.counts``, raw sums that add; `legacy` has the other.
+Both are written byte for byte as llama-imatrix writes them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imatrix_lab.core.files import replacing
+from imatrix_lab.errors import BadImatrix, BadModel
+from imatrix_lab.imatrix import dat
+from imatrix_lab.models.gguf import MAGIC, GgufHeader, TensorInfo, read_header
+
+LEGACY_WINDOW = 512
+"""Tokens a window that a ``.dat`` is taken to have: it does not say, and llama.cpp takes its
+own ``-c``, 512 unless told. Only the weight of such a file in a merge by tokens depends on it."""
+OURS = "imatrix_lab."
+MODEL, REPAIRED = OURS + "model.sha256", OURS + "repair"
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_DATASETS = "imatrix.datasets"
+_SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
+_ALIGNMENT = 32
+_U32_MAX, _I32_MAX = 2**32 - 1, 2**31 - 1
+_F32, _UINT32, _STRING, _ARRAY = 0, 4, 8, 9
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Statistics of one tensor's input.
+
+    Attributes
+    ----------
+    sums : sum of squared activations, float32 in files, shape (matrices, columns).
+    counts : tokens summed, as wide, shape (matrices,): one, or one an expert. Matrices without
+        experts (MLA), and all that come from a ``.dat``, stand in one row under one count.
+    """
+
+    sums: NDArray[Any]
+    counts: NDArray[Any]
+
+    def split(self, n_matrices: int) -> Entry:
+        """Return the same with a row a matrix, whatever the file had (llama.cpp's broadcast).
+
+        Where a row equals its count throughout no token was: a ``.dat`` has ones there, exactly.
+        """
+        if self.counts.size != 1 or n_matrices == 1 or self.sums.size % n_matrices:
+            return self
+        sums, counts = self.sums.reshape(n_matrices, -1), self.counts.repeat(n_matrices)
+        filled = (sums == counts[:, None]).all(axis=1)
+        return Entry(sums * ~filled[:, None], counts * ~filled)
+
+    def whole(self) -> Entry:
+        """Return the same means with whole counts, at least 1 where there was something.
+
+        llama.cpp rounds the counts it reads and not the sums (``common_imatrix_load``).
+        """
+        counts = rounded(self.counts)
+        counts[(counts == 0) & (self.counts > 0)] = 1
+        if np.array_equal(counts, self.counts):
+            return self
+        return Entry((self.means() * counts[:, None]).astype(np.float32), counts)
+
+    def means(self) -> NDArray[np.float64]:
+        """Return mean squared activations, shape (matrices, columns); 0 where no token was."""
+        counts = self.counts.astype(np.float64)[:, None]
+        out = np.zeros(self.sums.shape)
+        np.divide(self.sums, counts, out=out, where=counts > 0)
+        return out
+
+
+def rounded(counts: NDArray[Any]) -> NDArray[Any]:
+    """Return counts as llama.cpp reads them: whole, halves away from zero (``lround``)."""
+    return np.asarray(np.trunc(counts + np.copysign(np.float32(0.5), counts)))
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix in memory: tensor name -> `Entry`, and the file's metadata.
+
+    Attributes
+    ----------
+    language : what this project wrote into it, or empty.
+    metadata : the strings that this project wrote into it, by key.
+    legacy : it comes from a ``.dat``; its windows are taken to be of `LEGACY_WINDOW` tokens.
+    complete : it has the keys without which llama-quantize refuses it.
+    """
+
+    entries: dict[str, Entry]
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int
+    language: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    legacy: bool = False
+    complete: bool = True
+
+    def n_tokens(self) -> int:
+        """Return how many tokens most dense tensors have seen (some models loop over layers)."""
+        seen = Counter(float(e.counts[0]) for e in self.entries.values() if e.counts.size == 1)
+        found = seen.most_common(1)[0][0] if seen else 0.0
+        return round(found) if np.isfinite(found) else 0
+
+
+def layer_and_role(tensor: str) -> tuple[int | None, str]:
+    """Return (7, "attn_q") for ``blk.7.attn_q.weight``; the layer is None outside of layers."""
+    match = _BLOCK.fullmatch(tensor)
+    name = match[2] if match else tensor
+    return (int(match[1]) if match else None), name.removesuffix(".weight")
+
+
+def read(path: Path) -> Imatrix:
+    """Read an importance matrix, GGUF or legacy ``.dat``, whatever its name.
+
+    Raises
+    ------
+    BadImatrix : not an imatrix, damaged, or sums and counts that do not belong together.
+    """
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == MAGIC
+        return _read_gguf(path) if is_gguf else _from_legacy(dat.read(path))
+    except FileNotFoundError as error:
+        raise BadImatrix("no such file", where=path, fix="check the path") from error
+    except OSError as error:
+        raise BadImatrix(f"cannot be read: {error.strerror or error}", where=path) from error
+    except BadModel as error:
+        raise BadImatrix(error.what, where=path, fix=error.fix) from error
+
+
+def _read_gguf(path: Path) -> Imatrix:
+    header = read_header(path)
+    if header.text("general.type") != "imatrix":
+        raise BadImatrix("this GGUF file is not an importance matrix", where=path)
+    tensors = {t.name: t for t in header.tensors}
+    entries = {}
+    for name in tensors:
+        base = name.removesuffix(_SUMS).removesuffix(_COUNTS)
+        if base == name or base in entries:
+            continue
+        sums, counts = tensors.get(base + _SUMS), tensors.get(base + _COUNTS)
+        if sums is None or counts is None:
+            there, lacks = ("counts", "sums") if sums is None else ("sums", "counts")
+            raise BadImatrix(f"{base} has {there} but no {lacks}", where=path)
+        if sums.type_name != "F32" or counts.type_name != "F32":
+            raise BadImatrix(f"{base} is not float32", where=path)
+        n_matrices = counts.n_elements
+        if sums.n_elements % n_matrices:
+            raise BadImatrix(f"{base}: {sums.n_elements} sums for {n_matrices} counts", where=path)
+        entries[base] = Entry(_floats(path, sums).reshape(n_matrices, -1), _floats(path, counts))
+    if not entries:
+        raise BadImatrix("this importance matrix has no tensors", where=path)
+    n_chunks, window = [
+        header.integer(k, -1) if header.types.get(k) == (_UINT32,) else -1 for k in _SIZES
+    ]
+    ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
+    return Imatrix(
+        entries,
+        _datasets(header),
+        max(0, n_chunks),
+        max(0, window),
+        header.text(OURS + "language"),
+        ours,
+        complete=_DATASETS in header.metadata and min(n_chunks, window) >= 0,
+    )
+
+
+def _datasets(header: GgufHeader) -> tuple[str, ...]:
+    found: Any = header.metadata.get(_DATASETS)
+    if header.types.get(_DATASETS) != (_ARRAY, _STRING):
+        return ()
+    if isinstance(found, list):
+        return tuple(found)
+    names, (at, end) = [], found.span  # too many for the reader of headers
+    with header.path.open("rb") as file:
+        file.seek(at)
+        while file.tell() < end:
+            (length,) = struct.unpack("<Q", file.read(8))
+            names.append(file.read(length).decode("utf-8", "replace"))
+    return tuple(names)
+
+
+def _floats(path: Path, info: TensorInfo) -> NDArray[Any]:
+    found = np.fromfile(path, np.float32, count=info.n_elements, offset=info.offset)
+    if found.size != info.n_elements:
+        raise BadImatrix(f"{info.name} ends in the middle", where=path)
+    return found
+
+
+def _from_legacy(contents: dat.Contents) -> Imatrix:
+    """Return raw sums and counts as llama.cpp restores them (``load_imatrix``)."""
+    window = np.float32(LEGACY_WINDOW)
+    entries = {}
+    for record in contents.records:
+        with np.errstate(over="ignore", invalid="ignore"):  # for the check to find
+            sums = record.values * window
+        counts = np.array([record.n_calls], np.float32) * window
+        entries[record.name] = Entry(sums.reshape(1, -1), counts)
+    n_chunks = contents.n_calls or max(r.n_calls for r in contents.records)
+    datasets = (contents.dataset,) if contents.dataset else ()
+    return Imatrix(entries, datasets, n_chunks, LEGACY_WINDOW, legacy=True)
+
+
+def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = None) -> None:
+    """Write an importance matrix, whole or not at all; a ``.dat`` where the name ends so.
+
+    Parameters
+    ----------
+    metadata : strings for a GGUF file, beside those that `imatrix` has.
+
+    Raises
+    ------
+    BadImatrix : counts that a ``.dat`` cannot hold.
+    DiskFull : it does not fit.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == ".dat":
+            records = list(_legacy_records(imatrix))
+            last = imatrix.datasets[-1] if imatrix.datasets else ""
+            dat.write(file, records, min(imatrix.chunk_count, _I32_MAX), last)
+        else:
+            _write_gguf(file, imatrix, {**imatrix.metadata, **(metadata or {})})
+
+
+def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) -> None:
+    """Write the layout of llama.cpp's ``gguf_write_to_file`` (docs/gguf.md, version 3)."""
+    tensors: list[tuple[str, NDArray[np.float32]]] = []
+    for name in sorted(imatrix.entries):
+        entry = imatrix.entries[name]
+        tensors += [(name + _SUMS, entry.sums), (name + _COUNTS, entry.counts.reshape(-1, 1))]
+    datasets = b"".join(_string(d) for d in imatrix.datasets)
+    pairs = [
+        _pair("general.type", _STRING) + _string("imatrix"),
+        _pair(_DATASETS, _ARRAY) + struct.pack("<IQ", _STRING, len(imatrix.datasets)) + datasets,
+        _pair(_N_CHUNKS, _UINT32) + struct.pack("<I", min(imatrix.chunk_count, _U32_MAX)),
+        _pair(_CHUNK, _UINT32) + struct.pack("<I", min(imatrix.chunk_size, _U32_MAX)),
+    ]
+    pairs += [_pair(key, _STRING) + _string(value) for key, value in metadata.items()]
+    head = MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
+    offset = 0
+    for name, values in tensors:
+        # ggml's order, columns first; dimensions of 1 at the end are not written
+        shape = values.shape[::-1] if values.shape[0] > 1 else values.shape[1:]
+        head += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        head += struct.pack("<IQ", _F32, offset)
+        offset += values.nbytes + -values.nbytes % _ALIGNMENT
+    file.write(head + bytes(-len(head) % _ALIGNMENT))
+    for _, values in tensors:
+        file.write(values.astype("<f4").tobytes() + bytes(-values.nbytes % _ALIGNMENT))
+
+
+def _pair(key: str, kind: int) -> bytes:
+    return _string(key) + struct.pack("<I", kind)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _legacy_records(imatrix: Imatrix) -> Iterator[dat.Record]:
+    """Yield entries as llama.cpp's ``save_imatrix_legacy`` computes them, in float32.
+
+    The columns of a matrix that no token reached become 1, as llama-quantize would take them;
+    tensors of which that is true throughout are left out.
+    """
+    window = imatrix.chunk_size or LEGACY_WINDOW
+    for name in sorted(imatrix.entries):
+        entry = imatrix.entries[name]
+        counts = rounded(entry.counts)[:, None]
+        if not (np.abs(counts) <= _I32_MAX).all():
+            raise BadImatrix(f"{name} has a count that is no number of tokens in a .dat")
+        if not (counts > 0).any():
+            continue
+        n_calls = -(-int(counts.max()) // window)
+        hit, one = counts > 0, np.float32(1)
+        means = np.where(hit, entry.sums, one) / np.where(hit, counts, one)
+        values = (means * np.float32(n_calls)).astype(np.float32)
+        yield dat.Record(name, n_calls, values.reshape(-1))

@@ -1,0 +1,274 @@
+"""What quantizing does to each column of a model's matrices: the part that reads weights.
+
+For a matrix W and what it became, W', with r over rows (outputs) and c over columns (inputs):
+
+    error[c] = sum_r (W - W')²[r, c]        power[c] = sum_r W²[r, c]
+
+They hold all that any language's predicted loss needs (`predict`), so one walk over the weights
+serves every language and mixture. Both sides go through ggml's own ``to_float`` in blocks of
+rows; gguf-py's numpy would take some 50 times as long.
+"""
+
+import ctypes
+import sys
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imatrix_lab.core.progress import Progress, Task
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import BadModel, MissingTool
+from imatrix_lab.llamacpp import native
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models.gguf import TensorInfo, read_header
+from imatrix_lab.models.resolve import quantizable
+from imatrix_lab.types import Model
+
+SOURCE = Path(__file__).with_name("loss.cpp")
+FILE = "columns.npz"
+BLOCK_WEIGHTS = 1 << 22
+"""Weights of a block: 8 MiB of F16. Fixed, so that sums do not depend on how many work."""
+
+LOSS_VERSION = 1
+"""Raise it when the same files give other sums. 1: every tensor that llama-quantize quantizes."""
+
+_N_TYPES = 43
+"""GGML_TYPE_COUNT of the pinned llama.cpp."""
+_ERROR, _POWER = ".error", ".power"
+_FIX = "give the quant that was made from this model: --quant NAME=FILE"
+
+
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` of the pinned llama.cpp's ``ggml.h``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block_size", ctypes.c_int64),
+        ("block_size_interleave", ctypes.c_int64),
+        ("type_bytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Sums over the rows of one tensor; float64, shape (matrices, columns)."""
+
+    error: NDArray[np.float64]
+    power: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor in a file."""
+
+    path: Path
+    info: TensorInfo
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of one matrix of a tensor, and of its quantized self.
+
+    ``first`` counts rows over all matrices of the tensor.
+    """
+
+    w: Part
+    q: Part
+    matrix: int
+    first: int
+    n_rows: int
+    is_last: bool
+
+
+class Kernel:
+    """The compiled sums, with ggml's conversions by type name."""
+
+    def __init__(self, library: ctypes.CDLL, conversions: Mapping[str, int | None]):
+        self.library, self.conversions = library, dict(conversions)
+
+    def sums(self, block: Block) -> NDArray[np.float64]:
+        """Return error and power over the rows of a block, shape (2, columns)."""
+        n_columns = block.w.info.shape[0]
+        raw, arguments = [], list[ctypes.c_void_p | ctypes.c_int64]()
+        for part in (block.w, block.q):
+            row_bytes = part.info.size_bytes // (part.info.n_elements // n_columns)
+            offset = part.info.offset + block.first * row_bytes
+            found = np.fromfile(part.path, np.uint8, block.n_rows * row_bytes, offset=offset)
+            if found.size != block.n_rows * row_bytes:
+                raise BadModel(f"{part.info.name} ends early", where=part.path)
+            raw.append(found)  # kept until the call is over
+            arguments += [
+                ctypes.c_void_p(found.ctypes.data),
+                ctypes.c_void_p(self.conversions[part.info.type_name]),
+                ctypes.c_int64(row_bytes),
+            ]
+        out = np.empty((2, n_columns))
+        self.library.column_sums(
+            *arguments, ctypes.c_int64(block.n_rows), ctypes.c_int64(n_columns),
+            ctypes.c_void_p(out[0].ctypes.data), ctypes.c_void_p(out[1].ctypes.data),
+        )  # fmt: skip
+        return out
+
+
+def kernel(tools: Toolchain, store: Store, progress: Progress) -> Kernel:
+    """Return the compiled sums, compiled (seconds) if they are not there.
+
+    Raises
+    ------
+    MissingTool : no C++ compiler, or libraries that are not the pinned llama.cpp's.
+    """
+    name = "libggml.dylib" if sys.platform == "darwin" else "libggml.so"
+    try:
+        ggml = ctypes.CDLL(str(tools.library_dir / name))
+        traits_of, name_of = ggml.ggml_get_type_traits, ggml.ggml_type_name
+        ggml.ggml_cpu_init()  # fills the table of halves where the processor has no instruction
+        vectorized = {"F16": ggml.ggml_cpu_fp16_to_fp32, "BF16": ggml.ggml_cpu_bf16_to_fp32}
+    except (OSError, AttributeError) as error:
+        raise MissingTool(
+            f"llama.cpp's library cannot be used: {error}", fix="imatrix-lab toolchain build"
+        ) from error
+    traits_of.restype, name_of.restype = ctypes.POINTER(_TypeTraits), ctypes.c_char_p
+    conversions: dict[str, int | None] = {"F32": None}
+    for code in range(_N_TYPES):
+        if name_of(code) and (to_float := traits_of(code).contents.to_float):
+            conversions[name_of(code).decode().upper()] = to_float
+    for half, function in vectorized.items():  # the same values, three times as fast
+        conversions[half] = ctypes.cast(function, ctypes.c_void_p).value
+    return Kernel(native.compiled(SOURCE, "loss", tools, store, progress), conversions)
+
+
+def parts(model: Model) -> dict[str, Part]:
+    """Return the tensors of a model that llama-quantize quantizes."""
+    return {
+        t.name: Part(path, t)
+        for path in model.shards
+        for t in read_header(path).tensors
+        if quantizable(t)
+    }
+
+
+def write(
+    out: Path, kernel: Kernel, model: Model, quant: Model, threads: int, progress: Progress
+) -> None:
+    """Write the column sums of every quantizable tensor of a model against a quant of it.
+
+    Raises
+    ------
+    BadModel : a tensor is missing in the quant, has another shape or an unknown type, or holds
+        what is no number.
+    """
+    pairs = _pairs(kernel, parts(model), quant)
+    n_weights = sum(w.info.n_elements for w, _ in pairs)
+    label = f"errors of {quant.label}"
+    with (
+        zipfile.ZipFile(out / FILE, "w") as archive,
+        progress.task(label, n_weights, "weights") as task,
+    ):
+        for name, columns in _columns(kernel, pairs, threads, task):
+            if not (np.isfinite(columns.error).all() and np.isfinite(columns.power).all()):
+                raise BadModel(f"{name} has NaN or infinite weights", where=quant.path)
+            for suffix, values in ((_ERROR, columns.error), (_POWER, columns.power)):
+                # with a fixed time, so that the same sums give the same bytes
+                with archive.open(zipfile.ZipInfo(f"{name}{suffix}.npy"), "w") as file:
+                    np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def read(path: Path) -> Mapping[str, Callable[[], Columns]]:
+    """Return a way to read each tensor's sums; nothing is read yet."""
+    archive = np.load(path, allow_pickle=False)
+
+    def reader(name: str) -> Callable[[], Columns]:
+        return lambda: Columns(archive[name + _ERROR], archive[name + _POWER])
+
+    names = [f.removesuffix(_ERROR) for f in archive.files if f.endswith(_ERROR)]
+    return {name: reader(name) for name in names}
+
+
+def _pairs(kernel: Kernel, ours: Mapping[str, Part], quant: Model) -> list[tuple[Part, Part]]:
+    """Return each tensor with its quantized self, in the order of the model's file."""
+    theirs = parts(quant)
+    for name, part in ours.items():
+        other = theirs.get(name)
+        if other is None or other.info.shape != part.info.shape:
+            found = f"has the shape {list(other.info.shape)}" if other else "is missing"
+            raise BadModel(
+                f"{quant.label} is not a quant of this model: {name} {found}, not"
+                f" {list(part.info.shape)}",
+                where=quant.path,
+                fix=_FIX,
+            )
+        for p in (part, other):
+            if p.info.type_name not in kernel.conversions:
+                raise BadModel(f"{name} is {p.info.type_name}: not weights", where=p.path)
+    return [(part, theirs[name]) for name, part in ours.items()]
+
+
+def _columns(
+    kernel: Kernel, pairs: Sequence[tuple[Part, Part]], threads: int, task: Task
+) -> Iterator[tuple[str, Columns]]:
+    """Yield every tensor's sums in order; several blocks and tensors are worked on at a time."""
+    done, sums = 0, np.empty(0)
+    for block, found in _in_order(kernel, blocks(pairs), threads):
+        info = block.w.info
+        if not sums.size:
+            sums = np.zeros((2, _n_matrices(info), info.shape[0]))
+        sums[:, block.matrix] += found
+        done += block.n_rows * info.shape[0]
+        task.update(done)
+        if block.is_last:
+            yield info.name, Columns(*sums)
+            sums = np.empty(0)
+
+
+def _n_matrices(info: TensorInfo) -> int:
+    return info.n_elements // (info.shape[0] * info.shape[1])
+
+
+def blocks(pairs: Sequence[tuple[Part, Part]]) -> Iterator[Block]:
+    """Yield pairs of tensors in blocks of rows, in order; none spans two matrices."""
+    for w, q in pairs:
+        n_columns, n_rows = w.info.shape[:2]
+        n_matrices = _n_matrices(w.info)
+        step = max(1, BLOCK_WEIGHTS // n_columns)
+        for matrix in range(n_matrices):
+            for start in range(0, n_rows, step):
+                size = min(step, n_rows - start)
+                is_last = matrix == n_matrices - 1 and start + size == n_rows
+                yield Block(w, q, matrix, matrix * n_rows + start, size, is_last)
+
+
+def _in_order(
+    kernel: Kernel, todo: Iterator[Block], threads: int
+) -> Iterator[tuple[Block, NDArray[np.float64]]]:
+    """Yield each block with its sums; at most a few are ahead, which bounds the memory."""
+    waiting: deque[tuple[Block, Future[NDArray[np.float64]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for block in todo:
+                waiting.append((block, pool.submit(kernel.sums, block)))
+                if len(waiting) > 2 * threads:
+                    yield _first(waiting)
+            while waiting:
+                yield _first(waiting)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+            native.finish([future for _, future in waiting])
+
+
+def _first(
+    waiting: deque[tuple[Block, Future[NDArray[np.float64]]]],
+) -> tuple[Block, NDArray[np.float64]]:
+    block, future = waiting[0]
+    found = future.result()
+    waiting.popleft()  # only now: what is stopped in between is waited for
+    return block, found

@@ -1,0 +1,261 @@
+"""Models behind an OpenAI-compatible address: a client that gives up on items, not on the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import email.utils
+import json
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from imatrix_lab.core.parallel import each
+from imatrix_lab.errors import FetchFailed, UsageError
+from imatrix_lab.types import Generated, GenerateItem
+
+ANSWER_BYTES_MAX = 16 << 20
+WAIT_FIRST_S, WAIT_MAX_S = 0.5, 60.0
+HOPELESS_MAX = 8
+"""So many items in a row that fail as every other will end the run."""
+_TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
+_TRY_AGAIN = {408, 409, 425, 429}
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class _Failed(Exception):
+    """A request that failed.
+
+    Attributes
+    ----------
+    again : it may succeed later; `wait_s` if it was said when.
+    hopeless : so will every other item: no connection, or no permission.
+    """
+
+    def __init__(self, why: str, again: bool = True, wait_s: float = 0.0, hopeless: bool = False):
+        super().__init__(why)
+        self.why, self.again, self.wait_s, self.hopeless = why, again, wait_s, hopeless
+
+
+class Client:
+    """Asks an OpenAI-compatible endpoint; use as a context manager, from any thread.
+
+    Time-outs, lost connections, 408, 409, 425, 429, 5xx and answers that make no sense are tried
+    again, with exponential back-off and jitter, or when the endpoint says (``Retry-After``). What
+    then still fails is an answer with an error.
+
+    Parameters
+    ----------
+    url : with or without ``/v1``.
+    model : name sent along; a server with one model does not mind.
+    api_key : sent as a bearer token; it is in no error and no log.
+    timeout_s : of a whole answer, and of the wait for a connection at most 10 s of it.
+    retries : attempts after the first.
+    parallel : how many may be asked at a time.
+
+    Raises
+    ------
+    UsageError : the address is not http or https.
+    FetchFailed : later, when `HOPELESS_MAX` requests in a row find nobody, or no permission.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "",
+        api_key: str = "",
+        timeout_s: float = 600.0,
+        retries: int = 4,
+        parallel: int = 1,
+    ):
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError(
+                f"{url!r} is not the address of an endpoint", fix="http://host:port/v1"
+            )
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self.host = parts.netloc.rpartition("@")[2]
+        self.model, self.identity, self.parallel = model, self.host, parallel
+        self._retries, self._timeout_s = retries, timeout_s
+        self._hopeless = 0
+        self._closed = threading.Event()
+        self._http = httpx2.Client(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            limits=httpx2.Limits(max_connections=None),
+            trust_env=parts.hostname not in _LOOPBACK,  # no proxy on the way to ourselves
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._http.close()
+
+    def chat(
+        self,
+        messages: Sequence[tuple[str, str]],
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+    ) -> Generated:
+        """Return the answer to a chat, or, where the roles are "", the text that goes on.
+
+        The endpoint does not tell a stop string from an end token: `finish` is ``stop`` where
+        there are stop strings.
+        """
+        body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        body |= {"model": self.model} if self.model else {}
+        body |= {"stop": list(stop)} if stop else {}
+        if any(role for role, _ in messages):
+            path = "/chat/completions"
+            body["messages"] = [{"role": role, "content": content} for role, content in messages]
+        else:
+            path = "/completions"
+            body["prompt"] = "\n\n".join(content for _, content in messages)
+        for attempt in range(self._retries + 1):
+            try:
+                found = _answer(self._post(path, body), bool(stop))
+                self._hopeless = 0
+                return found
+            except _Failed as failed:
+                error = failed
+            if not error.again or attempt == self._retries:
+                break
+            back_off_s = min(WAIT_FIRST_S * 2**attempt, WAIT_MAX_S) * random.uniform(0.5, 1.5)
+            if self._closed.wait(min(error.wait_s, WAIT_MAX_S) or back_off_s):
+                break
+        self._hopeless = self._hopeless + 1 if error.hopeless else 0
+        if self._hopeless >= HOPELESS_MAX:
+            raise FetchFailed(
+                f"{self._hopeless} requests in a row failed: {error.why}", where=self.host,
+                fix="check the address and the key, then run again: what is answered is kept",
+            )  # fmt: skip
+        tries = f" ({attempt + 1} attempts)" if attempt else ""
+        return Generated("", "", 0, "", error.why + tries)
+
+    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
+        """Yield the answers to items as they come."""
+
+        def ask(item: GenerateItem) -> Generated:
+            found = self.chat(item.messages, item.max_tokens, item.stop)
+            return dataclasses.replace(found, id=item.id)
+
+        return each(ask, items, self.parallel)
+
+    def is_ready(self) -> bool:
+        """Return whether a llama-server has its model loaded."""
+        return self._get("/health") is not None
+
+    def about(self) -> dict[str, Any]:
+        """Return what the server tells of the model, and what never changes while it runs.
+
+        ``/v1/models`` is every server's; ``/props`` is llama-server's, with its build.
+        """
+        models, props = self._get("/v1/models") or {}, self._get("/props") or {}
+        told: dict[str, Any] = {
+            key: props[key] for key in ("model_path", "build_info") if key in props
+        }
+        data = models.get("data")
+        listed = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        for one in listed:
+            if one.get("id") == self.model or len(listed) == 1:
+                keys = ("id", "owned_by", "root", "max_model_len", "meta")
+                told |= {f"model_{key}": one[key] for key in keys if key in one}
+        return told
+
+    def _get(self, path: str) -> dict[str, Any] | None:
+        """Return the JSON object at an address of the server; None if there is none."""
+        try:
+            found = self._http.get(self.url.removesuffix("/v1") + path)
+            told = found.json() if found.status_code == 200 else None
+        except (httpx2.HTTPError, ValueError):
+            return None
+        return told if isinstance(told, dict) else None
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object that the endpoint answers with."""
+        until = time.monotonic() + self._timeout_s
+        raw = bytearray()
+        try:
+            with self._http.stream("POST", self.url + path, json=body) as response:
+                for piece in response.iter_bytes():
+                    raw += piece
+                    if len(raw) > ANSWER_BYTES_MAX:
+                        raise _Failed(f"an answer of more than {ANSWER_BYTES_MAX >> 20} MiB")
+                    if time.monotonic() > until:
+                        raise _Failed(f"no whole answer within {self._timeout_s:g} s")
+        except httpx2.TimeoutException as error:
+            raise _Failed(f"no answer within {self._timeout_s:g} s") from error
+        except httpx2.ConnectError as error:
+            raise _Failed(f"{type(error).__name__}: {error}", hopeless=True) from error
+        except (httpx2.HTTPError, RuntimeError) as error:  # the latter: closed meanwhile
+            raise _Failed(f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            raise _refused(response, bytes(raw))
+        try:
+            found = json.loads(raw)
+        except ValueError as error:
+            raise _Failed(f"the answer is no JSON: {_shown(bytes(raw))}") from error
+        if not isinstance(found, dict):
+            raise _Failed(f"the answer is no object: {_shown(bytes(raw))}")
+        return found
+
+
+def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
+    """Return what an error status means."""
+    status = response.status_code
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads(raw)
+        error = found.get("error", found)  # older vLLM has no such level
+        told = {error.get("type"), error.get("code")}
+        if told & _TOO_LONG or "maximum context length" in str(error.get("message")):
+            return _Failed(f"prompt longer than the context: {error.get('message')}", again=False)
+    again = status in _TRY_AGAIN or status >= 500
+    why = f"status {status} {response.reason_phrase}: {_shown(raw)}"
+    wait_s = retry_after_s(response.headers.get("retry-after", ""))
+    return _Failed(why, again, wait_s, hopeless=status in (401, 403))
+
+
+def retry_after_s(value: str) -> float:
+    """Return the seconds of a ``Retry-After`` header, a number or a date; 0 if it is neither."""
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value)
+    try:
+        then = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=datetime.UTC)
+    return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())
+
+
+def _shown(raw: bytes) -> str:
+    return raw[:200].decode("utf-8", "replace").strip() or "nothing"
+
+
+def _answer(found: dict[str, Any], has_stop: bool) -> Generated:
+    """Return what an answer says, if it is one."""
+    try:
+        choice = found["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        finish = choice.get("finish_reason")
+        n_tokens = (found.get("usage") or {}).get("completion_tokens", 0)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _Failed(f"the answer has no choice: {_shown(json.dumps(found).encode())}") from error
+    if text is None:  # a refusal, or thoughts alone: greedy, it would be the same again
+        raise _Failed("the answer has no text", again=False)
+    if not isinstance(text, str) or not isinstance(n_tokens, int):
+        raise _Failed("the answer has no text")
+    if finish not in {"stop", "length"}:
+        raise _Failed(f"the answer was ended by {finish!r}", again=False)
+    if finish == "stop" and not has_stop:
+        finish = "eos"
+    return Generated("", text, n_tokens, finish)

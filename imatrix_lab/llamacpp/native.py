@@ -1,0 +1,62 @@
+"""Our own C++: a source beside the module that calls it, compiled once for this machine."""
+
+import ctypes
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.core import process
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.toolchain import Toolchain
+
+_FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-shared",
+    "-fno-math-errno", "-fno-trapping-math",  # or the compiler may not vectorize exp
+    "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
+)  # fmt: skip
+
+
+def compiled(
+    source: Path, name: str, tools: Toolchain, store: Store, progress: Progress
+) -> ctypes.CDLL:
+    """Return a library, compiled (seconds) with llama.cpp's compiler if it is not there.
+
+    Raises
+    ------
+    MissingTool : no C++ compiler.
+    ToolFailed : it does not compile.
+    """
+    library = f"{name}-kernel.so"
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        compiler = toolchain.find_compiler()
+        process.run(
+            [compiler, *_FLAGS, "-o", out / library, source],
+            log=scratch / "compile.log", timeout_s=300,
+        )  # fmt: skip
+        return {"compiler": Path(compiler).name}
+
+    inputs = {
+        "source_sha256": sha256_file(source),
+        "flags": list(_FLAGS),
+        "cpu": tools.signature()["cpu"],
+        "compiler": tools.compiler,
+        "system": platform.system(),
+    }
+    artifact = store.get("kernel", name, inputs, build, progress)
+    return ctypes.CDLL(str(artifact.path / library))
+
+
+def finish(futures: Sequence[Future[Any]]) -> None:
+    """Wait for native calls to end, whatever signals come: their memory is freed after."""
+    while True:
+        try:
+            wait(futures)
+            return
+        except KeyboardInterrupt:
+            continue

@@ -1,0 +1,269 @@
+"""llama.cpp's command lines and what its programs print. Pure: nothing here runs anything."""
+
+import itertools
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMIT = "0c1e57098"
+"""The llama.cpp commit that llama-cpp-python 0.3.36 vendors."""
+
+PROGRAMS = (
+    "llama-imatrix",
+    "llama-quantize",
+    "llama-perplexity",
+    "llama-gguf-split",
+    "llama-bench",
+    "llama-fit-params",
+    "llama-server",
+    "ggml-rpc-server",
+)
+
+QUANT_TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K",
+    "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
+    "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0", "MXFP4_MOE",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
+    "Q2_K", "Q2_K_S", "Q2_0", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS",
+    "TQ2_0", "TQ1_0", "Q1_0", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+"""File types of llama-quantize at `COMMIT`, from many bits to few."""
+
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+OVERRIDE_BYTES_MAX = 127
+"""llama-quantize refuses ``--override-kv`` strings beyond this, and cuts its own there."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a program may use the machine.
+
+    Attributes
+    ----------
+    n_batch : tokens per decode; a multiple of the window, several windows at once when larger.
+    gpu_layers : layers to offload; None leaves it to llama.cpp.
+    """
+
+    threads: int
+    n_ctx: int = 512
+    n_batch: int = 512
+    n_ubatch: int = 512
+    gpu_layers: int | None = None
+
+    def argv(self) -> list[str]:
+        """Return the options that llama.cpp's programs share."""
+        args = ["-t", self.threads, "-c", self.n_ctx, "-b", self.n_batch, "-ub", self.n_ubatch]
+        if self.gpu_layers is not None:
+            args += ["-ngl", self.gpu_layers]
+        return [str(a) for a in args]
+
+
+def imatrix_argv(
+    program: Path,
+    model: Path,
+    text: Path,
+    out: Path,
+    compute: Compute,
+    *,
+    windows: tuple[int, int],
+    in_file: Path | None = None,
+    parse_special: bool = False,
+    process_output: bool = False,
+) -> list[str]:
+    """Return a llama-imatrix run over ``windows`` (first, number), continuing from `in_file`.
+
+    Its own snapshots are never used: they are written in the middle of a decode, when some
+    tensors have seen the window and others have not.
+    """
+    argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
+    argv += ["--chunks", str(windows[1]), "-ofreq", str(10**9)]
+    if windows[0]:
+        argv += ["--chunk", str(windows[0])]
+    if in_file:
+        argv += ["--in-file", str(in_file)]
+    if parse_special:
+        argv += ["--parse-special"]
+    if process_output:
+        argv += ["--process-output"]
+    return argv
+
+
+def quantize_argv(
+    program: Path,
+    model: Path,
+    out: Path | None,
+    quant_type: str,
+    threads: int,
+    *,
+    imatrix: str | None = None,
+    metadata: dict[str, str] | None = None,
+    allow_requantize: bool = False,
+) -> list[str]:
+    """Return a llama-quantize run; a dry run when `out` is None.
+
+    Raises
+    ------
+    ValueError : a metadata value that llama-quantize would refuse.
+    """
+    argv = [str(program)]
+    if out is None:
+        argv += ["--dry-run"]
+    if allow_requantize:
+        argv += ["--allow-requantize"]
+    if imatrix:
+        argv += ["--imatrix", imatrix]
+    for key, value in (metadata or {}).items():
+        if len(value.encode()) > OVERRIDE_BYTES_MAX:
+            raise ValueError(f"{key} is longer than {OVERRIDE_BYTES_MAX} bytes: {value}")
+        argv += ["--override-kv", f"{key}=str:{value}"]
+    argv += [str(model), *([str(out)] if out else []), quant_type, str(threads)]
+    return argv
+
+
+def perplexity_argv(
+    program: Path, model: Path, text: Path, compute: Compute, *, n_windows: int
+) -> list[str]:
+    """Return a llama-perplexity run over the first windows of a text."""
+    argv = [str(program), "-m", str(model), "-f", str(text), *compute.argv()]
+    return [*argv, "--chunks", str(n_windows), "--no-warmup"]
+
+
+def server_argv(
+    program: Path,
+    model: Path,
+    parallel: int,
+    n_ctx: int,
+    threads: int | None,
+    gpu_layers: int | None,
+) -> list[str]:
+    """Return a llama-server on loopback, at a port of the system's choice.
+
+    Flash attention and repacked weights are off, as in process: with them an answer's last bits
+    depend on what else is answered at the time. `n_ctx` tokens are for one prompt and its answer.
+    """
+    argv = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
+    argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", "off"]
+    argv += ["-fa", "off", "--no-repack", "--cache-ram", "0"]
+    argv += ["-t", str(threads)] if threads else []
+    return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
+
+
+def multiple_choice_bytes(tasks: Sequence[tuple[str, Sequence[str], int]]) -> bytes:
+    """Return (question, answers, right one) as ``llama-perplexity --multiple-choice`` reads them.
+
+    The program puts a blank between question and answer. Source: ``multiple_choice_task`` in
+    llama.cpp's tools/perplexity: a count, each task's place, the tasks; numbers of 32 bits.
+    """
+
+    def string(text: str) -> bytes:
+        raw = text.encode()
+        return struct.pack("<I", len(raw)) + raw
+
+    bodies = []
+    for question, answers, right in tasks:
+        labels = struct.pack(f"<{len(answers)}i", *(int(i == right) for i in range(len(answers))))
+        first = struct.pack("<I", len(answers)) + b"".join(map(string, answers)) + labels
+        bodies.append(string(question) + first + struct.pack("<I", 0))
+    places = itertools.accumulate(map(len, bodies[:-1]), initial=4 + 4 * len(bodies))
+    return struct.pack(f"<{1 + len(bodies)}I", len(bodies), *places) + b"".join(bodies)
+
+
+_WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
+_FINAL = re.compile(r"Final estimate: PPL = (-?(?:[\d.]+|nan|inf))")
+_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] ")
+_FALLBACK = re.compile(
+    r"warning: (\S+) +- ncols +(\d+) not divisible by +(\d+) \(required for type +(\w+)\)"
+    r".*?-> falling back to +(\w+)",
+    re.DOTALL,
+)
+_QUANT_SIZE = re.compile(r"quant size += +([\d.]+) MiB \(([\d.]+) BPW\)")
+_NINJA = re.compile(r"\[(\d+)/(\d+)\]")
+_VERSION = re.compile(r"version: .*?\b([0-9a-f]{7,40})\b\)?")
+_COMPILER = re.compile(r"built with (.+)")
+
+
+class Steps:
+    """Counts the last ``[i]`` or ``[i/n]`` of output that arrives in pieces."""
+
+    def __init__(self, pattern: re.Pattern[str] = _WINDOW):
+        self._pattern, self._rest = pattern, ""
+        self.last = 0
+        self.total = 0
+
+    def feed(self, piece: str) -> int:
+        """Take a piece of output; return the last step seen so far."""
+        text = self._rest + piece
+        end = 0
+        for match in self._pattern.finditer(text):
+            self.last, end = int(match[1]), match.end()
+            if self._pattern is not _WINDOW:
+                self.total = int(match[2])
+        self._rest = text[max(end, len(text) - 200) :]
+        return self.last
+
+
+def window_steps() -> Steps:
+    """Count windows of llama-imatrix and llama-perplexity."""
+    return Steps(_WINDOW)
+
+
+def tensor_steps() -> Steps:
+    """Count tensors of llama-quantize."""
+    return Steps(_TENSOR)
+
+
+def ninja_steps() -> Steps:
+    """Count compile steps."""
+    return Steps(_NINJA)
+
+
+def final_perplexity(output: str, n_windows: int) -> float | None:
+    """Return the perplexity after `n_windows` windows, or None if the output does not have it.
+
+    llama.cpp's programs print from a thread that is not waited for, so the last lines of a
+    run that succeeded can be missing. The last window's running value is the final one.
+    """
+    values = {int(i): float(value) for i, value in _WINDOW.findall(output)}
+    if match := _FINAL.search(output):
+        return float(match[1])
+    return values.get(n_windows)
+
+
+def fallbacks(output: str) -> tuple[tuple[str, str, str], ...]:
+    """Return (tensor, wanted type, given type) of llama-quantize's fallback warnings."""
+    return tuple((m[1], m[4], m[5]) for m in _FALLBACK.finditer(output))
+
+
+def quant_size(output: str) -> tuple[int, float] | None:
+    """Return size in bytes (to 0.01 MiB) and bits per weight, as llama-quantize prints them."""
+    matches = _QUANT_SIZE.findall(output)
+    if not matches:
+        return None
+    mib, bits_per_weight = matches[-1]
+    return round(float(mib) * 2**20), float(bits_per_weight)
+
+
+def wants_imatrix(output: str) -> bool:
+    """Return whether a dry run without an imatrix says that the type cannot be made so."""
+    return "will require an imatrix" in output
+
+
+def version_of(output: str) -> tuple[str, str] | None:
+    """Return (commit, compiler) from ``--version``."""
+    commit, compiler = _VERSION.search(output), _COMPILER.search(output)
+    return (commit[1], compiler[1].strip() if compiler else "unknown") if commit else None
+
+
+def quant_types(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the canonical names of quant types, in the order given, each once.
+
+    Raises
+    ------
+    KeyError : an unknown type.
+    """
+    known = {t.upper(): t for t in QUANT_TYPES}
+    names = [ALIASES.get(w.upper(), w.upper()) for w in words]
+    return tuple(dict.fromkeys(known[n] for n in names))

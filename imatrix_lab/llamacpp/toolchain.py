@@ -1,0 +1,330 @@
+"""llama.cpp on this machine: built once from the pinned sdist, or the user's own.
+
+The sdist of llama-cpp-python vendors the whole of llama.cpp, so the programs built here and
+the Python bindings are the same commit by construction. Programs and shared libraries lie in
+one folder and find each other by a relative rpath.
+"""
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from imatrix_lab.core import process, pypi
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.errors import MissingTool, ToolFailed, UsageError
+from imatrix_lab.llamacpp import programs
+
+SDIST_VERSION = "0.3.36"
+SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+
+BACKENDS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("-DGGML_METAL=OFF",),
+    "cuda": ("-DGGML_CUDA=ON", "-DGGML_METAL=OFF"),
+    "metal": ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"),
+    "vulkan": ("-DGGML_VULKAN=ON", "-DGGML_METAL=OFF"),
+}
+_CMAKE = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_ALL_WARNINGS=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DGGML_RPC=ON",
+    "-DGGML_CCACHE=OFF",
+    "-DLLAMA_BUILD_NUMBER=0",
+    f"-DLLAMA_BUILD_COMMIT={programs.COMMIT}",
+)
+_LESS_OPTIMIZED = "".join(
+    f"cmake_language(DEFER CALL target_compile_options {target} PRIVATE -O1)\n"
+    for target in ("mtmd", "cpp-httplib")
+)
+"""llama-server links these, but no figure depends on them; mtmd compiles in half the time."""
+_MEMORY_PER_JOB_BYTES = 1_200 * 2**20
+_NEEDED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
+_COMPILER_FIX = (
+    "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
+    "   macOS: xcode-select --install"
+)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Programs and libraries of one llama.cpp.
+
+    Attributes
+    ----------
+    library_dir : shared libraries for the bindings: always the pinned commit's.
+    """
+
+    bin_dir: Path
+    library_dir: Path
+    convert_script: Path
+    commit: str
+    backend: str
+    compiler: str
+
+    def program(self, name: str) -> Path:
+        """Return the path of a program."""
+        return self.bin_dir / (name + (".exe" if os.name == "nt" else ""))
+
+    def signature(self) -> dict[str, str]:
+        """Return what makes two results comparable: commit, backend, compiler and processor."""
+        return {
+            "commit": self.commit,
+            "backend": self.backend,
+            "compiler": self.compiler,
+            "cpu": _cpu(),
+        }
+
+    def bindings(self) -> Any:
+        """Import and return ``llama_cpp``, bound to this toolchain's libraries."""
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(self.library_dir)
+        try:
+            import llama_cpp
+        except ImportError as error:
+            raise MissingTool(
+                f"the llama.cpp bindings are not installed ({error})",
+                fix=f"make setup, or: CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF'"
+                f" pip install llama-cpp-python=={SDIST_VERSION}",
+            ) from error
+        return llama_cpp
+
+
+def default_backend() -> str:
+    """Return ``$BACKEND``, else metal on Apple silicon, else cpu.
+
+    Raises
+    ------
+    UsageError : ``$BACKEND`` is not one of `BACKENDS`.
+    """
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    backend = os.environ.get("BACKEND") or ("metal" if apple else "cpu")
+    if backend not in BACKENDS:
+        raise UsageError(f"BACKEND={backend} is not one of {', '.join(BACKENDS)}")
+    return backend
+
+
+def find(store: Store, backend: str) -> Toolchain | None:
+    """Return the toolchain if it is there: ``$LLAMA_CPP_DIR``'s, else the built one."""
+    artifact = store.find("toolchain", _inputs(backend))
+    return _chosen(artifact, backend) if artifact else None
+
+
+def get(store: Store, backend: str, progress: Progress, own: bool = True) -> Toolchain:
+    """Return the toolchain, building it (minutes) if it is not there.
+
+    Parameters
+    ----------
+    own : take the programs of ``$LLAMA_CPP_DIR`` where that is set. Without, programs, libraries
+        and signature are all of the pinned commit.
+
+    Raises
+    ------
+    MissingTool : no C++ compiler, or none for the backend.
+    ToolFailed : the build failed; the error names its log, and what was built is kept.
+    """
+    artifact = store.get(
+        "toolchain",
+        f"{programs.COMMIT}-{backend}",
+        _inputs(backend),
+        lambda out, scratch: _build(out, scratch, backend, progress),
+        progress,
+    )
+    return _chosen(artifact, backend, own)
+
+
+def _inputs(backend: str) -> dict[str, Any]:
+    return {
+        "commit": programs.COMMIT,
+        "sdist_sha256": SDIST_SHA256,
+        "backend": backend,
+        "cmake": [*_CMAKE, *BACKENDS[backend], _LESS_OPTIMIZED],
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": _cpu(),
+    }
+
+
+@functools.cache
+def _cpu() -> str:
+    """Return what this processor can do, as a short hash: llama.cpp is built for just that."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()  # macOS: one kind of instructions a machine type
+    found = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    features = " ".join(sorted(found.partition(":")[2].split()))
+    return hashlib.sha256(features.encode()).hexdigest()[:8]
+
+
+def _chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
+    """Return what was built, with the programs of ``$LLAMA_CPP_DIR`` if that is set."""
+    built = Toolchain(
+        bin_dir=artifact.path / "bin",
+        library_dir=artifact.path / "bin",
+        convert_script=artifact.path / "convert" / "convert_hf_to_gguf.py",
+        commit=artifact.facts["commit"],
+        backend=backend,
+        compiler=artifact.facts["compiler"],
+    )
+    return _users_own(built) if own and os.environ.get("LLAMA_CPP_DIR") else built
+
+
+def _users_own(built: Toolchain) -> Toolchain:
+    """Return a toolchain with the programs of ``$LLAMA_CPP_DIR`` and the pinned libraries."""
+    root = Path(os.environ["LLAMA_CPP_DIR"]).expanduser().absolute()
+    for folder in (root, root / "bin", root / "build" / "bin"):
+        program = folder / _NEEDED[0]
+        if all((folder / name).exists() for name in _NEEDED):
+            break
+    else:
+        raise MissingTool(
+            f"LLAMA_CPP_DIR does not hold {', '.join(_NEEDED)}",
+            where=root,
+            fix="point it at a llama.cpp build folder, or unset LLAMA_CPP_DIR",
+        )
+    version = programs.version_of(
+        process.run([program, "--version"], check=False, timeout_s=60).tail
+    )
+    if version is None:
+        raise MissingTool(
+            "the llama.cpp in LLAMA_CPP_DIR does not tell its version, so its results could not"
+            " be signed",
+            where=program,
+            fix="build it from a git checkout, or unset LLAMA_CPP_DIR",
+        )
+    return Toolchain(folder, built.library_dir, built.convert_script, version[0], "own", version[1])
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler that CMake will use.
+
+    Raises
+    ------
+    MissingTool : with the command that installs one.
+    """
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise MissingTool(
+        "no C++ compiler was found; llama.cpp is built from source", fix=_COMPILER_FIX
+    )
+
+
+def _need_compilers(backend: str) -> None:
+    find_compiler()
+    if backend == "cuda" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
+        raise MissingTool(
+            "BACKEND=cuda needs nvcc, the CUDA compiler",
+            fix="Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
+            " to PATH; or BACKEND=cpu",
+        )
+    if backend == "vulkan" and not shutil.which("glslc"):
+        raise MissingTool(
+            "BACKEND=vulkan needs glslc and the Vulkan headers",
+            fix="Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu",
+        )
+    if backend == "metal" and sys.platform != "darwin":
+        raise MissingTool("BACKEND=metal is for macOS", fix="BACKEND=cpu")
+
+
+def _script(name: str) -> str:
+    """Return a program that a wheel installed beside this Python, or the system's."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise MissingTool(f"{name} is not installed", fix=f"pip install {name}")
+    return found
+
+
+def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mapping[str, Any]:
+    _need_compilers(backend)
+    log = scratch.parent / "build.log"
+    progress.say(f"building llama.cpp {programs.COMMIT} for {backend}, once; log: {log}")
+    source = _unpacked(scratch)
+    tree, ninja = scratch / "build", _script("ninja")
+    rpath = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
+    configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
+    (scratch / "less.cmake").write_text(_LESS_OPTIMIZED)
+    configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}"]
+    steps = programs.ninja_steps()
+    try:
+        process.run([*configure, *_CMAKE, *BACKENDS[backend]], log=log)
+        with progress.task("compiling llama.cpp", 1.0, "") as task:
+
+            def show(piece: str) -> None:
+                steps.feed(piece)
+                if steps.total:
+                    task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
+
+            process.run(
+                [ninja, "-C", tree, "-j", str(_jobs()), *programs.PROGRAMS], log=log, on_output=show
+            )
+    except ToolFailed as error:
+        error.fix = "read the log; what was built is kept: run the same command again to go on"
+        raise
+    shutil.copytree(
+        tree / "bin", out / "bin", symlinks=True,
+        ignore=shutil.ignore_patterns("*.a", "*.metal", "*.h"),
+    )  # fmt: skip
+    convert = out / "convert"
+    shutil.copytree(source / "conversion", convert / "conversion")
+    shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
+    shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
+    shutil.copyfile(source / "LICENSE", out / "LICENSE")
+    version = process.run([out / "bin" / "llama-imatrix", "--version"], timeout_s=60).tail
+    found = programs.version_of(version)
+    if found is None or found[0] != programs.COMMIT:
+        raise MissingTool(f"the build calls itself {version.strip()!r}, not {programs.COMMIT}")
+    return {"commit": found[0], "compiler": found[1], "backend": backend}
+
+
+def _jobs() -> int:
+    by_memory = int(psutil.virtual_memory().available // _MEMORY_PER_JOB_BYTES)
+    return max(1, min(cores(), by_memory))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _unpacked(scratch: Path) -> Path:
+    """Return llama.cpp's source tree; whole, or unpacked anew."""
+    source = scratch / "llama.cpp"
+    if source.exists():
+        return source
+    sdist = pypi.download(
+        "llama-cpp-python", SDIST_VERSION, SDIST_SHA256, scratch / "sdist", source=True
+    )
+    partial = scratch / "unpacking"
+    shutil.rmtree(partial, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4; the archive's sha256 is pinned
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(partial)
+    (found,) = partial.glob("*/vendor/llama.cpp")
+    (found / ".git").unlink(missing_ok=True)  # a dangling pointer that confuses git
+    found.replace(source)
+    shutil.rmtree(partial)
+    return source

@@ -1,0 +1,340 @@
+"""Reading a GGUF file's header without trusting it.
+
+Every count, length and offset is checked against the size of the file before anything is
+allocated or skipped, so a truncated or hostile file costs one clear error. Long arrays
+(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``; tensor
+type sizes come from gguf-py.
+"""
+
+import itertools
+import math
+import mmap
+import re
+import struct
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from imatrix_lab.errors import BadModel
+
+MAGIC = b"GGUF"
+KEEP_ARRAY_MAX = 64
+"""Arrays up to this long are kept as lists; longer ones as an `ArraySummary`."""
+
+_NEWER = {42: ("Q2_0", 64, 18)}
+"""Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_ALIGNMENT_MAX = 1 << 20
+_KEY_BYTES_MAX = 65_535
+_DIMS_MAX = 4
+_NEST_MAX = 4
+_STRING_BYTES_MAX = 64 << 20
+_WALK_MAX = 1 << 22
+"""Strings and arrays inside arrays, in all: several vocabularies of a million with their merges."""
+
+
+@dataclass(frozen=True)
+class ArraySummary:
+    """An array too long to keep: its element type code, its length, and its bytes in the file."""
+
+    element_type: int
+    length: int
+    span: tuple[int, int] = field(default=(0, 0), compare=False)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a GGUF file.
+
+    ``shape`` is in ggml's order: ``shape[0]`` is the row length (columns, input channels).
+    ``offset`` is absolute, in bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+    size_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Metadata and tensor list of one GGUF file.
+
+    ``types`` has each pair's type codes: its own, and an array's element type.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    types: dict[str, tuple[int, ...]]
+    tensors: tuple[TensorInfo, ...]
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return a string value."""
+        value = self.metadata.get(key, default)
+        return value if isinstance(value, str) else default
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """Return an integer value."""
+        value = self.metadata.get(key, default)
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
+    """Read and check the header of a GGUF file (versions 2 and 3, little-endian).
+
+    Parameters
+    ----------
+    keep_arrays : keep long arrays too, as lists (a vocabulary takes about 100 bytes a token).
+
+    Raises
+    ------
+    BadModel : not GGUF, truncated, or with counts, lengths, types or offsets that cannot be.
+    """
+    try:
+        with path.open("rb") as file:
+            size_bytes = path.stat().st_size
+            if size_bytes < 24:
+                raise BadModel(f"not a GGUF file: only {size_bytes} bytes long", where=path)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                return _Parser(path, view, size_bytes, keep_arrays).header()
+    except FileNotFoundError as error:
+        raise BadModel("no such file", where=path, fix="check the path") from error
+    except IsADirectoryError as error:
+        raise BadModel("this is a directory, not a GGUF file", where=path) from error
+    except PermissionError as error:
+        raise BadModel("no permission to read this file", where=path) from error
+    except OSError as error:
+        raise BadModel(f"cannot be read: {error.strerror or error}", where=path) from error
+
+
+class _Parser:
+    def __init__(self, path: Path, view: mmap.mmap, size_bytes: int, keep_arrays: bool):
+        self.path, self.view, self.size_bytes, self.at = path, view, size_bytes, 0
+        self.keep_max = sys.maxsize if keep_arrays else KEEP_ARRAY_MAX
+        self.element_type = 0
+        self.walk_left = _WALK_MAX
+
+    def bad(self, what: str) -> BadModel:
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in what[:500])
+        return BadModel(
+            f"damaged GGUF file, at byte {self.at}: {shown}",
+            where=self.path,
+            fix="download or convert it again, and compare its sha256 with the publisher's",
+        )
+
+    def take(self, n: int, what: str) -> bytes:
+        if n < 0 or n > self.size_bytes - self.at:
+            raise self.bad(f"{what} needs {n} bytes, {self.size_bytes - self.at} are left")
+        raw = self.view[self.at : self.at + n]
+        self.at += n
+        return raw
+
+    def skip(self, n: int, what: str) -> None:
+        if n < 0 or n > self.size_bytes - self.at:
+            raise self.bad(f"{what} needs {n} bytes, {self.size_bytes - self.at} are left")
+        self.at += n
+
+    def number(self, code: str, what: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
+
+    def string(self, what: str, longest: int = _STRING_BYTES_MAX) -> str:
+        length = self.number("Q", f"length of {what}")
+        if length > longest:
+            raise self.bad(f"{what} is {length} bytes long; at most {longest} make sense")
+        return self.take(length, what).decode("utf-8", "replace")
+
+    def name(self, what: str) -> str:
+        if not (found := self.string(what, _KEY_BYTES_MAX)):
+            raise self.bad(f"a {what} is empty")
+        return found
+
+    def header(self) -> GgufHeader:
+        if self.take(4, "magic") != MAGIC:
+            raise BadModel("not a GGUF file: it does not begin with 'GGUF'", where=self.path)
+        version = self.number("I", "version")
+        if version not in (2, 3):
+            if version in (2 << 24, 3 << 24):
+                raise self.bad("big-endian GGUF is not supported")
+            raise self.bad(f"GGUF version {version} is not known")
+        n_tensors, n_pairs = self.number("Q", "tensor count"), self.number("Q", "pair count")
+        # A pair takes at least 13 bytes, a tensor at least 32.
+        if 13 * n_pairs + 32 * n_tensors > self.size_bytes - self.at:
+            raise self.bad(
+                f"{n_tensors} tensors and {n_pairs} metadata pairs do not fit a file of"
+                f" {self.size_bytes} bytes"
+            )
+        metadata: dict[str, Any] = {}
+        types: dict[str, tuple[int, ...]] = {}
+        for _ in range(n_pairs):
+            key = self.name("metadata key")
+            if key in metadata:
+                raise self.bad(f"metadata key {key!r} occurs twice")
+            code = self.number("I", f"type of {key}")
+            metadata[key] = self.value(code, key, 0)
+            types[key] = (code, self.element_type) if code == _ARRAY else (code,)
+        alignment = metadata.get("general.alignment", 32)
+        if types.get("general.alignment", (_UINT32,)) != (_UINT32,):
+            raise self.bad(f"general.alignment is {alignment!r}, not a 32-bit number")
+        if alignment == 0 or alignment & (alignment - 1) or alignment > _ALIGNMENT_MAX:
+            raise self.bad(f"general.alignment is {alignment}, not a sensible power of two")
+        raw = [self.tensor() for _ in range(n_tensors)]
+        return GgufHeader(self.path, metadata, types, tuple(self.placed(raw, alignment)))
+
+    def value(self, code: int, key: str, depth: int) -> Any:
+        if code in _SCALARS:
+            return self.number(_SCALARS[code], key)
+        if code == _STRING:
+            return self.string(key)
+        if code != _ARRAY or depth >= _NEST_MAX:
+            raise self.bad(f"{key} has the impossible type {code}")
+        element, length = self.array_head(key)
+        smallest = _size_bytes(element)
+        if length <= self.keep_max:
+            if element in _SCALARS:
+                layout = f"<{length}{_SCALARS[element]}"
+                values = list(struct.unpack(layout, self.take(length * smallest, key)))
+            else:
+                values = [self.value(element, key, depth + 1) for _ in range(length)]
+            self.element_type = element
+            return values
+        self.element_type = element
+        start = self.at
+        if element in _SCALARS:
+            self.skip(length * smallest, key)
+        elif element == _STRING:
+            self.skip_strings(length, key)
+        else:
+            for _ in range(length):
+                self.value(element, key, depth + 1)
+        return ArraySummary(element, length, (start, self.at))
+
+    def array_head(self, key: str) -> tuple[int, int]:
+        """Return an array's element type and length, which the file can hold."""
+        element, length = self.number("I", f"type of {key}"), self.number("Q", f"length of {key}")
+        if element not in _SCALARS and element not in (_STRING, _ARRAY):
+            raise self.bad(f"{key} is an array of the impossible type {element}")
+        if length * _size_bytes(element) > self.size_bytes - self.at:
+            raise self.bad(f"{key} claims {length} elements, more than the file can hold")
+        if element not in _SCALARS:
+            self.walk_left -= length
+            if self.walk_left < 0:
+                raise self.bad(f"{key} claims {length} elements, more than make sense")
+        return element, length
+
+    def skip_strings(self, length: int, key: str) -> None:
+        """Walk a vocabulary: the hot loop, a quarter of a million strings."""
+        at, end, view, unpack = self.at, self.size_bytes, self.view, struct.Struct("<Q").unpack_from
+        for _ in range(length):
+            if at + 8 > end:
+                self.at = at
+                raise self.bad(f"{key} ends in the middle")
+            at += 8 + unpack(view, at)[0]
+        if at > end:
+            self.at = end
+            raise self.bad(f"{key} ends in the middle")
+        self.at = at
+
+    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        name = self.name("tensor name")
+        n_dims = self.number("I", f"dimensions of {name}")
+        if not 1 <= n_dims <= _DIMS_MAX:
+            raise self.bad(f"tensor {name!r} has {n_dims} dimensions")
+        shape = tuple(self.number("Q", f"shape of {name}") for _ in range(n_dims))
+        return (
+            name,
+            shape,
+            self.number("I", f"type of {name}"),
+            self.number("Q", f"offset of {name}"),
+        )
+
+    def placed(
+        self, raw: list[tuple[str, tuple[int, ...], int, int]], alignment: int
+    ) -> list[TensorInfo]:
+        start = -(-self.at // alignment) * alignment
+        tensors, seen = [], set()
+        for name, shape, code, offset in raw:
+            if name in seen:
+                raise self.bad(f"tensor {name!r} occurs twice")
+            seen.add(name)
+            type_name, size_bytes = self.tensor_size(name, shape, code)
+            if offset % alignment:
+                raise self.bad(f"tensor {name!r} is off the alignment of {alignment} bytes")
+            if start + offset + size_bytes > self.size_bytes:
+                raise BadModel(
+                    f"truncated GGUF file: tensor {name!r:.200} ends at byte"
+                    f" {start + offset + size_bytes}, the file at {self.size_bytes}",
+                    where=self.path,
+                    fix="finish the download, or fetch it again",
+                )
+            tensors.append(TensorInfo(name, shape, type_name, start + offset, size_bytes))
+        ordered = sorted(tensors, key=lambda t: t.offset)
+        for one, other in itertools.pairwise(ordered):
+            if one.offset + one.size_bytes > other.offset:
+                raise self.bad(f"tensors {one.name!r} and {other.name!r} overlap")
+        return tensors
+
+    def tensor_size(self, name: str, shape: tuple[int, ...], code: int) -> tuple[str, int]:
+        """Return type name and size; rows are whole blocks."""
+        try:
+            if code in _NEWER:
+                type_name, block, block_bytes = _NEWER[code]
+            else:
+                type_name = GGMLQuantizationType(code).name
+                block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
+        except (ValueError, KeyError):
+            raise self.bad(f"tensor {name!r} has the unknown type {code}") from None
+        if any(n < 1 for n in shape) or shape[0] % block:
+            raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {type_name}")
+        return type_name, math.prod(shape) // block * block_bytes
+
+
+def _size_bytes(element: int) -> int:
+    """Return the size of an array's element; the least there is for strings and arrays."""
+    return struct.calcsize("<" + _SCALARS[element]) if element in _SCALARS else 8
+
+
+def shard_paths(path: Path) -> tuple[Path, ...]:
+    """Return all shards of a split model, given any one of them; else the path alone.
+
+    Raises
+    ------
+    BadModel : a shard is missing.
+    """
+    match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return (path,)
+    prefix, total = match[1], int(match[3])
+    shards = tuple(
+        path.with_name(f"{prefix}-{i:05d}-of-{total:05d}.gguf") for i in range(1, total + 1)
+    )
+    missing = [s.name for s in shards if not s.exists()]
+    if missing:
+        raise BadModel(
+            f"{len(missing)} of {total} parts of this split model are missing: {missing[0]}"
+            + (" …" if len(missing) > 1 else ""),
+            where=path.parent,
+            fix="fetch the missing parts into the same folder",
+        )
+    return shards

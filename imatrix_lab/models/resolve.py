@@ -1,0 +1,181 @@
+"""Where a model comes from, and what it says of itself.
+
+demo                            the embedded default (demo_model.py)
+path/model.gguf                 a file; any shard of a split model
+hf:org/repo[@revision][:glob]   the Hugging Face Hub (hub.py)
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path, PurePath
+
+import gguf
+
+from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import MANIFEST, Store
+from imatrix_lab.errors import BadModel, UsageError
+from imatrix_lab.models import demo, hub
+from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
+from imatrix_lab.types import Model, ModelFacts
+
+K_QUANT_COLUMNS = 256
+_UNQUANTIZED = re.compile(
+    r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj"
+    r"|^position_embd|^token_types|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj"
+    r"|time_mix_(first|w[012]|v[012]|a[012]|g[12]|decay_w[12]|lerp_fused)\.weight|attn_rel_b\.weight"
+    r"|\.position_embd|\.rel_pos|\.patch_embd|\.patch_merger"
+)
+
+
+def resolve(
+    spec: str, store: Store, progress: Progress, converter: hub.Converter | None = None
+) -> Model:
+    """Return the model a user named, fetched or built if need be.
+
+    Parameters
+    ----------
+    converter : llama.cpp's converter, for ``hf:`` repositories without GGUF files.
+
+    Raises
+    ------
+    UsageError : the name has no known form.
+    BadModel : the file is damaged, or not a model.
+    """
+    notice: tuple[Path, ...] = ()
+    known: dict[Path, str] = {}  # sha256 that the store has already
+    if spec == "demo":
+        artifact = demo.fetch(store, progress)
+        path = artifact.path / demo.FILE
+        notice = tuple(sorted(p for p in artifact.path.iterdir() if p.suffix in {".md", ".html"}))
+        label, origin, base_model = "demo", "demo", str(artifact.facts["base_model"])
+        known = {path: artifact.sha256(demo.FILE)}
+    elif spec.startswith("hf:"):
+        path = hub.fetch(hub.parse(spec), store, progress, converter)[0]
+        label, base_model = _label(path), hub.parse(spec).repo
+        origin, known = _on_the_hub(path, base_model)
+    else:
+        path = Path(spec).expanduser().absolute()  # programs run in folders of their own
+        if path.suffix != ".gguf" and not path.exists():
+            raise UsageError(
+                f"{spec!r} is not a model",
+                fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
+            )
+        label, origin, base_model = _label(path), path.name, ""
+    shards = shard_paths(path)
+    found = facts(shards)
+    digests = [known.get(p) or sha256_of(p, store, progress) for p in shards]
+    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
+    sha256 = digests[0] if len(digests) == 1 else joined
+    return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
+
+
+def _on_the_hub(path: Path, repo: str) -> tuple[str, dict[Path, str]]:
+    """Return a fetched model's name with its commit, and the sha256 of its files."""
+    root = next(p for p in path.parents if (p / MANIFEST).exists())
+    manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    name = f":{path.relative_to(root).as_posix()}" if manifest["kind"] == "hub" else ""
+    known = {root / file: str(entry["sha256"]) for file, entry in manifest["files"].items()}
+    return f"hf:{repo}@{manifest['inputs']['commit']}{name}", known
+
+
+def _label(path: Path) -> str:
+    """Return a file's name without shard number, suffix and full-precision type."""
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+    return re.sub(r"[-_.](f16|bf16|f32)$", "", stem, flags=re.IGNORECASE)
+
+
+def facts(shards: tuple[Path, ...]) -> ModelFacts:
+    """Return what the headers of a model's shards say.
+
+    Raises
+    ------
+    BadModel : a damaged file, one that is not a model, or shards that do not belong together.
+    """
+    headers = [read_header(path) for path in shards]
+    first, tensors = headers[0], [t for h in headers for t in h.tensors]
+    arch = first.text("general.architecture")
+    if first.text("general.type", "model") != "model" or not arch:
+        raise BadModel("this GGUF file is not a model", where=shards[0])
+    if not tensors:
+        raise BadModel("this GGUF file has no tensors (a vocabulary only?)", where=shards[0])
+    expected = first.integer("split.tensors.count", len(tensors))
+    if expected != len(tensors):
+        raise BadModel(
+            f"{len(tensors)} tensors in all parts, {expected} announced", where=shards[0]
+        )
+    n_parameters = sum(t.n_elements for t in tensors)
+    data_bytes = sum(t.size_bytes for t in tensors)
+    return ModelFacts(
+        architecture=arch,
+        name=first.text("general.name", shards[0].stem),
+        license=first.text("general.license"),
+        n_parameters=n_parameters,
+        n_layers=first.integer(f"{arch}.block_count"),
+        channels=first.integer(f"{arch}.embedding_length"),
+        n_vocab=_n_vocab(first),
+        n_ctx_train=first.integer(f"{arch}.context_length"),
+        n_experts=first.integer(f"{arch}.expert_count"),
+        file_type=_file_type(first, tensors),
+        size_bytes=sum(path.stat().st_size for path in shards),
+        bits_per_weight=8 * data_bytes / n_parameters,
+        tensor_types=dict(sorted(Counter(t.type_name for t in tensors).items())),
+        fallback=tuple(t.name for t in tensors if quantizable(t) and t.shape[0] % K_QUANT_COLUMNS),
+        imatrix_sha256=first.text("imatrix_lab.imatrix.sha256"),
+        calibration=_calibration(first),
+    )
+
+
+def _calibration(header: GgufHeader) -> str:
+    """Return the language of a quant's imatrix; of others' files the imatrix's name."""
+    if ours := header.text("imatrix_lab.language"):
+        return ours  # a mixture's may have a dot: nb33.3-en66.7
+    named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")
+    return PurePath(named.replace("\\", "/")).name.partition(".")[0]
+
+
+def quantizable(tensor: TensorInfo) -> bool:
+    """Return whether llama-quantize would quantize a tensor (as llama-quant.cpp has it)."""
+    return (
+        any(n > 1 for n in tensor.shape[1:])
+        and tensor.name.endswith("weight")
+        and not _UNQUANTIZED.search(tensor.name)
+    )
+
+
+def _n_vocab(header: GgufHeader) -> int:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    return tokens.length if isinstance(tokens, ArraySummary) else len(tokens or [])
+
+
+def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
+    """Return the file's type: by its own word, else the commonest of its tensors'."""
+    with contextlib.suppress(ValueError, KeyError):
+        said = gguf.LlamaFileType(header.metadata["general.file_type"])
+        if said != gguf.LlamaFileType.GUESSED:
+            return str(said.name.removeprefix("MOSTLY_").removeprefix("ALL_"))
+    bits: Counter[str] = Counter()
+    for tensor in tensors:
+        bits[tensor.type_name] += tensor.n_elements
+    return f"mostly {bits.most_common(1)[0][0]}"
+
+
+def sha256_of(path: Path, store: Store, progress: Progress) -> str:
+    """Return a file's sha256; remembered by path, size, inode and time of change."""
+    memory = store.root / "sha256.json"
+    try:
+        known = dict(json.loads(memory.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        known = {}
+    stat = path.stat()
+    key = f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    if key not in known:
+        with progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
+            known[key] = sha256_file(path, task.update)
+        store.root.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, canonical_json(known))
+    return str(known[key])

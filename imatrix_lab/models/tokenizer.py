@@ -1,0 +1,154 @@
+"""A model's vocabulary, through the bindings: tokens are the unit of every budget."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp.toolchain import Toolchain
+
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_NORMAL = 4  # LLAMA_TOKEN_ATTR_NORMAL
+_last_error: deque[str] = deque(maxlen=1)
+
+
+class Vocabulary:
+    """Tokenizes as llama-imatrix does: with BOS where the model adds it.
+
+    Loads the vocabulary alone, on first use; the weights are not read.
+
+    Parameters
+    ----------
+    parse_special : tokenize chat tokens as such, as ``llama-imatrix --parse-special``.
+
+    Raises
+    ------
+    BadModel : on first use, if llama.cpp cannot load it.
+    """
+
+    def __init__(self, toolchain: Toolchain, model: Path, parse_special: bool = False):
+        self._toolchain, self._path, self.parse_special = toolchain, model, parse_special
+        self._model: Any = None
+
+    def __enter__(self) -> Vocabulary:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._model:
+            self._llama.llama_model_free(self._model)
+
+    def _load(self) -> None:
+        self._llama = self._toolchain.bindings()
+        silence(self._llama)
+        params = self._llama.llama_model_default_params()
+        params.vocab_only = True
+        self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
+        if not self._model:
+            raise BadModel("llama.cpp cannot load this model's vocabulary", where=self._path)
+
+    @property
+    def _vocab(self) -> Any:
+        if not self._model:
+            self._load()
+        return self._llama.llama_model_get_vocab(self._model)
+
+    def tokens(
+        self, text: str, add_special: bool = True, parse_special: bool | None = None
+    ) -> list[int]:
+        """Return the token ids of a text, with `add_special` BOS where the model adds it.
+
+        None for `parse_special` is what the vocabulary was opened with.
+        """
+        if parse_special is None:
+            parse_special = self.parse_special
+        vocab = self._vocab
+        raw = text.encode()
+        room = len(raw) + 8
+        buffer = (self._llama.llama_token * room)()
+        n = self._llama.llama_tokenize(
+            vocab, raw, len(raw), buffer, room, add_special, parse_special
+        )
+        return list(buffer[:n])
+
+    def bos(self) -> int | None:
+        """Return the token that begins every text, or None where the model adds none."""
+        vocab = self._vocab
+        adds = self._llama.llama_vocab_get_add_bos(vocab)
+        bos = int(self._llama.llama_vocab_bos(vocab))
+        return bos if adds and bos >= 0 else None
+
+    def size_bytes(self, token: int) -> int:
+        """Return the length of a token's text in bytes of UTF-8."""
+        vocab = self._vocab
+        # without room, the length needed comes back negative
+        return -int(self._llama.llama_token_to_piece(vocab, token, None, 0, 0, True))
+
+    def n_tokens(self) -> int:
+        """Return the size of the vocabulary."""
+        vocab = self._vocab
+        return int(self._llama.llama_vocab_n_tokens(vocab))
+
+    def word(self, token: int) -> str:
+        """Return a token's text, or nothing where it is no text by itself.
+
+        Control tokens, unused ones and parts of a character are not.
+        """
+        vocab = self._vocab
+        if self._llama.llama_vocab_get_attr(vocab, token) != _NORMAL:
+            return ""
+        try:
+            return self.piece(token).decode()
+        except UnicodeDecodeError:
+            return ""
+
+    def piece(self, token: int) -> bytes:
+        """Return what a token adds to an answer: UTF-8, or a part of it; nothing if control."""
+        vocab = self._vocab
+        room = max(1, self.size_bytes(token))
+        buffer = ctypes.create_string_buffer(room)
+        n = self._llama.llama_token_to_piece(vocab, token, buffer, room, 0, False)
+        return buffer.raw[: max(0, n)]
+
+    def is_end(self, token: int) -> bool:
+        """Return whether a token ends an answer: of the text, of a turn, of a message."""
+        vocab = self._vocab
+        return bool(self._llama.llama_vocab_is_eog(vocab, token))
+
+    def count(self, text: str) -> int:
+        """Return how many tokens llama-imatrix will see."""
+        return len(self.tokens(text))
+
+
+_one_at_a_time = threading.Lock()
+
+
+def silence(llama: Any) -> None:
+    """Send llama.cpp's log nowhere: it would end up between our own lines."""
+    with _one_at_a_time:
+        _silenced(llama)
+
+
+@functools.cache
+def _silenced(llama: Any) -> Any:
+    """Return the callback that hears llama.cpp's log from now on.
+
+    The library calls the callback for as long as the process lives, so it is kept as long.
+    """
+
+    def keep(level: int, text: bytes, data: object) -> None:
+        if level == _ERROR:
+            _last_error.append(text.decode("utf-8", "replace").strip())
+
+    callback = llama.llama_log_callback(keep)
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
+
+
+def last_error() -> str:
+    """Return the last error that llama.cpp logged, or nothing."""
+    return _last_error[-1] if _last_error else ""

@@ -1,0 +1,195 @@
+"""Putting finished files where the user asked for them, with a manifest and a model card."""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from imatrix_lab import __version__
+from imatrix_lab.core.files import canonical_json, disk_error, need_room, write_whole
+from imatrix_lab.core.store import MANIFEST
+from imatrix_lab.errors import UsageError
+from imatrix_lab.pipeline.model_card import card
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
+
+CARD = "README.md"
+DEMO_NOTE = (
+    "The demo model was quantized once before it was dequantized and widened: it is a stand-in"
+    " for trying the tool, not a base for publishing quants. Gemma is provided under and subject"
+    " to the Gemma Terms of Use found at ai.google.dev/gemma/terms; the notice lies beside the"
+    " files."
+)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output folder with a manifest or card of someone else's, which would be lost.
+
+    Raises
+    ------
+    UsageError : before any work is done.
+    """
+    foreign = None
+    if (out / MANIFEST).exists():
+        foreign = None if _entries(out) is not None else MANIFEST
+    elif (out / CARD).exists():
+        foreign = CARD
+    if foreign:
+        raise UsageError(
+            f"there is a {foreign} here that would be overwritten",
+            where=out,
+            fix="choose another folder: make quant OUT=..., or --out",
+        )
+
+
+def _entries(out: Path) -> dict[str, Any] | None:
+    """Return the files of a manifest of ours, or None."""
+    try:
+        files = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return dict(files) if all("kind" in e for e in files.values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def place(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: a hard link, or a whole copy on another disk.
+
+    A linked file is the store's own, so it is made read-only.
+
+    Raises
+    ------
+    DiskFull : a copy does not fit.
+    """
+    if target.exists() and (_same(source, target)):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            source.chmod(0o444)
+            os.link(source, temporary)
+        except OSError:
+            need_room(target, source.stat().st_size, f"the copy {target.name}")
+            shutil.copy2(source, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _same(source: Path, target: Path) -> bool:
+    if target.samefile(source):
+        return True
+    ours, theirs = source.stat(), target.stat()
+    return ours.st_size == theirs.st_size and ours.st_mtime_ns == theirs.st_mtime_ns
+
+
+def deliver(
+    request: Request,
+    model: Model,
+    corpus: CorpusFacts | None,
+    imatrix: ImatrixFacts | None,
+    quants: tuple[QuantFacts, ...],
+) -> tuple[Path, ...]:
+    """Put the files into the output folder, then the manifest, then the card.
+
+    Returns
+    -------
+    The paths of the quantized files, in order.
+    """
+    out = request.out
+    out.mkdir(parents=True, exist_ok=True)
+    common = _provenance(request, model, corpus, imatrix)
+    with filelock.FileLock(out / ".lock"):
+        entries: dict[str, Any] = {}
+        if imatrix and corpus:  # else it is the user's own file, and stays where it is
+            name = imatrix_name(model, imatrix)
+            place(imatrix.path, out / name)
+            entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
+        for q in quants:
+            place(q.path, out / q.path.name)
+            facts = {k: v for k, v in vars(q).items() if k not in {"path", "seconds"}}
+            entries[q.path.name] = {"kind": "quant", **facts, **common}
+        for path in model.notice:
+            place(path, out / path.name)
+        _write(out, entries)
+    return tuple(out / q.path.name for q in quants)
+
+
+def imatrix_name(model: Model, imatrix: ImatrixFacts) -> str:
+    """Return what an importance matrix is called in the output folder."""
+    return f"{model.label}-{imatrix.language}.imatrix.gguf"
+
+
+def _provenance(
+    request: Request, model: Model, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
+) -> dict[str, Any]:
+    """Return what the manifest says of every file of a run; no path of this machine."""
+    made_of = f"imatrix_lab {__version__}"
+    if corpus and imatrix:
+        made_of = (
+            f"{corpus.language_name}: imatrix over {imatrix.n_tokens:,} tokens"
+            f" ({imatrix.n_chunks} windows of {imatrix.n_ctx}) of {corpus.source}"
+            f" ({corpus.licence}); {made_of}"
+        )
+    return {
+        "language": imatrix.language if imatrix else "",
+        "model": model.origin,
+        "model_name": model.facts.name,
+        "model_sha256": model.sha256,
+        "base_model": model.base_model,
+        "license": model.facts.license,
+        "imatrix_sha256": imatrix.sha256 if imatrix else "",
+        "corpus_sha256": corpus.sha256 if corpus else "",
+        "command": command(request, model, tuned=corpus is not None),
+        "provenance": made_of,
+        "forced": imatrix.forced if imatrix else "",
+        "note": DEMO_NOTE if model.origin == "demo" else "",
+    }
+
+
+def command(request: Request, model: Model, tuned: bool) -> str:
+    """Return the command that repeats a request, without paths of this machine."""
+    words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
+    words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={request.backend}"]
+    if not tuned:
+        words = ["imatrix-lab", "quant", "--model", model.origin, "--imatrix", "FILE"]
+        words += ["--type", " ".join(request.types), "--backend", request.backend]
+    settings = {"--ctx": request.n_ctx if request.n_ctx != 512 else None}
+    settings |= {"--batch": request.n_batch, "--gpu-layers": request.gpu_layers}
+    flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
+    flags += ["--parse-special"] if request.parse_special else []
+    flags += ["--allow-requantize"] if request.allow_requantize else []
+    flags += ["--force"] if request.force else []
+    if tuned and flags:
+        flags = [f"FLAGS={' '.join(flags)}"]
+    return shlex.join(words + flags)
+
+
+def add(out: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Add facts to a file's entry in the manifest, and to the card."""
+    with filelock.FileLock(out / ".lock"):
+        entry = (_entries(out) or {})[name]
+        _write(out, {name: entry | dict(facts)})
+
+
+def _write(out: Path, entries: Mapping[str, Any]) -> None:
+    """Add or replace files in ``manifest.json`` and the card; forget those that are gone.
+
+    Of a file that is the same as before, what was added to its entry stays.
+    """
+    there = _entries(out) or {}
+    kept = {
+        name: {**there[name], **entry}
+        for name, entry in entries.items()
+        if there.get(name, {}).get("sha256") == entry["sha256"]
+    }
+    files = {n: e for n, e in {**there, **entries, **kept}.items() if (out / n).exists()}
+    write_whole(out / MANIFEST, canonical_json({"files": files}))
+    write_whole(out / CARD, card(files))

@@ -1,0 +1,262 @@
+"""The whole path: text in a language -> importance matrix -> language-tuned GGUF files."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from imatrix_lab import __version__
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.store import Store
+from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus import languages, mixture
+from imatrix_lab.corpus.documents import decode
+from imatrix_lab.corpus.mixture import Mixture
+from imatrix_lab.errors import UsageError
+from imatrix_lab.imatrix import collect, expected, format, validate
+from imatrix_lab.llamacpp import compute, toolchain
+from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX, Compute
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import resolve as models
+from imatrix_lab.models.convert import converter
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import deliver, model_card
+from imatrix_lab.quantize import run
+from imatrix_lab.quantize.run import HeldOut
+from imatrix_lab.report import results
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was made, and where it lies.
+
+    Attributes
+    ----------
+    corpus : None where the imatrix was there already.
+    """
+
+    model: Model
+    corpus: CorpusFacts | None
+    imatrix: ImatrixFacts | None
+    quants: tuple[QuantFacts, ...]
+    files: tuple[Path, ...]
+
+
+def tune(request: Request, store: Store, progress: Progress) -> Result:
+    """Run the whole path; every step is taken from the store if it is there."""
+    mixture_or_folder(request.text)  # what is wrong is told before anything is built
+    deliver.check_folder(request.out)
+    study = results.read(request.study) if request.study else None
+    tools, model = prepare(request, store, progress)
+    corpus = corpus_of(request, tools, model, store, progress)
+    compared = model_card.of_study(study, model, corpus.language) if study else None
+    imatrix = imatrix_of(request, tools, model, corpus, store, progress)
+    made = _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, store, progress)
+    if compared:
+        deliver.add(request.out, deliver.imatrix_name(model, imatrix), {"study": compared})
+    return made
+
+
+def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolchain, Model]:
+    """Return toolchain and model, built and fetched if need be."""
+    tools = toolchain.get(store, request.backend, progress)
+    return tools, models.resolve(request.model, store, progress, converter(tools))
+
+
+def compute_of(request: Request, tools: Toolchain, model: Model) -> Compute:
+    """Return how a request's programs may use the machine."""
+    return compute.compute_for(
+        model.facts,
+        tools.backend,
+        n_ctx=request.n_ctx,
+        threads=request.threads,
+        n_batch=request.n_batch,
+        gpu_layers=request.gpu_layers,
+    )
+
+
+def corpus_of(
+    request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
+) -> CorpusFacts:
+    """Return the text of a request: of a language or mixture, a corpus folder, or a file."""
+    special = request.parse_special or request.corpus.chat > 0
+    wanted = mixture_or_folder(request.text, files=True)
+    with Vocabulary(tools, model.path, special) as vocabulary:
+        if isinstance(wanted, Mixture):
+            found = corpora.build(
+                wanted, model, vocabulary, request.n_tokens, request.corpus, store, progress
+            )
+        elif wanted.is_dir():
+            return corpora.from_folder(wanted)
+        else:
+            found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, store, progress)
+    if found.n_tokens < request.n_tokens:
+        kept = " that keep its shares" if isinstance(wanted, Mixture) and wanted.parts[1:] else ""
+        progress.say(
+            f"note: there are {found.n_tokens:,} tokens of {found.language_name} for"
+            f" calibration{kept}, fewer than the {request.n_tokens:,} asked for"
+        )
+    return found
+
+
+def mixture_or_folder(text: str, files: bool = False) -> Mixture | Path:
+    """Return what text is meant: a language or mixture comes first, then a folder of ours.
+
+    Parameters
+    ----------
+    files : a text file may be meant too.
+
+    Raises
+    ------
+    UsageError : none of these.
+    """
+    found = mixture.parse_or_path(text, corpora.CALIBRATION)
+    if isinstance(found, Path) and found.is_file() and not files:
+        return mixture.parse(text)  # which says that there is no such language
+    return found
+
+
+def imatrix_of(
+    request: Request,
+    tools: Toolchain,
+    model: Model,
+    corpus: CorpusFacts,
+    store: Store,
+    progress: Progress,
+) -> ImatrixFacts:
+    """Return the importance matrix of a text, collected if it is not there."""
+    options = imatrix_options(request, tools, model, corpus)
+    return collect.collect(tools, model, corpus, options, store, progress)
+
+
+def imatrix_options(
+    request: Request, tools: Toolchain, model: Model, corpus: CorpusFacts
+) -> collect.Options:
+    """Return what a request says about collecting."""
+    return collect.Options(
+        compute_of(request, tools, model),
+        request.parse_special or corpus.parse_special,
+        request.process_output,
+    )
+
+
+def imatrix(request: Request, out: Path | None, store: Store, progress: Progress) -> Path:
+    """Make an importance matrix and put it at `out`; return its path."""
+    tools, model = prepare(request, store, progress)
+    corpus = corpus_of(request, tools, model, store, progress)
+    found = imatrix_of(request, tools, model, corpus, store, progress)
+    target = out or Path(f"{model.label}-{corpus.language}.imatrix.gguf")
+    deliver.place(found.path, target)
+    return target
+
+
+def quants(request: Request, imatrix_path: Path | None, store: Store, progress: Progress) -> Result:
+    """Quantize with an importance matrix that is there (None: without); `text` is held out.
+
+    Raises
+    ------
+    BadImatrix : it does not fit the model, or must not be used.
+    """
+    deliver.check_folder(request.out)
+    tools, model = prepare(request, store, progress)
+    found = None
+    if imatrix_path:
+        found = existing_imatrix(imatrix_path, model, progress, request.force)
+    text = request.text or (found.language if found else "")
+    if not request.text and text not in (*languages.load_all(), *mixture.names()):
+        raise UsageError("which text is held out to verify with?", fix="--heldout nb, or a file")
+    heldout = heldout_of(text, request, tools, model, store, progress)
+    return _quants(request, tools, model, found, heldout, None, store, progress)
+
+
+def heldout_of(
+    text: str, request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
+) -> HeldOut:
+    """Return text to verify with: a language's held-out documents, or a file."""
+    path = mixture_or_folder(text, files=True)
+    if isinstance(path, Mixture) or path.is_dir():
+        asked = dataclasses.replace(request, text=text)
+        return heldout_in(corpus_of(asked, tools, model, store, progress))
+    own = decode(path.read_bytes(), str(path))
+    with Vocabulary(tools, model.path) as vocabulary:
+        return HeldOut(sha256_file(path), own, vocabulary.count(own))
+
+
+def heldout_in(corpus: CorpusFacts) -> HeldOut:
+    """Return the held-out documents of a corpus."""
+    return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
+
+
+def existing_imatrix(
+    path: Path, model: Model, progress: Progress, force: bool = False
+) -> ImatrixFacts:
+    """Return a user's importance matrix, checked against the model.
+
+    Raises
+    ------
+    BadImatrix : see `check.check`; errors only pass with `force`.
+    """
+    found = format.read(path)
+    findings = validate.check(found, expected.of(model))
+    mends = f"imatrix-lab imatrix check {path} --model {model.origin}; or compute it anew:"
+    mends += f" imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
+    return ImatrixFacts(
+        path=path.absolute(),
+        sha256=sha256_file(path),
+        language=corpora.slug(found.language or path.stem),
+        n_tensors=len(found.entries),
+        n_tokens=0 if found.legacy else found.n_tokens(),
+        n_chunks=found.chunk_count,
+        n_ctx=0 if found.legacy else found.chunk_size,
+        unhit_experts=findings.n_unhit,
+        forced=findings.demand_sound(path, mends, progress, force),
+    )
+
+
+def _quants(
+    request: Request,
+    tools: Toolchain,
+    model: Model,
+    imatrix: ImatrixFacts | None,
+    heldout: HeldOut,
+    corpus: CorpusFacts | None,
+    store: Store,
+    progress: Progress,
+) -> Result:
+    """Quantize to every type asked for, and deliver."""
+    options = run.Options(compute_of(request, tools, model), request.allow_requantize)
+    metadata = metadata_of(tools, corpus, imatrix)
+    made = tuple(
+        run.quantize(tools, model, imatrix, t, heldout, metadata, options, store, progress)
+        for t in request.types
+    )
+    files = deliver.deliver(request, model, corpus, imatrix, made)
+    return Result(model, corpus, imatrix, made, files)
+
+
+def metadata_of(
+    tools: Toolchain, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
+) -> dict[str, str]:
+    """Return what goes into every quantized GGUF; what has no value is left out."""
+    found = {
+        "version": __version__,
+        "language": imatrix.language if imatrix else "",
+        "imatrix.sha256": imatrix.sha256 if imatrix else "",
+        "imatrix.tokens": str(imatrix.n_tokens) if imatrix and imatrix.n_tokens else "",
+        "imatrix.forced": imatrix.forced if imatrix else "",
+        "corpus.sha256": corpus.sha256 if corpus else "",
+        "corpus.source": corpus.source if corpus else "",
+        "corpus.licence": corpus.licence if corpus else "",
+        "toolchain.commit": tools.commit,
+        "toolchain.backend": tools.backend,
+    }
+    return {
+        f"imatrix_lab.{key}": _at_most(OVERRIDE_BYTES_MAX, value)
+        for key, value in found.items()
+        if value
+    }
+
+
+def _at_most(n_bytes: int, text: str) -> str:
+    return text.encode()[:n_bytes].decode("utf-8", "ignore")

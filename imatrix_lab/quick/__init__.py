@@ -1,1 +1,0 @@
-"""What tuning bought, in one line: a few held-out documents, right after a file was made."""

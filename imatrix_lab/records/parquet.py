@@ -1,0 +1,151 @@
+"""Token and item records: Parquet files that carry the signature of their numbers.
+
+A file holds equally long columns, and in its metadata one JSON object: what was measured, with
+what. A number without it is not a number, so there is no way here to write the one without the
+other.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+
+from imatrix_lab.core.files import canonical_json
+from imatrix_lab.errors import BadRecords
+
+_KEY = b"imatrix_lab"
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of few distinct words: ``names[codes[i]]`` is row i's.
+
+    Attributes
+    ----------
+    codes : int32 (n,).
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a file of records holds.
+
+    Attributes
+    ----------
+    columns : arrays of one length by name; columns of words are `Coded`.
+    signature : what the numbers are: models, text, protocol, toolchain, versions.
+    """
+
+    columns: Mapping[str, np.ndarray | Coded]
+    signature: dict[str, Any]
+
+    def __len__(self) -> int:
+        first = next(iter(self.columns.values()))
+        return len(first.codes if isinstance(first, Coded) else first)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a column of numbers."""
+        found = self.columns[name]
+        assert not isinstance(found, Coded), name
+        return found
+
+    def words(self, name: str) -> Coded:
+        """Return a column of words."""
+        found = self.columns[name]
+        assert isinstance(found, Coded), name
+        return found
+
+
+def write(
+    path: Path, columns: Mapping[str, np.ndarray | Coded], signature: Mapping[str, Any]
+) -> None:
+    """Write records; the same records give the same bytes.
+
+    Raises
+    ------
+    ValueError : columns of different lengths.
+    """
+    arrays = {
+        name: pyarrow.DictionaryArray.from_arrays(column.codes, list(column.names))
+        if isinstance(column, Coded)
+        else pyarrow.array(column)
+        for name, column in columns.items()
+    }
+    table = pyarrow.table(arrays).replace_schema_metadata(
+        {_KEY: canonical_json(dict(signature)).encode()}
+    )
+    # floats have no repeats worth a dictionary; ids do, or are nearly sorted
+    floats = {f.name for f in table.schema if pyarrow.types.is_floating(f.type)}
+    pyarrow.parquet.write_table(
+        table,
+        path,
+        compression="zstd",
+        use_dictionary=[name for name in arrays if name not in floats],
+        use_byte_stream_split=sorted(floats),
+    )
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> Table:
+    """Return the records of a file, or some of their columns.
+
+    Raises
+    ------
+    BadRecords : it cannot be read, lacks a column, or has no signature.
+    """
+    try:
+        missing = set(columns or ()) - set(pyarrow.parquet.read_schema(path).names)
+        if missing:
+            raise BadRecords(f"these records have no {', '.join(sorted(missing))}", where=path)
+        table = pyarrow.parquet.read_table(
+            path, columns=None if columns is None else list(columns), memory_map=True
+        )
+        signature = json.loads((table.schema.metadata or {})[_KEY])
+    except FileNotFoundError as error:
+        raise BadRecords("no such file", where=path, fix="check the path") from error
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise BadRecords(f"these records cannot be read: {error}", where=path) from error
+    except KeyError as error:
+        raise BadRecords("this file has no signature: not records of ours", where=path) from error
+    found: dict[str, np.ndarray | Coded] = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if pyarrow.types.is_dictionary(column.type) or pyarrow.types.is_string(column.type):
+            if pyarrow.types.is_string(column.type):
+                column = column.dictionary_encode()
+            codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+            found[name] = Coded(codes, tuple(column.dictionary.to_pylist()))
+        else:
+            found[name] = column.to_numpy(zero_copy_only=False)
+    return Table(found, signature)
+
+
+def export_csv(path: Path, out: IO[bytes]) -> None:
+    """Write a file's records as CSV, UTF-8, with a header; floats in the digits that restore them.
+
+    Raises
+    ------
+    BadRecords : see `read`.
+    """
+    read(path, [])
+    with pyarrow.parquet.ParquetFile(path) as file:
+        options = pyarrow.csv.WriteOptions(quoting_style="needed")
+        with pyarrow.csv.CSVWriter(out, _plain(file.schema_arrow), write_options=options) as writer:
+            for batch in file.iter_batches():
+                writer.write_batch(batch.cast(_plain(batch.schema)))
+
+
+def _plain(schema: Any) -> Any:
+    """Return a schema with words in place of codes."""
+    return pyarrow.schema(
+        (f.name, f.type.value_type if pyarrow.types.is_dictionary(f.type) else f.type)
+        for f in schema
+    )

@@ -1,0 +1,243 @@
+"""What scored records say: each quant on each text, and two backends beside each other."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imatrix_lab.core.files import canonical_json
+from imatrix_lab.errors import BadRecords
+from imatrix_lab.records import parquet, runs
+from imatrix_lab.records.parquet import Table
+from imatrix_lab.records.runs import Run
+from imatrix_lab.stats import clustered
+from imatrix_lab.stats.clustered import Interval
+
+SEED = 0
+_MAY_DIFFER = ("toolchain.", "compute.")
+"""Fields of two signatures in which `agree` looks for noise."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One quant on one text; intervals of 95 % with documents as clusters.
+
+    Attributes
+    ----------
+    ppl_reference, ppl : perplexity, exp of the mean NLL.
+    ln_ppl_ratio : mean NLL of the quant less the reference's, nats.
+    kld_mean, kld_median, kld_q99, kld_q999 : KL(reference || quant) of a token, nats.
+    same_top : share of tokens whose most probable token is the reference's.
+    rms_delta_p : root mean square of p - p_ref, the probability of the true token.
+    bits_per_byte : NLL in bits over the text's bytes: comparable across vocabularies.
+    n_nonfinite : tokens without a finite score, in no figure here.
+    """
+
+    text: str
+    quant: str
+    type: str
+    calibration: str
+    bits_per_weight: float
+    n_tokens: int
+    n_documents: int
+    n_nonfinite: int
+    ppl_reference: Interval
+    ppl: Interval
+    ln_ppl_ratio: Interval
+    kld_mean: Interval
+    kld_median: Interval
+    kld_q99: Interval
+    kld_q999: Interval
+    same_top: Interval
+    rms_delta_p: Interval
+    bits_per_byte: Interval
+    divergence: str
+    signature: dict[str, Any]
+
+    def instrument(self) -> str:
+        """Return a key that summaries share whose numbers may stand in one table."""
+        return canonical_json([self.text, self.n_tokens, runs.instrument(self.signature)])
+
+
+class _Tokens:
+    """The finite tokens of one file of records, and means over them by document."""
+
+    def __init__(self, table: Table, finite: np.ndarray | None = None):
+        self.finite = _finite(table) if finite is None else finite
+        self._table = table
+        words = table.words("doc_id")
+        self.clusters = words.codes[self.finite]
+        self._n = len(words.names)
+        self._sizes = np.bincount(self.clusters, minlength=self._n)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self._table.array(name)[self.finite], np.float64)
+
+    def mean(self, values: np.ndarray, weights: np.ndarray | None = None) -> Interval:
+        """Return sum(values) / sum(weights), or their mean."""
+        sizes = self._sizes
+        if weights is not None:
+            sizes = np.bincount(self.clusters, weights, self._n)
+        return clustered.mean(np.bincount(self.clusters, values, self._n), sizes)
+
+    def quantile(self, values: np.ndarray, q: float) -> Interval:
+        """Return a quantile, by a bootstrap of documents with a fixed seed."""
+        return clustered.quantile(values, self.clusters, q, np.random.default_rng(SEED))
+
+    def rms(self, values: np.ndarray) -> Interval:
+        """Return the root mean square."""
+        return _mapped(self.mean(values**2), lambda x: math.sqrt(max(x, 0.0)))
+
+
+def _finite(table: Table) -> np.ndarray:
+    columns = [np.isfinite(table.array(name)) for name in ("nll_ref", "nll", "kld")]
+    return np.asarray(np.logical_and.reduce(columns))
+
+
+def _mapped(interval: Interval, function: Callable[[float], float]) -> Interval:
+    """Return an interval of an increasing function; the standard error by the delta method."""
+    low, estimate, high = (
+        function(x) if math.isfinite(x) else x
+        for x in (interval.low, interval.estimate, interval.high)
+    )
+    step = max(abs(interval.estimate), 1e-12) * 1e-6
+    slope = (function(interval.estimate + step) - estimate) / step
+    return dataclasses.replace(
+        interval, estimate=estimate, low=low, high=high, std_error=slope * interval.std_error
+    )
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def summaries(paths: Sequence[Path]) -> list[Summary]:
+    """Return a summary of each file of token records, in order of text and type.
+
+    Raises
+    ------
+    BadRecords : a file that is damaged, not of tokens, or has no finite token.
+    """
+    found = [_summary(run) for path in paths for run in _token_runs(path)]
+    return sorted(found, key=lambda s: (s.text, s.type, s.calibration, s.quant))
+
+
+def _token_runs(path: Path) -> list[Run]:
+    found = [run for run in runs.find(path) if run.kind == "token"]
+    if not found:
+        raise BadRecords("no token records here", where=path, fix="imatrix-lab score run …")
+    return found
+
+
+def _summary(run: Run) -> Summary:
+    table = parquet.read(run.path)
+    tokens = _Tokens(table)
+    if not tokens.finite.any():
+        raise BadRecords("no token here has a finite score", where=run.path)
+    nll_ref, nll, kld = tokens["nll_ref"], tokens["nll"], tokens["kld"]
+    quant = run.signature["quant"]
+    return Summary(
+        text=run.text,
+        quant=quant["name"],
+        type=run.type,
+        calibration=run.calib,
+        bits_per_weight=quant["bits_per_weight"],
+        n_tokens=len(kld),
+        n_documents=len(np.unique(tokens.clusters)),
+        n_nonfinite=int((~tokens.finite).sum()),
+        ppl_reference=_mapped(tokens.mean(nll_ref), _exp),
+        ppl=_mapped(tokens.mean(nll), _exp),
+        ln_ppl_ratio=tokens.mean(nll - nll_ref),
+        kld_mean=tokens.mean(kld),
+        kld_median=tokens.quantile(kld, 0.5),
+        kld_q99=tokens.quantile(kld, 0.99),
+        kld_q999=tokens.quantile(kld, 0.999),
+        same_top=tokens.mean(tokens["top1"] == tokens["top1_ref"]),
+        rms_delta_p=tokens.rms(tokens["p"] - tokens["p_ref"]),
+        bits_per_byte=tokens.mean(nll / math.log(2), tokens["n_bytes"]),
+        divergence=run.signature["protocol"]["divergence"],
+        signature=run.signature,
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far apart two sets of scores of the same tokens are; 95 % intervals by document.
+
+    Attributes
+    ----------
+    what : noise of the reference or of the quant, between runs A and B; or the effect of
+        quantization within one of them.
+    ln_ppl_ratio : difference of mean NLL, nats.
+    rms_delta_p, same_top : see `Summary`.
+    kld_mean : nats; None between runs, whose distributions are not both at hand.
+    """
+
+    text: str
+    quant: str
+    what: str
+    ln_ppl_ratio: Interval
+    rms_delta_p: Interval
+    same_top: Interval
+    kld_mean: Interval | None
+
+
+def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
+    """Return the noise between two backends, builds or settings next to the quantization effect.
+
+    Returns
+    -------
+    Rows for each quant and text in both runs; the fields in which the signatures differ.
+
+    Raises
+    ------
+    BadRecords : the runs have no quant and text in common, or differ in more than the machine.
+    """
+    ones, others = ({(r.text, r.signature["quant"]["sha256"]): r for r in _token_runs(p)}
+                    for p in (a, b))  # fmt: skip
+    rows: list[Agreement] = []
+    fields: set[str] = set()
+    for key in ones.keys() & others.keys():
+        one, other = ones[key], others[key]
+        differing = runs.differing(one, other)
+        if wrong := [f for f in differing if not f.startswith(_MAY_DIFFER)]:
+            raise BadRecords(
+                f"these differ in more than the machine: {wrong[0]}", where=other.path,
+                fix="score the same quants, text and protocol on both",
+            )  # fmt: skip
+        fields |= set(differing)
+        rows += _agreement(one, other)
+    if not rows:
+        raise BadRecords("the two runs have no quant and text in common", where=b)
+    return sorted(rows, key=lambda r: (r.text, r.quant)), sorted(fields)
+
+
+def _agreement(one: Run, other: Run) -> list[Agreement]:
+    first, second = (parquet.read(run.path) for run in (one, other))
+    if not runs.same_tokens(first, second):
+        raise BadRecords("these runs did not score the same tokens", where=other.path)
+    finite = _finite(first) & _finite(second)
+    x, y = _Tokens(first, finite), _Tokens(second, finite)
+
+    def row(what: str, a: tuple[_Tokens, str], b: tuple[_Tokens, str], kld: Any) -> Agreement:
+        (s, end_a), (t, end_b) = a, b
+        return Agreement(
+            one.text,
+            one.signature["quant"]["name"],
+            what,
+            x.mean(t["nll" + end_b] - s["nll" + end_a]),
+            x.rms(t["p" + end_b] - s["p" + end_a]),
+            x.mean(np.equal(s["top1" + end_a], t["top1" + end_b])),
+            x.mean(kld) if kld is not None else None,
+        )
+
+    return [
+        row("noise, reference", (x, "_ref"), (y, "_ref"), None),
+        row("noise, quant", (x, ""), (y, ""), None),
+        row("quantization, A", (x, "_ref"), (x, ""), x["kld"]),
+        row("quantization, B", (y, "_ref"), (y, ""), y["kld"]),
+    ]

@@ -1,0 +1,382 @@
+"""What a study found: the record between studies and reports, and `results.json`.
+
+Every number is in the unit its row names, ready to be printed; a report does no arithmetic. What
+is unknown is NaN (null in JSON). Apart from `Times` nothing here depends on the clock, the
+machine's speed, or whether the study was stopped in between.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.core import config
+from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.errors import UsageError
+
+SCHEMA = 1
+FILE = "results.json"
+ALL_SAMPLES = 0
+"""A row over all calibration samples together; else samples are numbered from 1."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an imatrix was computed on.
+
+    Attributes
+    ----------
+    label : as other rows name it: ``nb``, ``nb50-en50``, ``nb-pooled``, ``no imatrix``.
+    kind : language, mixture, pooled, control or none.
+    shares : of each language.
+    n_tokens : that were counted.
+    merged_from : of a mixture or pool: its parts' imatrices, by sha256.
+    """
+
+    model: str
+    label: str
+    name: str
+    kind: str
+    sample: int
+    shares: dict[str, float]
+    n_tokens: int
+    imatrix_sha256: str
+    corpus_sha256: str
+    source: str
+    licence: str
+    merged_from: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quant:
+    """A quantized file that was made and, unless kept, removed after scoring."""
+
+    model: str
+    calibration: str
+    sample: int
+    type: str
+    label: str
+    sha256: str
+    size_bytes: int
+    bits_per_weight: float
+    n_fallback: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measure of a calibration and type on a text or task, with its 95 % interval.
+
+    Attributes
+    ----------
+    text : label of the text, or language of the task.
+    task : empty for texts.
+    calibration : empty for the original.
+    metric, words, unit : key (``kld_nats``, ``perplexity``, ``score`` …), in words, unit.
+    n, n_clusters : tokens in documents, or items in groups.
+    signatures : keys of `Results.signatures`.
+    """
+
+    model: str
+    text: str
+    task: str
+    calibration: str
+    sample: int
+    type: str
+    metric: str
+    words: str
+    unit: str
+    estimate: float
+    low: float
+    high: float
+    n: int
+    n_clusters: int
+    signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Calibration A minus calibration B at one type, paired on the same text or items.
+
+    Attributes
+    ----------
+    a, b : labels of calibrations; the study's baseline is never `a`.
+    verdict : of A: better, worse, equivalent or undecided.
+    margin : smallest difference that matters, as it was declared; NaN if none was.
+    noise : what two samples of one language differ by (root mean square); NaN if unknown.
+    noise_multiple : |estimate| / noise.
+    detectable : smallest difference seen with 80 % power.
+    n_to_decide, clusters_to_decide : that would decide it; 0 where that is not the question.
+    """
+
+    model: str
+    text: str
+    task: str
+    type: str
+    metric: str
+    words: str
+    unit: str
+    lower_is_better: bool
+    a: str
+    b: str
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+    p_adjusted: float
+    adjust: str
+    family: str
+    n_family: int
+    verdict: str
+    margin: float
+    p_equivalence: float
+    detectable: float
+    noise: float
+    noise_multiple: float
+    n: int
+    n_clusters: int
+    n_to_decide: int
+    clusters_to_decide: int
+    plain: str
+    formal: str
+    signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Does each of two languages gain more from its own calibration? See `compare.crossed`."""
+
+    model: str
+    task: str
+    type: str
+    metric: str
+    unit: str
+    a: str
+    b: str
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+    plain: str
+    formal: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """A comparison whose outcome is known beforehand, or the noise between samples."""
+
+    model: str
+    name: str
+    expected: str
+    text: str
+    task: str
+    type: str
+    metric: str
+    unit: str
+    estimate: float
+    low: float
+    high: float
+    noise_multiple: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The quantizer's own objective beside what was measured, for one quant and language.
+
+    Attributes
+    ----------
+    predicted_loss : relative squared error of the layers' outputs, without inference.
+    measured_kld_nats : on the language's held-out text; NaN if it was not scored.
+    """
+
+    model: str
+    calibration: str
+    sample: int
+    type: str
+    language: str
+    predicted_loss: float
+    measured_kld_nats: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well predictions rank the calibrations of one type on one language."""
+
+    model: str
+    type: str
+    language: str
+    spearman: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Total variation between two imatrices' energies, 0 (same) to 1.
+
+    Attributes
+    ----------
+    noise : between two samples of one language; NaN with one sample.
+    """
+
+    model: str
+    a: str
+    b: str
+    total_variation: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An item that two calibrations answer differently; its texts may be hostile."""
+
+    model: str
+    task: str
+    language: str
+    type: str
+    a: str
+    b: str
+    item_id: str
+    prompt: str
+    gold: str
+    output_a: str
+    output_b: str
+    score_a: float
+    score_b: float
+
+
+@dataclass(frozen=True)
+class FlipCount:
+    """How many items two calibrations answer differently."""
+
+    model: str
+    task: str
+    language: str
+    type: str
+    a: str
+    b: str
+    n_items: int
+    n_gained: int
+    n_lost: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A step that failed, and the steps that were left out for it."""
+
+    step: str
+    why: str
+    fix: str
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What the numbers stand on, and under which terms."""
+
+    what: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a comparison could find, before its data were seen.
+
+    Attributes
+    ----------
+    detectable : smallest difference seen with 80 % power; of the plan, from a pilot or assumptions.
+    assumed : what the plan stood on, in words.
+    """
+
+    what: str
+    unit: str
+    detectable: float
+    margin: float
+    assumed: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """What depends on the clock: seconds by step, of the run that made each."""
+
+    steps_s: dict[str, float]
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report shows.
+
+    Attributes
+    ----------
+    answer : three sentences, for someone who wants to know which file to take.
+    baseline : the calibration that the verdict matrix compares with.
+    metric : the metric that decides texts (``kld_nats``).
+    languages : code -> name in English and direction (``ltr``, ``rtl``), script (``Mlym``).
+    recipe : the recipe as it was run, all defaults filled in, files without their folders.
+    unknown : details of a paper that are not known.
+    reduced : in the recipe's reduced form.
+    commands : that repeat the study, in order.
+    notes : what a reader must know besides.
+    """
+
+    schema: int
+    name: str
+    question: str
+    source: str
+    answer: tuple[str, ...]
+    baseline: str
+    metric: str
+    languages: dict[str, dict[str, str]]
+    models: dict[str, dict[str, Any]]
+    types: tuple[str, ...]
+    calibrations: tuple[Calibration, ...]
+    quants: tuple[Quant, ...]
+    scores: tuple[Score, ...]
+    comparisons: tuple[Comparison, ...]
+    interactions: tuple[Interaction, ...]
+    controls: tuple[Control, ...]
+    predictions: tuple[Prediction, ...]
+    agreements: tuple[Agreement, ...]
+    similarities: tuple[Similarity, ...]
+    flips: tuple[Flip, ...]
+    flip_counts: tuple[FlipCount, ...]
+    power: tuple[Power, ...]
+    missing: tuple[Missing, ...]
+    licences: tuple[Licence, ...]
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+    unknown: tuple[str, ...]
+    reduced: bool
+    recipe: dict[str, Any]
+    signatures: dict[str, dict[str, Any]]
+    times: Times
+
+
+def write(path: Path, found: Results) -> None:
+    """Write results, whole or not at all; equal results give equal bytes."""
+    write_whole(path, canonical_json(config.plain(found)))
+
+
+def read(path: Path) -> Results:
+    """Return the results in a file, or in a study's folder.
+
+    Raises
+    ------
+    UsageError : none there, damaged, or of another schema.
+    """
+    file = path / FILE if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"no results of a study: {error.strerror}", where=file,
+            fix="imatrix-lab study run recipes/quick-nb.toml",
+        ) from error  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"damaged: {error}", where=file, fix="imatrix-lab study resume") from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        raise UsageError(
+            f"not results of schema {SCHEMA}", where=file, fix="imatrix-lab study resume"
+        )
+    return config.build(Results, raw, file)

@@ -1,1 +1,0 @@
-"""Benchmarks joined: items, engines, records; what records say; judging and translating."""

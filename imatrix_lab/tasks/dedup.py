@@ -1,0 +1,136 @@
+"""Items that occur twice, or nearly: merged, or put into one cluster, before anything is averaged.
+
+The same question with the same context and options, whatever its case, spaces and final mark, is
+one item. Items whose texts share `SHARE_MIN` of their runs of three words are near-duplicates, and
+stay, in one cluster. Candidates are found by their smallest hashes (Broder, 1997), then compared.
+"""
+
+import itertools
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from imatrix_lab.tasks.items import Item
+
+SHARE_MIN = 0.8
+N_WORDS = 3
+SHINGLES_MIN = 8
+SKETCH = 12
+
+
+@dataclass(frozen=True)
+class Unique:
+    """Items without repeats, each with its cluster.
+
+    Attributes
+    ----------
+    items : the first of every group of repeats, with the gold answers of all.
+    n_given : before.
+    n_near : items that are near-duplicates of an earlier one.
+    n_conflicts : repeats whose right option was another; the first one's counts.
+    """
+
+    items: tuple[Item, ...]
+    n_given: int
+    n_near: int
+    n_conflicts: int
+
+    def n_clusters(self) -> int:
+        """Return how many independent groups there are."""
+        return len({item.cluster for item in self.items})
+
+
+def merge(items: Sequence[Item]) -> Unique:
+    """Merge repeats and cluster what belongs together; `items` are of one language."""
+    first: dict[tuple[object, ...], Item] = {}
+    n_conflicts = 0
+    for item in items:
+        key = (_flat(item.context), _flat(item.question), tuple(map(_flat, item.options)))
+        if (known := first.get(key)) is None:
+            first[key] = item
+        elif item.right != known.right:
+            n_conflicts += 1
+        else:
+            golds = tuple(dict.fromkeys((*known.golds, *item.golds)))
+            first[key] = replace(known, golds=golds)
+    kept = list(first.values())
+    near = list(_near([f"{i.context} {i.question} {' '.join(i.options)}" for i in kept]))
+    clusters = _clusters(kept, near)
+    return Unique(
+        tuple(replace(item, cluster=name) for item, name in zip(kept, clusters, strict=True)),
+        len(items), len({later for _, later in near}), n_conflicts,
+    )  # fmt: skip
+
+
+def _flat(text: str) -> str:
+    """Return a text without case, runs of spaces and what ends a sentence; signs stay."""
+    flat = " ".join(text.casefold().split())
+    return flat.rstrip(" .?!…。？！।؟") or flat
+
+
+class _Groups:
+    """Places in groups, which can be joined; a group is known by its first place."""
+
+    def __init__(self, n: int):
+        self._root = list(range(n))
+
+    def find(self, i: int) -> int:
+        """Return the first place of a place's group."""
+        while self._root[i] != i:
+            self._root[i] = self._root[self._root[i]]
+            i = self._root[i]
+        return i
+
+    def join(self, a: int, b: int) -> None:
+        """Make the groups of two places one."""
+        one, other = sorted((self.find(a), self.find(b)))
+        self._root[other] = one
+
+
+def _clusters(items: Sequence[Item], pairs: Iterable[tuple[int, int]]) -> list[str]:
+    """Return a name for the cluster of each item: what is connected has one."""
+    seen: dict[str, int] = {}
+    own = [(i, seen.setdefault(item.cluster, i)) for i, item in enumerate(items) if item.cluster]
+    groups = _Groups(len(items))
+    for a, b in itertools.chain(own, pairs):
+        groups.join(a, b)
+    return [_name(items[groups.find(i)]) for i in range(len(items))]
+
+
+def _name(item: Item) -> str:
+    words = item.cluster or item.id
+    return words if len(words) <= 64 else blake2b(words.encode(), digest_size=8).hexdigest()
+
+
+def _near(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
+    """Yield pairs of places, earlier first, whose texts are nearly the same.
+
+    Pairs that earlier ones have connected already are not compared.
+    """
+    sets, groups = [_shingles(text) for text in texts], _Groups(len(texts))
+    by_hash: dict[int, list[int]] = {}
+    for place, shingles in enumerate(sets):
+        if len(shingles) < SHINGLES_MIN:
+            continue
+        sketch = sorted(shingles)[:SKETCH]
+        candidates = {i for value in sketch for i in by_hash.get(value, ())}
+        for other in sorted(candidates):
+            if groups.find(other) == groups.find(place):
+                continue
+            shared = len(shingles & sets[other])
+            if shared >= SHARE_MIN * (len(shingles) + len(sets[other]) - shared):
+                groups.join(other, place)
+                yield other, place
+        for value in sketch:
+            by_hash.setdefault(value, []).append(place)
+
+
+def _shingles(text: str) -> set[int]:
+    """Return hashes of all runs of words; of characters where words are not separated."""
+    units: Sequence[str] = re.findall(r"[^\s.,;:!?…]+", text.casefold())
+    if sum(map(len, units)) > 20 * len(units):
+        units = "".join(units)
+    runs = zip(*(units[i:] for i in range(N_WORDS)), strict=False)
+    return {zlib.crc32(" ".join(run).encode()) for run in runs}

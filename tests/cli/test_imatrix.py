@@ -1,0 +1,220 @@
+"""show, check, merge and diff as a user types them; what quant does with a file that fails."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+
+from imatrix_lab.cli import main as cli_main
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.imatrix import format, merge
+from imatrix_lab.imatrix.format import Entry
+from imatrix_lab.models.gguf import read_header
+from imatrix_lab.pipeline import tune
+from imatrix_lab.types import Request
+
+QUERY = "blk.0.attn_q.weight"
+
+
+@pytest.fixture
+def lab(capsys):
+    """A function: words -> what the command printed, in this process, which has its own cache."""
+
+    def run(*words, status=0):
+        capsys.readouterr()
+        found = cli_main.run([str(w) for w in words])
+        out, err = capsys.readouterr()
+        assert found == status, err
+        return SimpleNamespace(stdout=out, stderr=err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(tools, tiny, own_text, store_at, tmp_path_factory):
+    """Texts nb.txt and en.txt, and nb.gguf and en.gguf made of them."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, n_tokens in (("nb", 6 * 128), ("en", 4 * 128)):
+        text = own_text(n_tokens).rename(folder / f"{name}.txt")
+        settings = {"n_tokens": 10**6, "n_ctx": 128, "threads": 1, "backend": "cpu"}
+        request = Request(str(text), (), str(tiny), out=folder, **settings)
+        tune.imatrix(request, folder / f"{name}.gguf", store_at(folder / "store"), Silent())
+    return folder
+
+
+def spoilt(source, target, value):
+    found = format.read(source)
+    sums = found.entries[QUERY].sums.copy()
+    sums[:, 0] = value
+    entries = {**found.entries, QUERY: Entry(sums, found.entries[QUERY].counts)}
+    format.write(target, dataclasses.replace(found, entries=entries))
+    return target
+
+
+def test_show(lab, two):
+    done = lab("imatrix", "show", two / "nb.gguf")
+    assert "768 in 6 windows of 128" in done.stdout and "ffn_down" in done.stdout
+    assert "warning: only 768 tokens went in" in done.stdout
+    (facts,) = json.loads(lab("imatrix", "show", two / "nb.gguf", "--json").stdout)
+    assert facts["language"] == "nb" and len(facts["tensors"]) == 14
+    assert facts["findings"][0]["kind"] == "few-tokens"
+
+
+def test_check_and_its_status(lab, two, tiny, tmp_path):
+    assert "error" not in lab("imatrix", "check", two / "nb.gguf", "--model", tiny).stdout
+    bad = spoilt(two / "nb.gguf", tmp_path / "bad.gguf", np.nan)
+    done = lab("imatrix", "check", bad, "--model", tiny, status=1)
+    assert f"error: NaN or infinite values in {QUERY}" in done.stdout
+    assert "effect:" in done.stdout and "remedy:" in done.stdout
+    done = lab("imatrix", "check", bad, "--model", tiny, "--repair", tmp_path / "r", status=1)
+    assert "cannot be repaired" in done.stderr and not (tmp_path / "r").exists()
+
+
+def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
+    found = format.read(two / "nb.gguf")
+    entries = {**found.entries, "blk.9.attn_q.weight": found.entries[QUERY]}
+    format.write(tmp_path / "more.gguf", dataclasses.replace(found, entries=entries))
+    target = ("--repair", tmp_path / "mended.gguf")
+    done = lab("imatrix", "check", tmp_path / "more.gguf", "--model", tiny, *target, "--json")
+    assert json.loads(done.stdout)["repaired"] == ["left out 1 tensors not in the model"]
+    back = format.read(tmp_path / "mended.gguf")
+    assert back.entries.keys() == found.entries.keys() and back.metadata[format.REPAIRED]
+
+
+def test_merge_with_weights_to_both_formats(lab, two, tmp_path):
+    parts = (f"{two / 'nb.gguf'}=0.75", f"{two / 'en.gguf'}=0.25")
+    for name in ("mix.gguf", "mix.dat"):
+        done = lab("imatrix", "merge", *parts, "-o", tmp_path / name)
+        assert done.stdout.strip() == str(tmp_path / name)
+    mix, dat = format.read(tmp_path / "mix.gguf"), format.read(tmp_path / "mix.dat")
+    assert mix.language == "nb75-en25" and dat.legacy
+    expected = merge.merge(
+        [merge.Part(two / f"{n}.gguf", format.read(two / f"{n}.gguf"), w)
+         for n, w in (("nb", 0.75), ("en", 0.25))], "energy",
+    )  # fmt: skip
+    for name, e in expected.entries.items():
+        assert np.array_equal(mix.entries[name].sums, e.sums)
+        np.testing.assert_allclose(dat.entries[name].means(), e.means(), rtol=1e-6)
+
+
+def test_merge_leaving_each_out(lab, two, tmp_path):
+    third = tmp_path / "ml.gguf"
+    format.write(third, dataclasses.replace(format.read(two / "en.gguf"), language="ml"))
+    paths = (two / "nb.gguf", two / "en.gguf", third)
+    lab("imatrix", "merge", *paths, "-o", tmp_path / "m.gguf", "--by", "tokens", "--leave-one-out")
+    made = {p.name for p in tmp_path.glob("m*.gguf")} - {"ml.gguf"}
+    assert made == {"m.gguf", *(f"m-without-{n}.gguf" for n in ("nb", "en", "ml"))}
+    assert format.read(tmp_path / "m-without-en.gguf").n_tokens() == (6 + 4) * 128
+
+
+def test_merge_leaving_each_out_of_files_called_alike(lab, two, tmp_path):
+    paths = [tmp_path / folder / "imatrix.gguf" for folder in "abc"]
+    for path, source in zip(paths, ("nb", "en", "nb"), strict=True):
+        path.parent.mkdir()
+        path.write_bytes((two / f"{source}.gguf").read_bytes())
+    lab("imatrix", "merge", *paths, "-o", tmp_path / "m.gguf", "--leave-one-out")
+    made = {p.name for p in tmp_path.glob("m-*.gguf")}
+    assert made == {f"m-without-imatrix-{i}.gguf" for i in (1, 2, 3)}
+    # too few files: said before anything is written
+    words = ("imatrix", "merge", *paths[:2], "-o", tmp_path / "x.gguf", "--leave-one-out")
+    assert "three files" in lab(*words, status=2).stderr and not (tmp_path / "x.gguf").exists()
+
+
+def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-nb.imatrix.gguf").symlink_to(two / "nb.gguf")
+    (tmp_path / "en.gguf").symlink_to(two / "en.gguf")
+    lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "mix.gguf")
+    assert format.read(tmp_path / "mix.gguf").language == "nb75-en25"
+    (tmp_path / "nb.gguf").symlink_to(two / "nb.gguf")
+    done = lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "x.gguf", status=2)
+    assert "nb may mean demo-nb.imatrix.gguf or nb.gguf" in done.stderr
+
+
+def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):
+    other = format.read(two / "en.gguf")
+    metadata = {**other.metadata, format.MODEL: "f" * 64}
+    format.write(tmp_path / "en.gguf", dataclasses.replace(other, metadata=metadata))
+    for words in (("merge", "-o", tmp_path / "x.gguf"), ("diff",)):
+        for en, said in ((two / "en.gguf", False), (tmp_path / "en.gguf", True)):
+            done = lab("imatrix", words[0], two / "nb.gguf", en, *words[1:])
+            assert ("different model files" in done.stderr) == said
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("nb=0.75", "imatrix-lab imatrix build --model MODEL --corpus nb --out nb.gguf"),
+        ("nb", "imatrix-lab imatrix build --model MODEL --corpus nb --out nb.gguf"),
+        ("nb=much", "is not a weight"),
+    ],
+)
+def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, monkeypatch, word, words):
+    monkeypatch.chdir(tmp_path)
+    done = lab("imatrix", "merge", word, "-o", "x.gguf", status=2)
+    assert words in done.stderr
+
+
+def test_diff(lab, two, tmp_path, monkeypatch):
+    files = (two / "nb.gguf", two / "en.gguf")
+    picture = tmp_path / "p.svg"
+    done = lab("imatrix", "diff", *files, "--noise", *files, "--plot", picture)
+    assert "ffn_down" in done.stdout and "1.0 times as much" in done.stdout
+    assert picture.read_text().startswith("<?xml")
+    found = json.loads(lab("imatrix", "diff", *files, files[0], "--json").stdout)
+    assert np.array(found["matrix"]["tv"]).shape == (3, 3)
+    assert len(found["by_tensor"]["names"]) == 14
+    assert lab("imatrix", "diff", files[0], status=2).stderr
+    monkeypatch.chdir(tmp_path)
+    done = lab("imatrix", "diff", *files, "--noise", *files, "--json", "--plot")
+    assert (tmp_path / "diff.svg").exists()
+    found = json.loads(done.stdout)["by_tensor"]
+    assert found["noise"]["tv"] == found["noise_highest_tv"] and len(found["names"]) == 14
+
+
+def quantize(lab, tiny, imatrix, two, out, *extra, status=0):
+    return lab(
+        "quant", "--model", tiny, "--imatrix", imatrix, "--type", "Q4_K_M", "--threads", 1,
+        "--heldout", two / "en.txt", "--out", out, *extra, status=status,
+    )  # fmt: skip
+
+
+def test_a_file_that_fails_reaches_llama_quantize_only_by_force(lab, tiny, two, tmp_path):
+    bad = spoilt(two / "nb.gguf", tmp_path / "nb.gguf", -1)
+    done = quantize(lab, tiny, bad, two, tmp_path / "out", status=1)
+    assert "must not be used: negative values" in done.stderr
+    assert f"imatrix-lab imatrix check {bad}" in done.stderr and not (tmp_path / "out").exists()
+    done = quantize(lab, tiny, bad, two, tmp_path / "out", "--force")
+    assert "WARNING: used in spite of its errors" in done.stderr
+    (quant,) = (tmp_path / "out").glob("*Q4_K_M.gguf")
+    assert "negative values" in read_header(quant).metadata["imatrix_lab.imatrix.forced"]
+    entries = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]
+    assert "negative values" in entries[quant.name]["forced"]
+    assert "--force" in entries[quant.name]["command"]
+    assert "failed its check" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_dat_makes_the_same_weights_as_its_gguf(lab, tiny, two, tmp_path):
+    format.write(tmp_path / "nb.dat", format.read(two / "nb.gguf"))
+    format.write(tmp_path / "same.gguf", format.read(tmp_path / "nb.dat"))
+    tensors = []
+    for name in ("nb.dat", "same.gguf"):
+        quantize(lab, tiny, tmp_path / name, two, tmp_path / name.partition(".")[0])
+        (quant,) = (tmp_path / name.partition(".")[0]).glob("*.gguf")
+        tensors.append([np.array(t.data) for t in gguf.GGUFReader(quant).tensors])
+    assert all(np.array_equal(a, b) for a, b in zip(*tensors, strict=True))
+    assert read_header(quant).metadata["imatrix_lab.language"] == "same"
+    (dat,) = (tmp_path / "nb").glob("*.gguf")
+    assert "imatrix_lab.imatrix.tokens" not in read_header(dat).metadata  # a .dat does not say
+
+
+def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):
+    parts = (f"{two / 'nb.gguf'}=0.75", f"{two / 'en.gguf'}=0.25")
+    lab("imatrix", "merge", *parts, "-o", tmp_path / "mix.gguf")
+    quantize(lab, tiny, tmp_path / "mix.gguf", two, tmp_path / "out")
+    (quant,) = (tmp_path / "out").glob("*.gguf")
+    assert quant.name == "tiny-nb75-en25-Q4_K_M.gguf"
+    assert read_header(quant).metadata["imatrix_lab.language"] == "nb75-en25"

@@ -1,0 +1,46 @@
+"""report on the command line."""
+
+import pytest
+
+from imatrix_lab.cli.main import run
+from imatrix_lab.report import results
+from tests.report import made_up
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "quick-nb"
+    folder.mkdir()
+    results.write(folder / results.FILE, made_up.study(("en", "nb"), ("Q3_K_S",), has_tasks=False))
+    return folder
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_without_options_the_page_lies_beside_the_results(study, given, capsys):
+    what = study if given == "folder" else study / results.FILE
+    assert run(["report", str(what)]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"report: {study / 'report.html'}\n")
+    assert (study / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_each_form_where_it_is_wanted(study, tmp_path):
+    names = {"--html": "a.html", "--md": "a.md", "--json": "a.json"}
+    options = [w for option, name in names.items() for w in (option, str(tmp_path / name))]
+    assert run(["report", str(study), *options]) == 0
+    assert (tmp_path / "a.json").read_bytes() == (study / results.FILE).read_bytes()
+    assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("# Is text in")
+    assert not (study / "report.html").exists()
+
+
+def test_no_study_there(tmp_path, capsys):
+    assert run(["report", str(tmp_path)]) == 2
+    assert "try: imatrix-lab study run" in capsys.readouterr().err
+
+
+def test_damaged_results(study, capsys):
+    file = study / results.FILE
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(["report", str(study)]) == 2
+    assert "damaged" in capsys.readouterr().err
+    assert not (study / "report.html").exists()

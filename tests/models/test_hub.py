@@ -1,0 +1,640 @@
+"""hub.py and hub_transfer.py, through a loopback server that speaks the Hub's protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.core import hub_http
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import DiskFull, FetchFailed, MissingTool, ToolFailed, UsageError
+from imatrix_lab.models import hub
+from tests.fakes.hub_server import HubServer
+
+REPO = "org/tiny-GGUF"
+TOKEN = "hf_aVerySecretTokenThatNobodyMaySee"
+
+
+def content(n_bytes: int, seed: int = 0) -> bytes:
+    """Bytes that differ from place to place, so that a wrong offset shows."""
+    return bytes((i * 7 + (i >> 8) + seed) & 0xFF for i in range(n_bytes))
+
+
+Q4, Q8 = content(5000, 1), content(9000, 2)
+
+
+class Recorder(Silent):
+    """A `Progress` that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.tasks: dict[str, list[float]] = {}
+        self.totals: dict[str, float] = {}
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    @contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[Recorder._Task]:
+        self.totals[name] = total
+        yield self._Task(self.tasks.setdefault(name, []))
+
+    class _Task:
+        def __init__(self, updates: list[float]) -> None:
+            self.updates = updates
+
+        def update(self, done: float, note: str = "") -> None:
+            self.updates.append(done)
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(hub_http, "RETRY_S", (0.0, 0.0))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@contextmanager
+def serving(
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+    repo: str = REPO,
+) -> Iterator[HubServer]:
+    with HubServer({repo: {"main": files}}, card={"license": "apache-2.0"}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+def names(requests: list) -> list[str]:
+    return [r.path for r in requests]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("hf:org/repo", hub.HubRef("org/repo")),
+        ("hf:org/repo@v1.0", hub.HubRef("org/repo", "v1.0")),
+        ("hf:org/repo@refs/pr/1:*Q4*.gguf", hub.HubRef("org/repo", "refs/pr/1", "*Q4*.gguf")),
+        ("hf:o-1/r.2_x:sub/a b.gguf", hub.HubRef("o-1/r.2_x", None, "sub/a b.gguf")),
+        ("hf:org/repo@" + "AB" * 20, hub.HubRef("org/repo", "ab" * 20)),
+        ("hf:org/a@b:[QX]4?.gguf", hub.HubRef("org/a", "b", "[QX]4?.gguf")),
+    ],
+)
+def test_parse(spec: str, expected: hub.HubRef) -> None:
+    assert hub.parse(spec) == expected
+    assert hub.parse(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        "hf:",
+        "hf:repo",
+        "hf:org/",
+        "hf:org/repo/file.gguf",
+        "org/repo",
+        "hf:org/repo@",
+        "hf:org/repo:",
+        "hf:org/repo@a@b",
+        "hf:../repo",
+        "hf:org/..",
+        "hf:org/re po",
+        "hf:org/a--b",
+        "hf:org/repo:/etc/passwd",
+        "hf:https://huggingface.co/org/repo",
+        "hf:org/repo\n",
+        "hf:ørg/repo",
+    ],
+)
+def test_parse_says_what_is_right(spec: str) -> None:
+    with pytest.raises(UsageError, match="hf:org/repo") as caught:
+        hub.parse(spec)
+    assert "for example" in str(caught.value)
+
+
+def test_single_gguf(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    files = {
+        "tiny-Q4_K_M.gguf": Q4,
+        "mmproj-tiny-f16.gguf": Q8,
+        "tiny.imatrix.gguf": Q8,
+        "README.md": b"# Tiny",
+    }
+    progress = Recorder()
+    with serving(monkeypatch, files) as server:
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, progress, None)
+        [artifact] = store.artifacts()
+        assert artifact.manifest["inputs"] == {
+            "repo": REPO,
+            "commit": server.commit(REPO),
+            "files": {
+                "tiny-Q4_K_M.gguf": {
+                    "size_bytes": len(Q4),
+                    "sha256": artifact.sha256("tiny-Q4_K_M.gguf"),
+                }
+            },
+        }
+        again = hub.fetch(hub.parse(f"hf:{REPO}"), store, progress, None)
+        downloads = [r for r in server.requests if r.path.startswith("/cdn/")]
+    assert (artifact.path / "tiny-Q4_K_M.gguf").read_bytes() == Q4
+    assert again == [artifact.path / "tiny-Q4_K_M.gguf"]
+    assert len(downloads) == 1
+    assert artifact.facts["license"] == "apache-2.0"
+    assert sorted(p.name for p in artifact.path.iterdir()) == ["manifest.json", "tiny-Q4_K_M.gguf"]
+    name = f"fetching {REPO}"
+    assert progress.totals[name] == len(Q4) == progress.tasks[name][-1]
+    assert "".join(capfd.readouterr()) == ""  # no bars of the library's own
+
+
+SPLIT = {f"big/m-Q8_0-{i:05d}-of-00003.gguf": content(3000, i) for i in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "wanted", ["", ":big/m-Q8_0-00002-of-00003.gguf", ":*Q8_0*", ":m-Q8_0-00003-of-00003.gguf"]
+)
+def test_split_model_is_fetched_whole(
+    wanted: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(monkeypatch, SPLIT):
+        paths = hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
+    assert [p.name for p in paths] == [Path(n).name for n in SPLIT]
+    assert [p.read_bytes() for p in paths] == list(SPLIT.values())
+
+
+@pytest.mark.parametrize("wanted", ["", ":big/m-Q8_0-00002-of-00003.gguf", ":*Q8*"])
+def test_missing_shard_is_named(wanted: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {n: c for n, c in SPLIT.items() if "00002-of" not in n}
+    with serving(monkeypatch, files), pytest.raises(FetchFailed) as caught:
+        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
+    assert "big/m-Q8_0-00002-of-00003.gguf" in str(caught.value)
+
+
+SEVERAL = {"tiny-Q4_K_M.gguf": Q4, "tiny-Q8_0.gguf": Q8, "old/tiny-Q8_0.gguf": Q4, **SPLIT}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*Q4_K*", "tiny-Q4_K_M.gguf"),
+        ("old/*", "old/tiny-Q8_0.gguf"),
+        ("tiny-Q8_0.gguf", "tiny-Q8_0.gguf"),  # the exact path wins over the same name elsewhere
+        ("t*4_K_M.gguf", "tiny-Q4_K_M.gguf"),
+    ],
+)
+def test_glob_chooses(
+    pattern: str,
+    expected: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(monkeypatch, SEVERAL):
+        hub.fetch(hub.parse(f"hf:{REPO}:{pattern}"), store, Silent(), None)
+    [artifact] = store.artifacts()
+    assert list(artifact.manifest["files"]) == [expected]
+    assert (artifact.path / expected).read_bytes() == SEVERAL[expected]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "listed"),
+    [
+        (
+            "",
+            [
+                "tiny-Q4_K_M.gguf",
+                "tiny-Q8_0.gguf",
+                "old/tiny-Q8_0.gguf",
+                "big/m-Q8_0-00001-of-00003.gguf",
+            ],
+        ),
+        (":tiny-Q8*", ["tiny-Q8_0.gguf", "old/tiny-Q8_0.gguf"]),
+        (":*Q2_K*", ["tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf"]),
+    ],
+)
+def test_several_candidates_are_listed(
+    wanted: str, listed: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server, pytest.raises(UsageError) as caught:
+        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
+    text = str(caught.value)
+    assert all(f"\n    {name}  0.0 MiB" in text for name in listed)
+    assert "00002-of" not in text
+    assert f"--model 'hf:{REPO}:" in text
+    assert len(server.requests) == 1  # nothing was fetched
+
+
+def test_nothing_to_fetch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        serving(monkeypatch, {"mmproj-x.gguf": Q4, "x.imatrix.gguf": Q4, "pytorch_model.bin": Q4}),
+        pytest.raises(UsageError, match="no GGUF model"),
+    ):
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+
+
+def test_token_goes_to_the_hub_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        server.gate(REPO, TOKEN)
+        paths = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert paths[0].read_bytes() == Q4
+    sent = {r.host.partition(":")[0]: r.authorization for r in server.requests}
+    assert sent == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": None}
+
+
+def everything_said(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)) + repr(error.__dict__)
+
+
+@pytest.mark.parametrize("token", [None, TOKEN, TOKEN + "\x01", TOKEN + "é"])
+def test_gated(
+    token: str | None,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(Exception) as caught:
+        server.gate(REPO, "another")
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert isinstance(caught.value, FetchFailed)
+    if token in (None, TOKEN):
+        assert f"https://huggingface.co/{REPO}" in str(caught.value)
+        assert "hf auth login" in str(caught.value)
+        assert "HF_TOKEN" in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert TOKEN not in everything_said(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("hf:org/other", ["org/other", "main"]),
+        ("hf:org/other@v2", ["org/other", "v2"]),
+        (f"hf:{REPO}@v9", [REPO, "v9"]),
+    ],
+)
+def test_not_found(
+    spec: str, said: list[str], token: str | None, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with serving(monkeypatch, {"a.gguf": Q4}), pytest.raises(FetchFailed) as caught:
+        hub.fetch(hub.parse(spec), store, Silent(), None)
+    assert all(words in str(caught.value) for words in said)
+    assert TOKEN not in everything_said(caught.value)
+
+
+def test_resumes_by_itself_after_a_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "BLOCK_BYTES", 1000)
+    big = content(50_000)
+    with serving(monkeypatch, {"a.gguf": big}) as server:
+        server.cut("a.gguf", 20_500)
+        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        ranges = [r.range for r in server.requests if r.path.startswith("/cdn/")]
+    assert path.read_bytes() == big
+    assert ranges == ["bytes=0-", "bytes=20000-"]
+
+
+def test_resumes_in_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(Recorder):
+        class _Task(Recorder._Task):
+            def update(self, done: float, note: str = "") -> None:
+                if done >= 33_000:
+                    raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub_http, "BLOCK_BYTES", 1000)
+    files = {"a-00001-of-00002.gguf": content(20_000, 1), "a-00002-of-00002.gguf": content(30_000)}
+    ref = hub.parse(f"hf:{REPO}")
+    with serving(monkeypatch, files) as server:
+        with pytest.raises(KeyboardInterrupt):
+            hub.fetch(ref, store, Interrupting(), None)
+        server.requests.clear()
+        paths = hub.fetch(ref, store, Silent(), None)
+        ranges = [(r.path[-21:], r.range) for r in server.requests if r.path.startswith("/cdn/")]
+    assert [p.read_bytes() for p in paths] == list(files.values())
+    assert ranges == [("a-00002-of-00002.gguf", "bytes=13000-")]
+    assert not list(store.unfinished())
+
+
+def test_gives_up_when_the_hub_stays_away_and_goes_on_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_http, "BLOCK_BYTES", 1000)
+    big = content(50_000)
+    ref = hub.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": big}) as server:
+        server.cut("a.gguf", 20_500)
+        server.fail("a.gguf", 503)
+        with pytest.raises(FetchFailed, match="cannot be reached") as caught:
+            hub.fetch(ref, store, Silent(), None)
+        assert "run again" in str(caught.value)
+        server.fail("a.gguf", None)
+        [path] = hub.fetch(ref, store, Silent(), None)
+    assert path.read_bytes() == big
+
+
+def test_corrupt_bytes_then_recovery(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = hub.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        server.corrupt("a.gguf")
+        with pytest.raises(FetchFailed, match="sha256"):
+            hub.fetch(ref, store, Silent(), None)
+        assert not list(store.artifacts())
+        server.corrupt("a.gguf", False)
+        [path] = hub.fetch(ref, store, Silent(), None)
+    assert path.read_bytes() == Q4
+
+
+def test_disk_room_is_checked_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imatrix_lab.core.files.free_bytes", lambda path: 64 << 20)
+    with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(DiskFull):
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert len(server.requests) == 1
+
+
+def test_large_files_take_the_librarys_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(hub_http, "LARGEST_HTTP_BYTES", 1000)
+    with serving(monkeypatch, {"sub/a.gguf": Q4}):
+        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert path.read_bytes() == Q4
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_pinned_commit_needs_no_network(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        commit = server.commit(REPO)
+        ref = hub.parse(f"hf:{REPO}@{commit}:*Q4_K_M*")
+        first = hub.fetch(ref, store, Silent(), None)
+        server.requests.clear()
+        assert hub.fetch(ref, store, Silent(), None) == first
+        assert server.requests == []
+        with pytest.raises(UsageError, match="models fit"):  # as it would say when asked anew
+            hub.fetch(hub.parse(f"hf:{REPO}@{commit}"), store, Silent(), None)
+        assert server.requests == []
+        other = hub.fetch(hub.parse(f"hf:{REPO}@{commit}:tiny-Q8_0.gguf"), store, Silent(), None)
+        assert other[0].read_bytes() == Q8
+    assert hub.fetch(ref, store, Silent(), None) == first  # the server is gone
+
+
+def test_the_manifest_does_not_tell_how_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        specs = [REPO, f"{REPO}@main", f"{REPO}@{server.commit(REPO)}"]
+        server.push(REPO, "v2", SEVERAL)
+        found = [
+            hub.fetch(hub.parse(f"hf:{spec}:{pattern}"), Store(tmp_path / str(i)), Silent(), None)
+            for i, spec in enumerate([*specs, f"{REPO}@v2"])
+            for pattern in ("*Q4_K*", "tiny-Q4_K_M.gguf")
+        ]
+    assert len({path.with_name("manifest.json").read_bytes() for [path] in found}) == 1
+
+
+def test_moved_branch_is_followed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = hub.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        hub.fetch(ref, store, Silent(), None)
+        server.push(REPO, "main", {"a.gguf": Q8})
+        assert hub.fetch(ref, store, Silent(), None)[0].read_bytes() == Q8
+
+
+@pytest.mark.parametrize("endpoint", ["http://[", "http://127.0.0.1:p", "ftp://x", "127.0.0.1:1"])
+def test_odd_endpoint(endpoint: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(FetchFailed):
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+
+
+@pytest.mark.parametrize("how", ["flag", "gone", "broken"])
+def test_offline_uses_the_last_fetched_commit(
+    how: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub.parse(f"hf:{REPO}:*Q4*")
+    progress = Recorder()
+    with serving(monkeypatch, SEVERAL) as server:
+        first = hub.fetch(ref, store, Silent(), None)
+        commit = server.commit(REPO)
+        if how == "flag":
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+            server.requests.clear()
+            assert hub.fetch(ref, store, progress, None) == first
+            assert server.requests == []
+    if how != "flag":
+        if how == "broken":
+            monkeypatch.setenv("HF_ENDPOINT", "hub.invalid")  # the scheme was forgotten
+        assert hub.fetch(ref, store, progress, None) == first
+    [said] = progress.said
+    assert commit in said
+    assert "last fetched commit" in said
+    for spec in (f"hf:{REPO}:*Q8*", f"hf:{REPO}@v2:*Q4*", "hf:org/other"):
+        with pytest.raises(FetchFailed) as caught:
+            hub.fetch(hub.parse(spec), store, progress, None)
+        assert caught.value.fix
+
+
+def test_offline_knows_a_branch_that_was_first_asked_for_by_its_commit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        pinned = f"hf:{REPO}@{server.commit(REPO)}:*Q4_K*"
+        old = hub.fetch(hub.parse(pinned), store, Silent(), None)
+        for revision in ("main", "v2"):
+            server.push(REPO, revision, SEVERAL)
+            hub.fetch(hub.parse(f"hf:{REPO}@{revision}:*Q4_K*"), store, Silent(), None)
+        server.push(REPO, "main", {"tiny-Q8_0.gguf": Q4})
+        new = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert new != old
+    for spec, expected in ((":*Q4_K*", old), ("@v2:*Q4_K*", old), (":tiny-Q8*", new)):
+        assert hub.fetch(hub.parse(f"hf:{REPO}{spec}"), store, Silent(), None) == expected
+    with pytest.raises(FetchFailed, match="nothing fetched earlier"):
+        hub.fetch(hub.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), store, Silent(), None)
+
+
+def test_offline_without_anything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE") as caught:
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+    assert "unset HF_HUB_OFFLINE" in str(caught.value)
+
+
+SAFETENSORS = {
+    "config.json": b"{}",
+    "model.safetensors": content(4000),
+    "tokenizer.json": b"{}",
+    "original/model.safetensors": content(10),
+    "consolidated.safetensors": content(10),
+    "README.md": b"# T",
+    "LICENSE": b"free",
+    "evil.py": b"raise SystemExit",
+}
+
+
+def fake_converter(tmp_path: Path, body: str) -> hub.Converter:
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(
+        "import os, sys\nfrom pathlib import Path\nfolder, out = sys.argv[1], sys.argv[3]\n" + body,
+        encoding="utf-8",
+    )
+    return hub.Converter("test", script)
+
+
+@pytest.fixture
+def _packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: name)
+
+
+@pytest.mark.usefixtures("_packages")
+def test_safetensors_are_converted(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    converter = fake_converter(
+        tmp_path,
+        """
+print("Writing:  40%|####", flush=True)
+seen = " ".join(sorted(os.listdir(folder))) + os.environ["HF_TOKEN"]
+Path(out.format(OUTTYPE="BF16")).write_text(seen)
+""",
+    )
+    ref = hub.parse(f"hf:{REPO}")
+    progress = Recorder()
+    with serving(monkeypatch, SAFETENSORS) as server:
+        [path] = hub.fetch(ref, store, progress, converter)
+        inputs = json.loads((path.parent / "manifest.json").read_text())["inputs"]
+        commit = server.commit(REPO)
+    assert path.name == "tiny-GGUF-BF16.gguf"
+    assert path.read_text() == "LICENSE README.md config.json model.safetensors tokenizer.json"
+    assert (inputs["commit"], inputs["toolchain"], inputs["outtype"]) == (commit, "test", "auto")
+    assert progress.tasks["converting tiny-GGUF"] == [40]
+    assert not list(store.unfinished())  # the weights are gone
+    assert hub.fetch(ref, store, progress, converter) == [path]  # the server is gone
+    with pytest.raises(FetchFailed):
+        hub.fetch(ref, store, progress, hub.Converter("newer", converter.script))
+
+
+@pytest.mark.usefixtures("_packages")
+def test_failing_converter(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converter = fake_converter(tmp_path, "sys.exit('ERROR: Model OddForCausalLM is not supported')")
+    with serving(monkeypatch, SAFETENSORS), pytest.raises(ToolFailed) as caught:
+        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), converter)
+    assert "OddForCausalLM is not supported" in str(caught.value)
+    assert "architecture" in str(caught.value)
+    assert caught.value.log
+    assert caught.value.log.exists()
+
+
+def test_packages_are_checked_before_the_download(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    for converter in (fake_converter(tmp_path, ""), None):
+        with serving(monkeypatch, SAFETENSORS) as server, pytest.raises(MissingTool) as caught:
+            hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), converter)
+        assert len(server.requests) == 1
+        if converter:
+            assert "pip install 'imatrix_lab[convert]'" in str(caught.value)
+
+
+@pytest.fixture
+def converter(tools) -> hub.Converter:
+    """llama.cpp's own, from the toolchain."""
+    for package in ("torch", "transformers", "sentencepiece"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install -e '.[convert]'")
+    return hub.Converter(tools.commit, tools.convert_script)
+
+
+def save_tiny_llama(folder: Path) -> None:
+    """Save a random Llama of two layers, with a sentencepiece tokenizer made on the spot."""
+    import random
+
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = random.Random(1)
+    text = [
+        " ".join(
+            "".join(words.choices("abcdefghijklmnoprstuvyæøå", k=words.randint(2, 7)))
+            for _ in range(12)
+        )
+        for _ in range(400)
+    ]
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text),
+            model_writer=file,
+            vocab_size=512,
+            model_type="bpe",
+            byte_fallback=True,
+            num_threads=1,
+            minloglevel=2,
+        )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+        )
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+@pytest.mark.convert
+def test_real_conversion(
+    converter: hub.Converter, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    save_tiny_llama(folder)
+    progress = Recorder()
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with serving(monkeypatch, files, "org/tiny-llama"):
+        [path] = hub.fetch(hub.parse("hf:org/tiny-llama"), store, progress, converter)
+    assert progress.tasks["converting tiny-llama"][-1] == 100
+    assert path.name == "tiny-llama-BF16.gguf"
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.architecture"].contents() == "llama"
+    assert reader.fields["llama.block_count"].contents() == 2
+    assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == 512
+    shapes = {t.name: [int(n) for n in t.shape] for t in reader.tensors}
+    assert shapes["token_embd.weight"] == [256, 512]
+    assert shapes["blk.1.ffn_down.weight"] == [512, 256]

@@ -1,0 +1,269 @@
+"""The small answer on small models: scored, compared, told, recorded, stopped and resumed."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from imatrix_lab.cli import main
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.corpus import cleaned, documents
+from imatrix_lab.corpus import heldout as split
+from imatrix_lab.errors import BadText
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.pipeline import quick as case
+from imatrix_lab.pipeline import quick as run
+from imatrix_lab.pipeline import tune as pipeline
+from imatrix_lab.pipeline.quick_answer import sentence
+from imatrix_lab.records import parquet
+from imatrix_lab.types import Request
+from tests.corpus import made_up
+
+TOKENS = 600  # small, as the models here
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def _languages(tmp_path_factory):
+    """A folder with Qaish and an English of our own."""
+    data = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMATRIX_LAB_DATA", str(data))
+        made_up.add(data, "qa", "Qaish")
+        made_up.add(data, "en", "English")
+    return data
+
+
+@pytest.fixture(scope="module")
+def store(score_store, tmp_path_factory):
+    return score_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(autouse=True)
+def small(_languages, monkeypatch):
+    monkeypatch.setenv("IMATRIX_LAB_DATA", str(_languages))
+    monkeypatch.setattr(case, "TOKENS", TOKENS)
+    monkeypatch.setattr(case, "ENGLISH_TOKENS", 1024)
+    monkeypatch.setattr(split, "HELDOUT_BYTES", 12_000)
+    monkeypatch.setattr(cleaned, "BASIS_BYTES", 30_000)
+
+
+@pytest.fixture
+def tune(store, reference, tmp_path):
+    """A function: language and settings -> request, what was made, answer, what was said."""
+
+    def make(text="qa", types=("Q2_K",), out="out", before=lambda made: None, **settings):
+        request = Request(
+            text, types, str(reference), 4096, tmp_path / out, "cpu", n_ctx=128, threads=1,
+            **settings,
+        )  # fmt: skip
+        heard = Heard()
+        watch = run.Watch(heard)
+        made = pipeline.tune(request, store, watch)
+        before(made)
+        return request, made, run.answer(request, made, store, watch), heard.lines
+
+    return make
+
+
+@pytest.fixture
+def answered(tune):
+    return tune()
+
+
+def scores(store, sha256s):
+    """Records of these quants in the store, by sha256."""
+    found = {}
+    for artifact in store.artifacts():
+        if artifact.manifest["kind"] == "score":
+            table = parquet.read(artifact.path / "records.parquet")
+            found[table.signature["quant"]["sha256"]] = table
+    return [found[s] for s in sha256s]
+
+
+def test_the_numbers_are_those_of_the_records(answered, store):
+    _, made, found, _ = answered
+    assert [r.language for r in found.rivals] == ["", "en"]
+    assert (found.type, found.language, found.imatrix_tokens) == ("Q2_K", "qa", 4096)
+    mine, *others = scores(store, [made.quants[0].sha256, *(r.sha256 for r in found.rivals)])
+    assert found.n_tokens == len(mine) and found.n_documents == len(mine.words("doc_id").names)
+    assert found.kld_nats == pytest.approx(mine.array("kld").mean(dtype=float))
+    codes = mine.words("doc_id").codes
+    for rival, table in zip(found.rivals, others, strict=True):
+        assert rival.kld_nats == pytest.approx(table.array("kld").mean(dtype=float))
+        difference = np.float64(mine.array("kld")) - table.array("kld")
+        assert rival.difference_nats == pytest.approx(difference.mean())
+        assert rival.ci95_low < rival.difference_nats < rival.ci95_high
+        clear = len({np.sign(difference[codes == c].sum()) for c in set(codes)}) == 1
+        assert not clear or rival.verdict == ("better" if difference.mean() < 0 else "worse")
+    none, english = found.rivals
+    assert not none.imatrix_sha256 and none.imatrix_tokens == 0
+    assert english.imatrix_tokens == 1024
+    assert found.signature["reference"]["sha256"] == made.model.sha256
+
+
+def test_the_documents_are_held_out_and_short(answered, tools, reference):
+    _, made, found, _ = answered
+    heldout = documents.read(made.corpus.heldout)
+    assert found.n_documents == min(case.DOCUMENTS, len(heldout))
+    assert found.document_tokens * found.n_documents <= TOKENS
+    with Vocabulary(tools, reference) as vocabulary:
+        sizes = [vocabulary.count(d.text) for d in heldout]
+    assert found.n_tokens <= sum(min(s, found.document_tokens) for s in sizes)
+
+
+def test_manifest_and_card_have_it_and_keep_it(answered, tune):
+    request, made, found, _ = answered
+    for quick in (None, False):  # again without: what is known of the same file stays
+        tune(quick=quick)
+        entries = json.loads((request.out / "manifest.json").read_text())["files"]
+        assert entries[made.files[0].name]["quick"]["sentence"] == sentence(found)
+        assert entries[made.files[0].name]["quick"]["n_tokens"] == found.n_tokens
+        card = (request.out / "README.md").read_text()
+        assert sentence(found) in card and found.signature["text"]["sha256"][:12] in card
+
+
+def test_what_was_made_for_it_is_gone_and_nothing_is_made_again(answered, tune, store):
+    request, made, found, _ = answered
+    assert [p.name for p in request.out.glob("*.gguf")].count(made.files[0].name) == 1
+    assert len(list(request.out.glob("*.gguf"))) == 2  # the imatrix and the quant
+    assert not list(store.root.glob("work/quick*"))
+    before = {a.path for a in store.artifacts()}
+    assert {p.parent.name for p in before} >= {"score", "quick", "imatrix"}
+    *_, again, said = tune()
+    assert again == found and not any("scored beside this one" in line for line in said)
+    assert {a.path for a in store.artifacts()} == before
+
+
+def test_an_english_file_is_compared_with_none_alone(tune):
+    _, _, found, _ = tune("en")
+    assert [r.language for r in found.rivals] == [""]
+    assert "English one" not in sentence(found)
+
+
+def test_a_type_that_needs_an_imatrix_is_compared_with_english_alone(tune):
+    _, _, found, _ = tune(types=("Q2_K_S",))
+    assert [r.language for r in found.rivals] == ["en"]
+    *_, found, said = tune("en", types=("Q2_K_S",))
+    assert found is None
+    assert any("Q2_K_S needs an imatrix" in line for line in said)
+    with pytest.raises(BadText, match="nothing to compare with"):
+        tune("en", types=("Q2_K_S",), quick=True)
+
+
+def test_a_type_that_uses_no_imatrix_is_the_same(tune):
+    _, _, found, _ = tune(types=("Q8_0", "Q2_K"))
+    assert found.type == "Q8_0"
+    assert sentence(found).endswith(
+        "the same as without one, and the same as with an English one of 1,024 tokens."
+    )
+
+
+def test_without_english_text_it_goes_without(tune, _languages, monkeypatch, tmp_path):
+    (tmp_path / "corpora").mkdir()
+    for code, name in (("qa", "Qaish"), ("en", "English")):
+        (tmp_path / "corpora" / f"{code}.toml").write_text(
+            made_up.LANGUAGE.format(code=code, name=name)
+        )
+    (tmp_path / "corpora" / "own").mkdir()
+    (tmp_path / "corpora" / "own" / "qa").symlink_to(_languages / "corpora" / "own" / "qa")
+    monkeypatch.setenv("IMATRIX_LAB_DATA", str(tmp_path))
+    *_, found, said = tune()
+    assert [r.language for r in found.rivals] == [""]
+    assert any("goes without English" in line for line in said)
+
+
+def test_what_takes_long_is_only_done_when_asked_for(tune, monkeypatch):
+    monkeypatch.setattr(run, "MINUTES_MAX", 0.0)
+    *_, found, said = tune(types=("Q3_K_S",))
+    assert found is None
+    assert any("min to find out; QUICK=1" in line for line in said)
+    *_, found, said = tune(types=("Q3_K_S",), quick=True)
+    assert found is not None
+    assert any("scored beside this one; about" in line for line in said)
+
+
+def test_the_time_is_told_from_the_rate_of_this_run(answered):
+    request, made, _, _ = answered
+    one = case.Case(request, made, None, made.corpus)
+    assert made.quants[0].seconds is None or made.quants[0].seconds < 60
+    slow, fast = one.seconds(1.0), one.seconds(1e9)
+    assert slow - fast == pytest.approx(4 * TOKENS + made.corpus.n_tokens, rel=1e-3)
+    known = dataclasses.replace(made.model.facts, n_parameters=10**12)
+    large = dataclasses.replace(made, model=dataclasses.replace(made.model, facts=known))
+    assert case.Case(request, large, None, None).seconds(math.nan) > 60 * run.MINUTES_MAX
+
+
+def test_a_watch_counts_what_was_done_here(monkeypatch):
+    now = iter([0.0, 10.0, 20.0, 21.0, 30.0, 40.0])
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
+    watch = run.Watch(Silent())
+    with watch.task("imatrix", 4000, "tokens") as task:
+        task.update(1000, "going on from where the last run stopped")
+        task.update(4000)
+    assert watch.tokens_per_s == 300
+    with watch.task("quantize", 10, "weights") as task:
+        task.update(10)
+    with watch.task("perplexity", 10, "tokens"):
+        pass
+    assert watch.tokens_per_s == 300
+
+
+def test_one_document_is_no_basis(answered):
+    request, made, _, _ = answered
+    one = dataclasses.replace(made.corpus, n_heldout=1)
+    with pytest.raises(BadText, match="one document"):
+        case.Case(request, dataclasses.replace(made, corpus=one), None, None).demand_possible()
+
+
+def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypatch, store):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case.evaluate, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tune(types=("Q3_K_M",), out="stopped")
+    (left,) = store.root.glob("work/quick*/scratch")
+    assert {p.name for p in left.glob("*.gguf")} >= {"none.gguf", "en.gguf"}
+
+    def quantized(*_):
+        raise AssertionError("quantized again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case.quantize, "run", quantized)
+        request, made, found, _ = tune(types=("Q3_K_M",), out="stopped")
+    assert found is not None
+    entries = json.loads((request.out / "manifest.json").read_text())["files"]
+    for path in made.files:
+        assert entries[path.name]["sha256"] == sha256_file(path)
+
+
+def test_the_command_prints_the_line_after_the_files(
+    answered, store, tmp_path, capsys, monkeypatch
+):
+    request, _, found, _ = answered
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(store.root))
+    argv = ["tune", "qa", "--model", request.model, "--tokens", "4096", "--ctx", "128"]
+    argv += ["--threads", "1", "--type", "Q2_K Q3_K_S", "--out", str(tmp_path / "other")]
+    assert main.run(argv) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip().endswith(sentence(found))
+    assert "Q3_K_S not scored" in printed.err
+    assert main.run([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quick"]["sentence"] == sentence(found)
+    assert main.run([*argv, "--dry-run", "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert steps[-1]["name"] == "quick answer Q2_K" and steps[-1]["cached"]
+    assert main.run([*argv, "--no-quick"]) == 0
+    assert "held-out documents" not in capsys.readouterr().out

@@ -1,0 +1,218 @@
+"""The whole path on the small model: files, manifests, repeats, kills."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.models.gguf import read_header
+
+COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
+
+
+def tune(tiny, out, *extra):
+    return [
+        COMMAND, "tune", "et", "--model", str(tiny), "--tokens", "4096", "--ctx", "128",
+        "--threads", "1", "--type", "Q4_K_M Q3_K_S", "--out", str(out), "--no-quick", *extra,
+    ]  # fmt: skip
+
+
+def manifests(cache):
+    """Every manifest's bytes, by its place in the store."""
+    return {
+        str(p.relative_to(cache)): p.read_bytes() for p in sorted(cache.glob("*/*/manifest.json"))
+    }
+
+
+@pytest.fixture(scope="module")
+def calm(tools, tiny, tmp_path_factory, subprocess_env):
+    """One undisturbed run: its folder, its environment, what it printed."""
+    folder = tmp_path_factory.mktemp("calm")
+    env = subprocess_env(folder / "cache", tools)
+    began = time.monotonic()
+    run = subprocess.run(
+        tune(tiny, folder / "out"), env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return folder, env, run, time.monotonic() - began
+
+
+def test_files_manifest_and_card(calm):
+    folder, _, run, _ = calm
+    out = folder / "out"
+    names = {p.name for p in out.iterdir()}
+    quants = {"tiny-et-Q4_K_M.gguf", "tiny-et-Q3_K_S.gguf"}
+    assert quants | {"tiny-et.imatrix.gguf", "manifest.json", "README.md"} <= names
+    entries = json.loads((out / "manifest.json").read_text())["files"]
+    for name in quants:
+        assert entries[name]["sha256"] == sha256_file(out / name)
+        assert entries[name]["language"] == "et" and entries[name]["fallback"] == []
+        assert name in run.stdout
+        found = read_header(out / name).metadata
+        assert found["imatrix_lab.language"] == "et"
+        assert found["imatrix_lab.corpus.sha256"] == entries[name]["corpus_sha256"]
+    for text in ((out / "manifest.json").read_text(), (out / "README.md").read_text()):
+        assert str(folder) not in text and str(Path.home()) not in text
+
+
+def test_the_card_is_one_that_the_hub_reads(calm):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard((calm[0] / "out" / "README.md").read_text())
+    assert card.data.language == ["et"] and card.data.license == "cc0-1.0"
+    assert card.data.to_dict()["quantized_by"] == ""
+    assert "tiny-et-Q4_K_M.gguf" in card.text and "make quant LANG=et" in card.text
+
+
+def test_a_second_run_does_nothing_again(calm, tiny):
+    folder, env, _, first_s = calm
+    before = manifests(folder / "cache")
+    began = time.monotonic()
+    run = subprocess.run(
+        tune(tiny, folder / "out", "--json"), env=env, capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - began < max(5, first_s / 2)
+    assert all(q["seconds"] is None for q in json.loads(run.stdout)["quants"])
+    assert manifests(folder / "cache") == before
+
+
+def test_a_deleted_or_changed_output_is_put_back(calm, tiny):
+    folder, env, _, _ = calm
+    target = folder / "out" / "tiny-et-Q4_K_M.gguf"
+    digest = sha256_file(target)
+    target.unlink()
+    target.write_bytes(b"something else")
+    subprocess.run(tune(tiny, folder / "out"), env=env, capture_output=True, check=True)
+    assert sha256_file(target) == digest
+
+
+def test_dry_run_says_what_is_cached_and_does_nothing(calm, tiny, tools, tmp_path, subprocess_env):
+    folder, env, _, _ = calm
+    there = subprocess.run(
+        tune(tiny, folder / "out", "--dry-run", "--json"), env=env, capture_output=True, check=True
+    )
+    steps = json.loads(there.stdout)
+    assert len(steps) == 6 and all(s["cached"] for s in steps)
+    assert any("MiB" in s["detail"] for s in steps if s["name"] == "quantize Q4_K_M")
+    empty = subprocess_env(tmp_path / "cache", tools)
+    run = subprocess.run(
+        tune(tiny, tmp_path / "out", "--dry-run", "--json"),
+        env=empty,
+        capture_output=True,
+        check=True,
+    )
+    assert [s["cached"] for s in json.loads(run.stdout)] == [True, True, False, False, False, False]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rerun_says_what_changed(calm, tiny):
+    folder, env, _, _ = calm
+    argv = [w if w != "4096" else "2048" for w in tune(tiny, folder / "other")]
+    run = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert "re-running imatrix tiny-et: changed: corpus_sha256, n_windows" in run.stderr
+
+
+def test_another_type_reuses_all_the_rest(calm, tiny):
+    folder, env, _, _ = calm
+    argv = [*tune(tiny, folder / "out"), "--type", "Q5_K_S"]
+    run = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert "quantize Q5_K_S" in run.stderr and "re-running" not in run.stderr
+    entries = json.loads((folder / "out" / "manifest.json").read_text())["files"]
+    assert "tiny-et-Q5_K_S.gguf" in entries and "tiny-et-Q4_K_M.gguf" in entries
+
+
+def test_killed_at_any_moment_then_whole(calm, tiny, tools, tmp_path, subprocess_env):
+    """Twenty kills, over as many caches as it takes: a cache is used until a run gets through."""
+    folder, _, _, seconds = calm
+    rng, killed, caches = random.Random(11), 0, 1
+    while killed < 20:
+        cache, out = tmp_path / f"cache-{caches}", tmp_path / f"out-{caches}"
+        process = subprocess.Popen(
+            tune(tiny, out), env=subprocess_env(cache, tools), stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0.1, 0.5) * seconds)
+        if process.poll() is not None:
+            same_as_calm(folder, cache, out)
+            caches += 1
+            continue
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        for path in made_in(cache):  # what is there is whole
+            for name, entry in json.loads(path.read_text())["files"].items():
+                assert sha256_file(path.parent / name) == entry["sha256"]
+    run = subprocess.run(
+        tune(tiny, out), env=subprocess_env(cache, tools), capture_output=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    same_as_calm(folder, cache, out)
+
+
+def made_in(cache):
+    """The manifests of everything but the toolchain."""
+    return [p for p in sorted(cache.glob("*/*/manifest.json")) if p.parts[-3] != "toolchain"]
+
+
+def same_as_calm(folder, cache, out):
+    ours = {p.relative_to(cache): p.read_bytes() for p in made_in(cache)}
+    assert len(ours) >= 5
+    for name, raw in ours.items():
+        assert (folder / "cache" / name).read_bytes() == raw, name
+    names = [p.name for p in out.glob("*.gguf")]
+    assert len(names) == 3
+    assert all(sha256_file(out / n) == sha256_file(folder / "out" / n) for n in names)
+
+
+def test_ctrl_c_ends_the_programs_and_the_next_run_goes_on(tiny, tools, tmp_path, subprocess_env):
+    env = subprocess_env(tmp_path / "cache", tools)
+    argv = [w if w != "4096" else "60000" for w in tune(tiny, tmp_path / "out")]
+    process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("imatrix et"):
+            break
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "goes on from here" in rest
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in left
+
+
+@pytest.mark.parametrize("name", ["README.md", "manifest.json"])
+def test_a_folder_with_a_readme_of_its_own_is_refused_before_any_work(
+    tiny, tools, tmp_path, subprocess_env, name
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    env = subprocess_env(tmp_path / "cache", tools)
+    run = subprocess.run(
+        tune(tiny, tmp_path / "out"), env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2 and name in run.stderr and "OUT=" in run.stderr
+    assert (tmp_path / "out" / name).read_text() == "{}"
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {"toolchain"}
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(
+    tiny, tools, small_disk, tmp_path, subprocess_env
+):
+    env = subprocess_env(small_disk / "cache", tools)
+    argv = tune(tiny, small_disk / "out")
+    run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "MiB are free" in run.stderr, run.stderr
+    assert "imatrix-lab store gc" in run.stderr and "Traceback" not in run.stderr
+    assert not (small_disk / "out").exists()
+    kinds = {p.parts[-3] for p in made_in(small_disk / "cache")}
+    corpus = {"fetched", "text", "sources", "corpus"}
+    assert kinds == corpus | {"imatrix", "perplexity"}  # what fitted is whole
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    again = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "imatrix et" not in again.stderr.replace("re-running", "")

@@ -1,0 +1,64 @@
+"""Records keep their signature, their bytes, and their words."""
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from imatrix_lab.errors import BadRecords
+from imatrix_lab.records import parquet
+
+COLUMNS = {
+    "doc_id": parquet.Coded(np.array([0, 0, 1], np.int32), ("a/1", "b/2")),
+    "kld": np.array([0.5, np.nan, 0.25], np.float32),
+    "parsed": np.array([True, False, True]),
+}
+
+
+def test_round_trip_is_exact_and_signed(tmp_path):
+    path = tmp_path / "x.parquet"
+    parquet.write(path, COLUMNS, {"quant": {"sha256": "ab"}})
+    found = parquet.read(path)
+    assert len(found) == 3
+    assert found.signature == {"quant": {"sha256": "ab"}}
+    assert found.words("doc_id").names == ("a/1", "b/2")
+    assert found.words("doc_id").codes.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(found.array("kld"), COLUMNS["kld"])
+    assert found.array("parsed").tolist() == [True, False, True]
+
+
+def test_same_records_same_bytes(tmp_path):
+    for name in "ab":
+        parquet.write(tmp_path / name, COLUMNS, {"z": 1, "a": 2})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_some_columns(tmp_path):
+    parquet.write(tmp_path / "x", COLUMNS, {})
+    assert list(parquet.read(tmp_path / "x", ["kld"]).columns) == ["kld"]
+    with pytest.raises(BadRecords, match="no nll"):
+        parquet.read(tmp_path / "x", ["kld", "nll"])
+
+
+def test_plain_strings_are_words_too(tmp_path):
+    table = pyarrow.table({"task": ["b", "a", "b"]}).replace_schema_metadata({"imatrix_lab": "{}"})
+    pyarrow.parquet.write_table(table, tmp_path / "x")
+    words = parquet.read(tmp_path / "x").words("task")
+    assert [words.names[c] for c in words.codes] == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize("what", ["missing", "not parquet", "cut", "unsigned"])
+def test_what_cannot_be_read_is_said(tmp_path, what):
+    path = tmp_path / "x.parquet"
+    parquet.write(path, COLUMNS, {})
+    if what == "missing":
+        path.unlink()
+    elif what == "not parquet":
+        path.write_bytes(b"PAR1 and so on")
+    elif what == "cut":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"kld": [1.0]}), path)
+    with pytest.raises(BadRecords) as error:
+        parquet.read(path)
+    assert str(path) in str(error.value)

@@ -1,0 +1,91 @@
+"""An answerer that knows what it is told, and a chat server on loopback."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from imatrix_lab.types import ChoiceScores, Generated
+
+Reply = Callable[[str], Any]
+
+
+class Answerer:
+    """Answers by two functions; counts what it was asked."""
+
+    is_chat = True
+
+    def __init__(self, label, choose=None, generate=None, commit="c0ffee"):
+        self.label, self._choose, self._generate, self._commit = label, choose, generate, commit
+        self.asked: list[str] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def __call__(self):
+        return self
+
+    def quant(self):
+        return {"sha256": f"sha-{self.label}", "name": self.label, "type": "Q4_K_M",
+                "calibration": self.label, "imatrix_sha256": f"im-{self.label}"}  # fmt: skip
+
+    def instrument(self):
+        return {"toolchain": {"commit": self._commit}, "protocol": {"name": "fake"}}
+
+    def choose(self, items):
+        for item in items:
+            self.asked.append(item.id)
+            values = self._choose(item)
+            if isinstance(values, str):
+                yield ChoiceScores(item.id, (), (), (), values)
+                continue
+            sizes = tuple(len(o.split()) for o in item.options)
+            n_bytes = tuple(len(o.encode()) for o in item.options)
+            yield ChoiceScores(item.id, tuple(values), sizes, n_bytes)
+
+    def generate(self, items):
+        for item in reversed(items):  # any order
+            self.asked.append(item.id)
+            said = self._generate(item)
+            if isinstance(said, Exception):
+                yield Generated(item.id, "", 0, "", str(said))
+            else:
+                yield Generated(item.id, said, 1, "length" if said.endswith("…") else "eos")
+
+
+@contextmanager
+def chat_server(reply: Reply) -> Iterator[str]:
+    """Serve chat completions: `reply` makes the answer, a status, or raw bytes, of a prompt."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            said = reply(body["messages"][-1]["content"])
+            status = said if isinstance(said, int) else 200
+            if isinstance(said, str):
+                said = json.dumps({
+                    "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
+                    "usage": {"completion_tokens": 3},
+                }).encode()  # fmt: skip
+            raw = b"{}" if isinstance(said, int) else said
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()

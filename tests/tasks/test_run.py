@@ -1,0 +1,347 @@
+"""From a request to records that `compare` reads: merging, resuming, failing, flipping."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+
+from imatrix_lab.compare import compare as compared
+from imatrix_lab.compare.design import Plan
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.errors import BadRecords, BadText, UsageError
+from imatrix_lab.records import parquet
+from imatrix_lab.tasks import definition, load, records, run, summary
+from imatrix_lab.tasks.journal import Journal
+from imatrix_lab.types import TaskRequest
+from tests.tasks.fakes import Answerer
+
+N = 40
+
+
+class Talk(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture
+def exam(tmp_path):
+    """Multiple choice: B is right; items 0 and 1 are the same, two of a cluster each."""
+    rows = [
+        {"id": str(i), "text": f"About {i // 2}.", "ask": f"Question {max(i, 1)}?",
+         "choices": ["one", "two", "three"], "right": 1}
+        for i in range(N)
+    ]  # fmt: skip
+    rows[0]["text"] = rows[1]["text"]
+    rows.append({**rows[5], "id": "no-gold", "right": None})
+    (tmp_path / "exam.json").write_text(json.dumps(rows))
+    task = tmp_path / "exam.toml"
+    task.write_text("""
+name = "exam"
+title = "An exam"
+scorer = "choice"
+licence = "CC0-1.0"
+citation = "us"
+[source]
+files = ["exam.json"]
+[fields]
+id = "{id}"
+context = "{text}"
+question = "{ask}"
+options = "{choices}"
+gold = "{right}"
+cluster = "{text}"
+[prompt]
+ask = "{context}\\n{words.question}: {question}\\n{lettered}\\n{words.answer}:"
+""")
+    return task
+
+
+@pytest.fixture
+def quiz(tmp_path):
+    """MixEval's schema, in Bokmål: free form and multiple choice."""
+    free = {str(i): {"problem_type": "free-form", "context": None, "prompt": f"Hva er {i} + 1?",
+                     "target": [str(i + 1)], "benchmark_name": "x"} for i in range(20)}  # fmt: skip
+    path = tmp_path / "quiz.json"
+    path.write_text(json.dumps(free))
+    return path
+
+
+def request(task, tmp_path, **changes):
+    given = {
+        "tasks": (str(task),), "languages": ("nb",), "quants": ("x",), "out": tmp_path / "out",
+        "backend": "cpu", "data": tmp_path / "exam.json",
+    }  # fmt: skip
+    return TaskRequest(**{**given, **changes})
+
+
+def right_unless(*wrong):
+    return lambda item: [-2.0, -3.0 if item.id in wrong else -1.0, -4.0]
+
+
+def test_records_that_compare_reads(exam, tmp_path):
+    talk = Talk()
+    a = Answerer("A", right_unless())
+    b = Answerer("B", right_unless(*map(str, range(20))))
+    paths = run.run(request(exam, tmp_path), [a, b], talk)
+    assert [p.name for p in paths] == ["exam.nb.A.parquet", "exam.nb.B.parquet"]
+    assert talk.said[0] == (
+        "exam nb: 39 items in 20 groups; 1 repeats merged; 1 left out: no gold answer"
+    )
+    report = compared.compare(paths, Plan(n_resamples=200), (), Silent())
+    (one,) = report.comparisons
+    assert one.n == N - 1
+    assert one.n_clusters == 20
+    scores = {s.quant: s for s in summary.scores(paths)}
+    assert scores["A"].score.estimate == 1.0
+    assert scores["B"].score.estimate == pytest.approx(20 / 39)
+    assert 0.8 < scores["A"].score.low < scores["A"].score.high == 1.0
+    assert (scores["A"].n_given, scores["A"].n_unique) == (41, 39)
+    flips = summary.flips(*paths)
+    assert (len(flips.items), flips.n_items, flips.n_gained, flips.n_lost) == (19, 39, 0, 19)
+    assert (flips.items[0].a, flips.items[0].b, flips.items[0].gold) == ("B", "A", "B")
+
+
+def test_the_second_time_nothing_is_asked(exam, tmp_path):
+    first = Answerer("A", right_unless())
+    (path,) = run.run(request(exam, tmp_path), [first], Silent())
+    before = path.read_bytes()
+    again = Answerer("A", right_unless())
+    assert run.run(request(exam, tmp_path), [again], Silent()) == [path]
+    assert again.asked == []
+    assert path.read_bytes() == before
+    other = Answerer("A", right_unless(), commit="another")
+    (beside,) = run.run(request(exam, tmp_path), [other], Silent())
+    assert beside != path and path.read_bytes() == before
+    with pytest.raises(BadRecords, match=r"toolchain\.commit"):
+        summary.flips(path, beside)
+
+
+def test_a_killed_run_goes_on(exam, tmp_path):
+    def dies(item):
+        if item.id == "30":
+            raise KeyboardInterrupt
+        return [-2.0, -1.0, -4.0]
+
+    first = Answerer("A", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(request(exam, tmp_path), [first], Silent())
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    (journal,) = (tmp_path / "out" / ".unfinished").iterdir()
+    with journal.open("a") as file:
+        file.write('{"id": "31", "score": 1.0, "predi')  # cut off by a kill
+    second = Answerer("A", right_unless())
+    (path,) = run.run(request(exam, tmp_path), [second], Silent())
+    assert sorted(first.asked + second.asked, key=int) == sorted(
+        [str(i) for i in range(N) if i != 1] + ["30"], key=int
+    )
+    assert len(parquet.read(path)) == N - 1
+    assert not journal.exists()
+
+
+def test_failed_items_are_not_wrong(exam, tmp_path):
+    too_long = "prompt longer than the context: 900 tokens of 512"
+
+    def some(item):
+        return {"4": too_long, "6": "time-out"}.get(item.id, [-2.0, -1.0, -4.0])
+
+    talk = Talk()
+    (path,) = run.run(request(exam, tmp_path), [Answerer("A", some)], talk)
+    (score,) = summary.scores([path])
+    assert score.failed == {"prompt longer than the context": 1, "time-out": 1}
+    assert (score.n_items, score.score.estimate) == (N - 3, 1.0)
+    assert f"note: exam.nb.A: 1 of 39 items failed, not counted: {too_long}" in talk.said
+    again = Answerer("A", right_unless())
+    run.run(request(exam, tmp_path), [again], Silent())
+    assert sorted(again.asked) == ["4", "6"]  # asked once more, and only those
+    assert summary.scores([path])[0].failed == {}
+
+
+def test_all_failed(exam, tmp_path):
+    (path,) = run.run(request(exam, tmp_path), [Answerer("A", lambda _: "time-out")], Silent())
+    (score,) = summary.scores([path])
+    assert math.isnan(score.score.estimate)
+
+
+def test_ties_share_the_point_and_are_counted(exam, tmp_path):
+    (path,) = run.run(
+        request(exam, tmp_path), [Answerer("A", lambda _: [-1.0, -1.0, -4.0])], Silent()
+    )
+    (score,) = summary.scores([path])
+    assert (score.n_ties, score.score.estimate) == (39, 0.5)
+    assert set(records.words(parquet.read(path), "prediction")) == {"A=B"}
+
+
+@pytest.mark.parametrize(("variant", "wins"), [("raw", "A"), ("token", "B"), ("byte", "C")])
+def test_variants(variant, wins, exam, tmp_path):
+    rows = [
+        {"id": "1", "text": "", "ask": "Q?", "choices": ["hi", "b c d e", "x" * 60], "right": 0}
+    ]
+    (tmp_path / "exam.json").write_text(json.dumps(rows))
+    seen = []
+
+    def choose(item):
+        seen.append(item)
+        return [-1.0, -2.0, -3.0]
+
+    (path,) = run.run(request(exam, tmp_path, variant=variant), [Answerer("A", choose)], Silent())
+    assert records.words(parquet.read(path), "prediction") == [wins]
+    assert seen[0].context == "Spørsmål: Q?\nSvar:"
+    assert seen[0].options[0] == " hi"
+
+
+def test_examples_are_not_scored(exam, tmp_path):
+    seen = []
+
+    def choose(item):
+        seen.append(item)
+        return [-2.0, -1.0, -4.0]
+
+    run.run(request(exam, tmp_path, shots=2), [Answerer("A", choose)], Silent())
+    (prefix,) = {item.prefix for item in seen}
+    assert prefix.count("Svar: B\n\n") == 2
+    assert not {"0", "1", "2", "3"} & {item.id for item in seen}
+    assert len(seen) == 36
+    seen.clear()
+    run.run(request(exam, tmp_path, shots=2, limit=30), [Answerer("A", choose)], Silent())
+    assert len(seen) == 30  # the examples are beside the limit
+
+
+def test_a_limit_draws_the_same_items(exam, tmp_path):
+    asked = [Answerer(name, right_unless()) for name in "AB"]
+    run.run(request(exam, tmp_path, limit=7), asked, Silent())
+    assert len(asked[0].asked) == 7
+    assert asked[0].asked == asked[1].asked
+
+
+def test_free_form_with_text(quiz, tmp_path):
+    def say(item):
+        number = int(item.messages[0][1].split()[3])
+        if number == 3:
+            return RuntimeError("status 500")
+        return "Det vet jeg ikke …" if number > 9 else f"Svaret er {number + 1},0."
+
+    paths = run.run(
+        request("mixeval", tmp_path, data=quiz, keep_text=True),
+        [Answerer("A", None, say)],
+        Silent(),
+    )
+    table = parquet.read(paths[0])
+    assert set(records.words(table, "task")) == {"mixeval/free-form"}
+    assert "Svar så kort du kan." in records.words(table, "prompt")[0]
+    assert "Svaret er 1,0." in records.words(table, "output")
+    (score,) = summary.scores(paths)
+    assert score.score.estimate == pytest.approx(9 / 19)
+    assert score.failed == {"status 500": 1}
+    assert score.n_cut == 10
+
+
+def test_translations_have_corpus_scores(tmp_path):
+    (tmp_path / "NTREX-128").mkdir()
+    for name, lines in (("src.eng", "The dog sleeps here.\nA cat walks in the rain.\n"),
+                        ("ref.nob", "Hunden sover her nå.\nEn katt går i regnet.\n")):  # fmt: skip
+        (tmp_path / f"NTREX-128/newstest2019-{name}.txt").write_text(lines)
+    (tmp_path / "DOCUMENT_IDS.tsv").write_text("a\nb\n")
+    answers = Answerer("A", None, lambda item: "Hunden sover her nå." if "dog" in str(item) else "")
+    paths = run.run(request("ntrex", tmp_path, data=tmp_path), [answers], Silent())
+    (score,) = summary.scores(paths)
+    assert score.score.estimate == pytest.approx(0.5)
+    assert score.n_unparsed == 1
+    assert score.quality and 0 < score.quality.bleu < 100
+    assert "nrefs:1" in score.quality.chrf_signature
+
+
+def test_languages_that_a_task_lacks_are_left_out(tmp_path):
+    talk, asked = Talk(), request("x", tmp_path, languages=("en", "nb"), data=None)
+    tasks = [definition.get("mixeval"), definition.get("belebele")]
+    found = [(task.name, code) for task, code in run.pairs(tasks, asked, talk)]
+    assert found == [("mixeval", "en"), ("belebele", "en"), ("belebele", "nb")]
+    assert talk.said == ["note: mixeval has no 'nb': left out"]
+    folder = replace(asked, data=tmp_path)  # its files are in the language of the definition
+    assert run.pairs(tasks[:1], folder, talk) == [(tasks[0], "en")]
+    only = replace(folder, languages=("nb",))
+    assert run.pairs(tasks[:1], only, talk) == [(tasks[0], "nb")]
+    with pytest.raises(UsageError, match="mixeval has no 'nb'"):
+        run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
+
+
+@dataclass
+class Made:
+    id: str
+    output: str
+
+
+def test_separators_of_lines_are_kept_in_answers(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, Made) as add:
+        add({"id": "1", "output": "a\u2028b\u2029c\x85d"})
+    with path.open("a") as file:
+        file.write('\n{"id": "2"}\n7\nnull\n["id", "output"]\n')  # not ours
+    assert {i: e["output"] for i, e in Journal(path, Made).found.items()} == {
+        "1": "a\u2028b\u2029c\x85d"
+    }
+
+
+def test_what_is_not_pinned_is_said(exam, tmp_path, monkeypatch):
+    rows = json.loads((tmp_path / "exam.json").read_text())
+    newest = load.Rows(tuple(rows), {"a/b": "0123456789abcdef" * 2})
+    monkeypatch.setattr(load, "rows", lambda *_: newest)
+    exam.write_text(exam.read_text().replace("[source]", '[source]\nhub = "a/b"'))
+    talk = Talk()
+    (path,) = run.run(request(exam, tmp_path, data=None), [Answerer("A", right_unless())], talk)
+    assert "note: exam is not pinned; the newest: a/b at 0123456789ab" in talk.said
+    assert parquet.read(path).signature["task"]["pinned"] is False
+
+
+def test_variants_that_cannot_be(exam, tmp_path):
+    for task, variant, why in (("xcopa", "letter", "does not show letters"),
+                               ("mixeval", "raw", "answered in free text")):  # fmt: skip
+        with pytest.raises(UsageError, match=why):
+            run.run(request(task, tmp_path, variant=variant, languages=()), [], Silent())
+    exam.write_text(exam.read_text().replace("\\n{lettered}", ""))
+    with pytest.raises(UsageError, match="needs"):
+        definition.load(exam)
+
+
+def test_a_model_without_a_template_goes_on_from_the_prompt(quiz, tmp_path):
+    seen = []
+
+    def say(item):
+        seen.append(item)
+        return "7"
+
+    base = Answerer("A", None, say)
+    base.is_chat = False
+    asked = request("mixeval", tmp_path, data=quiz, shots=1, keep_text=True)
+    (path,) = run.run(asked, [base], Silent())
+    ((role, text),) = seen[0].messages
+    assert role == "" and text.endswith("\nSvar:")
+    assert text.startswith("Spørsmål: Hva er 0 + 1?\nSvar så kort du kan.\nSvar: 1\n\nSpørsmål: ")
+    assert seen[0].stop == ("\nSpørsmål:", "\nSvar:")
+    table = parquet.read(path)
+    assert records.words(table, "examples")[-1] + records.words(table, "prompt")[-1] == text
+
+
+def test_other_rules_are_another_run(quiz, tmp_path, monkeypatch):
+    answers = Answerer("A", None, lambda item: "7")
+    (first,) = run.run(request("mixeval", tmp_path, data=quiz), [answers], Silent())
+    get = run.speeches.get
+    monkeypatch.setattr(run.speeches, "get", lambda code: replace(get(code), tail=("nå",)))
+    (second,) = run.run(request("mixeval", tmp_path, data=quiz), [answers], Silent())
+    assert second != first
+
+
+def test_nothing_to_ask(exam, tmp_path):
+    row = {"id": "1", "text": "", "ask": "", "choices": [], "right": 0}
+    (tmp_path / "exam.json").write_text(json.dumps([row]))
+    with pytest.raises(BadText, match="no item that can be scored; 1 left out: no question"):
+        run.run(request(exam, tmp_path), [], Silent())
+    with pytest.raises(UsageError, match="do not say their language"):
+        run.run(request(exam, tmp_path, languages=("nb", "en")), [], Silent())
+    with pytest.raises(UsageError, match="no task is called"):
+        run.run(request("nothing", tmp_path), [], Silent())
+    with pytest.raises(UsageError, match="does not say its languages"):
+        run.run(request(exam, tmp_path, languages=()), [], Silent())
