@@ -14,7 +14,25 @@ import pytest
 import imatrix_lab
 
 PACKAGE = Path(imatrix_lab.__file__).parent
-ORDER = ["errors", "types", "core", "stats", "report", "llamacpp", "models", "records", "corpus", "imatrix", "quantize", "score", "compare", "tasks", "pipeline", "study", "cli"]
+ORDER = [
+    "errors",
+    "types",
+    "core",
+    "stats",
+    "report",
+    "llamacpp",
+    "models",
+    "records",
+    "corpus",
+    "imatrix",
+    "quantize",
+    "score",
+    "compare",
+    "tasks",
+    "pipeline",
+    "study",
+    "cli",
+]
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
