@@ -12,6 +12,7 @@ import pytest
 
 from imatrix_lab.core import process, store
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus.packing import within_budget
 from imatrix_lab.llamacpp.toolchain import Toolchain, find
@@ -166,14 +167,14 @@ def kernel_store(
 ) -> Store:
     """A store in which the kernel is compiled."""
     store = store_at(tmp_path_factory.mktemp("kernel"))
-    kernels.get(tools, 1, store, Silent())
+    kernels.get(tools, 1, Session(store, Silent()))
     return store
 
 
 @pytest.fixture(scope="session")
 def kernel(kernel_store: Store, tools: Toolchain) -> Kernel:
     """The real kernel, on one thread."""
-    return kernels.get(tools, 1, kernel_store, Silent())
+    return kernels.get(tools, 1, Session(kernel_store, Silent()))
 
 
 @pytest.fixture(scope="session")

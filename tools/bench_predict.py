@@ -26,6 +26,7 @@ from scipy import stats
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import documents, packing
 from imatrix_lab.corpus import heldout as split
@@ -82,8 +83,8 @@ class Bench:
     def __init__(self, root: Path, model: str):
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.store, self.terminal = root, Store(), Terminal()
-        self.tools = toolchains.get(self.store, "cpu", self.terminal)
-        self.model = resolve.resolve(model, self.store, self.terminal)
+        self.tools = toolchains.get("cpu", Session(self.store, self.terminal))
+        self.model = resolve.resolve(model, Session(self.store, self.terminal))
         self.imatrices: dict[str, Path] = {}
         self.heldout: dict[str, Path] = {}
 
@@ -91,7 +92,7 @@ class Bench:
         """Return the imatrix of the first tokens of a text."""
         asked = Request(str(text), (), str(self.model.path), n_tokens, self.root, "cpu")
         path = self.root / f"{name}.imatrix.gguf"
-        return tune.imatrix(asked, path, self.store, self.terminal)
+        return tune.imatrix(asked, path, Session(self.store, self.terminal))
 
     def prepare(self, own: dict[str, str | None]) -> None:
         """Make each language's texts and imatrix."""
@@ -120,7 +121,9 @@ class Bench:
             asked = Request(
                 code, (), str(self.model.path), 2 * CALIBRATION_TOKENS, self.root, "cpu"
             )
-            corpus = tune.corpus_of(asked, self.tools, self.model, self.store, self.terminal)
+            corpus = tune.corpus_of(
+                asked, self.tools, self.model, Session(self.store, self.terminal)
+            )
             return paragraphs(corpus.calibration), documents.read(corpus.heldout)
         path = Path(given)
         whole = documents.read(path) if path.suffix == ".jsonl" else paragraphs(path)
@@ -146,7 +149,7 @@ class Bench:
 
     def predicted(self) -> list[Row]:
         """Return what each quant is predicted to lose."""
-        predictor = Predictor(self._request(), self.store, self.terminal)
+        predictor = Predictor(self._request(), Session(self.store, self.terminal))
         began = time.monotonic()
         rows = []
         for kind, name in itertools.product(TYPES, CALIBRATIONS):
@@ -164,7 +167,7 @@ class Bench:
                 str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
                 self.root / "scores", "cpu", teacher="live",
             )  # fmt: skip
-            files = score.score(asked, self.store, self.terminal)
+            files = score.score(asked, Session(self.store, self.terminal))
             pairs = itertools.product(self.heldout, CALIBRATIONS)
             for (language, calibration), path in zip(pairs, files, strict=True):
                 table = parquet.read(path)
@@ -200,14 +203,15 @@ class Bench:
         }
         print(f"\n{code} in halves of {CALIBRATION_TOKENS // 2} tokens, predicted loss x1e-4")
         print(f"{'type':8}{'made with':12}{'on 1st half':>12}{'on 2nd half':>12}{'on all':>9}")
-        kernel = quant_error.kernel(self.tools, self.store, Silent())
+        kernel = quant_error.kernel(self.tools, Session(self.store, Silent()))
         scored = {**parts, "all": whole}
         for kind in TYPES:
             for name, imatrix in parts.items():
                 path = self.root / f"{name.replace(' ', '-')}.imatrix.gguf"
                 format.write(path, imatrix, {})
                 quant = resolve.resolve(
-                    str(self.quant(path.name.partition(".")[0], kind, path)), self.store, Silent()
+                    str(self.quant(path.name.partition(".")[0], kind, path)),
+                    Session(self.store, Silent()),
                 )
                 quant_error.write(self.root, kernel, self.model, quant, cores(), Silent())
                 found = predict.losses(
@@ -222,7 +226,7 @@ class Bench:
 
     def mixtures(self, rows: list[Row]) -> None:
         """Print mixtures' losses as told without quantizing, two ways, and as quants have them."""
-        predictor = Predictor(self._request(select="worst"), self.store, self.terminal)
+        predictor = Predictor(self._request(select="worst"), Session(self.store, self.terminal))
         of_type = [r for r in rows if r.type == MIXED_TYPE]
         pure = np.array([r.losses.overall() for r in of_type if r.calibration != NONE])
         chosen = predictor.select(MIXED_TYPE, of_type)
@@ -252,7 +256,7 @@ class Bench:
 
     def speed(self) -> None:
         """Print the sums' speed on one thread beside gguf-py's dequantize and numpy."""
-        kernel = quant_error.kernel(self.tools, self.store, Silent())
+        kernel = quant_error.kernel(self.tools, Session(self.store, Silent()))
         paths = (self.model.path, self.root / f"{NONE}-Q4_K_M.gguf")
         readers = [{t.name: t for t in gguf.GGUFReader(p).tensors} for p in paths]
         pairs, n_weights, ours = [], 0, quant_error.parts(self.model)
@@ -261,7 +265,7 @@ class Bench:
                 pairs.append([r[name] for r in readers])
                 n_weights += part.info.n_elements
         theirs_s = ours_s = 0.0
-        quant = resolve.resolve(str(paths[1]), self.store, Silent())
+        quant = resolve.resolve(str(paths[1]), Session(self.store, Silent()))
         others = quant_error.parts(quant)
         for w, q in pairs:
             began = time.process_time()

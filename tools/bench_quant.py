@@ -19,6 +19,7 @@ from pathlib import Path
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import programs
@@ -37,8 +38,8 @@ def main() -> None:
     tokens = arguments.windows * 512
     request = Request("nb", ("Q4_K_M",), "demo", tokens, Path(), default_backend())
     store, quiet = Store(), Silent()
-    tools, model = tune.prepare(request, store, quiet)
-    corpus = tune.corpus_of(request, tools, model, store, quiet)
+    tools, model = tune.prepare(request, Session(store, quiet))
+    corpus = tune.corpus_of(request, tools, model, Session(store, quiet))
     options = tune.imatrix_options(request, tools, model, corpus)
     compute = options.compute
 
@@ -57,9 +58,9 @@ def main() -> None:
 
         def our_imatrix() -> None:
             fresh = Store(Path(tempfile.mkdtemp(dir=root)))
-            collect.collect(tools, model, corpus, options, fresh, quiet)
+            collect.collect(tools, model, corpus, options, Session(fresh, quiet))
 
-        imatrix = collect.collect(tools, model, corpus, options, store, quiet)
+        imatrix = collect.collect(tools, model, corpus, options, Session(store, quiet))
         heldout = tune.heldout_in(corpus)
 
         def plain_quant() -> None:
@@ -80,8 +81,7 @@ def main() -> None:
                 heldout,
                 {},
                 quantize.Options(compute),
-                fresh,
-                quiet,
+                Session(fresh, quiet),
             )
 
         print(f"demo model, {arguments.windows} windows of 512, {compute.threads} threads")

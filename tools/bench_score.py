@@ -23,6 +23,7 @@ import numpy as np
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages, sources
 from imatrix_lab.llamacpp import programs, toolchain
@@ -51,8 +52,8 @@ def main() -> None:
     if arguments.child:
         return child(json.loads(arguments.child))
     store, quiet = Store(), Silent()
-    tools = toolchain.get(store, default_backend(), quiet)
-    model = resolve.resolve("demo", store, quiet)
+    tools = toolchain.get(default_backend(), Session(store, quiet))
+    model = resolve.resolve("demo", Session(store, quiet))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), tools, model)
         bench.against_perplexity(arguments.windows)
@@ -80,8 +81,8 @@ class Bench:
         for code in LANGUAGES:
             language = languages.get(code)
             (source,) = (s for s in language.sources if s.name == "dataset-build")
-            pinned = sources.reach(source, Store(), Silent())
-            found += list(sources.documents(pinned, language, Store(), Silent()))
+            pinned = sources.reach(source, Session(Store(), Silent()))
+            found += list(sources.documents(pinned, language, Session(Store(), Silent())))
         return found
 
     def texts(self, n_tokens: int) -> tuple[Path, Path]:
@@ -245,7 +246,7 @@ def child(request: dict[str, str]) -> None:
         request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
         out, default_backend(), protocol=request["protocol"], teacher="live",
     )  # fmt: skip
-    files = score.score(asked, Store(), Silent())
+    files = score.score(asked, Session(Store(), Silent()))
     scale = 1 if sys.platform == "darwin" else 1024
     found = {
         "load_s": Timed.load_s,

@@ -30,6 +30,7 @@ from pathlib import Path
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import documents
 from imatrix_lab.corpus.documents import JOINT
@@ -163,12 +164,14 @@ class Bench:
         asked = Request("", (), grid.model, grid.tokens, root, default_backend())
         self.tools: Toolchain
         self.model: Model
-        self.tools, self.model = tune.prepare(asked, store, progress)
+        self.tools, self.model = tune.prepare(asked, Session(store, progress))
         self.corpora: dict[tuple[str, int], CorpusFacts] = {}
         for code in grid.languages:
             for k in range(1, SAMPLES + 1):
                 one = replace(asked, text=code, corpus=TextOptions(sample=k, n_samples=SAMPLES))
-                self.corpora[code, k] = tune.corpus_of(one, self.tools, self.model, store, progress)
+                self.corpora[code, k] = tune.corpus_of(
+                    one, self.tools, self.model, Session(store, progress)
+                )
 
     def heldout(self, code: str) -> list[Document]:
         """Return a language's held-out documents."""

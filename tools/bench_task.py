@@ -36,6 +36,7 @@ import psutil
 
 from imatrix_lab.core import paths, process
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp import programs, server, toolchain
 from imatrix_lab.llamacpp.client import Client
@@ -65,9 +66,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("choice", "generate"))
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
-    tools = toolchain.get(store, default_backend(), quiet)
-    model = resolve.resolve(arguments.model, store, quiet)
-    setup = prepare(tools, model, store, quiet, threads=arguments.threads)
+    tools = toolchain.get(default_backend(), Session(store, quiet))
+    model = resolve.resolve(arguments.model, Session(store, quiet))
+    setup = prepare(tools, model, Session(store, quiet), threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(tools, model, setup, Path(folder), arguments.rounds)
         print(f"{model.label}, {arguments.threads} threads, {arguments.rounds} rounds")

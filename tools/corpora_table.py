@@ -11,6 +11,7 @@ from pathlib import Path
 
 from imatrix_lab.core import paths
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import cleaned, languages, sources
 from imatrix_lab.corpus.languages import Language, Source
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
     request = Request("nb", (), "demo", 0, Path(), default_backend())
-    tools, model = tune.prepare(request, store, quiet)
+    tools, model = tune.prepare(request, Session(store, quiet))
     rows = []
     with Vocabulary(tools, model.path) as vocabulary:
         for code in arguments.languages or languages.load_all():
@@ -79,8 +80,8 @@ def measure(
     """Return a source's row, and its tokens."""
     limit = cleaned.limit_bytes(LIMIT_TOKENS)
     try:
-        pinned = sources.reach(source, store, Silent())
-        found = cleaned.build(language, pinned, limit, 1, store, Silent())
+        pinned = sources.reach(source, Session(store, Silent()))
+        found = cleaned.build(language, pinned, limit, 1, Session(store, Silent()))
     except ImatrixLabError as error:
         return f"| {language.code} | {source.name} | {source.licence} | – | | | {error.what} |", 0
     texts = [d.text for d in found.documents()]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, stderr, stdout
+from imatrix_lab.core.progress import Progress
 from imatrix_lab.corpus.languages import LICENCE_CLASSES
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import CorpusFacts, TextOptions
@@ -135,35 +136,35 @@ def _build(text: str, model: str, n_tokens: int, as_json: bool, **rest: Any) -> 
     from imatrix_lab.corpus import mixture
     from imatrix_lab.pipeline import tune
 
-    store, terminal = options.surroundings()
+    session = options.session()
     named = tuple(filter(None, (rest.pop("sources") or "").replace(",", " ").split()))
     wanted = TextOptions(sources=named, **rest)
-    text = options.language(text, terminal)
+    text = options.language(text, session.progress)
     mixture.parse(text)  # not a folder
     request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=wanted)
-    tools, found = tune.prepare(request, store, terminal)
+    tools, found = tune.prepare(request, session)
     built = [
         tune.corpus_of(
             dataclasses.replace(
                 request,
                 corpus=dataclasses.replace(wanted, sample=k, renew=wanted.renew and k == 1),
             ),
-            tools, found, store, terminal,
+            tools, found, session,
         )
         for k in range(1, wanted.n_samples + 1)
     ]  # fmt: skip
     if as_json:
         return options.emit(built if wanted.n_samples > 1 else built[0])
     for one in built:
-        _tell(one, terminal)
+        _tell(one, session.progress)
         click.echo(one.calibration.parent)
     if named or wanted.heldout:
-        terminal.say(
+        session.progress.say(
             f"score on the text held out here: --text {built[0].language}={built[0].heldout}"
         )
 
 
-def _tell(built: CorpusFacts, terminal: Terminal) -> None:
+def _tell(built: CorpusFacts, terminal: Progress) -> None:
     sample = f"sample {built.sample}: " if built.sample else ""
     terminal.say(
         f"{sample}{built.n_tokens:,} tokens in {built.n_documents} documents for calibration,"
@@ -213,15 +214,15 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
 
     from imatrix_lab.corpus import show
 
-    store, terminal = options.surroundings()
-    found = show.find(text, store)
+    session = options.session()
+    found = show.find(text, session.store)
     if found is None:
         raise UsageError(
             f"no corpus of {text!r} has been built", fix=f"imatrix-lab corpus build {text}"
         )
     if as_json:
         return options.emit(found.manifest)
-    terminal.say(str(found.path))
+    session.progress.say(str(found.path))
     facts = found.facts
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -231,7 +232,7 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     stdout.print(table)
     _print_sources(facts)
     _print_dropped(facts)
-    for title, lines in show.samples(found, store, n_dropped).items():
+    for title, lines in show.samples(found, session.store, n_dropped).items():
         stdout.print(f"\n[bold]{escape(title)}[/bold]")
         for line in lines:
             stdout.print(escape(line))

@@ -20,8 +20,8 @@ def doctor(as_json: bool) -> None:
 
     from imatrix_lab.pipeline import doctor as examination
 
-    found, _ = options.surroundings()
-    findings = examination.examine(found)
+    session = options.session()
+    findings = examination.examine(session.store)
     if as_json:
         options.emit(findings)
     else:

@@ -68,15 +68,15 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     from imatrix_lab.imatrix import format
     from imatrix_lab.pipeline import tune
 
-    store, terminal = options.surroundings()
+    session = options.session()
     request = options.request(text, (), model=model, **rest)
-    path = tune.imatrix(request, out, store, terminal)
+    path = tune.imatrix(request, out, session)
     found = format.read(path)
     if as_json:
         facts = {"file": path, "n_tensors": len(found.entries), "n_chunks": found.chunk_count}
         return options.emit({**facts, "n_ctx": found.chunk_size, "language": found.language})
     windows = f"{found.chunk_count} windows of {found.chunk_size} tokens"
-    terminal.say(f"{len(found.entries)} tensors over {windows}")
+    session.progress.say(f"{len(found.entries)} tensors over {windows}")
     click.echo(path)
 
 
@@ -206,8 +206,8 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
     from imatrix_lab.imatrix.findings import ERROR
     from imatrix_lab.models.convert import resolve
 
-    store, terminal = options.surroundings()
-    wants = expected.of(resolve(model, store, terminal))
+    session = options.session()
+    wants = expected.of(resolve(model, session))
     found = format.read(path)
     done: tuple[str, ...] = ()
     if target:
@@ -225,7 +225,7 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
         )  # fmt: skip
     if target:
         format.write(target, found)
-        terminal.say(f"{target}: {'; '.join(done) or 'nothing to repair, the same again'}")
+        session.progress.say(f"{target}: {'; '.join(done) or 'nothing to repair, the same again'}")
     click.get_current_context().exit(1 if errors else 0)
 
 

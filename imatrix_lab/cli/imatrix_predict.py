@@ -126,11 +126,11 @@ def predict(types: Any, by: str | None, backend: str | None, as_json: bool, **re
         kinds = ("Q4_K_M",)
     if rest["select"] and not kinds:
         raise UsageError("--select makes quants", fix="--type Q4_K_M")
-    store, terminal = options.surroundings()
+    session = options.session()
     request = PredictRequest(
         types=kinds, backend=backend or toolchain.default_backend(), **rest
     )  # fmt: skip
-    found = forecast.predict_losses(request, store, terminal)
+    found = forecast.predict_losses(request, session)
     if as_json:
         return options.emit(_plain(found))
     for kind in dict.fromkeys(r.type for r in found.rows):

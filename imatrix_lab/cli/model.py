@@ -28,7 +28,7 @@ def model_show(spec: str, as_json: bool) -> None:
 
     from imatrix_lab.models import convert
 
-    found = convert.resolve(spec, *options.surroundings())
+    found = convert.resolve(spec, options.session())
     if as_json:
         return options.emit(dataclasses.asdict(found))
     facts = dataclasses.asdict(found.facts)
@@ -63,4 +63,4 @@ def model_fetch(spec: str) -> None:
 
     from imatrix_lab.models import convert
 
-    click.echo(convert.resolve(spec, *options.surroundings()).path)
+    click.echo(convert.resolve(spec, options.session()).path)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
@@ -108,20 +110,20 @@ def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Reque
     return Request(text, kinds, backend=backend, out=rest.pop("out", Path()), **rest)
 
 
-def language(word: str, terminal: Terminal) -> str:
+def language(word: str, progress: Progress) -> str:
     """Return a language's code for another name of it, and say so; other words as they are."""
     try:
         found = languages.get(word)
     except UsageError:
         return word
     if word != found.code:
-        terminal.say(f"{word} means {found.code}, {found.name}")
+        progress.say(f"{word} means {found.code}, {found.name}")
     return found.code
 
 
-def surroundings() -> tuple[Store, Terminal]:
-    """Return the store and the terminal."""
-    return Store(), Terminal()
+def session() -> Session:
+    """Return the user's store, with progress on the terminal."""
+    return Session(Store(), Terminal())
 
 
 def emit(value: Any) -> None:

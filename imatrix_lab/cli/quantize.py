@@ -44,16 +44,17 @@ def quantize(
 
     from imatrix_lab.pipeline import tune as pipeline
 
-    store, terminal = options.surroundings()
+    session = options.session()
     request = options.request(heldout or "", types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
     source = None if imatrix_path == "none" else Path(imatrix_path)
-    result = pipeline.quants(request, source, store, terminal)
+    result = pipeline.quants(request, source, session)
     if as_json:
         return options.emit(result)
     print_quants(result.quants, result.files)
 
 
 def print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> None:
+    """Print a table of finished quants."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("file", overflow="fold")
     for name in ("size", "bits/weight", "fallback", "perplexity", "original", "time"):

@@ -126,8 +126,8 @@ def score_run(as_json: bool, **rest: Any) -> None:
     from imatrix_lab.pipeline import score as evaluate
 
     rest["backend"] = rest["backend"] or toolchain.default_backend()
-    store, terminal = options.surroundings()
-    files = evaluate.score(ScoreRequest(**rest), store, terminal)
+    session = options.session()
+    files = evaluate.score(ScoreRequest(**rest), session)
     if as_json:
         return options.emit([str(f) for f in files])
     for file in files:

@@ -23,13 +23,13 @@ def store_ls(as_json: bool) -> None:
     Example:
       imatrix-lab store ls
     """
-    found, _ = options.surroundings()
+    session = options.session()
     rows = [
         (a.manifest["kind"], a.path.name, a.size_bytes(), (time.time() - a.last_used_s()) / 86400)
-        for a in found.artifacts()
+        for a in session.store.artifacts()
     ]
     rows += [("unfinished", p.name, n, (time.time() - p.stat().st_mtime) / 86400)
-             for p, n in found.unfinished()]  # fmt: skip
+             for p, n in session.store.unfinished()]  # fmt: skip
     if as_json:
         return options.emit(
             [dict(zip(("kind", "name", "size_bytes", "unused_days"), r, strict=True)) for r in rows]
@@ -41,7 +41,7 @@ def store_ls(as_json: bool) -> None:
     table.add_column("unused for", justify="right")
     for kind, name, size_bytes, days in rows:
         table.add_row(kind, name, f"{size_bytes / 2**20:.1f} MiB", f"{days:.0f} d")
-    table.add_row("", f"in {found.root}", f"{sum(r[2] for r in rows) / 2**20:.1f} MiB", "")
+    table.add_row("", f"in {session.store.root}", f"{sum(r[2] for r in rows) / 2**20:.1f} MiB", "")
     stdout.print(table)
 
 
@@ -60,8 +60,12 @@ def store_gc(days: float) -> None:
     Example:
       imatrix-lab store gc --days 7
     """  # fmt: skip
-    found, terminal = options.surroundings()
-    removed = found.collect_garbage(days * 86400)
+    session = options.session()
+    removed = session.store.collect_garbage(days * 86400)
     for path, size_bytes in removed:
-        terminal.say(f"removed {path.parent.name}/{path.name} ({size_bytes / 2**20:.1f} MiB)")
-    terminal.say(f"{len(removed)} removed, {sum(n for _, n in removed) / 2**20:.1f} MiB in all")
+        session.progress.say(
+            f"removed {path.parent.name}/{path.name} ({size_bytes / 2**20:.1f} MiB)"
+        )
+    session.progress.say(
+        f"{len(removed)} removed, {sum(n for _, n in removed) / 2**20:.1f} MiB in all"
+    )

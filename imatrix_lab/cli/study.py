@@ -124,15 +124,15 @@ def run(
     from imatrix_lab.study import run as running
 
     path = recipes.find(recipe)
-    store, terminal = options.surroundings()
+    session = options.session()
     if dry_run:
-        found = running.plan(path, out, store, terminal)
+        found = running.plan(path, out, session)
         if as_json:
             options.emit(config.plain(found))
         else:
             show(found)
         return None
-    return _print_found(running.begin(path, out, jobs, store, terminal), as_json)
+    return _print_found(running.begin(path, out, jobs, session), as_json)
 
 
 @study.command("resume")
@@ -152,8 +152,8 @@ def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
     from imatrix_lab.study import run as running
 
     found = folders.Folder(folder.absolute()) if folder else folders.newest()
-    store, terminal = options.surroundings()
-    return _print_found(running.resume(found, jobs, store, terminal), as_json)
+    session = options.session()
+    return _print_found(running.resume(found, jobs, session), as_json)
 
 
 def _print_found(done: Any, as_json: bool) -> int:

@@ -156,11 +156,11 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
         if rest["endpoint"] not in ("", backends.LOCAL):
             raise click.UsageError("--quant: what does the server call its model?")
         rest["quants"] = ("demo",)
-    store, terminal = options.surroundings()
+    session = options.session()
     words = langs.replace(",", " ").split()
-    codes = tuple(dict.fromkeys(options.language(word, terminal) for word in words))
+    codes = tuple(dict.fromkeys(options.language(word, session.progress) for word in words))
     request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
-    files = running.run(request, backends.open_all(request, store, terminal), terminal)
+    files = running.run(request, backends.open_all(request, session), session.progress)
     if as_json:
         return options.emit([str(f) for f in files])
     for file in files:

@@ -13,6 +13,8 @@ import click
 from imatrix_lab.cli import options
 from imatrix_lab.cli.task import API_KEY, ENDPOINT, GPU_LAYERS, LIMIT, RUN
 from imatrix_lab.cli.terminal import Terminal, stderr
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.types import ChatRequest
 
@@ -75,9 +77,9 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **asked: Any
 
 
 def chat_with(asked: dict[str, Any], terminal: Terminal) -> AbstractContextManager[Chat]:
-
+    """Return a chat with the model that the options name."""
     from imatrix_lab.tasks import backends
 
     asked["backend"] = asked["backend"] or toolchain.default_backend()
     request = ChatRequest(**asked, api_key=os.environ.get(API_KEY, ""))
-    return backends.chat(request, options.surroundings()[0], terminal)
+    return backends.chat(request, Session(Store(), terminal))

@@ -21,8 +21,8 @@ def toolchain_build(backend: str | None) -> None:
     Example:
       imatrix-lab toolchain build --backend cuda
     """
-    store, terminal = options.surroundings()
-    click.echo(tools.get(store, backend or tools.default_backend(), terminal).bin_dir)
+    session = options.session()
+    click.echo(tools.get(backend or tools.default_backend(), session).bin_dir)
 
 
 @toolchain.command("path")
@@ -54,8 +54,8 @@ def toolchain_version(backend: str | None, as_json: bool) -> None:
 
 
 def _found(backend: str | None) -> tools.Toolchain:
-    store, _ = options.surroundings()
-    found = tools.find(store, backend or tools.default_backend())
+    session = options.session()
+    found = tools.find(session.store, backend or tools.default_backend())
     if found is None:
         raise MissingTool("llama.cpp is not built", fix="imatrix-lab toolchain build")
     return found

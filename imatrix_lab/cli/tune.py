@@ -11,6 +11,7 @@ from rich.table import Table
 from imatrix_lab.cli import options
 from imatrix_lab.cli.quantize import print_quants
 from imatrix_lab.cli.terminal import stderr, stdout
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 
@@ -68,16 +69,16 @@ def tune(text: str | None, types: Any, dry_run: bool, as_json: bool, **rest: Any
             fix="one of:\n"
             + "\n".join(f"    {c:3} {n.name}" for c, n in languages.load_all().items()),
         )
-    store, terminal = options.surroundings()
-    request = options.request(options.language(text, terminal), types, **rest)
+    session = options.session()
+    request = options.request(options.language(text, session.progress), types, **rest)
     if dry_run:
-        steps = plan.plan(request, store, terminal)
+        steps = plan.plan(request, session)
         return options.emit(steps) if as_json else _print_plan(steps)
-    watch = quick.Watch(terminal)
-    result = pipeline.tune(request, store, watch)
+    watch = quick.Watch(session.progress)
+    result = pipeline.tune(request, Session(session.store, watch))
     if not as_json:
         print_quants(result.quants, result.files)
-    found = quick.answer(request, result, store, watch)
+    found = quick.answer(request, result, session.store, watch)
     if as_json:
         return options.emit({**vars(result), "quick": as_plain(found) if found else None})
     if found:

@@ -9,7 +9,8 @@ from typing import Any
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import MANIFEST, Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import MANIFEST, Artifact
 from imatrix_lab.corpus import assemble, chat, documents, packing, selection
 from imatrix_lab.corpus.documents import JOINT, decode
 from imatrix_lab.corpus.mixture import Mixture
@@ -35,8 +36,7 @@ def build(
     vocabulary: Vocabulary,
     n_tokens: int,
     options: TextOptions,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> CorpusFacts:
     """Return a corpus of at most `n_tokens` tokens, built if it is not there.
 
@@ -47,7 +47,7 @@ def build(
     """
     choices = [
         selection.choose(
-            p.language, options, n_tokens, model.sha256, vocabulary.count, store, progress
+            p.language, options, n_tokens, model.sha256, vocabulary.count, session
         ) if p.language else None
         for p in mixture.parts
     ]  # fmt: skip
@@ -72,12 +72,12 @@ def build(
             "n_heldout_tokens": vocabulary.count(packing.joined(made.heldout)),
             **made.facts,
         }
-        _warn(found, progress)
+        _warn(found, session.progress)
         return found
 
     sample = f"-s{options.sample}of{options.n_samples}" if options.n_samples > 1 else ""
     label = f"{mixture.label}-{n_tokens}{sample}"
-    return facts(store.get("corpus", label, wanted, make, progress))
+    return facts(session.store.get("corpus", label, wanted, make, session.progress))
 
 
 def _inputs(
@@ -168,8 +168,7 @@ def from_file(
     model: Model,
     vocabulary: Vocabulary,
     n_tokens: int,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> CorpusFacts:
     """Return a user's own text, cut to the budget, as a corpus without held-out documents.
 
@@ -211,7 +210,7 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(store.get("corpus", f"{word}-{n_tokens}", wanted, make, progress))
+    return facts(session.store.get("corpus", f"{word}-{n_tokens}", wanted, make, session.progress))
 
 
 def slug(word: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import clean, documents, sources
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources import Pinned
@@ -122,8 +122,7 @@ def build(
     pinned: Pinned,
     limit: int,
     workers: int,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> Pool:
     """Return a source's clean documents, about `limit` bytes of them at most.
 
@@ -135,14 +134,16 @@ def build(
     source = pinned.source
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        progress.say(f"text {language.code}: {source.origin} ({source.licence}; {source.note})")
+        session.progress.say(
+            f"text {language.code}: {source.origin} ({source.licence}; {source.note})"
+        )
         report = clean.Report()
-        raw = sources.documents(pinned, language, store, progress)
+        raw = sources.documents(pinned, language, session)
         cleaned = clean.clean(raw, clean.Rules.of(language), report, workers)
         n_bytes = n_documents = 0
         whole = True
         with (
-            progress.task(f"cleaning {source.name}", limit, "B") as task,
+            session.progress.task(f"cleaning {source.name}", limit, "B") as task,
             (out / TEXT).open("w", encoding="utf-8", newline="\n") as file,
         ):
             for document in pieces(cleaned):
@@ -172,7 +173,7 @@ def build(
 
     wanted = inputs(language, pinned, limit)
     name = f"{language.code}-{source.name}"
-    return Pool(pinned, store.get("text", name, wanted, make, progress))
+    return Pool(pinned, session.store.get("text", name, wanted, make, session.progress))
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:

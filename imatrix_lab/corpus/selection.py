@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import clean, cleaned, sources
 from imatrix_lab.corpus.cleaned import Pool
@@ -53,8 +54,7 @@ def choose(
     n_tokens: int,
     vocabulary_of: str,
     count: Counter,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> Choice:
     """Return the sources for a budget, as chosen before or now.
 
@@ -68,7 +68,7 @@ def choose(
     BadText, FetchFailed, MissingTool : no source can be had; says why for each.
     """
     _check(language, options)
-    ours = _Chooser(language, options, store, progress)
+    ours = _Chooser(language, options, session.store, session.progress)
     usual = ours.remembered({}, ours.usual)
     n_wanted = n_tokens * options.n_samples
     if not (options.sources or options.heldout or options.licence) and n_wanted <= TOKENS_DEFAULT:
@@ -152,7 +152,9 @@ class _Chooser:
 
     def _pool(self, pinned: sources.Pinned, limit: int) -> Pool:
         workers = self.options.workers
-        return cleaned.build(self.language, pinned, limit, workers, self.store, self.progress)
+        return cleaned.build(
+            self.language, pinned, limit, workers, Session(self.store, self.progress)
+        )
 
     def usual(self) -> Choice:
         """Decide what is held out, and what is calibrated on by default."""
@@ -218,7 +220,7 @@ class _Chooser:
                 skipped[source.name] = f"its licence is {source.licence} ({source.licence_class})"
                 continue
             try:
-                yield self._pool(sources.reach(source, self.store, self.progress), limit)
+                yield self._pool(sources.reach(source, Session(self.store, self.progress)), limit)
             except (FetchFailed, MissingTool, BadText) as error:
                 if strict:
                     raise

@@ -17,8 +17,9 @@ from typing import Any
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import need_room
-from imatrix_lab.core.progress import Progress, Task
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.progress import Task
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadImatrix, BadText, ToolFailed
 from imatrix_lab.imatrix import expected, format, validate
 from imatrix_lab.llamacpp import programs
@@ -85,8 +86,7 @@ def collect(
     model: Model,
     corpus: CorpusFacts,
     options: Options,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> ImatrixFacts:
     """Return the imatrix of a text, collected if it is not there, and checked.
 
@@ -99,12 +99,12 @@ def collect(
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         n_windows = window_count(corpus, options)
         n_tokens = n_windows * options.compute.n_ctx
-        with progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
+        with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
             last = _segments(toolchain, model, corpus, options, scratch, task)
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
         anew = f"another text or backend; to compute it anew: rm -r {scratch.parent}"
-        findings.demand_sound(last, anew, progress)
+        findings.demand_sound(last, anew, session.progress)
         dataset = f"{corpus.language} {corpus.source}"
         clean = format.Imatrix(raw.entries, (dataset,), n_windows, options.compute.n_ctx)
         format.write(
@@ -129,7 +129,11 @@ def collect(
         }
 
     asked = inputs(model, corpus, options, toolchain)
-    return facts(store.get("imatrix", f"{model.label}-{corpus.language}", asked, make, progress))
+    return facts(
+        session.store.get(
+            "imatrix", f"{model.label}-{corpus.language}", asked, make, session.progress
+        )
+    )
 
 
 def facts(artifact: Artifact) -> ImatrixFacts:

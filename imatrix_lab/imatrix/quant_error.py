@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress, Task
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel, MissingTool
 from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -119,7 +119,7 @@ class Kernel:
         return out
 
 
-def kernel(tools: Toolchain, store: Store, progress: Progress) -> Kernel:
+def kernel(tools: Toolchain, session: Session) -> Kernel:
     """Return the compiled sums, compiled (seconds) if they are not there.
 
     Raises
@@ -143,7 +143,7 @@ def kernel(tools: Toolchain, store: Store, progress: Progress) -> Kernel:
             conversions[name_of(code).decode().upper()] = to_float
     for half, function in vectorized.items():  # the same values, three times as fast
         conversions[half] = ctypes.cast(function, ctypes.c_void_p).value
-    return Kernel(native.compiled(SOURCE, "loss", tools, store, progress), conversions)
+    return Kernel(native.compiled(SOURCE, "loss", tools, session), conversions)
 
 
 def parts(model: Model) -> dict[str, Part]:

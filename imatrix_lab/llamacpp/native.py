@@ -9,8 +9,7 @@ from typing import Any
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
@@ -21,9 +20,7 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def compiled(
-    source: Path, name: str, tools: Toolchain, store: Store, progress: Progress
-) -> ctypes.CDLL:
+def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> ctypes.CDLL:
     """Return a library, compiled (seconds) with llama.cpp's compiler if it is not there.
 
     Raises
@@ -48,7 +45,7 @@ def compiled(
         "compiler": tools.compiler,
         "system": platform.system(),
     }
-    artifact = store.get("kernel", name, inputs, build, progress)
+    artifact = session.store.get("kernel", name, inputs, build, session.progress)
     return ctypes.CDLL(str(artifact.path / library))
 
 

@@ -21,6 +21,7 @@ import psutil
 
 from imatrix_lab.core import process, pypi
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import MissingTool, ToolFailed, UsageError
 from imatrix_lab.llamacpp import programs
@@ -126,7 +127,7 @@ def find(store: Store, backend: str) -> Toolchain | None:
     return _chosen(artifact, backend) if artifact else None
 
 
-def get(store: Store, backend: str, progress: Progress, own: bool = True) -> Toolchain:
+def get(backend: str, session: Session, own: bool = True) -> Toolchain:
     """Return the toolchain, building it (minutes) if it is not there.
 
     Parameters
@@ -139,12 +140,12 @@ def get(store: Store, backend: str, progress: Progress, own: bool = True) -> Too
     MissingTool : no C++ compiler, or none for the backend.
     ToolFailed : the build failed; the error names its log, and what was built is kept.
     """
-    artifact = store.get(
+    artifact = session.store.get(
         "toolchain",
         f"{programs.COMMIT}-{backend}",
         _inputs(backend),
-        lambda out, scratch: _build(out, scratch, backend, progress),
-        progress,
+        lambda out, scratch: _build(out, scratch, backend, session.progress),
+        session.progress,
     )
     return _chosen(artifact, backend, own)
 

@@ -1,7 +1,6 @@
 """Models by name, converted from safetensors where they have to be."""
 
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import hub
@@ -9,10 +8,10 @@ from imatrix_lab.models import resolve as models
 from imatrix_lab.types import Model
 
 
-def resolve(spec: str, store: Store, progress: Progress) -> Model:
+def resolve(spec: str, session: Session) -> Model:
     """Return a model; llama.cpp is only needed where a repository must be converted."""
-    tools = toolchain.find(store, toolchain.default_backend())
-    return models.resolve(spec, store, progress, converter(tools) if tools else None)
+    tools = toolchain.find(session.store, toolchain.default_backend())
+    return models.resolve(spec, session, converter(tools) if tools else None)
 
 
 def converter(tools: Toolchain) -> hub.Converter:

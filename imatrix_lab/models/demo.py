@@ -27,7 +27,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
 
@@ -40,7 +41,7 @@ _NOTICES = ("GEMMA_TERMS.html", "NOTICE.md")
 _ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
 
 
-def fetch(store: Store, progress: Progress) -> Artifact:
+def fetch(session: Session) -> Artifact:
     """Return the artefact with ``demo-f16.gguf`` and its licence notices.
 
     Raises
@@ -51,18 +52,18 @@ def fetch(store: Store, progress: Progress) -> Artifact:
     inputs = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 1}
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        progress.say(
+        session.progress.say(
             "demo model: Gemma 3 270M is provided under the Gemma terms of use"
             " (ai.google.dev/gemma/terms); the notice goes along with every file made from it"
         )
         narrow = scratch / "gemma-3-270m-q4_k_m.gguf"
         _assemble(narrow)
-        widen(narrow, out / FILE, progress)
+        widen(narrow, out / FILE, session.progress)
         for name in _NOTICES:
             shutil.copyfile(_data(_PACKAGE) / name, out / name)
         return {"base_model": "google/gemma-3-270m", "license": "gemma"}
 
-    return store.get("model", "demo", inputs, build, progress)
+    return session.store.get("model", "demo", inputs, build, session.progress)
 
 
 def _data(package: str) -> Path:

@@ -20,6 +20,7 @@ from imatrix_lab.core import process
 from imatrix_lab.core.files import canonical_json, write_whole
 from imatrix_lab.core.hub_http import Files, Listing, Unreachable, download, list_files, total_bytes
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool, ToolFailed, UsageError
 
@@ -75,7 +76,7 @@ def parse(spec: str) -> HubRef:
     return HubRef(match["repo"], revision, match["pattern"])
 
 
-def fetch(ref: HubRef, store: Store, progress: Progress, converter: Converter | None) -> list[Path]:
+def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Path]:
     """Return a model's GGUF files, shards in order; without GGUF, its safetensors are converted.
 
     Raises
@@ -85,7 +86,7 @@ def fetch(ref: HubRef, store: Store, progress: Progress, converter: Converter | 
     MissingTool : a conversion is due, and the converter or what it imports is not there.
     ToolFailed : the converter failed.
     """
-    listing, kind, inputs = _settle(ref, store, progress, converter)
+    listing, kind, inputs = _settle(ref, session, converter)
     files: Files = inputs["files"]
     name = ref.repo.partition("/")[2]
 
@@ -93,24 +94,24 @@ def fetch(ref: HubRef, store: Store, progress: Progress, converter: Converter | 
         folder = scratch / "model" / name
         if kind == "converted" and converter:
             _need_packages()
-            download(ref.repo, listing.commit, files, folder, progress, total_bytes(files))
+            download(ref.repo, listing.commit, files, folder, session.progress, total_bytes(files))
             target = out / f"{name}-{{OUTTYPE}}.gguf"  # the converter fills it in
-            _convert(converter, folder, target, scratch / "convert.log", progress)
+            _convert(converter, folder, target, scratch / "convert.log", session.progress)
         else:
-            download(ref.repo, listing.commit, files, folder, progress)
+            download(ref.repo, listing.commit, files, folder, session.progress)
             for file in files:
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).replace(out / file)
         return {"license": listing.license, "repo_files": listing.files}
 
-    artifact = store.get(kind, ref.repo.replace("/", "--"), inputs, build, progress)
-    _remember(ref, listing.commit, store)
+    artifact = session.store.get(kind, ref.repo.replace("/", "--"), inputs, build, session.progress)
+    _remember(ref, listing.commit, session.store)
     return sorted(artifact.path / file for file in artifact.manifest["files"])
 
 
-def _settle(ref: HubRef, store: Store, progress: Progress, converter: Converter | None) -> _Plan:
+def _settle(ref: HubRef, session: Session, converter: Converter | None) -> _Plan:
     """Decide on a commit and on what is wanted of it, asking the Hub only if that is needed."""
-    earlier = _earlier(ref, store)
+    earlier = _earlier(ref, session.store)
     for listing in earlier:
         if listing.commit == ref.revision:
             return _plan(ref, listing, converter)
@@ -120,9 +121,9 @@ def _settle(ref: HubRef, store: Store, progress: Progress, converter: Converter 
         for listing in earlier:
             with contextlib.suppress(ImatrixLabError):
                 plan = _plan(ref, listing, converter)
-                if store.find(*plan[1:]):
+                if session.store.find(*plan[1:]):
                     commit = f"the last fetched commit {listing.commit} of {ref.repo}"
-                    progress.say(f"{error.what}: using {commit}")
+                    session.progress.say(f"{error.what}: using {commit}")
                     return plan
         what = f"{error.what}, and nothing fetched earlier answers {ref}"
         raise FetchFailed(what, where=ref.repo, fix=error.fix) from None

@@ -16,8 +16,8 @@ from pathlib import Path, PurePath
 import gguf
 
 from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import MANIFEST, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.models import demo, hub
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
@@ -32,9 +32,7 @@ _UNQUANTIZED = re.compile(
 )
 
 
-def resolve(
-    spec: str, store: Store, progress: Progress, converter: hub.Converter | None = None
-) -> Model:
+def resolve(spec: str, session: Session, converter: hub.Converter | None = None) -> Model:
     """Return the model a user named, fetched or built if need be.
 
     Parameters
@@ -49,13 +47,13 @@ def resolve(
     notice: tuple[Path, ...] = ()
     known: dict[Path, str] = {}  # sha256 that the store has already
     if spec == "demo":
-        artifact = demo.fetch(store, progress)
+        artifact = demo.fetch(session)
         path = artifact.path / demo.FILE
         notice = tuple(sorted(p for p in artifact.path.iterdir() if p.suffix in {".md", ".html"}))
         label, origin, base_model = "demo", "demo", str(artifact.facts["base_model"])
         known = {path: artifact.sha256(demo.FILE)}
     elif spec.startswith("hf:"):
-        path = hub.fetch(hub.parse(spec), store, progress, converter)[0]
+        path = hub.fetch(hub.parse(spec), session, converter)[0]
         label, base_model = _label(path), hub.parse(spec).repo
         origin, known = _on_the_hub(path, base_model)
     else:
@@ -68,7 +66,7 @@ def resolve(
         label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
     found = facts(shards)
-    digests = [known.get(p) or sha256_of(p, store, progress) for p in shards]
+    digests = [known.get(p) or sha256_of(p, session) for p in shards]
     joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     sha256 = digests[0] if len(digests) == 1 else joined
     return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
@@ -164,9 +162,9 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
     return f"mostly {bits.most_common(1)[0][0]}"
 
 
-def sha256_of(path: Path, store: Store, progress: Progress) -> str:
+def sha256_of(path: Path, session: Session) -> str:
     """Return a file's sha256; remembered by path, size, inode and time of change."""
-    memory = store.root / "sha256.json"
+    memory = session.store.root / "sha256.json"
     try:
         known = dict(json.loads(memory.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -174,8 +172,8 @@ def sha256_of(path: Path, store: Store, progress: Progress) -> str:
     stat = path.stat()
     key = f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
     if key not in known:
-        with progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
+        with session.progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
             known[key] = sha256_file(path, task.update)
-        store.root.mkdir(parents=True, exist_ok=True)
+        session.store.root.mkdir(parents=True, exist_ok=True)
         write_whole(memory, canonical_json(known))
     return str(known[key])

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, NotBuilt, Store
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
@@ -34,23 +34,23 @@ class Step:
     detail: str
 
 
-def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
+def plan(request: Request, session: Session) -> list[Step]:
     """Return the steps a request would take; builds and downloads nothing.
 
     What depends on a step that has not run is said to be unknown until then.
     """
     wanted = mixture_or_folder(request.text)
-    tools = toolchain.find(store, request.backend)
+    tools = toolchain.find(session.store, request.backend)
     steps = [_step("toolchain", tools, f"llama.cpp for {request.backend}, minutes to build")]
     if request.model == "demo" or request.model.startswith("hf:"):
-        model = _if_there(request, tools, store, progress)
+        model = _if_there(request, tools, session)
         steps.append(_step(f"model {request.model}", model, "fetched and prepared once"))
     else:
-        model = resolve.resolve(request.model, store, progress)
+        model = resolve.resolve(request.model, session)
         steps.append(
             _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
         )
-    corpus = _corpus_if_there(request, tools, model, store, progress)
+    corpus = _corpus_if_there(request, tools, model, session)
     label = wanted.label if isinstance(wanted, Mixture) else wanted.name
     detail = corpus.source if corpus else _sources(wanted)
     steps.append(_step(f"corpus {label}", corpus, detail))
@@ -59,13 +59,13 @@ def plan(request: Request, store: Store, progress: Progress) -> list[Step]:
     if tools and model and corpus:
         options = imatrix_options(request, tools, model, corpus)
         detail = f"{collect.window_count(corpus, options)} windows of {request.n_ctx} tokens"
-        found = store.find("imatrix", collect.inputs(model, corpus, options, tools))
+        found = session.store.find("imatrix", collect.inputs(model, corpus, options, tools))
         imatrix = collect.facts(found) if found else None
     steps.append(_step(f"imatrix {label}", imatrix, detail))
     for quant_type in request.types:
-        steps.append(_quant_step(request, quant_type, tools, model, corpus, imatrix, store))
+        steps.append(_quant_step(request, quant_type, tools, model, corpus, imatrix, session.store))
     if request.quick is not False:
-        steps.append(_quick_step(request, tools, model, corpus, imatrix, store, progress))
+        steps.append(_quick_step(request, tools, model, corpus, imatrix, session))
     return steps
 
 
@@ -98,19 +98,20 @@ def _quant_if_there(
 
 def _quick_step(
     request: Request, tools: Toolchain | None, model: Model | None, corpus: CorpusFacts | None,
-    imatrix: ImatrixFacts | None, store: Store, progress: Progress,
+    imatrix: ImatrixFacts | None, session: Session,
 ) -> Step:  # fmt: skip
     """Return the last step: what tuning bought the first type."""
     found = None
     if tools and model and corpus and imatrix:
-        quant = _quant_if_there(request, request.types[0], tools, model, corpus, imatrix, store)
-        there = Store(store.root, read_only=True)
+        quant = _quant_if_there(
+            request, request.types[0], tools, model, corpus, imatrix, session.store
+        )
         with contextlib.suppress(NotBuilt):
-            english = cases.english(request, tools, model, corpus, there, progress)
+            english = cases.english(request, tools, model, corpus, session.read_only())
             if quant:
                 sha256 = quant.sha256(quant.facts["file"])
                 wanted = cases.inputs(request, tools, model, corpus, sha256, english)
-                found = store.find("quick", wanted)
+                found = session.store.find("quick", wanted)
     what = "with other imatrices, scored beside it, if that is quick; --no-quick leaves it out"
     return _step(f"quick answer {request.types[0]}", found, f"the same type {what}")
 
@@ -128,26 +129,24 @@ def _sources(wanted: Mixture | Path) -> str:
 
 
 def _corpus_if_there(
-    request: Request, tools: Toolchain | None, model: Model | None, store: Store, progress: Progress
+    request: Request, tools: Toolchain | None, model: Model | None, session: Session
 ) -> CorpusFacts | None:
     if tools is None or model is None:
         return None
     try:
-        there = Store(store.root, read_only=True)
-        return corpus_of(request, tools, model, there, progress)
+        return corpus_of(request, tools, model, session.read_only())
     except NotBuilt:
         return None
 
 
-def _if_there(
-    request: Request, tools: Toolchain | None, store: Store, progress: Progress
-) -> Model | None:
+def _if_there(request: Request, tools: Toolchain | None, session: Session) -> Model | None:
     """Return a model that need not be fetched or built, else None."""
     try:
-        there = Store(store.root, read_only=True)
-        return resolve.resolve(request.model, there, progress, converter(tools) if tools else None)
+        return resolve.resolve(
+            request.model, session.read_only(), converter(tools) if tools else None
+        )
     except NotBuilt:
         return None
     except (FetchFailed, MissingTool) as error:
-        progress.say(f"note: {error.what}")
+        session.progress.say(f"note: {error.what}")
         return None

@@ -16,7 +16,8 @@ import numpy as np
 
 from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
@@ -99,7 +100,7 @@ class Prediction:
     outside_share: float
 
 
-def predict_losses(request: PredictRequest, store: Store, progress: Progress) -> Prediction:
+def predict_losses(request: PredictRequest, session: Session) -> Prediction:
     """Return what each quant would lose in each language that has an imatrix.
 
     Raises
@@ -107,7 +108,7 @@ def predict_losses(request: PredictRequest, store: Store, progress: Progress) ->
     UsageError : no language, two of one name, or a quant of none of them.
     BadImatrix, BadModel : a file that does not belong to the model.
     """
-    predictor = Predictor(request, store, progress)
+    predictor = Predictor(request, session)
     rows = [predictor.given(name, path) for name, path in request.quants]
     there = {(r.calibration, r.type) for r in rows}
     missing = predictor.possible(
@@ -144,8 +145,7 @@ def columns(
     model: Model,
     quant: Model,
     threads: int,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> Artifact:
     """Return the column sums of a quant of a model, from the store or made."""
     wanted = {
@@ -155,9 +155,9 @@ def columns(
     }
 
     def make(out: Path, scratch: Path) -> dict[str, Any]:
-        return _write(out, kernel, model, quant, threads, progress)
+        return _write(out, kernel, model, quant, threads, session.progress)
 
-    return store.get("loss", quant.label, wanted, make, progress)
+    return session.store.get("loss", quant.label, wanted, make, session.progress)
 
 
 def _write(
@@ -175,25 +175,25 @@ def _write(
 class Predictor:
     """A model, the languages, and the means to quantize: rows on request."""
 
-    def __init__(self, request: PredictRequest, store: Store, progress: Progress):
+    def __init__(self, request: PredictRequest, session: Session):
         _check(request)
-        self.store, self.progress, self.wanted = store, progress, request.select
-        self.tools: Toolchain = toolchain.get(store, request.backend, progress)
+        self.store, self.progress, self.wanted = session.store, session.progress, request.select
+        self.tools: Toolchain = toolchain.get(request.backend, session)
         converter = convert.converter(self.tools)
-        self.model: Model = resolve.resolve(request.model, store, progress, converter)
+        self.model: Model = resolve.resolve(request.model, session, converter)
         self.facts = {
-            name: tune.existing_imatrix(path, self.model, progress) if path else None
+            name: tune.existing_imatrix(path, self.model, session.progress) if path else None
             for name, path in request.imatrices
         }
         self.paths = {name: path for name, path in request.imatrices if path}
         self.languages = {name: format.read(path) for name, path in self.paths.items()}
         compute = machine.compute_for(self.model.facts, request.backend, threads=request.threads)
         self.options = run.Options(compute)
-        self.kernel = quant_error.kernel(self.tools, store, progress)
+        self.kernel = quant_error.kernel(self.tools, session)
 
     def given(self, name: str, path: Path) -> Row:
         """Return the row of a quant that is there."""
-        quant = resolve.resolve(str(path), self.store, self.progress)
+        quant = resolve.resolve(str(path), Session(self.store, self.progress))
         try:
             warnings = compatible.check(self.model, [quant])
         except BadModel as error:
@@ -202,7 +202,7 @@ class Predictor:
             self.progress.say(f"note: {warning}")
         self._check_calibration(name, quant)
         threads = self.options.compute.threads
-        found = columns(self.kernel, self.model, quant, threads, self.store, self.progress)
+        found = columns(self.kernel, self.model, quant, threads, Session(self.store, self.progress))
         return self._row(name, quant.facts.file_type, found)
 
     def _check_calibration(self, name: str, quant: Model) -> None:

@@ -15,6 +15,7 @@ from imatrix_lab.compare.design import Plan
 from imatrix_lab.core import config
 from imatrix_lab.core.files import need_room
 from imatrix_lab.core.progress import Progress, Task
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import documents, packing
@@ -103,10 +104,10 @@ def answer(request: Request, made: Result, store: Store, watch: Watch) -> Answer
 
 
 def _answer(request: Request, made: Result, store: Store, watch: Watch) -> Answer | None:
-    tools = toolchain.get(store, request.backend, watch)
+    tools = toolchain.get(request.backend, Session(store, watch))
     model, corpus = made.model, made.corpus
     assert corpus is not None  # of what `tune` made
-    other = english(request, tools, model, corpus, store, watch)
+    other = english(request, tools, model, corpus, Session(store, watch))
     case = Case(request, made, tools, other)
     wanted = inputs(request, tools, model, corpus, made.quants[0].sha256, other)
     if not store.find("quick", wanted):
@@ -124,7 +125,7 @@ def _answer(request: Request, made: Result, store: Store, watch: Watch) -> Answe
         )
     label = f"{model.label}-{corpus.language}-{case.type}"
     facts = store.get(
-        "quick", label, wanted, lambda _, scratch: case.make(scratch, store, watch), watch
+        "quick", label, wanted, lambda _, scratch: case.make(scratch, Session(store, watch)), watch
     ).facts
     return config.build(Answer, facts, label)
 
@@ -147,8 +148,7 @@ def english(
     tools: Toolchain,
     model: Model,
     corpus: CorpusFacts,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> CorpusFacts | None:
     """Return text for an English imatrix; None if the tuned file's is English, or there is none."""
     if corpus.language == ENGLISH:
@@ -156,9 +156,9 @@ def english(
     n_tokens = min(request.n_tokens, ENGLISH_TOKENS)
     asked = dataclasses.replace(request, text=ENGLISH, n_tokens=n_tokens)
     try:
-        return tune.corpus_of(asked, tools, model, store, progress)
+        return tune.corpus_of(asked, tools, model, session)
     except (FetchFailed, MissingTool, BadText) as error:
-        progress.say(f"note: the quick answer goes without English: {error.what}")
+        session.progress.say(f"note: the quick answer goes without English: {error.what}")
         return None
 
 
@@ -241,11 +241,11 @@ class Case:
         n_tokens = n_models * TOKENS + (self.english.n_tokens if self.english else 0)
         return n_tokens / tokens_per_s + (n_models - 2) * (self.made.quants[0].seconds or 0.0)
 
-    def make(self, scratch: Path, store: Store, progress: Progress) -> Mapping[str, Any]:
+    def make(self, scratch: Path, session: Session) -> Mapping[str, Any]:
         """Make the other files, score all, compare; `scratch` is resumed from."""
         heldout = scratch / "heldout.jsonl"
         document_tokens = self._documents(heldout)
-        others = self._others(scratch, store, progress)
+        others = self._others(scratch, session)
         paths = [self.made.quants[0].path, *(path for path, _ in others.values())]
         out = scratch / "scores"
         shutil.rmtree(out, ignore_errors=True)
@@ -254,9 +254,9 @@ class Case:
             ((corpora.slug(self.corpus.language), heldout),), out, self.request.backend,
             threads=self.request.threads, gpu_layers=self.request.gpu_layers,
         )  # fmt: skip
-        score.score(asked, store, progress)
+        score.score(asked, session)
         plan = Plan(family=("calib",), baseline=self.imatrix.language)
-        report = compare.compare([out], plan, ("kld_nats",), progress)
+        report = compare.compare([out], plan, ("kld_nats",), session.progress)
         signatures = {s["quant"]["calibration"]: s for s in report.signatures.values()}
         first, mine = report.comparisons[0], signatures[self.imatrix.language]
         kind = f" {mine['quant']['type']}"
@@ -295,19 +295,19 @@ class Case:
         return n_tokens
 
     def _others(
-        self, scratch: Path, store: Store, progress: Progress
+        self, scratch: Path, session: Session
     ) -> dict[str, tuple[Path, ImatrixFacts | None]]:
         """Return the other files and their imatrices, by the language of these."""
         imatrices: dict[str, ImatrixFacts | None] = {} if self._wants_imatrix() else {"": None}
         if self.english:
             try:
                 imatrices[ENGLISH] = tune.imatrix_of(
-                    self.request, self.tools, self.made.model, self.english, store, progress
+                    self.request, self.tools, self.made.model, self.english, session
                 )
             except BadImatrix as error:
-                progress.say(f"note: the quick answer goes without English: {error.what}")
+                session.progress.say(f"note: the quick answer goes without English: {error.what}")
         return {
-            language: (self._quantized(scratch, imatrix, progress), imatrix)
+            language: (self._quantized(scratch, imatrix, session.progress), imatrix)
             for language, imatrix in imatrices.items()
         }
 

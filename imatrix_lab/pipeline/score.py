@@ -7,7 +7,8 @@ from typing import Any
 
 from imatrix_lab.core.files import disk_error
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import documents as docs
 from imatrix_lab.corpus.documents import decode
@@ -30,7 +31,7 @@ MEMORY_SHARE = 0.8
 BATCH_TOKENS = 512
 
 
-def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]:
+def score(request: ScoreRequest, session: Session) -> list[Path]:
     """Score every quant on every text; return the files of records, text by text.
 
     Raises
@@ -38,11 +39,11 @@ def score(request: ScoreRequest, store: Store, progress: Progress) -> list[Path]
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
-    tools = toolchain.get(store, request.backend, progress, own=False)
+    tools = toolchain.get(request.backend, session, own=False)
     converter = convert.converter(tools)
-    reference = resolve.resolve(request.reference, store, progress, converter)
-    found = [resolve.resolve(spec, store, progress, converter) for spec in request.quants]
-    return score_models(request, tools, reference, found, store, progress)
+    reference = resolve.resolve(request.reference, session, converter)
+    found = [resolve.resolve(spec, session, converter) for spec in request.quants]
+    return score_models(request, tools, reference, found, session)
 
 
 def score_models(
@@ -50,35 +51,34 @@ def score_models(
     tools: Toolchain,
     reference: Model,
     found: list[Model],
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> list[Path]:
     """Do the same for models that were found already; the request's own are not looked at."""
     protocol = _protocol(request, reference)
-    quants = _distinct(found, progress)
+    quants = _distinct(found, session.progress)
     for warning in compatible.check(reference, quants):
-        progress.say(f"note: {warning}")
-    texts = [_text(request, label, path, reference, tools, store, progress)
+        session.progress.say(f"note: {warning}")
+    texts = [_text(request, label, path, reference, tools, session)
              for label, path in request.texts]  # fmt: skip
     labels = [t.label for t in texts]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"two texts are called {twice[0]}", fix="--text NAME=FILE names them")
     settings = _settings(request, reference, protocol)
-    compiled = kernel.get(tools, settings.threads, store, progress)
+    compiled = kernel.get(tools, settings.threads, session)
     live = _live(request, reference, quants, settings)
     written = []
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before any hours pass
         plans = [text.plan(one, vocabulary, protocol, settings.sequences_max) for one in texts]
     for one, plan in zip(texts, plans, strict=True):
         job = Job(tools, compiled, reference, one, plan, protocol, settings)
-        _tell(job, progress)
+        _tell(job, session.progress)
         if live:
-            scores = run.together(job, quants, store, progress)
+            scores = run.together(job, quants, session)
         else:
-            scores = run.cached(job, quants, request.rest_share, store, progress)
+            scores = run.cached(job, quants, request.rest_share, session)
         for quant, artifact in zip(quants, scores, strict=True):
-            _warn(artifact, one, quant, request, progress)
-            written.append(_placed(artifact, one, reference, quant, request.out, progress))
+            _warn(artifact, one, quant, request, session.progress)
+            written.append(_placed(artifact, one, reference, quant, request.out, session.progress))
     return written
 
 
@@ -177,11 +177,11 @@ def _distinct(quants: list[Model], progress: Progress) -> list[Model]:
 
 def _text(
     request: ScoreRequest, label: str, path: Path | None, reference: Model, tools: Toolchain,
-    store: Store, progress: Progress,
+    session: Session,
 ) -> Text:  # fmt: skip
     """Return a text: a file's documents, or a language's held-out ones."""
     if path is None:
-        documents = _heldout(request, label, reference, tools, store, progress)
+        documents = _heldout(request, label, reference, tools, session)
     else:  # keep_cr: the same bytes as llama-perplexity
         documents = documents_in(path, label, keep_cr=request.protocol == "llamacpp")
     documents = documents[: request.limit]
@@ -210,11 +210,10 @@ def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document
 
 
 def _heldout(
-    request: ScoreRequest, word: str, reference: Model, tools: Toolchain, store: Store,
-    progress: Progress,
+    request: ScoreRequest, word: str, reference: Model, tools: Toolchain, session: Session,
 ) -> list[Document]:  # fmt: skip
     asked = Request(word, (), request.reference, TOKENS_DEFAULT, request.out, request.backend)
-    corpus = tune.corpus_of(asked, tools, reference, store, progress)
+    corpus = tune.corpus_of(asked, tools, reference, session)
     return docs.read(corpus.heldout)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from imatrix_lab import __version__
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import languages, mixture
 from imatrix_lab.corpus.documents import decode
@@ -43,25 +43,25 @@ class Result:
     files: tuple[Path, ...]
 
 
-def tune(request: Request, store: Store, progress: Progress) -> Result:
+def tune(request: Request, session: Session) -> Result:
     """Run the whole path; every step is taken from the store if it is there."""
     mixture_or_folder(request.text)  # what is wrong is told before anything is built
     deliver.check_folder(request.out)
     study = results.read(request.study) if request.study else None
-    tools, model = prepare(request, store, progress)
-    corpus = corpus_of(request, tools, model, store, progress)
+    tools, model = prepare(request, session)
+    corpus = corpus_of(request, tools, model, session)
     compared = model_card.of_study(study, model, corpus.language) if study else None
-    imatrix = imatrix_of(request, tools, model, corpus, store, progress)
-    made = _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, store, progress)
+    imatrix = imatrix_of(request, tools, model, corpus, session)
+    made = _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
     if compared:
         deliver.add(request.out, deliver.imatrix_name(model, imatrix), {"study": compared})
     return made
 
 
-def prepare(request: Request, store: Store, progress: Progress) -> tuple[Toolchain, Model]:
+def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """Return toolchain and model, built and fetched if need be."""
-    tools = toolchain.get(store, request.backend, progress)
-    return tools, models.resolve(request.model, store, progress, converter(tools))
+    tools = toolchain.get(request.backend, session)
+    return tools, models.resolve(request.model, session, converter(tools))
 
 
 def compute_of(request: Request, tools: Toolchain, model: Model) -> Compute:
@@ -76,24 +76,22 @@ def compute_of(request: Request, tools: Toolchain, model: Model) -> Compute:
     )
 
 
-def corpus_of(
-    request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
-) -> CorpusFacts:
+def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:
     """Return the text of a request: of a language or mixture, a corpus folder, or a file."""
     special = request.parse_special or request.corpus.chat > 0
     wanted = mixture_or_folder(request.text, files=True)
     with Vocabulary(tools, model.path, special) as vocabulary:
         if isinstance(wanted, Mixture):
             found = corpora.build(
-                wanted, model, vocabulary, request.n_tokens, request.corpus, store, progress
+                wanted, model, vocabulary, request.n_tokens, request.corpus, session
             )
         elif wanted.is_dir():
             return corpora.from_folder(wanted)
         else:
-            found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, store, progress)
+            found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, session)
     if found.n_tokens < request.n_tokens:
         kept = " that keep its shares" if isinstance(wanted, Mixture) and wanted.parts[1:] else ""
-        progress.say(
+        session.progress.say(
             f"note: there are {found.n_tokens:,} tokens of {found.language_name} for"
             f" calibration{kept}, fewer than the {request.n_tokens:,} asked for"
         )
@@ -122,12 +120,11 @@ def imatrix_of(
     tools: Toolchain,
     model: Model,
     corpus: CorpusFacts,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> ImatrixFacts:
     """Return the importance matrix of a text, collected if it is not there."""
     options = imatrix_options(request, tools, model, corpus)
-    return collect.collect(tools, model, corpus, options, store, progress)
+    return collect.collect(tools, model, corpus, options, session)
 
 
 def imatrix_options(
@@ -141,17 +138,17 @@ def imatrix_options(
     )
 
 
-def imatrix(request: Request, out: Path | None, store: Store, progress: Progress) -> Path:
+def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     """Make an importance matrix and put it at `out`; return its path."""
-    tools, model = prepare(request, store, progress)
-    corpus = corpus_of(request, tools, model, store, progress)
-    found = imatrix_of(request, tools, model, corpus, store, progress)
+    tools, model = prepare(request, session)
+    corpus = corpus_of(request, tools, model, session)
+    found = imatrix_of(request, tools, model, corpus, session)
     target = out or Path(f"{model.label}-{corpus.language}.imatrix.gguf")
     deliver.place(found.path, target)
     return target
 
 
-def quants(request: Request, imatrix_path: Path | None, store: Store, progress: Progress) -> Result:
+def quants(request: Request, imatrix_path: Path | None, session: Session) -> Result:
     """Quantize with an importance matrix that is there (None: without); `text` is held out.
 
     Raises
@@ -159,25 +156,25 @@ def quants(request: Request, imatrix_path: Path | None, store: Store, progress: 
     BadImatrix : it does not fit the model, or must not be used.
     """
     deliver.check_folder(request.out)
-    tools, model = prepare(request, store, progress)
+    tools, model = prepare(request, session)
     found = None
     if imatrix_path:
-        found = existing_imatrix(imatrix_path, model, progress, request.force)
+        found = existing_imatrix(imatrix_path, model, session.progress, request.force)
     text = request.text or (found.language if found else "")
     if not request.text and text not in (*languages.load_all(), *mixture.names()):
         raise UsageError("which text is held out to verify with?", fix="--heldout nb, or a file")
-    heldout = heldout_of(text, request, tools, model, store, progress)
-    return _quants(request, tools, model, found, heldout, None, store, progress)
+    heldout = heldout_of(text, request, tools, model, session)
+    return _quants(request, tools, model, found, heldout, None, session)
 
 
 def heldout_of(
-    text: str, request: Request, tools: Toolchain, model: Model, store: Store, progress: Progress
+    text: str, request: Request, tools: Toolchain, model: Model, session: Session
 ) -> HeldOut:
     """Return text to verify with: a language's held-out documents, or a file."""
     path = mixture_or_folder(text, files=True)
     if isinstance(path, Mixture) or path.is_dir():
         asked = dataclasses.replace(request, text=text)
-        return heldout_in(corpus_of(asked, tools, model, store, progress))
+        return heldout_in(corpus_of(asked, tools, model, session))
     own = decode(path.read_bytes(), str(path))
     with Vocabulary(tools, model.path) as vocabulary:
         return HeldOut(sha256_file(path), own, vocabulary.count(own))
@@ -221,14 +218,13 @@ def _quants(
     imatrix: ImatrixFacts | None,
     heldout: HeldOut,
     corpus: CorpusFacts | None,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> Result:
     """Quantize to every type asked for, and deliver."""
     options = run.Options(compute_of(request, tools, model), request.allow_requantize)
     metadata = metadata_of(tools, corpus, imatrix)
     made = tuple(
-        run.quantize(tools, model, imatrix, t, heldout, metadata, options, store, progress)
+        run.quantize(tools, model, imatrix, t, heldout, metadata, options, session)
         for t in request.types
     )
     files = deliver.deliver(request, model, corpus, imatrix, made)

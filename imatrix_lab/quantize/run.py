@@ -12,7 +12,8 @@ from typing import Any
 from imatrix_lab.core import process
 from imatrix_lab.core.files import disk_error, free_bytes, need_room
 from imatrix_lab.core.progress import Progress, Task
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute
@@ -115,8 +116,7 @@ def quantize(
     heldout: HeldOut | None,
     metadata: Mapping[str, str],
     options: Options,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> QuantFacts:
     """Return one quantized file, made if it is not there, and verified.
 
@@ -144,13 +144,21 @@ def quantize(
             )
         reference = None
         if heldout:
-            reference = perplexity(toolchain, model, heldout, options, store, progress)
+            reference = perplexity(toolchain, model, heldout, options, session)
         made, notes = scratch / _file_name(model, imatrix, quant_type), scratch / "fallback.json"
         if not made.exists():  # else an earlier run was stopped while verifying
-            need_room(store.root, need, f"{quant_type} of {model.label}")
+            need_room(session.store.root, need, f"{quant_type} of {model.label}")
             part = scratch / "part.gguf"
             done = run(
-                toolchain, model, imatrix, quant_type, part, metadata, options, log, progress
+                toolchain,
+                model,
+                imatrix,
+                quant_type,
+                part,
+                metadata,
+                options,
+                log,
+                session.progress,
             )
             seconds.append(done.seconds)
             notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
@@ -159,7 +167,7 @@ def quantize(
         found = None
         if heldout and reference is not None:
             log = scratch / "perplexity.log"
-            found = _perplexity(toolchain, made, heldout, options, log, scratch, progress)
+            found = _perplexity(toolchain, made, heldout, options, log, scratch, session.progress)
             _verify(found, reference, quant_type, read.n_vocab, made)
         made.replace(out / made.name)
         return {
@@ -178,7 +186,7 @@ def quantize(
 
     label = f"{model.label}-{imatrix.language if imatrix else 'none'}-{quant_type}"
     wanted = inputs(model, imatrix, quant_type, heldout, metadata, options, toolchain)
-    return facts(store.get("quant", label, wanted, make, progress), *seconds)
+    return facts(session.store.get("quant", label, wanted, make, session.progress), *seconds)
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
@@ -270,8 +278,7 @@ def perplexity(
     model: Model,
     heldout: HeldOut,
     options: Options,
-    store: Store,
-    progress: Progress,
+    session: Session,
 ) -> float:
     """Return a model's perplexity over the first held-out windows; remembered in the store."""
     wanted = {
@@ -285,13 +292,15 @@ def perplexity(
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "perplexity.log"
-        found = _perplexity(toolchain, model.path, heldout, options, log, scratch, progress)
+        found = _perplexity(toolchain, model.path, heldout, options, log, scratch, session.progress)
         if not math.isfinite(found):
             raise BadModel(f"this model's perplexity on held-out text is {found}", where=model.path)
         return {"perplexity": found}
 
     label = f"{model.label}-{heldout.sha256[:8]}"
-    return float(store.get("perplexity", label, wanted, make, progress).facts["perplexity"])
+    return float(
+        session.store.get("perplexity", label, wanted, make, session.progress).facts["perplexity"]
+    )
 
 
 def _perplexity(

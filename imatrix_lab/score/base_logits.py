@@ -22,7 +22,8 @@ import numpy as np
 
 from imatrix_lab.core.files import need_room, write_whole
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.score.checkpoint import Partial
 from imatrix_lab.score.engine import Engine, Interruptible, begun, rates
 from imatrix_lab.score.job import Job, nll, row_type
@@ -56,7 +57,7 @@ def size_bytes(n_scored: int, n_vocab: int, k: int) -> int:
     return n_scored * (8 + _TOKEN_BYTES * k) + n_sample * 4 * n_vocab
 
 
-def get(job: Job, rest_share: float, store: Store, progress: Progress) -> Artifact:
+def get(job: Job, rest_share: float, session: Session) -> Artifact:
     """Return the reference's distributions on a text, made in one pass if they are not there.
 
     Parameters
@@ -75,7 +76,7 @@ def get(job: Job, rest_share: float, store: Store, progress: Progress) -> Artifa
         k = int(json.loads(chosen.read_text())) if chosen.exists() else None
         rows = Partial(scratch, sizes)
         if not all(rows.has(b) and full.has(b) for b in range(len(sizes))):
-            k = _pass(job, k, rest_share, (rows, full), chosen, progress)
+            k = _pass(job, k, rest_share, (rows, full), chosen, session.progress)
         assert k is not None
         rows.hand_over(out)
         full.hand_over(out)
@@ -83,9 +84,9 @@ def get(job: Job, rest_share: float, store: Store, progress: Progress) -> Artifa
 
     inputs = {**job.inputs(), "rest_share": rest_share, "sample_bytes": SAMPLE_BYTES}
     label = f"{job.text.label}-{job.reference.label}"
-    found = store.get("teacher", label, inputs, build, progress)
+    found = session.store.get("teacher", label, inputs, build, session.progress)
     if found.facts["rest_share"] > rest_share:
-        progress.say(
+        session.progress.say(
             f"note: the top {found.facts['k']} leave {found.facts['rest_share']:.2%} of the"
             f" probability outside, more than the {rest_share:.2%} asked for"
         )

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
@@ -43,8 +42,7 @@ class Setup:
 def prepare(
     tools: Toolchain,
     model: Model,
-    store: Store,
-    progress: Progress,
+    session: Session,
     *,
     n_ctx: int | None = None,
     threads: int | None = None,
@@ -70,7 +68,7 @@ def prepare(
         sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
         gpu_layers=gpu_layers,
     )
-    return Setup(kernel.get(tools, settings.threads, store, progress), settings, parallel)
+    return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
 
 
 METRICS_VERSION = 1

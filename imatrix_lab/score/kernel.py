@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
@@ -121,7 +120,7 @@ def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data + row * array.strides[0])
 
 
-def get(tools: Toolchain, threads: int, store: Store, progress: Progress) -> Kernel:
+def get(tools: Toolchain, threads: int, session: Session) -> Kernel:
     """Return the kernel, compiled (seconds) if it is not there.
 
     Raises
@@ -129,4 +128,4 @@ def get(tools: Toolchain, threads: int, store: Store, progress: Progress) -> Ker
     MissingTool : no C++ compiler.
     ToolFailed : it does not compile.
     """
-    return Kernel(native.compiled(SOURCE, "score", tools, store, progress), threads)
+    return Kernel(native.compiled(SOURCE, "score", tools, session), threads)

@@ -9,7 +9,8 @@ import numpy as np
 
 from imatrix_lab import __version__
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.records import parquet
 from imatrix_lab.score import base_logits
 from imatrix_lab.score.checkpoint import Partial
@@ -61,7 +62,7 @@ def run(job: Job, quants: Sequence[Model], partials: Sequence[Partial], progress
 RECORDS = "records.parquet"
 
 
-def together(job: Job, quants: Sequence[Model], store: Store, progress: Progress) -> list[Artifact]:
+def together(job: Job, quants: Sequence[Model], session: Session) -> list[Artifact]:
     """Return the scores of quants, exact; those missing are made in one pass.
 
     Reference and quants are in memory together, and nothing of the reference is stored.
@@ -71,17 +72,17 @@ def together(job: Job, quants: Sequence[Model], store: Store, progress: Progress
     def build(held: Mapping[int, tuple[Path, Path]]) -> Mapping[int, Mapping[str, Any]]:
         missing = [quants[i] for i in held]
         partials = [Partial(scratch, job.plan.sizes()) for _, scratch in held.values()]
-        run(job, missing, partials, progress)
+        run(job, missing, partials, session.progress)
         return {
             i: _finish(job, quants[i], out, partial.all(), None)
             for (i, (out, _)), partial in zip(held.items(), partials, strict=True)
         }
 
-    return store.get_together("score", wanted, build, progress)
+    return session.store.get_together("score", wanted, build, session.progress)
 
 
 def cached(
-    job: Job, quants: Sequence[Model], rest_share: float, store: Store, progress: Progress
+    job: Job, quants: Sequence[Model], rest_share: float, session: Session
 ) -> list[Artifact]:
     """Return the scores of quants, a lower bound of the divergence; one model in memory at a time.
 
@@ -94,12 +95,12 @@ def cached(
         label, inputs = _wanted(job, quant, rest_share)
 
         def build(out: Path, scratch: Path, quant: Model = quant) -> Mapping[str, Any]:
-            kept = base_logits.get(job, rest_share, store, progress)
+            kept = base_logits.get(job, rest_share, session)
             partial = Partial(scratch, job.plan.sizes())
-            base_logits.run(job, quant, kept, partial, progress)
+            base_logits.run(job, quant, kept, partial, session.progress)
             return _finish(job, quant, out, partial.all(), kept)
 
-        scores.append(store.get("score", label, inputs, build, progress))
+        scores.append(session.store.get("score", label, inputs, build, session.progress))
     return scores
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from imatrix_lab.core import config
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import compute
@@ -83,7 +84,7 @@ def corpus(shared: Shared, model: Model, word: str, n_tokens: int, options: Text
     request = dataclasses.replace(
         _request(shared, model, turn), text=word, n_tokens=n_tokens, corpus=options
     )
-    found = tune.corpus_of(request, shared.tools, model, shared.store, turn.progress)
+    found = tune.corpus_of(request, shared.tools, model, Session(shared.store, turn.progress))
     return {CORPUS: config.plain(found), FILES: [str(found.calibration), str(found.heldout)]}
 
 
@@ -100,7 +101,9 @@ def imatrix(shared: Shared, model: Model, single: Single, step: str, turn: Turn)
     text = corpus_in(turn.found[step])
     assert text is not None
     request = _request(shared, model, turn)
-    found = tune.imatrix_of(request, shared.tools, model, text, shared.store, turn.progress)
+    found = tune.imatrix_of(
+        request, shared.tools, model, text, Session(shared.store, turn.progress)
+    )
     target = imatrix_path(shared, model, single.id)
     deliver.place(found.path, target)
     return _imatrix(dataclasses.replace(found, path=target), text)
@@ -151,7 +154,14 @@ def quant(shared: Shared, model: Model, wanted: Quant, turn: Turn) -> Result:
     else:
         store = shared.store if shared.keeps_quants else shared.work
         made = run.quantize(
-            shared.tools, model, found, wanted.type, None, metadata, options, store, turn.progress
+            shared.tools,
+            model,
+            found,
+            wanted.type,
+            None,
+            metadata,
+            options,
+            Session(store, turn.progress),
         )
     name = quant_label(model, wanted)
     path = made.path
@@ -206,7 +216,9 @@ def score(
         threads=turn.threads, gpu_layers=shared.gpu_layers,
     )  # fmt: skip
     found = [_model(turn.found[step]) for step in new]
-    files = evaluate.score_models(request, shared.tools, model, found, shared.store, turn.progress)
+    files = evaluate.score_models(
+        request, shared.tools, model, found, Session(shared.store, turn.progress)
+    )
     return {FILES: [*turn.before.get(FILES, ()), *map(str, files)]}
 
 
@@ -214,9 +226,11 @@ def losses(
     shared: Shared, model: Model, wanted: Quant, steps: Mapping[str, Sequence[str]], turn: Turn
 ) -> Result:
     """Predict what a quant loses in each language; `steps` names the samples of each."""
-    kernel = quant_error.kernel(shared.tools, shared.store, turn.progress)
+    kernel = quant_error.kernel(shared.tools, Session(shared.store, turn.progress))
     made = _model(turn.found[wanted.step])
-    columns = forecast.columns(kernel, model, made, turn.threads, shared.store, turn.progress)
+    columns = forecast.columns(
+        kernel, model, made, turn.threads, Session(shared.store, turn.progress)
+    )
     languages = {}
     for code, samples in steps.items():
         paths = [imatrix_in(turn.found[s]).path for s in samples if s in turn.found]
@@ -249,7 +263,9 @@ def answers(
     """Ask a quant, or without a step the original, the items of a task."""
     request = _task_request(shared, task, languages, turn)
     asked = _model(turn.found[step]) if step else model
-    opener = partial(backends.here, request, shared.tools, asked, shared.store, turn.progress)
+    opener = partial(
+        backends.here, request, shared.tools, asked, Session(shared.store, turn.progress)
+    )
     files = asking.run(request, [opener], turn.progress)
     return {FILES: [str(file) for file in files]}
 

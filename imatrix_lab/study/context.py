@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
@@ -71,21 +71,21 @@ class Shared:
         )
 
 
-def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Shared:
+def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     """Return what the steps share; llama.cpp is built and models are fetched if need be.
 
     Raises
     ------
     ImatrixLabError : there is no model at all, or no llama.cpp.
     """
-    tools = toolchain.get(store, validate.backend(recipe), progress)
+    tools = toolchain.get(validate.backend(recipe), session)
     silence(tools.bindings())  # once, before there are threads
     found: list[Model] = []
     missing = []
     named = recipes.without_folders(recipe).models
     for spec, name in zip(recipe.models, named, strict=True):
         try:
-            one = resolve.resolve(spec, store, progress, convert.converter(tools))
+            one = resolve.resolve(spec, session, convert.converter(tools))
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise
@@ -101,7 +101,7 @@ def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) ->
         for model in found
         for kind in recipe.types
     }
-    return Shared(recipe, folder, store, tools, tuple(found), sizes, tuple(missing))
+    return Shared(recipe, folder, session.store, tools, tuple(found), sizes, tuple(missing))
 
 
 def _size_bytes(tools: Toolchain, model: Model, kind: str) -> int:

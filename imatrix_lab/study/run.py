@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.report import html, markdown, results
 from imatrix_lab.report.results import Results
 from imatrix_lab.study import graph, scheduler, status, steps, validate
@@ -33,9 +33,7 @@ class Finished:
     found: Results
 
 
-def begin(
-    path: Path, out: Path | None, jobs: int | None, store: Store, progress: Progress
-) -> Finished:
+def begin(path: Path, out: Path | None, jobs: int | None, session: Session) -> Finished:
     """Run the study of a recipe, or go on with it.
 
     Raises
@@ -48,10 +46,10 @@ def begin(
     folder.begin(path)
     with folder.held():
         folder.tell({**folder.status(), "recipe_folder": str(path.absolute().parent)})
-        return _go_on(folder, jobs, store, progress)
+        return _go_on(folder, jobs, session)
 
 
-def plan(path: Path, out: Path | None, store: Store, progress: Progress) -> Plan:
+def plan(path: Path, out: Path | None, session: Session) -> Plan:
     """Return what a study would do.
 
     Raises
@@ -59,23 +57,23 @@ def plan(path: Path, out: Path | None, store: Store, progress: Progress) -> Plan
     UsageError : a recipe that cannot be meant.
     """
     recipe = recipes.load(path)
-    return planning.plan(recipe, _folder(recipe, out), store, progress)
+    return planning.plan(recipe, _folder(recipe, out), session)
 
 
 def _folder(recipe: Recipe, out: Path | None) -> Folder:
     return Folder((out or STUDIES / recipe.name).absolute())
 
 
-def resume(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
+def resume(folder: Folder, jobs: int | None, session: Session) -> Finished:
     """Go on with a study that was stopped, or try again what failed."""
     validate.check(folder.recipe())
     with folder.held():
-        return _go_on(folder, jobs, store, progress)
+        return _go_on(folder, jobs, session)
 
 
-def _go_on(folder: Folder, jobs: int | None, store: Store, progress: Progress) -> Finished:
+def _go_on(folder: Folder, jobs: int | None, session: Session) -> Finished:
     folder.tell(status.preparing(folder.status()))
-    shared = prepare(folder.recipe(), folder, store, progress)
+    shared = prepare(folder.recipe(), folder, session)
     every = steps.steps(shared)
     records = folder.records()
     there = graph.finished(every, records)
@@ -83,16 +81,18 @@ def _go_on(folder: Folder, jobs: int | None, store: Store, progress: Progress) -
     state = STOPPED
     with contextlib.ExitStack() as stack:
         whole = stack.enter_context(
-            progress.task(f"study {shared.recipe.name}", max(1.0, sum(s.cost for s in todo)), "")
+            session.progress.task(
+                f"study {shared.recipe.name}", max(1.0, sum(s.cost for s in todo)), ""
+            )
         )
         ids = {step.id for step in todo}
         done = [step for step in every if step.id in there and step.id not in ids]
-        watch = Watch(todo, done, folder, progress, whole)
+        watch = Watch(todo, done, folder, session.progress, whole)
         stack.callback(lambda: watch.close(state))
         outcome = scheduler.run(
             every, records, shared.limits(jobs), watch, folder.keep, folder.of("logs")
         )
-        found = _results(shared, every, outcome, watch.total_s(), progress)
+        found = _results(shared, every, outcome, watch.total_s(), session.progress)
         state = FAILED if found.missing else DONE
     return Finished(folder.path, found)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import client as endpoint
 from imatrix_lab.llamacpp import server, toolchain
@@ -185,7 +185,7 @@ def _asked(
 
 
 def open_all(
-    request: TaskRequest, store: Store, progress: Progress
+    request: TaskRequest, session: Session
 ) -> list[Callable[[], AbstractContextManager[Answerer]]]:
     """Return what opens each quant of a request; each is found before any is opened.
 
@@ -194,11 +194,11 @@ def open_all(
     BadModel : a quant is damaged.
     """
     if request.endpoint not in ("", LOCAL):
-        return [partial(_remote, request, name, progress) for name in request.quants]
-    tools = toolchain.get(store, request.backend, progress, own=False)
+        return [partial(_remote, request, name, session.progress) for name in request.quants]
+    tools = toolchain.get(request.backend, session, own=False)
     convert = converter(tools)
-    found = [resolve.resolve(spec, store, progress, convert) for spec in request.quants]
-    return [partial(here, request, tools, one, store, progress) for one in found]
+    found = [resolve.resolve(spec, session, convert) for spec in request.quants]
+    return [partial(here, request, tools, one, session) for one in found]
 
 
 @contextmanager
@@ -211,16 +211,16 @@ def _remote(request: TaskRequest, name: str, progress: Progress) -> Iterator[Ans
 
 @contextmanager
 def here(
-    request: TaskRequest, tools: Toolchain, model: Model, store: Store, progress: Progress
+    request: TaskRequest, tools: Toolchain, model: Model, session: Session
 ) -> Iterator[Answerer]:
     """Open a quant on this machine."""
     n_ctx = request.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT)
     how = job.prepare(
-        tools, model, store, progress, n_ctx=n_ctx, threads=request.threads,
+        tools, model, session, n_ctx=n_ctx, threads=request.threads,
         gpu_layers=request.gpu_layers, parallel=request.parallel,
     )  # fmt: skip
     if not request.endpoint:
-        yield OnThisMachine(tools, model, how, progress)
+        yield OnThisMachine(tools, model, how, session.progress)
         return
     with server.serve(
         tools,
@@ -230,11 +230,11 @@ def here(
         threads=request.threads,
         gpu_layers=request.gpu_layers,
     ) as client:
-        yield OnThisMachine(tools, model, how, progress, client)
+        yield OnThisMachine(tools, model, how, session.progress, client)
 
 
 @contextmanager
-def chat(request: ChatRequest, store: Store, progress: Progress) -> Iterator[Chat]:
+def chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
     """Give a model to talk to: a server's, or a GGUF that is served here while the block lasts."""
     if request.endpoint not in ("", LOCAL):
         with endpoint.Client(
@@ -242,10 +242,10 @@ def chat(request: ChatRequest, store: Store, progress: Progress) -> Iterator[Cha
         ) as client:
             yield client
         return
-    tools = toolchain.get(store, request.backend, progress, own=False)
-    found = resolve.resolve(request.model, store, progress, converter(tools))
+    tools = toolchain.get(request.backend, session, own=False)
+    found = resolve.resolve(request.model, session, converter(tools))
     if not chat_template.of(found):
-        progress.say(
+        session.progress.say(
             f"note: {found.label} has no chat template: it was not made to follow instructions"
         )
     n_ctx = min(CHAT_CONTEXT, found.facts.n_ctx_train or CHAT_CONTEXT)

@@ -10,6 +10,7 @@ import pytest
 
 from imatrix_lab.cli import main as cli_main
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge
 from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.models.gguf import read_header
@@ -41,7 +42,9 @@ def two(tools, tiny, own_text, store_at, tmp_path_factory):
         text = own_text(n_tokens).rename(folder / f"{name}.txt")
         settings = {"n_tokens": 10**6, "n_ctx": 128, "threads": 1, "backend": "cpu"}
         request = Request(str(text), (), str(tiny), out=folder, **settings)
-        tune.imatrix(request, folder / f"{name}.gguf", store_at(folder / "store"), Silent())
+        tune.imatrix(
+            request, folder / f"{name}.gguf", Session(store_at(folder / "store"), Silent())
+        )
     return folder
 
 

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.corpus import (
     build,
@@ -70,11 +71,16 @@ def make(tools, tiny, own_store):
     """A function: what text, how many tokens, how -> the corpus."""
 
     def corpus(text, n_tokens=4000, store=own_store, heard=None, **options):
-        model = resolve.resolve(str(tiny), store, Silent())
+        model = resolve.resolve(str(tiny), Session(store, Silent()))
         wanted = TextOptions(**options)
         with Vocabulary(tools, tiny) as vocabulary:
             found = build.build(
-                mixture.parse(text), model, vocabulary, n_tokens, wanted, store, heard or Silent()
+                mixture.parse(text),
+                model,
+                vocabulary,
+                n_tokens,
+                wanted,
+                Session(store, heard or Silent()),
             )
             text = found.calibration.read_bytes().decode()
             assert text.endswith("\n")  # llama.cpp takes one off

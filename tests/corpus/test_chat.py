@@ -5,6 +5,7 @@ import json
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import chat
 from imatrix_lab.errors import BadModel, BadText
 from imatrix_lab.models import chat_template, resolve
@@ -19,7 +20,7 @@ ASKED = [{"role": "user", "content": "Hva er 2 + 2?"}, {"role": "assistant", "co
 
 def model_with(template, folder, store):
     path = tiny_model.write(folder / "chat.gguf", chat_template=template)
-    return resolve.resolve(str(path), store, Silent())
+    return resolve.resolve(str(path), Session(store, Silent()))
 
 
 def rendered(template, folder, store):
@@ -84,7 +85,7 @@ def test_a_template_that_takes_all_memory_is_stopped(tmp_path, own_store):
 
 
 def test_a_model_without_a_template(tiny, tmp_path, own_store):
-    model = resolve.resolve(str(tiny), own_store, Silent())
+    model = resolve.resolve(str(tiny), Session(own_store, Silent()))
     with pytest.raises(BadModel, match="has no chat template"):
         chat.documents(model, [("a", ASKED)], "s", "CC0-1.0", tmp_path)
 

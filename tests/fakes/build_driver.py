@@ -13,6 +13,7 @@ from pathlib import Path
 
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import pypi
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp import programs as llamacpp
 from imatrix_lab.llamacpp import toolchain
@@ -65,7 +66,7 @@ def main(root: Path) -> None:
 
     toolchain._script = lambda name: str(bin_dir / name)  # type: ignore[assignment]
     pypi.download = download  # type: ignore[assignment]
-    print(toolchain.get(Store(root / "cache"), "cpu", Terminal(plain=True)).bin_dir)
+    print(toolchain.get("cpu", Session(Store(root / "cache"), Terminal(plain=True))).bin_dir)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.imatrix import format, quant_error
 from imatrix_lab.imatrix.format import Entry, Imatrix
@@ -59,14 +60,14 @@ def loss_store(
 ) -> Store:
     """A store in which the kernel is compiled."""
     store = store_at(tmp_path_factory.mktemp("loss"))
-    quant_error.kernel(tools, store, Silent())
+    quant_error.kernel(tools, Session(store, Silent()))
     return store
 
 
 @pytest.fixture(scope="session")
 def loss_kernel(loss_store: Store, tools: Toolchain) -> quant_error.Kernel:
     """The real kernel."""
-    return quant_error.kernel(tools, loss_store, Silent())
+    return quant_error.kernel(tools, Session(loss_store, Silent()))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadText
 from imatrix_lab.imatrix import collect, format
@@ -47,7 +48,7 @@ def test_segments_equal_one_run_bit_for_bit(tools, tmp_path, own_text, monkeypat
     monkeypatch.setattr(collect, "SEGMENT_WINDOWS", 4)
     model = tiny_model.write(tmp_path / "m.gguf", experts=experts)
     text = own_text(11 * 128 + 5)
-    made = tune.imatrix(request(model, text), tmp_path / "i.gguf", Store(), Silent())
+    made = tune.imatrix(request(model, text), tmp_path / "i.gguf", Session(Store(), Silent()))
     same(format.read(made).entries, plain_run(tools, model, text, tmp_path / "plain.gguf"))
     if experts:
         assert any(e.counts.size == experts for e in format.read(made).entries.values())
@@ -56,13 +57,13 @@ def test_segments_equal_one_run_bit_for_bit(tools, tmp_path, own_text, monkeypat
 @pytest.mark.parametrize("n_ctx", [144, 520])
 def test_windows_of_odd_length_are_counted_whole(tools, tiny, tmp_path, own_text, n_ctx):
     asked = request(tiny, own_text(3 * n_ctx), n_ctx=n_ctx)
-    found = format.read(tune.imatrix(asked, tmp_path / "i.gguf", Store(), Silent()))
+    found = format.read(tune.imatrix(asked, tmp_path / "i.gguf", Session(Store(), Silent())))
     assert {e.counts[0] for e in found.entries.values()} == {3 * n_ctx}
 
 
 def test_several_windows_at_once(tools, tiny, tmp_path, own_text):
     asked = request(tiny, own_text(11 * 128), n_batch=512)
-    found = format.read(tune.imatrix(asked, tmp_path / "i.gguf", Store(), Silent()))
+    found = format.read(tune.imatrix(asked, tmp_path / "i.gguf", Session(Store(), Silent())))
     assert {e.counts[0] for e in found.entries.values()} == {11 * 128}
 
 
@@ -73,7 +74,7 @@ def test_a_relative_path_and_one_with_a_space_and_a_comma(
     (tmp_path / "my, models").mkdir()
     (tmp_path / "my, models" / "a b-f16.gguf").write_bytes(tiny.read_bytes())
     asked = request("my, models/a b-f16.gguf", own_text(3 * 128))
-    made = tune.imatrix(asked, Path("out, here.gguf"), Store(), Silent())
+    made = tune.imatrix(asked, Path("out, here.gguf"), Session(Store(), Silent()))
     assert len(format.read(made).entries) == 14
 
 
@@ -81,10 +82,10 @@ def test_parse_special_counts_chat_tokens(tools, tiny, tmp_path, own_text):
     text = own_text(3 * 128)
     text.write_text("<|chat|>" * 40 + text.read_text())
     asked = request(tiny, text, parse_special=True)
-    made = tune.imatrix(asked, tmp_path / "i.gguf", Store(), Silent())
+    made = tune.imatrix(asked, tmp_path / "i.gguf", Session(Store(), Silent()))
     theirs = plain_run(tools, tiny, text, tmp_path / "plain.gguf", "--parse-special")
     same(format.read(made).entries, theirs)
-    as_text = tune.imatrix(request(tiny, text), tmp_path / "t.gguf", Store(), Silent())
+    as_text = tune.imatrix(request(tiny, text), tmp_path / "t.gguf", Session(Store(), Silent()))
     assert format.read(as_text).chunk_count > format.read(made).chunk_count
 
 
@@ -113,7 +114,7 @@ def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, sub
 def test_a_torn_segment_is_not_taken_for_whole(tiny, tmp_path, own_text, monkeypatch):
     monkeypatch.setattr(collect, "SEGMENT_WINDOWS", 4)
     text = own_text(12 * 128)
-    good = tune.imatrix(request(tiny, text), tmp_path / "a.gguf", Store(), Silent())
+    good = tune.imatrix(request(tiny, text), tmp_path / "a.gguf", Session(Store(), Silent()))
     segment = good.read_bytes()
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -134,20 +135,22 @@ def test_a_corpus_folder_keeps_its_language_and_a_code_beats_a_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sw").write_text("not Swahili")
     asked = request(tiny, "sw", n_tokens=1000)
-    corpus = tune.corpus_of(asked, *tune.prepare(asked, own_store, Silent()), own_store, Silent())
+    corpus = tune.corpus_of(
+        asked, *tune.prepare(asked, Session(own_store, Silent())), Session(own_store, Silent())
+    )
     assert corpus.language_name == "Swahili"
     folder = request(tiny, corpus.calibration.parent, n_tokens=1000)
-    made = tune.imatrix(folder, tmp_path / "i.gguf", own_store, Silent())
+    made = tune.imatrix(folder, tmp_path / "i.gguf", Session(own_store, Silent()))
     assert format.read(made).language == "sw"
 
 
 def test_too_little_text_is_said_before_anything_runs(tiny, own_text, tmp_path):
     with pytest.raises(BadText, match="two windows"):
-        tune.imatrix(request(tiny, own_text(100)), tmp_path / "i.gguf", Store(), Silent())
+        tune.imatrix(request(tiny, own_text(100)), tmp_path / "i.gguf", Session(Store(), Silent()))
 
 
 def test_wrong_encoding_names_the_byte(tiny, tmp_path):
     text = tmp_path / "latin1.txt"
     text.write_bytes("blåbær".encode("latin-1") * 100)
     with pytest.raises(BadText, match="not UTF-8 at byte 2"):
-        tune.imatrix(request(tiny, text), tmp_path / "i.gguf", Store(), Silent())
+        tune.imatrix(request(tiny, text), tmp_path / "i.gguf", Session(Store(), Silent()))

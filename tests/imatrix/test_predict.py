@@ -13,6 +13,7 @@ from imatrix_lab.cli import main as cli_main
 from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format, predict
 from imatrix_lab.imatrix.format import Entry, Imatrix
@@ -229,7 +230,7 @@ def test_against_an_independent_computation(request, store, imatrix_of, quantize
     asked = PredictRequest(
         str(model), (("nb", nb), ("en", en), ("none", None)), TYPES[which], (), "cpu", 2
     )
-    found = overall(forecast.predict_losses(asked, store, Silent()))
+    found = overall(forecast.predict_losses(asked, Session(store, Silent())))
     assert len(found) == 3 * len(TYPES[which])
     for (calibration, kind), values in found.items():
         quant = quantized(model, kind, {"nb": nb, "en": en, "none": None}[calibration])
@@ -240,7 +241,7 @@ def test_against_an_independent_computation(request, store, imatrix_of, quantize
 
 
 def test_the_errors_alone_make_calibrations_differ(tiny, two, store):
-    found = forecast.predict_losses(request(tiny, two), store, Silent())
+    found = forecast.predict_losses(request(tiny, two), Session(store, Silent()))
     energy = {r.losses.energy.tobytes() for r in found.rows}
     lost = {r.losses.lost.tobytes() for r in found.rows}
     assert len(energy) == 1 and len(lost) == 3
@@ -250,12 +251,12 @@ def test_the_errors_alone_make_calibrations_differ(tiny, two, store):
 
 def test_quants_are_removed_and_what_they_came_to_is_kept(tiny, two, store, monkeypatch):
     asked = request(tiny, two)
-    first = overall(forecast.predict_losses(asked, store, Silent()))
+    first = overall(forecast.predict_losses(asked, Session(store, Silent())))
     assert not [p for p in store.root.rglob("*.gguf") if "toolchain" not in p.parts]
     monkeypatch.setattr(quantize, "run", None)
-    again = forecast.predict_losses(asked, store, Silent())
+    again = forecast.predict_losses(asked, Session(store, Silent()))
     assert overall(again) == first
-    only = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), store, Silent())
+    only = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), Session(store, Silent()))
     assert overall(only) == {("nb", "Q2_K"): first["nb", "Q2_K"][:1]}
 
 
@@ -263,17 +264,17 @@ def test_a_killed_run_does_not_quantize_again(tiny, two, store, monkeypatch):
     asked, write = request(tiny, {"nb": two["nb"]}), forecast.loss.write
     monkeypatch.setattr(forecast.loss, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        forecast.predict_losses(asked, store, Silent())
+        forecast.predict_losses(asked, Session(store, Silent()))
     monkeypatch.setattr(forecast.loss, "write", write)
     monkeypatch.setattr(quantize, "run", None)
-    assert len(forecast.predict_losses(asked, store, Silent()).rows) == 1
+    assert len(forecast.predict_losses(asked, Session(store, Silent())).rows) == 1
 
 
 def test_a_quant_that_is_there_comes_to_the_same(tiny, two, store, quantized, monkeypatch):
-    made = overall(forecast.predict_losses(request(tiny, two), store, Silent()))
+    made = overall(forecast.predict_losses(request(tiny, two), Session(store, Silent())))
     quants = [(n, quantized(tiny, "Q2_K", p)) for n, p in two.items()]
     monkeypatch.setattr(quantize, "run", None)
-    given = forecast.predict_losses(request(tiny, two, (), quants), store, Silent())
+    given = forecast.predict_losses(request(tiny, two, (), quants), Session(store, Silent()))
     assert overall(given) == made
 
 
@@ -292,7 +293,7 @@ def test_without_an_imatrix_a_type_that_takes_one_is_left_out_before_anything_is
 ):
     heard = Heard()
     asked = request(tiny, {"nb": two["nb"], "none": None}, ("IQ2_XXS", "Q2_K"))
-    found = forecast.predict_losses(asked, store, heard)
+    found = forecast.predict_losses(asked, Session(store, heard))
     rows = {(r.calibration, r.type) for r in found.rows}
     assert rows == {("nb", "IQ2_XXS"), ("nb", "Q2_K"), ("none", "Q2_K")}
     assert [s for s in heard.said if "takes an imatrix" in s] == [
@@ -302,7 +303,7 @@ def test_without_an_imatrix_a_type_that_takes_one_is_left_out_before_anything_is
 
 def test_a_name_does_not_leave_the_store(tiny, two, store):
     odd = request(tiny, {"../../out": two["nb"]})
-    forecast.predict_losses(odd, store, Silent())
+    forecast.predict_losses(odd, Session(store, Silent()))
     assert not list(store.root.parent.glob("out*")) and list((store.root / "loss").glob("*out*"))
 
 
@@ -310,10 +311,10 @@ def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monk
     asked = Request(
         str(own_text(600)), ("Q2_K",), str(tiny), 10**6, tmp_path / "quants", "cpu", threads=1
     )
-    tune.quants(asked, two["nb"], store, Silent())
+    tune.quants(asked, two["nb"], Session(store, Silent()))
     monkeypatch.setattr(quantize, "run", None)
     heard = Heard()
-    found = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), store, heard)
+    found = forecast.predict_losses(request(tiny, {"nb": two["nb"]}), Session(store, heard))
     assert len(found.rows) == 1 and not any("made one at a time" in s for s in heard.said)
 
 
@@ -321,7 +322,7 @@ def test_what_cannot_be_meant_is_said_first(tiny, two, store, quantized, monkeyp
     monkeypatch.setattr(quantize, "run", None)
 
     def run(*args, **rest):
-        return forecast.predict_losses(request(*args, **rest), store, Silent())
+        return forecast.predict_losses(request(*args, **rest), Session(store, Silent()))
 
     with pytest.raises(UsageError, match="no language"):
         run(tiny, {"none": None})
@@ -331,25 +332,27 @@ def test_what_cannot_be_meant_is_said_first(tiny, two, store, quantized, monkeyp
         run(tiny, two, select={"sv": 1.0})
     twice = PredictRequest(str(tiny), (("a", two["nb"]), ("a", two["en"])), ("Q2_K",), (), "cpu")
     with pytest.raises(UsageError, match="two imatrices are called a"):
-        forecast.predict_losses(twice, store, Silent())
+        forecast.predict_losses(twice, Session(store, Silent()))
 
 
 def test_what_does_not_belong_to_the_model(tiny, moe, two, store, quantized, imatrix_of, tmp_path):
     with pytest.raises(BadModel, match="not a quant of the reference") as caught:
         forecast.predict_losses(
-            request(tiny, two, (), [("none", quantized(moe, "Q2_K"))]), store, Silent()
+            request(tiny, two, (), [("none", quantized(moe, "Q2_K"))]), Session(store, Silent())
         )
     assert "--quant" in caught.value.fix and "--reference" not in caught.value.fix
     with pytest.raises(BadImatrix, match="missing"):
-        forecast.predict_losses(request(tiny, {"x": imatrix_of(moe, "nb")}), store, Silent())
+        forecast.predict_losses(
+            request(tiny, {"x": imatrix_of(moe, "nb")}), Session(store, Silent())
+        )
     half = tmp_path / "half.gguf"
     half.write_bytes(two["nb"].read_bytes()[:-100])
     with pytest.raises(BadImatrix, match="truncated"):
-        forecast.predict_losses(request(tiny, {"x": half}), store, Silent())
+        forecast.predict_losses(request(tiny, {"x": half}), Session(store, Silent()))
 
 
 def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, quantized, tmp_path):
-    model = resolve.resolve(str(tiny), store, Silent())
+    model = resolve.resolve(str(tiny), Session(store, Silent()))
     facts = tune.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
     argv = forecast.quantize.llamacpp.quantize_argv(
@@ -360,22 +363,26 @@ def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, q
     foreign = quantized(tiny, "Q2_K", two["en"])  # by llama-quantize alone
     for name, quant in (("en", path), ("none", path), ("none", foreign)):
         with pytest.raises(BadModel, match="made with another imatrix"):
-            forecast.predict_losses(request(tiny, two, (), [(name, quant)]), store, Silent())
+            forecast.predict_losses(
+                request(tiny, two, (), [(name, quant)]), Session(store, Silent())
+            )
     with pytest.raises(BadModel, match="made without an imatrix, not nb"):
         plain = [("nb", quantized(tiny, "Q2_K"))]
-        forecast.predict_losses(request(tiny, two, (), plain), store, Silent())
+        forecast.predict_losses(request(tiny, two, (), plain), Session(store, Silent()))
     heard = Heard()
     unsure = [("nb", quantized(tiny, "Q2_K", two["nb"]))]
-    forecast.predict_losses(request(tiny, two, (), unsure), store, heard)
+    forecast.predict_losses(request(tiny, two, (), unsure), Session(store, heard))
     assert any("not verified" in said for said in heard.said)
-    found = forecast.predict_losses(request(tiny, two, (), [("nb", path)]), store, Silent())
+    found = forecast.predict_losses(
+        request(tiny, two, (), [("nb", path)]), Session(store, Silent())
+    )
     assert [r.type for r in found.rows] == ["Q2_K"]
 
 
 def test_the_mixture_that_loses_least_is_quantized_and_compared(
     tiny, two, store, quantized, tmp_path, monkeypatch
 ):
-    found = forecast.predict_losses(request(tiny, two, select="worst"), store, Silent())
+    found = forecast.predict_losses(request(tiny, two, select="worst"), Session(store, Silent()))
     (one,) = found.selections
     assert one.n_candidates == 21 and sum(one.weights.values()) == pytest.approx(1)
     assert 0 < one.weights["nb"] < 1
@@ -397,6 +404,8 @@ def test_the_mixture_that_loses_least_is_quantized_and_compared(
 
 
 def test_a_language_that_alone_counts_gets_its_own_calibration(tiny, two, store):
-    found = forecast.predict_losses(request(tiny, two, select={"en": 2.0}), store, Silent())
+    found = forecast.predict_losses(
+        request(tiny, two, select={"en": 2.0}), Session(store, Silent())
+    )
     (one,) = found.selections
     assert one.weights["en"] >= 0.9

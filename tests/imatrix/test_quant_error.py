@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
 from imatrix_lab.imatrix import quant_error
 from tests import tiny_model
@@ -166,5 +167,5 @@ def test_ggml_fills_its_tables_before_they_are_read(loss_store, tools, monkeypat
 
     asked = []
     monkeypatch.setattr(quant_error.ctypes, "CDLL", Library)
-    quant_error.kernel(tools, loss_store, Silent())
+    quant_error.kernel(tools, Session(loss_store, Silent()))
     assert asked.index("ggml_cpu_init") < asked.index("ggml_cpu_fp16_to_fp32")

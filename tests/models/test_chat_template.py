@@ -3,6 +3,7 @@
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
 from imatrix_lab.models import chat_template, resolve
 from imatrix_lab.models.chat_template import Rendered
@@ -19,7 +20,7 @@ CHAT = [{"role": "user", "content": "Hva er 2 + 2?"}]
 @pytest.fixture
 def model(tmp_path, own_store):
     path = tiny_model.write(tmp_path / "chat.gguf", chat_template=TEMPLATE)
-    return resolve.resolve(str(path), own_store, Silent())
+    return resolve.resolve(str(path), Session(own_store, Silent()))
 
 
 def test_with_and_without_room_for_an_answer(model, tmp_path):
@@ -42,12 +43,14 @@ def test_thousands_of_chats_in_a_long_template(tmp_path, own_store, monkeypatch)
     unused = "{% if messages is mapping %}{{ messages['x'] | upper }}{% endif %}" * 300
     path = tiny_model.write(tmp_path / "long.gguf", chat_template=unused + TEMPLATE)
     chats = [[{"role": "user", "content": str(i)}] for i in range(3000)]
-    found = chat_template.render(resolve.resolve(str(path), own_store, Silent()), chats, tmp_path)
+    found = chat_template.render(
+        resolve.resolve(str(path), Session(own_store, Silent())), chats, tmp_path
+    )
     assert [r.text for r in found] == [f"user: {i}\n" for i in range(3000)]
 
 
 def test_a_base_model(tiny, tmp_path, own_store):
-    model = resolve.resolve(str(tiny), own_store, Silent())
+    model = resolve.resolve(str(tiny), Session(own_store, Silent()))
     assert chat_template.of(model) == ""
     with pytest.raises(BadModel, match="no chat template"):
         chat_template.render(model, [CHAT], tmp_path)

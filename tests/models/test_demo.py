@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.models import demo as demo_model
 from imatrix_lab.models import resolve
 
@@ -23,7 +24,7 @@ def store(store_at, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo(store):
-    return resolve.resolve("demo", store, Silent())
+    return resolve.resolve("demo", Session(store, Silent()))
 
 
 def test_every_tensor_takes_a_k_quant(demo):

@@ -13,6 +13,7 @@ import pytest
 
 from imatrix_lab.core import hub_http
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import DiskFull, FetchFailed, MissingTool, ToolFailed, UsageError
 from imatrix_lab.models import hub
@@ -144,7 +145,7 @@ def test_single_gguf(
     }
     progress = Recorder()
     with serving(monkeypatch, files) as server:
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, progress, None)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, progress), None)
         [artifact] = store.artifacts()
         assert artifact.manifest["inputs"] == {
             "repo": REPO,
@@ -156,7 +157,7 @@ def test_single_gguf(
                 }
             },
         }
-        again = hub.fetch(hub.parse(f"hf:{REPO}"), store, progress, None)
+        again = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, progress), None)
         downloads = [r for r in server.requests if r.path.startswith("/cdn/")]
     assert (artifact.path / "tiny-Q4_K_M.gguf").read_bytes() == Q4
     assert again == [artifact.path / "tiny-Q4_K_M.gguf"]
@@ -180,7 +181,7 @@ def test_split_model_is_fetched_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with serving(monkeypatch, SPLIT):
-        paths = hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
+        paths = hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
     assert [p.name for p in paths] == [Path(n).name for n in SPLIT]
     assert [p.read_bytes() for p in paths] == list(SPLIT.values())
 
@@ -189,7 +190,7 @@ def test_split_model_is_fetched_whole(
 def test_missing_shard_is_named(wanted: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {n: c for n, c in SPLIT.items() if "00002-of" not in n}
     with serving(monkeypatch, files), pytest.raises(FetchFailed) as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
     assert "big/m-Q8_0-00002-of-00003.gguf" in str(caught.value)
 
 
@@ -212,7 +213,7 @@ def test_glob_chooses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with serving(monkeypatch, SEVERAL):
-        hub.fetch(hub.parse(f"hf:{REPO}:{pattern}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}:{pattern}"), Session(store, Silent()), None)
     [artifact] = store.artifacts()
     assert list(artifact.manifest["files"]) == [expected]
     assert (artifact.path / expected).read_bytes() == SEVERAL[expected]
@@ -238,7 +239,7 @@ def test_several_candidates_are_listed(
     wanted: str, listed: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(monkeypatch, SEVERAL) as server, pytest.raises(UsageError) as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
     text = str(caught.value)
     assert all(f"\n    {name}  0.0 MiB" in text for name in listed)
     assert "00002-of" not in text
@@ -251,14 +252,14 @@ def test_nothing_to_fetch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None
         serving(monkeypatch, {"mmproj-x.gguf": Q4, "x.imatrix.gguf": Q4, "pytorch_model.bin": Q4}),
         pytest.raises(UsageError, match="no GGUF model"),
     ):
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
 
 
 def test_token_goes_to_the_hub_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
         server.gate(REPO, TOKEN)
-        paths = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        paths = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert paths[0].read_bytes() == Q4
     sent = {r.host.partition(":")[0]: r.authorization for r in server.requests}
     assert sent == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": None}
@@ -279,7 +280,7 @@ def test_gated(
         monkeypatch.setenv("HF_TOKEN", token)
     with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(Exception) as caught:
         server.gate(REPO, "another")
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert isinstance(caught.value, FetchFailed)
     if token in (None, TOKEN):
         assert f"https://huggingface.co/{REPO}" in str(caught.value)
@@ -305,7 +306,7 @@ def test_not_found(
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with serving(monkeypatch, {"a.gguf": Q4}), pytest.raises(FetchFailed) as caught:
-        hub.fetch(hub.parse(spec), store, Silent(), None)
+        hub.fetch(hub.parse(spec), Session(store, Silent()), None)
     assert all(words in str(caught.value) for words in said)
     assert TOKEN not in everything_said(caught.value)
 
@@ -315,7 +316,7 @@ def test_resumes_by_itself_after_a_cut(store: Store, monkeypatch: pytest.MonkeyP
     big = content(50_000)
     with serving(monkeypatch, {"a.gguf": big}) as server:
         server.cut("a.gguf", 20_500)
-        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
         ranges = [r.range for r in server.requests if r.path.startswith("/cdn/")]
     assert path.read_bytes() == big
     assert ranges == ["bytes=0-", "bytes=20000-"]
@@ -333,9 +334,9 @@ def test_resumes_in_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) 
     ref = hub.parse(f"hf:{REPO}")
     with serving(monkeypatch, files) as server:
         with pytest.raises(KeyboardInterrupt):
-            hub.fetch(ref, store, Interrupting(), None)
+            hub.fetch(ref, Session(store, Interrupting()), None)
         server.requests.clear()
-        paths = hub.fetch(ref, store, Silent(), None)
+        paths = hub.fetch(ref, Session(store, Silent()), None)
         ranges = [(r.path[-21:], r.range) for r in server.requests if r.path.startswith("/cdn/")]
     assert [p.read_bytes() for p in paths] == list(files.values())
     assert ranges == [("a-00002-of-00002.gguf", "bytes=13000-")]
@@ -352,10 +353,10 @@ def test_gives_up_when_the_hub_stays_away_and_goes_on_later(
         server.cut("a.gguf", 20_500)
         server.fail("a.gguf", 503)
         with pytest.raises(FetchFailed, match="cannot be reached") as caught:
-            hub.fetch(ref, store, Silent(), None)
+            hub.fetch(ref, Session(store, Silent()), None)
         assert "run again" in str(caught.value)
         server.fail("a.gguf", None)
-        [path] = hub.fetch(ref, store, Silent(), None)
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
     assert path.read_bytes() == big
 
 
@@ -364,17 +365,17 @@ def test_corrupt_bytes_then_recovery(store: Store, monkeypatch: pytest.MonkeyPat
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
         server.corrupt("a.gguf")
         with pytest.raises(FetchFailed, match="sha256"):
-            hub.fetch(ref, store, Silent(), None)
+            hub.fetch(ref, Session(store, Silent()), None)
         assert not list(store.artifacts())
         server.corrupt("a.gguf", False)
-        [path] = hub.fetch(ref, store, Silent(), None)
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
     assert path.read_bytes() == Q4
 
 
 def test_disk_room_is_checked_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imatrix_lab.core.files.free_bytes", lambda path: 64 << 20)
     with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(DiskFull):
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert len(server.requests) == 1
 
 
@@ -383,7 +384,7 @@ def test_large_files_take_the_librarys_way(
 ) -> None:
     monkeypatch.setattr(hub_http, "LARGEST_HTTP_BYTES", 1000)
     with serving(monkeypatch, {"sub/a.gguf": Q4}):
-        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert path.read_bytes() == Q4
     assert "".join(capfd.readouterr()) == ""
 
@@ -392,16 +393,18 @@ def test_pinned_commit_needs_no_network(store: Store, monkeypatch: pytest.Monkey
     with serving(monkeypatch, SEVERAL) as server:
         commit = server.commit(REPO)
         ref = hub.parse(f"hf:{REPO}@{commit}:*Q4_K_M*")
-        first = hub.fetch(ref, store, Silent(), None)
+        first = hub.fetch(ref, Session(store, Silent()), None)
         server.requests.clear()
-        assert hub.fetch(ref, store, Silent(), None) == first
+        assert hub.fetch(ref, Session(store, Silent()), None) == first
         assert server.requests == []
         with pytest.raises(UsageError, match="models fit"):  # as it would say when asked anew
-            hub.fetch(hub.parse(f"hf:{REPO}@{commit}"), store, Silent(), None)
+            hub.fetch(hub.parse(f"hf:{REPO}@{commit}"), Session(store, Silent()), None)
         assert server.requests == []
-        other = hub.fetch(hub.parse(f"hf:{REPO}@{commit}:tiny-Q8_0.gguf"), store, Silent(), None)
+        other = hub.fetch(
+            hub.parse(f"hf:{REPO}@{commit}:tiny-Q8_0.gguf"), Session(store, Silent()), None
+        )
         assert other[0].read_bytes() == Q8
-    assert hub.fetch(ref, store, Silent(), None) == first  # the server is gone
+    assert hub.fetch(ref, Session(store, Silent()), None) == first  # the server is gone
 
 
 def test_the_manifest_does_not_tell_how_it_was_asked_for(
@@ -411,7 +414,9 @@ def test_the_manifest_does_not_tell_how_it_was_asked_for(
         specs = [REPO, f"{REPO}@main", f"{REPO}@{server.commit(REPO)}"]
         server.push(REPO, "v2", SEVERAL)
         found = [
-            hub.fetch(hub.parse(f"hf:{spec}:{pattern}"), Store(tmp_path / str(i)), Silent(), None)
+            hub.fetch(
+                hub.parse(f"hf:{spec}:{pattern}"), Session(Store(tmp_path / str(i)), Silent()), None
+            )
             for i, spec in enumerate([*specs, f"{REPO}@v2"])
             for pattern in ("*Q4_K*", "tiny-Q4_K_M.gguf")
         ]
@@ -421,16 +426,16 @@ def test_the_manifest_does_not_tell_how_it_was_asked_for(
 def test_moved_branch_is_followed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = hub.parse(f"hf:{REPO}")
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
-        hub.fetch(ref, store, Silent(), None)
+        hub.fetch(ref, Session(store, Silent()), None)
         server.push(REPO, "main", {"a.gguf": Q8})
-        assert hub.fetch(ref, store, Silent(), None)[0].read_bytes() == Q8
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q8
 
 
 @pytest.mark.parametrize("endpoint", ["http://[", "http://127.0.0.1:p", "ftp://x", "127.0.0.1:1"])
 def test_odd_endpoint(endpoint: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(FetchFailed):
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
 
 
 @pytest.mark.parametrize("how", ["flag", "gone", "broken"])
@@ -440,23 +445,23 @@ def test_offline_uses_the_last_fetched_commit(
     ref = hub.parse(f"hf:{REPO}:*Q4*")
     progress = Recorder()
     with serving(monkeypatch, SEVERAL) as server:
-        first = hub.fetch(ref, store, Silent(), None)
+        first = hub.fetch(ref, Session(store, Silent()), None)
         commit = server.commit(REPO)
         if how == "flag":
             monkeypatch.setenv("HF_HUB_OFFLINE", "1")
             server.requests.clear()
-            assert hub.fetch(ref, store, progress, None) == first
+            assert hub.fetch(ref, Session(store, progress), None) == first
             assert server.requests == []
     if how != "flag":
         if how == "broken":
             monkeypatch.setenv("HF_ENDPOINT", "hub.invalid")  # the scheme was forgotten
-        assert hub.fetch(ref, store, progress, None) == first
+        assert hub.fetch(ref, Session(store, progress), None) == first
     [said] = progress.said
     assert commit in said
     assert "last fetched commit" in said
     for spec in (f"hf:{REPO}:*Q8*", f"hf:{REPO}@v2:*Q4*", "hf:org/other"):
         with pytest.raises(FetchFailed) as caught:
-            hub.fetch(hub.parse(spec), store, progress, None)
+            hub.fetch(hub.parse(spec), Session(store, progress), None)
         assert caught.value.fix
 
 
@@ -465,23 +470,23 @@ def test_offline_knows_a_branch_that_was_first_asked_for_by_its_commit(
 ) -> None:
     with serving(monkeypatch, SEVERAL) as server:
         pinned = f"hf:{REPO}@{server.commit(REPO)}:*Q4_K*"
-        old = hub.fetch(hub.parse(pinned), store, Silent(), None)
+        old = hub.fetch(hub.parse(pinned), Session(store, Silent()), None)
         for revision in ("main", "v2"):
             server.push(REPO, revision, SEVERAL)
-            hub.fetch(hub.parse(f"hf:{REPO}@{revision}:*Q4_K*"), store, Silent(), None)
+            hub.fetch(hub.parse(f"hf:{REPO}@{revision}:*Q4_K*"), Session(store, Silent()), None)
         server.push(REPO, "main", {"tiny-Q8_0.gguf": Q4})
-        new = hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        new = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert new != old
     for spec, expected in ((":*Q4_K*", old), ("@v2:*Q4_K*", old), (":tiny-Q8*", new)):
-        assert hub.fetch(hub.parse(f"hf:{REPO}{spec}"), store, Silent(), None) == expected
+        assert hub.fetch(hub.parse(f"hf:{REPO}{spec}"), Session(store, Silent()), None) == expected
     with pytest.raises(FetchFailed, match="nothing fetched earlier"):
-        hub.fetch(hub.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), Session(store, Silent()), None)
 
 
 def test_offline_without_anything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE") as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), None)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert "unset HF_HUB_OFFLINE" in str(caught.value)
 
 
@@ -529,7 +534,7 @@ Path(out.format(OUTTYPE="BF16")).write_text(seen)
     ref = hub.parse(f"hf:{REPO}")
     progress = Recorder()
     with serving(monkeypatch, SAFETENSORS) as server:
-        [path] = hub.fetch(ref, store, progress, converter)
+        [path] = hub.fetch(ref, Session(store, progress), converter)
         inputs = json.loads((path.parent / "manifest.json").read_text())["inputs"]
         commit = server.commit(REPO)
     assert path.name == "tiny-GGUF-BF16.gguf"
@@ -537,16 +542,16 @@ Path(out.format(OUTTYPE="BF16")).write_text(seen)
     assert (inputs["commit"], inputs["toolchain"], inputs["outtype"]) == (commit, "test", "auto")
     assert progress.tasks["converting tiny-GGUF"] == [40]
     assert not list(store.unfinished())  # the weights are gone
-    assert hub.fetch(ref, store, progress, converter) == [path]  # the server is gone
+    assert hub.fetch(ref, Session(store, progress), converter) == [path]  # the server is gone
     with pytest.raises(FetchFailed):
-        hub.fetch(ref, store, progress, hub.Converter("newer", converter.script))
+        hub.fetch(ref, Session(store, progress), hub.Converter("newer", converter.script))
 
 
 @pytest.mark.usefixtures("_packages")
 def test_failing_converter(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converter = fake_converter(tmp_path, "sys.exit('ERROR: Model OddForCausalLM is not supported')")
     with serving(monkeypatch, SAFETENSORS), pytest.raises(ToolFailed) as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), converter)
+        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), converter)
     assert "OddForCausalLM is not supported" in str(caught.value)
     assert "architecture" in str(caught.value)
     assert caught.value.log
@@ -559,7 +564,7 @@ def test_packages_are_checked_before_the_download(
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     for converter in (fake_converter(tmp_path, ""), None):
         with serving(monkeypatch, SAFETENSORS) as server, pytest.raises(MissingTool) as caught:
-            hub.fetch(hub.parse(f"hf:{REPO}"), store, Silent(), converter)
+            hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), converter)
         assert len(server.requests) == 1
         if converter:
             assert "pip install 'imatrix_lab[convert]'" in str(caught.value)
@@ -628,7 +633,7 @@ def test_real_conversion(
     progress = Recorder()
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
     with serving(monkeypatch, files, "org/tiny-llama"):
-        [path] = hub.fetch(hub.parse("hf:org/tiny-llama"), store, progress, converter)
+        [path] = hub.fetch(hub.parse("hf:org/tiny-llama"), Session(store, progress), converter)
     assert progress.tasks["converting tiny-llama"][-1] == 100
     assert path.name == "tiny-llama-BF16.gguf"
     reader = gguf.GGUFReader(path)

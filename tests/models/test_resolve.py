@@ -9,6 +9,7 @@ import pytest
 
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, ImatrixLabError, UsageError
 from imatrix_lab.models import resolve
@@ -28,7 +29,7 @@ def shards(tools, tiny, tmp_path_factory):
 
 
 def test_facts(tiny):
-    found = resolve.resolve(str(tiny), Store(), Silent())
+    found = resolve.resolve(str(tiny), Session(Store(), Silent()))
     facts = found.facts
     assert (facts.architecture, facts.n_layers, facts.channels) == ("llama", 2, 256)
     assert (facts.file_type, facts.n_ctx_train, facts.license) == ("F16", 2048, "cc0-1.0")
@@ -41,28 +42,28 @@ def test_facts(tiny):
 
 def test_rows_that_are_no_multiple_of_256_are_named(tmp_path):
     odd = tiny_model.write(tmp_path / "odd.gguf", channels=320)
-    facts = resolve.resolve(str(odd), Store(), Silent()).facts
+    facts = resolve.resolve(str(odd), Session(Store(), Silent())).facts
     assert "blk.0.attn_q.weight" in facts.fallback
     assert "blk.0.ffn_down.weight" not in facts.fallback  # 512 columns
     assert not any("norm" in name for name in facts.fallback)
 
 
 def test_any_shard_names_the_whole_split_model(tiny, shards):
-    whole = resolve.resolve(str(tiny), Store(), Silent()).facts
+    whole = resolve.resolve(str(tiny), Session(Store(), Silent())).facts
     for shard in shards:
-        found = resolve.resolve(str(shard), Store(), Silent())
+        found = resolve.resolve(str(shard), Session(Store(), Silent()))
         assert found.label == "parts" and found.path == shards[0]
         assert found.facts.n_parameters == whole.n_parameters
         assert found.facts.tensor_types == whole.tensor_types
-    assert len({resolve.resolve(str(s), Store(), Silent()).sha256 for s in shards}) == 1
+    assert len({resolve.resolve(str(s), Session(Store(), Silent())).sha256 for s in shards}) == 1
 
 
 def test_a_split_model_goes_the_whole_way(shards, own_store, own_text, tmp_path):
     text = own_text(4 * 128)
     settings = {"n_ctx": 128, "threads": 1}
     request = Request(str(text), ("Q4_K_M",), str(shards[1]), 10**6, tmp_path, "cpu", **settings)
-    path = tune.imatrix(request, tmp_path / "i.gguf", own_store, Silent())
-    result = tune.quants(request, path, own_store, Silent())
+    path = tune.imatrix(request, tmp_path / "i.gguf", Session(own_store, Silent()))
+    result = tune.quants(request, path, Session(own_store, Silent()))
     assert result.quants[0].n_tensors == 21 and result.quants[0].fallback == ()
 
 
@@ -70,7 +71,7 @@ def test_a_missing_shard_is_named(shards, tmp_path):
     for path in shards[:-1]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(BadModel, match=shards[-1].name):
-        resolve.resolve(str(tmp_path / shards[0].name), Store(), Silent())
+        resolve.resolve(str(tmp_path / shards[0].name), Session(Store(), Silent()))
 
 
 def test_parts_of_two_models_do_not_make_one(shards, tmp_path):
@@ -78,25 +79,25 @@ def test_parts_of_two_models_do_not_make_one(shards, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / shards[-1].name).write_bytes(shards[0].read_bytes())
     with pytest.raises(ImatrixLabError):
-        resolve.resolve(str(tmp_path / shards[0].name), Store(), Silent())
+        resolve.resolve(str(tmp_path / shards[0].name), Session(Store(), Silent()))
 
 
 def test_the_hash_is_remembered_until_the_file_changes(tiny, tmp_path):
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(tiny.read_bytes())
-    first = resolve.resolve(str(copy), Store(), Silent()).sha256
+    first = resolve.resolve(str(copy), Session(Store(), Silent())).sha256
     raw = bytearray(copy.read_bytes())
     raw[-5] ^= 1
     copy.write_bytes(raw)
     os.utime(copy, ns=(1, 1))
-    second = resolve.resolve(str(copy), Store(), Silent()).sha256
+    second = resolve.resolve(str(copy), Session(Store(), Silent())).sha256
     assert first == sha256_file(tiny) and second == sha256_file(copy) != first
 
 
 @pytest.mark.parametrize("name", ["nonsense", "demo2", "org/repo", ""])
 def test_a_name_of_no_known_form(name):
     with pytest.raises(ImatrixLabError):
-        resolve.resolve(name, Store(), Silent())
+        resolve.resolve(name, Session(Store(), Silent()))
 
 
 def test_an_imatrix_or_a_vocabulary_is_not_a_model(tmp_path):
@@ -108,7 +109,7 @@ def test_an_imatrix_or_a_vocabulary_is_not_a_model(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(BadModel, match="no tensors"):
-        resolve.resolve(str(tmp_path / "vocab.gguf"), Store(), Silent())
+        resolve.resolve(str(tmp_path / "vocab.gguf"), Session(Store(), Silent()))
 
 
 def test_a_truncated_model_is_told_before_any_program_runs(tools, tiny, tmp_path):
@@ -118,13 +119,15 @@ def test_a_truncated_model_is_told_before_any_program_runs(tools, tiny, tmp_path
     for size in sorted(rng.randrange(len(raw)) for _ in range(50)):
         torn.write_bytes(raw[:size])
         with pytest.raises(BadModel):
-            tune.tune(Request("nb", ("Q4_K_M",), str(torn), 999, out, "cpu"), Store(), Silent())
+            tune.tune(
+                Request("nb", ("Q4_K_M",), str(torn), 999, out, "cpu"), Session(Store(), Silent())
+            )
     assert not out.exists()
 
 
 def test_usage_error_shows_the_forms():
     with pytest.raises(UsageError) as caught:
-        resolve.resolve("nonsense", Store(), Silent())
+        resolve.resolve("nonsense", Session(Store(), Silent()))
     assert "hf:org/repo" in str(caught.value) and "demo" in str(caught.value)
 
 
@@ -133,9 +136,9 @@ def test_a_model_of_the_hub_is_named_by_its_commit(tiny, tmp_path, monkeypatch):
     files = {"gguf/tiny-f16.gguf": tiny.read_bytes(), "README.md": b"x"}
     with HubServer({"org/tiny": {"main": files}}, card={"license": "cc0-1.0"}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        found = resolve.resolve("hf:org/tiny", Store(), Silent())
+        found = resolve.resolve("hf:org/tiny", Session(Store(), Silent()))
         assert re.fullmatch(r"hf:org/tiny@[0-9a-f]{40}:gguf/tiny-f16\.gguf", found.origin)
         assert found.sha256 == sha256_file(tiny) and found.label == "tiny"
         assert found.base_model == "org/tiny"
-        again = resolve.resolve(found.origin, Store(), Silent())
+        again = resolve.resolve(found.origin, Session(Store(), Silent()))
     assert again.path == found.path and again.origin == found.origin

@@ -9,6 +9,7 @@ import pytest
 
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
 from imatrix_lab.pipeline import deliver, model_card, tune
@@ -129,22 +130,22 @@ def test_tune_puts_a_study_into_manifest_and_card_and_it_stays(
                       threads=1, study=folder)  # fmt: skip
     corpus = _corpus(store, tools, tiny, own_text)
     monkeypatch.setattr(tune, "corpus_of", lambda *_: corpus)
-    tune.tune(request, store, Silent())
+    tune.tune(request, Session(store, Silent()))
     for study_again in (folder, None):
-        tune.tune(dataclasses.replace(request, study=study_again), store, Silent())
+        tune.tune(dataclasses.replace(request, study=study_again), Session(store, Silent()))
         assert "Compared in the study" in (request.out / deliver.CARD).read_text()
     results.write(folder / results.FILE, study(NB_EN))
     with pytest.raises(UsageError, match="another model"):
-        tune.tune(request, store, Silent())
+        tune.tune(request, Session(store, Silent()))
     (folder / results.FILE).write_text("{")
     with pytest.raises(UsageError, match="damaged"):
-        tune.tune(request, store, Silent())
+        tune.tune(request, Session(store, Silent()))
 
 
 def _corpus(store: Store, tools, tiny: Path, own_text):
     asked = Request(str(own_text(600)), (), str(tiny), 512, Path(), "cpu")
-    made = tune.models.resolve(str(tiny), store, Silent())
-    found = tune.corpus_of(asked, tools, made, store, Silent())
+    made = tune.models.resolve(str(tiny), Session(store, Silent()))
+    found = tune.corpus_of(asked, tools, made, Session(store, Silent()))
     heldout = found.calibration.with_name("other.jsonl")
     heldout.write_text(json.dumps({"id": "1", "text": found.calibration.read_text()}) + "\n")
     return dataclasses.replace(

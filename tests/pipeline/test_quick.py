@@ -10,6 +10,7 @@ import pytest
 from imatrix_lab.cli import main
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import cleaned, documents
 from imatrix_lab.corpus import heldout as split
 from imatrix_lab.errors import BadText
@@ -69,7 +70,7 @@ def tune(store, reference, tmp_path):
         )  # fmt: skip
         heard = Heard()
         watch = run.Watch(heard)
-        made = pipeline.tune(request, store, watch)
+        made = pipeline.tune(request, Session(store, watch))
         before(made)
         return request, made, run.answer(request, made, store, watch), heard.lines
 

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel, BadRecords, BadText, DiskFull, ImatrixLabError, UsageError
 from imatrix_lab.pipeline import score
 from imatrix_lab.records import parquet, summary
@@ -421,7 +422,7 @@ def test_texts_of_one_name_are_refused(store, reference, quants, text, tmp_path,
     asked = made.request(reference, [quants["Q2_K"]], {}, tmp_path / "out", n_ctx=128)
     asked = dataclasses.replace(asked, texts=tuple(zip(labels, (text, other), strict=True)))
     with pytest.raises(UsageError, match="two texts are called"):
-        score.score(asked, store, made.Recorder())
+        score.score(asked, Session(store, made.Recorder()))
 
 
 def test_a_context_beyond_the_models_is_refused(ask, quants):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format
@@ -26,14 +27,14 @@ def tiny_imatrix(store_at, tiny, own_text, tmp_path_factory):
     request = Request(
         str(own_text(4 * 128)), (), str(tiny), 10**6, folder, "cpu", n_ctx=128, threads=1
     )
-    return tune.imatrix(request, folder / "nb.imatrix.gguf", store_at(folder), Silent())
+    return tune.imatrix(request, folder / "nb.imatrix.gguf", Session(store_at(folder), Silent()))
 
 
 def run(model, imatrix, types, heldout, out, **rest):
     request = Request(
         str(heldout), programs.quant_types(types), str(model), 10**6, out, "cpu", threads=1, **rest
     )
-    return tune.quants(request, imatrix, Store(), Silent())
+    return tune.quants(request, imatrix, Session(Store(), Silent()))
 
 
 def test_every_type_gives_a_file_that_works(tools, tiny, tiny_imatrix, own_text, tmp_path):
@@ -147,7 +148,7 @@ def test_a_type_that_takes_an_imatrix_says_so(tools, tiny, own_text, tmp_path):
 def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own_text, tmp_path):
     """What is scored anyway need not be verified first; a copy that was is found by its inputs."""
     (verified,) = run(tiny, None, ["Q4_K_M"], own_text(600), tmp_path / "out").quants
-    model = convert.resolve(str(tiny), Store(), Silent())
+    model = convert.resolve(str(tiny), Session(Store(), Silent()))
     options = quantize.Options(compute.compute_for(model.facts, "cpu", threads=1))
     metadata = tune.metadata_of(tools, None, None)
     inputs = quantize.inputs(model, None, "Q4_K_M", None, metadata, options, tools)
@@ -156,7 +157,7 @@ def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own
     assert found and quantize.facts(found).sha256 == verified.sha256
     assert Store().like("quant", {**any_check, "type": "Q3_K_S"}) is None
     made = quantize.quantize(
-        tools, model, None, "Q4_K_M", None, metadata, options, Store(), Silent()
+        tools, model, None, "Q4_K_M", None, metadata, options, Session(Store(), Silent())
     )
     assert made.sha256 == verified.sha256 and made.path != verified.path
     assert math.isnan(made.perplexity) and made.n_windows == 0

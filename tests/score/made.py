@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
@@ -76,12 +77,12 @@ def request(
 
 def score(store: Store, *args: Any, progress: Silent | None = None, **rest: Any) -> list[Path]:
     """Score what `request` would ask for."""
-    return evaluate.score(request(*args, **rest), store, progress or Silent())
+    return evaluate.score(request(*args, **rest), Session(store, progress or Silent()))
 
 
 def load(path: Path, store: Store) -> Model:
     """Return a model file as the engine takes it."""
-    return resolve.resolve(str(path), store, Silent())
+    return resolve.resolve(str(path), Session(store, Silent()))
 
 
 def settings(n_ctx: int = 128, **rest: Any) -> Settings:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import DiskFull
 from imatrix_lab.score import base_logits, run
 from imatrix_lab.score import run as live
@@ -149,7 +150,7 @@ def exact(asked, tmp_path_factory):
 
 
 def cached(job, models, store, rest_share=0.01, progress=None):
-    artifacts = run.cached(job, models, rest_share, store, progress or Silent())
+    artifacts = run.cached(job, models, rest_share, Session(store, progress or Silent()))
     return artifacts, [made.records(a.path / run.RECORDS) for a in artifacts]
 
 
@@ -272,8 +273,8 @@ def test_killed_between_the_choice_of_k_and_the_first_batch(
 
     monkeypatch.setattr(Partial, "add", stop)
     with pytest.raises(Stop):
-        base_logits.get(job, 0.5, stores[1], Silent())
+        base_logits.get(job, 0.5, Session(stores[1], Silent()))
     monkeypatch.setattr(Partial, "add", add)
-    calm, rough = (base_logits.get(job, 0.5, store, Silent()) for store in stores)
+    calm, rough = (base_logits.get(job, 0.5, Session(store, Silent())) for store in stores)
     assert calm.facts["k"] < job.reference.facts.n_vocab
     assert calm.manifest["files"] == rough.manifest["files"]

@@ -8,6 +8,7 @@ import pytest
 from scipy import special
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.score import kernel as kernels
 
 SIZES = [2, 31, 1000, 1024, 1025, 32_000, 262_144]
@@ -155,7 +156,7 @@ def test_bits_do_not_depend_on_threads(kernel_store, tools):
     ref, z = drawn(32_000, rows=13)
     found = []
     for threads in (1, 2, 5):
-        kernel = kernels.get(tools, threads, kernel_store, Silent())
+        kernel = kernels.get(tools, threads, Session(kernel_store, Silent()))
         rows = kernel.rows(ref)
         found.append([rows, kernel.compare(ref, rows, z), kernel.top(ref, 100)])
     for others in found[1:]:

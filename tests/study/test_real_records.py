@@ -9,6 +9,7 @@ import pytest
 from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.models import resolve
@@ -42,7 +43,7 @@ def made(tools, reference, score_store, tmp_path_factory):
     """Two languages, two samples each, and no imatrix; scored on both languages."""
     folder = tmp_path_factory.mktemp("real")
     store = score_store(folder / "store")
-    model = resolve.resolve(str(reference), store, Silent())
+    model = resolve.resolve(str(reference), Session(store, Silent()))
     imatrices = [MadeImatrix(model.label, NO_IMATRIX, NO_IMATRIX, "none", 0, {}, None, None, None)]
     for language in LETTERS:
         for sample in (1, 2):
@@ -62,8 +63,8 @@ def made(tools, reference, score_store, tmp_path_factory):
     for i in imatrices:
         metadata = tune.metadata_of(tools, i.corpus, i.facts)
         quants[i.label, i.sample] = run.quantize(
-            tools, model, i.facts, KIND, None, metadata, run.Options(Compute(1)), store,
-            Silent(),
+            tools, model, i.facts, KIND, None, metadata, run.Options(Compute(1)),
+            Session(store, Silent()),
         )  # fmt: skip
     texts = {
         language: scoring.jsonl(folder / f"{language}.jsonl", [

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources import debian, files, hub, pypi, written
 from imatrix_lab.corpus.sources.base import Kind, Pinned
@@ -21,16 +20,14 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+def reach(source: Source, session: Session) -> Pinned:
     """Return which bytes a source would give here and now, at little cost; see `kind.Kind`."""
-    return KINDS[source.kind].reach(source, store, progress)
+    return KINDS[source.kind].reach(source, session)
 
 
-def documents(
-    pinned: Pinned, language: Language, store: Store, progress: Progress
-) -> Iterator[Document]:
+def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield a source's documents, in its own order; see `kind.Kind`."""
-    return KINDS[pinned.source.kind].documents(pinned, language, store, progress)
+    return KINDS[pinned.source.kind].documents(pinned, language, session)
 
 
 def local_sha256(source: Source) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
@@ -49,7 +48,7 @@ def still_the_same(pinned: Pinned, now: Pinned, language: Language) -> None:
 class Kind(Protocol):
     """A module of this package."""
 
-    def reach(self, source: Source, store: Store, progress: Progress) -> Pinned:
+    def reach(self, source: Source, session: Session) -> Pinned:
         """Return which bytes this source would give now, at little cost.
 
         Raises
@@ -57,9 +56,7 @@ class Kind(Protocol):
         FetchFailed, MissingTool, BadText : it cannot be had here now; says why and what helps.
         """
 
-    def documents(
-        self, pinned: Pinned, language: Language, store: Store, progress: Progress
-    ) -> Iterator[Document]:
+    def documents(self, pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
         """Yield the documents in the source's own order; what is fetched is kept in the store.
 
         Raises

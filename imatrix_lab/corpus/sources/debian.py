@@ -20,6 +20,7 @@ import pyarrow
 from imatrix_lab.core import process
 from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus.extract import extract
 from imatrix_lab.corpus.languages import Language, Source
@@ -124,7 +125,7 @@ DOWNLOAD_TIMEOUT_S = 3600
 _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
 
-def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+def reach(source: Source, session: Session) -> Pinned:
     """Ask apt which version of the package there is: of the system's lists, else of our own.
 
     Where apt has never been updated, lists of our own are fetched into the store, which takes
@@ -133,10 +134,10 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     name = str(source.settings["package"])
     facts = _show(name, [])
     if not facts:
-        ours = _our_lists(store)
-        if not store.read_only:
-            with store.lock("apt", progress):
-                _refresh(ours, progress)
+        ours = _our_lists(session.store)
+        if not session.store.read_only:
+            with session.store.lock("apt", session.progress):
+                _refresh(ours, session.progress)
         facts = _show(name, _with(ours)) if ours.exists() else {}
     if not facts:
         raise FetchFailed(
@@ -146,16 +147,14 @@ def reach(source: Source, store: Store, progress: Progress) -> Pinned:
     return Pinned(source, facts["Version"], facts["SHA256"])
 
 
-def documents(
-    pinned: Pinned, language: Language, store: Store, progress: Progress
-) -> Iterator[Document]:
+def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield what the extractor finds in the files named, which may be patterns."""
-    return extract(pinned.source, _files(pinned, store, progress))
+    return extract(pinned.source, _files(pinned, session))
 
 
-def _files(pinned: Pinned, store: Store, progress: Progress) -> Iterator[tuple[str, bytes]]:
+def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
-    package = _package(pinned, store, progress)
+    package = _package(pinned, session)
     is_empty = True
     for found in members(package, source.settings["files"]):
         is_empty = False
@@ -164,14 +163,14 @@ def _files(pinned: Pinned, store: Store, progress: Progress) -> Iterator[tuple[s
         raise BadText(f"{source.origin} {pinned.version} has no {source.settings['files'][0]}")
 
 
-def _package(pinned: Pinned, store: Store, progress: Progress) -> Path:
+def _package(pinned: Pinned, session: Session) -> Path:
     name = str(pinned.source.settings["package"])
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        lists = [] if _show(name, []) else _with(_our_lists(store))
+        lists = [] if _show(name, []) else _with(_our_lists(session.store))
         size_bytes = int(_show(name, lists).get("Size", 0))
         need_room(out, size_bytes, f"{name} {pinned.version}")
-        progress.say(f"fetching {name} {pinned.version}, {size_bytes / 2**20:.0f} MiB")
+        session.progress.say(f"fetching {name} {pinned.version}, {size_bytes / 2**20:.0f} MiB")
         argv = ["apt-get", *lists, *_SHORT, "download", f"{name}={pinned.version}"]
         try:
             process.run(argv, cwd=scratch, log=scratch / "apt.log", timeout_s=DOWNLOAD_TIMEOUT_S)
@@ -188,7 +187,7 @@ def _package(pinned: Pinned, store: Store, progress: Progress) -> Path:
         raise FetchFailed(f"{name} came with another sha256 than apt's lists say", where=scratch)
 
     inputs = {"debian": name, "version": pinned.version, "sha256": pinned.sha256}
-    return store.get("fetched", name, inputs, build, progress).path / f"{name}.deb"
+    return session.store.get("fetched", name, inputs, build, session.progress).path / f"{name}.deb"
 
 
 def _show(name: str, lists: Sequence[str]) -> dict[str, str]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from imatrix_lab.core.files import sha256_file, write_whole
 from imatrix_lab.core.paths import user_dir
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages
 from imatrix_lab.corpus.documents import (
     DOCUMENT_CHARS,
@@ -114,7 +113,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+def reach(source: Source, session: Session) -> Pinned:
     """Look whether the files are as they were added; hash only one whose time has changed."""
     for entry in source.settings["files"]:
         path = Path(entry["path"])
@@ -140,12 +139,10 @@ def sha256_of(source: Source) -> str:
     ).hexdigest()
 
 
-def documents(
-    pinned: Pinned, language: Language, store: Store, progress: Progress
-) -> Iterator[Document]:
+def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield the documents of every file, streamed."""
     source = pinned.source
-    still_the_same(pinned, reach(source, store, progress), language)
+    still_the_same(pinned, reach(source, session), language)
     field = str(source.settings.get("field", "text"))
     for entry in source.settings["files"]:
         path = Path(entry["path"])

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import pyarrow
 
 from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, need_network
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT, tidy
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources.base import Pinned, row_id
@@ -25,7 +24,7 @@ _out_of_reach: dict[str, str] = {}
 """Endpoint -> why it could not be reached: a process asks once."""
 
 
-def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+def reach(source: Source, session: Session) -> Pinned:
     """Ask the Hub for the commit: the one pinned, or where none is, the newest."""
     settings = source.settings
     repo, revision = str(settings["repo"]), str(settings.get("revision", "main"))
@@ -72,9 +71,7 @@ def _within(seconds: float, call: Callable[[], str]) -> str:
     return found[0]
 
 
-def documents(
-    pinned: Pinned, language: Language, store: Store, progress: Progress
-) -> Iterator[Document]:
+def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield the rows in the data set's order; an id holds commit, configuration and row."""
     source, settings = pinned.source, pinned.source.settings
     rows = _asked(pinned, lambda: _rows(pinned))

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import pypi
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.extract import extract
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources.base import Pinned
@@ -18,24 +17,22 @@ from imatrix_lab.types import Document
 FILE_BYTES_MAX = 64 << 20
 
 
-def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+def reach(source: Source, session: Session) -> Pinned:
     """Fetch the wheel unless the store has it: it is small, and no smaller question tells."""
     found = Pinned(source, str(source.settings["version"]), str(source.settings["sha256"]))
-    if not store.read_only:
-        _wheel(found, store, progress)
+    if not session.store.read_only:
+        _wheel(found, session)
     return found
 
 
-def documents(
-    pinned: Pinned, language: Language, store: Store, progress: Progress
-) -> Iterator[Document]:
+def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield what the extractor finds in the files named, which may be patterns."""
-    return extract(pinned.source, _files(pinned, store, progress))
+    return extract(pinned.source, _files(pinned, session))
 
 
-def _files(pinned: Pinned, store: Store, progress: Progress) -> Iterator[tuple[str, bytes]]:
+def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
-    with zipfile.ZipFile(_wheel(pinned, store, progress)) as archive:
+    with zipfile.ZipFile(_wheel(pinned, session)) as archive:
         members = archive.infolist()
         for pattern in source.settings["files"]:
             fitting = [m for m in members if fnmatchcase(m.filename, pattern)]
@@ -47,7 +44,7 @@ def _files(pinned: Pinned, store: Store, progress: Progress) -> Iterator[tuple[s
                 yield member.filename, archive.read(member)
 
 
-def _wheel(pinned: Pinned, store: Store, progress: Progress) -> Path:
+def _wheel(pinned: Pinned, session: Session) -> Path:
     name = str(pinned.source.settings["package"])
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
@@ -56,5 +53,5 @@ def _wheel(pinned: Pinned, store: Store, progress: Progress) -> Path:
         return {"file": wheel.name}
 
     inputs = {"pypi": name, "version": pinned.version, "sha256": pinned.sha256}
-    artifact = store.get("fetched", name, inputs, build, progress)
+    artifact = session.store.get("fetched", name, inputs, build, session.progress)
     return artifact.path / str(artifact.facts["file"])

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.paths import data_dir
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import tidy
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources.base import Pinned, still_the_same
@@ -15,7 +14,7 @@ from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
 
 
-def reach(source: Source, store: Store, progress: Progress) -> Pinned:
+def reach(source: Source, session: Session) -> Pinned:
     """Look whether the file is there."""
     digest = sha256_of(source)
     if not digest:
@@ -35,11 +34,9 @@ def _path(source: Source) -> Path:
     return data_dir("corpora") / str(source.settings["file"])
 
 
-def documents(
-    pinned: Pinned, language: Language, store: Store, progress: Progress
-) -> Iterator[Document]:
+def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield the documents in order."""
     source = pinned.source
-    still_the_same(pinned, reach(source, store, progress), language)
+    still_the_same(pinned, reach(source, session), language)
     for name, text in jsonl_file(_path(source)):
         yield Document(f"{source.name}/{name}", tidy(text), source.name, source.licence)

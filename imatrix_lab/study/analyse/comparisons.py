@@ -138,7 +138,8 @@ class _Part:
             noise=scaled(controls.noise(here, kind, metric.key, {a, b})),
             noise_multiple=c.noise_multiple,
             n=c.n, n_clusters=c.n_clusters, n_to_decide=c.n_to_decide,
-            clusters_to_decide=c.clusters_to_decide, plain=sentences.plain(c), formal=sentences.formal(c),
+            clusters_to_decide=c.clusters_to_decide,
+            plain=sentences.plain(c), formal=sentences.formal(c),
             signatures=self._signatures(task, text, (q.a, q.b)),
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import controls
 from imatrix_lab.imatrix import format, quant_error
@@ -134,7 +135,9 @@ def _scoring(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
     rows = machine.logit_rows(model.facts.n_vocab, backend, layers)
     layers = 0 if layers is None and backend == "cpu" else layers
     settings = Settings(cores(), WINDOW, WINDOW, rows, 1, layers)
-    compiled = kernel.get(shared.tools, settings.threads, Store(shared.store.root), progress)
+    compiled = kernel.get(
+        shared.tools, settings.threads, Session(Store(shared.store.root), progress)
+    )
     words = Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
     protocol = Protocol("document", WINDOW, WINDOW // 4)
     with Vocabulary(shared.tools, model.path) as vocabulary:
@@ -164,7 +167,7 @@ def _summing(shared: Shared, kind: str, progress: Progress, scratch: Path) -> fl
     made = dataclasses.replace(
         source, path=target, shards=(target,), facts=resolve.facts((target,))
     )
-    compiled = quant_error.kernel(shared.tools, Store(shared.store.root), progress)
+    compiled = quant_error.kernel(shared.tools, Session(Store(shared.store.root), progress))
     began = time.monotonic()
     quant_error.write(scratch, compiled, source, made, cores(), progress)
     return source.facts.n_parameters / max(time.monotonic() - began, 1e-3)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from imatrix_lab.core.files import free_bytes
 from imatrix_lab.core.progress import Progress, Silent
-from imatrix_lab.core.store import NotBuilt, Store
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus import documents as docs
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool
 from imatrix_lab.imatrix import collect, quant_error
@@ -84,7 +85,7 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Plan:
+def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
     """Return what a study would do.
 
     Raises
@@ -93,11 +94,10 @@ def plan(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Pl
     """
     validate.check(recipe)
     try:
-        reading = Store(store.root, read_only=True)
-        shared = prepare(recipe, folder, reading, progress)
+        shared = prepare(recipe, folder, session.read_only())
     except (NotBuilt, FetchFailed, MissingTool) as lacking:
         return _without_model(recipe, folder, lacking)
-    return _Planner(shared, progress).plan()
+    return _Planner(shared, session.progress).plan()
 
 
 def _without_model(recipe: Recipe, folder: Folder, lacking: Exception) -> Plan:

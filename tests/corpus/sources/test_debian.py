@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, sources
 from imatrix_lab.corpus.sources import debian
 from imatrix_lab.corpus.sources import debian as deb
@@ -167,43 +168,45 @@ def test_a_package_is_found_fetched_and_read_without_lists_of_the_system(
 ):
     raw = package(FILES)
     folder = repository(x=raw)
-    pinned = sources.reach(source, own_store, Silent())
+    pinned = sources.reach(source, Session(own_store, Silent()))
     assert (pinned.version, pinned.sha256) == ("1.0", hashlib.sha256(raw).hexdigest())
-    (found,) = sources.documents(pinned, languages.get("nb"), own_store, Silent())
+    (found,) = sources.documents(pinned, languages.get("nb"), Session(own_store, Silent()))
     assert found.text == "Havet er stort, og det er kaldt i dag."
     assert found.id == "x/usr/share/doc/x/nb/a.html/0000"
     shutil.rmtree(folder)  # now it comes from the store
-    assert list(sources.documents(pinned, languages.get("nb"), own_store, Silent())) == [found]
+    assert list(sources.documents(pinned, languages.get("nb"), Session(own_store, Silent()))) == [
+        found
+    ]
 
 
 @needs_apt
 def test_a_package_that_is_not_there_is_told(repository, source, own_store):
     repository(other=package(FILES))
     with pytest.raises(FetchFailed, match="apt knows no package x"):
-        sources.reach(source, own_store, Silent())
+        sources.reach(source, Session(own_store, Silent()))
 
 
 @needs_apt
 def test_a_package_that_changed_is_refused(repository, source, own_store):
     folder = repository(x=package(FILES))
-    pinned = sources.reach(source, own_store, Silent())
+    pinned = sources.reach(source, Session(own_store, Silent()))
     (folder / "x.deb").write_bytes(package({**FILES, "./more": b"1"}))
     with pytest.raises(FetchFailed, match="could not download x"):
-        list(sources.documents(pinned, languages.get("nb"), own_store, Silent()))
+        list(sources.documents(pinned, languages.get("nb"), Session(own_store, Silent())))
 
 
 @needs_apt
 def test_files_that_are_not_there_are_told(repository, source, own_store):
     repository(x=package({"./other": b""}))
-    pinned = sources.reach(source, own_store, Silent())
+    pinned = sources.reach(source, Session(own_store, Silent()))
     with pytest.raises(BadText, match="has no usr/share/doc/x/nb"):
-        list(sources.documents(pinned, languages.get("nb"), own_store, Silent()))
+        list(sources.documents(pinned, languages.get("nb"), Session(own_store, Silent())))
 
 
 def test_without_apt_another_source_is_named(source, own_store, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingTool, match="no apt here"):
-        sources.reach(source, own_store, Silent())
+        sources.reach(source, Session(own_store, Silent()))
 
 
 def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
@@ -219,7 +222,7 @@ def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
 
     def reach():
         with pytest.raises(FetchFailed, match="knows no package x"):
-            sources.reach(source, own_store, Silent())
+            sources.reach(source, Session(own_store, Silent()))
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(reach) for _ in range(2)]:
@@ -230,6 +233,6 @@ def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
 @needs_apt
 def test_lists_that_cannot_be_fetched_are_told(repository, source, own_store):
     with pytest.raises(FetchFailed, match="lists of packages cannot be fetched") as caught:
-        sources.reach(source, own_store, Silent())
+        sources.reach(source, Session(own_store, Silent()))
     assert caught.value.fix == "sudo apt-get update"
     assert not debian._our_lists(own_store).exists()

@@ -4,6 +4,7 @@ import pytest
 
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, sources
 from imatrix_lab.errors import UsageError
 
@@ -36,8 +37,8 @@ def test_a_language_is_added_and_read_without_touching_code(tmp_path, own_store)
     (tmp_path / "fo.toml").write_text(FAROESE.format(**facts), encoding="utf-8")
     (tmp_path / "sources.toml").write_text(SHARED, encoding="utf-8")
     language = languages.get("føroyskt", tmp_path)
-    pinned = sources.reach(language.sources[0], own_store, Silent())
-    (found,) = sources.documents(pinned, language, own_store, Silent())
+    pinned = sources.reach(language.sources[0], Session(own_store, Silent()))
+    (found,) = sources.documents(pinned, language, Session(own_store, Silent()))
     assert found.text == "Havið er stórt.\n\nTað er kalt."
     assert (found.source, found.licence) == ("sagas", "CC0-1.0")
 
@@ -52,6 +53,6 @@ def test_an_unknown_extractor_is_told(own_store):
     language = languages.get("sw")
     (source,) = (s for s in language.sources if s.name == "dataset-build")
     odd = replace(source, settings={**source.settings, "extractor": "pdf"})
-    pinned = sources.reach(odd, own_store, Silent())
+    pinned = sources.reach(odd, Session(own_store, Silent()))
     with pytest.raises(UsageError, match="no extractor is called 'pdf'"):
-        list(sources.documents(pinned, language, own_store, Silent()))
+        list(sources.documents(pinned, language, Session(own_store, Silent())))

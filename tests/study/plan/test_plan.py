@@ -10,6 +10,7 @@ import pytest
 from imatrix_lab.cli import study
 from imatrix_lab.core import paths
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import sources
 from imatrix_lab.imatrix import format
@@ -79,9 +80,9 @@ def tree(folder: Path) -> set[str]:
 
 def test_a_new_study(recipe: Recipe, store: Store, tmp_path: Path, capsys) -> None:
     folder, before = Folder(tmp_path / "studies" / "x"), tree(store.root)
-    found = plan.plan(recipe, folder, store, Silent())
+    found = plan.plan(recipe, folder, Session(store, Silent()))
     assert tree(store.root) == before and not folder.path.exists()
-    shared = prepare(recipe, folder, store, Silent())
+    shared = prepare(recipe, folder, Session(store, Silent()))
     assert [row.id for row in found.rows] == [step.id for step in steps.steps(shared)]
     assert not any(row.is_done for row in found.rows)
     of = {kind: [r for r in found.rows if r.kind == kind] for kind in ("imatrix", "quant", "score")}
@@ -107,20 +108,20 @@ def test_a_new_study(recipe: Recipe, store: Store, tmp_path: Path, capsys) -> No
         for text in (*(r.what for r in found.rows if r.kind != "tidy"), *found.warnings)
     )
     assert all(name in printed for name in found.rates)
-    kept = plan.plan(replace(recipe, keep="all"), folder, store, Silent())
+    kept = plan.plan(replace(recipe, keep="all"), folder, Session(store, Silent()))
     assert kept.rates == found.rates
     assert kept.disk_final_bytes == kept.disk_peak_bytes == small + quants
 
 
 def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "study")
-    shared = prepare(recipe, folder, store, Silent())
+    shared = prepare(recipe, folder, Session(store, Silent()))
     every = steps.steps(shared)
     results: dict[str, dict] = {}
     for step in every:
         if step.kind in ("corpus", "imatrix") and "qaa" in step.id:
             results[step.id] = dict(step.run(Turn(1, Silent(), results)))
-    found = plan.plan(recipe, Folder(tmp_path / "new"), store, Silent())
+    found = plan.plan(recipe, Folder(tmp_path / "new"), Session(store, Silent()))
     assert {row.id for row in found.rows if row.is_done} == set(results)
     (score,) = [row for row in found.rows if row.kind == "score"]
     assert "assumed" not in found.effects[0].power.assumed.split(";")[-1]
@@ -135,7 +136,7 @@ def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> 
     for step, key in graph.keys(every).items():
         uses = next(s.uses for s in every if s.id == step)
         folder.keep(step, Record(key, uses, {}, 1.0))
-    done = plan.plan(recipe, folder, store, Silent())
+    done = plan.plan(recipe, folder, Session(store, Silent()))
     assert {row.kind for row in done.rows if not row.is_done} == {"tidy"}
     assert done.seconds == 0
 
@@ -143,7 +144,9 @@ def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> 
 def test_doubts(recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path) -> None:
     def warnings(**change: object) -> str:
         other = replace(recipe, **change)
-        return "\n".join(plan.plan(other, Folder(tmp_path / "x"), store, Silent()).warnings)
+        return "\n".join(
+            plan.plan(other, Folder(tmp_path / "x"), Session(store, Silent())).warnings
+        )
 
     said = warnings()
     assert "2 samples leave a language's noise 1 degree of freedom" in said
@@ -169,19 +172,19 @@ def test_text_that_is_short(recipe: Recipe, store: Store, tmp_path: Path) -> Non
     calibration = Calibration(("qaa", "none"), 1_000_000, 1)
     long = replace(recipe, calibration=calibration, types=("Q4_K_M",))
     folder = Folder(tmp_path / "x")
-    shared = prepare(long, folder, store, Silent())
+    shared = prepare(long, folder, Session(store, Silent()))
     next(s for s in steps.steps(shared) if s.kind == "corpus").run(Turn(1, Silent(), {}))
-    found = plan.plan(long, folder, store, Silent())
+    found = plan.plan(long, folder, Session(store, Silent()))
     assert any("1,000,000 are asked for" in warning for warning in found.warnings)
 
 
 def test_without_model_or_llama_cpp(recipe: Recipe, store: Store, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "x")
-    found = plan.plan(recipe, folder, Store(tmp_path / "empty"), Silent())
+    found = plan.plan(recipe, folder, Session(Store(tmp_path / "empty"), Silent()))
     assert not found.rows and found.effects
     assert "llama.cpp is not built yet; try: imatrix-lab toolchain build" in found.warnings[0]
     far = replace(recipe, models=("hf:org/repo@main:a.gguf",))
-    found = plan.plan(far, folder, store, Silent())
+    found = plan.plan(far, folder, Session(store, Silent()))
     assert not found.rows and "time and disk are not known" in found.warnings[0]
 
 
@@ -191,11 +194,11 @@ def test_what_was_measured_while_busy_is_measured_again(
     folder = Folder(tmp_path / "x")
     small = replace(recipe, types=("Q4_K_M",))
     monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
-    busy = plan.plan(small, folder, store, Silent())
+    busy = plan.plan(small, folder, Session(store, Silent()))
     assert all(rate.was_busy for rate in busy.rates.values())
     assert any("the machine was busy" in warning for warning in busy.warnings)
-    assert plan.plan(small, folder, store, Silent()).rates == busy.rates
+    assert plan.plan(small, folder, Session(store, Silent())).rates == busy.rates
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-    calm = plan.plan(small, folder, store, Silent())
+    calm = plan.plan(small, folder, Session(store, Silent()))
     assert not any(rate.was_busy for rate in calm.rates.values())
     assert not any("the machine was busy" in warning for warning in calm.warnings)
