@@ -180,7 +180,7 @@ def test_diff(lab, two, tmp_path, monkeypatch):
 
 def quantize(lab, tiny, imatrix, two, out, *extra, status=0):
     return lab(
-        "quant", "--model", tiny, "--imatrix", imatrix, "--type", "Q4_K_M", "--threads", 1,
+        "quantize", "--model", tiny, "--imatrix", imatrix, "--type", "Q4_K_M", "--threads", 1,
         "--heldout", two / "en.txt", "--out", out, *extra, status=status,
     )  # fmt: skip
 

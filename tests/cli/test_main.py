@@ -196,7 +196,7 @@ def test_a_bug_is_reported_as_one(
     def broken() -> None:
         raise RuntimeError("the unexpected")
 
-    monkeypatch.setattr(upkeep.options, "surroundings", broken)
+    monkeypatch.setattr(upkeep.options, "session", broken)
     assert cli_main.run(["store", "ls"]) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -218,7 +218,7 @@ def test_a_bug_where_no_log_can_be_written(
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("IMATRIX_LAB_CACHE", str(tmp_path / "file" / "inside"))
-    monkeypatch.setattr(upkeep.options, "surroundings", broken)
+    monkeypatch.setattr(upkeep.options, "session", broken)
     assert cli_main.run(["store", "ls"]) == 3
     assert "in broken" in capsys.readouterr().err
 

@@ -66,7 +66,7 @@ def texts(tmp_path):
 def words(reference, quants, texts, tmp_path):
     """A command on two quants and two texts."""
     return [
-        "score", "--reference", str(reference),
+        "score", "run", "--reference", str(reference),
         "--quant", str(quants["Q4_K_M"]), str(quants["Q2_K"]),
         "--text", f"nb={texts['nb']}", f"en={texts['en']}",
         "--ctx", "64", "--threads", "1", "--out", str(tmp_path / "out"), "--backend", "cpu",
