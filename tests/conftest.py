@@ -1,5 +1,6 @@
 """What every test gets: user directories of its own, and the real programs on request."""
 
+import json
 import os
 import random
 import shutil
@@ -30,6 +31,33 @@ REAL_ROOT = store.default_root()
 
 NO_HUB = "http://127.0.0.1:9"
 """An address at which nothing answers: no test may depend on the network being there."""
+
+
+GOLDEN = Path(__file__).parent / "golden" / "sentences.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help=f"rewrite {GOLDEN.name}")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """A function: the text under this name is the one in the golden file.
+
+    Sentences that readers see stand there and nowhere else: tests assert what they mean.
+    """
+    module = Path(str(request.node.path)).relative_to(Path(__file__).parent)
+
+    def check(name: str, text: str) -> None:
+        texts = json.loads(GOLDEN.read_text(encoding="utf-8"))
+        key = f"{module.as_posix()}::{request.node.name}: {name}"
+        if request.config.getoption("--update-golden"):
+            new = json.dumps({**texts, key: text}, ensure_ascii=False, indent=1, sort_keys=True)
+            GOLDEN.write_text(new + "\n", encoding="utf-8")
+        else:
+            assert text == texts.get(key)
+
+    return check
 
 
 @pytest.fixture(autouse=True)
