@@ -1,5 +1,6 @@
 """Who answers a task's items: a quant in process, or a server somewhere."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -195,7 +196,7 @@ def open_all(
     """
     if request.endpoint not in ("", LOCAL):
         return [partial(_remote, request, name, session.progress) for name in request.quants]
-    tools = toolchain.get(request.backend, session, own=False)
+    tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     found = [resolve.resolve(spec, session, convert) for spec in request.quants]
     return [partial(here, request, tools, one, session) for one in found]
@@ -214,11 +215,9 @@ def here(
     request: TaskRequest, tools: Toolchain, model: Model, session: Session
 ) -> Iterator[Answerer]:
     """Open a quant on this machine."""
-    n_ctx = request.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT)
-    how = job.prepare(
-        tools, model, session, n_ctx=n_ctx, threads=request.threads,
-        gpu_layers=request.gpu_layers, parallel=request.parallel,
-    )  # fmt: skip
+    n_ctx = request.compute.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT)
+    options = dataclasses.replace(request.compute, n_ctx=n_ctx)
+    how = job.prepare(tools, model, session, options, request.parallel)
     if not request.endpoint:
         yield OnThisMachine(tools, model, how, session.progress)
         return
@@ -227,8 +226,8 @@ def here(
         model.path,
         request.parallel,
         how.engine.n_ctx,
-        threads=request.threads,
-        gpu_layers=request.gpu_layers,
+        threads=request.compute.threads,
+        gpu_layers=request.compute.gpu_layers,
     ) as client:
         yield OnThisMachine(tools, model, how, session.progress, client)
 
@@ -242,7 +241,7 @@ def chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
         ) as client:
             yield client
         return
-    tools = toolchain.get(request.backend, session, own=False)
+    tools = toolchain.get(request.compute.backend, session, own=False)
     found = resolve.resolve(request.model, session, converter(tools))
     if not chat_template.of(found):
         session.progress.say(
@@ -250,7 +249,7 @@ def chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
         )
     n_ctx = min(CHAT_CONTEXT, found.facts.n_ctx_train or CHAT_CONTEXT)
     with server.serve(
-        tools, found.path, request.parallel, n_ctx, gpu_layers=request.gpu_layers
+        tools, found.path, request.parallel, n_ctx, gpu_layers=request.compute.gpu_layers
     ) as client:
         client.model, client.identity = found.label, found.sha256
         yield client
