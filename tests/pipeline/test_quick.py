@@ -232,7 +232,7 @@ def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(case.evaluate, "score", stop)
+        patch.setattr(case.score, "score", stop)
         with pytest.raises(KeyboardInterrupt):
             tune(types=("Q3_K_M",), out="stopped")
     (left,) = store.root.glob("work/quick*/scratch")

@@ -91,7 +91,8 @@ class Rates:
         store = Store(self._shared.store.root)
         wanted = {
             "what": what, "of": of if isinstance(of, str) else of.sha256, "cores": cores(),
-            "gpu_layers": self._shared.compute().gpu_layers, "toolchain": self._shared.tools.signature(),
+            "gpu_layers": self._shared.compute().gpu_layers,
+            "toolchain": self._shared.tools.signature(),
         }  # fmt: skip
         label = f"{what}-{of if isinstance(of, str) else of.label}"
         found = store.find("rate", wanted)
