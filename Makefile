@@ -20,6 +20,13 @@ QUICK ?=
 STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
+# A misspelt setting must not start half an hour of work with the default.
+SETTINGS := LANG TYPES MODEL TOKENS OUT QUICK STUDY RECIPE BACKEND FLAGS PYTHON
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
+UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error unknown setting $(UNKNOWN); there are: $(SETTINGS))
+endif
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
