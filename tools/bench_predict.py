@@ -165,7 +165,7 @@ class Bench:
             quants = [self.root / f"{c}-{kind}.gguf" for c in CALIBRATIONS]
             asked = ScoreRequest(
                 str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
-                self.root / "scores", "cpu", teacher="live",
+                self.root / "scores", "cpu", base_logits="live",
             )  # fmt: skip
             files = score.score(asked, Session(self.store, self.terminal))
             pairs = itertools.product(self.heldout, CALIBRATIONS)

@@ -82,4 +82,4 @@ def chat_with(asked: dict[str, Any], terminal: Terminal) -> AbstractContextManag
 
     asked["backend"] = asked["backend"] or toolchain.default_backend()
     request = ChatRequest(**asked, api_key=os.environ.get(API_KEY, ""))
-    return backends.chat(request, Session(Store(), terminal))
+    return backends.open_chat(request, Session(Store(), terminal))

@@ -212,7 +212,7 @@ def score(
     request = ScoreRequest(
         reference=model.origin, quants=(), texts=((text.label, path),),
         out=shared.folder.of("scores"), backend=shared.tools.backend, protocol=asked.protocol,
-        n_ctx=asked.ctx or None, limit=said.evaluation.documents or None, teacher=teacher,
+        n_ctx=asked.ctx or None, limit=said.evaluation.documents or None, base_logits=teacher,
         threads=turn.threads, gpu_layers=shared.gpu_layers,
     )  # fmt: skip
     found = [_model(turn.found[step]) for step in new]
@@ -264,7 +264,7 @@ def answers(
     request = _task_request(shared, task, languages, turn)
     asked = _model(turn.found[step]) if step else model
     opener = partial(
-        backends.here, request, shared.tools, asked, Session(shared.store, turn.progress)
+        backends.open_local, request, shared.tools, asked, Session(shared.store, turn.progress)
     )
     files = asking.run(request, [opener], turn.progress)
     return {FILES: [str(file) for file in files]}
