@@ -239,7 +239,7 @@ class ScoreRequest:
     protocol : `document` or `llamacpp`.
     overlap : None chooses by protocol.
     limit : only the first so many documents of each text; None for all.
-    teacher : `live` (all models in memory at once), `cached` (one at a time) or `auto`.
+    base_logits : `live` (all models in memory at once), `cached` (one at a time) or `auto`.
     rest_share : with `cached`, the probability that may be left outside the top K.
     n_rows : rows of logits a decode; None chooses by vocabulary and backend.
     """
@@ -252,7 +252,7 @@ class ScoreRequest:
     protocol: str = "document"
     overlap: int | None = None
     limit: int | None = None
-    teacher: str = "auto"
+    base_logits: str = "auto"
     rest_share: float = 0.01
     n_rows: int | None = None
 

@@ -171,7 +171,7 @@ class Bench:
             quants = [self.root / f"{c}-{kind}.gguf" for c in CALIBRATIONS]
             asked = ScoreRequest(
                 str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
-                self.root / "scores", CPU, teacher="live",
+                self.root / "scores", CPU, base_logits="live",
             )  # fmt: skip
             files = score.score(asked, Session(self.store, self.terminal))
             pairs = itertools.product(self.heldout, CALIBRATIONS)

@@ -244,7 +244,7 @@ def child(request: dict[str, str]) -> None:
     out = Path(request["out"])
     asked = ScoreRequest(
         request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
-        out, ComputeOptions(default_backend()), protocol=request["protocol"], teacher="live",
+        out, ComputeOptions(default_backend()), protocol=request["protocol"], base_logits="live",
     )  # fmt: skip
     files = score.score(asked, Session(Store(), Silent()))
     scale = 1 if sys.platform == "darwin" else 1024

@@ -27,8 +27,7 @@ RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
 ENDPOINT = click.option(
     "--endpoint", metavar="URL", default="",
-    help=f"An OpenAI-compatible server; its key is read from ${API_KEY}. local: a llama-server,"
-    " started for the purpose.",
+    help=f"OpenAI-compatible server to ask instead; its key is read from ${API_KEY}.",
 )  # fmt: skip
 GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 SHOWN_MAX = 600
@@ -151,7 +150,7 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     from imatrix_lab.tasks import run as running
 
     if not rest["quants"]:
-        if rest["endpoint"] not in ("", backends.LOCAL):
+        if rest["endpoint"]:
             raise click.UsageError("--quant: what does the server call its model?")
         rest["quants"] = ("demo",)
     session = options.session()

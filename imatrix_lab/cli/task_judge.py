@@ -81,4 +81,4 @@ def chat_with(asked: dict[str, Any], terminal: Terminal) -> AbstractContextManag
 
     compute = options.compute_options(asked)
     request = ChatRequest(**asked, compute=compute, api_key=os.environ.get(API_KEY, ""))
-    return backends.chat(request, Session(Store(), terminal))
+    return backends.open_chat(request, Session(Store(), terminal))

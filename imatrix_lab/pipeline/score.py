@@ -202,8 +202,8 @@ def _heldout(
 
 def _live(request: ScoreRequest, reference: Model, quants: list[Model], settings: Settings) -> bool:
     """Return whether all models are to be in memory at once."""
-    if request.teacher != "auto":
-        return request.teacher == "live"
+    if request.base_logits != "auto":
+        return request.base_logits == "live"
     logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
     everyone = [reference, *quants]
     needed = sum(m.facts.size_bytes + logits_bytes for m in everyone)

@@ -193,8 +193,8 @@ def existing_imatrix(
         n_tokens=0 if found.legacy else found.n_tokens(),
         n_chunks=found.chunk_count,
         n_ctx=0 if found.legacy else found.chunk_size,
-        unhit_experts=findings.n_unhit,
-        forced=findings.demand_sound(path, mends, progress, force),
+        unhit_experts=findings.n_without_tokens,
+        forced=findings.require_sound(path, mends, progress, force),
     )
 
 

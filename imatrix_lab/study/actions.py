@@ -209,7 +209,7 @@ def score(
         reference=model.origin, quants=(), texts=((text.label, path),),
         out=shared.folder.of("scores"), protocol=asked.protocol,
         compute=shared.compute(turn.threads, asked.ctx or None),
-        limit=said.evaluation.documents or None, teacher=teacher,
+        limit=said.evaluation.documents or None, base_logits=teacher,
     )  # fmt: skip
     found = [_model(turn.found[step]) for step in new]
     files = evaluate.score_models(
@@ -260,7 +260,7 @@ def answers(
     request = _task_request(shared, task, languages, turn)
     asked = _model(turn.found[step]) if step else model
     opener = partial(
-        backends.here, request, shared.tools, asked, Session(shared.store, turn.progress)
+        backends.open_local, request, shared.tools, asked, Session(shared.store, turn.progress)
     )
     files = asking.run(request, [opener], turn.progress)
     return {FILES: [str(file) for file in files]}
