@@ -83,6 +83,13 @@ class ToolFailed(ImatrixLabError):
         self.tail = tail
         self.log = log
 
+    @property
+    def is_crash(self) -> bool:
+        """Whether a signal ended the program, other than one that asks it to stop."""
+        return (
+            self.returncode is not None and self.returncode < 0 and self.returncode not in (-2, -15)
+        )
+
 
 class FetchFailed(ImatrixLabError):
     """A download failed, or what arrived is not what was pinned."""

@@ -43,6 +43,21 @@ _CANNOT_RUN = {
 }
 
 
+_DEATHS = {
+    "SIGILL": (
+        "an instruction that this processor does not have",
+        "imatrix-lab doctor, which tries each program on this processor",
+    ),
+    "SIGSEGV": ("it crashed", None),
+    "SIGABRT": ("it gave up", None),
+    "SIGKILL": (
+        "killed, most often because memory ran out",
+        "close other programs, or use a smaller --batch, --ctx or model; then run it again",
+    ),
+}
+"""Signals -> (what they mean, what helps)."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """What a program left behind: its status, the last of its output, and its time."""
@@ -53,12 +68,37 @@ class Completed:
     seconds: float
 
 
+_KEPT = {
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TERM", "TZ", "PYTHONPATH",
+    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "CC", "CXX", "CUDACXX", "CUDAARCHS", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "VULKAN_SDK",
+    "SDKROOT", "DEVELOPER_DIR", "MACOSX_DEPLOYMENT_TARGET", "SYSTEMROOT", "APT_CONFIG",
+}  # fmt: skip
+_KEPT_PREFIXES = ("PIP_", "HF_", "XDG_", "NVIDIA_", "VK_", "OPENBLAS_", "IMATRIX_LAB_")
+_READ_BY_LLAMA_CPP = ("GGML_", "LLAMA_", "OMP_", "GOMP_", "KMP_")
+_OURS = {"LLAMA_CPP_DIR", "LLAMA_CPP_LIB_PATH"}
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for children: a UTF-8 locale, and no ``LANG`` from make."""
-    env = {k: v for k, v in os.environ.items() if k not in {"LANG", "LANGUAGE"}}
-    env["LC_ALL"] = "C.UTF-8"
-    env.update(extra or {})
-    return env
+    """Return the environment for programs: a UTF-8 locale, and what cannot change a result.
+
+    What a program must know to change a number (threads, types, devices) is in its arguments, and
+    so in the fingerprint; ``LLAMA_ARG_*``, ``GGML_*``, ``CXXFLAGS`` and the like are left out.
+    """
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k in _KEPT or k.startswith(_KEPT_PREFIXES) or k.lower().endswith("_proxy")
+    }
+    return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def clean_own_environment() -> None:
+    """Remove from this process what llama.cpp's libraries would read from its environment."""
+    for name in [n for n in os.environ if n.startswith(_READ_BY_LLAMA_CPP) and n not in _OURS]:
+        del os.environ[name]
 
 
 def run(
@@ -120,11 +160,12 @@ def run(
         process.stdout.close()  # only now: what is ended may still have something to say
     if check and returncode != 0:
         raise ToolFailed(
-            f"{Path(args[0]).name} failed ({_status(returncode)}): {_last_words(tail)}",
+            f"{Path(args[0]).name} failed ({_described(returncode)}): {_last_words(tail)}",
             argv=args,
             returncode=returncode,
             tail=tail,
             log=log,
+            fix=_DEATHS.get(_status(returncode), ("", None))[1],
         )
     return Completed(tuple(args), returncode, tail, time.monotonic() - started)
 
@@ -177,11 +218,12 @@ class Background:
         if (returncode := self._process.poll()) is not None:
             tail = self.tail()
             raise ToolFailed(
-                f"{Path(self.argv[0]).name} ended ({_status(returncode)}): {_last_words(tail)}",
+                f"{Path(self.argv[0]).name} ended ({_described(returncode)}): {_last_words(tail)}",
                 argv=self.argv,
                 returncode=returncode,
                 tail=tail,
                 log=self.log,
+                fix=_DEATHS.get(_status(returncode), ("", None))[1],
             )
 
 
@@ -264,6 +306,11 @@ def _status(returncode: int) -> str:
         return signal.Signals(-returncode).name
     except ValueError:
         return f"signal {-returncode}"
+
+
+def _described(returncode: int) -> str:
+    status = _status(returncode)
+    return f"{status}, {_DEATHS[status][0]}" if status in _DEATHS else status
 
 
 def _last_words(tail: str) -> str:

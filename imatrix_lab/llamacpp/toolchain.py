@@ -5,8 +5,6 @@ the Python bindings are the same commit by construction. Programs and shared lib
 one folder and find each other by a relative rpath.
 """
 
-import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -24,7 +22,7 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import MissingTool, ToolFailed, UsageError
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import processor, programs
 
 SDIST_VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -35,6 +33,8 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {
     "metal": ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"),
     "vulkan": ("-DGGML_VULKAN=ON", "-DGGML_METAL=OFF"),
 }
+TRIAL_VERSION = 1
+"""Raise it when builds must be tried anew. 1: each program on a model of every weight type."""
 _CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=ON",
@@ -71,6 +71,7 @@ class Toolchain:
     Attributes
     ----------
     library_dir : shared libraries for the bindings: always the pinned commit's.
+    build : ``native``, or what was left out since it does not work on this processor.
     """
 
     bin_dir: Path
@@ -79,6 +80,7 @@ class Toolchain:
     commit: str
     backend: str
     compiler: str
+    build: str = "native"
 
     def program(self, name: str) -> Path:
         """Return the path of a program."""
@@ -86,15 +88,13 @@ class Toolchain:
 
     def signature(self) -> dict[str, str]:
         """Return what makes two results comparable: commit, backend, compiler and processor."""
-        return {
-            "commit": self.commit,
-            "backend": self.backend,
-            "compiler": self.compiler,
-            "cpu": _cpu(),
-        }
+        parts = {"commit": self.commit, "backend": self.backend, "compiler": self.compiler}
+        parts["cpu"] = processor.fingerprint()
+        return parts if self.build == "native" else {**parts, "build": self.build}
 
     def bindings(self) -> Any:
         """Import and return ``llama_cpp``, bound to this toolchain's libraries."""
+        process.clean_own_environment()
         os.environ["LLAMA_CPP_LIB_PATH"] = str(self.library_dir)
         try:
             import llama_cpp
@@ -158,20 +158,9 @@ def _inputs(backend: str) -> dict[str, Any]:
         "cmake": [*_CMAKE, *BACKENDS[backend], _LESS_OPTIMIZED],
         "system": platform.system(),
         "machine": platform.machine(),
-        "cpu": _cpu(),
+        "cpu": processor.fingerprint(),
+        "trial": TRIAL_VERSION,
     }
-
-
-@functools.cache
-def _cpu() -> str:
-    """Return what this processor can do, as a short hash: llama.cpp is built for just that."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()  # macOS: one kind of instructions a machine type
-    found = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    features = " ".join(sorted(found.partition(":")[2].split()))
-    return hashlib.sha256(features.encode()).hexdigest()[:8]
 
 
 def _chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
@@ -183,6 +172,7 @@ def _chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
         commit=artifact.facts["commit"],
         backend=backend,
         compiler=artifact.facts["compiler"],
+        build=artifact.facts["build"],
     )
     return _users_own(built) if own and os.environ.get("LLAMA_CPP_DIR") else built
 
@@ -255,19 +245,53 @@ def _script(name: str) -> str:
 
 
 def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mapping[str, Any]:
+    """Compile, and try what was compiled; what dies is compiled again with fewer features."""
+    from imatrix_lab.llamacpp.trial import try_build  # noqa: PLC0415  numpy: -h must not wait
+
     _need_compilers(backend)
     log = scratch.parent / "build.log"
     progress.say(f"building llama.cpp {programs.COMMIT} for {backend}, once; log: {log}")
     source = _unpacked(scratch)
-    tree, ninja = scratch / "build", _script("ninja")
+    convert = out / "convert"
+    shutil.copytree(source / "conversion", convert / "conversion")
+    shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
+    shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
+    shutil.copyfile(source / "LICENSE", out / "LICENSE")
+    crashed = scratch / "crashed"  # builds that were tried before we were stopped
+    for build in processor.builds():
+        if (crashed / build.name).exists():
+            continue
+        _compile(source, scratch, out, (*_CMAKE, *BACKENDS[backend], *build.cmake), progress)
+        tools = _compiled(out, backend, build.name)
+        try:
+            try_build(tools, scratch, progress)
+        except ToolFailed as error:
+            if not error.is_crash:
+                raise
+            crash = error
+            (crashed / build.name).mkdir(parents=True)
+            progress.say(f"{error.what}; trying another build")
+        else:
+            return {"commit": tools.commit, "compiler": tools.compiler, "backend": backend,
+                    "build": build.name}  # fmt: skip
+    shutil.rmtree(crashed)
+    crash.fix = "LLAMA_CPP_DIR=FOLDER, a llama.cpp that works on this machine"
+    raise crash
+
+
+def _compile(
+    source: Path, scratch: Path, out: Path, definitions: tuple[str, ...], progress: Progress
+) -> None:
+    """Configure and compile; put programs and libraries into ``out/bin``."""
+    log, tree, ninja = scratch.parent / "build.log", scratch / "build", _script("ninja")
     rpath = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
     configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
     (scratch / "less.cmake").write_text(_LESS_OPTIMIZED)
-    configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}"]
+    configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}", *definitions]
     steps = programs.ninja_steps()
     try:
-        process.run([*configure, *_CMAKE, *BACKENDS[backend]], log=log)
+        process.run(configure, log=log)
         with progress.task("compiling llama.cpp", 1.0, "") as task:
 
             def show(piece: str) -> None:
@@ -279,22 +303,28 @@ def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mappin
                 [ninja, "-C", tree, "-j", str(_jobs()), *programs.PROGRAMS], log=log, on_output=show
             )
     except ToolFailed as error:
-        error.fix = "read the log; what was built is kept: run the same command again to go on"
+        error.fix = "read the log, then run the same command again: it keeps what was compiled"
         raise
+    shutil.rmtree(out / "bin", ignore_errors=True)
     shutil.copytree(
         tree / "bin", out / "bin", symlinks=True,
         ignore=shutil.ignore_patterns("*.a", "*.metal", "*.h"),
     )  # fmt: skip
-    convert = out / "convert"
-    shutil.copytree(source / "conversion", convert / "conversion")
-    shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
-    shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
-    shutil.copyfile(source / "LICENSE", out / "LICENSE")
+
+
+def _compiled(out: Path, backend: str, build: str) -> Toolchain:
+    """Return what was compiled into `out`.
+
+    Raises
+    ------
+    MissingTool : it is not the pinned commit.
+    """
     version = process.run([out / "bin" / "llama-imatrix", "--version"], timeout_s=60).tail
-    found = programs.version_of(version)
-    if found is None or found[0] != programs.COMMIT:
+    signature = programs.version_of(version)
+    if signature is None or signature[0] != programs.COMMIT:
         raise MissingTool(f"the build calls itself {version.strip()!r}, not {programs.COMMIT}")
-    return {"commit": found[0], "compiler": found[1], "backend": backend}
+    script = out / "convert" / "convert_hf_to_gguf.py"
+    return Toolchain(out / "bin", out / "bin", script, *signature[:1], backend, signature[1], build)
 
 
 def _jobs() -> int:
