@@ -31,7 +31,7 @@ cd "$2"
 for i in 1 2 3 4 5 6 7 8 9 10; do
   [ -e $i.o ] && continue
   sleep 0.1
-  [ -n "$IMATRIX_LAB_FAIL_AT" ] && [ $i = "$IMATRIX_LAB_FAIL_AT" ] && echo "$i.cpp:1: error: no" && exit 1
+  [ "$IMATRIX_LAB_FAIL_AT" = $i ] && echo "$i.cpp:1: error: no" && exit 1
   echo $i >> "{root}/compiled"
   echo > $i.o
   echo "[$i/10] Building $i.o"
