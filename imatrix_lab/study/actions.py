@@ -116,7 +116,7 @@ def merged(
     parts = []
     for single, weight in wanted.parts:
         found = imatrix_in(turn.found[steps[single.id]])
-        parts.append(merge.Part(found.path, format.read(found.path), weight, found.sha256))
+        parts.append(merge.MergeInput(found.path, format.read(found.path), weight, found.sha256))
     mixed = merge.merge(parts, wanted.by)
     named = {**mixed.metadata, _LANGUAGE: wanted.label}
     mixed = dataclasses.replace(mixed, language=wanted.label, metadata=named)
@@ -241,7 +241,7 @@ def losses(
 
 def _together(paths: Sequence[Path]) -> Imatrix:
     """Return the samples of a language as one."""
-    parts = [merge.Part(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
+    parts = [merge.MergeInput(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
     return merge.merge(parts, POOLED_BY) if len(parts) > 1 else parts[0].imatrix
 
 

@@ -95,7 +95,7 @@ def test_merge_with_weights_to_both_formats(lab, two, tmp_path):
     mix, dat = format.read(tmp_path / "mix.gguf"), format.read(tmp_path / "mix.dat")
     assert mix.language == "nb75-en25" and dat.legacy
     expected = merge.merge(
-        [merge.Part(two / f"{n}.gguf", format.read(two / f"{n}.gguf"), w)
+        [merge.MergeInput(two / f"{n}.gguf", format.read(two / f"{n}.gguf"), w)
          for n, w in (("nb", 0.75), ("en", 0.25))], "energy",
     )  # fmt: skip
     for name, e in expected.entries.items():

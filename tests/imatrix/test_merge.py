@@ -10,14 +10,14 @@ import pytest
 from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import align, format, merge
 from imatrix_lab.imatrix.format import Imatrix
-from imatrix_lab.imatrix.merge import Part
+from imatrix_lab.imatrix.merge import MergeInput
 from tests.imatrix.conftest import WINDOW
 from tests.imatrix.made_up import imatrix
 
 
 def parts(*paths, weights=None):
     return [
-        Part(p, format.read(p), w) for p, w in zip(paths, weights or [1] * len(paths), strict=True)
+        MergeInput(p, format.read(p), w) for p, w in zip(paths, weights or [1] * len(paths), strict=True)
     ]
 
 
@@ -49,7 +49,7 @@ def test_by_tokens_is_what_llama_imatrix_does(made, llama_imatrix, tmp_path, kin
 
 def test_the_longer_text_counts_more_by_tokens_and_not_by_energy():
     long, short = made_up([800, 0], [800]), made_up([0, 5], [100])
-    both = [Part(Path("a"), long), Part(Path("b"), short)]
+    both = [MergeInput(Path("a"), long), MergeInput(Path("b"), short)]
     assert shares(merge.merge(both, "energy"))[0] == pytest.approx([0.5, 0.5])
     assert shares(merge.merge(both, "tokens"))[0] == pytest.approx([800 / 805, 5 / 805])
     assert merge.merge(both, "energy").n_tokens() == 900
@@ -57,14 +57,14 @@ def test_the_longer_text_counts_more_by_tokens_and_not_by_energy():
 
 def test_weights_are_shares_of_the_energy():
     one, other = made_up([3, 1], [700]), made_up([100, 300], [30])
-    both = [Part(Path("a"), one, 3), Part(Path("b"), other, 1)]
+    both = [MergeInput(Path("a"), one, 3), MergeInput(Path("b"), other, 1)]
     expected = 0.75 * np.array([0.75, 0.25]) + 0.25 * np.array([0.25, 0.75])
     np.testing.assert_allclose(shares(merge.merge(both, "energy"))[0], expected, rtol=1e-6)
 
 
 def test_a_mixture_of_mixtures_is_the_mixture(made):
-    a, b, c = (Part(made["dense"][t], format.read(made["dense"][t])) for t in "abc")
-    inner = Part(Path("ab"), merge.merge([a, b], "energy"), 2)
+    a, b, c = (MergeInput(made["dense"][t], format.read(made["dense"][t])) for t in "abc")
+    inner = MergeInput(Path("ab"), merge.merge([a, b], "energy"), 2)
     outer, whole = merge.merge([inner, c], "energy"), merge.merge([a, b, c], "energy")
     for name in whole.entries:
         np.testing.assert_allclose(shares(outer, name), shares(whole, name), rtol=1e-5)
@@ -73,7 +73,7 @@ def test_a_mixture_of_mixtures_is_the_mixture(made):
 def test_within_an_expert_files_count_by_tokens_and_over_the_tensor_by_weight():
     one = made_up([[10, 0], [90, 0]], [10, 90])
     other = made_up([[0, 30], [0, 10]], [30, 10])
-    found = merge.merge([Part(Path("a"), one), Part(Path("b"), other)], "energy").entries["t"]
+    found = merge.merge([MergeInput(Path("a"), one), MergeInput(Path("b"), other)], "energy").entries["t"]
     energy = found.sums.sum(axis=0)
     assert energy[0] == pytest.approx(energy[1], rel=0.02)  # counts are whole
     means = found.means()
@@ -97,13 +97,13 @@ def test_windows_of_different_length_and_a_dat(made, tmp_path):
 def test_a_tensor_that_only_some_have():
     one, other = made_up([1, 3], [8]), made_up([2, 2], [8])
     extra = Imatrix({**other.entries, "output.weight": other.entries["t"]}, (), 1, 8)
-    found = merge.merge([Part(Path("a"), one), Part(Path("b"), extra)], "energy")
+    found = merge.merge([MergeInput(Path("a"), one), MergeInput(Path("b"), extra)], "energy")
     assert shares(found, "output.weight").tolist() == [[0.5, 0.5]]
 
 
 def test_what_went_in_is_recorded(tmp_path, made):
     nb, en = (Imatrix(format.read(made["dense"][t]).entries, (t,), 8, 128, t) for t in "ab")
-    both = [Part(tmp_path / "nb.gguf", nb, 0.75, "f00"), Part(tmp_path / "en.gguf", en, 0.25)]
+    both = [MergeInput(tmp_path / "nb.gguf", nb, 0.75, "f00"), MergeInput(tmp_path / "en.gguf", en, 0.25)]
     format.write(tmp_path / "mix.gguf", merge.merge(both, "energy"))
     back = format.read(tmp_path / "mix.gguf")
     assert back.language == "a75-b25" and back.datasets == ("a", "b")
@@ -134,7 +134,7 @@ def test_files_of_two_models_are_told_apart(tmp_path):
     one, same, other = (made_up([1, 2], [8], model=m) for m in ("a" * 64, "a" * 64, "b" * 64))
     assert align.note_on_models([one, same, made_up([1, 2], [8])]) == ""
     assert "different model files" in align.note_on_models([one, same, other])
-    found = merge.merge([Part(Path("a"), one), Part(Path("b"), other)], "energy")
+    found = merge.merge([MergeInput(Path("a"), one), MergeInput(Path("b"), other)], "energy")
     record = json.loads(found.metadata[merge.KEY])
     assert [i["model_sha256"] for i in record["inputs"]] == ["a" * 64, "b" * 64]
     assert format.MODEL not in found.metadata
@@ -143,7 +143,7 @@ def test_files_of_two_models_are_told_apart(tmp_path):
 def test_names_of_mixtures():
     def named(*weights, by="energy"):
         some = [
-            Part(Path(f"{name}.x.gguf"), made_up([1], [1], language=name), w)
+            MergeInput(Path(f"{name}.x.gguf"), made_up([1], [1], language=name), w)
             for name, w in zip(("nb", "en", "ml", "de"), weights, strict=False)
         ]
         return merge.label(some, by)
@@ -153,7 +153,7 @@ def test_names_of_mixtures():
     for close in ((0.754, 0.246), (0.999, 0.001), (2, 1)):
         assert named(*close).startswith("mix-of-2-")
     assert named(0.754, 0.246) != named(0.753, 0.247)
-    many = [Part(Path("a"), made_up([1], [1], language=f"language{i}"), i + 1) for i in range(9)]
+    many = [MergeInput(Path("a"), made_up([1], [1], language=f"language{i}"), i + 1) for i in range(9)]
     assert merge.label(many, "energy").startswith("mix-of-9-")
     assert len({merge.label(many, by) for by in merge.BY}) == 2
 
@@ -171,7 +171,7 @@ def test_leaving_one_out(made):
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_that_is_none(weight):
     with pytest.raises(UsageError, match="not a positive number"):
-        merge.merge([Part(Path("a"), made_up([1], [1]), weight)], "energy")
+        merge.merge([MergeInput(Path("a"), made_up([1], [1]), weight)], "energy")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_weight_that_is_none(weight):
 def test_what_must_not_be_merged(sums, counts, words):
     with pytest.raises(BadImatrix, match=words):
         merge.merge(
-            [Part(Path("a"), made_up([1, 1], [8])), Part(Path("b"), made_up(sums, counts))],
+            [MergeInput(Path("a"), made_up([1, 1], [8])), MergeInput(Path("b"), made_up(sums, counts))],
             "energy",
         )
 

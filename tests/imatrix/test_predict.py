@@ -18,6 +18,7 @@ from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format, predict
 from imatrix_lab.imatrix.format import Entry, Imatrix
 from imatrix_lab.imatrix.quant_error import Columns
+from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import predict as forecast
 from imatrix_lab.pipeline import tune
@@ -264,11 +265,11 @@ def test_quants_are_removed_and_what_they_came_to_is_kept(tiny, two, store, monk
 
 
 def test_a_killed_run_does_not_quantize_again(tiny, two, store, monkeypatch):
-    asked, write = request(tiny, {"nb": two["nb"]}), forecast.loss.write
-    monkeypatch.setattr(forecast.loss, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    asked, write = request(tiny, {"nb": two["nb"]}), forecast.quant_error.write
+    monkeypatch.setattr(forecast.quant_error, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         forecast.predict_losses(asked, Session(store, Silent()))
-    monkeypatch.setattr(forecast.loss, "write", write)
+    monkeypatch.setattr(forecast.quant_error, "write", write)
     monkeypatch.setattr(quantize, "run", None)
     assert len(forecast.predict_losses(asked, Session(store, Silent())).rows) == 1
 
@@ -356,7 +357,7 @@ def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, q
     model = resolve.resolve(str(tiny), Session(store, Silent()))
     facts = tune.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
-    argv = forecast.quantize.llamacpp.quantize_argv(
+    argv = programs.quantize_argv(
         tools.program("llama-quantize"), tiny, path, "Q2_K", 1, imatrix=str(two["nb"]),
         metadata=tune.metadata_of(tools, None, facts),
     )  # fmt: skip
