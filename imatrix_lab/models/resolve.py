@@ -57,12 +57,7 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
         label, base_model = _label(path), hub.parse(spec).repo
         origin, known = _on_the_hub(path, base_model)
     else:
-        path = Path(spec).expanduser().absolute()  # programs run in folders of their own
-        if path.suffix != ".gguf" and not path.exists():
-            raise UsageError(
-                f"{spec!r} is not a model",
-                fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
-            )
+        path = _file(spec)
         label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
     found = facts(shards)
@@ -70,6 +65,30 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
     joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     sha256 = digests[0] if len(digests) == 1 else joined
     return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
+
+
+def check(spec: str) -> None:
+    """Refuse a name that cannot be a model, or a local file that is not one; fetch nothing.
+
+    Raises
+    ------
+    UsageError : the name has no known form.
+    BadModel : the file is missing, damaged, or not a model.
+    """
+    if spec.startswith("hf:"):
+        hub.parse(spec)
+    elif spec != "demo":
+        facts(shard_paths(_file(spec)))
+
+
+def _file(spec: str) -> Path:
+    path = Path(spec).expanduser().absolute()  # programs run in folders of their own
+    if path.suffix != ".gguf" and not path.exists():
+        raise UsageError(
+            f"{spec!r} is not a model",
+            fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
+        )
+    return path
 
 
 def _on_the_hub(path: Path, repo: str) -> tuple[str, dict[Path, str]]:
