@@ -1,7 +1,8 @@
-"""Quants against their full model on held-out text: from a request to files of records."""
+"""Scores quants against their full model on held-out text, into files of records."""
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,73 +36,90 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
 
     Raises
     ------
-    BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
+    BadModel : a quant is damaged, or of another vocabulary or architecture.
     BadText : a text with nothing to score.
     """
+    _check(request)
     tools = toolchain.get(request.compute.backend, session, own=False)
     converter = convert.converter(tools)
     reference = resolve.resolve(request.reference, session, converter)
-    found = [resolve.resolve(spec, session, converter) for spec in request.quants]
-    return score_models(request, tools, reference, found, session)
+    quants = [resolve.resolve(spec, session, converter) for spec in request.quants]
+    return score_models(request, tools, reference, quants, session)
+
+
+def _check(request: ScoreRequest) -> None:
+    """Check texts, output folder and models before llama.cpp is built."""
+    labels = [corpora.slug(label) for label, _ in request.texts]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UsageError(f"two texts are called {twice[0]}", fix="--text NAME=FILE names them")
+    for label, path in request.texts:
+        if path is None:
+            tune.parse_text(label, allow_file=True)
+        else:
+            documents_in(path, label)
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError("the output folder is a file", where=request.out, fix="--out FOLDER")
 
 
 def score_models(
     request: ScoreRequest,
     tools: Toolchain,
     reference: Model,
-    found: list[Model],
+    quants: list[Model],
     session: Session,
 ) -> list[Path]:
-    """Do the same for models that were found already; the request's own are not looked at."""
+    """Score models that are resolved already, in place of the request's own."""
+    say = session.progress.say
     protocol = _protocol(request, reference)
-    quants = _distinct(found, session.progress)
+    quants = _distinct(quants, session.progress)
     for warning in compatible.check(reference, quants):
-        session.progress.say(f"note: {warning}")
-    texts = [_text(request, label, path, reference, tools, session)
-             for label, path in request.texts]  # fmt: skip
-    labels = [t.label for t in texts]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UsageError(f"two texts are called {twice[0]}", fix="--text NAME=FILE names them")
+        say(f"note: {warning}")
+    texts = [
+        _text(request, label, path, reference, tools, session) for label, path in request.texts
+    ]
     settings = settings_for(reference, request.compute, protocol.n_ctx, request.n_rows)
     settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)
     live = _live(request, reference, quants, settings)
-    written = []
-    with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before any hours pass
-        plans = [text.plan(one, vocabulary, protocol, settings.sequences_max) for one in texts]
-    for one, plan in zip(texts, plans, strict=True):
-        job = Job(tools, compiled, reference, one, plan, protocol, settings)
-        _tell(job, session.progress)
+    files = []
+    with Vocabulary(tools, reference.path) as vocabulary:  # errors come before hours of work
+        plans = [text.plan(t, vocabulary, protocol, settings.sequences_max) for t in texts]
+    for document_set, plan in zip(texts, plans, strict=True):
+        job = Job(tools, compiled, reference, document_set, plan, protocol, settings)
+        if protocol.name == "document" and len(document_set.documents) == 1:
+            say(
+                f"note: {document_set.label} is one document, so there are no intervals, which are"
+                " over documents. A .jsonl file has one document a line"
+            )
         if live:
-            scores = run.together(job, quants, session)
+            artifacts = run.together(job, quants, session)
         else:
-            scores = run.cached(job, quants, request.rest_share, session)
-        for quant, artifact in zip(quants, scores, strict=True):
-            _warn(artifact, one, quant, request, session.progress)
-            written.append(_placed(artifact, one, reference, quant, request.out, session.progress))
-    return written
+            artifacts = run.cached(job, quants, request.rest_share, session)
+        for quant, artifact in zip(quants, artifacts, strict=True):
+            for warning in _warnings(artifact, document_set.label, quant.label):
+                say(f"note: {warning}")
+            files.append(_place(artifact, job, quant, request.out, session.progress))
+    return files
 
 
-def _placed(
-    artifact: Artifact, one: Text, reference: Model, quant: Model, out: Path, progress: Progress
-) -> Path:
+def _place(artifact: Artifact, job: Job, quant: Model, out: Path, progress: Progress) -> Path:
     """Put records into the output folder, under the names of this request; return their path.
 
     The store knows models and texts by content, so their names may be those of an earlier
     request. Other records of the same name are kept.
     """
-    source = artifact.path / run.RECORDS
+    label, source = job.text.label, artifact.path / run.RECORDS
     signature = parquet.read(source, []).signature
     named = {
         **signature,
-        "text": {**signature["text"], "label": one.label},
-        "reference": {**signature["reference"], "name": reference.label},
+        "text": {**signature["text"], "label": label},
+        "reference": {**signature["reference"], "name": job.reference.label},
         "quant": {**signature["quant"], "name": quant.label},
     }
-    target = out / f"{one.label}.{quant.label}.parquet"
+    target = out / f"{label}.{quant.label}.parquet"
     if target.exists() and not _same_run(target, named):
-        progress.say(f"note: {target.name} holds other records, and stays")
-        target = out / f"{one.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
+        progress.say(f"note: {target.name} has other records, and is kept")
+        target = out / f"{label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
     if named == signature:
         deliver.place(source, target)
         return target
@@ -120,11 +138,11 @@ def _placed(
 def _same_run(path: Path, signature: dict[str, Any]) -> bool:
     """Return whether a file has the same numbers, or an earlier version of them."""
     try:
-        there = parquet.read(path, []).signature
+        other = parquet.read(path, []).signature
     except BadRecords:
         return False
-    return there.get("quant", {}).get("sha256") == signature["quant"]["sha256"] and (
-        runs.instrument(there) == runs.instrument(signature)
+    return other.get("quant", {}).get("sha256") == signature["quant"]["sha256"] and (
+        runs.instrument(other) == runs.instrument(signature)
     )
 
 
@@ -135,7 +153,7 @@ def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
         raise UsageError(f"--ctx {n_ctx} is more than the model's context of {trained} tokens")
     if request.protocol == "llamacpp":
         if request.overlap is not None:
-            raise UsageError("--overlap is of the document protocol; llamacpp has none")
+            raise UsageError("--overlap needs --protocol document; llamacpp has no overlap")
         return Protocol("llamacpp", n_ctx, 0)
     overlap = n_ctx // 4 if request.overlap is None else request.overlap
     if not 0 < overlap < n_ctx - 1:
@@ -145,17 +163,16 @@ def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
 
 def _distinct(quants: list[Model], progress: Progress) -> list[Model]:
     """Return each quant once, under a name that no other has."""
-    found: dict[str, Model] = {}
+    distinct: dict[str, Model] = {}
     for quant in quants:
-        if quant.sha256 in found:
+        if quant.sha256 in distinct:
             progress.say(f"note: {quant.path.name} is the same file as another; scored once")
-        found.setdefault(quant.sha256, quant)
-    labels = [q.label for q in found.values()]
-    return [
-        dataclasses.replace(q, label=f"{q.label}.{q.sha256[:8]}") if labels.count(q.label) > 1
-        else q
-        for q in found.values()
-    ]  # fmt: skip
+        distinct.setdefault(quant.sha256, quant)
+    labels = [q.label for q in distinct.values()]
+    for sha256, quant in distinct.items():
+        if labels.count(quant.label) > 1:
+            distinct[sha256] = dataclasses.replace(quant, label=f"{quant.label}.{sha256[:8]}")
+    return list(distinct.values())
 
 
 def _text(
@@ -164,7 +181,10 @@ def _text(
 ) -> Text:  # fmt: skip
     """Return a text: a file's documents, or a language's held-out ones."""
     if path is None:
-        documents = _heldout(request, label, reference, tools, session)
+        corpus_request = Request(
+            label, (), request.reference, TOKENS_DEFAULT, request.out, request.compute
+        )
+        documents = docs.read(tune.corpus_of(corpus_request, tools, reference, session).heldout)
     else:  # keep_cr: the same bytes as llama-perplexity
         documents = documents_in(path, label, keep_cr=request.protocol == "llamacpp")
     documents = documents[: request.limit]
@@ -178,7 +198,7 @@ def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document
 
     Raises
     ------
-    BadText : there is none, or it is not UTF-8.
+    BadText : it does not exist, or is not UTF-8.
     """
     if (path / corpora.HELDOUT).is_file():
         return docs.read(path / corpora.HELDOUT)
@@ -192,48 +212,27 @@ def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document
     return [Document(path.stem, whole, path.name, "unknown")]
 
 
-def _heldout(
-    request: ScoreRequest, word: str, reference: Model, tools: Toolchain, session: Session,
-) -> list[Document]:  # fmt: skip
-    asked = Request(word, (), request.reference, TOKENS_DEFAULT, request.out, request.compute)
-    corpus = tune.corpus_of(asked, tools, reference, session)
-    return docs.read(corpus.heldout)
-
-
 def _live(request: ScoreRequest, reference: Model, quants: list[Model], settings: Settings) -> bool:
     """Return whether all models are to be in memory at once."""
     if request.base_logits != "auto":
         return request.base_logits == "live"
     logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
-    everyone = [reference, *quants]
-    needed = sum(m.facts.size_bytes + logits_bytes for m in everyone)
+    needed = sum(m.facts.size_bytes + logits_bytes for m in (reference, *quants))
     return needed <= MEMORY_SHARE * compute.memory_bytes()
 
 
-def _tell(job: Job, progress: Progress) -> None:
-    """Say what a text is worth before hours are spent on it."""
-    n = len(job.text.documents)
-    if job.protocol.name == "document" and n == 1:
-        progress.say(
-            f"note: {job.text.label} is one document, and intervals are over documents: there will"
-            " be none. A .jsonl file has one document a line"
-        )
-
-
-def _warn(
-    artifact: Artifact, one: Text, quant: Model, request: ScoreRequest, progress: Progress
-) -> None:
+def _warnings(artifact: Artifact, text_label: str, quant_label: str) -> Iterator[str]:
     facts = artifact.facts
     if facts["n_skipped"]:
-        progress.say(f"note: {one.label}: {facts['n_skipped']} documents have nothing to score")
+        yield f"{text_label}: {facts['n_skipped']} documents have nothing to score"
     if facts["n_nonfinite"]:
-        progress.say(
-            f"note: {quant.label} on {one.label}: {facts['n_nonfinite']:,} of"
+        yield (
+            f"{quant_label} on {text_label}: {facts['n_nonfinite']:,} of"
             f" {facts['n_scored']:,} tokens have no finite score; they are counted, not averaged"
         )
     if gap := facts["gap"]:
-        progress.say(
-            f"note: {quant.label} on {one.label}: the divergence is a {facts['divergence']}; on"
+        yield (
+            f"{quant_label} on {text_label}: the divergence is a {facts['divergence']}; on"
             f" {gap['n_sampled']} sampled tokens it misses {gap['gap_share']:.2%} of it,"
             f" {gap['gap_nats']:.2g} nats"
         )
