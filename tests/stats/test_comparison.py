@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from imatrix_lab.stats import comparison, interaction, paired, sentences
-from imatrix_lab.stats.comparison import METRICS, Question
+from imatrix_lab.stats.comparison import Question
+from imatrix_lab.stats.metrics import METRICS
 
 
 def ask(values, codes, margin=None, metric="kld_nats", **rest):
