@@ -3,7 +3,7 @@
 import pytest
 
 from imatrix_lab.compare import design
-from imatrix_lab.compare.design import Level, ComparisonPlan
+from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def test_a_baseline_is_always_b():
         ("en Q3", "nb Q3"),
         ("en Q4", "nb Q4"),
     ]
-    with pytest.raises(UsageError, match="no calib xx"):
+    with pytest.raises(UsageError, match="no run with calib xx"):
         names(ComparisonPlan(family=("calib",), baseline="xx"))
 
 
@@ -48,4 +48,6 @@ def test_a_factor_not_named_splits_families():
     plan = ComparisonPlan(family=("calib", "lang"))
     assert design.family_of(LEVELS[0], "", plan) == "calib×lang Q3"
     assert design.family_of(LEVELS[1], "mixeval", plan) == "calib×lang Q4 mixeval"
-    assert design.family_of(LEVELS[0], "", ComparisonPlan(family=design.FACTORS)) == "calib×lang×type"
+    assert (
+        design.family_of(LEVELS[0], "", ComparisonPlan(family=design.FACTORS)) == "calib×lang×type"
+    )
