@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import duration, numbers_table, quantity, stderr, stdout
+from imatrix_lab.cli.terminal import duration, new_table, quantity, stderr, stdout
 from imatrix_lab.core import config
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def show(plan: Plan) -> None:
 
 
 def _steps(plan: Plan) -> Table:
-    table = numbers_table("step", "state", "time", "disk", "memory")
+    table = new_table("step", "state", "time", "disk", "memory")
     for row in plan.rows:
         if row.kind == "tidy":
             continue
@@ -62,7 +62,7 @@ def _totals(plan: Plan) -> str:
 
 
 def _rates(plan: Plan) -> Table:
-    table = numbers_table("this machine", "a second", "measured on")
+    table = new_table("this machine", "a second", "measured on")
     table.columns[2].justify = "left"
     for name, rate in plan.rates.items():
         table.add_row(escape(name), quantity(rate.per_second, rate.unit), rate.stands_on)
@@ -70,7 +70,7 @@ def _rates(plan: Plan) -> Table:
 
 
 def _effects(plan: Plan) -> Table:
-    table = numbers_table("between", "difference", "margin", "units", "would decide", "standing on")
+    table = new_table("between", "difference", "margin", "units", "would decide", "standing on")
     table.columns[5].justify = "left"
     for effect in plan.effects:
         power = effect.power

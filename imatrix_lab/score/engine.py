@@ -23,9 +23,7 @@ from imatrix_lab.types import Model
 
 T = TypeVar("T")
 _ABORTED = 2
-_SMALLER = (
-    "close other programs; score fewer quants at once; --teacher cached holds one model at a time"
-)
+_SMALLER = "close other programs, score fewer quants at once, or use --base-logits cached"
 
 
 @dataclass(frozen=True)
