@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import Terminal, stderr, stdout
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
 from imatrix_lab.compare import design
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.errors import UsageError
@@ -116,39 +116,30 @@ def _print(report: Report) -> None:
     )
 
 
-def _columns(left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _table(comparisons: Sequence[Comparison]) -> Table:
     from imatrix_lab.stats.sentences import number
 
-    names = ["A - B", "95 % CI", "p", "Holm", "max-T", "BH", "equivalence", "detectable"]
     has_items = any(c.items for c in comparisons)
-    if has_items:
-        names += ["McNemar", "Newcombe 95 % CI"]
-    table = _columns(("text", "A", "B", "metric"), names)
+    table = new_table(
+        "text", "A", "B", "metric", "A - B", "95 % CI", "p", "Holm", "max-T", "BH", "equivalence",
+        "detectable", *(["McNemar", "Newcombe 95 % CI"] if has_items else []), n_text=4,
+    )  # fmt: skip
     table.add_column("verdict")
     for c in comparisons:
-        ends, exact = (c.estimate, c.low, c.high, c.detectable), []
+
+        def text(*values: float, c: Comparison = c) -> str:
+            scale = c.question.metric.scale
+            return " … ".join(number(value * scale, c.std_error * scale) for value in values)
+
+        exact = ["", ""] if has_items else []
         if c.items:
-            ends += (c.items.newcombe_low, c.items.newcombe_high)
-            exact.append(_p(c.items.mcnemar.p_exact))
-        scale = c.question.metric.scale
-        estimate, low, high, detectable, *newcombe = (
-            number(value * scale, c.std_error * scale) for value in ends
-        )
-        exact += [" … ".join(newcombe)] if newcombe else [""] * (2 * has_items)
+            newcombe = text(c.items.newcombe_low, c.items.newcombe_high)
+            exact = [_p(c.items.mcnemar.p_exact), newcombe]
         table.add_row(
             *(escape(t) for t in (c.question.text, c.question.a, c.question.b)),
-            c.question.metric.key, estimate, f"{low} … {high}",
+            c.question.metric.key, text(c.estimate), text(c.low, c.high),
             *(_p(p) for p in (c.p_value, c.p_holm, c.p_max_t, c.q_bh, c.p_equivalence)),
-            detectable, *exact, c.verdict(),
+            text(c.detectable), *exact, c.verdict(),
         )  # fmt: skip
     return table
 
@@ -160,8 +151,8 @@ def _p(value: float) -> str:
 def _controls(controls: Sequence[Control]) -> Table:
     from imatrix_lab.stats.sentences import number
 
-    table = _columns(
-        ("control", "text", "type", "metric", "expected"), ("estimate", "95 % CI", "x noise")
+    table = new_table(
+        "control", "text", "type", "metric", "expected", "estimate", "95 % CI", "x noise", n_text=5
     )
     for c in controls:
         scale = METRICS[c.metric].scale

@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import numbers_table, stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.compare.benchmarks import KNOWN
 from imatrix_lab.stats.metrics import METRICS
 
@@ -96,7 +96,7 @@ def _table(metric: Metric, rows: list[PowerRow]) -> Table:
     names = ["comparison", items, "clusters", "design effect", "min. detectable", "power",
              "power (equivalence)", f"{items} needed", f"{items} needed (equivalence)"]  # fmt: skip
     has_hours = not math.isnan(rows[0].hours)
-    table = numbers_table(*names, *(["hours", "hours (equivalence)"] if has_hours else []))
+    table = new_table(*names, *(["hours", "hours (equivalence)"] if has_hours else []))
     for r in rows:
         hours = [f"{h:.1f}" for h in (r.hours, r.hours_equivalence)] if has_hours else []
         table.add_row(

@@ -22,10 +22,9 @@ class TextComparer:
 
     def values(self, level: Level, metric: str) -> np.ndarray:
         """Return values, averaged over calibration samples, (n,)."""
-        total, *others = (self.block.values[i][metric] for i in level.runs)
-        for values in others:
-            total = total + values
-        return total / len(level.runs) if others else total
+        first, *others = (self.block.values[i][metric] for i in level.runs)
+        total = sum(others, start=first)
+        return np.asarray(total / len(level.runs)) if others else first
 
     def difference(self, a: Level, b: Level, metric: str) -> np.ndarray:
         """Return A minus B, (n,)."""

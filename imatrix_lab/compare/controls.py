@@ -156,7 +156,7 @@ def of_toolchains(a: Run, b: Run, metrics: Sequence[str]) -> list[Control]:
     rows = []
     for block in blocks({0: a, 1: same}, metrics):
         comparer = TextComparer(block, {0: a, 1: same}, ComparisonPlan())
-        pair = [Level(a.calib, a.type, block.text, (i,)) for i in (0, 1)]
+        first, second = (Level(a.calib, a.type, block.text, (i,)) for i in (0, 1))
         name, expected = f"two toolchains ({fields})", "0, were they alike"
-        rows += [_difference(comparer, *pair, metric, name, expected) for metric in metrics]
+        rows += [_difference(comparer, first, second, m, name, expected) for m in metrics]
     return rows
