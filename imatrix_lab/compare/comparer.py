@@ -22,9 +22,8 @@ class TextComparer:
 
     def values(self, level: Level, metric: str) -> np.ndarray:
         """Return values, averaged over calibration samples, (n,)."""
-        first, *others = (self.block.values[i][metric] for i in level.runs)
-        total = sum(others, start=first)
-        return np.asarray(total / len(level.runs)) if others else first
+        values = [self.block.values[i][metric] for i in level.runs]
+        return np.asarray(sum(values[1:], start=values[0]) / len(values))
 
     def difference(self, a: Level, b: Level, metric: str) -> np.ndarray:
         """Return A minus B, (n,)."""
