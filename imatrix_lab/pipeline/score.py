@@ -19,9 +19,9 @@ from imatrix_lab.models.resolve import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, tune
 from imatrix_lab.records import parquet, runs
-from imatrix_lab.score import compatible, job, kernel, run
+from imatrix_lab.score import compatible, kernel, run
 from imatrix_lab.score.engine import Settings
-from imatrix_lab.score.job import BATCH_TOKENS, Job
+from imatrix_lab.score.job import Job, settings_for
 from imatrix_lab.score.text import Text, plan
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest
@@ -37,7 +37,7 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
-    tools = toolchain.get(request.backend, session, own=False)
+    tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     reference = resolve(request.reference, session, convert)
     quants = [resolve(spec, session, convert) for spec in request.quants]
@@ -64,10 +64,8 @@ def score_models(
     labels = [text.label for text in texts]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"two texts are called {repeated[0]}", fix="--text NAME=FILE names them")
-    settings = job.settings(
-        reference, request.backend, protocol.n_ctx, n_batch=min(protocol.n_ctx, BATCH_TOKENS),
-        n_rows=request.n_rows, threads=request.threads, gpu_layers=request.gpu_layers,
-    )  # fmt: skip
+    settings = settings_for(reference, request.compute, protocol.n_ctx, request.n_rows)
+    settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)
     is_live = _is_live(request, reference, quants, settings)
     files = []
@@ -75,11 +73,11 @@ def score_models(
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]
     for text, batches in zip(texts, plans, strict=True):
         _note_one_document(text, protocol, progress)
-        task = Job(tools, compiled, reference, text, batches, protocol, settings)
+        job = Job(tools, compiled, reference, text, batches, protocol, settings)
         if is_live:
-            scores = run.live(task, quants, session)
+            scores = run.live(job, quants, session)
         else:
-            scores = run.cached(task, quants, request.rest_share, session)
+            scores = run.cached(job, quants, request.rest_share, session)
         for quant, artifact in zip(quants, scores, strict=True):
             _note_facts(artifact.facts, text.label, quant.label, progress)
             files.append(_place(artifact, text, reference, quant, request.out, progress))
@@ -134,7 +132,7 @@ def _same_run(path: Path, signature: dict[str, Any]) -> bool:
 
 def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
     trained = reference.facts.n_ctx_train or CONTEXT[request.protocol]
-    n_ctx = request.n_ctx or min(CONTEXT[request.protocol], trained)
+    n_ctx = request.compute.n_ctx or min(CONTEXT[request.protocol], trained)
     if n_ctx > trained:
         raise UsageError(f"--ctx {n_ctx} is more than the model's context of {trained} tokens")
     if request.protocol == "llamacpp":
@@ -173,7 +171,7 @@ def _documents(
 ) -> tuple[Document, ...]:
     """Return a text's documents: a file's, or the held-out ones of a language."""
     if path is None:
-        tuning = Request(label, (), request.reference, TOKENS_DEFAULT, request.out, request.backend)
+        tuning = Request(label, (), request.reference, TOKENS_DEFAULT, request.out, request.compute)
         documents = read(tune.corpus_of(tuning, tools, reference, session).heldout)
     else:  # keep_cr: the same bytes as llama-perplexity reads
         documents = documents_in(path, label, keep_cr=request.protocol == "llamacpp")

@@ -15,7 +15,7 @@ from imatrix_lab.score.engine import Settings
 from imatrix_lab.score.kernel import Kernel, Rows
 from imatrix_lab.score.text import Batches, Text
 from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol, Step, steps
-from imatrix_lab.types import Model
+from imatrix_lab.types import ComputeOptions, Model
 
 METRICS_VERSION = 1
 """Raise it when the same models and text give other numbers. 1: first records."""
@@ -26,17 +26,10 @@ BATCH_TOKENS = 512
 PARALLEL = 16
 
 
-def settings(
-    model: Model,
-    backend: str,
-    n_ctx: int,
-    *,
-    n_batch: int = BATCH_TOKENS,
-    n_rows: int | None = None,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
+def settings_for(
+    model: Model, options: ComputeOptions, n_ctx: int, n_rows: int | None = None
 ) -> Settings:
-    """Return how to run a model on this machine; None chooses.
+    """Return how to run a model with windows of `n_ctx` tokens.
 
     Raises
     ------
@@ -44,15 +37,13 @@ def settings(
     """
     if not model.facts.n_vocab:
         raise BadModel("this model has no vocabulary", where=model.path)
-    if gpu_layers is None and backend == "cpu":
-        gpu_layers = 0
     return Settings(
-        threads=threads or cores(),
+        threads=options.threads or cores(),
         n_ctx=n_ctx,
-        n_batch=n_batch,
-        n_rows=n_rows or compute.logit_rows(model.facts.n_vocab, backend, gpu_layers),
+        n_batch=BATCH_TOKENS,
+        n_rows=n_rows or compute.logit_rows(model.facts.n_vocab, options),
         sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
-        gpu_layers=gpu_layers,
+        gpu_layers=compute.layers_on_gpu(options),
     )
 
 
@@ -75,16 +66,18 @@ def prepare(
     tools: Toolchain,
     model: Model,
     session: Session,
-    *,
-    n_ctx: int | None = None,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
+    options: ComputeOptions,
     parallel: int = PARALLEL,
 ) -> Setup:
-    """Return the setup of a model for items; None chooses."""
-    n_ctx = n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)
-    engine = settings(model, tools.backend, n_ctx, threads=threads, gpu_layers=gpu_layers)
-    return Setup(kernel.get(tools, engine.threads, session), engine, parallel)
+    """Return the setup of a model on this machine.
+
+    Raises
+    ------
+    BadModel : it has no vocabulary.
+    """
+    n_ctx = options.n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)
+    settings = settings_for(model, options, n_ctx)
+    return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
 
 
 @dataclass(frozen=True)
