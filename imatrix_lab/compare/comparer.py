@@ -27,7 +27,7 @@ class TextComparer:
 
     def difference(self, a: Level, b: Level, metric: str) -> np.ndarray:
         """Return A minus B, (n,)."""
-        return self.values(a, metric) - self.values(b, metric)
+        return np.asarray(self.values(a, metric) - self.values(b, metric))
 
     def compare(self, a: Level, b: Level, metric: str) -> Comparison:
         """Return A against B.
