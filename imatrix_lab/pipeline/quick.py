@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.compare import compare
-from imatrix_lab.compare.design import Plan
+from imatrix_lab.compare.compare import compare_runs
+from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core import config
 from imatrix_lab.core.files import need_room
 from imatrix_lab.core.progress import Progress, Task
@@ -239,8 +239,8 @@ class Case:
             dataclasses.replace(self.request.compute, n_ctx=None, n_batch=None),
         )
         score.score(request, session)
-        plan = Plan(family=("calib",), baseline=self.imatrix.language)
-        report = compare.compare([out], plan, ("kld_nats",), session.progress)
+        plan = ComparisonPlan(family=("calib",), baseline=self.imatrix.language)
+        report = compare_runs([out], plan, ("kld_nats",), session.progress)
         signatures = {s["quant"]["calibration"]: s for s in report.signatures.values()}
         first, own = report.comparisons[0], signatures[self.imatrix.language]
         by_name = {

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from imatrix_lab.stats import comparison, interaction, sentences
-from imatrix_lab.stats.comparison import METRICS, Question
+from imatrix_lab.stats.comparison import Question
+from imatrix_lab.stats.metrics import METRICS
 
 
 def question(metric="kld_nats", margin=None):
