@@ -13,6 +13,7 @@ from rich.table import Table
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, stderr, stdout
 from imatrix_lab.compare import design
+from imatrix_lab.core.format import with_error
 from imatrix_lab.errors import UsageError
 from imatrix_lab.stats.comparison import METRICS
 
@@ -127,8 +128,6 @@ def _print(report: judge.Report) -> None:
 
 def _table(found: tuple[Comparison, ...]) -> Table:
 
-    from imatrix_lab.stats import sentences
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("text", "A", "B", "metric"):
         table.add_column(name, overflow="fold")
@@ -139,7 +138,7 @@ def _table(found: tuple[Comparison, ...]) -> Table:
         scale = c.question.metric.scale
 
         def say(value: float, c: Comparison = c, scale: float = scale) -> str:
-            return sentences.number(value * scale, c.std_error * scale)
+            return with_error(value * scale, c.std_error * scale)
 
         table.add_row(
             *(escape(t) for t in (c.question.text, c.question.a, c.question.b)),
@@ -156,7 +155,6 @@ def _p(value: float) -> str:
 
 def _controls(report: judge.Report) -> Table:
 
-    from imatrix_lab.stats import sentences
     from imatrix_lab.stats.comparison import METRICS
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -167,7 +165,7 @@ def _controls(report: judge.Report) -> Table:
     for c in report.controls:
         scale = METRICS[c.metric].scale
         estimate, low, high = (
-            sentences.number(v * scale, c.std_error * scale) for v in (c.estimate, c.low, c.high)
+            with_error(v * scale, c.std_error * scale) for v in (c.estimate, c.low, c.high)
         )
         times = "" if math.isnan(c.noise_multiple) else f"{c.noise_multiple:.1f}"
         table.add_row(escape(c.name), escape(c.text), c.type, c.metric, c.expected, estimate,

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stdout
+from imatrix_lab.core.format import size
 
 
 @click.group()
@@ -33,7 +34,7 @@ def model_show(spec: str, as_json: bool) -> None:
         return options.emit(dataclasses.asdict(found))
     facts = dataclasses.asdict(found.facts)
     fallback, types = facts.pop("fallback"), facts.pop("tensor_types")
-    facts["size_bytes"] = f"{found.facts.size_bytes:,} ({found.facts.size_bytes / 2**30:.2f} GiB)"
+    facts["size_bytes"] = f"{found.facts.size_bytes:,} ({size(found.facts.size_bytes)})"
     facts["n_parameters"] = f"{found.facts.n_parameters:,}"
     facts["bits_per_weight"] = f"{found.facts.bits_per_weight:.2f}"
     table = Table(box=None, pad_edge=False, show_header=False)

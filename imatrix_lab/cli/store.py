@@ -7,6 +7,7 @@ from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stdout
+from imatrix_lab.core.format import size
 
 
 @click.group()
@@ -40,8 +41,8 @@ def store_ls(as_json: bool) -> None:
     table.add_column("size", justify="right")
     table.add_column("unused for", justify="right")
     for kind, name, size_bytes, days in rows:
-        table.add_row(kind, name, f"{size_bytes / 2**20:.1f} MiB", f"{days:.0f} d")
-    table.add_row("", f"in {session.store.root}", f"{sum(r[2] for r in rows) / 2**20:.1f} MiB", "")
+        table.add_row(kind, name, size(size_bytes), f"{days:.0f} d")
+    table.add_row("", f"in {session.store.root}", size(sum(r[2] for r in rows)), "")
     stdout.print(table)
 
 
@@ -63,9 +64,5 @@ def store_gc(days: float) -> None:
     session = options.session()
     removed = session.store.collect_garbage(days * 86400)
     for path, size_bytes in removed:
-        session.progress.say(
-            f"removed {path.parent.name}/{path.name} ({size_bytes / 2**20:.1f} MiB)"
-        )
-    session.progress.say(
-        f"{len(removed)} removed, {sum(n for _, n in removed) / 2**20:.1f} MiB in all"
-    )
+        session.progress.say(f"removed {path.parent.name}/{path.name} ({size(size_bytes)})")
+    session.progress.say(f"{len(removed)} removed, {size(sum(n for _, n in removed))} in all")

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import duration, numbers_table, quantity, stderr, stdout
+from imatrix_lab.cli.terminal import numbers_table, stderr, stdout
 from imatrix_lab.core import config
+from imatrix_lab.core.format import duration, quantity
 
 if TYPE_CHECKING:
     from imatrix_lab.report.results import Power

@@ -1,9 +1,7 @@
 """Putting finished files where the user asked for them, with a manifest and a model card."""
 
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import filelock
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import canonical_json, disk_error, need_room, write_whole
+from imatrix_lab.core.files import canonical_json, place, write_whole
 from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import UsageError
 from imatrix_lab.pipeline.model_card import card
@@ -53,41 +51,6 @@ def _entries(out: Path) -> dict[str, Any] | None:
         return dict(files) if all("kind" in e for e in files.values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def place(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link, or a whole copy on another disk.
-
-    A linked file is the store's own, so it is made read-only.
-
-    Raises
-    ------
-    DiskFull : a copy does not fit.
-    """
-    if target.exists() and (_same(source, target)):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            source.chmod(0o444)
-            os.link(source, temporary)
-        except OSError:
-            need_room(target, source.stat().st_size, f"the copy {target.name}")
-            shutil.copy2(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _same(source: Path, target: Path) -> bool:
-    if target.samefile(source):
-        return True
-    ours, theirs = source.stat(), target.stat()
-    return ours.st_size == theirs.st_size and ours.st_mtime_ns == theirs.st_mtime_ns
 
 
 def deliver(

@@ -12,6 +12,7 @@ import psutil
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import free_bytes
+from imatrix_lab.core.format import size
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.llamacpp import programs, toolchain
@@ -42,8 +43,8 @@ def examine(store: Store) -> list[Finding]:
         Finding("packages", True, ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)),
         Finding(
             "machine", True,
-            f"{toolchain.cores()} cores, {memory.total / 2**30:.1f} GiB memory"
-            f" ({memory.available / 2**30:.1f} free)",
+            f"{toolchain.cores()} cores, {size(memory.total)} memory"
+            f" ({size(memory.available)} free)",
         ),
         _gpu(),
         _compiler(),
@@ -55,7 +56,7 @@ def examine(store: Store) -> list[Finding]:
     free = free_bytes(store.root)
     findings.append(
         Finding(
-            "disk", free >= ROOM_BYTES, f"{free / 2**30:.1f} GiB free for {store.root}",
+            "disk", free >= ROOM_BYTES, f"{size(free)} free for {store.root}",
             "" if free >= ROOM_BYTES else "imatrix-lab store gc, or IMATRIX_LAB_CACHE=/larger/disk",
         )
     )  # fmt: skip

@@ -7,10 +7,10 @@ from typing import Any
 
 from imatrix_lab.core import config
 from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.format import probability, size, with_error
 from imatrix_lab.corpus.languages import load_all
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report.results import Comparison, Results
-from imatrix_lab.stats.sentences import number, probability
 from imatrix_lab.types import Model
 
 Entries = Mapping[str, dict[str, Any]]
@@ -71,7 +71,7 @@ def _table(quants: Entries) -> list[str]:
     for name, e in quants.items():
         lines.append(
             f"| {name} | {e['language'] or 'none'} | {e['type']}"
-            f" | {e['size_bytes'] / 2**20:.2f} MiB"
+            f" | {size(e['size_bytes'])}"
             f" | {e['bits_per_weight']:.2f}"
             f" | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
             f" | {len(e['fallback'])} |"
@@ -190,8 +190,8 @@ def _row(c: Mapping[str, Any]) -> str:
     estimate, low, high, p = (math.nan if c[k] is None else c[k]
                               for k in ("estimate", "low", "high", "p_adjusted"))  # fmt: skip
     error = (high - low) / 4  # an interval is about four standard errors wide
-    say = [number(v, error) for v in (estimate, low, high)]
+    say = [with_error(v, error) for v in (estimate, low, high)]
     where = f"{c['task']} {c['text']}".strip()
     cells = [where, c["type"], c["b"], f"{c['words']}, {c['unit']}", say[0],
-             f"{say[1]} … {say[2]}", probability(p).removeprefix("= "), c["verdict"]]  # fmt: skip
+             f"{say[1]} … {say[2]}", probability(p), c["verdict"]]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, NotBuilt, Store
 from imatrix_lab.corpus.mixture import Mixture
@@ -47,9 +48,7 @@ def plan(request: Request, session: Session) -> list[Step]:
         steps.append(_step(f"model {request.model}", model, "fetched and prepared once"))
     else:
         model = resolve.resolve(request.model, session)
-        steps.append(
-            _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
-        )
+        steps.append(_step(f"model {request.model}", model, size(model.facts.size_bytes)))
     corpus = _corpus_if_there(request, tools, model, session)
     label = wanted.label if isinstance(wanted, Mixture) else wanted.name
     detail = corpus.source if corpus else _sources(wanted)
@@ -82,7 +81,7 @@ def _quant_step(
     found = None
     if corpus and imatrix:
         found = _quant_if_there(request, quant_type, tools, model, corpus, imatrix, store)
-    return _step(f"quantize {quant_type}", found, f"{size_bytes / 2**20:.2f} MiB")
+    return _step(f"quantize {quant_type}", found, size(size_bytes))
 
 
 def _quant_if_there(

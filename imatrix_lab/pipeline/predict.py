@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core.files import need_room, sha256_file
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -276,7 +277,7 @@ class Predictor:
             need = max(plans[kind][0] for kind in made)
             self.progress.say(
                 f"{len(made)} quants are made one at a time and removed:"
-                f" up to {need / 2**20:,.0f} MiB in {self.store.root}"
+                f" up to {size(need)} in {self.store.root}"
             )
         return [pair for pair in asked if pair not in refused]
 

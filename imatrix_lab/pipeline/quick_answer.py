@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imatrix_lab.core import config
-from imatrix_lab.stats.sentences import number
+from imatrix_lab.core.format import with_error
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def sentence(found: Answer) -> str:
         f"On the first {found.document_tokens:,} tokens of {found.n_documents} held-out documents"
         f" of {found.language_name} ({found.n_tokens:,} scored), {found.type} with the"
         f" {found.language} imatrix of {found.imatrix_tokens:,} tokens diverges from the original"
-        f" by {number(found.kld_nats, error)} nats a token: {compared}."
+        f" by {with_error(found.kld_nats, error)} nats a token: {compared}."
     )
 
 
@@ -81,11 +81,11 @@ def _against(rival: Rival) -> str:
     low, high = sorted((rival.ci95_low, rival.ci95_high), key=abs)
     if rival.std_error == 0 == rival.difference_nats:
         return f"the same as {other}"
-    theirs = number(rival.kld_nats, rival.std_error)
+    theirs = with_error(rival.kld_nats, rival.std_error)
     if rival.verdict in ("better", "worse"):
         more = "less" if rival.verdict == "better" else "more"
         percent = 100 / rival.kld_nats
-        share = number(abs(rival.difference_nats) * percent, rival.std_error * percent)
+        share = with_error(abs(rival.difference_nats) * percent, rival.std_error * percent)
         sure = f"95 % sure: {_size(low, rival)} to {_size(high, rival)} nats {more}"
         return f"{share} % {more} than {other} ({theirs}; {sure})"
     ends = [f"{_size(x, rival)} {'less' if x < 0 else 'more'}"
@@ -97,4 +97,4 @@ def _against(rival: Rival) -> str:
 
 
 def _size(nats: float, rival: Rival) -> str:
-    return number(abs(nats), rival.std_error)
+    return with_error(abs(nats), rival.std_error)

@@ -1,11 +1,10 @@
 """Quants against their full model on held-out text: from a request to files of records."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.files import place, replacing
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -17,7 +16,7 @@ from imatrix_lab.llamacpp import compute, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models import convert, resolve
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import deliver, tune
+from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.score import compatible, kernel, run, text
 from imatrix_lab.score.engine import Settings
@@ -103,17 +102,11 @@ def _placed(
         progress.say(f"note: {target.name} holds other records, and stays")
         target = out / f"{one.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
     if named == signature:
-        deliver.place(source, target)
+        place(source, target)
         return target
     out.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         parquet.write(temporary, parquet.read(source).columns, named)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

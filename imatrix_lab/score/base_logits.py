@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core.files import need_room, write_whole
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -100,8 +101,8 @@ def _pass(
     """Decode what is missing; return K."""
     rows, full = kept
     sizes, n_vocab = job.plan.sizes(), job.reference.facts.n_vocab
-    most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab)) / 2**20
-    progress.say(f"teacher {job.text.label}: at most {most:,.0f} MiB on disk; K by the first batch")
+    most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab))
+    progress.say(f"teacher {job.text.label}: at most {size(most)} on disk; K by the first batch")
     wanted = _sample_by_batch(job)
     with (
         progress.task(f"teacher {job.text.label}", sum(sizes), "tokens") as task,
@@ -109,7 +110,7 @@ def _pass(
     ):
         there = [rows.has(b) and full.has(b) for b in range(len(sizes))]
         done = begun(task, [n for n, has in zip(sizes, there, strict=True) if has])
-        for batch, size in enumerate(sizes):
+        for batch, n_tokens in enumerate(sizes):
             if k is None or not (rows.has(batch) and full.has(batch)):
                 found, whole = _decode(job, engine, batch, k or min(K_MAX, n_vocab), wanted[batch])
                 if k is None:
@@ -117,7 +118,7 @@ def _pass(
                     total = size_bytes(sum(sizes), n_vocab, k)
                     progress.say(
                         f"teacher {job.text.label}: the top {k} of {n_vocab:,} tokens,"
-                        f" {total / 2**20:,.0f} MiB on disk"
+                        f" {size(total)} on disk"
                     )
                     need_room(chosen, total, "the reference's distributions")
                     full.add(batch, whole)
@@ -126,7 +127,7 @@ def _pass(
                 else:
                     full.add(batch, whole)
                     rows.add(batch, found)
-                done += size
+                done += n_tokens
                 task.update(done, rates([engine]))
     assert k is not None
     return k
@@ -220,13 +221,13 @@ def run(job: Job, quant: Model, teacher: Artifact, partial: Partial, progress: P
         Engine(job.tools, job.kernel, quant, job.settings, Interruptible()) as engine,
     ):
         done = begun(task, [n for b, n in enumerate(sizes) if partial.has(b)])
-        for batch, size in enumerate(sizes):
+        for batch, n_tokens in enumerate(sizes):
             if not partial.has(batch):
                 found = _score(
                     job, engine, batch, kept.rows(batch), full.rows(batch), wanted[batch]
                 )
                 partial.add(batch, found)
-                done += size
+                done += n_tokens
                 task.update(done, rates([engine]))
         progress.say(f"llama_decode, tokens/s: {rates([engine])}")
 

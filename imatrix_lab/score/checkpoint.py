@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from imatrix_lab.core.files import replacing
+
 
 class Partial:
     """One file a batch, each there whole or not at all.
@@ -39,14 +41,10 @@ class Partial:
     def add(self, batch: int, rows: np.ndarray) -> None:
         """Keep the rows of a batch."""
         assert len(rows) == self._sizes[batch]
-        temporary = self.path(batch).with_suffix(".tmp")
         content = io.BytesIO()
         np.save(content, rows)
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())  # numpy's own errors do not say that a disk is full
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path(batch))
+        with replacing(self.path(batch)) as temporary:
+            temporary.write_bytes(content.getbuffer())  # numpy's errors hide that a disk is full
         self._there.add(batch)
 
     def rows(self, batch: int) -> np.ndarray:
