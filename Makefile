@@ -20,12 +20,19 @@ QUICK ?=
 STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
+# A misspelt setting must not start half an hour of work with the default.
+SETTINGS := LANG TYPES MODEL TOKENS OUT QUICK STUDY RECIPE BACKEND FLAGS PYTHON
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
+UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error unknown setting $(UNKNOWN); there are: $(SETTINGS))
+endif
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus clean
+.PHONY: help setup quant study test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus bench-cli clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -68,7 +75,7 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: $(VENV)/.dev  ## what ruff can mend by itself
+fix: $(VENV)/.dev  ## fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -95,6 +102,9 @@ bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 
 bench-corpus: $(VENV)/.dev  ## how fast text is cleaned, by step, and in how much memory
 	$(BIN)/python tools/bench_corpus.py
+
+bench-cli: $(VENV)/.dev  ## how long -h takes
+	$(BIN)/python tools/bench_cli.py
 
 clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

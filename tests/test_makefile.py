@@ -176,3 +176,15 @@ def test_an_old_python_is_told(checkout: Path) -> None:
     done = make(checkout, "quant", "LANG=nb", f"PYTHON={old}")
     assert done.returncode != 0
     assert "Python 3.11 or newer" in done.stdout
+
+
+@pytest.mark.parametrize("setting", ["TYPE=Q3_K_S", "TOKEN=2048", "LANGS=nb", "type=Q3_K_S"])
+def test_a_misspelt_setting_stops_before_any_work(checkout: Path, setting: str) -> None:
+    done = make(checkout, "quant", "LANG=nb", setting)
+    assert done.returncode == 2
+    assert "argument" not in done.stdout
+    assert setting.partition("=")[0] in done.stderr and "TYPES" in done.stderr
+
+
+def test_the_environment_may_hold_any_word(checkout: Path) -> None:
+    assert quant(checkout, "LANG=nb", TYPE="x", TOKEN="y").arguments[:2] == ["tune", "nb"]

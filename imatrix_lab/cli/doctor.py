@@ -2,38 +2,31 @@
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import stdout
+from imatrix_lab.cli.terminal import new_table, stdout
 
 
 @click.command()
 @options.JSON
 def doctor(as_json: bool) -> None:
-    """What is there, what is missing, and the command that mends each gap.
+    """Check the installation, and print how to fix what is missing.
 
     \b
     Example:
       imatrix-lab doctor
     """
+    from imatrix_lab.pipeline.doctor import examine
 
-    from imatrix_lab.pipeline import doctor as examination
-
-    session = options.session()
-    findings = examination.examine(session.store)
+    findings = examine(options.session().store)
     if as_json:
         options.emit(findings)
     else:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for _ in range(3):
-            table.add_column(overflow="fold")
-        for f in findings:
-            table.add_row(
-                "ok" if f.ok else "GAP",
-                f.name,
-                escape(f.detail + (f"\n→ {f.fix}" if f.fix else "")),
-            )
+        table = new_table("state", "name", "detail", n_text=3, header=False)
+        for finding in findings:
+            fix = f"\n→ {finding.fix}" if finding.fix else ""
+            state = "ok" if finding.ok else "MISSING" if finding.needed else "optional"
+            table.add_row(state, finding.name, escape(finding.detail + fix))
         stdout.print(table)
     if any(f.needed and not f.ok for f in findings):
         raise click.exceptions.Exit(1)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
-from imatrix_lab.cli.terminal import numbers_table, stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import merge as merging
@@ -155,7 +155,7 @@ def _print_roles(rows: list[statistics.TensorStatistics]) -> None:
     for row in rows:
         roles.setdefault(row.role, []).append(row)
     names = ("role", "tensors", "tokens", "energy", "in top 1 %", "evenness", "active", "unhit")
-    table = numbers_table(*names)
+    table = new_table(*names)
     for role, those in roles.items():
         table.add_row(
             escape(role), str(len(those)), f"{_mean(t.n_tokens for t in those):,.0f}",

@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import numbers_table, stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _print_matrix(found: distance.Comparison) -> None:
     if len(found.labels) < 3:
         return
     values = found.matrix("tv")
-    table = numbers_table("total variation", *map(escape, found.labels))
+    table = new_table("total variation", *map(escape, found.labels))
     for label, row in zip(found.labels, values, strict=True):
         table.add_row(escape(label), *(f"{value:.3f}" for value in row))
     stdout.print(table)
@@ -90,7 +90,7 @@ def _print_groups(name: str, groups: list[dict[str, Any]], shown: int) -> None:
     from imatrix_lab.imatrix import distance
 
     titles = {"tv": "total variation", "cosine": "cosine", "rank": "rank", "top": "top 1 %"}
-    table = numbers_table(name, *titles.values(), "tensors above noise")
+    table = new_table(name, *titles.values(), "tensors above noise")
     for group in groups[:shown]:
         noise = group.get("noise", {})
         cells = [

@@ -1,4 +1,4 @@
-"""``imatrix-lab``: options in, one call, results out; and the one error boundary."""
+"""``imatrix-lab``: the list of commands, and the one place where errors are caught."""
 
 import sys
 import traceback
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; run the same command to continue", file=sys.stderr)
         return 130
     except ImatrixLabError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,67 +1,69 @@
-"""``imatrix-lab model``: fetch models, and see what is in them."""
+"""``imatrix-lab model``: fetch models, and show what is in them."""
 
 import dataclasses
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import stdout
+from imatrix_lab.cli.terminal import new_table, stdout
 from imatrix_lab.core.format import size
+from imatrix_lab.types import Model
 
 
 @click.group()
 def model() -> None:
-    """Fetch models and see what is in them."""
+    """Fetch models, and show what is in them."""
 
 
 @model.command("show")
 @click.argument("spec", metavar="MODEL")
 @options.JSON
 def model_show(spec: str, as_json: bool) -> None:
-    """Architecture, size, types, and which tensors a k-quant would not fit.
+    """Show architecture, size, types, and tensors that cannot take a k-quant.
 
     \b
     Example:
       imatrix-lab model show demo
     """
+    from imatrix_lab.models.convert import resolve
 
-    from imatrix_lab.models import convert
-
-    found = convert.resolve(spec, options.session())
+    resolved = resolve(spec, options.session())
     if as_json:
-        return options.emit(dataclasses.asdict(found))
-    facts = dataclasses.asdict(found.facts)
-    fallback, types = facts.pop("fallback"), facts.pop("tensor_types")
-    facts["size_bytes"] = f"{found.facts.size_bytes:,} ({size(found.facts.size_bytes)})"
-    facts["n_parameters"] = f"{found.facts.n_parameters:,}"
-    facts["bits_per_weight"] = f"{found.facts.bits_per_weight:.2f}"
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for key, value in {"path": found.path, "sha256": found.sha256, **facts}.items():
+        return options.emit(dataclasses.asdict(resolved))
+    _print(resolved)
+
+
+def _print(resolved: Model) -> None:
+    facts = resolved.facts
+    rows = {"path": resolved.path, "sha256": resolved.sha256, **vars(facts)}
+    rows["size_bytes"] = f"{facts.size_bytes:,} ({size(facts.size_bytes)})"
+    rows["n_parameters"] = f"{facts.n_parameters:,}"
+    rows["bits_per_weight"] = f"{facts.bits_per_weight:.2f}"
+    del rows["tensor_types"], rows["fallback"]
+    rows["tensors"] = ", ".join(f"{n} {t}" for t, n in facts.tensor_types.items())
+    rows["fallback"] = "none: every tensor takes a k-quant"
+    if facts.fallback:
+        more = " …" if len(facts.fallback) > 4 else ""
+        rows["fallback"] = (
+            f"{len(facts.fallback)} tensors have rows that are no multiple of 256: "
+            + ", ".join(facts.fallback[:4]) + more
+        )  # fmt: skip
+    table = new_table("key", "value", n_text=2, header=False)
+    for key, value in rows.items():
         table.add_row(key, escape(str(value)))
-    table.add_row("tensors", ", ".join(f"{n} {t}" for t, n in types.items()))
-    words = "none: every tensor takes a k-quant"
-    if fallback:
-        words = f"{len(fallback)} tensors have rows that are no multiple of 256: " + ", ".join(
-            fallback[:4]
-        )
-    table.add_row("fallback", words + (" …" if len(fallback) > 4 else ""))
     stdout.print(table)
 
 
 @model.command("fetch")
 @click.argument("spec", metavar="MODEL")
 def model_fetch(spec: str) -> None:
-    """Fetch or prepare a model; print its path.
+    """Fetch a model, convert it if necessary, and print its path.
 
     \b
     Example:
       imatrix-lab model fetch hf:org/repo@main:model-f16.gguf
     """
+    from imatrix_lab.models.convert import resolve
 
-    from imatrix_lab.models import convert
-
-    click.echo(convert.resolve(spec, options.session()).path)
+    click.echo(resolve(spec, options.session()).path)

@@ -1,5 +1,6 @@
-"""Options that several commands share, and how results are printed."""
+"""Options shared by several commands, and printing results as JSON."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, toolchain
-from imatrix_lab.types import TOKENS_DEFAULT, Request
+from imatrix_lab.llamacpp.compute import WINDOW
+from imatrix_lab.llamacpp.toolchain import default_backend
+from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +39,7 @@ class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 def several(options: list[Callable[[F], F]]) -> Callable[[F], F]:
-    """Return one decorator for several options, in the order given."""
+    """Return one decorator for several options."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -48,16 +51,16 @@ def several(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 
 def spread(args: list[str], several: tuple[str, ...]) -> list[str]:
     """Return arguments with ``--quant A B`` turned into ``--quant A --quant B``."""
-    found: list[str] = []
+    spread_args: list[str] = []
     option = ""
     for word in args:
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
             option = name if name in several else ""
-            found += [word] if equals or not option else []
+            spread_args += [word] if equals or not option else []
         else:
-            found += [option, word] if option else [word]
-    return found
+            spread_args += [option, word] if option else [word]
+    return spread_args
 
 
 MODEL = click.option(
@@ -66,59 +69,66 @@ MODEL = click.option(
 )  # fmt: skip
 TYPES = click.option(
     "--type", "types", type=Types(), multiple=True, metavar="TYPE",
-    help="Quant type, e.g. Q4_K_M; may be given several times. [default: Q4_K_M Q5_K_M]",
+    help="Quant type, e.g. Q4_K_M; repeat for several. [default: Q4_K_M Q5_K_M]",
 )  # fmt: skip
 TOKENS = click.option(
     "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
-    help="Calibration text, in tokens of the model.",
+    help="Length of the calibration text in tokens of the model.",
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 BACKEND = click.option(
     "--backend", type=click.Choice(list(toolchain.BACKENDS)),
-    help="What llama.cpp is built for. [default: $BACKEND; metal on Apple silicon; cpu]",
+    help="Backend of llama.cpp. [default: $BACKEND, else metal on Apple silicon, else cpu]",
 )  # fmt: skip
 COMPUTE = several(
     [
         BACKEND,
-        click.option("--ctx", "n_ctx", type=click.IntRange(32), default=512, show_default=True,
-                     help="Tokens in a window."),
-        click.option("--threads", type=click.IntRange(1), help="[default: the cores there are]"),
+        click.option("--ctx", "n_ctx", type=click.IntRange(32), default=WINDOW, show_default=True,
+                     help="Context window in tokens."),
+        click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
         click.option("--batch", "n_batch", type=click.IntRange(32),
-                     help="Tokens a decode; a multiple of --ctx. [default: by memory]"),
+                     help="Batch size in tokens, a multiple of --ctx. [default: by memory]"),
         click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU."),
     ]
 )  # fmt: skip
 
 
 def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Request:
-    """Return the record of what was asked for.
+    """Return the request that the options describe.
 
     Raises
     ------
-    click.UsageError : a batch that llama-imatrix would abort on.
+    click.UsageError : llama-imatrix would abort on this batch size.
     """
-    kinds = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
-    backend = rest.pop("backend", None) or toolchain.default_backend()
-    n_ctx, n_batch = rest.get("n_ctx", 512), rest.get("n_batch")
+    quant_types = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
+    compute = compute_options(rest)
+    n_ctx, n_batch = compute.n_ctx or WINDOW, compute.n_batch
     if n_batch is not None and n_batch >= n_ctx and n_batch % n_ctx:
         raise click.UsageError(f"--batch {n_batch} is not a multiple of --ctx {n_ctx}")
     if n_batch is not None and 0 < n_ctx % n_batch < 16:
         raise click.UsageError(
-            f"--batch {n_batch} leaves {n_ctx % n_batch} tokens of each window over, and"
-            " llama-imatrix does not count fewer than 16"
+            f"--batch {n_batch} leaves {n_ctx % n_batch} tokens of each window over;"
+            " llama-imatrix ignores fewer than 16"
         )
-    return Request(text, kinds, backend=backend, out=rest.pop("out", Path()), **rest)
+    return Request(text, quant_types, compute=compute, out=rest.pop("out", Path()), **rest)
+
+
+def compute_options(options: dict[str, Any]) -> ComputeOptions:
+    """Take the options of `ComputeOptions` out of a command's options."""
+    names = [field.name for field in dataclasses.fields(ComputeOptions)]
+    values = {name: options.pop(name, None) for name in names}
+    return ComputeOptions(**{**values, "backend": values["backend"] or default_backend()})
 
 
 def language(word: str, progress: Progress) -> str:
-    """Return a language's code for another name of it, and say so; other words as they are."""
+    """Return the code of a language given by another name; any other word unchanged."""
     try:
-        found = languages.get(word)
+        known = languages.get(word)
     except UsageError:
         return word
-    if word != found.code:
-        progress.say(f"{word} means {found.code}, {found.name}")
-    return found.code
+    if word != known.code:
+        progress.say(f"{word} means {known.code}, {known.name}")
+    return known.code
 
 
 def session() -> Session:
@@ -127,7 +137,7 @@ def session() -> Session:
 
 
 def emit(value: Any) -> None:
-    """Print data on stdout as JSON; what is not finite is null."""
+    """Print data on stdout as JSON; non-finite numbers become null."""
     plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
     click.echo(json.dumps(plain, ensure_ascii=False, indent=1))
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core.format import duration, size
 from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 
@@ -20,35 +19,38 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     "imatrix_path",
     required=True,
     metavar="FILE",
-    help="An importance matrix, GGUF or .dat, or none.",
+    help="An importance matrix (GGUF or .dat), or none.",
 )
 @options.TYPES
 @click.option(
     "--heldout",
     metavar="TEXT",
-    help="Language or text file to verify with. [default: the imatrix's language]",
+    help="Language or text file to check the quant with. [default: the imatrix's language]",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
 @options.COMPUTE
-@click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
-@click.option("--force", is_flag=True, help="Use an imatrix that fails its check; it is recorded.")
+@click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Use an imatrix that fails its check; the quant's metadata says so.",
+)
 @options.JSON
 def quantize(
     model: str, imatrix_path: str, types: Any, heldout: str | None, as_json: bool, **rest: Any
 ) -> None:
-    """Quantize with an importance matrix that is there already.
+    """Quantize with an existing importance matrix, or none.
 
     \b
     Example:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
     """  # fmt: skip
-
-    from imatrix_lab.pipeline import tune as pipeline
+    from imatrix_lab.pipeline.tune import quants
 
     session = options.session()
     request = options.request(heldout or "", types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
     source = None if imatrix_path == "none" else Path(imatrix_path)
-    result = pipeline.quants(request, source, session)
+    result = quants(request, source, session)
     if as_json:
         return options.emit(result)
     print_quants(result.quants, result.files)
@@ -56,10 +58,7 @@ def quantize(
 
 def print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> None:
     """Print a table of finished quants."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("file", overflow="fold")
-    for name in ("size", "bits/weight", "fallback", "perplexity", "original", "time"):
-        table.add_column(name, justify="right")
+    table = new_table("file", "size", "bits/weight", "fallback", "perplexity", "original", "time")
     for q, path in zip(quants, files, strict=True):
         table.add_row(
             escape(path.name), size(q.size_bytes), f"{q.bits_per_weight:.2f}",
@@ -71,5 +70,7 @@ def print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> Non
         for line in q.fallback[:5]:
             stderr.print(f"fallback in {q.type}: {line}", markup=False)
     stderr.print(f"in {files[0].parent}/, with manifest.json and README.md", markup=False)
-    windows = f"perplexity over {quants[0].n_windows} held-out windows"
-    stderr.print(f"{windows}: a check that it works, not a benchmark", style="dim")
+    stderr.print(
+        f"perplexity on {quants[0].n_windows} held-out windows: a smoke test, not a benchmark",
+        style="dim",
+    )

@@ -15,23 +15,22 @@ from rich.table import Table
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.core.files import write_whole
-from imatrix_lab.llamacpp import toolchain
-from imatrix_lab.score.windows import ROWS_MIN
 from imatrix_lab.types import ScoreRequest
 
 if TYPE_CHECKING:
-    from imatrix_lab.records import summary
+    from imatrix_lab.records.summary import Summary
     from imatrix_lab.stats.clustered import Interval
 
-_SEVERAL = ("--quant", "--text")
+ROWS_MIN = 32
+"""`score.windows.ROWS_MIN`, whose module takes 0.1 s to import."""
 
 
 class _Run(click.Command):
-    """A command that takes several words after some options."""
+    """A command that takes several words after ``--quant`` and ``--text``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn ``--quant A B`` into ``--quant A --quant B``."""
-        return super().parse_args(ctx, options.spread(args, _SEVERAL))
+        return super().parse_args(ctx, options.spread(args, ("--quant", "--text")))
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -46,11 +45,11 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if path.is_file():
             return path.stem, path
         label, equals, file = str(value).partition("=")
-        if equals:
-            if not (label and file):
-                self.fail(f"{value!r} is not NAME=FILE")
-            return label, Path(file).expanduser()
-        return value, None
+        if not equals:
+            return value, None
+        if not (label and file):
+            self.fail(f"{value!r} is not NAME=FILE")
+        return label, Path(file).expanduser()
 
 
 @click.group()
@@ -63,54 +62,45 @@ def score() -> None:
     "--reference", required=True, metavar="MODEL", help="The full model: demo, a GGUF file, or hf:…"
 )
 @click.option(
-    "--quant",
-    "quants",
-    multiple=True,
-    required=True,
-    metavar="FILE…",
-    help="Quants of it; one or several.",
-)
+    "--quant", "quants", multiple=True, required=True, metavar="FILE…",
+    help="One or more quants of it.",
+)  # fmt: skip
 @click.option(
     "--text", "texts", multiple=True, required=True, type=_Text(), metavar="NAME=FILE…",
     help="Held-out text: .jsonl (a document a line), .txt (one document), or a language alone.",
 )  # fmt: skip
 @click.option(
     "--protocol", type=click.Choice(["document", "llamacpp"]), default="document",
-    show_default=True, help="document: every token once, in its document. llamacpp: as"
-    " llama-perplexity, for comparison with published numbers.",
+    show_default=True, help="document: every token once, within its document. llamacpp: like"
+    " llama-perplexity, to compare with published numbers.",
 )  # fmt: skip
 @click.option(
     "--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
     help="Tokens in a window. [default: 1024; llamacpp: 512]",
 )  # fmt: skip
 @click.option(
-    "--overlap",
-    type=click.IntRange(1),
-    help="Context from before, in later windows of a long document. [default: a quarter]",
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many documents.")
+    "--overlap", type=click.IntRange(1),
+    help="Tokens of context repeated in later windows of a long document. [default: ctx / 4]",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), help="Score only the first N documents.")
 @click.option(
-    "--teacher", type=click.Choice(["auto", "live", "cached"]), default="auto", show_default=True,
-    help="live: all models in memory at once. cached: one at a time, the reference's distributions"
-    " on disk, a lower bound of the divergence. auto: by memory.",
+    "--base-logits", type=click.Choice(["auto", "live", "cached"]), default="auto",
+    show_default=True, help="live: full model and quants in memory together. cached: one at a"
+    " time, the full model's logits on disk; KLD is then a lower bound. auto: live if it fits.",
 )  # fmt: skip
 @click.option(
-    "--rest-share",
-    type=click.FloatRange(1e-6, 0.5),
-    default=0.01,
-    show_default=True,
-    help="With cached: the probability that may be left outside the top K, on average.",
-)
+    "--rest-share", type=click.FloatRange(1e-6, 0.5), default=0.01, hidden=True,
+    help="With cached: mean probability that may be left outside the tokens kept.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("scores"), show_default=True,
     help="Folder for the records.",
 )  # fmt: skip
 @options.BACKEND
-@click.option("--threads", type=click.IntRange(1, 1024), help="[default: the cores there are]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
 @click.option(
-    "--rows", "n_rows", type=click.IntRange(ROWS_MIN, 1 << 16),
-    help="Rows of logits a decode; memory is 8 bytes x vocabulary x rows x models."
-    " [default: by vocabulary and backend]",
+    "--rows", "n_rows", type=click.IntRange(ROWS_MIN, 1 << 16), hidden=True,
+    help="Rows of logits in one decode.",
 )  # fmt: skip
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 @options.JSON
@@ -123,11 +113,10 @@ def score_run(as_json: bool, **rest: Any) -> None:
           --text nb=heldout.jsonl ml
     """  # fmt: skip
 
-    from imatrix_lab.pipeline import score as evaluate
+    from imatrix_lab.pipeline import score
 
-    rest["backend"] = rest["backend"] or toolchain.default_backend()
-    session = options.session()
-    files = evaluate.score(ScoreRequest(**rest), session)
+    request = ScoreRequest(compute=options.compute_options(rest), **rest)
+    files = score.score(request, options.session())
     if as_json:
         return options.emit([str(f) for f in files])
     for file in files:
@@ -150,19 +139,19 @@ def score_show(runs: tuple[Path, ...], as_json: bool) -> None:
       imatrix-lab score show scores
     """
 
-    from imatrix_lab.records import summary
+    from imatrix_lab.records.summary import summaries
 
-    found = summary.summaries(runs)
+    quants = summaries(runs)
     if as_json:
-        return options.emit(found)
-    groups: dict[str, list[summary.Summary]] = {}
-    for s in found:
-        groups.setdefault(s.instrument(), []).append(s)
+        return options.emit(quants)
+    groups: dict[str, list[Summary]] = {}
+    for quant in quants:
+        groups.setdefault(quant.instrument(), []).append(quant)
     for group in groups.values():
         _print_text(group)
     stderr.print(
-        "95 % intervals, with documents (llamacpp: windows) as clusters. They may overlap where the"
-        " difference of two quants is clear: imatrix-lab compare pairs them.",
+        "95 % intervals, clustered by document (llamacpp: by window). They may overlap although two"
+        " quants differ clearly: imatrix-lab compare pairs them.",
         style="dim",
     )
 
@@ -179,9 +168,9 @@ _MEASURES = (
 )
 
 
-def _print_text(found: list[summary.Summary]) -> None:
-    """Print a table of quants under each measure, which fits 80 columns."""
-    first = found[0]
+def _print_text(quants: list[Summary]) -> None:
+    """Print one text's table: the quants under each measure, which fits 80 columns."""
+    first = quants[0]
     protocol, tools = first.signature["protocol"], first.signature["toolchain"]
     stderr.print(
         f"{first.text}: {first.n_tokens:,} tokens in {first.n_documents} clusters; protocol"
@@ -189,32 +178,38 @@ def _print_text(found: list[summary.Summary]) -> None:
         f" llama.cpp {tools['commit']} on {tools['backend']}; metrics"
         f" {first.signature['metrics_version']}",
         markup=False,
-    )  # fmt: skip
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("text")
-    table.add_column("measure", no_wrap=True)
-    table.add_column("quant", overflow="fold")
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
+    )
+    table = _table("text", "measure", "quant")
     for name, field, form in _MEASURES:
-        rows = [(s.quant, getattr(s, field)) for s in found]
+        rows = [(quant.quant, getattr(quant, field)) for quant in quants]
         if field == "ppl":
             rows.insert(0, ("(original)", first.ppl_reference))
-        for i, (quant, interval) in enumerate(rows):
-            table.add_row(
-                "" if i or name != "perplexity" else escape(first.text), "" if i else name,
-                escape(quant), format(interval.estimate, form), _range(interval, form),
-            )  # fmt: skip
+        for i, (label, interval) in enumerate(rows):
+            text = escape(first.text) if field == "ppl" and not i else ""
+            table.add_row(text, "" if i else name, escape(label), *_cells(interval, form))
     stdout.print(table)
-    for s in found:
-        if s.n_nonfinite:
-            stderr.print(f"{s.quant}: {s.n_nonfinite:,} tokens without a finite score, left out")
+    for quant in quants:
+        if quant.n_nonfinite:
+            stderr.print(
+                f"{quant.quant}: {quant.n_nonfinite:,} tokens without a finite score, left out"
+            )
 
 
-def _range(interval: Interval, form: str) -> str:
-    if math.isnan(interval.low):
-        return "none: one cluster"
-    return f"{format(interval.low, form)} … {format(interval.high, form)}"
+def _table(*names: str) -> Table:
+    """Return a table of some columns, an estimate and its interval."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name != "quant")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    return table
+
+
+def _cells(interval: Interval, form: str) -> tuple[str, str]:
+    estimate, low, high = (
+        format(x, form) for x in (interval.estimate, interval.low, interval.high)
+    )
+    return estimate, "none: one cluster" if math.isnan(interval.low) else f"{low} … {high}"
 
 
 @score.command("agree")
@@ -234,47 +229,39 @@ def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
     rows, fields = summary.agree(run_a, run_b)
     if as_json:
         return options.emit({"differ_in": fields, "rows": rows})
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("quant", overflow="fold")
-    for name in ("", "measure"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
-    for r in rows:
-        words = (f"{r.text} {r.quant}", r.what)
-        for name, interval, form in (
-            ("ln PPL ratio", r.ln_ppl_ratio, "+.5f"), ("RMS Δp", r.rms_delta_p, ".3%"),
-            ("same top", r.same_top, ".2%"), ("KLD mean", r.kld_mean, ".4f"),
+    table = _table("quant", "", "measure")
+    for row in rows:
+        names = (escape(f"{row.text} {row.quant}"), row.what)
+        for measure, interval, form in (
+            ("ln PPL ratio", row.ln_ppl_ratio, "+.5f"), ("RMS Δp", row.rms_delta_p, ".3%"),
+            ("same top", row.same_top, ".2%"), ("KLD mean", row.kld_mean, ".4f"),
         ):  # fmt: skip
             if interval:
-                cells = (name, format(interval.estimate, form), _range(interval, form))
-                table.add_row(*map(escape, words), *cells)
-                words = ("", "")
+                table.add_row(*names, measure, *_cells(interval, form))
+                names = ("", "")
     stdout.print(table)
     stderr.print("the runs differ in: " + (", ".join(fields) or "nothing"), markup=False)
     stderr.print("an effect smaller than the noise says nothing about the quant", style="dim")
 
 
 @score.command("export")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--csv", "as_csv", is_flag=True, required=True, help="As CSV, the one format.")
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file. [default: stdout]"
 )
-def score_export(file: Path, as_csv: bool, out: Path | None) -> None:
-    """Write the records of one file as CSV.
+def score_export(run: Path, out: Path | None) -> None:
+    """Write the records of one run as CSV.
 
     \b
     Example:
-      imatrix-lab score export --csv scores/nb.demo-nb-Q4_K_M.parquet --out nb.csv
+      imatrix-lab score export scores/nb.demo-nb-Q4_K_M.parquet --out nb.csv
     """
 
     from imatrix_lab.records import parquet
 
     if out is None:
-        parquet.export_csv(file, sys.stdout.buffer)
-        return
+        return parquet.export_csv(run, sys.stdout.buffer)
     stream = io.BytesIO()
-    parquet.export_csv(file, stream)
+    parquet.export_csv(run, stream)
     write_whole(out, stream.getvalue().decode())
     click.echo(out)

@@ -16,7 +16,6 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.cli.score import RUNS
 from imatrix_lab.cli.terminal import stderr, stdout
-from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.tasks import definition as definitions
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 from imatrix_lab.types import TaskRequest
@@ -28,8 +27,7 @@ RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
 ENDPOINT = click.option(
     "--endpoint", metavar="URL", default="",
-    help=f"An OpenAI-compatible server; its key is read from ${API_KEY}. local: a llama-server,"
-    " started for the purpose.",
+    help=f"OpenAI-compatible server to ask instead; its key is read from ${API_KEY}.",
 )  # fmt: skip
 GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 SHOWN_MAX = 600
@@ -151,15 +149,17 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     from imatrix_lab.tasks import backends
     from imatrix_lab.tasks import run as running
 
-    rest["backend"] = rest["backend"] or toolchain.default_backend()
     if not rest["quants"]:
-        if rest["endpoint"] not in ("", backends.LOCAL):
+        if rest["endpoint"]:
             raise click.UsageError("--quant: what does the server call its model?")
         rest["quants"] = ("demo",)
     session = options.session()
     words = langs.replace(",", " ").split()
     codes = tuple(dict.fromkeys(options.language(word, session.progress) for word in words))
-    request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
+    compute = options.compute_options(rest)
+    request = TaskRequest(
+        languages=codes, compute=compute, api_key=os.environ.get(API_KEY, ""), **rest
+    )
     files = running.run(request, backends.open_all(request, session), session.progress)
     if as_json:
         return options.emit([str(f) for f in files])

@@ -1,4 +1,4 @@
-"""Talk on stderr: bars on a terminal, plain lines elsewhere."""
+"""Progress and notes on stderr, tables on stdout: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -23,11 +23,11 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
-def numbers_table(*names: str) -> Table:
-    """Return a table whose columns after the first are numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
+def new_table(*columns: str, n_text: int = 1, header: bool = True) -> Table:
+    """Return an empty table; columns after the first `n_text` are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=header)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < n_text else "right", overflow="fold")
     return table
 
 
@@ -71,7 +71,7 @@ class Terminal:
 
     @contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[Meter]:
-        """Show a step while it lasts, and one line when it is done."""
+        """Show a step's progress, then one line when it is done."""
         if self.plain:
             print(f"{name} …", file=sys.stderr, flush=True)
             meter = Meter(name, total, unit, _PlainLines())
@@ -94,7 +94,7 @@ class Terminal:
 
     @contextmanager
     def _display(self) -> Iterator[RichProgress]:
-        """Give the one display that there can be at a time; it lasts while any task does."""
+        """Yield the one display that all tasks share while any of them runs."""
         with self._lock:
             bars = self._bars = self._bars or _new_bars()
             self._n_shown += 1

@@ -1,61 +1,59 @@
-"""The commands that look after the machine: toolchain, store, doctor."""
+"""``imatrix-lab toolchain``: build llama.cpp, and show where it is."""
 
 import click
 
 from imatrix_lab.cli import options
 from imatrix_lab.errors import MissingTool
-from imatrix_lab.llamacpp import toolchain as tools
+from imatrix_lab.llamacpp.toolchain import Toolchain, default_backend, find, get
 
 
 @click.group()
 def toolchain() -> None:
-    """llama.cpp's programs and libraries."""
+    """Build llama.cpp, and show where its programs are."""
 
 
 @toolchain.command("build")
 @options.BACKEND
 def toolchain_build(backend: str | None) -> None:
-    """Build llama.cpp if it is not built; print its folder.
+    """Build llama.cpp unless it is built; print the folder of its programs.
 
     \b
     Example:
       imatrix-lab toolchain build --backend cuda
     """
-    session = options.session()
-    click.echo(tools.get(backend or tools.default_backend(), session).bin_dir)
+    click.echo(get(backend or default_backend(), options.session()).bin_dir)
 
 
 @toolchain.command("path")
 @options.BACKEND
 def toolchain_path(backend: str | None) -> None:
-    """Print the folder with the programs.
+    """Print the folder of llama.cpp's programs.
 
     \b
     Example:
       $(imatrix-lab toolchain path)/llama-bench --help
     """
-    click.echo(_found(backend).bin_dir)
+    click.echo(_built(backend).bin_dir)
 
 
 @toolchain.command("version")
 @options.BACKEND
 @options.JSON
 def toolchain_version(backend: str | None, as_json: bool) -> None:
-    """Print commit, backend and compiler: what goes into every signature.
+    """Print commit, backend and compiler, as they stand in every signature.
 
     \b
     Example:
       imatrix-lab toolchain version
     """
-    signature = _found(backend).signature()
+    signature = _built(backend).signature()
     if as_json:
         return options.emit(signature)
     click.echo(" ".join(f"{k}={v}" for k, v in signature.items()))
 
 
-def _found(backend: str | None) -> tools.Toolchain:
-    session = options.session()
-    found = tools.find(session.store, backend or tools.default_backend())
-    if found is None:
+def _built(backend: str | None) -> Toolchain:
+    tools = find(options.session().store, backend or default_backend())
+    if tools is None:
         raise MissingTool("llama.cpp is not built", fix="imatrix-lab toolchain build")
-    return found
+    return tools

@@ -104,7 +104,7 @@ def collect(
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
         anew = f"another text or backend; to compute it anew: rm -r {scratch.parent}"
-        findings.demand_sound(last, anew, session.progress)
+        findings.require_sound(last, anew, session.progress)
         dataset = f"{corpus.language} {corpus.source}"
         clean = format.Imatrix(raw.entries, (dataset,), n_windows, options.compute.n_ctx)
         format.write(
@@ -125,7 +125,7 @@ def collect(
             "n_tokens": n_tokens,
             "n_chunks": n_windows,
             "n_ctx": options.compute.n_ctx,
-            "unhit_experts": findings.n_unhit,
+            "unhit_experts": findings.n_without_tokens,
         }
 
     asked = inputs(model, corpus, options, toolchain)

@@ -19,7 +19,7 @@ _SLAB_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelTensors:
     """A model as an importance matrix sees it.
 
     Attributes
@@ -62,7 +62,7 @@ class Wanted:
         return found
 
 
-def of(model: Model) -> Wanted:
+def of(model: Model) -> ModelTensors:
     """Return what a model's quantizer looks for; reads the headers."""
     headers = [read_header(path) for path in model.shards]
     arch = model.facts.architecture
@@ -73,7 +73,7 @@ def of(model: Model) -> Wanted:
         headers[0].integer(f"{arch}.nextn_predict_layers"),
         headers[0].integer(f"{arch}.attention.shared_kv_layers"),
     )
-    return Wanted(frozenset(expected), tensors, model.sha256)
+    return ModelTensors(frozenset(expected), tensors, model.sha256)
 
 
 def expected_tensors(

@@ -37,13 +37,13 @@ class Findings:
     """All that was found, errors first, and how many (tensor, expert) pairs saw no token."""
 
     all: tuple[Finding, ...]
-    n_unhit: int = 0
+    n_without_tokens: int = 0
 
     def of(self, severity: str) -> list[Finding]:
         """Return the findings of one severity."""
         return [f for f in self.all if f.severity == severity]
 
-    def demand_sound(self, where: Path, fix: str, progress: Progress, force: bool = False) -> str:
+    def require_sound(self, where: Path, fix: str, progress: Progress, force: bool = False) -> str:
         """Say what costs quality; return the errors in words, which only `force` lets pass.
 
         Raises

@@ -143,7 +143,7 @@ def _window(parts: Sequence[Part]) -> int:
 def _common(parts: Sequence[Part]) -> dict[str, str]:
     """Return what the files' own metadata say of model and toolchain, if alike, and licences."""
     first, *rest = [p.imatrix.metadata for p in parts]
-    shared = ("imatrix_lab.model.", "imatrix_lab.llamacpp.toolchain.")
+    shared = ("imatrix_lab.model.", "imatrix_lab.toolchain.")
     found = {
         key: value
         for key, value in first.items()

@@ -30,7 +30,7 @@ from imatrix_lab.models.gguf import TensorInfo, read_header
 from imatrix_lab.models.resolve import quantizable
 from imatrix_lab.types import Model
 
-SOURCE = Path(__file__).with_name("loss.cpp")
+SOURCE = Path(__file__).with_name("quant_error.cpp")
 FILE = "columns.npz"
 BLOCK_WEIGHTS = 1 << 22
 """Weights of a block: 8 MiB of F16. Fixed, so that sums do not depend on how many work."""

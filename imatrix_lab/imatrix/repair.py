@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from imatrix_lab.imatrix import validate
-from imatrix_lab.imatrix.expected import Wanted
+from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
 
 
-def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
+def repair(imatrix: Imatrix, wanted: ModelTensors) -> tuple[Imatrix, tuple[str, ...]]:
     """Return an imatrix with every mendable finding mended, and what was done, in words.
 
     - an expert that no token reached takes the mean over the others, as one token's worth;
@@ -49,7 +49,7 @@ def repair(imatrix: Imatrix, wanted: Wanted) -> tuple[Imatrix, tuple[str, ...]]:
 
 def _filled(entry: Entry, n_matrices: int) -> Entry:
     """Return an entry whose unhit matrices have the mean over all tokens of the others."""
-    missed = validate.unhit(entry, n_matrices)
+    missed = validate.no_tokens(entry, n_matrices)
     if not missed.any():
         return entry
     entry = entry.split(n_matrices)

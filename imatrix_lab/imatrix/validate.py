@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.imatrix.expected import Wanted
+from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.findings import ERROR, NOTE, WARNING, Finding, Findings, some
 from imatrix_lab.imatrix.format import MODEL, REPAIRED, Entry, Imatrix, rounded
 
@@ -33,7 +33,9 @@ FILLED = "unhit experts take the mean over the others"
 """What `repair` says of a tensor, with one token's worth in each."""
 
 
-def check(imatrix: Imatrix, wanted: Wanted | None = None, n_tokens: int | None = None) -> Findings:
+def check(
+    imatrix: Imatrix, wanted: ModelTensors | None = None, n_tokens: int | None = None
+) -> Findings:
     """Return what is wrong with an imatrix, by itself and for a model.
 
     Parameters
@@ -48,29 +50,31 @@ def check(imatrix: Imatrix, wanted: Wanted | None = None, n_tokens: int | None =
     found += [*_belonging(imatrix, wanted), *_zero_columns(imatrix, wanted), *_origin(imatrix)]
     if wanted:
         found += _other_model(imatrix, wanted)
-    n_unhit = sum(int(unhit(e, n_matrices(n, wanted)).sum()) for n, e in imatrix.entries.items())
+    n_without_tokens = sum(
+        int(no_tokens(e, n_matrices(n, wanted)).sum()) for n, e in imatrix.entries.items()
+    )
     order = (ERROR, WARNING, NOTE)
-    return Findings(tuple(sorted(found, key=lambda f: order.index(f.severity))), n_unhit)
+    return Findings(tuple(sorted(found, key=lambda f: order.index(f.severity))), n_without_tokens)
 
 
-def n_matrices(name: str, wanted: Wanted | None) -> int:
+def n_matrices(name: str, wanted: ModelTensors | None) -> int:
     """Return how many matrices a tensor has in the model; 1 if unknown."""
     return wanted.shape(name)[0] if wanted and name in wanted.tensors else 1
 
 
-def fits(name: str, entry: Entry, wanted: Wanted) -> bool:
+def fits(name: str, entry: Entry, wanted: ModelTensors) -> bool:
     """Return whether llama-quantize accepts an entry for a tensor: by its number of values."""
     matrices, columns = wanted.shape(name)
     return entry.sums.size == matrices * columns and entry.counts.size in (1, matrices)
 
 
-def unhit(entry: Entry, matrices: int) -> NDArray[np.bool_]:
+def no_tokens(entry: Entry, matrices: int) -> NDArray[np.bool_]:
     """Return which matrices no token reached; all False where none was reached ("no-tokens")."""
     found = rounded(entry.split(matrices).counts) == 0
     return np.zeros_like(found) if found.all() else found
 
 
-def _values(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
+def _values(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
     """Find what no activation can be."""
     infinite, negative, uncounted, zero, empty = [], [], [], [], []
     for name, whole in sorted(imatrix.entries.items()):
@@ -114,10 +118,10 @@ def _values(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _experts(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
+def _experts(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
     missed, rare = {}, {}
     for name, entry in sorted(imatrix.entries.items()):
-        if (never := np.flatnonzero(unhit(entry, n_matrices(name, wanted)))).size:
+        if (never := np.flatnonzero(no_tokens(entry, n_matrices(name, wanted)))).size:
             missed[name] = never
         seldom = (rounded(entry.counts) > 0) & (entry.counts < RARE_TOKENS)
         if f"{name}: {FILLED}" in imatrix.metadata.get(REPAIRED, ""):
@@ -140,7 +144,9 @@ def _experts(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _counts(imatrix: Imatrix, wanted: Wanted | None, n_tokens: int | None) -> Iterator[Finding]:
+def _counts(
+    imatrix: Imatrix, wanted: ModelTensors | None, n_tokens: int | None
+) -> Iterator[Finding]:
     """Find dense tensors that have not seen every token: once, or as often in looped models.
 
     Experts have counts of their own, or, in a ``.dat``, one that says little.
@@ -182,7 +188,7 @@ def _counts(imatrix: Imatrix, wanted: Wanted | None, n_tokens: int | None) -> It
         )  # fmt: skip
 
 
-def _belonging(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
+def _belonging(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
     if wanted is None:
         return
     entries = imatrix.entries
@@ -211,7 +217,7 @@ def _belonging(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _zero_columns(imatrix: Imatrix, wanted: Wanted | None) -> Iterator[Finding]:
+def _zero_columns(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
     """Find columns of zero energy: channels that a norm switches off, or dead ones."""
     alive, dead, blocks = {}, 0, []
     for name, entry in sorted(imatrix.entries.items()):
@@ -285,7 +291,7 @@ def _origin(imatrix: Imatrix) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _other_model(imatrix: Imatrix, wanted: Wanted) -> list[Finding]:
+def _other_model(imatrix: Imatrix, wanted: ModelTensors) -> list[Finding]:
     """Find that it was computed with another file, where that can be told."""
     said = imatrix.metadata.get(MODEL, "")
     if not said or not wanted.model_sha256 or said == wanted.model_sha256:

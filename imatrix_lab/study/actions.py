@@ -92,7 +92,7 @@ def _request(shared: Shared, model: Model, turn: Turn) -> Request:
     """Return what all requests of the pipeline have in common."""
     return Request(
         "", (), model.origin, shared.recipe.calibration.tokens, shared.folder.path,
-        shared.tools.backend, threads=turn.threads, gpu_layers=shared.gpu_layers,
+        shared.compute(turn.threads),
     )  # fmt: skip
 
 
@@ -141,11 +141,7 @@ def quant(shared: Shared, model: Model, wanted: Quant, turn: Turn) -> Result:
     base = turn.found.get(wanted.imatrix_step, {})
     found = imatrix_in(base) if base else None
     metadata = tune.metadata_of(shared.tools, corpus_in(base), found)
-    options = run.Options(
-        compute.compute_for(
-            model.facts, shared.tools.backend, threads=turn.threads, gpu_layers=shared.gpu_layers
-        )
-    )
+    options = run.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
     inputs = run.inputs(model, found, wanted.type, None, metadata, options, shared.tools)
     any_check = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
     there = shared.store.like("quant", any_check)
@@ -211,9 +207,9 @@ def score(
     new = [q.step for q in quants if q.step in turn.found and q.step not in turn.parts]
     request = ScoreRequest(
         reference=model.origin, quants=(), texts=((text.label, path),),
-        out=shared.folder.of("scores"), backend=shared.tools.backend, protocol=asked.protocol,
-        n_ctx=asked.ctx or None, limit=said.evaluation.documents or None, teacher=teacher,
-        threads=turn.threads, gpu_layers=shared.gpu_layers,
+        out=shared.folder.of("scores"), protocol=asked.protocol,
+        compute=shared.compute(turn.threads, asked.ctx or None),
+        limit=said.evaluation.documents or None, base_logits=teacher,
     )  # fmt: skip
     found = [_model(turn.found[step]) for step in new]
     files = evaluate.score_models(
@@ -264,7 +260,7 @@ def answers(
     request = _task_request(shared, task, languages, turn)
     asked = _model(turn.found[step]) if step else model
     opener = partial(
-        backends.here, request, shared.tools, asked, Session(shared.store, turn.progress)
+        backends.open_local, request, shared.tools, asked, Session(shared.store, turn.progress)
     )
     files = asking.run(request, [opener], turn.progress)
     return {FILES: [str(file) for file in files]}
@@ -275,9 +271,8 @@ def _task_request(
 ) -> TaskRequest:
     return TaskRequest(
         tasks=(task.name,), languages=languages, quants=(), out=shared.folder.of("items"),
-        backend=shared.tools.backend, data=Path(task.data) if task.data else None,
+        compute=shared.compute(turn.threads), data=Path(task.data) if task.data else None,
         limit=task.limit or None, variant=task.variant or None, keep_text=True,
-        threads=turn.threads, gpu_layers=shared.gpu_layers,
     )  # fmt: skip
 
 

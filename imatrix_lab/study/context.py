@@ -17,9 +17,7 @@ from imatrix_lab.study import validate
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.recipe import Recipe
 from imatrix_lab.study.scheduler import Limits
-from imatrix_lab.types import Model
-
-MEMORY_SHARE = 0.8
+from imatrix_lab.types import ComputeOptions, Model
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,16 @@ class Shared:
         """Whether quants stay."""
         return self.recipe.keep == "all"
 
-    @property
-    def gpu_layers(self) -> int | None:
-        """Layers to offload; None leaves it to the backend."""
-        asked = self.recipe.limits.gpu_layers
-        return None if asked < 0 else asked
+    def compute(self, threads: int | None = None, n_ctx: int | None = None) -> ComputeOptions:
+        """Return how to run a program."""
+        layers = self.recipe.limits.gpu_layers
+        gpu_layers = None if layers < 0 else layers
+        return ComputeOptions(self.tools.backend, threads, n_ctx, gpu_layers=gpu_layers)
 
     def memory_bytes(self) -> int:
         """Return what the study may take at a time."""
         asked = self.recipe.limits.memory_gib
-        return int(asked * 2**30) or int(MEMORY_SHARE * compute.memory_bytes())
+        return int(asked * 2**30) or int(compute.MEMORY_SHARE * compute.memory_bytes())
 
     def limits(self, jobs: int | None) -> Limits:
         """Return what may run at a time; a GPU has one user."""
@@ -105,11 +103,12 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
 
 
 def _size_bytes(tools: Toolchain, model: Model, kind: str) -> int:
-    options = run.Options(compute.compute_for(model.facts, tools.backend, threads=1))
+    settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
+    options = run.Options(settings)
     return run.estimate(tools, model, kind, options)
 
 
 def logits_bytes(model: Model, shared: Shared) -> int:
     """Return what a model that is scored needs besides its weights: logits, twice."""
-    rows = compute.logit_rows(model.facts.n_vocab, shared.tools.backend, shared.gpu_layers)
+    rows = compute.logit_rows(model.facts.n_vocab, shared.compute())
     return 2 * 4 * rows * model.facts.n_vocab

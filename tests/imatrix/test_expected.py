@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 
 from imatrix_lab.imatrix import expected, validate
-from imatrix_lab.imatrix.expected import Wanted
+from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.models.gguf import TensorInfo, read_header
 from tests.imatrix.made_up import entry
@@ -43,7 +43,7 @@ def test_which_columns_have_weights(tmp_path, monkeypatch):
     writer.write_tensors_to_file()
     writer.close()
     header = read_header(tmp_path / "m.gguf")
-    model = Wanted(frozenset(), {t.name: (header.path, t) for t in header.tensors})
+    model = ModelTensors(frozenset(), {t.name: (header.path, t) for t in header.tensors})
     asked = np.zeros((2, 8), bool)
     asked[:, [3, 4]] = True
     for name in ("half", "whole"):

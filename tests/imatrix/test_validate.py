@@ -10,7 +10,7 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadImatrix, ToolFailed
 from imatrix_lab.imatrix import expected as wanted
 from imatrix_lab.imatrix import findings, format, repair, validate
-from imatrix_lab.imatrix.expected import Wanted
+from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.format import Entry, Imatrix
 from imatrix_lab.models import resolve as model_files
 from imatrix_lab.models.gguf import TensorInfo
@@ -28,7 +28,7 @@ def matrix(**entries):
 def model(expected, **shapes):
     """A model of these tensors: name -> columns, or columns and matrices."""
     infos = {n: TensorInfo(n, (s[0], 4, *s[1:]), "Q8_0", 0, 0) for n, s in shapes.items()}
-    return Wanted(frozenset(expected), {n: (None, info) for n, info in infos.items()})
+    return ModelTensors(frozenset(expected), {n: (None, info) for n, info in infos.items()})
 
 
 def kinds(found, severity):
@@ -71,10 +71,10 @@ def test_errors_keep_it_from_the_quantizer_and_force_lets_it_pass():
     said = []
     found = validate.check(matrix(**GOOD, bad=entry([1, NAN], [8])))
     with pytest.raises(BadImatrix, match="NaN or infinite values in bad"):
-        found.demand_sound("x", "", Silent())
-    assert "bad" in found.demand_sound("x", "", Heard(), force=True)
+        found.require_sound("x", "", Silent())
+    assert "bad" in found.require_sound("x", "", Heard(), force=True)
     assert any("WARNING" in s and "--force" in s for s in said)
-    assert validate.check(matrix(**GOOD)).demand_sound("x", "", Silent(), force=True) == ""
+    assert validate.check(matrix(**GOOD)).require_sound("x", "", Silent(), force=True) == ""
 
 
 def test_missing_tensors_are_counted_and_named():
@@ -150,7 +150,7 @@ def test_a_weight_used_twice_a_token_counts_twice():
 def test_unhit_and_rarely_hit_experts_are_named():
     experts = entry([1, 1, 0, 0, 1, 1], [3, 0, 500])
     found = validate.check(matrix(**GOOD, experts=experts), MODEL, 8)
-    assert found.of(findings.ERROR) == [] and found.n_unhit == 1
+    assert found.of(findings.ERROR) == [] and found.n_without_tokens == 1
     assert {"unhit-experts", "rare-experts"} <= kinds(found, findings.WARNING)
     assert any("experts (experts 1)" in f.what for f in found.all)
 
@@ -159,7 +159,10 @@ def test_an_expert_that_a_dat_says_nothing_of_is_found_beside_the_model(tmp_path
     experts = entry([1, 2, 0, 0, 1, 3], [64, 0, 500])
     format.write(tmp_path / "x.dat", matrix(experts=experts))
     back = format.read(tmp_path / "x.dat")
-    assert validate.check(back).n_unhit == 0 and validate.check(back, MODEL).n_unhit == 1
+    assert (
+        validate.check(back).n_without_tokens == 0
+        and validate.check(back, MODEL).n_without_tokens == 1
+    )
 
 
 def test_windows_and_text():
@@ -287,7 +290,7 @@ def test_unhit_experts_take_the_mean_over_the_others():
     assert np.array_equal(found.sums[[0, 2]], experts.sums[[0, 2]])
     assert "experts" in done[0] and done[0] in mended.metadata[format.REPAIRED]
     again = validate.check(dataclasses.replace(mended, entries={"experts": found}), MODEL)
-    assert again.n_unhit == 0
+    assert again.n_without_tokens == 0
     (rare,) = [f for f in again.all if f.kind == "rare-experts"]
     assert "2 experts" in rare.what  # those with 4 and 16 tokens, not the mended one
 
@@ -320,8 +323,8 @@ def test_a_repaired_file_of_the_real_program_is_used_by_llama_quantize(
     counts[3] = 0
     entries[UP] = Entry(entries[UP].sums * (counts > 0)[:, None].astype(np.float32), counts)
     ill = dataclasses.replace(found, entries=entries)
-    assert validate.check(ill, known).n_unhit >= 1
+    assert validate.check(ill, known).n_without_tokens >= 1
     mended, _ = repair.repair(ill, known)
     format.write(tmp_path / "i.gguf", mended)
-    assert validate.check(format.read(tmp_path / "i.gguf"), known).n_unhit == 0
+    assert validate.check(format.read(tmp_path / "i.gguf"), known).n_without_tokens == 0
     assert quantized(moe.path, "Q3_K_S", tmp_path / "i.gguf").exists()

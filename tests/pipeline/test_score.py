@@ -53,7 +53,7 @@ def kinds(store):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_file_for_each_quant_and_text(ask, quants, tmp_path, text, mode):
     other = made.jsonl(tmp_path / "other.jsonl", made.documents([50, 20], seed=2))
-    files = ask(quants["Q4_K_M"], quants["Q2_K"], texts={"nb": text, "en": other}, teacher=mode)
+    files = ask(quants["Q4_K_M"], quants["Q2_K"], texts={"nb": text, "en": other}, base_logits=mode)
     names = ["nb.tiny-Q4_K_M", "nb.tiny-Q2_K", "en.tiny-Q4_K_M", "en.tiny-Q2_K"]
     assert files == [tmp_path / "out" / f"{name}.parquet" for name in names]
     four, two = (made.records(f) for f in files[:2])
@@ -100,17 +100,17 @@ def test_records_are_small(ask, quants, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_request_gives_the_same_bytes(ask, quants, score_store, reference, text, tmp_path,
                                                mode):  # fmt: skip
-    (one,) = ask(quants["Q4_K_M"], teacher=mode)
+    (one,) = ask(quants["Q4_K_M"], base_logits=mode)
     (other,) = made.score(
         score_store(tmp_path / "other"), reference, [quants["Q4_K_M"]], {"nb": text},
-        tmp_path / "elsewhere", n_ctx=128, teacher=mode,
+        tmp_path / "elsewhere", n_ctx=128, base_logits=mode,
     )  # fmt: skip
     assert one.read_bytes() == other.read_bytes()
 
 
 def test_cached_is_live_but_for_a_bound_below(ask, quants):
-    live = made.records(ask(quants["Q2_K"], teacher="live")[0])
-    (file,) = ask(quants["Q2_K"], teacher="cached", rest_share=0.001)
+    live = made.records(ask(quants["Q2_K"], base_logits="live")[0])
+    (file,) = ask(quants["Q2_K"], base_logits="cached", rest_share=0.001)
     cached = made.records(file)
     for name in set(live) - {"kld"}:
         np.testing.assert_array_equal(live[name], cached[name])
@@ -159,33 +159,33 @@ def test_documents_too_short_are_counted(ask, quants, store, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_scored_twice(ask, quants, monkeypatch, mode):
-    before = [f.read_bytes() for f in ask(quants["Q4_K_M"], quants["Q2_K"], teacher=mode)]
+    before = [f.read_bytes() for f in ask(quants["Q4_K_M"], quants["Q2_K"], base_logits=mode)]
     seen = made.count_decodes(monkeypatch)
-    files = ask(quants["Q2_K"], quants["Q4_K_M"], teacher=mode)
+    files = ask(quants["Q2_K"], quants["Q4_K_M"], base_logits=mode)
     assert seen == []
     assert [f.read_bytes() for f in files] == before[::-1]
 
 
 def test_a_quant_added_later_takes_itself_and_the_reference(ask, quants, monkeypatch):
-    ask(quants["Q4_K_M"], quants["Q2_K"], teacher="live")
+    ask(quants["Q4_K_M"], quants["Q2_K"], base_logits="live")
     seen = made.count_decodes(monkeypatch)
-    ask(quants["Q4_K_M"], quants["Q8_0"], quants["Q2_K"], teacher="live")
+    ask(quants["Q4_K_M"], quants["Q8_0"], quants["Q2_K"], base_logits="live")
     assert {label for label, _ in seen} == {"tiny", "tiny-Q8_0"}
     first, second = ([t for label, t in seen if label == x] for x in ("tiny", "tiny-Q8_0"))
     assert first == second and len(set(first)) == len(first)
 
 
-def test_a_quant_added_later_takes_itself_alone_with_a_cached_teacher(ask, quants, monkeypatch):
-    ask(quants["Q4_K_M"], teacher="cached")
+def test_a_quant_added_later_takes_itself_alone_with_cached_base_logits(ask, quants, monkeypatch):
+    ask(quants["Q4_K_M"], base_logits="cached")
     seen = made.count_decodes(monkeypatch)
-    ask(quants["Q4_K_M"], quants["Q8_0"], teacher="cached")
+    ask(quants["Q4_K_M"], quants["Q8_0"], base_logits="cached")
     assert {label for label, _ in seen} == {"tiny-Q8_0"}
 
 
 def test_each_quant_alone_scores_as_with_others(ask, quants):
-    together = [f.read_bytes() for f in ask(quants["Q4_K_M"], quants["Q2_K"], teacher="live")]
+    together = [f.read_bytes() for f in ask(quants["Q4_K_M"], quants["Q2_K"], base_logits="live")]
     for quant, wanted in zip((quants["Q4_K_M"], quants["Q2_K"]), together, strict=True):
-        assert ask(quant, teacher="live")[0].read_bytes() == wanted
+        assert ask(quant, base_logits="live")[0].read_bytes() == wanted
 
 
 @pytest.mark.parametrize("rest", [{"n_ctx": 64}, {"overlap": 20}, {"n_rows": 16}, {"limit": 4}])
@@ -232,15 +232,15 @@ def test_what_was_done_is_not_decoded_again(ask, quants, monkeypatch, tmp_path, 
 
     monkeypatch.setattr(Engine, "decode", stopping)
     with pytest.raises(Stop):
-        ask(quants["Q4_K_M"], quants["Q2_K"], teacher=mode, n_ctx=64)
+        ask(quants["Q4_K_M"], quants["Q2_K"], base_logits=mode, n_ctx=64)
     monkeypatch.setattr(Engine, "decode", decode)
-    files = ask(quants["Q4_K_M"], quants["Q2_K"], teacher=mode, n_ctx=64)
+    files = ask(quants["Q4_K_M"], quants["Q2_K"], base_logits=mode, n_ctx=64)
     assert len(seen) - len(set(seen)) <= (3 if mode == "live" else 1)
     assert len({label for label, _ in seen}) == 3
     resumed = [f.read_bytes() for f in files]
     shutil.rmtree(tmp_path / "store" / "score")
     shutil.rmtree(tmp_path / "store" / "teacher", ignore_errors=True)
-    undisturbed = ask(quants["Q4_K_M"], quants["Q2_K"], teacher=mode, n_ctx=64)
+    undisturbed = ask(quants["Q4_K_M"], quants["Q2_K"], base_logits=mode, n_ctx=64)
     assert [f.read_bytes() for f in undisturbed] == resumed
 
 
@@ -279,15 +279,15 @@ def test_a_full_disk_stops_it_and_room_lets_it_go_on(
         made.load(path, store)  # sha256.json has its room
     fill(small_disk, pages_left)
     with pytest.raises(DiskFull) as caught:
-        made.score(store, *args, tmp_path / "out", n_ctx=64, teacher=mode)
+        made.score(store, *args, tmp_path / "out", n_ctx=64, base_logits=mode)
     assert "imatrix-lab store gc" in str(caught.value) and str(small_disk) in str(caught.value)
     assert not (tmp_path / "out").exists()
     (small_disk / "filler").unlink()
     seen = made.count_decodes(monkeypatch)
-    (file,) = made.score(store, *args, tmp_path / "out", n_ctx=64, teacher=mode)
+    (file,) = made.score(store, *args, tmp_path / "out", n_ctx=64, base_logits=mode)
     n_seen = len(seen)
     (wanted,) = made.score(
-        score_store(tmp_path / "calm"), *args, tmp_path / "calm out", n_ctx=64, teacher=mode
+        score_store(tmp_path / "calm"), *args, tmp_path / "calm out", n_ctx=64, base_logits=mode
     )
     assert file.read_bytes() == wanted.read_bytes()
     assert n_seen < len(seen) - n_seen or pages_left < 10
@@ -300,7 +300,7 @@ def test_a_cached_run_says_when_its_files_will_not_fit(
     store = score_store(small_disk / "store")
     with pytest.raises(DiskFull, match=r"the reference's distributions needs \d+ MiB"):
         made.score(
-            store, reference, [quants["Q2_K"]], {"nb": text}, tmp_path / "out", teacher="cached"
+            store, reference, [quants["Q2_K"]], {"nb": text}, tmp_path / "out", base_logits="cached"
         )
 
 
@@ -367,7 +367,7 @@ class TestRefused:
             ask(quants["Q2_K"], overlap=overlap)
 
     def test_an_overlap_of_the_other_protocol(self, ask, quants):
-        with pytest.raises(UsageError, match="llamacpp has none"):
+        with pytest.raises(UsageError, match="--overlap works only"):
             ask(quants["Q2_K"], protocol="llamacpp", overlap=16)
 
     def test_a_text_that_is_not_there(self, ask, quants, tmp_path):
@@ -449,19 +449,19 @@ def test_two_quants_of_one_name_get_distinct_files(ask, quants, tmp_path, store)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_text_under_another_name(ask, quants, text, mode):
     """Comparisons go by the name in the signature."""
-    ask(quants["Q2_K"], texts={"heldout": text}, teacher=mode)
-    (file,) = ask(quants["Q2_K"], texts={"nb": text}, teacher=mode)
+    ask(quants["Q2_K"], texts={"heldout": text}, base_logits=mode)
+    (file,) = ask(quants["Q2_K"], texts={"nb": text}, base_logits=mode)
     assert file.name == "nb.tiny-Q2_K.parquet"
     assert parquet.read(file).signature["text"]["label"] == "nb"
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_quant_and_a_reference_under_another_name(ask, quants, reference, tmp_path, mode):
-    ask(quants["Q2_K"], teacher=mode)
+    ask(quants["Q2_K"], base_logits=mode)
     quant, ref = tmp_path / "nb-Q2_K.gguf", tmp_path / "demo-f16.gguf"
     shutil.copy(quants["Q2_K"], quant)
     shutil.copy(reference, ref)
-    (file,) = ask(quant, reference=ref, teacher=mode)
+    (file,) = ask(quant, reference=ref, base_logits=mode)
     found = parquet.read(file).signature
     assert (found["quant"]["name"], found["reference"]["name"]) == ("nb-Q2_K", "demo")
 
@@ -470,7 +470,7 @@ def test_the_same_quant_twice_is_scored_once(ask, quants, tmp_path, monkeypatch)
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(quants["Q2_K"].read_bytes())
     seen, progress = made.count_decodes(monkeypatch), made.Recorder()
-    files = ask(quants["Q2_K"], copy, quants["Q2_K"], progress=progress, teacher="live")
+    files = ask(quants["Q2_K"], copy, quants["Q2_K"], progress=progress, base_logits="live")
     assert [f.name for f in files] == ["nb.tiny-Q2_K.parquet"]
     assert {label for label, _ in seen} == {"tiny", "tiny-Q2_K"}
     notes = [s for s in progress.said if "is the same file as another; scored once" in s]
@@ -508,7 +508,7 @@ def test_tokens_without_a_finite_score_are_counted(ask, poisoned, store, tmp_pat
     plain = [dataclasses.replace(d, text=d.text.replace("z", "s")) for d in made.documents(SIZES)]
     last = dataclasses.replace(plain[0], id="last", text="en z to tre " * 20)
     text, progress = made.jsonl(tmp_path / "z.jsonl", [*plain, last]), made.Recorder()
-    (file,) = ask(poisoned, texts={"nb": text}, teacher=mode, progress=progress)
+    (file,) = ask(poisoned, texts={"nb": text}, base_logits=mode, progress=progress)
     found = made.records(file)
     bad = ~np.isfinite(found["kld"])
     assert 0 < bad.sum() < len(bad) / 2 and bad[found["doc_id"] == "last"].sum() > 100
@@ -527,7 +527,7 @@ def test_tokens_without_a_finite_score_are_counted(ask, poisoned, store, tmp_pat
 @pytest.mark.parametrize("mode", MODES)
 def test_a_quant_without_any_finite_score(ask, tmp_path, mode):
     nan = tiny_model.write(tmp_path / "nan.gguf", output_scale=0.25, nan_token=1)  # BOS
-    (file,) = ask(nan, teacher=mode)
+    (file,) = ask(nan, base_logits=mode)
     assert np.isnan(made.records(file)["kld"]).all()
     with pytest.raises(BadRecords, match="no token here has a finite score"):
         summary.summaries([file])
@@ -537,7 +537,7 @@ def test_a_quant_without_any_finite_score(ask, tmp_path, mode):
 def test_a_reference_without_any_finite_score(ask, quants, tmp_path, mode):
     nan = tiny_model.write(tmp_path / "nan-f16.gguf", output_scale=0.25, nan_token=1)
     progress = made.Recorder()
-    (file,) = ask(quants["Q2_K"], reference=nan, teacher=mode, progress=progress)
+    (file,) = ask(quants["Q2_K"], reference=nan, base_logits=mode, progress=progress)
     assert np.isnan(made.records(file)["kld"]).all()
     assert any("tokens have no finite score" in s for s in progress.said)
 
@@ -545,14 +545,14 @@ def test_a_reference_without_any_finite_score(ask, quants, tmp_path, mode):
 def test_auto_is_live_where_all_fits(ask, quants, store, monkeypatch):
     ask(quants["Q2_K"])
     assert "teacher" not in kinds(store)
-    monkeypatch.setattr(score.machine, "memory_bytes", lambda: 4 << 20)
+    monkeypatch.setattr(score.compute, "memory_bytes", lambda: 4 << 20)
     ask(quants["Q4_K_M"])
     assert "teacher" in kinds(store)
 
 
 def test_the_gap_is_told(ask, quants):
     progress = made.Recorder()
-    ask(quants["Q2_K"], teacher="cached", rest_share=0.3, progress=progress)
+    ask(quants["Q2_K"], base_logits="cached", rest_share=0.3, progress=progress)
     (line,) = (s for s in progress.said if "the divergence is a lower bound, top" in s)
     assert "sampled tokens it misses" in line
 

@@ -1,4 +1,4 @@
-"""The real engines on a tiny model, from the command line: in process and by llama-server."""
+"""A tiny model in process and servers at an address, from the command line."""
 
 import json
 
@@ -63,18 +63,16 @@ def test_a_context_without_room_is_said_before_anything_is_asked(data, quants, t
                 "--ctx", 512, "--quant", quants["Q8_0"], "--out", tmp_path / "out")  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", [(), ("--endpoint", "local")], ids=["in process", "server"])
-def test_answers(engine, data, quants, tmp_path):
+def test_answers_in_process(data, quants, tmp_path):
     done = command(
         "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json", "--ctx", 768,
         "--quant", quants["Q8_0"], "--out", tmp_path / "out", "--threads", 1, "--keep-text",
-        "--parallel", 2, *engine,
+        "--parallel", 2,
     )  # fmt: skip
     table = parquet.read(tmp_path / done.stdout.strip())
     assert set(records.words(table, "error")) <= {""}
     assert all(records.words(table, "output"))
-    name = "llama-server" if engine else "in process"
-    assert table.signature["protocol"]["name"] == name
+    assert table.signature["protocol"]["name"] == "in process"
 
 
 def test_an_endpoint_of_ones_own(data, tmp_path, monkeypatch):
