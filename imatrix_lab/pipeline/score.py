@@ -36,11 +36,26 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
+    _check(request)
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     reference = resolve(request.reference, session, convert)
     quants = [resolve(spec, session, convert) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)
+
+
+def _check(request: ScoreRequest) -> None:
+    """Check texts and output folder before llama.cpp is built."""
+    labels = [slug(label) for label, _ in request.texts]
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        raise UsageError(f"two texts are called {repeated[0]}", fix="--text NAME=FILE names them")
+    for label, path in request.texts:
+        if path is None:
+            tune.parse_text(label, allow_file=True)
+        else:
+            documents_in(path, label)
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError("the output folder is a file", where=request.out, fix="--out FOLDER")
 
 
 def score_models(
@@ -60,9 +75,6 @@ def score_models(
         Text(slug(label), _documents(request, label, path, reference, tools, session))
         for label, path in request.texts
     ]
-    labels = [text.label for text in texts]
-    if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise UsageError(f"two texts are called {repeated[0]}", fix="--text NAME=FILE names them")
     settings = settings_for(reference, request.compute, protocol.n_ctx, request.n_rows)
     settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)

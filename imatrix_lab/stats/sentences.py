@@ -3,8 +3,9 @@
 import math
 
 from imatrix_lab.core.format import probability, with_error
-from imatrix_lab.stats.comparison import ALPHA, Comparison, Metric
+from imatrix_lab.stats.comparison import ALPHA, Comparison
 from imatrix_lab.stats.interaction import Contrast
+from imatrix_lab.stats.metrics import Metric
 
 _ADJUSTED = {"holm": "Holm", "max-t": "max-T", "bh": "Benjamini-Hochberg"}
 _METHODS = {

@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from imatrix_lab.stats import comparison, interaction, sentences
-from imatrix_lab.stats.comparison import METRICS, Question
+from imatrix_lab.stats.comparison import Question
+from imatrix_lab.stats.metrics import METRICS
 
 
 def question(metric="kld_nats", margin=None):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from imatrix_lab.core.format import with_error
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Control, Results
-from imatrix_lab.stats.comparison import METRICS
 from imatrix_lab.stats.equivalence import VERDICTS
+from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import FEW_CLUSTERS
 from imatrix_lab.study.recipe import DEMO
 
