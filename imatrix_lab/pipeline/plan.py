@@ -67,7 +67,7 @@ def plan(request: Request, session: Session) -> list[Step]:
         detail = "size known once toolchain and model are there"
         if tools and model:
             size_bytes = run.estimate(tools, model, quant_type, tune.quant_options(request, model))
-            detail = f"{size_bytes / 2**20:.2f} MiB"
+            detail = format.size(size_bytes)
         steps.append(Step(f"quantize {quant_type}", quant is not None, detail))
     if request.quick is not False:
         detail = "scored beside one without and one with an English imatrix, if that is quick"

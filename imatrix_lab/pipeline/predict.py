@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core.files import need_room, sha256_file
+from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import build as corpora
@@ -256,7 +257,7 @@ class Predictor:
         if sizes := [dry_runs[t][0] for name, t in new if (name, t) not in refused]:
             self.session.progress.say(
                 f"{len(sizes)} quants are made one at a time and removed:"
-                f" up to {max(sizes) / 2**20:,.0f} MiB in {self.session.store.root}"
+                f" up to {size(max(sizes))} in {self.session.store.root}"
             )
         return [pair for pair in pairs if pair not in refused]
 

@@ -3,9 +3,7 @@
 import dataclasses
 import math
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from imatrix_lab.compare.compare import compare_runs
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core import config
 from imatrix_lab.core.files import need_room
-from imatrix_lab.core.progress import Progress, Task
+from imatrix_lab.core.progress import Meter, Progress, Relay
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import build as corpora
@@ -47,8 +45,8 @@ WEIGHT_TOKENS_PER_S = 2e10
 _OTHER = {"better": "worse", "worse": "better"}
 
 
-class Watch:
-    """A `Progress` that passes everything on and measures how fast tokens are processed.
+class Watch(Relay):
+    """Progress that measures how fast tokens are processed.
 
     Attributes
     ----------
@@ -56,36 +54,13 @@ class Watch:
     """
 
     def __init__(self, inner: Progress):
-        self._inner, self.tokens_per_s = inner, math.nan
+        super().__init__(inner)
+        self.tokens_per_s = math.nan
 
-    def say(self, message: str) -> None:
-        """Pass it on."""
-        self._inner.say(message)
-
-    @contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[Task]:
-        """Pass it on; time it, if it is about tokens."""
-        began = time.monotonic()
-        with self._inner.task(name, total, unit) as task:
-            timed = _Timed(task)
-            yield timed
-        if unit == "tokens" and timed.done > timed.base:
-            self.tokens_per_s = (timed.done - timed.base) / max(time.monotonic() - began, 1e-3)
-
-
-class _Timed:
-    """A task that knows how much an earlier run had done."""
-
-    def __init__(self, inner: Task):
-        self._inner = inner
-        self.base = self.done = 0.0
-        self._fresh = True
-
-    def update(self, done: float, note: str = "") -> None:
-        self._inner.update(done, note)
-        if self._fresh and note:
-            self.base = done
-        self.done, self._fresh = done, False
+    def finished(self, meter: Meter) -> None:
+        """Keep the speed of a step counted in tokens."""
+        if meter.unit == "tokens" and meter.done > meter.base:
+            self.tokens_per_s = (meter.done - meter.base) / max(meter.elapsed_s(), 1e-3)
 
 
 def answer(request: Request, result: Result, store: Store, watch: Watch) -> Answer | None:

@@ -68,7 +68,7 @@ def rows(answer: Answer) -> list[str]:
     """Return one row a file: the tuned one, with an English imatrix, without one."""
     error = min((r.std_error for r in answer.rivals), default=0.0)
     rivals = sorted(answer.rivals, key=lambda r: not r.language)
-    own = f"{answer.language} {_number(answer.kld_nats, error)}"
+    own = f"{answer.language} {format.with_error(answer.kld_nats, error)}"
     return [own, *(_row(answer.language, rival) for rival in rivals)]
 
 
@@ -85,7 +85,8 @@ def explanation(answer: Answer) -> str:
 
 def _row(tuned: str, rival: Rival) -> str:
     """Return one comparison, no stronger than its verdict."""
-    name = f"{'English' if rival.language else 'none'} {_number(rival.kld_nats, rival.std_error)}"
+    language = "English" if rival.language else "none"
+    name = f"{language} {format.with_error(rival.kld_nats, rival.std_error)}"
     if rival.std_error == 0 == rival.difference_nats:
         return f"{name} (the same as {tuned})"
     interval = format.interval(rival.ci95_low, rival.ci95_high, plus=True)
@@ -93,10 +94,6 @@ def _row(tuned: str, rival: Rival) -> str:
     if rival.verdict not in ("better", "worse"):
         return f"{name} (no clear difference, {interval})"
     percent = 100 / rival.kld_nats
-    share = _number(abs(rival.difference_nats) * percent, rival.std_error * percent)
+    share = format.with_error(abs(rival.difference_nats) * percent, rival.std_error * percent)
     less = "less" if rival.verdict == "better" else "more"
     return f"{name} ({tuned} {share} % {less}, {interval})"
-
-
-def _number(value: float, std_error: float) -> str:
-    return format.number(value, value - 1.96 * std_error, value + 1.96 * std_error)

@@ -1,11 +1,10 @@
 """Quants against their full model on held-out text: from a request to files of records."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.files import place, replacing
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -17,7 +16,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.convert import converter
 from imatrix_lab.models.resolve import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import deliver, tune
+from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.score import compatible, kernel, run
 from imatrix_lab.score.engine import Settings
@@ -117,17 +116,11 @@ def _place(
         progress.say(f"note: {target.name} has other records and is kept")
         target = out / f"{text.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
     if named == signature:
-        deliver.place(source, target)
+        place(source, target)
         return target
     out.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         parquet.write(temporary, parquet.read(source).columns, named)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import build as corpora
@@ -124,7 +124,7 @@ def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     corpus = corpus_of(request, tools, model, session)
     facts = imatrix_of(request, tools, model, corpus, session)
     target = out or Path(f"{model.label}-{corpus.language}.imatrix.gguf")
-    deliver.place(facts.path, target)
+    place(facts.path, target)
     return target
 
 
