@@ -17,7 +17,7 @@ import gguf
 
 from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST
+from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.models import demo, hub
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
@@ -57,7 +57,7 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
         label, base_model = _label(path), hub.parse(spec).repo
         origin, known = _on_the_hub(path, base_model)
     else:
-        path = _file(spec)
+        path = _local(spec)
         label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
     found = facts(shards)
@@ -67,21 +67,26 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
     return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
 
 
-def check(spec: str) -> None:
-    """Refuse a name that cannot be a model, or a local file that is not one; fetch nothing.
+def check_spec(spec: str, store: Store | None = None) -> None:
+    """Raise what `resolve` would raise for a wrong name or a bad file, without any work.
+
+    Nothing is fetched, hashed or built: of files only the headers are read.
 
     Raises
     ------
     UsageError : the name has no known form.
-    BadModel : the file is missing, damaged, or not a model.
+    BadModel : the file is damaged, or not a model.
+    MissingTool : the demo model's packages are not installed.
     """
-    if spec.startswith("hf:"):
+    if spec == "demo":
+        demo.check(store or Store())
+    elif spec.startswith("hf:"):
         hub.parse(spec)
-    elif spec != "demo":
-        facts(shard_paths(_file(spec)))
+    else:
+        facts(shard_paths(_local(spec)))
 
 
-def _file(spec: str) -> Path:
+def _local(spec: str) -> Path:
     path = Path(spec).expanduser().absolute()  # programs run in folders of their own
     if path.suffix != ".gguf" and not path.exists():
         raise UsageError(

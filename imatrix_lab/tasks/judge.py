@@ -106,7 +106,7 @@ def prefer(
     BadRecords : as for `grade`, or the two runs were not asked the same.
     """
     (run, rows), (run_b, rows_b) = _free_form(path_a), _free_form(path_b)
-    runs.demand_comparable([run, run_b])
+    runs.require_comparable([run, run_b])
     locale = get_locale(run.signature["task"]["language"])
     outputs = {row["item_id"]: row["output"] for row in rows_b}
     rows = [{**row, "other": outputs[row["item_id"]]} for row in rows if row["item_id"] in outputs]

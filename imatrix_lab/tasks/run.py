@@ -56,7 +56,7 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
     """
     if not request.endpoint:
         for spec in request.quants:
-            resolve.check(spec)
+            resolve.check_spec(spec, session.store)
 
     def openers() -> Openers:
         yield from backends.open_all(request, session)  # after the items are read

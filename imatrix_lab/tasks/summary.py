@@ -135,7 +135,7 @@ def flips(path_a: Path, path_b: Path) -> Flips:
     both = [*runs.find(path_a), *runs.find(path_b)]
     if len(both) != 2 or any(run.kind != "item" for run in both):
         raise UsageError("flips are between two files of item records")
-    runs.demand_comparable(both)
+    runs.require_comparable(both)
     rows_a, rows_b = (_rows(run) for run in both)
     pairs = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if not pairs:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imatrix_lab.compare.compare import compare
-from imatrix_lab.compare.design import Plan
+from imatrix_lab.compare.compare import compare_runs
+from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -95,7 +95,7 @@ def test_records_that_compare_reads(exam, tmp_path):
     assert [p.name for p in paths] == ["exam.nb.A.parquet", "exam.nb.B.parquet"]
     numbers = re.findall(r"\d+", progress.notes[0])
     assert numbers == ["39", "20", "1", "1"]  # items, clusters, repeats, without a gold answer
-    (comparison,) = compare(paths, Plan(n_resamples=200), (), Silent()).comparisons
+    (comparison,) = compare_runs(paths, ComparisonPlan(n_resamples=200), (), Silent()).comparisons
     assert (comparison.n, comparison.n_clusters) == (N - 1, 20)
     scores = {s.quant: s for s in summary.scores(paths)}
     assert scores["A"].score.estimate == 1.0
