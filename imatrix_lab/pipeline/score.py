@@ -1,11 +1,10 @@
 """Quants against their full model on held-out text: from a request to files of records."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.files import replacing
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -72,7 +71,11 @@ def score_models(
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]
     for text, batches in zip(texts, plans, strict=True):
-        _note_one_document(text, protocol, progress)
+        if protocol.name == "document" and len(text.documents) == 1:
+            progress.say(
+                f"note: {text.label} is one document, so there will be no intervals, which need"
+                " several documents. A .jsonl file has one on each line"
+            )
         job = Job(tools, compiled, reference, text, batches, protocol, settings)
         if is_live:
             scores = run.live(job, quants, session)
@@ -108,14 +111,8 @@ def _place(
         deliver.place(source, target)
         return target
     out.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         parquet.write(temporary, parquet.read(source).columns, named)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 
@@ -209,14 +206,6 @@ def _is_live(
     logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
     needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *quants))
     return needed <= compute.MEMORY_SHARE * compute.memory_bytes()
-
-
-def _note_one_document(text: Text, protocol: Protocol, progress: Progress) -> None:
-    if protocol.name == "document" and len(text.documents) == 1:
-        progress.say(
-            f"note: {text.label} is one document, so there will be no intervals, which need several"
-            " documents. A .jsonl file has one on each line"
-        )
 
 
 def _note_facts(facts: dict[str, Any], text: str, quant: str, progress: Progress) -> None:
