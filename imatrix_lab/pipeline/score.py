@@ -36,10 +36,12 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
+    specs = (request.reference, *request.quants)
+    # before a toolchain is built: a wrong file name is found in seconds
+    local = {spec: resolve(spec, session) for spec in specs if not spec.startswith("hf:")}
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
-    reference = resolve(request.reference, session, convert)
-    quants = [resolve(spec, session, convert) for spec in request.quants]
+    reference, *quants = [local.get(spec) or resolve(spec, session, convert) for spec in specs]
     return score_models(request, tools, reference, quants, session)
 
 
