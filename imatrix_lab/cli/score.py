@@ -186,6 +186,7 @@ def _table(*names: str) -> Table:
     table = new_table(*names, "", "95 % interval", n_text=len(names))
     for column in table.columns:
         column.no_wrap = column.header != "quant"
+    table.columns[-1].justify = "left"
     return table
 
 
