@@ -142,7 +142,6 @@ class Block:
     names : of the clusters.
     codes : (n,), cluster of each value, numbered in order of appearance.
     values : by run's place in the list, then metric: (n,) float64.
-    strata : (n,), task of each item; None for tokens.
     windows : (n,), window of each token; None for items.
     n_unmatched : items that not every run has.
     """
@@ -152,7 +151,6 @@ class Block:
     codes: np.ndarray
     values: dict[int, dict[str, np.ndarray]]
     task: str = ""
-    strata: np.ndarray | None = None
     windows: np.ndarray | None = None
     n_unmatched: int = 0
 
@@ -259,7 +257,6 @@ def _items(runs: dict[int, Run]) -> list[Block]:
         groups = [found[first][k][0] for k in keys]
         names = tuple(dict.fromkeys(groups))
         place = {name: i for i, name in enumerate(names)}
-        tasks = {t: i for i, t in enumerate(dict.fromkeys(k[1] for k in keys))}
         result.append(
             Block(
                 text=language,
@@ -267,7 +264,6 @@ def _items(runs: dict[int, Run]) -> list[Block]:
                 names=names,
                 codes=np.array([place[g] for g in groups]),
                 values={i: {"score": np.array([f[k][1] for k in keys])} for i, f in found.items()},
-                strata=np.array([tasks[k[1]] for k in keys]),
                 n_unmatched=sum(k[0] == language for k in every - shared),
             )
         )

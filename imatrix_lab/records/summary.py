@@ -14,7 +14,7 @@ from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.records.parquet import Table
 from imatrix_lab.records.runs import Run
-from imatrix_lab.stats import clustered
+from imatrix_lab.stats import clustered, quantiles
 from imatrix_lab.stats.clustered import Interval
 
 SEED = 0
@@ -86,7 +86,7 @@ class _Tokens:
 
     def quantile(self, values: np.ndarray, q: float) -> Interval:
         """Return a quantile, by a bootstrap of documents with a fixed seed."""
-        return clustered.quantile(values, self.clusters, q, np.random.default_rng(SEED))
+        return quantiles.quantile(values, self.clusters, q, np.random.default_rng(SEED))
 
     def rms(self, values: np.ndarray) -> Interval:
         """Return the root mean square."""

@@ -131,11 +131,11 @@ def open_all(
     """
     if request.endpoint:
         return [partial(_remote, request, name, session.progress) for name in request.quants]
-    # before a toolchain is built: a wrong file name is found in seconds
-    local = {s: resolve.resolve(s, session) for s in request.quants if not s.startswith("hf:")}
+    for spec in request.quants:
+        resolve.check_spec(spec, session.store)  # before llama.cpp is built
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
-    models = [local.get(s) or resolve.resolve(s, session, convert) for s in request.quants]
+    models = [resolve.resolve(spec, session, convert) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
 
 
