@@ -300,7 +300,7 @@ def test_a_cached_run_says_when_its_files_will_not_fit(
     score_store, small_disk, reference, quants, text, tmp_path
 ):
     store = score_store(small_disk / "store")
-    with pytest.raises(DiskFull, match=r"the reference's distributions needs \d+ MiB"):
+    with pytest.raises(DiskFull, match=r"the reference's distributions needs [\d.]+ MiB"):
         made.score(
             store, reference, [quants["Q2_K"]], {"nb": text}, tmp_path / "out", base_logits="cached"
         )
