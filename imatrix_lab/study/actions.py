@@ -142,23 +142,15 @@ def quant(shared: Shared, model: Model, wanted: Quant, turn: Turn) -> Result:
     found = imatrix_in(base) if base else None
     metadata = tune.metadata_of(shared.tools, corpus_in(base), found)
     options = run.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
-    inputs = run.inputs(model, found, wanted.type, None, metadata, options, shared.tools)
+    spec = run.QuantSpec(model, found, wanted.type, options, metadata)
+    inputs = run.inputs(spec, shared.tools)
     any_check = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
     there = shared.store.like("quant", any_check)
     if there:
         made = run.facts(there)
     else:
         store = shared.store if shared.keeps_quants else shared.work
-        made = run.quantize(
-            shared.tools,
-            model,
-            found,
-            wanted.type,
-            None,
-            metadata,
-            options,
-            Session(store, turn.progress),
-        )
+        made = run.quantize(shared.tools, spec, Session(store, turn.progress))
     name = quant_label(model, wanted)
     path = made.path
     if shared.keeps_quants:

@@ -197,7 +197,7 @@ class _Graph:
         began = time.monotonic()
         outcome: Record | Exception | _Stopped
         try:
-            with interrupt.heeding(self._asked):
+            with interrupt.interruptible(self._asked):
                 result = dict(step.run(turn))
             parts = tuple(one for one in step.uses if one in turn.found or one in turn.parts)
             seconds = turn.before_s + time.monotonic() - began

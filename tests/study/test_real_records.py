@@ -62,10 +62,8 @@ def made(tools, reference, score_store, tmp_path_factory):
     quants = {}
     for i in imatrices:
         metadata = tune.metadata_of(tools, i.corpus, i.facts)
-        quants[i.label, i.sample] = run.quantize(
-            tools, model, i.facts, KIND, None, metadata, run.Options(Compute(1)),
-            Session(store, Silent()),
-        )  # fmt: skip
+        spec = run.QuantSpec(model, i.facts, KIND, run.Options(Compute(1)), metadata)
+        quants[i.label, i.sample] = run.quantize(tools, spec, Session(store, Silent()))
     texts = {
         language: scoring.jsonl(folder / f"{language}.jsonl", [
             scoring.Document(f"written/{i}", words(language, n, f"held out {i}"), "", "")

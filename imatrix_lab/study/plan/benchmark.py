@@ -120,7 +120,7 @@ def _imatrix(shared: Shared, model: Model, scratch: Path) -> float:
 
     argv = programs.imatrix_argv(
         shared.tools.program("llama-imatrix"), model.path, words, Path("out.gguf"), compute,
-        windows=(0, WINDOWS),
+        programs.ImatrixOptions((0, WINDOWS)),
     )  # fmt: skip
     began = time.monotonic()
     process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=note)
@@ -178,10 +178,8 @@ def _probe(shared: Shared, kind: str, progress: Progress, scratch: Path) -> tupl
     source = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
     found = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)
     options = run.Options(programs.Compute(cores()))
-    done = run.run(
-        shared.tools, source, found, kind, scratch / QUANT, {}, options, scratch / "log.txt",
-        progress,
-    )  # fmt: skip
+    spec = run.QuantSpec(source, found, kind, options)
+    done = run.run_quantize(shared.tools, spec, scratch / QUANT, scratch / "log.txt", progress)
     return source, done.seconds
 
 
