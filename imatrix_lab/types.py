@@ -180,6 +180,24 @@ class QuantFacts:
 
 
 @dataclass(frozen=True)
+class ComputeOptions:
+    """How to run llama.cpp; None chooses by machine and model.
+
+    Attributes
+    ----------
+    n_ctx : tokens of a window, or of a prompt with its answer.
+    n_batch : tokens of a decode.
+    gpu_layers : layers on the GPU.
+    """
+
+    backend: str
+    threads: int | None = None
+    n_ctx: int | None = None
+    n_batch: int | None = None
+    gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What a user asked for.
 
@@ -190,7 +208,6 @@ class Request:
     model : see `models.resolve`.
     n_tokens : calibration budget in the model's tokens.
     out : folder for finished files.
-    threads, n_batch, gpu_layers : None chooses by machine and model.
     force : use an imatrix of the user's own that fails its check.
     quick : whether to say what tuning bought; None if it does not take long.
     study : folder of a study for the model card.
@@ -201,11 +218,7 @@ class Request:
     model: str
     n_tokens: int
     out: Path
-    backend: str
-    n_ctx: int = 512
-    threads: int | None = None
-    n_batch: int | None = None
-    gpu_layers: int | None = None
+    compute: ComputeOptions
     parse_special: bool = False
     process_output: bool = False
     allow_requantize: bool = False
@@ -224,7 +237,7 @@ class ScoreRequest:
     reference, quants : see `models.resolve`.
     texts : label and file of each; a label alone is a language, whose held-out text is meant.
     protocol : `document` or `llamacpp`.
-    n_ctx, overlap : None chooses by protocol.
+    overlap : None chooses by protocol.
     limit : only the first so many documents of each text; None for all.
     base_logits : `live` (all models in memory at once), `cached` (one at a time) or `auto`.
     rest_share : with `cached`, the probability that may be left outside the top K.
@@ -235,16 +248,13 @@ class ScoreRequest:
     quants: tuple[str, ...]
     texts: tuple[tuple[str, Path | None], ...]
     out: Path
-    backend: str
+    compute: ComputeOptions
     protocol: str = "document"
-    n_ctx: int | None = None
     overlap: int | None = None
     limit: int | None = None
     base_logits: str = "auto"
     rest_share: float = 0.01
-    threads: int | None = None
     n_rows: int | None = None
-    gpu_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -332,8 +342,6 @@ class TaskRequest:
     keep_text : prompts and outputs go into the records.
     endpoint : address of an OpenAI-compatible server that answers instead; empty: in process.
     api_key : of the endpoint; never written anywhere.
-    n_ctx : tokens that a prompt and its answer may take; None for `answerers.CONTEXT`, or the
-        model's own, if that is less.
     parallel : answers at a time.
     """
 
@@ -341,7 +349,7 @@ class TaskRequest:
     languages: tuple[str, ...]
     quants: tuple[str, ...]
     out: Path
-    backend: str
+    compute: ComputeOptions
     data: Path | None = None
     limit: int | None = None
     variant: str | None = None
@@ -349,10 +357,7 @@ class TaskRequest:
     keep_text: bool = False
     endpoint: str = ""
     api_key: str = field(default="", repr=False)
-    n_ctx: int | None = None
     parallel: int = 16
-    threads: int | None = None
-    gpu_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -362,13 +367,12 @@ class ChatRequest:
     Attributes
     ----------
     model : see `models.resolve`; with `endpoint`, what it calls the model.
-    endpoint, api_key, gpu_layers : see `TaskRequest`.
+    endpoint, api_key : see `TaskRequest`.
     parallel : requests at a time; a server here has memory for the context of each.
     """
 
     model: str
-    backend: str
+    compute: ComputeOptions
     endpoint: str = ""
     api_key: str = field(default="", repr=False)
     parallel: int = 4
-    gpu_layers: int | None = None

@@ -41,8 +41,9 @@ from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import score, tune
 from imatrix_lab.pipeline.predict import NONE, Predictor, PredictRequest, Row
 from imatrix_lab.records import parquet
-from imatrix_lab.types import Document, Request, ScoreRequest
+from imatrix_lab.types import ComputeOptions, Document, Request, ScoreRequest
 
+CPU = ComputeOptions("cpu")
 TYPES = ("Q2_K", "Q3_K_S", "Q4_K_M")
 LANGUAGES = ("nb", "en", "ml")
 CALIBRATIONS = (*LANGUAGES, NONE)
@@ -90,7 +91,7 @@ class Bench:
 
     def imatrix(self, text: Path, n_tokens: int, name: str) -> Path:
         """Return the imatrix of the first tokens of a text."""
-        asked = Request(str(text), (), str(self.model.path), n_tokens, self.root, "cpu")
+        asked = Request(str(text), (), str(self.model.path), n_tokens, self.root, CPU)
         path = self.root / f"{name}.imatrix.gguf"
         return tune.imatrix(asked, path, Session(self.store, self.terminal))
 
@@ -119,7 +120,12 @@ class Bench:
         """Return documents to calibrate on, and held-out ones."""
         if given is None:
             asked = Request(
-                code, (), str(self.model.path), 2 * CALIBRATION_TOKENS, self.root, "cpu"
+                code,
+                (),
+                str(self.model.path),
+                2 * CALIBRATION_TOKENS,
+                self.root,
+                ComputeOptions("cpu"),
             )
             corpus = tune.corpus_of(
                 asked, self.tools, self.model, Session(self.store, self.terminal)
@@ -145,7 +151,7 @@ class Bench:
 
     def _request(self, **rest: Any) -> PredictRequest:
         named = (*self.imatrices.items(), (NONE, None))
-        return PredictRequest(str(self.model.path), named, (), (), "cpu", **rest)
+        return PredictRequest(str(self.model.path), named, (), (), CPU, **rest)
 
     def predicted(self) -> list[Row]:
         """Return what each quant is predicted to lose."""
@@ -165,7 +171,7 @@ class Bench:
             quants = [self.root / f"{c}-{kind}.gguf" for c in CALIBRATIONS]
             asked = ScoreRequest(
                 str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
-                self.root / "scores", "cpu", base_logits="live",
+                self.root / "scores", CPU, base_logits="live",
             )  # fmt: skip
             files = score.score(asked, Session(self.store, self.terminal))
             pairs = itertools.product(self.heldout, CALIBRATIONS)

@@ -26,7 +26,7 @@ from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run as quantize
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 
 
 def main() -> None:
@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     tokens = arguments.windows * 512
-    request = Request("nb", ("Q4_K_M",), "demo", tokens, Path(), default_backend())
+    request = Request("nb", ("Q4_K_M",), "demo", tokens, Path(), ComputeOptions(default_backend()))
     store, quiet = Store(), Silent()
     tools, model = tune.prepare(request, Session(store, quiet))
     corpus = tune.corpus_of(request, tools, model, Session(store, quiet))
-    options = tune.imatrix_options(request, tools, model, corpus)
+    options = tune.imatrix_options(request, model, corpus)
     compute = options.compute
 
     with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,7 @@ from imatrix_lab.records import parquet
 from imatrix_lab.score import run as live
 from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.windows import Decode
-from imatrix_lab.types import Document, Model, ScoreRequest
+from imatrix_lab.types import ComputeOptions, Document, Model, ScoreRequest
 
 TYPES = ("Q4_K_M", "Q4_K_S", "Q3_K_S", "Q2_K")
 LANGUAGES = ("nb", "en", "de")
@@ -244,7 +244,7 @@ def child(request: dict[str, str]) -> None:
     out = Path(request["out"])
     asked = ScoreRequest(
         request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
-        out, default_backend(), protocol=request["protocol"], base_logits="live",
+        out, ComputeOptions(default_backend()), protocol=request["protocol"], base_logits="live",
     )  # fmt: skip
     files = score.score(asked, Session(Store(), Silent()))
     scale = 1 if sys.platform == "darwin" else 1024

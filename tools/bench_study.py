@@ -40,7 +40,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.score.windows import Protocol, document_windows
-from imatrix_lab.types import CorpusFacts, Document, Model, Request, TextOptions
+from imatrix_lab.types import ComputeOptions, CorpusFacts, Document, Model, Request, TextOptions
 
 WINDOW, SCORED = 512, 255
 """Tokens of llama-perplexity's windows, and how many of these it scores."""
@@ -161,7 +161,7 @@ class Bench:
 
     def __init__(self, grid: Grid, root: Path, store: Store, progress: Progress):
         self.grid, self.root, self.store, self.threads = grid, root, store, cores()
-        asked = Request("", (), grid.model, grid.tokens, root, default_backend())
+        asked = Request("", (), grid.model, grid.tokens, root, ComputeOptions(default_backend()))
         self.tools: Toolchain
         self.model: Model
         self.tools, self.model = tune.prepare(asked, Session(store, progress))

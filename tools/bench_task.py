@@ -44,7 +44,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models import resolve
 from imatrix_lab.score import generate, multiple_choice
 from imatrix_lab.score.job import PARALLEL, Setup, prepare
-from imatrix_lab.types import ChoiceItem, GenerateItem, Model
+from imatrix_lab.types import ChoiceItem, ComputeOptions, GenerateItem, Model
 
 SHOTS, OPTIONS, OPTION_WORDS = 5, 4, 6
 N_TOKENS = 48
@@ -68,7 +68,9 @@ def main() -> None:
     store, quiet = Store(), Silent()
     tools = toolchain.get(default_backend(), Session(store, quiet))
     model = resolve.resolve(arguments.model, Session(store, quiet))
-    setup = prepare(tools, model, Session(store, quiet), threads=arguments.threads)
+    setup = prepare(
+        tools, model, Session(store, quiet), ComputeOptions(default_backend(), arguments.threads)
+    )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(tools, model, setup, Path(folder), arguments.rounds)
         print(f"{model.label}, {arguments.threads} threads, {arguments.rounds} rounds")

@@ -19,7 +19,7 @@ from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
-from imatrix_lab.types import TOKENS_DEFAULT, Request
+from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request
 
 ROOT = Path(__file__).parent.parent
 MARKERS = ("<!-- offline sources: begin -->", "<!-- offline sources: end -->")
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
-    request = Request("nb", (), "demo", 0, Path(), default_backend())
+    request = Request("nb", (), "demo", 0, Path(), ComputeOptions(default_backend()))
     tools, model = tune.prepare(request, Session(store, quiet))
     rows = []
     with Vocabulary(tools, model.path) as vocabulary:

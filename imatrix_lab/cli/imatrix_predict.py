@@ -13,7 +13,6 @@ from rich.table import Table
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import toolchain
 
 if TYPE_CHECKING:
     from imatrix_lab.pipeline.predict import Prediction, Row, Selection
@@ -109,7 +108,7 @@ class _Select(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @options.BACKEND
 @click.option("--threads", type=click.IntRange(1), help="[default: the cores there are]")
 @options.JSON
-def predict(types: Any, by: str | None, backend: str | None, as_json: bool, **rest: Any) -> None:
+def predict(types: Any, by: str | None, as_json: bool, **rest: Any) -> None:
     """Predict what each calibration and type loses in each language, without running a model.
 
     \b
@@ -127,9 +126,7 @@ def predict(types: Any, by: str | None, backend: str | None, as_json: bool, **re
     if rest["select"] and not kinds:
         raise UsageError("--select makes quants", fix="--type Q4_K_M")
     session = options.session()
-    request = PredictRequest(
-        types=kinds, backend=backend or toolchain.default_backend(), **rest
-    )  # fmt: skip
+    request = PredictRequest(types=kinds, compute=options.compute_options(rest), **rest)
     found = forecast.predict_losses(request, session)
     if as_json:
         return options.emit(_plain(found))

@@ -1,5 +1,6 @@
 """Options shared by several commands, and printing results as JSON."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, toolchain
-from imatrix_lab.types import TOKENS_DEFAULT, Request
+from imatrix_lab.llamacpp.compute import WINDOW
+from imatrix_lab.llamacpp.toolchain import default_backend
+from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,7 +83,7 @@ BACKEND = click.option(
 COMPUTE = several(
     [
         BACKEND,
-        click.option("--ctx", "n_ctx", type=click.IntRange(32), default=512, show_default=True,
+        click.option("--ctx", "n_ctx", type=click.IntRange(32), default=WINDOW, show_default=True,
                      help="Context window in tokens."),
         click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
         click.option("--batch", "n_batch", type=click.IntRange(32),
@@ -98,8 +101,8 @@ def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Reque
     click.UsageError : llama-imatrix would abort on this batch size.
     """
     quant_types = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
-    backend = rest.pop("backend", None) or toolchain.default_backend()
-    n_ctx, n_batch = rest.get("n_ctx", 512), rest.get("n_batch")
+    compute = compute_options(rest)
+    n_ctx, n_batch = compute.n_ctx or WINDOW, compute.n_batch
     if n_batch is not None and n_batch >= n_ctx and n_batch % n_ctx:
         raise click.UsageError(f"--batch {n_batch} is not a multiple of --ctx {n_ctx}")
     if n_batch is not None and 0 < n_ctx % n_batch < 16:
@@ -107,7 +110,14 @@ def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Reque
             f"--batch {n_batch} leaves {n_ctx % n_batch} tokens of each window over;"
             " llama-imatrix ignores fewer than 16"
         )
-    return Request(text, quant_types, backend=backend, out=rest.pop("out", Path()), **rest)
+    return Request(text, quant_types, compute=compute, out=rest.pop("out", Path()), **rest)
+
+
+def compute_options(options: dict[str, Any]) -> ComputeOptions:
+    """Take the options of `ComputeOptions` out of a command's options."""
+    names = [field.name for field in dataclasses.fields(ComputeOptions)]
+    values = {name: options.pop(name, None) for name in names}
+    return ComputeOptions(**{**values, "backend": values["backend"] or default_backend()})
 
 
 def language(word: str, progress: Progress) -> str:

@@ -15,7 +15,6 @@ from rich.table import Table
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.core.files import write_whole
-from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.types import ScoreRequest
 
 if TYPE_CHECKING:
@@ -116,8 +115,8 @@ def score_run(as_json: bool, **rest: Any) -> None:
 
     from imatrix_lab.pipeline import score
 
-    rest["backend"] = rest["backend"] or toolchain.default_backend()
-    files = score.score(ScoreRequest(**rest), options.session())
+    request = ScoreRequest(compute=options.compute_options(rest), **rest)
+    files = score.score(request, options.session())
     if as_json:
         return options.emit([str(f) for f in files])
     for file in files:

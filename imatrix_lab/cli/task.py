@@ -16,7 +16,6 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.cli.score import RUNS
 from imatrix_lab.cli.terminal import stderr, stdout
-from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.tasks import definition as definitions
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 from imatrix_lab.types import TaskRequest
@@ -150,7 +149,6 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     from imatrix_lab.tasks import backends
     from imatrix_lab.tasks import run as running
 
-    rest["backend"] = rest["backend"] or toolchain.default_backend()
     if not rest["quants"]:
         if rest["endpoint"]:
             raise click.UsageError("--quant: what does the server call its model?")
@@ -158,7 +156,10 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     session = options.session()
     words = langs.replace(",", " ").split()
     codes = tuple(dict.fromkeys(options.language(word, session.progress) for word in words))
-    request = TaskRequest(languages=codes, api_key=os.environ.get(API_KEY, ""), **rest)
+    compute = options.compute_options(rest)
+    request = TaskRequest(
+        languages=codes, compute=compute, api_key=os.environ.get(API_KEY, ""), **rest
+    )
     files = running.run(request, backends.open_all(request, session), session.progress)
     if as_json:
         return options.emit([str(f) for f in files])

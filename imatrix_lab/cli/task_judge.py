@@ -15,7 +15,6 @@ from imatrix_lab.cli.task import API_KEY, ENDPOINT, GPU_LAYERS, LIMIT, RUN
 from imatrix_lab.cli.terminal import Terminal, stderr
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.types import ChatRequest
 
 if TYPE_CHECKING:
@@ -80,6 +79,6 @@ def chat_with(asked: dict[str, Any], terminal: Terminal) -> AbstractContextManag
     """Return a chat with the model that the options name."""
     from imatrix_lab.tasks import backends
 
-    asked["backend"] = asked["backend"] or toolchain.default_backend()
-    request = ChatRequest(**asked, api_key=os.environ.get(API_KEY, ""))
+    compute = options.compute_options(asked)
+    request = ChatRequest(**asked, compute=compute, api_key=os.environ.get(API_KEY, ""))
     return backends.open_chat(request, Session(Store(), terminal))

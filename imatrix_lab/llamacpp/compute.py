@@ -4,39 +4,38 @@ import psutil
 
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import cores
-from imatrix_lab.types import ModelFacts
+from imatrix_lab.types import ComputeOptions, ModelFacts
 
+WINDOW = 512
+"""Tokens of a window of llama-imatrix, unless told."""
 GPU_BATCH = 2048
 LOGITS_BYTES = {"cpu": 80 << 20, "gpu": 512 << 20}
 """Logits of one decode when scoring. llama.cpp holds them twice for each model. On CPU larger is
 hardly faster: 64, 128 and 256 rows of a 262k vocabulary took 12.7, 11.4 and 10.6 s."""
 
 
-def compute_for(
-    facts: ModelFacts,
-    backend: str,
-    *,
-    n_ctx: int = 512,
-    threads: int | None = None,
-    n_batch: int | None = None,
-    gpu_layers: int | None = None,
-) -> Compute:
+def compute_for(facts: ModelFacts, options: ComputeOptions) -> Compute:
     """Return threads, batch and offload for a model on this machine.
 
     On CPU one window a decode is as fast as four (measured on the demo model: 28.9 s against
     33.2 s for 8 windows), and logits take n_batch x vocabulary x 4 bytes. On a GPU several
     windows at once pay, as long as their logits stay within a quarter of the memory.
     """
+    n_ctx, n_batch = options.n_ctx or WINDOW, options.n_batch
     if n_batch is None:
         n_batch = n_ctx
-        if backend != "cpu" and gpu_layers != 0:
+        if options.backend != "cpu" and options.gpu_layers != 0:
             # all of the memory, not what is free now: the batch is part of the fingerprint
             room = psutil.virtual_memory().total // 4
             while n_batch < GPU_BATCH and 2 * n_batch * facts.n_vocab * 4 <= room:
                 n_batch *= 2
-    if gpu_layers is None and backend == "cpu":
-        gpu_layers = 0
-    return Compute(threads or cores(), n_ctx, n_batch, ubatch(n_batch, n_ctx), gpu_layers)
+    layers = layers_on_gpu(options)
+    return Compute(options.threads or cores(), n_ctx, n_batch, ubatch(n_batch, n_ctx), layers)
+
+
+def layers_on_gpu(options: ComputeOptions) -> int | None:
+    """Return how many layers to offload: none without a GPU; None leaves it to llama.cpp."""
+    return 0 if options.gpu_layers is None and options.backend == "cpu" else options.gpu_layers
 
 
 def ubatch(n_batch: int, n_ctx: int) -> int:
@@ -53,12 +52,12 @@ def ubatch(n_batch: int, n_ctx: int) -> int:
     )
 
 
-def logit_rows(n_vocab: int, backend: str, gpu_layers: int | None) -> int:
+def logit_rows(n_vocab: int, options: ComputeOptions) -> int:
     """Return how many rows of logits to ask for in one decode when scoring.
 
     A function of vocabulary and backend alone: the number can change a logit's last bits.
     """
-    place = "cpu" if backend == "cpu" or gpu_layers == 0 else "gpu"
+    place = "cpu" if options.backend == "cpu" or options.gpu_layers == 0 else "gpu"
     return max(32, min(512, LOGITS_BYTES[place] // (4 * n_vocab) // 16 * 16))
 
 

@@ -14,6 +14,7 @@ from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json, disk_error, need_room, write_whole
 from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import UsageError
+from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.pipeline.model_card import card
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 
@@ -156,13 +157,14 @@ def _provenance(
 
 def command(request: Request, model: Model, tuned: bool) -> str:
     """Return the command that repeats a request, without paths of this machine."""
+    compute = request.compute
     words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
-    words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={request.backend}"]
+    words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not tuned:
         words = ["imatrix-lab", "quant", "--model", model.origin, "--imatrix", "FILE"]
-        words += ["--type", " ".join(request.types), "--backend", request.backend]
-    settings = {"--ctx": request.n_ctx if request.n_ctx != 512 else None}
-    settings |= {"--batch": request.n_batch, "--gpu-layers": request.gpu_layers}
+        words += ["--type", " ".join(request.types), "--backend", compute.backend]
+    settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
+    settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--allow-requantize"] if request.allow_requantize else []

@@ -10,16 +10,17 @@ from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.convert import converter
 from imatrix_lab.pipeline import quick as cases
 from imatrix_lab.pipeline.tune import (
-    compute_of,
     corpus_of,
     imatrix_options,
     metadata_of,
     mixture_or_folder,
+    quant_options,
 )
 from imatrix_lab.quantize import run as quantizing
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, Request
@@ -40,8 +41,9 @@ def plan(request: Request, session: Session) -> list[Step]:
     What depends on a step that has not run is said to be unknown until then.
     """
     wanted = mixture_or_folder(request.text)
-    tools = toolchain.find(session.store, request.backend)
-    steps = [_step("toolchain", tools, f"llama.cpp for {request.backend}, minutes to build")]
+    backend = request.compute.backend
+    tools = toolchain.find(session.store, backend)
+    steps = [_step("toolchain", tools, f"llama.cpp for {backend}, minutes to build")]
     if request.model == "demo" or request.model.startswith("hf:"):
         model = _if_there(request, tools, session)
         steps.append(_step(f"model {request.model}", model, "fetched and prepared once"))
@@ -55,10 +57,11 @@ def plan(request: Request, session: Session) -> list[Step]:
     detail = corpus.source if corpus else _sources(wanted)
     steps.append(_step(f"corpus {label}", corpus, detail))
     imatrix = None
-    detail = f"at most {request.n_tokens // request.n_ctx} windows of {request.n_ctx} tokens"
+    n_ctx = request.compute.n_ctx or WINDOW
+    detail = f"at most {request.n_tokens // n_ctx} windows of {n_ctx} tokens"
     if tools and model and corpus:
-        options = imatrix_options(request, tools, model, corpus)
-        detail = f"{collect.window_count(corpus, options)} windows of {request.n_ctx} tokens"
+        options = imatrix_options(request, model, corpus)
+        detail = f"{collect.window_count(corpus, options)} windows of {n_ctx} tokens"
         found = session.store.find("imatrix", collect.inputs(model, corpus, options, tools))
         imatrix = collect.facts(found) if found else None
     steps.append(_step(f"imatrix {label}", imatrix, detail))
@@ -77,7 +80,7 @@ def _quant_step(
         return Step(
             f"quantize {quant_type}", False, "size known once toolchain and model are there"
         )
-    options = quantizing.Options(compute_of(request, tools, model), request.allow_requantize)
+    options = quant_options(request, model)
     size_bytes = quantizing.estimate(tools, model, quant_type, options)
     found = None
     if corpus and imatrix:
@@ -89,7 +92,7 @@ def _quant_if_there(
     request: Request, quant_type: str, tools: Toolchain, model: Model,
     corpus: CorpusFacts, imatrix: ImatrixFacts, store: Store,
 ) -> Artifact | None:  # fmt: skip
-    options = quantizing.Options(compute_of(request, tools, model), request.allow_requantize)
+    options = quant_options(request, model)
     heldout = quantizing.HeldOut(corpus.heldout_sha256, "", corpus.n_heldout_tokens)
     metadata = metadata_of(tools, corpus, imatrix)
     wanted = quantizing.inputs(model, imatrix, quant_type, heldout, metadata, options, tools)

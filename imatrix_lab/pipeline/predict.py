@@ -22,14 +22,14 @@ from imatrix_lab.corpus import build as corpora
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.predict import Losses
-from imatrix_lab.llamacpp import compute as machine
 from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import convert, resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run
 from imatrix_lab.score import compatible
-from imatrix_lab.types import ImatrixFacts, Model
+from imatrix_lab.types import ComputeOptions, ImatrixFacts, Model
 
 NONE = "none"
 _MIXED_BY = merge.BY[0]  # what the command takes unless told
@@ -52,8 +52,7 @@ class PredictRequest:
     imatrices: tuple[tuple[str, Path | None], ...]
     types: tuple[str, ...]
     quants: tuple[tuple[str, Path], ...]
-    backend: str
-    threads: int | None = None
+    compute: ComputeOptions
     select: str | Mapping[str, float] | None = None
 
 
@@ -178,7 +177,7 @@ class Predictor:
     def __init__(self, request: PredictRequest, session: Session):
         _check(request)
         self.store, self.progress, self.wanted = session.store, session.progress, request.select
-        self.tools: Toolchain = toolchain.get(request.backend, session)
+        self.tools: Toolchain = toolchain.get(request.compute.backend, session)
         converter = convert.converter(self.tools)
         self.model: Model = resolve.resolve(request.model, session, converter)
         self.facts = {
@@ -187,8 +186,7 @@ class Predictor:
         }
         self.paths = {name: path for name, path in request.imatrices if path}
         self.languages = {name: format.read(path) for name, path in self.paths.items()}
-        compute = machine.compute_for(self.model.facts, request.backend, threads=request.threads)
-        self.options = run.Options(compute)
+        self.options = run.Options(compute_for(self.model.facts, request.compute))
         self.kernel = quant_error.kernel(self.tools, session)
 
     def given(self, name: str, path: Path) -> Row:

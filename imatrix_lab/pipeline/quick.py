@@ -28,7 +28,6 @@ from imatrix_lab.pipeline import deliver, score, tune
 from imatrix_lab.pipeline.quick_answer import Answer, Rival, as_json
 from imatrix_lab.pipeline.tune import Result
 from imatrix_lab.quantize import run
-from imatrix_lab.quantize.run import Options
 from imatrix_lab.records import runs
 from imatrix_lab.score.job import METRICS_VERSION
 from imatrix_lab.stats.comparison import Comparison
@@ -104,7 +103,7 @@ def answer(request: Request, made: Result, store: Store, watch: Watch) -> Answer
 
 
 def _answer(request: Request, made: Result, store: Store, watch: Watch) -> Answer | None:
-    tools = toolchain.get(request.backend, Session(store, watch))
+    tools = toolchain.get(request.compute.backend, Session(store, watch))
     model, corpus = made.model, made.corpus
     assert corpus is not None  # of what `tune` made
     other = english(request, tools, model, corpus, Session(store, watch))
@@ -173,7 +172,7 @@ def inputs(
     """Return what determines the answer for a quant."""
     other = None
     if english_text:
-        options = tune.imatrix_options(request, tools, model, english_text)
+        options = tune.imatrix_options(request, model, english_text)
         other = collect.inputs(model, english_text, options, tools)
     return {
         "quick_version": QUICK_VERSION,
@@ -218,6 +217,11 @@ class Case:
         assert self.made.imatrix is not None
         return self.made.imatrix
 
+    @property
+    def options(self) -> run.Options:
+        """How it was quantized."""
+        return tune.quant_options(self.request, self.made.model)
+
     def demand_possible(self) -> None:
         """Refuse what no effort would answer.
 
@@ -251,8 +255,8 @@ class Case:
         shutil.rmtree(out, ignore_errors=True)
         asked = ScoreRequest(
             str(self.made.model.path), tuple(map(str, paths)),
-            ((corpora.slug(self.corpus.language), heldout),), out, self.request.backend,
-            threads=self.request.threads, gpu_layers=self.request.gpu_layers,
+            ((corpora.slug(self.corpus.language), heldout),), out,
+            dataclasses.replace(self.request.compute, n_ctx=None, n_batch=None),
         )  # fmt: skip
         score.score(asked, session)
         plan = Plan(family=("calib",), baseline=self.imatrix.language)
@@ -311,13 +315,14 @@ class Case:
             for language, imatrix in imatrices.items()
         }
 
-    def _options(self) -> Options:
-        compute = tune.compute_of(self.request, self.tools, self.made.model)
-        return Options(compute, self.request.allow_requantize)
-
     def _wants_imatrix(self) -> bool:
         """Whether llama-quantize does not make this type without an imatrix."""
-        return run.dry_run(self.tools, self.made.model, self.type, self._options())[1]
+        return run.dry_run(
+            self.tools,
+            self.made.model,
+            self.type,
+            self.options,
+        )[1]
 
     def _quantized(self, scratch: Path, imatrix: ImatrixFacts | None, progress: Progress) -> Path:
         """Return the same type with another imatrix; scoring it is its check."""
@@ -328,7 +333,7 @@ class Case:
             corpus = self.english if imatrix else None
             run.run(
                 self.tools, self.made.model, imatrix, self.type, part,
-                tune.metadata_of(self.tools, corpus, imatrix), self._options(),
+                tune.metadata_of(self.tools, corpus, imatrix), self.options,
                 scratch / "llama-quantize.log", progress,
             )  # fmt: skip
             part.replace(target)

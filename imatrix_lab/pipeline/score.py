@@ -12,23 +12,22 @@ from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import documents as docs
 from imatrix_lab.corpus.documents import decode
-from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
+from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
-from imatrix_lab.llamacpp.toolchain import Toolchain, cores
+from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import convert, resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, tune
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.score import compatible, kernel, run, text
 from imatrix_lab.score.engine import Settings
-from imatrix_lab.score.job import Job
+from imatrix_lab.score.job import Job, settings_for
 from imatrix_lab.score.text import Text
-from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol
+from imatrix_lab.score.windows import Protocol
 from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest
 
 CONTEXT = {"document": 1024, "llamacpp": 512}
 MEMORY_SHARE = 0.8
-BATCH_TOKENS = 512
 
 
 def score(request: ScoreRequest, session: Session) -> list[Path]:
@@ -39,7 +38,7 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
-    tools = toolchain.get(request.backend, session, own=False)
+    tools = toolchain.get(request.compute.backend, session, own=False)
     converter = convert.converter(tools)
     reference = resolve.resolve(request.reference, session, converter)
     found = [resolve.resolve(spec, session, converter) for spec in request.quants]
@@ -63,7 +62,8 @@ def score_models(
     labels = [t.label for t in texts]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"two texts are called {twice[0]}", fix="--text NAME=FILE names them")
-    settings = _settings(request, reference, protocol)
+    settings = settings_for(reference, request.compute, protocol.n_ctx, request.n_rows)
+    settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)
     live = _live(request, reference, quants, settings)
     written = []
@@ -130,7 +130,7 @@ def _same_run(path: Path, signature: dict[str, Any]) -> bool:
 
 def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
     trained = reference.facts.n_ctx_train or CONTEXT[request.protocol]
-    n_ctx = request.n_ctx or min(CONTEXT[request.protocol], trained)
+    n_ctx = request.compute.n_ctx or min(CONTEXT[request.protocol], trained)
     if n_ctx > trained:
         raise UsageError(f"--ctx {n_ctx} is more than the model's context of {trained} tokens")
     if request.protocol == "llamacpp":
@@ -141,23 +141,6 @@ def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
     if not 0 < overlap < n_ctx - 1:
         raise UsageError(f"--overlap {overlap} must be from 1 to {n_ctx - 2} (--ctx {n_ctx})")
     return Protocol("document", n_ctx, overlap)
-
-
-def _settings(request: ScoreRequest, reference: Model, protocol: Protocol) -> Settings:
-    gpu_layers = request.gpu_layers
-    if gpu_layers is None and request.backend == "cpu":
-        gpu_layers = 0
-    if not reference.facts.n_vocab:
-        raise BadModel("this model has no vocabulary", where=reference.path)
-    rows = compute.logit_rows(reference.facts.n_vocab, request.backend, gpu_layers)
-    return Settings(
-        threads=request.threads or cores(),
-        n_ctx=protocol.n_ctx,
-        n_batch=min(protocol.n_ctx, BATCH_TOKENS),
-        n_rows=request.n_rows or rows,
-        sequences_max=1 if compatible.is_recurrent(reference) else SEQUENCES_MAX,
-        gpu_layers=gpu_layers,
-    )
 
 
 def _distinct(quants: list[Model], progress: Progress) -> list[Model]:
@@ -212,7 +195,7 @@ def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document
 def _heldout(
     request: ScoreRequest, word: str, reference: Model, tools: Toolchain, session: Session,
 ) -> list[Document]:  # fmt: skip
-    asked = Request(word, (), request.reference, TOKENS_DEFAULT, request.out, request.backend)
+    asked = Request(word, (), request.reference, TOKENS_DEFAULT, request.out, request.compute)
     corpus = tune.corpus_of(asked, tools, reference, session)
     return docs.read(corpus.heldout)
 

@@ -14,8 +14,9 @@ from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import collect, expected, format, validate
-from imatrix_lab.llamacpp import compute, toolchain
-from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX, Compute
+from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.compute import compute_for
+from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve as models
 from imatrix_lab.models.convert import converter
@@ -60,20 +61,8 @@ def tune(request: Request, session: Session) -> Result:
 
 def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """Return toolchain and model, built and fetched if need be."""
-    tools = toolchain.get(request.backend, session)
+    tools = toolchain.get(request.compute.backend, session)
     return tools, models.resolve(request.model, session, converter(tools))
-
-
-def compute_of(request: Request, tools: Toolchain, model: Model) -> Compute:
-    """Return how a request's programs may use the machine."""
-    return compute.compute_for(
-        model.facts,
-        tools.backend,
-        n_ctx=request.n_ctx,
-        threads=request.threads,
-        n_batch=request.n_batch,
-        gpu_layers=request.gpu_layers,
-    )
 
 
 def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:
@@ -123,16 +112,14 @@ def imatrix_of(
     session: Session,
 ) -> ImatrixFacts:
     """Return the importance matrix of a text, collected if it is not there."""
-    options = imatrix_options(request, tools, model, corpus)
+    options = imatrix_options(request, model, corpus)
     return collect.collect(tools, model, corpus, options, session)
 
 
-def imatrix_options(
-    request: Request, tools: Toolchain, model: Model, corpus: CorpusFacts
-) -> collect.Options:
+def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> collect.Options:
     """Return what a request says about collecting."""
     return collect.Options(
-        compute_of(request, tools, model),
+        compute_for(model.facts, request.compute),
         request.parse_special or corpus.parse_special,
         request.process_output,
     )
@@ -221,7 +208,7 @@ def _quants(
     session: Session,
 ) -> Result:
     """Quantize to every type asked for, and deliver."""
-    options = run.Options(compute_of(request, tools, model), request.allow_requantize)
+    options = quant_options(request, model)
     metadata = metadata_of(tools, corpus, imatrix)
     made = tuple(
         run.quantize(tools, model, imatrix, t, heldout, metadata, options, session)
@@ -229,6 +216,11 @@ def _quants(
     )
     files = deliver.deliver(request, model, corpus, imatrix, made)
     return Result(model, corpus, imatrix, made, files)
+
+
+def quant_options(request: Request, model: Model) -> run.Options:
+    """Return what a request says about quantizing."""
+    return run.Options(compute_for(model.facts, request.compute), request.allow_requantize)
 
 
 def metadata_of(

@@ -15,7 +15,7 @@ from imatrix_lab.score.engine import Settings
 from imatrix_lab.score.kernel import Kernel, Rows
 from imatrix_lab.score.text import Plan, Text
 from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol, Step, steps
-from imatrix_lab.types import Model
+from imatrix_lab.types import ComputeOptions, Model
 
 NOT_FINITE = "the model gives a logit that is not finite"
 """The error of an item, in its scores or its answer."""
@@ -43,13 +43,24 @@ def prepare(
     tools: Toolchain,
     model: Model,
     session: Session,
-    *,
-    n_ctx: int | None = None,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
+    options: ComputeOptions,
     parallel: int = PARALLEL,
 ) -> Setup:
-    """Return the setup for a model on this machine; None chooses.
+    """Return the setup for a model on this machine.
+
+    Raises
+    ------
+    BadModel : it has no vocabulary.
+    """
+    n_ctx = options.n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)
+    settings = settings_for(model, options, n_ctx)
+    return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
+
+
+def settings_for(
+    model: Model, options: ComputeOptions, n_ctx: int, n_rows: int | None = None
+) -> Settings:
+    """Return how to run a model with windows of `n_ctx` tokens.
 
     Raises
     ------
@@ -58,17 +69,14 @@ def prepare(
     n_vocab = model.facts.n_vocab
     if not n_vocab:
         raise BadModel("this model has no vocabulary", where=model.path)
-    if gpu_layers is None and tools.backend == "cpu":
-        gpu_layers = 0
-    settings = Settings(
-        threads=threads or cores(),
-        n_ctx=n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX),
+    return Settings(
+        threads=options.threads or cores(),
+        n_ctx=n_ctx,
         n_batch=BATCH_TOKENS,
-        n_rows=compute.logit_rows(n_vocab, tools.backend, gpu_layers),
+        n_rows=n_rows or compute.logit_rows(n_vocab, options),
         sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
-        gpu_layers=gpu_layers,
+        gpu_layers=compute.layers_on_gpu(options),
     )
-    return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
 
 
 METRICS_VERSION = 1

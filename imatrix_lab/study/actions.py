@@ -99,9 +99,7 @@ def _request(shared: Shared, model: Model, turn: Turn) -> Request:
         model.origin,
         shared.recipe.calibration.tokens,
         shared.folder.path,
-        shared.tools.backend,
-        threads=turn.threads,
-        gpu_layers=shared.gpu_layers,
+        shared.compute(turn.threads),
     )
 
 
@@ -146,14 +144,8 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     base = turn.results.get(planned.imatrix_step, {})
     matrix = imatrix_in(base) if base else None
     metadata = tune.metadata_of(shared.tools, corpus_in(base), matrix)
-    options = quantize.Options(
-        compute.compute_for(
-            model.facts, shared.tools.backend, threads=turn.threads, gpu_layers=shared.gpu_layers
-        )
-    )
-    inputs = quantize.inputs(
-        model, matrix, planned.type, None, metadata, options, shared.tools
-    )
+    options = quantize.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
+    inputs = quantize.inputs(model, matrix, planned.type, None, metadata, options, shared.tools)
     unchecked = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
     if artefact := shared.store.like("quant", unchecked):
         facts = quantize.facts(artefact)
@@ -191,7 +183,7 @@ def score(
     model: Model,
     text: ScoredText,
     quants: Sequence[PlannedQuant],
-    reference: str,
+    base_logits: str,
     turn: Turn,
 ) -> Result:
     """Score the quants that were made, and not scored yet, in one pass over a text."""
@@ -206,13 +198,10 @@ def score(
         quants=(),
         texts=((text.label, path),),
         out=shared.folder.of("scores"),
-        backend=shared.tools.backend,
         protocol=evaluation.protocol,
-        n_ctx=evaluation.ctx or None,
+        compute=shared.compute(turn.threads, evaluation.ctx or None),
         limit=evaluation.documents or None,
-        teacher=reference,
-        threads=turn.threads,
-        gpu_layers=shared.gpu_layers,
+        base_logits=base_logits,
     )
     models = [_as_model(turn.results[step]) for step in new]
     session = Session(shared.store, turn.progress)
@@ -262,7 +251,7 @@ def answers(
     request = _task_request(shared, task, languages, turn)
     tested = _as_model(turn.results[step]) if step else model
     session = Session(shared.store, turn.progress)
-    backend = partial(backends.here, request, shared.tools, tested, session)
+    backend = partial(backends.open_local, request, shared.tools, tested, session)
     files = task_run.run(request, [backend], turn.progress)
     return {FILES: [str(file) for file in files]}
 
@@ -275,13 +264,11 @@ def _task_request(
         languages=languages,
         quants=(),
         out=shared.folder.of("items"),
-        backend=shared.tools.backend,
+        compute=shared.compute(turn.threads),
         data=Path(task.data) if task.data else None,
         limit=task.limit or None,
         variant=task.variant or None,
         keep_text=True,
-        threads=turn.threads,
-        gpu_layers=shared.gpu_layers,
     )
 
 

@@ -15,7 +15,7 @@ from imatrix_lab.report.results import Missing
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.recipe import Recipe, without_folders
 from imatrix_lab.study.scheduler import Capacity
-from imatrix_lab.types import Model
+from imatrix_lab.types import ComputeOptions, Model
 
 MEMORY_SHARE = 0.8
 
@@ -49,11 +49,11 @@ class Shared:
         """Whether quants are kept."""
         return self.recipe.keep == "all"
 
-    @property
-    def gpu_layers(self) -> int | None:
-        """Layers to offload; None leaves it to the backend."""
+    def compute(self, threads: int | None = None, n_ctx: int | None = None) -> ComputeOptions:
+        """Return how to run a program."""
         layers = self.recipe.limits.gpu_layers
-        return None if layers < 0 else layers
+        gpu_layers = None if layers < 0 else layers
+        return ComputeOptions(self.tools.backend, threads, n_ctx, gpu_layers=gpu_layers)
 
     def memory_bytes(self) -> int:
         """Return the memory that the study may use at a time."""
@@ -94,14 +94,14 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
         raise UsageError("none of the models is available", fix=missing[0].fix)
     sizes = {}
     for model in models:
-        options = run.Options(compute.compute_for(model.facts, tools.backend, threads=1))
+        settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
         for quant_type in recipe.types:
-            size = run.estimate(tools, model, quant_type, options)
+            size = run.estimate(tools, model, quant_type, run.Options(settings))
             sizes[model.label, quant_type] = size
     return Shared(recipe, folder, session.store, tools, tuple(models), sizes, tuple(missing))
 
 
 def logits_bytes(model: Model, shared: Shared) -> int:
     """Return what a model that is scored needs besides its weights: logits, twice."""
-    rows = compute.logit_rows(model.facts.n_vocab, shared.tools.backend, shared.gpu_layers)
+    rows = compute.logit_rows(model.facts.n_vocab, shared.compute())
     return 2 * 4 * rows * model.facts.n_vocab

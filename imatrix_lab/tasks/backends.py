@@ -1,5 +1,6 @@
 """What answers a task's items: a quant in this process, or a model behind a server's address."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -162,7 +163,7 @@ def open_all(
     """
     if request.endpoint:
         return [partial(_remote, request, name, session.progress) for name in request.quants]
-    tools = toolchain.get(request.backend, session, own=False)
+    tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     models = [resolve.resolve(spec, session, convert) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
@@ -181,11 +182,9 @@ def open_local(
     request: TaskRequest, tools: Toolchain, model: Model, session: Session
 ) -> Iterator[Answerer]:
     """Prepare a quant on this machine."""
-    setup = job.prepare(
-        tools, model, session,
-        n_ctx=request.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT),
-        threads=request.threads, gpu_layers=request.gpu_layers, parallel=request.parallel,
-    )  # fmt: skip
+    n_ctx = request.compute.n_ctx or min(CONTEXT, model.facts.n_ctx_train or CONTEXT)
+    options = dataclasses.replace(request.compute, n_ctx=n_ctx)
+    setup = job.prepare(tools, model, session, options, request.parallel)
     yield LocalModel(tools, model, setup, session.progress)
 
 
@@ -198,7 +197,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
         ) as connected:
             yield connected
         return
-    tools = toolchain.get(request.backend, session, own=False)
+    tools = toolchain.get(request.compute.backend, session, own=False)
     model = resolve.resolve(request.model, session, converter(tools))
     if not chat_template.of(model):
         session.progress.say(
@@ -206,7 +205,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
         )
     n_ctx = min(CHAT_CONTEXT, model.facts.n_ctx_train or CHAT_CONTEXT)
     with server.serve(
-        tools, model.path, request.parallel, n_ctx, gpu_layers=request.gpu_layers
+        tools, model.path, request.parallel, n_ctx, gpu_layers=request.compute.gpu_layers
     ) as served:
         served.model, served.identity = model.label, model.sha256
         yield served

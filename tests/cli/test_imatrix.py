@@ -15,7 +15,7 @@ from imatrix_lab.imatrix import format, merge
 from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 
 QUERY = "blk.0.attn_q.weight"
 
@@ -40,8 +40,8 @@ def two(tools, tiny, own_text, store_at, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     for name, n_tokens in (("nb", 6 * 128), ("en", 4 * 128)):
         text = own_text(n_tokens).rename(folder / f"{name}.txt")
-        settings = {"n_tokens": 10**6, "n_ctx": 128, "threads": 1, "backend": "cpu"}
-        request = Request(str(text), (), str(tiny), out=folder, **settings)
+        compute = ComputeOptions("cpu", n_ctx=128, threads=1)
+        request = Request(str(text), (), str(tiny), 10**6, folder, compute)
         tune.imatrix(
             request, folder / f"{name}.gguf", Session(store_at(folder / "store"), Silent())
         )

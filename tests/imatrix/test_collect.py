@@ -1,5 +1,6 @@
 """Segments against one plain run of llama-imatrix, killed or not."""
 
+import dataclasses
 import random
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadText
 from imatrix_lab.imatrix import collect, format
 from imatrix_lab.pipeline import tune
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 from tests import tiny_model
 
 COMMAND = [str(Path(sys.executable).parent / "imatrix-lab"), "imatrix", "build"]
@@ -24,7 +25,9 @@ COMMAND = [str(Path(sys.executable).parent / "imatrix-lab"), "imatrix", "build"]
 
 def request(model, text, **rest):
     settings = {"n_tokens": 10**6, "n_ctx": 128, "threads": 1} | rest
-    return Request(str(text), (), str(model), out=Path(), backend="cpu", **settings)
+    names = {f.name for f in dataclasses.fields(ComputeOptions)} & settings.keys()
+    compute = ComputeOptions("cpu", **{name: settings.pop(name) for name in names})
+    return Request(str(text), (), str(model), out=Path(), compute=compute, **settings)
 
 
 def plain_run(tools, model, text, out, *extra):

@@ -23,7 +23,7 @@ from imatrix_lab.pipeline import predict as forecast
 from imatrix_lab.pipeline import tune
 from imatrix_lab.pipeline.predict import PredictRequest
 from imatrix_lab.quantize import run as quantize
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 from tests.imatrix.made_up import imatrix
 
 
@@ -190,9 +190,12 @@ def test_what_is_to_be_small():
 # -- whole predictions
 
 
+COMPUTE = ComputeOptions("cpu", threads=2)
+
+
 def request(model, imatrices, types=("Q2_K",), quants=(), **rest):
     named = tuple((name, path) for name, path in imatrices.items())
-    return PredictRequest(str(model), named, types, tuple(quants), "cpu", threads=2, **rest)
+    return PredictRequest(str(model), named, types, tuple(quants), COMPUTE, **rest)
 
 
 @pytest.fixture
@@ -228,7 +231,7 @@ def test_against_an_independent_computation(request, store, imatrix_of, quantize
     model = request.getfixturevalue(which)
     nb, en = imatrix_of(model, "nb"), imatrix_of(model, "en")
     asked = PredictRequest(
-        str(model), (("nb", nb), ("en", en), ("none", None)), TYPES[which], (), "cpu", 2
+        str(model), (("nb", nb), ("en", en), ("none", None)), TYPES[which], (), COMPUTE
     )
     found = overall(forecast.predict_losses(asked, Session(store, Silent())))
     assert len(found) == 3 * len(TYPES[which])
@@ -308,9 +311,7 @@ def test_a_name_does_not_leave_the_store(tiny, two, store):
 
 
 def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monkeypatch):
-    asked = Request(
-        str(own_text(600)), ("Q2_K",), str(tiny), 10**6, tmp_path / "quants", "cpu", threads=1
-    )
+    asked = Request(str(own_text(600)), ("Q2_K",), str(tiny), 10**6, tmp_path / "quants", COMPUTE)
     tune.quants(asked, two["nb"], Session(store, Silent()))
     monkeypatch.setattr(quantize, "run", None)
     heard = Heard()
@@ -330,7 +331,7 @@ def test_what_cannot_be_meant_is_said_first(tiny, two, store, quantized, monkeyp
         run(tiny, two, (), [("sv", quantized(tiny, "Q2_K"))])
     with pytest.raises(UsageError, match="no imatrix is called sv"):
         run(tiny, two, select={"sv": 1.0})
-    twice = PredictRequest(str(tiny), (("a", two["nb"]), ("a", two["en"])), ("Q2_K",), (), "cpu")
+    twice = PredictRequest(str(tiny), (("a", two["nb"]), ("a", two["en"])), ("Q2_K",), (), COMPUTE)
     with pytest.raises(UsageError, match="two imatrices are called a"):
         forecast.predict_losses(twice, Session(store, Silent()))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from imatrix_lab.llamacpp import compute
-from imatrix_lab.types import ModelFacts
+from imatrix_lab.types import ComputeOptions, ModelFacts
 
 FACTS = ModelFacts("llama", "x", "", 1, 2, 256, 32_000, 2048, 0, "F16", 1, 16.0, {}, ())
 
@@ -11,7 +11,7 @@ FACTS = ModelFacts("llama", "x", "", 1, 2, 256, 32_000, 2048, 0, "F16", 1, 16.0,
 @pytest.mark.parametrize("n_ctx", [32, 128, 500, 512, 513, 520, 768, 1000, 2048, 4096, 4099])
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_no_micro_batch_is_smaller_than_what_is_counted(n_ctx, backend):
-    found = compute.compute_for(FACTS, backend, n_ctx=n_ctx)
+    found = compute.compute_for(FACTS, ComputeOptions(backend, n_ctx=n_ctx))
     assert found.n_batch % n_ctx == 0
     if found.n_batch > n_ctx:
         assert found.n_ubatch == found.n_batch
@@ -21,17 +21,17 @@ def test_no_micro_batch_is_smaller_than_what_is_counted(n_ctx, backend):
 
 
 def test_on_cpu_one_window_at_once_and_nothing_offloaded():
-    found = compute.compute_for(FACTS, "cpu")
+    found = compute.compute_for(FACTS, ComputeOptions("cpu"))
     assert (found.n_batch, found.n_ubatch, found.gpu_layers) == (512, 512, 0)
 
 
 def test_on_a_gpu_several_windows_and_offload_left_to_llama_cpp():
-    found = compute.compute_for(FACTS, "cuda")
+    found = compute.compute_for(FACTS, ComputeOptions("cuda"))
     assert (found.n_batch, found.gpu_layers) == (2048, None)
-    assert compute.compute_for(FACTS, "cuda", gpu_layers=0).n_batch == 512
+    assert compute.compute_for(FACTS, ComputeOptions("cuda", gpu_layers=0)).n_batch == 512
 
 
 def test_nor_with_a_batch_that_splits_a_window():
-    found = compute.compute_for(FACTS, "cpu", n_ctx=1570, n_batch=1050)
+    found = compute.compute_for(FACTS, ComputeOptions("cpu", n_ctx=1570, n_batch=1050))
     rests = [1050 % found.n_ubatch, 520 % found.n_ubatch]
     assert all(rest == 0 or rest >= 16 for rest in rests)

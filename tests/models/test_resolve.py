@@ -14,7 +14,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, ImatrixLabError, UsageError
 from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 from tests import tiny_model
 from tests.fakes.hub_server import HubServer
 
@@ -60,8 +60,8 @@ def test_any_shard_names_the_whole_split_model(tiny, shards):
 
 def test_a_split_model_goes_the_whole_way(shards, own_store, own_text, tmp_path):
     text = own_text(4 * 128)
-    settings = {"n_ctx": 128, "threads": 1}
-    request = Request(str(text), ("Q4_K_M",), str(shards[1]), 10**6, tmp_path, "cpu", **settings)
+    compute = ComputeOptions("cpu", n_ctx=128, threads=1)
+    request = Request(str(text), ("Q4_K_M",), str(shards[1]), 10**6, tmp_path, compute)
     path = tune.imatrix(request, tmp_path / "i.gguf", Session(own_store, Silent()))
     result = tune.quants(request, path, Session(own_store, Silent()))
     assert result.quants[0].n_tensors == 21 and result.quants[0].fallback == ()
@@ -120,7 +120,8 @@ def test_a_truncated_model_is_told_before_any_program_runs(tools, tiny, tmp_path
         torn.write_bytes(raw[:size])
         with pytest.raises(BadModel):
             tune.tune(
-                Request("nb", ("Q4_K_M",), str(torn), 999, out, "cpu"), Session(Store(), Silent())
+                Request("nb", ("Q4_K_M",), str(torn), 999, out, ComputeOptions("cpu")),
+                Session(Store(), Silent()),
             )
     assert not out.exists()
 

@@ -15,7 +15,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.pipeline import deliver, model_card, tune
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Calibration, Comparison, Results, Times
-from imatrix_lab.types import Model, ModelFacts, Request
+from imatrix_lab.types import ComputeOptions, Model, ModelFacts, Request
 
 MODEL = "aa" * 32
 IMATRIX = "bb" * 32
@@ -126,8 +126,8 @@ def test_tune_puts_a_study_into_manifest_and_card_and_it_stays(
     folder = tmp_path / "study"
     folder.mkdir()
     results.write(folder / results.FILE, study(NB_EN, model_sha256=sha256_file(tiny)))
-    request = Request("et", ("Q4_K_M",), str(tiny), 512, tmp_path / "out", "cpu", n_ctx=128,
-                      threads=1, study=folder)  # fmt: skip
+    request = Request("et", ("Q4_K_M",), str(tiny), 512, tmp_path / "out",
+                      ComputeOptions("cpu", n_ctx=128, threads=1), study=folder)  # fmt: skip
     corpus = _corpus(store, tools, tiny, own_text)
     monkeypatch.setattr(tune, "corpus_of", lambda *_: corpus)
     tune.tune(request, Session(store, Silent()))
@@ -143,7 +143,7 @@ def test_tune_puts_a_study_into_manifest_and_card_and_it_stays(
 
 
 def _corpus(store: Store, tools, tiny: Path, own_text):
-    asked = Request(str(own_text(600)), (), str(tiny), 512, Path(), "cpu")
+    asked = Request(str(own_text(600)), (), str(tiny), 512, Path(), ComputeOptions("cpu"))
     made = tune.models.resolve(str(tiny), Session(store, Silent()))
     found = tune.corpus_of(asked, tools, made, Session(store, Silent()))
     heldout = found.calibration.with_name("other.jsonl")

@@ -20,7 +20,7 @@ from imatrix_lab.pipeline import quick as run
 from imatrix_lab.pipeline import tune as pipeline
 from imatrix_lab.pipeline.quick_answer import sentence
 from imatrix_lab.records import parquet
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 from tests.corpus import made_up
 
 TOKENS = 600  # small, as the models here
@@ -64,9 +64,9 @@ def tune(store, reference, tmp_path):
     """A function: language and settings -> request, what was made, answer, what was said."""
 
     def make(text="qa", types=("Q2_K",), out="out", before=lambda made: None, **settings):
+        compute = ComputeOptions("cpu", n_ctx=128, threads=1)
         request = Request(
-            text, types, str(reference), 4096, tmp_path / out, "cpu", n_ctx=128, threads=1,
-            **settings,
+            text, types, str(reference), 4096, tmp_path / out, compute, **settings,
         )  # fmt: skip
         heard = Heard()
         watch = run.Watch(heard)
@@ -232,7 +232,7 @@ def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(case.evaluate, "score", stop)
+        patch.setattr(case.score, "score", stop)
         with pytest.raises(KeyboardInterrupt):
             tune(types=("Q3_K_M",), out="stopped")
     (left,) = store.root.glob("work/quick*/scratch")

@@ -16,7 +16,7 @@ from imatrix_lab.models import convert
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run as quantize
-from imatrix_lab.types import Request
+from imatrix_lab.types import ComputeOptions, Request
 from tests import tiny_model
 
 
@@ -25,14 +25,25 @@ def tiny_imatrix(store_at, tiny, own_text, tmp_path_factory):
     """An imatrix over a little text."""
     folder = tmp_path_factory.mktemp("imatrix")
     request = Request(
-        str(own_text(4 * 128)), (), str(tiny), 10**6, folder, "cpu", n_ctx=128, threads=1
+        str(own_text(4 * 128)),
+        (),
+        str(tiny),
+        10**6,
+        folder,
+        ComputeOptions("cpu", n_ctx=128, threads=1),
     )
     return tune.imatrix(request, folder / "nb.imatrix.gguf", Session(store_at(folder), Silent()))
 
 
 def run(model, imatrix, types, heldout, out, **rest):
     request = Request(
-        str(heldout), programs.quant_types(types), str(model), 10**6, out, "cpu", threads=1, **rest
+        str(heldout),
+        programs.quant_types(types),
+        str(model),
+        10**6,
+        out,
+        ComputeOptions("cpu", threads=1),
+        **rest,
     )
     return tune.quants(request, imatrix, Session(Store(), Silent()))
 
@@ -149,7 +160,7 @@ def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own
     """What is scored anyway need not be verified first; a copy that was is found by its inputs."""
     (verified,) = run(tiny, None, ["Q4_K_M"], own_text(600), tmp_path / "out").quants
     model = convert.resolve(str(tiny), Session(Store(), Silent()))
-    options = quantize.Options(compute.compute_for(model.facts, "cpu", threads=1))
+    options = quantize.Options(compute.compute_for(model.facts, ComputeOptions("cpu", threads=1)))
     metadata = tune.metadata_of(tools, None, None)
     inputs = quantize.inputs(model, None, "Q4_K_M", None, metadata, options, tools)
     any_check = {k: v for k, v in inputs.items() if k != "heldout_sha256"}

@@ -1,6 +1,7 @@
 """Texts, requests and jobs for tests of scoring."""
 
 import contextlib
+import dataclasses
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from imatrix_lab.score.job import Job
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.text import Text
 from imatrix_lab.score.windows import Protocol, Step
-from imatrix_lab.types import Document, Model, ScoreRequest
+from imatrix_lab.types import ComputeOptions, Document, Model, ScoreRequest
 
 LETTERS = "etaonrisldhcumfpgwybvkxjqzåøæ.,"
 
@@ -69,9 +70,15 @@ def request(
     reference: Path, quants: Sequence[Path], texts: dict[str, Path], out: Path, **rest: Any
 ) -> ScoreRequest:
     """Return a request with one thread."""
-    asked = {"backend": "cpu", "threads": 1, **rest}
+    names = [f.name for f in dataclasses.fields(ComputeOptions) if f.name in rest]
+    compute = {"backend": "cpu", "threads": 1, **{name: rest.pop(name) for name in names}}
     return ScoreRequest(
-        str(reference), tuple(str(q) for q in quants), tuple(texts.items()), out, **asked
+        str(reference),
+        tuple(str(q) for q in quants),
+        tuple(texts.items()),
+        out,
+        ComputeOptions(**compute),
+        **rest,
     )
 
 

@@ -14,7 +14,14 @@ from imatrix_lab.report import results
 from imatrix_lab.study.products import Made, MadeImatrix, MadeLoss, MadeQuant
 from imatrix_lab.study.recipe import Calibration, Comparison, Evaluation, Recipe, Task
 from imatrix_lab.tasks import run
-from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, ModelFacts, TaskRequest
+from imatrix_lab.types import (
+    ComputeOptions,
+    CorpusFacts,
+    ImatrixFacts,
+    Model,
+    ModelFacts,
+    TaskRequest,
+)
 from tests.compare.made_up import Text, quant
 from tests.imatrix.made_up import imatrix
 from tests.tasks.fakes import Answerer
@@ -131,7 +138,8 @@ def items(folder: Path, languages=("nb", "en")) -> tuple[Path, ...]:
     found: list[Path] = []
     for language in languages:
         asked = TaskRequest(
-            (str(task),), (language,), ("x",), folder, "cpu", data=task.with_name("exam.json"),
+            (str(task),), (language,), ("x",), folder, ComputeOptions("cpu"),
+            data=task.with_name("exam.json"),
             keep_text=True,
         )  # fmt: skip
         found += run.run(

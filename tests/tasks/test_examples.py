@@ -10,7 +10,7 @@ import pytest
 from imatrix_lab.cli.main import cli
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.tasks import definition, run
-from imatrix_lab.types import TaskRequest
+from imatrix_lab.types import ComputeOptions, TaskRequest
 
 ROOT = Path(__file__).parents[2]
 TASK = cli.get_command(click.Context(cli), "task")
@@ -45,7 +45,8 @@ def test_examples(line, tmp_path, monkeypatch):
     given = COMMANDS[name].make_context(name, words).params
     if name == "run":
         codes = tuple(given["langs"].split(","))
-        asked = TaskRequest(given["tasks"], codes, (), tmp_path, "cpu", data=given["data"])
+        compute = ComputeOptions("cpu")
+        asked = TaskRequest(given["tasks"], codes, (), tmp_path, compute, data=given["data"])
         assert run.pairs(map(definition.get, asked.tasks), asked, Silent())
 
 

@@ -13,7 +13,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import definition, load, records, run, summary
 from imatrix_lab.tasks.journal import Journal
-from imatrix_lab.types import TaskRequest
+from imatrix_lab.types import ComputeOptions, TaskRequest
 from tests.tasks.fakes import Answerer
 
 N = 40
@@ -73,7 +73,7 @@ def quiz(tmp_path):
 def request(task, tmp_path, **changes):
     given = {
         "tasks": (str(task),), "languages": ("nb",), "quants": ("x",), "out": tmp_path / "out",
-        "backend": "cpu", "data": tmp_path / "exam.json",
+        "compute": ComputeOptions("cpu"), "data": tmp_path / "exam.json",
     }  # fmt: skip
     return TaskRequest(**{**given, **changes})
 

@@ -91,7 +91,8 @@ class Rates:
         store = Store(self._shared.store.root)
         wanted = {
             "what": what, "of": of if isinstance(of, str) else of.sha256, "cores": cores(),
-            "gpu_layers": self._shared.gpu_layers, "toolchain": self._shared.tools.signature(),
+            "gpu_layers": self._shared.compute().gpu_layers,
+            "toolchain": self._shared.tools.signature(),
         }  # fmt: skip
         label = f"{what}-{of if isinstance(of, str) else of.label}"
         found = store.find("rate", wanted)
@@ -107,9 +108,7 @@ class Rates:
 
 
 def _imatrix(shared: Shared, model: Model, scratch: Path) -> float:
-    compute = machine.compute_for(
-        model.facts, shared.tools.backend, n_ctx=WINDOW, gpu_layers=shared.gpu_layers
-    )
+    compute = machine.compute_for(model.facts, shared.compute(n_ctx=WINDOW))
     compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
     words = scratch / "text.txt"
     words.write_text(_random_text(shared, model, WINDOW * (WINDOWS + 1)), encoding="utf-8")
@@ -131,10 +130,9 @@ def _imatrix(shared: Shared, model: Model, scratch: Path) -> float:
 
 
 def _scoring(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
-    backend, layers = shared.tools.backend, shared.gpu_layers
-    rows = machine.logit_rows(model.facts.n_vocab, backend, layers)
-    layers = 0 if layers is None and backend == "cpu" else layers
-    settings = Settings(cores(), WINDOW, WINDOW, rows, 1, layers)
+    options = shared.compute()
+    rows = machine.logit_rows(model.facts.n_vocab, options)
+    settings = Settings(cores(), WINDOW, WINDOW, rows, 1, machine.layers_on_gpu(options))
     compiled = kernel.get(
         shared.tools, settings.threads, Session(Store(shared.store.root), progress)
     )

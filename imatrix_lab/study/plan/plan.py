@@ -192,10 +192,10 @@ class _Planner:
         if corpus is None:
             return False
         request = Request(
-            "", (), model.origin, corpus.n_tokens, shared.folder.path, shared.tools.backend,
-            gpu_layers=shared.gpu_layers,
+            "", (), model.origin, corpus.n_tokens, shared.folder.path,
+            shared.compute(),
         )  # fmt: skip
-        options = tune.imatrix_options(request, shared.tools, model, corpus)
+        options = tune.imatrix_options(request, model, corpus)
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
 

@@ -79,7 +79,7 @@ def of_types(shared: Shared) -> Iterator[str]:
     if NONE not in shared.recipe.calibration.texts:
         return
     for model in shared.models:
-        options = run.Options(compute.compute_for(model.facts, shared.tools.backend))
+        options = run.Options(compute.compute_for(model.facts, shared.compute()))
         for kind in shared.recipe.types:
             if run.dry_run(shared.tools, model, kind, options)[1]:
                 yield f"{kind} of {model.label} cannot be made without an imatrix: it will lack"

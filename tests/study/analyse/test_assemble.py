@@ -21,7 +21,7 @@ from imatrix_lab.study.analyse.secondary import FLIPS_MAX
 from imatrix_lab.study.plan import power
 from imatrix_lab.study.recipe import Comparison
 from imatrix_lab.tasks import run
-from imatrix_lab.types import TaskRequest
+from imatrix_lab.types import ComputeOptions, TaskRequest
 from tests.compare.made_up import TOOLCHAIN, Text
 from tests.score.made import records
 from tests.study import scored
@@ -311,7 +311,8 @@ def test_flips_show_what_a_model_wrote(tmp_path):
     quiz = {str(i): {"problem_type": "free-form", "context": None, "prompt": f"{i} + 1?",
                      "target": [str(i + 1)], "benchmark_name": "x"} for i in range(20)}  # fmt: skip
     (tmp_path / "quiz.json").write_text(json.dumps(quiz))
-    asked = TaskRequest(("mixeval",), ("en",), ("x",), tmp_path, "cpu",
+    asked = TaskRequest(("mixeval",), ("en",), ("x",), tmp_path,
+                        ComputeOptions("cpu"),
                         data=tmp_path / "quiz.json", keep_text=True)  # fmt: skip
 
     def right(item_id):
