@@ -87,9 +87,7 @@ def _of_mixture(text: Mixture, recipe: Recipe) -> Iterator[Calibration]:
         label = _label(text)
         for k in samples:
             parts = tuple((_collected(part, k), part.weight) for part in text.parts)
-            yield Calibration(
-                label, text.name, MIXTURE, k, parts=parts, by=settings.merge_by
-            )
+            yield Calibration(label, text.name, MIXTURE, k, parts=parts, by=settings.merge_by)
         return
     singles = [_collected(text.parts[0], k) for k in samples]
     yield from singles

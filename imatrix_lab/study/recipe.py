@@ -37,7 +37,9 @@ class CalibrationSettings:
         " controls (shuffled:nb, random-tokens), and none for quants without an imatrix",
     ]
     tokens: Annotated[int, "tokens of each sample, in the model's vocabulary"] = 65_536
-    samples: Annotated[int, "disjoint samples of each language; their differences are the noise"] = 1
+    samples: Annotated[
+        int, "disjoint samples of each language; their differences are the noise"
+    ] = 1
     pooled: Annotated[bool, "also merge the samples of each language into one imatrix"] = False
     merge_by: Annotated[str, "weights in a merge: energy or tokens"] = "energy"
 
@@ -59,7 +61,9 @@ class Task:
     """A benchmark; imatrix-lab task list shows them."""
 
     name: Annotated[str, "name of a task, or your own TOML file"]
-    languages: Annotated[tuple[str, ...], "empty: those of the calibration texts that the task has"] = ()
+    languages: Annotated[
+        tuple[str, ...], "empty: those of the calibration texts that the task has"
+    ] = ()
     limit: Annotated[int, "items per language; 0: all"] = 0
     data: Annotated[str, "a local file or folder instead of the Hub"] = ""
     variant: Annotated[str, "how options are scored; empty: the task's default"] = ""

@@ -1,4 +1,4 @@
-"""The benchmarks of a recipe: their languages, their names in steps, what determines their items."""
+"""The benchmarks of a recipe: their languages, names in steps, and what determines their items."""
 
 from collections import Counter
 from pathlib import Path
