@@ -11,8 +11,9 @@ import click
 from rich.markup import escape
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import duration, new_table, quantity, stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core import config
+from imatrix_lab.core.format import duration, quantity, size
 
 if TYPE_CHECKING:
     from imatrix_lab.report.results import Power
@@ -201,25 +202,16 @@ def _show_steps(plan: Plan) -> None:
             escape(row.what),
             "cached" if row.is_done else "to do",
             time if row.stands_on or not time else f"{time}?",
-            quantity(row.disk_bytes, "B") if row.disk_bytes else "",
-            quantity(row.memory_bytes, "B") if row.memory_bytes and not row.is_done else "",
+            size(row.disk_bytes) if row.disk_bytes else "",
+            size(row.memory_bytes) if row.memory_bytes and not row.is_done else "",
         )
     stdout.print(table)
-    peak, final, free, memory, limit = (
-        quantity(n, "B")
-        for n in (
-            plan.disk_peak_bytes,
-            plan.disk_final_bytes,
-            plan.disk_free_bytes,
-            plan.memory_bytes,
-            plan.memory_limit_bytes,
-        )
-    )
     n_done = sum(row.is_done for row in rows)
     stdout.print(
         f"\n{plan.name}: {len(rows)} steps, {n_done} cached; about {duration(plan.seconds)} on all"
-        f" cores (? is assumed); disk: {peak} at most, {final} at the end, {free} free;"
-        f" memory: {memory} of {limit}\n"
+        f" cores (? is assumed); disk: {size(plan.disk_peak_bytes)} at most,"
+        f" {size(plan.disk_final_bytes)} at the end, {size(plan.disk_free_bytes)} free; memory:"
+        f" {size(plan.memory_bytes)} of {size(plan.memory_limit_bytes)}\n"
     )
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import config
-from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, quant_error
 from imatrix_lab.imatrix import predict as prediction
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.models import resolve
-from imatrix_lab.pipeline import deliver, predict, tune
+from imatrix_lab.pipeline import predict, tune
 from imatrix_lab.pipeline.score import score_models
 from imatrix_lab.quantize import run as quantize
 from imatrix_lab.report.results import Quant
@@ -110,7 +110,7 @@ def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn:
     session = Session(shared.store, turn.progress)
     facts = tune.imatrix_of(_request(shared, model, turn), shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
-    deliver.place(facts.path, path)
+    place(facts.path, path)
     return _imatrix(dataclasses.replace(facts, path=path)) | {CORPUS: config.plain(text)}
 
 
@@ -157,7 +157,7 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     label, path = planned.label(model), facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
-        deliver.place(facts.path, path)
+        place(facts.path, path)
     quant = Quant(
         model=model.label,
         calibration=planned.calibration.label,
@@ -241,7 +241,7 @@ def items(shared: Shared, task: Task, languages: tuple[str, ...], turn: Turn) ->
     request = _task_request(shared, task, languages, turn)
     pairs = task_run.pairs([definition.get(task.name)], request, turn.progress)
     ready = [task_run.prepare(*pair, request, turn.progress) for pair in pairs]
-    return {"n_items": {prepared.speech.code: len(prepared.items) for prepared in ready}}
+    return {"n_items": {prepared.locale.code: len(prepared.items) for prepared in ready}}
 
 
 def answers(

@@ -17,8 +17,6 @@ from imatrix_lab.study.recipe import Recipe, without_folders
 from imatrix_lab.study.scheduler import Capacity
 from imatrix_lab.types import ComputeOptions, Model
 
-MEMORY_SHARE = 0.8
-
 
 @dataclass(frozen=True)
 class Shared:
@@ -58,7 +56,7 @@ class Shared:
     def memory_bytes(self) -> int:
         """Return the memory that the study may use at a time."""
         limit = int(self.recipe.limits.memory_gib * 2**30)
-        return limit or int(MEMORY_SHARE * compute.memory_bytes())
+        return limit or int(compute.MEMORY_SHARE * compute.memory_bytes())
 
     def capacity(self, jobs: int | None) -> Capacity:
         """Return what may run at a time; a GPU runs one step."""

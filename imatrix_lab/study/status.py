@@ -4,13 +4,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from imatrix_lab.core import interrupt
-from imatrix_lab.core.progress import Progress, Rate, Task
+from imatrix_lab.core.progress import Meter, Progress, Relay, Task
 from imatrix_lab.errors import DiskFull
 from imatrix_lab.report.results import Missing
 from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
@@ -42,7 +41,7 @@ class Watch:
         self._lock, self._written = threading.RLock(), 0.0
         self._shares = dict.fromkeys((s.id for s in todo), 0.0)
         self._costs = {s.id: s.cost for s in todo}
-        self.rate = Rate(sum(self._costs.values()))
+        self.meter = Meter("study", sum(self._costs.values()), "")
         states = {s.id: DONE for s in done} | {s.id: WAITING for s in todo}
         self._steps: dict[str, dict[str, Any]] = {
             s.id: {"what": s.what, "state": states[s.id]} for s in (*done, *todo)
@@ -74,7 +73,7 @@ class Watch:
 
     def total_s(self) -> float:
         """Return what all runs of the study took so far."""
-        return self._earlier_s + time.monotonic() - self.rate.began
+        return self._earlier_s + self.meter.elapsed_s()
 
     def close(self, state: str) -> None:
         """Write that nothing runs any more."""
@@ -105,7 +104,7 @@ class Watch:
 
     def _count(self) -> None:
         done = sum(self._costs[step] * share for step, share in self._shares.items())
-        self.rate.update(done)
+        self.meter.update(done)
         self._task.update(done)
 
     def _write(self, now: bool = False) -> None:
@@ -115,56 +114,45 @@ class Watch:
         status = {
             "told": _now(),
             "total_s": self.total_s(),
-            "share": self.rate.done / self.rate.total if self.rate.total else 1.0,
-            "left_s": self.rate.left_s(),
+            "share": self.meter.share(),
+            "left_s": self.meter.left_s(),
             "steps": self._steps,
         }
         with contextlib.suppress(DiskFull):  # the steps will report it
             self._folder.write_status(self._status | status)
 
 
-class _StepProgress:
-    """Where one step reports; here it is interrupted if it is to stop."""
+class _StepProgress(Relay):
+    """Progress of one step, which is interrupted here if it is to stop."""
 
     def __init__(self, step: Step, watch: Watch, terminal: Progress):
-        self._step, self._watch, self._terminal = step, watch, terminal
+        super().__init__(terminal)
+        self._step, self._watch = step, watch
 
     def say(self, message: str) -> None:
         """Print one line, with the step's name before it."""
         interrupt.check()
-        self._terminal.say(f"{self._step.what}: {message}")
+        self.inner.say(f"{self._step.what}: {message}")
 
-    @contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator["_StepTask"]:
-        """Open a long part of the step."""
+    def title(self, name: str) -> str:
+        """Return the step's name with the task's, unless it has those words already."""
         interrupt.check()
         what = self._step.what
-        title = what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
-        with self._terminal.task(title, total, unit) as task:
-            yield _StepTask(self._step, self._watch, task, total, name, unit)
+        return what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
 
-
-class _StepTask:
-    def __init__(self, step: Step, watch: Watch, task: Task, total: float, name: str, unit: str):
-        self._step, self._watch, self._task, self._rate = step, watch, task, Rate(total)
-        self._name, self._unit = name, unit
-
-    def update(self, done: float, note: str = "") -> None:
-        """Take note of how far it is."""
+    def updated(self, meter: Meter, note: str) -> None:
+        """Write the task's state to the study's status."""
         interrupt.check()
-        self._task.update(done, note)
-        rate = self._rate
-        rate.update(done, bool(note))
         details = {
-            "task": self._name,
-            "done": done,
-            "total": rate.total,
-            "unit": self._unit,
-            "per_s": rate.per_s(),
-            "left_s": rate.left_s(),
+            "task": meter.name,
+            "done": meter.done,
+            "total": meter.total,
+            "unit": meter.unit,
+            "per_s": meter.per_s(),
+            "left_s": meter.left_s(),
             "note": note,
         }
-        self._watch.update(self._step, done / rate.total if rate.total else 1.0, details)
+        self._watch.update(self._step, meter.share(), details)
 
 
 def preparing(before: Mapping[str, Any]) -> dict[str, Any]:

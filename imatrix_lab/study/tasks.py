@@ -8,7 +8,8 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.study.calibrations import mixtures
 from imatrix_lab.study.recipe import Recipe, Task
-from imatrix_lab.tasks import definition, load, locale
+from imatrix_lab.tasks import definition, load
+from imatrix_lab.tasks.locale import get_locale, load_locales
 
 
 def names(recipe: Recipe) -> dict[Task, str]:
@@ -33,7 +34,7 @@ def languages_of(task: Task, recipe: Recipe) -> tuple[str, ...]:
     codes = task.languages
     if not codes:
         parts = [part for text in mixtures(recipe).values() for part in text.parts]
-        with_prompts = locale.load_all()
+        with_prompts = load_locales()
         calibrated = dict.fromkeys(part.language.code for part in parts if part.language)
         codes = tuple(
             code
@@ -48,7 +49,7 @@ def languages_of(task: Task, recipe: Recipe) -> tuple[str, ...]:
     for code in codes:
         if not load.has(definition_, code, data):
             load.own_code(definition_, code)  # raises, with the languages that it has
-        locale.get(code)
+        get_locale(code)
     return codes
 
 

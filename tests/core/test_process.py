@@ -235,7 +235,7 @@ def test_a_child_ends_soon_when_its_parent_is_killed(script: Script, tmp_path: P
     """By SIGPIPE, at its next output."""
     pid = tmp_path / "pid"
     child = script(f"echo $$ > {pid}; while :; do echo working || exit 1; sleep 0.05; done")
-    code = f"from imatrix_lab import proc; proc.run([{str(child)!r}])"
+    code = f"from imatrix_lab.core import process; process.run([{str(child)!r}])"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         child_pid = int(wait_for(pid))
         assert alive(child_pid)
@@ -293,8 +293,8 @@ def test_background_ends_when_we_are_killed(script: Script, tmp_path: Path) -> N
     pid, log = tmp_path / "pid", tmp_path / "log"
     child = script(f"echo $$ > {pid}; exec sleep 60")
     code = (
-        "import pathlib, time; from imatrix_lab import proc\n"
-        f"with proc.background([{str(child)!r}], log=pathlib.Path({str(log)!r})): time.sleep(60)"
+        "import pathlib, time; from imatrix_lab.core import process\n"
+        f"with process.background([{str(child)!r}], log=pathlib.Path({str(log)!r})): time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         child_pid = int(wait_for(pid))
@@ -350,10 +350,10 @@ def test_workers_end_when_we_are_killed_or_interrupted(tmp_path: Path, signum: i
     program = tmp_path / "parent.py"
     program.write_text(
         "import sys, time\n"
-        "from imatrix_lab import proc\n"
+        "from imatrix_lab.core import process\n"
         "import worker\n"
         "if __name__ == '__main__':\n"
-        "    for pid in proc.in_order(worker.pid, range(10**6), 2):\n"
+        "    for pid in process.in_order(worker.pid, range(10**6), 2):\n"
         "        print(pid, flush=True)\n"
         "        time.sleep(0.05)\n"
     )

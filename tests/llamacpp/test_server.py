@@ -104,10 +104,10 @@ def test_the_server_ends_with_us(tools, tiny, tmp_path, how):
     code = f"""
     import time
     from pathlib import Path
-    from imatrix_lab import llama_server
+    from imatrix_lab.llamacpp import server
     from imatrix_lab.llamacpp.toolchain import Toolchain
     from pathlib import PosixPath
-    with llama_server.serve({tools!r}, Path({str(tiny)!r}), 1, 100, threads=1) as client:
+    with server.serve({tools!r}, Path({str(tiny)!r}), 1, 100, threads=1) as client:
         Path({str(told)!r}).write_text(client.url + "\\n")
         time.sleep(60)
     """

@@ -12,7 +12,7 @@ from tests import tiny_model
 AFTERWARDS = """
 import gc, sys
 from pathlib import Path
-from imatrix_lab import toolchain
+from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.core.store import Store
 from imatrix_lab.models.tokenizer import Vocabulary
 

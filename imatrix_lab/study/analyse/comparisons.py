@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from imatrix_lab.compare import compare, controls, design
-from imatrix_lab.compare.compare import Report
-from imatrix_lab.compare.design import Plan
+from imatrix_lab.compare import controls, design
+from imatrix_lab.compare.compare import Report, compare_runs
+from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.compare.interactions import Interaction
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Missing
 from imatrix_lab.stats import sentences
-from imatrix_lab.stats.comparison import METRICS, Comparison, Metric
+from imatrix_lab.stats.comparison import Comparison
+from imatrix_lab.stats.metrics import METRICS, Metric
 from imatrix_lab.study.analyse.index import Index, RecordFile
 from imatrix_lab.study.recipe import Recipe
 
@@ -42,7 +43,7 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
     rest is compared. Margins of the recipe are in the units of `METRICS`.
     """
     settings = recipe.comparison
-    plan = Plan(
+    plan = ComparisonPlan(
         margins={m: value / METRICS[m].scale for m, value in settings.margins.items()},
         family=design.parse_family(settings.family),
         baseline=index.baseline if settings.baseline else "",
@@ -66,7 +67,7 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
 class _Part:
     """The records of one model, of texts or of tasks."""
 
-    def __init__(self, records: Sequence[RecordFile], plan: Plan, metrics: Sequence[str]):
+    def __init__(self, records: Sequence[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
         self.records, self.plan, self.metrics = records, plan, metrics
         self.model = records[0].model
         self.missing: list[Missing] = []
@@ -90,7 +91,7 @@ class _Part:
         while len(left) > 1:
             try:
                 paths = [r.run.path for r in left]
-                return compare.compare(paths, self.plan, self.metrics, progress)
+                return compare_runs(paths, self.plan, self.metrics, progress)
             except BadRecords as error:
                 bad = [r.place() for r in left if str(r.run.path) == error.where]
                 bad = bad or [r.place() for r in left]

@@ -121,13 +121,11 @@ def flips(
         if not c.task or c.b != index.baseline:
             continue
         a, b = (first[c.model, c.task, c.text, x, c.type] for x in (c.a, c.b))
-        flips = summary.flips(b.run.path, a.run.path)
+        flips = summary.flips(a.run.path, b.run.path)
         place = (c.model, c.task, c.text, c.type, c.a, c.b)
-        counts.append(results.FlipCount(*place, flips.n_items, flips.n_gained, flips.n_lost))
-        is_choice = a.run.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
-        for f in flips.items[:FLIPS_MAX]:
-            outputs = (f.b, f.a) if is_choice else (f.output_b or f.b, f.output_a or f.a)
-            texts.append(
-                results.Flip(*place, f.item_id, f.prompt, f.gold, *outputs, f.score_b, f.score_a)
-            )
+        counts.append(results.FlipCount(*place, flips.n_items, flips.n_lost, flips.n_gained))
+        texts += [
+            replace(flip, model=c.model, task=c.task, language=c.text, type=c.type, a=c.a, b=c.b)
+            for flip in flips.items[:FLIPS_MAX]
+        ]
     return texts, counts

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import ask, endpoint, need_network
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.errors import FetchFailed, ImatrixLabError
@@ -152,8 +153,8 @@ def of_disk(needed: int, free: int) -> Iterator[str]:
     """Yield that the disk is too small."""
     if needed > free:
         yield (
-            f"the study needs {needed / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free;"
-            ' try: keep = "scores" with limits.disk_gib'
+            f"the study needs {size(needed)} of disk; {size(free)} is free; try: keep ="
+            ' "scores" with limits.disk_gib'
         )
 
 
@@ -161,6 +162,6 @@ def of_memory(needed: int, limit: int) -> Iterator[str]:
     """Yield that the memory is too small."""
     if needed > limit:
         yield (
-            f"largest step needs {needed / 2**30:.1f} GiB of memory; limit is"
-            f" {limit / 2**30:.1f} GiB; try: limits.disk_gib, which makes batches of quants"
+            f"largest step needs {size(needed)} of memory; limit is {size(limit)}; try:"
+            " limits.disk_gib, which makes batches of quants"
         )
