@@ -15,6 +15,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
 from imatrix_lab.compare import design
 from imatrix_lab.compare.design import ComparisonPlan
+from imatrix_lab.core.format import with_error
 from imatrix_lab.errors import UsageError
 from imatrix_lab.stats.metrics import METRICS
 
@@ -117,8 +118,6 @@ def _print(report: Report) -> None:
 
 
 def _table(comparisons: Sequence[Comparison]) -> Table:
-    from imatrix_lab.stats.sentences import number
-
     has_items = any(c.items for c in comparisons)
     table = new_table(
         "text", "A", "B", "metric", "A - B", "95 % CI", "p", "Holm", "max-T", "BH", "equivalence",
@@ -129,7 +128,7 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
 
         def text(*values: float, c: Comparison = c) -> str:
             scale = c.question.metric.scale
-            return " … ".join(number(value * scale, c.std_error * scale) for value in values)
+            return " … ".join(with_error(value * scale, c.std_error * scale) for value in values)
 
         exact = ["", ""] if has_items else []
         if c.items:
@@ -149,15 +148,13 @@ def _p(value: float) -> str:
 
 
 def _controls(controls: Sequence[Control]) -> Table:
-    from imatrix_lab.stats.sentences import number
-
     table = new_table(
         "control", "text", "type", "metric", "expected", "estimate", "95 % CI", "x noise", n_text=5
     )
     for c in controls:
         scale = METRICS[c.metric].scale
         estimate, low, high = (
-            number(v * scale, c.std_error * scale) for v in (c.estimate, c.low, c.high)
+            with_error(v * scale, c.std_error * scale) for v in (c.estimate, c.low, c.high)
         )
         times = "" if math.isnan(c.noise_multiple) else f"{c.noise_multiple:.1f}"
         table.add_row(escape(c.name), escape(c.text), c.type, c.metric, c.expected, estimate,

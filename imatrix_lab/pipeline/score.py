@@ -1,11 +1,10 @@
 """Quants against their full model on held-out text: from a request to files of records."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.files import place, replacing
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -17,7 +16,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.convert import converter
 from imatrix_lab.models.resolve import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import deliver, tune
+from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.score import compatible, kernel, run
 from imatrix_lab.score.engine import Settings
@@ -37,11 +36,26 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
+    _check(request)
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     reference = resolve(request.reference, session, convert)
     quants = [resolve(spec, session, convert) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)
+
+
+def _check(request: ScoreRequest) -> None:
+    """Check texts and output folder before llama.cpp is built."""
+    labels = [slug(label) for label, _ in request.texts]
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        raise UsageError(f"two texts are called {repeated[0]}", fix="--text NAME=FILE names them")
+    for label, path in request.texts:
+        if path is None:
+            tune.parse_text(label, allow_file=True)
+        else:
+            documents_in(path, label)
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError("the output folder is a file", where=request.out, fix="--out FOLDER")
 
 
 def score_models(
@@ -61,9 +75,6 @@ def score_models(
         Text(slug(label), _documents(request, label, path, reference, tools, session))
         for label, path in request.texts
     ]
-    labels = [text.label for text in texts]
-    if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise UsageError(f"two texts are called {repeated[0]}", fix="--text NAME=FILE names them")
     settings = settings_for(reference, request.compute, protocol.n_ctx, request.n_rows)
     settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)
@@ -105,17 +116,11 @@ def _place(
         progress.say(f"note: {target.name} has other records and is kept")
         target = out / f"{text.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
     if named == signature:
-        deliver.place(source, target)
+        place(source, target)
         return target
     out.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         parquet.write(temporary, parquet.read(source).columns, named)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

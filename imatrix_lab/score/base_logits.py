@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core.files import need_room, write_whole
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -104,24 +105,22 @@ def _decode_reference(
     if k is not None and all(complete):
         return k
     name = f"base logits {job.text.label}"
-    most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab)) / 2**20
-    progress.say(f"{name}: at most {most:,.0f} MiB on disk; K is chosen on the first batch")
+    most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab))
+    progress.say(f"{name}: at most {size(most)} on disk; K is chosen on the first batch")
     samples = sample_by_batch(job)
     with (
         progress.task(name, sum(sizes), "tokens") as task,
         Engine(job.tools, job.kernel, job.reference, job.settings, Interruptible()) as engine,
     ):
         done = begun(task, [n for n, is_done in zip(sizes, complete, strict=True) if is_done])
-        for batch, size in enumerate(sizes):
+        for batch, n_tokens in enumerate(sizes):
             if complete[batch]:
                 continue
             decoded, logits = _decode(job, engine, batch, k or min(K_MAX, n_vocab), samples[batch])
             if k is None:
                 k = _smallest_k(decoded["logp"], rest_share)
                 total = size_bytes(sum(sizes), n_vocab, k)
-                progress.say(
-                    f"{name}: the top {k} of {n_vocab:,} tokens, {total / 2**20:,.0f} MiB on disk"
-                )
+                progress.say(f"{name}: the top {k} of {n_vocab:,} tokens, {size(total)} on disk")
                 need_room(k_file, total, "the reference's distributions")
                 full.add(batch, logits)
                 rows.add(batch, _cut(decoded, k))
@@ -129,7 +128,7 @@ def _decode_reference(
             else:
                 full.add(batch, logits)
                 rows.add(batch, decoded)
-            done += size
+            done += n_tokens
             task.update(done, rates([engine]))
     assert k is not None
     return k
@@ -216,11 +215,11 @@ def score(job: Job, quant: Model, base: Artifact, rows: Checkpoint, progress: Pr
         Engine(job.tools, job.kernel, quant, job.settings, Interruptible()) as engine,
     ):
         done = begun(task, [n for n, is_done in zip(sizes, complete, strict=True) if is_done])
-        for batch, size in enumerate(sizes):
+        for batch, n_tokens in enumerate(sizes):
             if not complete[batch]:
                 kept = base_rows.rows(batch), full.rows(batch), samples[batch]
                 rows.add(batch, _score_batch(job, engine, batch, *kept))
-                done += size
+                done += n_tokens
                 task.update(done, rates([engine]))
         progress.say(f"llama_decode, tokens/s: {rates([engine])}")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from imatrix_lab.core.files import replacing
+
 
 class Checkpoint:
     """One file for each batch, complete or absent.
@@ -39,14 +41,10 @@ class Checkpoint:
     def add(self, batch: int, rows: np.ndarray) -> None:
         """Write the rows of a batch."""
         assert len(rows) == self._sizes[batch]
-        temporary = self.path(batch).with_suffix(".tmp")
         content = io.BytesIO()
         np.save(content, rows)
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())  # numpy's errors do not say that the disk is full
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path(batch))
+        with replacing(self.path(batch)) as temporary:
+            temporary.write_bytes(content.getbuffer())  # numpy's errors hide that a disk is full
         self._done.add(batch)
 
     def rows(self, batch: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 
+from imatrix_lab.core.format import probability, with_error
 from imatrix_lab.stats.comparison import ALPHA, Comparison
 from imatrix_lab.stats.interaction import Contrast
 from imatrix_lab.stats.metrics import Metric
@@ -19,26 +20,8 @@ _METHODS = {
 # -- the parts
 
 
-def number(value: float, std_error: float) -> str:
-    """Return a value with as many digits as its standard error justifies: two of the error's.
-
-    >>> number(-0.0123456, 0.0011)
-    '-0.0123'
-    >>> number(123.456, 0)
-    '123.456'
-    """
-    if not math.isfinite(value):
-        return "unknown" if math.isnan(value) else "unbounded"
-    if not 0 < std_error < math.inf:
-        return f"{value:.6g}"
-    return f"{value:.{max(0, 1 - math.floor(math.log10(std_error)))}f}"
-
-
-def probability(p: float) -> str:
-    """Return p as it is printed in papers."""
-    if math.isnan(p):
-        return "not available"
-    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}" if p < 0.1 else f"= {p:.2f}"
+def _p(p: float) -> str:
+    return probability(p, "= ")
 
 
 def direction(value: float) -> str:
@@ -56,7 +39,7 @@ def ci(low: float, high: float, std_error: float, unit: str) -> str:
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return "too little data for a 95 % CI"
-    first, second = (number(abs(x), std_error) for x in (low, high))
+    first, second = (with_error(abs(x), std_error) for x in (low, high))
     if low * high > 0:
         return f"95 % CI {first} to {second}" if low > 0 else f"95 % CI {second} to {first}"
     return f"95 % CI {first} {unit} {direction(low)} to {second} {unit} {direction(high)}"
@@ -70,7 +53,7 @@ def difference(
     >>> difference(-0.0863, -0.0924, -0.0801, 0.003, "nats", "43 % of the loss")
     '0.0863 nats lower (95 % CI 0.0801 to 0.0924; 43 % of the loss)'
     """
-    size = f"{number(abs(estimate), std_error)} {unit} {direction(estimate)}"
+    size = f"{with_error(abs(estimate), std_error)} {unit} {direction(estimate)}"
     return f"{size} ({'; '.join((ci(low, high, std_error, unit), *details))})"
 
 
@@ -111,7 +94,7 @@ class _Scaled:
         self.margin = (c.question.margin or 0.0) * self.scale
 
     def __call__(self, value: float) -> str:
-        return number(value * self.scale, self.error)
+        return with_error(value * self.scale, self.error)
 
 
 def plain(c: Comparison) -> str:
@@ -163,21 +146,24 @@ def formal(c: Comparison) -> str:
     """Return what was estimated and tested, for someone who wants to check it."""
     q, scaled = c.question, _Scaled(c)
     unit = q.metric.unit
+    interval = f"95 % CI {scaled(c.low)} to {scaled(c.high)}"
+    if not math.isfinite(c.high - c.low):
+        interval = "no 95 % CI"
     exact = "exact " if c.method == "permutation" and c.paired.exact else ""
     parts = [
         f"Mean paired difference of {q.metric.words}, {q.a} minus {q.b} on {q.text}:"
-        f" {scaled(c.estimate)} {unit}, 95 % CI {scaled(c.low)} to {scaled(c.high)}"
+        f" {scaled(c.estimate)} {unit}, {interval}"
         f" ({exact}{_METHODS[c.method].format(df=c.df)}; n = {c.n:,} {q.values} in"
-        f" {c.n_clusters:,} {q.clusters}, design effect {number(c.paired.design_effect, 0.1)}"
+        f" {c.n_clusters:,} {q.clusters}, design effect {with_error(c.paired.design_effect, 0.1)}"
         + (f"; {c.n_excluded:,} not finite, excluded" if c.n_excluded else "")
         + ")",
-        f"null: no difference, p {probability(c.p_value)}{_family(c)}, threshold {ALPHA}",
+        f"null: no difference, p {_p(c.p_value)}{_family(c)}, threshold {ALPHA}",
     ]
     if c.items is not None:
         test, ends = c.items.mcnemar, (c.items.newcombe_low, c.items.newcombe_high)
         parts.append(
             f"McNemar by {q.clusters.removesuffix('s')}: {test.wins_a:,} to {test.wins_b:,} net"
-            f" wins, exact p {probability(test.p_exact)}; Newcombe 95 % CI"
+            f" wins, exact p {_p(test.p_exact)}; Newcombe 95 % CI"
             f" {' to '.join(map(scaled, ends))} {unit}"
         )
     if q.margin is None:
@@ -185,10 +171,10 @@ def formal(c: Comparison) -> str:
     else:
         p = c.p_equivalence_adjusted
         alone = math.isnan(p) or c.n_family < 2
-        adjusted = "" if alone else f", adjusted {probability(p)}"
+        adjusted = "" if alone else f", adjusted {_p(p)}"
         parts.append(
             f"TOST with margin ±{scaled.margin:.6g} {unit}:"
-            f" p {probability(c.p_equivalence)}{adjusted}, threshold {ALPHA / 2} a side"
+            f" p {_p(c.p_equivalence)}{adjusted}, threshold {ALPHA / 2} a side"
         )
     detectable = "nothing" if math.isinf(c.detectable) else f"{scaled(c.detectable)} {unit}"
     parts.append(f"detectable with 80 % power: {detectable}")
@@ -198,7 +184,7 @@ def formal(c: Comparison) -> str:
 def _family(c: Comparison) -> str:
     if c.adjust not in _ADJUSTED or c.n_family < 2:
         return ""
-    return f" ({_ADJUSTED[c.adjust]} over {c.n_family}: p {probability(c.p_adjusted())})"
+    return f" ({_ADJUSTED[c.adjust]} over {c.n_family}: p {_p(c.p_adjusted())})"
 
 
 def _limits(c: Comparison) -> str:
@@ -241,7 +227,7 @@ def plain_interaction(
         helps = (contrast.estimate < 0) == metric.lower_is_better
         more = "more" if helps else "less"
         head = f"Calibration in {a} or {b} helps its own language {more} than the other"
-    size = number(abs(contrast.estimate) * metric.scale, contrast.std_error * metric.scale)
+    size = with_error(abs(contrast.estimate) * metric.scale, contrast.std_error * metric.scale)
     text = f"{head} ({quant_type}; {metric.words}, {size} {metric.unit} in all)."
     if not contrast.separable:
         text += " With one calibration text a language it may be that text, not the language."
@@ -254,19 +240,19 @@ def formal_interaction(
     """Return the contrast (A - B on A's text) - (A - B on B's text), and its error terms."""
 
     def scaled(value: float) -> str:
-        return number(value * metric.scale, contrast.std_error * metric.scale)
+        return with_error(value * metric.scale, contrast.std_error * metric.scale)
 
     error = f"documents {scaled(contrast.se_documents)}"
     samples = ", ".join(f"{n} of {g}" for g, n in contrast.n_samples.items())
     if contrast.separable:
         error += f", calibration samples {scaled(contrast.se_samples)} ({samples})"
-    adjusted = "" if math.isnan(p_adjusted) else f", Holm-adjusted {probability(p_adjusted)}"
+    adjusted = "" if math.isnan(p_adjusted) else f", Holm-adjusted {_p(p_adjusted)}"
     text = (
         f"Interaction calibration x language, {quant_type}, {metric.words}: ({a} - {b} on {a}) -"
         f" ({a} - {b} on {b}) = {scaled(contrast.estimate)} {metric.unit}, 95 % CI"
         f" {scaled(contrast.low)} to {scaled(contrast.high)} (t with {contrast.df:.1f} df;"
         f" standard error {scaled(contrast.std_error)}: {error}); null: 0,"
-        f" p {probability(contrast.p_value)}{adjusted}, threshold {ALPHA}."
+        f" p {_p(contrast.p_value)}{adjusted}, threshold {ALPHA}."
     )
     if not contrast.separable:
         text += " The effect of a language is not separable from that of its one text."

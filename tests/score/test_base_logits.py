@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import DiskFull
@@ -225,13 +226,13 @@ def test_disk_is_announced(asked, store):
     job, models = asked
     progress = made.Recorder()
     cached(job, models[1:2], store, progress=progress)
-    most, chosen = (s for s in progress.said if "MiB on disk" in s)
+    most, chosen = (s for s in progress.said if " on disk" in s)
     k, n_vocab = k_of(store), job.reference.facts.n_vocab
     n_scored = sum(job.plan.sizes())
-    assert f"at most {base_logits.size_bytes(n_scored, n_vocab, n_vocab) / 2**20:,.0f} MiB" in most
+    assert f"at most {size(base_logits.size_bytes(n_scored, n_vocab, n_vocab))}" in most
     assert f"the top {k} of {n_vocab:,} tokens" in chosen
     told = base_logits.size_bytes(n_scored, n_vocab, k)
-    assert f"{told / 2**20:,.0f} MiB" in chosen
+    assert size(told) in chosen
     (kept,) = (a for a in store.artifacts() if a.manifest["kind"] == "teacher")
     headers = 1024 * len(job.plan.batches)
     assert told <= kept.size_bytes() <= told + headers
@@ -241,7 +242,7 @@ def test_too_small_a_disk_is_said_before_the_pass(asked, store, monkeypatch):
     job, models = asked
     monkeypatch.setattr(base_logits, "size_bytes", lambda *_: 1 << 60)
     seen = made.count_decodes(monkeypatch)
-    with pytest.raises(DiskFull, match="the reference's distributions needs 1099511627776 MiB"):
+    with pytest.raises(DiskFull, match="the reference's distributions needs 1,073,741,824"):
         cached(job, models[1:2], store)
     assert len({tokens for _, tokens in seen}) <= len(list(job.steps(0)))
 
