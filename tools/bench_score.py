@@ -73,7 +73,8 @@ class Bench:
     def _quantized(self, quant_type: str, name: str) -> Path:
         path = self.root / name
         program = self.tools.program("llama-quantize")
-        process.run(programs.quantize_argv(program, self.model.path, path, quant_type, cores()))
+        options = programs.QuantizeOptions(cores())
+        process.run(programs.quantize_argv(program, self.model.path, path, quant_type, options))
         return path
 
     def _documents(self) -> list[Document]:

@@ -42,7 +42,7 @@ def card(files: Entries) -> str:
     lines += [f"{note}\n" for note in notes]
     for name, e in quants.items():
         if e.get("forced"):
-            lines.append(f"{name} was made with an imatrix that has errors: {e['forced']}.\n")
+            lines.append(f"{name} was made with an imatrix that failed its check: {e['forced']}.\n")
     return "\n".join(lines)
 
 
