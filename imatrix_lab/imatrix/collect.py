@@ -175,17 +175,12 @@ def _run_segments(
         if n_windows - end < max(TAIL_WINDOWS, length // 4):
             end = n_windows
         clock = _Clock(task, done, compute.n_ctx)
-        argv = programs.imatrix_argv(
-            toolchain.program("llama-imatrix"),
-            model.path,
-            corpus.calibration,
-            Path(part.name),
-            compute,
-            windows=(done, end - done),
-            in_file=Path(last.name) if last else None,
-            parse_special=options.parse_special,
-            process_output=options.process_output,
+        program, resume = toolchain.program("llama-imatrix"), Path(last.name) if last else None
+        what = programs.ImatrixOptions(
+            (done, end - done), resume, options.parse_special, options.process_output
         )
+        target = Path(part.name)
+        argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
         try:
             process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=clock.feed)
         except ToolFailed as error:

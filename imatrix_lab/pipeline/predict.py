@@ -207,7 +207,8 @@ class Predictor:
                 part, log = scratch / "part.gguf", scratch / "llama-quantize.log"
                 n_bytes = run.estimate(tools, model, quant_type, self.options)
                 need_room(store.root, n_bytes, f"{quant_type} of {model.label}")
-                run.run(tools, model, imatrix, quant_type, part, {}, self.options, log, progress)
+                spec = run.QuantSpec(model, imatrix, quant_type, self.options)
+                run.run_quantize(tools, spec, part, log, progress)
                 part.replace(path)
             quant = Model(label, path, (path,), "", resolve.facts((path,)), label)
             quant_error.write(out, self.kernel, model, quant, self.threads, progress)

@@ -120,8 +120,8 @@ def quantized(
         if (model, quant_type, imatrix) not in made:
             path = tmp_path_factory.mktemp("quant") / f"{quant_type}.gguf"
             program = tools.program("llama-quantize")
-            named = str(imatrix) if imatrix else None
-            process.run(programs.quantize_argv(program, model, path, quant_type, 1, imatrix=named))
+            options = programs.QuantizeOptions(1, str(imatrix) if imatrix else None)
+            process.run(programs.quantize_argv(program, model, path, quant_type, options))
             made[model, quant_type, imatrix] = path
         return made[model, quant_type, imatrix]
 

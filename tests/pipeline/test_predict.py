@@ -183,10 +183,9 @@ def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, q
     model = resolve.resolve(str(tiny), Session(store, Silent()))
     facts = tune.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
-    argv = programs.quantize_argv(
-        tools.program("llama-quantize"), tiny, path, "Q2_K", 1, imatrix=str(two["nb"]),
-        metadata=tune.metadata_of(tools, None, facts),
-    )  # fmt: skip
+    options = programs.QuantizeOptions(1, str(two["nb"]), tune.metadata_of(tools, None, facts))
+    program = tools.program("llama-quantize")
+    argv = programs.quantize_argv(program, tiny, path, "Q2_K", options)
     process.run(argv)
     foreign = quantized(tiny, "Q2_K", two["en"])  # by llama-quantize alone
     for name, quant in (("en", path), ("none", path), ("none", foreign)):
