@@ -14,7 +14,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.convert import converter
-from imatrix_lab.models.resolve import resolve
+from imatrix_lab.models.resolve import check_spec, resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
@@ -37,6 +37,8 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadText : a text with nothing to score.
     """
     _check(request)
+    for spec in (request.reference, *request.quants):
+        check_spec(spec, session.store)
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     reference = resolve(request.reference, session, convert)
