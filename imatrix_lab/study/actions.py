@@ -250,7 +250,7 @@ def items(shared: Shared, task: Task, languages: tuple[str, ...], turn: Turn) ->
     request = _task_request(shared, task, languages, turn)
     pairs = asking.pairs([definitions.get(task.name)], request, turn.progress)
     ready = [asking.prepare(*pair, request, turn.progress) for pair in pairs]
-    return {"n_items": {one.speech.code: len(one.items) for one in ready}}
+    return {"n_items": {one.locale.code: len(one.items) for one in ready}}
 
 
 def answers(

@@ -17,8 +17,9 @@ from imatrix_lab.pipeline import score
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study.recipe import DEMO, NONE, Recipe, Task
 from imatrix_lab.tasks import definition as definitions
-from imatrix_lab.tasks import load, locale
+from imatrix_lab.tasks import load
 from imatrix_lab.tasks.definition import VARIANTS
+from imatrix_lab.tasks.locale import get_locale, load_locales
 
 
 def names(recipe: Recipe) -> dict[Task, str]:
@@ -117,7 +118,7 @@ def languages_of(task: Task, recipe: Recipe) -> tuple[str, ...]:
     codes = task.languages
     if not codes:
         parts = [p for m in mixtures(recipe).values() for p in m.parts if p.language]
-        there = locale.load_all()
+        there = load_locales()
         every = dict.fromkeys(p.language.code for p in parts if p.language)
         codes = tuple(c for c in every if load.has(found, c, data) and c in there)
         if not codes:
@@ -128,7 +129,7 @@ def languages_of(task: Task, recipe: Recipe) -> tuple[str, ...]:
     for code in codes:
         if not load.has(found, code, data):
             load.own_code(found, code)  # says what there is
-        locale.get(code)
+        get_locale(code)
     return codes
 
 

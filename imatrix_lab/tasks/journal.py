@@ -1,4 +1,4 @@
-"""What is done already: one JSON object a line, on disk before the next is asked for.
+"""What is done already: one JSON object a line, on disk before the next item is asked.
 
 A killed run loses nothing that was answered; a line that was cut off is dropped. Threads may add.
 """
@@ -15,30 +15,25 @@ from imatrix_lab.core.files import disk_error
 
 
 class Journal:
-    """A file of objects by id; the last one of an id counts.
+    """A file of objects by id (`entries`); a later one replaces an earlier one of its id.
 
     Parameters
     ----------
-    kind : dataclass whose fields every object has.
+    record : dataclass whose fields every object has.
     """
 
-    def __init__(self, path: Path, kind: type):
+    def __init__(self, path: Path, record: type):
         self._path, self._lock = path, threading.Lock()
-        self.found: dict[str, dict[str, Any]] = {}
-        fields = {field.name for field in dataclasses.fields(kind)}
-        for line in self._lines():
+        self.entries: dict[str, dict[str, Any]] = {}
+        fields = {field.name for field in dataclasses.fields(record)}
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.split("\n"):
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue  # cut off by a kill
             if isinstance(entry, dict) and fields <= entry.keys():
-                self.found[str(entry["id"])] = entry
-
-    def _lines(self) -> list[str]:
-        try:
-            return self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-        except FileNotFoundError:
-            return []
+                self.entries[str(entry["id"])] = entry
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
         """Return what adds an object."""
@@ -62,8 +57,8 @@ class Journal:
                 os.fsync(self._file.fileno())
             except OSError as error:
                 raise disk_error(error, self._path) from error
-            self.found[str(entry["id"])] = entry
+            self.entries[str(entry["id"])] = entry
 
     def remove(self) -> None:
-        """Delete the file: what it held is elsewhere, whole."""
+        """Delete the file: its objects are elsewhere, whole."""
         self._path.unlink(missing_ok=True)

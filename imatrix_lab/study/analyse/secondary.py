@@ -1,5 +1,6 @@
 """What stands beside the comparisons: predicted losses, similar imatrices, answers that flip."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -117,13 +118,13 @@ def flips(
         if not c.task or c.b != grid.baseline:
             continue
         one, other = (first[c.model, c.task, c.text, x, c.type] for x in (c.a, c.b))
-        found = summary.flips(other.run.path, one.run.path)
+        flips = summary.flips(one.run.path, other.run.path)
         place = (c.model, c.task, c.text, c.type, c.a, c.b)
-        counts.append(results.FlipCount(*place, found.n_items, found.n_gained, found.n_lost))
-        is_choice = one.run.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
-        for f in found.items[:FLIPS_MAX]:
-            said = (f.b, f.a) if is_choice else (f.output_b or f.b, f.output_a or f.a)
-            texts.append(
-                results.Flip(*place, f.item_id, f.prompt, f.gold, *said, f.score_b, f.score_a)
+        counts.append(results.FlipCount(*place, flips.n_items, flips.n_lost, flips.n_gained))
+        texts += [
+            dataclasses.replace(
+                flip, model=c.model, task=c.task, language=c.text, type=c.type, a=c.a, b=c.b
             )
+            for flip in flips.items[:FLIPS_MAX]
+        ]
     return texts, counts
