@@ -1,8 +1,7 @@
-"""What a study found: the record between studies and reports, and `results.json`.
+"""The results of a study, which a report prints: `results.json`.
 
-Every number is in the unit its row names, ready to be printed; a report does no arithmetic. What
-is unknown is NaN (null in JSON). Apart from `Times` nothing here depends on the clock, the
-machine's speed, or whether the study was stopped in between.
+Every number is in the unit of its row; a report does no arithmetic. What is unknown is NaN (null
+in JSON). Only `Times` depends on the clock, the machine's speed or on interruptions.
 """
 
 import json
@@ -17,7 +16,7 @@ from imatrix_lab.errors import UsageError
 SCHEMA = 1
 FILE = "results.json"
 ALL_SAMPLES = 0
-"""A row over all calibration samples together; else samples are numbered from 1."""
+"""A row over all calibration samples; single samples are numbered from 1."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Calibration:
     ----------
     label : as other rows name it: ``nb``, ``nb50-en50``, ``nb-pooled``, ``no imatrix``.
     kind : language, mixture, pooled, control or none.
-    shares : of each language.
-    n_tokens : that were counted.
-    merged_from : of a mixture or pool: its parts' imatrices, by sha256.
+    merged_from : sha256 of the imatrices that a mixture or pool is merged from.
     """
 
     model: str
@@ -49,7 +46,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantized file that was made and, unless kept, removed after scoring."""
+    """A quantized file."""
 
     model: str
     calibration: str
@@ -102,10 +99,10 @@ class Comparison:
     a, b : labels of calibrations; the study's baseline is never `a`.
     verdict : of A: better, worse, equivalent or undecided.
     margin : smallest difference that matters, as it was declared; NaN if none was.
-    noise : what two samples of one language differ by (root mean square); NaN if unknown.
+    noise : root mean square difference of two samples of one language; NaN if unknown.
     noise_multiple : |estimate| / noise.
-    detectable : smallest difference seen with 80 % power.
-    n_to_decide, clusters_to_decide : that would decide it; 0 where that is not the question.
+    detectable : smallest difference detected with 80 % power.
+    n_to_decide, clusters_to_decide : needed for a verdict; 0 where that does not apply.
     """
 
     model: str
@@ -143,7 +140,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interaction:
-    """Does each of two languages gain more from its own calibration? See `compare.crossed`."""
+    """Does each of two languages gain more from its own calibration? See `stats.interaction`."""
 
     model: str
     task: str
@@ -163,7 +160,7 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Control:
-    """A comparison whose outcome is known beforehand, or the noise between samples."""
+    """A comparison with a known outcome, or the noise between samples."""
 
     model: str
     name: str
@@ -181,7 +178,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The quantizer's own objective beside what was measured, for one quant and language.
+    """The quantizer's own objective and the measured divergence, for one quant and language.
 
     Attributes
     ----------
@@ -261,7 +258,7 @@ class FlipCount:
 
 @dataclass(frozen=True)
 class Missing:
-    """A step that failed, and the steps that were left out for it."""
+    """A step that failed, and the steps skipped because of it."""
 
     step: str
     why: str
@@ -271,7 +268,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Licence:
-    """What the numbers stand on, and under which terms."""
+    """A model or text, and its licence."""
 
     what: str
     licence: str
@@ -280,12 +277,11 @@ class Licence:
 
 @dataclass(frozen=True)
 class Power:
-    """What a comparison could find, before its data were seen.
+    """The smallest difference that a planned comparison detects with 80 % power.
 
     Attributes
     ----------
-    detectable : smallest difference seen with 80 % power; of the plan, from a pilot or assumptions.
-    assumed : what the plan stood on, in words.
+    assumed : what the plan was based on, in words.
     """
 
     what: str
@@ -297,7 +293,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Times:
-    """What depends on the clock: seconds by step, of the run that made each."""
+    """Seconds by step, of the run that did it."""
 
     steps_s: dict[str, float]
     total_s: float
@@ -309,7 +305,7 @@ class Results:
 
     Attributes
     ----------
-    answer : three sentences, for someone who wants to know which file to take.
+    answer : three sentences: which file to take.
     baseline : the calibration that the verdict matrix compares with.
     metric : the metric that decides texts (``kld_nats``).
     languages : code -> name in English and direction (``ltr``, ``rtl``), script (``Mlym``).
@@ -317,7 +313,6 @@ class Results:
     unknown : details of a paper that are not known.
     reduced : in the recipe's reduced form.
     commands : that repeat the study, in order.
-    notes : what a reader must know besides.
     """
 
     schema: int
@@ -353,17 +348,17 @@ class Results:
     times: Times
 
 
-def write(path: Path, found: Results) -> None:
+def write(path: Path, results: Results) -> None:
     """Write results, whole or not at all; equal results give equal bytes."""
-    write_whole(path, canonical_json(config.plain(found)))
+    write_whole(path, canonical_json(config.plain(results)))
 
 
 def read(path: Path) -> Results:
-    """Return the results in a file, or in a study's folder.
+    """Return the results in a file or in a study's folder.
 
     Raises
     ------
-    UsageError : none there, damaged, or of another schema.
+    UsageError : no results, damaged ones, or of another schema.
     """
     file = path / FILE if path.is_dir() else path
     try:
