@@ -62,16 +62,9 @@ def translate(
     task: Definition, source: str, to: str, data: Path | None, out: Path, limit: int | None,
     chat: Chat, progress: Progress,
 ) -> Translated:  # fmt: skip
-    """Translate a task's items into a language.
+    """Translate the first `limit` items of a task from one language into another.
 
-    Parameters
-    ----------
-    source : the language its items are in.
-    limit : only the first so many items.
-
-    Raises
-    ------
-    ImatrixLabError : nothing at all could be translated.
+    `ImatrixLabError` if nothing at all could be translated.
     """
     locale = get_locale(to)
     benchmark = load.rows(task, source, data)
@@ -91,10 +84,8 @@ def translate(
     rows = [done[place] for place in range(len(chosen))]
     errors = [text.error for row in rows for text in row.texts if text.error]
     if errors and all(row.failed() for row in rows):
-        raise ImatrixLabError(
-            f"nothing could be translated: {errors[0]}",
-            fix="check the model and the endpoint; then run again",
-        )
+        what = f"nothing could be translated: {errors[0]}"
+        raise ImatrixLabError(what, fix="check the model and the endpoint; then run again")
     written = _write(task, to, out, rows)
     manifest = {
         "task": task.name, "language": to, "from": source, "machine_translated": True,
