@@ -121,17 +121,17 @@ def _judge(
         texts = (row["prompt"], row["gold"], row["output"], row.get("other", ""))
         hashes[row["item_id"]] = prompt_hash((("", "\0".join(texts)),), key)
     journal, done = Journal(file, Judgement), {}
-    fields = [field.name for field in dataclasses.fields(Judgement)]
-    for item_id, entry in journal.entries.items():
-        if entry.get("asked") == hashes.get(item_id) and not entry["error"]:
-            done[item_id] = Judgement(**{name: entry[name] for name in fields})
-    with journal as add, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
+    for item_id, digest in hashes.items():
+        judgement = journal.get(item_id)
+        if judgement and journal.entries[item_id].get("asked") == digest:
+            done[item_id] = judgement
+    with journal, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
         bar.update(len(done), "judged before" if done else "")
         left = [row for row in rows if row["item_id"] not in done]
         for judgement in each(ask, left, chat.parallel):
             value = judgement.value if math.isfinite(judgement.value) else None
-            add({**dataclasses.asdict(judgement), "value": value, "asked": hashes[judgement.id],
-                 "identity": chat.identity})  # fmt: skip
+            asked = hashes[judgement.id]
+            journal.add(judgement, value=value, asked=asked, identity=chat.identity)
             done[judgement.id] = judgement
             bar.update(len(done))
     judgements = [done[row["item_id"]] for row in rows]

@@ -211,24 +211,19 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
 
 
 def _answer(
-    prepared: Prepared, answerer: Answerer, journal: Journal, name: str, progress: Progress
+    prepared: Prepared, answerer: Answerer, journal: Journal[Outcome], name: str, progress: Progress
 ) -> dict[str, Outcome]:
     """Return the outcome of every item; those of an earlier run that did not fail are kept."""
-    fields = [field.name for field in dataclasses.fields(Outcome)]
-    ids = {item.id for item in prepared.items}
-    outcomes = {
-        id_: Outcome(**{field: entry[field] for field in fields})
-        for id_, entry in journal.entries.items()
-        if id_ in ids and not entry["error"]
-    }
+    items = prepared.items
+    outcomes = {item.id: outcome for item in items if (outcome := journal.get(item.id))}
     if outcomes:
-        progress.say(f"{name}: {len(outcomes):,} of {len(ids):,} items were answered before")
-    left = [item for item in prepared.items if item.id not in outcomes]
-    with journal as add:
+        progress.say(f"{name}: {len(outcomes):,} of {len(items):,} items were answered before")
+    left = [item for item in items if item.id not in outcomes]
+    with journal:
         for outcome in _outcomes(prepared, left, answerer) if left else ():
-            add(dataclasses.asdict(outcome))
+            journal.add(outcome)
             outcomes[outcome.id] = outcome
-    for item in prepared.items:
+    for item in items:
         outcomes.setdefault(item.id, score.failed(item, "no answer came"))
     return outcomes
 

@@ -1,10 +1,9 @@
 """`task translate`: a benchmark's file in another language, by a model, for a person to review."""
 
 import csv
-import dataclasses
 import io
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,10 @@ def translate(
     translator = _Translator(locale, chat, translate_prompts.columns(task), journal)
     done: dict[int, _Row] = {}
     name = f"translate {task.name} to {to}"
-    with journal as add, progress.task(name, len(chosen), "items") as bar:
+    with journal, progress.task(name, len(chosen), "items") as bar:
 
         def translate_row(place: int) -> tuple[int, _Row]:
-            return place, translator.row(chosen[place], str(chosen[place].get("id", place)), add)
+            return place, translator.row(chosen[place], str(chosen[place].get("id", place)))
 
         for place, row in each(translate_row, range(len(chosen)), chat.parallel):
             done[place] = row
@@ -103,34 +102,33 @@ def translate(
 class _Translator:
     """Translates texts once, in any thread; what an earlier run translated is not asked again."""
 
-    def __init__(self, locale: Locale, chat: Chat, columns: Mapping[str, str], journal: Journal):
+    def __init__(
+        self, locale: Locale, chat: Chat, columns: Mapping[str, str], journal: Journal[Translation]
+    ):
         self._locale, self._chat, self._columns, self._journal = locale, chat, columns, journal
         self._locks: dict[str, threading.Lock] = {}
 
-    def row(self, row: Mapping[str, Any], name: str, add: Callable[[dict[str, Any]], None]) -> _Row:
+    def row(self, row: Mapping[str, Any], name: str) -> _Row:
         by_text: dict[str, str] = {}
         translations = []
         parts = translate_prompts.texts(row, self._columns)
         for field, text in sorted(parts, key=lambda part: _ORDER.index(part[0])):
             if text not in by_text:
                 beside = by_text.get(_belongs_to(text, parts), "")
-                translations.append(self._translate(field, text, beside, add))
+                translations.append(self._translate(field, text, beside))
                 by_text[text] = translations[-1].text
         new = translate_prompts.apply(row, self._columns, by_text)
         notes = dict.fromkeys(translate_prompts.inconsistent(row, new, self._columns))
         return _Row(name, new, tuple(translations), tuple(notes))
 
-    def _translate(
-        self, field: str, text: str, beside: str, add: Callable[[dict[str, Any]], None]
-    ) -> Translation:
+    def _translate(self, field: str, text: str, beside: str) -> Translation:
         messages = translate_prompts.prompt(field, text, beside, self._locale)
         key = translate_prompts.key_of(messages, self._chat)
         with self._locks.setdefault(key, threading.Lock()):  # another row may have the same text
-            entry = self._journal.entries.get(key)
-            if entry and not entry["error"]:
-                return Translation(**{**entry, "flags": tuple(entry["flags"])})
-            translation = translate_prompts.translate(field, text, messages, self._chat)
-            add(dataclasses.asdict(translation))
+            translation = self._journal.get(key)
+            if not translation:
+                translation = translate_prompts.translate(field, text, messages, self._chat)
+                self._journal.add(translation)
             return translation
 
 
