@@ -1,4 +1,4 @@
-"""The results of a study, which a report prints: `results.json`.
+"""The results of a study: passed from studies to reports, and written as `results.json`.
 
 Every number is in the unit of its row; a report does no arithmetic. What is unknown is NaN (null
 in JSON). Only `Times` depends on the clock, the machine's speed or on interruptions.
@@ -21,7 +21,7 @@ ALL_SAMPLES = 0
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an imatrix was computed on.
+    """An imatrix that was made, or the absence of one, and what it was computed on.
 
     Attributes
     ----------
@@ -99,10 +99,10 @@ class Comparison:
     a, b : labels of calibrations; the study's baseline is never `a`.
     verdict : of A: better, worse, equivalent or undecided.
     margin : smallest difference that matters, as it was declared; NaN if none was.
-    noise : root mean square difference of two samples of one language; NaN if unknown.
+    noise : root-mean-square difference of two samples of one language; NaN if unknown.
     noise_multiple : |estimate| / noise.
-    detectable : smallest difference detected with 80 % power.
-    n_to_decide, clusters_to_decide : needed for a verdict; 0 where that does not apply.
+    detectable : smallest difference seen with 80 % power.
+    n_to_decide, clusters_to_decide : needed to decide it; 0 where more would not decide.
     """
 
     model: str
@@ -140,7 +140,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interaction:
-    """Does each of two languages gain more from its own calibration? See `stats.interaction`."""
+    """Does each of two languages gain more from its own calibration? See `interactions`."""
 
     model: str
     task: str
@@ -258,7 +258,7 @@ class FlipCount:
 
 @dataclass(frozen=True)
 class Missing:
-    """A step that failed, and the steps skipped because of it."""
+    """A step that failed, and the steps that were skipped because of it."""
 
     step: str
     why: str
@@ -268,7 +268,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Licence:
-    """A model or text, and its licence."""
+    """A model, text or task that the numbers come from, and its licence."""
 
     what: str
     licence: str
@@ -277,11 +277,12 @@ class Licence:
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest difference that a planned comparison detects with 80 % power.
+    """What a comparison could detect, planned before its data were seen.
 
     Attributes
     ----------
-    assumed : what the plan was based on, in words.
+    detectable : smallest difference seen with 80 % power; of the plan, from a pilot or assumptions.
+    assumed : in words, what the plan is based on.
     """
 
     what: str
@@ -305,14 +306,15 @@ class Results:
 
     Attributes
     ----------
-    answer : three sentences: which file to take.
+    answer : three sentences, for someone who wants to know which file to use.
     baseline : the calibration that the verdict matrix compares with.
     metric : the metric that decides texts (``kld_nats``).
     languages : code -> name in English and direction (``ltr``, ``rtl``), script (``Mlym``).
     recipe : the recipe as it was run, all defaults filled in, files without their folders.
-    unknown : details of a paper that are not known.
+    unknown : details that a paper does not give.
     reduced : in the recipe's reduced form.
     commands : that repeat the study, in order.
+    notes : what a reader must know in addition.
     """
 
     schema: int
@@ -358,16 +360,17 @@ def read(path: Path) -> Results:
 
     Raises
     ------
-    UsageError : no results, damaged ones, or of another schema.
+    UsageError : no such file, damaged, or of another schema.
     """
     file = path / FILE if path.is_dir() else path
     try:
         raw = json.loads(file.read_bytes())
     except OSError as error:
         raise UsageError(
-            f"no results of a study: {error.strerror}", where=file,
+            f"no results of a study: {error.strerror}",
+            where=file,
             fix="imatrix-lab study run recipes/quick-nb.toml",
-        ) from error  # fmt: skip
+        ) from error
     except ValueError as error:
         raise UsageError(f"damaged: {error}", where=file, fix="imatrix-lab study resume") from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:

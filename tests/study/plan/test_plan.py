@@ -17,9 +17,16 @@ from imatrix_lab.imatrix import format
 from imatrix_lab.study import graph, steps
 from imatrix_lab.study.context import prepare
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.graph import Record, Turn
+from imatrix_lab.study.graph import StepRecord, Turn
 from imatrix_lab.study.plan import benchmark, plan
-from imatrix_lab.study.recipe import Calibration, Comparison, Evaluation, Limits, Recipe, Task
+from imatrix_lab.study.recipe import (
+    CalibrationSettings,
+    ComparisonSettings,
+    Evaluation,
+    Limits,
+    Recipe,
+    Task,
+)
 from tests.corpus.made_up import LANGUAGE, prose
 
 
@@ -56,9 +63,9 @@ def store(store_at, measured: Path, tmp_path: Path) -> Store:
 @pytest.fixture
 def recipe(languages_of_ours: None, tiny: Path) -> Recipe:
     return Recipe(
-        1, "x", ("Q4_K_M", "Q3_K_S"), Calibration(("qaa", "qab", "none"), 2048, 2),
+        1, "x", ("Q4_K_M", "Q3_K_S"), CalibrationSettings(("qaa", "qab", "none"), 2048, 2),
         Evaluation(("qaa",), documents=7), models=(str(tiny),), keep="scores",
-        comparison=Comparison(baseline="none", margins={"kld_nats": 0.02}),
+        comparison=ComparisonSettings(baseline="none", margins={"kld_nats": 0.02}),
         limits=Limits(backend="cpu"),
     )  # fmt: skip
 
@@ -67,7 +74,7 @@ def recipe(languages_of_ours: None, tiny: Path) -> Recipe:
 def unmeasured(store: Store, monkeypatch) -> None:
     """Rates that nobody measured, where they do not matter."""
     (store.root / "rate").unlink()
-    for name in ("_imatrix", "_scoring", "_quantizing", "_summing"):
+    for name in ("_imatrix", "_score", "_quantize", "_quant_error"):
         monkeypatch.setattr(benchmark, name, lambda *_: 10.0)
 
 
@@ -135,7 +142,7 @@ def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> 
     # and once every step has its record, nothing is left to do
     for step, key in graph.keys(every).items():
         uses = next(s.uses for s in every if s.id == step)
-        folder.keep(step, Record(key, uses, {}, 1.0))
+        folder.write_record(step, StepRecord(key, uses, {}, 1.0))
     done = plan.plan(recipe, folder, Session(store, Silent()))
     assert {row.kind for row in done.rows if not row.is_done} == {"tidy"}
     assert done.seconds == 0
@@ -152,12 +159,12 @@ def test_doubts(recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path) 
     assert "2 samples leave a language's noise 1 degree of freedom" in said
     assert "Q4_K_M on qaa: differences below" in said and "the margin is 0.02" in said
     assert "cannot be made" not in said and "of disk" not in said
-    few = Calibration(("qaa", "none"), 1_000_000, 1)
+    few = CalibrationSettings(("qaa", "none"), 1_000_000, 1)
     said = warnings(types=("Q2_K_S",), calibration=few, evaluation=Evaluation(("qaa",), 3))
     assert "one sample of each language" in said
     assert "Q2_K_S of tiny cannot be made without an imatrix" in said
     assert "qaa: 3 documents are too few" in said
-    said = warnings(comparison=Comparison(), limits=Limits(backend="cpu", memory_gib=0.001))
+    said = warnings(comparison=ComparisonSettings(), limits=Limits(backend="cpu", memory_gib=0.001))
     assert "nothing can come out as equivalent" in said
     assert "of memory, and it may take 1.02 MiB" in said
     tasks = (Task("xnli", ("en",), 20), Task("language-confusion", ("en",)))
@@ -169,7 +176,7 @@ def test_doubts(recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path) 
 
 
 def test_text_that_is_short(recipe: Recipe, store: Store, tmp_path: Path) -> None:
-    calibration = Calibration(("qaa", "none"), 1_000_000, 1)
+    calibration = CalibrationSettings(("qaa", "none"), 1_000_000, 1)
     long = replace(recipe, calibration=calibration, types=("Q4_K_M",))
     folder = Folder(tmp_path / "x")
     shared = prepare(long, folder, Session(store, Silent()))
