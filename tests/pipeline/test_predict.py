@@ -87,7 +87,7 @@ def test_quants_are_removed_and_what_they_came_to_is_kept(tiny, two, store, monk
     job = request(tiny, two)
     first = overall(predict_losses(job, Session(store, Silent())))
     assert not [p for p in store.root.rglob("*.gguf") if "toolchain" not in p.parts]
-    monkeypatch.setattr(quantize, "run", None)
+    monkeypatch.setattr(quantize, "run_quantize", None)
     again = predict_losses(job, Session(store, Silent()))
     assert overall(again) == first
     only = predict_losses(request(tiny, {"nb": two["nb"]}), Session(store, Silent()))
@@ -100,14 +100,14 @@ def test_a_killed_run_does_not_quantize_again(tiny, two, store, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         predict_losses(job, Session(store, Silent()))
     monkeypatch.setattr(quant_error, "write", write)
-    monkeypatch.setattr(quantize, "run", None)
+    monkeypatch.setattr(quantize, "run_quantize", None)
     assert len(predict_losses(job, Session(store, Silent())).rows) == 1
 
 
 def test_a_quant_that_is_there_comes_to_the_same(tiny, two, store, quantized, monkeypatch):
     made = overall(predict_losses(request(tiny, two), Session(store, Silent())))
     quants = [(n, quantized(tiny, "Q2_K", p)) for n, p in two.items()]
-    monkeypatch.setattr(quantize, "run", None)
+    monkeypatch.setattr(quantize, "run_quantize", None)
     given = predict_losses(request(tiny, two, (), quants), Session(store, Silent()))
     assert overall(given) == made
 
@@ -142,7 +142,7 @@ def test_a_name_does_not_leave_the_store(tiny, two, store):
 def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monkeypatch):
     job = Request(str(own_text(600)), ("Q2_K",), str(tiny), 10**6, tmp_path / "quants", COMPUTE)
     tune.quants(job, two["nb"], Session(store, Silent()))
-    monkeypatch.setattr(quantize, "run", None)
+    monkeypatch.setattr(quantize, "run_quantize", None)
     recorder = Recorder()
     predictions = predict_losses(request(tiny, {"nb": two["nb"]}), Session(store, recorder))
     assert len(predictions.rows) == 1 and not any(
@@ -151,7 +151,7 @@ def test_a_quant_of_the_store_is_used(tiny, two, store, own_text, tmp_path, monk
 
 
 def test_names_that_do_not_match_are_refused_first(tiny, two, store, quantized, monkeypatch):
-    monkeypatch.setattr(quantize, "run", None)
+    monkeypatch.setattr(quantize, "run_quantize", None)
     twice = (("a", two["nb"]), ("a", two["en"]))
     jobs = [
         request(tiny, {"none": None}),
