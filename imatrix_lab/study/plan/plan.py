@@ -163,8 +163,7 @@ class _Planner:
                 *warnings.of_types(shared),
                 *_recipe_warnings(recipe, effects),
                 *warnings.of_speeds(self.speeds),
-                *warnings.of_disk(peak, disk_free),
-                *warnings.of_memory(memory, memory_limit),
+                *warnings.of_space(peak, disk_free, memory, memory_limit),
             ),
         )
 
@@ -235,16 +234,11 @@ class _Planner:
         elif step.kind == "loss":
             name, speed = "predicted loss", self.benchmark.quant_error()
         else:
-            name, units = f"score {model.label}", self._tokens(step)
-            speed = self.benchmark.score(model)
+            name, speed, units = f"score {model.label}", self.benchmark.score(model), step.cost
+            if step.kind == "score":  # through all the models
+                units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
         self.speeds[name] = speed
         return units / speed.per_second, name
-
-    def _tokens(self, step: Step) -> float:
-        """Return tokens through all the models that a step runs."""
-        if step.kind != "score":
-            return step.cost
-        return sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
 
     def _disk_bytes(self, step: Step) -> int:
         label = self._model(step).label
