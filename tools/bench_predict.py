@@ -143,9 +143,8 @@ class Bench:
             part = path.with_suffix(".part")
             program = self.tools.program("llama-quantize")
             named = str(imatrix) if imatrix else None
-            process.run(
-                programs.quantize_argv(program, self.model.path, part, kind, cores(), imatrix=named)
-            )
+            options = programs.QuantizeOptions(cores(), named)
+            process.run(programs.quantize_argv(program, self.model.path, part, kind, options))
             part.replace(path)
         return path
 

@@ -269,7 +269,7 @@ class Bench:
         out = folder / f"{name}.imatrix.gguf"
         compute = Compute(self.threads, gpu_layers=0)
         argv = programs.imatrix_argv(
-            program, self.model.path, text, out, compute, windows=(0, n_windows)
+            program, self.model.path, text, out, compute, programs.ImatrixOptions((0, n_windows))
         )
         process.run(argv)
 
@@ -278,8 +278,9 @@ class Bench:
         imatrix = str(folder / f"{name}.imatrix.gguf") if name else None
         program = self.tools.program("llama-quantize")
         argv = programs.quantize_argv(
-            program, self.model.path, path, self.grid.type, self.threads, imatrix=imatrix
-        )
+            program, self.model.path, path, self.grid.type,
+            programs.QuantizeOptions(self.threads, imatrix),
+        )  # fmt: skip
         process.run(argv)
         return path
 

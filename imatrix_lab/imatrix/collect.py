@@ -178,10 +178,10 @@ def _segments(
         argv = programs.imatrix_argv(
             toolchain.program("llama-imatrix"), model.path, corpus.calibration, Path(part.name),
             compute,
-            windows=(done, end - done),
-            in_file=Path(last.name) if last else None,
-            parse_special=options.parse_special,
-            process_output=options.process_output,
+            programs.ImatrixOptions(
+                (done, end - done), Path(last.name) if last else None,
+                options.parse_special, options.process_output,
+            ),
         )  # fmt: skip
         try:
             process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=show)

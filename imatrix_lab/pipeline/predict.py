@@ -208,10 +208,8 @@ class Predictor:
                 need = run.estimate(self.tools, self.model, quant_type, self.options)
                 need_room(store.root, need, f"{quant_type} of {self.model.label}")
                 log = scratch / "llama-quantize.log"
-                run.run(
-                    self.tools, self.model, imatrix, quant_type, part, {}, self.options, log,
-                    progress,
-                )  # fmt: skip
+                spec = run.QuantSpec(self.model, imatrix, quant_type, self.options)
+                run.run_quantize(self.tools, spec, part, log, progress)
                 part.replace(path)
             quant = Model(label, path, (path,), "", resolve.facts((path,)), label)
             threads = self.options.compute.threads

@@ -215,7 +215,9 @@ def _quantize(
     options = quant_options(request, model)
     metadata = metadata_of(tools, corpus, imatrix)
     facts = tuple(
-        run.quantize(tools, model, imatrix, quant_type, heldout, metadata, options, session)
+        run.quantize(
+            tools, run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout), session
+        )
         for quant_type in request.types
     )
     files = deliver.deliver(request, model, corpus, imatrix, facts)

@@ -138,15 +138,14 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     matrix = imatrix_in(base) if base else None
     metadata = tune.metadata_of(shared.tools, corpus_in(base), matrix)
     options = quantize.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
-    inputs = quantize.inputs(model, matrix, planned.type, None, metadata, options, shared.tools)
+    spec = quantize.QuantSpec(model, matrix, planned.type, options, metadata)
+    inputs = quantize.inputs(spec, shared.tools)
     unchecked = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
     if artefact := shared.store.like("quant", unchecked):
         facts = quantize.facts(artefact)
     else:
         session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
-        facts = quantize.quantize(
-            shared.tools, model, matrix, planned.type, None, metadata, options, session
-        )
+        facts = quantize.quantize(shared.tools, spec, session)
     label, path = planned.label(model), facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")

@@ -177,7 +177,7 @@ class Scheduler:
         began = time.monotonic()
         outcome: StepRecord | Exception | _Stopped
         try:
-            with interrupt.heeding(self._stop):
+            with interrupt.interruptible(self._stop):
                 result = dict(step.run(turn))
             parts = tuple(n for n in step.uses if n in turn.results or n in turn.parts)
             seconds = turn.before_s + time.monotonic() - began

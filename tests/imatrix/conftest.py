@@ -121,7 +121,8 @@ def quantized(
             path = tmp_path_factory.mktemp("quant") / f"{kind}.gguf"
             program = tools.program("llama-quantize")
             named = str(imatrix) if imatrix else None
-            process.run(programs.quantize_argv(program, model, path, kind, 1, imatrix=named))
+            options = programs.QuantizeOptions(1, named)
+            process.run(programs.quantize_argv(program, model, path, kind, options))
             made[model, kind, imatrix] = path
         return made[model, kind, imatrix]
 

@@ -18,6 +18,7 @@ from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format, predict
 from imatrix_lab.imatrix.format import Entry, Imatrix
 from imatrix_lab.imatrix.quant_error import Columns
+from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import predict as forecast
 from imatrix_lab.pipeline import tune
@@ -356,10 +357,9 @@ def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, q
     model = resolve.resolve(str(tiny), Session(store, Silent()))
     facts = tune.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
-    argv = forecast.quantize.llamacpp.quantize_argv(
-        tools.program("llama-quantize"), tiny, path, "Q2_K", 1, imatrix=str(two["nb"]),
-        metadata=tune.metadata_of(tools, None, facts),
-    )  # fmt: skip
+    options = programs.QuantizeOptions(1, str(two["nb"]), tune.metadata_of(tools, None, facts))
+    program = tools.program("llama-quantize")
+    argv = programs.quantize_argv(program, tiny, path, "Q2_K", options)
     process.run(argv)
     foreign = quantized(tiny, "Q2_K", two["en"])  # by llama-quantize alone
     for name, quant in (("en", path), ("none", path), ("none", foreign)):

@@ -64,10 +64,8 @@ def made(tools, reference, score_store, tmp_path_factory):
     quants = {}
     for row, facts, corpus in imatrices:
         metadata = tune.metadata_of(tools, corpus, facts)
-        quants[row.label, row.sample] = run.quantize(
-            tools, model, facts, KIND, None, metadata, run.Options(Compute(1)),
-            Session(store, Silent()),
-        )  # fmt: skip
+        spec = run.QuantSpec(model, facts, KIND, run.Options(Compute(1)), metadata)
+        quants[row.label, row.sample] = run.quantize(tools, spec, Session(store, Silent()))
     texts = {
         language: scoring.jsonl(folder / f"{language}.jsonl", [
             scoring.Document(f"written/{i}", words(language, n, f"held out {i}"), "", "")

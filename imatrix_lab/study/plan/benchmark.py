@@ -110,7 +110,8 @@ def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
             times.append(time.monotonic())
 
     program, out = shared.tools.program("llama-imatrix"), Path("out.gguf")
-    argv = programs.imatrix_argv(program, model.path, words, out, compute, windows=(0, WINDOWS))
+    options = programs.ImatrixOptions((0, WINDOWS))
+    argv = programs.imatrix_argv(program, model.path, words, out, compute, options)
     began = time.monotonic()
     process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=note)
     if len(times) < WINDOWS or times[-1] == times[0]:  # its last lines can be missing
@@ -167,7 +168,8 @@ def _probe(
     imatrix = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)
     options = run.Options(programs.Compute(cores()))
     out, log = scratch / QUANT, scratch / "log.txt"
-    done = run.run(shared.tools, source, imatrix, quant_type, out, {}, options, log, progress)
+    spec = run.QuantSpec(source, imatrix, quant_type, options)
+    done = run.run_quantize(shared.tools, spec, out, log, progress)
     return source, done.seconds
 
 
