@@ -67,7 +67,7 @@ class Scheduler:
         logs: Path,
     ):
         self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
-        self.keys = keys(steps)
+        self.steps, self.keys = steps, keys(steps)
         self.records = finished(steps, records)
         self.waiting = to_run(steps, self.records)
         self.running: dict[str, tuple[Step, int, threading.Thread]] = {}
@@ -88,7 +88,16 @@ class Scheduler:
         except BaseException:
             self._interrupt()
             raise
-        return Outcome(dict(self.records), tuple(self.failures.values()))
+        missing = (
+            replace(failure, left_out=self._skipped(cause))
+            for cause, failure in self.failures.items()
+        )
+        return Outcome(dict(self.records), tuple(missing))
+
+    def _skipped(self, cause: str) -> tuple[str, ...]:
+        """Return the steps skipped because of one, in an order that does not depend on time."""
+        skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()) and s.id != cause)
+        return tuple(step.what for step in skipped)
 
     # -- which
 
@@ -120,9 +129,6 @@ class Scheduler:
         if not blocked:
             return True
         self.causes[step.id] = set().union(*(self.causes[name] for name in blocked))
-        for cause in self.causes[step.id]:
-            failure = self.failures[cause]
-            self.failures[cause] = replace(failure, left_out=(*failure.left_out, step.what))
         self.watch.ended(step, None)
         return False
 
