@@ -155,6 +155,8 @@ class Predictor:
         _check(request)
         self.paths = {name: path for name, path in request.imatrices if path}
         self.languages = {name: format.read(path) for name, path in self.paths.items()}
+        for spec in (request.model, *(str(path) for _, path in request.quants)):
+            resolve.check_spec(spec, session.store)
         self.session, self.objective = session, request.select
         self.tools: Toolchain = toolchain.get(request.compute.backend, session)
         converter = convert.converter(self.tools)
