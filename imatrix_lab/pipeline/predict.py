@@ -1,7 +1,7 @@
-"""Quants of one model, what they would lose in each language, and the mixture that loses least.
+"""What quants of one model lose in each language, and the mixture that loses least.
 
-Joins the stages: quants are made by `quantize` for the purpose and removed, or given; what is
-kept of each is its column sums (`imatrix.loss`), from which every table is arithmetic.
+Quants are made by `quantize` and removed again, or given. Only the column sums of each are kept
+(`imatrix.quant_error`), from which every table is arithmetic.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core.files import need_room, sha256_file
-from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import build as corpora
@@ -32,20 +32,19 @@ from imatrix_lab.score import compatible
 from imatrix_lab.types import ComputeOptions, ImatrixFacts, Model
 
 NONE = "none"
-_MIXED_BY = merge.BY[0]  # what the command takes unless told
-_OWN_QUANTS = "--quant NAME=FILE takes a quant of this --model, made with the imatrix of that name"
+_FIX_QUANT = "--quant NAME=FILE takes a quant of this --model, made with the imatrix of that name"
 
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What is to be predicted.
+    """What to predict.
 
     Attributes
     ----------
-    imatrices : name and file of each; `NONE` with no file for a quant without one.
-    types : quants to make for each of them.
-    quants : name of the calibration, and a quant that is there; made ones are left out for it.
-    select : `worst`, or languages and how much each counts, to look for a mixture; None not to.
+    imatrices : name and file of each; `NONE` and no file for a quant without one.
+    types : quant types to make with each of them.
+    quants : name of an imatrix and an existing quant made with it, which need not be made.
+    select : `worst`, or a weight for each language, to search for a mixture; None for no search.
     """
 
     model: str
@@ -57,8 +56,8 @@ class PredictRequest:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One quant: what it was calibrated on, its type, and what it loses."""
+class QuantLosses:
+    """What the quant of one calibration and type loses."""
 
     calibration: str
     type: str
@@ -66,15 +65,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The best mixture of one type, by arithmetic and after quantizing with it.
+class BestMixture:
+    """The best mixture for one type, predicted and then quantized with.
 
     Attributes
     ----------
     weights : of each language, by normalized energy.
-    predicted, recomputed : relative loss in each language: under the approximation of
-        `predict.mixture_losses`, and of the quant made with the mixture.
-    objective, pure_objective : what was to be small, of the mixture's quant and of each
+    predicted, recomputed : relative loss in each language: by `predict.mixture_losses`, and of
+        the quant made with the mixture.
+    objective, pure_objective : the quantity minimized, for the mixture's quant and for each
         language's own.
     command : makes the mixture's imatrix; empty if it is of one language.
     """
@@ -90,17 +89,17 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Rows, mixtures if asked for, and the weights that no row says anything about."""
+class Predictions:
+    """A row for each quant, the mixtures searched for, and the tensors that no row covers."""
 
-    rows: tuple[Row, ...]
-    selections: tuple[Selection, ...]
+    rows: tuple[QuantLosses, ...]
+    selections: tuple[BestMixture, ...]
     outside: tuple[str, ...]
     outside_share: float
 
 
-def predict_losses(request: PredictRequest, session: Session) -> Prediction:
-    """Return what each quant would lose in each language that has an imatrix.
+def predict_losses(request: PredictRequest, session: Session) -> Predictions:
+    """Return what each quant loses in each language that has an imatrix.
 
     Raises
     ------
@@ -109,238 +108,214 @@ def predict_losses(request: PredictRequest, session: Session) -> Prediction:
     """
     predictor = Predictor(request, session)
     rows = [predictor.given(name, path) for name, path in request.quants]
-    there = {(r.calibration, r.type) for r in rows}
-    missing = predictor.possible(
-        [
-            (name, kind)
-            for kind in request.types
-            for name, _ in request.imatrices
-            if (name, kind) not in there
-        ]
-    )
-    rows += [predictor.made(name, predictor.facts[name], kind) for name, kind in missing]
-    selections = tuple(predictor.select(kind, rows) for kind in request.types if request.select)
-    return Prediction(tuple(rows), selections, *predictor.outside(rows[0].losses))
+    given = {(r.calibration, r.type) for r in rows}
+    pairs = [(name, quant_type) for quant_type in request.types for name, _ in request.imatrices]
+    for name, quant_type in predictor.possible([pair for pair in pairs if pair not in given]):
+        rows.append(predictor.make(name, predictor.facts[name], quant_type))
+    selections = tuple(predictor.select(t, rows) for t in request.types if request.select)
+    return Predictions(tuple(rows), selections, *predictor.outside(rows[0].losses))
 
 
 def _check(request: PredictRequest) -> None:
-    """Raise on names that cannot be meant, before anything is made."""
+    """Raise on names that do not match, before llama.cpp is built."""
     names = [name for name, _ in request.imatrices]
     languages = {name for name, path in request.imatrices if path}
-    known = f"one of: {', '.join(names)}"
+    fix = f"one of: {', '.join(names)}"
     if not languages:
         raise UsageError("no language to predict for", fix="--imatrix nb.imatrix.gguf none")
     if twice := [n for n in names if names.count(n) > 1]:
         raise UsageError(f"two imatrices are called {twice[0]}", fix="--imatrix NAME=FILE")
     for name, _ in request.quants:
         if name not in names:
-            raise UsageError(f"--quant {name}=…: there is no imatrix called {name}", fix=known)
+            raise UsageError(f"--quant {name}=…: no imatrix is called {name}", fix=fix)
     if isinstance(request.select, Mapping) and (unknown := set(request.select) - languages):
-        raise UsageError(f"--select: no imatrix is called {sorted(unknown)[0]}", fix=known)
+        raise UsageError(f"--select: no imatrix is called {sorted(unknown)[0]}", fix=fix)
 
 
 def columns(
-    kernel: quant_error.Kernel,
-    model: Model,
-    quant: Model,
-    threads: int,
-    session: Session,
+    kernel: quant_error.Kernel, model: Model, quant: Model, threads: int, session: Session
 ) -> Artifact:
-    """Return the column sums of a quant of a model, from the store or made."""
-    wanted = {
+    """Return the column sums of a quant of a model, from the store or computed."""
+    inputs = {
         "version": quant_error.LOSS_VERSION,
         "model_sha256": model.sha256,
         "quant_sha256": quant.sha256,
     }
 
     def make(out: Path, scratch: Path) -> dict[str, Any]:
-        return _write(out, kernel, model, quant, threads, session.progress)
+        quant_error.write(out, kernel, model, quant, threads, session.progress)
+        return {"size_bytes": quant.facts.size_bytes}
 
-    return session.store.get("loss", quant.label, wanted, make, session.progress)
-
-
-def _write(
-    out: Path,
-    kernel: quant_error.Kernel,
-    model: Model,
-    quant: Model,
-    threads: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    quant_error.write(out, kernel, model, quant, threads, progress)
-    return {"size_bytes": quant.facts.size_bytes}
+    return session.store.get("loss", quant.label, inputs, make, session.progress)
 
 
 class Predictor:
-    """A model, the languages, and the means to quantize: rows on request."""
+    """A model, the languages, and the tools to quantize and read quants."""
 
     def __init__(self, request: PredictRequest, session: Session):
         _check(request)
-        self.store, self.progress, self.wanted = session.store, session.progress, request.select
+        self.paths = {name: path for name, path in request.imatrices if path}
+        self.languages = {name: format.read(path) for name, path in self.paths.items()}
+        for spec in (request.model, *(str(path) for _, path in request.quants)):
+            resolve.check_spec(spec, session.store)
+        self.session, self.selecting = session, request.select
         self.tools: Toolchain = toolchain.get(request.compute.backend, session)
         converter = convert.converter(self.tools)
         self.model: Model = resolve.resolve(request.model, session, converter)
-        self.facts = {
-            name: tune.existing_imatrix(path, self.model, session.progress) if path else None
-            for name, path in request.imatrices
-        }
-        self.paths = {name: path for name, path in request.imatrices if path}
-        self.languages = {name: format.read(path) for name, path in self.paths.items()}
+        self.facts: dict[str, ImatrixFacts | None] = {name: None for name, _ in request.imatrices}
+        for name, path in self.paths.items():
+            self.facts[name] = tune.existing_imatrix(path, self.model, session.progress)
         self.options = run.Options(compute_for(self.model.facts, request.compute))
+        self.threads = self.options.compute.threads
         self.kernel = quant_error.kernel(self.tools, session)
 
-    def given(self, name: str, path: Path) -> Row:
-        """Return the row of a quant that is there."""
-        quant = resolve.resolve(str(path), Session(self.store, self.progress))
+    def given(self, name: str, path: Path) -> QuantLosses:
+        """Return what an existing quant loses."""
+        quant = resolve.resolve(str(path), self.session)
         try:
             warnings = compatible.check(self.model, [quant])
         except BadModel as error:
-            raise BadModel(error.what, where=error.where, fix=_OWN_QUANTS) from error
+            raise BadModel(error.what, where=error.where, fix=_FIX_QUANT) from error
         for warning in warnings:
-            self.progress.say(f"note: {warning}")
+            self.session.progress.say(f"note: {warning}")
         self._check_calibration(name, quant)
-        threads = self.options.compute.threads
-        found = columns(self.kernel, self.model, quant, threads, Session(self.store, self.progress))
-        return self._row(name, quant.facts.file_type, found)
+        sums = columns(self.kernel, self.model, quant, self.threads, self.session)
+        return self._losses(name, quant.facts.file_type, sums)
 
     def _check_calibration(self, name: str, quant: Model) -> None:
         """Raise unless a quant can have been made with the imatrix of that name."""
-        facts, said = self.facts[name], quant.facts
-        own = facts.sha256 if facts else ""
-        used = said.calibration or said.imatrix_sha256[:12]
-        if (said.imatrix_sha256 or own) != own or bool(used) != bool(facts):
+        imatrix, facts = self.facts[name], quant.facts
+        own = imatrix.sha256 if imatrix else ""
+        used = facts.calibration or facts.imatrix_sha256[:12]
+        if (facts.imatrix_sha256 or own) != own or bool(used) != bool(imatrix):
             made = f"made with another imatrix ({used})" if used else "made without an imatrix"
-            raise BadModel(f"this quant was {made}, not {name}", where=quant.path, fix=_OWN_QUANTS)
-        if facts and not said.imatrix_sha256:
-            self.progress.say(
-                f"note: {quant.label} says that it was made with {used}; that this is {name} was"
-                " not verified"
+            raise BadModel(f"this quant was {made}, not {name}", where=quant.path, fix=_FIX_QUANT)
+        if imatrix and not facts.imatrix_sha256:
+            self.session.progress.say(
+                f"note: {quant.label} records its calibration only as {used};"
+                f" that it is {name} was not verified"
             )
 
-    def made(self, name: str, imatrix: ImatrixFacts | None, kind: str) -> Row:
-        """Return the row of a quant made for the purpose, and removed."""
+    def make(self, name: str, imatrix: ImatrixFacts | None, quant_type: str) -> QuantLosses:
+        """Return what a quant loses that is made now, and removed again."""
+        tools, model = self.tools, self.model
+        store, progress = self.session.store, self.session.progress
+        label = f"{model.label}-{corpora.slug(name)}-{quant_type}"
 
         def make(out: Path, scratch: Path) -> dict[str, Any]:
-            path, part = scratch / "quant.gguf", scratch / "part.gguf"
-            if stored := self._stored(imatrix, kind):
-                path = stored
-            elif not path.exists():  # else an earlier run was stopped after it
-                need = run.estimate(self.tools, self.model, kind, self.options)
-                need_room(self.store.root, need, f"{kind} of {self.model.label}")
-                run.run(
-                    self.tools, self.model, imatrix, kind, part, {}, self.options,
-                    scratch / "llama-quantize.log", self.progress,
-                )  # fmt: skip
+            stored = self._stored(imatrix, quant_type)
+            path = stored or scratch / "quant.gguf"
+            if not stored and not path.exists():  # else an earlier run was stopped after it
+                part, log = scratch / "part.gguf", scratch / "llama-quantize.log"
+                n_bytes = run.estimate(tools, model, quant_type, self.options)
+                need_room(store.root, n_bytes, f"{quant_type} of {model.label}")
+                spec = run.QuantSpec(model, imatrix, quant_type, self.options)
+                run.run_quantize(tools, spec, part, log, progress)
                 part.replace(path)
             quant = Model(label, path, (path,), "", resolve.facts((path,)), label)
-            threads = self.options.compute.threads
-            return _write(out, self.kernel, self.model, quant, threads, self.progress)
+            quant_error.write(out, self.kernel, model, quant, self.threads, progress)
+            return {"size_bytes": quant.facts.size_bytes}
 
-        wanted = {"version": quant_error.LOSS_VERSION, **self._inputs(imatrix, kind)}
-        label = f"{self.model.label}-{corpora.slug(name)}-{kind}"
-        return self._row(name, kind, self.store.get("loss", label, wanted, make, self.progress))
+        inputs = self._loss_inputs(imatrix, quant_type)
+        return self._losses(name, quant_type, store.get("loss", label, inputs, make, progress))
 
-    def _inputs(self, imatrix: ImatrixFacts | None, kind: str) -> dict[str, Any]:
+    def _inputs(self, imatrix: ImatrixFacts | None, quant_type: str) -> dict[str, Any]:
         return {
             "model_sha256": self.model.sha256,
             "imatrix_sha256": imatrix.sha256 if imatrix else None,
-            "type": kind,
+            "type": quant_type,
             "toolchain": self.tools.signature(),
         }
 
-    def _stored(self, imatrix: ImatrixFacts | None, kind: str) -> Path | None:
-        """Return a quant that the store has already."""
-        found = self.store.like("quant", self._inputs(imatrix, kind))
-        return found.path / str(found.facts["file"]) if found else None
+    def _loss_inputs(self, imatrix: ImatrixFacts | None, quant_type: str) -> dict[str, Any]:
+        return {"version": quant_error.LOSS_VERSION, **self._inputs(imatrix, quant_type)}
 
-    def _row(self, name: str, kind: str, artifact: Artifact) -> Row:
-        return Row(
-            name,
-            kind,
-            predict.losses(quant_error.read(artifact.path / quant_error.FILE), self.languages),
-        )
+    def _stored(self, imatrix: ImatrixFacts | None, quant_type: str) -> Path | None:
+        """Return a quant that the store already has."""
+        artifact = self.session.store.like("quant", self._inputs(imatrix, quant_type))
+        return artifact.path / str(artifact.facts["file"]) if artifact else None
 
-    def possible(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the quants (imatrix, type) that llama-quantize can make; say what they take."""
-        new = [pair for pair in asked if not self._is_there(*pair)]
+    def _losses(self, name: str, quant_type: str, artifact: Artifact) -> QuantLosses:
+        sums = quant_error.read(artifact.path / quant_error.FILE)
+        return QuantLosses(name, quant_type, predict.losses(sums, self.languages))
+
+    def possible(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the (imatrix, type) pairs that llama-quantize can make; report the disk needed."""
+        new = [pair for pair in pairs if not self._is_known(*pair)]
         plans = {
-            kind: run.dry_run(self.tools, self.model, kind, self.options)
-            for kind in dict.fromkeys(kind for _, kind in new)
+            quant_type: run.dry_run(self.tools, self.model, quant_type, self.options)
+            for quant_type in dict.fromkeys(quant_type for _, quant_type in new)
         }
-        refused = [(name, kind) for name, kind in new if not self.facts[name] and plans[kind][1]]
-        for name, kind in refused:
-            self.progress.say(f"note: {kind} takes an imatrix; it is left out for {name}")
-        if made := [kind for name, kind in new if (name, kind) not in refused]:
-            need = max(plans[kind][0] for kind in made)
-            self.progress.say(
-                f"{len(made)} quants are made one at a time and removed:"
-                f" up to {need / 2**20:,.0f} MiB in {self.store.root}"
+        refused = [(name, t) for name, t in new if not self.facts[name] and plans[t][1]]
+        for name, quant_type in refused:
+            self.session.progress.say(f"note: {quant_type} requires an imatrix: skipped for {name}")
+        if sizes := [plans[pair[1]][0] for pair in new if pair not in refused]:
+            self.session.progress.say(
+                f"{len(sizes)} quants are made one at a time and removed:"
+                f" up to {size(max(sizes))} in {self.session.store.root}"
             )
-        return [pair for pair in asked if pair not in refused]
+        return [pair for pair in pairs if pair not in refused]
 
-    def _is_there(self, name: str, kind: str) -> bool:
-        """Return whether a quant need not be made: it or its sums are in the store."""
-        inputs = self._inputs(self.facts[name], kind)
-        return bool(
-            self.store.find("loss", {"version": quant_error.LOSS_VERSION, **inputs})
-            or self._stored(self.facts[name], kind)
-        )
+    def _is_known(self, name: str, quant_type: str) -> bool:
+        """Return whether the store has a quant or its sums."""
+        imatrix = self.facts[name]
+        sums = self.session.store.find("loss", self._loss_inputs(imatrix, quant_type))
+        return bool(sums or self._stored(imatrix, quant_type))
 
-    def outside(self, found: Losses) -> tuple[tuple[str, ...], float]:
-        """Return the matrices that no prediction covers, and their share of all such weights."""
-        sizes = {name: p.info.n_elements for name, p in quant_error.parts(self.model).items()}
-        left = [name for name in sizes if name not in found.tensors]
-        return tuple(left), sum(sizes[n] for n in left) / sum(sizes.values())
+    def outside(self, losses: Losses) -> tuple[tuple[str, ...], float]:
+        """Return the tensors that no prediction covers, and their share of the weights."""
+        sizes = {n: t.info.n_elements for n, t in quant_error.tensors(self.model).items()}
+        names = tuple(name for name in sizes if name not in losses.tensors)
+        return names, sum(sizes[n] for n in names) / sum(sizes.values())
 
-    def select(self, kind: str, rows: Sequence[Row]) -> Selection:
+    def select(self, quant_type: str, rows: Sequence[QuantLosses]) -> BestMixture:
         """Search the mixtures of the languages, quantize with the best, and compare."""
         names = list(self.languages)
-        importance = self._importance(names)
-        own = {r.calibration: r.losses.overall() for r in rows if r.type == kind}
+        importance = None
+        if isinstance(self.selecting, Mapping):
+            importance = np.array([self.selecting.get(n, 0.0) for n in names])
+        own = {r.calibration: r.losses.overall() for r in rows if r.type == quant_type}
         pure = np.array([own[n] for n in names])
         candidates = predict.grid(len(names))
-        expected = predict.mixture_losses(pure, candidates)
-        best = int(predict.objective(expected, importance).argmin())
+        predicted = predict.mixture_losses(pure, candidates)
+        best = int(predict.objective(predicted, importance).argmin())
         weights = candidates[best]
         shares = {n: float(w) for n, w in zip(names, weights, strict=True) if w}
-        found = self.mixture(shares, kind) if len(shares) > 1 else pure[weights.argmax()]
+        mixed = len(shares) > 1
+        recomputed = self.mixture(shares, quant_type) if mixed else pure[weights.argmax()]
 
         def by_name(row: Any) -> dict[str, float]:
             return {n: float(v) for n, v in zip(names, row, strict=True)}
 
-        return Selection(
-            type=kind,
+        return BestMixture(
+            type=quant_type,
             n_candidates=len(candidates),
             weights=by_name(weights),
-            predicted=by_name(expected[best]),
-            recomputed=by_name(found),
-            objective=float(predict.objective(found, importance)),
+            predicted=by_name(predicted[best]),
+            recomputed=by_name(recomputed),
+            objective=float(predict.objective(recomputed, importance)),
             pure_objective=by_name(predict.objective(pure, importance)),
-            command=self.merge_command(shares) if len(shares) > 1 else "",
+            command=self._merge_command(shares) if mixed else "",
         )
 
-    def _importance(self, names: Sequence[str]) -> Any:
-        if not isinstance(self.wanted, Mapping):
-            return None
-        return np.array([self.wanted.get(n, 0.0) for n in names])
-
-    def mixture(self, shares: Mapping[str, float], kind: str) -> Any:
+    def mixture(self, shares: Mapping[str, float], quant_type: str) -> Any:
         """Return the losses of a quant made with a mixture of the languages."""
-        parts = [
-            merge.Part(self.paths[name], self.languages[name], share, sha256_file(self.paths[name]))
-            for name, share in shares.items()
+        inputs = [
+            merge.MergeInput(path, self.languages[name], shares[name], sha256_file(path))
+            for name, path in self.paths.items()
+            if name in shares
         ]
-        mixed = merge.merge(parts, _MIXED_BY)
+        mixed = merge.merge(inputs, merge.BY[0])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mixture.imatrix.gguf"
             format.write(path, mixed)
-            some = next(f for f in self.facts.values() if f)
+            any_facts = next(f for f in self.facts.values() if f)
             facts = dataclasses.replace(
-                some, path=path, sha256=sha256_file(path), language=mixed.language
+                any_facts, path=path, sha256=sha256_file(path), language=mixed.language
             )
-            return self.made(mixed.language, facts, kind).losses.overall()
+            return self.make(mixed.language, facts, quant_type).losses.overall()
 
-    def merge_command(self, shares: Mapping[str, float]) -> str:
+    def _merge_command(self, shares: Mapping[str, float]) -> str:
         """Return the command that writes the same imatrix as `mixture` quantizes with."""
-        words = [f"{self.paths[name]}={share!r}" for name, share in shares.items()]
-        return shlex.join(["imatrix-lab", "imatrix", "merge", *words, "-o", "mixture.gguf"])
+        inputs = [f"{self.paths[name]}={share!r}" for name, share in shares.items()]
+        return shlex.join(["imatrix-lab", "imatrix", "merge", *inputs, "-o", "mixture.gguf"])

@@ -30,11 +30,11 @@ PROGRAM = textwrap.dedent(
     log, delay_s, decode = Path(sys.argv[1]), float(sys.argv[2]), Engine.decode
 
     def slow(self, step):
-        found = decode(self, step)
+        logits = decode(self, step)
         with log.open("a") as file:
             file.write(f"{self.label} {hash(step.tokens.tobytes())}\\n")
         time.sleep(delay_s)
-        return found
+        return logits
 
     Engine.decode = slow
     sys.argv = ["imatrix-lab", *sys.argv[3:]]
@@ -55,11 +55,11 @@ def cache(own_directories, toolchain_in_own_cache, kernel_store):
 @pytest.fixture
 def texts(tmp_path):
     """Two texts of a few documents."""
-    found = {}
+    files = {}
     for seed, name in enumerate(("nb", "en")):
         documents = made.documents([60, 30, 45, 20], seed=seed)
-        found[name] = str(made.jsonl(tmp_path / f"{name}.jsonl", documents))
-    return found
+        files[name] = str(made.jsonl(tmp_path / f"{name}.jsonl", documents))
+    return files
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_options_once_each_mean_the_same(cache, words, quants, texts, capsys):
 
 def test_files_as_json(cache, words, capsys):
     assert run([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [Path(f).stem for f in found] == NAMES
+    shown = json.loads(capsys.readouterr().out)
+    assert [Path(f).stem for f in shown] == NAMES
 
 
 def test_a_file_without_a_name_is_called_by_its_own(cache, words, texts, capsys):
@@ -117,7 +117,7 @@ def test_a_missing_option(words, option, capsys):
     after = next(i for i in range(at + 1, len(words)) if words[i].startswith("--"))
     assert run([*words[:at], *words[after:]]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and f"{option} is missing" in err
+    assert out == "" and f"'{option}'" in err
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_missing_option(words, option, capsys):
         (["--protocol", "wikitext"], "document"),
         (["--overlap", "0"], "--overlap"),
         (["--overlap", "63"], "must be from 1 to 62"),
-        (["--protocol", "llamacpp", "--overlap", "8"], "llamacpp has none"),
+        (["--protocol", "llamacpp", "--overlap", "8"], "--overlap"),
         (["--ctx", "31"], "--ctx"),
         (["--limit", "0"], "--limit"),
         (["--rest-share", "0.9"], "--rest-share"),
@@ -145,9 +145,9 @@ def test_options_that_cannot_be_meant(cache, words, tmp_path, more, said, capsys
 
 def test_an_expected_error_is_one(cache, words, reference, tmp_path, capsys):
     (tmp_path / "cut.gguf").write_bytes(reference.read_bytes()[:-1000])
-    assert run([*words[:3], "--quant", str(tmp_path / "cut.gguf"), *words[6:]]) == 1
+    assert run([*words[:4], "--quant", str(tmp_path / "cut.gguf"), *words[7:]]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and "\nerror: truncated GGUF file" in err and "cut.gguf" in err
+    assert out == "" and "truncated GGUF file" in err and "cut.gguf" in err
 
 
 # -- what is shown
@@ -187,7 +187,7 @@ def test_show_as_json(scored, capsys):
 def test_show_of_one_document(cache, words, tmp_path, capsys):
     """No interval, and no bracket."""
     assert run([*words, "--limit", "1"]) == 0
-    assert "intervals are over documents: there will be none" in capsys.readouterr().err
+    assert "one document" in capsys.readouterr().err
     assert run(["score", "show", str(tmp_path / "out")]) == 0
     out, _ = capsys.readouterr()
     assert "nan" not in out.lower() and "…" not in out and "tiny-Q2_K" in out
@@ -203,17 +203,17 @@ def test_agree(scored, words, tmp_path, capsys):
     assert out.count("noise, quant") == out.count("quantization, B") == 4
     assert "the runs differ in: compute.n_rows" in err
     assert run(["score", "agree", str(scored), str(scored), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["differ_in"] == [] and len(found["rows"]) == 16
-    noise = [r for r in found["rows"] if r["what"].startswith("noise")]
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["differ_in"] == [] and len(shown["rows"]) == 16
+    noise = [r for r in shown["rows"] if r["what"].startswith("noise")]
     assert {r["rms_delta_p"]["estimate"] for r in noise} == {0.0}
 
 
 def test_a_folder_of_two_quants_is_compared(scored, capsys):
     assert run(["compare", str(scored), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["comparisons"]
-    assert {c["metric"] for c in found} >= {"kld_nats"}
-    assert {c["text"] for c in found} == {"nb", "en"}
+    shown = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {c["metric"] for c in shown} >= {"kld_nats"}
+    assert {c["text"] for c in shown} == {"nb", "en"}
 
 
 def test_export_gives_every_record_back(scored, tmp_path, capsysbinary):
@@ -228,8 +228,10 @@ def test_export_gives_every_record_back(scored, tmp_path, capsysbinary):
     assert list(rows[0]) == list(wanted)
     for name, column in wanted.items():
         texts = [row[name] for row in rows]
-        found = np.array(texts) if name == "doc_id" else np.array(texts, float).astype(column.dtype)
-        np.testing.assert_array_equal(found, column)
+        values = (
+            np.array(texts) if name == "doc_id" else np.array(texts, float).astype(column.dtype)
+        )
+        np.testing.assert_array_equal(values, column)
 
 
 # -- killed, interrupted, two at once
@@ -311,7 +313,7 @@ def test_ctrl_c(calm, start, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert out == "" and "stopped; the same command goes on from here" in err
+    assert out == "" and "same command" in err
     assert "Traceback" not in err
     assert finish(start(rough, mode)) == files
     assert len(decodes(rough)) <= len(seen) + 3
