@@ -118,8 +118,8 @@ def test_a_judge_on_this_machine(data, quants, tmp_path, monkeypatch):
 
 
 def test_list():
-    found = json.loads(command("task", "list", "--json").stdout)
-    assert found["belebele"]["languages"]
+    shown = json.loads(command("task", "list", "--json").stdout)
+    assert shown["belebele"]["languages"]
     done = command("task", "list")
     assert "mixeval" in done.stdout
     assert "task judge has instructions in de en ml nb nn" in done.stderr
