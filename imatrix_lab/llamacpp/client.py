@@ -158,7 +158,9 @@ class Client:
         ``/v1/models`` is every server's; ``/props`` is llama-server's, with its build.
         """
         props = self._get("/props") or {}
-        about = {key: props[key] for key in ("model_path", "build_info") if key in props}
+        about: dict[str, Any] = {
+            key: props[key] for key in ("model_path", "build_info") if key in props
+        }
         data = (self._get("/v1/models") or {}).get("data")
         models = [m for m in data if isinstance(m, dict)] if isinstance(data, list) else []
         for model in models:

@@ -260,7 +260,7 @@ def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mappin
                 if steps.total:
                     task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
 
-            argv = [ninja, "-C", tree, "-j", str(_jobs()), *programs.PROGRAMS]
+            argv = [ninja, "-C", str(tree), "-j", str(_jobs()), *programs.PROGRAMS]
             process.run(argv, log=log, on_output=show)
     except ToolFailed as error:
         error.fix = "read the log; running the same command again continues the build"

@@ -109,9 +109,9 @@ def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return _Parser(path, view, size_bytes, keep_arrays).header()
     except OSError as error:
-        fix = "check the path" if isinstance(error, FileNotFoundError | IsADirectoryError) else None
-        what = f"cannot be read: {error.strerror or error}"
-        raise BadModel(what, where=path, fix=fix) from error
+        if isinstance(error, FileNotFoundError):
+            raise BadModel("no such file", where=path, fix="check the path") from error
+        raise BadModel(f"cannot be read: {error.strerror or error}", where=path) from error
 
 
 _RawTensor = tuple[str, tuple[int, ...], int, int]

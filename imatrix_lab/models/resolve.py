@@ -19,6 +19,8 @@ from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.errors import BadModel, UsageError
+from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import demo, hub
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
@@ -32,12 +34,12 @@ _UNQUANTIZED = re.compile(
 )
 
 
-def resolve(spec: str, session: Session, converter: hub.Converter | None = None) -> Model:
+def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Model:
     """Return the model a user named, fetched or built if needed.
 
     Parameters
     ----------
-    converter : llama.cpp's converter, for ``hf:`` repositories without GGUF files.
+    tools : for ``hf:`` repositories without GGUF files; by default what is built already.
 
     Raises
     ------
@@ -53,8 +55,11 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
         label, origin, base_model = "demo", "demo", str(artifact.facts["base_model"])
         known = {path: artifact.sha256(demo.FILE)}
     elif spec.startswith("hf:"):
-        path = hub.fetch(hub.parse(spec), session, converter)[0]
-        label, base_model = _label(path), hub.parse(spec).repo
+        ref = hub.parse(spec)
+        tools = tools or toolchain.find(session.store, toolchain.default_backend())
+        converter = hub.Converter(tools.commit, tools.convert_script) if tools else None
+        path = hub.fetch(ref, session, converter)[0]
+        label, base_model = _label(path), ref.repo
         origin, known = _on_the_hub(path, base_model)
     else:
         path = _local(spec)
