@@ -1,12 +1,10 @@
 """``imatrix-lab task``: list and run benchmarks, and show the results."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.markup import escape
@@ -19,9 +17,6 @@ from imatrix_lab.cli.terminal import stderr, stdout
 from imatrix_lab.tasks import definition
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 from imatrix_lab.types import TaskRequest
-
-if TYPE_CHECKING:
-    from imatrix_lab.tasks.summary import TaskScore
 
 RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
@@ -37,6 +32,11 @@ DATA = click.option(
     "--data", type=click.Path(path_type=Path),
     help="A file, or a folder of the benchmark's files, in place of the Hub.",
 )  # fmt: skip
+LEGEND = (
+    "scorer: choice is by likelihood, on the GGUF itself; for the others the model writes",
+    "items: of one language, where all have as many; unique: without repeats, where known",
+    "not pinned: the newest version is used if it has as many items; records name its commit",
+)
 MORE = {
     "judge": ("task_judge", "Let a model grade answers, or choose between two runs."),
     "translate": ("task_translate", "Translate a task with a model."),
@@ -57,7 +57,6 @@ def task_list(as_json: bool) -> None:
     Example:
       imatrix-lab task list
     """
-
     from imatrix_lab.tasks.locale import load_locales
 
     tasks = definition.load_all()
@@ -71,13 +70,8 @@ def task_list(as_json: bool) -> None:
                       *map(escape, (languages, task.licence, needs)))  # fmt: skip
     stdout.print(table)
     judges = " ".join(code for code, locale in load_locales().items() if locale.judge.grade)
-    for line in (
-        *(f"{name}: {task.note}" for name, task in tasks.items() if task.note),
-        "scorer: choice is by likelihood, on the GGUF itself; for the others the model writes",
-        "items: of one language, where all have as many; unique: without repeats, where known",
-        "not pinned: the newest version is used if it has as many items; records name its commit",
-        f"task judge has instructions in {judges}",
-    ):
+    notes = [f"{name}: {task.note}" for name, task in tasks.items() if task.note]
+    for line in (*notes, *LEGEND, f"task judge has instructions in {judges}"):
         stderr.print(line, style="dim", markup=False, soft_wrap=True)
 
 
@@ -85,10 +79,9 @@ def _table(*names: str) -> Table:
     """Return a table; counts and the like are on the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        if name in ("task", "language", "quant", "scorer", "languages", "licence", "needs"):
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
+        is_text = name in ("task", "language", "quant", "scorer", "languages", "licence", "needs")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text,
+                         overflow="fold")  # fmt: skip
     return table
 
 
@@ -96,13 +89,9 @@ def _facts(task: Definition) -> dict[str, Any]:
     source = task.source
     needs = f"hub {source.hub}" + ("" if source.is_pinned() else ", not pinned")
     names = ("title", "items", "unique", "licence", "citation", "note")
-    return {
-        **{name: getattr(task, name) for name in names},
-        "languages": list(task.languages),
-        "hub": source.hub,
-        "revision": source.revision,
-        "needs": needs if source.hub else "--data",
-    }
+    facts = {name: getattr(task, name) for name in names}
+    return {**facts, "languages": list(task.languages), "hub": source.hub,
+            "revision": source.revision, "needs": needs if source.hub else "--data"}  # fmt: skip
 
 
 class _Run(click.Command):
@@ -151,7 +140,6 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     Example:
       imatrix-lab task run mixeval belebele --langs en,nb --quant A.gguf B.gguf --limit 500
     """
-
     from imatrix_lab.tasks.run import run_quants
 
     if not rest["quants"]:
@@ -161,10 +149,8 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     session = options.session()
     words = langs.replace(",", " ").split()
     codes = tuple(dict.fromkeys(options.language(word, session.progress) for word in words))
-    compute = options.compute_options(rest)
-    request = TaskRequest(
-        languages=codes, compute=compute, api_key=os.environ.get(API_KEY, ""), **rest
-    )
+    rest |= {"languages": codes, "api_key": os.environ.get(API_KEY, "")}
+    request = TaskRequest(compute=options.compute_options(rest), **rest)
     files = run_quants(request, session)
     if as_json:
         return options.emit([str(file) for file in files])
@@ -182,7 +168,6 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     Example:
       imatrix-lab task show task-runs
     """
-
     from imatrix_lab.tasks import summary
 
     scores = summary.scores(runs)
@@ -194,7 +179,7 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
         counts = (s.n_unparsed, s.n_cut, s.n_ties, sum(s.failed.values()))
         table.add_row(
             *map(escape, (s.task, s.language, s.quant)), f"{s.n_items:,}", f"{s.n_clusters:,}",
-            *_interval(s), *(f"{n:,}" for n in counts),
+            *_interval(s.score.estimate, s.score.low, s.score.high), *(f"{n:,}" for n in counts),
         )  # fmt: skip
     stdout.print(table)
     for s in scores:
@@ -210,13 +195,12 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _interval(score: TaskScore) -> tuple[str, str]:
+def _interval(estimate: float, low: float, high: float) -> tuple[str, str]:
     """Return a score and its interval, or why there is none."""
-    mean = score.score
-    if math.isnan(mean.estimate):
+    if math.isnan(estimate):
         return "none", "none"
-    interval = f"{mean.low:.2%} … {mean.high:.2%}"
-    return f"{mean.estimate:.2%}", "none: one cluster" if math.isnan(mean.low) else interval
+    interval = "none: one cluster" if math.isnan(low) else f"{low:.2%} … {high:.2%}"
+    return f"{estimate:.2%}", interval
 
 
 @task.command("flips")
@@ -232,7 +216,6 @@ def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
     Example:
       imatrix-lab task flips task-runs/mixeval.nb.A.parquet task-runs/mixeval.nb.B.parquet
     """
-
     from imatrix_lab.tasks import summary
 
     flips = summary.flips(run_a, run_b)
@@ -242,16 +225,14 @@ def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
         stdout.print(f"{flip.task} {flip.language} {flip.item_id}", style="bold", markup=False)
         if flip.prompt:
             stdout.print(_shown(flip.prompt), markup=False, style="dim", soft_wrap=True)
-        for name, text in (
-            ("gold ", flip.gold),
-            (f"A {flip.score_a:.2f} ", flip.output_a or "nothing read"),
-            (f"B {flip.score_b:.2f} ", flip.output_b or "nothing read"),
-        ):
-            stdout.print(f"  {name} {_shown(text)}", markup=False, soft_wrap=True)
+        a, b = (_shown(text) or "nothing read" for text in (flip.output_a, flip.output_b))
+        for line in (f"gold  {_shown(flip.gold)}", f"A {flip.score_a:.2f}  {a}",
+                     f"B {flip.score_b:.2f}  {b}"):  # fmt: skip
+            stdout.print(f"  {line}", markup=False, soft_wrap=True)
+    shown = f"; {limit} are shown" if limit < len(flips.items) else ""
     stderr.print(
         f"{len(flips.items):,} of {flips.n_items:,} items differ: B is better on"
-        f" {flips.n_gained:,} and worse on {flips.n_lost:,}"
-        + (f"; {limit} are shown" if limit < len(flips.items) else "")
+        f" {flips.n_gained:,} and worse on {flips.n_lost:,}{shown}"
     )
 
 

@@ -44,7 +44,6 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_optio
     Example:
       imatrix-lab task judge task-runs/mixeval.nb.A.parquet --model judge.gguf
     """
-
     from imatrix_lab.tasks.judge import Preferences, grade, prefer
 
     if len(runs) > 2:

@@ -32,7 +32,6 @@ def translate(
     Example:
       imatrix-lab task translate mixeval --to nb --endpoint http://host:8080/v1 --model big
     """
-
     from imatrix_lab.tasks.translate import translate
 
     session = options.session()

@@ -56,10 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Fields:
-    """Templates of an item's fields; `gold_is` is one of `GOLDS`.
-
-    `options` may be one template for a column that is a list.
-    """
+    """Templates of an item's fields, and one of `GOLDS`; one option may be a column of lists."""
 
     question: str
     id: str = "{place}"
@@ -73,14 +70,10 @@ class Fields:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How an item is asked.
+    """How an item is asked, after so many examples (`shots`), and scored (`variant`).
 
-    Attributes
-    ----------
-    ask : template. A line with ``{lettered}``, the options with letters before them, is left out
-        where options are scored by their text.
-    variant : of `VARIANTS`, how options are scored by likelihood.
-    shots : examples before each item.
+    A line of the template with ``{lettered}``, the options with letters before them, is left out
+    where options are scored by their text.
     """
 
     ask: str
@@ -126,54 +119,36 @@ class Definition:
         return "lettered" in template.places(self.prompt.ask)
 
 
-def folders() -> list[Path]:
-    """Return the folders of definitions; the user's replace the package's."""
-    return [data_dir("tasks"), user_dir().parent / "tasks"]
-
-
-def _paths() -> dict[str, Path]:
-    return {path.stem: path for folder in folders() for path in sorted(folder.glob("*.toml"))}
+def paths() -> dict[str, Path]:
+    """Return the files of definitions by name; the user's replace the package's."""
+    folders = (data_dir("tasks"), user_dir().parent / "tasks")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def load_all() -> dict[str, Definition]:
-    """Return every definition by name.
-
-    Raises
-    ------
-    UsageError : a file with an unknown or misplaced key, or of another name than its task.
-    """
-    return {name: load(path) for name, path in sorted(_paths().items())}
+    """Return every definition by name."""
+    return {name: load(path) for name, path in sorted(paths().items())}
 
 
 def get(word: str) -> Definition:
-    """Return a task by name, or from a TOML file.
-
-    Raises
-    ------
-    UsageError : no such task; names the nearest, and all of them.
-    """
+    """Return a task by name or TOML file; for an unknown name `UsageError` has the nearest one."""
     if word.endswith(".toml"):
         return load(Path(word).expanduser())
-    paths = _paths()
-    if word not in paths:
-        raise UsageError(
-            f"unknown task {word!r}{nearest(word, paths)}",
-            fix=f"one of {' '.join(sorted(paths))}; or a file of your own: task run mine.toml",
-        )
-    return load(paths[word])
+    known = paths()
+    if word in known:
+        return load(known[word])
+    raise UsageError(
+        f"unknown task {word!r}{nearest(word, known)}",
+        fix=f"one of {' '.join(sorted(known))}; or a file of your own: task run mine.toml",
+    )
 
 
 def load(path: Path) -> Definition:
-    """Return the definition in a file.
-
-    Raises
-    ------
-    UsageError : an unknown, missing or misplaced key, or a value that is none of the known ones.
-    """
+    """Return the definition in a file; `UsageError` names a key or value that is wrong."""
     raw = read_toml(path)
-    fields = raw.get("fields")
-    if isinstance(fields, dict) and isinstance(fields.get("options"), str):
-        fields["options"] = [fields["options"]]
+    match raw:
+        case {"fields": {"options": str(option)}}:
+            raw["fields"]["options"] = [option]
     task = build(Definition, {**raw, "path": str(path)}, path)
     if task.name != path.stem:
         raise UsageError(f"name is {task.name!r}, the file is called {path.name}", where=path)
@@ -183,11 +158,9 @@ def load(path: Path) -> Definition:
         ("variant", task.prompt.variant, VARIANTS),
     ):
         if value not in known:
-            raise UsageError(
-                f"{key} is one of {', '.join(filter(None, known))}, not {value!r}"
-                f"{nearest(value, known)}",
-                where=path,
-            )
+            names = ", ".join(filter(None, known))
+            what = f"{key} is one of {names}, not {value!r}{nearest(value, known)}"
+            raise UsageError(what, where=path)
     if task.scorer == "choice":
         if not task.fields.options:
             raise UsageError("scorer = 'choice' needs options in [fields]", where=path)

@@ -1,6 +1,7 @@
 """Items: what a benchmark's rows say, in one form."""
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,15 +52,13 @@ class _Reject(Exception):
 
 def make_items(
     rows: Iterable[Mapping[str, Any]], task: Definition, locale: Locale
-) -> tuple[list[Item], dict[str, list[str]]]:
-    """Return the items in rows, in order, and the ids of rows that are no items, by reason.
+) -> tuple[list[Item], dict[str, int]]:
+    """Return the items in rows, in order, and how many rows are no items, by reason.
 
-    Raises
-    ------
-    BadText : the data do not have a column that the definition names.
+    `BadText` names a column of the definition that the data lack.
     """
     items: dict[str, Item] = {}
-    rejected: dict[str, list[str]] = {}
+    rejected: Counter[str] = Counter()
     for place, row in enumerate(rows):
         try:
             item = _item({**row, "words": locale.words, "place": place}, task, locale.code)
@@ -67,15 +66,13 @@ def make_items(
                 raise _Reject(TWICE)
             items[item.id] = item
         except _Reject as error:
-            rejected.setdefault(str(error), []).append(str(row.get("id", place)))
+            rejected[str(error)] += 1
         except KeyError as error:
-            raise BadText(
-                f"the data of {task.name} have no {error}; they have"
-                f" {', '.join(sorted(map(str, row)))}",
-                where=task.path,
-                fix="correct [fields] in the definition, or the data",
-            ) from error
-    return list(items.values()), rejected
+            columns = ", ".join(sorted(map(str, row)))
+            what = f"the data of {task.name} have no {error}; they have {columns}"
+            fix = "correct [fields] in the definition, or the data"
+            raise BadText(what, where=task.path, fix=fix) from error
+    return list(items.values()), dict(rejected)
 
 
 def _item(values: Mapping[str, Any], task: Definition, language: str) -> Item:
@@ -86,18 +83,10 @@ def _item(values: Mapping[str, Any], task: Definition, language: str) -> Item:
     options = _options(values, task)
     golds, right = _gold(values, task, options)
     part, name = template.fill(fields.part, values), template.fill(fields.id, values)
-    return Item(
-        id=f"{part}/{name}" if part else name,
-        language=language,
-        part=part,
-        context=template.fill(fields.context, values).strip(),
-        question=question,
-        options=options,
-        golds=golds,
-        right=right,
-        cluster=template.fill(fields.cluster, values).strip(),
-        row=values,
-    )
+    context = template.fill(fields.context, values).strip()
+    cluster = template.fill(fields.cluster, values).strip()
+    name = f"{part}/{name}" if part else name
+    return Item(name, language, part, context, question, options, golds, right, cluster, values)
 
 
 def _options(values: Mapping[str, Any], task: Definition) -> tuple[str, ...]:

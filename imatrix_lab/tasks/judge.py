@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from imatrix_lab.core.files import canonical_json
@@ -46,12 +45,7 @@ class Grades:
 
 @dataclass(frozen=True)
 class Preferences:
-    """Which of two quants' answers a judge prefers; each pair was asked in both orders.
-
-    Attributes
-    ----------
-    failed : pairs without a verdict, by what went wrong.
-    """
+    """Which of two quants' answers a judge prefers; pairs without a verdict are `failed`."""
 
     model: str
     n_a: int
@@ -62,13 +56,9 @@ class Preferences:
 
 
 def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) -> Grades:
-    """Grade the answers of a run; judgements of an earlier call are kept.
+    """Grade the free-form answers of a run; judgements of an earlier call are kept.
 
-    Raises
-    ------
-    UsageError : not one file of item records, or no judge's instructions in its language.
-    BadRecords : prompts and outputs were not kept, or nothing is free form.
-    ImatrixLabError : the judge gave no grade at all.
+    `ImatrixLabError` where the judge gave no grade at all.
     """
     run, rows = _free_form(path)
     rows = [row for row in rows if not row["task"].endswith("/multiple-choice")][:limit]
@@ -85,26 +75,16 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
     pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)
              if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
     grades, rule = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return Grades(
-        chat.model,
-        len(pairs),
-        records.error_classes([judgement.error for judgement in judgements]),
-        fmean(grades) if pairs else math.nan,
-        fmean(rule) if pairs else math.nan,
-        judge_prompts.kappa(grades, rule),
-        file,
-    )
+    n = len(pairs) or math.nan
+    kappa = judge_prompts.kappa(grades, rule)
+    means = (sum(grades) / n, sum(rule) / n)
+    return Grades(chat.model, len(pairs), _failed(judgements), *means, kappa, file)
 
 
 def prefer(
     path_a: Path, path_b: Path, chat: Chat, progress: Progress, limit: int | None = None
 ) -> Preferences:
-    """Ask which of two runs' answers is better, item by item, in both orders.
-
-    Raises
-    ------
-    BadRecords : as for `grade`, or the two runs were not asked the same.
-    """
+    """Ask which of two runs' answers is better, item by item, in both orders."""
     (run, rows), (run_b, rows_b) = _free_form(path_a), _free_form(path_b)
     runs.require_comparable([run, run_b])
     locale = get_locale(run.signature["task"]["language"])
@@ -121,48 +101,44 @@ def prefer(
 
     judgements = _judge(rows[:limit], ask, file, chat, locale, progress)
     values = [judgement.value for judgement in judgements]
-    failed = records.error_classes([judgement.error for judgement in judgements])
     counts = (values.count(1.0), values.count(0.0), values.count(0.5))
-    return Preferences(chat.model, *counts, failed, file)
+    return Preferences(chat.model, *counts, _failed(judgements), file)
+
+
+def _failed(judgements: Sequence[Judgement]) -> dict[str, int]:
+    return records.error_classes([judgement.error for judgement in judgements])
 
 
 def _judge(
-    rows: Sequence[Row],
-    ask: Callable[[Row], Judgement],
-    file: Path,
-    chat: Chat,
-    locale: Locale,
+    rows: Sequence[Row], ask: Callable[[Row], Judgement], file: Path, chat: Chat, locale: Locale,
     progress: Progress,
-) -> list[Judgement]:
+) -> list[Judgement]:  # fmt: skip
     """Return a judgement an item; those in the file are not asked again, unless they failed."""
-    instructions = dataclasses.asdict(locale.judge)
-    settings = [chat.model, chat.identity, judge_prompts.MAX_TOKENS, locale.words, instructions]
-    key = canonical_json(settings)
+    settings = [chat.model, chat.identity, judge_prompts.MAX_TOKENS, locale.words]
+    key = canonical_json([*settings, dataclasses.asdict(locale.judge)])
     hashes = {}
     for row in rows:
         texts = (row["prompt"], row["gold"], row["output"], row.get("other", ""))
         hashes[row["item_id"]] = prompt_hash((("", "\0".join(texts)),), key)
     journal, done = Journal(file, Judgement), {}
-    fields = [field.name for field in dataclasses.fields(Judgement)]
-    for item_id, entry in journal.entries.items():
-        if entry.get("asked") == hashes.get(item_id) and not entry["error"]:
-            done[item_id] = Judgement(**{name: entry[name] for name in fields})
-    with journal as add, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
+    for item_id, digest in hashes.items():
+        judgement = journal.get(item_id)
+        if judgement and journal.entries[item_id].get("asked") == digest:
+            done[item_id] = judgement
+    with journal, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
         bar.update(len(done), "judged before" if done else "")
         left = [row for row in rows if row["item_id"] not in done]
         for judgement in each(ask, left, chat.parallel):
             value = judgement.value if math.isfinite(judgement.value) else None
-            add({**dataclasses.asdict(judgement), "value": value, "asked": hashes[judgement.id],
-                 "identity": chat.identity})  # fmt: skip
+            asked = hashes[judgement.id]
+            journal.add(judgement, value=value, asked=asked, identity=chat.identity)
             done[judgement.id] = judgement
             bar.update(len(done))
     judgements = [done[row["item_id"]] for row in rows]
     if all(math.isnan(judgement.value) for judgement in judgements):
-        raise ImatrixLabError(
-            f"no verdict on {len(judgements):,} answers: {judgements[0].error}",
-            where=file,
-            fix="read the replies in that file; a judge must be a model that follows instructions",
-        )
+        what = f"no verdict on {len(judgements):,} answers: {judgements[0].error}"
+        fix = "read the replies in that file; a judge must be a model that follows instructions"
+        raise ImatrixLabError(what, where=file, fix=fix)
     return judgements
 
 
@@ -173,9 +149,8 @@ def _free_form(path: Path) -> tuple[Run, list[Row]]:
         raise UsageError("a judge needs one file of item records", fix="name the .parquet file")
     table = parquet.read(path)
     if "output" not in table.columns:
-        raise BadRecords(
-            "these records have no prompts and outputs", where=path, fix="task run --keep-text"
-        )
+        what = "these records have no prompts and outputs"
+        raise BadRecords(what, where=path, fix="task run --keep-text")
     rows = [row for row in records.table_rows(table) if not row["error"]]
     if every[0].signature["task"]["scorer"] == "choice" or not rows:
         raise BadRecords("no free-form answers to judge", where=path)

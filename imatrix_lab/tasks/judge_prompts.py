@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from imatrix_lab.errors import UsageError
 from imatrix_lab.models.chat_template import unmarked
@@ -44,12 +45,7 @@ class Judgement:
 def grade(
     item_id: str, question: str, golds: str, answer: str, locale: Locale, chat: Chat
 ) -> Judgement:
-    """Ask how right an answer is.
-
-    Raises
-    ------
-    UsageError : nobody has written a judge's instructions in this language.
-    """
+    """Ask how right an answer is; `UsageError` in a language without instructions for a judge."""
     messages = grade_prompt(question, golds, answer, locale)
     reply = chat.chat(messages, MAX_TOKENS)
     value = None if reply.error else read_grade(reply.text)
@@ -98,10 +94,8 @@ def prefer_prompt(question: str, answers: tuple[str, str], locale: Locale) -> Me
 
 def _prompt(instructions: str, parts: dict[str, str], ending: str, locale: Locale) -> Messages:
     if not instructions:
-        raise UsageError(
-            f"no judge's instructions in {locale.name}",
-            fix=f"write [judge] in tasks/languages/{locale.code}.toml",
-        )
+        fix = f"write [judge] in tasks/languages/{locale.code}.toml"
+        raise UsageError(f"no judge's instructions in {locale.name}", fix=fix)
     quoted = (f"{name}:\n{fenced(unmarked(text))}" for name, text in parts.items())
     return (("user", "\n\n".join([instructions.strip(), *quoted, ending])),)
 
@@ -130,15 +124,12 @@ def _verdicts(reply: str, pattern: re.Pattern[str], lead: str) -> list[str]:
 def kappa(a: Sequence[float], b: Sequence[float]) -> float:
     """Return Cohen's kappa of two raters who call each item right (0.5 or more) or wrong.
 
-    Returns
-    -------
     NaN without items, or where both say the same of all of them, as chance would have it too.
     """
-    n = len(a)
-    if not n:
+    pairs = [(x >= 0.5, y >= 0.5) for x, y in zip(a, b, strict=True)]
+    if not pairs:
         return math.nan
-    right_a, right_b = [x >= 0.5 for x in a], [x >= 0.5 for x in b]
-    observed = sum(x == y for x, y in zip(right_a, right_b, strict=True)) / n
-    p, q = sum(right_a) / n, sum(right_b) / n
+    observed = fmean(x == y for x, y in pairs)
+    p, q = fmean(x for x, _ in pairs), fmean(y for _, y in pairs)
     chance = p * q + (1 - p) * (1 - q)
     return math.nan if chance == 1 else (observed - chance) / (1 - chance)

@@ -19,13 +19,7 @@ from imatrix_lab.tasks.readers import Row
 
 @dataclass(frozen=True)
 class Rows:
-    """A benchmark's rows in one language.
-
-    Attributes
-    ----------
-    origin : where they are from, for the signature: the repository and its commit, or the names
-        of files and their sha256.
-    """
+    """A benchmark's rows in one language; by repository their commit, or by file the sha256."""
 
     rows: tuple[Row, ...]
     origin: Mapping[str, str]
@@ -37,32 +31,27 @@ def rows(task: Definition, language: str, data: Path | None = None) -> Rows:
     Parameters
     ----------
     data : a file, or a folder that has the definition's files; None for the Hub. Where neither
-        says its language, it is in whichever is asked for.
+        says its language, it is in `language`.
 
     Raises
     ------
     UsageError : the benchmark does not have the language, or no place to fetch it from.
-    FetchFailed : the Hub does not give it.
-    BadText : a file that is missing, or is not what its name says.
+    FetchFailed, BadText : the Hub does not give it; a file that is missing or damaged.
     """
     check_data(task, data)
     code = language if in_one(task, data) else own_code(task, language)
     benchmark = _read(task, code, data)
     n_rows, beside = len(benchmark.rows), task.source.beside
-    if data is None and task.items and n_rows != task.items and not task.source.is_pinned():
-        raise BadText(
-            f"{task.name} on the Hub has {n_rows} rows, not {task.items}: it is another version",
-            where=task.path,
-            fix="pin a commit in the definition: revision; or --data with the files you mean",
-        )
+    if data is None and not task.source.is_pinned() and task.items not in (0, n_rows):
+        what = f"{task.name} on the Hub has {n_rows} rows, not {task.items}: it is another version"
+        fix = "pin a commit in the definition: revision; or --data with the files you mean"
+        raise BadText(what, where=task.path, fix=fix)
     if not beside:
         return benchmark
     other = _read(task, beside, data)
     if len(other.rows) != n_rows:
-        raise BadText(
-            f"{task.name}: {n_rows} rows in {code} and {len(other.rows)} in {beside};"
-            " they must be the same, line by line"
-        )
+        counts = f"{n_rows} rows in {code} and {len(other.rows)} in {beside}"
+        raise BadText(f"{task.name}: {counts}; they must be the same, line by line")
     pairs = zip(benchmark.rows, other.rows, strict=True)
     joined = tuple({**row, "beside": other_row} for row, other_row in pairs)
     return Rows(joined, {**other.origin, **benchmark.origin})
@@ -80,33 +69,18 @@ def in_one(task: Definition, data: Path | None) -> bool:
 
 
 def own_code(task: Definition, language: str) -> str:
-    """Return the benchmark's own code of a language.
-
-    Raises
-    ------
-    UsageError : it does not have it.
-    """
+    """Return the benchmark's own code of a language; `UsageError` if it lacks that."""
     if task.languages and language not in task.languages:
-        raise UsageError(
-            f"{task.name} has no {language!r}{nearest(language, task.languages)}",
-            fix=f"--langs {','.join(task.languages)}",
-        )
+        what = f"{task.name} has no {language!r}{nearest(language, task.languages)}"
+        raise UsageError(what, fix=f"--langs {','.join(task.languages)}")
     return task.languages.get(language, language)
 
 
 def check_data(task: Definition, data: Path | None) -> None:
-    """Refuse data that are nowhere.
-
-    Raises
-    ------
-    UsageError : without data, a benchmark that is not on the Hub.
-    BadText : no such file or folder.
-    """
+    """Raise `UsageError` without data if a task is not on the Hub, `BadText` for a wrong path."""
     if data is None and not task.source.hub:
-        raise UsageError(
-            f"{task.name} is not on the Hub",
-            fix=f"{task.source.get or 'fetch it'}; then --data FOLDER",
-        )
+        fix = f"{task.source.get or 'fetch it'}; then --data FOLDER"
+        raise UsageError(f"{task.name} is not on the Hub", fix=fix)
     if data is not None and not data.exists():
         raise BadText("no such file or folder", where=data, fix="check the path")
 
@@ -114,29 +88,18 @@ def check_data(task: Definition, data: Path | None) -> None:
 def _read(task: Definition, code: str, data: Path | None) -> Rows:
     """Return all rows but those to drop."""
     everything = _from_hub(task.source, code) if data is None else _local(task, code, data)
-    drop = [word.partition("=")[::2] for word in task.source.drop]
-    rows = (
-        row
-        for row in everything.rows
-        if not any(str(row.get(column)) == value for column, value in drop)
-    )
-    return Rows(tuple(rows), everything.origin)
+    rows = everything.rows
+    for column, _, value in (word.partition("=") for word in task.source.drop):
+        rows = tuple(row for row in rows if str(row.get(column)) != value)
+    return Rows(rows, everything.origin)
 
 
 def _from_hub(source: Source, code: str) -> Rows:
     repo, revision = f"datasets/{source.hub}", source.revision
-
-    def commit() -> str:
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=endpoint())
-        info = api.dataset_info(source.hub, revision=source.revision or None, timeout=TIMEOUT_S)
-        return str(info.sha)
-
     try:
         need_network()
         if not source.is_pinned():
-            revision = ask(repo, revision or "main", commit)
+            revision = ask(repo, revision or "main", partial(_commit, source))
         parts = [
             ask(repo, revision, partial(_split, source, code, split, revision))
             for split in source.splits
@@ -146,6 +109,14 @@ def _from_hub(source: Source, code: str) -> Rows:
         by_hand = f"--data with a folder that has {names}" if names else "--data with its file"
         raise Unreachable(error.what, where=error.where, fix=f"{error.fix}; or {by_hand}") from None
     return Rows(tuple(row for part in parts for row in part), {source.hub: revision})
+
+
+def _commit(source: Source) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint())
+    info = api.dataset_info(source.hub, revision=source.revision or None, timeout=TIMEOUT_S)
+    return str(info.sha)
 
 
 def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
@@ -163,12 +134,10 @@ def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
         return [readers.plain(row) for row in rows.to_list()]
     except (ValueError, FileNotFoundError, pyarrow.ArrowException,
             datasets.exceptions.DatasetsError) as error:  # fmt: skip
-        is_gated = "gated" in str(error)
-        raise FetchFailed(
-            f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}",
-            where=f"https://huggingface.co/datasets/{source.hub}",
-            fix=login(f"datasets/{source.hub}") if is_gated else "check the definition, or --data",
-        ) from None
+        repo, is_gated = f"datasets/{source.hub}", "gated" in str(error)
+        what = f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}"
+        fix = login(repo) if is_gated else "check the definition, or --data"
+        raise FetchFailed(what, where=f"https://huggingface.co/{repo}", fix=fix) from None
 
 
 def _names(source: Source, code: str) -> list[str]:
@@ -184,11 +153,8 @@ def _local(task: Definition, code: str, data: Path) -> Rows:
         return Rows(tuple(readers.table(data, source.columns)), origin)
     paths = [data / name for name in _names(source, code)]
     if not paths:
-        raise UsageError(
-            f"{task.name} does not say which files of a folder are its items",
-            where=data,
-            fix="--data with one file",
-        )
+        what = f"{task.name} does not say which files of a folder are its items"
+        raise UsageError(what, where=data, fix="--data with one file")
     for path in paths:
         if not path.is_file():
             fix = source.get or "check --data"

@@ -77,29 +77,19 @@ class Locale:
 
 
 def load_locales() -> dict[str, Locale]:
-    """Return every language by code; the user's files replace the package's.
-
-    Raises
-    ------
-    UsageError : a file with an unknown or misplaced key.
-    """
+    """Return every language by code; the user's files replace the package's."""
     return {code: _load(path) for code, path in sorted(_paths().items())}
 
 
 def get_locale(code: str) -> Locale:
-    """Return a language.
-
-    Raises
-    ------
-    UsageError : nobody has written its words.
-    """
+    """Return a language; `UsageError` where nobody has written its words."""
     paths = _paths()
-    if code not in paths:
-        raise UsageError(
-            f"no prompts in the language {code!r}{nearest(code, paths)}",
-            fix=f"one of {' '.join(sorted(paths))}; or write tasks/languages/{code}.toml",
-        )
-    return _load(paths[code])
+    if code in paths:
+        return _load(paths[code])
+    raise UsageError(
+        f"no prompts in the language {code!r}{nearest(code, paths)}",
+        fix=f"one of {' '.join(sorted(paths))}; or write tasks/languages/{code}.toml",
+    )
 
 
 def _paths() -> dict[str, Path]:

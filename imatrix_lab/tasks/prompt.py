@@ -21,11 +21,8 @@ def ask(item: Item, task: Definition, locale: Locale, with_letters: bool) -> str
     """Return the text that asks an item.
 
     A line about a context or an instruction is left out where there is none, and so is one about
-    letters where options are scored by their words.
-
-    Raises
-    ------
-    UsageError : the language lacks a word that the prompt needs.
+    letters where options are scored by their words. `UsageError` names a word that the language
+    lacks.
     """
     instruction = _INSTRUCTIONS.get(task.scorer, "choose" if item.options else "short")
     letters = zip(LETTERS, item.options, strict=False) if with_letters else ()
@@ -49,12 +46,8 @@ def choice_item(
     """Return an item for scoring by likelihood; options are letters, or their words."""
     by_letter = variant == "letter"
     options = LETTERS[: len(item.options)] if by_letter else item.options
-    return ChoiceItem(
-        item.id,
-        prefix,
-        ask(item, task, locale, by_letter),
-        tuple(_spaced(option, locale) for option in options),
-    )
+    spaced = tuple(_spaced(option, locale) for option in options)
+    return ChoiceItem(item.id, prefix, ask(item, task, locale, by_letter), spaced)
 
 
 def generate_item(
@@ -62,10 +55,8 @@ def generate_item(
 ) -> GenerateItem:
     """Return an item to be answered in free text.
 
-    Parameters
-    ----------
-    is_chat : the model has a template for chats. Without one the text ends where the answer
-        begins, and the answer where another begins.
+    For a model without a chat template the text ends where the answer begins, and the answer
+    where another begins.
     """
     text = chat_template.unmarked(prefix + ask(item, task, locale, True))
     role, stop = "user", task.prompt.stop
@@ -120,9 +111,6 @@ def _fill(line: str, values: dict[str, Any], task: Definition, locale: Locale) -
     try:
         return template.fill(line, values)
     except KeyError as error:
-        raise UsageError(
-            f"the prompt of {task.name} needs {error}, which neither its data nor the words of"
-            f" {locale.code!r} have",
-            where=task.path,
-            fix=f"add it to tasks/languages/{locale.code}.toml",
-        ) from error
+        what = f"the prompt of {task.name} needs {error}; neither its data nor the language have it"
+        fix = f"add it to tasks/languages/{locale.code}.toml"
+        raise UsageError(what, where=task.path, fix=fix) from error

@@ -16,13 +16,8 @@ _BUILDERS = {".jsonl": "json", ".parquet": "parquet", ".tsv": "csv", ".csv": "cs
 
 
 def beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
-    """Yield rows of texts whose lines belong together.
-
-    Raises
-    ------
-    BadText : they have different numbers of lines.
-    """
-    texts = [_lines(decoded(path)) for path in paths]
+    """Yield rows of texts whose lines belong together; `BadText` if their numbers differ."""
+    texts = [_lines(path) for path in paths]
     if len(set(map(len, texts))) > 1:
         counts = ", ".join(f"{p.name} {len(t)}" for p, t in zip(paths, texts, strict=True))
         raise BadText(f"these files have different numbers of lines: {counts}", where=paths[0])
@@ -31,15 +26,11 @@ def beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
 
 
 def table(path: Path, columns: Sequence[str] = ()) -> list[Row]:
-    """Return the rows of a JSON, JSON lines, TSV, CSV or Parquet file.
+    """Return the rows of a JSON, JSON lines, TSV, CSV or Parquet file; `BadText` if damaged.
 
     Parameters
     ----------
     columns : names, for TSV and CSV without a header.
-
-    Raises
-    ------
-    BadText : it is not what its name says.
     """
     import datasets
 
@@ -86,7 +77,7 @@ def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     is_tsv = path.suffix.lower() == ".tsv"
     quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if is_tsv else {}
     mark = "\t" if is_tsv else ","
-    head = next(csv.reader(_lines(decoded(path)), delimiter=mark, **quoting), [])
+    head = next(csv.reader(_lines(path), delimiter=mark, **quoting), [])
     names = list(columns or head)
     features = datasets.Features({name: datasets.Value("string") for name in names})
     header = None if columns else 0
@@ -107,18 +98,13 @@ def _json(path: Path) -> list[Row]:
     return [plain(row) for row in raw]
 
 
-def _lines(text: str) -> list[str]:
+def _lines(path: Path) -> list[str]:
     """Return lines of a file; U+2028 and its like end none."""
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return decoded(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def decoded(path: Path) -> str:
-    """Return a file's text.
-
-    Raises
-    ------
-    BadText : it is not UTF-8.
-    """
+    """Return a file's text; `BadText` if it is not UTF-8."""
     _check_size(path)
     try:
         return path.read_bytes().decode("utf-8-sig")

@@ -26,17 +26,12 @@ from imatrix_lab.tasks.scorers.score import METRICS_VERSION, Outcome
 from imatrix_lab.types import TaskRequest
 
 Openers = Iterable[Callable[[], AbstractContextManager[Answerer]]]
-"""What opens each quant; only when the one before is done."""
+"""Each opens a quant, when the one before is done."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The items of one task in one language, ready to be asked.
-
-    Attributes
-    ----------
-    facts : recorded of them: how many there were, what was merged, where they are from.
-    """
+    """The items of one task in one language, ready to be asked; `facts` of them are recorded."""
 
     task: Definition
     locale: Locale
@@ -49,10 +44,8 @@ class Prepared:
 def run_quants(request: TaskRequest, session: Session) -> list[Path]:
     """Run benchmarks on the quants of a request; return the files of records.
 
-    Raises
-    ------
-    UsageError, BadText, BadModel : an unknown task, language or quant, or data that are not
-        there; before llama.cpp is built and before anything is fetched.
+    Wrong tasks, languages, data and quants are errors before llama.cpp is built or anything
+    fetched.
     """
     if not request.endpoint:
         for spec in request.quants:
@@ -65,15 +58,8 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
 
 
 def run(request: TaskRequest, openers: Openers, progress: Progress) -> list[Path]:
-    """Ask every item of every task and language; return the files of records.
-
-    Raises
-    ------
-    UsageError : an unknown task or language; before any work.
-    BadText : a task has no item that can be scored.
-    """
-    tasks = [definition.get(name) for name in request.tasks]
-    chosen = pairs(tasks, request, progress)
+    """Ask every item of every task and language; return the files of records."""
+    chosen = pairs(map(definition.get, request.tasks), request, progress)
     for task, code in chosen:
         get_locale(code)
         load.check_data(task, request.data)
@@ -90,16 +76,13 @@ def pairs(
 ) -> list[tuple[Definition, str]]:
     """Return every task with each of the request's languages that it has; note which it lacks.
 
-    Raises
-    ------
-    UsageError : nothing is left, a task cannot be scored by the request's variant, or several
-        languages are to be read from one file.
+    `UsageError` if nothing is left, a task cannot be scored by the request's variant, or several
+    languages are to be read from one file.
     """
     every = [(task, code) for task in tasks for code in _languages(task, request)]
     several = len(request.languages) > 1
     for task, _ in every:
-        if request.variant:
-            _check_variant(task, request.variant)
+        _check_variant(task, request.variant)
         if several and request.data:
             _check_language(task, request.data)
     data = None if several else request.data
@@ -112,25 +95,20 @@ def pairs(
     return chosen
 
 
-def _check_variant(task: Definition, variant: str) -> None:
-    if task.generates():
-        raise UsageError(
-            f"{task.name} is answered in free text: --variant has no meaning for it",
-            fix="leave --variant out",
-        )
+def _check_variant(task: Definition, variant: str | None) -> None:
+    if variant and task.generates():
+        what = f"{task.name} is answered in free text: --variant has no meaning for it"
+        raise UsageError(what, fix="leave --variant out")
     if variant == "letter" and not task.shows_letters():
-        raise UsageError(
-            f"the prompt of {task.name} does not show letters", fix="--variant raw, token or byte"
-        )
+        what = f"the prompt of {task.name} does not show letters"
+        raise UsageError(what, fix="--variant raw, token or byte")
 
 
 def _check_language(task: Definition, data: Path) -> None:
     if load.in_one(task, data) and (data.is_file() or not task.languages):
-        raise UsageError(
-            f"{task.name}: these data are in one language, but --langs names several",
-            where=data,
-            fix="one at a time: --langs with the language of the data",
-        )
+        what = f"{task.name}: these data are in one language, but --langs names several"
+        fix = "one at a time: --langs with the language of the data"
+        raise UsageError(what, where=data, fix=fix)
 
 
 def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
@@ -143,18 +121,12 @@ def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
 
 
 def prepare(task: Definition, code: str, request: TaskRequest, progress: Progress) -> Prepared:
-    """Return the items of a task in a language, without repeats, and the examples before them.
-
-    Raises
-    ------
-    BadText : none that can be scored.
-    """
+    """Return the items of a task in a language, without repeats, and the examples before them."""
     locale = get_locale(code)
     if request.data is None and task.source.hub:
         progress.say(f"{task.name} {code}: from the Hub, {task.source.hub} …")
     source = load.rows(task, code, request.data)
-    items, rejected_ids = make_items(source.rows, task, locale)
-    rejected = {reason: len(ids) for reason, ids in rejected_ids.items()}
+    items, rejected = make_items(source.rows, task, locale)
     unique = dedup.merge(items)
     variant = request.variant or task.prompt.variant
     shots = task.prompt.shots if request.shots is None else request.shots
@@ -162,8 +134,8 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     items = _limited(items, request.limit)
     skipped = [f"{n:,} skipped: {reason}" for reason, n in rejected.items()]
     if not items:
-        raise BadText("; ".join([f"{task.name} in {code}: no item that can be scored", *skipped]),
-                      where=task.path)  # fmt: skip
+        what = f"{task.name} in {code}: no item that can be scored"
+        raise BadText("; ".join([what, *skipped]), where=task.path)
     is_pinned = request.data is not None or task.source.is_pinned()
     facts = {
         "name": task.name, "language": code, "scorer": task.scorer, "shots": shots,
@@ -187,8 +159,6 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
 
 def _limited(items: list[Item], limit: int | None) -> list[Item]:
     """Return so many items, drawn by the hash of their ids: the same in every language."""
-    if limit is None or limit >= len(items):
-        return items
     drawn = sorted(items, key=lambda item: sha256(item.id.encode()).digest())[:limit]
     ids = {item.id for item in drawn}
     return [item for item in items if item.id in ids]
@@ -241,41 +211,34 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
 
 
 def _answer(
-    prepared: Prepared, answerer: Answerer, journal: Journal, name: str, progress: Progress
+    prepared: Prepared, answerer: Answerer, journal: Journal[Outcome], name: str, progress: Progress
 ) -> dict[str, Outcome]:
     """Return the outcome of every item; those of an earlier run that did not fail are kept."""
-    fields = [field.name for field in dataclasses.fields(Outcome)]
-    ids = {item.id for item in prepared.items}
-    outcomes = {
-        id_: Outcome(**{field: entry[field] for field in fields})
-        for id_, entry in journal.entries.items()
-        if id_ in ids and not entry["error"]
-    }
+    items = prepared.items
+    outcomes = {item.id: outcome for item in items if (outcome := journal.get(item.id))}
     if outcomes:
-        progress.say(f"{name}: {len(outcomes):,} of {len(ids):,} items were answered before")
-    left = [item for item in prepared.items if item.id not in outcomes]
-    with journal as add:
+        progress.say(f"{name}: {len(outcomes):,} of {len(items):,} items were answered before")
+    left = [item for item in items if item.id not in outcomes]
+    with journal:
         for outcome in _outcomes(prepared, left, answerer) if left else ():
-            add(dataclasses.asdict(outcome))
+            journal.add(outcome)
             outcomes[outcome.id] = outcome
-    for item in prepared.items:
+    for item in items:
         outcomes.setdefault(item.id, score.failed(item, "no answer came"))
     return outcomes
 
 
 def _outcomes(prepared: Prepared, items: list[Item], answerer: Answerer) -> Iterator[Outcome]:
     by_id = {item.id: item for item in items}
-    task, locale, prefix, variant = (
-        prepared.task, prepared.locale, prepared.prefix, prepared.variant,
-    )  # fmt: skip
+    task, locale, prefix = prepared.task, prepared.locale, prepared.prefix
     if task.generates():
         texts = [prompt.generate_item(i, task, locale, prefix, answerer.is_chat) for i in items]
         for answer in answerer.generate(texts):
             yield score.of_text(by_id[answer.id], answer, task.scorer, locale)
     else:
-        choices = [prompt.choice_item(i, task, locale, variant, prefix) for i in items]
+        choices = [prompt.choice_item(i, task, locale, prepared.variant, prefix) for i in items]
         for scores in answerer.choose(choices):
-            yield score.of_likelihoods(by_id[scores.id], scores, variant)
+            yield score.of_likelihoods(by_id[scores.id], scores, prepared.variant)
 
 
 def _prompt(prepared: Prepared, item: Item, is_chat: bool) -> str:

@@ -54,13 +54,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Flips:
-    """Where two runs differ.
-
-    Attributes
-    ----------
-    n_items : that both have, and neither failed.
-    n_gained, n_lost : items on which the second is better, and worse.
-    """
+    """Where two runs differ, of the items that neither failed; the second gained and lost."""
 
     items: tuple[Flip, ...]
     n_items: int
@@ -69,12 +63,7 @@ class Flips:
 
 
 def scores(paths: Sequence[Path]) -> list[TaskScore]:
-    """Return the scores in files or folders of item records, part by part.
-
-    Raises
-    ------
-    BadRecords : a file is damaged, or none has items.
-    """
+    """Return the scores in files or folders of item records, part by part."""
     item_runs = [run for path in paths for run in runs.find(path) if run.kind == "item"]
     if not item_runs:
         raise BadRecords("no records of tasks here", where=paths[0], fix="imatrix-lab task run")
@@ -103,21 +92,14 @@ def _score(run: Run, table: Table, part: str, chosen: np.ndarray) -> TaskScore:
     mean = Interval(math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
     if len(sizes):
         mean = clustered.share(np.bincount(codes, values[good]), sizes)
+    unparsed, ties, cut = ~table.array("parsed"), table.array("tie"), table.array("cut")
     return TaskScore(
-        task=part,
-        language=str(task["language"]),
-        quant=str(run.signature["quant"]["name"]),
-        score=mean,
-        n_items=int(good.sum()),
-        n_clusters=len(sizes),
-        n_unparsed=int((~table.array("parsed")[good]).sum()),
-        n_ties=int(table.array("tie")[good].sum()),
-        n_cut=int(table.array("cut")[good].sum()),
-        failed=records.error_classes(_words(table, "error", chosen)),
-        n_given=int(task["n_given"]),
-        n_unique=int(task["n_unique"]),
-        quality=quality,
-    )
+        task=part, language=str(task["language"]), quant=str(run.signature["quant"]["name"]),
+        score=mean, n_items=int(good.sum()), n_clusters=len(sizes),
+        n_unparsed=int(unparsed[good].sum()), n_ties=int(ties[good].sum()),
+        n_cut=int(cut[good].sum()), failed=records.error_classes(_words(table, "error", chosen)),
+        n_given=int(task["n_given"]), n_unique=int(task["n_unique"]), quality=quality,
+    )  # fmt: skip
 
 
 def _words(table: Table, name: str, chosen: np.ndarray) -> list[str]:
@@ -125,13 +107,7 @@ def _words(table: Table, name: str, chosen: np.ndarray) -> list[str]:
 
 
 def flips(path_a: Path, path_b: Path) -> Flips:
-    """Return the items that one of two runs has right and the other has not, largest first.
-
-    Raises
-    ------
-    UsageError : a folder, or several files.
-    BadRecords : the two were not asked the same.
-    """
+    """Return the items that one of two runs has right and the other has not, largest first."""
     both = [*runs.find(path_a), *runs.find(path_b)]
     if len(both) != 2 or any(run.kind != "item" for run in both):
         raise UsageError("flips are between two files of item records")
@@ -155,21 +131,13 @@ def _rows(run: Run) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 def _flip(run_a: Run, run_b: Run, a: dict[str, Any], b: dict[str, Any]) -> Flip:
     is_choice = run_a.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
-    outputs = [
+    output_a, output_b = (
         row["prediction"] if is_choice else row.get("output") or row["prediction"] for row in (a, b)
-    ]
-    return Flip(
-        model="",
-        task=a["task"],
-        language=a["language"],
-        type=run_a.type if run_a.type == run_b.type else "",
-        a=str(run_a.signature["quant"]["name"]),
-        b=str(run_b.signature["quant"]["name"]),
-        item_id=a["item_id"],
-        prompt=a.get("prompt", ""),
-        gold=a["gold"],
-        output_a=outputs[0],
-        output_b=outputs[1],
-        score_a=a["score"],
-        score_b=b["score"],
     )
+    name_a, name_b = (str(run.signature["quant"]["name"]) for run in (run_a, run_b))
+    return Flip(
+        model="", task=a["task"], language=a["language"], item_id=a["item_id"], a=name_a, b=name_b,
+        type=run_a.type if run_a.type == run_b.type else "", prompt=a.get("prompt", ""),
+        gold=a["gold"], output_a=output_a, output_b=output_b, score_a=a["score"],
+        score_b=b["score"],
+    )  # fmt: skip

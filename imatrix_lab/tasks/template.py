@@ -18,12 +18,7 @@ FILTERS: Mapping[str, Callable[[str], str]] = {
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Return a template with its places filled.
-
-    Raises
-    ------
-    KeyError : a place without a value, or an unknown filter.
-    """
+    """Return a template with its places filled; `KeyError` for one without a value or filter."""
     return _PLACE.sub(lambda match: _text(_value(match, values)), template)
 
 

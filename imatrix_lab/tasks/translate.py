@@ -1,10 +1,9 @@
 """`task translate`: a benchmark's file in another language, by a model, for a person to review."""
 
 import csv
-import dataclasses
 import io
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,16 +61,9 @@ def translate(
     task: Definition, source: str, to: str, data: Path | None, out: Path, limit: int | None,
     chat: Chat, progress: Progress,
 ) -> Translated:  # fmt: skip
-    """Translate a task's items into a language.
+    """Translate the first `limit` items of a task from one language into another.
 
-    Parameters
-    ----------
-    source : the language its items are in.
-    limit : only the first so many items.
-
-    Raises
-    ------
-    ImatrixLabError : nothing at all could be translated.
+    `ImatrixLabError` if nothing at all could be translated.
     """
     locale = get_locale(to)
     benchmark = load.rows(task, source, data)
@@ -80,10 +72,10 @@ def translate(
     translator = _Translator(locale, chat, translate_prompts.columns(task), journal)
     done: dict[int, _Row] = {}
     name = f"translate {task.name} to {to}"
-    with journal as add, progress.task(name, len(chosen), "items") as bar:
+    with journal, progress.task(name, len(chosen), "items") as bar:
 
         def translate_row(place: int) -> tuple[int, _Row]:
-            return place, translator.row(chosen[place], str(chosen[place].get("id", place)), add)
+            return place, translator.row(chosen[place], str(chosen[place].get("id", place)))
 
         for place, row in each(translate_row, range(len(chosen)), chat.parallel):
             done[place] = row
@@ -91,10 +83,8 @@ def translate(
     rows = [done[place] for place in range(len(chosen))]
     errors = [text.error for row in rows for text in row.texts if text.error]
     if errors and all(row.failed() for row in rows):
-        raise ImatrixLabError(
-            f"nothing could be translated: {errors[0]}",
-            fix="check the model and the endpoint; then run again",
-        )
+        what = f"nothing could be translated: {errors[0]}"
+        raise ImatrixLabError(what, fix="check the model and the endpoint; then run again")
     written = _write(task, to, out, rows)
     manifest = {
         "task": task.name, "language": to, "from": source, "machine_translated": True,
@@ -112,34 +102,33 @@ def translate(
 class _Translator:
     """Translates texts once, in any thread; what an earlier run translated is not asked again."""
 
-    def __init__(self, locale: Locale, chat: Chat, columns: Mapping[str, str], journal: Journal):
+    def __init__(
+        self, locale: Locale, chat: Chat, columns: Mapping[str, str], journal: Journal[Translation]
+    ):
         self._locale, self._chat, self._columns, self._journal = locale, chat, columns, journal
         self._locks: dict[str, threading.Lock] = {}
 
-    def row(self, row: Mapping[str, Any], name: str, add: Callable[[dict[str, Any]], None]) -> _Row:
+    def row(self, row: Mapping[str, Any], name: str) -> _Row:
         by_text: dict[str, str] = {}
         translations = []
         parts = translate_prompts.texts(row, self._columns)
         for field, text in sorted(parts, key=lambda part: _ORDER.index(part[0])):
             if text not in by_text:
                 beside = by_text.get(_belongs_to(text, parts), "")
-                translations.append(self._translate(field, text, beside, add))
+                translations.append(self._translate(field, text, beside))
                 by_text[text] = translations[-1].text
         new = translate_prompts.apply(row, self._columns, by_text)
         notes = dict.fromkeys(translate_prompts.inconsistent(row, new, self._columns))
         return _Row(name, new, tuple(translations), tuple(notes))
 
-    def _translate(
-        self, field: str, text: str, beside: str, add: Callable[[dict[str, Any]], None]
-    ) -> Translation:
+    def _translate(self, field: str, text: str, beside: str) -> Translation:
         messages = translate_prompts.prompt(field, text, beside, self._locale)
         key = translate_prompts.key_of(messages, self._chat)
         with self._locks.setdefault(key, threading.Lock()):  # another row may have the same text
-            entry = self._journal.entries.get(key)
-            if entry and not entry["error"]:
-                return Translation(**{**entry, "flags": tuple(entry["flags"])})
-            translation = translate_prompts.translate(field, text, messages, self._chat)
-            add(dataclasses.asdict(translation))
+            translation = self._journal.get(key)
+            if not translation:
+                translation = translate_prompts.translate(field, text, messages, self._chat)
+                self._journal.add(translation)
             return translation
 
 

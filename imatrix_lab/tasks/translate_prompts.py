@@ -23,13 +23,9 @@ _SHORT = 40
 
 @dataclass(frozen=True)
 class Translation:
-    """One text and its translation.
+    """One text and its translation; where there is an error, the source is left in its place.
 
-    Attributes
-    ----------
-    id : hash of the prompt and the model, by which a repeated text is recognized.
-    flags : what a person should look at.
-    error : why there is none; the source is left in its place.
+    `id` is a hash of the prompt and the model; `flags` are what a person should look at.
     """
 
     id: str
@@ -119,29 +115,21 @@ def apply(
 ) -> dict[str, Any]:
     """Return a row with its texts replaced."""
 
-    def replaced(value: Any) -> Any:
+    def new(value: Any) -> Any:
+        if isinstance(value, list):
+            return [new(entry) for entry in value]
         return by_text.get(value, value) if isinstance(value, str) else value
 
-    new = dict(row)
-    for column in columns:
-        value = row.get(column)
-        if isinstance(value, list):
-            new[column] = [replaced(entry) for entry in value]
-        elif isinstance(value, str):
-            new[column] = replaced(value)
-    return new
+    return {column: new(value) if column in columns else value for column, value in row.items()}
 
 
 def inconsistent(
     row: Mapping[str, Any], new: Mapping[str, Any], columns: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield what no longer holds in a translated row: a gold in its context, distinct options."""
-    contexts = [
-        (str(row.get(c) or "").casefold(), str(new.get(c) or "").casefold())
-        for c, field in columns.items()
-        if field == "context"
-    ]
     texts = [(field, _listed(row.get(c)), _listed(new.get(c))) for c, field in columns.items()]
+    contexts = [(str(row.get(c) or "").casefold(), str(new.get(c) or "").casefold())
+                for c, field in columns.items() if field == "context"]  # fmt: skip
     for field, old_golds, golds in texts:
         for old, gold in zip(old_golds, golds, strict=True) if field == "gold" else ():
             if isinstance(old, str) and any(

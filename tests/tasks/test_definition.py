@@ -2,7 +2,7 @@
 
 import pytest
 
-from imatrix_lab.core.paths import user_dir
+from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasks import definition
 from imatrix_lab.tasks.locale import get_locale, load_locales
@@ -84,7 +84,7 @@ def test_unknown_names(tmp_path):
 def test_mistakes_in_a_language(old, new):
     folder = user_dir().parent / "tasks" / "languages"
     folder.mkdir(parents=True)
-    text = (definition.folders()[0] / "languages" / "nb.toml").read_text(encoding="utf-8")
+    text = (data_dir("tasks") / "languages" / "nb.toml").read_text(encoding="utf-8")
     path = write(folder, text.replace(old, new), "nb")
     with pytest.raises(UsageError) as raised:
         get_locale("nb")

@@ -217,7 +217,7 @@ def test_from_the_hub(tmp_path):
     """In a process of its own: the address of the Hub is read when its library is imported."""
     content = write(tmp_path / "x.jsonl", MADE["belebele"].rows).read_bytes()
     files = {"README.md": CARD.encode(), "data/nob_Latn.jsonl": content}
-    text = (definition.folders()[0] / "belebele.toml").read_text(encoding="utf-8")
+    text = definition.paths()["belebele"].read_text(encoding="utf-8")
     import datasets
 
     table = datasets.Dataset.from_list([{"question": "5 + 6?", "answer_number": 11}] * 250)

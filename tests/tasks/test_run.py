@@ -283,8 +283,8 @@ class Entry:
 
 def test_separators_of_lines_are_kept_in_answers(tmp_path):
     path = tmp_path / "j.jsonl"
-    with Journal(path, Entry) as add:
-        add({"id": "1", "output": "a\u2028b\u2029c\x85d"})
+    with Journal(path, Entry) as journal:
+        journal.add(Entry("1", "a\u2028b\u2029c\x85d"))
     with path.open("a") as file:
         file.write('\n{"id": "2"}\n7\nnull\n["id", "output"]\n')  # not ours
     assert {i: e["output"] for i, e in Journal(path, Entry).entries.items()} == {
