@@ -36,7 +36,7 @@ def test_compare_shows_the_exact_tests_of_items(tmp_path, capsys):
     assert run(["compare", *map(str, paths)]) == 0
     out = capsys.readouterr().out
     assert "McNemar" in out and "Newcombe 95 % CI" in out
-    assert "0.5000" in out  # McNemar of 2 to 0
+    assert " 0.50 " in out  # McNemar of 2 to 0
 
 
 def test_compare_as_json(two, capsys):
