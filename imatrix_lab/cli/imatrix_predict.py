@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 SCALE = 1e4
 
 
-class _Several(click.Command):
-    """A command whose options take several words."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn ``--imatrix A B`` into ``--imatrix A --imatrix B``."""
-        return super().parse_args(ctx, options.spread(args, ("--imatrix", "--type", "--quant")))
-
-
 def _named_file(word: str) -> tuple[str, Path | None]:
     """Return name and file of ``nb=some.gguf``, a file, or ``none``."""
     from imatrix_lab.pipeline.predict import NONE
@@ -66,7 +58,7 @@ def _select(text: str) -> str | dict[str, float]:
     return weights
 
 
-@click.command(cls=_Several)
+@click.command(cls=options.Spread)
 @options.MODEL
 @click.option(
     "--imatrix", "imatrices", multiple=True, required=True, type=_named_file, metavar="FILE…",
