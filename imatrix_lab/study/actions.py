@@ -114,7 +114,7 @@ def merged(
     parts = []
     for part, weight in planned.parts:
         facts = imatrix_in(turn.results[steps[part.id]])
-        parts.append(merge.Part(facts.path, format.read(facts.path), weight, facts.sha256))
+        parts.append(merge.MergeInput(facts.path, format.read(facts.path), weight, facts.sha256))
     mixed = merge.merge(parts, planned.by)
     metadata = {**mixed.metadata, _LANGUAGE: planned.label}
     path = imatrix_path(shared, model, planned)
@@ -224,7 +224,7 @@ def losses(
 
 def _pooled(paths: Sequence[Path]) -> Imatrix:
     """Return the samples of a language as one."""
-    parts = [merge.Part(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
+    parts = [merge.MergeInput(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
     return merge.merge(parts, POOLED_BY) if len(parts) > 1 else parts[0].imatrix
 
 

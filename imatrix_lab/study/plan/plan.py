@@ -132,7 +132,7 @@ class _Planner:
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
         self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == "score"}
         self.columns = {
-            m.label: sum(p.info.shape[0] for p in quant_error.parts(m).values())
+            m.label: sum(p.info.shape[0] for p in quant_error.tensors(m).values())
             for m in shared.models
         }
         self.benchmark = Benchmark(shared, progress)
