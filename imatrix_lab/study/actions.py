@@ -55,6 +55,11 @@ class PlannedQuant:
         return f"{model.label}-{self.calibration.id}-{self.type}"
 
 
+Quants = Sequence[PlannedQuant]
+Samples = Mapping[str, Sequence[str]]
+"""Steps of imatrices, by language."""
+
+
 @dataclass(frozen=True)
 class ScoredText:
     """A text to score on: a step's held-out documents, or a file."""
@@ -165,18 +170,12 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
 
 
 def _as_model(result: Mapping[str, Any]) -> Model:
-    """Return the quant in a step's result as a model."""
     quant, path = quant_in(result), Path(result[PATH])
     return Model(quant.label, path, (path,), quant.sha256, resolve.facts((path,)), path.name)
 
 
 def score(
-    shared: Shared,
-    model: Model,
-    text: ScoredText,
-    quants: Sequence[PlannedQuant],
-    base_logits: str,
-    turn: Turn,
+    shared: Shared, model: Model, text: ScoredText, quants: Quants, base_logits: str, turn: Turn
 ) -> Result:
     """Score the quants that were made, and not scored yet, in one pass over a text."""
     evaluation = shared.recipe.evaluation
@@ -202,11 +201,7 @@ def score(
 
 
 def losses(
-    shared: Shared,
-    model: Model,
-    planned: PlannedQuant,
-    samples: Mapping[str, Sequence[str]],
-    turn: Turn,
+    shared: Shared, model: Model, planned: PlannedQuant, samples: Samples, turn: Turn
 ) -> Result:
     """Predict what a quant loses in each language; `samples` names the imatrix steps of each."""
     session = shared.session(turn.progress)
@@ -266,7 +261,7 @@ def _task_request(
     )
 
 
-def cleanup(shared: Shared, model: Model, quants: Sequence[PlannedQuant], turn: Turn) -> Result:
+def cleanup(shared: Shared, model: Model, quants: Quants, turn: Turn) -> Result:
     """Delete quants that were made for the study alone."""
     for quant in quants:
         if quant.step in turn.results:
