@@ -102,11 +102,7 @@ def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
 
 
 def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
-    return (
-        *warnings.of_tasks(recipe),
-        *warnings.of_samples(recipe),
-        *warnings.of_effects(effects),
-    )
+    return (*warnings.of_tasks(recipe), *warnings.of_samples(recipe), *warnings.of_effects(effects))
 
 
 def _assumed(label: str, recipe: Recipe) -> TextSize:
