@@ -7,9 +7,9 @@ language against the baseline. Texts come first; tasks decide where there are no
 import math
 from collections.abc import Sequence
 
-from imatrix_lab.core.format import with_error
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Control, Results
+from imatrix_lab.stats import sentences
 from imatrix_lab.stats.equivalence import VERDICTS
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import FEW_CLUSTERS
@@ -52,9 +52,7 @@ def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comp
     cases = texts or tasks
     if not cases:
         return _nothing_matched(results)
-    if len(cases) == 1:
-        sentence = _single(results, cases[0])
-    elif len({c.verdict for c in cases}) == 1:
+    if len({c.verdict for c in cases}) == 1:
         sentence = _alike(results, cases)
     else:
         sentence = _mixed(results, cases)
@@ -74,27 +72,23 @@ def _nothing_matched(results: Results) -> str:
     )
 
 
-def _single(results: Results, c: Comparison) -> str:
-    a, b = _imatrix(results, c.a), _imatrix(results, c.b)
-    where = f"on {_place(results, c)}"
-    if c.verdict in ("better", "worse"):
-        return f"{_upper(a)} is {c.verdict} than {b} {where}: its {c.words} is {_size(results, c)}"
-    if c.verdict == "equivalent":
-        return f"{_upper(a)} and {b} are equivalent {where}: {_within(c)}"
-    return f"Whether {a} is better than {b} {where} cannot be told: {_reach([c])}"
-
-
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:
-    first, b = cases[0], _imatrix(results, results.baseline)
-    places = f"({_places(results, cases)})"
-    where = f"{'both' if len(cases) == 2 else f'all {len(cases)}'} cases {places}"
-    if first.verdict in ("better", "worse"):
-        sizes = _sizes(results, cases)
-        return f"{_upper(OWN)} is {first.verdict} than {b} in {where}: its {first.words} is {sizes}"
-    if first.verdict == "equivalent":
-        return f"{_upper(OWN)} and {b} are equivalent in {where}: {_within(first)}"
-    untold = f"cannot be told in any of {len(cases)} cases {places}"
-    return f"Whether {OWN} is better than {b} {untold}: {_reach(cases)}"
+    """Return the verdict that all cases have, and the size of the difference."""
+    c, b = cases[0], _imatrix(results, results.baseline)
+    if len(cases) == 1:
+        a, where = _imatrix(results, c.a), f"on {_place(results, c)}"
+    else:
+        number = "both" if len(cases) == 2 else f"all {len(cases)}"
+        number = f"any of {len(cases)}" if c.verdict == "undecided" else number
+        a, where = OWN, f"in {number} cases ({_places(results, cases)})"
+    if c.verdict in ("better", "worse"):
+        detail = f"its {c.words} is {_sizes(results, cases)}"
+    elif c.verdict == "equivalent":
+        detail = sentences.within_margin(c.words, c.margin, c.unit)
+    else:
+        low, high = min(x.low for x in cases), max(x.high for x in cases)
+        detail = sentences.no_clear_difference(c.words, low, high, (high - low) / 4, c.unit)
+    return f"{_upper(sentences.verdict(c.verdict, a, b))} {where}: {detail}"
 
 
 def _mixed(results: Results, cases: Sequence[Comparison]) -> str:
@@ -117,22 +111,6 @@ def _counts(cases: Sequence[Comparison]) -> str:
     return f"{words} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
 
 
-def _within(c: Comparison) -> str:
-    return f"their {c.words} differs by less than the declared margin of {c.margin:.6g} {c.unit}"
-
-
-def _reach(cases: Sequence[Comparison]) -> str:
-    """Return the interval that covers the differences of all cases."""
-    c = cases[0]
-    low, high = min(x.low for x in cases), max(x.high for x in cases)
-    if not math.isfinite(low + high):
-        return f"there is too little text for an interval of its {c.words}"
-    if low == high == 0:
-        return f"no difference in {c.words} was seen"
-    ends = (f"{with_error(abs(x), (high - low) / 4)} {c.unit} {_direction(x)}" for x in (low, high))
-    return f"its {c.words} may be anything from {' to '.join(ends)} (95 % CI)"
-
-
 def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
     """Return the smallest and the largest difference; all have one sign."""
     if len(cases) == 1:
@@ -144,17 +122,12 @@ def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
 
 def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
+    details = [place] if place else []
+    whole = _without_imatrix(results, c)
+    if whole > 0:
+        details.append(f"{100 * abs(c.estimate) / whole:.2g} % of the loss without an imatrix")
     error = (c.high - c.low) / 4
-    notes = [place] if place else []
-    if c.low * c.high > 0:
-        ends = sorted((abs(c.low), abs(c.high)))
-        notes.append(f"95 % CI: {' to '.join(with_error(x, error) for x in ends)}")
-        whole = _without_imatrix(results, c)
-        if whole > 0:
-            share = f"{100 * abs(c.estimate) / whole:.2g}"
-            notes.append(f"{share} % of the loss without an imatrix")
-    text = f"{with_error(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
-    return f"{text} ({'; '.join(notes)})" if notes else text
+    return sentences.difference(c.estimate, c.low, c.high, error, c.unit, *details)
 
 
 def _without_imatrix(results: Results, c: Comparison) -> float:
@@ -184,7 +157,7 @@ def _noise(cases: Sequence[Comparison]) -> str:
         )
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"
-    return f"{what} {' to '.join(ends)} times that between two calibration texts of one language"
+    return f"{what} {sentences.noise(' to '.join(ends))}"
 
 
 def _positive(results: Results, cases: Sequence[Comparison]) -> str:
@@ -301,10 +274,6 @@ def _cut(names: Sequence[str]) -> Sequence[str]:
 def _joined(parts: Sequence[str]) -> str:
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _direction(x: float) -> str:
-    return "lower" if x < 0 else "higher"
 
 
 def _upper(text: str) -> str:
