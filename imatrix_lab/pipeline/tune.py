@@ -61,6 +61,7 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     ------
     UsageError, BadModel : there is no such model; raised before llama.cpp is built.
     """
+    resolve.check_spec(request.model, session.store)
     tools = toolchain.get(request.compute.backend, session)
     return tools, resolve.resolve(request.model, session, converter(tools))
 

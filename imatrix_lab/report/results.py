@@ -1,8 +1,7 @@
 """The results of a study: passed from studies to reports, and written as `results.json`.
 
-Every number is in the unit its row names, ready to be printed; a report does no arithmetic. What
-is unknown is NaN (null in JSON). Apart from `Times` nothing here depends on the clock, the
-machine's speed, or whether the study was stopped in between.
+Every number is in the unit of its row; a report does no arithmetic. What is unknown is NaN (null
+in JSON). Only `Times` depends on the clock, the machine's speed or on interruptions.
 """
 
 import json
@@ -17,7 +16,7 @@ from imatrix_lab.errors import UsageError
 SCHEMA = 1
 FILE = "results.json"
 ALL_SAMPLES = 0
-"""A row over all calibration samples together; else samples are numbered from 1."""
+"""A row over all calibration samples; single samples are numbered from 1."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Calibration:
     ----------
     label : as other rows name it: ``nb``, ``nb50-en50``, ``nb-pooled``, ``no imatrix``.
     kind : language, mixture, pooled, control or none.
-    shares : of each language.
-    n_tokens : that were counted.
-    merged_from : of a mixture or pool: its parts' imatrices, by sha256.
+    merged_from : sha256 of the imatrices that a mixture or pool is merged from.
     """
 
     model: str
@@ -49,7 +46,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantized file that was made and, unless kept, removed after scoring."""
+    """A quantized file."""
 
     model: str
     calibration: str
@@ -163,7 +160,7 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Control:
-    """A comparison whose outcome is known beforehand, or the noise between samples."""
+    """A comparison with a known outcome, or the noise between samples."""
 
     model: str
     name: str
@@ -181,7 +178,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The quantizer's own objective beside what was measured, for one quant and language.
+    """The quantizer's own objective and the measured divergence, for one quant and language.
 
     Attributes
     ----------
@@ -297,7 +294,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Times:
-    """What depends on the clock: seconds by step, of the run that made each."""
+    """Seconds by step, of the run that did it."""
 
     steps_s: dict[str, float]
     total_s: float
@@ -359,7 +356,7 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """Return the results in a file, or in a study's folder.
+    """Return the results in a file or in a study's folder.
 
     Raises
     ------
