@@ -52,15 +52,8 @@ def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comp
     cases = texts or tasks
     if not cases:
         return _nothing_matched(results)
-<<<<<<< HEAD
-    if len({c.verdict for c in cases}) == 1:
-        sentence = _alike(results, cases)
-    else:
-        sentence = _mixed(results, cases)
-=======
     verdicts = {c.verdict for c in cases}
     sentence = _alike(results, cases) if len(verdicts) == 1 else _mixed(results, cases)
->>>>>>> house
     if texts and tasks:
         sentence += f"; in answers to tasks it is {_counts(tasks)}"
     return f"{sentence}."
@@ -78,7 +71,6 @@ def _nothing_matched(results: Results) -> str:
 
 
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:
-<<<<<<< HEAD
     """Return the verdict that all cases have, and the size of the difference."""
     c, b = cases[0], _imatrix(results, results.baseline)
     if len(cases) == 1:
@@ -95,24 +87,6 @@ def _alike(results: Results, cases: Sequence[Comparison]) -> str:
         low, high = min(x.low for x in cases), max(x.high for x in cases)
         detail = sentences.no_clear_difference(c.words, low, high, (high - low) / 4, c.unit)
     return f"{_upper(sentences.verdict(c.verdict, a, b))} {where}: {detail}"
-=======
-    """Return the first sentence for cases of one verdict."""
-    n, first = len(cases), cases[0]
-    a, b = OWN if n > 1 else _imatrix(results, first.a), _imatrix(results, first.b)
-    places = _places(results, cases)
-    if first.verdict == "undecided":
-        where = f"in any of {n} cases ({places})" if n > 1 else f"on {places}"
-        return f"Whether {a} is better than {b} cannot be told {where}: {_reach(cases)}"
-    where = f"in {'both' if n == 2 else f'all {n}'} cases ({places})" if n > 1 else f"on {places}"
-    if first.verdict == "equivalent":
-        margin = f"{first.margin:.6g} {first.unit}"
-        return (
-            f"{_upper(a)} and {b} are equivalent {where}: their {first.words} differs by less than"
-            f" the declared margin of {margin}"
-        )
-    sizes = _sizes(results, cases)
-    return f"{_upper(a)} is {first.verdict} than {b} {where}: its {first.words} is {sizes}"
->>>>>>> house
 
 
 def _mixed(results: Results, cases: Sequence[Comparison]) -> str:
@@ -135,21 +109,6 @@ def _counts(cases: Sequence[Comparison]) -> str:
     return f"{words} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
 
 
-<<<<<<< HEAD
-=======
-def _reach(cases: Sequence[Comparison]) -> str:
-    """Return the interval that covers the differences of all cases."""
-    c = cases[0]
-    low, high = min(x.low for x in cases), max(x.high for x in cases)
-    if not math.isfinite(low + high):
-        return f"there is too little text for an interval of its {c.words}"
-    if low == high == 0:
-        return f"no difference in {c.words} was seen"
-    ends = (f"{with_error(abs(x), (high - low) / 4)} {c.unit} {_direction(x)}" for x in (low, high))
-    return f"its {c.words} may be anything from {' to '.join(ends)} (95 % CI)"
-
-
->>>>>>> house
 def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
     """Return the smallest and the largest difference; all have one sign."""
     if len(cases) == 1:
