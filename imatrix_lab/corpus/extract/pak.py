@@ -1,4 +1,4 @@
-"""Chromium's resource pack, version 5: the strings of one language by number."""
+"""Chromium's resource packs, version 5 (.pak): the strings of one language by number."""
 
 import struct
 from collections.abc import Iterator
@@ -16,12 +16,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield documents of the sentences in a pack.
-
-    Raises
-    ------
-    BadText : not such a pack, or a truncated one.
-    """
+    """Yield documents of the sentences in a pack."""
     return strings.documents(_strings(name, raw))
 
 
