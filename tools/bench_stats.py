@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import special, stats
 
-from imatrix_lab.compare.power import group_sizes
+from imatrix_lab.compare.benchmarks import group_sizes
 from imatrix_lab.stats import (
     binary,
     clustered,
@@ -30,7 +29,6 @@ from imatrix_lab.stats import (
     paired,
     power,
     quantiles,
-    sequential,
 )
 from imatrix_lab.stats.interaction import Cell
 from imatrix_lab.stats.paired import Sums
@@ -124,73 +122,52 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     truth, margin = effect * Documents.mean(), apart * Documents.mean()
     for n in (8, 20, 50, 120):
         few = n < paired.FEW_CLUSTERS
-        hits = np.zeros(8)
+        hits = np.zeros(6)
         for _ in range(n_sim):
             documents = Documents(n, rng)
             null, sums, far = (documents.sums(e) for e in (0.0, effect, apart))
-            found = paired.mean_difference(null, rng, 1000)
-            moved = paired.mean_difference(sums, rng, 1000)
+            p_equivalence = (
+                equivalence.tost_by_permutation(far, margin, rng, 1000)
+                if few
+                else equivalence.tost(clustered.mean(far.totals, far.sizes), margin)
+            )
             hits += (
-                found.p_value <= 0.05,
-                found.p_permutation <= 0.05,
+                paired.mean_difference(null, rng, 1000).p_value <= 0.05,
                 not covers(blind(null), 0),
-                covers(moved.interval, truth),
-                moved.bca_low <= truth <= moved.bca_high,
+                covers(paired.mean_difference(sums, rng, 1000).interval, truth),
                 covers(blind(sums), truth),
-                (
-                    equivalence.tost_by_permutation(far, margin, True, rng, 1000)
-                    if few
-                    else equivalence.tost(clustered.mean(far.totals, far.sizes), margin, True)
-                ).p_value <= 0.025,
-                equivalence.tost(blind(far), margin, True).p_value <= 0.025,
-            )  # fmt: skip
+                p_equivalence <= 0.025,
+                equivalence.tost(blind(far), margin) <= 0.025,
+            )
         share, where = hits / n_sim, f"{n} documents"
         main = "exact permutation" if few else "CR3, t"
-        yield Row(f"false positives, {main}", where, LEVEL, share[0], n_sim, share[2])
-        if not few:
-            yield Row("false positives, sign flips", where, LEVEL, share[1], n_sim, share[2])
-        yield Row(f"coverage, {main}", where, COVERAGE, share[3], n_sim, share[5])
-        if not few:
-            yield Row("coverage, BCa", where, COVERAGE, share[4], n_sim, share[5])
-        yield Row("false equivalence, TOST", where, AT_MOST, share[6], n_sim, share[7])
+        yield Row(f"false positives, {main}", where, LEVEL, share[0], n_sim, share[1])
+        yield Row(f"coverage, {main}", where, COVERAGE, share[2], n_sim, share[3])
+        yield Row("false equivalence, TOST", where, AT_MOST, share[4], n_sim, share[5])
 
 
 def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
-    """Differences of medians and tails, and a run's own mean and quantiles."""
-    effect, n_sim = 0.05, round(1000 * scale)
+    """Medians and tails of a run."""
+    n_sim = round(1000 * scale)
     many = np.concatenate([Documents(400, rng).runs()[1] for _ in range(30)])
     truths = np.quantile(many, TAIL_SHARES)
     for n in (20, 50, 120):
-        moved, alone, naive = np.zeros(3), np.zeros(3), np.zeros(3)
+        hits, naive = np.zeros(3), np.zeros(3)
         for _ in range(n_sim):
             documents = Documents(n, rng)
-            a, b = documents.runs(effect)
-            state = int(rng.integers(2**31))
-            drawn_a, drawn_b = (
-                quantiles.tails(x, documents.codes, TAIL_SHARES, np.random.default_rng(state), 400)
-                for x in (a, b)
-            )
-            both = zip(quantiles.difference(drawn_a, drawn_b), truths, strict=True)
-            moved += [covers(i, effect * t) for i, t in both]
-            nothing = quantiles.Tails(
-                TAIL_SHARES, np.zeros(3), np.zeros((400, 3)), np.zeros((n, 3)), len(b), n
-            )
-            alone += [
-                covers(i, t)
-                for i, t in zip(quantiles.difference(drawn_b, nothing), truths, strict=True)
-            ]
-            ordered = np.sort(b)
+            values = documents.runs()[1]
+            ordered = np.sort(values)
             for k, q in enumerate(TAIL_SHARES):
-                half = 1.96 * (q * (1 - q) * len(b)) ** 0.5
-                low, high = (int(np.clip(q * len(b) + s * half, 0, len(b) - 1)) for s in (-1, 1))
+                interval = quantiles.quantile(values, documents.codes, q, rng, 400)
+                hits[k] += covers(interval, truths[k])
+                half = 1.96 * (q * (1 - q) * len(values)) ** 0.5
+                low, high = (
+                    int(np.clip(q * len(values) + s * half, 0, len(values) - 1)) for s in (-1, 1)
+                )
                 naive[k] += ordered[low] <= truths[k] <= ordered[high]
         for k, q in enumerate(TAIL_SHARES):
-            name, where = f"{100 * q:g} % quantile", f"{n} documents"
-            yield Row(f"coverage, difference of {name}s", where, COVERAGE, moved[k] / n_sim, n_sim)
-            yield Row(
-                f"coverage, {name} of a run", where, COVERAGE, alone[k] / n_sim, n_sim,
-                naive[k] / n_sim,
-            )  # fmt: skip
+            what, where = f"coverage, {100 * q:g} % quantile of a run", f"{n} documents"
+            yield Row(what, where, COVERAGE, hits[k] / n_sim, n_sim, naive[k] / n_sim)
 
 
 def one_document(rng: np.random.Generator, scale: float) -> Iterator[Row]:
@@ -241,42 +218,42 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     for name, shares in (("free-form", (0.01, 0.05, 0.10)), ("multiple-choice", (0.05,))):
         groups = Groups(f"mixeval-{name}")
         for discordance in shares:
-            hits = np.zeros(8)
+            hits = np.zeros(7)
             effect, apart = 0.2 * discordance, 0.7 * discordance
             for _ in range(n_sim):
                 a, b = groups.runs(discordance, 0.0, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
-                found = binary.mcnemar(sums.totals)
-                flat = binary.mcnemar((a - b).astype(float))
                 interval = clustered.mean(sums.totals, sums.sizes)
-                hits[:3] += found.p_mid <= 0.05, flat.p_mid <= 0.05, paired.t_test(interval) <= 0.05
+                hits[:3] += (
+                    binary.mcnemar(sums.totals).p_exact <= 0.05,
+                    binary.mcnemar(a - b).p_exact <= 0.05,
+                    paired.t_test(interval) <= 0.05,
+                )
                 a, b = groups.runs(discordance, effect, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
                 interval = clustered.mean(sums.totals, sums.sizes)
-                table = binary.Table.of(a, b)
-                effective = table.effective(sums.design_effect(interval.std_error))
+                counts = binary.PairedCounts.of(a, b)
+                effective = counts.effective(sums.design_effect(interval.std_error))
                 low, high = binary.newcombe(effective)
-                naive = binary.newcombe(table)
-                believed = binary.posterior(effective, rng, n_draws=2000)
-                hits[3:7] += (
-                    covers(interval, effect), low <= effect <= high,
-                    naive[0] <= effect <= naive[1], believed.low <= effect <= believed.high,
-                )  # fmt: skip
+                naive = binary.newcombe(counts)
+                hits[3:6] += (
+                    covers(interval, effect),
+                    low <= effect <= high,
+                    naive[0] <= effect <= naive[1],
+                )
                 a, b = groups.runs(discordance, apart, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
                 interval = clustered.mean(sums.totals, sums.sizes)
                 floored = equivalence.binary_interval(interval, sums.sizes, apart)
-                hits[7] += equivalence.tost(floored, apart, False).p_value <= 0.025
+                hits[6] += equivalence.tost(floored, apart) <= 0.025
             share, where = hits / n_sim, f"{name}, {100 * discordance:g} % unequal"
             level = AT_MOST if discordance < 0.05 else LEVEL  # a dozen unequal groups: discrete
-            yield Row("false positives, clustered McNemar mid-p", where, level, share[0], n_sim,
-                      share[1])  # fmt: skip
+            what = "false positives, clustered McNemar"
+            yield Row(what, where, AT_MOST, share[0], n_sim, share[1])
             yield Row("false positives, CR3, t", where, level, share[2], n_sim, share[1])
             yield Row("coverage, CR3, t", where, COVERAGE, share[3], n_sim, share[5])
             yield Row("coverage, Newcombe, effective n", where, COVERAGE, share[4], n_sim, share[5])
-            yield Row("coverage, Dirichlet, effective n", where, COVERAGE, share[6], n_sim,
-                      share[5])  # fmt: skip
-            yield Row("false equivalence, TOST", where, AT_MOST, share[7], n_sim)
+            yield Row("false equivalence, TOST", where, AT_MOST, share[6], n_sim)
 
 
 def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
@@ -286,8 +263,8 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         groups = Groups("mixeval-free-form", icc)
         design = power.binary_design(0.05, icc, groups.sizes)
         margin = power.detectable(design, groups.n)
-        promised = power.planned(design, groups.n, margin)
-        equal = power.planned(design, groups.n, 0.0, margin=margin)
+        promised = power.design_power(design, groups.n, margin)
+        equal = power.design_power(design, groups.n, 0.0, margin=margin)
         hits = np.zeros(2)
         for _ in range(n_sim):
             for k, effect in enumerate((margin, 0.0)):
@@ -301,8 +278,8 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
     pilot = power.from_pilot(Documents(400, rng).sums())
     margin, n = power.detectable(pilot, 40), 40
-    promised = power.planned(pilot, n, margin)
-    equal = power.planned(pilot, n, 0.0, margin=margin)
+    promised = power.design_power(pilot, n, margin)
+    equal = power.design_power(pilot, n, 0.0, margin=margin)
     hits = np.zeros(2)
     for _ in range(n_sim):
         for k, effect in enumerate((margin / Documents.mean(), 0.0)):
@@ -318,7 +295,7 @@ def _decided(found: clustered.Interval, margin: float | None) -> bool:
     """Whether a difference is found, or with a margin, equivalence shown."""
     if margin is None:
         return paired.t_test(found) <= 0.05
-    return equivalence.tost(found, margin, lower_is_better=True).p_value <= 0.025
+    return equivalence.tost(found, margin) <= 0.025
 
 
 def _promise(what: str, where: str, promised: float, found: float, n: int) -> Row:
@@ -327,7 +304,7 @@ def _promise(what: str, where: str, promised: float, found: float, n: int) -> Ro
 
 
 def interactions(rng: np.random.Generator, scale: float) -> Iterator[Row]:
-    """Differences of differences: by documents, with samples as random effect, by GEE."""
+    """Differences of differences: by documents, and with samples as random effect."""
     n_sim = round(1500 * scale)
     names = np.array([f"d{i}" for i in range(30)])
     for k in (2, 3, 5):
@@ -349,19 +326,6 @@ def interactions(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         share, where = hits / n_sim, f"{k} samples a language, 30 documents"
         yield Row("false positives, sample as random effect", where, AT_MOST, share[0], n_sim,
                   share[2])  # fmt: skip
-    hits, n_sim = np.zeros(2), round(300 * scale)
-    for _ in range(n_sim):
-        # 60 groups of 6 items, each in two languages by two runs; no interaction on average
-        clusters = np.repeat(np.arange(60), 24)
-        cal, lan = np.tile([0, 0, 1, 1], 360), np.tile([0, 1, 0, 1], 360)
-        item = np.repeat(rng.normal(0.3, 1, 60), 24) + np.repeat(rng.normal(0, 1, 360), 4)
-        item += np.repeat(rng.normal(0, 1.5, 60), 24) * (cal - 0.5) * (lan - 0.5) * 2
-        right = (rng.logistic(0, 1, len(item)) < item).astype(int)
-        found_gee = interaction.gee(right, cal, lan, clusters)
-        flat = interaction.gee(right, cal, lan, np.arange(len(right)))
-        hits += found_gee.p_value <= 0.05, flat.p_value <= 0.05
-    yield Row("false positives, GEE", "60 groups of 6 items", LEVEL, hits[0] / n_sim, n_sim,
-              hits[1] / n_sim)  # fmt: skip
 
 
 def families(rng: np.random.Generator, scale: float) -> Iterator[Row]:
@@ -381,41 +345,11 @@ def families(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     yield Row("any false positive, Benjamini-Hochberg", where, AT_MOST, share[2], n_sim, share[3])
 
 
-def early_stopping(rng: np.random.Generator, scale: float) -> Iterator[Row]:
-    """False stops under the null; beside it, stopping at the first p < 0.05."""
-    n_sim = round(3000 * scale)
-    hits = np.zeros(2)
-    for _ in range(n_sim):
-        votes = rng.choice([1, -1], 1000)
-        hits[0] += sequential.sign_process(votes).stopped_at is not None
-        wins, n = np.cumsum(votes)[19:], np.arange(20, 1001)
-        hits[1] += bool((2 * special.ndtr(-np.abs(wins) / n**0.5) < 0.05).any())
-    share = hits / n_sim
-    yield Row("false stops, e-process of wins", "1,000 looks", AT_MOST, share[0], n_sim, share[1])
-    n_sim, hits = round(500 * scale), np.zeros(2)
-    for _ in range(n_sim):
-        documents = Documents(200, rng, (100, 300))
-        a, b = documents.runs()
-        sums = Sums.of(np.clip(a - b, -0.5, 0.5), documents.codes, 200)
-        values = sums.totals / sums.sizes
-        hits[0] += sequential.bounded_mean(values, 0.5).decided_at() is not None
-        n = np.arange(1, 201)
-        mean = np.cumsum(values) / n
-        sd = np.sqrt(
-            np.maximum(np.cumsum(values**2) / n - mean**2, 1e-300) * n / np.maximum(n - 1, 1)
-        )
-        t = np.abs(mean) / sd * n**0.5
-        hits[1] += bool((2 * stats.t.sf(t[19:], n[19:] - 1) < 0.05).any())
-    share = hits / n_sim
-    yield Row("false stops, bounded mean of KLD", "200 documents", AT_MOST, share[0], n_sim,
-              share[1])  # fmt: skip
-
-
 EXPERIMENTS: dict[str, Callable[[np.random.Generator, float], Iterator[Row]]] = {
     f.__name__: f
     for f in (
         means_of_documents, quantiles_of_documents, one_document, items, planner, interactions,
-        families, early_stopping,
+        families,
     )
 }  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""The commands that judge: compare, power."""
+"""``imatrix-lab compare``: is one quant better than another, equivalent, or undecided?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,39 +12,41 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import Terminal, stderr, stdout
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
 from imatrix_lab.compare import design
+from imatrix_lab.compare.design import ComparisonPlan
+from imatrix_lab.core.format import with_error
 from imatrix_lab.errors import UsageError
-from imatrix_lab.stats.comparison import METRICS
+from imatrix_lab.stats.metrics import METRICS
 
 if TYPE_CHECKING:
-    from imatrix_lab.compare import compare as judge
+    from imatrix_lab.compare.compare import Report
+    from imatrix_lab.compare.controls import Control
     from imatrix_lab.stats.comparison import Comparison
-
-METRIC = click.option(
-    "--metric", "metrics", type=click.Choice(list(METRICS)), multiple=True,
-    help="May be given several times. [default: kld_nats nll_nats; score for items]",
-)  # fmt: skip
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--family", metavar="FACTORS",
-    help="A grid: the factor compared, then those adjusted for together; of calib, lang, type.",
+    help="Compare a grid: the factor to compare, then those adjusted for together;"
+    " of calib, lang, type.",
 )  # fmt: skip
 @click.option("--baseline", default="", help="Compare with this level only. [default: all pairs]")
 @click.option(
     "--margin", "margins", multiple=True, metavar="[METRIC=]VALUE",
-    help="Smallest difference that matters, stated beforehand: nats, or points of a score.",
+    help="Smallest difference that matters, chosen beforehand: nats, or points of a score.",
 )  # fmt: skip
-@METRIC
+@click.option(
+    "--metric", "metrics", type=click.Choice(list(METRICS)), multiple=True,
+    help="May be given several times. [default: kld_nats nll_nats; score for items]",
+)  # fmt: skip
 @click.option(
     "--adjust", type=click.Choice(design.ADJUSTMENTS), default="holm", show_default=True,
-    help="Which adjusted p decides in a family.",
+    help="Which adjusted p value decides in a family.",
 )  # fmt: skip
 @click.option("--resamples", "n_resamples", type=click.IntRange(100), default=10_000,
-              show_default=True, help="Of documents, for bootstrap and permutation.")  # fmt: skip
+              show_default=True, help="Number of bootstrap/permutation resamples.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @options.JSON
 def compare(
@@ -59,45 +62,37 @@ def compare(
       imatrix-lab compare nb-Q4_K_M.parquet en-Q4_K_M.parquet --margin 0.005
       imatrix-lab compare runs/ --family calibxlangxtype --margin kld_nats=0.005
     """
+    from imatrix_lab.compare import compare as comparing
 
-    from imatrix_lab.compare import compare as judge
-    from imatrix_lab.compare import compare as output
-    from imatrix_lab.compare import design
-    from imatrix_lab.compare.design import Plan
-
-    plan = Plan(_margins(margins), design.parse_family(family) if family else (), **rest)
-    report = judge.compare(runs, plan, metrics, Terminal())
+    factors = design.parse_family(family) if family else ()
+    plan = ComparisonPlan(_margins(margins), factors, **rest)
+    report = comparing.compare_runs(runs, plan, metrics, Terminal())
     if as_json:
-        return options.emit(output.as_json(report))
+        return options.emit(comparing.as_json(report))
     _print(report)
 
 
-def _margins(given: tuple[str, ...]) -> dict[str, float]:
+def _margins(texts: tuple[str, ...]) -> dict[str, float]:
     """Return margins in stored units; a bare value is for KLD and for scores, in their units."""
-
-    from imatrix_lab.stats.comparison import METRICS
-
-    found = {}
-    for text in given:
+    margins = {}
+    for text in texts:
         name, _, value = text.rpartition("=")
         try:
             number = float(value)
         except ValueError:
-            number = float("nan")
+            number = math.nan
         if not number > 0 or (name and name not in METRICS):
             raise UsageError(
-                f"--margin {text}: a metric and a positive number are needed",
+                f"--margin {text} is not a positive number, or METRIC=NUMBER",
                 fix=f"--margin kld_nats=0.005; metrics: {', '.join(METRICS)}",
             )
         for key in (name,) if name else ("kld_nats", "score"):
-            found[key] = number / METRICS[key].scale
-    return found
+            margins[key] = number / METRICS[key].scale
+    return margins
 
 
-def _print(report: judge.Report) -> None:
-
+def _print(report: Report) -> None:
     from imatrix_lab.stats import sentences
-    from imatrix_lab.stats.comparison import METRICS
 
     if len(report.comparisons) <= 4:
         for c in report.comparisons:
@@ -105,47 +100,45 @@ def _print(report: judge.Report) -> None:
             stdout.print(sentences.formal(c) + "\n", markup=False, soft_wrap=True)
     stdout.print(_table(report.comparisons))
     for x in report.interactions:
-        stdout.print(
-            sentences.formal_interaction(
-                x.a, x.b, x.type, METRICS[x.metric], x.contrast, x.p_holm
-            ), markup=False, soft_wrap=True,
-        )  # fmt: skip
+        words = (x.a, x.b, x.type, METRICS[x.metric], x.contrast, x.p_holm)
+        stdout.print(sentences.formal_interaction(*words), markup=False, soft_wrap=True)
     if report.controls:
-        stdout.print(_controls(report))
+        stdout.print(_controls(report.controls))
     for note in report.notes:
         stderr.print(note, markup=False)
     first = report.comparisons[0]
     adjusted = first.family and first.adjust != "none"
     family = f", {first.adjust} in each family" if adjusted else ""
     stderr.print(
-        f"null: no difference; threshold 0.05{family}; differences are A minus B; nothing here"
-        " speaks of other models, texts or builds of llama.cpp",
+        f"null: no difference; threshold 0.05{family}; differences are A minus B; the results do"
+        " not extend to other models, texts or builds of llama.cpp",
         style="dim",
         soft_wrap=True,
     )
 
 
-def _table(found: tuple[Comparison, ...]) -> Table:
-
-    from imatrix_lab.stats import sentences
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("text", "A", "B", "metric"):
-        table.add_column(name, overflow="fold")
-    for name in ("A - B", "95 % CI", "p", "Holm", "max-T", "BH", "equivalence", "detectable"):
-        table.add_column(name, justify="right")
+def _table(comparisons: Sequence[Comparison]) -> Table:
+    has_items = any(c.items for c in comparisons)
+    table = new_table(
+        "text", "A", "B", "metric", "A - B", "95 % CI", "p", "Holm", "max-T", "BH", "equivalence",
+        "detectable", *(["McNemar", "Newcombe 95 % CI"] if has_items else []), n_text=4,
+    )  # fmt: skip
     table.add_column("verdict")
-    for c in found:
-        scale = c.question.metric.scale
+    for c in comparisons:
 
-        def say(value: float, c: Comparison = c, scale: float = scale) -> str:
-            return sentences.number(value * scale, c.std_error * scale)
+        def text(*values: float, c: Comparison = c) -> str:
+            scale = c.question.metric.scale
+            return " … ".join(with_error(value * scale, c.std_error * scale) for value in values)
 
+        exact = ["", ""] if has_items else []
+        if c.items:
+            newcombe = text(c.items.newcombe_low, c.items.newcombe_high)
+            exact = [_p(c.items.mcnemar.p_exact), newcombe]
         table.add_row(
             *(escape(t) for t in (c.question.text, c.question.a, c.question.b)),
-            c.question.metric.key, say(c.estimate), f"{say(c.low)} … {say(c.high)}",
+            c.question.metric.key, text(c.estimate), text(c.low, c.high),
             *(_p(p) for p in (c.p_value, c.p_holm, c.p_max_t, c.q_bh, c.p_equivalence)),
-            say(c.detectable), c.verdict(),
+            text(c.detectable), *exact, c.verdict(),
         )  # fmt: skip
     return table
 
@@ -154,20 +147,14 @@ def _p(value: float) -> str:
     return "" if math.isnan(value) else "<.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _controls(report: judge.Report) -> Table:
-
-    from imatrix_lab.stats import sentences
-    from imatrix_lab.stats.comparison import METRICS
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("control", "text", "type", "metric", "expected"):
-        table.add_column(name, overflow="fold")
-    for name in ("estimate", "95 % CI", "x noise"):
-        table.add_column(name, justify="right")
-    for c in report.controls:
+def _controls(controls: Sequence[Control]) -> Table:
+    table = new_table(
+        "control", "text", "type", "metric", "expected", "estimate", "95 % CI", "x noise", n_text=5
+    )
+    for c in controls:
         scale = METRICS[c.metric].scale
         estimate, low, high = (
-            sentences.number(v * scale, c.std_error * scale) for v in (c.estimate, c.low, c.high)
+            with_error(v * scale, c.std_error * scale) for v in (c.estimate, c.low, c.high)
         )
         times = "" if math.isnan(c.noise_multiple) else f"{c.noise_multiple:.1f}"
         table.add_row(escape(c.name), escape(c.text), c.type, c.metric, c.expected, estimate,

@@ -6,7 +6,8 @@ import click
 from rich.markup import escape
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import new_table, quantity, stdout
+from imatrix_lab.cli.terminal import new_table, stdout
+from imatrix_lab.core.format import size
 from imatrix_lab.types import Model
 
 
@@ -36,7 +37,7 @@ def model_show(spec: str, as_json: bool) -> None:
 def _print(resolved: Model) -> None:
     facts = resolved.facts
     rows = {"path": resolved.path, "sha256": resolved.sha256, **vars(facts)}
-    rows["size_bytes"] = f"{facts.size_bytes:,} ({quantity(facts.size_bytes, 'B')})"
+    rows["size_bytes"] = f"{facts.size_bytes:,} ({size(facts.size_bytes)})"
     rows["n_parameters"] = f"{facts.n_parameters:,}"
     rows["bits_per_weight"] = f"{facts.bits_per_weight:.2f}"
     del rows["tensor_types"], rows["fallback"]

@@ -7,7 +7,8 @@ import click
 from rich.markup import escape
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import duration, new_table, stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.core.format import duration, size
 from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 
 
@@ -60,7 +61,7 @@ def print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> Non
     table = new_table("file", "size", "bits/weight", "fallback", "perplexity", "original", "time")
     for q, path in zip(quants, files, strict=True):
         table.add_row(
-            escape(path.name), f"{q.size_bytes / 2**20:.2f} MiB", f"{q.bits_per_weight:.2f}",
+            escape(path.name), size(q.size_bytes), f"{q.bits_per_weight:.2f}",
             f"{len(q.fallback)} of {q.n_tensors}", f"{q.perplexity:.4f}",
             f"{q.perplexity_reference:.4f}", "cached" if q.seconds is None else duration(q.seconds),
         )  # fmt: skip

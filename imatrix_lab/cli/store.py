@@ -5,7 +5,8 @@ import time
 import click
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import new_table, quantity, stdout
+from imatrix_lab.cli.terminal import new_table, stdout
+from imatrix_lab.core.format import size
 
 
 @click.group()
@@ -36,8 +37,8 @@ def store_ls(as_json: bool) -> None:
         )
     table = new_table("kind", "name", "size", "unused for", n_text=2)
     for kind, name, size_bytes, days in rows:
-        table.add_row(kind, name, quantity(size_bytes, "B"), f"{days:.0f} d")
-    table.add_row("", f"in {cache.root}", quantity(sum(r[2] for r in rows), "B"), "")
+        table.add_row(kind, name, size(size_bytes), f"{days:.0f} d")
+    table.add_row("", f"in {cache.root}", size(sum(r[2] for r in rows)), "")
     stdout.print(table)
 
 
@@ -59,8 +60,6 @@ def store_gc(days: float) -> None:
     session = options.session()
     removed = session.store.collect_garbage(days * 86400)
     for path, size_bytes in removed:
-        session.progress.say(
-            f"removed {path.parent.name}/{path.name} ({quantity(size_bytes, 'B')})"
-        )
-    total = quantity(sum(size_bytes for _, size_bytes in removed), "B")
+        session.progress.say(f"removed {path.parent.name}/{path.name} ({size(size_bytes)})")
+    total = size(sum(size_bytes for _, size_bytes in removed))
     session.progress.say(f"{len(removed)} removed, {total} in all")

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import duration, new_table, quantity, stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core import config
+from imatrix_lab.core.format import duration, quantity, size
 
 if TYPE_CHECKING:
     from imatrix_lab.report.results import Power
@@ -42,8 +43,8 @@ def _steps(plan: Plan) -> Table:
             escape(row.what),
             "cached" if row.is_done else "to do",
             time if row.stands_on or not time else f"{time}?",
-            quantity(row.disk_bytes, "B") if row.disk_bytes else "",
-            quantity(row.memory_bytes, "B") if row.memory_bytes and not row.is_done else "",
+            size(row.disk_bytes) if row.disk_bytes else "",
+            size(row.memory_bytes) if row.memory_bytes and not row.is_done else "",
         )
     return table
 
@@ -54,10 +55,10 @@ def _totals(plan: Plan) -> str:
     done = sum(row.is_done for row in rows)
     return (
         f"{plan.name}: {len(rows)} steps, {done} cached; about {duration(plan.seconds)} on all"
-        f" cores (? is assumed); disk {quantity(plan.disk_peak_bytes, 'B')} at most,"
-        f" {quantity(plan.disk_final_bytes, 'B')} at the end,"
-        f" {quantity(plan.disk_free_bytes, 'B')} free; memory"
-        f" {quantity(plan.memory_bytes, 'B')} of {quantity(plan.memory_limit_bytes, 'B')}"
+        f" cores (? is assumed); disk {size(plan.disk_peak_bytes)} at most,"
+        f" {size(plan.disk_final_bytes)} at the end,"
+        f" {size(plan.disk_free_bytes)} free; memory"
+        f" {size(plan.memory_bytes)} of {size(plan.memory_limit_bytes)}"
     )
 
 

@@ -1,6 +1,5 @@
 """Progress and notes on stderr, tables on stdout: bars on a terminal, plain lines elsewhere."""
 
-import math
 import sys
 import threading
 import time
@@ -14,7 +13,8 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
-from imatrix_lab.core.progress import Rate
+from imatrix_lab.core.format import duration, quantity, rate
+from imatrix_lab.core.progress import Meter
 
 PLAIN_EVERY_S = 15.0
 
@@ -31,74 +31,26 @@ def new_table(*columns: str, n_text: int = 1, header: bool = True) -> Table:
     return table
 
 
-def duration(seconds: float) -> str:
-    """Return a time a person reads: 9 s, 4 min 10 s, 2 h 05 min."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"
-
-
-def quantity(n: float, unit: str) -> str:
-    """Return a count with its unit: 512 tokens, 2.1 MiB, 268M weights."""
-    if unit == "B":
-        return f"{n / 2**20:.1f} MiB" if n < 2**30 else f"{n / 2**30:.2f} GiB"
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
-        if n >= limit:
-            return f"{n / limit if suffix != 'k' else n / 1e3:.3g}{suffix} {unit}"
-    return f"{n:,.0f} {unit}"
-
-
-def speed(rate: Rate, unit: str) -> str:
-    """Return e.g. ``138 tokens/s, 2 min 05 s left``; nothing while it is too early to tell."""
-    per_s, left_s = rate.per_s(), rate.left_s()
-    if math.isnan(left_s):
-        return ""
-    left = f"{duration(left_s)} left" if left_s else ""
-    if not unit:
-        return left
-    per = quantity(per_s, unit) + "/s" if per_s >= 1 or unit == "B" else f"{per_s:.2f} {unit}/s"
-    return ", ".join(p for p in (per, left) if p)
-
-
 class _RateColumn(ProgressColumn):
     def render(self, task: RichTask) -> Text:
-        rate: Rate = task.fields["rate"]
-        return Text(speed(rate, task.fields["unit"]), style="cyan")
+        meter: Meter = task.fields["meter"]
+        return Text(rate(meter.per_s(), meter.left_s(), meter.unit), style="cyan")
 
 
-class _BarTask:
-    def __init__(self, bars: RichProgress, name: str, total: float, unit: str):
-        self.rate = Rate(total)
-        self.bars = bars
-        self.id = bars.add_task(name, total=total, rate=self.rate, unit=unit, note="")
+class _PlainLines:
+    """Prints a line about a task now and then."""
 
-    def update(self, done: float, note: str = "") -> None:
-        self.rate.update(done, bool(note))
-        self.bars.update(self.id, completed=done, note=note)
+    def __init__(self) -> None:
+        self._printed = time.monotonic()
 
-    def close(self) -> None:
-        self.bars.remove_task(self.id)
-
-
-class _PlainTask:
-    def __init__(self, name: str, total: float, unit: str):
-        self.name, self.unit, self.rate = name, unit, Rate(total)
-        self.spoke = time.monotonic()
-
-    def update(self, done: float, note: str = "") -> None:
-        self.rate.update(done, bool(note))
-        if time.monotonic() - self.spoke >= PLAIN_EVERY_S:
-            self.spoke = time.monotonic()
-            share = 100 * done / self.rate.total
-            words = ", ".join(w for w in (speed(self.rate, self.unit), note) if w)
-            print(
-                f"{self.name}: {share:.0f} % {f'({words})' if words else ''}",
-                file=sys.stderr,
-                flush=True,
-            )
+    def __call__(self, meter: Meter, note: str) -> None:
+        if time.monotonic() - self._printed < PLAIN_EVERY_S:
+            return
+        self._printed = time.monotonic()
+        speed = rate(meter.per_s(), meter.left_s(), meter.unit)
+        details = ", ".join(text for text in (speed, note) if text)
+        line = f"{meter.name}: {100 * meter.share():.0f} % {f'({details})' if details else ''}"
+        print(line, file=sys.stderr, flush=True)
 
 
 class Terminal:
@@ -118,24 +70,27 @@ class Terminal:
             stderr.print(message, markup=False, soft_wrap=True)
 
     @contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[_BarTask | _PlainTask]:
+    def task(self, name: str, total: float, unit: str) -> Iterator[Meter]:
         """Show a step's progress, then one line when it is done."""
-        began = time.monotonic()
-        task: _BarTask | _PlainTask
         if self.plain:
             print(f"{name} …", file=sys.stderr, flush=True)
-            task = _PlainTask(name, total, unit)
-            yield task
+            meter = Meter(name, total, unit, _PlainLines())
+            yield meter
         else:
             with self._display() as bars:
-                task = _BarTask(bars, name, total, unit)
+
+                def show(meter: Meter, note: str) -> None:
+                    bars.update(bar, completed=meter.done, note=note)
+
+                meter = Meter(name, total, unit, show)
+                bar = bars.add_task(name, total=total, meter=meter, note="")
                 try:
-                    yield task
+                    yield meter
                 finally:
-                    task.close()
-        per_s = task.rate.per_s()
-        words = f", {quantity(per_s, unit)}/s" if unit and per_s >= 1 else ""
-        self.say(f"{name}: done in {duration(time.monotonic() - began)}{words}")
+                    bars.remove_task(bar)
+        per_s = meter.per_s()
+        speed = f", {quantity(per_s, unit)}/s" if unit and per_s >= 1 else ""
+        self.say(f"{name}: done in {duration(meter.elapsed_s())}{speed}")
 
     @contextmanager
     def _display(self) -> Iterator[RichProgress]:

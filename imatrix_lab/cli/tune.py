@@ -90,9 +90,10 @@ def _print_plan(steps: list[plan.Step]) -> None:
 
 
 def _print_answer(answer: Answer, other_types: tuple[str, ...]) -> None:
-    from imatrix_lab.pipeline.quick_answer import sentence
+    from imatrix_lab.pipeline.quick_answer import explanation, rows
 
-    stdout.print(sentence(answer), markup=False, soft_wrap=True)
+    for line in (*rows(answer), explanation(answer)):
+        stdout.print(line, markup=False, soft_wrap=True)
     not_scored = f"{', '.join(other_types)} not compared; " if other_types else ""
     stderr.print(
         f"{not_scored}one calibration text each: imatrix-lab study run tells more", style="dim"

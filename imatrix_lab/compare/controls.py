@@ -1,4 +1,4 @@
-"""Rows that say what an effect is to be measured against."""
+"""Rows with a known answer, and the noise that effects are measured against."""
 
 import itertools
 from collections.abc import Collection, Sequence
@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from imatrix_lab.compare.comparer import TextComparer
-from imatrix_lab.compare.design import Level, Plan
+from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.corpus import mixture
 from imatrix_lab.records.runs import NO_IMATRIX, Run, blocks, differing
-from imatrix_lab.stats import clustered, paired
-from imatrix_lab.stats.comparison import METRICS, Comparison
+from imatrix_lab.stats import clustered
+from imatrix_lab.stats.comparison import Comparison
+from imatrix_lab.stats.paired import Sums
 
 SAMPLES_OF = "two samples of "
 RANDOM = mixture.RANDOM_TOKENS
 """The calibration label of an imatrix from random tokens."""
+EXPECTED = {NO_IMATRIX: "worse: a positive control", RANDOM: "worse: text matters"}
 
 
 @dataclass(frozen=True)
@@ -44,73 +46,72 @@ class Control:
 
 
 def of_text(
-    comparer: TextComparer, found: Sequence[Level], metrics: Sequence[str]
+    comparer: TextComparer, levels: Sequence[Level], metrics: Sequence[str]
 ) -> list[Control]:
     """Return the controls among runs on one text."""
     rows = []
     for metric in metrics:
-        for level in found:
-            runs = [comparer.runs[i] for i in level.runs]
-            if metric == "kld_nats" and runs[0].is_reference():
+        for level in levels:
+            if metric == "kld_nats" and comparer.runs[level.runs[0]].is_reference():
                 values = comparer.values(level, metric)
                 floor = "0: the floor of the method"
                 name = "reference against itself"
                 rows.append(_control(comparer, values, name, level.type, metric, floor))
             for i, j in itertools.combinations(level.runs, 2):
-                one, other = (replace(level, runs=(k,)) for k in (i, j))
+                pair = replace(level, runs=(i,)), replace(level, runs=(j,))
                 name = SAMPLES_OF + level.calib
-                rows.append(_row(comparer, one, other, metric, name, "the noise to measure by"))
-        kinds = dict.fromkeys(x.type for x in found)
-        for kind in kinds:
-            here = {x.calib: x for x in found if x.type == kind}
-            tuned = [c for c in here if c not in (NO_IMATRIX, RANDOM)]
+                rows.append(_difference(comparer, *pair, metric, name, "the noise to measure by"))
+        for quant_type in dict.fromkeys(x.type for x in levels):
+            by_calib = {x.calib: x for x in levels if x.type == quant_type}
+            tuned = [c for c in by_calib if c not in EXPECTED]
             if not tuned:
                 continue
             best = comparer.block.text if comparer.block.text in tuned else tuned[0]
-            for control, expected in ((NO_IMATRIX, "worse: a positive control"),
-                                      (RANDOM, "worse: text matters")):  # fmt: skip
-                if control in here:
-                    name = f"{control} against {best}"
-                    rows.append(_row(comparer, here[control], here[best], metric, name, expected))
-    return _measured(rows)
+            for calib, expected in EXPECTED.items():
+                if calib in by_calib:
+                    pair, name = (by_calib[calib], by_calib[best]), f"{calib} against {best}"
+                    rows.append(_difference(comparer, *pair, metric, name, expected))
+    return [
+        replace(r, noise_multiple=multiple(r.estimate, noise(rows, r.type, r.metric))) for r in rows
+    ]
 
 
-def _row(
+def _difference(
     comparer: TextComparer, a: Level, b: Level, metric: str, name: str, expected: str
 ) -> Control:
-    moved = comparer.values(a, metric) - comparer.values(b, metric)
-    return _control(comparer, moved, name, a.type, metric, expected)
+    values = comparer.difference(a, b, metric)
+    return _control(comparer, values, name, a.type, metric, expected)
 
 
 def _control(
-    comparer: TextComparer, values: np.ndarray, name: str, kind: str, metric: str, expected: str
-) -> Control:
-    good = np.isfinite(values)
-    sums = paired.Sums.of(values[good], comparer.block.codes[good], len(comparer.block.names))
-    found = clustered.mean(sums.totals, sums.sizes)
+    comparer: TextComparer, values: np.ndarray, name: str, quant_type: str, metric: str,
+    expected: str,
+) -> Control:  # fmt: skip
+    sums = Sums.of_finite(values, comparer.block.codes, len(comparer.block.names))
+    mean = clustered.mean(sums.totals, sums.sizes)
     return Control(
-        name, comparer.block.title(), kind, metric, expected, found.estimate, found.std_error,
-        found.low, found.high, found.n, found.n_clusters,
+        name, comparer.block.title(), quant_type, metric, expected, mean.estimate, mean.std_error,
+        mean.low, mean.high, mean.n, mean.n_clusters,
     )  # fmt: skip
 
 
 def noise(
-    rows: Sequence[Control], kind: str, metric: str, calibs: Collection[str] | None = None
+    rows: Sequence[Control], quant_type: str, metric: str, calibs: Collection[str] | None = None
 ) -> float:
     """Return by how much two samples differ: root mean square; NaN if unknown.
 
     Parameters
     ----------
-    calibs : calibrations whose samples are meant; None for all.
+    calibs : only samples of these calibrations; None for all.
     """
-    names = None if calibs is None else {SAMPLES_OF + calib for calib in calibs}
-    found = [
+    squares = [
         r.estimate**2
         for r in rows
-        if (r.name in names if names is not None else r.name.startswith(SAMPLES_OF))
-        and (r.type, r.metric) == (kind, metric)
+        if r.name.startswith(SAMPLES_OF)
+        and (calibs is None or r.name.removeprefix(SAMPLES_OF) in calibs)
+        and (r.type, r.metric) == (quant_type, metric)
     ]
-    return float((sum(found) / len(found)) ** 0.5) if found else float("nan")
+    return float((sum(squares) / len(squares)) ** 0.5) if squares else float("nan")
 
 
 def multiple(estimate: float, unit: float) -> float:
@@ -118,36 +119,29 @@ def multiple(estimate: float, unit: float) -> float:
     return abs(estimate) / unit if unit > 0 else float("nan")
 
 
-def _measured(rows: list[Control]) -> list[Control]:
-    return [
-        replace(r, noise_multiple=multiple(r.estimate, noise(rows, r.type, r.metric))) for r in rows
-    ]
-
-
-def with_noise(found: Comparison, rows: Sequence[Control], a: Level, b: Level) -> Comparison:
+def with_noise(c: Comparison, rows: Sequence[Control], a: Level, b: Level) -> Comparison:
     """Return a comparison with its effect as a multiple of the noise of what it compares."""
-    unit = noise(rows, a.type, found.question.metric.key, {a.calib, b.calib})
-    return replace(found, noise_multiple=multiple(found.estimate, unit))
+    unit = noise(rows, a.type, c.question.metric.key, {a.calib, b.calib})
+    return replace(c, noise_multiple=multiple(c.estimate, unit))
 
 
 def split_toolchains(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
     """Return runs of the first one's toolchain, and pairs of one quant in two toolchains.
 
     A run of another toolchain is of use only as a control: the same file, scored twice. Any other
-    stays where it is, to be refused.
+    stays in the list, and is refused later.
     """
-    home = runs[0].signature.get("toolchain")
-    ours = [r for r in runs if r.signature.get("toolchain") == home]
+    toolchain = runs[0].signature.get("toolchain")
+    kept = [r for r in runs if r.signature.get("toolchain") == toolchain]
     pairs = []
     for run in runs:
-        if run.signature.get("toolchain") == home:
+        if run.signature.get("toolchain") == toolchain:
             continue
-        twins = [r for r in ours if _is_twin(r, run)]
-        if twins:
-            pairs.append((twins[0], run))
+        if twin := next((r for r in kept if _is_twin(r, run)), None):
+            pairs.append((twin, run))
         else:
-            ours.append(run)
-    return ours, pairs
+            kept.append(run)
+    return kept, pairs
 
 
 def _is_twin(a: Run, b: Run) -> bool:
@@ -156,16 +150,13 @@ def _is_twin(a: Run, b: Run) -> bool:
 
 
 def of_toolchains(a: Run, b: Run, metrics: Sequence[str]) -> list[Control]:
-    """Return what the same file scored with two toolchains differs by."""
+    """Return how much the same file scored with two toolchains differs."""
     fields = ", ".join(f.removeprefix("toolchain.") for f in differing(a, b))
     same = replace(b, signature={**b.signature, "toolchain": a.signature["toolchain"]})
     rows = []
     for block in blocks({0: a, 1: same}, metrics):
-        comparer = TextComparer(block, {0: a, 1: same}, Plan())
-        one, other = (Level(a.calib, a.type, block.text, (i,)) for i in (0, 1))
-        rows += [
-            _row(comparer, one, other, m, f"two toolchains ({fields})", "0, were they alike")
-            for m in metrics
-            if m in METRICS
-        ]
+        comparer = TextComparer(block, {0: a, 1: same}, ComparisonPlan())
+        first, second = (Level(a.calib, a.type, block.text, (i,)) for i in (0, 1))
+        name, expected = f"two toolchains ({fields})", "0, were they alike"
+        rows += [_difference(comparer, first, second, m, name, expected) for m in metrics]
     return rows

@@ -1,19 +1,24 @@
 """What was planned: the factors of a grid, the pairs compared, and the families they form."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from imatrix_lab.errors import UsageError
-from imatrix_lab.records.runs import Run
+
+if TYPE_CHECKING:  # which loads numpy, and -h does without
+    from imatrix_lab.records.runs import Run
 
 FACTORS = ("calib", "lang", "type")
 ADJUSTMENTS = ("holm", "max-t", "bh", "none")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was decided before the data were seen; a recipe can carry it as it is.
+class ComparisonPlan:
+    """What was decided before the data were seen.
 
     Attributes
     ----------
@@ -43,10 +48,13 @@ def parse_family(text: str) -> tuple[str, ...]:
     if len(words) == 1 and words[0] not in FACTORS:
         words = tuple(words[0].split("x"))
     if not words or len(set(words)) < len(words) or not set(words) <= set(FACTORS):
-        raise UsageError(f"{text!r} is no family", fix="--family calibxlangxtype")
+        raise UsageError(
+            f"unknown family {text!r}: factors are calib, lang and type, each once",
+            fix="--family calibxlangxtype",
+        )
     if words[0] == "lang":
         raise UsageError(
-            "texts in two languages are not the same tokens: they cannot be the factor compared",
+            "languages cannot be compared with each other: their texts are different tokens",
             fix="--family calibxlang",
         )
     return words
@@ -73,53 +81,56 @@ class Level:
         return {"calib": self.calib, "lang": self.text, "type": self.type}[name]
 
     def name(self) -> str:
-        """Return it in words."""
+        """Return the level in words."""
         return self.label or f"{self.calib} {self.type}"
 
 
 def levels(runs: Mapping[int, Run], text: str) -> list[Level]:
-    """Return the levels that runs on one text are.
+    """Return the levels among runs on one text.
 
     Raises
     ------
     UsageError : one quant scored twice, which would count as two samples.
     """
-    found: dict[tuple[str, str], list[int]] = {}
-    seen: dict[str, Run] = {}
+    members: dict[tuple[str, str], list[int]] = {}
+    quants: dict[str, Run] = {}
     for i, run in runs.items():
-        twin = seen.setdefault(run.signature["quant"]["sha256"], run)
+        twin = quants.setdefault(run.signature["quant"]["sha256"], run)
         if twin is not run:
             raise UsageError(
                 f"the same quant twice on {text}", where=run.path, fix=f"leave out {twin.path}"
             )
-        found.setdefault((run.calib, run.type), []).append(i)
-    return [Level(calib, kind, text, tuple(m)) for (calib, kind), m in found.items()]
+        members.setdefault((run.calib, run.type), []).append(i)
+    return [Level(*key, text, tuple(indices)) for key, indices in members.items()]
 
 
-def pairs(found: Sequence[Level], plan: Plan) -> list[tuple[Level, Level]]:
+def pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Level]]:
     """Return the pairs of levels of one text that a family compares.
 
     Raises
     ------
-    UsageError : a baseline that is not there.
+    UsageError : no level is the baseline.
     """
     factor = plan.family[0]
     others = [f for f in FACTORS if f != factor]
     result = []
-    for a, b in itertools.combinations(found, 2):
+    for a, b in itertools.combinations(levels, 2):
         if any(a.factor(f) != b.factor(f) for f in others):
             continue
         if not plan.baseline:
             result.append((a, b))
         elif plan.baseline in (a.factor(factor), b.factor(factor)):
             result.append((b, a) if a.factor(factor) == plan.baseline else (a, b))
-    if plan.baseline and plan.baseline not in {x.factor(factor) for x in found}:
-        names = ", ".join(sorted({x.factor(factor) for x in found}))
-        raise UsageError(f"no {factor} {plan.baseline}", fix=f"--baseline, one of: {names}")
+    names = {x.factor(factor) for x in levels}
+    if plan.baseline and plan.baseline not in names:
+        raise UsageError(
+            f"no run with {factor} {plan.baseline}",
+            fix=f"--baseline, one of: {', '.join(sorted(names))}",
+        )
     return result
 
 
-def family_of(a: Level, task: str, plan: Plan) -> str:
+def family_of(a: Level, task: str, plan: ComparisonPlan) -> str:
     """Return the name of the family a pair belongs to: the levels it does not run over."""
     fixed = [a.factor(f) for f in FACTORS if f not in plan.family]
     return " ".join(filter(None, ["×".join(plan.family), *fixed, task]))

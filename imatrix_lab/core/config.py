@@ -17,29 +17,38 @@ from typing import Any, TypeVar
 
 from imatrix_lab.errors import UsageError
 
-Keys = Mapping[str, tuple[type, bool]]
-"""Type of each key, and whether it must be there."""
+Keys = Mapping[str, tuple[Any, bool]]
+"""Type of each key, and whether it is required."""
+TEXTS = tuple[str, ...]
+TABLE = dict[str, Any]
 
 
-def check(raw: Mapping[str, Any], keys: Keys, path: Path, table: str = "") -> None:
-    """Refuse unknown keys, missing ones, and values of another type.
+def check(raw: Any, keys: Keys, where: Path | str, table: str = "") -> None:
+    """Raise `UsageError` for unknown keys, missing ones, and values of another type.
 
-    Raises
-    ------
-    UsageError : names the key, and the nearest known one.
+    Parameters
+    ----------
+    where : the file, for messages.
+    table : the table's name in it, for messages.
     """
-    inside = f" in [{table}]" if table else ""
+    required = [key for key, (_, is_required) in keys.items() if is_required]
+    _check_keys(raw, required, keys, where, table)
     for key, value in raw.items():
-        if key not in keys:
-            raise UsageError(f"unknown key {key!r}{inside}{nearest(key, keys)}", where=path)
-        kind = keys[key][0]
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            raise UsageError(f"{key!r}{inside}: {value!r} is not a {kind.__name__}", where=path)
-        if isinstance(value, list) and not all(isinstance(word, str) for word in value):
-            raise UsageError(f"{key!r}{inside} is not a list of strings", where=path)
-    for key, (_, needed) in keys.items():
-        if needed and key not in raw:
-            raise UsageError(f"missing key {key!r}{inside}", where=path)
+        _value(keys[key][0], value, where, f"{table}.{key}" if table else key)
+
+
+def _check_keys(
+    raw: Any, required: Iterable[str], known: Iterable[str], where: Path | str, table: str
+) -> None:
+    inside = f" in [{table}]" if table else ""
+    if not isinstance(raw, Mapping):
+        raise UsageError(f"{table or 'this'} is not a table of keys and values", where=where)
+    for key in raw:
+        if key not in known:
+            raise UsageError(f"unknown key {key!r}{inside}{nearest(key, known)}", where=where)
+    for key in required:
+        if key not in raw:
+            raise UsageError(f"missing key {key!r}{inside}", where=where)
 
 
 def with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +75,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Record:
-    """Return a record of a table; fields without a default must be there.
+    """Return a record of a table; fields without a default are required.
 
     Parameters
     ----------
@@ -77,25 +86,18 @@ def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Recor
     ------
     UsageError : an unknown key (the nearest known one is named), a missing one, another type.
     """
-    inside = f" in [{at}]" if at else ""
-    if not isinstance(raw, Mapping):
-        raise UsageError(f"{at or 'this'} is no table of keys and values", where=where)
-    kinds = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    for key in raw:
-        if key not in fields:
-            raise UsageError(f"unknown key {key!r}{inside}{nearest(key, fields)}", where=where)
+    required = [name for name, field in fields.items() if _is_required(field)]
+    _check_keys(raw, required, fields, where, at)
+    types_of = typing.get_type_hints(cls)
     values = {
-        key: _value(kinds[key], value, where, f"{at}.{key}" if at else key)
+        key: _value(types_of[key], value, where, f"{at}.{key}" if at else key)
         for key, value in raw.items()
     }
-    for name, field in fields.items():
-        if name not in values and _is_needed(field):
-            raise UsageError(f"missing key {name!r}{inside}", where=where)
     return cls(**values)
 
 
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
@@ -109,8 +111,8 @@ def _value(kind: Any, value: Any, where: Path | str, at: str) -> Any:
         return tuple(_value(arguments[0], v, where, at) for v in value)
     if origin is dict and isinstance(value, Mapping):
         return {str(k): _value(arguments[1], v, where, f"{at}.{k}") for k, v in value.items()}
-    if (found := _scalar(kind, value)) is not None:
-        return found
+    if (scalar := _scalar(kind, value)) is not None:
+        return scalar
     raise UsageError(f"{at}: {value!r} is not {in_words(kind)}", where=where)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from imatrix_lab.core.format import size
 from imatrix_lab.errors import DiskFull, ImatrixLabError
 
 _MAKE_ROOM = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again"
@@ -45,6 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -54,6 +56,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def place(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: a hard link, or a whole copy on another disk.
+
+    A linked file is the store's own, so it is made read-only.
+
+    Raises
+    ------
+    DiskFull : a copy does not fit.
+    """
+    if target.exists() and _is_same(source, target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        try:
+            source.chmod(0o444)
+            os.link(source, temporary)
+        except OSError:
+            need_room(target, source.stat().st_size, f"the copy {target.name}")
+            shutil.copy2(source, temporary)
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    if target.samefile(source):
+        return True
+    ours, theirs = source.stat(), target.stat()
+    return ours.st_size == theirs.st_size and ours.st_mtime_ns == theirs.st_mtime_ns
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -67,7 +97,7 @@ def disk_error(error: OSError, where: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = free_bytes(where)
         return DiskFull(
-            f"the disk is full ({free / 2**20:.0f} MiB free); nothing that was whole is harmed",
+            f"the disk is full ({size(free)} free); nothing that was whole is harmed",
             where=where,
             fix=_MAKE_ROOM,
         )
@@ -101,8 +131,7 @@ def need_room(path: Path, size_bytes: int, what: str) -> None:
     free = free_bytes(path)
     if free < size_bytes + (64 << 20):
         raise DiskFull(
-            f"{what} needs {size_bytes / 2**20:.0f} MiB and a little room,"
-            f" but only {free / 2**20:.0f} MiB are free",
+            f"{what} needs {size(size_bytes)} and a little room, but only {size(free)} is free",
             where=path,
             fix=_MAKE_ROOM,
         )

@@ -1,10 +1,11 @@
-"""How a stage tells its caller how far it is; the command line draws it."""
+"""How a stage reports how far it is; the command line draws it."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -12,9 +13,9 @@ class Task(Protocol):
     """One long step."""
 
     def update(self, done: float, note: str = "") -> None:
-        """Say how many units are done in all, and optionally what is special now.
+        """Report how many units are done in total, with an optional note.
 
-        What the first call of a step says with a note was done by an earlier run.
+        A note in the first call means that an earlier run did that much.
         """
 
 
@@ -22,28 +23,46 @@ class Progress(Protocol):
     """Where stages report."""
 
     def say(self, message: str) -> None:
-        """Print one line of talk."""
+        """Print one line."""
 
     def task(self, name: str, total: float, unit: str) -> AbstractContextManager[Task]:
-        """Open a long step of `total` units (tokens, bytes, tensors)."""
+        """Open a long step of `total` units (tokens, B for bytes, tensors)."""
 
 
-class Rate:
-    """Units a second and time left, from what was done since the step began."""
+class Meter:
+    """A `Task` that knows its speed and the time left, and passes each update on.
 
-    def __init__(self, total: float):
-        self.total, self.began, self.base, self.done = total, time.monotonic(), 0.0, 0.0
-        self.fresh = True
+    Parameters
+    ----------
+    then : called after each update with the meter and the note.
+    """
 
-    def update(self, done: float, resumed: bool = False) -> None:
-        """Take the count so far; a resumed start is not counted as speed."""
-        if resumed and self.fresh:
+    def __init__(
+        self, name: str, total: float, unit: str, then: Callable[[Meter, str], None] | None = None
+    ):
+        self.name, self.total, self.unit = name, total, unit
+        self.began, self.base, self.done = time.monotonic(), 0.0, 0.0
+        self._fresh, self._then = True, then
+
+    def update(self, done: float, note: str = "") -> None:
+        """Take the total so far; what an earlier run did does not count as speed."""
+        if note and self._fresh:
             self.base = done
-        self.done, self.fresh = done, False
+        self.done, self._fresh = done, False
+        if self._then:
+            self._then(self, note)
+
+    def share(self) -> float:
+        """Return which part is done, from 0 to 1."""
+        return self.done / self.total if self.total else 1.0
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since it began."""
+        return time.monotonic() - self.began
 
     def per_s(self) -> float:
-        """Return units a second, 0 if unknown yet."""
-        elapsed = time.monotonic() - self.began
+        """Return units a second, 0 while it is too early to tell."""
+        elapsed = self.elapsed_s()
         return (self.done - self.base) / elapsed if elapsed > 0.5 else 0.0
 
     def left_s(self) -> float:
@@ -54,15 +73,38 @@ class Rate:
         return max(0.0, (self.total - self.done) / rate)
 
 
-class _Quiet:
-    def update(self, done: float, note: str = "") -> None:
-        pass
+class Relay:
+    """A `Progress` that passes everything on to another; subclasses override the hooks."""
 
-    def __enter__(self) -> _Quiet:
-        return self
+    def __init__(self, inner: Progress):
+        self.inner = inner
 
-    def __exit__(self, *exc: object) -> None:
-        pass
+    def say(self, message: str) -> None:
+        """Pass a line on."""
+        self.inner.say(message)
+
+    @contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[Meter]:
+        """Pass a task on, and measure it."""
+        with self.inner.task(self.title(name), total, unit) as task:
+
+            def pass_on(meter: Meter, note: str) -> None:
+                task.update(meter.done, note)
+                self.updated(meter, note)
+
+            meter = Meter(name, total, unit, pass_on)
+            yield meter
+        self.finished(meter)
+
+    def title(self, name: str) -> str:
+        """Return the name under which a task is passed on."""
+        return name
+
+    def updated(self, meter: Meter, note: str) -> None:
+        """Hear of a task's update, after it was passed on."""
+
+    def finished(self, meter: Meter) -> None:
+        """Hear that a task was finished."""
 
 
 class Silent:
@@ -71,6 +113,7 @@ class Silent:
     def say(self, message: str) -> None:
         """Drop the message."""
 
-    def task(self, name: str, total: float, unit: str) -> _Quiet:
+    @contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[Meter]:
         """Return a task that reports nowhere."""
-        return _Quiet()
+        yield Meter(name, total, unit)

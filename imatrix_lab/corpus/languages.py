@@ -17,7 +17,7 @@ from typing import Any
 
 import regex
 
-from imatrix_lab.core.config import nearest, read_toml
+from imatrix_lab.core.config import TABLE, TEXTS, Keys, check, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 
@@ -36,7 +36,7 @@ SCRIPT_PARTS = {
 """Scripts that are several of Unicode's, or one under another name."""
 
 _NEEDED, _OPTIONAL = True, False
-_SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
+_SETTINGS: dict[str, Keys] = {
     "hub": {
         "repo": (str, _NEEDED),
         "config": (str, _NEEDED),
@@ -50,19 +50,19 @@ _SETTINGS: dict[str, dict[str, tuple[type, bool]]] = {
         "version": (str, _NEEDED),
         "sha256": (str, _NEEDED),
         "extractor": (str, _NEEDED),
-        "files": (list, _NEEDED),
+        "files": (TEXTS, _NEEDED),
     },
     "debian": {
         "package": (str, _NEEDED),
         "extractor": (str, _NEEDED),
-        "files": (list, _NEEDED),
+        "files": (TEXTS, _NEEDED),
     },
-    "files": {"files": (list, _NEEDED), "field": (str, _OPTIONAL)},
+    "files": {"files": (tuple[Any, ...], _NEEDED), "field": (str, _OPTIONAL)},
     "written": {"file": (str, _NEEDED)},
 }
 """What each kind of source needs beside the facts that all have; the stage has a module each."""
 
-_FILE = {
+_FILE: Keys = {
     "path": (str, _NEEDED),
     "sha256": (str, _NEEDED),
     "size_bytes": (int, _NEEDED),
@@ -70,7 +70,7 @@ _FILE = {
 }
 """One of a user's own files, as it was when it was added."""
 
-_FACTS = {
+_FACTS: Keys = {
     "kind": (str, _NEEDED),
     "licence": (str, _NEEDED),
     "licence_class": (str, _NEEDED),
@@ -79,15 +79,15 @@ _FACTS = {
     "heldout": (bool, _OPTIONAL),
     "tokens": (int, _OPTIONAL),
 }
-_LANGUAGE = {
+_LANGUAGE: Keys = {
     "code": (str, _NEEDED),
     "name": (str, _NEEDED),
     "native_name": (str, _NEEDED),
     "script": (str, _NEEDED),
-    "aliases": (list, _NEEDED),
-    "labels": (list, _NEEDED),
-    "clean": (dict, _OPTIONAL),
-    "source": (list, _NEEDED),
+    "aliases": (TEXTS, _NEEDED),
+    "labels": (TEXTS, _NEEDED),
+    "clean": (TABLE, _OPTIONAL),
+    "source": (tuple[Any, ...], _NEEDED),
 }
 
 
@@ -178,15 +178,13 @@ def _loaded(
 
 def _language(path: Path, shared: Mapping[str, Any]) -> Language:
     raw = read_toml(path)
-    _check(raw, _LANGUAGE, path)
+    check(raw, _LANGUAGE, path)
     if raw["code"] != path.stem:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
     if not _is_script(raw["script"]):
         raise UsageError(f"script is a code of ISO 15924, not {raw['script']!r}", where=path)
-    _strings(raw["aliases"], "aliases", path)
-    _strings(raw["labels"], "labels", path)
     clean = raw.get("clean", {})
-    _check(clean, {key: (kind, _OPTIONAL) for key, kind in CLEAN.items()}, path)
+    check(clean, {key: (value_type, _OPTIONAL) for key, value_type in CLEAN.items()}, path, "clean")
     return Language(
         raw["code"], raw["name"], raw["native_name"], raw["script"],
         tuple(raw["aliases"]), tuple(raw["labels"]),
@@ -233,19 +231,16 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
     if kind not in _SETTINGS:
         near = nearest(str(kind), _SETTINGS)
         raise UsageError(f"{name}: no kind of source is {kind!r}{near}", where=path)
-    _check(raw, {**_FACTS, **_SETTINGS[kind]}, path)
+    check(raw, {**_FACTS, **_SETTINGS[kind]}, path, name)
     if raw["licence_class"] not in LICENCE_CLASSES:
         raise UsageError(
             f"{name}: licence_class is one of {', '.join(LICENCE_CLASSES)},"
             f" not {raw['licence_class']!r}",
             where=path,
         )
-    for entry in raw.get("files", []) if kind == "files" else ():
-        if not isinstance(entry, dict):
-            raise UsageError(f"{name}: files are tables, not {entry!r}", where=path)
-        _check(entry, _FILE, path)
-    if kind != "files":
-        _strings(raw.get("files", []), "files", path)
+    if kind == "files":
+        for entry in raw["files"]:
+            check(entry, _FILE, path, f"{name}.files")
     facts = {key: raw[key] for key in _FACTS if key in raw}
     settings = {key: value for key, value in raw.items() if key not in _FACTS}
     return Source(name=name, settings=settings, **facts)
@@ -277,27 +272,6 @@ def _with_own(language: Language, folders: Sequence[Path]) -> Language:
             except UsageError as error:
                 faults[str(path)] = error.what
     return replace(language, sources=tuple(found.values()), faults=faults)
-
-
-def _check(raw: Mapping[str, Any], wanted: Mapping[str, tuple[type, bool]], path: Path) -> None:
-    """Refuse unknown keys, missing ones, and values of another type."""
-    for key, value in raw.items():
-        if key not in wanted:
-            raise UsageError(f"unknown key {key!r}{nearest(key, wanted)}", where=path)
-        kind = wanted[key][0]
-        number = kind is float and isinstance(value, int)
-        if isinstance(value, bool) != (kind is bool) or not (number or isinstance(value, kind)):
-            raise UsageError(
-                f"misplaced key {key!r}: {value!r} is not a {kind.__name__}", where=path
-            )
-    for key, (_, needed) in wanted.items():
-        if needed and key not in raw:
-            raise UsageError(f"missing key {key!r}", where=path)
-
-
-def _strings(values: Iterable[Any], key: str, path: Path) -> None:
-    if not all(isinstance(value, str) for value in values):
-        raise UsageError(f"misplaced key {key!r}: not a list of strings", where=path)
 
 
 def get(word: str, folder: Path | None = None) -> Language:

@@ -10,12 +10,10 @@ code                    program text, a language like any other
 
 import hashlib
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab.core import paths
-from imatrix_lab.core.config import nearest
+from imatrix_lab.core import config, paths
 from imatrix_lab.corpus import languages
 from imatrix_lab.corpus.languages import Language
 from imatrix_lab.errors import UsageError
@@ -148,6 +146,15 @@ def _part(word: str, weight: float) -> Part:
     return Part(languages.get(word), weight)
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A file of ``corpora/mixtures``."""
+
+    name: str
+    shares: dict[str, float]
+    source: str = ""
+
+
 def folder() -> Path:
     """Return where mixtures with names are."""
     return paths.data_dir("corpora") / "mixtures"
@@ -162,21 +169,9 @@ def _named(word: str) -> Mixture | None:
     if word not in names():
         return None
     path = folder() / f"{word}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        if near := _unknown(raw):
-            raise UsageError(near, where=path)
-        shares = {str(code): float(weight) for code, weight in raw["shares"].items()}
-        parts = [
-            _part(code, weight / math.fsum(shares.values())) for code, weight in shares.items()
-        ]
-        return Mixture(word, str(raw["name"]), tuple(parts))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"not a mixture: {error}", where=path) from error
-
-
-def _unknown(raw: dict[str, object]) -> str:
-    known = {"name", "shares", "source"}
-    for key in raw.keys() - known:
-        return f"unknown key {key!r}{nearest(key, known)}"
-    return ""
+    raw = config.build(_Named, config.read_toml(path), path)
+    total = math.fsum(raw.shares.values())
+    if not (math.isfinite(total) and min(raw.shares.values(), default=0) > 0):
+        raise UsageError("shares must be positive numbers", where=path)
+    parts = tuple(_part(code, weight / total) for code, weight in raw.shares.items())
+    return Mixture(word, raw.name, parts)

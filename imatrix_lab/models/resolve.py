@@ -17,7 +17,7 @@ import gguf
 
 from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST
+from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.models import demo, hub
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
@@ -57,12 +57,7 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
         label, base_model = _label(path), hub.parse(spec).repo
         origin, known = _on_the_hub(path, base_model)
     else:
-        path = Path(spec).expanduser().absolute()  # programs run in folders of their own
-        if path.suffix != ".gguf" and not path.exists():
-            raise UsageError(
-                f"{spec!r} is not a model",
-                fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
-            )
+        path = _local(spec)
         label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
     found = facts(shards)
@@ -70,6 +65,35 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
     joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     sha256 = digests[0] if len(digests) == 1 else joined
     return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
+
+
+def check_spec(spec: str, store: Store | None = None) -> None:
+    """Raise what `resolve` would raise for a wrong name or a bad file, without any work.
+
+    Nothing is fetched, hashed or built: of files only the headers are read.
+
+    Raises
+    ------
+    UsageError : the name has no known form.
+    BadModel : the file is damaged, or not a model.
+    MissingTool : the demo model's packages are not installed.
+    """
+    if spec == "demo":
+        demo.check(store or Store())
+    elif spec.startswith("hf:"):
+        hub.parse(spec)
+    else:
+        facts(shard_paths(_local(spec)))
+
+
+def _local(spec: str) -> Path:
+    path = Path(spec).expanduser().absolute()  # programs run in folders of their own
+    if path.suffix != ".gguf" and not path.exists():
+        raise UsageError(
+            f"{spec!r} is not a model",
+            fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
+        )
+    return path
 
 
 def _on_the_hub(path: Path, repo: str) -> tuple[str, dict[Path, str]]:

@@ -1,9 +1,7 @@
-"""Putting finished files where the user asked for them, with a manifest and a model card."""
+"""Puts finished files into the output folder, with a manifest and a model card."""
 
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import filelock
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import canonical_json, disk_error, need_room, write_whole
+from imatrix_lab.core.files import canonical_json, place, write_whole
 from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.compute import WINDOW
@@ -25,26 +23,22 @@ DEMO_NOTE = (
     " to the Gemma Terms of Use found at ai.google.dev/gemma/terms; the notice lies beside the"
     " files."
 )
+_OTHER_FOLDER = "choose another folder: make quant OUT=..., or --out"
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder with a manifest or card of someone else's, which would be lost.
+    """Check that files can be put into a folder without loss.
 
     Raises
     ------
-    UsageError : before any work is done.
+    UsageError : it is a file, or has a manifest or card of someone else's.
     """
-    foreign = None
-    if (out / MANIFEST).exists():
-        foreign = None if _entries(out) is not None else MANIFEST
-    elif (out / CARD).exists():
-        foreign = CARD
-    if foreign:
-        raise UsageError(
-            f"there is a {foreign} here that would be overwritten",
-            where=out,
-            fix="choose another folder: make quant OUT=..., or --out",
-        )
+    if out.exists() and not out.is_dir():
+        raise UsageError("the output folder is a file", where=out, fix=_OTHER_FOLDER)
+    if _entries(out) is None:
+        for name in (MANIFEST, CARD):
+            if (out / name).exists():
+                raise UsageError(f"{name} would be overwritten", where=out, fix=_OTHER_FOLDER)
 
 
 def _entries(out: Path) -> dict[str, Any] | None:
@@ -56,41 +50,6 @@ def _entries(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def place(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link, or a whole copy on another disk.
-
-    A linked file is the store's own, so it is made read-only.
-
-    Raises
-    ------
-    DiskFull : a copy does not fit.
-    """
-    if target.exists() and (_same(source, target)):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            source.chmod(0o444)
-            os.link(source, temporary)
-        except OSError:
-            need_room(target, source.stat().st_size, f"the copy {target.name}")
-            shutil.copy2(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _same(source: Path, target: Path) -> bool:
-    if target.samefile(source):
-        return True
-    ours, theirs = source.stat(), target.stat()
-    return ours.st_size == theirs.st_size and ours.st_mtime_ns == theirs.st_mtime_ns
-
-
 def deliver(
     request: Request,
     model: Model,
@@ -98,18 +57,13 @@ def deliver(
     imatrix: ImatrixFacts | None,
     quants: tuple[QuantFacts, ...],
 ) -> tuple[Path, ...]:
-    """Put the files into the output folder, then the manifest, then the card.
-
-    Returns
-    -------
-    The paths of the quantized files, in order.
-    """
+    """Put the files, then manifest and card into the output folder; return the quants' paths."""
     out = request.out
     out.mkdir(parents=True, exist_ok=True)
     common = _provenance(request, model, corpus, imatrix)
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
-        if imatrix and corpus:  # else it is the user's own file, and stays where it is
+        if imatrix and corpus:  # a user's own file stays where it is
             name = imatrix_name(model, imatrix)
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
@@ -124,7 +78,7 @@ def deliver(
 
 
 def imatrix_name(model: Model, imatrix: ImatrixFacts) -> str:
-    """Return what an importance matrix is called in the output folder."""
+    """Return the name of an importance matrix in the output folder."""
     return f"{model.label}-{imatrix.language}.imatrix.gguf"
 
 
@@ -132,12 +86,12 @@ def _provenance(
     request: Request, model: Model, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
 ) -> dict[str, Any]:
     """Return what the manifest says of every file of a run; no path of this machine."""
-    made_of = f"imatrix_lab {__version__}"
+    provenance = f"imatrix_lab {__version__}"
     if corpus and imatrix:
-        made_of = (
+        provenance = (
             f"{corpus.language_name}: imatrix over {imatrix.n_tokens:,} tokens"
             f" ({imatrix.n_chunks} windows of {imatrix.n_ctx}) of {corpus.source}"
-            f" ({corpus.licence}); {made_of}"
+            f" ({corpus.licence}); {provenance}"
         )
     return {
         "language": imatrix.language if imatrix else "",
@@ -149,7 +103,7 @@ def _provenance(
         "imatrix_sha256": imatrix.sha256 if imatrix else "",
         "corpus_sha256": corpus.sha256 if corpus else "",
         "command": command(request, model, tuned=corpus is not None),
-        "provenance": made_of,
+        "provenance": provenance,
         "forced": imatrix.forced if imatrix else "",
         "note": DEMO_NOTE if model.origin == "demo" else "",
     }
@@ -161,7 +115,7 @@ def command(request: Request, model: Model, tuned: bool) -> str:
     words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not tuned:
-        words = ["imatrix-lab", "quant", "--model", model.origin, "--imatrix", "FILE"]
+        words = ["imatrix-lab", "quantize", "--model", model.origin, "--imatrix", "FILE"]
         words += ["--type", " ".join(request.types), "--backend", compute.backend]
     settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
@@ -175,23 +129,21 @@ def command(request: Request, model: Model, tuned: bool) -> str:
 
 
 def add(out: Path, name: str, facts: Mapping[str, Any]) -> None:
-    """Add facts to a file's entry in the manifest, and to the card."""
+    """Add facts to a file's entry in the manifest and to the card."""
     with filelock.FileLock(out / ".lock"):
         entry = (_entries(out) or {})[name]
         _write(out, {name: entry | dict(facts)})
 
 
 def _write(out: Path, entries: Mapping[str, Any]) -> None:
-    """Add or replace files in ``manifest.json`` and the card; forget those that are gone.
+    """Write ``manifest.json`` and the card: old and new files, without those that are gone.
 
-    Of a file that is the same as before, what was added to its entry stays.
+    An unchanged file keeps what was added to its entry.
     """
-    there = _entries(out) or {}
-    kept = {
-        name: {**there[name], **entry}
-        for name, entry in entries.items()
-        if there.get(name, {}).get("sha256") == entry["sha256"]
-    }
-    files = {n: e for n, e in {**there, **entries, **kept}.items() if (out / n).exists()}
+    files = _entries(out) or {}
+    for name, entry in entries.items():
+        old = files.get(name, {})
+        files[name] = {**old, **entry} if old.get("sha256") == entry["sha256"] else entry
+    files = {name: entry for name, entry in files.items() if (out / name).exists()}
     write_whole(out / MANIFEST, canonical_json({"files": files}))
     write_whole(out / CARD, card(files))

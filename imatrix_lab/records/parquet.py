@@ -1,8 +1,6 @@
-"""Token and item records: Parquet files that carry the signature of their numbers.
+"""Token and item records: Parquet files whose metadata says what was measured, with what.
 
-A file holds equally long columns, and in its metadata one JSON object: what was measured, with
-what. A number without it is not a number, so there is no way here to write the one without the
-other.
+The metadata is one JSON object, the signature. Numbers cannot be written without it.
 """
 
 import json
@@ -24,12 +22,7 @@ _KEY = b"imatrix_lab"
 
 @dataclass(frozen=True)
 class Coded:
-    """A column of few distinct words: ``names[codes[i]]`` is row i's.
-
-    Attributes
-    ----------
-    codes : int32 (n,).
-    """
+    """A column of few distinct words: row i is ``names[codes[i]]``; codes are int32 (n,)."""
 
     codes: np.ndarray
     names: tuple[str, ...]
@@ -37,12 +30,10 @@ class Coded:
 
 @dataclass(frozen=True)
 class Table:
-    """What a file of records holds.
+    """The records of a file: equally long columns by name, and the signature.
 
-    Attributes
-    ----------
-    columns : arrays of one length by name; columns of words are `Coded`.
-    signature : what the numbers are: models, text, protocol, toolchain, versions.
+    Numbers are arrays, words are `Coded`. The signature has models, text, protocol, toolchain
+    and versions.
     """
 
     columns: Mapping[str, np.ndarray | Coded]
@@ -54,15 +45,15 @@ class Table:
 
     def array(self, name: str) -> np.ndarray:
         """Return a column of numbers."""
-        found = self.columns[name]
-        assert not isinstance(found, Coded), name
-        return found
+        column = self.columns[name]
+        assert not isinstance(column, Coded), name
+        return column
 
     def words(self, name: str) -> Coded:
         """Return a column of words."""
-        found = self.columns[name]
-        assert isinstance(found, Coded), name
-        return found
+        column = self.columns[name]
+        assert isinstance(column, Coded), name
+        return column
 
 
 def write(
@@ -95,15 +86,14 @@ def write(
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> Table:
-    """Return the records of a file, or some of their columns.
+    """Return the records of a file, or only some columns.
 
     Raises
     ------
     BadRecords : it cannot be read, lacks a column, or has no signature.
     """
     try:
-        missing = set(columns or ()) - set(pyarrow.parquet.read_schema(path).names)
-        if missing:
+        if missing := set(columns or ()) - set(pyarrow.parquet.read_schema(path).names):
             raise BadRecords(f"these records have no {', '.join(sorted(missing))}", where=path)
         table = pyarrow.parquet.read_table(
             path, columns=None if columns is None else list(columns), memory_map=True
@@ -114,28 +104,23 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise BadRecords(f"these records cannot be read: {error}", where=path) from error
     except KeyError as error:
-        raise BadRecords("this file has no signature: not records of ours", where=path) from error
-    found: dict[str, np.ndarray | Coded] = {}
-    for name in table.column_names:
-        column = table.column(name).combine_chunks()
-        if pyarrow.types.is_dictionary(column.type) or pyarrow.types.is_string(column.type):
-            if pyarrow.types.is_string(column.type):
-                column = column.dictionary_encode()
-            codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-            found[name] = Coded(codes, tuple(column.dictionary.to_pylist()))
-        else:
-            found[name] = column.to_numpy(zero_copy_only=False)
-    return Table(found, signature)
+        raise BadRecords("no signature: not written by imatrix-lab", where=path) from error
+    return Table({n: _column(table.column(n)) for n in table.column_names}, signature)
+
+
+def _column(chunks: Any) -> np.ndarray | Coded:
+    column = chunks.combine_chunks()
+    if pyarrow.types.is_string(column.type):
+        column = column.dictionary_encode()
+    if not pyarrow.types.is_dictionary(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    return Coded(codes, tuple(column.dictionary.to_pylist()))
 
 
 def export_csv(path: Path, out: IO[bytes]) -> None:
-    """Write a file's records as CSV, UTF-8, with a header; floats in the digits that restore them.
-
-    Raises
-    ------
-    BadRecords : see `read`.
-    """
-    read(path, [])
+    """Write records as CSV, UTF-8, with a header; floats with all of their digits."""
+    read(path, [])  # raises on files that are not records
     with pyarrow.parquet.ParquetFile(path) as file:
         options = pyarrow.csv.WriteOptions(quoting_style="needed")
         with pyarrow.csv.CSVWriter(out, _plain(file.schema_arrow), write_options=options) as writer:

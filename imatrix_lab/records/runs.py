@@ -1,4 +1,4 @@
-"""Files of records as runs: what each is, whether two may be compared, and their values."""
+"""Files of records as runs: what each measured, which may be compared, and their values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.records import parquet
 
 NO_IMATRIX = "no imatrix"
-_MUST_AGREE = (
-    "kind", "metrics_version", "toolchain", "text", "task", "protocol", "reference", "compute",
-)  # fmt: skip
+_MUST_AGREE = ["kind", "metrics_version", "toolchain", "text", "task", "protocol"]
+_MUST_AGREE += ["reference", "compute"]
 _MAY_DIFFER = ("text.label", "reference.name", "compute.threads")
-"""Names that the user gave, and what changes no bit."""
+"""Names given by the user, and what changes no result."""
 _TOKEN_COLUMNS = ("doc_id", "window", "pos", "token")
 _READS = {
     "kld_nats": ("kld",),
@@ -48,7 +47,7 @@ class Run:
     text: str
 
     def name(self) -> str:
-        """Return the run in words: calibration and type."""
+        """Return calibration and type."""
         return f"{self.calib} {self.type}".strip()
 
     def is_reference(self) -> bool:
@@ -93,42 +92,37 @@ def _run(path: Path) -> Run:
 
 def instrument(signature: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a signature that must agree for two runs to be compared, by name."""
-    found = {}
+    fields = {}
     for field in _MUST_AGREE:
         value = signature.get(field)
         parts = {f"{field}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
-        found.update(parts or {field: value})
-    return {name: value for name, value in found.items() if name not in _MAY_DIFFER}
+        fields.update(parts or {field: value})
+    return {name: value for name, value in fields.items() if name not in _MAY_DIFFER}
 
 
 def differing(a: Run, b: Run) -> list[str]:
     """Return the fields of the two signatures that forbid comparing them."""
-    one, other = instrument(a.signature), instrument(b.signature)
-    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    x, y = instrument(a.signature), instrument(b.signature)
+    return [name for name in {**x, **y} if x.get(name) != y.get(name)]
 
 
-def demand_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs that must not be compared.
+def require_comparable(runs: Sequence[Run]) -> None:
+    """Raise if runs must not be compared.
 
     Raises
     ------
     BadRecords : names the first field that differs.
     """
+    first = runs[0]
     for run in runs[1:]:
-        if fields := differing(runs[0], run):
-            values = [_value(r.signature, fields[0]) for r in (runs[0], run)]
+        if fields := differing(first, run):
+            a, b = (instrument(r.signature).get(fields[0]) for r in (first, run))
             raise BadRecords(
-                f"these must not be compared: {fields[0]} is {values[0]!r} in {runs[0].path}"
-                f" and {values[1]!r} in {run.path}",
+                f"these must not be compared: {fields[0]} is {a!r} in {first.path} and {b!r} in"
+                f" {run.path}",
                 where=run.path,
                 fix="score both with the same llama.cpp, text, protocol and reference",
             )
-
-
-def _value(signature: dict[str, Any], field: str) -> Any:
-    outer, _, inner = field.partition(".")
-    found = signature.get(outer)
-    return found.get(inner) if inner and isinstance(found, dict) else found
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,6 @@ class Block:
     names : of the clusters.
     codes : (n,), cluster of each value, numbered in order of appearance.
     values : by run's place in the list, then metric: (n,) float64.
-    strata : (n,), task of each item; None for tokens.
     windows : (n,), window of each token; None for items.
     n_unmatched : items that not every run has.
     """
@@ -152,12 +145,11 @@ class Block:
     codes: np.ndarray
     values: dict[int, dict[str, np.ndarray]]
     task: str = ""
-    strata: np.ndarray | None = None
     windows: np.ndarray | None = None
     n_unmatched: int = 0
 
     def title(self) -> str:
-        """Return the block in words."""
+        """Return task and text."""
         return " ".join(filter(None, (self.task, self.text)))
 
 
@@ -170,7 +162,7 @@ def blocks(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
     UsageError : a metric that these records do not have.
     """
     members = list(runs.values())
-    demand_comparable(members)
+    require_comparable(members)
     known = ("score",) if members[0].kind == "item" else tuple(m for m in _READS if m != "score")
     if unknown := [m for m in metrics if m not in known]:
         raise UsageError(f"no metric {unknown[0]} in these records", fix=f"one of {known}")
@@ -178,49 +170,45 @@ def blocks(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
 
 
 def _tokens(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
-    wanted = dict.fromkeys((*_TOKEN_COLUMNS, *(c for m in metrics for c in _READS[m])))
-    first: parquet.Table | None = None
+    columns = list(dict.fromkeys((*_TOKEN_COLUMNS, *(c for m in metrics for c in _READS[m]))))
+    first = next(iter(runs.values()))
+    tokens = parquet.read(first.path, list(_TOKEN_COLUMNS))
+    if not len(tokens):
+        raise BadRecords("no tokens in these records", where=first.path)
     values: dict[int, dict[str, np.ndarray]] = {}
     for i, run in runs.items():
-        table = parquet.read(run.path, list(wanted))
-        if first is None:
-            first = table
-            names, codes = _numbered(table.words("doc_id"))
-        elif not same_tokens(first, table):
+        table = parquet.read(run.path, columns)
+        if not same_tokens(tokens, table):
             raise BadRecords(
                 "these runs did not score the same tokens",
                 where=run.path,
                 fix="score again: one of them is incomplete",
             )
         values[i] = {m: _metric(table, m) for m in metrics}
-    assert first is not None
-    if not len(first):
-        raise BadRecords("no tokens in these records", where=next(iter(runs.values())).path)
-    windows = np.asarray(first.array("window"), np.int64)
-    return [Block(next(iter(runs.values())).text, names, codes, values, windows=windows)]
+    names, codes = _numbered(tokens.words("doc_id"))
+    windows = np.asarray(tokens.array("window"), np.int64)
+    return [Block(first.text, names, codes, values, windows=windows)]
 
 
 def same_tokens(a: parquet.Table, b: parquet.Table) -> bool:
     """Return whether two files of token records scored the same tokens, in the same order."""
     if len(a) != len(b):
         return False
-    one, other = a.words("doc_id"), b.words("doc_id")
-    if one.names != other.names:
-        if set(one.names) != set(other.names):
+    ids_a, ids_b = a.words("doc_id"), b.words("doc_id")
+    codes = ids_b.codes
+    if ids_a.names != ids_b.names:
+        if set(ids_a.names) != set(ids_b.names):
             return False
-        place = {name: i for i, name in enumerate(one.names)}
-        moved = np.array([place[name] for name in other.names])[other.codes]
-    else:
-        moved = other.codes
-    return np.array_equal(one.codes, moved) and all(
+        places = {name: i for i, name in enumerate(ids_a.names)}
+        codes = np.array([places[name] for name in ids_b.names])[codes]
+    return np.array_equal(ids_a.codes, codes) and all(
         np.array_equal(a.array(c), b.array(c)) for c in _TOKEN_COLUMNS[1:]
     )
 
 
 def _metric(table: parquet.Table, metric: str) -> np.ndarray:
-    columns = [table.array(c) for c in _READS[metric]]
-    found = columns[0] if len(columns) == 1 else columns[0] == columns[1]
-    return found.astype(np.float64)
+    values, *others = (table.array(c) for c in _READS[metric])
+    return (values == others[0] if others else values).astype(np.float64)
 
 
 def _numbered(words: parquet.Coded) -> tuple[tuple[str, ...], np.ndarray]:
@@ -232,45 +220,45 @@ def _numbered(words: parquet.Coded) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(words.names[present[i]] for i in order), rank[inverse]
 
 
-def _spelt(words: parquet.Coded) -> list[str]:
-    return [words.names[c] for c in words.codes]
-
-
 def _items(runs: dict[int, Run]) -> list[Block]:
     """Join item records by task, language and item."""
-    found: dict[int, dict[tuple[str, str, str], tuple[str, float]]] = {}
-    for i, run in runs.items():
-        table = parquet.read(run.path, ["task", "language", "item_id", "cluster_id", "score"])
-        keys = list(zip(*(_spelt(table.words(c)) for c in ("language", "task", "item_id")),
-                        strict=True))  # fmt: skip
-        rows = zip(_spelt(table.words("cluster_id")), table.array("score").tolist(), strict=True)
-        found[i] = dict(zip(keys, rows, strict=True))
-        if len(found[i]) < len(keys):
-            raise BadRecords("an item occurs twice in these records", where=run.path)
-    every = set.union(*(set(f) for f in found.values()))
-    shared = set.intersection(*(set(f) for f in found.values()))
-    first = next(iter(runs))
-    task = str(runs[first].signature.get("task", {}).get("name", ""))
-    result = []
-    for language in dict.fromkeys(key[0] for key in found[first]):
-        keys = [k for k in found[first] if k[0] == language and k in shared]
+    items = {i: _scores(run) for i, run in runs.items()}
+    every = set.union(*(set(scores) for scores in items.values()))
+    shared = set.intersection(*(set(scores) for scores in items.values()))
+    first_run, first = next(iter(runs.values())), next(iter(items.values()))
+    task = str(first_run.signature.get("task", {}).get("name", ""))
+    joined = []
+    for language in dict.fromkeys(key[0] for key in first):
+        keys = [key for key in first if key[0] == language and key in shared]
         if not keys:
             continue
-        groups = [found[first][k][0] for k in keys]
-        names = tuple(dict.fromkeys(groups))
-        place = {name: i for i, name in enumerate(names)}
-        tasks = {t: i for i, t in enumerate(dict.fromkeys(k[1] for k in keys))}
-        result.append(
+        clusters = [first[key][0] for key in keys]
+        names = list(dict.fromkeys(clusters))
+        places = {name: i for i, name in enumerate(names)}
+        joined.append(
             Block(
                 text=language,
                 task=task,
-                names=names,
-                codes=np.array([place[g] for g in groups]),
-                values={i: {"score": np.array([f[k][1] for k in keys])} for i, f in found.items()},
-                strata=np.array([tasks[k[1]] for k in keys]),
-                n_unmatched=sum(k[0] == language for k in every - shared),
+                names=tuple(names),
+                codes=np.array([places[c] for c in clusters]),
+                values={i: {"score": np.array([s[k][1] for k in keys])} for i, s in items.items()},
+                n_unmatched=sum(key[0] == language for key in every - shared),
             )
         )
-    if not result:
-        raise BadRecords("these runs have no item in common", where=runs[first].path)
-    return result
+    if not joined:
+        raise BadRecords("these runs have no item in common", where=first_run.path)
+    return joined
+
+
+def _scores(run: Run) -> dict[tuple[str, str, str], tuple[str, float]]:
+    """Return cluster and score of each item, by language, task and id."""
+    table = parquet.read(run.path, ["task", "language", "item_id", "cluster_id", "score"])
+    language, task, item_id, cluster = (
+        [column.names[code] for code in column.codes]
+        for column in map(table.words, ("language", "task", "item_id", "cluster_id"))
+    )
+    rows = zip(cluster, table.array("score").tolist(), strict=True)
+    scores = dict(zip(zip(language, task, item_id, strict=True), rows, strict=True))
+    if len(scores) < len(table):
+        raise BadRecords("an item occurs twice in these records", where=run.path)
+    return scores

@@ -1,4 +1,4 @@
-"""What scored records say: each quant on each text, and two backends beside each other."""
+"""What token records say: each quant on each text, and the noise between two backends."""
 
 import dataclasses
 import math
@@ -14,17 +14,17 @@ from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.records.parquet import Table
 from imatrix_lab.records.runs import Run
-from imatrix_lab.stats import clustered
+from imatrix_lab.stats import clustered, quantiles
 from imatrix_lab.stats.clustered import Interval
 
 SEED = 0
 _MAY_DIFFER = ("toolchain.", "compute.")
-"""Fields of two signatures in which `agree` looks for noise."""
+"""Fields of two signatures that may differ in `agree`."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One quant on one text; intervals of 95 % with documents as clusters.
+    """One quant on one text, with 95 % intervals clustered by document.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Summary:
     same_top : share of tokens whose most probable token is the reference's.
     rms_delta_p : root mean square of p - p_ref, the probability of the true token.
     bits_per_byte : NLL in bits over the text's bytes: comparable across vocabularies.
-    n_nonfinite : tokens without a finite score, in no figure here.
+    n_nonfinite : tokens without a finite score, in none of the figures.
     """
 
     text: str
@@ -64,29 +64,25 @@ class Summary:
 
 
 class _Tokens:
-    """The finite tokens of one file of records, and means over them by document."""
+    """The finite tokens of one file of records, and averages clustered by document."""
 
     def __init__(self, table: Table, finite: np.ndarray | None = None):
         self.finite = _finite(table) if finite is None else finite
         self._table = table
-        words = table.words("doc_id")
-        self.clusters = words.codes[self.finite]
-        self._n = len(words.names)
-        self._sizes = np.bincount(self.clusters, minlength=self._n)
+        documents = table.words("doc_id")
+        self.clusters, self._n = documents.codes[self.finite], len(documents.names)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.asarray(self._table.array(name)[self.finite], np.float64)
 
     def mean(self, values: np.ndarray, weights: np.ndarray | None = None) -> Interval:
         """Return sum(values) / sum(weights), or their mean."""
-        sizes = self._sizes
-        if weights is not None:
-            sizes = np.bincount(self.clusters, weights, self._n)
-        return clustered.mean(np.bincount(self.clusters, values, self._n), sizes)
+        sums, sizes = (np.bincount(self.clusters, w, self._n) for w in (values, weights))
+        return clustered.mean(sums, sizes)
 
     def quantile(self, values: np.ndarray, q: float) -> Interval:
         """Return a quantile, by a bootstrap of documents with a fixed seed."""
-        return clustered.quantile(values, self.clusters, q, np.random.default_rng(SEED))
+        return quantiles.quantile(values, self.clusters, q, np.random.default_rng(SEED))
 
     def rms(self, values: np.ndarray) -> Interval:
         """Return the root mean square."""
@@ -122,15 +118,15 @@ def summaries(paths: Sequence[Path]) -> list[Summary]:
     ------
     BadRecords : a file that is damaged, not of tokens, or has no finite token.
     """
-    found = [_summary(run) for path in paths for run in _token_runs(path)]
-    return sorted(found, key=lambda s: (s.text, s.type, s.calibration, s.quant))
+    rows = [_summary(run) for path in paths for run in _token_runs(path)]
+    return sorted(rows, key=lambda s: (s.text, s.type, s.calibration, s.quant))
 
 
 def _token_runs(path: Path) -> list[Run]:
-    found = [run for run in runs.find(path) if run.kind == "token"]
-    if not found:
+    token_runs = [run for run in runs.find(path) if run.kind == "token"]
+    if not token_runs:
         raise BadRecords("no token records here", where=path, fix="imatrix-lab score run …")
-    return found
+    return token_runs
 
 
 def _summary(run: Run) -> Summary:
@@ -166,15 +162,14 @@ def _summary(run: Run) -> Summary:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far apart two sets of scores of the same tokens are; 95 % intervals by document.
+    """How far apart two sets of scores of the same tokens are, with 95 % intervals.
 
     Attributes
     ----------
-    what : noise of the reference or of the quant, between runs A and B; or the effect of
+    what : noise of the reference or of the quant between runs A and B, or the effect of
         quantization within one of them.
     ln_ppl_ratio : difference of mean NLL, nats.
-    rms_delta_p, same_top : see `Summary`.
-    kld_mean : nats; None between runs, whose distributions are not both at hand.
+    kld_mean : nats; None between runs, which do not have both distributions.
     """
 
     text: str
@@ -191,53 +186,54 @@ def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
 
     Returns
     -------
-    Rows for each quant and text in both runs; the fields in which the signatures differ.
+    Rows for each quant and text in both runs, and the fields in which the signatures differ.
 
     Raises
     ------
     BadRecords : the runs have no quant and text in common, or differ in more than the machine.
     """
-    ones, others = ({(r.text, r.signature["quant"]["sha256"]): r for r in _token_runs(p)}
-                    for p in (a, b))  # fmt: skip
+    runs_a, runs_b = (
+        {(r.text, r.signature["quant"]["sha256"]): r for r in _token_runs(path)} for path in (a, b)
+    )
     rows: list[Agreement] = []
     fields: set[str] = set()
-    for key in ones.keys() & others.keys():
-        one, other = ones[key], others[key]
-        differing = runs.differing(one, other)
+    for key in runs_a.keys() & runs_b.keys():
+        differing = runs.differing(runs_a[key], runs_b[key])
         if wrong := [f for f in differing if not f.startswith(_MAY_DIFFER)]:
             raise BadRecords(
-                f"these differ in more than the machine: {wrong[0]}", where=other.path,
+                f"these differ in more than the machine: {wrong[0]}",
+                where=runs_b[key].path,
                 fix="score the same quants, text and protocol on both",
-            )  # fmt: skip
+            )
         fields |= set(differing)
-        rows += _agreement(one, other)
+        rows += _agreement(runs_a[key], runs_b[key])
     if not rows:
         raise BadRecords("the two runs have no quant and text in common", where=b)
     return sorted(rows, key=lambda r: (r.text, r.quant)), sorted(fields)
 
 
-def _agreement(one: Run, other: Run) -> list[Agreement]:
-    first, second = (parquet.read(run.path) for run in (one, other))
-    if not runs.same_tokens(first, second):
-        raise BadRecords("these runs did not score the same tokens", where=other.path)
-    finite = _finite(first) & _finite(second)
-    x, y = _Tokens(first, finite), _Tokens(second, finite)
+def _agreement(a: Run, b: Run) -> list[Agreement]:
+    table_a, table_b = parquet.read(a.path), parquet.read(b.path)
+    if not runs.same_tokens(table_a, table_b):
+        raise BadRecords("these runs did not score the same tokens", where=b.path)
+    finite = _finite(table_a) & _finite(table_b)
+    x, y = _Tokens(table_a, finite), _Tokens(table_b, finite)
 
-    def row(what: str, a: tuple[_Tokens, str], b: tuple[_Tokens, str], kld: Any) -> Agreement:
-        (s, end_a), (t, end_b) = a, b
+    def row(what: str, from_: tuple[_Tokens, str], to: tuple[_Tokens, str]) -> Agreement:
+        (s, suffix), (t, suffix_to) = from_, to
         return Agreement(
-            one.text,
-            one.signature["quant"]["name"],
+            a.text,
+            a.signature["quant"]["name"],
             what,
-            x.mean(t["nll" + end_b] - s["nll" + end_a]),
-            x.rms(t["p" + end_b] - s["p" + end_a]),
-            x.mean(np.equal(s["top1" + end_a], t["top1" + end_b])),
-            x.mean(kld) if kld is not None else None,
+            x.mean(t[f"nll{suffix_to}"] - s[f"nll{suffix}"]),
+            x.rms(t[f"p{suffix_to}"] - s[f"p{suffix}"]),
+            x.mean(np.equal(s[f"top1{suffix}"], t[f"top1{suffix_to}"])),
+            x.mean(s["kld"]) if s is t else None,
         )
 
     return [
-        row("noise, reference", (x, "_ref"), (y, "_ref"), None),
-        row("noise, quant", (x, ""), (y, ""), None),
-        row("quantization, A", (x, "_ref"), (x, ""), x["kld"]),
-        row("quantization, B", (y, "_ref"), (y, ""), y["kld"]),
+        row("noise, reference", (x, "_ref"), (y, "_ref")),
+        row("noise, quant", (x, ""), (y, "")),
+        row("quantization, A", (x, "_ref"), (x, "")),
+        row("quantization, B", (y, "_ref"), (y, "")),
     ]

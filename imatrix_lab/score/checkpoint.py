@@ -1,4 +1,4 @@
-"""Rows of finished batches while a run lasts: a kill loses one batch at most."""
+"""Rows of finished batches on disk, so that a kill loses at most one batch."""
 
 import io
 import os
@@ -7,20 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
+from imatrix_lab.core.files import replacing
 
-class Partial:
-    """One file a batch, each there whole or not at all.
+
+class Checkpoint:
+    """One file for each batch, complete or absent.
 
     Parameters
     ----------
     folder : outlives a killed run.
     sizes : rows of each batch.
-    name : of what the rows are, where a folder holds several kinds.
+    name : kind of rows, where a folder holds several kinds.
     """
 
     def __init__(self, folder: Path, sizes: list[int], name: str = "rows"):
         self._folder, self._sizes, self._name = folder, sizes, name
-        self._there = {i for i in range(len(sizes)) if self._is_whole(i)}
+        self._done = {i for i in range(len(sizes)) if self._is_whole(i)}
 
     def path(self, batch: int) -> Path:
         """Return the file of a batch."""
@@ -33,36 +35,32 @@ class Partial:
             return False
 
     def has(self, batch: int) -> bool:
-        """Return whether a batch is done."""
-        return batch in self._there
+        """Return whether a batch is complete."""
+        return batch in self._done
 
     def add(self, batch: int, rows: np.ndarray) -> None:
-        """Keep the rows of a batch."""
+        """Write the rows of a batch."""
         assert len(rows) == self._sizes[batch]
-        temporary = self.path(batch).with_suffix(".tmp")
         content = io.BytesIO()
         np.save(content, rows)
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())  # numpy's own errors do not say that a disk is full
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path(batch))
-        self._there.add(batch)
+        with replacing(self.path(batch)) as temporary:
+            temporary.write_bytes(content.getbuffer())  # numpy's errors hide that a disk is full
+        self._done.add(batch)
 
     def rows(self, batch: int) -> np.ndarray:
         """Return the rows of a batch, mapped from disk."""
-        found: np.ndarray = np.load(self.path(batch), mmap_mode="r")
-        return found
+        rows: np.ndarray = np.load(self.path(batch), mmap_mode="r")
+        return rows
 
     def all(self) -> np.ndarray:
         """Return the rows of all batches in order; there is at least one batch."""
         return np.concatenate([self.rows(i) for i in range(len(self._sizes))])
 
     def hand_over(self, out: Path) -> None:
-        """Put every file into `out` too: linked, so that nothing is lost or written twice."""
+        """Put every file into `out` as well, by a link where the disk allows."""
         for i in range(len(self._sizes)):
             target = out / self.path(i).name
             try:
                 os.link(self.path(i), target)
-            except OSError:  # a disk without links
+            except OSError:
                 shutil.copy2(self.path(i), target)

@@ -1,9 +1,9 @@
-"""Which tokens of a multiple-choice item are decoded, and where: plans made of tokens alone.
+"""Which tokens of a multiple-choice item are decoded, and where in the model's memory.
 
-An item's options are sequences that share the tokens before them; the few-shot prefix is held
-for all items. A round of items is one decode, most often:
+An item's options are sequences that share the tokens before them; the few-shot prefix stays in
+memory for all items. A round of items is usually one decode:
 
-    cells   held prefix | item: what its options share | option | option | … | next item …
+    cells   prefix | item: what its options share | option | option | … | next item …
 
 llama.cpp adds up attention's terms in the order of its cells. So that an item gives the same bits
 wherever it lies and whatever lies beside it, the prefix and each item begin at a multiple of
@@ -21,8 +21,8 @@ from imatrix_lab.score.windows import STEP_MIN, Decode
 from imatrix_lab.types import ChoiceItem
 
 ALIGN = STEP_MIN
-HELD, FILLER, FIRST = 0, 1, 2
-"""Sequences: the held prefix, what fills it up to `ALIGN`, and the first option's."""
+PREFIX, FILLER, FIRST = 0, 1, 2
+"""Sequences: the prefix, what fills it up to `ALIGN`, and the first option's."""
 _SEAM = 2
 """Tokens at the end of a prefix that the text after it may change; they go with the items."""
 
@@ -33,12 +33,12 @@ class Tokenized:
 
     Attributes
     ----------
-    held : tokens of the prefix that are decoded once for many items; none, if this item's differ.
+    prefix : tokens decoded once for many items; empty if this item begins otherwise.
     options : prefix, context and option of each, as one text.
-    start : index of the first token that is scored, the same for all options.
+    start : index of the first scored token, the same for all options.
     """
 
-    held: tuple[int, ...]
+    prefix: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
     start: int
 
@@ -47,8 +47,8 @@ class Tokenized:
         return tuple(len(option) - self.start for option in self.options)
 
 
-def held(tokens: Sequence[int]) -> tuple[int, ...]:
-    """Return what can be decoded once of a prefix."""
+def shared_prefix(tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens of a prefix that can be decoded once."""
     return tuple(tokens[: max(0, len(tokens) - _SEAM)])
 
 
@@ -57,13 +57,13 @@ def tokenized(
 ) -> Tokenized:
     """Return an item's tokens.
 
-    Context and option are tokenized as one text, as a model meets them. An option whose first
+    Context and option are tokenized as one text, as a model reads them. An option whose first
     letters join the context's last token is scored from that token on, and so are the others of
     the item: all are conditional on the same text.
 
     Parameters
     ----------
-    prefix : see `held`.
+    prefix : see `shared_prefix`.
 
     Raises
     ------
@@ -71,29 +71,25 @@ def tokenized(
     """
     text = item.prefix + item.context
     before = tokens(text)
-    whole = [tuple(tokens(text + option)) for option in item.options]
-    if not whole:
+    options = [tuple(tokens(text + option)) for option in item.options]
+    if not options:
         raise BadText("the item has no options")
-    longest = max(map(len, whole))
+    longest = max(map(len, options))
     if longest > n_ctx:
         raise BadText(f"prompt longer than the context: {longest} tokens of {n_ctx}")
-    start = min(common([before, option]) for option in whole)
-    if any(len(option) == start for option in whole):
+    start = min(common([before, option]) for option in options)
+    if any(len(option) == start for option in options):
         raise BadText("an option is empty")
     if not start:
         raise BadText("no token before the options to predict them from")
-    begins = all(option[: len(prefix)] == prefix for option in whole) and len(prefix) < start
-    return Tokenized(prefix if begins else (), tuple(whole), start)
+    begins = all(o[: len(prefix)] == prefix for o in options) and len(prefix) < start
+    return Tokenized(prefix if begins else (), tuple(options), start)
 
 
 def common(lists: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all lists begin with alike."""
-    n = 0
-    for column in zip(*lists, strict=False):
-        if any(token != column[0] for token in column):
-            break
-        n += 1
-    return n
+    """Return how many tokens all lists begin with."""
+    columns = zip(*lists, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 @dataclass(frozen=True)
@@ -118,8 +114,8 @@ class Unit:
 
 
 def units(number: int, item: Tokenized, cells: int, n_sequences: int) -> list[Unit]:
-    """Return an item as one unit, or as several where its options need more than there is."""
-    todo, found = [range(len(item.options))], []
+    """Return an item as one unit, or several where its options need more than the memory has."""
+    todo, result = [range(len(item.options))], []
     while todo:
         options = todo.pop()
         unit = _unit(number, item, options)
@@ -127,47 +123,41 @@ def units(number: int, item: Tokenized, cells: int, n_sequences: int) -> list[Un
             half = len(options) // 2
             todo += [options[half:], options[:half]]
         else:
-            found.append(unit)
-    return found
+            result.append(unit)
+    return result
 
 
 def _unit(number: int, item: Tokenized, options: range) -> Unit:
-    whole = [item.options[i] for i in options]
-    first = len(item.held)
-    shared = min(common(whole), *(len(w) - 1 for w in whole))  # the last is only a target
-    block = [(token, first + i, 0, len(whole)) for i, token in enumerate(whole[0][first:shared])]
-    reads = []
-    for i, option in enumerate(whole):
+    texts = [item.options[i] for i in options]
+    first = len(item.prefix)
+    shared = min(common(texts), *(len(text) - 1 for text in texts))  # the last is only a target
+    block = [(token, first + i, 0, len(texts)) for i, token in enumerate(texts[0][first:shared])]
+    scored = []
+    for i, text in enumerate(texts):
         begin = len(block) - shared
-        block += [(option[j], j, i, 1) for j in range(shared, len(option) - 1)]
-        for j in range(item.start, len(option)):
+        block += [(text[j], j, i, 1) for j in range(shared, len(text) - 1)]
+        for j in range(item.start, len(text)):
             row = j - 1 - first if j <= shared else begin + j - 1
-            reads.append((row, option[j], options[i]))
-    last, at, owner, span = block[-1]
-    block += [(last, at + 1 + i, owner, span) for i in range(-len(block) % ALIGN)]
+            scored.append((row, text[j], options[i]))
+    token, position, sequence, span = block[-1]
+    block += [(token, position + 1 + i, sequence, span) for i in range(-len(block) % ALIGN)]
+    rows, targets, owners = np.array(scored).T
+    outputs = np.zeros(len(block), bool)
+    outputs[rows] = True
     tokens, positions, sequences, spans = np.array(block, np.int32).T
-    rows, targets, owners = np.array(reads).T
-    wanted = np.zeros(len(block), bool)
-    wanted[rows] = True
-    return Unit(
-        number,
-        Decode(tokens, positions, sequences, spans, wanted),
-        len(whole),
-        rows,
-        targets,
-        owners,
-    )
+    decode = Decode(tokens, positions, sequences, spans, outputs)
+    return Unit(number, decode, len(texts), rows, targets, owners)
 
 
 def rounds(
-    found: Iterable[Unit], n_tokens: int, n_rows: int, n_sequences: int
+    units: Iterable[Unit], n_tokens: int, n_rows: int, n_sequences: int
 ) -> Iterator[list[Unit]]:
-    """Yield units in order, as many as one decode can take; one that is too large is alone."""
+    """Yield units in order, as many as fit in one decode; one that is too large is alone."""
     group: list[Unit] = []
-    room, used = np.array([n_tokens, n_rows, n_sequences]), np.zeros(3, int)
-    for unit in found:
-        size = [len(unit.block.tokens), unit.block.wanted.sum(), unit.n_sequences]
-        if group and (used + size > room).any():
+    limits, used = np.array([n_tokens, n_rows, n_sequences]), np.zeros(3, int)
+    for unit in units:
+        size = [len(unit.block.tokens), unit.block.outputs.sum(), unit.n_sequences]
+        if group and (used + size > limits).any():
             yield group
             group, used = [], np.zeros(3, int)
         group.append(unit)
@@ -176,26 +166,26 @@ def rounds(
         yield group
 
 
-def joined(group: Sequence[Unit], first: int = FIRST) -> Decode:
-    """Return the units as one decode, each with sequences of its own, from `first` on."""
+def merged(group: Sequence[Unit], first: int = FIRST) -> Decode:
+    """Return units as one decode, each with its own sequences, from `first` on."""
     blocks = [unit.block for unit in group]
-    counts = itertools.accumulate((u.n_sequences for u in group[:-1]), initial=first)
+    starts = itertools.accumulate((u.n_sequences for u in group[:-1]), initial=first)
     return Decode(
         np.concatenate([b.tokens for b in blocks]),
         np.concatenate([b.positions for b in blocks]),
-        np.concatenate([b.sequences + n for b, n in zip(blocks, counts, strict=True)]),
+        np.concatenate([b.sequences + n for b, n in zip(blocks, starts, strict=True)]),
         np.concatenate([b.spans for b in blocks]),
-        np.concatenate([b.wanted for b in blocks]),
+        np.concatenate([b.outputs for b in blocks]),
     )
 
 
 def prefix_block(tokens: tuple[int, ...]) -> Decode:
-    """Return the decode of a held prefix: no row of it is wanted."""
+    """Return the decode of a prefix, without any output row."""
     n, n_filler = len(tokens), -len(tokens) % ALIGN
     return Decode(
         np.array([*tokens, *tokens[:1] * n_filler], np.int32),
         np.array([*range(n), *range(n_filler)], np.int32),
-        np.array([HELD] * n + [FILLER] * n_filler, np.int32),
+        np.array([PREFIX] * n + [FILLER] * n_filler, np.int32),
         np.ones(n + n_filler, np.int32),
         np.zeros(n + n_filler, bool),
     )
@@ -204,10 +194,9 @@ def prefix_block(tokens: tuple[int, ...]) -> Decode:
 def cut(whole: Decode, n_batch: int, n_rows: int) -> Iterator[tuple[slice, Decode]]:
     """Yield a decode in pieces of at most `n_batch` tokens and `n_rows` rows, and their places.
 
-    Pieces are multiples of `ALIGN` tokens, so none is short; if rows are wanted of one, there
-    are at least `STEP_MIN`.
+    Pieces are multiples of `ALIGN` tokens, and one with output rows has at least `STEP_MIN`.
     """
-    rows = np.concatenate([[0], np.cumsum(whole.wanted)])
+    rows = np.concatenate([[0], np.cumsum(whole.outputs)])
     start, n = 0, len(whole.tokens)
     while start < n:
         end = min(start + ALIGN, n)
@@ -216,11 +205,10 @@ def cut(whole: Decode, n_batch: int, n_rows: int) -> Iterator[tuple[slice, Decod
                 break
             end = min(end + ALIGN, n)
         place = slice(start, end)
-        wanted = whole.wanted[place].copy()
-        if 0 < wanted.sum() < STEP_MIN:
-            wanted[np.flatnonzero(~wanted)[: STEP_MIN - wanted.sum()]] = True
-        yield place, Decode(
-            whole.tokens[place], whole.positions[place], whole.sequences[place],
-            whole.spans[place], wanted,
-        )  # fmt: skip
+        outputs = whole.outputs[place].copy()
+        if 0 < outputs.sum() < STEP_MIN:
+            outputs[np.flatnonzero(~outputs)[: STEP_MIN - outputs.sum()]] = True
+        tokens, positions = whole.tokens[place], whole.positions[place]
+        sequences, spans = whole.sequences[place], whole.spans[place]
+        yield place, Decode(tokens, positions, sequences, spans, outputs)
         start = end

@@ -28,13 +28,13 @@ _SMALLER = "close other programs, score fewer quants at once, or use --base-logi
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is run; all but the threads can change the last bits of a logit.
+    """How a model is run.
 
     Attributes
     ----------
-    n_ctx : tokens a batch holds.
-    n_batch : tokens a decode.
-    n_rows : rows of logits a decode; each takes 8 bytes x vocabulary.
+    n_ctx : tokens in a batch.
+    n_batch : tokens in a decode.
+    n_rows : rows of logits in a decode; each takes 8 bytes x vocabulary.
     sequences_max : windows that may share a batch; 1 for recurrent models.
     gpu_layers : layers to offload; None leaves it to llama.cpp.
     """
@@ -47,15 +47,15 @@ class Settings:
     gpu_layers: int | None = None
 
     def signature(self) -> dict[str, int | None]:
-        """Return what of it can change a number: all but the threads."""
+        """Return what can change the last bits of a logit: all but the threads."""
         return {name: value for name, value in vars(self).items() if name != "threads"}
 
 
 class Interruptible:
-    """Runs native calls in a thread of its own, so that Ctrl-C need not wait for their end.
+    """Runs native calls in a separate thread, so that Ctrl-C does not wait for them.
 
     A decode of a large model on a CPU takes minutes, and Python handles signals only between
-    its own instructions. The flag is read by llama.cpp between the operations of its graph.
+    its own instructions. llama.cpp reads `flag` between the operations of its graph.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Interruptible:
         self.flag = ctypes.c_int32(0)
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
-        """Return what the function returns; on Ctrl-C end it first."""
+        """Call a function and return its result; Ctrl-C ends the call."""
         future = self._pool.submit(function, *args)
         try:
             return interrupt.result(future)
@@ -74,18 +74,17 @@ class Interruptible:
 
 
 class Engine:
-    """A model loaded for scoring; use as a context manager.
+    """A model loaded for scoring; a context manager.
 
     Parameters
     ----------
-    streams : give each sequence memory of its own, `n_ctx` tokens, instead of a part of one:
-        nothing is shared, and attention reads no other sequence's.
+    streams : give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
+        reads no other sequence's.
 
     Attributes
     ----------
     label : of the model.
-    seconds : time spent in llama_decode.
-    n_tokens : tokens decoded in that time.
+    seconds, n_tokens : time spent in llama_decode, and tokens decoded in it.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Engine:
                 f"llama.cpp cannot load this model: {last_error() or 'no reason given'}",
                 where=model.path,
                 fix=f"check the file; if memory is short: {_SMALLER}",
-            )  # fmt: skip
+            )
         try:
             self._open(kernel, streams)
         except BaseException:
@@ -145,10 +144,8 @@ class Engine:
         params.abort_callback_data = ctypes.cast(ctypes.pointer(self._run.flag), ctypes.c_void_p)
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ImatrixLabError(
-                "there is not enough memory for this model's context",
-                where=self._record.path, fix=_SMALLER,
-            )  # fmt: skip
+            what = "there is not enough memory for this model's context"
+            raise ImatrixLabError(what, where=self._record.path, fix=_SMALLER)
         self._batch = llama.llama_batch_init(settings.n_batch, 0, settings.sequences_max)
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
 
@@ -159,7 +156,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the memory."""
         if self._batch:
             self._llama.llama_batch_free(self._batch)
         if self._context:
@@ -169,27 +166,27 @@ class Engine:
         self._batch = self._context = self._model = None
 
     def begin(self) -> None:
-        """Forget all sequences: a new batch begins."""
-        # the data too: attention multiplies what is masked by 0, and a NaN stays one
+        """Forget all sequences before a new batch."""
+        # data too: attention multiplies what is masked by 0, which leaves a NaN
         self._llama.llama_memory_clear(self._memory(), True)
 
     def share(self, source: int, target: int) -> None:
-        """Let a sequence begin with all of another; its memory is not copied."""
+        """Begin a sequence with all of another, without copying its memory."""
         self._llama.llama_memory_seq_cp(self._memory(), source, target, -1, -1)
 
     def forget(self, sequence: int, position: int = 0) -> bool:
-        """Forget a sequence from a position on; False if the model can only forget all of it."""
+        """Forget a sequence from a position on; False if this model can only forget all of it."""
         return bool(self._llama.llama_memory_seq_rm(self._memory(), sequence, position, -1))
 
     def _memory(self) -> Any:
         return self._llama.llama_get_memory(self._context)
 
     def decode(self, step: Decode) -> np.ndarray:
-        """Decode a step; return the logits of its wanted rows.
+        """Decode a step and return the logits of its selected rows.
 
         Returns
         -------
-        float32 (rows, vocabulary): llama.cpp's own memory, until this engine's next decode.
+        float32 (rows, vocabulary): llama.cpp's own memory, valid until the next decode.
 
         Raises
         ------
@@ -200,11 +197,10 @@ class Engine:
         for i in range(n):
             for j in range(step.spans[i]):
                 batch.seq_id[i][j] = int(step.sequences[i]) + j
-        for field, values, kind in (
-            (batch.token, step.tokens, np.int32), (batch.pos, step.positions, np.int32),
-            (batch.logits, step.wanted, np.int8), (batch.n_seq_id, step.spans, np.int32),
-        ):  # fmt: skip
-            np.ctypeslib.as_array(field, (n,))[:] = values.astype(kind)
+        np.ctypeslib.as_array(batch.token, (n,))[:] = step.tokens
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = step.positions
+        np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = step.spans
+        np.ctypeslib.as_array(batch.logits, (n,))[:] = step.outputs
         began = time.monotonic()
         code = self._run(self._decode)
         self.seconds += time.monotonic() - began
@@ -213,10 +209,11 @@ class Engine:
             raise KeyboardInterrupt
         if code:
             raise ImatrixLabError(
-                f"llama_decode failed (code {code})", where=self._record.path,
-                fix="if memory is short: " + _SMALLER,
-            )  # fmt: skip
-        rows = int(step.wanted.sum())
+                f"llama_decode failed (code {code})",
+                where=self._record.path,
+                fix=f"if memory is short: {_SMALLER}",
+            )
+        rows = int(step.outputs.sum())
         if not rows:
             return np.empty((0, self._n_vocab), np.float32)
         logits = self._llama.llama_get_logits(self._context)
@@ -231,9 +228,9 @@ class Engine:
 
 
 def begun(task: Task, sizes: Sequence[int]) -> int:
-    """Return the number of tokens that an earlier run scored, and say so."""
+    """Return how many tokens an earlier run scored, and report it."""
     done = sum(sizes)
-    task.update(done, "going on from where the last run stopped" if done else "")
+    task.update(done, "continuing where the last run stopped" if done else "")
     return done
 
 

@@ -1,14 +1,14 @@
-"""Answers in free form: greedy, many at a time, in process.
+"""Free-form answers in process: greedy, many at a time.
 
-Each answer has a slot: a sequence with memory of its own. A prompt but for its last token is
-decoded by itself when it takes a slot; then all slots go on by one token a decode. A slot whose
-answer has ended takes the next item at once, or idles along where no item is left.
+Each answer has a slot: a sequence with its own memory. A prompt except for its last token is
+decoded by itself when it takes a slot; then all slots advance by one token in each decode. A slot
+whose answer has ended takes the next item, or idles where none is left.
 
-On a CPU with 16 answers or more at a time, an answer depends on its item alone, to the last bit:
-no decode has fewer tokens than `STEP_MIN` but that of a shorter prompt. With fewer at a time
+On a CPU with 16 or more answers at a time, an answer depends only on its item, to the last bit:
+no decode has fewer tokens than `STEP_MIN`, except that of a shorter prompt. With fewer at a time
 every decode has that many tokens, and the last bits of a logit can depend on the number, as they
-do on a GPU: where two tokens are all but equally probable, answers part. The same items in the
-same order, with the same settings, give the same answers.
+do on a GPU: where two tokens are almost equally probable, answers can differ. The same items in
+the same order, with the same settings, give the same answers.
 """
 
 import codecs
@@ -34,7 +34,7 @@ from imatrix_lab.score.windows import STEP_MIN, Decode
 from imatrix_lab.types import Generated, GenerateItem, Model
 
 _CELLS = 256
-"""llama.cpp gives a sequence memory in multiples of so many tokens."""
+"""llama.cpp gives a sequence memory in multiples of this many tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Prompt:
 def prompts(
     vocabulary: Vocabulary, model: Model, items: Sequence[GenerateItem], n_ctx: int
 ) -> tuple[list[Prompt], list[Generated]]:
-    """Return items as prompts, and those that cannot be, as failed.
+    """Return the prompts of items, and failed answers for items without a possible prompt.
 
-    A chat is written by the model's template. Where the model has none, and for messages whose
-    roles are "", the prompt is plain: contents, a blank line between them.
+    A chat is written with the model's template. Where the model has none, and for messages whose
+    roles are "", the prompt is the plain contents, with a blank line between them.
     """
-    found, failed = [], []
+    possible, failed = [], []
     for item, chat in zip(items, _chats(model, items), strict=True):
         tokens, error = [], ""
         if chat is None:
@@ -74,30 +74,27 @@ def prompts(
         if error:
             failed.append(Generated(item.id, "", 0, "", error))
         else:
-            found.append(Prompt(item, tuple(tokens)))
-    return found, failed
+            possible.append(Prompt(item, tuple(tokens)))
+    return possible, failed
 
 
 def _chats(model: Model, items: Sequence[GenerateItem]) -> list[Rendered | None]:
-    """Return the items that are chats as the model's template writes them; None for the others."""
-    found: list[Rendered | None] = [None] * len(items)
-    if not chat_template.of(model):
-        return found
+    """Return chats as the model's template writes them; None for other items."""
+    rendered: dict[int, Rendered] = {}
     numbers = [i for i, item in enumerate(items) if any(role for role, _ in item.messages)]
-    chats = [[{"role": r, "content": c} for r, c in items[i].messages] for i in numbers]
-    if chats:
+    if numbers and chat_template.of(model):
+        chats = [[{"role": r, "content": c} for r, c in items[i].messages] for i in numbers]
         with tempfile.TemporaryDirectory() as scratch:
-            rendered = chat_template.render(model, chats, Path(scratch), answer=True)
-        for i, one in zip(numbers, rendered, strict=True):
-            found[i] = one
-    return found
+            texts = chat_template.render(model, chats, Path(scratch), answer=True)
+        rendered = dict(zip(numbers, texts, strict=True))
+    return [rendered.get(i) for i in range(len(items))]
 
 
 def generate(
     toolchain: Toolchain,
     model: Model,
     items: Iterable[GenerateItem],
-    settings: Setup,
+    setup: Setup,
     progress: Progress,
 ) -> Iterator[Generated]:
     """Yield answers as they end; failed items, which have an error, come first.
@@ -106,33 +103,31 @@ def generate(
     ------
     BadModel : llama.cpp cannot load the model, or its chat template takes too long.
     """
-    asked = list(items)
+    items = list(items)
     with (
-        progress.task(f"answers, {model.label}", len(asked), "items") as task,
+        progress.task(f"answers, {model.label}", len(items), "items") as task,
         Vocabulary(toolchain, model.path) as vocabulary,
     ):
-        found, failed = prompts(vocabulary, model, asked, settings.engine.n_ctx)
+        possible, failed = prompts(vocabulary, model, items, setup.engine.n_ctx)
         yield from failed
-        if not found:
+        if not possible:
             return
-        with _engine(toolchain, model, settings, found) as engine:
-            task.update(len(failed))  # without a note: nothing was done by an earlier run
+        longest = max(len(p.tokens) + p.item.max_tokens for p in possible)
+        settings = dataclasses.replace(
+            setup.engine,
+            n_ctx=math.ceil(longest / _CELLS) * _CELLS,
+            sequences_max=setup.parallel,
+        )
+        interruptible = Interruptible()
+        with Engine(toolchain, setup.kernel, model, settings, interruptible, True) as engine:
+            task.update(len(failed))  # no note: nothing was done by an earlier run
 
-            def tell(done: float) -> None:
+            def report(done: float) -> None:
                 rate = slots.n_generated / max(engine.seconds, 1e-9)
                 task.update(len(failed) + done, f"{rate:.1f} tokens/s")
 
-            slots = _Slots(engine, vocabulary, settings, tell)
-            yield from slots.run(found)
-
-
-def _engine(toolchain: Toolchain, model: Model, setup: Setup, found: Sequence[Prompt]) -> Engine:
-    """Return the model with a slot for each answer at a time, as long as the longest needs."""
-    longest = max(len(p.tokens) + p.item.max_tokens for p in found)
-    engine = dataclasses.replace(
-        setup.engine, n_ctx=math.ceil(longest / _CELLS) * _CELLS, sequences_max=setup.parallel
-    )
-    return Engine(toolchain, setup.kernel, model, engine, Interruptible(), streams=True)
+            slots = _Slots(engine, vocabulary, setup, report)
+            yield from slots.run(possible)
 
 
 @dataclass
@@ -146,7 +141,7 @@ class _Answer:
     n_tokens: int = 0
 
     def cut_at_stop(self, n_new: int) -> bool:
-        """Cut the text before the first stop string; `n_new` bytes have not been searched."""
+        """Cut the text before the first stop string; its last `n_new` bytes are new."""
         ends = []
         for stop in filter(None, (s.encode() for s in self.prompt.item.stop)):
             start = max(0, len(self.raw) - n_new - len(stop) + 1)
@@ -155,12 +150,8 @@ class _Answer:
             del self.raw[min(end) :]
         return bool(end)
 
-    def share(self) -> float:
-        """Return its length so far as a share of the longest it may be."""
-        return self.n_tokens / self.prompt.item.max_tokens
-
     def text(self) -> str:
-        """Return the text so far, without a part of a character at its end."""
+        """Return the text so far, without an incomplete character at its end."""
         return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(self.raw))
 
 
@@ -169,28 +160,28 @@ class _Slots:
 
     Parameters
     ----------
-    tell : is told after each step how many answers are done, the open ones by their length so far
-        as a share of the longest they may be.
+    report : called after each step with the number of answers done; each open one counts by its
+        share of `max_tokens`.
 
     Attributes
     ----------
-    _kept : of each slot, the tokens that lie in its memory from the start.
-    _spoilt : something not finite lies in some memory, which must be wiped before any new item.
+    _kept : of each slot, the tokens at the start of its memory.
+    _spoilt : some memory holds a value that is not finite, and is wiped before the next item.
     """
 
     def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, setup: Setup, tell: Callable[[float], None]
+        self, engine: Engine, vocabulary: Vocabulary, setup: Setup, report: Callable[[float], None]
     ):
         self._engine, self._vocabulary, self._setup = engine, vocabulary, setup
-        self._tell = tell
+        self._report = report
         self._answers: list[_Answer | None] = [None] * setup.parallel
         self._kept: list[tuple[int, ...]] = [()] * setup.parallel
         self._spoilt = False
         self.n_generated = self._n_ended = 0
 
-    def run(self, found: Sequence[Prompt]) -> Iterator[Generated]:
+    def run(self, prompts: Sequence[Prompt]) -> Iterator[Generated]:
         """Yield the answers as they end."""
-        waiting = deque(found)
+        waiting = deque(prompts)
         self._engine.begin()
         while waiting or any(self._answers):
             while waiting and not all(self._answers) and not self._spoilt:
@@ -199,16 +190,17 @@ class _Slots:
                 for ended in self._step():
                     self._n_ended += 1
                     yield ended
-                self._tell(self._n_ended + sum(a.share() for a in self._answers if a))
+                shares = (a.n_tokens / a.prompt.item.max_tokens for a in self._answers if a)
+                self._report(self._n_ended + sum(shares))
             elif self._spoilt:
                 self._engine.begin()
                 self._kept = [()] * len(self._kept)
                 self._spoilt = False
 
     def _join(self, prompt: Prompt) -> None:
-        """Decode a prompt in the free slot that has most of it; its last token is still to come.
+        """Decode a prompt except its last token, in the free slot that holds most of it.
 
-        At least `STEP_MIN` tokens are decoded anew, or all: fewer would give other bits.
+        At least `STEP_MIN` tokens are decoded, or all: fewer would give other bits.
         """
         tokens = prompt.tokens[:-1]
         free = [i for i, answer in enumerate(self._answers) if answer is None]
@@ -218,35 +210,31 @@ class _Slots:
         n_parts = math.ceil((len(tokens) - kept) / self._setup.engine.n_batch)
         for part in np.array_split(np.arange(kept, len(tokens)), max(1, n_parts)):
             if n := len(part):
-                self._engine.decode(
-                    _decode([tokens[i] for i in part], part, [slot] * n, [False] * n)
-                )
+                self._engine.decode(_decode([tokens[i] for i in part], part, [slot] * n, False))
         self._kept[slot] = tokens
         self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1)
 
     def _step(self) -> Iterator[Generated]:
-        """Go on by one token in every slot; yield what ends.
+        """Advance every slot by one token; yield the answers that end.
 
         llama.cpp decodes neighbouring sequences together, so idle slots between them and up to
-        `STEP_MIN` come along: their token is forgotten.
+        `STEP_MIN` take part: their token is forgotten.
         """
         busy = [i for i, answer in enumerate(self._answers) if answer is not None]
         last = max(busy[-1] + 1, min(busy[0] + STEP_MIN, len(self._answers)))
-        first = min(busy[0], max(0, last - STEP_MIN))
-        slots = range(first, last)
-        rows = [self._next(slot) for slot in slots]
-        logits = self._engine.decode(
-            _decode([token for token, _ in rows], [at for _, at in rows], slots, [True] * len(rows))
-        )
-        for slot, top in zip(slots, self._tops(logits), strict=True):
+        slots = range(min(busy[0], max(0, last - STEP_MIN)), last)
+        tokens, positions = zip(*map(self._next, slots), strict=True)
+        rows = self._setup.kernel.rows(self._engine.decode(_decode(tokens, positions, slots, True)))
+        finite = np.isfinite(rows.log_sum)
+        for slot, top, is_finite in zip(slots, rows.top, finite, strict=True):
             if answer := self._answers[slot]:
-                if ended := self._take(slot, answer, *top):
+                if ended := self._add(slot, answer, int(top), bool(is_finite)):
                     yield ended
             else:
                 self._rewind(slot, len(self._kept[slot]))
 
     def _rewind(self, slot: int, n: int) -> int:
-        """Keep the first `n` tokens of a slot's memory, or none if they cannot be had alone."""
+        """Keep the first `n` tokens of a slot, or none if the model cannot keep a part."""
         if not self._engine.forget(slot, n):
             self._engine.forget(slot)
             n = 0
@@ -260,13 +248,7 @@ class _Slots:
             return answer.last, answer.position
         return 0, len(self._kept[slot])
 
-    def _tops(self, logits: np.ndarray) -> list[tuple[int, bool]]:
-        """Return each row's most probable token, and whether the row is finite."""
-        rows = self._setup.kernel.rows(logits)
-        finite = np.isfinite(rows.log_sum)
-        return [(int(t), bool(f)) for t, f in zip(rows.top, finite, strict=True)]
-
-    def _take(self, slot: int, answer: _Answer, token: int, finite: bool) -> Generated | None:
+    def _add(self, slot: int, answer: _Answer, token: int, finite: bool) -> Generated | None:
         """Add a token to a slot's answer; if that ends it, free the slot and return it."""
         item = answer.prompt.item
         finish, error = "", ""
@@ -297,10 +279,8 @@ def _decode(
     tokens: Sequence[int],
     positions: Sequence[int] | np.ndarray,
     sequences: Sequence[int],
-    wanted: Sequence[bool] | np.ndarray,
+    output: bool,
 ) -> Decode:
-    token, position, sequence, span = (
-        np.array(column, np.int32)
-        for column in (tokens, positions, sequences, np.ones(len(tokens)))
-    )
-    return Decode(token, position, sequence, span, np.array(wanted, bool))
+    """Return a decode in which all rows are outputs, or none."""
+    token, position, sequence = (np.array(c, np.int32) for c in (tokens, positions, sequences))
+    return Decode(token, position, sequence, np.ones_like(token), np.full(len(token), output))

@@ -1,4 +1,4 @@
-"""What one scoring run is made of, and the rows it produces."""
+"""What a scoring run consists of, how its models are run, and the rows it produces."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,10 +13,12 @@ from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.score import compatible, kernel
 from imatrix_lab.score.engine import Settings
 from imatrix_lab.score.kernel import Kernel, Rows
-from imatrix_lab.score.text import Plan, Text
+from imatrix_lab.score.text import Batches, Text
 from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol, Step, steps
 from imatrix_lab.types import ComputeOptions, Model
 
+METRICS_VERSION = 1
+"""Raise it when the same models and text give other numbers. 1: first records."""
 NOT_FINITE = "the model gives a logit that is not finite"
 """The error of an item, in its scores or its answer."""
 CONTEXT_MAX = 8192
@@ -24,13 +26,34 @@ BATCH_TOKENS = 512
 PARALLEL = 16
 
 
+def settings_for(
+    model: Model, options: ComputeOptions, n_ctx: int, n_rows: int | None = None
+) -> Settings:
+    """Return how to run a model with windows of `n_ctx` tokens.
+
+    Raises
+    ------
+    BadModel : it has no vocabulary.
+    """
+    if not model.facts.n_vocab:
+        raise BadModel("this model has no vocabulary", where=model.path)
+    return Settings(
+        threads=options.threads or cores(),
+        n_ctx=n_ctx,
+        n_batch=BATCH_TOKENS,
+        n_rows=n_rows or compute.logit_rows(model.facts.n_vocab, options),
+        sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
+        gpu_layers=compute.layers_on_gpu(options),
+    )
+
+
 @dataclass(frozen=True)
 class Setup:
-    """What `choice.score` and `generate.generate` run with.
+    """What `multiple_choice.score` and `generate.generate` run with.
 
     Attributes
     ----------
-    engine : its `n_ctx` is what a prompt and its answer may take together, in tokens.
+    engine : its `n_ctx` is the limit of a prompt and its answer together, in tokens.
     parallel : answers generated at once.
     """
 
@@ -46,7 +69,7 @@ def prepare(
     options: ComputeOptions,
     parallel: int = PARALLEL,
 ) -> Setup:
-    """Return the setup for a model on this machine.
+    """Return the setup of a model on this machine.
 
     Raises
     ------
@@ -57,41 +80,15 @@ def prepare(
     return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
 
 
-def settings_for(
-    model: Model, options: ComputeOptions, n_ctx: int, n_rows: int | None = None
-) -> Settings:
-    """Return how to run a model with windows of `n_ctx` tokens.
-
-    Raises
-    ------
-    BadModel : it has no vocabulary.
-    """
-    n_vocab = model.facts.n_vocab
-    if not n_vocab:
-        raise BadModel("this model has no vocabulary", where=model.path)
-    return Settings(
-        threads=options.threads or cores(),
-        n_ctx=n_ctx,
-        n_batch=BATCH_TOKENS,
-        n_rows=n_rows or compute.logit_rows(n_vocab, options),
-        sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
-        gpu_layers=compute.layers_on_gpu(options),
-    )
-
-
-METRICS_VERSION = 1
-"""Raise it when the same models and text give other numbers. 1: first records."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """A reference on a text, by one protocol and one way of running models."""
+    """A reference on a text, with one protocol and one way of running models."""
 
     tools: Toolchain
     kernel: Kernel
     reference: Model
     text: Text
-    plan: Plan
+    plan: Batches
     protocol: Protocol
     settings: Settings
 
@@ -111,6 +108,21 @@ class Job:
         }
 
 
+def identity(model: Model) -> dict[str, Any]:
+    """Return which file a model is, for signatures."""
+    return {"sha256": model.sha256, "name": model.label, "type": model.facts.file_type}
+
+
+def origin(quant: Model) -> dict[str, Any]:
+    """Return a quant's size, and the imatrix it was made with, for signatures."""
+    return {
+        "size_bytes": quant.facts.size_bytes,
+        "bits_per_weight": round(quant.facts.bits_per_weight, 4),
+        "imatrix_sha256": quant.facts.imatrix_sha256,
+        "calibration": quant.facts.calibration,
+    }
+
+
 def row_type() -> np.dtype[Any]:
     """Return the type of one scored token's row: nats as float32, token ids as int32."""
     floats, ids = ("nll_ref", "nll", "kld", "kld_full"), ("top1_ref", "top1")
@@ -121,15 +133,15 @@ def packed(
     targets: np.ndarray, ref_logits: np.ndarray, ref_rows: Rows, logits: np.ndarray, rows: Rows
 ) -> np.ndarray:
     """Return rows of `row_type`: NLL of the true tokens, KL divergence, top tokens."""
-    found = np.empty(len(targets), row_type())
-    found["nll_ref"] = nll(targets, ref_logits, ref_rows)
-    found["nll"] = nll(targets, logits, rows)
-    found["kld"] = found["kld_full"] = rows.kld
-    found["top1_ref"], found["top1"] = ref_rows.top, rows.top
-    return found
+    result = np.empty(len(targets), row_type())
+    result["nll_ref"] = nll(targets, ref_logits, ref_rows)
+    result["nll"] = nll(targets, logits, rows)
+    result["kld"] = result["kld_full"] = rows.kld
+    result["top1_ref"], result["top1"] = ref_rows.top, rows.top
+    return result
 
 
 def nll(targets: np.ndarray, logits: np.ndarray, rows: Rows) -> np.ndarray:
     """Return -ln p of the true tokens, float64 (n,)."""
-    picked: np.ndarray = rows.log_sum - logits[np.arange(len(targets)), targets]
-    return picked
+    negative: np.ndarray = rows.log_sum - logits[np.arange(len(targets)), targets]
+    return negative

@@ -1,9 +1,9 @@
 """The compiled part of scoring: softmax, KL divergence and top K over rows of logits.
 
 `kernel.cpp` is compiled once with this machine's C++ compiler, which llama.cpp needs as well.
-Tried instead: numpy takes over half as long as llama_decode itself at a vocabulary of 262k,
+Alternatives tried: numpy takes over half as long as llama_decode itself at a vocabulary of 262k,
 mostly in passes over memory; numba brings LLVM along and compiles in every process; a ggml graph
-writes each intermediate row out.
+writes out each intermediate row.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ SOURCE = Path(__file__).with_name("kernel.cpp")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a block of n rows of logits comes to.
+    """Results for a block of n rows of logits.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Rows:
 class Kernel:
     """The compiled functions, run over rows on several threads.
 
-    Each row is the work of one thread, so results do not depend on how many there are.
+    Each row is the work of one thread, so results do not depend on their number.
     """
 
     def __init__(self, library: ctypes.CDLL, threads: int):
@@ -105,7 +105,7 @@ class Kernel:
         return out
 
     def _spread(self, n: int, run: Callable[[int, int], None]) -> None:
-        """Run over ``range(n)`` in equal pieces, one a thread."""
+        """Run over ``range(n)`` in equal pieces, one for each thread."""
         cuts = [n * i // self._threads for i in range(self._threads + 1)]
         futures = [self._pool.submit(run, a, b) for a, b in itertools.pairwise(cuts) if a < b]
         try:
@@ -121,7 +121,7 @@ def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:
 
 
 def get(tools: Toolchain, threads: int, session: Session) -> Kernel:
-    """Return the kernel, compiled (seconds) if it is not there.
+    """Return the kernel, compiled (in seconds) if it is missing.
 
     Raises
     ------

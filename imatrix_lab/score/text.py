@@ -1,4 +1,4 @@
-"""A text as it is scored: its documents' tokens, cut into windows and batches."""
+"""A text to score, and how it is cut into windows and batches."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,14 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadText
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.records.parquet import Coded
-from imatrix_lab.score.windows import Protocol, Window, batches, document_windows, stream_windows
+from imatrix_lab.score.windows import (
+    Protocol,
+    Window,
+    batches,
+    document_windows,
+    joined,
+    stream_windows,
+)
 from imatrix_lab.types import Document
 
 JOINT = "\n\n"
@@ -18,25 +25,20 @@ JOINT = "\n\n"
 
 @dataclass(frozen=True)
 class Text:
-    """What is scored.
-
-    Attributes
-    ----------
-    label : short name, often a language's code.
-    """
+    """Documents to score; `label` is a short name, often a language's code."""
 
     label: str
     documents: tuple[Document, ...]
 
     def sha256(self) -> str:
         """Return the sha256 of the documents' ids and texts."""
-        found = [[d.id, d.text] for d in self.documents]
-        return hashlib.sha256(canonical_json(found).encode()).hexdigest()
+        pairs = [[d.id, d.text] for d in self.documents]
+        return hashlib.sha256(canonical_json(pairs).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A text's windows in batches, and what is known of each scored token before scoring it.
+class Batches:
+    """A text's windows in batches, and the columns that do not depend on a model's output.
 
     Attributes
     ----------
@@ -53,8 +55,8 @@ class Plan:
         return [sum(w.n_scored for w in batch) for batch in self.batches]
 
 
-def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: int) -> Plan:
-    """Return how a text is scored.
+def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: int) -> Batches:
+    """Return a text's windows in batches.
 
     Raises
     ------
@@ -72,39 +74,31 @@ def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: 
     if not windows:
         least = f"{protocol.n_ctx} tokens" if protocol.name == "llamacpp" else "two tokens"
         raise BadText(f"the text {text.label} has no {least} in a row: nothing to score")
-    scored = {w.document for w in windows}
-    return Plan(
+    return Batches(
         tuple(batches(windows, protocol.n_ctx, sequences_max)),
         _columns(windows, ids, vocabulary),
-        len(ids) - len(scored),
+        len(ids) - len({w.document for w in windows}),
     )
 
 
 def flat(text: Text) -> str:
-    """Return the text as llama-perplexity reads it from a file: one trailing newline is cut."""
-    joined = JOINT.join(d.text for d in text.documents)
-    return joined.removesuffix("\n")
+    """Return the text as llama-perplexity reads it from a file: without one trailing newline."""
+    return JOINT.join(d.text for d in text.documents).removesuffix("\n")
 
 
 def _columns(
     windows: Sequence[Window], ids: Sequence[str], vocabulary: Vocabulary
 ) -> dict[str, np.ndarray | Coded]:
-    def of(values: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(values).astype(np.int32)
-
-    # documents without a scored token have no rows, hence no name
-    used = sorted({w.document for w in windows})
+    used = sorted({w.document for w in windows})  # only documents with a scored token
     code = {document: i for i, document in enumerate(used)}
-    tokens = of([w.tokens[w.first :] for w in windows])
-    kinds, inverse = np.unique(tokens, return_inverse=True)
-    n_bytes = np.array([vocabulary.size_bytes(int(t)) for t in kinds], np.uint32)
+    codes = joined([np.full(w.n_scored, code[w.document]) for w in windows])
+    tokens = joined([w.tokens[w.first :] for w in windows])
+    distinct, inverse = np.unique(tokens, return_inverse=True)
+    n_bytes = np.array([vocabulary.size_bytes(int(t)) for t in distinct], np.uint32)
     return {
-        "doc_id": Coded(
-            of([np.full(w.n_scored, code[w.document]) for w in windows]),
-            tuple(ids[d] for d in used),
-        ),
-        "window": of([np.full(w.n_scored, w.number) for w in windows]),
-        "pos": of([w.offset + np.arange(w.first, len(w.tokens)) for w in windows]),
+        "doc_id": Coded(codes, tuple(ids[d] for d in used)),
+        "window": joined([np.full(w.n_scored, w.number) for w in windows]),
+        "pos": joined([w.offset + np.arange(w.first, len(w.tokens)) for w in windows]),
         "token": tokens,
         "n_bytes": n_bytes[inverse],
     }

@@ -1,16 +1,15 @@
-"""Which tokens are scored, and in which decode: plans made of text alone.
+"""Cutting text into windows, batches and decodes.
 
 `document`: every document by itself. A window is BOS (where the model adds it), up to `overlap`
 tokens of context that an earlier window has scored, and new tokens; each new token is scored
 once. Documents are the clusters of every later test.
 
-`llamacpp`: llama-perplexity's way. One flat stream, windows of `n_ctx`, BOS written over the
+`llamacpp`: as llama-perplexity does it. One flat stream, windows of `n_ctx`, BOS written over the
 first token of each, the second half scored. Windows are the clusters.
 
 Windows are packed into batches of at most `n_ctx` tokens, as separate sequences, and a batch is
-decoded in steps that ask for a bounded number of logit rows: a row of a large vocabulary takes
-a megabyte, twice. A plan depends on text and protocol alone, so a run that was killed goes on
-with the same steps.
+decoded in steps with a bounded number of logit rows: a row of a large vocabulary takes a
+megabyte, twice. The steps depend on text and protocol alone, so a resumed run has the same ones.
 """
 
 import itertools
@@ -22,7 +21,7 @@ import numpy as np
 SEQUENCES_MAX = 64
 STEP_MIN = 16
 ROWS_MIN = 2 * STEP_MIN
-"""With fewer rows a decode some steps cannot but be shorter than `STEP_MIN`."""
+"""With fewer rows in a decode, some steps would be shorter than `STEP_MIN`."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,19 @@ class Window:
 
 @dataclass(frozen=True)
 class Decode:
-    """One llama_decode: int32 (n,) tokens, positions and sequences, and which rows are wanted.
+    """The input of one llama_decode: int32 (n,) but for `outputs`.
 
     Attributes
     ----------
-    spans : of how many sequences a token is part, from ``sequences`` on.
+    spans : how many sequences a token belongs to, from ``sequences`` on.
+    outputs : bool (n,), which tokens' logits are returned.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     sequences: np.ndarray
     spans: np.ndarray
-    wanted: np.ndarray
+    outputs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,21 @@ class Step(Decode):
 
     Attributes
     ----------
-    targets : int32 (rows,), the true next token of each wanted row.
+    targets : int32 (rows,), the true next token of each output row.
     """
 
     targets: np.ndarray
 
 
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays one after another, as int32."""
+    return np.concatenate(parts).astype(np.int32)
+
+
 def document_windows(
     documents: Sequence[Sequence[int]], bos: int | None, protocol: Protocol
 ) -> list[Window]:
-    """Return the windows of documents' tokens (without BOS).
+    """Return the windows of documents, whose tokens are given without BOS.
 
     A document of one token has a window only if there is a BOS to predict it from.
     """
@@ -120,7 +125,7 @@ def document_windows(
 
 
 def stream_windows(tokens: Sequence[int], bos: int | None, protocol: Protocol) -> list[Window]:
-    """Return llama-perplexity's windows of a stream (with the BOS that the tokenizer adds).
+    """Return llama-perplexity's windows of a stream, which has the BOS that the tokenizer adds.
 
     Source: ``perplexity()`` and ``kl_divergence()`` in llama.cpp's tools/perplexity: logits of
     positions n_ctx/2 to n_ctx - 2 are scored against the tokens that follow; the rest is dropped.
@@ -136,39 +141,33 @@ def stream_windows(tokens: Sequence[int], bos: int | None, protocol: Protocol) -
 
 
 def batches(windows: Sequence[Window], n_ctx: int, sequences_max: int) -> list[tuple[Window, ...]]:
-    """Return windows in order, as many to a batch as `n_ctx` tokens and the sequences allow."""
-    found: list[tuple[Window, ...]] = []
-    batch: list[Window] = []
+    """Return windows in order, with as many in a batch as tokens and sequences allow."""
+    packed: list[list[Window]] = []
     size = 0
     for window in windows:
-        if batch and (size + len(window.tokens) > n_ctx or len(batch) == sequences_max):
-            found.append(tuple(batch))
-            batch, size = [], 0
-        batch.append(window)
+        if not packed or size + len(window.tokens) > n_ctx or len(packed[-1]) == sequences_max:
+            packed.append([])
+            size = 0
+        packed[-1].append(window)
         size += len(window.tokens)
-    return [*found, tuple(batch)] if batch else found
+    return [tuple(batch) for batch in packed]
 
 
 def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
     """Yield the decodes of a batch: at most `n_batch` tokens and `n_rows` rows of logits each.
 
-    A window's last token is only ever a target, and is not decoded. The last step takes over
-    tokens of the one before rather than be shorter than `STEP_MIN`: llama.cpp multiplies few
-    tokens in another way, whose rounding makes another instrument of a quant.
+    A window's last token is only a target and is not decoded. A last step shorter than `STEP_MIN`
+    takes tokens from the one before: llama.cpp multiplies few tokens in another way, and its
+    other rounding would change a quant's scores.
     """
-
-    def joined(parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts).astype(np.int32)
-
     tokens = joined([w.tokens[:-1] for w in batch])
     positions = joined([np.arange(len(w.tokens) - 1) for w in batch])
     sequences = joined([np.full(len(w.tokens) - 1, i) for i, w in enumerate(batch)])
-    wanted = np.concatenate([np.arange(1, len(w.tokens)) >= w.first for w in batch])
+    outputs = np.concatenate([np.arange(1, len(w.tokens)) >= w.first for w in batch])
     targets = joined([w.tokens[1:] for w in batch])
-    rows_before = np.concatenate([[0], np.cumsum(wanted)])
+    rows_before = np.concatenate([[0], np.cumsum(outputs)])
     cuts = [0]
     while cuts[-1] < len(tokens):
-        # as far as the rows reach, and no further than n_batch
         start = cuts[-1]
         end = int(np.searchsorted(rows_before, rows_before[start] + n_rows, side="right")) - 1
         cuts.append(min(max(end, start + 1), start + n_batch, len(tokens)))
@@ -177,6 +176,10 @@ def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
     for start, end in itertools.pairwise(cuts):
         cut = slice(start, end)
         yield Step(
-            tokens[cut], positions[cut], sequences[cut], np.ones(end - start, np.int32),
-            wanted[cut], targets[cut][wanted[cut]],
-        )  # fmt: skip
+            tokens=tokens[cut],
+            positions=positions[cut],
+            sequences=sequences[cut],
+            spans=np.ones(end - start, np.int32),
+            outputs=outputs[cut],
+            targets=targets[cut][outputs[cut]],
+        )

@@ -8,42 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from imatrix_lab.stats import binary, equivalence, paired, power, sequential
+from imatrix_lab.stats import binary, equivalence, paired, power
 from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.stats.interaction import Contrast
+from imatrix_lab.stats.metrics import Metric
 from imatrix_lab.stats.paired import PairedMean, Sums
 
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is compared.
-
-    Attributes
-    ----------
-    key : name in files.
-    words, unit : for sentences; `scale` turns stored values into that unit.
-    bound : what single values are clipped to for early stopping.
-    """
-
-    key: str
-    words: str
-    unit: str
-    lower_is_better: bool
-    bound: float
-    scale: float = 1.0
-
-
-METRICS = {
-    m.key: m
-    for m in (
-        Metric("kld_nats", "KLD from the original", "nats a token", True, 0.5),
-        Metric("nll_nats", "loss (ln perplexity)", "nats a token", True, 0.5),
-        Metric("top1_agreement", "agreement on the top token", "points", False, 1.0, 100),
-        Metric("score", "score", "points", False, 1.0, 100),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -67,24 +38,41 @@ class Question:
 
 
 @dataclass(frozen=True)
+class BinaryItems:
+    """Exact results where every value is right or wrong.
+
+    Attributes
+    ----------
+    table : counts of all items.
+    mcnemar : exact, by cluster.
+    newcombe_low, newcombe_high : 95 % interval from the counts' effective size, in stored units.
+    """
+
+    table: binary.PairedCounts
+    mcnemar: binary.McNemar
+    newcombe_low: float
+    newcombe_high: float
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The answer, with its uncertainty and what it does not say.
+    """The difference of two runs, its uncertainty and the verdict.
 
     Differences are A minus B in stored units (nats; shares of 1).
 
     Attributes
     ----------
-    std_error, low, high, df, p_value : to be quoted; see `paired.mean_difference`, and `samples`,
-        which replaces them where calibration samples were repeated.
+    std_error, low, high, df, p_value : the ones to quote; see `paired.mean_difference`, and
+        `samples`, which replaces them where calibration samples were repeated.
     p_holm, p_max_t, q_bh : adjusted for the family, and over everything; NaN before `adjusted`.
     p_equivalence, p_equivalence_adjusted : of TOST; NaN without a margin.
     adjust : which adjusted value the verdict used.
-    detectable : the smallest true difference these data find in 4 of 5 tries; infinite where the
-        permutation of so few clusters cannot reach 5 %.
+    detectable : the smallest true difference these data detect with 80 % power; infinite where
+        the permutation of so few clusters cannot reach 5 %.
     n_to_decide, clusters_to_decide : with which no result stays undecided, whatever is true; 0
         without a margin.
     n_excluded : values that were not finite in A or B.
-    anytime_stop : clusters after which, looking at each, one could have stopped; 0 for never.
+    items : where every value is 0 or 1.
     """
 
     question: Question
@@ -101,14 +89,11 @@ class Comparison:
     n: int
     n_clusters: int
     n_excluded: int
-    detectable: float
-    p_equivalence: float
-    p_non_inferior: float
-    n_to_decide: int
-    clusters_to_decide: int
-    anytime_stop: int
-    items: Items | None = None
-    tails: dict[str, Interval] | None = None
+    detectable: float = math.nan
+    p_equivalence: float = math.nan
+    n_to_decide: int = 0
+    clusters_to_decide: int = 0
+    items: BinaryItems | None = None
     samples: Contrast | None = None
     family: str = ""
     n_family: int = 1
@@ -121,9 +106,9 @@ class Comparison:
 
     def p_adjusted(self) -> float:
         """Return the p value that the verdict used."""
-        chosen = {"holm": self.p_holm, "max-t": self.p_max_t, "bh": self.q_bh}
-        found = chosen.get(self.adjust, math.nan)
-        return self.p_value if math.isnan(found) else found
+        by_method = {"holm": self.p_holm, "max-t": self.p_max_t, "bh": self.q_bh}
+        adjusted = by_method.get(self.adjust, math.nan)
+        return self.p_value if math.isnan(adjusted) else adjusted
 
     def verdict(self) -> str:
         """Return better, worse, equivalent or undecided; see `equivalence.verdict`."""
@@ -138,32 +123,12 @@ class Comparison:
         )
 
 
-@dataclass(frozen=True)
-class Items:
-    """What right and wrong add to the difference of shares.
-
-    Attributes
-    ----------
-    table : the paired 2 x 2 counts, all items.
-    mcnemar : exact, by cluster.
-    newcombe_low, newcombe_high, posterior, stratified : of the table's effective size.
-    """
-
-    table: binary.Table
-    mcnemar: binary.McNemar
-    newcombe_low: float
-    newcombe_high: float
-    posterior: binary.Posterior
-    stratified: binary.Stratified
-
-
 def compare(
     question: Question,
     values: tuple[np.ndarray, np.ndarray],
     codes: np.ndarray,
     rng: np.random.Generator,
     n_resamples: int = 10_000,
-    strata: np.ndarray | None = None,
     windows: np.ndarray | None = None,
 ) -> Comparison:
     """Return everything about A against B on the same tokens or items.
@@ -172,85 +137,90 @@ def compare(
     ----------
     values : A's and B's, (n,) each; pairs with a value that is not finite are excluded, counted.
     codes : (n,), cluster of each; integers from 0.
-    strata : (n,), task of each item, integers.
     windows : (n,), window of each token, for a text of one document; see `paired.one_document`.
 
     Raises
     ------
     ValueError : nothing to compare, or one document that is too short.
     """
-    good = np.isfinite(values[0]) & np.isfinite(values[1])
-    a, b = (np.asarray(v, np.float64)[good] for v in values)
+    finite = np.isfinite(values[0]) & np.isfinite(values[1])
+    a, b = (np.asarray(v, np.float64)[finite] for v in values)
     if not len(a):
-        raise ValueError("no value is finite in both")
-    codes = codes[good]
+        raise ValueError("no value is finite in both runs")
+    codes = codes[finite]
     sums = Sums.of(a - b, codes, int(codes.max()) + 1)
     if np.count_nonzero(sums.sizes) > 1:
-        found = paired.mean_difference(sums, rng, n_resamples, 1 - ALPHA)
+        mean = paired.mean_difference(sums, rng, n_resamples, 1 - ALPHA)
+    elif windows is None:
+        raise ValueError("one cluster, and no windows to resample")
     else:
-        if windows is None:
-            raise ValueError("one cluster, and no windows to resample")
-        _, order = np.unique(windows[good], return_inverse=True)
-        pieces = Sums.of(a - b, order, int(order.max()) + 1)
-        found = paired.one_document(pieces.totals, pieces.sizes, rng, n_resamples, 1 - ALPHA)
-    result = Comparison(
+        _, order = np.unique(windows[finite], return_inverse=True)
+        by_window = Sums.of(a - b, order, int(order.max()) + 1)
+        mean = paired.one_document(by_window.totals, by_window.sizes, rng, n_resamples, 1 - ALPHA)
+    interval = mean.interval
+    comparison = Comparison(
         question=question,
         mean_a=float(a.mean()),
         mean_b=float(b.mean()),
-        estimate=found.interval.estimate,
-        std_error=found.interval.std_error,
-        low=found.interval.low,
-        high=found.interval.high,
-        df=found.interval.df,
-        p_value=found.p_value,
-        method=found.method,
-        paired=found,
+        estimate=interval.estimate,
+        std_error=interval.std_error,
+        low=interval.low,
+        high=interval.high,
+        df=interval.df,
+        p_value=mean.p_value,
+        method=mean.method,
+        paired=mean,
         n=len(a),
-        n_clusters=found.interval.n_clusters,
-        n_excluded=int(len(good) - len(a)),
-        detectable=math.nan,
-        p_equivalence=math.nan,
-        p_non_inferior=math.nan,
-        n_to_decide=0,
-        clusters_to_decide=0,
-        anytime_stop=_stop(question, a, b, codes),
-        items=_items(question, a, b, codes, found, strata if strata is None else strata[good], rng),
+        n_clusters=interval.n_clusters,
+        n_excluded=int(len(finite) - len(a)),
+        items=_binary_items(a, b, codes, mean.design_effect),
     )
-    return _judged(result, sums, rng, n_resamples)
+    return _with_equivalence(comparison, sums, rng, n_resamples)
 
 
-def _judged(
+def _binary_items(
+    a: np.ndarray, b: np.ndarray, codes: np.ndarray, design_effect: float
+) -> BinaryItems | None:
+    """Return exact results where every value is right or wrong."""
+    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
+        return None
+    counts = binary.PairedCounts.of(a, b)
+    low, high = binary.newcombe(counts.effective(design_effect))
+    return BinaryItems(counts, binary.mcnemar(np.bincount(codes, a - b)), low, high)
+
+
+def _with_equivalence(
     c: Comparison, sums: Sums | None, rng: np.random.Generator | None, n_resamples: int
 ) -> Comparison:
     """Add what follows from estimate and standard error: detectable, TOST, what would decide."""
-    interval = Interval(c.estimate, c.std_error, c.low, c.high, c.n, c.n_clusters, c.df)
     if not c.df >= 1:
         return c
     hopeless = c.method == "permutation" and 2.0 ** (1 - c.n_clusters) > ALPHA
-    found = math.inf if hopeless else power.detectable_at(c.std_error, c.df, alpha=ALPHA)
-    c = replace(c, detectable=found)
-    margin, lower = c.question.margin, c.question.metric.lower_is_better
+    detectable = math.inf if hopeless else power.detectable_at(c.std_error, c.df, alpha=ALPHA)
+    c = replace(c, detectable=detectable)
+    margin = c.question.margin
     if margin is None:
         return c
+    interval = Interval(c.estimate, c.std_error, c.low, c.high, c.n, c.n_clusters, c.df)
     if c.items is not None and sums is not None:
         interval = equivalence.binary_interval(interval, sums.sizes, margin)
-    tost = equivalence.tost(interval, margin, lower)
+    p = equivalence.tost(interval, margin)
     if c.method == "permutation" and sums is not None and rng is not None:
-        exact = equivalence.tost_by_permutation(sums, margin, lower, rng, n_resamples)
+        p_permutation = equivalence.tost_by_permutation(sums, margin, rng, n_resamples)
         # of few answers that never differ, the permutation is as certain as t
-        tost = exact if c.items is None or exact.p_value > tost.p_value else tost
-    needed = _needed(c, interval, margin)
-    share = needed / (c.df + 1)  # of one document, df + 1 are its independent blocks
+        p = p_permutation if c.items is None else max(p, p_permutation)
+    c = replace(c, p_equivalence=p)
+    if c.samples is not None:  # no number of tokens decides what depends on samples
+        return c
+    share = _clusters_needed(c, interval, margin) / (c.df + 1)  # one document has df + 1 blocks
     return replace(
         c,
-        p_equivalence=tost.p_value,
-        p_non_inferior=tost.p_non_inferior,
-        clusters_to_decide=max(math.ceil(c.n_clusters * share), 1) if c.samples is None else 0,
-        n_to_decide=math.ceil(c.n * share) if c.samples is None else 0,
+        clusters_to_decide=max(math.ceil(c.n_clusters * share), 1),
+        n_to_decide=math.ceil(c.n * share),
     )
 
 
-def _needed(c: Comparison, interval: Interval, margin: float) -> float:
+def _clusters_needed(c: Comparison, interval: Interval, margin: float) -> float:
     """Return the clusters that would decide, by the width of the interval quoted or TOST's."""
     width = (c.high - c.low) / 2
     if math.isfinite(width):
@@ -261,63 +231,24 @@ def _needed(c: Comparison, interval: Interval, margin: float) -> float:
     return max(needed, 6) if c.method == "permutation" else needed  # fewer never reach 5 %
 
 
-def with_samples(c: Comparison, found: Contrast) -> Comparison:
+def with_samples(c: Comparison, contrast: Contrast) -> Comparison:
     """Return the comparison with calibration sample as a random effect, where there are several.
 
     No number of tokens decides what depends on samples: then `n_to_decide` is 0.
     """
-    if not found.separable or math.isnan(found.p_value):
-        return replace(c, samples=found)
+    if not contrast.separable or math.isnan(contrast.p_value):
+        return replace(c, samples=contrast)
     c = replace(
         c,
-        samples=found,
-        std_error=found.std_error,
-        low=found.low,
-        high=found.high,
-        df=found.df,
-        p_value=found.p_value,
+        samples=contrast,
+        std_error=contrast.std_error,
+        low=contrast.low,
+        high=contrast.high,
+        df=contrast.df,
+        p_value=contrast.p_value,
         method="samples",
         p_equivalence=math.nan,
         n_to_decide=0,
         clusters_to_decide=0,
     )
-    return _judged(c, None, None, 0)
-
-
-def _stop(question: Question, a: np.ndarray, b: np.ndarray, codes: np.ndarray) -> int:
-    """Return after how many clusters an evaluation could have stopped."""
-    bound = question.metric.bound
-    clipped = Sums.of(np.clip(a - b, -bound, bound), codes, int(codes.max()) + 1)
-    there = clipped.sizes > 0
-    means = clipped.totals[there] / clipped.sizes[there]
-    return sequential.bounded_mean(means, bound).decided_at(question.margin) or 0
-
-
-def _items(
-    question: Question,
-    a: np.ndarray,
-    b: np.ndarray,
-    codes: np.ndarray,
-    found: PairedMean,
-    strata: np.ndarray | None,
-    rng: np.random.Generator,
-) -> Items | None:
-    """Return exact answers where every value is right or wrong."""
-    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
-        return None
-    table = binary.Table.of(a, b)
-    effective = table.effective(found.design_effect)
-    low, high = binary.newcombe(effective)
-    tasks = np.zeros(len(a), int) if strata is None else strata
-    each = [
-        binary.Table.of(a[tasks == t], b[tasks == t]).effective(found.design_effect)
-        for t in np.unique(tasks)
-    ]
-    return Items(
-        table=table,
-        mcnemar=binary.mcnemar(np.bincount(codes, a - b)),
-        newcombe_low=low,
-        newcombe_high=high,
-        posterior=binary.posterior(effective, rng, question.margin),
-        stratified=binary.stratified(each),
-    )
+    return _with_equivalence(c, None, None, 0)

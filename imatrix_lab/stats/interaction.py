@@ -2,13 +2,13 @@
 
 The question behind "is the nb imatrix better" is a difference of differences: what nb
 calibration gains over en on nb text, less what it gains on en text. And one imatrix is one
-sample of its language: what two samples of one language differ by is the yardstick.
+sample of its language: how much two samples of one language differ is the measure of noise.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from imatrix_lab.stats import clustered
 from imatrix_lab.stats.paired import t_test
@@ -87,8 +87,7 @@ def contrast(cells: list[Cell], level: float = 0.95) -> Contrast:
     means = np.array([t.sum() / s.sum() for t, s in kept])
     parts = _documents(cells, means)
     samples, n_samples = _samples(cells, means)
-    single = [g for g, k in n_samples.items() if k < 2]
-    separable = bool(n_samples) and not single
+    separable = bool(n_samples) and min(n_samples.values()) > 1
     se_documents = sum(v for v, _ in parts) ** 0.5
     if separable:
         parts += samples
@@ -97,16 +96,16 @@ def contrast(cells: list[Cell], level: float = 0.95) -> Contrast:
     estimate, std_error = float(weights @ means), float(variance**0.5)
     low, high = clustered.t_interval(estimate, std_error, df, level)
     n_clusters = len({name for c in cells for name in c.clusters[c.sizes > 0].tolist()})
-    found = clustered.Interval(estimate, std_error, low, high, 0, n_clusters, df, level)
+    interval = clustered.Interval(estimate, std_error, low, high, 0, n_clusters, df, level)
     return Contrast(
         estimate=estimate,
         std_error=std_error,
         low=low,
         high=high,
         df=df,
-        p_value=_p(found),
+        p_value=t_test(interval) if df > 0 else math.nan,
         se_documents=float(se_documents),
-        se_samples=float(sum(v for v, _ in samples) ** 0.5) if separable else float("nan"),
+        se_samples=float(sum(v for v, _ in samples) ** 0.5) if separable else math.nan,
         separable=separable,
         n_samples=n_samples,
         n=int(sum(s.sum() for _, s in kept)),
@@ -115,14 +114,10 @@ def contrast(cells: list[Cell], level: float = 0.95) -> Contrast:
     )
 
 
-def _p(found: clustered.Interval) -> float:
-    return t_test(found) if found.df > 0 else float("nan")
-
-
 def _satterthwaite(parts: list[tuple[float, float]]) -> float:
     """Return degrees of freedom of a sum of independent (variance, df)."""
     if any(not df > 0 for _, df in parts):
-        return float("nan")
+        return math.nan
     below = sum(v**2 / df for v, df in parts)
     if below == 0:
         return min(df for _, df in parts)
@@ -131,33 +126,28 @@ def _satterthwaite(parts: list[tuple[float, float]]) -> float:
 
 def _documents(cells: list[Cell], means: np.ndarray) -> list[tuple[float, float]]:
     """Return (variance, df) for each set of cells that have documents in common."""
-    left = list(range(len(cells)))
-    found = []
-    while left:
-        members = [left.pop(0)]
-        names = _present(cells[members[0]])
-        while joining := [i for i in left if not names.isdisjoint(_present(cells[i]))]:
-            for i in joining:
-                left.remove(i)
-                members.append(i)
-                names |= _present(cells[i])
-        order = {name: i for i, name in enumerate(sorted(names))}
-        moved = np.zeros(len(order))
+    names = [cell.clusters[cell.sizes > 0].tolist() for cell in cells]
+    rest = list(range(len(cells)))
+    parts = []
+    while rest:
+        members = [rest.pop(0)]
+        documents = set(names[members[0]])
+        while joining := [i for i in rest if not documents.isdisjoint(names[i])]:
+            members += joining
+            documents.update(*(names[i] for i in joining))
+            rest = [i for i in rest if i not in joining]
+        row = {name: i for i, name in enumerate(sorted(documents))}
+        without = np.zeros(len(row))  # the contrast without each document, less the contrast
         for i in members:
-            cell = cells[i]
-            there = cell.sizes > 0
-            totals, sizes = cell.totals[there], cell.sizes[there]
-            at = [order[name] for name in cell.clusters[there].tolist()]
-            moved[at] += cell.weight * (clustered.jackknife(totals, sizes) - means[i])
-        n_clusters = len(order)
-        # as CV3 of one mean: a contrast that moves with no document has variance 0
-        variance = (n_clusters - 1) / n_clusters * float(np.sum(moved**2))
-        found.append((variance, float(n_clusters - 1)))
-    return found
-
-
-def _present(cell: Cell) -> set[str]:
-    return set(cell.clusters[cell.sizes > 0].tolist())
+            present = cells[i].sizes > 0
+            means_without = clustered.jackknife(cells[i].totals[present], cells[i].sizes[present])
+            without[[row[name] for name in names[i]]] += cells[i].weight * (
+                means_without - means[i]
+            )
+        # as CV3 of one mean: a contrast that no document changes has variance 0
+        variance = (len(row) - 1) / len(row) * float(np.sum(without**2))
+        parts.append((variance, float(len(row) - 1)))
+    return parts
 
 
 def _samples(
@@ -175,70 +165,3 @@ def _samples(
         if k > 1:  # each sample's share is already divided by k
             parts.append((k * float(np.var(list(group.values()), ddof=1)), float(k - 1)))
     return parts, {name: len(group) for name, group in shares.items()}
-
-
-@dataclass(frozen=True)
-class LogOdds:
-    """The interaction on the scale of log odds.
-
-    Attributes
-    ----------
-    estimate : log of the ratio of odds ratios.
-    odds_ratio : exp(estimate).
-    """
-
-    estimate: float
-    std_error: float
-    low: float
-    high: float
-    p_value: float
-    odds_ratio: float
-    n: int
-    n_clusters: int
-
-
-def gee(
-    correct: np.ndarray,
-    calibration: np.ndarray,
-    language: np.ndarray,
-    clusters: np.ndarray,
-    level: float = 0.95,
-) -> LogOdds:
-    """Return the interaction calibration x language of right answers, by GEE.
-
-    Logistic model correct ~ calibration * language with exchangeable correlation within clusters
-    (Liang & Zeger 1986, Biometrika 73:13) and the bias-reduced covariance of Mancl & DeRouen
-    (2001), referred to t with G - 4 degrees of freedom. Not to be used below about 20 clusters,
-    nor where all answers of one cell are right or all wrong.
-
-    Parameters
-    ----------
-    correct, calibration, language : (n,), 0 or 1, one row an answer.
-    clusters : (n,), integers; all answers to one item, in every language, share one.
-
-    Raises
-    ------
-    ValueError : a cell of the 2 x 2 design with only right or only wrong answers.
-    """
-    import statsmodels.api as sm
-
-    correct = np.asarray(correct, float)
-    for i in (0, 1):
-        for j in (0, 1):
-            share = correct[(calibration == i) & (language == j)]
-            if not len(share) or share.min() == share.max():
-                raise ValueError(f"cell {i}, {j} has only one kind of answer: no odds to compare")
-    design = np.stack([np.ones(len(correct)), calibration, language, calibration * language], 1)
-    fit = sm.GEE(
-        correct, design, groups=np.asarray(clusters),
-        family=sm.families.Binomial(), cov_struct=sm.cov_struct.Exchangeable(),
-    ).fit(cov_type="bias_reduced")  # fmt: skip
-    estimate, std_error = float(fit.params[3]), float(fit.bse[3])
-    n_clusters = len(np.unique(clusters))
-    df = n_clusters - 4
-    low, high = clustered.t_interval(estimate, std_error, df, level)
-    return LogOdds(
-        estimate, std_error, low, high,
-        float(2 * special.stdtr(df, -abs(estimate) / std_error)),
-        float(np.exp(estimate)), len(correct), n_clusters,
-    )  # fmt: skip

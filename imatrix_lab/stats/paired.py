@@ -21,7 +21,7 @@ FEW_CLUSTERS = 12
 
 @dataclass(frozen=True)
 class Sums:
-    """All that inference on a mean needs to know of each cluster.
+    """Sums by cluster: all that inference on a mean needs.
 
     Attributes
     ----------
@@ -31,6 +31,12 @@ class Sums:
     totals: np.ndarray
     sizes: np.ndarray
     squares: np.ndarray
+
+    @staticmethod
+    def of_finite(values: np.ndarray, codes: np.ndarray, n_clusters: int) -> Sums:
+        """Sum the finite ones of `values` by cluster; see `of`."""
+        finite = np.isfinite(values)
+        return Sums.of(values[finite], codes[finite], n_clusters)
 
     @staticmethod
     def of(values: np.ndarray, codes: np.ndarray, n_clusters: int) -> Sums:
@@ -92,9 +98,7 @@ class PairedMean:
     Attributes
     ----------
     interval : estimate with CR3 standard error; t interval, or what `method` says.
-    bca_low, bca_high : bootstrap of clusters, bias-corrected and accelerated.
-    p_t, p_permutation : two-sided, of the t test and of flipping the sign of whole clusters.
-    p_value : the one to quote: of the permutation with few clusters, else of t.
+    p_value : two-sided: of flipping the sign of whole clusters with few of them, else of t.
     exact : the permutation went through all patterns.
     method : of interval and p_value: "cr3", "permutation" or "stationary bootstrap".
     design_effect : variance over that of independent tokens or items.
@@ -102,10 +106,6 @@ class PairedMean:
     """
 
     interval: Interval
-    bca_low: float
-    bca_high: float
-    p_t: float
-    p_permutation: float
     p_value: float
     exact: bool
     method: str
@@ -116,12 +116,12 @@ class PairedMean:
 def mean_difference(
     sums: Sums, rng: np.random.Generator, n_resamples: int = 10_000, level: float = 0.95
 ) -> PairedMean:
-    """Return the mean of paired differences with everything a referee asks for.
+    """Return the mean of paired differences, with interval and test.
 
-    The estimate is Σ differences / Σ values, with the CR3 interval of `clustered.mean`. Beside
-    it: the BCa bootstrap of clusters (`resample.bca`, expanded), and the permutation test that
-    swaps the two runs' names for whole clusters. That one is exact where swapping changes nothing
-    under the null (two runs that differ in nothing that matters), at any number of clusters.
+    The estimate is Σ differences / Σ values, with the CR3 interval of `clustered.mean` and its t
+    test. With fewer than `FEW_CLUSTERS` clusters, p and interval are those of the permutation
+    that swaps the two runs' names for whole clusters: exact where swapping changes nothing under
+    the null (two runs that differ in nothing that matters), at any number of clusters.
 
     Not to be used with one cluster: see `one_document`. With all differences equal the standard
     error is 0, and p is 1 if they are 0 and the permutation's otherwise.
@@ -139,29 +139,16 @@ def mean_difference(
     if n_clusters < 2:
         raise ValueError("one cluster: use one_document with its windows")
     interval = clustered.mean(totals, sizes, level)
-    found = resample.bootstrap_sums(np.stack([totals, sizes], 1), n_resamples, rng)
-    replicates = found[:, 0] / found[:, 1]
-    low, high = resample.bca(
-        replicates,
-        interval.estimate,
-        clustered.jackknife(totals, sizes),
-        resample.tail_share(replicates, interval.std_error, n_clusters - 1, level),
-    )
-    p_permutation, exact = sign_flip(totals, rng, n_resamples)
-    p_t = t_test(interval)
-    # where every cluster says the same, t has no scale to measure with
+    # where all clusters have the same mean, t has no scale to measure with
     flat = interval.std_error <= 1e-12 * abs(interval.estimate)
     permuted = flat or n_clusters < FEW_CLUSTERS
+    p, exact = sign_flip(totals, rng, n_resamples) if permuted else (t_test(interval), False)
     if n_clusters < FEW_CLUSTERS:
         ends = resample.exact_interval(totals, sizes, level)
         interval = dataclasses.replace(interval, low=ends[0], high=ends[1])
     return PairedMean(
         interval=interval,
-        bca_low=low,
-        bca_high=high,
-        p_t=p_t,
-        p_permutation=p_permutation,
-        p_value=p_permutation if permuted else p_t,
+        p_value=p,
         exact=exact,
         method="permutation" if permuted else "cr3",
         design_effect=sums.design_effect(interval.std_error),
@@ -191,15 +178,15 @@ def sign_flip(
     Parameters
     ----------
     totals : (G,), sum of differences of each cluster.
-    one_sided : ask for totals as small as the one seen or smaller.
+    one_sided : count totals as small as the observed one or smaller.
     """
-    seen = float(totals.sum())
+    observed = float(totals.sum())
     flipped, exact = resample.flipped_sums(totals[:, None], n_resamples, rng)
     slack = 1e-10 * float(np.abs(totals).sum())
     if one_sided:
-        hits = np.count_nonzero(flipped <= seen + slack)
+        hits = np.count_nonzero(flipped <= observed + slack)
     else:
-        hits = np.count_nonzero(np.abs(flipped) >= abs(seen) - slack)
+        hits = np.count_nonzero(np.abs(flipped) >= abs(observed) - slack)
     return (hits / len(flipped) if exact else (1 + hits) / (1 + len(flipped))), exact
 
 
@@ -230,7 +217,7 @@ def one_document(
     totals, sizes = clustered.checked(totals, sizes)
     n_windows = len(sizes)
     if n_windows < 20:
-        raise ValueError(f"one document, windows in it: {n_windows}; 20 needed to resample them")
+        raise ValueError(f"one document of {n_windows} windows; resampling them needs 20")
     estimate = float(totals.sum() / sizes.sum())
     residual = totals - estimate * sizes
     block = 1.0
@@ -247,10 +234,6 @@ def one_document(
     naive = float(np.sum(residual**2)) / sizes.sum() ** 2
     return PairedMean(
         interval=Interval(estimate, std_error, low, high, int(sizes.sum()), 1, n_blocks - 1, level),
-        bca_low=float("nan"),
-        bca_high=float("nan"),
-        p_t=float("nan"),
-        p_permutation=float("nan"),
         p_value=p,
         exact=False,
         method="stationary bootstrap",

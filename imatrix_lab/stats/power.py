@@ -1,9 +1,9 @@
-"""Before the computing starts: what could be found, how many items it takes, how many hours."""
+"""Power analysis: what a comparison can detect, and how many clusters it needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Design:
-    """What decides how exactly a paired difference can be measured.
+    """What determines how precisely a paired difference can be measured.
 
     Attributes
     ----------
@@ -72,8 +72,10 @@ class Design:
         return min(max(self.kurtosis - 3, 0.0) / n_clusters, 1.0)
 
 
-def binary_design(discordance: float, icc: float = 0.0, sizes: np.ndarray | None = None) -> Design:
-    """Return the design for right and wrong; `discordance` is the share of unequal answers.
+def binary_design(
+    discordance: float, icc: float = 0.0, sizes: Sequence[int] | np.ndarray | None = None
+) -> Design:
+    """Return the design for right and wrong; `discordance` is the share of differing answers.
 
     With probability `icc` a group answers as one, else each item for itself.
 
@@ -86,7 +88,7 @@ def binary_design(discordance: float, icc: float = 0.0, sizes: np.ndarray | None
     ValueError : a discordance outside 0…1.
     """
     if not 0 < discordance <= 1:
-        raise ValueError(f"discordance is a share between 0 and 1, not {discordance}")
+        raise ValueError(f"discordance must be between 0 and 1, not {discordance}")
     n = np.ones(1) if sizes is None else np.asarray(sizes, float)
     alone = n * discordance + 3 * n * (n - 1) * discordance**2
     fourth = np.mean(icc * n**4 * discordance + (1 - icc) * alone)
@@ -106,8 +108,8 @@ def binary_design(discordance: float, icc: float = 0.0, sizes: np.ndarray | None
 def from_pilot(sums: Sums) -> Design:
     """Return the design that a pilot's paired differences suggest.
 
-    An estimate like any other: with 20 clusters a standard deviation is uncertain by 16 %, and
-    what is needed by twice that.
+    Itself an estimate: with 20 clusters a standard deviation is uncertain by 16 %, and the number
+    of clusters needed by twice that.
 
     Raises
     ------
@@ -117,7 +119,7 @@ def from_pilot(sums: Sums) -> Design:
     totals, sizes = sums.totals[kept], sums.sizes[kept]
     sd = sums.variance() ** 0.5
     if sd == 0:
-        raise ValueError("nothing differs in this pilot: it says nothing about the spread")
+        raise ValueError("the two runs of the pilot do not differ: the spread is unknown")
     icc = sums.intra_cluster_correlation()
     net = (totals - totals.sum() / sizes.sum() * sizes) ** 2
     return Design(
@@ -129,12 +131,12 @@ def from_pilot(sums: Sums) -> Design:
     )
 
 
-def planned(
+def design_power(
     design: Design, n_clusters: int, effect: float, alpha: float = 0.05, margin: float | None = None
 ) -> float:
     """Return the probability to find `effect`, or with a margin, to call it equivalent.
 
-    `superiority` and `equivalence`, where the clusters' net differences are not normal. To find:
+    As `superiority` and `equivalence`, where the clusters' net differences are not normal. To find:
     the t statistic's mean and variance are corrected to first order in kurtosis and skewness
     (delta method; a large group that differs raises estimate and error together). To call equal:
     averaged over standard errors of that relative variance, a gamma's, that scale the estimate's
@@ -147,10 +149,12 @@ def planned(
         spread = max(1 - shift * skew + shift**2 * unrest / 4, 0.25) ** 0.5
         centre = shift * (1 + 3 / 8 * unrest) - skew / 2
         return _rejected(centre / spread, special.stdtrit(df, 1 - alpha / 2) / spread, df)
-    each, least = np.ones(1), design.least_error(n_clusters, margin)
+    spreads, least = np.ones(1), design.least_error(n_clusters, margin)
     if unrest > 0:
-        each = np.sqrt(unrest * special.gammaincinv(1 / unrest, (np.arange(40) + 0.5) / 40))
-    return float(np.mean([equivalence(effect, margin, error * s, df, alpha, least) for s in each]))
+        spreads = np.sqrt(unrest * special.gammaincinv(1 / unrest, (np.arange(40) + 0.5) / 40))
+    return float(
+        np.mean([equivalence(effect, margin, error * s, df, alpha, least) for s in spreads])
+    )
 
 
 def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
@@ -164,8 +168,7 @@ def _rejected(shift: float, cut: float, df: float) -> float:
     """Return P(|noncentral t| > cut)."""
 
     def missed(s: np.ndarray) -> np.ndarray:
-        found: np.ndarray = special.ndtr(cut * s - shift) - special.ndtr(-cut * s - shift)
-        return found
+        return np.asarray(special.ndtr(cut * s - shift) - special.ndtr(-cut * s - shift))
 
     return 1 - _over_spread(missed, df)
 
@@ -199,7 +202,7 @@ def equivalence(
 
 
 def _over_spread(
-    function: Callable[[np.ndarray], np.ndarray], df: float, end: float = float("inf")
+    function: Callable[[np.ndarray], np.ndarray], df: float, end: float = math.inf
 ) -> float:
     """Return the mean of a function of s, s² df ~ chi²(df), which is 0 beyond `end`.
 
@@ -241,7 +244,7 @@ def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: flo
     if n_clusters < 2:
         raise ValueError("fewer than two clusters detect nothing")
     scale = design.std_error(n_clusters)
-    return scale * _solve(lambda x: planned(design, n_clusters, x * scale, alpha) - power)
+    return scale * _solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
 
 
 def detectable_at(std_error: float, df: float, power: float = POWER, alpha: float = 0.05) -> float:
@@ -263,7 +266,7 @@ def clusters_for_superiority(
     design: Design, effect: float, power: float = POWER, alpha: float = 0.05
 ) -> int:
     """Return the clusters needed to find a true difference of `effect`."""
-    return _smallest(lambda n: planned(design, n, effect, alpha) >= power)
+    return smallest(lambda n: design_power(design, n, effect, alpha) >= power)
 
 
 def clusters_for_equivalence(
@@ -277,14 +280,20 @@ def clusters_for_equivalence(
     """
     if not abs(effect) < margin:
         raise ValueError(f"a true difference of {effect} is not inside a margin of {margin}")
-    return _smallest(lambda n: planned(design, n, effect, alpha, margin) >= power)
+    return smallest(lambda n: design_power(design, n, effect, alpha, margin) >= power)
 
 
-def _smallest(enough: Callable[[int], bool]) -> int:
+def smallest(enough: Callable[[int], bool], limit: float = 2**40) -> int:
+    """Return the smallest integer above 1 from which on `enough` is true.
+
+    Raises
+    ------
+    ValueError : it is above the limit.
+    """
     low, high = 1, 2
     while not enough(high):
         low, high = high, 2 * high
-        if high > 2**40:
+        if high > limit:
             raise ValueError("no feasible number of clusters is enough")
     while high - low > 1:
         middle = (low + high) // 2
@@ -292,13 +301,42 @@ def _smallest(enough: Callable[[int], bool]) -> int:
     return high
 
 
-def hours(n_units: float, n_runs: int, units_per_second: float) -> float:
-    """Return the time `n_runs` models need for `n_units` items or tokens each.
+@dataclass(frozen=True)
+class PowerAnalysis:
+    """What a comparison of so many clusters can detect, and how many a margin takes.
+
+    Attributes
+    ----------
+    detectable : smallest true difference found with the wanted power; infinite for one cluster.
+    power_superiority : probability to find a true difference of the margin.
+    power_equivalence : probability to show equivalence where there is no difference.
+    clusters_superiority, clusters_equivalence : needed for the wanted power; 0 without a margin.
+    """
+
+    detectable: float
+    power_superiority: float
+    power_equivalence: float
+    clusters_superiority: int
+    clusters_equivalence: int
+
+
+def analyse(
+    design: Design, n_clusters: int, margin: float, alpha: float = 0.05, power: float = POWER
+) -> PowerAnalysis:
+    """Return what `n_clusters` can detect; margin NaN for none.
 
     Raises
     ------
-    ValueError : a rate that is not positive.
+    ValueError : the margin takes more clusters than anyone could score.
     """
-    if not units_per_second > 0:
-        raise ValueError("the rate must be positive: measure a short run")
-    return n_units * n_runs / units_per_second / 3600
+    enough = n_clusters > 1
+    smallest_effect = detectable(design, n_clusters, power, alpha) if enough else math.inf
+    if math.isnan(margin):
+        return PowerAnalysis(smallest_effect, math.nan, math.nan, 0, 0)
+    return PowerAnalysis(
+        smallest_effect,
+        design_power(design, n_clusters, margin, alpha) if enough else 0.0,
+        design_power(design, n_clusters, 0.0, alpha, margin) if enough else 0.0,
+        clusters_for_superiority(design, margin, power, alpha),
+        clusters_for_equivalence(design, margin, power, alpha),
+    )

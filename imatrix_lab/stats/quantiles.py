@@ -1,4 +1,4 @@
-"""How much worse the worst tokens are: differences of quantiles, by bootstrap of documents."""
+"""Quantiles of values that come in clusters, by bootstrap of clusters."""
 
 from dataclasses import dataclass
 
@@ -7,76 +7,117 @@ import numpy as np
 from imatrix_lab.stats import clustered, resample
 from imatrix_lab.stats.clustered import Interval
 
-
-@dataclass(frozen=True)
-class Tails:
-    """Quantiles of one run, and of bootstrap samples of its clusters.
-
-    Attributes
-    ----------
-    shares : (Q,), e.g. 0.5, 0.99, 0.999.
-    estimates : (Q,).
-    replicates : (R, Q).
-    jackknife : (G, Q), without each cluster.
-    """
-
-    shares: tuple[float, ...]
-    estimates: np.ndarray
-    replicates: np.ndarray
-    jackknife: np.ndarray
-    n: int
-    n_clusters: int
+_THRESHOLDS = 128  # where bootstrap distribution functions are evaluated: steps of SE/10
+_REACH = 6.0  # how far around the estimate, in standard errors
 
 
-def tails(
+def quantile(
     values: np.ndarray,
-    codes: np.ndarray,
-    shares: tuple[float, ...],
+    clusters: np.ndarray,
+    q: float,
     rng: np.random.Generator,
-    n_resamples: int = 10_000,
-) -> Tails:
-    """Return quantiles of one run for `difference`.
+    n_resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Return a quantile over all values, with an interval by bootstrap of clusters.
 
-    Runs on the same tokens that are to be compared need generators in the same state: they then
-    draw the same documents, and differences of replicates are paired.
+    The estimate is the mean of the sample's quantiles in q ± sqrt(3 q (1-q) / n), a window of
+    the standard deviation that Harrell & Davis' weights have (1982, Biometrika 69:635): single
+    order statistics jump, which makes bootstrap intervals of tails too narrow. The interval is
+    the expanded percentile one (see `resample.tail_share`) with the jackknife's standard error.
+
+    Assumes independent clusters. Not to be used for quantiles so far out that fewer than about
+    ten clusters have values beyond them: the interval is then too narrow.
 
     Parameters
     ----------
     values : (n,), finite.
-    codes : (n,), integers 0 … G-1, none of them without a value.
-    """
-    n_clusters = int(codes.max()) + 1
-    table = clustered.QuantileTable.of(values, codes, n_clusters, shares)
-    sums = resample.bootstrap_sums(table.columns, n_resamples, rng)
-    return Tails(
-        shares, table.estimates, table.replicates(sums), table.jackknife(), len(values), n_clusters
-    )  # fmt: skip
-
-
-def difference(a: Tails, b: Tails, level: float = 0.95) -> tuple[Interval, ...]:
-    """Return for each share the difference of the quantiles, A minus B, with its interval.
-
-    It is the difference of the two runs' quantiles (say, how much worse the worst 1 % of tokens
-    is), not a quantile of differences. Quantiles and interval are
-    those of `clustered.quantile`, on paired replicates. Not to
-    be used for shares that leave fewer than about ten clusters with values beyond.
+    clusters : (n,), integers; equal means same cluster.
+    q : between 0 and 1, neither of them.
 
     Raises
     ------
-    ValueError : the two were not drawn alike.
+    ValueError : different shapes, no values, something not finite, or no quantile.
     """
-    if (a.shares, a.n, a.n_clusters, a.replicates.shape) != (
-        b.shares, b.n, b.n_clusters, b.replicates.shape,
-    ):  # fmt: skip
-        raise ValueError("these tails were not drawn from the same tokens")
-    found = []
-    for q in range(len(a.shares)):
-        estimate = float(a.estimates[q] - b.estimates[q])
-        ends = (float("nan"),) * 3
-        if a.n_clusters > 1:
-            moved, without = (x[:, q] - y[:, q] for x, y in (
-                (a.replicates, b.replicates), (a.jackknife, b.jackknife)
-            ))  # fmt: skip
-            ends = clustered.percentile(moved, without, estimate, level)
-        found.append(Interval(estimate, *ends, a.n, a.n_clusters, a.n_clusters - 1, level))
-    return tuple(found)
+    values, clusters = np.asarray(values), np.asarray(clusters)
+    if values.shape != clusters.shape or values.ndim != 1 or not len(values):
+        raise ValueError(f"values {values.shape} and clusters {clusters.shape} do not go together")
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite: exclude others and count them")
+    if not 0 < q < 1:
+        raise ValueError(f"a quantile's share lies between 0 and 1: {q}")
+    names, codes = np.unique(clusters, return_inverse=True)
+    n_clusters = len(names)
+    counts = _Counts.of(values, codes, n_clusters, q)
+    estimate = float(counts.quantiles(counts.columns.sum(axis=0)[None])[0])
+    std_error = low = high = float("nan")
+    if n_clusters > 1:
+        replicates = counts.quantiles(resample.bootstrap_sums(counts.columns, n_resamples, rng))
+        jackknife = counts.quantiles(counts.columns.sum(axis=0) - counts.columns)
+        std_error = max(
+            float(resample.jackknife_error(jackknife, estimate)),
+            float(np.std(replicates)) * (n_clusters / (n_clusters - 1)) ** 0.5,
+        )
+        tail = resample.tail_share(replicates, std_error, n_clusters - 1, level)
+        low, high = (float(x) for x in np.quantile(replicates, (tail, 1 - tail)))
+    return Interval(estimate, std_error, low, high, len(values), n_clusters, n_clusters - 1, level)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Counts per cluster at or below a few thresholds: all that resampling a quantile needs.
+
+    Attributes
+    ----------
+    n : number of values.
+    means : (T,), of the values between one threshold and the next.
+    columns : (G, 1 + T), sizes of the clusters, then counts ≤ each threshold.
+    """
+
+    q: float
+    n: int
+    means: np.ndarray
+    columns: np.ndarray
+
+    @staticmethod
+    def of(values: np.ndarray, codes: np.ndarray, n_clusters: int, q: float) -> "_Counts":
+        order = np.argsort(values, kind="stable")
+        ordered, owners = values[order].astype(np.float64), codes[order]
+        sizes = np.bincount(codes, minlength=n_clusters).astype(np.float64)
+        # the last of equal values stands for all of them
+        cuts = np.unique(np.searchsorted(ordered, ordered[_ranks(q, owners, sizes)], side="right"))
+        piece = np.searchsorted(cuts, np.arange(cuts[-1]), side="right")
+        counts = np.bincount(
+            owners[: cuts[-1]] * len(cuts) + piece, minlength=n_clusters * len(cuts)
+        )
+        starts = np.concatenate([[0], cuts[:-1]])
+        means = np.add.reduceat(ordered[: cuts[-1]], starts) / (cuts - starts)
+        means[0] = ordered[cuts[0] - 1]  # not the mean of all that lies below
+        cumulated = counts.reshape(n_clusters, len(cuts)).cumsum(axis=1)
+        columns = np.concatenate([sizes[:, None], cumulated], axis=1)
+        # float32 counts exactly up to 2^24: twice as fast
+        exact = np.float32 if len(values) < 2**23 else np.float64
+        return _Counts(q, len(values), means, columns.astype(exact))
+
+    def quantiles(self, sums: np.ndarray) -> np.ndarray:
+        """Return the quantiles, (R,), for resampled column sums, (R, 1 + T)."""
+        half = (3 * self.q * (1 - self.q) / self.n) ** 0.5
+        low, high = max(self.q - half, 0.0), min(self.q + half, 1.0)
+        below = sums[:, 1:-1].astype(np.float64) / sums[:, :1]
+        np.clip(below, low, high, out=below)
+        # Σ mean · (share of the window in the piece), summed by parts
+        means = self.means
+        total = below @ (means[:-1] - means[1:]) + high * means[-1] - low * means[0]
+        return np.asarray(total / (high - low))
+
+
+def _ranks(q: float, owners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return ranks of thresholds around a quantile: as far as resampling moves it, and more."""
+    n = len(owners)
+    rank = min(max(int(np.ceil(q * n)) - 1, 0), n - 1)
+    below = np.bincount(owners[: rank + 1], minlength=len(sizes)).astype(np.float64)
+    reach = 2.0 * (3 * q * (1 - q) * n) ** 0.5 + _THRESHOLDS / 2
+    if np.count_nonzero(sizes) > 1:
+        reach += _REACH * clustered.mean(below, sizes).std_error * n
+    ends = max(int(rank - reach), 0), min(int(rank + reach), n - 1)
+    return np.unique(np.linspace(*ends, _THRESHOLDS).astype(int))

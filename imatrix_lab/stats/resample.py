@@ -105,27 +105,3 @@ def tail_share(replicates: np.ndarray, std_error: float, df: float, level: float
         return (1 - level) / 2
     t = special.stdtrit(df, (1 + level) / 2)
     return float(special.ndtr(-t * std_error / spread))
-
-
-def bca(
-    replicates: np.ndarray, estimate: float, jackknife: np.ndarray, tail: float
-) -> tuple[float, float]:
-    """Return the bias-corrected and accelerated interval of a statistic.
-
-    Efron (1987, JASA 82:171): the ends are the percentiles Phi(z0 + (z0 ± z) / (1 - a (z0 ± z)))
-    of the replicates, with z0 from their median bias and a from the skew of the jackknife.
-
-    Parameters
-    ----------
-    replicates : (R,), the statistic on bootstrap samples.
-    jackknife : (G,), the statistic without each cluster.
-    tail : share cut off each end before correction; see `tail_share`.
-    """
-    below = np.mean(replicates < estimate) + 0.5 * np.mean(replicates == estimate)
-    z0 = special.ndtri(np.clip(below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
-    influence = jackknife.mean() - jackknife
-    spread = float(np.sum(influence**2))
-    skew = float(np.sum(influence**3)) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = z0 + special.ndtri(tail) * np.array([1.0, -1.0])
-    low, high = np.quantile(replicates, special.ndtr(z0 + z / (1 - skew * z)))
-    return float(low), float(high)

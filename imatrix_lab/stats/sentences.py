@@ -2,8 +2,10 @@
 
 import math
 
-from imatrix_lab.stats.comparison import ALPHA, Comparison, Metric
+from imatrix_lab.core.format import probability, with_error
+from imatrix_lab.stats.comparison import ALPHA, Comparison
 from imatrix_lab.stats.interaction import Contrast
+from imatrix_lab.stats.metrics import Metric
 
 _ADJUSTED = {"holm": "Holm", "max-t": "max-T", "bh": "Benjamini-Hochberg"}
 _METHODS = {
@@ -14,26 +16,8 @@ _METHODS = {
 }
 
 
-def number(value: float, std_error: float) -> str:
-    """Return a value with as many digits as its standard error justifies: two of the error's.
-
-    >>> number(-0.0123456, 0.0011)
-    '-0.0123'
-    >>> number(123.456, 0)
-    '123.456'
-    """
-    if not math.isfinite(value):
-        return "unknown" if math.isnan(value) else "unbounded"
-    if not 0 < std_error < math.inf:
-        return f"{value:.6g}"
-    return f"{value:.{max(0, 1 - math.floor(math.log10(std_error)))}f}"
-
-
-def probability(p: float) -> str:
-    """Return p as it is printed in papers."""
-    if math.isnan(p):
-        return "not available"
-    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}" if p < 0.1 else f"= {p:.2f}"
+def _p(p: float) -> str:
+    return probability(p, "= ")
 
 
 class _Scaled:
@@ -44,7 +28,7 @@ class _Scaled:
         self.error = c.std_error * self.scale
 
     def __call__(self, value: float) -> str:
-        return number(value * self.scale, self.error)
+        return with_error(value * self.scale, self.error)
 
 
 def plain(c: Comparison) -> str:
@@ -62,7 +46,7 @@ def plain(c: Comparison) -> str:
     elif verdict == "equivalent":
         text = (
             f"{where}, {q.a} and {q.b} are equivalent: their {what} differs by less than the"
-            f" {number((q.margin or 0) * say.scale, 0)} {unit} that were declared to matter."
+            f" {with_error((q.margin or 0) * say.scale, 0)} {unit} that were declared to matter."
         )
     else:
         text = f"{where}, these data cannot tell {q.a} and {q.b} apart in {what}."
@@ -109,20 +93,20 @@ def formal(c: Comparison) -> str:
         f"Mean paired difference of {q.metric.words}, {q.a} minus {q.b} on {q.text}:"
         f" {say(c.estimate)} {unit}, 95 % CI {say(c.low)} to {say(c.high)}"
         f" ({_METHODS[c.method].format(df=c.df)}; n = {c.n:,} {q.values} in {c.n_clusters:,}"
-        f" {q.clusters}, design effect {number(c.paired.design_effect, 0.1)}"
+        f" {q.clusters}, design effect {with_error(c.paired.design_effect, 0.1)}"
         + (f"; {c.n_excluded:,} not finite, excluded" if c.n_excluded else "")
         + ")",
-        f"null: no difference, p {probability(c.p_value)}{_family(c)}, threshold {ALPHA}",
+        f"null: no difference, p {_p(c.p_value)}{_family(c)}, threshold {ALPHA}",
     ]
     if q.margin is None:
         parts.append("no margin was stated, so equivalence was not tested")
     else:
         p = c.p_equivalence_adjusted
         alone = math.isnan(p) or c.n_family < 2
-        adjusted = "" if alone else f", adjusted {probability(p)}"
+        adjusted = "" if alone else f", adjusted {_p(p)}"
         parts.append(
-            f"TOST with margin ±{number(q.margin * say.scale, 0)} {unit}:"
-            f" p {probability(c.p_equivalence)}{adjusted}, threshold {ALPHA / 2} a side"
+            f"TOST with margin ±{with_error(q.margin * say.scale, 0)} {unit}:"
+            f" p {_p(c.p_equivalence)}{adjusted}, threshold {ALPHA / 2} a side"
         )
     found = "nothing" if math.isinf(c.detectable) else f"{say(c.detectable)} {unit}"
     parts.append(f"detectable with 80 % power: {found}")
@@ -132,7 +116,7 @@ def formal(c: Comparison) -> str:
 def _family(c: Comparison) -> str:
     if c.adjust not in _ADJUSTED or c.n_family < 2:
         return ""
-    return f" ({_ADJUSTED[c.adjust]} over {c.n_family}: {probability(c.p_adjusted())})"
+    return f" ({_ADJUSTED[c.adjust]} over {c.n_family}: {_p(c.p_adjusted())})"
 
 
 def _limits(c: Comparison) -> str:
@@ -170,7 +154,7 @@ def plain_interaction(
     else:
         head = f"Calibration in {a} or {b} helps its own language {'more' if helps else 'less'}"
         head += " than the other"
-    size = number(abs(found.estimate) * metric.scale, found.std_error * metric.scale)
+    size = with_error(abs(found.estimate) * metric.scale, found.std_error * metric.scale)
     text = f"{head} ({kind}; {metric.words}, {size} {metric.unit} in all)."
     if not found.separable:
         text += " With one calibration text a language it may be that text, not the language."
@@ -183,18 +167,18 @@ def formal_interaction(
     """Return the contrast (A - B on A's text) - (A - B on B's text), and its error terms."""
 
     def say(value: float) -> str:
-        return number(value * metric.scale, found.std_error * metric.scale)
+        return with_error(value * metric.scale, found.std_error * metric.scale)
 
     error = f"documents {say(found.se_documents)}"
     samples = ", ".join(f"{n} of {g}" for g, n in found.n_samples.items())
     if found.separable:
         error += f", calibration samples {say(found.se_samples)} ({samples})"
-    adjusted = "" if math.isnan(p_adjusted) else f", Holm-adjusted {probability(p_adjusted)}"
+    adjusted = "" if math.isnan(p_adjusted) else f", Holm-adjusted {_p(p_adjusted)}"
     text = (
         f"Interaction calibration x language, {kind}, {metric.words}: ({a} - {b} on {a}) -"
         f" ({a} - {b} on {b}) = {say(found.estimate)} {metric.unit}, 95 % CI {say(found.low)} to"
         f" {say(found.high)} (t with {found.df:.1f} df; standard error {say(found.std_error)}:"
-        f" {error}); null: 0, p {probability(found.p_value)}{adjusted}, threshold {ALPHA}."
+        f" {error}); null: 0, p {_p(found.p_value)}{adjusted}, threshold {ALPHA}."
     )
     if not found.separable:
         text += " The effect of a language is not separable from that of its one text."

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import config
-from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.models import resolve
-from imatrix_lab.pipeline import deliver, tune
 from imatrix_lab.pipeline import predict as forecast
 from imatrix_lab.pipeline import score as evaluate
+from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run
 from imatrix_lab.study.calibrations import POOLED_BY, Calibration, Single
 from imatrix_lab.study.context import Shared
@@ -105,7 +105,7 @@ def imatrix(shared: Shared, model: Model, single: Single, step: str, turn: Turn)
         request, shared.tools, model, text, Session(shared.store, turn.progress)
     )
     target = imatrix_path(shared, model, single.id)
-    deliver.place(found.path, target)
+    place(found.path, target)
     return _imatrix(dataclasses.replace(found, path=target), text)
 
 
@@ -163,7 +163,7 @@ def quant(shared: Shared, model: Model, wanted: Quant, turn: Turn) -> Result:
     path = made.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{name}.gguf")
-        deliver.place(made.path, path)
+        place(made.path, path)
     facts = _made(model, wanted, made, name)
     return {
         QUANT: config.plain(facts), PATH: str(path), FILES: [str(path)], "inputs": inputs,

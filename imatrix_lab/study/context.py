@@ -19,8 +19,6 @@ from imatrix_lab.study.recipe import Recipe
 from imatrix_lab.study.scheduler import Limits
 from imatrix_lab.types import ComputeOptions, Model
 
-MEMORY_SHARE = 0.8
-
 
 @dataclass(frozen=True)
 class Shared:
@@ -60,7 +58,7 @@ class Shared:
     def memory_bytes(self) -> int:
         """Return what the study may take at a time."""
         asked = self.recipe.limits.memory_gib
-        return int(asked * 2**30) or int(MEMORY_SHARE * compute.memory_bytes())
+        return int(asked * 2**30) or int(compute.MEMORY_SHARE * compute.memory_bytes())
 
     def limits(self, jobs: int | None) -> Limits:
         """Return what may run at a time; a GPU has one user."""

@@ -6,13 +6,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from imatrix_lab.core import interrupt
-from imatrix_lab.core.progress import Progress, Rate, Task
+from imatrix_lab.core.progress import Meter, Progress, Relay, Task
 from imatrix_lab.errors import DiskFull
 from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
 from imatrix_lab.study.graph import Failure, Record, Step
@@ -38,7 +37,7 @@ class Watch:
         self._lock, self._told = threading.RLock(), 0.0
         self._shares = dict.fromkeys((s.id for s in todo), 0.0)
         self._costs = {s.id: s.cost for s in todo}
-        self.rate = Rate(sum(self._costs.values()))
+        self.rate = Meter("study", sum(self._costs.values()), "")
         states = {s.id: DONE for s in there} | {s.id: WAITING for s in todo}
         self._steps: dict[str, dict[str, Any]] = {
             s.id: {"what": s.what, "state": states[s.id]} for s in (*there, *todo)
@@ -71,7 +70,7 @@ class Watch:
 
     def total_s(self) -> float:
         """Return what all runs of the study took so far."""
-        return self._earlier_s + time.monotonic() - self.rate.began
+        return self._earlier_s + self.rate.elapsed_s()
 
     def close(self, state: str) -> None:
         """Tell that nothing runs any more."""
@@ -109,10 +108,9 @@ class Watch:
         if not now and time.monotonic() - self._told < TELL_EVERY_S:
             return
         self._told = time.monotonic()
-        share = self.rate.done / self.rate.total if self.rate.total else 1.0
         status = {
             "total_s": self.total_s(),
-            "share": share,
+            "share": self.rate.share(),
             "left_s": self.rate.left_s(),
             "steps": self._steps,
         }
@@ -120,45 +118,37 @@ class Watch:
             self._folder.tell(self._known | {"told": _now()} | status)
 
 
-class _OfStep:
-    """Where one step reports; here it is interrupted if it is to stop."""
+class _OfStep(Relay):
+    """Progress of one step, which is interrupted here if it is to stop."""
 
     def __init__(self, step: Step, watch: Watch, terminal: Progress):
-        self._step, self._watch, self._terminal = step, watch, terminal
+        super().__init__(terminal)
+        self._step, self._watch = step, watch
 
     def say(self, message: str) -> None:
         """Print one line, with the step's name before it."""
         interrupt.check()
-        self._terminal.say(f"{self._step.what}: {message}")
+        self.inner.say(f"{self._step.what}: {message}")
 
-    @contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[_Part]:
-        """Open a long part of the step."""
+    def title(self, name: str) -> str:
+        """Return the step's name with the task's, unless it has those words already."""
         interrupt.check()
         what = self._step.what
-        named = what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
-        with self._terminal.task(named, total, unit) as task:
-            yield _Part(self._step, self._watch, task, Rate(total), name, unit)
+        return what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
 
-
-class _Part:
-    def __init__(
-        self, step: Step, watch: Watch, task: Task, rate: Rate, name: str, unit: str
-    ):  # fmt: skip
-        self._step, self._watch, self._task, self._rate = step, watch, task, rate
-        self._name, self._unit = name, unit
-
-    def update(self, done: float, note: str = "") -> None:
-        """Pass it on."""
+    def updated(self, meter: Meter, note: str) -> None:
+        """Write the task's state to the study's status."""
         interrupt.check()
-        self._task.update(done, note)
-        rate = self._rate
-        rate.update(done, bool(note))
-        told = {
-            "task": self._name, "done": done, "total": rate.total, "unit": self._unit,
-            "per_s": rate.per_s(), "left_s": rate.left_s(), "note": note,
-        }  # fmt: skip
-        self._watch.far(self._step, done / rate.total if rate.total else 1.0, told)
+        task = {
+            "task": meter.name,
+            "done": meter.done,
+            "total": meter.total,
+            "unit": meter.unit,
+            "per_s": meter.per_s(),
+            "left_s": meter.left_s(),
+            "note": note,
+        }
+        self._watch.far(self._step, meter.share(), task)
 
 
 def preparing(before: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from imatrix_lab.core import config
+from imatrix_lab.core import config, format
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.toolchain import cores
@@ -72,8 +72,8 @@ def batches(shared: Shared, model: Model, quants: Sequence[Quant]) -> list[list[
         size = shared.sizes[model.label, quant.type]
         if size > limit:
             raise UsageError(
-                f"{quant.type} of {model.label} takes {size / 2**30:.2f} GiB, more than the"
-                f" {limit / 2**30:.2f} of limits.disk_gib",
+                f"{quant.type} of {model.label} takes {format.size(size)}, more than the"
+                f" {format.size(limit)} of limits.disk_gib",
                 fix="a larger disk_gib, or 0 for no limit",
             )
         if taken + size > limit:

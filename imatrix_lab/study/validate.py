@@ -14,7 +14,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import merge
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.pipeline import score
-from imatrix_lab.stats.comparison import METRICS
+from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study.recipe import DEMO, NONE, Recipe, Task
 from imatrix_lab.tasks import definition as definitions
 from imatrix_lab.tasks import load, locale

@@ -79,12 +79,7 @@ class LocalModel:
 
     def quant(self) -> dict[str, Any]:
         """Return what the file itself says."""
-        facts = self._model.facts
-        return {
-            "sha256": self._model.sha256, "name": self._model.label, "type": facts.file_type,
-            "size_bytes": facts.size_bytes, "bits_per_weight": round(facts.bits_per_weight, 4),
-            "imatrix_sha256": facts.imatrix_sha256, "calibration": facts.calibration,
-        }  # fmt: skip
+        return {**job.identity(self._model), **job.origin(self._model)}
 
     def instrument(self) -> dict[str, Any]:
         """Return toolchain, protocol and compute."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core import config as toml
-from imatrix_lab.core.config import nearest, read_toml
+from imatrix_lab.core import config
+from imatrix_lab.core.config import TABLE, TEXTS, Keys, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasks import template
@@ -23,25 +23,20 @@ GOLDS = ("from 0", "from 1", "letter", "text")
 """How a definition says which option is right; `text` is an answer, not an option."""
 VARIANTS = ("letter", "raw", "token", "byte")
 
-_FILE: toml.Keys = {
+_FILE: Keys = {
     "name": (str, True), "title": (str, True), "scorer": (str, True), "licence": (str, True),
     "citation": (str, True), "note": (str, False), "items": (int, False), "unique": (int, False),
-    "source": (dict, True), "languages": (dict, False), "fields": (dict, True),
-    "prompt": (dict, True),
+    "source": (TABLE, True), "languages": (TABLE, False), "fields": (TABLE, True),
+    "prompt": (TABLE, True),
 }  # fmt: skip
-_SOURCE: toml.Keys = {
-    "hub": (str, False), "revision": (str, False), "config": (str, False), "splits": (list, False),
-    "files": (list, False), "columns": (list, False), "beside": (str, False), "get": (str, False),
-    "drop": (list, False), "data_files": (str, False),
-}  # fmt: skip
-_FIELDS: toml.Keys = {
+_FIELDS: Keys = {
     "id": (str, False), "part": (str, False), "context": (str, False), "question": (str, True),
-    "options": (list, False), "gold": (str, False), "gold_is": (str, False),
+    "options": (TEXTS, False), "gold": (str, False), "gold_is": (str, False),
     "cluster": (str, False),
 }  # fmt: skip
-_PROMPT: toml.Keys = {
+_PROMPT: Keys = {
     "ask": (str, True), "variant": (str, False), "max_tokens": (int, False),
-    "stop": (list, False), "shots": (int, False),
+    "stop": (TEXTS, False), "shots": (int, False),
 }  # fmt: skip
 
 
@@ -166,16 +161,15 @@ def load(path: Path) -> Definition:
     UsageError : see `load_all`.
     """
     raw = read_toml(path)
-    toml.check(raw, _FILE, path)
-    toml.check(raw["source"], _SOURCE, path, "source")
+    config.check(raw, _FILE, path)
     fields = dict(raw["fields"])
     options = fields.get("options")
     if isinstance(options, str):  # one column that is a list
         fields["options"] = [options]
-    toml.check(fields, _FIELDS, path, "fields")
-    toml.check(raw["prompt"], _PROMPT, path, "prompt")
+    config.check(fields, _FIELDS, path, "fields")
+    config.check(raw["prompt"], _PROMPT, path, "prompt")
     languages = raw.get("languages", {})
-    toml.check(languages, dict.fromkeys(languages, (str, False)), path, "languages")
+    config.check(languages, dict.fromkeys(languages, (str, False)), path, "languages")
     if raw["name"] != path.stem:
         raise UsageError(f"name is {raw['name']!r}, the file is called {path.name}", where=path)
     scorer = _one_of(raw["scorer"], SCORERS, "scorer", path)
@@ -186,8 +180,8 @@ def load(path: Path) -> Definition:
     facts = {k: raw[k] for k in ("name", "title", "licence", "citation", "note", "items", "unique")
              if k in raw}  # fmt: skip
     found = Definition(
-        **facts, scorer=scorer, source=Source(**toml.with_tuples(raw["source"])),
-        languages=languages, fields=fields, path=path, **toml.with_tuples(raw["prompt"]),
+        **facts, scorer=scorer, source=config.build(Source, raw["source"], path, "source"),
+        languages=languages, fields=fields, path=path, **config.with_tuples(raw["prompt"]),
     )  # fmt: skip
     if scorer == "choice" and found.variant == "letter" and not found.shows_letters():
         raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)

@@ -103,7 +103,7 @@ def prefer(
     BadRecords : see `grade`; or they were not asked the same.
     """
     (run, rows), (other, rows_b) = _free_form(path_a), _free_form(path_b)
-    compared.demand_comparable([run, other])
+    compared.require_comparable([run, other])
     speech = speeches.get(str(run.signature["task"]["language"]))
     by_id = {row["item_id"]: row for row in rows_b}
     chosen = [

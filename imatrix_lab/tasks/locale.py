@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import config
-from imatrix_lab.core.config import nearest, read_toml
+from imatrix_lab.core.config import TABLE, TEXTS, Keys, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 
-_FILE: config.Keys = {
-    "code": (str, True), "name": (str, True), "spaces": (bool, False), "words": (dict, True),
-    "answer": (dict, True), "numbers": (dict, False), "identify": (dict, False),
-    "judge": (dict, False),
+_FILE: Keys = {
+    "code": (str, True), "name": (str, True), "spaces": (bool, False), "words": (TABLE, True),
+    "answer": (TABLE, True), "numbers": (TABLE, False), "identify": (TABLE, False),
+    "judge": (TABLE, False),
 }  # fmt: skip
 _WORDS = ("question", "answer", "translate")
 """What every language needs; others, where a task's prompt has them."""
-_ANSWER: config.Keys = {
-    "letter": (list, True), "tail": (list, True), "head": (list, False),
-    "inside_words": (bool, False), "one_letter": (list, False), "negations": (list, False),
+_ANSWER: Keys = {
+    "letter": (TEXTS, True), "tail": (TEXTS, True), "head": (TEXTS, False),
+    "inside_words": (bool, False), "one_letter": (TEXTS, False), "negations": (TEXTS, False),
 }  # fmt: skip
-_NUMBERS: config.Keys = {"decimal": (str, True), "groups": (str, True)}
-_IDENTIFY: config.Keys = {"labels": (list, True), "markers": (list, False)}
-_JUDGE: config.Keys = {"grade": (str, True), "prefer": (str, True)}
+_NUMBERS: Keys = {"decimal": (str, True), "groups": (str, True)}
+_IDENTIFY: Keys = {"labels": (TEXTS, True), "markers": (TEXTS, False)}
+_JUDGE: Keys = {"grade": (str, True), "prefer": (str, True)}
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def flips(path_a: Path, path_b: Path) -> Flips:
     both = [compared.find(path) for path in (path_a, path_b)]
     if any(len(found) != 1 or found[0].kind != "item" for found in both):
         raise UsageError("flips are between two files of item records")
-    compared.demand_comparable([both[0][0], both[1][0]])
+    compared.require_comparable([both[0][0], both[1][0]])
     a, b = (_rows(found[0]) for found in both)
     shared = [key for key in a if key in b]
     if not shared:

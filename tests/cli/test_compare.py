@@ -62,8 +62,8 @@ def test_one_run_cannot_be_compared(two, capsys):
 def test_power_of_a_benchmark(capsys):
     assert run(["power", "--task", "mixeval", "--margin", "1.5", "--langs", "en,nb"]) == 0
     out, err = capsys.readouterr()
-    assert "interaction of two, 5 % unequal answers" in out
-    assert "80 % power" in err
+    assert "interaction of two, 5 % of answers differ" in out
+    assert "alpha = 0.05 / 3 comparisons (Bonferroni)" in err
 
 
 def test_power_as_json(two, capsys):

@@ -117,7 +117,7 @@ def test_a_missing_option(words, option, capsys):
     after = next(i for i in range(at + 1, len(words)) if words[i].startswith("--"))
     assert run([*words[:at], *words[after:]]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and f"{option} is missing" in err
+    assert out == "" and f"'{option}'" in err
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_missing_option(words, option, capsys):
         (["--protocol", "wikitext"], "document"),
         (["--overlap", "0"], "--overlap"),
         (["--overlap", "63"], "must be from 1 to 62"),
-        (["--protocol", "llamacpp", "--overlap", "8"], "llamacpp has none"),
+        (["--protocol", "llamacpp", "--overlap", "8"], "--overlap"),
         (["--ctx", "31"], "--ctx"),
         (["--limit", "0"], "--limit"),
         (["--rest-share", "0.9"], "--rest-share"),
@@ -145,7 +145,7 @@ def test_options_that_cannot_be_meant(cache, words, tmp_path, more, said, capsys
 
 def test_an_expected_error_is_one(cache, words, reference, tmp_path, capsys):
     (tmp_path / "cut.gguf").write_bytes(reference.read_bytes()[:-1000])
-    assert run([*words[:3], "--quant", str(tmp_path / "cut.gguf"), *words[6:]]) == 1
+    assert run([*words[:4], "--quant", str(tmp_path / "cut.gguf"), *words[7:]]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "\nerror: truncated GGUF file" in err and "cut.gguf" in err
 
@@ -187,7 +187,7 @@ def test_show_as_json(scored, capsys):
 def test_show_of_one_document(cache, words, tmp_path, capsys):
     """No interval, and no bracket."""
     assert run([*words, "--limit", "1"]) == 0
-    assert "intervals are over documents: there will be none" in capsys.readouterr().err
+    assert "one document" in capsys.readouterr().err
     assert run(["score", "show", str(tmp_path / "out")]) == 0
     out, _ = capsys.readouterr()
     assert "nan" not in out.lower() and "…" not in out and "tiny-Q2_K" in out
@@ -311,7 +311,7 @@ def test_ctrl_c(calm, start, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert out == "" and "stopped; the same command goes on from here" in err
+    assert out == "" and "same command" in err
     assert "Traceback" not in err
     assert finish(start(rough, mode)) == files
     assert len(decodes(rough)) <= len(seen) + 3

@@ -3,7 +3,7 @@
 import pytest
 
 from imatrix_lab.compare import design
-from imatrix_lab.compare.design import Level, Plan
+from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.errors import UsageError
 
 
@@ -26,26 +26,28 @@ def names(plan):
 
 
 def test_pairs_differ_in_one_factor():
-    assert len(names(Plan(family=("calib", "lang")))) == 6
-    assert names(Plan(family=("type",))) == [
+    assert len(names(ComparisonPlan(family=("calib", "lang")))) == 6
+    assert names(ComparisonPlan(family=("type",))) == [
         (f"{c} Q3", f"{c} Q4") for c in ("no imatrix", "nb", "en")
     ]
 
 
 def test_a_baseline_is_always_b():
-    found = names(Plan(family=("calib",), baseline="nb"))
+    found = names(ComparisonPlan(family=("calib",), baseline="nb"))
     assert found == [
         ("no imatrix Q3", "nb Q3"),
         ("no imatrix Q4", "nb Q4"),
         ("en Q3", "nb Q3"),
         ("en Q4", "nb Q4"),
     ]
-    with pytest.raises(UsageError, match="no calib xx"):
-        names(Plan(family=("calib",), baseline="xx"))
+    with pytest.raises(UsageError, match="no run with calib xx"):
+        names(ComparisonPlan(family=("calib",), baseline="xx"))
 
 
 def test_a_factor_not_named_splits_families():
-    plan = Plan(family=("calib", "lang"))
+    plan = ComparisonPlan(family=("calib", "lang"))
     assert design.family_of(LEVELS[0], "", plan) == "calib×lang Q3"
     assert design.family_of(LEVELS[1], "mixeval", plan) == "calib×lang Q4 mixeval"
-    assert design.family_of(LEVELS[0], "", Plan(family=design.FACTORS)) == "calib×lang×type"
+    assert (
+        design.family_of(LEVELS[0], "", ComparisonPlan(family=design.FACTORS)) == "calib×lang×type"
+    )

@@ -4,15 +4,14 @@ import math
 
 import pytest
 
-from imatrix_lab.compare import power as planning
-from imatrix_lab.compare.power import Request
+from imatrix_lab.compare.power import PowerRequest, plan_comparisons, task_design
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.stats import power
 from tests.compare.made_up import Text
 
 
 def test_mixeval_by_discordance():
-    metric, rows = planning.plan(Request("mixeval", 1.5, ("en", "nb")))
+    metric, rows = plan_comparisons(PowerRequest("mixeval", 1.5, ("en", "nb")))
     assert metric.key == "score"
     assert [r.question.split(",")[0] for r in rows] == [
         "one language", "interaction of two"
@@ -28,33 +27,38 @@ def test_mixeval_by_discordance():
 
 
 def test_needs_are_enough():
-    _, (row,) = planning.plan(
-        Request("mixeval-free-form", 2.0, ("nb",), discordance=0.06, icc=0.5, units_per_second=4.0)
+    _, (row,) = plan_comparisons(
+        PowerRequest(
+            "mixeval-free-form", 2.0, ("nb",), discordance=0.06, icc=0.5, units_per_second=4.0
+        )
     )
-    design = power.binary_design(0.06, 0.5, planning.group_sizes("mixeval-free-form"))
-    assert power.planned(design, row.clusters_superiority, 0.02) >= 0.8
-    assert power.planned(design, row.clusters_superiority - 1, 0.02) < 0.8
-    assert power.planned(design, row.clusters_equivalence, 0.0, margin=0.02) >= 0.8
+    design = task_design("mixeval-free-form", 0.06, 0.5)
+    assert power.design_power(design, row.clusters_superiority, 0.02) >= 0.8
+    assert power.design_power(design, row.clusters_superiority - 1, 0.02) < 0.8
+    assert power.design_power(design, row.clusters_equivalence, 0.0, margin=0.02) >= 0.8
     assert row.hours == pytest.approx(2000 * 2 / 4 / 3600)
 
 
 def test_a_pilot_replaces_assumptions(tmp_path):
     text = Text("nb")
     pilot = tuple(text.write(tmp_path / f"{c}.parquet", c, "Q3_K_S") for c in ("nb", "en"))
-    metric, (row,) = planning.plan(Request("", 0.005, ("nb",), pilot=pilot))
+    metric, (row,) = plan_comparisons(PowerRequest("", 0.005, ("nb",), pilot=pilot))
     assert metric.key == "kld_nats"
     assert row.n_clusters == 30
     assert row.n == pytest.approx(len(text.codes), abs=1)
-    _, (more,) = planning.plan(Request("", 0.005, ("nb",), pilot=pilot, n_clusters=300))
+    _, (more,) = plan_comparisons(PowerRequest("", 0.005, ("nb",), pilot=pilot, n_clusters=300))
     assert more.detectable < row.detectable
     with pytest.raises(UsageError, match="two runs"):
-        planning.plan(Request("", 0.005, ("nb",), pilot=pilot[:1]))
-    with pytest.raises(BadRecords, match="nothing differs"):
-        planning.plan(Request("", 0.005, ("nb",), pilot=(pilot[0], pilot[0])))
+        plan_comparisons(PowerRequest("", 0.005, ("nb",), pilot=pilot[:1]))
+    with pytest.raises(BadRecords, match="do not differ"):
+        plan_comparisons(PowerRequest("", 0.005, ("nb",), pilot=(pilot[0], pilot[0])))
 
 
 def test_what_cannot_be_planned():
-    with pytest.raises(UsageError, match="nothing is known of task 'xx'"):
-        planning.plan(Request("xx", 1.0, ("nb",)))
-    with pytest.raises(UsageError, match="no difference that matters"):
-        planning.plan(Request("mixeval", 0.0, ("nb",)))
+    with pytest.raises(UsageError, match="'xx' needs a pilot"):
+        plan_comparisons(PowerRequest("xx", 1.0, ("nb",)))
+    with pytest.raises(UsageError, match="must be positive"):
+        plan_comparisons(PowerRequest("mixeval", 0.0, ("nb",)))
+    with pytest.raises(UsageError) as error:
+        plan_comparisons(PowerRequest("mixeval", 1e-12, ("nb",)))
+    assert error.value.fix == "a larger --margin"

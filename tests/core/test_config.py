@@ -91,7 +91,7 @@ def test_what_is_given_and_what_is_not() -> None:
         ({"inner": {"n": 1, "shore": 1.0}}, r"unknown key 'shore' in \[inner\]; 'share'?"),
         ({"computed": 1}, "unknown key 'computed'"),
         ({"inner": {}}, r"missing key 'n' in \[inner\]"),
-        ({"inner": 3}, "inner is no table"),
+        ({"inner": 3}, "inner is not a table of keys"),
         ({"inner": {"n": 1.0}}, "inner.n: 1.0 is not a whole number"),
         ({"inner": {"n": True}}, "inner.n: True is not a whole number"),
         ({"inner": {"n": 1, "share": True}}, "inner.share: True is not a number"),
@@ -114,7 +114,7 @@ def test_what_cannot_be_meant(change: dict, message: str) -> None:
 def test_missing_key_and_no_table() -> None:
     with pytest.raises(UsageError, match="missing key 'inner'"):
         config.build(Outer, {"name": "a"}, "x")
-    with pytest.raises(UsageError, match="this is no table"):
+    with pytest.raises(UsageError, match="this is not a table"):
         config.build(Outer, ["name"], "x")
 
 

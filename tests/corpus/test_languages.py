@@ -146,15 +146,19 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
     [
         ("native_name", "native_nmae", r"unknown key 'native_nmae'; 'native_name'\?"),
         ("aliases", "zzz", "unknown key 'zzz'\\n"),
-        ("script_share_min", "script_shear_min", r"'script_shear_min'; 'script_share_min'\?"),
-        ("script_share_min = 1", 'script_share_min = "1"', "'1' is not a float"),
-        ('labels = ["fo"]', "labels = [1]", "not a list of strings"),
+        (
+            "script_share_min",
+            "script_shear_min",
+            r"\[clean\]; 'script_share_min'\?",
+        ),
+        ("script_share_min = 1", 'script_share_min = "1"', "'1' is not a number"),
+        ('labels = ["fo"]', "labels = [1]", "labels: 1 is not a text"),
         ('labels = ["fo"]', 'labels = "fo"', "'fo' is not a list"),
         ('code = "fo"', 'code = "nb"', r"code is 'nb', the file is called fo\.toml"),
         ('name = "Faroese"', "", "missing key 'name'"),
         ('use = "dataset-build"', 'use = "dataset-bulid"', r"'dataset-bulid'; 'dataset-build'\?"),
         ('use = "dataset-build"', "use = 1", "needs use ="),
-        ("files = [", "fiels = [", r"unknown key 'fiels'; 'files'\?"),
+        ("files = [", "fiels = [", r"unknown key 'fiels' in \[dataset-build\]; 'files'\?"),
         ("files = [", "licence_class = 'free'\nfiles = [", "licence_class is one of public-domain"),
         ("files = [", "kind = 'pypy'\nfiles = [", r"no kind of source is 'pypy'; 'pypi'\?"),
         ("files = [", "kind = 'debian'\nfiles = [", "unknown key 'version'"),
@@ -162,13 +166,13 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
         ('script = "Latn"', 'script = "Xxxx"', "not 'Xxxx'"),
         ('use = "dataset-build"', 'use = "dataset-build"\nname = "my/web"', "not 'my/web'"),
         ('use = "dataset-build"', 'use = "dataset-build"\nname = "../../x"', "source's name"),
-        ('use = "dataset-build"', 'use = "own"', "files are tables, not 'dataset_build/"),
+        ('use = "dataset-build"', 'use = "own"', "files is not a table"),
         (
             '", "more.txt"]',
             '"]\n[[source]]\nuse = "own"\nfiles = [{ path = "/a.txt" }]',
             "missing key 'sha256'",
         ),
-        ("[[source]]", "[source]", "misplaced"),
+        ("[[source]]", "[source]", "source: .* is not a list"),
         ("[[source]]", "[[source]", "not valid TOML"),
         ("[[source]]", "[[source]]\nuse = 'dataset-build'\nfiles = []\n[[source]]", "two sources"),
     ],
@@ -197,6 +201,6 @@ def test_the_users_folder_is_laid_over(monkeypatch: pytest.MonkeyPatch, tmp_path
     mine.write_text(text.replace("files = ", "fiels = "), encoding="utf-8")
     assert languages.get("nb") == found["nb"]
     (fault,) = languages.load_all()["fo"].faults.items()
-    assert fault == (str(mine), "unknown key 'fiels'; 'files'?")
+    assert fault == (str(mine), "unknown key 'fiels' in [mine]; 'files'?")
     with pytest.raises(UsageError, match="unknown key 'fiels'"):
         languages.get("fo")

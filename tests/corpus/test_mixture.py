@@ -60,9 +60,11 @@ def test_what_cannot_be_meant(word, what):
     ("text", "what"),
     [
         ("name = 'x'\n[share]\nnb = 1", "unknown key 'share'; 'shares'?"),
-        ("name = 'x'", "not a mixture"),
-        ("name = ", "not a mixture"),
-        ("name = 'x'\n[shares]\nnb = 'a'", "not a mixture"),
+        ("name = 'x'", "missing key 'shares'"),
+        ("name = ", "not valid TOML"),
+        ("name = 'x'\n[shares]\nnb = 'a'", "shares.nb: 'a' is not a number"),
+        ("name = 'x'\n[shares]\nnb = 0", "positive"),
+        ("name = 'x'\n[shares]", "positive"),
     ],
 )
 def test_a_damaged_mixture_is_named(text, what, tmp_path, monkeypatch):

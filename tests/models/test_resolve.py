@@ -11,7 +11,7 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import BadModel, ImatrixLabError, UsageError
+from imatrix_lab.errors import BadModel, ImatrixLabError, MissingTool, UsageError
 from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.types import ComputeOptions, Request
@@ -98,6 +98,23 @@ def test_the_hash_is_remembered_until_the_file_changes(tiny, tmp_path):
 def test_a_name_of_no_known_form(name):
     with pytest.raises(ImatrixLabError):
         resolve.resolve(name, Session(Store(), Silent()))
+
+
+def test_a_wrong_name_is_an_error_before_any_work(tiny, tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    resolve.check_spec(str(tiny), store)
+    resolve.check_spec("hf:org/repo@main:*.gguf", store)
+    (tmp_path / "torn.gguf").write_bytes(tiny.read_bytes()[:5000])
+    for name in ("nonsense", "hf:org", ""):
+        with pytest.raises(ImatrixLabError):
+            resolve.check_spec(name, store)
+    for name in ("torn.gguf", "none.gguf"):
+        with pytest.raises(BadModel):
+            resolve.check_spec(str(tmp_path / name), store)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingTool):
+        resolve.check_spec("demo", store)
+    assert not store.root.exists()
 
 
 def test_an_imatrix_or_a_vocabulary_is_not_a_model(tmp_path):

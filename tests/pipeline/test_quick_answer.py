@@ -1,4 +1,4 @@
-"""Each sentence that numbers may lead to; none says more than the verdict."""
+"""Each row that numbers may lead to; none says more than the verdict."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 
 from imatrix_lab.core import config
-from imatrix_lab.pipeline.quick_answer import Answer, Rival, as_json, sentence
+from imatrix_lab.pipeline.quick_answer import Answer, Rival, as_json, rows, sentence
 
 NONE = Rival(
     language="",
@@ -32,58 +32,49 @@ def answer(*rivals):
     return Answer("Q4_K_M", "nb", "Norwegian Bokmål", 65536, 12, 192, 2292, 0.1133, rivals, {})
 
 
-HEAD = (
-    "On the first 192 tokens of 12 held-out documents of Norwegian Bokmål (2,292 scored), Q4_K_M"
-    " with the nb imatrix of 65,536 tokens diverges from the original by 0.1133 nats a token: "
-)
+def test_better_than_both(golden):
+    golden("sentence", sentence(answer(NONE, ENGLISH)))
+    own, english, none = rows(answer(NONE, ENGLISH))
+    assert own == "nb 0.1133"
+    assert english.startswith("English 0.1343 (nb 15.6 % less") and "−0.0270 … −0.0150" in english
+    assert none.startswith("none 0.1996 (nb 43.2 % less") and "−0.0924 … −0.0801" in none
 
 
-def test_better_than_both():
-    assert sentence(answer(NONE, ENGLISH)) == HEAD + (
-        "43.2 % less than without one (0.1996; 95 % sure: 0.0801 to 0.0924 nats less),"
-        " and 15.6 % less than with an English one of 8,192 tokens"
-        " (0.1343; 95 % sure: 0.0150 to 0.0270 nats less)."
-    )
-
-
-def test_worse():
+def test_worse(golden):
     worse = dataclasses.replace(
         NONE, kld_nats=0.1, difference_nats=0.0133, ci95_low=0.01, ci95_high=0.017, verdict="worse"
     )
-    assert sentence(answer(worse)) == HEAD + (
-        "13.3 % more than without one (0.1000; 95 % sure: 0.0100 to 0.0170 nats more)."
-    )
+    golden("row", rows(answer(worse))[1])
+    assert "nb 13.3 % more" in rows(answer(worse))[1]
 
 
 @pytest.mark.parametrize("verdict", ["undecided", "equivalent"])
-def test_undecided(verdict):
+def test_undecided(verdict, golden):
     unsure = dataclasses.replace(
         NONE, kld_nats=0.1143, difference_nats=-0.001, ci95_low=-0.007, ci95_high=0.005,
         verdict=verdict,
     )  # fmt: skip
-    assert sentence(answer(unsure)) == HEAD + (
-        "which cannot be told from that without one"
-        " (0.1143; 95 % sure: between 0.0070 less and 0.0050 more, in nats)."
-    )
+    golden("row", rows(answer(unsure))[1])
+    assert "%" not in rows(answer(unsure))[1].replace("95 % CI", "")
 
 
 def test_an_interval_without_zero_does_not_make_an_adjusted_verdict_stronger():
     unsure = dataclasses.replace(ENGLISH, verdict="undecided", p_holm=0.06)
-    assert "cannot be told from that with an English one" in sentence(answer(unsure))
+    assert "nb" not in rows(answer(unsure))[1]
 
 
-def test_too_few_documents():
+def test_too_few_documents(golden):
     few = dataclasses.replace(NONE, ci95_low=-math.inf, ci95_high=math.inf, verdict="undecided")
-    assert "too few documents for an interval" in sentence(answer(few))
+    golden("row", rows(answer(few))[1])
     back = config.build(Answer, config.plain(answer(few)), "manifest")
-    assert "too few documents for an interval" in sentence(back)
+    assert sentence(back) == sentence(answer(few))
 
 
-def test_the_same():
+def test_the_same(golden):
     same = dataclasses.replace(
         NONE, difference_nats=0.0, std_error=0.0, ci95_low=0.0, ci95_high=0.0, verdict="undecided"
     )
-    assert sentence(answer(same)).endswith("nats a token: the same as without one.")
+    golden("row", rows(answer(same))[1])
 
 
 def test_the_manifest_has_sentence_and_numbers():

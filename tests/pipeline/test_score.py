@@ -175,7 +175,7 @@ def test_a_quant_added_later_takes_itself_and_the_reference(ask, quants, monkeyp
     assert first == second and len(set(first)) == len(first)
 
 
-def test_a_quant_added_later_takes_itself_alone_with_a_cached_teacher(ask, quants, monkeypatch):
+def test_a_quant_added_later_takes_itself_alone_with_cached_base_logits(ask, quants, monkeypatch):
     ask(quants["Q4_K_M"], base_logits="cached")
     seen = made.count_decodes(monkeypatch)
     ask(quants["Q4_K_M"], quants["Q8_0"], base_logits="cached")
@@ -367,7 +367,7 @@ class TestRefused:
             ask(quants["Q2_K"], overlap=overlap)
 
     def test_an_overlap_of_the_other_protocol(self, ask, quants):
-        with pytest.raises(UsageError, match="llamacpp has none"):
+        with pytest.raises(UsageError, match="--overlap works only"):
             ask(quants["Q2_K"], protocol="llamacpp", overlap=16)
 
     def test_a_text_that_is_not_there(self, ask, quants, tmp_path):
@@ -545,7 +545,7 @@ def test_a_reference_without_any_finite_score(ask, quants, tmp_path, mode):
 def test_auto_is_live_where_all_fits(ask, quants, store, monkeypatch):
     ask(quants["Q2_K"])
     assert "teacher" not in kinds(store)
-    monkeypatch.setattr(score.machine, "memory_bytes", lambda: 4 << 20)
+    monkeypatch.setattr(score.compute, "memory_bytes", lambda: 4 << 20)
     ask(quants["Q4_K_M"])
     assert "teacher" in kinds(store)
 

@@ -206,7 +206,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(
     env = subprocess_env(small_disk / "cache", tools)
     argv = tune(tiny, small_disk / "out")
     run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 1 and "MiB are free" in run.stderr, run.stderr
+    assert run.returncode == 1 and "MiB is free" in run.stderr, run.stderr
     assert "imatrix-lab store gc" in run.stderr and "Traceback" not in run.stderr
     assert not (small_disk / "out").exists()
     kinds = {p.parts[-3] for p in made_in(small_disk / "cache")}

@@ -95,7 +95,7 @@ def test_documents_may_be_coded_in_another_order(tmp_path, text):
     words = [f"nb/{c}" for c in text.codes]
     names = tuple(sorted(set(words), reverse=True))
     place = {name: i for i, name in enumerate(names)}
-    other = runs.tables.Coded(np.array([place[w] for w in words], np.int32), names)
+    other = runs.parquet.Coded(np.array([place[w] for w in words], np.int32), names)
     b = text.write(tmp_path / "b.parquet", "en", "Q4_K_M", columns={"doc_id": other})
     (block,) = both(a, b)
     assert block.names == tuple(f"nb/{i}" for i in range(14))

@@ -1,4 +1,4 @@
-"""The cached teacher: a lower bound whose gap is what it says, and one pass for all quants."""
+"""Cached base logits: a lower bound whose gap is what it says, and one pass for all quants."""
 
 import itertools
 
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import DiskFull
 from imatrix_lab.score import base_logits, run
-from imatrix_lab.score import run as live
-from imatrix_lab.score.checkpoint import Partial
+from imatrix_lab.score.checkpoint import Checkpoint
 from imatrix_lab.score.windows import Protocol
 from tests import tiny_model
 from tests.score import made
@@ -144,8 +144,8 @@ def exact(asked, tmp_path_factory):
     job, models = asked
     partials = []
     for i in (1, 2):
-        partials.append(Partial(tmp_path_factory.mktemp(f"live{i}"), job.plan.sizes()))
-    live.run(job, models[1:], partials, Silent())
+        partials.append(Checkpoint(tmp_path_factory.mktemp(f"live{i}"), job.plan.sizes()))
+    run.decode_together(job, models[1:], partials, Silent())
     return [p.all() for p in partials]
 
 
@@ -202,7 +202,7 @@ def test_a_small_sample(asked, exact, store, monkeypatch):
     job, models = asked
     monkeypatch.setattr(base_logits, "SAMPLE_BYTES", 6 * 4 * job.reference.facts.n_vocab)
     chosen = base_logits.sample(sum(job.plan.sizes()), job.reference.facts.n_vocab)
-    assert len(chosen) == 6 and 0 in base_logits._sample_sizes(job)
+    assert len(chosen) == 6 and 0 in [len(s) for s in base_logits.sample_by_batch(job)]
     artifacts, found = cached(job, models[1:], store)
     for artifact, one, other in zip(artifacts, found, exact, strict=True):
         missed = other["kld"][chosen].astype(float) - one["kld"][chosen]
@@ -226,13 +226,13 @@ def test_disk_is_announced(asked, store):
     job, models = asked
     progress = made.Recorder()
     cached(job, models[1:2], store, progress=progress)
-    most, chosen = (s for s in progress.said if "MiB on disk" in s)
+    most, chosen = (s for s in progress.said if " on disk" in s)
     k, n_vocab = k_of(store), job.reference.facts.n_vocab
     n_scored = sum(job.plan.sizes())
-    assert f"at most {base_logits.size_bytes(n_scored, n_vocab, n_vocab) / 2**20:,.0f} MiB" in most
+    assert f"at most {size(base_logits.size_bytes(n_scored, n_vocab, n_vocab))}" in most
     assert f"the top {k} of {n_vocab:,} tokens" in chosen
     told = base_logits.size_bytes(n_scored, n_vocab, k)
-    assert f"{told / 2**20:,.0f} MiB" in chosen
+    assert size(told) in chosen
     (kept,) = (a for a in store.artifacts() if a.manifest["kind"] == "teacher")
     headers = 1024 * len(job.plan.batches)
     assert told <= kept.size_bytes() <= told + headers
@@ -242,7 +242,7 @@ def test_too_small_a_disk_is_said_before_the_pass(asked, store, monkeypatch):
     job, models = asked
     monkeypatch.setattr(base_logits, "size_bytes", lambda *_: 1 << 60)
     seen = made.count_decodes(monkeypatch)
-    with pytest.raises(DiskFull, match="the reference's distributions needs 1099511627776 MiB"):
+    with pytest.raises(DiskFull, match="the reference's distributions needs 1,073,741,824"):
         cached(job, models[1:2], store)
     assert len({tokens for _, tokens in seen}) <= len(list(job.steps(0)))
 
@@ -266,15 +266,15 @@ def test_killed_between_the_choice_of_k_and_the_first_batch(
     path = tiny_model.write(tmp_path / "flat-f16.gguf", pieces=pieces, output_scale=1e-5)
     stores = [score_store(tmp_path / name) for name in ("calm", "rough")]
     job = made.job(tools, kernel, made.load(path, stores[0]), made.documents([100, 100]), PROTOCOL)
-    add = Partial.add
+    add = Checkpoint.add
 
     def stop(*_):
         raise Stop
 
-    monkeypatch.setattr(Partial, "add", stop)
+    monkeypatch.setattr(Checkpoint, "add", stop)
     with pytest.raises(Stop):
         base_logits.get(job, 0.5, Session(stores[1], Silent()))
-    monkeypatch.setattr(Partial, "add", add)
+    monkeypatch.setattr(Checkpoint, "add", add)
     calm, rough = (base_logits.get(job, 0.5, Session(store, Silent())) for store in stores)
     assert calm.facts["k"] < job.reference.facts.n_vocab
     assert calm.manifest["files"] == rough.manifest["files"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imatrix_lab.score.checkpoint import Partial
+from imatrix_lab.score.checkpoint import Checkpoint
 from imatrix_lab.score.job import row_type
 
 SIZES = [3, 0, 5]
@@ -17,14 +17,14 @@ def rows(n, seed=0):
 
 @pytest.fixture
 def full(tmp_path):
-    partial = Partial(tmp_path, SIZES)
+    checkpoint = Checkpoint(tmp_path, SIZES)
     for i, n in enumerate(SIZES):
-        partial.add(i, rows(n, i))
-    return partial
+        checkpoint.add(i, rows(n, i))
+    return checkpoint
 
 
 def test_what_is_added_is_there_for_the_next(full, tmp_path):
-    again = Partial(tmp_path, SIZES)
+    again = Checkpoint(tmp_path, SIZES)
     assert [again.has(i) for i in range(3)] == [True] * 3
     wanted = np.concatenate([rows(n, i) for i, n in enumerate(SIZES)])
     assert again.all().tobytes() == wanted.tobytes()
@@ -35,18 +35,18 @@ def test_what_is_added_is_there_for_the_next(full, tmp_path):
 def test_a_part_of_a_file_is_none(full, tmp_path, keep):
     path = full.path(2)
     path.write_bytes(path.read_bytes()[:keep])
-    assert [Partial(tmp_path, SIZES).has(i) for i in range(3)] == [True, True, False]
+    assert [Checkpoint(tmp_path, SIZES).has(i) for i in range(3)] == [True, True, False]
 
 
 def test_a_file_of_other_rows_is_none(full, tmp_path):
-    assert [Partial(tmp_path, [3, 0, 6]).has(i) for i in range(3)] == [True, True, False]
+    assert [Checkpoint(tmp_path, [3, 0, 6]).has(i) for i in range(3)] == [True, True, False]
 
 
 def test_several_kinds_in_one_folder(full, tmp_path):
-    other = Partial(tmp_path, [2, 2, 2], "full")
+    other = Checkpoint(tmp_path, [2, 2, 2], "full")
     assert not any(other.has(i) for i in range(3))
     other.add(0, np.ones((2, 7), np.float32))
-    assert Partial(tmp_path, [2, 2, 2], "full").rows(0).shape == (2, 7)
+    assert Checkpoint(tmp_path, [2, 2, 2], "full").rows(0).shape == (2, 7)
     assert full.rows(0).dtype == row_type()
 
 
@@ -54,7 +54,7 @@ def test_hand_over_writes_nothing_twice(full, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     full.hand_over(out)
-    assert Partial(out, SIZES).all().tobytes() == full.all().tobytes()
+    assert Checkpoint(out, SIZES).all().tobytes() == full.all().tobytes()
     assert all(full.path(i).samefile(out / full.path(i).name) for i in range(3))
 
 
@@ -66,4 +66,4 @@ def test_hand_over_to_a_disk_without_links(full, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     full.hand_over(out)
-    assert Partial(out, SIZES).all().tobytes() == full.all().tobytes()
+    assert Checkpoint(out, SIZES).all().tobytes() == full.all().tobytes()

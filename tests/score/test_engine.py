@@ -8,8 +8,8 @@ import pytest
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadModel
-from imatrix_lab.score import run as live
-from imatrix_lab.score.checkpoint import Partial
+from imatrix_lab.score import run
+from imatrix_lab.score.checkpoint import Checkpoint
 from imatrix_lab.score.engine import Engine, Interruptible, rates
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.types import Document
@@ -36,9 +36,9 @@ def ask(tools, kernel, store):
 def rows_of(asked, quant, folder):
     """Rows of a quant, scored live."""
     folder.mkdir()
-    partial = Partial(folder, asked.plan.sizes())
-    live.run(asked, [quant], [partial], Silent())
-    return partial.all()
+    checkpoint = Checkpoint(folder, asked.plan.sizes())
+    run.decode_together(asked, [quant], [checkpoint], Silent())
+    return checkpoint.all()
 
 
 def by_document(asked, values):

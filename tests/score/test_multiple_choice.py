@@ -140,7 +140,7 @@ def test_no_decode_is_short(score, reference, monkeypatch):
     decode = multiple_choice.Engine.decode
 
     def watch(self, step):
-        seen.append((len(step.tokens), int(step.wanted.sum())))
+        seen.append((len(step.tokens), int(step.outputs.sum())))
         return decode(self, step)
 
     monkeypatch.setattr(multiple_choice.Engine, "decode", watch)
@@ -164,8 +164,9 @@ def test_a_prefix_is_decoded_once(score, reference, monkeypatch):
     both = [i for p in zip(items.choices(6), items.choices(6, other, 3), strict=True) for i in p]
     found = score(reference, both)
     assert [f.id for f in found] == [i.id for i in both]
-    assert sum(int(s.sequences[0] == choice_layout.HELD and s.positions[0] == 0) for s in seen) == 2
-    assert sum(len(s.tokens) for s in seen if choice_layout.HELD in s.sequences) < 500
+    starts = [s for s in seen if s.sequences[0] == choice_layout.PREFIX and s.positions[0] == 0]
+    assert len(starts) == 2
+    assert sum(len(s.tokens) for s in seen if choice_layout.PREFIX in s.sequences) < 500
 
 
 # -- where context and option meet
@@ -286,7 +287,7 @@ def test_pieces_of_a_decode():
     assert np.concatenate([p.tokens for _, p in pieces]).tolist() == list(range(n))
     assert all(len(p.tokens) % choice_layout.ALIGN == 0 and len(p.tokens) <= 48 for _, p in pieces)
     for place, piece in pieces:
-        rows = int(piece.wanted.sum())
+        rows = int(piece.outputs.sum())
         assert rows == 0 or STEP_MIN <= rows <= 32
-        assert (piece.wanted | ~wanted[place]).all()
+        assert (piece.outputs | ~wanted[place]).all()
         assert (rows == 0) == (not wanted[place].any())

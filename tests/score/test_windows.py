@@ -118,21 +118,21 @@ def test_steps_reproduce_the_windows(case, n_batch, n_rows):
     for batch in batches(document_windows(found, bos, protocol), protocol.n_ctx, 8):
         made = list(steps(batch, n_batch, n_rows))
         assert all(0 < len(s.tokens) <= n_batch for s in made)
-        assert all(s.wanted.sum() == len(s.targets) <= n_rows for s in made)
-        tokens, positions, sequences, wanted, targets = (
+        assert all(s.outputs.sum() == len(s.targets) <= n_rows for s in made)
+        tokens, positions, sequences, outputs, targets = (
             np.concatenate([getattr(s, name) for s in made])
-            for name in ("tokens", "positions", "sequences", "wanted", "targets")
+            for name in ("tokens", "positions", "sequences", "outputs", "targets")
         )
-        following = []
+        expected = []
         for i, window in enumerate(batch):
             own = sequences == i
             np.testing.assert_array_equal(tokens[own], window.tokens[:-1])
             np.testing.assert_array_equal(positions[own], np.arange(len(window.tokens) - 1))
             np.testing.assert_array_equal(
-                window.tokens[1:][wanted[own]], window.tokens[window.first :]
+                window.tokens[1:][outputs[own]], window.tokens[window.first :]
             )
-            following += window.tokens[window.first :].tolist()
-        assert targets.tolist() == following
+            expected += window.tokens[window.first :].tolist()
+        assert targets.tolist() == expected
         assert (np.diff(sequences) >= 0).all()
 
 
@@ -145,7 +145,7 @@ def test_steps_are_as_long_as_the_limits_allow(case):
         made = list(steps(batch, n_batch, n_rows))
         for one, following in itertools.pairwise(made):
             full = len(one.tokens) == n_batch
-            assert full or (len(one.targets) == n_rows and following.wanted[0])
+            assert full or (len(one.targets) == n_rows and following.outputs[0])
 
 
 @FAST
@@ -195,5 +195,5 @@ def test_stream_windows_are_llama_perplexitys(n, n_ctx, bos):
 def test_rows_asked_for_are_llama_perplexitys(n, n_ctx, n_batch, n_rows):
     """The positions whose logits are used: n_ctx/2 to n_ctx - 2."""
     for window in stream_windows(range(100, 100 + n), BOS, Protocol("llamacpp", n_ctx, 0)):
-        asked = np.concatenate([s.positions[s.wanted] for s in steps([window], n_batch, n_rows)])
+        asked = np.concatenate([s.positions[s.outputs] for s in steps([window], n_batch, n_rows)])
         assert asked.tolist() == list(range(n_ctx // 2, n_ctx - 1))

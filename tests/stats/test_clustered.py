@@ -1,11 +1,11 @@
-"""Clustered means and quantiles, against statsmodels and clubSandwich, and by simulation."""
+"""Clustered means, against statsmodels and clubSandwich, and by simulation."""
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from imatrix_lab.stats import clustered, resample
+from imatrix_lab.stats import clustered
 
 
 def documents(rng, n_clusters, spread=0.3):
@@ -90,65 +90,12 @@ def test_share_of_all_alike_is_not_sure(right):
     assert found.high - found.low == pytest.approx(0.411, abs=0.001)  # 8 clusters, not 40 items
 
 
-@pytest.mark.parametrize("q", [0.5, 0.99])
-def test_quantile_covers_its_truth(q):
-    rng = np.random.default_rng(4)
-    truth = np.quantile(np.concatenate([documents(rng, 500)[0] for _ in range(20)]), q)
-    found = [clustered.quantile(*documents(rng, 25), q, rng, 300) for _ in range(400)]
-    assert 0.915 <= np.mean([f.low <= truth <= f.high for f in found]) <= 0.98
-
-
-def test_quantile_replicates_are_those_of_plain_resampling():
-    """Thresholds thin out the order statistics; what is lost is small beside the error."""
-    rng = np.random.default_rng(5)
-    values, clusters = documents(rng, 30)
-    found = clustered.quantile(values, clusters, 0.9, rng, 4000)
-    by_cluster = [values[clusters == g] for g in range(30)]
-    half = np.sqrt(3 * 0.9 * 0.1 / len(values))
-    window = np.linspace(0.9 - half, 0.9 + half, 401)
-
-    def smooth(sample):
-        return np.quantile(sample, window, method="inverted_cdf").mean()
-
-    plain = np.array(
-        [
-            smooth(np.concatenate([by_cluster[g] for g in rng.integers(0, 30, 30)]))
-            for _ in range(3000)
-        ]
-    )
-    without = [smooth(np.concatenate(by_cluster[:g] + by_cluster[g + 1 :])) for g in range(30)]
-    error = resample.jackknife_error(np.array(without), smooth(values))
-    assert found.estimate == pytest.approx(smooth(values), rel=1e-3)
-    assert found.estimate == pytest.approx(np.quantile(values, 0.9), rel=0.01)
-    assert found.std_error == pytest.approx(max(error, plain.std() * np.sqrt(30 / 29)), rel=0.03)
-    tail = resample.tail_share(plain, found.std_error, 29, 0.95)
-    np.testing.assert_allclose([found.low, found.high], np.quantile(plain, [tail, 1 - tail]), 0.03)
-
-
-@pytest.mark.parametrize("q", [0.01, 0.5, 0.999])
-def test_quantile_estimates_are_near_the_order_statistics(q):
-    rng = np.random.default_rng(9)
-    values, clusters = rng.normal(0, 1, 20_000), rng.integers(0, 50, 20_000)
-    found = clustered.quantile(values, clusters, q, rng, 200)
-    near = np.quantile(values, np.clip([q - 0.002, q + 0.002], 0, 1))
-    assert near[0] <= found.estimate <= near[1]
-    assert found.low <= found.estimate <= found.high
-
-
-def test_clusters_may_have_any_numbers_and_ties():
-    rng = np.random.default_rng(6)
-    found = clustered.quantile(np.ones(90), np.repeat([7, -3, 1000], 30), 0.999, rng)
-    assert (found.estimate, found.low, found.high, found.std_error) == (1, 1, 1, 0)
-
-
 @pytest.mark.parametrize("n_clusters", [1, 2])
 def test_one_cluster_has_no_interval_two_have(n_clusters):
     values, clusters = np.arange(20.0), np.arange(20) % n_clusters
-    by_mean = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
-    by_quantile = clustered.quantile(values, clusters, 0.5, np.random.default_rng(7))
-    for found in (by_mean, by_quantile):
-        assert np.isfinite(found.estimate)
-        assert np.isnan([found.std_error, found.low, found.high]).all() == (n_clusters == 1)
+    mean = clustered.mean(np.bincount(clusters, values), np.bincount(clusters))
+    assert np.isfinite(mean.estimate)
+    assert np.isnan([mean.std_error, mean.low, mean.high]).all() == (n_clusters == 1)
 
 
 def test_empty_clusters_do_not_count():
@@ -160,7 +107,7 @@ def test_empty_clusters_do_not_count():
     ("totals", "sizes", "message"),
     [
         ([1.0, np.nan], [1, 1], "finite"),
-        ([1.0], [1, 1], "pair"),
+        ([1.0], [1, 1], "go together"),
         ([], [], "no values"),
         ([0.0], [0], "no values"),
     ],
@@ -168,13 +115,3 @@ def test_empty_clusters_do_not_count():
 def test_what_has_no_mean_is_refused(totals, sizes, message):
     with pytest.raises(ValueError, match=message):
         clustered.mean(np.array(totals), np.array(sizes))
-
-
-def test_what_has_no_quantile_is_refused():
-    rng = np.random.default_rng(8)
-    with pytest.raises(ValueError, match="finite"):
-        clustered.quantile(np.array([np.inf, 1]), np.array([0, 1]), 0.5, rng)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        clustered.quantile(np.ones(3), np.zeros(3, int), 1.0, rng)
-    with pytest.raises(ValueError, match="go together"):
-        clustered.quantile(np.ones(3), np.array([0, 1]), 0.5, rng)

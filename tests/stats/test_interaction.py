@@ -1,8 +1,7 @@
-"""Differences of differences, samples as a random effect, and GEE."""
+"""Differences of differences, and samples as a random effect."""
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 
 from imatrix_lab.stats import clustered, interaction
 from imatrix_lab.stats.interaction import Cell
@@ -108,37 +107,3 @@ def test_one_document_has_no_interval():
     found = interaction.contrast([cell(1, [1.0]), cell(-1, [3.0])])
     assert found.estimate == -2
     assert np.isnan([found.std_error, found.low, found.p_value]).all()
-
-
-def answers():
-    correct = (
-        "111101011110000000010000111101101111111111101111111111011111011111100101111011110111111111"
-        "110000111111111111100110101110111011110001101100011101111101000001110111110100001000100110"
-        "010111110100011111110011110101111111111111010000111101010000"
-    )
-    n = len(correct) // 4
-    rows = np.array([int(c) for c in correct])
-    return rows, np.tile([0, 0, 1, 1], n), np.tile([0, 1, 0, 1], n), np.repeat(np.arange(n), 4)
-
-
-def test_gee_is_that_of_geepack():
-    found = interaction.gee(*answers())
-    # R 4.2.2, geepack 1.3.9: geeglm(y ~ cal*lan, id, binomial, corstr="exchangeable"), cal:lan
-    assert found.estimate == pytest.approx(-0.539550670877, abs=2e-4)
-    # its sandwich error is 0.462083; the bias-reduced one is larger by a few percent
-    assert 0.462083 < found.std_error < 0.462083 * 1.06
-    rows, cal, lan, groups = answers()
-    robust = sm.GEE(
-        rows, np.stack([np.ones(len(rows)), cal, lan, cal * lan], 1), groups=groups,
-        family=sm.families.Binomial(), cov_struct=sm.cov_struct.Exchangeable(),
-    ).fit()  # fmt: skip
-    assert robust.bse[3] == pytest.approx(0.462083198124, rel=1e-3)
-    assert found.odds_ratio == pytest.approx(np.exp(found.estimate))
-    assert found.n_clusters == 60
-
-
-def test_gee_needs_both_kinds_of_answers():
-    rows, cal, lan, groups = answers()
-    rows = np.where((cal == 0) & (lan == 0), 1, rows)
-    with pytest.raises(ValueError, match="cell 0, 0"):
-        interaction.gee(rows, cal, lan, groups)

@@ -43,10 +43,10 @@ def test_duplicates_fool_the_naive_test_only(answers):
         wins, losses = int((moved == 1).sum()), int((moved == -1).sum())
         naive = binary.mcnemar(np.repeat([1, -1], [wins, losses]))
         interval = clustered.mean(table, np.bincount(groups))
-        rejected["naive"] += naive.p_mid <= 0.05
-        rejected["clustered"] += binary.mcnemar(table).p_mid <= 0.05
+        rejected["naive"] += naive.p_exact <= 0.05
+        rejected["clustered"] += binary.mcnemar(table).p_exact <= 0.05
         rejected["cr3"] += paired.t_test(interval) <= 0.05
     rates = {name: n / n_sim for name, n in rejected.items()}
-    assert 0.035 <= rates["clustered"] <= 0.065
+    assert 0.02 <= rates["clustered"] <= 0.05
     assert 0.03 <= rates["cr3"] <= 0.065
-    assert rates["naive"] > 0.07
+    assert rates["naive"] > 0.055

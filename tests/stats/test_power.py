@@ -73,7 +73,7 @@ def test_a_design_from_a_pilot_predicts_the_standard_error():
     seen = paired.mean_difference(sums, rng, 100).interval.std_error
     assert design.std_error(400) == pytest.approx(seen, rel=0.1)
     assert design.icc == pytest.approx(0.2, abs=0.05)
-    with pytest.raises(ValueError, match="nothing differs"):
+    with pytest.raises(ValueError, match="do not differ"):
         power.from_pilot(paired.Sums.of(np.zeros(4), np.arange(4), 4))
 
 
@@ -91,28 +91,40 @@ def test_few_large_groups_make_the_standard_error_vary():
         moved = moved * np.where(rng.random(306) < (1 + effect / 0.05) / 2, 1, -1)
         sums = paired.Sums(moved, sizes, moved * moved)
         found += paired.t_test(clustered.mean(sums.totals, sums.sizes)) <= 0.05
-    promised = power.planned(design, 306, effect)
+    promised = power.design_power(design, 306, effect)
     assert promised == pytest.approx(found / 2000, abs=0.06)
 
 
 def test_a_normal_design_is_plain_noncentral_t():
     design = Design(1.0)
     alone = power.superiority(0.4, 30**-0.5, 29)
-    assert power.planned(design, 30, 0.4) == pytest.approx(alone)
-    assert power.planned(design, 30, 0.1, margin=0.8) == power.equivalence(0.1, 0.8, 30**-0.5, 29)
+    assert power.design_power(design, 30, 0.4) == pytest.approx(alone)
+    assert power.design_power(design, 30, 0.1, margin=0.8) == power.equivalence(
+        0.1, 0.8, 30**-0.5, 29
+    )
     slightly = Design(1.0, kurtosis=3.001)
     for margin in (None, 0.8):
-        a, b = (power.planned(d, 30, 0.1, margin=margin) for d in (design, slightly))
+        a, b = (power.design_power(d, 30, 0.1, margin=margin) for d in (design, slightly))
         assert a == pytest.approx(b, abs=1e-3)
 
 
-def test_binary_design_and_hours():
+def test_binary_design():
     assert power.binary_design(0.04).sd == pytest.approx(0.2)
     with pytest.raises(ValueError, match="discordance"):
         power.binary_design(0.0)
-    assert power.hours(7200, 3, 2.0) == pytest.approx(3.0)
-    with pytest.raises(ValueError, match="rate"):
-        power.hours(1, 1, 0.0)
+
+
+def test_analysis_with_and_without_a_margin():
+    design = Design(0.3, icc=0.2, cluster_size=4, size_cv=0.5)
+    full, bare = (power.analyse(design, 60, m, alpha=0.01) for m in (0.1, float("nan")))
+    assert full.detectable == bare.detectable == power.detectable(design, 60, alpha=0.01)
+    assert full.power_superiority == power.design_power(design, 60, 0.1, 0.01)
+    assert full.power_equivalence == power.design_power(design, 60, 0.0, 0.01, 0.1)
+    assert full.clusters_superiority == power.clusters_for_superiority(design, 0.1, alpha=0.01)
+    assert full.clusters_equivalence == power.clusters_for_equivalence(design, 0.1, alpha=0.01)
+    assert (bare.clusters_superiority, bare.clusters_equivalence) == (0, 0)
+    alone = power.analyse(design, 1, 0.1)
+    assert (alone.detectable, alone.power_superiority) == (float("inf"), 0)
 
 
 def test_planned_power_comes_true_on_clustered_items():

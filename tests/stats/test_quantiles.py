@@ -1,41 +1,76 @@
-"""Differences of quantiles, by simulation."""
+"""Quantiles by bootstrap of clusters, against plain resampling and by simulation."""
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from imatrix_lab.stats import quantiles
+from imatrix_lab.stats import quantiles, resample
+from tests.stats.test_clustered import documents
 
 
-def test_tails_of_paired_runs_cancel_what_they_share():
+@pytest.mark.parametrize("q", [0.5, 0.99])
+def test_quantile_covers_its_truth(q):
+    rng = np.random.default_rng(4)
+    truth = np.quantile(np.concatenate([documents(rng, 500)[0] for _ in range(20)]), q)
+    found = [quantiles.quantile(*documents(rng, 25), q, rng, 300) for _ in range(400)]
+    assert 0.915 <= np.mean([f.low <= truth <= f.high for f in found]) <= 0.98
+
+
+def test_quantile_replicates_are_those_of_plain_resampling():
+    """Thresholds thin out the order statistics; what is lost is small beside the error."""
+    rng = np.random.default_rng(5)
+    values, clusters = documents(rng, 30)
+    found = quantiles.quantile(values, clusters, 0.9, rng, 4000)
+    by_cluster = [values[clusters == g] for g in range(30)]
+    half = np.sqrt(3 * 0.9 * 0.1 / len(values))
+    window = np.linspace(0.9 - half, 0.9 + half, 401)
+
+    def smooth(sample):
+        return np.quantile(sample, window, method="inverted_cdf").mean()
+
+    plain = np.array(
+        [
+            smooth(np.concatenate([by_cluster[g] for g in rng.integers(0, 30, 30)]))
+            for _ in range(3000)
+        ]
+    )
+    without = [smooth(np.concatenate(by_cluster[:g] + by_cluster[g + 1 :])) for g in range(30)]
+    error = resample.jackknife_error(np.array(without), smooth(values))
+    assert found.estimate == pytest.approx(smooth(values), rel=1e-3)
+    assert found.estimate == pytest.approx(np.quantile(values, 0.9), rel=0.01)
+    assert found.std_error == pytest.approx(max(error, plain.std() * np.sqrt(30 / 29)), rel=0.03)
+    tail = resample.tail_share(plain, found.std_error, 29, 0.95)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(plain, [tail, 1 - tail]), 0.03)
+
+
+@pytest.mark.parametrize("q", [0.01, 0.5, 0.999])
+def test_quantile_estimates_are_near_the_order_statistics(q):
+    rng = np.random.default_rng(9)
+    values, clusters = rng.normal(0, 1, 20_000), rng.integers(0, 50, 20_000)
+    found = quantiles.quantile(values, clusters, q, rng, 200)
+    near = np.quantile(values, np.clip([q - 0.002, q + 0.002], 0, 1))
+    assert near[0] <= found.estimate <= near[1]
+    assert found.low <= found.estimate <= found.high
+
+
+def test_clusters_may_have_any_numbers_and_ties():
+    rng = np.random.default_rng(6)
+    found = quantiles.quantile(np.ones(90), np.repeat([7, -3, 1000], 30), 0.999, rng)
+    assert (found.estimate, found.low, found.high, found.std_error) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("n_clusters", [1, 2])
+def test_one_cluster_has_no_interval_two_have(n_clusters):
+    clusters = np.arange(20) % n_clusters
+    found = quantiles.quantile(np.arange(20.0), clusters, 0.5, np.random.default_rng(7))
+    assert np.isfinite(found.estimate)
+    assert np.isnan([found.std_error, found.low, found.high]).all() == (n_clusters == 1)
+
+
+def test_what_has_no_quantile_is_refused():
     rng = np.random.default_rng(8)
-    codes = np.repeat(np.arange(40), 200)
-    shared = rng.lognormal(0, 1, 8000) * np.exp(rng.normal(0, 0.5, 40))[codes]
-    a, b = (quantiles.tails(shared * s, codes, (0.5, 0.99), np.random.default_rng(9), 2000)
-            for s in (1.1, 1.0))  # fmt: skip
-    alone = quantiles.tails(shared, codes, (0.5, 0.99), np.random.default_rng(10), 2000)
-    for moved, unpaired, q in zip(
-        quantiles.difference(a, b), quantiles.difference(a, alone), (0.5, 0.99), strict=True
-    ):
-        assert moved.estimate == pytest.approx(0.1 * np.quantile(shared, q), rel=0.02)
-        assert moved.low < moved.estimate < moved.high
-        assert moved.std_error < 0.3 * unpaired.std_error
-    with pytest.raises(ValueError, match="same tokens"):
-        quantiles.difference(a, quantiles.tails(shared, codes, (0.5,), rng, 2000))
-
-
-def test_tail_difference_covers_its_truth():
-    rng = np.random.default_rng(11)
-    truth = 0.05 * stats.norm.ppf(0.99)
-    hits = 0
-    for _ in range(200):
-        codes = np.repeat(np.arange(25), 150)
-        shared = rng.normal(0, 0.3, 25)[codes] + rng.normal(0, 0.95394, len(codes))
-        a, b = 1.05 * shared, shared
-        state = int(rng.integers(1 << 30))
-        drawn = (
-            quantiles.tails(x, codes, (0.99,), np.random.default_rng(state), 400) for x in (a, b)
-        )
-        (found,) = quantiles.difference(*drawn)
-        hits += found.low <= truth <= found.high
-    assert 0.9 <= hits / 200 <= 0.985
+    with pytest.raises(ValueError, match="finite"):
+        quantiles.quantile(np.array([np.inf, 1]), np.array([0, 1]), 0.5, rng)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        quantiles.quantile(np.ones(3), np.zeros(3, int), 1.0, rng)
+    with pytest.raises(ValueError, match="go together"):
+        quantiles.quantile(np.ones(3), np.array([0, 1]), 0.5, rng)

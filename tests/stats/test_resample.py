@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imatrix_lab.stats import clustered, resample
+from imatrix_lab.stats import resample
 
 
 def test_bootstrap_sums_have_the_law_of_drawing_with_replacement():
@@ -33,21 +33,6 @@ def test_few_clusters_are_flipped_in_every_way_once():
     assert exact
     assert sorted(found[:, 0].tolist()) == wanted
     assert not resample.flipped_sums(totals[:, None], 7, np.random.default_rng(5))[1]
-
-
-def test_bca_is_that_of_scipy():
-    """Without expansion, on clusters of one size, for a skewed statistic."""
-    values = np.random.default_rng(6).lognormal(0, 1, 40)
-    theirs = stats.bootstrap(
-        (values,), np.mean, n_resamples=20_000, method="BCa", random_state=np.random.default_rng(7)
-    ).confidence_interval
-    ours = resample.bca(
-        resample.bootstrap_sums(values[:, None], 20_000, np.random.default_rng(8))[:, 0] / 40,
-        values.mean(),
-        clustered.jackknife(values, np.ones(40)),
-        0.025,
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=0.02)
 
 
 def test_exact_interval_holds_what_the_permutation_does_not_reject():

@@ -4,10 +4,10 @@ import dataclasses
 import re
 
 import numpy as np
-import pytest
 
 from imatrix_lab.stats import comparison, interaction, sentences
-from imatrix_lab.stats.comparison import METRICS, Question
+from imatrix_lab.stats.comparison import Question
+from imatrix_lab.stats.metrics import METRICS
 
 
 def question(metric="kld_nats", margin=None):
@@ -86,30 +86,6 @@ def test_family_noise_and_one_big_document_are_mentioned():
     assert "4.0 times what two texts of one language differ by" in sentences.plain(found)
     big = dataclasses.replace(found.paired, largest_share=0.6)
     assert "holds 60 %" in sentences.formal(dataclasses.replace(found, paired=big))
-
-
-@pytest.mark.parametrize(
-    ("value", "std_error", "text"),
-    [
-        (-0.0123456, 0.0011, "-0.0123"),
-        (0.5, 0.1, "0.50"),
-        (1234.5, 30.0, "1234"),
-        (0.25, 0.0, "0.25"),
-        (float("inf"), 1.0, "unbounded"),
-        (float("nan"), 1.0, "unknown"),
-        (0.1, float("nan"), "0.1"),
-    ],
-)
-def test_digits_follow_the_error(value, std_error, text):
-    assert sentences.number(value, std_error) == text
-
-
-@pytest.mark.parametrize(
-    ("p", "text"),
-    [(0.00001, "< 0.0001"), (0.0123, "= 0.0123"), (0.5, "= 0.50"), (float("nan"), "not available")],
-)
-def test_probability(p, text):
-    assert sentences.probability(p) == text
 
 
 def crossed(shift, samples=1):

@@ -152,7 +152,7 @@ def test_hostile_files(write, tmp_path) -> None:
         recipes.load(write("schema = = 1"))
     with pytest.raises(UsageError, match=r"reduced: .* is not a table"):
         recipes.load(write("reduced = 3\n" + HEAD + TABLES))
-    with pytest.raises(UsageError, match=r"reduced\.calibration is no table"):
+    with pytest.raises(UsageError, match=r"reduced\.calibration is not a table"):
         recipes.load(write(HEAD + TABLES + "[reduced]\ncalibration = 3"))
 
 

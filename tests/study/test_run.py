@@ -314,7 +314,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(bench, small_disk):
     ours = bench("full", text=SMALL)
     ours.out = small_disk / "study"
     _, told = ours.study(status=1)
-    assert "MiB are free" in told or "the disk is full" in told
+    assert "MiB is free" in told or "the disk is full" in told
     assert "Traceback" not in told and "bug" not in told
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     ours.run("resume", ours.out)

@@ -46,11 +46,11 @@ def test_a_users_own_task(tmp_path):
         ("question =", "questoin =", "unknown key 'questoin' in \\[fields\\]; 'question'?"),
         ('"mixeval"', '"mixevall"', "scorer is one of .* not 'mixevall'; 'mixeval'?"),
         ('"mixeval"', '"choice"', "needs options"),
-        ("max_tokens = 8", 'max_tokens = "8"', "is not a int"),
+        ("max_tokens = 8", 'max_tokens = "8"', "is not a whole number"),
         ('"mine"', '"other"', "the file is called mine.toml"),
         ('licence = "CC0-1.0"', "", "missing key 'licence'"),
         ("[source]", "[source", "not valid TOML"),
-        ('["x.json"]', "[1]", "not a list of strings"),
+        ('["x.json"]', "[1]", "source.files: 1 is not a text"),
     ],
 )
 def test_mistakes_are_named(old, new, message, tmp_path):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from imatrix_lab.compare import compare as compared
-from imatrix_lab.compare.design import Plan
+from imatrix_lab.compare.compare import compare_runs
+from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.records import parquet
@@ -91,7 +91,7 @@ def test_records_that_compare_reads(exam, tmp_path):
     assert talk.said[0] == (
         "exam nb: 39 items in 20 groups; 1 repeats merged; 1 left out: no gold answer"
     )
-    report = compared.compare(paths, Plan(n_resamples=200), (), Silent())
+    report = compare_runs(paths, ComparisonPlan(n_resamples=200), (), Silent())
     (one,) = report.comparisons
     assert one.n == N - 1
     assert one.n_clusters == 20

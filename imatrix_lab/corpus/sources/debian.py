@@ -23,6 +23,7 @@ import pyarrow
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import need_room, sha256_file
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -87,7 +88,7 @@ def _package(pinned: Pinned, session: Session) -> Path:
         lists = [] if _show(name, []) else _with(_our_lists(session.store))
         size_bytes = int(_show(name, lists).get("Size", 0))
         need_room(out, size_bytes, f"{name} {pinned.version}")
-        session.progress.say(f"fetching {name} {pinned.version}, {size_bytes / 2**20:.0f} MiB")
+        session.progress.say(f"fetching {name} {pinned.version}, {size(size_bytes)}")
         argv = ["apt-get", *lists, *_SHORT, "download", f"{name}={pinned.version}"]
         try:
             process.run(argv, cwd=scratch, log=scratch / "apt.log", timeout_s=DOWNLOAD_TIMEOUT_S)

@@ -166,7 +166,7 @@ def predicted(view: View) -> Section | None:
     rows = tuple(
         (
             Cell(view.of_model(p.model) + view.text(p.language)), Cell(p.calibration),
-            Cell(format.whole(p.sample) or "all", p.sample), Cell(p.type),
+            Cell(format.count(p.sample) or "all", p.sample), Cell(p.type),
             Cell(f"{p.predicted_loss:.5f}", p.predicted_loss),
             Cell(format.number(p.measured_kld_nats), p.measured_kld_nats),
         )
@@ -191,7 +191,7 @@ def _agreements(view: View) -> Table:
             Cell(view.of_model(a.model) + view.text(a.language)), Cell(a.type),
             Cell(f"{a.spearman:+.2f}".replace("-", "−") if math.isfinite(a.spearman)
                  else format.UNKNOWN, a.spearman),
-            Cell(format.whole(a.n), a.n),
+            Cell(format.count(a.n), a.n),
         )
         for a in view.found.agreements
     )  # fmt: skip
@@ -247,7 +247,7 @@ def scores(view: View) -> Section | None:
         rows = tuple(
             (
                 Cell(view.text(text)), Cell(label or "(original)"), Cell(kind),
-                Cell(format.whole(sample) or "all", sample),
+                Cell(format.count(sample) or "all", sample),
                 *(_score(by_metric.get(metric)) for metric, _, _ in metrics),
                 _counted(by_metric, "n"), _counted(by_metric, "n_clusters"),
                 view.signed(sorted({k for s in by_metric.values() for k in s.signatures})),
@@ -275,4 +275,4 @@ def _score(s: Score | None) -> Cell:
 
 def _counted(by_metric: dict[str, Score], name: str) -> Cell:
     n = max(getattr(s, name) for s in by_metric.values())
-    return Cell(format.whole(n), n)
+    return Cell(format.count(n), n)

@@ -138,7 +138,7 @@ def made(view: View) -> Section | None:
         (
             Cell(view.of_model(c.model) + c.label), Cell(c.kind), Cell(str(c.sample), c.sample),
             Cell(", ".join(f"{code} {100 * share:.0f} %" for code, share in c.shares.items())),
-            Cell(format.whole(c.n_tokens), c.n_tokens), Cell(c.source),
+            Cell(format.count(c.n_tokens), c.n_tokens), Cell(c.source),
             Cell(c.licence), _sha(c.imatrix_sha256), _sha(c.corpus_sha256),
             Cell(" ".join(s[:12] for s in c.merged_from), mark="sha"),
         )
@@ -181,8 +181,8 @@ def repeat(view: View) -> Section:
     blocks.append(Code("Recipe, all defaults filled in", recipe, folded=True))
     steps = sorted(found.times.steps_s.items(), key=lambda step: (-step[1], step[0]))
     if steps:
-        rows = tuple((Cell(name), Cell(format.seconds(t), t)) for name, t in steps)
-        title = f"Time: {format.seconds(found.times.total_s)} in all"
+        rows = tuple((Cell(name), Cell(format.duration(t), t)) for name, t in steps)
+        title = f"Time: {format.duration(found.times.total_s)} in all"
         blocks.append(Table(title, ("step", "time"), rows, frozenset((1,)), folded=True))
     said = ("These commands, in this order, repeat the study.",)
     return Section("repeat", "Repeat it", said, tuple(blocks))

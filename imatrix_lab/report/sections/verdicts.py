@@ -185,8 +185,8 @@ def _comparisons(view: View, measure: Measure) -> Table:
             Cell(format.number(c.noise, c.low, c.high), c.noise),
             Cell(_times(c.noise_multiple), c.noise_multiple),
             Cell(format.number(c.detectable, c.low, c.high), c.detectable),
-            Cell(format.whole(c.n), c.n), Cell(format.whole(c.n_clusters), c.n_clusters),
-            Cell(format.whole(c.n_to_decide), c.n_to_decide),
+            Cell(format.count(c.n), c.n), Cell(format.count(c.n_clusters), c.n_clusters),
+            Cell(format.count(c.n_to_decide), c.n_to_decide),
             view.signed(c.signatures),
         )
         for c in view.comparisons(measure)

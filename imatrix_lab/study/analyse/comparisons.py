@@ -5,16 +5,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from imatrix_lab.compare import compare, controls, design
-from imatrix_lab.compare.compare import Report
-from imatrix_lab.compare.design import Plan
+from imatrix_lab.compare import controls, design
+from imatrix_lab.compare.compare import Report, compare_runs
+from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.compare.interactions import Interaction
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Missing
 from imatrix_lab.stats import sentences
-from imatrix_lab.stats.comparison import METRICS, Comparison, Metric
+from imatrix_lab.stats.comparison import Comparison
+from imatrix_lab.stats.metrics import METRICS, Metric
 from imatrix_lab.study.analyse.index import Grid, Record
 from imatrix_lab.study.recipe import Recipe
 
@@ -37,7 +38,7 @@ def judged(grid: Grid, recipe: Recipe, progress: Progress) -> Judged:
     is judged. Margins of the recipe are in the units of `METRICS`.
     """
     said = recipe.comparison
-    plan = Plan(
+    plan = ComparisonPlan(
         margins={m: value / METRICS[m].scale for m, value in said.margins.items()},
         family=design.parse_family(said.family),
         baseline=grid.baseline if said.baseline else "",
@@ -62,7 +63,7 @@ def judged(grid: Grid, recipe: Recipe, progress: Progress) -> Judged:
 class _Part:
     """The records of one model, of texts or of tasks."""
 
-    def __init__(self, records: Sequence[Record], plan: Plan, metrics: Sequence[str]):
+    def __init__(self, records: Sequence[Record], plan: ComparisonPlan, metrics: Sequence[str]):
         self.records, self.plan, self.metrics = records, plan, metrics
         self.model = records[0].model
         self.missing: list[Missing] = []
@@ -86,7 +87,7 @@ class _Part:
         while len(left) > 1:
             try:
                 paths = [r.run.path for r in left]
-                return compare.compare(paths, self.plan, self.metrics, progress)
+                return compare_runs(paths, self.plan, self.metrics, progress)
             except BadRecords as error:
                 lost = [r.place() for r in left if str(r.run.path) == error.where]
                 lost = lost or [r.place() for r in left]

@@ -7,11 +7,11 @@ language against the baseline. Texts come first; tasks decide where there are no
 import math
 from collections.abc import Sequence
 
+from imatrix_lab.core.format import with_error
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Control, Results
-from imatrix_lab.stats import sentences
-from imatrix_lab.stats.comparison import METRICS
 from imatrix_lab.stats.equivalence import VERDICTS
+from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import FEW_CLUSTERS
 from imatrix_lab.study.recipe import DEMO
 
@@ -131,10 +131,7 @@ def _reach(cases: Sequence[Comparison]) -> str:
         return f"there is too little text for an interval of its {c.words}"
     if low == high == 0:
         return f"no difference in {c.words} was seen"
-    ends = (
-        f"{sentences.number(abs(x), (high - low) / 4)} {c.unit} {_direction(x)}"
-        for x in (low, high)
-    )
+    ends = (f"{with_error(abs(x), (high - low) / 4)} {c.unit} {_direction(x)}" for x in (low, high))
     return f"its {c.words} may be anything from {' to '.join(ends)} (95 % sure)"
 
 
@@ -153,12 +150,12 @@ def _size(found: Results, c: Comparison, place: str = "") -> str:
     said = [place] if place else []
     if c.low * c.high > 0:
         ends = sorted((abs(c.low), abs(c.high)))
-        said.append(f"95 % sure: {' to '.join(sentences.number(x, error) for x in ends)}")
+        said.append(f"95 % sure: {' to '.join(with_error(x, error) for x in ends)}")
         whole = _without_imatrix(found, c)
         if whole > 0:
             share = f"{100 * abs(c.estimate) / whole:.2g}"
             said.append(f"{share} % of the loss without an imatrix")
-    text = f"{sentences.number(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
+    text = f"{with_error(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
     return f"{text} ({'; '.join(said)})" if said else text
 
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from imatrix_lab.compare import design
 from imatrix_lab.compare.comparer import TextComparer
-from imatrix_lab.compare.design import Level, Plan
+from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.records import parquet
 from imatrix_lab.records.runs import Block, blocks
 from imatrix_lab.report.results import ALL_SAMPLES, Score
 from imatrix_lab.stats import interaction
-from imatrix_lab.stats.comparison import METRICS
 from imatrix_lab.stats.interaction import Cell, Contrast
+from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study.analyse.index import Grid, Record
 
 KLD, LOSS, TOP, ITEM = "kld_nats", "nll_nats", "top1_agreement", "score"
@@ -105,7 +105,7 @@ def _of_text(records: Sequence[Record]) -> Iterator[Score]:
 
 def _comparer(records: Sequence[Record], metrics: Sequence[str]) -> TextComparer:
     runs = {i: r.run for i, r in enumerate(records)}
-    return TextComparer(blocks(runs, metrics)[0], runs, Plan())
+    return TextComparer(blocks(runs, metrics)[0], runs, ComparisonPlan())
 
 
 def _levels(comparer: TextComparer) -> list[Level]:

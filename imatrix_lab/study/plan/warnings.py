@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import ask, endpoint, need_network
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.errors import FetchFailed, ImatrixLabError
@@ -159,11 +160,11 @@ def of_room(room: Room) -> Iterator[str]:
     """Tell where disk or memory is too small."""
     if room.disk_peak_bytes > room.disk_free_bytes:
         yield (
-            f"the study takes {room.disk_peak_bytes / 2**30:.1f} GiB of disk, and"
-            f' {room.disk_free_bytes / 2**30:.1f} are free: keep = "scores" with limits.disk_gib'
+            f"the study takes {size(room.disk_peak_bytes)} of disk, and"
+            f' {size(room.disk_free_bytes)} are free: keep = "scores" with limits.disk_gib'
         )
     if room.memory_bytes > room.memory_limit_bytes:
         yield (
-            f"its largest step takes {room.memory_bytes / 2**30:.1f} GiB of memory, and it may take"
-            f" {room.memory_limit_bytes / 2**30:.1f}: limits.disk_gib makes batches of quants"
+            f"its largest step takes {size(room.memory_bytes)} of memory, and it may take"
+            f" {size(room.memory_limit_bytes)}: limits.disk_gib makes batches of quants"
         )

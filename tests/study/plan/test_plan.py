@@ -159,7 +159,7 @@ def test_doubts(recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path) 
     assert "qaa: 3 documents are too few" in said
     said = warnings(comparison=Comparison(), limits=Limits(backend="cpu", memory_gib=0.001))
     assert "nothing can come out as equivalent" in said
-    assert "of memory, and it may take 0.0" in said
+    assert "of memory, and it may take 1.02 MiB" in said
     tasks = (Task("xnli", ("en",), 20), Task("language-confusion", ("en",)))
     said = warnings(tasks=tasks)
     assert "no items of facebook/xnli" in said

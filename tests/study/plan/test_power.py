@@ -41,12 +41,13 @@ def test_assumed_spreads() -> None:
     assert first.power.unit == "nats a token" and first.power.margin == 0.02
     assert first.is_blind()
     enough, short = (
-        power.planned(design, n, 0.0, 0.05 / family, 0.02)
+        power.design_power(design, n, 0.0, 0.05 / family, 0.02)
         for n in (first.clusters_needed, first.clusters_needed - 1)
     )
     assert enough >= 0.8
     assert (
-        short < 0.8 or power.planned(design, first.clusters_needed - 1, 0.02, 0.05 / family) < 0.8
+        short < 0.8
+        or power.design_power(design, first.clusters_needed - 1, 0.02, 0.05 / family) < 0.8
     )
     assert effects[1].power.detectable < first.power.detectable  # 40 documents
     assert "40 documents of 350 tokens assumed" in effects[1].power.assumed
