@@ -105,10 +105,9 @@ def _sources(part: Part, selection: Selection) -> list[_PartSource]:
         ids = {d.id for d in cut}
         rest = [d for d in everything if d.id not in ids]
         sources.append(_PartSource(part, pool, rest, cut if pool in selection.cut else []))
-    if pool := selection.heldout:
-        basis, _ = pool.basis_and_all()
-        heldout = heldout_of(basis, pool.pinned.source.heldout)
-        sources.append(_PartSource(part, pool, [], heldout))
+    if whole := selection.heldout:
+        heldout = heldout_of(whole.basis_and_all()[0], whole.pinned.source.heldout)
+        sources.append(_PartSource(part, whole, [], heldout))
     return sources
 
 

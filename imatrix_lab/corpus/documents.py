@@ -7,15 +7,17 @@ are streamed as lines, JSON values or Parquet rows, and loose paragraphs gathere
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow
 from pyarrow import parquet
 
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
+
+T = TypeVar("T")
 
 JOINT = "\n\n"
 DOCUMENT_CHARS_MIN = 400
@@ -148,16 +150,21 @@ def tidy(text: str) -> str:
 
 def gathered(paragraphs: Iterable[str], chars: int = DOCUMENT_CHARS) -> Iterator[str]:
     """Join paragraphs to documents that end with the paragraph that reaches `chars`."""
-    pending: list[str] = []
-    size = 0
-    for paragraph in paragraphs:
-        pending.append(paragraph)
-        size += len(paragraph)
-        if size >= chars:
-            yield JOINT.join(pending)
-            pending, size = [], 0
-    if pending:
-        yield JOINT.join(pending)
+    return map(JOINT.join, batches(paragraphs, chars, len))
+
+
+def batches(items: Iterable[T], total: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield items in lists that end with the item with which their sizes reach `total`."""
+    batch: list[T] = []
+    n = 0
+    for item in items:
+        batch.append(item)
+        n += size(item)
+        if n >= total:
+            yield batch
+            batch, n = [], 0
+    if batch:
+        yield batch
 
 
 def line(document: Document) -> str:

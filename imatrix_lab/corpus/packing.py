@@ -86,7 +86,7 @@ def redraw(lanes: Sequence[Lane], quotas: Sequence[int], k: int, seed: int) -> l
 
 
 def shares(available: Sequence[int], n_tokens: int) -> list[int]:
-    """Return how many of `n_tokens` each source gives: equal parts, or all it has if that is less."""
+    """Return how many of `n_tokens` each source gives: equal parts, or all of a small source."""
     given = [0] * len(available)
     remaining = n_tokens
     for rank, i in enumerate(sorted(range(len(available)), key=lambda i: available[i])):

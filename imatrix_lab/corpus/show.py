@@ -10,6 +10,8 @@ from imatrix_lab.corpus import build, cleaned, documents
 from imatrix_lab.corpus.mixture import parse_or_path
 
 PAGE_CHARS = 700
+SOURCE_COLUMNS = ("source", "version", "licence", "calibrated on", "held out", "language share")
+DROPPED_COLUMNS = ("source", "step", "reason", "documents", "paragraphs", "changes")
 
 
 def find(text: str, store: Store) -> Artifact | None:
@@ -45,14 +47,20 @@ def summary(facts: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def share(cleaning: dict[str, Any]) -> str:
-    """Return how much of a source's text is in the language, as identified."""
-    value = cleaning.get("language_share")
-    return "" if value is None else f"{100 * value:.1f} %"
+def sources(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row of `SOURCE_COLUMNS` for each source."""
+    rows: list[tuple[str, ...]] = []
+    for s in facts.get("sources", ()):
+        share = s["cleaning"].get("language_share")
+        percent = "" if share is None else f"{100 * share:.1f} %"
+        n_used = f"{s['n_used']} documents"
+        version = s["version"][:16]
+        rows.append((s["name"], version, s["licence"], n_used, str(s["n_heldout"]), percent))
+    return rows
 
 
 def dropped(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return (source, step, reason, documents, lines or paragraphs, changes) of all cleaning."""
+    """Return a row of `DROPPED_COLUMNS` for each source, step and reason; lines are paragraphs."""
     rows = []
     for source in facts.get("sources", ()):
         for step, reasons in source["cleaning"]["steps"].items():

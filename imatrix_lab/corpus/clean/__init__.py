@@ -27,6 +27,7 @@ from imatrix_lab.corpus.clean.rules import (
     drop_short_document,
     drop_short_paragraphs,
 )
+from imatrix_lab.corpus.documents import batches
 from imatrix_lab.types import Document
 
 CLEAN_VERSION = 1
@@ -74,7 +75,8 @@ def clean(
     report.labels = rules.labels
     seen = duplicates.Duplicates(rules)
     work = functools.partial(clean_batch, rules=rules)
-    for drafts, bands, batch_report in process.in_order(work, batches(documents), workers):
+    batched = batches(documents, BATCH_CHARS, lambda d: len(d.text))
+    for drafts, bands, batch_report in process.in_order(work, batched, workers):
         report.add(batch_report)
         for draft, draft_bands in zip(drafts, bands, strict=True):
             if draft.paragraphs:
@@ -85,20 +87,6 @@ def clean(
                 report.documents_out += 1
                 report.bytes_out += len(text.encode())
                 yield replace(draft.document, text=text)
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield documents in lists of about `BATCH_CHARS` characters."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def apply(step: Step, drafts: Sequence[Draft], rules: Rules, report: Report) -> None:

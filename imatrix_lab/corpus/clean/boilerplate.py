@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from imatrix_lab.core.config import read_toml
 from imatrix_lab.core.paths import data_dir
-from imatrix_lab.corpus.clean.report import LINES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import LINES, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 
 _PHRASES = read_toml(data_dir("corpora") / "clean" / "boilerplate.toml")
@@ -45,16 +45,11 @@ def drop(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Drop paragraphs and lines that are not running text."""
     for draft in drafts:
         where = draft.document.id
-        paragraphs = [_lines(p, where, rules, report) for p in draft.paragraphs]
-        reasons = [_reason(p, rules) if p else "" for p in paragraphs]
+        draft.paragraphs = [_lines(p, where, rules, report) for p in draft.paragraphs]
+        reasons = [_reason(p, rules) if p else "" for p in draft.paragraphs]
         _forgive_headings(reasons)
-        kept = []
-        for paragraph, reason in zip(paragraphs, reasons, strict=True):
-            if reason:
-                report.count(reason, PARAGRAPHS, where, paragraph)
-            elif paragraph:
-                kept.append(paragraph)
-        draft.paragraphs = kept
+        draft.drop({i: reason for i, reason in enumerate(reasons) if reason}, report)
+        draft.paragraphs = [p for p in draft.paragraphs if p]
 
 
 def _reason(paragraph: str, rules: Rules) -> str:

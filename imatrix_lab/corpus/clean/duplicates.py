@@ -19,7 +19,7 @@ from hashlib import blake2b
 import numpy as np
 import rensa
 
-from imatrix_lab.corpus.clean.report import DOCUMENTS, LINES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import LINES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 from imatrix_lab.corpus.clean.shingles import shingles
 
@@ -56,9 +56,7 @@ class Duplicates:
         elif any(band in self._bands for band in draft_bands):
             reason = "near-duplicate document"
         if reason:
-            report.count(reason, DOCUMENTS, where, draft.text)
-            draft.paragraphs = []
-            return
+            return draft.empty(reason, report)
         for band in draft_bands:
             self._bands.add(band)
         if not self._prose:

@@ -15,7 +15,6 @@ automaton in Python, one text at a time.
 
 import difflib
 import functools
-import itertools
 import unicodedata
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -26,7 +25,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from scipy import sparse
 
 from imatrix_lab.corpus.clean import scripts
-from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 from imatrix_lab.errors import UsageError
 
@@ -49,7 +48,7 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         if not draft.paragraphs or (rules.script == "Latn" and text.isascii()):
             continue
         classes = script_of[scripts.code_points(text)]
-        sizes = [len(p) + 2 for p in draft.paragraphs]
+        sizes = np.array([len(p) + 2 for p in draft.paragraphs])
         starts = np.cumsum(sizes) - sizes
         letters = np.add.reduceat((classes > 0).astype(np.int64), starts)
         own = np.add.reduceat((classes == 2).astype(np.int64), starts)
@@ -57,12 +56,9 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         weighed = own + rules.density * (letters - own)
         foreign = (letters >= SCRIPT_LETTERS_MIN) & (own < rules.script_share_min * weighed)
         if foreign.all():
-            report.count("script of the document", DOCUMENTS, draft.document.id, text)
-            draft.paragraphs = []
-        elif foreign.any():
-            for i in np.flatnonzero(foreign):
-                report.count("script", PARAGRAPHS, draft.document.id, draft.paragraphs[i])
-            draft.paragraphs = list(itertools.compress(draft.paragraphs, ~foreign))
+            draft.empty("script of the document", report)
+        else:
+            draft.drop(dict.fromkeys(np.flatnonzero(foreign).tolist(), "script"), report)
 
 
 def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
@@ -134,26 +130,22 @@ def _drop(
     ----------
     guesses : by place, of the paragraphs long enough.
     """
-    where = draft.document.id
 
     def is_foreign(guess: Guess) -> bool:
         return guess.label not in rules.labels and guess.lead > MARGIN
 
-    foreign = {i for i, guess in guesses.items() if is_foreign(guess)}
-    among = _surrounded(len(draft.paragraphs), guesses.keys(), foreign)
-    dropped = foreign | among
-    if is_foreign(whole):
-        report.count(f"document in {whole.label}", DOCUMENTS, where, draft.text)
-        dropped = set(range(len(draft.paragraphs)))
-    else:
-        for i in sorted(foreign):
-            reason = f"paragraph in {guesses[i].label}"
-            report.count(reason, PARAGRAPHS, where, draft.paragraphs[i])
-        for i in sorted(among):
-            report.count("among foreign ones", PARAGRAPHS, where, draft.paragraphs[i])
+    n = len(draft.paragraphs)
+    dropped = {i: f"paragraph in {g.label}" for i, g in sorted(guesses.items()) if is_foreign(g)}
+    surrounded = _surrounded(n, guesses.keys(), set(dropped))
+    dropped |= dict.fromkeys(sorted(surrounded), "among foreign ones")
+    whole_is_foreign = is_foreign(whole)
     for i, guess in guesses.items():
-        report.language_bytes[guess.label, i not in dropped] += len(draft.paragraphs[i].encode())
-    draft.paragraphs = [p for i, p in enumerate(draft.paragraphs) if i not in dropped]
+        is_kept = i not in dropped and not whole_is_foreign
+        report.language_bytes[guess.label, is_kept] += len(draft.paragraphs[i].encode())
+    if whole_is_foreign:
+        draft.empty(f"document in {whole.label}", report)
+    else:
+        draft.drop(dropped, report)
 
 
 def _surrounded(n: int, identified: Collection[int], foreign: set[int]) -> set[int]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imatrix_lab.corpus.clean.report import CHANGES, LINES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import CHANGES, LINES, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules, split
 
 
@@ -137,9 +137,8 @@ def strip(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         if text is not before:
             draft.paragraphs = split(text)
         if any(sign in text for sign in _SIGNS) and REMAINS.search(text):
-            for p in filter(REMAINS.search, draft.paragraphs):
-                report.count("marks remain", PARAGRAPHS, draft.document.id, p)
-            draft.paragraphs = [p for p in draft.paragraphs if not REMAINS.search(p)]
+            marked = [i for i, p in enumerate(draft.paragraphs) if REMAINS.search(p)]
+            draft.drop(dict.fromkeys(marked, "marks remain"), report)
 
 
 def _without_marks(text: str, draft: Draft, report: Report) -> str:
@@ -160,4 +159,3 @@ def _without_addresses(text: str, draft: Draft, report: Report) -> str:
     for line in ADDRESS_LINE.finditer(text):
         report.count("address only", LINES, draft.document.id, line.group())
     return ADDRESS_LINE.sub("", text)
-

@@ -13,7 +13,6 @@ from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 
-
 _BYTE = {chr(byte): byte for byte in range(0x80, 0x100)}
 """Character -> byte for 0x80–0xFF: Latin-1, and what Windows-1252 has instead."""
 for _byte in range(0x80, 0xA0):

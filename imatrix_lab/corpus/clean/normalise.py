@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import CHANGES, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules, split
 
 INDIC = {"Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh"}
@@ -117,10 +117,8 @@ def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         if rules.prose:
             draft.paragraphs = [p for p in map(_spaced, draft.paragraphs) if p]
         if "\ufffd" in text:
-            for p in draft.paragraphs:
-                if "\ufffd" in p:
-                    report.count("replacement character", PARAGRAPHS, draft.document.id, p)
-            draft.paragraphs = [p for p in draft.paragraphs if "\ufffd" not in p]
+            damaged = [i for i, p in enumerate(draft.paragraphs) if "\ufffd" in p]
+            draft.drop(dict.fromkeys(damaged, "replacement character"), report)
 
 
 def _composed(text: str, draft: Draft, report: Report) -> str:
@@ -151,7 +149,6 @@ def _spaced(paragraph: str) -> str:
     if " \n" in paragraph or "\n " in paragraph:
         paragraph = _LINE_EDGES.sub("\n", paragraph)
     return paragraph.strip()
-
 
 
 def _around(before: str, after: str) -> str:

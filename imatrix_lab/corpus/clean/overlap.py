@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.corpus.clean.shingles import shingles
-from imatrix_lab.corpus.documents import decode, json_lines, lines, paragraphs, parquet_rows
+from imatrix_lab.corpus.documents import (
+    batches,
+    decode,
+    json_lines,
+    lines,
+    paragraphs,
+    parquet_rows,
+)
 from imatrix_lab.errors import BadText
 
 N_WORDS, N_CHARACTERS = 8, 20
@@ -40,15 +47,8 @@ class Shingles:
     def of(cls, texts: Iterable[str]) -> Shingles:
         """Return the shingles of texts."""
         known = cls()
-        batch: list[str] = []
-        size = 0
-        for text in texts:
-            batch.append(text)
-            size += len(text)
-            if size > _BATCH_CHARS:
-                known.add(*batch)
-                batch, size = [], 0
-        known.add(*batch)
+        for batch in batches(texts, _BATCH_CHARS, len):
+            known.add(*batch)
         return known
 
     def add(self, *texts: str) -> None:
@@ -139,4 +139,3 @@ def _csv(path: Path) -> Iterator[str]:
             yield from row
     except csv.Error as error:
         raise BadText(f"not a table: {error}", where=path) from error
-

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
 from imatrix_lab.types import Document
 
-
 DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
 """Characters that the same text takes in a script, relative to Latin (parallel news)."""
 
@@ -89,6 +88,17 @@ class Draft:
         """Return a document's draft."""
         return cls(document, split(document.text.replace("\r\n", "\n").replace("\r", "\n")))
 
+    def drop(self, reasons: Mapping[int, str], report: Report) -> None:
+        """Drop paragraphs, by place, and count why."""
+        for i, reason in reasons.items():
+            report.count(reason, PARAGRAPHS, self.document.id, self.paragraphs[i])
+        self.paragraphs = [p for i, p in enumerate(self.paragraphs) if i not in reasons]
+
+    def empty(self, reason: str, report: Report) -> None:
+        """Drop the whole document, and count why."""
+        report.count(reason, DOCUMENTS, self.document.id, self.text)
+        self.paragraphs = []
+
     @property
     def text(self) -> str:
         """The current text."""
@@ -103,15 +113,12 @@ def split(text: str) -> list[str]:
 def drop_short_paragraphs(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Drop paragraphs shorter than the language's rules allow."""
     for draft in drafts:
-        for paragraph in draft.paragraphs:
-            if len(paragraph) < rules.paragraph_min:
-                report.count("short paragraph", PARAGRAPHS, draft.document.id, paragraph)
-        draft.paragraphs = [p for p in draft.paragraphs if len(p) >= rules.paragraph_min]
+        is_short = [len(p) < rules.paragraph_min for p in draft.paragraphs]
+        draft.drop({i: "short paragraph" for i, short in enumerate(is_short) if short}, report)
 
 
 def drop_short_document(draft: Draft, rules: Rules, report: Report) -> None:
     """Empty a draft shorter than the language's rules allow."""
     report.step = "length"
     if draft.paragraphs and len(draft.text) < rules.document_min:
-        report.count("short document", DOCUMENTS, draft.document.id, draft.text)
-        draft.paragraphs = []
+        draft.empty("short document", report)

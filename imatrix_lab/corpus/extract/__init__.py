@@ -1,7 +1,8 @@
 """From the bytes of a file to documents: one module for each format.
 
-Each has ``extract(name, raw)``, which keeps prose (paragraphs of sentences), leaves out menus,
-listings and code, and raises `BadText` for a file that is damaged, of another format or not UTF-8.
+Each has ``extract(name, raw)``, or ``strings(name, raw)`` for the strings of a user interface. They
+keep prose (paragraphs of sentences), leave out menus,
+listings and code, and raise `BadText` for a file that is damaged, of another format or not UTF-8.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from imatrix_lab.corpus.extract import (
     pak,
     qt,
     source_code,
+    strings,
 )
 from imatrix_lab.corpus.languages import Source
 from imatrix_lab.errors import UsageError
@@ -29,10 +31,10 @@ EXTRACTORS: dict[str, Extractor] = {
     "handbook": markup.reader(markup.HANDBOOK),
     "mallard": markup.reader(markup.MALLARD),
     "epub": epub.extract,
-    "pak": pak.extract,
-    "gettext": gettext.extract,
-    "qt": qt.extract,
-    "mediawiki": mediawiki.extract,
+    "pak": strings.reader(pak.strings),
+    "gettext": strings.reader(gettext.strings),
+    "qt": strings.reader(qt.strings),
+    "mediawiki": strings.reader(mediawiki.strings),
     "source-code": source_code.extract,
 }
 

@@ -4,18 +4,13 @@ import struct
 from collections.abc import Iterator
 
 from imatrix_lab.corpus.documents import decode
-from imatrix_lab.corpus.extract import strings
 from imatrix_lab.errors import BadText
 
 _MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
 
 
-def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield documents of the sentences among the translations."""
-    return strings.documents(_strings(name, raw))
-
-
-def _strings(name: str, raw: bytes) -> Iterator[str]:
+def strings(name: str, raw: bytes) -> Iterator[str]:
+    """Yield the translations."""
     order = _MAGIC.get(raw[:4])
     if order is None:
         raise BadText("this is not a gettext catalogue", where=name)

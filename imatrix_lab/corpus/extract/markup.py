@@ -12,13 +12,14 @@ from html.parser import HTMLParser
 
 from imatrix_lab.corpus.documents import decode, ends_as_sentence, gathered
 
-_VOID = frozenset(
-    "area base br col embed hr img include input link media meta param source track wbr".split()
-)
-_NEVER = frozenset(
-    "script style head header footer nav aside form button pre"
-    " table screen programlisting info toc title".split()
-)
+_VOID = {
+    "area", "base", "br", "col", "embed", "hr", "img", "include", "input", "link", "media",
+    "meta", "param", "source", "track", "wbr",
+}  # fmt: skip
+_NEVER = {
+    "script", "style", "head", "header", "footer", "nav", "aside", "form", "button", "pre",
+    "table", "screen", "programlisting", "info", "toc", "title",
+}  # fmt: skip
 _REFERENCES = {"link", "xref"}
 
 

@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.extract import strings
 from imatrix_lab.errors import BadText
 
 _MAGIC = bytes.fromhex("3cb86418caef9c95cd211cbf60a1bddd")
@@ -13,12 +12,8 @@ _TEXTS = {2, 3, 4, 6, 7, 8}
 _NONE = 0xFFFFFFFF
 
 
-def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield documents of the sentences among the translations."""
-    return strings.documents(_strings(name, raw))
-
-
-def _strings(name: str, raw: bytes) -> Iterator[str]:
+def strings(name: str, raw: bytes) -> Iterator[str]:
+    """Yield the translations."""
     if not raw.startswith(_MAGIC):
         raise BadText("this is not a Qt translation", where=name)
     try:

@@ -7,7 +7,7 @@ documents of about a page.
 
 import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from imatrix_lab.corpus.documents import gathered
 
@@ -26,6 +26,11 @@ _END = re.compile(r"[^.…][.!?。！？।॥][\"”»’')\]]*$")
 """How a sentence ends; with dots it is a menu entry, with a colon a label."""
 
 _ACCELERATOR = re.compile(r"\([&_~]\w\)|[&~](?=\w)|\x01|\x04")
+
+
+def reader(strings: Callable[[str, bytes], Iterator[str]]) -> Callable[[str, bytes], Iterator[str]]:
+    """Return the extractor for a format whose `strings` these are."""
+    return lambda name, raw: documents(strings(name, raw))
 
 
 def documents(strings: Iterable[str]) -> Iterator[str]:
