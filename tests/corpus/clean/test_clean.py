@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from imatrix_lab.corpus import languages
-from imatrix_lab.corpus.clean import Document, Report, Rules, clean
+from imatrix_lab.corpus.clean import clean
 from imatrix_lab.corpus.clean import duplicates as dup
 from imatrix_lab.corpus.clean.duplicates import HashSet
 from imatrix_lab.corpus.clean.language import identifier
+from imatrix_lab.corpus.clean.report import Report
+from imatrix_lab.corpus.clean.rules import Rules
 from imatrix_lab.errors import UsageError
+from imatrix_lab.types import Document
 
 RULES = Rules("Latn", ("en",))
 WORDS = (  # noqa: SIM905
