@@ -52,7 +52,7 @@ def main() -> None:
             argv = programs.imatrix_argv(
                 program, model.path, corpus.calibration, out,
                 dataclasses.replace(compute, n_batch=at_once * 512),
-                windows=(0, arguments.windows),
+                programs.ImatrixOptions((0, arguments.windows)),
             )  # fmt: skip
             process.run(argv)
 
@@ -66,23 +66,16 @@ def main() -> None:
         def plain_quant() -> None:
             target = root / "plain-q4.gguf"
             argv = programs.quantize_argv(
-                tools.program("llama-quantize"), model.path, target, "Q4_K_M", compute.threads,
-                imatrix=str(imatrix.path),
+                tools.program("llama-quantize"), model.path, target, "Q4_K_M",
+                programs.QuantizeOptions(compute.threads, str(imatrix.path)),
             )  # fmt: skip
             process.run(argv)
 
         def our_quant() -> None:
             fresh = Store(Path(tempfile.mkdtemp(dir=root)))
-            quantize.quantize(
-                tools,
-                model,
-                imatrix,
-                "Q4_K_M",
-                heldout,
-                {},
-                quantize.Options(compute),
-                Session(fresh, quiet),
-            )
+            options = quantize.Options(compute)
+            spec = quantize.QuantSpec(model, imatrix, "Q4_K_M", options, heldout=heldout)
+            quantize.quantize(tools, spec, Session(fresh, quiet))
 
         print(f"demo model, {arguments.windows} windows of 512, {compute.threads} threads")
         compare("imatrix", plain_imatrix, our_imatrix, arguments.rounds)

@@ -67,25 +67,26 @@ class Bench:
 
     def __init__(self, root: Path, tools: Toolchain, model: Model):
         self.root, self.tools, self.model = root, tools, model
-        self.quants = [self._quantized(kind, f"{kind}.gguf") for kind in TYPES]
+        self.quants = [self._quantized(name, f"{name}.gguf") for name in TYPES]
         self.documents = self._documents()
         self.threads = cores()
 
-    def _quantized(self, kind: str, name: str) -> Path:
+    def _quantized(self, quant_type: str, name: str) -> Path:
         path = self.root / name
         program = self.tools.program("llama-quantize")
-        process.run(programs.quantize_argv(program, self.model.path, path, kind, cores()))
+        options = programs.QuantizeOptions(cores())
+        process.run(programs.quantize_argv(program, self.model.path, path, quant_type, options))
         return path
 
     def _documents(self) -> list[Document]:
-        found = []
+        documents = []
         for code in LANGUAGES:
             language = languages.get(code)
             (source,) = (s for s in language.sources if s.name == "dataset-build")
             kind, session = KINDS[source.kind], Session(Store(), Silent())
             pinned = kind.reach(source, session)
-            found += list(kind.documents(pinned, language, session))
-        return found
+            documents += list(kind.documents(pinned, language, session))
+        return documents
 
     def texts(self, n_tokens: int) -> tuple[Path, Path]:
         """Return one text of about `n_tokens` tokens: flat, and a document a line."""
@@ -124,8 +125,8 @@ class Bench:
             env={**os.environ, "IMATRIX_LAB_CACHE": str(cache)},
         )
         wall_s = time.monotonic() - began
-        found: dict[str, float] = json.loads(done.tail.strip().splitlines()[-1])
-        return {**found, "wall_s": wall_s}
+        measures: dict[str, float] = json.loads(done.tail.strip().splitlines()[-1])
+        return {**measures, "wall_s": wall_s}
 
     def perplexity(self, text: Path, n_windows: int) -> tuple[float, int]:
         """Run the base pass and one pass for each quant; return seconds and the file's bytes."""
@@ -170,9 +171,9 @@ class Bench:
             f" ratio {our_rate / their_rate:.2f} (at least 1.3)"
         )
         bound = 1.2 * sum(sizes) + 1e9
-        for name, found in (("llamacpp", ours), ("document", document)):
+        for name, side in (("llamacpp", ours), ("document", document)):
             print(
-                f"  peak memory, {name}: {found['peak_bytes'] / 1e9:.2f} GB"
+                f"  peak memory, {name}: {side['peak_bytes'] / 1e9:.2f} GB"
                 f" (models {sum(sizes) / 1e9:.2f} GB; at most {bound / 1e9:.2f} GB)"
             )
 
@@ -202,14 +203,14 @@ class Bench:
             report(f"  {n} windows", self.ours("llamacpp", flat, self.quants[:1]))
 
 
-def report(name: str, found: dict[str, float]) -> None:
+def report(name: str, side: dict[str, float]) -> None:
     """Print one of our runs."""
     print(
-        f"{name}: {found['wall_s']:.1f} s, loading {found['load_s']:.1f} s,"
-        f" decode {found['decode_s']:.1f} s; softmax, KLD and"
-        f" bookkeeping {found['other_s']:.1f} s, {found['other_s'] / found['decode_s']:.1%} of"
-        f" decode (at most 15 %); {found['n_scored']:.0f} tokens scored,"
-        f" peak {found['peak_bytes'] / 1e9:.2f} GB",
+        f"{name}: {side['wall_s']:.1f} s, loading {side['load_s']:.1f} s,"
+        f" decode {side['decode_s']:.1f} s; softmax, KLD and"
+        f" bookkeeping {side['other_s']:.1f} s, {side['other_s'] / side['decode_s']:.1%} of"
+        f" decode (at most 15 %); {side['n_scored']:.0f} tokens scored,"
+        f" peak {side['peak_bytes'] / 1e9:.2f} GB",
         flush=True,
     )
 
@@ -244,13 +245,13 @@ def child(request: dict[str, str]) -> None:
 
     vars(run)["decode_together"] = timed
     out = Path(request["out"])
-    asked = ScoreRequest(
+    score_request = ScoreRequest(
         request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
         out, ComputeOptions(default_backend()), protocol=request["protocol"], base_logits="live",
     )  # fmt: skip
-    files = score.score(asked, Session(Store(), Silent()))
+    files = score.score(score_request, Session(Store(), Silent()))
     scale = 1 if sys.platform == "darwin" else 1024
-    found = {
+    measures = {
         "load_s": Timed.load_s,
         "decode_s": Timed.decode_s,
         "other_s": run_s[0] - Timed.load_s - Timed.decode_s,
@@ -258,7 +259,7 @@ def child(request: dict[str, str]) -> None:
         "written_bytes": sum(f.stat().st_size for f in files),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     }
-    print(json.dumps(found))
+    print(json.dumps(measures))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What scoring tasks costs beside llama-server and llama-perplexity: the same items and threads.
 
-    make bench-task            demo model, 100 items, one round: about 12 minutes on 2 idle cores
+    make bench-task            demo model, 100 items, one round: about 14 minutes on 2 idle cores
     python tools/bench_task.py --items 200 --server-items 20 --rounds 3     more than an hour
 
 Items are made of the English texts written for this project: some sentences, and four ways to go
@@ -44,7 +44,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models import resolve
 from imatrix_lab.score import generate, multiple_choice
 from imatrix_lab.score.job import PARALLEL, Setup, prepare
-from imatrix_lab.types import ChoiceItem, ComputeOptions, GenerateItem, Model
+from imatrix_lab.types import ChoiceItem, ComputeOptions, Generated, GenerateItem, Model
 
 SHOTS, OPTIONS, OPTION_WORDS = 5, 4, 6
 N_TOKENS = 48
@@ -93,19 +93,19 @@ class Bench:
     def choices(self, n_items: int, n_server: int) -> None:
         """Compare items/s of multiple choice."""
         items, right = made_items(n_items)
-        asked = self.folder / "items.bin"
+        items_file = self.folder / "items.bin"
         tasks = [
             (i.prefix + i.context, [o.removeprefix(" ") for o in i.options], gold)
             for i, gold in zip(items, right, strict=True)
         ]
-        asked.write_bytes(programs.multiple_choice_bytes(tasks))
+        items_file.write_bytes(programs.multiple_choice_bytes(tasks))
         with contextlib.ExitStack() as stack:
             few = items[:n_server]
             sides: dict[str, Side] = {
                 "in process": (n_items, lambda: self._ours(items), time.process_time),
                 "llama-perplexity --multiple-choice": (
                     n_items,
-                    lambda: self._perplexity(asked),
+                    lambda: self._perplexity(items_file),
                     children_s,
                 ),
             }
@@ -118,28 +118,37 @@ class Bench:
             self._in_turns(sides, "items")
 
     def answers(self, n_answers: int) -> None:
-        """Compare tokens/s of generation; no answer ends early but by an end token."""
+        """Compare tokens/s of generation, and whether answers depend on their order."""
         items = [
             GenerateItem(str(i), (("", item.context),), N_TOKENS)
             for i, item in enumerate(made_items(n_answers)[0])
         ]
 
-        def ours() -> int:
-            found = generate.generate(self.tools, self.model, items, self.setup, Silent())
-            return sum(g.n_tokens for g in found)
+        def ours(items: Sequence[GenerateItem]) -> list[Generated]:
+            return list(generate.generate(self.tools, self.model, items, self.setup, Silent()))
 
-        def theirs() -> int:
+        def theirs(items: Sequence[GenerateItem]) -> list[Generated]:
             with self._server(PARALLEL, []) as (url, _), Client(url, parallel=PARALLEL) as client:
-                found = list(client.generate(items))
-            assert not any(g.error for g in found), found
-            return sum(g.n_tokens for g in found)
+                answers = list(client.generate(items))
+            assert not any(answer.error for answer in answers), answers
+            return answers
 
         print(f"{n_answers} answers of at most {N_TOKENS} tokens, {PARALLEL} at a time")
+        texts: dict[str, dict[str, str]] = {}
+
+        def timed(name: str, side: Callable[[Sequence[GenerateItem]], list[Generated]]) -> int:
+            answers = side(items)
+            texts[name] = {answer.id: answer.text for answer in answers}
+            return sum(answer.n_tokens for answer in answers)
+
         sides: dict[str, Side] = {
-            "in process": (0, ours, time.process_time),
-            "llama-server": (0, theirs, children_s),
+            "in process": (0, lambda: timed("in process", ours), time.process_time),
+            "llama-server": (0, lambda: timed("llama-server", theirs), children_s),
         }
         self._in_turns(sides, "tokens")
+        for name, side in (("in process", ours), ("llama-server", theirs)):
+            same = sum(answer.text == texts[name][answer.id] for answer in side(items[::-1]))
+            print(f"{name}: {same} of {n_answers} answers are the same in reversed order")
 
     def _in_turns(self, sides: Mapping[str, Side], unit: str) -> None:
         """Run all sides in each round, and print rates and their ratios.
@@ -152,9 +161,9 @@ class Bench:
             for name in order if turn % 2 == 0 else order[::-1]:
                 n, run, cpu_s = sides[name]
                 began, cpu_began = time.monotonic(), cpu_s()
-                found = run()
+                n_done = run()
                 seconds, cpu_seconds = time.monotonic() - began, cpu_s() - cpu_began
-                count = n or float(str(found))
+                count = n or float(str(n_done))
                 rates[name].append((count / seconds, count / cpu_seconds))
                 print(
                     f"  {name}: {count:.0f} {unit} in {seconds:.1f} s, CPU {cpu_seconds:.1f} s",
@@ -165,10 +174,10 @@ class Bench:
             report(f"{unit}/s: {name}", ours, theirs)
 
     def _ours(self, items: Sequence[ChoiceItem]) -> None:
-        found = list(multiple_choice.score(self.tools, self.model, items, self.setup, Silent()))
-        assert not any(f.error for f in found)
+        scores = list(multiple_choice.score(self.tools, self.model, items, self.setup, Silent()))
+        assert not any(f.error for f in scores)
 
-    def _perplexity(self, asked: Path) -> None:
+    def _perplexity(self, items_file: Path) -> None:
         # one item a decode, its fastest here; it multiplies the context by -np
         settings = self.setup.engine
         compute = programs.Compute(settings.threads, 512, 512, 512, settings.gpu_layers)
@@ -178,7 +187,7 @@ class Bench:
             self.model.path,
             *compute.argv(),
         ]
-        argv += ["-bf", asked, "--multiple-choice", "-np", str(OPTIONS), "--no-warmup"]
+        argv += ["-bf", items_file, "--multiple-choice", "-np", str(OPTIONS), "--no-warmup"]
         process.run(argv)
 
     @contextlib.contextmanager
@@ -209,9 +218,9 @@ def ask_options(
     with httpx2.Client(trust_env=False, timeout=600) as http:
         for item in items:
             for option in item.options:
-                asked = body(item.prefix + item.context, option)
-                asked |= {"n_probs": 1, "temperature": 0, "cache_prompt": True}
-                answer = http.post(url + "/completion", json=asked)
+                request = body(item.prefix + item.context, option)
+                request |= {"n_probs": 1, "temperature": 0, "cache_prompt": True}
+                answer = http.post(url + "/completion", json=request)
                 assert answer.json()["completion_probabilities"], answer.text
 
 

@@ -17,7 +17,7 @@ from imatrix_lab.study.recipe import REFERENCE, Recipe
 HEAD = f"""\
 # Every key of a study's recipe, with its default, or an example where there is none.
 # imatrix-lab study run RECIPE.toml; an unknown key is an error that names the nearest one.
-# Made by tools/recipe_reference.py from imatrix_lab/recipe.py: change that, not {REFERENCE}.
+# Made by tools/recipe_reference.py from imatrix_lab/study/recipe.py: change that, not {REFERENCE}.
 """
 EXAMPLES: dict[str, Any] = {
     "schema": 1,
@@ -47,12 +47,12 @@ def _table(cls: type, at: str) -> Iterator[str]:
             yield from _comment(_doc(hints[name]))
             yield f"{name} = {_toml(EXAMPLES.get(key, _default(field)))}"
             yield ""
-    for name, kind in inner.items():
-        if kind is not None:
-            yield from _comment(inspect.cleandoc(kind.__doc__ or ""))
+    for name, table in inner.items():
+        if table is not None:
+            yield from _comment(inspect.cleandoc(table.__doc__ or ""))
             many = typing.get_origin(hints[name]) is tuple
             yield f"[[{name}]]" if many else f"[{name}]"
-            yield from _table(kind, name)
+            yield from _table(table, name)
     if "reduced" in fields:
         yield from _comment(_doc(hints["reduced"]))
         for name, values in EXAMPLES["reduced"].items():
@@ -62,8 +62,8 @@ def _table(cls: type, at: str) -> Iterator[str]:
 
 def _dataclass(hint: Any) -> type | None:
     """Return the dataclass that a field holds, or holds several of."""
-    kind = next(iter(typing.get_args(hint)), None) if typing.get_origin(hint) is tuple else hint
-    return typing.cast(type, kind) if dataclasses.is_dataclass(kind) else None
+    item = next(iter(typing.get_args(hint)), None) if typing.get_origin(hint) is tuple else hint
+    return typing.cast(type, item) if dataclasses.is_dataclass(item) else None
 
 
 def _doc(hint: Any) -> str:
@@ -71,8 +71,8 @@ def _doc(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default  # type: ignore[operator]
+    has_factory = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if has_factory else field.default  # type: ignore[operator]
 
 
 def _comment(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
 from imatrix_lab.compare import design
 from imatrix_lab.compare.design import ComparisonPlan
-from imatrix_lab.core.format import with_error
+from imatrix_lab.core.format import probability, with_error
 from imatrix_lab.errors import UsageError
 from imatrix_lab.stats.metrics import METRICS
 
@@ -133,18 +133,14 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
         exact = ["", ""] if has_items else []
         if c.items:
             newcombe = text(c.items.newcombe_low, c.items.newcombe_high)
-            exact = [_p(c.items.mcnemar.p_exact), newcombe]
+            exact = [probability(c.items.mcnemar.p_exact), newcombe]
         table.add_row(
             *(escape(t) for t in (c.question.text, c.question.a, c.question.b)),
             c.question.metric.key, text(c.estimate), text(c.low, c.high),
-            *(_p(p) for p in (c.p_value, c.p_holm, c.p_max_t, c.q_bh, c.p_equivalence)),
+            *(probability(p) for p in (c.p_value, c.p_holm, c.p_max_t, c.q_bh, c.p_equivalence)),
             text(c.detectable), *exact, c.verdict(),
         )  # fmt: skip
     return table
-
-
-def _p(value: float) -> str:
-    return "" if math.isnan(value) else "<.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _controls(controls: Sequence[Control]) -> Table:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core.files import write_whole
 from imatrix_lab.types import ScoreRequest
 
@@ -62,9 +62,8 @@ def score() -> None:
     "--reference", required=True, metavar="MODEL", help="The full model: demo, a GGUF file, or hf:…"
 )
 @click.option(
-    "--quant", "quants", multiple=True, required=True, metavar="FILE…",
-    help="One or more quants of it.",
-)  # fmt: skip
+    "--quant", "quants", multiple=True, required=True, metavar="FILE…", help="Its quants."
+)
 @click.option(
     "--text", "texts", multiple=True, required=True, type=_Text(), metavar="NAME=FILE…",
     help="Held-out text: .jsonl (a document a line), .txt (one document), or a language alone.",
@@ -74,34 +73,22 @@ def score() -> None:
     show_default=True, help="document: every token once, within its document. llamacpp: like"
     " llama-perplexity, to compare with published numbers.",
 )  # fmt: skip
-@click.option(
-    "--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
-    help="Tokens in a window. [default: 1024; llamacpp: 512]",
-)  # fmt: skip
-@click.option(
-    "--overlap", type=click.IntRange(1),
-    help="Tokens of context repeated in later windows of a long document. [default: ctx / 4]",
-)  # fmt: skip
+@click.option("--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
+              help="Tokens in a window. [default: 1024; llamacpp: 512]")  # fmt: skip
+@click.option("--overlap", type=click.IntRange(1),
+              help="Context repeated in a document's later windows. [default: ctx/4]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Score only the first N documents.")
 @click.option(
     "--base-logits", type=click.Choice(["auto", "live", "cached"]), default="auto",
     show_default=True, help="live: full model and quants in memory together. cached: one at a"
     " time, the full model's logits on disk; KLD is then a lower bound. auto: live if it fits.",
 )  # fmt: skip
-@click.option(
-    "--rest-share", type=click.FloatRange(1e-6, 0.5), default=0.01, hidden=True,
-    help="With cached: mean probability that may be left outside the tokens kept.",
-)  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("scores"), show_default=True,
-    help="Folder for the records.",
-)  # fmt: skip
+@click.option("--rest-share", type=click.FloatRange(1e-6, 0.5), default=0.01, hidden=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("scores"), show_default=True,
+              help="Folder for the records.")  # fmt: skip
 @options.BACKEND
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
-@click.option(
-    "--rows", "n_rows", type=click.IntRange(ROWS_MIN, 1 << 16), hidden=True,
-    help="Rows of logits in one decode.",
-)  # fmt: skip
+@click.option("--rows", "n_rows", type=click.IntRange(ROWS_MIN, 1 << 16), hidden=True)
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 @options.JSON
 def score_run(as_json: bool, **rest: Any) -> None:
@@ -123,9 +110,8 @@ def score_run(as_json: bool, **rest: Any) -> None:
         click.echo(file)
 
 
-RUNS = click.argument(
-    "runs", nargs=-1, required=True, metavar="RUN…", type=click.Path(path_type=Path, exists=True)
-)
+RUN = click.Path(path_type=Path, exists=True)
+RUNS = click.argument("runs", nargs=-1, required=True, metavar="RUN…", type=RUN)
 
 
 @score.command("show")
@@ -197,11 +183,10 @@ def _print_text(quants: list[Summary]) -> None:
 
 def _table(*names: str) -> Table:
     """Return a table of some columns, an estimate and its interval."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold", no_wrap=name != "quant")
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
+    table = new_table(*names, "", "95 % interval", n_text=len(names))
+    for column in table.columns:
+        column.no_wrap = column.header != "quant"
+    table.columns[-1].justify = "left"
     return table
 
 
@@ -213,8 +198,8 @@ def _cells(interval: Interval, form: str) -> tuple[str, str]:
 
 
 @score.command("agree")
-@click.argument("run_a", type=click.Path(path_type=Path, exists=True))
-@click.argument("run_b", type=click.Path(path_type=Path, exists=True))
+@click.argument("run_a", type=RUN)
+@click.argument("run_b", type=RUN)
 @options.JSON
 def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
     """The noise between two backends or builds, next to the effect of quantization.

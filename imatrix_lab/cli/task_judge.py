@@ -1,4 +1,4 @@
-"""``task judge`` and ``task translate``: what a model is asked in words."""
+"""``imatrix-lab task judge``: a model grades answers, or chooses between two runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import click
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.task import API_KEY, ENDPOINT, GPU_LAYERS, LIMIT, RUN
-from imatrix_lab.cli.terminal import Terminal, stderr
+from imatrix_lab.cli.terminal import stderr
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store
 from imatrix_lab.types import ChatRequest
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 MODEL = click.option(
     "--model", required=True, metavar="MODEL",
-    help="A GGUF to serve here; with --endpoint, what that calls its model.",
+    help="A GGUF to serve here; with --endpoint, the server's name for its model.",
 )  # fmt: skip
 PARALLEL = click.option(
     "--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
@@ -36,7 +35,7 @@ CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, GPU_LAYERS])
 @CHAT
 @LIMIT
 @options.JSON
-def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **asked: Any) -> None:
+def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_options: Any) -> None:
     """Let a model grade a run's answers, or say which of two runs answers better.
 
     The records need their text: task run --keep-text. Every judgement is kept beside them.
@@ -45,40 +44,41 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **asked: Any
     Example:
       imatrix-lab task judge task-runs/mixeval.nb.A.parquet --model judge.gguf
     """
-
-    from imatrix_lab.tasks import judge as judging
+    from imatrix_lab.tasks.judge import Preferences, grade, prefer
 
     if len(runs) > 2:
-        raise click.UsageError("one run is graded, two are compared")
-    terminal = Terminal()
-    with chat_with(asked, terminal) as chat:
-        found = (
-            judging.prefer(*runs, chat, terminal, limit)
+        raise click.UsageError("give one run to grade, or two to compare")
+    session = options.session()
+    with chat_with(chat_options, session) as chat:
+        verdict = (
+            prefer(*runs, chat, session.progress, limit)
             if len(runs) == 2
-            else judging.grade(runs[0], chat, terminal, limit)
+            else grade(runs[0], chat, session.progress, limit)
         )
     if as_json:
-        return options.emit(found)
-    if isinstance(found, judging.Preferences):
-        click.echo(f"A is better {found.n_a:,} times, B {found.n_b:,}, neither {found.n_ties:,}")
+        return options.emit(verdict)
+    if isinstance(verdict, Preferences):
+        n_a, n_b, n_ties = verdict.n_a, verdict.n_b, verdict.n_ties
+        click.echo(f"A is better {n_a:,} times, B {n_b:,}, neither {n_ties:,}")
     else:
-        kappa = f"{found.kappa:.3f}"
-        if math.isnan(found.kappa):
-            kappa = "not defined, as both say the same of every item,"
+        kappa = f"{verdict.kappa:.3f}"
+        if math.isnan(verdict.kappa):
+            kappa = "undefined (both give every item the same verdict)"
         click.echo(
-            f"judge {found.mean:.2%}, rule {found.mean_rule:.2%}, Cohen's kappa {kappa}"
-            f" on {found.n:,} items"
+            f"judge {verdict.mean:.2%}, rule {verdict.mean_rule:.2%}, Cohen's kappa {kappa}"
+            f" on {verdict.n:,} items"
         )
-    for why, n in found.failed.items():
-        stderr.print(f"{n:,} without a verdict: {why}", markup=False, soft_wrap=True)
-    stderr.print(f"judge {found.model}; {found.file}", markup=False, soft_wrap=True)
+    for reason, n in verdict.failed.items():
+        stderr.print(f"{n:,} without a verdict: {reason}", markup=False, soft_wrap=True)
+    stderr.print(f"judge {verdict.model}; {verdict.file}", markup=False, soft_wrap=True)
     return None
 
 
-def chat_with(asked: dict[str, Any], terminal: Terminal) -> AbstractContextManager[Chat]:
+def chat_with(chat_options: dict[str, Any], session: Session) -> AbstractContextManager[Chat]:
     """Return a chat with the model that the options name."""
     from imatrix_lab.tasks import backends
 
-    compute = options.compute_options(asked)
-    request = ChatRequest(**asked, compute=compute, api_key=os.environ.get(API_KEY, ""))
-    return backends.open_chat(request, Session(Store(), terminal))
+    compute = options.compute_options(chat_options)
+    api_key = os.environ.get(API_KEY, "")
+    request = ChatRequest(**chat_options, compute=compute, api_key=api_key)
+    return backends.open_chat(request, session)

@@ -8,11 +8,11 @@ import click
 from imatrix_lab.cli import options
 from imatrix_lab.cli.task import DATA, LIMIT
 from imatrix_lab.cli.task_judge import CHAT, chat_with
-from imatrix_lab.cli.terminal import Terminal, stderr
-from imatrix_lab.tasks import definition as definitions
+from imatrix_lab.cli.terminal import stderr
+from imatrix_lab.tasks import definition
 
 
-@click.command()
+@click.command("translate")
 @click.argument("name", metavar="TASK")
 @click.option("--to", required=True, metavar="CODE", help="The language to translate into.")
 @click.option("--from", "source", default="en", show_default=True, metavar="CODE")
@@ -24,7 +24,7 @@ from imatrix_lab.tasks import definition as definitions
 @options.JSON
 def translate(
     name: str, to: str, source: str, as_json: bool, data: Path | None, out: Path,
-    limit: int | None, **asked: Any,
+    limit: int | None, **chat_options: Any,
 ) -> None:  # fmt: skip
     """Translate a task by a model; a person reviews what is flagged.
 
@@ -32,22 +32,20 @@ def translate(
     Example:
       imatrix-lab task translate mixeval --to nb --endpoint http://host:8080/v1 --model big
     """
+    from imatrix_lab.tasks.translate import translate
 
-    from imatrix_lab.tasks import translate as translating
-
-    terminal = Terminal()
-    one, to = definitions.get(name), options.language(to, terminal)
-    with chat_with(asked, terminal) as chat:
-        found = translating.translate(
-            one, source, to, data=data, out=out, limit=limit, chat=chat, progress=terminal
-        )
+    session = options.session()
+    task, to = definition.get(name), options.language(to, session.progress)
+    with chat_with(chat_options, session) as chat:
+        files = translate(task, source, to, data, out, limit, chat, session.progress)
     if as_json:
-        return options.emit(found)
-    click.echo(found.items)
-    left_out = f"{found.n_left_out:,} items left out, not translated; " if found.n_left_out else ""
+        return options.emit(files)
+    click.echo(files.items)
+    n_left_out = files.n_left_out
+    left_out = f"{n_left_out:,} items left out, not translated; " if n_left_out else ""
     stderr.print(
-        f"{found.n_texts:,} texts, {found.n_flagged:,} to review in {found.review}; {left_out}"
-        f"run it: task run {name} --langs {to} --data {found.items}",
+        f"{files.n_texts:,} texts, {files.n_flagged:,} to review in {files.review}; {left_out}"
+        f"run it: task run {name} --langs {to} --data {files.items}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     return None

@@ -40,17 +40,14 @@ class Report:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Return a report as JSON values; what is unknown or unbounded is null."""
-    values: dict[str, Any] = json_safe(
-        {
-            "comparisons": [_comparison(c) for c in report.comparisons],
-            "interactions": [_interaction(x) for x in report.interactions],
-            "controls": [dataclasses.asdict(c) for c in report.controls],
-            "notes": report.notes,
-            "signatures": report.signatures,
-        }
-    )
-    return values
+    """Return a report as JSON values; what is unknown or unbounded is not finite."""
+    return {
+        "comparisons": [_comparison(c) for c in report.comparisons],
+        "interactions": [_interaction(x) for x in report.interactions],
+        "controls": [dataclasses.asdict(c) for c in report.controls],
+        "notes": report.notes,
+        "signatures": report.signatures,
+    }
 
 
 def _comparison(c: Comparison) -> dict[str, Any]:
@@ -86,17 +83,6 @@ def _interaction(x: Interaction) -> dict[str, Any]:
     }
 
 
-def json_safe(value: Any) -> Any:
-    """Return a value without what JSON does not have: NaN, infinity, tuples."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: json_safe(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(v) for v in value]
-    return value
-
-
 def compare_runs(
     paths: Sequence[Path], plan: ComparisonPlan, metrics: Sequence[str], progress: Progress
 ) -> Report:
@@ -110,7 +96,7 @@ def compare_runs(
     Raises
     ------
     UsageError : fewer than two runs, or more than two without a family.
-    BadRecords : see `runs.find` and `runs.blocks`.
+    BadRecords : no records, or records that cannot be compared.
     """
     sides: list[list[Run]] = [] if plan.family else _two_sides(paths)
     runs = [run for path in paths for run in find(path)] if plan.family else sides[0] + sides[1]

@@ -51,11 +51,6 @@ def _check_keys(
             raise UsageError(f"missing key {key!r}{inside}", where=where)
 
 
-def with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table with tuples for lists, as frozen records have them."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
-
-
 Record = TypeVar("Record")
 
 

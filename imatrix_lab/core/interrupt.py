@@ -1,6 +1,6 @@
-"""Stopping work in threads: Ctrl-C reaches the main thread alone.
+"""Stopping work in threads, since Ctrl-C reaches only the main thread.
 
-A thread that heeds an event is interrupted as the main thread would be: at its next report of
+A thread inside `interruptible` is interrupted as the main thread would be: at its next report of
 progress, and wherever it waits for a program, a lock or a native call.
 """
 
@@ -11,32 +11,32 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 EVERY_S = 0.2
-_asked: ContextVar[threading.Event | None] = ContextVar("asked to stop", default=None)
+_stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
 
 @contextmanager
-def heeding(asked: threading.Event) -> Iterator[None]:
-    """Let what this thread does in the block end soon after `asked` is set."""
-    token = _asked.set(asked)
+def interruptible(stop: threading.Event) -> Iterator[None]:
+    """Let this thread's work in the block be interrupted by setting `stop`."""
+    token = _stop.set(stop)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _stop.reset(token)
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if this thread's work is to end."""
-    asked = _asked.get()
-    if asked is not None and asked.is_set():
+    """Raise KeyboardInterrupt if this thread is to stop."""
+    stop = _stop.get()
+    if stop is not None and stop.is_set():
         raise KeyboardInterrupt
 
 
-def result(future: Future[Found]) -> Found:
+def result(future: Future[T]) -> T:
     """Return a future's result; the wait can be interrupted."""
-    if _asked.get() is not None:
+    if _stop.get() is not None:
         while not wait([future], EVERY_S).done:
             check()
     return future.result()

@@ -3,8 +3,8 @@
 import itertools
 import re
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMIT = "0c1e57098"
@@ -61,66 +61,60 @@ class Compute:
         return [str(a) for a in args]
 
 
+@dataclass(frozen=True)
+class ImatrixOptions:
+    """Which windows llama-imatrix reads (first, number), and the file it continues from."""
+
+    windows: tuple[int, int]
+    in_file: Path | None = None
+    parse_special: bool = False
+    process_output: bool = False
+
+
 def imatrix_argv(
-    program: Path,
-    model: Path,
-    text: Path,
-    out: Path,
-    compute: Compute,
-    *,
-    windows: tuple[int, int],
-    in_file: Path | None = None,
-    parse_special: bool = False,
-    process_output: bool = False,
+    program: Path, model: Path, text: Path, out: Path, compute: Compute, options: ImatrixOptions
 ) -> list[str]:
-    """Return a llama-imatrix run over ``windows`` (first, number), continuing from `in_file`.
+    """Return a llama-imatrix command.
 
     Its own snapshots are never used: they are written in the middle of a decode, when some
     tensors have seen the window and others have not.
     """
+    first, n_windows = options.windows
     argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
-    argv += ["--chunks", str(windows[1]), "-ofreq", str(10**9)]
-    if windows[0]:
-        argv += ["--chunk", str(windows[0])]
-    if in_file:
-        argv += ["--in-file", str(in_file)]
-    if parse_special:
-        argv += ["--parse-special"]
-    if process_output:
-        argv += ["--process-output"]
-    return argv
+    argv += ["--chunks", str(n_windows), "-ofreq", str(10**9)]
+    argv += ["--chunk", str(first)] if first else []
+    argv += ["--in-file", str(options.in_file)] if options.in_file else []
+    argv += ["--parse-special"] if options.parse_special else []
+    return argv + (["--process-output"] if options.process_output else [])
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What llama-quantize is told besides model, output and type."""
+
+    threads: int
+    imatrix: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    allow_requantize: bool = False
 
 
 def quantize_argv(
-    program: Path,
-    model: Path,
-    out: Path | None,
-    quant_type: str,
-    threads: int,
-    *,
-    imatrix: str | None = None,
-    metadata: dict[str, str] | None = None,
-    allow_requantize: bool = False,
+    program: Path, model: Path, out: Path | None, quant_type: str, options: QuantizeOptions
 ) -> list[str]:
-    """Return a llama-quantize run; a dry run when `out` is None.
+    """Return a llama-quantize command; a dry run when `out` is None.
 
     Raises
     ------
     ValueError : a metadata value that llama-quantize would refuse.
     """
-    argv = [str(program)]
-    if out is None:
-        argv += ["--dry-run"]
-    if allow_requantize:
-        argv += ["--allow-requantize"]
-    if imatrix:
-        argv += ["--imatrix", imatrix]
-    for key, value in (metadata or {}).items():
+    argv = [str(program), *([] if out else ["--dry-run"])]
+    argv += ["--allow-requantize"] if options.allow_requantize else []
+    argv += ["--imatrix", options.imatrix] if options.imatrix else []
+    for key, value in options.metadata.items():
         if len(value.encode()) > OVERRIDE_BYTES_MAX:
             raise ValueError(f"{key} is longer than {OVERRIDE_BYTES_MAX} bytes: {value}")
         argv += ["--override-kv", f"{key}=str:{value}"]
-    argv += [str(model), *([str(out)] if out else []), quant_type, str(threads)]
-    return argv
+    return [*argv, str(model), *([str(out)] if out else []), quant_type, str(options.threads)]
 
 
 def perplexity_argv(
@@ -246,8 +240,8 @@ def quant_size(output: str) -> tuple[int, float] | None:
     return round(float(mib) * 2**20), float(bits_per_weight)
 
 
-def wants_imatrix(output: str) -> bool:
-    """Return whether a dry run without an imatrix says that the type cannot be made so."""
+def requires_imatrix(output: str) -> bool:
+    """Return whether the output of a dry run says that the type requires an imatrix."""
     return "will require an imatrix" in output
 
 

@@ -101,10 +101,9 @@ def _quant(
     if tools and model and corpus and imatrix:
         metadata = tune.metadata_of(tools, corpus, imatrix)
         heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
+        spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout)
         with contextlib.suppress(NotBuilt):
-            return run.quantize(
-                tools, model, imatrix, quant_type, heldout, metadata, options, session.read_only()
-            )
+            return run.quantize(tools, spec, session.read_only())
     return None
 
 

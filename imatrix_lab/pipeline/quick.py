@@ -279,10 +279,9 @@ class Case:
             need_room(target, self.result.quants[0].size_bytes, f"{self.type} for the quick answer")
             part = scratch / "part.gguf"
             metadata = tune.metadata_of(self.tools, self.english if imatrix else None, imatrix)
-            run.run(
-                self.tools, self.result.model, imatrix, self.type, part, metadata, self.options,
-                scratch / "llama-quantize.log", progress,
-            )  # fmt: skip
+            model, log = self.result.model, scratch / "llama-quantize.log"
+            spec = run.QuantSpec(model, imatrix, self.type, self.options, metadata)
+            run.run_quantize(self.tools, spec, part, log, progress)
             part.replace(target)
         return target
 

@@ -14,7 +14,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.convert import converter
-from imatrix_lab.models.resolve import resolve
+from imatrix_lab.models.resolve import check_spec, resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
@@ -36,7 +36,7 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
     BadText : a text with nothing to score.
     """
-    _check(request)
+    _check(request, session)
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     reference = resolve(request.reference, session, convert)
@@ -44,8 +44,10 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     return score_models(request, tools, reference, quants, session)
 
 
-def _check(request: ScoreRequest) -> None:
-    """Check texts and output folder before llama.cpp is built."""
+def _check(request: ScoreRequest, session: Session) -> None:
+    """Check models, texts and output folder before llama.cpp is built."""
+    for spec in (request.reference, *request.quants):
+        check_spec(spec, session.store)
     labels = [slug(label) for label, _ in request.texts]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"two texts are called {repeated[0]}", fix="--text NAME=FILE names them")
@@ -59,11 +61,7 @@ def _check(request: ScoreRequest) -> None:
 
 
 def score_models(
-    request: ScoreRequest,
-    tools: Toolchain,
-    reference: Model,
-    quants: list[Model],
-    session: Session,
+    request: ScoreRequest, tools: Toolchain, reference: Model, quants: list[Model], session: Session
 ) -> list[Path]:
     """Score models that are resolved already; the request's own are not looked at."""
     progress = session.progress
@@ -83,7 +81,11 @@ def score_models(
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]
     for text, batches in zip(texts, plans, strict=True):
-        _note_one_document(text, protocol, progress)
+        if protocol.name == "document" and len(text.documents) == 1:
+            progress.say(
+                f"note: {text.label} is one document, so there will be no intervals, which need"
+                " several documents. A .jsonl file has one on each line"
+            )
         job = Job(tools, compiled, reference, text, batches, protocol, settings)
         if is_live:
             scores = run.live(job, quants, session)
@@ -214,14 +216,6 @@ def _is_live(
     logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
     needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *quants))
     return needed <= compute.MEMORY_SHARE * compute.memory_bytes()
-
-
-def _note_one_document(text: Text, protocol: Protocol, progress: Progress) -> None:
-    if protocol.name == "document" and len(text.documents) == 1:
-        progress.say(
-            f"note: {text.label} is one document, so there will be no intervals, which need several"
-            " documents. A .jsonl file has one on each line"
-        )
 
 
 def _note_facts(facts: dict[str, Any], text: str, quant: str, progress: Progress) -> None:

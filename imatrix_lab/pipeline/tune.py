@@ -61,6 +61,7 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     ------
     UsageError, BadModel : there is no such model; raised before llama.cpp is built.
     """
+    resolve.check_spec(request.model, session.store)
     tools = toolchain.get(request.compute.backend, session)
     return tools, resolve.resolve(request.model, session, converter(tools))
 
@@ -215,7 +216,9 @@ def _quantize(
     options = quant_options(request, model)
     metadata = metadata_of(tools, corpus, imatrix)
     facts = tuple(
-        run.quantize(tools, model, imatrix, quant_type, heldout, metadata, options, session)
+        run.quantize(
+            tools, run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout), session
+        )
         for quant_type in request.types
     )
     files = deliver.deliver(request, model, corpus, imatrix, facts)

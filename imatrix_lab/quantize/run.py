@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
 from imatrix_lab.llamacpp import programs
-from imatrix_lab.llamacpp.programs import Compute
+from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.types import ImatrixFacts, Model, QuantFacts
@@ -24,26 +24,26 @@ from imatrix_lab.types import ImatrixFacts, Model, QuantFacts
 VERIFY_WINDOWS = 4
 TRIES = 5
 WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
-"""By nominal bits: how much the loss over held-out text may grow before a file is called broken.
+"""By nominal bits: how much the held-out loss may grow, in nats a token, before a file is broken.
 
-Far above what quantization does (at 2 bits up to about 3.5 nats on the demo model), far below
-what a broken file shows (it predicts about as well as chance, 10 nats and more)."""
+Quantization costs far less (at 2 bits up to about 3.5 nats on the demo model), a broken file far
+more (it predicts about as well as chance: 10 nats and more)."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text to verify with: its sha256, the text, how many tokens it has."""
+    """Held-out text to verify a quant with."""
 
     sha256: str
     text: str
     n_tokens: int
 
     def n_ctx(self) -> int:
-        """Return the window length: 512, or less where the text is short.
+        """Return the window length: 512, or less for a short text.
 
         Raises
         ------
-        BadText : too little even for two windows of 32.
+        BadText : too short for two windows of 32.
         """
         n_ctx = min(512, self.n_tokens // 2 // 32 * 32)
         if n_ctx < 32:
@@ -51,218 +51,203 @@ class HeldOut:
         return n_ctx
 
     def n_windows(self) -> int:
-        """Return how many windows are read: `VERIFY_WINDOWS`, or what there is."""
+        """Return the number of windows: `VERIFY_WINDOWS`, or fewer for a short text."""
         return min(VERIFY_WINDOWS, self.n_tokens // self.n_ctx())
 
 
 @dataclass(frozen=True)
 class Options:
-    """Threads and whether an already quantized input is accepted."""
+    """Compute settings, and whether an already quantized model is accepted."""
 
     compute: Compute
     allow_requantize: bool = False
 
 
+@dataclass(frozen=True)
+class QuantSpec:
+    """A quantized file to make.
+
+    Attributes
+    ----------
+    metadata : strings for the GGUF's metadata, at most 127 bytes each.
+    heldout : None for a file that is scored anyway: then only its headers are checked, and its
+        perplexities are NaN.
+    """
+
+    model: Model
+    imatrix: ImatrixFacts | None
+    quant_type: str
+    options: Options
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    heldout: HeldOut | None = None
+
+    def label(self) -> str:
+        """Return model, language of the imatrix, and type, for names."""
+        language = self.imatrix.language if self.imatrix else "none"
+        return f"{self.model.label}-{language}-{self.quant_type}"
+
+    def file_name(self) -> str:
+        """Return the name of the GGUF file."""
+        language = f"-{self.imatrix.language}" if self.imatrix else ""
+        return f"{self.model.label}{language}-{self.quant_type}.gguf"
+
+
 def estimate(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> int:
-    """Return the size in bytes of a type, by llama-quantize's own dry run (to 0.01 MiB)."""
+    """Return a quant's size in bytes, by llama-quantize's dry run (to 0.01 MiB)."""
     return dry_run(toolchain, model, quant_type, options, log)[0]
 
 
 def dry_run(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> tuple[int, bool]:
-    """Return a type's size in bytes, and whether llama-quantize makes it with an imatrix only."""
-    argv = programs.quantize_argv(
-        toolchain.program("llama-quantize"), model.path, None, quant_type, options.compute.threads,
-        allow_requantize=options.allow_requantize,
-    )  # fmt: skip
-    tail = process.run(argv, log=log, timeout_s=600).tail
-    size = programs.quant_size(tail)
+    """Return a quant's size in bytes, and whether its type requires an imatrix."""
+    flags = QuantizeOptions(options.compute.threads, allow_requantize=options.allow_requantize)
+    program = toolchain.program("llama-quantize")
+    argv = programs.quantize_argv(program, model.path, None, quant_type, flags)
+    output = process.run(argv, log=log, timeout_s=600).tail
+    size = programs.quant_size(output)
     if size is None:
-        raise BadModel(
-            f"llama-quantize cannot tell how large {quant_type} would be", where=model.path
-        )
-    return size[0], programs.wants_imatrix(tail)
+        raise BadModel(f"llama-quantize printed no size for {quant_type}", where=model.path)
+    return size[0], programs.requires_imatrix(output)
 
 
-def inputs(
-    model: Model,
-    imatrix: ImatrixFacts | None,
-    quant_type: str,
-    heldout: HeldOut | None,
-    metadata: Mapping[str, str],
-    options: Options,
-    toolchain: Toolchain,
-) -> dict[str, Any]:
+def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
     """Return what determines a quantized file; threads do not."""
     return {
-        "model_sha256": model.sha256,
-        "imatrix_sha256": imatrix.sha256 if imatrix else None,
-        "type": quant_type,
-        "allow_requantize": options.allow_requantize,
-        "heldout_sha256": heldout.sha256 if heldout else None,
-        "metadata": dict(metadata),
+        "model_sha256": spec.model.sha256,
+        "imatrix_sha256": spec.imatrix.sha256 if spec.imatrix else None,
+        "type": spec.quant_type,
+        "allow_requantize": spec.options.allow_requantize,
+        "heldout_sha256": spec.heldout.sha256 if spec.heldout else None,
+        "metadata": dict(spec.metadata),
         "toolchain": toolchain.signature(),
     }
 
 
-def quantize(
-    toolchain: Toolchain,
-    model: Model,
-    imatrix: ImatrixFacts | None,
-    quant_type: str,
-    heldout: HeldOut | None,
-    metadata: Mapping[str, str],
-    options: Options,
-    session: Session,
-) -> QuantFacts:
-    """Return one quantized file, made if it is not there, and verified.
-
-    Parameters
-    ----------
-    heldout : None for a file that is scored anyway: then only its headers are read, and its
-        perplexities are NaN.
-    metadata : strings for the GGUF's metadata, at most 127 bytes each.
+def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFacts:
+    """Return a quantized file, made and verified unless the store has it.
 
     Raises
     ------
     DiskFull : it would not fit; checked before the work.
     BadModel : the result does not load, or predicts held-out text far worse than the original.
-    UsageError : the type takes an imatrix.
+    UsageError : the type requires an imatrix.
     ToolFailed : llama-quantize failed.
     """
+    model, heldout = spec.model, spec.heldout
     seconds: list[float] = []
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
-        need, wants_imatrix = dry_run(toolchain, model, quant_type, options, log)
-        if wants_imatrix and not imatrix:
+        need, requires_imatrix = dry_run(toolchain, model, spec.quant_type, spec.options, log)
+        if requires_imatrix and not spec.imatrix:
             raise UsageError(
-                f"{quant_type} takes an imatrix", fix="give one, or choose another type"
+                f"{spec.quant_type} requires an imatrix", fix="give one, or choose another type"
             )
-        reference = None
-        if heldout:
-            reference = perplexity(toolchain, model, heldout, options, session)
-        made, notes = scratch / _file_name(model, imatrix, quant_type), scratch / "fallback.json"
-        if not made.exists():  # else an earlier run was stopped while verifying
-            need_room(session.store.root, need, f"{quant_type} of {model.label}")
+        reference = (
+            perplexity(toolchain, model, heldout, spec.options, session) if heldout else None
+        )
+        path, notes = scratch / spec.file_name(), scratch / "fallback.json"
+        if not path.exists():  # else an earlier run was stopped while verifying
+            need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
             part = scratch / "part.gguf"
-            done = run(
-                toolchain,
-                model,
-                imatrix,
-                quant_type,
-                part,
-                metadata,
-                options,
-                log,
-                session.progress,
-            )
+            done = run_quantize(toolchain, spec, part, log, session.progress)
             seconds.append(done.seconds)
             notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
-            part.replace(made)
-        read = resolve.facts((made,))
-        found = None
+            part.replace(path)
+        header = resolve.facts((path,))
+        value = None
         if heldout and reference is not None:
-            log = scratch / "perplexity.log"
-            found = _perplexity(toolchain, made, heldout, options, log, scratch, session.progress)
-            _verify(found, reference, quant_type, read.n_vocab, made)
-        made.replace(out / made.name)
+            value = _perplexity(toolchain, path, heldout, spec.options, scratch, session.progress)
+            _verify(value, reference, spec.quant_type, header.n_vocab, path)
+        path.replace(out / path.name)
         return {
-            "type": quant_type,
-            "file": made.name,
-            "bits_per_weight": round(read.bits_per_weight, 4),
-            "n_tensors": sum(read.tensor_types.values()),
-            "tensor_types": read.tensor_types,
+            "type": spec.quant_type,
+            "file": path.name,
+            "bits_per_weight": round(header.bits_per_weight, 4),
+            "n_tensors": sum(header.tensor_types.values()),
+            "tensor_types": header.tensor_types,
             "fallback": json.loads(notes.read_text()),
-            "perplexity": found,
+            "perplexity": value,
             "perplexity_reference": reference,
             "n_windows": heldout.n_windows() if heldout else 0,
             "n_ctx": heldout.n_ctx() if heldout else 0,
-            "gpu_layers": options.compute.gpu_layers,
+            "gpu_layers": spec.options.compute.gpu_layers,
         }
 
-    label = f"{model.label}-{imatrix.language if imatrix else 'none'}-{quant_type}"
-    wanted = inputs(model, imatrix, quant_type, heldout, metadata, options, toolchain)
-    return facts(session.store.get("quant", label, wanted, make, session.progress), *seconds)
+    artifact = session.store.get(
+        "quant", spec.label(), inputs(spec, toolchain), make, session.progress
+    )
+    return facts(artifact, *seconds)
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
-    """Return what a quant's manifest says."""
-    found = artifact.facts
-    name = found["file"]
+    """Return the facts in a quant's manifest."""
+    recorded = artifact.facts
+    name = recorded["file"]
+    value, reference = recorded["perplexity"], recorded["perplexity_reference"]
     return QuantFacts(
-        type=found["type"],
+        type=recorded["type"],
         path=artifact.path / name,
         size_bytes=artifact.manifest["files"][name]["size_bytes"],
         sha256=artifact.sha256(name),
-        bits_per_weight=found["bits_per_weight"],
-        n_tensors=found["n_tensors"],
-        fallback=tuple(found["fallback"]),
-        perplexity=_or_nan(found["perplexity"]),
-        perplexity_reference=_or_nan(found["perplexity_reference"]),
-        n_windows=found["n_windows"],
+        bits_per_weight=recorded["bits_per_weight"],
+        n_tensors=recorded["n_tensors"],
+        fallback=tuple(recorded["fallback"]),
+        perplexity=math.nan if value is None else value,
+        perplexity_reference=math.nan if reference is None else reference,
+        n_windows=recorded["n_windows"],
         seconds=seconds,
     )
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _file_name(model: Model, imatrix: ImatrixFacts | None, quant_type: str) -> str:
-    language = f"-{imatrix.language}" if imatrix else ""
-    return f"{model.label}{language}-{quant_type}.gguf"
-
-
 @dataclass(frozen=True)
-class Run:
-    """What llama-quantize said: fallbacks (tensor, wanted type, given type), and its seconds."""
+class QuantizeRun:
+    """Fallbacks of a llama-quantize run (tensor, requested type, type it got), and its seconds."""
 
     fallback: tuple[tuple[str, str, str], ...]
     seconds: float
 
 
-def run(
-    toolchain: Toolchain, model: Model, imatrix: ImatrixFacts | None, quant_type: str, target: Path,
-    metadata: Mapping[str, str], options: Options, log: Path, progress: Progress,
-) -> Run:  # fmt: skip
+def run_quantize(
+    toolchain: Toolchain, spec: QuantSpec, target: Path, log: Path, progress: Progress
+) -> QuantizeRun:
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
-    name = None
-    if imatrix:
-        suffix = ".dat" if imatrix.path.suffix == ".dat" else ".gguf"  # it reads both, by content
-        name = f"{model.label}-{imatrix.language}.imatrix{suffix}"
-        link = log.parent / name
+    model, imatrix_name = spec.model, None
+    if spec.imatrix:
+        path = spec.imatrix.path
+        suffix = ".dat" if path.suffix == ".dat" else ".gguf"  # it reads both, by content
+        imatrix_name = f"{model.label}-{spec.imatrix.language}.imatrix{suffix}"
+        link = log.parent / imatrix_name
         link.unlink(missing_ok=True)
-        link.symlink_to(imatrix.path)
-    argv = programs.quantize_argv(
-        toolchain.program("llama-quantize"), model.path, target, quant_type,
-        options.compute.threads,
-        imatrix=name, metadata=dict(metadata), allow_requantize=options.allow_requantize,
-    )  # fmt: skip
+        link.symlink_to(path)
+    flags = QuantizeOptions(
+        spec.options.compute.threads, imatrix_name, spec.metadata, spec.options.allow_requantize
+    )
+    program = toolchain.program("llama-quantize")
+    argv = programs.quantize_argv(program, model.path, target, spec.quant_type, flags)
     steps, output = programs.tensor_steps(), list[str]()
-    with progress.task(
-        f"quantize {quant_type}", float(model.facts.n_parameters), "weights"
-    ) as task:
+    n_weights = float(model.facts.n_parameters)
+    with progress.task(f"quantize {spec.quant_type}", n_weights, "weights") as task:
 
         def show(piece: str) -> None:
             output.append(piece)
             steps.feed(piece)
             if steps.total:
                 share = steps.last / steps.total
-                task.update(share * model.facts.n_parameters, f"tensor {steps.last}/{steps.total}")
+                task.update(share * n_weights, f"tensor {steps.last}/{steps.total}")
 
         try:
             done = process.run(argv, log=log, cwd=log.parent, on_output=show)
         except ToolFailed as error:
             raise _explained(error, target) from error
-    return Run(programs.fallbacks("".join(output)), done.seconds)
+    return QuantizeRun(programs.fallbacks("".join(output)), done.seconds)
 
 
 def _explained(error: ToolFailed, target: Path) -> Exception:
-    """Return a better error where the cause can be told."""
+    """Return a clearer error for a known cause."""
     if "requantizing from type" in error.tail:
         return BadModel(
             "this model is already quantized; quantizing it again loses quality",
@@ -274,14 +259,10 @@ def _explained(error: ToolFailed, target: Path) -> Exception:
 
 
 def perplexity(
-    toolchain: Toolchain,
-    model: Model,
-    heldout: HeldOut,
-    options: Options,
-    session: Session,
+    toolchain: Toolchain, model: Model, heldout: HeldOut, options: Options, session: Session
 ) -> float:
-    """Return a model's perplexity over the first held-out windows; remembered in the store."""
-    wanted = {
+    """Return a model's perplexity over the first held-out windows; cached in the store."""
+    inputs_of = {
         "model_sha256": model.sha256,
         "heldout_sha256": heldout.sha256,
         "n_ctx": heldout.n_ctx(),
@@ -291,30 +272,31 @@ def perplexity(
     }
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        log = scratch / "perplexity.log"
-        found = _perplexity(toolchain, model.path, heldout, options, log, scratch, session.progress)
-        if not math.isfinite(found):
-            raise BadModel(f"this model's perplexity on held-out text is {found}", where=model.path)
-        return {"perplexity": found}
+        value = _perplexity(toolchain, model.path, heldout, options, scratch, session.progress)
+        if not math.isfinite(value):
+            raise BadModel(f"this model's perplexity on held-out text is {value}", where=model.path)
+        return {"perplexity": value}
 
     label = f"{model.label}-{heldout.sha256[:8]}"
-    return float(
-        session.store.get("perplexity", label, wanted, make, session.progress).facts["perplexity"]
-    )
+    artifact = session.store.get("perplexity", label, inputs_of, make, session.progress)
+    return float(artifact.facts["perplexity"])
 
 
 def _perplexity(
-    toolchain: Toolchain, path: Path, heldout: HeldOut, options: Options, log: Path, scratch: Path,
+    toolchain: Toolchain,
+    path: Path,
+    heldout: HeldOut,
+    options: Options,
+    scratch: Path,
     progress: Progress,
-) -> float:  # fmt: skip
-    text = scratch / "heldout.txt"
+) -> float:
+    text, log = scratch / "heldout.txt", scratch / "perplexity.log"
     text.write_bytes((heldout.text + "\n").encode())
     n_ctx, n_windows = heldout.n_ctx(), heldout.n_windows()
     compute = Compute(options.compute.threads, n_ctx, n_ctx, n_ctx, options.compute.gpu_layers)
-    argv = programs.perplexity_argv(
-        toolchain.program("llama-perplexity"), path, text, compute, n_windows=n_windows
-    )
-    for _ in range(TRIES):  # see llamacpp.final_perplexity
+    program = toolchain.program("llama-perplexity")
+    argv = programs.perplexity_argv(program, path, text, compute, n_windows=n_windows)
+    for _ in range(TRIES):  # see programs.final_perplexity
         steps = programs.window_steps()
         with progress.task(f"perplexity of {path.name}", n_windows * n_ctx, "tokens") as task:
 
@@ -328,14 +310,14 @@ def _perplexity(
     raise BadModel("llama-perplexity printed no result", where=f"{path.name}, log {log}")
 
 
-def _verify(found: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
+def _verify(value: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
     digits = re.search(r"\d+", quant_type)
     bits = min(4, int(digits[0])) if digits else 4
     chance = max(float(n_vocab), 2 * reference)
     worst = min(chance, reference * math.exp(WORSE_NATS[max(1, bits)]))
-    if not math.isfinite(found) or found > worst:
+    if not math.isfinite(value) or value > worst:
         raise BadModel(
-            f"{quant_type} came out broken: perplexity {found:.4g} on held-out text,"
+            f"{quant_type} came out broken: perplexity {value:.4g} on held-out text,"
             f" {reference:.4g} before quantizing",
             where=target.name,
             fix="check the imatrix and the input model; with no imatrix: --imatrix none",

@@ -1,33 +1,12 @@
 """What a report is made of, before it is HTML or Markdown."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from imatrix_lab.report.cells import Row
 from imatrix_lab.report.results import Flip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table's cell.
-
-    Attributes
-    ----------
-    sort : what the column is sorted by, where it is not the text; NaN comes last.
-    more : further, smaller lines.
-    mark : classes of its look: a verdict, ``own`` …
-    """
-
-    text: str
-    sort: float | None = None
-    more: tuple[str, ...] = ()
-    mark: str = ""
-
-    def sort_key(self) -> str:
-        """Return what a page sorts by; empty for what is unknown."""
-        if self.sort is None:
-            return self.text
-        return "" if math.isnan(self.sort) else repr(self.sort)
 
 
 @dataclass(frozen=True)
@@ -36,19 +15,22 @@ class Table:
 
     Attributes
     ----------
-    numeric : which columns hold numbers.
     folded : closed until a reader opens it.
     look : class of its look: ``matrix``, ``heat``, ``signatures``; empty for a plain one.
     """
 
     kind: ClassVar[str] = "table"
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    numeric: frozenset[int] = frozenset()
+    columns: Sequence[str]
+    rows: Sequence[Row]
     folded: bool = False
     look: str = ""
     note: str = ""
+
+    @property
+    def numeric(self) -> frozenset[int]:
+        """Columns of numbers."""
+        return frozenset(i for r in self.rows for i, cell in enumerate(r) if cell.sort is not None)
 
 
 @dataclass(frozen=True)
@@ -57,8 +39,8 @@ class Point:
 
     x: float
     y: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class Series:
 
     name: str
     number: int
-    points: tuple[Point, ...]
+    points: Sequence[Point]
     joined: bool = True
 
 
@@ -79,7 +61,7 @@ class Chart:
     caption: str
     x_label: str
     y_label: str
-    series: tuple[Series, ...]
+    series: Sequence[Series]
     log_y: bool = False
     x_range: tuple[float, float] | None = None
 
@@ -104,7 +86,7 @@ class Forest:
     kind: ClassVar[str] = "forest"
     caption: str
     x_label: str
-    rows: tuple[ForestRow, ...]
+    rows: Sequence[ForestRow]
     margin: float
     x_range: tuple[float, float]
     lower_is_better: bool
@@ -116,17 +98,17 @@ class Picture:
 
     Attributes
     ----------
-    title : empty where that of the section says it.
-    table : closed; it stands below.
+    title : empty where the section's title says it.
+    table : stands below, folded.
     legend : names by number of series; verdicts have a legend of their own.
     """
 
     kind: ClassVar[str] = "picture"
     title: str
     words: str
-    groups: tuple[tuple[Chart | Forest, ...], ...]
+    groups: Sequence[Sequence[Chart | Forest]]
     table: Table
-    legend: tuple[tuple[int, str], ...] = ()
+    legend: Sequence[tuple[int, str]] = ()
     folded: bool = False
 
 
@@ -136,13 +118,13 @@ class Flips:
 
     kind: ClassVar[str] = "flips"
     title: str
-    shown: tuple[Flip, ...]
+    shown: Sequence[Flip]
     n_more: int
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text to be copied as it stands."""
+    """Text to be copied."""
 
     kind: ClassVar[str] = "code"
     title: str
@@ -151,23 +133,23 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Sayings:
-    """Statements, each with the detail behind it, if there is any."""
+class Statements:
+    """Sentences, each with a detail behind it or an empty string."""
 
-    kind: ClassVar[str] = "sayings"
+    kind: ClassVar[str] = "statements"
     title: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: Sequence[tuple[str, str]]
     folded: bool = False
 
 
-Block = Table | Picture | Flips | Code | Sayings
+Block = Table | Picture | Flips | Code | Statements
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report with paragraphs and what they speak of."""
+    """A part of the report: paragraphs, then blocks."""
 
     id: str
     title: str
-    words: tuple[str, ...]
-    blocks: tuple[Block, ...] = ()
+    words: Sequence[str]
+    blocks: Sequence[Block] = ()

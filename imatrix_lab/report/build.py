@@ -12,18 +12,18 @@ from imatrix_lab.report.sections import flips, measured, provenance, verdicts
 _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
     ("comparisons with a baseline", verdicts.matrix),
     ("paired differences", verdicts.differences),
-    ("contrasts of languages", verdicts.interactions),
-    ("divergence against size", measured.size),
+    ("interactions of calibration and language", verdicts.interactions),
+    ("divergence by size", measured.size),
     ("mixtures of two languages", measured.mixtures),
     ("predicted losses", measured.predicted),
     ("similarity of imatrices", measured.similarity),
-    ("tasks with answers that flip", flips.flips),
+    ("tasks with changed answers", flips.flips),
     ("controls", provenance.controls),
     ("power", provenance.power),
     ("scores", measured.scores),
     ("methods", provenance.methods),
-    ("models and files", provenance.made),
-    ("commands", provenance.repeat),
+    ("models and files", provenance.files),
+    ("commands", provenance.commands),
     ("signatures", provenance.signatures),
     ("licences", provenance.licences),
 )
@@ -35,7 +35,7 @@ class Outline:
 
     Attributes
     ----------
-    facts : name and value, of what a reader wants to know first.
+    facts : names and values that a reader wants to know first.
     warnings : what must be known before a number is read.
     """
 
@@ -47,39 +47,39 @@ class Outline:
     sections: tuple[Section, ...]
 
 
-def outline(found: Results) -> Outline:
-    """Return the parts that a study has; those it has not are named in the last one."""
-    view = View(found)
-    parts = [(name, make(view)) for name, make in _PARTS]
-    sections = [part for _, part in parts if part]
-    last = provenance.missing(view, [name for name, part in parts if part is None])
+def outline(results: Results) -> Outline:
+    """Return the parts that a study has; the last one names those it does not have."""
+    view = View(results)
+    parts = [(name, build(view)) for name, build in _PARTS]
+    missing = provenance.missing(view, [name for name, part in parts if part is None])
     return Outline(
-        found.question or found.name, found.name, found.answer, _facts(view), _warnings(found),
-        tuple([*sections, last] if last else sections),
-    )  # fmt: skip
+        title=results.question or results.name,
+        name=results.name,
+        answer=results.answer,
+        facts=_facts(view),
+        warnings=_warnings(results),
+        sections=tuple(part for _, part in [*parts, ("", missing)] if part),
+    )
 
 
 def _facts(view: View) -> tuple[tuple[str, str], ...]:
-    found = view.found
-    texts = dict.fromkeys(s.text for s in found.scores)
+    results = view.results
+    texts = dict.fromkeys(s.text for s in results.scores)
     facts = (
-        ("Model" if len(found.models) == 1 else "Models", ", ".join(found.models)),
-        ("Types", ", ".join(found.types)),
+        ("Model" if len(results.models) == 1 else "Models", ", ".join(results.models)),
+        ("Quant types", ", ".join(results.types)),
         ("Calibrations", ", ".join(view.labels)),
-        ("Judged on", ", ".join(map(view.text, texts))),
-        ("Compared with", found.baseline),
-        ("After", found.source),
+        ("Evaluated on", ", ".join(map(view.text, texts))),
+        ("Baseline", results.baseline),
+        ("After", results.source),
     )
     return tuple((name, text.visible(value)) for name, value in facts if value)
 
 
-def _warnings(found: Results) -> tuple[str, ...]:
-    said = []
-    if found.missing:
-        n = len(found.missing)
-        said.append(
-            f"{n} step{'s' if n > 1 else ''} failed; what is missing is said at the end."
-        )  # fmt: skip
-    if found.reduced:
-        said.append("This is the recipe’s reduced form on the demo model, not the full study.")
-    return tuple(said)
+def _warnings(results: Results) -> tuple[str, ...]:
+    warnings = []
+    if n := len(results.missing):
+        warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
+    if results.reduced:
+        warnings.append("This is the recipe’s reduced form on the demo model, not the full study.")
+    return tuple(warnings)

@@ -1,7 +1,7 @@
 """A study as one HTML file that needs nothing else: no network, no other file.
 
 A content security policy forbids every request, and every script and style but the page's own
-two, which it names by hash. All text goes through Jinja's escaping, and what it hides is shown.
+two, which it names by hash. Jinja escapes all text, and hidden characters are shown.
 """
 
 import base64
@@ -16,26 +16,26 @@ from markupsafe import Markup
 
 from imatrix_lab.core.files import write_whole
 from imatrix_lab.report import svg
-from imatrix_lab.report import text as words
 from imatrix_lab.report.blocks import Chart, Forest
 from imatrix_lab.report.build import outline
 from imatrix_lab.report.results import Results
 from imatrix_lab.report.sections import flips
 from imatrix_lab.report.sections.verdicts import VERDICTS
+from imatrix_lab.report.text import visible
 
 
-def write(found: Results, path: Path) -> None:
+def write(results: Results, path: Path) -> None:
     """Write the page, whole or not at all; equal results give equal bytes."""
-    write_whole(path, page(found))
+    write_whole(path, page(results))
 
 
-def page(found: Results) -> str:
+def page(results: Results) -> str:
     """Return the page."""
     folder = resources.files("imatrix_lab.report") / "templates"
     names = ("page.html", "body.html", "page.css", "page.js")
     shell, inside, css, script = ((folder / name).read_text("utf-8") for name in names)
     environment = jinja2.Environment(
-        autoescape=True, finalize=words.visible, undefined=jinja2.StrictUndefined,
+        autoescape=True, finalize=visible, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     drawing = _Drawing()
@@ -44,11 +44,11 @@ def page(found: Results) -> str:
         verdicts=VERDICTS, symbols=Markup(_symbols()),
         count=functools.partial(next, itertools.count(1)),
     )  # fmt: skip
-    whole = outline(found)
-    body = environment.from_string(inside).render(whole=whole)
+    report = outline(results)
+    body = environment.from_string(inside).render(report=report)
     css += drawing.sheet.css()  # of the pictures, which were drawn with the body
     return environment.from_string(shell).render(
-        title=whole.title, body=Markup(body), css=Markup(css), script=Markup(script),
+        title=report.title, body=Markup(body), css=Markup(css), script=Markup(script),
         css_hash=_hash(css), script_hash=_hash(script),
     )  # fmt: skip
 
@@ -74,10 +74,8 @@ class _Drawing:
 def _symbols() -> str:
     """Return the marks of series and verdicts, to be used by reference."""
     marks = {str(i): m for i, m in enumerate(svg.MARKS)} | svg.VERDICT_MARKS
-    found = []
-    for name, corners in marks.items():
-        path = "L".join(f"{x} {-y}" for x, y in corners)
-        found.append(
-            f'<symbol id="mark-{name}" viewBox="-1.5 -1.5 3 3"><path d="M{path}Z"/></symbol>'
-        )
-    return "".join(found)
+    paths = {n: "L".join(f"{x} {-y}" for x, y in corners) for n, corners in marks.items()}
+    return "".join(
+        f'<symbol id="mark-{name}" viewBox="-1.5 -1.5 3 3"><path d="M{path}Z"/></symbol>'
+        for name, path in paths.items()
+    )

@@ -1,15 +1,15 @@
-"""Results, looked up the ways a report needs them; only its own names are made here."""
+"""Results, looked up the ways a report needs them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from imatrix_lab.report.blocks import Cell
+from imatrix_lab.report.cells import Cell
 from imatrix_lab.report.results import Calibration, Comparison, Quant, Results, Score
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What some comparisons or scores have in common: one scale, one model."""
+    """What some comparisons have in common: one scale, one model."""
 
     model: str
     task: str
@@ -21,34 +21,36 @@ class Measure:
 class View:
     """A study's results with their names and lookups."""
 
-    def __init__(self, found: Results):
-        self.found = found
-        named = [c.label for c in found.calibrations]
-        named += [label for c in found.comparisons for label in (c.b, c.a)]
-        named += [s.calibration for s in found.scores if s.calibration]
-        self.labels = tuple(dict.fromkeys(named))
-        self._calibrations = _first((c.model, c.label) for c in found.calibrations)
-        self._quants = _first((q.model, q.calibration, q.type) for q in found.quants)
-        self.scores = _together(found.scores)
-        self.signature_names = {key: f"S{i}" for i, key in enumerate(sorted(found.signatures), 1)}
+    def __init__(self, results: Results):
+        self.results = results
+        labels = [c.label for c in results.calibrations]
+        labels += [label for c in results.comparisons for label in (c.b, c.a)]
+        labels += [s.calibration for s in results.scores if s.calibration]
+        self.labels = tuple(dict.fromkeys(labels))
+        # of several samples the first
+        self._calibrations = {(c.model, c.label): c for c in reversed(results.calibrations)}
+        self._quants = {(q.model, q.calibration, q.type): q for q in reversed(results.quants)}
+        self.scores = _one_each(results.scores)
+        keys = sorted(results.signatures)
+        self.signature_names = {key: f"S{i}" for i, key in enumerate(keys, 1)}
 
     def measures(self) -> tuple[Measure, ...]:
-        """Return every scale of the comparisons: the deciding metric, other texts', tasks'."""
-        seen = dict.fromkeys(
-            Measure(c.model, c.task, c.metric, c.words, c.unit) for c in self.found.comparisons
+        """Return every scale of the comparisons: first the deciding metric, tasks last."""
+        measures = dict.fromkeys(
+            Measure(c.model, c.task, c.metric, c.words, c.unit) for c in self.results.comparisons
         )
-        return tuple(sorted(seen, key=lambda m: (m.task != "", not self.decides(m.task, m.metric))))
+        return tuple(
+            sorted(measures, key=lambda m: (m.task != "", not self.decides(m.task, m.metric)))
+        )
 
     def against_baseline(self, measure: Measure) -> tuple[Comparison, ...]:
         """Return the comparisons of a measure that the verdict matrix shows."""
-        return tuple(c for c in self.comparisons(measure) if c.b == self.found.baseline)
+        return tuple(c for c in self.comparisons(measure) if c.b == self.results.baseline)
 
     def comparisons(self, measure: Measure) -> tuple[Comparison, ...]:
         """Return all comparisons of a measure."""
-        wanted = (measure.model, measure.task, measure.metric)
-        return tuple(
-            c for c in self.found.comparisons if (c.model, c.task, c.metric) == wanted
-        )  # fmt: skip
+        key = (measure.model, measure.task, measure.metric)
+        return tuple(c for c in self.results.comparisons if (c.model, c.task, c.metric) == key)
 
     def title(self, measure: Measure) -> str:
         """Return a measure in words, with unit, task and model as far as needed."""
@@ -57,39 +59,39 @@ class View:
 
     def of_model(self, model: str) -> str:
         """Return the beginning of a title; empty where there is one model only."""
-        return f"{model}: " if len(self.found.models) > 1 else ""
+        return f"{model}: " if len(self.results.models) > 1 else ""
 
     def text(self, label: str) -> str:
         """Return a text's or language's name with its code."""
-        name = self.found.languages.get(label, {}).get("name", "")
+        name = self.results.languages.get(label, {}).get("name", "")
         return f"{name} ({label})" if name else label
 
     def types(self, present: Iterable[str]) -> tuple[str, ...]:
         """Return types in the recipe's order."""
-        seen = dict.fromkeys(present)
-        known = [t for t in self.found.types if t in seen]
-        return (*known, *(t for t in seen if t not in known))
+        present = dict.fromkeys(present)
+        known = [t for t in self.results.types if t in present]
+        return tuple(dict.fromkeys([*known, *present]))
 
     def decides(self, task: str, metric: str) -> bool:
-        """Return whether a measure stands open on the page: tasks, and one metric of texts."""
-        return bool(task) or metric == self.found.metric
+        """Return whether a measure is shown open: a task's, or the deciding metric of texts."""
+        return bool(task) or metric == self.results.metric
 
     def calibration(self, model: str, label: str) -> Calibration | None:
         """Return the first sample of a calibration."""
-        place = self._calibrations.get((model, label))
-        return None if place is None else self.found.calibrations[place]
+        return self._calibrations.get((model, label))
 
-    def quant(self, model: str, calibration: str, kind: str) -> Quant | None:
+    def quant(self, model: str, calibration: str, quant_type: str) -> Quant | None:
         """Return the first sample's file."""
-        place = self._quants.get((model, calibration, kind))
-        return None if place is None else self.found.quants[place]
+        return self._quants.get((model, calibration, quant_type))
 
     def is_own(self, model: str, label: str, text: str) -> bool:
-        """Return whether a calibration is on the language itself and no other."""
-        found = self.calibration(model, label)
-        if found is None or found.kind not in ("language", "pooled"):
-            return False
-        return [*found.shares] == [text]
+        """Return whether a calibration is on the text's own language and no other."""
+        calibration = self.calibration(model, label)
+        return (
+            calibration is not None
+            and calibration.kind in ("language", "pooled")
+            and list(calibration.shares) == [text]
+        )
 
     def number(self, label: str) -> int:
         """Return which colour and mark a calibration has, the same in every picture."""
@@ -97,15 +99,14 @@ class View:
 
     def about(self, model: str, label: str) -> str:
         """Return what stands under a calibration's label."""
-        found = self.calibration(model, label)
-        if found is None or found.kind == "none":
+        calibration = self.calibration(model, label)
+        if calibration is None or calibration.kind == "none":
             return ""
-        names = [self.found.languages.get(code, {}).get("name", code) for code in found.shares]
-        n_samples = sum(
-            (c.model, c.label) == (model, label) for c in self.found.calibrations
-        )  # fmt: skip
-        words = [", ".join(names)] if names and len(names) < 4 else []
-        words += [found.kind] if found.kind != "language" else []
+        languages, samples = self.results.languages, self.results.calibrations
+        names = [languages.get(code, {}).get("name", code) for code in calibration.shares]
+        n_samples = sum((c.model, c.label) == (model, label) for c in samples)
+        words = [", ".join(names)] if 0 < len(names) < 4 else []
+        words += [calibration.kind] if calibration.kind != "language" else []
         words += [f"{n_samples} samples"] if n_samples > 1 else []
         return ", ".join(w for w in words if w != label)
 
@@ -119,15 +120,8 @@ class View:
         return tuple(sorted(dict.fromkeys(labels), key=self.number))
 
 
-def _first(keys: Iterator[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    found: dict[tuple[str, ...], int] = {}
-    for place, key in enumerate(keys):
-        found.setdefault(key, place)
-    return found
-
-
-def _together(scores: Iterable[Score]) -> tuple[Score, ...]:
-    """Return a row for each quant: over all samples, else of the first one."""
+def _one_each(scores: Iterable[Score]) -> tuple[Score, ...]:
+    """Return a row for each quant: over all samples, or else of the first one."""
     best: dict[tuple[str, ...], Score] = {}
     for s in scores:
         key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)

@@ -5,38 +5,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imatrix_lab.core.files import write_whole
-from imatrix_lab.report import text as words
-from imatrix_lab.report.blocks import Block, Cell, Code, Flips, Picture, Sayings, Table
+from imatrix_lab.report.blocks import Block, Code, Picture, Statements, Table
 from imatrix_lab.report.build import outline
+from imatrix_lab.report.cells import Cell
 from imatrix_lab.report.results import Flip, Results
-from imatrix_lab.report.sections import flips
+from imatrix_lab.report.sections.flips import right, tally
+from imatrix_lab.report.text import visible
 
 _GLYPHS = {"better": "▲", "worse": "▼", "equivalent": "◆", "undecided": "○"}
 
 
-def write(found: Results, path: Path) -> None:
+def write(results: Results, path: Path) -> None:
     """Write the report, whole or not at all; equal results give equal bytes."""
-    write_whole(path, text(found))
+    write_whole(path, text(results))
 
 
-def text(found: Results) -> str:
+def text(results: Results) -> str:
     """Return the report."""
-    whole = outline(found)
-    lines = [f"# {plain(whole.title)}", ""]
-    lines += [line for sentence in whole.answer for line in (f"**{plain(sentence)}**", "")]
-    lines += [f"- {plain(name)}: {plain(value)}" for name, value in whole.facts]
-    lines += ["", *(f"> {plain(said)}" for said in whole.warnings), ""]
-    for section in whole.sections:
+    report = outline(results)
+    lines = [f"# {plain(report.title)}", ""]
+    lines += [line for sentence in report.answer for line in (f"**{plain(sentence)}**", "")]
+    lines += [f"- {plain(name)}: {plain(value)}" for name, value in report.facts]
+    lines += ["", *(f"> {plain(warning)}" for warning in report.warnings), ""]
+    for section in report.sections:
         lines += [f"## {plain(section.title)}", ""]
-        lines += [line for said in section.words for line in (plain(said), "")]
+        lines += [line for paragraph in section.words for line in (plain(paragraph), "")]
         for block in section.blocks:
             lines += [*_block(block), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
 def plain(value: str) -> str:
-    """Return foreign text on one line, with nothing in it that Markdown or HTML would take up."""
-    value = " ".join(words.visible(value).split())
+    """Return foreign text on one line, with Markdown and HTML escaped."""
+    value = " ".join(visible(value).split())
     value = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", value)
 
@@ -49,12 +50,14 @@ def _block(block: Block) -> Iterator[str]:
     elif isinstance(block, Code):
         yield f"{plain(block.title)}:"
         yield from ("", fenced(block.text))
-    elif isinstance(block, Sayings):
+    elif isinstance(block, Statements):
         yield f"### {plain(block.title)}"
         yield ""
-        yield from (f"- {plain(said)} {plain(detail)}".rstrip() for said, detail in block.pairs)
+        yield from (f"- {plain(s)} {plain(detail)}".rstrip() for s, detail in block.pairs)
     else:
-        yield from _flips(block)
+        yield f"### {plain(block.title)} ({tally(block.shown, block.n_more)})"
+        for flip in block.shown:
+            yield from _flip(flip)
 
 
 def table(block: Table) -> Iterator[str]:
@@ -71,28 +74,23 @@ def table(block: Table) -> Iterator[str]:
 
 def _cell(cell: Cell) -> str:
     glyph = next((g for name, g in _GLYPHS.items() if name in cell.mark.split()), "")
-    said = " ".join(p for p in (glyph, plain(cell.text)) if p)
-    return " ".join((said, f"({plain('; '.join(cell.more))})")) if cell.more else said
+    more = f"({plain('; '.join(cell.more))})" if cell.more else ""
+    return " ".join(filter(None, (glyph, plain(cell.text), more)))
 
 
 def fenced(value: str) -> str:
     """Return text as it stands between fences longer than any in it."""
-    value = words.visible(value).replace("\r", "\n")
+    value = visible(value).replace("\r", "\n")
     longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{value}\n{fence}"
 
 
-def _flips(block: Flips) -> Iterator[str]:
-    yield f"### {plain(block.title)} ({flips.tally(block.shown, block.n_more)})"
-    for flip in block.shown:
-        yield from _flip(flip)
-
-
 def _flip(f: Flip) -> Iterator[str]:
-    for name, said in (
-        (f"Item {f.item_id}", f.prompt), ("Right", f.gold),
-        (f"{f.a}: {flips.right(f.score_a)}", f.output_a),
-        (f"{f.b}: {flips.right(f.score_b)}", f.output_b),
-    ):  # fmt: skip
-        yield from ("", f"{plain(name)}:", "", fenced(said))
+    for name, value in {
+        f"Item {f.item_id}": f.prompt,
+        "Right": f.gold,
+        f"{f.a}: {right(f.score_a)}": f.output_a,
+        f"{f.b}: {right(f.score_b)}": f.output_b,
+    }.items():
+        yield from ("", f"{plain(name)}:", "", fenced(value))

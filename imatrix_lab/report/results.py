@@ -1,8 +1,7 @@
-"""What a study found: the record between studies and reports, and `results.json`.
+"""The results of a study: passed from studies to reports, and written as `results.json`.
 
-Every number is in the unit its row names, ready to be printed; a report does no arithmetic. What
-is unknown is NaN (null in JSON). Apart from `Times` nothing here depends on the clock, the
-machine's speed, or whether the study was stopped in between.
+Every number is in the unit of its row; a report does no arithmetic. What is unknown is NaN (null
+in JSON). Only `Times` depends on the clock, the machine's speed or on interruptions.
 """
 
 import json
@@ -17,20 +16,18 @@ from imatrix_lab.errors import UsageError
 SCHEMA = 1
 FILE = "results.json"
 ALL_SAMPLES = 0
-"""A row over all calibration samples together; else samples are numbered from 1."""
+"""A row over all calibration samples; single samples are numbered from 1."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an imatrix was computed on.
+    """An imatrix that was made, or the absence of one, and what it was computed on.
 
     Attributes
     ----------
     label : as other rows name it: ``nb``, ``nb50-en50``, ``nb-pooled``, ``no imatrix``.
     kind : language, mixture, pooled, control or none.
-    shares : of each language.
-    n_tokens : that were counted.
-    merged_from : of a mixture or pool: its parts' imatrices, by sha256.
+    merged_from : sha256 of the imatrices that a mixture or pool is merged from.
     """
 
     model: str
@@ -49,7 +46,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantized file that was made and, unless kept, removed after scoring."""
+    """A quantized file."""
 
     model: str
     calibration: str
@@ -102,10 +99,10 @@ class Comparison:
     a, b : labels of calibrations; the study's baseline is never `a`.
     verdict : of A: better, worse, equivalent or undecided.
     margin : smallest difference that matters, as it was declared; NaN if none was.
-    noise : what two samples of one language differ by (root mean square); NaN if unknown.
+    noise : root-mean-square difference of two samples of one language; NaN if unknown.
     noise_multiple : |estimate| / noise.
     detectable : smallest difference seen with 80 % power.
-    n_to_decide, clusters_to_decide : that would decide it; 0 where that is not the question.
+    n_to_decide, clusters_to_decide : needed to decide it; 0 where more would not decide.
     """
 
     model: str
@@ -143,7 +140,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interaction:
-    """Does each of two languages gain more from its own calibration? See `compare.crossed`."""
+    """Does each of two languages gain more from its own calibration? See `interactions`."""
 
     model: str
     task: str
@@ -163,7 +160,7 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Control:
-    """A comparison whose outcome is known beforehand, or the noise between samples."""
+    """A comparison with a known outcome, or the noise between samples."""
 
     model: str
     name: str
@@ -181,7 +178,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The quantizer's own objective beside what was measured, for one quant and language.
+    """The quantizer's own objective and the measured divergence, for one quant and language.
 
     Attributes
     ----------
@@ -261,7 +258,7 @@ class FlipCount:
 
 @dataclass(frozen=True)
 class Missing:
-    """A step that failed, and the steps that were left out for it."""
+    """A step that failed, and the steps that were skipped because of it."""
 
     step: str
     why: str
@@ -271,7 +268,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Licence:
-    """What the numbers stand on, and under which terms."""
+    """A model, text or task that the numbers come from, and its licence."""
 
     what: str
     licence: str
@@ -280,12 +277,12 @@ class Licence:
 
 @dataclass(frozen=True)
 class Power:
-    """What a comparison could find, before its data were seen.
+    """What a comparison could detect, planned before its data were seen.
 
     Attributes
     ----------
     detectable : smallest difference seen with 80 % power; of the plan, from a pilot or assumptions.
-    assumed : what the plan stood on, in words.
+    assumed : in words, what the plan is based on.
     """
 
     what: str
@@ -297,7 +294,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Times:
-    """What depends on the clock: seconds by step, of the run that made each."""
+    """Seconds by step, of the run that did it."""
 
     steps_s: dict[str, float]
     total_s: float
@@ -309,15 +306,15 @@ class Results:
 
     Attributes
     ----------
-    answer : three sentences, for someone who wants to know which file to take.
+    answer : three sentences, for someone who wants to know which file to use.
     baseline : the calibration that the verdict matrix compares with.
     metric : the metric that decides texts (``kld_nats``).
     languages : code -> name in English and direction (``ltr``, ``rtl``), script (``Mlym``).
     recipe : the recipe as it was run, all defaults filled in, files without their folders.
-    unknown : details of a paper that are not known.
+    unknown : details that a paper does not give.
     reduced : in the recipe's reduced form.
     commands : that repeat the study, in order.
-    notes : what a reader must know besides.
+    notes : what a reader must know in addition.
     """
 
     schema: int
@@ -353,26 +350,27 @@ class Results:
     times: Times
 
 
-def write(path: Path, found: Results) -> None:
+def write(path: Path, results: Results) -> None:
     """Write results, whole or not at all; equal results give equal bytes."""
-    write_whole(path, canonical_json(config.plain(found)))
+    write_whole(path, canonical_json(config.plain(results)))
 
 
 def read(path: Path) -> Results:
-    """Return the results in a file, or in a study's folder.
+    """Return the results in a file or in a study's folder.
 
     Raises
     ------
-    UsageError : none there, damaged, or of another schema.
+    UsageError : no such file, damaged, or of another schema.
     """
     file = path / FILE if path.is_dir() else path
     try:
         raw = json.loads(file.read_bytes())
     except OSError as error:
         raise UsageError(
-            f"no results of a study: {error.strerror}", where=file,
+            f"no results of a study: {error.strerror}",
+            where=file,
             fix="imatrix-lab study run recipes/quick-nb.toml",
-        ) from error  # fmt: skip
+        ) from error
     except ValueError as error:
         raise UsageError(f"damaged: {error}", where=file, fix="imatrix-lab study resume") from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:

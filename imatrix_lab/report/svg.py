@@ -1,4 +1,4 @@
-"""Small pictures as SVG that takes its colours and fonts from the page.
+"""Small pictures as SVG with the colours and fonts of the page.
 
 matplotlib draws with stand-in colours; each style it writes becomes a class whose colours are the
 page's variables, so that one picture serves light, dark and paper, and no style attribute is left.
@@ -8,7 +8,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from markupsafe import escape
@@ -55,6 +56,12 @@ def look(number: int) -> tuple[int, int]:
     return number % N_COLOURS, (number + number // N_COLOURS) % len(MARKS)
 
 
+def palette() -> dict[str, str]:
+    """Return the page's light colours by name, e.g. ``series-0`` and ``band``."""
+    css = (resources.files("imatrix_lab.report") / "templates" / "page.css").read_text("utf-8")
+    return dict(reversed(re.findall(r"--([\w-]+): (#\w+);", css)))
+
+
 class Sheet:
     """Styles of all pictures on a page, each once."""
 
@@ -73,7 +80,7 @@ class Sheet:
 
 
 def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
-    """Return a picture with title and description for those who do not see it.
+    """Return a picture with title and description for screen readers.
 
     Parameters
     ----------
@@ -98,17 +105,17 @@ def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
     width, height = figure.get_size_inches() * 72
-    caption, said = (escape(text.visible(t)) for t in (panel.caption, describe(panel)))
+    caption, description = (escape(text.visible(t)) for t in (panel.caption, describe(panel)))
     inside = _themed(out.getvalue(), sheet)
     return (
         f'<svg class="plot" role="img" aria-labelledby="t{number} d{number}"'
         f' viewBox="0 0 {width:.0f} {height:.0f}"><title id="t{number}">{caption}</title>'
-        f'<desc id="d{number}">{said}</desc>{inside}</svg>'
+        f'<desc id="d{number}">{description}</desc>{inside}</svg>'
     )
 
 
 def _themed(raw: str, sheet: Sheet) -> str:
-    """Return what is inside matplotlib's SVG, with classes for styles and without what is idle."""
+    """Return the content of matplotlib's SVG, with classes for styles."""
     inside = raw[raw.index("<svg") :]
     inside = inside[inside.index(">") + 1 : inside.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", inside, flags=re.DOTALL)
@@ -121,16 +128,11 @@ def _themed(raw: str, sheet: Sheet) -> str:
 def _themed_tag(tag: str, sheet: Sheet) -> str:
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a pixel
-    return re.sub(r' style="([^"]*)"', lambda found: f' class="{sheet.name(found[1])}"', tag)
+    return re.sub(r' style="([^"]*)"', lambda m: f' class="{sheet.name(m[1])}"', tag)
 
 
 def _figure(*sizes: float) -> Any:
-    """Return axes with fixed room around them, so that neighbours line up.
-
-    Parameters
-    ----------
-    sizes : width and height of the picture, room to the left, right, below and above.
-    """
+    """Return axes with fixed room around them, so that neighbours line up."""
     from matplotlib.figure import Figure
 
     width, height, left, right, bottom, top = sizes
@@ -168,7 +170,7 @@ def _chart(panel: Chart) -> Any:
 
 
 def _extent(mark: Sequence[tuple[float, float]], size: float) -> float:
-    """Return the size for matplotlib, which stretches every mark to the same extent."""
+    """Return the size for matplotlib, which scales every mark to the same extent."""
     return size * max(abs(v) for corner in mark for v in corner)
 
 
@@ -213,9 +215,9 @@ def _forest(panel: Forest) -> Any:
     _ticks(axes.xaxis, 3)
     axes.set_xlabel(text.visible(panel.x_label), labelpad=2)
     ends = ("← better", "worse →") if panel.lower_is_better else ("← worse", "better →")
-    for x, side, said in ((0, "left", ends[0]), (1, "right", ends[1])):
+    for x, side, end in ((0, "left", ends[0]), (1, "right", ends[1])):
         axes.annotate(
-            said, (x, 0), (0, -32), "axes fraction", "offset points", ha=side, va="top",
+            end, (x, 0), (0, -32), "axes fraction", "offset points", ha=side, va="top",
             color=_ROLES["muted"], annotation_clip=False,
         )  # fmt: skip
     return axes.figure
@@ -240,11 +242,9 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
             markeredgecolor=colour if is_open else _ROLES["paper"],
             markeredgewidth=1.6 if is_open else 0.8,
         )  # fmt: skip
-    said = format.number(row.estimate, row.low, row.high, plus=True)
-    axes.text(
-        1.02, place, said, transform=axes.get_yaxis_transform(), va="center", ha="left",
-        color=_ROLES["ink"],
-    )  # fmt: skip
+    estimate = format.number(row.estimate, row.low, row.high, plus=True)
+    style = {"va": "center", "ha": "left", "color": _ROLES["ink"]}
+    axes.text(1.02, place, estimate, transform=axes.get_yaxis_transform(), **style)
 
 
 def _shortened(label: str, n_chars: int) -> str:
@@ -253,17 +253,16 @@ def _shortened(label: str, n_chars: int) -> str:
 
 
 def describe(panel: Chart | Forest) -> str:
-    """Return what a picture shows, in words."""
+    """Return in words what a picture shows."""
     if isinstance(panel, Forest):
-        said: Iterable[str] = (
+        rows = (
             f"{r.label}: {format.number(r.estimate, r.low, r.high, plus=True)}"
             f" ({format.interval(r.low, r.high, True)}), {r.verdict}"
             for r in panel.rows
         )
-        return f"{panel.x_label}. {'; '.join(said)}."
-    said = (
-        f"{s.name}: " + ", ".join(f"{format.number(p.x)}: {format.number(p.y, p.low, p.high)}"
-                                  for p in s.points)
-        for s in panel.series if s.points
-    )  # fmt: skip
-    return f"{panel.y_label} by {panel.x_label}. {'; '.join(said)}."
+        return f"{panel.x_label}. {'; '.join(rows)}."
+    series = []
+    for s in filter(lambda s: s.points, panel.series):
+        points = (f"{format.number(p.x)}: {format.number(p.y, p.low, p.high)}" for p in s.points)
+        series.append(f"{s.name}: {', '.join(points)}")
+    return f"{panel.y_label} by {panel.x_label}. {'; '.join(series)}."

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a reader sees them."""
+"""Foreign text made safe to read."""
 
 import re
 from typing import Any
@@ -14,17 +14,17 @@ _HIDDEN = re.compile(
 
 
 def visible(value: Any) -> Any:
-    """Return text with what is hidden in it named: ``‹U+202E›``; other values as they are.
+    """Return text with hidden characters named: ``‹U+202E›``.
 
-    Text that is marked as safe is ours, and stays the same object.
+    Other values, and text marked as safe, are returned as they are.
     """
     if type(value) is not str:
         return value
-    return _HIDDEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", value)
+    return _HIDDEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", value)
 
 
 def cut(text: str, n_chars: int) -> str:
-    """Return the beginning of long text, with a note of how much there was."""
+    """Return the beginning of long text, with a note of its length."""
     if len(text) <= n_chars:
         return text
     return f"{text[:n_chars]} … [cut: {len(text):,} characters, whole in results.json]"
@@ -37,10 +37,10 @@ def flat(table: Any, at: str = "") -> dict[str, str]:
     {'a.b': '1', 'c': '1, x'}
     """
     if isinstance(table, dict):
-        found: dict[str, str] = {}
+        flattened: dict[str, str] = {}
         for key, value in table.items():
-            found |= flat(value, f"{at}.{key}" if at else str(key))
-        return found
+            flattened |= flat(value, f"{at}.{key}" if at else str(key))
+        return flattened
     if isinstance(table, list | tuple):
         inside = (flat(v)[""] if not isinstance(v, dict) else str(flat(v)) for v in table)
         return {at: ", ".join(inside)}

@@ -26,8 +26,8 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.score.checkpoint import Checkpoint
-from imatrix_lab.score.engine import Engine, Interruptible, begun, rates
-from imatrix_lab.score.job import Job, nll, row_type
+from imatrix_lab.score.engine import Engine
+from imatrix_lab.score.job import Job, decoding, nll, row_type
 from imatrix_lab.types import Model
 
 K_MIN, K_MAX = 64, 8192
@@ -108,11 +108,7 @@ def _decode_reference(
     most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab))
     progress.say(f"{name}: at most {size(most)} on disk; K is chosen on the first batch")
     samples = sample_by_batch(job)
-    with (
-        progress.task(name, sum(sizes), "tokens") as task,
-        Engine(job.tools, job.kernel, job.reference, job.settings, Interruptible()) as engine,
-    ):
-        done = begun(task, [n for n, is_done in zip(sizes, complete, strict=True) if is_done])
+    with decoding(job, [job.reference], name, complete, progress) as ((engine,), advance):
         for batch, n_tokens in enumerate(sizes):
             if complete[batch]:
                 continue
@@ -128,8 +124,7 @@ def _decode_reference(
             else:
                 full.add(batch, logits)
                 rows.add(batch, decoded)
-            done += n_tokens
-            task.update(done, rates([engine]))
+            advance(n_tokens)
     assert k is not None
     return k
 
@@ -210,18 +205,13 @@ def score(job: Job, quant: Model, base: Artifact, rows: Checkpoint, progress: Pr
         return
     base_rows = Checkpoint(base.path, sizes)
     full = Checkpoint(base.path, [len(s) for s in samples], "full")
-    with (
-        progress.task(f"score {job.text.label} {quant.label}", sum(sizes), "tokens") as task,
-        Engine(job.tools, job.kernel, quant, job.settings, Interruptible()) as engine,
-    ):
-        done = begun(task, [n for n, is_done in zip(sizes, complete, strict=True) if is_done])
+    name = f"score {job.text.label} {quant.label}"
+    with decoding(job, [quant], name, complete, progress) as ((engine,), advance):
         for batch, n_tokens in enumerate(sizes):
             if not complete[batch]:
                 kept = base_rows.rows(batch), full.rows(batch), samples[batch]
                 rows.add(batch, _score_batch(job, engine, batch, *kept))
-                done += n_tokens
-                task.update(done, rates([engine]))
-        progress.say(f"llama_decode, tokens/s: {rates([engine])}")
+                advance(n_tokens)
 
 
 def _score_batch(

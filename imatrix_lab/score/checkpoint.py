@@ -44,7 +44,7 @@ class Checkpoint:
         content = io.BytesIO()
         np.save(content, rows)
         with replacing(self.path(batch)) as temporary:
-            temporary.write_bytes(content.getbuffer())  # numpy's errors hide that a disk is full
+            temporary.write_bytes(content.getbuffer())  # numpy does not say that a disk is full
         self._done.add(batch)
 
     def rows(self, batch: int) -> np.ndarray:

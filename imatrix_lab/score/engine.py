@@ -1,18 +1,15 @@
 """One model in process: tokens in, rows of logits out."""
 
-from __future__ import annotations
-
 import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from imatrix_lab.core import interrupt
-from imatrix_lab.core.progress import Task
 from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -149,7 +146,7 @@ class Engine:
         self._batch = llama.llama_batch_init(settings.n_batch, 0, settings.sequences_max)
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -227,19 +224,10 @@ class Engine:
         return code
 
 
-def begun(task: Task, sizes: Sequence[int]) -> int:
-    """Return how many tokens an earlier run scored, and report it."""
-    done = sum(sizes)
-    task.update(done, "continuing where the last run stopped" if done else "")
-    return done
-
-
-RATES_MAX = 4  # on a line
-
-
 def rates(engines: Sequence[Engine]) -> str:
     """Return each model's tokens/s in llama_decode; of many, the slowest's and the fastest's."""
-    each = sorted((e.n_tokens / e.seconds, e.label) for e in engines if e.seconds)
-    if len(each) > RATES_MAX:
-        return f"{len(each)} models, each {each[0][0]:.0f} to {each[-1][0]:.0f}"
-    return ", ".join(f"{e.label} {e.n_tokens / e.seconds:.0f}" for e in engines if e.seconds)
+    each = [(e.label, e.n_tokens / e.seconds) for e in engines if e.seconds]
+    if len(each) > 4:
+        speeds = [speed for _, speed in each]
+        return f"{len(each)} models, each {min(speeds):.0f} to {max(speeds):.0f}"
+    return ", ".join(f"{label} {speed:.0f}" for label, speed in each)

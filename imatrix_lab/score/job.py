@@ -1,17 +1,19 @@
 """What a scoring run consists of, how its models are run, and the rows it produces."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.score import compatible, kernel
-from imatrix_lab.score.engine import Settings
+from imatrix_lab.score.engine import Engine, Interruptible, Settings, rates
 from imatrix_lab.score.kernel import Kernel, Rows
 from imatrix_lab.score.text import Batches, Text
 from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol, Step, steps
@@ -69,12 +71,7 @@ def prepare(
     options: ComputeOptions,
     parallel: int = PARALLEL,
 ) -> Setup:
-    """Return the setup of a model on this machine.
-
-    Raises
-    ------
-    BadModel : it has no vocabulary.
-    """
+    """Return the setup of a model on this machine; it must have a vocabulary."""
     n_ctx = options.n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)
     settings = settings_for(model, options, n_ctx)
     return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
@@ -106,6 +103,36 @@ class Job:
             "protocol": asdict(self.protocol),
             "settings": self.settings.signature(),
         }
+
+
+@contextmanager
+def decoding(
+    job: Job, models: Sequence[Model], name: str, complete: Sequence[bool], progress: Progress
+) -> Iterator[tuple[list[Engine], Callable[[int], None]]]:
+    """Load models to decode the batches that are not complete; report progress.
+
+    Yields
+    ------
+    The engines, and a function to be called with the number of tokens after each decode or batch.
+    """
+    interruptible = Interruptible()
+    sizes = job.plan.sizes()
+    done = sum(n for n, is_done in zip(sizes, complete, strict=True) if is_done)
+    with ExitStack() as stack:
+        task = stack.enter_context(progress.task(name, sum(sizes), "tokens"))
+        engines = [
+            stack.enter_context(Engine(job.tools, job.kernel, model, job.settings, interruptible))
+            for model in models
+        ]
+        task.update(done, "continuing where the last run stopped" if done else "")
+
+        def advance(n_tokens: int) -> None:
+            nonlocal done
+            done += n_tokens
+            task.update(done, rates(engines))
+
+        yield engines, advance
+        progress.say(f"llama_decode, tokens/s: {rates(engines)}")
 
 
 def identity(model: Model) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from imatrix_lab.core.store import Artifact
 from imatrix_lab.records import parquet
 from imatrix_lab.score import base_logits
 from imatrix_lab.score.checkpoint import Checkpoint
-from imatrix_lab.score.engine import Engine, Interruptible, begun, rates
-from imatrix_lab.score.job import METRICS_VERSION, Job, identity, origin, packed, row_type
+from imatrix_lab.score.job import METRICS_VERSION, Job, decoding, identity, origin, packed, row_type
 from imatrix_lab.types import Model
 
 RECORDS = "records.parquet"
@@ -71,37 +69,30 @@ def decode_together(
     The quants' order changes with each decode, so that a slow spell of the machine does not always
     fall on the same one.
     """
-    sizes = job.plan.sizes()
-    missing = [[i for i, c in enumerate(checkpoints) if not c.has(b)] for b in range(len(sizes))]
+    n_batches = len(job.plan.sizes())
+    missing = [[i for i, c in enumerate(checkpoints) if not c.has(b)] for b in range(n_batches)]
     if not any(missing):
         return
-    interruptible = Interruptible()
-    with ExitStack() as stack:
-        task = stack.enter_context(progress.task(f"score {job.text.label}", sum(sizes), "tokens"))
-        reference, *engines = [
-            stack.enter_context(Engine(job.tools, job.kernel, model, job.settings, interruptible))
-            for model in (job.reference, *quants)
-        ]
-        done = begun(task, [n for n, lacking in zip(sizes, missing, strict=True) if not lacking])
+    models, complete = [job.reference, *quants], [not lacking for lacking in missing]
+    with decoding(job, models, f"score {job.text.label}", complete, progress) as (loaded, advance):
+        reference, *engines = loaded
         turn = 0
         for batch in (b for b, lacking in enumerate(missing) if lacking):
-            order = missing[batch]
-            rows: dict[int, list[np.ndarray]] = {i: [] for i in order}
-            for engine in (reference, *(engines[i] for i in order)):
+            lacking = missing[batch]
+            rows: dict[int, list[np.ndarray]] = {i: [] for i in lacking}
+            for engine in (reference, *(engines[i] for i in lacking)):
                 engine.begin()
             for step in job.steps(batch):
                 ref_logits = reference.decode(step)
                 ref_rows = job.kernel.rows(ref_logits)
                 turn += 1
-                for i in np.roll(order, -(turn % len(order))):
+                for i in np.roll(lacking, -(turn % len(lacking))):
                     logits = engines[i].decode(step)
                     compared = job.kernel.compare(ref_logits, ref_rows, logits)
                     rows[i].append(packed(step.targets, ref_logits, ref_rows, logits, compared))
-                done += len(step.targets)
-                task.update(done, rates([reference, *engines]))
+                advance(len(step.targets))
             for i, parts in rows.items():
                 checkpoints[i].add(batch, np.concatenate(parts))
-        progress.say(f"llama_decode, tokens/s: {rates([reference, *engines])}")
 
 
 def _key(job: Job, quant: Model, rest_share: float | None) -> tuple[str, dict[str, Any]]:

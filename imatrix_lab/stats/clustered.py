@@ -51,8 +51,8 @@ def mean(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval
     degrees of freedom (Bell & McCaffrey 2002; MacKinnon, Nielsen & Webb 2023, J. Econometrics
     232:272). With clusters of one size this is the ordinary t interval of cluster means.
 
-    Assumes that clusters are independent draws; nothing about the values within one. Not to be
-    used with a handful of clusters and skewed values (use `resample.flipped_sums`), nor when one
+    Assumes that clusters are independent draws; nothing about the values within one. Do not use
+    with a handful of clusters and skewed values (use `resample.flipped_sums`), nor when one
     cluster holds most values.
 
     Parameters
@@ -76,16 +76,12 @@ def mean(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval
 
 
 def share(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval:
-    """Return the mean over values between 0 and 1, with an interval that lies there too.
+    """Return the mean of values between 0 and 1, with an interval inside 0 to 1.
 
     Mean and standard error are those of `mean`; the interval is Wilson's, of as many independent
     values as these are worth by their variance and the t quantile (Korn & Graubard 1998, Survey
     Methodology 24:193; Franco et al. 2019, J. Survey Statistics and Methodology 7:334). Where all
     values are alike a cluster is worth one.
-
-    Raises
-    ------
-    ValueError : see `mean`.
     """
     t = mean(totals, sizes, level)
     if t.n_clusters < 2:
@@ -100,7 +96,7 @@ def share(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interva
 
 
 def checked(totals: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as float64 without empty clusters; see `mean` for what raises."""
+    """Return both as float64 without empty clusters; raise as `mean` does."""
     totals, sizes = np.asarray(totals, np.float64), np.asarray(sizes, np.float64)
     if totals.shape != sizes.shape or totals.ndim != 1:
         raise ValueError(f"totals {totals.shape} and sizes {sizes.shape} do not go together")

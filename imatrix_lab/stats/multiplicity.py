@@ -1,4 +1,4 @@
-"""Many comparisons, few coincidences: Holm, max-T, Benjamini-Hochberg."""
+"""p values adjusted for many comparisons: Holm, max-T, Benjamini-Hochberg."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Return q values: the expected share of false ones among the discoveries is below alpha.
 
-    Benjamini & Hochberg (1995, JRSS B 57:289), for exploring: not a claim about any one of them.
+    Benjamini & Hochberg (1995, JRSS B 57:289), for exploring: no claim about any single one.
     Assumes independent or positively dependent tests. NaN stays NaN and is not counted.
     """
     return _adjusted(p, "fdr_bh")
@@ -30,10 +30,10 @@ def _adjusted(p: np.ndarray, method: str) -> np.ndarray:
     from statsmodels.stats.multitest import multipletests
 
     p = np.asarray(p, float)
-    found, there = np.full(p.shape, np.nan), np.isfinite(p)
-    if there.any():
-        found[there] = multipletests(p[there], method=method)[1]
-    return found
+    adjusted, finite = np.full(p.shape, np.nan), np.isfinite(p)
+    if finite.any():
+        adjusted[finite] = multipletests(p[finite], method=method)[1]
+    return adjusted
 
 
 def max_t(totals: np.ndarray, rng: np.random.Generator, n_resamples: int = 10_000) -> np.ndarray:
@@ -54,14 +54,14 @@ def max_t(totals: np.ndarray, rng: np.random.Generator, n_resamples: int = 10_00
     scale = np.sqrt(np.sum(totals**2, axis=0))
     scale[scale == 0] = np.inf
     scaled = totals / scale
-    seen = np.abs(scaled.sum(axis=0))
-    order = np.argsort(-seen, kind="stable")
+    observed = np.abs(scaled.sum(axis=0))
+    order = np.argsort(-observed, kind="stable")
     flipped, exact = resample.flipped_sums(scaled[:, order], n_resamples, rng)
     np.abs(flipped, out=flipped)
     # the largest among this comparison and all with a smaller statistic
     largest = np.maximum.accumulate(flipped[:, ::-1], axis=1)[:, ::-1]
-    hits = np.count_nonzero(largest >= seen[order] - 1e-10, axis=0)
+    hits = np.count_nonzero(largest >= observed[order] - 1e-10, axis=0)
     p = hits / len(flipped) if exact else (1 + hits) / (1 + len(flipped))
-    adjusted = np.empty(len(seen))
+    adjusted = np.empty(len(observed))
     adjusted[order] = np.maximum.accumulate(p)
     return adjusted

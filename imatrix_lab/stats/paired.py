@@ -217,7 +217,7 @@ def one_document(
     totals, sizes = clustered.checked(totals, sizes)
     n_windows = len(sizes)
     if n_windows < 20:
-        raise ValueError(f"one document of {n_windows} windows; resampling them needs 20")
+        raise ValueError(f"one document of {n_windows} windows: 20 needed to resample them")
     estimate = float(totals.sum() / sizes.sum())
     residual = totals - estimate * sizes
     block = 1.0

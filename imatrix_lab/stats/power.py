@@ -217,7 +217,7 @@ def _over_spread(
 
 @lru_cache(maxsize=64)
 def _spread_ends(df: float) -> tuple[float, float]:
-    """Return where s has all its probability."""
+    """Return between which s lies but for a probability of 2e-12."""
     low, high = (float(np.sqrt(special.chdtri(df, p) / df)) for p in (1 - 1e-12, 1e-12))
     return low, high
 
@@ -237,12 +237,10 @@ def _spread_law(s: np.ndarray, df: float) -> np.ndarray:
 def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: float = 0.05) -> float:
     """Return the smallest difference found with probability `power`: the MDE.
 
-    Raises
-    ------
-    ValueError : fewer than two clusters.
+    Infinite with fewer than two clusters, which detect nothing.
     """
     if n_clusters < 2:
-        raise ValueError("fewer than two clusters detect nothing")
+        return math.inf
     scale = design.std_error(n_clusters)
     return scale * _solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
 
@@ -270,17 +268,10 @@ def clusters_for_superiority(
 
 
 def clusters_for_equivalence(
-    design: Design, margin: float, power: float = POWER, alpha: float = 0.05, effect: float = 0.0
+    design: Design, margin: float, power: float = POWER, alpha: float = 0.05
 ) -> int:
-    """Return the clusters needed to show equivalence where the true difference is `effect`.
-
-    Raises
-    ------
-    ValueError : a true difference not inside the margin, which no number can call equivalent.
-    """
-    if not abs(effect) < margin:
-        raise ValueError(f"a true difference of {effect} is not inside a margin of {margin}")
-    return smallest(lambda n: design_power(design, n, effect, alpha, margin) >= power)
+    """Return the clusters needed to show equivalence where there is no difference."""
+    return smallest(lambda n: design_power(design, n, 0.0, alpha, margin) >= power)
 
 
 def smallest(enough: Callable[[int], bool], limit: float = 2**40) -> int:
@@ -329,14 +320,13 @@ def analyse(
     ------
     ValueError : the margin takes more clusters than anyone could score.
     """
-    enough = n_clusters > 1
-    smallest_effect = detectable(design, n_clusters, power, alpha) if enough else math.inf
+    least = detectable(design, n_clusters, power, alpha)
     if math.isnan(margin):
-        return PowerAnalysis(smallest_effect, math.nan, math.nan, 0, 0)
+        return PowerAnalysis(least, math.nan, math.nan, 0, 0)
     return PowerAnalysis(
-        smallest_effect,
-        design_power(design, n_clusters, margin, alpha) if enough else 0.0,
-        design_power(design, n_clusters, 0.0, alpha, margin) if enough else 0.0,
+        least,
+        design_power(design, n_clusters, margin, alpha) if n_clusters > 1 else 0.0,
+        design_power(design, n_clusters, 0.0, alpha, margin) if n_clusters > 1 else 0.0,
         clusters_for_superiority(design, margin, power, alpha),
         clusters_for_equivalence(design, margin, power, alpha),
     )

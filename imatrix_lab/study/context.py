@@ -1,8 +1,9 @@
-"""What the steps of a study share: recipe, models, tools, what may be used of the machine."""
+"""What the steps of a study share: recipe, models, llama.cpp, limits of the machine."""
 
 import dataclasses
 from dataclasses import dataclass
 
+from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
@@ -12,11 +13,9 @@ from imatrix_lab.models import convert, resolve
 from imatrix_lab.models.tokenizer import silence
 from imatrix_lab.quantize import run
 from imatrix_lab.report.results import Missing
-from imatrix_lab.study import recipe as recipes
-from imatrix_lab.study import validate
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.recipe import Recipe
-from imatrix_lab.study.scheduler import Limits
+from imatrix_lab.study.recipe import Recipe, without_folders
+from imatrix_lab.study.scheduler import Capacity
 from imatrix_lab.types import ComputeOptions, Model
 
 
@@ -26,9 +25,9 @@ class Shared:
 
     Attributes
     ----------
-    models : each under a label of its own.
+    models : each with a label of its own.
     sizes : bytes of a quant, by model's label and type.
-    missing : models that could not be had.
+    missing : models that could not be fetched or read.
     """
 
     recipe: Recipe
@@ -41,12 +40,16 @@ class Shared:
 
     @property
     def work(self) -> Store:
-        """A store of the study's own, for quants that do not stay."""
+        """A store of the study's own, for quants that are deleted after scoring."""
         return Store(self.folder.of("work"))
+
+    def session(self, progress: Progress) -> Session:
+        """Return the store with where a step reports."""
+        return Session(self.store, progress)
 
     @property
     def keeps_quants(self) -> bool:
-        """Whether quants stay."""
+        """Whether quants are kept."""
         return self.recipe.keep == "all"
 
     def compute(self, threads: int | None = None, n_ctx: int | None = None) -> ComputeOptions:
@@ -56,56 +59,49 @@ class Shared:
         return ComputeOptions(self.tools.backend, threads, n_ctx, gpu_layers=gpu_layers)
 
     def memory_bytes(self) -> int:
-        """Return what the study may take at a time."""
-        asked = self.recipe.limits.memory_gib
-        return int(asked * 2**30) or int(compute.MEMORY_SHARE * compute.memory_bytes())
+        """Return the memory that the study may use at a time."""
+        limit = int(self.recipe.limits.memory_gib * 2**30)
+        return limit or int(compute.MEMORY_SHARE * compute.memory_bytes())
 
-    def limits(self, jobs: int | None) -> Limits:
-        """Return what may run at a time; a GPU has one user."""
-        asked = self.recipe.limits
+    def capacity(self, jobs: int | None) -> Capacity:
+        """Return what may run at a time; a GPU runs one step."""
+        limits = self.recipe.limits
         most = cores() if self.tools.backend == "cpu" else 1
-        return Limits(
-            min(jobs or asked.jobs or most, most), cores(), self.memory_bytes(), asked.threads
-        )
+        jobs = min(jobs or limits.jobs or most, most)
+        return Capacity(jobs, cores(), self.memory_bytes(), limits.threads)
 
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
-    """Return what the steps share; llama.cpp is built and models are fetched if need be.
+    """Return what the steps share; llama.cpp is built and models are fetched if necessary.
 
     Raises
     ------
-    ImatrixLabError : there is no model at all, or no llama.cpp.
+    ImatrixLabError : no llama.cpp, or none of the models.
     """
-    tools = toolchain.get(validate.backend(recipe), session)
+    tools = toolchain.get(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
-    found: list[Model] = []
+    models: list[Model] = []
     missing = []
-    named = recipes.without_folders(recipe).models
-    for spec, name in zip(recipe.models, named, strict=True):
+    for spec, name in zip(recipe.models, without_folders(recipe).models, strict=True):
         try:
-            one = resolve.resolve(spec, session, convert.converter(tools))
+            model = resolve.resolve(spec, session, convert.converter(tools))
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise
             missing.append(Missing(f"model {name}", error.what, error.fix or "", ("all of it",)))
             continue
-        taken = any(m.label == one.label for m in found)
-        label = f"{one.label}-{one.sha256[:8]}" if taken else one.label
-        found.append(dataclasses.replace(one, label=label))
-    if not found:
-        raise UsageError("none of the models can be had", fix=missing[0].fix)
-    sizes = {
-        (model.label, kind): _size_bytes(tools, model, kind)
-        for model in found
-        for kind in recipe.types
-    }
-    return Shared(recipe, folder, session.store, tools, tuple(found), sizes, tuple(missing))
-
-
-def _size_bytes(tools: Toolchain, model: Model, kind: str) -> int:
-    settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
-    options = run.Options(settings)
-    return run.estimate(tools, model, kind, options)
+        if any(other.label == model.label for other in models):
+            model = dataclasses.replace(model, label=f"{model.label}-{model.sha256[:8]}")
+        models.append(model)
+    if not models:
+        raise UsageError("none of the models is available", fix=missing[0].fix)
+    sizes = {}
+    for model in models:
+        settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
+        for quant_type in recipe.types:
+            size = run.estimate(tools, model, quant_type, run.Options(settings))
+            sizes[model.label, quant_type] = size
+    return Shared(recipe, folder, session.store, tools, tuple(models), sizes, tuple(missing))
 
 
 def logits_bytes(model: Model, shared: Shared) -> int:

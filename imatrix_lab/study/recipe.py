@@ -1,11 +1,11 @@
-"""A study's TOML -> frozen dataclasses, which are its only definition.
+"""A study's TOML file as frozen dataclasses: the only definition of its keys.
 
-What a stage must know (mixtures, tasks, metrics) is checked by `study.check`.
+Names that only a stage knows (mixtures, tasks, metrics) are checked by `validate.check`.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from imatrix_lab.core import config, paths
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import programs, toolchain
 
 SCHEMA = 1
 NONE = "none"
@@ -28,7 +28,7 @@ _FIXED = ("schema", "name", "models", "reduced")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationSettings:
     """What imatrices are computed on."""
 
     texts: Annotated[
@@ -37,9 +37,11 @@ class Calibration:
         " controls (shuffled:nb, random-tokens), and none for quants without an imatrix",
     ]
     tokens: Annotated[int, "tokens of each sample, in the model's vocabulary"] = 65_536
-    samples: Annotated[int, "disjoint samples of each language: their differences are noise"] = 1
-    pooled: Annotated[bool, "also the samples of each language merged into one"] = False
-    merge_by: Annotated[str, "how mixtures weigh: energy or tokens"] = "energy"
+    samples: Annotated[
+        int, "disjoint samples of each language; their differences are the noise"
+    ] = 1
+    pooled: Annotated[bool, "also merge the samples of each language into one imatrix"] = False
+    merge_by: Annotated[str, "weights in a merge: energy or tokens"] = "energy"
 
 
 @dataclass(frozen=True)
@@ -47,59 +49,61 @@ class Evaluation:
     """The held-out text on which quants are compared with the original."""
 
     texts: Annotated[
-        tuple[str, ...], "languages, whose held-out text is meant, or NAME=FILE; empty: tasks only"
+        tuple[str, ...], "languages (their held-out text) or NAME=FILE; empty: tasks only"
     ] = ()
-    documents: Annotated[int, "only the first so many documents of each; 0: all"] = 0
+    documents: Annotated[int, "use the first N documents of each text; 0: all"] = 0
     protocol: Annotated[str, "document or llamacpp; see docs/scoring.md"] = "document"
-    ctx: Annotated[int, "tokens in a window; 0 chooses by protocol"] = 0
+    ctx: Annotated[int, "window size in tokens; 0: chosen by protocol"] = 0
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark; see imatrix-lab task list."""
+    """A benchmark; imatrix-lab task list shows them."""
 
-    name: Annotated[str, "of a task, or a TOML file of your own"]
-    languages: Annotated[tuple[str, ...], "empty: those of the calibration that it has"] = ()
-    limit: Annotated[int, "items of each language; 0: all"] = 0
-    data: Annotated[str, "a file or folder in place of the Hub"] = ""
-    variant: Annotated[str, "how options are scored; empty: the task's own way"] = ""
+    name: Annotated[str, "name of a task, or your own TOML file"]
+    languages: Annotated[
+        tuple[str, ...], "empty: those of the calibration texts that the task has"
+    ] = ()
+    limit: Annotated[int, "items per language; 0: all"] = 0
+    data: Annotated[str, "a local file or folder instead of the Hub"] = ""
+    variant: Annotated[str, "how options are scored; empty: the task's default"] = ""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonSettings:
     """What is compared, decided before the data are seen."""
 
     family: Annotated[
-        str, "what is adjusted for together: calib, calibxlang, calibxtype, calibxlangxtype"
+        str, "comparisons adjusted together: calib, calibxlang, calibxtype, calibxlangxtype"
     ] = "calibxlangxtype"
     baseline: Annotated[
-        str, "compare every calibration with this one only, as texts has it; empty: all pairs"
+        str, "compare every calibration with this one, written as in texts; empty: all pairs"
     ] = ""
     adjust: Annotated[str, "holm, max-t, bh or none"] = "holm"
     margins: Annotated[
         dict[str, float],
-        "smallest difference that matters, by metric: nats a token for kld_nats and nll_nats,"
+        "smallest difference that matters, by metric: nats per token for kld_nats and nll_nats,"
         " points for score and top1_agreement; without one nothing is called equivalent",
     ] = field(default_factory=dict)
-    metrics: Annotated[tuple[str, ...], "of texts; the first one decides"] = (
+    metrics: Annotated[tuple[str, ...], "metrics of texts; the first one decides"] = (
         "kld_nats",
         "nll_nats",
     )
-    resamples: Annotated[int, "of documents, for bootstrap and permutation"] = 10_000
+    resamples: Annotated[int, "number of bootstrap/permutation resamples"] = 10_000
 
 
 @dataclass(frozen=True)
 class Limits:
     """What the study may use of this machine."""
 
-    jobs: Annotated[int, "steps at a time; 0: as cores and memory allow"] = 0
-    threads: Annotated[int, "of a step; 0: chosen by jobs"] = 0
-    memory_gib: Annotated[float, "0: four fifths of the machine's; of a GPU's say it"] = 0.0
+    jobs: Annotated[int, "steps at a time; 0: as many as cores and memory allow"] = 0
+    threads: Annotated[int, "threads per step; 0: all cores shared among the jobs"] = 0
+    memory_gib: Annotated[float, "0: four fifths of the machine's memory; set it for a GPU"] = 0.0
     disk_gib: Annotated[
-        float, "for quants that wait to be scored, with keep = scores; 0: no limit"
+        float, "for quants waiting to be scored, with keep = scores; 0: no limit"
     ] = 0.0
-    backend: Annotated[str, "cpu, cuda, metal or vulkan; empty: this machine's"] = ""
-    gpu_layers: Annotated[int, "layers on the GPU; -1 chooses"] = -1
+    backend: Annotated[str, "cpu, cuda, metal or vulkan; empty: this machine's default"] = ""
+    gpu_layers: Annotated[int, "layers on the GPU; -1: automatic"] = -1
 
 
 @dataclass(frozen=True)
@@ -110,23 +114,23 @@ class Recipe:
     """
 
     schema: Annotated[int, "version of this format"]
-    name: Annotated[str, "of the study's folder: small letters, digits, - and _"]
+    name: Annotated[str, "name of the study's folder: small letters, digits, - and _"]
     types: Annotated[tuple[str, ...], "quant types: Q4_K_M …"]
-    calibration: Calibration
+    calibration: CalibrationSettings
     evaluation: Evaluation = field(default_factory=Evaluation)
     models: Annotated[tuple[str, ...], "demo, a GGUF file, or hf:org/repo[@rev][:file]"] = (DEMO,)
-    question: Annotated[str, "in a sentence"] = ""
+    question: Annotated[str, "the question, in a sentence"] = ""
     source: Annotated[str, "the paper it follows"] = ""
-    unknown: Annotated[tuple[str, ...], "details of the paper that are not known"] = ()
+    unknown: Annotated[tuple[str, ...], "details that the paper does not give"] = ()
     tasks: tuple[Task, ...] = ()
-    comparison: Comparison = field(default_factory=Comparison)
+    comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
     limits: Limits = field(default_factory=Limits)
-    seed: Annotated[int, "of every draw"] = 1
-    keep: Annotated[str, "all, or scores: quants are removed once they are scored"] = "all"
+    seed: Annotated[int, "random seed"] = 1
+    keep: Annotated[str, "all; or scores: quants are deleted once scored"] = "all"
     reduced: Annotated[
         dict[str, Any],
-        'tables that are laid over the others while models = ["demo"]; other than tables,'
-        " what is here replaces what is there",
+        'with models = ["demo"], these tables are laid over the others; a value that is no table'
+        " replaces the other one",
     ] = field(default_factory=dict)
 
     @property
@@ -134,22 +138,22 @@ class Recipe:
         """Whether the [reduced] tables were laid over the others."""
         return bool(self.reduced) and self.models == (DEMO,)
 
+    @property
+    def backend(self) -> str:
+        """The backend it names, or this machine's."""
+        return self.limits.backend or toolchain.default_backend()
 
-def find(word: str) -> Path:
-    """Return the file that a user named: a path, or a recipe that comes with the package.
 
-    Raises
-    ------
-    UsageError : neither; the message lists what there is.
-    """
-    path = Path(word)
+def find(name: str) -> Path:
+    """Return a recipe's file: a path, or the name of one that comes with the package."""
+    path = Path(name)
     if path.exists():
         return path
     shipped = {p.stem: p for p in sorted(paths.data_dir("recipes").glob("*.toml"))}
     if path.stem in shipped and path.parent.name in ("", "recipes"):
         return shipped[path.stem]
     raise UsageError(
-        f"no recipe {word!r}{config.nearest(path.stem, shipped)}",
+        f"no recipe {name!r}{config.nearest(path.stem, shipped)}",
         fix=f"a TOML file ({REFERENCE} has every key), or one of: {' '.join(shipped)}",
     )
 
@@ -163,86 +167,91 @@ def load(path: Path, folder: Path | None = None) -> Recipe:
 
     Raises
     ------
-    UsageError : unreadable, an unknown key, or values that cannot be meant.
+    UsageError : unreadable, an unknown key, or an invalid value.
     """
     raw = config.read_toml(path)
     if raw.get("schema") != SCHEMA:
         raise UsageError(
-            f"schema is {raw.get('schema')!r}, and {SCHEMA} is read here", where=path,
+            f"schema is {raw.get('schema')!r}; this version reads {SCHEMA}",
+            where=path,
             fix=f"schema = {SCHEMA}; or, if it is newer, a newer imatrix-lab",
-        )  # fmt: skip
-    whole = config.build(Recipe, raw, path)
-    if fixed := [key for key in _FIXED if key in whole.reduced]:
-        raise UsageError(f"{fixed[0]!r} cannot stand in [reduced]", where=path)
-    reduced = config.build(Recipe, _over(raw, whole.reduced), path, "reduced")
-    found = [_checked(one, path) for one in (whole, reduced)]  # both: what is wrong is told at once
-    return _placed(found[whole.is_reduced], path.parent if folder is None else folder)
+        )
+    full = config.build(Recipe, raw, path)
+    if fixed := [key for key in _FIXED if key in full.reduced]:
+        raise UsageError(f"{fixed[0]!r} is not allowed in [reduced]", where=path)
+    reduced = config.build(Recipe, _merged(raw, full.reduced), path, "reduced")
+    # both are checked, so that a mistake in either form is reported at once
+    checked = [_checked(recipe, path) for recipe in (full, reduced)]
+    base = path.parent if folder is None else folder
+    return _with_paths(
+        checked[full.is_reduced], lambda file: os.path.relpath(base / Path(file).expanduser())
+    )
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table with another laid over it."""
-    both = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
-        both[key] = _over(below[key], value) if nested else value
-    return both
+    result = dict(table)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(table.get(key), Mapping)
+        result[key] = _merged(table[key], value) if nested else value
+    return result
 
 
 def _checked(recipe: Recipe, path: Path) -> Recipe:
-    """Return a recipe with the names of types and languages as everything else has them."""
-    for fault in _faults(recipe):
-        raise UsageError(fault, where=path, fix=f"{REFERENCE} says what each key means")
+    """Return a recipe with canonical names of types and languages."""
+    for problem in _problems(recipe):
+        raise UsageError(problem, where=path, fix=f"{REFERENCE} explains each key")
     texts = tuple(
         text if "=" in text else languages.get(text).code for text in recipe.evaluation.texts
     )
-    if twice := _twice([text.partition("=")[0] for text in texts]):
-        raise UsageError(f"evaluation.texts: two are called {twice!r}", where=path)
+    if repeated := _repeated([text.partition("=")[0] for text in texts]):
+        raise UsageError(f"evaluation.texts: two are called {repeated!r}", where=path)
     types = programs.quant_types(recipe.types)
     return replace(recipe, types=types, evaluation=replace(recipe.evaluation, texts=texts))
 
 
-def _faults(recipe: Recipe) -> Iterator[str]:
-    """Yield what cannot be meant."""
+def _problems(recipe: Recipe) -> Iterator[str]:
+    """Yield every problem in the recipe."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,59}", recipe.name):
-        yield f"name: {recipe.name!r} is not of small letters, digits, - and _"
-    yield from _lists(recipe)
-    for word in recipe.types:
+        yield f"name: {recipe.name!r} has more than small letters, digits, - and _"
+    yield from _list_problems(recipe)
+    for name in recipe.types:
         try:
-            programs.quant_types([word])
+            programs.quant_types([name])
         except KeyError:
-            near = config.nearest(word.upper(), programs.QUANT_TYPES)
-            yield f"types: llama-quantize has no {word!r}{near}"
+            near = config.nearest(name.upper(), programs.QUANT_TYPES)
+            yield f"types: llama-quantize has no {name!r}{near}"
     if recipe.keep not in KEEP:
         yield f"keep is {' or '.join(KEEP)}, not {recipe.keep!r}{config.nearest(recipe.keep, KEEP)}"
-    for key, value, least, most in _numbers(recipe):
+    for key, value, least, most in _ranges(recipe):
         if value < least:
             yield f"{key} = {value} is less than {least:,g}"
         elif value > most:
             yield f"{key} = {value} is more than {most:,g}"
     for metric, margin in recipe.comparison.margins.items():
         if margin <= 0:
-            yield f"comparison.margins: {metric} = {margin} is no difference that matters"
+            yield f"comparison.margins: {metric} = {margin} is not above 0"
 
 
-def _lists(recipe: Recipe) -> Iterator[str]:
-    """Yield lists that are empty, or name something twice or not at all."""
-    for key, words in {
+def _list_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield lists that are empty, or have an empty or repeated name."""
+    for key, names in {
         "models": recipe.models,
         "types": recipe.types,
         "calibration.texts": recipe.calibration.texts,
         "comparison.metrics": recipe.comparison.metrics,
     }.items():
-        if not words:
+        if not names:
             yield f"{key} must not be empty"
-        if not all(word.strip() for word in words):
+        if not all(name.strip() for name in names):
             yield f"{key}: one of the names is empty"
-        if twice := _twice(words):
-            yield f"{key}: {twice!r} is there twice"
+        if repeated := _repeated(names):
+            yield f"{key}: {repeated!r} is listed twice"
     if not recipe.evaluation.texts and not recipe.tasks:
         yield "nothing to compare on: neither evaluation.texts nor [[tasks]]"
 
 
-def _numbers(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
+def _ranges(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
     """Yield every number with the least and the most it may be."""
     most = float(1 << 53)
     yield "seed", recipe.seed, 0, most
@@ -258,34 +267,34 @@ def _numbers(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
             yield f"limits.{key}", value, -1 if key == "gpu_layers" else 0, most
 
 
-def _twice(words: list[str] | tuple[str, ...]) -> str:
-    return next((word for i, word in enumerate(words) if word in words[:i]), "")
-
-
-def _placed(recipe: Recipe, folder: Path) -> Recipe:
-    """Return a recipe whose files are named from the working directory."""
-    return _named(recipe, lambda word: os.path.relpath(folder / Path(word).expanduser()))
+def _repeated(names: Sequence[str]) -> str:
+    return next((name for i, name in enumerate(names) if name in names[:i]), "")
 
 
 def without_folders(recipe: Recipe) -> Recipe:
     """Return a recipe whose files are named without their folders: the same from anywhere."""
-    return _named(recipe, lambda word: Path(os.path.normpath(Path.cwd() / word)).name)
+    return _with_paths(recipe, lambda file: Path(os.path.normpath(Path.cwd() / file)).name)
 
 
-def _named(recipe: Recipe, at: Callable[[str], str]) -> Recipe:
-    """Return a recipe with other names for its files."""
+def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """Return a recipe with each file's path changed."""
 
-    def text(word: str) -> str:
-        name, named, file = word.partition("=")
-        return f"{name}={at(file)}" if named else word
+    def text(entry: str) -> str:
+        label, is_file, file = entry.partition("=")
+        return f"{label}={change(file)}" if is_file else entry
 
-    def task(one: Task) -> Task:
-        name = at(one.name) if one.name.endswith(".toml") else one.name
-        return replace(one, name=name, data=at(one.data) if one.data else "")
+    def task(old: Task) -> Task:
+        name = change(old.name) if old.name.endswith(".toml") else old.name
+        return replace(old, name=name, data=change(old.data) if old.data else "")
 
     return replace(
         recipe,
-        models=tuple(m if m == DEMO or m.startswith("hf:") else at(m) for m in recipe.models),
+        models=tuple(m if is_remote(m) else change(m) for m in recipe.models),
         evaluation=replace(recipe.evaluation, texts=tuple(map(text, recipe.evaluation.texts))),
         tasks=tuple(map(task, recipe.tasks)),
     )
+
+
+def is_remote(model: str) -> bool:
+    """Whether a model is the demo model or on the Hub, and not a file."""
+    return model == DEMO or model.startswith("hf:")

@@ -2,111 +2,78 @@
 
 import contextlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.report import html, markdown, results
 from imatrix_lab.report.results import Results
-from imatrix_lab.study import graph, scheduler, status, steps, validate
-from imatrix_lab.study import recipe as recipes
+from imatrix_lab.study import graph, status, validate
 from imatrix_lab.study.analyse import assemble, gather
-from imatrix_lab.study.context import Shared, prepare
-from imatrix_lab.study.folder import STOPPED, STUDIES, Folder
-from imatrix_lab.study.graph import Step
-from imatrix_lab.study.plan import plan as planning
-from imatrix_lab.study.plan.plan import Plan
-from imatrix_lab.study.recipe import Recipe
-from imatrix_lab.study.scheduler import Outcome
+from imatrix_lab.study.context import prepare
+from imatrix_lab.study.folder import STOPPED, Folder
+from imatrix_lab.study.recipe import load
+from imatrix_lab.study.scheduler import Scheduler
 from imatrix_lab.study.status import DONE, FAILED, Watch
+from imatrix_lab.study.steps import steps
 
 HTML, MARKDOWN = "report.html", "report.md"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a study found, and where it lies."""
+    """A study's folder and results."""
 
     folder: Path
-    found: Results
+    results: Results
 
 
 def begin(path: Path, out: Path | None, jobs: int | None, session: Session) -> Finished:
-    """Run the study of a recipe, or go on with it.
+    """Run the study of a recipe, or continue it.
 
     Raises
     ------
-    UsageError : a recipe that cannot be meant, or a folder that is another study's.
+    UsageError : an invalid recipe, or a folder that is another study's.
     """
-    recipe = recipes.load(path)
+    recipe = load(path)
     validate.check(recipe)
-    folder = _folder(recipe, out)
+    folder = Folder.for_recipe(recipe, out)
     folder.begin(path)
-    with folder.held():
-        folder.tell({**folder.status(), "recipe_folder": str(path.absolute().parent)})
-        return _go_on(folder, jobs, session)
-
-
-def plan(path: Path, out: Path | None, session: Session) -> Plan:
-    """Return what a study would do.
-
-    Raises
-    ------
-    UsageError : a recipe that cannot be meant.
-    """
-    recipe = recipes.load(path)
-    return planning.plan(recipe, _folder(recipe, out), session)
-
-
-def _folder(recipe: Recipe, out: Path | None) -> Folder:
-    return Folder((out or STUDIES / recipe.name).absolute())
+    with folder.locked():
+        folder.write_status({**folder.status(), "recipe_folder": str(path.absolute().parent)})
+        return _run(folder, jobs, session)
 
 
 def resume(folder: Folder, jobs: int | None, session: Session) -> Finished:
-    """Go on with a study that was stopped, or try again what failed."""
+    """Continue a study that was stopped, or retry what failed."""
     validate.check(folder.recipe())
-    with folder.held():
-        return _go_on(folder, jobs, session)
+    with folder.locked():
+        return _run(folder, jobs, session)
 
 
-def _go_on(folder: Folder, jobs: int | None, session: Session) -> Finished:
-    folder.tell(status.preparing(folder.status()))
+def _run(folder: Folder, jobs: int | None, session: Session) -> Finished:
+    folder.write_status(status.preparing(folder.status()))
     shared = prepare(folder.recipe(), folder, session)
-    every = steps.steps(shared)
+    every = steps(shared)
     records = folder.records()
-    there = graph.finished(every, records)
-    todo = graph.to_run(every, there)
+    finished = graph.finished(every, records)
+    todo = graph.to_run(every, finished)
+    ids = {step.id for step in todo}
+    done = [step for step in every if step.id in finished and step.id not in ids]
     state = STOPPED
     with contextlib.ExitStack() as stack:
-        whole = stack.enter_context(
-            session.progress.task(
-                f"study {shared.recipe.name}", max(1.0, sum(s.cost for s in todo)), ""
-            )
-        )
-        ids = {step.id for step in todo}
-        done = [step for step in every if step.id in there and step.id not in ids]
-        watch = Watch(todo, done, folder, session.progress, whole)
+        title, cost = f"study {shared.recipe.name}", max(1.0, sum(s.cost for s in todo))
+        task = stack.enter_context(session.progress.task(title, cost, ""))
+        watch = Watch(todo, done, folder, session.progress, task)
         stack.callback(lambda: watch.close(state))
-        outcome = scheduler.run(
-            every, records, shared.limits(jobs), watch, folder.keep, folder.of("logs")
-        )
-        found = _results(shared, every, outcome, watch.total_s(), session.progress)
-        state = FAILED if found.missing else DONE
-    return Finished(folder.path, found)
-
-
-def _results(
-    shared: Shared, every: Sequence[Step], outcome: Outcome, total_s: float, progress: Progress
-) -> Results:
-    """Assemble and write results and reports."""
-    made = gather.made(shared, every, outcome, total_s)
-    found = assemble.assemble(made, progress)
-    folder = shared.folder
-    results.write(folder.of(results.FILE), found)
-    html.write(found, folder.of(HTML))
-    markdown.write(found, folder.of(MARKDOWN))
-    if not shared.keeps_quants:
-        shutil.rmtree(folder.of("work"), ignore_errors=True)
-    return found
+        capacity, logs = shared.capacity(jobs), folder.of("logs")
+        outcome = Scheduler(every, records, capacity, watch, folder.write_record, logs).run()
+        made = gather.products(shared, every, outcome, watch.total_s())
+        study_results = assemble.assemble(made, session.progress)
+        results.write(folder.of(results.FILE), study_results)
+        html.write(study_results, folder.of(HTML))
+        markdown.write(study_results, folder.of(MARKDOWN))
+        if not shared.keeps_quants:
+            shutil.rmtree(folder.of("work"), ignore_errors=True)
+        state = FAILED if study_results.missing else DONE
+    return Finished(folder.path, study_results)

@@ -1,4 +1,4 @@
-"""Running steps side by side, within cores and memory; a failure stops what stands on it alone."""
+"""Run steps side by side, within cores and memory; a failure stops only what depends on it."""
 
 import contextlib
 import queue
@@ -8,17 +8,17 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.files import disk_error
-from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import ImatrixLabError
-from imatrix_lab.study.graph import Failure, Record, Step, Turn, finished, keys, lacking, to_run
+from imatrix_lab.report.results import Missing
+from imatrix_lab.study.graph import Step, StepRecord, Turn, finished, keys, lacking, to_run
+from imatrix_lab.study.status import Watch
 
 
 @dataclass(frozen=True)
-class Limits:
+class Capacity:
     """What may be used at a time.
 
     Attributes
@@ -32,57 +32,15 @@ class Limits:
     threads: int = 0
 
 
-class Watcher(Protocol):
-    """Who hears how far the steps are; called from the thread that runs them all."""
-
-    def progress(self, step: Step) -> Progress:
-        """Return where a step reports; it does so from a thread of its own."""
-
-    def began(self, step: Step, threads: int) -> None:
-        """A step begins."""
-
-    def ended(self, step: Step, outcome: Record | Failure | None) -> None:
-        """A step has ended: done, failed, or (None) left out or stopped."""
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """Records of everything that was done, of this run or an earlier one; what failed.
+    """Records of everything that was done, in this run or an earlier one; steps that failed.
 
-    The files of a record may be gone: what was found out with them stays true.
+    The files of a record may be gone; its result still holds.
     """
 
-    records: dict[str, Record]
-    failures: tuple[Failure, ...]
-
-
-def run(
-    steps: Sequence[Step],
-    records: Mapping[str, Record],
-    limits: Limits,
-    watch: Watcher,
-    keep: Callable[[str, Record], None],
-    logs: Path,
-) -> Outcome:
-    """Run what is not done yet.
-
-    No step is left running when this returns or raises: an interrupt reaches them all.
-
-    Parameters
-    ----------
-    keep : stores a record; called as soon as its step is done.
-    logs : folder for the tracebacks of bugs.
-    """
-    graph = _Graph(steps, records, limits, watch, keep, logs)
-    try:
-        while graph.waiting or graph.running:
-            graph.start()
-            if graph.running:
-                graph.take()
-    except BaseException:
-        graph.stop()
-        raise
-    return graph.outcome()
+    records: dict[str, StepRecord]
+    missing: tuple[Missing, ...]
 
 
 @dataclass(frozen=True)
@@ -90,73 +48,104 @@ class _Stopped:
     """A step was interrupted."""
 
 
-class _Graph:
+class Scheduler:
+    """Runs the steps that are not done yet.
+
+    Parameters
+    ----------
+    save : stores a record; called as soon as its step is done.
+    logs : folder for the tracebacks of bugs.
+    """
+
     def __init__(
-        self, steps: Sequence[Step], records: Mapping[str, Record], limits: Limits,
-        watch: Watcher, keep: Callable[[str, Record], None], logs: Path,
-    ):  # fmt: skip
-        self.limits, self.watch, self.keep, self.logs = limits, watch, keep, logs
-        self.keys = keys(steps)
+        self,
+        steps: Sequence[Step],
+        records: Mapping[str, StepRecord],
+        capacity: Capacity,
+        watch: Watch,
+        save: Callable[[str, StepRecord], None],
+        logs: Path,
+    ):
+        self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
+        self.steps, self.keys = steps, keys(steps)
         self.records = finished(steps, records)
         self.waiting = to_run(steps, self.records)
         self.running: dict[str, tuple[Step, int, threading.Thread]] = {}
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[str, Missing] = {}
         self.causes: dict[str, set[str]] = {}
-        """Of each step that failed or was left out, the steps at fault."""
-        self._asked = threading.Event()
-        self._ended: queue.SimpleQueue[tuple[Step, Record | Exception | _Stopped]] = (
-            queue.SimpleQueue()
+        """Of each step that failed or was skipped, the steps at fault."""
+        self._stop = threading.Event()
+        self._ended: queue.SimpleQueue[tuple[Step, StepRecord | Exception | _Stopped]]
+        self._ended = queue.SimpleQueue()
+
+    def run(self) -> Outcome:
+        """Run the steps; none is left running when this returns or raises."""
+        try:
+            while self.waiting or self.running:
+                self._start_ready()
+                if self.running:
+                    self._wait()
+        except BaseException:
+            self._interrupt()
+            raise
+        missing = (
+            replace(failure, left_out=self._skipped(cause))
+            for cause, failure in self.failures.items()
         )
+        return Outcome(dict(self.records), tuple(missing))
+
+    def _skipped(self, cause: str) -> tuple[str, ...]:
+        """Return the steps skipped because of one, in an order that does not depend on time."""
+        skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()) and s.id != cause)
+        return tuple(step.what for step in skipped)
 
     # -- which
 
-    def start(self) -> None:
-        """Leave out what cannot run any more, and start what can run now."""
+    def _start_ready(self) -> None:
+        """Skip what cannot run any more, and start what can run now."""
         ready = []
-        unfinished = {one.id for one in self.waiting} | self.running.keys()
+        unfinished = {step.id for step in self.waiting} | self.running.keys()
         for step in list(self.waiting):
-            if not unfinished.isdisjoint((*step.on(), *step.after)):
+            if not unfinished.isdisjoint((*step.depends_on(), *step.after)):
                 continue
             if self._is_possible(step):
                 ready.append(step)
             else:
                 self.waiting.remove(step)
                 unfinished.remove(step.id)
-        for step, threads in self._that_fit(ready):
+        for step, threads in self._fitting(ready):
             self.waiting.remove(step)
             self._start(step, threads)
 
     def _is_possible(self, step: Step) -> bool:
         """Return whether a step can run, after all that it waits for has ended."""
-        blocked = [one for one in step.needs if one in self.causes]
-        new = [one for one in lacking(step, self.records.get(step.id)) if one not in self.causes]
-        if step.uses and not new:
-            if self._is_there(step) and not blocked:
-                self.watch.ended(step, self.records[step.id])
+        blocked = [name for name in step.needs if name in self.causes]
+        lacks = lacking(step, self.records.get(step.id))
+        if step.uses and all(name in self.causes for name in lacks):
+            if (record := self._usable(step)) and not blocked:
+                self.watch.ended(step, record)
                 return False  # nothing to add to what it has
-            blocked += [one for one in step.uses if one in self.causes]
+            blocked += [name for name in step.uses if name in self.causes]
         if not blocked:
             return True
-        self.causes[step.id] = set().union(*(self.causes[one] for one in blocked))
-        for fault in self.causes[step.id]:
-            failure = self.failures[fault]
-            self.failures[fault] = replace(failure, left_out=(*failure.left_out, step))
+        self.causes[step.id] = set().union(*(self.causes[name] for name in blocked))
         self.watch.ended(step, None)
         return False
 
-    def _is_there(self, step: Step) -> bool:
-        """Whether a step has a record, and the files of it."""
-        return step.id in self.records and self.records[step.id].is_there()
+    def _usable(self, step: Step) -> StepRecord | None:
+        """Return a step's record if its files exist."""
+        record = self.records.get(step.id)
+        return record if record and record.has_files() else None
 
-    def _that_fit(self, ready: Sequence[Step]) -> list[tuple[Step, int]]:
+    def _fitting(self, ready: Sequence[Step]) -> list[tuple[Step, int]]:
         """Return steps that fit beside those that run, each with its threads.
 
         The threads of all never exceed the cores: llama.cpp's wait for each other in a spin.
         """
-        limits = self.limits
-        cores = limits.cores - sum(threads for _, threads, _ in self.running.values())
-        memory = limits.memory_bytes - sum(s.memory_bytes for s, _, _ in self.running.values())
-        places = min(limits.jobs - len(self.running), cores // max(1, limits.threads))
+        capacity = self.capacity
+        cores = capacity.cores - sum(threads for _, threads, _ in self.running.values())
+        memory = capacity.memory_bytes - sum(s.memory_bytes for s, _, _ in self.running.values())
+        places = min(capacity.jobs - len(self.running), cores // max(1, capacity.threads))
         if not self.running:
             places = max(1, places)
         chosen: list[Step] = []
@@ -165,28 +154,25 @@ class _Graph:
             if fits and len(chosen) < places:
                 chosen.append(step)
                 memory -= step.memory_bytes
-        found = []
+        fitting = []
         for i, step in enumerate(chosen):
-            share = limits.threads or max(1, cores // (len(chosen) - i))
+            share = capacity.threads or max(1, cores // (len(chosen) - i))
             threads = min(share, max(1, step.cores))
             cores -= threads
-            found.append((step, threads))
-        return found
+            fitting.append((step, threads))
+        return fitting
 
     # -- how
 
     def _start(self, step: Step, threads: int) -> None:
-        usable = self.records[step.id] if self._is_there(step) else None
-        found = {
-            one: self.records[one].result
-            for one in (*step.on(), *step.after)
-            if one in self.records and one not in self.causes  # then its files may be gone
+        results = {
+            name: self.records[name].result
+            for name in (*step.depends_on(), *step.after)
+            if name in self.records and name not in self.causes  # then its files may be gone
         }
-        turn = Turn(
-            threads, self.watch.progress(step), found,
-            usable.result if usable else {}, usable.parts if usable else (),
-            usable.seconds if usable else 0.0,
-        )  # fmt: skip
+        turn = Turn(threads, self.watch.progress(step), results)
+        if record := self._usable(step):
+            turn = replace(turn, before=record.result, parts=record.parts, before_s=record.seconds)
         thread = threading.Thread(target=self._work, args=(step, turn), name=step.id)
         self.running[step.id] = (step, threads, thread)
         self.watch.began(step, threads)
@@ -195,20 +181,20 @@ class _Graph:
 
     def _work(self, step: Step, turn: Turn) -> None:
         began = time.monotonic()
-        outcome: Record | Exception | _Stopped
+        outcome: StepRecord | Exception | _Stopped
         try:
-            with interrupt.heeding(self._asked):
+            with interrupt.interruptible(self._stop):
                 result = dict(step.run(turn))
-            parts = tuple(one for one in step.uses if one in turn.found or one in turn.parts)
+            parts = tuple(n for n in step.uses if n in turn.results or n in turn.parts)
             seconds = turn.before_s + time.monotonic() - began
-            outcome = Record(self.keys[step.id], parts, result, seconds)
+            outcome = StepRecord(self.keys[step.id], parts, result, seconds)
         except Exception as error:
             outcome = error
         except BaseException:
             outcome = _Stopped()
         self._ended.put((step, outcome))
 
-    def take(self) -> None:
+    def _wait(self) -> None:
         """Wait until a step ends, and take note of how.
 
         Raises
@@ -224,32 +210,32 @@ class _Graph:
         if isinstance(outcome, _Stopped):
             self.watch.ended(step, None)
             raise KeyboardInterrupt
-        if isinstance(outcome, Record):
-            if not step.is_tidying:
-                self.keep(step.id, outcome)
+        if isinstance(outcome, StepRecord):
+            if not step.is_cleanup:
+                self.save(step.id, outcome)
             self.records[step.id] = outcome
             self.watch.ended(step, outcome)
         else:
-            self.failures[step.id] = self._failure(step, outcome)
+            self.failures[step.id] = self._missing(step, outcome)
             self.causes[step.id] = {step.id}
             self.watch.ended(step, self.failures[step.id])
 
-    def _failure(self, step: Step, error: Exception) -> Failure:
-        """Return a failure in words; a bug's traceback goes into a log."""
+    def _missing(self, step: Step, error: Exception) -> Missing:
+        """Return why a step failed; a bug's traceback goes into a log."""
         if isinstance(error, OSError):
             error = disk_error(error, self.logs)
         if isinstance(error, ImatrixLabError):
             why = f"{error.what} ({error.where})" if error.where else error.what
-            return Failure(step, why, error.fix or "")
+            return Missing(step.what, why, error.fix or "", ())
         log = self.logs / f"{step.id}.log"
         with contextlib.suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        return Failure(step, f"a bug: {type(error).__name__}: {error}", f"see {log}")
+        return Missing(step.what, f"a bug: {type(error).__name__}: {error}", f"see {log}", ())
 
-    def stop(self) -> None:
+    def _interrupt(self) -> None:
         """Interrupt what runs, and wait until it has ended, whatever signals come."""
-        self._asked.set()
+        self._stop.set()
         while True:
             try:
                 for _, _, thread in self.running.values():
@@ -260,10 +246,6 @@ class _Graph:
                 continue
         while not self._ended.empty():
             step, outcome = self._ended.get()
-            if isinstance(outcome, Record) and not step.is_tidying:  # it was done just before
+            if isinstance(outcome, StepRecord) and not step.is_cleanup:  # done just before
                 with contextlib.suppress(ImatrixLabError, OSError):
-                    self.keep(step.id, outcome)
-
-    def outcome(self) -> Outcome:
-        """Return what there is now."""
-        return Outcome(dict(self.records), tuple(self.failures.values()))
+                    self.save(step.id, outcome)

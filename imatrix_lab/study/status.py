@@ -1,6 +1,4 @@
-"""How far a study is: on the terminal, and in its folder for whoever looks from elsewhere."""
-
-from __future__ import annotations
+"""How far a study is: on the terminal, and in its folder for other processes."""
 
 import contextlib
 import os
@@ -13,83 +11,78 @@ from typing import Any
 from imatrix_lab.core import interrupt
 from imatrix_lab.core.progress import Meter, Progress, Relay, Task
 from imatrix_lab.errors import DiskFull
+from imatrix_lab.report.results import Missing
 from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
-from imatrix_lab.study.graph import Failure, Record, Step
+from imatrix_lab.study.graph import Step, StepRecord
 
-TELL_EVERY_S = 2.0
-WAITING, DONE, FAILED, LEFT_OUT = "waiting", "done", "failed", "left out"
+WRITE_EVERY_S = 2.0
+WAITING, DONE, FAILED, SKIPPED = "waiting", "done", "failed", "left out"
+"""States in status.json."""
 
 
 class Watch:
-    """Hears of every step.
+    """Writes the status of every step.
 
     Parameters
     ----------
-    there : steps that were done before.
-    whole : the task of all that is to do, in units of `Step.cost`.
+    done : steps that were finished before.
+    task : of all that is to do, in units of `Step.cost`.
     """
 
     def __init__(
-        self, todo: Sequence[Step], there: Sequence[Step], folder: Folder, terminal: Progress,
-        whole: Task,
-    ):  # fmt: skip
-        self._folder, self._terminal, self._whole = folder, terminal, whole
-        self._lock, self._told = threading.RLock(), 0.0
+        self,
+        todo: Sequence[Step],
+        done: Sequence[Step],
+        folder: Folder,
+        terminal: Progress,
+        task: Task,
+    ):
+        self._folder, self._terminal, self._task = folder, terminal, task
+        self._lock, self._written = threading.RLock(), 0.0
         self._shares = dict.fromkeys((s.id for s in todo), 0.0)
         self._costs = {s.id: s.cost for s in todo}
-        self.rate = Meter("study", sum(self._costs.values()), "")
-        states = {s.id: DONE for s in there} | {s.id: WAITING for s in todo}
+        self.meter = Meter("study", sum(self._costs.values()), "")
+        states = {s.id: DONE for s in done} | {s.id: WAITING for s in todo}
         self._steps: dict[str, dict[str, Any]] = {
-            s.id: {"what": s.what, "state": states[s.id]} for s in (*there, *todo)
+            s.id: {"what": s.what, "state": states[s.id]} for s in (*done, *todo)
         }
         before = folder.status()
         self._earlier_s = float(before.get("total_s", 0.0))
-        self._known = preparing(before)
-        self._tell(now=True)
+        self._status = preparing(before)
+        self._write(now=True)
 
-    # -- from the thread that runs the steps
+    # -- from the thread that starts the steps
 
     def progress(self, step: Step) -> Progress:
         """Return where a step reports."""
-        return _OfStep(step, self, self._terminal)
+        return _StepProgress(step, self, self._terminal)
 
     def began(self, step: Step, threads: int) -> None:
-        """See `running.Watcher`."""
+        """Take note that a step begins."""
         self._change(step, {"state": RUNNING, "threads": threads})
 
-    def ended(self, step: Step, outcome: Record | Failure | None) -> None:
-        """See `running.Watcher`."""
-        if isinstance(outcome, Record):
+    def ended(self, step: Step, outcome: StepRecord | Missing | None) -> None:
+        """Take note that a step has ended."""
+        if isinstance(outcome, StepRecord):
             self._change(step, {"state": DONE, "seconds": outcome.seconds})
-            return
-        if outcome is None:
-            self._change(step, {"state": LEFT_OUT})
-            return
-        self._terminal.say(f"failed: {step.what}: {outcome.why}")
-        self._change(step, {"state": FAILED, "why": outcome.why, "fix": outcome.fix})
+        elif outcome is None:
+            self._change(step, {"state": SKIPPED})
+        else:
+            self._terminal.say(f"failed: {step.what}: {outcome.why}")
+            self._change(step, {"state": FAILED, "why": outcome.why, "fix": outcome.fix})
 
     def total_s(self) -> float:
         """Return what all runs of the study took so far."""
-        return self._earlier_s + self.rate.elapsed_s()
+        return self._earlier_s + self.meter.elapsed_s()
 
     def close(self, state: str) -> None:
-        """Tell that nothing runs any more."""
+        """Write that nothing runs any more."""
         with self._lock:
-            self._known |= {"state": state, "ended": _now()}
-            for told in self._steps.values():
-                if told["state"] == RUNNING:
-                    told["state"] = STOPPED
-            self._tell(now=True)
-
-    # -- from the threads of steps
-
-    def far(self, step: Step, share: float, told: dict[str, Any]) -> None:
-        """Take note of how far a step is."""
-        with self._lock:
-            self._shares[step.id] = max(self._shares[step.id], min(1.0, share))
-            self._steps[step.id] |= told
-            self._count()
-            self._tell()
+            self._status |= {"state": state, "ended": _now()}
+            for step in self._steps.values():
+                if step["state"] == RUNNING:
+                    step["state"] = STOPPED
+            self._write(now=True)
 
     def _change(self, step: Step, change: dict[str, Any]) -> None:
         with self._lock:
@@ -97,28 +90,39 @@ class Watch:
             if change["state"] != RUNNING:
                 self._shares[step.id] = 1.0
             self._count()
-            self._tell(now=True)
+            self._write(now=True)
+
+    # -- from the threads of steps
+
+    def update(self, step: Step, share: float, details: dict[str, Any]) -> None:
+        """Take note of how far a step is."""
+        with self._lock:
+            self._shares[step.id] = max(self._shares[step.id], min(1.0, share))
+            self._steps[step.id] |= details
+            self._count()
+            self._write()
 
     def _count(self) -> None:
         done = sum(self._costs[step] * share for step, share in self._shares.items())
-        self.rate.update(done)
-        self._whole.update(done)
+        self.meter.update(done)
+        self._task.update(done)
 
-    def _tell(self, now: bool = False) -> None:
-        if not now and time.monotonic() - self._told < TELL_EVERY_S:
+    def _write(self, now: bool = False) -> None:
+        if not now and time.monotonic() - self._written < WRITE_EVERY_S:
             return
-        self._told = time.monotonic()
+        self._written = time.monotonic()
         status = {
+            "told": _now(),
             "total_s": self.total_s(),
-            "share": self.rate.share(),
-            "left_s": self.rate.left_s(),
+            "share": self.meter.share(),
+            "left_s": self.meter.left_s(),
             "steps": self._steps,
         }
-        with contextlib.suppress(DiskFull):  # steps will say so
-            self._folder.tell(self._known | {"told": _now()} | status)
+        with contextlib.suppress(DiskFull):  # the steps will report it
+            self._folder.write_status(self._status | status)
 
 
-class _OfStep(Relay):
+class _StepProgress(Relay):
     """Progress of one step, which is interrupted here if it is to stop."""
 
     def __init__(self, step: Step, watch: Watch, terminal: Progress):
@@ -139,7 +143,7 @@ class _OfStep(Relay):
     def updated(self, meter: Meter, note: str) -> None:
         """Write the task's state to the study's status."""
         interrupt.check()
-        task = {
+        details = {
             "task": meter.name,
             "done": meter.done,
             "total": meter.total,
@@ -148,11 +152,11 @@ class _OfStep(Relay):
             "left_s": meter.left_s(),
             "note": note,
         }
-        self._watch.far(self._step, meter.share(), task)
+        self._watch.update(self._step, meter.share(), details)
 
 
 def preparing(before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the status of a study that is about to run, after an earlier status of it."""
+    """Return the status of a study that is about to run, given its earlier status."""
     lasting = {key: before[key] for key in ("recipe_folder", "total_s") if key in before}
     fresh = {"state": RUNNING, "pid": os.getpid(), "started": _now(), "told": _now()}
     return {"share": 0.0, "left_s": None, "steps": {}, **lasting, **fresh}

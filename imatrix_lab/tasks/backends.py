@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import client, server, toolchain
+from imatrix_lab.llamacpp import server, toolchain
+from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chat_template, resolve
 from imatrix_lab.models.convert import converter
@@ -32,8 +33,8 @@ from imatrix_lab.types import (
 CONTEXT, CHAT_CONTEXT = 4096, 8192
 
 
-class Answerer(Protocol):
-    """What a task needs of a model.
+class LocalModel:
+    """A GGUF file, run in this process.
 
     Attributes
     ----------
@@ -41,48 +42,17 @@ class Answerer(Protocol):
     is_chat : whether it has a chat template; otherwise it continues plain text.
     """
 
-    label: str
-    is_chat: bool
-
-    def quant(self) -> dict[str, Any]:
-        """Return what answers, for the signature: sha256, name, type, calibration."""
-
-    def instrument(self) -> dict[str, Any]:
-        """Return how it answers, for the signature: toolchain, protocol, compute."""
-
-    def choose(self, items: Iterable[ChoiceItem]) -> Iterator[ChoiceScores]:
-        """Yield likelihoods of options."""
-
-    def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
-        """Yield answers, in any order."""
-
-
-class Client(Chat, Protocol):
-    """What is needed of an OpenAI-compatible endpoint: `host` is its name and port."""
-
-    host: str
-
-    def about(self) -> dict[str, Any]:
-        """Return what the server tells of the model."""
-
-    def generate(self, items: Iterable[GenerateItem]) -> Iterator[Generated]:
-        """Yield answers as they come; those that failed have an error."""
-
-
-class LocalModel:
-    """A GGUF file, run in this process."""
-
     def __init__(self, tools: Toolchain, model: Model, setup: Setup, progress: Progress):
         self._tools, self._model, self._setup, self._progress = tools, model, setup, progress
         self.label = model.label
         self.is_chat = bool(chat_template.of(model))
 
     def quant(self) -> dict[str, Any]:
-        """Return what the file itself says."""
+        """Return what answers, for the signature: sha256, name, type, calibration."""
         return {**job.identity(self._model), **job.origin(self._model)}
 
     def instrument(self) -> dict[str, Any]:
-        """Return toolchain, protocol and compute."""
+        """Return how it answers, for the signature: toolchain, protocol, compute."""
         settings = self._setup.engine
         prompts = "chat" if self.is_chat else "plain"
         return {
@@ -96,7 +66,7 @@ class LocalModel:
         return multiple_choice.score(self._tools, self._model, items, self._setup, self._progress)
 
     def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
-        """Yield answers as they end.
+        """Yield answers, in any order.
 
         Raises
         ------
@@ -147,6 +117,9 @@ class RemoteModel:
                 task.update(done)
 
 
+Answerer = LocalModel | RemoteModel
+
+
 def open_all(
     request: TaskRequest, session: Session
 ) -> list[Callable[[], AbstractContextManager[Answerer]]]:
@@ -158,6 +131,8 @@ def open_all(
     """
     if request.endpoint:
         return [partial(_remote, request, name, session.progress) for name in request.quants]
+    for spec in request.quants:
+        resolve.check_spec(spec, session.store)  # before llama.cpp is built
     tools = toolchain.get(request.compute.backend, session, own=False)
     convert = converter(tools)
     models = [resolve.resolve(spec, session, convert) for spec in request.quants]
@@ -166,9 +141,7 @@ def open_all(
 
 @contextmanager
 def _remote(request: TaskRequest, name: str, progress: Progress) -> Iterator[Answerer]:
-    with client.Client(
-        request.endpoint, name, request.api_key, parallel=request.parallel
-    ) as connected:
+    with Client(request.endpoint, name, request.api_key, parallel=request.parallel) as connected:
         yield RemoteModel(connected, progress)
 
 
@@ -187,7 +160,7 @@ def open_local(
 def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
     """Give a model to talk to: a server's, or a GGUF file that is served here during the block."""
     if request.endpoint:
-        with client.Client(
+        with Client(
             request.endpoint, request.model, request.api_key, parallel=request.parallel
         ) as connected:
             yield connected

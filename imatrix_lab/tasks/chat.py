@@ -1,4 +1,4 @@
-"""What judging and translating need of a model that is asked over a network."""
+"""What judging and translating need of a chat model behind a server."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -10,7 +10,7 @@ Messages = tuple[tuple[str, str], ...]
 
 
 class Chat(Protocol):
-    """A model behind an OpenAI-compatible endpoint; retries are its own affair.
+    """A model behind an OpenAI-compatible endpoint, which retries by itself.
 
     Attributes
     ----------
@@ -36,6 +36,6 @@ def fenced(text: str) -> str:
 
 
 def prompt_hash(messages: Messages, model: str = "") -> str:
-    """Return the sha256 (hex, 16 characters) of a prompt, and of who is asked."""
+    """Return the sha256 (hex, 16 characters) of a prompt and of the model's name."""
     text = "\0".join([model, *(f"{role}\0{content}" for role, content in messages)])
     return sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -5,10 +5,9 @@ one item. Items whose texts share `SHARE_MIN` of their runs of three words are n
 stay, in one cluster. Candidates are found by their smallest hashes (Broder, 1997), then compared.
 """
 
-import itertools
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -27,13 +26,11 @@ class Unique:
     Attributes
     ----------
     items : the first of every group of repeats, with the gold answers of all.
-    n_given : before.
     n_near : items that are near-duplicates of an earlier one.
     n_conflicts : repeats whose right option was another; the first one's counts.
     """
 
     items: tuple[Item, ...]
-    n_given: int
     n_near: int
     n_conflicts: int
 
@@ -43,25 +40,23 @@ class Unique:
 
 
 def merge(items: Sequence[Item]) -> Unique:
-    """Merge repeats and cluster what belongs together; `items` are of one language."""
+    """Merge repeats and cluster near-duplicates; `items` are of one language."""
     first: dict[tuple[object, ...], Item] = {}
     n_conflicts = 0
     for item in items:
         key = (_flat(item.context), _flat(item.question), tuple(map(_flat, item.options)))
-        if (known := first.get(key)) is None:
+        if (earlier := first.get(key)) is None:
             first[key] = item
-        elif item.right != known.right:
+        elif item.right != earlier.right:
             n_conflicts += 1
         else:
-            golds = tuple(dict.fromkeys((*known.golds, *item.golds)))
-            first[key] = replace(known, golds=golds)
-    kept = list(first.values())
-    near = list(_near([f"{i.context} {i.question} {' '.join(i.options)}" for i in kept]))
-    clusters = _clusters(kept, near)
-    return Unique(
-        tuple(replace(item, cluster=name) for item, name in zip(kept, clusters, strict=True)),
-        len(items), len({later for _, later in near}), n_conflicts,
-    )  # fmt: skip
+            golds = tuple(dict.fromkeys((*earlier.golds, *item.golds)))
+            first[key] = replace(earlier, golds=golds)
+    unique = list(first.values())
+    pairs = list(_near([f"{i.context} {i.question} {' '.join(i.options)}" for i in unique]))
+    clusters = _clusters(unique, pairs)
+    clustered = (replace(i, cluster=name) for i, name in zip(unique, clusters, strict=True))
+    return Unique(tuple(clustered), len({later for _, later in pairs}), n_conflicts)
 
 
 def _flat(text: str) -> str:
@@ -76,7 +71,7 @@ class _Groups:
     def __init__(self, n: int):
         self._root = list(range(n))
 
-    def find(self, i: int) -> int:
+    def first(self, i: int) -> int:
         """Return the first place of a place's group."""
         while self._root[i] != i:
             self._root[i] = self._root[self._root[i]]
@@ -85,26 +80,25 @@ class _Groups:
 
     def join(self, a: int, b: int) -> None:
         """Make the groups of two places one."""
-        one, other = sorted((self.find(a), self.find(b)))
-        self._root[other] = one
+        first, other = sorted((self.first(a), self.first(b)))
+        self._root[other] = first
 
 
 def _clusters(items: Sequence[Item], pairs: Iterable[tuple[int, int]]) -> list[str]:
     """Return a name for the cluster of each item: what is connected has one."""
-    seen: dict[str, int] = {}
-    own = [(i, seen.setdefault(item.cluster, i)) for i, item in enumerate(items) if item.cluster]
     groups = _Groups(len(items))
-    for a, b in itertools.chain(own, pairs):
+    seen: dict[str, int] = {}
+    for i, item in enumerate(items):
+        if item.cluster:
+            groups.join(i, seen.setdefault(item.cluster, i))
+    for a, b in pairs:
         groups.join(a, b)
-    return [_name(items[groups.find(i)]) for i in range(len(items))]
+    firsts = (items[groups.first(i)] for i in range(len(items)))
+    names = (item.cluster or item.id for item in firsts)
+    return [n if len(n) <= 64 else blake2b(n.encode(), digest_size=8).hexdigest() for n in names]
 
 
-def _name(item: Item) -> str:
-    words = item.cluster or item.id
-    return words if len(words) <= 64 else blake2b(words.encode(), digest_size=8).hexdigest()
-
-
-def _near(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
+def _near(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield pairs of places, earlier first, whose texts are nearly the same.
 
     Pairs that earlier ones have connected already are not compared.
@@ -117,10 +111,10 @@ def _near(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
         sketch = sorted(shingles)[:SKETCH]
         candidates = {i for value in sketch for i in by_hash.get(value, ())}
         for other in sorted(candidates):
-            if groups.find(other) == groups.find(place):
+            if groups.first(other) == groups.first(place):
                 continue
-            shared = len(shingles & sets[other])
-            if shared >= SHARE_MIN * (len(shingles) + len(sets[other]) - shared):
+            n_shared = len(shingles & sets[other])
+            if n_shared >= SHARE_MIN * (len(shingles) + len(sets[other]) - n_shared):
                 groups.join(other, place)
                 yield other, place
         for value in sketch:

@@ -7,37 +7,18 @@ see `template`.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from imatrix_lab.core import config
-from imatrix_lab.core.config import TABLE, TEXTS, Keys, nearest, read_toml
+from imatrix_lab.core.config import build, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasks import template
 
 SCORERS = ("choice", "mixeval", "number", "translation", "language")
-GOLDS = ("from 0", "from 1", "letter", "text")
+GOLDS = ("", "from 0", "from 1", "letter", "text")
 """How a definition says which option is right; `text` is an answer, not an option."""
 VARIANTS = ("letter", "raw", "token", "byte")
-
-_FILE: Keys = {
-    "name": (str, True), "title": (str, True), "scorer": (str, True), "licence": (str, True),
-    "citation": (str, True), "note": (str, False), "items": (int, False), "unique": (int, False),
-    "source": (TABLE, True), "languages": (TABLE, False), "fields": (TABLE, True),
-    "prompt": (TABLE, True),
-}  # fmt: skip
-_FIELDS: Keys = {
-    "id": (str, False), "part": (str, False), "context": (str, False), "question": (str, True),
-    "options": (TEXTS, False), "gold": (str, False), "gold_is": (str, False),
-    "cluster": (str, False),
-}  # fmt: skip
-_PROMPT: Keys = {
-    "ask": (str, True), "variant": (str, False), "max_tokens": (int, False),
-    "stop": (TEXTS, False), "shots": (int, False),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +55,35 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Fields:
+    """Templates of an item's fields, and one of `GOLDS`; one option may be a column of lists."""
+
+    question: str
+    id: str = "{place}"
+    part: str = ""
+    context: str = ""
+    options: tuple[str, ...] = ()
+    gold: str = ""
+    gold_is: str = ""
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How an item is asked, after so many examples (`shots`), and scored (`variant`).
+
+    A line of the template with ``{lettered}``, the options with letters before them, is left out
+    where options are scored by their text.
+    """
+
+    ask: str
+    variant: str = "letter"
+    max_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    shots: int = 0
+
+
+@dataclass(frozen=True)
 class Definition:
     """One benchmark.
 
@@ -83,11 +93,6 @@ class Definition:
     items, unique : how many there are in a language, and how many are not repeats; 0: not known.
         What the Hub gives must have so many, unless it is pinned.
     languages : our code -> the benchmark's own. Empty: any, as the data says.
-    fields : templates by name; `options` a list of them, or one for a column that is a list.
-    ask : template of the prompt. A line with ``{lettered}``, the options with letters before
-        them, is left out where options are scored by their text.
-    variant : of `VARIANTS`, how options are scored by likelihood.
-    shots : examples before each item.
     path : the file it was read from.
     """
 
@@ -97,17 +102,13 @@ class Definition:
     licence: str
     citation: str
     source: Source
-    languages: Mapping[str, str]
-    fields: Mapping[str, Any]
-    ask: str
+    fields: Fields
+    prompt: Prompt
     path: Path
+    languages: dict[str, str] = field(default_factory=dict)
     note: str = ""
     items: int = 0
     unique: int = 0
-    variant: str = "letter"
-    max_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    shots: int = 0
 
     def generates(self) -> bool:
         """Whether the model has to write, rather than options be scored by likelihood."""
@@ -115,83 +116,54 @@ class Definition:
 
     def shows_letters(self) -> bool:
         """Whether the prompt lists the options with letters before them."""
-        return "lettered" in template.places(self.ask)
+        return "lettered" in template.places(self.prompt.ask)
 
 
-def folders() -> list[Path]:
-    """Return where definitions are; the user's are laid over the package's."""
-    return [data_dir("tasks"), user_dir().parent / "tasks"]
+def paths() -> dict[str, Path]:
+    """Return the files of definitions by name; the user's replace the package's."""
+    folders = (data_dir("tasks"), user_dir().parent / "tasks")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def load_all() -> dict[str, Definition]:
-    """Return every definition by name.
-
-    Raises
-    ------
-    UsageError : a file with an unknown or misplaced key, or of another name than its task.
-    """
-    paths = {path.stem: path for folder in folders() for path in sorted(folder.glob("*.toml"))}
-    return {name: load(path) for name, path in sorted(paths.items())}
+    """Return every definition by name."""
+    return {name: load(path) for name, path in sorted(paths().items())}
 
 
 def get(word: str) -> Definition:
-    """Return a task by name, or from a TOML file.
-
-    Raises
-    ------
-    UsageError : there is none; the message lists what there is.
-    """
+    """Return a task by name or TOML file; for an unknown name `UsageError` has the nearest one."""
     if word.endswith(".toml"):
         return load(Path(word).expanduser())
-    for folder in reversed(folders()):
-        if (folder / f"{word}.toml").is_file():
-            return load(folder / f"{word}.toml")
-    known = sorted({path.stem for folder in folders() for path in folder.glob("*.toml")})
+    known = paths()
+    if word in known:
+        return load(known[word])
     raise UsageError(
-        f"no task is called {word!r}{nearest(word, known)}",
-        fix=f"one of {' '.join(known)}; or a file of your own: task run mine.toml",
+        f"unknown task {word!r}{nearest(word, known)}",
+        fix=f"one of {' '.join(sorted(known))}; or a file of your own: task run mine.toml",
     )
 
 
 def load(path: Path) -> Definition:
-    """Return the definition in a file.
-
-    Raises
-    ------
-    UsageError : see `load_all`.
-    """
+    """Return the definition in a file; `UsageError` names a key or value that is wrong."""
     raw = read_toml(path)
-    config.check(raw, _FILE, path)
-    fields = dict(raw["fields"])
-    options = fields.get("options")
-    if isinstance(options, str):  # one column that is a list
-        fields["options"] = [options]
-    config.check(fields, _FIELDS, path, "fields")
-    config.check(raw["prompt"], _PROMPT, path, "prompt")
-    languages = raw.get("languages", {})
-    config.check(languages, dict.fromkeys(languages, (str, False)), path, "languages")
-    if raw["name"] != path.stem:
-        raise UsageError(f"name is {raw['name']!r}, the file is called {path.name}", where=path)
-    scorer = _one_of(raw["scorer"], SCORERS, "scorer", path)
-    _one_of(fields.get("gold_is", "text"), GOLDS, "gold_is", path)
-    _one_of(raw["prompt"].get("variant", "letter"), VARIANTS, "variant", path)
-    if scorer == "choice" and "options" not in fields:
-        raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
-    facts = {k: raw[k] for k in ("name", "title", "licence", "citation", "note", "items", "unique")
-             if k in raw}  # fmt: skip
-    found = Definition(
-        **facts, scorer=scorer, source=config.build(Source, raw["source"], path, "source"),
-        languages=languages, fields=fields, path=path, **config.with_tuples(raw["prompt"]),
-    )  # fmt: skip
-    if scorer == "choice" and found.variant == "letter" and not found.shows_letters():
-        raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
-    return found
-
-
-def _one_of(word: str, known: tuple[str, ...], key: str, path: Path) -> str:
-    if word not in known:
-        raise UsageError(
-            f"{key} is one of {', '.join(known)}, not {word!r}{nearest(word, known)}",
-            where=path,
-        )
-    return word
+    match raw:
+        case {"fields": {"options": str(option)}}:
+            raw["fields"]["options"] = [option]
+    task = build(Definition, {**raw, "path": str(path)}, path)
+    if task.name != path.stem:
+        raise UsageError(f"name is {task.name!r}, the file is called {path.name}", where=path)
+    for key, value, known in (
+        ("scorer", task.scorer, SCORERS),
+        ("gold_is", task.fields.gold_is, GOLDS),
+        ("variant", task.prompt.variant, VARIANTS),
+    ):
+        if value not in known:
+            names = ", ".join(filter(None, known))
+            what = f"{key} is one of {names}, not {value!r}{nearest(value, known)}"
+            raise UsageError(what, where=path)
+    if task.scorer == "choice":
+        if not task.fields.options:
+            raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
+        if task.prompt.variant == "letter" and not task.shows_letters():
+            raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
+    return task

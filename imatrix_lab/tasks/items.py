@@ -1,6 +1,7 @@
 """Items: what a benchmark's rows say, in one form."""
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from imatrix_lab.errors import BadText
 from imatrix_lab.tasks import template
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale
 from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 
 NO_GOLD = "no gold answer"
@@ -30,7 +31,7 @@ class Item:
     golds : right answers in words; for options, the option's.
     right : place of the right option, from 0; None without options.
     cluster : items with the same one are not independent.
-    row : the columns it was made from, for the prompt.
+    row : the columns it is from, for the prompt.
     """
 
     id: str
@@ -45,90 +46,60 @@ class Item:
     row: Mapping[str, Any] = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Items:
-    """The items of one language.
-
-    Attributes
-    ----------
-    rejected : ids of rows that are no items, by reason.
-    """
-
-    items: tuple[Item, ...]
-    rejected: Mapping[str, tuple[str, ...]]
-
-
 class _Reject(Exception):
     """A row that is no item; says why."""
 
 
-def make(
-    rows: Iterable[Mapping[str, Any]], definition: Definition, language: str, speech: Speech
-) -> Items:
-    """Return the items that rows are, in order.
+def make_items(
+    rows: Iterable[Mapping[str, Any]], task: Definition, locale: Locale
+) -> tuple[list[Item], dict[str, int]]:
+    """Return the items in rows, in order, and how many rows are no items, by reason.
 
-    Raises
-    ------
-    BadText : the data do not have a column that the definition names.
+    `BadText` names a column of the definition that the data lack.
     """
-    found: dict[str, Item] = {}
-    rejected: dict[str, list[str]] = {}
+    items: dict[str, Item] = {}
+    rejected: Counter[str] = Counter()
     for place, row in enumerate(rows):
-        values = {**row, "words": speech.words, "place": place}
         try:
-            item = _item(values, definition, language)
-            if item.id in found:
+            item = _item({**row, "words": locale.words, "place": place}, task, locale.code)
+            if item.id in items:
                 raise _Reject(TWICE)
-            found[item.id] = item
+            items[item.id] = item
         except _Reject as error:
-            rejected.setdefault(str(error), []).append(str(row.get("id", place)))
+            rejected[str(error)] += 1
         except KeyError as error:
-            raise BadText(
-                f"the data of {definition.name} have no {error}; they have"
-                f" {', '.join(sorted(map(str, row)))}",
-                where=definition.path,
-                fix="correct [fields] in the definition, or the data",
-            ) from error
-    return Items(tuple(found.values()), {why: tuple(ids) for why, ids in rejected.items()})
+            columns = ", ".join(sorted(map(str, row)))
+            what = f"the data of {task.name} have no {error}; they have {columns}"
+            fix = "correct [fields] in the definition, or the data"
+            raise BadText(what, where=task.path, fix=fix) from error
+    return list(items.values()), dict(rejected)
 
 
-def _item(values: Mapping[str, Any], definition: Definition, language: str) -> Item:
-    fields = definition.fields
-    question = template.fill(fields["question"], values).strip()
+def _item(values: Mapping[str, Any], task: Definition, language: str) -> Item:
+    fields = task.fields
+    question = template.fill(fields.question, values).strip()
     if not question:
         raise _Reject(NO_QUESTION)
-    options = _options(values, definition)
-    golds, right = _gold(values, definition, options)
-    part = template.fill(fields.get("part", ""), values)
-    own = template.fill(fields.get("id", "{place}"), values)
-    return Item(
-        id=f"{part}/{own}" if part else own,
-        language=language,
-        part=part,
-        context=template.fill(fields.get("context", ""), values).strip(),
-        question=question,
-        options=options,
-        golds=golds,
-        right=right,
-        cluster=template.fill(fields.get("cluster", ""), values).strip(),
-        row=values,
-    )
+    options = _options(values, task)
+    golds, right = _gold(values, task, options)
+    part, name = template.fill(fields.part, values), template.fill(fields.id, values)
+    context = template.fill(fields.context, values).strip()
+    cluster = template.fill(fields.cluster, values).strip()
+    name = f"{part}/{name}" if part else name
+    return Item(name, language, part, context, question, options, golds, right, cluster, values)
 
 
-def _options(values: Mapping[str, Any], definition: Definition) -> tuple[str, ...]:
-    templates = definition.fields.get("options", [])
+def _options(values: Mapping[str, Any], task: Definition) -> tuple[str, ...]:
     try:
-        raw = [template.whole(one, values) for one in templates]
+        raw = [template.whole(text, values) for text in task.fields.options]
     except KeyError:
-        if definition.scorer == "mixeval":  # free form has no such column
+        if task.scorer == "mixeval":  # free form has no such column
             return ()
         raise
     if len(raw) == 1 and (raw[0] is None or isinstance(raw[0], list)):
         raw = raw[0] or []
-    options = tuple(str(one).strip() for one in raw)
-    if not options and definition.scorer == "mixeval":
-        return ()
-    if definition.scorer == "choice" or options:
+    options = tuple(str(option).strip() for option in raw)
+    if options or task.scorer == "choice":
         if len(options) > len(LETTERS):
             raise _Reject(TOO_MANY)
         if len(options) < 2 or not all(options):
@@ -137,31 +108,33 @@ def _options(values: Mapping[str, Any], definition: Definition) -> tuple[str, ..
 
 
 def _gold(
-    values: Mapping[str, Any], definition: Definition, options: tuple[str, ...]
+    values: Mapping[str, Any], task: Definition, options: tuple[str, ...]
 ) -> tuple[tuple[str, ...], int | None]:
-    if "gold" not in definition.fields:
+    """Return the right answers in words, and the place of the right option."""
+    if not task.fields.gold:
         return (), None
-    raw = template.whole(definition.fields["gold"], values)
-    golds = [one for one in (raw if isinstance(raw, list) else [raw]) if one is not None]
-    texts = tuple(dict.fromkeys(str(one).strip() for one in golds if str(one).strip()))
-    if not texts:
+    raw = template.whole(task.fields.gold, values)
+    texts = [str(gold).strip() for gold in (raw if isinstance(raw, list) else [raw])
+             if gold is not None]  # fmt: skip
+    golds = tuple(dict.fromkeys(filter(None, texts)))
+    if not golds:
         raise _Reject(NO_GOLD)
     if not options:
-        return texts, None
-    right = _place(texts[0], definition.fields.get("gold_is", "from 0"), options)
+        return golds, None
+    right = _place(golds[0], task.fields.gold_is or "from 0", options)
     if right is None or not 0 <= right < len(options):
         raise _Reject(BAD_GOLD)
     return (options[right],), right
 
 
-def _place(gold: str, kind: str, options: tuple[str, ...]) -> int | None:
+def _place(gold: str, gold_is: str, options: tuple[str, ...]) -> int | None:
     """Return which option a gold answer is, from 0."""
-    if kind == "letter":
+    if gold_is == "letter":
         letter = gold.strip(" ().").upper()
         return string.ascii_uppercase.find(letter) if len(letter) == 1 else None
-    if kind == "text":
+    if gold_is == "text":
         return options.index(gold) if gold in options else None
     try:
-        return int(float(gold)) - (kind == "from 1")
+        return int(float(gold)) - (gold_is == "from 1")
     except (ValueError, OverflowError):
         return None

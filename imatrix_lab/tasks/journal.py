@@ -1,4 +1,4 @@
-"""What is done already: one JSON object a line, on disk before the next is asked for.
+"""What is done already: one JSON object a line, on disk before the next item is asked.
 
 A killed run loses nothing that was answered; a line that was cut off is dropped. Threads may add.
 """
@@ -7,41 +7,44 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from imatrix_lab.core.files import disk_error
 
+Record = TypeVar("Record")
 
-class Journal:
-    """A file of objects by id; the last one of an id counts.
+
+class Journal(Generic[Record]):
+    """A file of records by id; a later one replaces an earlier one of its id.
 
     Parameters
     ----------
-    kind : dataclass whose fields every object has.
+    record_type : dataclass with an `id`, and an `error` where the item failed.
     """
 
-    def __init__(self, path: Path, kind: type):
-        self._path, self._lock = path, threading.Lock()
-        self.found: dict[str, dict[str, Any]] = {}
-        fields = {field.name for field in dataclasses.fields(kind)}
-        for line in self._lines():
+    def __init__(self, path: Path, record_type: type[Record]):
+        self._path, self._type, self._lock = path, record_type, threading.Lock()
+        self._fields = [f.name for f in dataclasses.fields(record_type)]  # type: ignore[arg-type]
+        self.entries: dict[str, dict[str, Any]] = {}
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.split("\n"):
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue  # cut off by a kill
-            if isinstance(entry, dict) and fields <= entry.keys():
-                self.found[str(entry["id"])] = entry
+            if isinstance(entry, dict) and entry.keys() >= set(self._fields):
+                self.entries[str(entry["id"])] = entry
 
-    def _lines(self) -> list[str]:
-        try:
-            return self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-        except FileNotFoundError:
-            return []
+    def get(self, name: str) -> Record | None:
+        """Return the record of this id, unless it failed."""
+        entry = self.entries.get(name)
+        if not entry or entry["error"]:
+            return None
+        values = {name: entry[name] for name in self._fields}
+        return self._type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        """Return what adds an object."""
+    def __enter__(self) -> "Journal[Record]":
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8", errors="replace", newline="\n")
@@ -49,12 +52,14 @@ class Journal:
                 self._file.write("\n")  # after a line that was cut off
         except OSError as error:
             raise disk_error(error, self._path) from error
-        return self._add
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
 
-    def _add(self, entry: dict[str, Any]) -> None:
+    def add(self, record: Record, **more: Any) -> None:
+        """Write a record, with further or other values."""
+        entry = {**vars(record), **more}
         with self._lock:
             try:
                 self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -62,8 +67,8 @@ class Journal:
                 os.fsync(self._file.fileno())
             except OSError as error:
                 raise disk_error(error, self._path) from error
-            self.found[str(entry["id"])] = entry
+            self.entries[str(entry["id"])] = entry
 
     def remove(self) -> None:
-        """Delete the file: what it held is elsewhere, whole."""
+        """Delete the file: its records are elsewhere, whole."""
         self._path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Rows of a benchmark: from the Hub at a commit, or from local files; read with `datasets`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,120 +19,87 @@ from imatrix_lab.tasks.readers import Row
 
 @dataclass(frozen=True)
 class Rows:
-    """A benchmark's rows in one language.
-
-    Attributes
-    ----------
-    origin : where they are from, for the signature: the repository and its commit, or the names
-        of files and their sha256.
-    """
+    """A benchmark's rows in one language; by repository their commit, or by file the sha256."""
 
     rows: tuple[Row, ...]
     origin: Mapping[str, str]
 
 
-def rows(definition: Definition, language: str, data: Path | None = None) -> Rows:
+def rows(task: Definition, language: str, data: Path | None = None) -> Rows:
     """Return the rows of one language.
 
     Parameters
     ----------
     data : a file, or a folder that has the definition's files; None for the Hub. Where neither
-        says its language, it is in whichever is asked for.
+        says its language, it is in `language`.
 
     Raises
     ------
     UsageError : the benchmark does not have the language, or no place to fetch it from.
-    FetchFailed : the Hub does not give it.
-    BadText : a file that is missing, or is not what its name says.
+    FetchFailed, BadText : the Hub does not give it; a file that is missing or damaged.
     """
-    code = language if in_one(definition, data) else own_code(definition, language)
-    if data is None and not definition.source.hub:
-        raise UsageError(
-            f"{definition.name} is not on the Hub",
-            fix=f"{definition.source.get or 'fetch it'}; then --data FOLDER",
-        )
-    if data is not None and not data.exists():
-        raise BadText("no such file or folder", where=data, fix="check the path")
-    read = _from_hub if data is None else _local(data)
-    found = _without(read(definition, code), definition.source.drop)
-    if data is None:
-        _check_count(definition, len(found.rows))
-    if not definition.source.beside:
-        return found
-    beside = read(definition, definition.source.beside)
-    if len(beside.rows) != len(found.rows):
-        raise BadText(
-            f"{definition.name}: {len(found.rows)} rows in {code} and {len(beside.rows)} in"
-            f" {definition.source.beside}; they must be the same, line by line"
-        )
-    joined = tuple({**row, "beside": other} for row, other in zip(found.rows, beside.rows,
-                                                                  strict=True))  # fmt: skip
-    return Rows(joined, {**beside.origin, **found.origin})
+    check_data(task, data)
+    code = language if in_one(task, data) else own_code(task, language)
+    benchmark = _read(task, code, data)
+    n_rows, beside = len(benchmark.rows), task.source.beside
+    if data is None and not task.source.is_pinned() and task.items not in (0, n_rows):
+        what = f"{task.name} on the Hub has {n_rows} rows, not {task.items}: it is another version"
+        fix = "pin a commit in the definition: revision; or --data with the files you mean"
+        raise BadText(what, where=task.path, fix=fix)
+    if not beside:
+        return benchmark
+    other = _read(task, beside, data)
+    if len(other.rows) != n_rows:
+        counts = f"{n_rows} rows in {code} and {len(other.rows)} in {beside}"
+        raise BadText(f"{task.name}: {counts}; they must be the same, line by line")
+    pairs = zip(benchmark.rows, other.rows, strict=True)
+    joined = tuple({**row, "beside": other_row} for row, other_row in pairs)
+    return Rows(joined, {**other.origin, **benchmark.origin})
 
 
-def has(definition: Definition, language: str, data: Path | None) -> bool:
+def has(task: Definition, language: str, data: Path | None) -> bool:
     """Return whether a benchmark has a language, as far as its definition tells."""
-    known = definition.languages
-    return not known or language in known or in_one(definition, data)
+    return not task.languages or language in task.languages or in_one(task, data)
 
 
-def in_one(definition: Definition, data: Path | None) -> bool:
+def in_one(task: Definition, data: Path | None) -> bool:
     """Return whether there are local files in one language, which only the user knows."""
-    named = any("{language}" in name for name in definition.source.files)
+    named = any("{language}" in name for name in task.source.files)
     return data is not None and (data.is_file() or not named)
 
 
-def _check_count(definition: Definition, n_rows: int) -> None:
-    """Refuse another version of a benchmark than the one its definition was written for."""
-    if definition.items and n_rows != definition.items and not definition.source.is_pinned():
-        raise BadText(
-            f"{definition.name} on the Hub has {n_rows} rows, and not {definition.items}:"
-            " it is another version",
-            where=definition.path,
-            fix="pin a commit in the definition: revision; or --data with the files you mean",
-        )
+def own_code(task: Definition, language: str) -> str:
+    """Return the benchmark's own code of a language; `UsageError` if it lacks that."""
+    if task.languages and language not in task.languages:
+        what = f"{task.name} has no {language!r}{nearest(language, task.languages)}"
+        raise UsageError(what, fix=f"--langs {','.join(task.languages)}")
+    return task.languages.get(language, language)
 
 
-def _without(found: Rows, drop: Sequence[str]) -> Rows:
-    pairs = [word.partition("=") for word in drop]
-    kept = [row for row in found.rows
-            if not any(str(row.get(column)) == value for column, _, value in pairs)]  # fmt: skip
-    return Rows(tuple(kept), found.origin)
+def check_data(task: Definition, data: Path | None) -> None:
+    """Raise `UsageError` without data if a task is not on the Hub, `BadText` for a wrong path."""
+    if data is None and not task.source.hub:
+        fix = f"{task.source.get or 'fetch it'}; then --data FOLDER"
+        raise UsageError(f"{task.name} is not on the Hub", fix=fix)
+    if data is not None and not data.exists():
+        raise BadText("no such file or folder", where=data, fix="check the path")
 
 
-def own_code(definition: Definition, language: str) -> str:
-    """Return the benchmark's own code of a language.
-
-    Raises
-    ------
-    UsageError : it does not have it.
-    """
-    if not definition.languages:
-        return language
-    if language not in definition.languages:
-        raise UsageError(
-            f"{definition.name} has no {language!r}{nearest(language, definition.languages)}",
-            fix=f"--langs {','.join(definition.languages)}",
-        )
-    return definition.languages[language]
+def _read(task: Definition, code: str, data: Path | None) -> Rows:
+    """Return all rows but those to drop."""
+    everything = _from_hub(task.source, code) if data is None else _local(task, code, data)
+    rows = everything.rows
+    for column, _, value in (word.partition("=") for word in task.source.drop):
+        rows = tuple(row for row in rows if str(row.get(column)) != value)
+    return Rows(rows, everything.origin)
 
 
-def _from_hub(definition: Definition, code: str) -> Rows:
-    source = definition.source
-    repo = f"datasets/{source.hub}"
-
-    def commit() -> str:
-        from huggingface_hub import HfApi
-
-        revision = source.revision or None
-        api = HfApi(endpoint=endpoint())
-        return str(api.dataset_info(source.hub, revision=revision, timeout=TIMEOUT_S).sha)
-
-    revision = source.revision
+def _from_hub(source: Source, code: str) -> Rows:
+    repo, revision = f"datasets/{source.hub}", source.revision
     try:
         need_network()
         if not source.is_pinned():
-            revision = ask(repo, revision or "main", commit)
+            revision = ask(repo, revision or "main", partial(_commit, source))
         parts = [
             ask(repo, revision, partial(_split, source, code, split, revision))
             for split in source.splits
@@ -144,32 +111,33 @@ def _from_hub(definition: Definition, code: str) -> Rows:
     return Rows(tuple(row for part in parts for row in part), {source.hub: revision})
 
 
-def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
-    """Return the rows of a split at a commit.
+def _commit(source: Source) -> str:
+    from huggingface_hub import HfApi
 
-    Raises
-    ------
-    FetchFailed : the repository has no such configuration, split or file, or damaged ones.
-    """
+    api = HfApi(endpoint=endpoint())
+    info = api.dataset_info(source.hub, revision=source.revision or None, timeout=TIMEOUT_S)
+    return str(info.sha)
+
+
+def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
+    """Return the rows of a split at a commit."""
     import datasets
 
     datasets.disable_progress_bars()
     pattern = source.data_files.replace("{language}", code)
     config = None if pattern else source.config.replace("{language}", code) or None
+    files = {split: pattern} if pattern else None
     try:
-        found = datasets.load_dataset(
-            source.hub, config, split=split, revision=revision,
-            data_files={split: pattern} if pattern else None,
-        )  # fmt: skip
-        return [readers.plain(row) for row in found.to_list()]
+        rows = datasets.load_dataset(
+            source.hub, config, split=split, revision=revision, data_files=files
+        )
+        return [readers.plain(row) for row in rows.to_list()]
     except (ValueError, FileNotFoundError, pyarrow.ArrowException,
             datasets.exceptions.DatasetsError) as error:  # fmt: skip
-        is_gated = "gated" in str(error)
-        raise FetchFailed(
-            f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}",
-            where=f"https://huggingface.co/datasets/{source.hub}",
-            fix=login(f"datasets/{source.hub}") if is_gated else "check the definition, or --data",
-        ) from None
+        repo, is_gated = f"datasets/{source.hub}", "gated" in str(error)
+        what = f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}"
+        fix = login(repo) if is_gated else "check the definition, or --data"
+        raise FetchFailed(what, where=f"https://huggingface.co/{repo}", fix=fix) from None
 
 
 def _names(source: Source, code: str) -> list[str]:
@@ -178,40 +146,35 @@ def _names(source: Source, code: str) -> list[str]:
     return [name.partition("=")[2] or name for name in names]
 
 
-def _local(data: Path) -> Callable[[Definition, str], Rows]:
-    def read(definition: Definition, code: str) -> Rows:
-        if data.is_file():
-            origin = {data.name: sha256_file(data), **_provenance(data)}
-            return Rows(tuple(readers.table(data, definition.source.columns)), origin)
-        source = definition.source
-        paths = [data / name for name in _names(source, code)]
-        if not paths:
-            raise UsageError(
-                f"{definition.name} does not say which files of a folder are its items",
-                where=data, fix="--data with one file",
-            )  # fmt: skip
-        for path in paths:
-            if not path.is_file():
-                raise BadText(f"{definition.name}: no such file", where=path,
-                              fix=source.get or "check --data")  # fmt: skip
-        origin = {path.name: sha256_file(path) for path in paths}
-        if "=" in source.files[0]:
-            columns = [name.partition("=")[0] for name in source.files]
-            return Rows(tuple(readers.beside(columns, paths)), origin)
-        found = (row for path in paths for row in readers.table(path, source.columns))
-        return Rows(tuple(found), origin)
-
-    return read
+def _local(task: Definition, code: str, data: Path) -> Rows:
+    source = task.source
+    if data.is_file():
+        origin = {data.name: sha256_file(data), **_translator(data)}
+        return Rows(tuple(readers.table(data, source.columns)), origin)
+    paths = [data / name for name in _names(source, code)]
+    if not paths:
+        what = f"{task.name} does not say which files of a folder are its items"
+        raise UsageError(what, where=data, fix="--data with one file")
+    for path in paths:
+        if not path.is_file():
+            fix = source.get or "check --data"
+            raise BadText(f"{task.name}: no such file", where=path, fix=fix)
+    origin = {path.name: sha256_file(path) for path in paths}
+    if "=" in source.files[0]:
+        columns = [name.partition("=")[0] for name in source.files]
+        return Rows(tuple(readers.beside(columns, paths)), origin)
+    tables = (readers.table(path, source.columns) for path in paths)
+    return Rows(tuple(row for table in tables for row in table), origin)
 
 
-def _provenance(data: Path) -> dict[str, str]:
-    """Return what the manifest beside a file says of its making, where a model translated it."""
+def _translator(data: Path) -> dict[str, str]:
+    """Return what the manifest beside a file says of the model that translated it, if one did."""
     path = data.with_suffix(".manifest.json")
     if not path.is_file():
         return {}
     try:
-        told = json.loads(readers.decoded(path))
-        by = f"{told['model']}, from {told['from']}, origin {told['origin']}"
+        manifest = json.loads(readers.decoded(path))
+        by = f"{manifest['model']}, from {manifest['from']}, origin {manifest['origin']}"
     except (ValueError, KeyError, TypeError) as error:
         raise BadText("not the manifest of a translation", where=path, fix="remove it") from error
     return {"machine_translated": by}

@@ -8,88 +8,84 @@ from imatrix_lab.models import chat_template
 from imatrix_lab.tasks import template
 from imatrix_lab.tasks.definition import Definition
 from imatrix_lab.tasks.items import Item
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale
 from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 from imatrix_lab.types import ChoiceItem, GenerateItem
 
 _INSTRUCTIONS = {"number": "steps", "translation": "translate", "language": ""}
-_ENDS = {"mixeval": ("\n{answer}:",), "translation": ("\n",)}
-"""What ends a plain answer beside another question, by scorer: see `ends`."""
+_STOPS = {"mixeval": ("\n{answer}:",), "translation": ("\n",)}
+"""What ends a plain answer beside another question, by scorer: see `stops`."""
 
 
-def ask(item: Item, definition: Definition, speech: Speech, with_letters: bool) -> str:
+def ask(item: Item, task: Definition, locale: Locale, with_letters: bool) -> str:
     """Return the text that asks an item.
 
-    A line is left out when it is about a context or an instruction that is not there, or about
-    letters when options are scored by their words.
-
-    Raises
-    ------
-    UsageError : the language has no such word.
+    A line about a context or an instruction is left out where there is none, and so is one about
+    letters where options are scored by their words. `UsageError` names a word that the language
+    lacks.
     """
-    values: dict[str, Any] = {
-        **item.row, "words": speech.words, "context": item.context, "question": item.question,
-        "lettered": _lettered(item.options) if with_letters else "",
-        "instruction": _instruction(item, definition, speech),
-    }  # fmt: skip
-    lines = []
-    for line in definition.ask.strip("\n").split("\n"):
-        optional = {"context", "lettered", "instruction"} & set(template.places(line))
-        if all(values[name] for name in optional):
-            lines.append(_filled(line, values, definition, speech))
-    return "\n".join(lines)
+    instruction = _INSTRUCTIONS.get(task.scorer, "choose" if item.options else "short")
+    letters = zip(LETTERS, item.options, strict=False) if with_letters else ()
+    optional = {
+        "context": item.context,
+        "lettered": "\n".join(f"{letter}. {option}" for letter, option in letters),
+        "instruction": locale.words.get(instruction, ""),
+    }
+    values = {**item.row, **optional, "words": locale.words, "question": item.question}
+    lines = [
+        line
+        for line in task.prompt.ask.strip("\n").split("\n")
+        if all(optional.get(name, True) for name in template.places(line))
+    ]
+    return "\n".join(_fill(line, values, task, locale) for line in lines)
 
 
 def choice_item(
-    item: Item, definition: Definition, speech: Speech, variant: str, prefix: str = ""
+    item: Item, task: Definition, locale: Locale, variant: str, prefix: str = ""
 ) -> ChoiceItem:
     """Return an item for scoring by likelihood; options are letters, or their words."""
     by_letter = variant == "letter"
     options = LETTERS[: len(item.options)] if by_letter else item.options
-    return ChoiceItem(
-        item.id, prefix, ask(item, definition, speech, by_letter),
-        tuple(_spaced(option, speech) for option in options),
-    )  # fmt: skip
+    spaced = tuple(_spaced(option, locale) for option in options)
+    return ChoiceItem(item.id, prefix, ask(item, task, locale, by_letter), spaced)
 
 
 def generate_item(
-    item: Item, definition: Definition, speech: Speech, prefix: str = "", is_chat: bool = True
+    item: Item, task: Definition, locale: Locale, prefix: str = "", is_chat: bool = True
 ) -> GenerateItem:
     """Return an item to be answered in free text.
 
-    Parameters
-    ----------
-    is_chat : the model has a template for chats. Without one the text ends where the answer
-        begins, and the answer where another begins.
+    For a model without a chat template the text ends where the answer begins, and the answer
+    where another begins.
     """
-    text = chat_template.unmarked(prefix + ask(item, definition, speech, True))
-    if is_chat:
-        return GenerateItem(item.id, (("user", text),), definition.max_tokens, definition.stop)
-    said = ("", _opened(text, speech))
-    return GenerateItem(item.id, (said,), definition.max_tokens, ends(definition, speech))
+    text = chat_template.unmarked(prefix + ask(item, task, locale, True))
+    role, stop = "user", task.prompt.stop
+    if not is_chat:
+        role, stop, text = "", stops(task, locale), _opened(text, locale)
+    return GenerateItem(item.id, ((role, text),), task.prompt.max_tokens, stop)
 
 
-def ends(definition: Definition, speech: Speech) -> tuple[str, ...]:
+def stops(task: Definition, locale: Locale) -> tuple[str, ...]:
     """Return what ends an answer of a model without a template for chats, which would go on."""
-    own = ("\n{question}:", *_ENDS.get(definition.scorer, ()))
-    words = (end.format(**speech.words) for end in own)
-    return tuple(dict.fromkeys((*definition.stop, *words)))
+    ends = ("\n{question}:", *_STOPS.get(task.scorer, ()))
+    own = (end.format(**locale.words) for end in ends)
+    return tuple(dict.fromkeys((*task.prompt.stop, *own)))
 
 
-def _opened(text: str, speech: Speech) -> str:
+def _opened(text: str, locale: Locale) -> str:
     """Return a text that ends with what opens an answer."""
-    opening = f"{speech.words['answer']}:"
+    opening = f"{locale.words['answer']}:"
     return text if text.endswith(opening) else f"{text}\n{opening}"
 
 
-def _spaced(answer: str, speech: Speech) -> str:
+def _spaced(answer: str, locale: Locale) -> str:
     """Return what follows a prompt; a letter of an option has a space in every language."""
     is_letter = len(answer) == 1 and answer in LETTERS
-    return f" {answer}" if speech.spaces or is_letter else answer
+    return f" {answer}" if locale.spaces or is_letter else answer
 
 
 def examples(
-    items: Sequence[Item], definition: Definition, speech: Speech, variant: str, n: int
+    items: Sequence[Item], task: Definition, locale: Locale, variant: str, n: int
 ) -> tuple[str, list[Item]]:
     """Return a prefix of n solved items, and the items that are left to score.
 
@@ -100,36 +96,21 @@ def examples(
         if len(chosen) < n and item.golds:
             chosen.setdefault(item.cluster, item)
     if len(chosen) < n:
-        raise UsageError(f"{definition.name} has too few items for {n} examples")
-    texts = []
+        raise UsageError(f"{task.name} has too few items for {n} examples")
+    prefix = ""
     for item in chosen.values():
-        text = ask(item, definition, speech, variant == "letter" or definition.generates())
-        text = _opened(text, speech) if definition.generates() else text
-        texts.append(f"{text}{_spaced(_solution(item, variant), speech)}\n\n")
-    return "".join(texts), [item for item in items if item.cluster not in chosen]
+        by_letter = variant == "letter"
+        text = ask(item, task, locale, by_letter or task.generates())
+        text = _opened(text, locale) if task.generates() else text
+        gold = LETTERS[item.right] if by_letter and item.right is not None else item.golds[0]
+        prefix += f"{text}{_spaced(gold, locale)}\n\n"
+    return prefix, [item for item in items if item.cluster not in chosen]
 
 
-def _solution(item: Item, variant: str) -> str:
-    if variant == "letter" and item.right is not None:
-        return LETTERS[item.right]
-    return item.golds[0]
-
-
-def _lettered(options: Sequence[str]) -> str:
-    return "\n".join(f"{LETTERS[i]}. {option}" for i, option in enumerate(options))
-
-
-def _instruction(item: Item, definition: Definition, speech: Speech) -> str:
-    word = _INSTRUCTIONS.get(definition.scorer, "choose" if item.options else "short")
-    return speech.words.get(word, "") if word else ""
-
-
-def _filled(line: str, values: dict[str, Any], definition: Definition, speech: Speech) -> str:
+def _fill(line: str, values: dict[str, Any], task: Definition, locale: Locale) -> str:
     try:
         return template.fill(line, values)
     except KeyError as error:
-        raise UsageError(
-            f"the prompt of {definition.name} needs {error}, which neither its data nor the words"
-            f" of {speech.code!r} have",
-            where=definition.path, fix=f"add it to tasks/languages/{speech.code}.toml",
-        ) from error  # fmt: skip
+        what = f"the prompt of {task.name} needs {error}; neither its data nor the language have it"
+        fix = f"add it to tasks/languages/{locale.code}.toml"
+        raise UsageError(what, where=task.path, fix=fix) from error

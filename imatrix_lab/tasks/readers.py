@@ -12,17 +12,13 @@ from imatrix_lab.errors import BadText
 Row = dict[str, Any]
 FILE_BYTES_MAX = 2 << 30
 """Benchmarks are small; a larger file is not one."""
+_BUILDERS = {".jsonl": "json", ".parquet": "parquet", ".tsv": "csv", ".csv": "csv"}
 
 
 def beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
-    """Yield rows of texts whose lines belong together.
-
-    Raises
-    ------
-    BadText : they have different numbers of lines.
-    """
-    texts = [_lines(decoded(path)) for path in paths]
-    if len({len(text) for text in texts}) > 1:
+    """Yield rows of texts whose lines belong together; `BadText` if their numbers differ."""
+    texts = [_lines(path) for path in paths]
+    if len(set(map(len, texts))) > 1:
         counts = ", ".join(f"{p.name} {len(t)}" for p, t in zip(paths, texts, strict=True))
         raise BadText(f"these files have different numbers of lines: {counts}", where=paths[0])
     for lines in zip(*texts, strict=True):
@@ -30,38 +26,32 @@ def beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
 
 
 def table(path: Path, columns: Sequence[str] = ()) -> list[Row]:
-    """Return the rows of a JSON, JSON lines, TSV, CSV or Parquet file.
+    """Return the rows of a JSON, JSON lines, TSV, CSV or Parquet file; `BadText` if damaged.
 
     Parameters
     ----------
     columns : names, for TSV and CSV without a header.
-
-    Raises
-    ------
-    BadText : it is not what its name says.
     """
     import datasets
 
     _check_size(path)
-    kind = path.suffix.lower()
-    if kind == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         return _json(path)
-    builders = {".jsonl": "json", ".parquet": "parquet", ".tsv": "csv", ".csv": "csv"}
-    if kind not in builders:
-        raise BadText(
-            f"{path.name} is none of .json {' '.join(builders)}", where=path, fix="convert it first"
-        )
+    if suffix not in _BUILDERS:
+        known = f".json {' '.join(_BUILDERS)}"
+        raise BadText(f"{path.name} is none of {known}", where=path, fix="convert it first")
     datasets.disable_progress_bars()
-    builder = builders[kind]
+    builder = _BUILDERS[suffix]
     try:
-        options = _csv(path, columns) if builder == "csv" else {}
         if builder == "json":
             decoded(path)
-        found = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+        options = _csv(path, columns) if builder == "csv" else {}
+        rows = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except (OSError, ValueError, csv.Error, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).splitlines()[0][:300]
         raise BadText(f"{path.name} cannot be read: {reason}", where=path) from error
-    return [plain(row) for row in found.to_list()]
+    return [plain(row) for row in rows.to_list()]
 
 
 def plain(value: Any) -> Any:
@@ -72,26 +62,27 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, datetime.datetime):
         return value.isoformat(" ").removesuffix(" 00:00:00")
     return value
 
 
 def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
-    """Return how to read a table of texts: neither NA nor 007 is anything else."""
+    """Return options for reading a table of texts, in which NA and 007 stay as they are."""
     import datasets
 
     is_tsv = path.suffix.lower() == ".tsv"
     quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if is_tsv else {}
     mark = "\t" if is_tsv else ","
-    head = next(csv.reader(_lines(decoded(path)), delimiter=mark, **quoting), [])
+    head = next(csv.reader(_lines(path), delimiter=mark, **quoting), [])
     names = list(columns or head)
     features = datasets.Features({name: datasets.Value("string") for name in names})
-    return {"sep": mark, "names": names, "header": None if columns else 0, "features": features,
-            "keep_default_na": False, **quoting}  # fmt: skip
+    header = None if columns else 0
+    layout = {"sep": mark, "names": names, "header": header, "features": features}
+    return {**layout, "keep_default_na": False, **quoting}
 
 
 def _json(path: Path) -> list[Row]:
@@ -103,22 +94,17 @@ def _json(path: Path) -> list[Row]:
     if isinstance(raw, dict):
         raw = [{"id": key, **row} if isinstance(row, dict) else row for key, row in raw.items()]
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
-        raise BadText(f"{path.name} is no list of objects, and no object of them", where=path)
+        raise BadText(f"{path.name} is neither a list nor an object of objects", where=path)
     return [plain(row) for row in raw]
 
 
-def _lines(text: str) -> list[str]:
+def _lines(path: Path) -> list[str]:
     """Return lines of a file; U+2028 and its like end none."""
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return decoded(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def decoded(path: Path) -> str:
-    """Return a file's text.
-
-    Raises
-    ------
-    BadText : it is not UTF-8.
-    """
+    """Return a file's text; `BadText` if it is not UTF-8."""
     _check_size(path)
     try:
         return path.read_bytes().decode("utf-8-sig")

@@ -54,9 +54,8 @@ def write(
 def coded(words: Sequence[str]) -> Coded:
     """Return a column of words; what UTF-8 cannot hold is replaced."""
     clean = [word.encode("utf-8", "replace").decode() for word in words]
-    names = tuple(dict.fromkeys(clean))
-    place = {name: i for i, name in enumerate(names)}
-    return Coded(np.array([place[word] for word in clean], np.int32), names)
+    places = {name: i for i, name in enumerate(dict.fromkeys(clean))}
+    return Coded(np.array([places[word] for word in clean], np.int32), tuple(places))
 
 
 def words(table: Table, name: str) -> list[str]:
@@ -65,9 +64,18 @@ def words(table: Table, name: str) -> list[str]:
     return [column.names[code] for code in column.codes]
 
 
-def name_part(words: str) -> str:
+def table_rows(table: Table) -> list[dict[str, Any]]:
+    """Return a table row by row, words spelt out."""
+    columns = [
+        words(table, name) if isinstance(column, Coded) else column.tolist()
+        for name, column in table.columns.items()
+    ]
+    return [dict(zip(table.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def name_part(name: str) -> str:
     """Return a model's name as a part of a file's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in words)[:40] or "model"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:40] or "model"
 
 
 def error_classes(errors: Sequence[str]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Benchmarks on quants: from a request to files of item records."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,108 +11,104 @@ from typing import Any
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
+from imatrix_lab.models import resolve
 from imatrix_lab.records import parquet
-from imatrix_lab.tasks import dedup, load, prompt, records
-from imatrix_lab.tasks import definition as definitions
-from imatrix_lab.tasks import items as made
-from imatrix_lab.tasks import locale as speeches
+from imatrix_lab.tasks import backends, dedup, definition, load, prompt, records
 from imatrix_lab.tasks.backends import Answerer
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.items import Item
+from imatrix_lab.tasks.items import Item, make_items
 from imatrix_lab.tasks.journal import Journal
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale, get_locale, load_locales
 from imatrix_lab.tasks.scorers import score
 from imatrix_lab.tasks.scorers.score import METRICS_VERSION, Outcome
 from imatrix_lab.types import TaskRequest
 
+Openers = Iterable[Callable[[], AbstractContextManager[Answerer]]]
+"""Each opens a quant, when the one before is done."""
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """The items of one task in one language, ready to be asked.
+    """The items of one task in one language, ready to be asked; `facts` of them are recorded."""
 
-    Attributes
-    ----------
-    facts : what is recorded of them: how many there were, what was merged, where they are from.
-    """
-
-    definition: Definition
-    speech: Speech
+    task: Definition
+    locale: Locale
     items: tuple[Item, ...]
     prefix: str
     variant: str
     facts: dict[str, Any]
 
 
-def run(
-    request: TaskRequest,
-    answerers: Iterable[Callable[[], AbstractContextManager[Answerer]]],
-    progress: Progress,
-) -> list[Path]:
-    """Ask every item of every task and language; return the files of records.
+def run_quants(request: TaskRequest, session: Session) -> list[Path]:
+    """Run benchmarks on the quants of a request; return the files of records.
 
-    Parameters
-    ----------
-    answerers : one a quant; each is opened when the one before is done.
-
-    Raises
-    ------
-    UsageError : an unknown task or language; before any work.
-    BadText : a task has no item that can be scored.
+    Wrong tasks, languages, data and quants are errors before llama.cpp is built or anything
+    fetched.
     """
-    tasks = [definitions.get(word) for word in request.tasks]
-    ready = [prepare(*one, request, progress) for one in pairs(tasks, request, progress)]
-    written = []
-    for open_one in answerers:
-        with open_one() as answerer:
-            written += [_ask(one, answerer, request, progress) for one in ready]
-    return written
+    if not request.endpoint:
+        for spec in request.quants:
+            resolve.check_spec(spec, session.store)
+
+    def openers() -> Openers:
+        yield from backends.open_all(request, session)  # after the items are read
+
+    return run(request, openers(), session.progress)
+
+
+def run(request: TaskRequest, openers: Openers, progress: Progress) -> list[Path]:
+    """Ask every item of every task and language; return the files of records."""
+    chosen = pairs(map(definition.get, request.tasks), request, progress)
+    for task, code in chosen:
+        get_locale(code)
+        load.check_data(task, request.data)
+    benchmarks = [prepare(task, code, request, progress) for task, code in chosen]
+    paths = []
+    for open_quant in openers:
+        with open_quant() as answerer:
+            paths += [_run(prepared, answerer, request, progress) for prepared in benchmarks]
+    return paths
 
 
 def pairs(
     tasks: Iterable[Definition], request: TaskRequest, progress: Progress
 ) -> list[tuple[Definition, str]]:
-    """Return every task with every language asked for that it has; tell which it has not.
+    """Return every task with each of the request's languages that it has; note which it lacks.
 
-    Raises
-    ------
-    UsageError : nothing is left, a task cannot be scored by the variant asked for, or several
-        languages are asked for of one file.
+    `UsageError` if nothing is left, a task cannot be scored by the request's variant, or several
+    languages are to be read from one file.
     """
-    wanted = [(task, code) for task in tasks for code in _languages(task, request)]
-    for task, _ in wanted:
-        if request.variant:
-            _check_variant(task, request.variant)
+    every = [(task, code) for task in tasks for code in _languages(task, request)]
     several = len(request.languages) > 1
-    if several and request.data:
-        for task, _ in wanted:
-            _check_data(task, request.data)
+    for task, _ in every:
+        _check_variant(task, request.variant)
+        if several and request.data:
+            _check_language(task, request.data)
     data = None if several else request.data
-    found = [(task, code) for task, code in wanted if load.has(task, code, data)]
-    if not found:
-        load.own_code(*wanted[0])  # says what there is
-    for task, code in wanted:
-        if (task, code) not in found:
-            progress.say(f"note: {task.name} has no {code!r}: left out")
-    return found
+    chosen = [(task, code) for task, code in every if load.has(task, code, data)]
+    if not chosen:
+        load.own_code(*every[0])  # raises, with the languages of the task
+    for task, code in every:
+        if (task, code) not in chosen:
+            progress.say(f"note: {task.name} has no {code!r}: skipped")
+    return chosen
 
 
-def _check_variant(task: Definition, variant: str) -> None:
-    if task.generates():
-        raise UsageError(f"{task.name} is answered in free text: --variant means nothing there")
+def _check_variant(task: Definition, variant: str | None) -> None:
+    if variant and task.generates():
+        what = f"{task.name} is answered in free text: --variant has no meaning for it"
+        raise UsageError(what, fix="leave --variant out")
     if variant == "letter" and not task.shows_letters():
-        raise UsageError(
-            f"the prompt of {task.name} does not show letters", fix="--variant raw, token or byte"
-        )
+        what = f"the prompt of {task.name} does not show letters"
+        raise UsageError(what, fix="--variant raw, token or byte")
 
 
-def _check_data(task: Definition, data: Path) -> None:
-    """Refuse data in one language for several."""
+def _check_language(task: Definition, data: Path) -> None:
     if load.in_one(task, data) and (data.is_file() or not task.languages):
-        raise UsageError(
-            f"{task.name}: these data do not say their language, and several are asked for",
-            where=data, fix="one at a time: --langs with the language that they are in",
-        )  # fmt: skip
+        what = f"{task.name}: these data are in one language, but --langs names several"
+        fix = "one at a time: --langs with the language of the data"
+        raise UsageError(what, where=data, fix=fix)
 
 
 def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
@@ -120,170 +116,152 @@ def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
         return request.languages
     if not task.languages:
         raise UsageError(f"{task.name} does not say its languages", fix="--langs en,nb")
-    return tuple(code for code in task.languages if code in speeches.load_all())
+    known = load_locales()
+    return tuple(code for code in task.languages if code in known)
 
 
 def prepare(task: Definition, code: str, request: TaskRequest, progress: Progress) -> Prepared:
-    """Return the items of a task in a language, without repeats, and the examples before them.
-
-    Raises
-    ------
-    BadText : none that can be scored.
-    """
-    speech = speeches.get(code)
+    """Return the items of a task in a language, without repeats, and the examples before them."""
+    locale = get_locale(code)
     if request.data is None and task.source.hub:
         progress.say(f"{task.name} {code}: from the Hub, {task.source.hub} …")
-    rows = load.rows(task, code, request.data)
-    found = made.make(rows.rows, task, code, speech)
-    unique = dedup.merge(found.items)
-    variant = request.variant or task.variant
-    shots = task.shots if request.shots is None else request.shots
-    prefix, left = prompt.examples(unique.items, task, speech, variant, shots)
-    asked = _limited(left, request.limit)
-    rejected = {why: len(ids) for why, ids in found.rejected.items()}
-    if not asked:
-        why = "".join(f"; {n:,} left out: {why}" for why, n in rejected.items())
-        raise BadText(f"{task.name} in {code}: no item that can be scored{why}", where=task.path)
+    source = load.rows(task, code, request.data)
+    items, rejected = make_items(source.rows, task, locale)
+    unique = dedup.merge(items)
+    variant = request.variant or task.prompt.variant
+    shots = task.prompt.shots if request.shots is None else request.shots
+    prefix, items = prompt.examples(unique.items, task, locale, variant, shots)
+    items = _limited(items, request.limit)
+    skipped = [f"{n:,} skipped: {reason}" for reason, n in rejected.items()]
+    if not items:
+        what = f"{task.name} in {code}: no item that can be scored"
+        raise BadText("; ".join([what, *skipped]), where=task.path)
+    is_pinned = request.data is not None or task.source.is_pinned()
     facts = {
         "name": task.name, "language": code, "scorer": task.scorer, "shots": shots,
-        "variant": "" if task.generates() else variant, "origin": dict(rows.origin),
-        "pinned": request.data is not None or task.source.is_pinned(),
-        "n_given": len(rows.rows), "n_unique": len(unique.items), "n_near": unique.n_near,
-        "n_conflicts": unique.n_conflicts, "rejected": rejected,
-        "sha256": _sha256(prefix, asked, task, speech, variant),
+        "variant": "" if task.generates() else variant, "origin": dict(source.origin),
+        "pinned": is_pinned, "n_given": len(source.rows), "n_unique": len(unique.items),
+        "n_near": unique.n_near, "n_conflicts": unique.n_conflicts, "rejected": rejected,
+        "sha256": _sha256(prefix, items, task, locale, variant),
     }  # fmt: skip
-    if not facts["pinned"]:
-        progress.say(f"note: {task.name} is not pinned; the newest: {_said(rows.origin)}")
-    _tell(facts, len(asked), len({i.cluster for i in asked}), progress)
-    return Prepared(task, speech, tuple(asked), prefix, variant, facts)
-
-
-def _said(origin: Mapping[str, str]) -> str:
-    return ", ".join(f"{where} at {what[:12]}" for where, what in origin.items())
+    if not is_pinned:
+        newest = ", ".join(f"{name} at {commit[:12]}" for name, commit in source.origin.items())
+        progress.say(f"note: {task.name} is not pinned; the newest: {newest}")
+    n_repeats = len(source.rows) - sum(rejected.values()) - len(unique.items)
+    counts = {"repeats merged": n_repeats, "near-duplicates clustered": unique.n_near,
+              "repeats with another right answer": unique.n_conflicts}  # fmt: skip
+    n_clusters = len({item.cluster for item in items})
+    notes = [f"{n:,} {what}" for what, n in counts.items() if n]
+    summary = f"{task.name} {code}: {len(items):,} items in {n_clusters:,} clusters"
+    progress.say("; ".join([summary, *notes, *skipped]))
+    return Prepared(task, locale, tuple(items), prefix, variant, facts)
 
 
 def _limited(items: list[Item], limit: int | None) -> list[Item]:
     """Return so many items, drawn by the hash of their ids: the same in every language."""
-    if limit is None or limit >= len(items):
-        return items
     drawn = sorted(items, key=lambda item: sha256(item.id.encode()).digest())[:limit]
-    chosen = {item.id for item in drawn}
-    return [item for item in items if item.id in chosen]
+    ids = {item.id for item in drawn}
+    return [item for item in items if item.id in ids]
 
 
 def _sha256(
-    prefix: str, items: Iterable[Item], task: Definition, speech: Speech, variant: str
+    prefix: str, items: Iterable[Item], task: Definition, locale: Locale, variant: str
 ) -> str:
     """Return a hash of everything that is asked, of what is right, and of how answers are read."""
     head: list[Any] = [prefix]
     if task.generates():
-        rules = dataclasses.asdict(speech)
-        del rules["words"], rules["judge"]
-        head += [task.max_tokens, prompt.ends(task, speech), rules]
-    texts = [[i.id, prompt.ask(i, task, speech, variant == "letter"), i.options, i.golds, i.cluster]
-             for i in items]  # fmt: skip
+        rules = {"code": locale.code, "name": locale.name, "spaces": locale.spaces}
+        for part in (locale.answer, locale.numbers, locale.identify):
+            rules |= dataclasses.asdict(part)
+        head += [task.prompt.max_tokens, prompt.stops(task, locale), rules]
+    by_letter = variant == "letter"
+    texts = [
+        [i.id, prompt.ask(i, task, locale, by_letter), i.options, i.golds, i.cluster] for i in items
+    ]
     return sha256(canonical_json([*head, *texts]).encode()).hexdigest()
 
 
-def _tell(facts: dict[str, Any], n_asked: int, n_clusters: int, progress: Progress) -> None:
-    """Say what the items are, before hours are spent on them."""
-    repeated = facts["n_given"] - sum(facts["rejected"].values()) - facts["n_unique"]
-    notes = [
-        f"{n:,} {what}"
-        for n, what in (
-            (repeated, "repeats merged"),
-            (facts["n_near"], "near-duplicates clustered"),
-            (facts["n_conflicts"], "repeats with another right answer"),
-            *((n, f"left out: {why}") for why, n in facts["rejected"].items()),
-        )
-        if n
-    ]
-    progress.say(
-        f"{facts['name']} {facts['language']}: {n_asked:,} items in {n_clusters:,} groups"
-        + "".join(f"; {note}" for note in notes)
-    )
-
-
-def _ask(one: Prepared, answerer: Answerer, request: TaskRequest, progress: Progress) -> Path:
-    """Ask what is not answered yet, and write the records."""
+def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress: Progress) -> Path:
+    """Ask the items that are not answered yet, and write the records."""
     signature = {
         "kind": "item", "metrics_version": METRICS_VERSION, "package_version": __version__,
-        "task": one.facts, "quant": answerer.quant(), **answerer.instrument(),
+        "task": prepared.facts, "quant": answerer.quant(), **answerer.instrument(),
     }  # fmt: skip
-    key = sha256(canonical_json({k: v for k, v in signature.items() if k != "package_version"})
-                 .encode()).hexdigest()[:16]  # fmt: skip
-    name = f"{one.definition.name}.{one.speech.code}.{answerer.label}"
-    path, is_there = _place(request, name, key, signature)
-    if is_there:
-        progress.say(f"{path.name} is there already")
+    fingerprint = {name: part for name, part in signature.items() if name != "package_version"}
+    key = sha256(canonical_json(fingerprint).encode()).hexdigest()[:16]
+    name = f"{prepared.task.name}.{prepared.locale.code}.{answerer.label}"
+    path, is_complete = _place(request, name, key, signature)
+    if is_complete:
+        progress.say(f"{path.name} is complete")
         return path
     journal = Journal(request.out / ".unfinished" / f"{name}.{key}.jsonl", Outcome)
-    items = {item.id: item for item in one.items}
-    done = {i: _outcome(e) for i, e in journal.found.items() if i in items and not e["error"]}
-    if done:
-        progress.say(f"{name}: {len(done):,} of {len(items):,} items were answered before")
-    left = [item for item in one.items if item.id not in done]
-    with journal as add:
-        for outcome in _outcomes(one, left, answerer):
-            add(dataclasses.asdict(outcome))
-            done[outcome.id] = outcome
-    for item in one.items:
-        done.setdefault(item.id, score.failed(item, "no answer came"))
+    outcomes = _answer(prepared, answerer, journal, name, progress)
     prompts = None
     if request.keep_text:
-        prompts = {item.id: _prompt(one, item, answerer.is_chat) for item in one.items}
-    rows = [(item, done[item.id]) for item in one.items]
-    records.write(path, one.definition.name, rows, signature, prompts, one.prefix)
+        prompts = {item.id: _prompt(prepared, item, answerer.is_chat) for item in prepared.items}
+    rows = [(item, outcomes[item.id]) for item in prepared.items]
+    records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
-    for kind, n in records.error_classes(errors).items():
-        first = next(error for error in errors if error.startswith(kind))
+    for reason, n in records.error_classes(errors).items():
+        first = next(error for error in errors if error.startswith(reason))
         progress.say(f"note: {name}: {n:,} of {len(rows):,} items failed, not counted: {first}")
     if not errors:
         journal.remove()
     return path
 
 
-def _outcomes(one: Prepared, items: list[Item], answerer: Answerer) -> Iterator[Outcome]:
+def _answer(
+    prepared: Prepared, answerer: Answerer, journal: Journal[Outcome], name: str, progress: Progress
+) -> dict[str, Outcome]:
+    """Return the outcome of every item; those of an earlier run that did not fail are kept."""
+    items = prepared.items
+    outcomes = {item.id: outcome for item in items if (outcome := journal.get(item.id))}
+    if outcomes:
+        progress.say(f"{name}: {len(outcomes):,} of {len(items):,} items were answered before")
+    left = [item for item in items if item.id not in outcomes]
+    with journal:
+        for outcome in _outcomes(prepared, left, answerer) if left else ():
+            journal.add(outcome)
+            outcomes[outcome.id] = outcome
+    for item in items:
+        outcomes.setdefault(item.id, score.failed(item, "no answer came"))
+    return outcomes
+
+
+def _outcomes(prepared: Prepared, items: list[Item], answerer: Answerer) -> Iterator[Outcome]:
     by_id = {item.id: item for item in items}
-    task, speech = one.definition, one.speech
-    if not items:
-        return
-    if not task.generates():
-        asked = [prompt.choice_item(i, task, speech, one.variant, one.prefix) for i in items]
-        for scores in answerer.choose(asked):
-            yield score.of_likelihoods(by_id[scores.id], scores, one.variant)
-        return
-    for found in answerer.generate(
-        [prompt.generate_item(i, task, speech, one.prefix, answerer.is_chat) for i in items]
-    ):
-        yield score.of_text(by_id[found.id], found, task.scorer, speech)
-
-
-def _prompt(one: Prepared, item: Item, is_chat: bool) -> str:
-    """Return what was asked after the examples."""
-    task, speech = one.definition, one.speech
+    task, locale, prefix = prepared.task, prepared.locale, prepared.prefix
     if task.generates():
-        return prompt.generate_item(item, task, speech, is_chat=is_chat).messages[0][1]
-    return prompt.choice_item(item, task, speech, one.variant).context
+        texts = [prompt.generate_item(i, task, locale, prefix, answerer.is_chat) for i in items]
+        for answer in answerer.generate(texts):
+            yield score.of_text(by_id[answer.id], answer, task.scorer, locale)
+    else:
+        choices = [prompt.choice_item(i, task, locale, prepared.variant, prefix) for i in items]
+        for scores in answerer.choose(choices):
+            yield score.of_likelihoods(by_id[scores.id], scores, prepared.variant)
 
 
-def _outcome(entry: dict[str, Any]) -> Outcome:
-    return Outcome(**{f.name: entry[f.name] for f in dataclasses.fields(Outcome)})
+def _prompt(prepared: Prepared, item: Item, is_chat: bool) -> str:
+    """Return what was asked after the examples."""
+    task, locale = prepared.task, prepared.locale
+    if task.generates():
+        return prompt.generate_item(item, task, locale, is_chat=is_chat).messages[0][1]
+    return prompt.choice_item(item, task, locale, prepared.variant).context
 
 
 def _place(
     request: TaskRequest, name: str, key: str, signature: dict[str, Any]
 ) -> tuple[Path, bool]:
-    """Return where records go, and whether the same are there, whole. Others are kept."""
+    """Return where records go, and whether the same are there, complete; others are kept."""
     for path in (request.out / f"{name}.parquet", request.out / f"{name}.{key[:8]}.parquet"):
         if not path.exists():
             return path, False
         try:
-            there = parquet.read(path)
+            table = parquet.read(path)
         except BadRecords:
             continue
-        old = {**there.signature, "package_version": __version__}
+        old = {**table.signature, "package_version": __version__}
         if canonical_json(old) == canonical_json(signature):
-            text = "prompt" in there.columns or not request.keep_text
-            return path, text and not any(records.words(there, "error"))
+            has_text = "prompt" in table.columns or not request.keep_text
+            return path, has_text and not any(records.words(table, "error"))
     return path, False

@@ -1,4 +1,4 @@
-"""What item records say: scores with intervals, and the answers on which two quants differ."""
+"""Item records read: scores with intervals, and the answers on which two quants differ."""
 
 import math
 from collections.abc import Sequence
@@ -9,30 +9,29 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.errors import BadRecords, UsageError
-from imatrix_lab.records import parquet
-from imatrix_lab.records import runs as compared
+from imatrix_lab.records import parquet, runs
 from imatrix_lab.records.parquet import Table
 from imatrix_lab.records.runs import Run
+from imatrix_lab.report.results import Flip
 from imatrix_lab.stats import clustered
 from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.tasks import records
 from imatrix_lab.tasks.scorers import translation
 from imatrix_lab.tasks.scorers.translation import Quality
 
-_COLUMNS = ("task", "language", "item_id", "cluster_id", "score", "prediction", "gold", "parsed",
-            "tie", "cut", "error")  # fmt: skip
+_COLUMNS = ("task", "cluster_id", "score", "prediction", "gold", "parsed", "tie", "cut", "error")
 
 
 @dataclass(frozen=True)
-class Score:
-    """How one quant did on a task, or on a part of it, in a language.
+class TaskScore:
+    """The score of one quant on a task, or on a part of it, in a language.
 
     Attributes
     ----------
     score : mean over the items that did not fail, with an interval by cluster.
     n_unparsed : answers that could not be read; they score 0.
     n_ties : items whose best options were equally likely.
-    n_cut : answers that were not at their end when they had as many tokens as they may.
+    n_cut : answers that were cut off at the most tokens they may have.
     failed : items that failed, by kind; they are not in the mean.
     n_given, n_unique : rows of the data, and items after repeats were merged.
     quality : chrF++ and BLEU of all, for translations.
@@ -54,31 +53,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Flip:
-    """An item on which two quants differ; `prompt` and outputs are empty where not kept."""
-
-    task: str
-    language: str
-    item_id: str
-    gold: str
-    a: str
-    b: str
-    score_a: float
-    score_b: float
-    prompt: str = ""
-    output_a: str = ""
-    output_b: str = ""
-
-
-@dataclass(frozen=True)
 class Flips:
-    """Where two runs differ.
-
-    Attributes
-    ----------
-    n_items : that both have, and neither failed.
-    n_gained, n_lost : items on which the second is better, and worse.
-    """
+    """Where two runs differ, of the items that neither failed; the second gained and lost."""
 
     items: tuple[Flip, ...]
     n_items: int
@@ -86,105 +62,82 @@ class Flips:
     n_lost: int
 
 
-def scores(paths: Sequence[Path]) -> list[Score]:
-    """Return the scores in files or folders of item records, part by part.
-
-    Raises
-    ------
-    BadRecords : a file is damaged, or none has items.
-    """
-    found = [run for path in paths for run in compared.find(path) if run.kind == "item"]
-    if not found:
+def scores(paths: Sequence[Path]) -> list[TaskScore]:
+    """Return the scores in files or folders of item records, part by part."""
+    item_runs = [run for path in paths for run in runs.find(path) if run.kind == "item"]
+    if not item_runs:
         raise BadRecords("no records of tasks here", where=paths[0], fix="imatrix-lab task run")
-    return [score for run in found for score in _scores(run)]
+    return [score for run in item_runs for score in _scores(run)]
 
 
-def _scores(run: Run) -> list[Score]:
+def _scores(run: Run) -> list[TaskScore]:
     table = parquet.read(run.path, list(_COLUMNS))
     names = records.words(table, "task")
-    parts = list(dict.fromkeys(names))
-    whole = np.ones(len(table), bool)
-    rows = [(part, np.array([name == part for name in names])) for part in parts]
+    parts = {part: np.array([name == part for name in names]) for part in dict.fromkeys(names)}
     if len(parts) > 1:
-        rows.append((str(run.signature["task"]["name"]), whole))
-    return [_score(run, table, part, chosen) for part, chosen in rows]
+        parts[str(run.signature["task"]["name"])] = np.ones(len(table), bool)
+    return [_score(run, table, part, chosen) for part, chosen in parts.items()]
 
 
-def _score(run: Run, table: Table, part: str, chosen: np.ndarray) -> Score:
+def _score(run: Run, table: Table, part: str, chosen: np.ndarray) -> TaskScore:
     values = table.array("score")
     good = chosen & np.isfinite(values)
     _, codes = np.unique(table.words("cluster_id").codes[good], return_inverse=True)
     sizes = np.bincount(codes)
-    errors = [e for e, c in zip(records.words(table, "error"), chosen, strict=True) if c]
     task = run.signature["task"]
-    return Score(
-        part, str(task["language"]), str(run.signature["quant"]["name"]),
-        _mean(np.bincount(codes, values[good]), sizes), int(good.sum()), len(sizes),
-        int((~table.array("parsed")[good]).sum()), int(table.array("tie")[good].sum()),
-        int(table.array("cut")[good].sum()),
-        records.error_classes(errors), int(task["n_given"]), int(task["n_unique"]),
-        _quality(table, good, str(task["language"])) if task["scorer"] == "translation" else None,
+    quality = None
+    if task["scorer"] == "translation":
+        texts, golds = (_words(table, name, good) for name in ("prediction", "gold"))
+        quality = translation.corpus(texts, golds, str(task["language"]))
+    mean = Interval(math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
+    if len(sizes):
+        mean = clustered.share(np.bincount(codes, values[good]), sizes)
+    unparsed, ties, cut = ~table.array("parsed"), table.array("tie"), table.array("cut")
+    return TaskScore(
+        task=part, language=str(task["language"]), quant=str(run.signature["quant"]["name"]),
+        score=mean, n_items=int(good.sum()), n_clusters=len(sizes),
+        n_unparsed=int(unparsed[good].sum()), n_ties=int(ties[good].sum()),
+        n_cut=int(cut[good].sum()), failed=records.error_classes(_words(table, "error", chosen)),
+        n_given=int(task["n_given"]), n_unique=int(task["n_unique"]), quality=quality,
     )  # fmt: skip
 
 
-def _mean(totals: np.ndarray, sizes: np.ndarray) -> Interval:
-    """Return the mean over items with its interval, or none where every item failed."""
-    if not len(sizes):
-        return Interval(math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
-    return clustered.share(totals, sizes)
-
-
-def _quality(table: Table, good: np.ndarray, language: str) -> Quality:
-    said, golds = (
-        [word for word, keep in zip(records.words(table, name), good, strict=True) if keep]
-        for name in ("prediction", "gold")
-    )
-    return translation.corpus(said, golds, language)
+def _words(table: Table, name: str, chosen: np.ndarray) -> list[str]:
+    return [word for word, is_in in zip(records.words(table, name), chosen, strict=True) if is_in]
 
 
 def flips(path_a: Path, path_b: Path) -> Flips:
-    """Return the items that one of two runs has right and the other has not, largest first.
-
-    Raises
-    ------
-    UsageError : a folder, or several files.
-    BadRecords : they were not asked the same.
-    """
-    both = [compared.find(path) for path in (path_a, path_b)]
-    if any(len(found) != 1 or found[0].kind != "item" for found in both):
+    """Return the items that one of two runs has right and the other has not, largest first."""
+    both = [*runs.find(path_a), *runs.find(path_b)]
+    if len(both) != 2 or any(run.kind != "item" for run in both):
         raise UsageError("flips are between two files of item records")
-    compared.require_comparable([both[0][0], both[1][0]])
-    a, b = (_rows(found[0]) for found in both)
-    shared = [key for key in a if key in b]
-    if not shared:
+    runs.require_comparable(both)
+    rows_a, rows_b = (_rows(run) for run in both)
+    pairs = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
+    if not pairs:
         raise BadRecords("these runs have no item in common", where=path_b)
-    found, n_items = [], 0
-    for key in shared:
-        one, other = a[key], b[key]
-        if not (math.isfinite(one["score"]) and math.isfinite(other["score"])):
-            continue
-        n_items += 1
-        if one["score"] != other["score"]:
-            found.append(_flip(key, one, other))
-    found.sort(key=lambda flip: -abs(flip.score_a - flip.score_b))
-    gained = sum(flip.score_b > flip.score_a for flip in found)
-    return Flips(tuple(found), n_items, gained, len(found) - gained)
+    pairs = [(a, b) for a, b in pairs if math.isfinite(a["score"] + b["score"])]
+    items = [_flip(both[0], both[1], a, b) for a, b in pairs if a["score"] != b["score"]]
+    items.sort(key=lambda flip: -abs(flip.score_a - flip.score_b))
+    n_gained = sum(flip.score_b > flip.score_a for flip in items)
+    return Flips(tuple(items), len(pairs), n_gained, len(items) - n_gained)
 
 
 def _rows(run: Run) -> dict[tuple[str, str, str], dict[str, Any]]:
-    table = parquet.read(run.path)
-    names = [n for n in (*_COLUMNS, "prompt", "output") if n in table.columns]
-    columns = [
-        records.words(table, n) if isinstance(table.columns[n], parquet.Coded)
-        else table.array(n).tolist()
-        for n in names
-    ]  # fmt: skip
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    """Return the rows of a run by task, language and item."""
+    rows = records.table_rows(parquet.read(run.path))
     return {(row["task"], row["language"], row["item_id"]): row for row in rows}
 
 
-def _flip(key: tuple[str, str, str], a: dict[str, Any], b: dict[str, Any]) -> Flip:
+def _flip(run_a: Run, run_b: Run, a: dict[str, Any], b: dict[str, Any]) -> Flip:
+    is_choice = run_a.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
+    output_a, output_b = (
+        row["prediction"] if is_choice else row.get("output") or row["prediction"] for row in (a, b)
+    )
+    name_a, name_b = (str(run.signature["quant"]["name"]) for run in (run_a, run_b))
     return Flip(
-        *key, a["gold"], a["prediction"], b["prediction"], a["score"], b["score"],
-        a.get("prompt", ""), a.get("output", ""), b.get("output", ""),
+        model="", task=a["task"], language=a["language"], item_id=a["item_id"], a=name_a, b=name_b,
+        type=run_a.type if run_a.type == run_b.type else "", prompt=a.get("prompt", ""),
+        gold=a["gold"], output_a=output_a, output_b=output_b, score_a=a["score"],
+        score_b=b["score"],
     )  # fmt: skip

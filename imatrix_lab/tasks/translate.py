@@ -1,7 +1,6 @@
 """`task translate`: a benchmark's file in another language, by a model, for a person to review."""
 
 import csv
-import dataclasses
 import io
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,11 @@ from imatrix_lab.core.files import canonical_json, write_whole
 from imatrix_lab.core.parallel import each
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import ImatrixLabError
-from imatrix_lab.tasks import load
-from imatrix_lab.tasks import locale as speeches
-from imatrix_lab.tasks import translate_prompts as texts
+from imatrix_lab.tasks import load, translate_prompts
 from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.tasks.definition import Definition
 from imatrix_lab.tasks.journal import Journal
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale, get_locale
 from imatrix_lab.tasks.translate_prompts import Translation
 
 _ORDER = ("context", "question", "options", "gold")
@@ -28,7 +25,7 @@ _ORDER = ("context", "question", "options", "gold")
 
 @dataclass(frozen=True)
 class Translated:
-    """What was written.
+    """The files of a translated task.
 
     Attributes
     ----------
@@ -46,69 +43,9 @@ class Translated:
     n_left_out: int
 
 
-def translate(
-    task: Definition, source: str, to: str, data: Path | None, out: Path, limit: int | None,
-    chat: Chat, progress: Progress,
-) -> Translated:  # fmt: skip
-    """Translate a task's items into a language.
-
-    Parameters
-    ----------
-    source : the language its items are in.
-    limit : only the first so many items.
-
-    Raises
-    ------
-    ImatrixLabError : nothing at all could be translated.
-    """
-    speech = speeches.get(to)
-    rows = load.rows(task, source, data)
-    chosen = rows.rows[:limit]
-    translator = _Translator(
-        speech,
-        chat,
-        texts.columns(task),
-        Journal(out / f"{task.name}.{to}.texts.jsonl", Translation),
-    )
-    done: dict[int, _Done] = {}
-    with (
-        translator.journal as add,
-        progress.task(f"translate {task.name} to {to}", len(chosen), "items") as bar,
-    ):
-
-        def one(place: int) -> tuple[int, _Done]:
-            return place, translator.row(chosen[place], str(chosen[place].get("id", place)), add)
-
-        for place, found in each(one, range(len(chosen)), chat.parallel):
-            done[place] = found
-            bar.update(len(done))
-    every = [done[place] for place in range(len(chosen))]
-    failed = [text.error for one in every for text in one.texts if text.error]
-    if failed and all(one.failed() for one in every):
-        raise ImatrixLabError(f"nothing could be translated: {failed[0]}",
-                              fix="check the model and the endpoint; then run again")  # fmt: skip
-    written = _write(task, to, out, every)
-    manifest = {
-        "task": task.name, "language": to, "from": source, "machine_translated": True,
-        "model": chat.model, "model_identity": chat.identity,
-        "package_version": __version__, "origin": dict(rows.origin),
-        "licence": task.licence, "citation": task.citation,
-        "n_items": len(every) - written.n_left_out, "n_left_out": written.n_left_out,
-        "n_texts": written.n_texts, "n_flagged": written.n_flagged,
-        "instruction": speech.words["translate"],
-    }  # fmt: skip
-    write_whole(written.manifest, canonical_json(manifest))
-    return written
-
-
 @dataclass(frozen=True)
-class _Done:
-    """A row with its texts translated.
-
-    Attributes
-    ----------
-    notes : what is wrong with the row as a whole.
-    """
+class _Row:
+    """A row with its texts translated; `notes` are what is wrong with it as a whole."""
 
     name: str
     row: dict[str, Any]
@@ -120,73 +57,106 @@ class _Done:
         return any(text.error for text in self.texts)
 
 
-class _Translator:
-    """Translates texts once; what an earlier run translated is not asked again.
+def translate(
+    task: Definition, source: str, to: str, data: Path | None, out: Path, limit: int | None,
+    chat: Chat, progress: Progress,
+) -> Translated:  # fmt: skip
+    """Translate the first `limit` items of a task from one language into another.
 
-    Parameters
-    ----------
-    wanted : the columns to translate, and what each is.
+    `ImatrixLabError` if nothing at all could be translated.
     """
+    locale = get_locale(to)
+    benchmark = load.rows(task, source, data)
+    chosen = benchmark.rows[:limit]
+    journal = Journal(out / f"{task.name}.{to}.texts.jsonl", Translation)
+    translator = _Translator(locale, chat, translate_prompts.columns(task), journal)
+    done: dict[int, _Row] = {}
+    name = f"translate {task.name} to {to}"
+    with journal, progress.task(name, len(chosen), "items") as bar:
 
-    def __init__(self, speech: Speech, chat: Chat, wanted: Mapping[str, str], journal: Journal):
-        self._speech, self._chat, self._wanted, self.journal = speech, chat, wanted, journal
+        def translate_row(place: int) -> tuple[int, _Row]:
+            return place, translator.row(chosen[place], str(chosen[place].get("id", place)))
+
+        for place, row in each(translate_row, range(len(chosen)), chat.parallel):
+            done[place] = row
+            bar.update(len(done))
+    rows = [done[place] for place in range(len(chosen))]
+    errors = [text.error for row in rows for text in row.texts if text.error]
+    if errors and all(row.failed() for row in rows):
+        what = f"nothing could be translated: {errors[0]}"
+        raise ImatrixLabError(what, fix="check the model and the endpoint; then run again")
+    written = _write(task, to, out, rows)
+    manifest = {
+        "task": task.name, "language": to, "from": source, "machine_translated": True,
+        "model": chat.model, "model_identity": chat.identity,
+        "package_version": __version__, "origin": dict(benchmark.origin),
+        "licence": task.licence, "citation": task.citation,
+        "n_items": len(rows) - written.n_left_out, "n_left_out": written.n_left_out,
+        "n_texts": written.n_texts, "n_flagged": written.n_flagged,
+        "instruction": locale.words["translate"],
+    }  # fmt: skip
+    write_whole(written.manifest, canonical_json(manifest))
+    return written
+
+
+class _Translator:
+    """Translates texts once, in any thread; what an earlier run translated is not asked again."""
+
+    def __init__(
+        self, locale: Locale, chat: Chat, columns: Mapping[str, str], journal: Journal[Translation]
+    ):
+        self._locale, self._chat, self._columns, self._journal = locale, chat, columns, journal
         self._locks: dict[str, threading.Lock] = {}
 
-    def row(self, row: Mapping[str, Any], name: str, add: Any) -> _Done:
-        """Return a row with its texts translated; any thread may ask."""
+    def row(self, row: Mapping[str, Any], name: str) -> _Row:
         by_text: dict[str, str] = {}
-        found = []
-        parts = sorted(texts.texts(row, self._wanted), key=lambda part: _ORDER.index(part[0]))
-        for kind, text in parts:
-            if text in by_text:
-                continue
-            beside = self._beside(kind, text, parts, by_text)
-            one = self._one(kind, text, beside, add)
-            by_text[text] = one.text
-            found.append(one)
-        new = texts.apply(row, self._wanted, by_text)
-        return _Done(name, new, tuple(found), tuple(texts.inconsistent(row, new, self._wanted)))
+        translations = []
+        parts = translate_prompts.texts(row, self._columns)
+        for field, text in sorted(parts, key=lambda part: _ORDER.index(part[0])):
+            if text not in by_text:
+                beside = by_text.get(_belongs_to(text, parts), "")
+                translations.append(self._translate(field, text, beside))
+                by_text[text] = translations[-1].text
+        new = translate_prompts.apply(row, self._columns, by_text)
+        notes = dict.fromkeys(translate_prompts.inconsistent(row, new, self._columns))
+        return _Row(name, new, tuple(translations), tuple(notes))
 
-    def _beside(
-        self, kind: str, text: str, parts: list[tuple[str, str]], by_text: Mapping[str, str]
-    ) -> str:
-        if kind not in ("gold", "options"):
-            return ""
-        contexts = [t for k, t in parts if k == "context" and text.casefold() in t.casefold()]
-        questions = [t for k, t in parts if k == "question"]
-        chosen = (contexts or questions)[:1]
-        return by_text.get(chosen[0], "") if chosen else ""
-
-    def _one(self, kind: str, text: str, beside: str, add: Any) -> Translation:
-        messages = texts.prompt(kind, text, beside, self._speech)
-        key = texts.key_of(messages, self._chat)
+    def _translate(self, field: str, text: str, beside: str) -> Translation:
+        messages = translate_prompts.prompt(field, text, beside, self._locale)
+        key = translate_prompts.key_of(messages, self._chat)
         with self._locks.setdefault(key, threading.Lock()):  # another row may have the same text
-            known = self.journal.found.get(key)
-            if known and not known["error"]:
-                return Translation(**{**known, "flags": tuple(known["flags"])})
-            one = texts.translate(kind, text, messages, self._chat)
-            add(dataclasses.asdict(one))
-            return one
+            translation = self._journal.get(key)
+            if not translation:
+                translation = translate_prompts.translate(field, text, messages, self._chat)
+                self._journal.add(translation)
+            return translation
 
 
-def _write(task: Definition, to: str, out: Path, every: Sequence[_Done]) -> Translated:
+def _belongs_to(text: str, parts: Sequence[tuple[str, str]]) -> str:
+    """Return the text that a gold answer or option belongs to: see `translate_prompts`."""
+    contexts = [t for field, t in parts if field == "context" and text.casefold() in t.casefold()]
+    questions = [t for field, t in parts if field == "question"]
+    return next(iter(contexts or questions), "")
+
+
+def _write(task: Definition, to: str, out: Path, rows: Sequence[_Row]) -> Translated:
     """Write the items, but for those that are half in the old language, and what to review."""
-    items, sheet = out / f"{task.name}.{to}.json", out / f"{task.name}.{to}.review.tsv"
     lines = []
-    for one in every:
-        for text in one.texts:
-            notes = one.notes if text.field in ("gold", "options") else ()
+    for row in rows:
+        for text in row.texts:
+            notes = row.notes if text.field in ("gold", "options") else ()
             flags = "; ".join((*text.flags, *notes, *filter(None, [text.error])))
-            lines.append((one.name, text.field, flags, text.source, text.text))
+            lines.append((row.name, text.field, flags, text.source, text.text))
     lines.sort(key=lambda line: line[2] == "")
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["item", "field", "flags", "source", "translation"])
     writer.writerows(lines)
-    whole = [one.row for one in every if not one.failed()]
+    whole = [row.row for row in rows if not row.failed()]
+    items, review, manifest = (
+        out / f"{task.name}.{to}.{suffix}" for suffix in ("json", "review.tsv", "manifest.json")
+    )
     write_whole(items, canonical_json(whole))
-    write_whole(sheet, table.getvalue())
-    return Translated(
-        items, sheet, out / f"{task.name}.{to}.manifest.json", len(lines),
-        sum(bool(line[2]) for line in lines), len(every) - len(whole),
-    )  # fmt: skip
+    write_whole(review, table.getvalue())
+    n_flagged = sum(bool(line[2]) for line in lines)
+    return Translated(items, review, manifest, len(lines), n_flagged, len(rows) - len(whole))

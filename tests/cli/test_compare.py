@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imatrix_lab.cli.main import run
-from tests.compare.made_up import Text
+from tests.compare.made_up import Text, items
 
 
 @pytest.fixture
@@ -20,9 +20,23 @@ def two(tmp_path):
 def test_compare_says_it_in_words_on_stdout(two, capsys):
     assert run(["compare", *two, "--margin", "0.001", "--resamples", "200"]) == 0
     out, err = capsys.readouterr()
-    assert "nb Q4_K_M is better than en Q4_K_M" in out
-    assert "CR3, t with 19 df" in out
-    assert "null: no difference" in err
+    plain, formal, *_ = out.splitlines()
+    assert "nb Q4_K_M is better than en Q4_K_M" in plain
+    assert "CR3, t with 19 df" in formal
+    rows = [line.split() for line in out.splitlines() if "kld_nats" in line]
+    assert [row[-1] for row in rows] == ["better"]
+    assert "threshold 0.05" in err
+
+
+def test_compare_shows_the_exact_tests_of_items(tmp_path, capsys):
+    answers = [("qa", "nb", str(i), f"g{i // 2}", float(i % 3 > 0)) for i in range(60)]
+    flipped = [(*row[:4], 1.0 if i % 10 == 0 else row[4]) for i, row in enumerate(answers)]
+    paths = [items(tmp_path / f"{c}.parquet", rows, c)
+             for c, rows in (("nb", flipped), ("en", answers))]  # fmt: skip
+    assert run(["compare", *map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    assert "McNemar" in out and "Newcombe 95 % CI" in out
+    assert " 0.50 " in out  # McNemar of 2 to 0
 
 
 def test_compare_as_json(two, capsys):

@@ -30,11 +30,11 @@ PROGRAM = textwrap.dedent(
     log, delay_s, decode = Path(sys.argv[1]), float(sys.argv[2]), Engine.decode
 
     def slow(self, step):
-        found = decode(self, step)
+        logits = decode(self, step)
         with log.open("a") as file:
             file.write(f"{self.label} {hash(step.tokens.tobytes())}\\n")
         time.sleep(delay_s)
-        return found
+        return logits
 
     Engine.decode = slow
     sys.argv = ["imatrix-lab", *sys.argv[3:]]
@@ -55,11 +55,11 @@ def cache(own_directories, toolchain_in_own_cache, kernel_store):
 @pytest.fixture
 def texts(tmp_path):
     """Two texts of a few documents."""
-    found = {}
+    files = {}
     for seed, name in enumerate(("nb", "en")):
         documents = made.documents([60, 30, 45, 20], seed=seed)
-        found[name] = str(made.jsonl(tmp_path / f"{name}.jsonl", documents))
-    return found
+        files[name] = str(made.jsonl(tmp_path / f"{name}.jsonl", documents))
+    return files
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_options_once_each_mean_the_same(cache, words, quants, texts, capsys):
 
 def test_files_as_json(cache, words, capsys):
     assert run([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [Path(f).stem for f in found] == NAMES
+    shown = json.loads(capsys.readouterr().out)
+    assert [Path(f).stem for f in shown] == NAMES
 
 
 def test_a_file_without_a_name_is_called_by_its_own(cache, words, texts, capsys):
@@ -147,7 +147,7 @@ def test_an_expected_error_is_one(cache, words, reference, tmp_path, capsys):
     (tmp_path / "cut.gguf").write_bytes(reference.read_bytes()[:-1000])
     assert run([*words[:4], "--quant", str(tmp_path / "cut.gguf"), *words[7:]]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and "\nerror: truncated GGUF file" in err and "cut.gguf" in err
+    assert out == "" and "truncated GGUF file" in err and "cut.gguf" in err
 
 
 # -- what is shown
@@ -203,17 +203,17 @@ def test_agree(scored, words, tmp_path, capsys):
     assert out.count("noise, quant") == out.count("quantization, B") == 4
     assert "the runs differ in: compute.n_rows" in err
     assert run(["score", "agree", str(scored), str(scored), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["differ_in"] == [] and len(found["rows"]) == 16
-    noise = [r for r in found["rows"] if r["what"].startswith("noise")]
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["differ_in"] == [] and len(shown["rows"]) == 16
+    noise = [r for r in shown["rows"] if r["what"].startswith("noise")]
     assert {r["rms_delta_p"]["estimate"] for r in noise} == {0.0}
 
 
 def test_a_folder_of_two_quants_is_compared(scored, capsys):
     assert run(["compare", str(scored), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["comparisons"]
-    assert {c["metric"] for c in found} >= {"kld_nats"}
-    assert {c["text"] for c in found} == {"nb", "en"}
+    shown = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {c["metric"] for c in shown} >= {"kld_nats"}
+    assert {c["text"] for c in shown} == {"nb", "en"}
 
 
 def test_export_gives_every_record_back(scored, tmp_path, capsysbinary):
@@ -228,8 +228,10 @@ def test_export_gives_every_record_back(scored, tmp_path, capsysbinary):
     assert list(rows[0]) == list(wanted)
     for name, column in wanted.items():
         texts = [row[name] for row in rows]
-        found = np.array(texts) if name == "doc_id" else np.array(texts, float).astype(column.dtype)
-        np.testing.assert_array_equal(found, column)
+        values = (
+            np.array(texts) if name == "doc_id" else np.array(texts, float).astype(column.dtype)
+        )
+        np.testing.assert_array_equal(values, column)
 
 
 # -- killed, interrupted, two at once

@@ -45,7 +45,8 @@ def test_version_of_both_shapes():
 
 def test_metadata_that_would_be_cut_is_refused(tmp_path):
     with pytest.raises(ValueError, match="127"):
-        programs.quantize_argv(tmp_path, tmp_path, None, "Q4_K_M", 1, metadata={"k": "x" * 128})
+        options = programs.QuantizeOptions(1, metadata={"k": "x" * 128})
+        programs.quantize_argv(tmp_path, tmp_path, None, "Q4_K_M", options)
 
 
 def test_types_by_any_spelling():

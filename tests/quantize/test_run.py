@@ -153,7 +153,7 @@ def test_what_counts_as_broken(found, quant_type, good):
 
 
 def test_a_type_that_takes_an_imatrix_says_so(tools, tiny, own_text, tmp_path):
-    with pytest.raises(UsageError, match="IQ2_XXS takes an imatrix"):
+    with pytest.raises(UsageError, match="IQ2_XXS requires an imatrix"):
         run(tiny, None, ["IQ2_XXS"], own_text(600), tmp_path / "out")
 
 
@@ -163,13 +163,12 @@ def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own
     model = convert.resolve(str(tiny), Session(Store(), Silent()))
     options = quantize.Options(compute.compute_for(model.facts, ComputeOptions("cpu", threads=1)))
     metadata = tune.metadata_of(tools, None, None)
-    inputs = quantize.inputs(model, None, "Q4_K_M", None, metadata, options, tools)
+    spec = quantize.QuantSpec(model, None, "Q4_K_M", options, metadata)
+    inputs = quantize.inputs(spec, tools)
     any_check = {k: v for k, v in inputs.items() if k != "heldout_sha256"}
     found = Store().like("quant", any_check)
     assert found and quantize.facts(found).sha256 == verified.sha256
     assert Store().like("quant", {**any_check, "type": "Q3_K_S"}) is None
-    made = quantize.quantize(
-        tools, model, None, "Q4_K_M", None, metadata, options, Session(Store(), Silent())
-    )
+    made = quantize.quantize(tools, spec, Session(Store(), Silent()))
     assert made.sha256 == verified.sha256 and made.path != verified.path
     assert math.isnan(made.perplexity) and made.n_windows == 0

@@ -59,9 +59,9 @@ def documents(sizes: Sequence[int], seed: int = 0) -> tuple[Document, ...]:
     )
 
 
-def jsonl(path: Path, found: Sequence[Document]) -> Path:
+def jsonl(path: Path, texts: Sequence[Document]) -> Path:
     """Write documents, one a line."""
-    lines = [json.dumps({"id": d.id, "text": d.text}, ensure_ascii=False) + "\n" for d in found]
+    lines = [json.dumps({"id": d.id, "text": d.text}, ensure_ascii=False) + "\n" for d in texts]
     path.write_bytes("".join(lines).encode())
     return path
 
@@ -102,13 +102,13 @@ def job(
     tools: Toolchain,
     kernel: Kernel,
     reference: Model,
-    found: Sequence[Document],
+    content: Sequence[Document],
     protocol: Protocol,
     **rest: Any,
 ) -> Job:
     """Return a job on documents."""
     chosen = settings(protocol.n_ctx, **rest)
-    text = Text("nb", tuple(found))
+    text = Text("nb", tuple(content))
     with Vocabulary(tools, reference.path) as vocabulary:
         plan = texts.plan(text, vocabulary, protocol, chosen.sequences_max)
     return Job(tools, kernel, reference, text, plan, protocol, chosen)
@@ -117,8 +117,8 @@ def job(
 @contextlib.contextmanager
 def engine(asked: Job, model: Model) -> Iterator[Engine]:
     """Open a model as a job would."""
-    with Engine(asked.tools, asked.kernel, model, asked.settings, Interruptible()) as found:
-        yield found
+    with Engine(asked.tools, asked.kernel, model, asked.settings, Interruptible()) as opened:
+        yield opened
 
 
 def logits(asked: Job, model: Model) -> tuple[np.ndarray, np.ndarray]:
@@ -133,9 +133,9 @@ def logits(asked: Job, model: Model) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.concatenate(targets)
 
 
-def log_softmax(found: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return log-probabilities in float64."""
-    z = found.astype(np.float64)
+    z = logits.astype(np.float64)
     z = z - z.max(axis=1, keepdims=True)
     return np.asarray(z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
 

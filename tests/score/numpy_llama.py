@@ -71,6 +71,6 @@ def rotated(x: np.ndarray) -> np.ndarray:
     angle = np.arange(n)[:, None] * 10_000.0 ** (-np.arange(0, d, 2) / d)
     cos, sin = np.cos(angle), np.sin(angle)
     even, odd = x[..., ::2], x[..., 1::2]
-    found = np.empty_like(x)
-    found[..., ::2], found[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
-    return found
+    turned = np.empty_like(x)
+    turned[..., ::2], turned[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
+    return turned

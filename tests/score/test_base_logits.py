@@ -82,8 +82,8 @@ def test_the_bound_rises_with_k():
 
 def test_the_bound_in_closed_form():
     """p = (0.5, 0.25, 0.25), q = (0.25, 0.5, 0.25), top 1: 0.5 ln 2 + 0.5 ln (0.5 / 0.75)."""
-    found = base_logits.lower_bound(np.log([[0.5]]), np.log([[0.25]]))
-    assert found[0] == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75), abs=2e-6)
+    bound = base_logits.lower_bound(np.log([[0.5]]), np.log([[0.25]]))
+    assert bound[0] == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75), abs=2e-6)
 
 
 def test_nan_in_the_quant_is_nan():
@@ -98,22 +98,22 @@ def test_k_is_the_smallest_power_of_two(n_vocab):
     p, _ = two(np.random.default_rng(3), n_vocab, 2, 1)
     logp = np.take_along_axis(p, np.sort(largest(p, n_vocab), 1), 1).astype(np.float32)
     mass = np.cumsum(np.sort(np.exp(p), axis=1)[:, ::-1], axis=1).mean(0)
-    found = []
+    ks = []
     for share in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-6):
         k = base_logits._smallest_k(logp, share)
         assert k == n_vocab or (k >= base_logits.K_MIN and k & (k - 1) == 0)
         assert 1 - mass[k - 1] <= share or k == n_vocab
         assert k in (base_logits.K_MIN, n_vocab) or 1 - mass[k // 2 - 1] > share
-        found.append(k)
-    assert found == sorted(found) and len(set(found)) > 1
+        ks.append(k)
+    assert ks == sorted(ks) and len(set(ks)) > 1
 
 
 def test_the_sample():
     for n_scored, n_vocab in ((10, 302), (70_000, 302), (70_000, 262_144), (5, 10**9)):
-        found = base_logits.sample(n_scored, n_vocab)
-        assert len(found) == min(n_scored, max(1, base_logits.SAMPLE_BYTES // (4 * n_vocab)))
-        assert (np.diff(found) > 0).all() and found[0] >= 0 and found[-1] < n_scored
-        np.testing.assert_array_equal(found, base_logits.sample(n_scored, n_vocab))
+        sampled = base_logits.sample(n_scored, n_vocab)
+        assert len(sampled) == min(n_scored, max(1, base_logits.SAMPLE_BYTES // (4 * n_vocab)))
+        assert (np.diff(sampled) > 0).all() and sampled[0] >= 0 and sampled[-1] < n_scored
+        np.testing.assert_array_equal(sampled, base_logits.sample(n_scored, n_vocab))
 
 
 # -- on a model
@@ -156,8 +156,8 @@ def cached(job, models, store, rest_share=0.01, progress=None):
 
 def test_cached_is_live_but_for_the_divergence(asked, exact, store):
     job, models = asked
-    _, found = cached(job, models[1:], store)
-    for one, other in zip(found, exact, strict=True):
+    _, scored = cached(job, models[1:], store)
+    for one, other in zip(scored, exact, strict=True):
         for name in ("nll", "nll_ref", "top1", "top1_ref"):
             np.testing.assert_array_equal(one[name], other[name])
         assert (one["kld"] <= other["kld"] + 1e-6).all()
@@ -167,8 +167,8 @@ def test_cached_is_live_but_for_the_divergence(asked, exact, store):
 def test_the_gap_reported_is_the_gap(asked, exact, store):
     """Every token is in the sample here: its mean is the mean."""
     job, models = asked
-    artifacts, found = cached(job, models[1:], store, rest_share=0.1)
-    for artifact, one, other in zip(artifacts, found, exact, strict=True):
+    artifacts, scored = cached(job, models[1:], store, rest_share=0.1)
+    for artifact, one, other in zip(artifacts, scored, exact, strict=True):
         missed = (other["kld"].astype(float) - one["kld"]).mean()
         gap = artifact.facts["gap"]
         assert gap["n_sampled"] == len(other)
@@ -179,8 +179,8 @@ def test_the_gap_reported_is_the_gap(asked, exact, store):
 
 
 def k_of(store):
-    (found,) = (a for a in store.artifacts() if a.manifest["kind"] == "teacher")
-    return found.facts["k"]
+    (base,) = (a for a in store.artifacts() if a.manifest["kind"] == "teacher")
+    return base.facts["k"]
 
 
 def test_a_smaller_rest_takes_a_larger_k_and_misses_less(asked, score_store, tmp_path):
@@ -203,8 +203,8 @@ def test_a_small_sample(asked, exact, store, monkeypatch):
     monkeypatch.setattr(base_logits, "SAMPLE_BYTES", 6 * 4 * job.reference.facts.n_vocab)
     chosen = base_logits.sample(sum(job.plan.sizes()), job.reference.facts.n_vocab)
     assert len(chosen) == 6 and 0 in [len(s) for s in base_logits.sample_by_batch(job)]
-    artifacts, found = cached(job, models[1:], store)
-    for artifact, one, other in zip(artifacts, found, exact, strict=True):
+    artifacts, scored = cached(job, models[1:], store)
+    for artifact, one, other in zip(artifacts, scored, exact, strict=True):
         missed = other["kld"][chosen].astype(float) - one["kld"][chosen]
         assert artifact.facts["gap"]["n_sampled"] == 6
         assert artifact.facts["gap"]["gap_nats"] == pytest.approx(missed.mean(), rel=1e-3)
@@ -250,8 +250,8 @@ def test_too_small_a_disk_is_said_before_the_pass(asked, store, monkeypatch):
 def test_self_divergence_is_below_the_floor(asked, store):
     """Its true tail against its own: the bound is exact, to float32 log-probabilities."""
     job, models = asked
-    _, (found,) = cached(job, models[:1], store)
-    assert np.abs(found["kld"]).max() < 1e-6
+    _, (rows,) = cached(job, models[:1], store)
+    assert np.abs(rows["kld"]).max() < 1e-6
 
 
 class Stop(Exception):

@@ -10,9 +10,9 @@ SIZES = [3, 0, 5]
 
 
 def rows(n, seed=0):
-    found = np.zeros(n, row_type())
-    found["kld"] = np.random.default_rng(seed).random(n)
-    return found
+    part = np.zeros(n, row_type())
+    part["kld"] = np.random.default_rng(seed).random(n)
+    return part
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ NOISE = 5e-3
 def ask(tools, kernel, store):
     """A function: model file, documents -> the model and a job."""
 
-    def make(path, found, protocol=PROTOCOL, **rest):
+    def make(path, texts, protocol=PROTOCOL, **rest):
         model = made.load(path, store)
-        return model, made.job(tools, kernel, model, found, protocol, **rest)
+        return model, made.job(tools, kernel, model, texts, protocol, **rest)
 
     return make
 
@@ -54,21 +54,21 @@ def in_numpy(path, asked):
     """Log-probabilities of the scored rows by the Llama in numpy."""
     model = NumpyLlama(path)
     windows = [w for batch in asked.plan.batches for w in batch]
-    found = [model.logits(w.tokens)[w.first - 1 : -1] for w in windows]
-    return made.log_softmax(np.concatenate(found))
+    logits = [model.logits(w.tokens)[w.first - 1 : -1] for w in windows]
+    return made.log_softmax(np.concatenate(logits))
 
 
 @pytest.fixture(scope="module")
 def pairs(tools, reference, quants, tmp_path_factory):
     """A reference and a quant of it in two precisions, the quant's weights dequantized."""
-    folder, found = tmp_path_factory.mktemp("pairs"), {}
+    folder, files = tmp_path_factory.mktemp("pairs"), {}
     whole = tiny_model.write(folder / "whole-f32.gguf", output_scale=0.25, dtype=np.float32)
     for kind, ref in (("F32", whole), ("F16", reference)):
         quant = folder / f"quant-{kind}.gguf"
         argv = [tools.program("llama-quantize"), "--allow-requantize", quants["Q2_K"], quant, kind]
         process.run([*argv, "1"], timeout_s=120)
-        found[kind] = ref, quant
-    return found
+        files[kind] = ref, quant
+    return files
 
 
 @pytest.mark.parametrize(("kind", "relative"), [("F32", 1e-4), ("F16", 1e-3)])
@@ -102,12 +102,12 @@ def test_scores_are_those_of_a_llama_in_numpy(ask, pairs, store, tmp_path, kind,
 
 def test_a_document_scores_the_same_alone_and_among_others(ask, pairs, store, tmp_path):
     reference, path = pairs["F16"]
-    found = made.documents([60, 20, 100, 5, 33, 300, 12])
-    _, asked = ask(reference, found)
-    assert len(asked.plan.batches) < len(found)
+    documents = made.documents([60, 20, 100, 5, 33, 300, 12])
+    _, asked = ask(reference, documents)
+    assert len(asked.plan.batches) < len(documents)
     quant = made.load(path, store)
     together = rows_of(asked, quant, tmp_path / "all")
-    for i, document in enumerate(found):
+    for i, document in enumerate(documents):
         _, one = ask(reference, [document])
         alone = rows_of(one, quant, tmp_path / f"{i}")
         packed = by_document(asked, together)[document.id]
@@ -119,7 +119,7 @@ def test_a_document_scores_the_same_alone_and_among_others(ask, pairs, store, tm
 def test_a_sequence_sees_nothing_of_another(ask, reference, store, tmp_path):
     """The same document beside quite different ones."""
     document = made.documents([50], seed=1)
-    found = []
+    scores = []
     for seed in (2, 3):
         (other,) = made.documents([50], seed=seed)
         before = dataclasses.replace(other, id="before")
@@ -127,8 +127,8 @@ def test_a_sequence_sees_nothing_of_another(ask, reference, store, tmp_path):
         assert len(asked.plan.batches) == 1
         size = len(asked.plan.batches[0][0].tokens)
         rows = rows_of(asked, model, tmp_path / str(seed))
-        found.append((size, by_document(asked, rows)[document[0].id]["nll_ref"]))
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=NOISE)
+        scores.append((size, by_document(asked, rows)[document[0].id]["nll_ref"]))
+    np.testing.assert_allclose(scores[0][1], scores[1][1], rtol=0, atol=NOISE)
 
 
 def test_a_long_document_in_windows_is_the_long_document(ask, reference, tmp_path):
@@ -159,22 +159,22 @@ def test_short_decodes_score_the_same(ask, reference, tmp_path, rest):
 
 def test_one_sequence_a_batch(ask, reference, tmp_path):
     """As for models with a state besides attention's."""
-    found = made.documents([40, 20, 60])
-    model, packed = ask(reference, found)
-    _, single = ask(reference, found, sequences_max=1)
+    documents = made.documents([40, 20, 60])
+    model, packed = ask(reference, documents)
+    _, single = ask(reference, documents, sequences_max=1)
     assert [len(b) for b in single.plan.batches] == [1, 1, 1]
     one, other = (rows_of(j, model, tmp_path / n) for j, n in ((packed, "p"), (single, "s")))
     np.testing.assert_allclose(one["nll_ref"], other["nll_ref"], rtol=0, atol=NOISE)
 
 
 def test_two_hundred_documents(ask, reference, tmp_path):
-    found = made.documents([10 + i % 40 for i in range(200)])
-    model, asked = ask(reference, found, Protocol("document", 1024, 256))
+    documents = made.documents([10 + i % 40 for i in range(200)])
+    model, asked = ask(reference, documents, Protocol("document", 1024, 256))
     assert max(map(len, asked.plan.batches)) > 20
     rows = rows_of(asked, model, tmp_path / "rows")
-    assert set(asked.plan.columns["doc_id"].names) == {d.id for d in found}
+    assert set(asked.plan.columns["doc_id"].names) == {d.id for d in documents}
     assert np.isfinite(rows["nll_ref"]).all()
-    alone = ask(reference, found[199:], Protocol("document", 1024, 256))[1]
+    alone = ask(reference, documents[199:], Protocol("document", 1024, 256))[1]
     np.testing.assert_allclose(
         rows_of(alone, model, tmp_path / "last")["nll_ref"],
         by_document(asked, rows)["doc/199"]["nll_ref"], rtol=0, atol=NOISE,
@@ -210,9 +210,9 @@ def poisoned(tmp_path):
 
 
 def test_nan_in_the_last_batch_is_in_no_other(ask, reference, poisoned, store, tmp_path):
-    found = [*made.documents([100, 100]), Document("z", "en z to tre " * 8, "x", "x")]
-    found[:2] = [dataclasses.replace(d, text=d.text.replace("z", "s")) for d in found[:2]]
-    _, asked = ask(reference, found)
+    documents = [*made.documents([100, 100]), Document("z", "en z to tre " * 8, "x", "x")]
+    documents[:2] = [dataclasses.replace(d, text=d.text.replace("z", "s")) for d in documents[:2]]
+    _, asked = ask(reference, documents)
     assert [len(b) for b in asked.plan.batches] == [1, 1, 1]
     rows = rows_of(asked, made.load(poisoned, store), tmp_path / "rows")
     kld = by_document(asked, rows["kld"])
@@ -226,8 +226,8 @@ def test_nan_in_the_last_batch_is_in_no_other(ask, reference, poisoned, store, t
 def test_nan_in_one_batch_leaves_later_ones(ask, reference, poisoned, store, tmp_path):
     """A masked NaN is NaN still in llama.cpp's attention; what lay in the cache must be gone."""
     texts = ["en to tre " * 9, "ra z ra ra " * 9, "en to tre " * 9, "de er et " * 9, "en to"]
-    found = [Document(f"doc/{i}", t, "x", "x") for i, t in enumerate(texts)]
-    _, asked = ask(reference, found)
+    documents = [Document(f"doc/{i}", t, "x", "x") for i, t in enumerate(texts)]
+    _, asked = ask(reference, documents)
     assert [len(b) for b in asked.plan.batches] == [1, 1, 1, 2]
     rows = rows_of(asked, made.load(poisoned, store), tmp_path / "rows")
     finite = {d: np.isfinite(v["kld"]).all() for d, v in by_document(asked, rows).items()}
@@ -244,9 +244,9 @@ def test_what_it_counts(ask, reference):
         assert rates([opened]) == ""
         opened.begin()
         for step in asked.steps(0):
-            found = opened.decode(step)
-            assert found.shape == (len(step.targets), model.facts.n_vocab)
-            assert found.dtype == np.float32
+            logits = opened.decode(step)
+            assert logits.shape == (len(step.targets), model.facts.n_vocab)
+            assert logits.dtype == np.float32
         assert opened.n_tokens == sum(len(w.tokens) - 1 for w in asked.plan.batches[0])
         assert opened.seconds > 0
         assert rates([opened]).startswith("tiny ")

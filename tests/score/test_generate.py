@@ -38,9 +38,9 @@ def answer(tools, kernel, store):
     def run(path, asked, parallel=16, **rest):
         setup = items.setup(kernel, parallel=parallel, **rest)
         model = made.load(path, store)
-        found = list(generate.generate(tools, model, asked, setup, Silent()))
-        assert sorted(f.id for f in found) == sorted(i.id for i in asked)
-        return {f.id: f for f in found}
+        results = list(generate.generate(tools, model, asked, setup, Silent()))
+        assert sorted(f.id for f in results) == sorted(i.id for i in asked)
+        return {f.id: f for f in results}
 
     return run
 
@@ -58,7 +58,7 @@ def ending(tmp_path_factory):
 
 def test_the_most_probable_token_each_time(answer, tools, reference):
     asked = plain(3, max_tokens=8)
-    found = answer(reference, asked)
+    answers = answer(reference, asked)
     model = NumpyLlama(reference)
     with Vocabulary(tools, reference) as vocabulary:
         for item in asked:
@@ -70,8 +70,8 @@ def test_the_most_probable_token_each_time(answer, tools, reference):
                 tokens.append(int(last.argmax()))
                 raw += vocabulary.piece(tokens[-1])
             assert margin > 1e-3, "choose another seed: two tokens are all but equally probable"
-            assert found[item.id].text == raw.decode("utf-8", "replace")
-            assert found[item.id].n_tokens == len(tokens) - n_prompt
+            assert answers[item.id].text == raw.decode("utf-8", "replace")
+            assert answers[item.id].n_tokens == len(tokens) - n_prompt
 
 
 # -- the same answers at any parallelism
@@ -85,21 +85,21 @@ def test_an_answer_depends_on_its_item_alone(answer, reference, quants, kind):
         *plain(18),
         *(GenerateItem(f"s{i}", (("", shared + made.prose(9 + i, i)),), 12) for i in range(6)),
     ]
-    found = answer(path, asked)
-    assert len({f.text for f in found.values()}) > 15
-    assert answer(path, asked) == found
-    assert answer(path, asked[::-1], parallel=24) == found
-    assert answer(path, asked, n_batch=32) == found
+    answers = answer(path, asked)
+    assert len({f.text for f in answers.values()}) > 15
+    assert answer(path, asked) == answers
+    assert answer(path, asked[::-1], parallel=24) == answers
+    assert answer(path, asked, n_batch=32) == answers
     few = asked[5:8]
-    assert answer(path, few) == {i.id: found[i.id] for i in few}
+    assert answer(path, few) == {i.id: answers[i.id] for i in few}
 
 
 def test_fewer_at_a_time(answer, reference):
     """Nothing is promised here but that it works; on this processor it is the same."""
     asked = plain(7)
     for parallel in (1, 3):
-        found = answer(reference, asked, parallel=parallel)
-        assert all(f.finish and not f.error for f in found.values())
+        answers = answer(reference, asked, parallel=parallel)
+        assert all(f.finish and not f.error for f in answers.values())
 
 
 def test_what_a_slot_has_is_not_decoded_again(answer, reference, monkeypatch):
@@ -137,9 +137,9 @@ def test_progress_moves_while_answers_are_written(tools, kernel, store, referenc
     asked = [GenerateItem(f"{i}", (("", "en to"),), 20) for i in range(3)]
     asked.append(GenerateItem("failed", (("", ""),), 0))
     seen = Seen()
-    found = list(generate.generate(tools, made.load(reference, store), asked,
+    answers = list(generate.generate(tools, made.load(reference, store), asked,
                                    items.setup(kernel), seen))  # fmt: skip
-    assert sum(bool(g.error) for g in found) == 1
+    assert sum(bool(g.error) for g in answers) == 1
     (first, note), *others = seen.reports
     assert (first, note) == (1, "")  # a note would say that an earlier run had done it
     done = [d for d, _ in others]
@@ -153,8 +153,8 @@ def test_answers_come_as_they_end(tools, kernel, store, reference):
     asked = [GenerateItem("long", (("", "en"),), 40), GenerateItem("short", (("", "to"),), 2)]
     setup = items.setup(kernel)
     model = made.load(reference, store)
-    found = [g.id for g in generate.generate(tools, model, asked, setup, Silent())]
-    assert found == ["short", "long"]
+    answers = [g.id for g in generate.generate(tools, model, asked, setup, Silent())]
+    assert answers == ["short", "long"]
 
 
 # -- where answers end
@@ -162,9 +162,9 @@ def test_answers_come_as_they_end(tools, kernel, store, reference):
 
 def test_ends(answer, reference, ending):
     asked = plain(40, max_tokens=40)
-    found, free = answer(ending, asked), answer(reference, asked)
-    assert {f.finish for f in found.values()} == {"eos", "length"}
-    for i, f in found.items():
+    answers, free = answer(ending, asked), answer(reference, asked)
+    assert {f.finish for f in answers.values()} == {"eos", "length"}
+    for i, f in answers.items():
         if f.finish == "eos":
             assert free[i].text.startswith(f.text.rstrip("\ufffd"))
             assert f.n_tokens < 40 + int(i) % 7
@@ -179,13 +179,13 @@ def test_a_stop_string_across_tokens(answer, reference):
     for item in asked:
         text = free[item.id].text
         stop = text[5:9]
-        (found,) = answer(reference, [dataclasses.replace(item, stop=("never", stop))]).values()
+        (result,) = answer(reference, [dataclasses.replace(item, stop=("never", stop))]).values()
         if "\ufffd" in stop:  # no text: bytes that are none cannot be asked for
-            assert found == free[item.id]
+            assert result == free[item.id]
         else:
             before = text[: text.index(stop)].rstrip("\ufffd")  # which may be part of a character
-            assert (found.text.rstrip("\ufffd"), found.finish) == (before, "stop")
-            assert found.n_tokens < free[item.id].n_tokens
+            assert (result.text.rstrip("\ufffd"), result.finish) == (before, "stop")
+            assert result.n_tokens < free[item.id].n_tokens
 
 
 @pytest.mark.parametrize(
@@ -199,26 +199,26 @@ def test_a_stop_string_across_tokens(answer, reference):
 )
 def test_stops_and_characters_in_parts(pieces, stop, text):
     item = GenerateItem("x", (("", "x"),), 9, ("", "zzz", stop))
-    found = generate._Answer(Prompt(item, (1,)), 0, 0)
+    result = generate._Answer(Prompt(item, (1,)), 0, 0)
     ended = []
     for piece in pieces:
-        found.raw += piece
-        ended.append(found.cut_at_stop(len(piece)))
-    assert found.text() == text
+        result.raw += piece
+        ended.append(result.cut_at_stop(len(piece)))
+    assert result.text() == text
     assert ended[-1]
 
 
 def test_part_of_a_character_is_not_shown():
-    found = generate._Answer(Prompt(plain(1)[0], (1,)), 0, 0, bytearray("blå".encode()[:-1]))
-    assert found.text() == "bl"
+    result = generate._Answer(Prompt(plain(1)[0], (1,)), 0, 0, bytearray("blå".encode()[:-1]))
+    assert result.text() == "bl"
 
 
 def test_the_answer_needs_room_too(answer, reference):
     """An item that could be cut off by the context is not asked at all."""
     asked = [GenerateItem("fits", (("", "en to"),), 30), GenerateItem("not", (("", "en to"),), 900)]
-    found = answer(reference, asked, n_ctx=40)
-    assert found["fits"].finish in {"length", "eos"}
-    assert found["not"].error.startswith("prompt longer than the context: ")
+    answers = answer(reference, asked, n_ctx=40)
+    assert answers["fits"].finish in {"length", "eos"}
+    assert answers["not"].error.startswith("prompt longer than the context: ")
 
 
 # -- chats
@@ -229,20 +229,20 @@ def test_chats_in_the_model_s_words(tools, ending, store):
     chat = GenerateItem("chat", (("user", "en to"),), 3)
     text = GenerateItem("plain", (("", "en"), ("", "to <|chat|>")), 3)
     with Vocabulary(tools, ending) as vocabulary:
-        found, failed = generate.prompts(vocabulary, model, [chat, text], 100)
+        possible, failed = generate.prompts(vocabulary, model, [chat, text], 100)
         written = "<|chat|>user en to</s><|chat|>assistant "
-        assert found[0].tokens == tuple(vocabulary.tokens(written, parse_special=True))
-        assert 3 in found[0].tokens
-        assert found[1].tokens == tuple(vocabulary.tokens("en\n\nto <|chat|>"))
-        assert 3 not in found[1].tokens
+        assert possible[0].tokens == tuple(vocabulary.tokens(written, parse_special=True))
+        assert 3 in possible[0].tokens
+        assert possible[1].tokens == tuple(vocabulary.tokens("en\n\nto <|chat|>"))
+        assert 3 not in possible[1].tokens
     assert failed == []
 
 
 def test_a_chat_without_a_template_is_plain(tools, reference, store):
     asked = [GenerateItem("x", (("system", "en"), ("user", "to")), 3)]
     with Vocabulary(tools, reference) as vocabulary:
-        found, _ = generate.prompts(vocabulary, made.load(reference, store), asked, 100)
-        assert found[0].tokens == tuple(vocabulary.tokens("en\n\nto"))
+        possible, _ = generate.prompts(vocabulary, made.load(reference, store), asked, 100)
+        assert possible[0].tokens == tuple(vocabulary.tokens("en\n\nto"))
 
 
 # -- items that fail
@@ -256,13 +256,13 @@ def test_what_cannot_be_answered_is_a_failed_item(answer, ending):
         GenerateItem("long", (("", made.prose(900)),), 5),
         GenerateItem("none", (("", "en"),), 0),
     ]
-    found = answer(ending, asked)
-    assert found["good"] == answer(ending, [good])["good"]
-    assert not found["good"].error
-    assert "no system" in found["refused"].error
-    assert found["long"].error.startswith("prompt longer than the context: ")
-    assert found["none"].error == "max_tokens is 0"
-    assert {f.finish for f in found.values() if f.error} == {""}
+    answers = answer(ending, asked)
+    assert answers["good"] == answer(ending, [good])["good"]
+    assert not answers["good"].error
+    assert "no system" in answers["refused"].error
+    assert answers["long"].error.startswith("prompt longer than the context: ")
+    assert answers["none"].error == "max_tokens is 0"
+    assert {f.finish for f in answers.values() if f.error} == {""}
 
 
 def test_nan_is_in_no_other_answer(answer, tmp_path):
@@ -270,11 +270,11 @@ def test_nan_is_in_no_other_answer(answer, tmp_path):
     path = tiny_model.write(tmp_path / "nan-f16.gguf", output_scale=0.25, nan_token=token)
     words = {"a": "en to", "z": "en z to", "b": "tre", "y": "z", "c": "de er", "d": "et ng en"}
     asked = [GenerateItem(name, (("", text),), 4) for name, text in words.items()]
-    found = answer(path, asked, parallel=2)
-    assert {n for n, f in found.items() if f.error} >= {"z", "y"}
-    good = [i for i in asked if not found[i.id].error]
+    answers = answer(path, asked, parallel=2)
+    assert {n for n, f in answers.items() if f.error} >= {"z", "y"}
+    good = [i for i in asked if not answers[i.id].error]
     assert len(good) > 1
-    assert answer(path, good, parallel=2) == {i.id: found[i.id] for i in good}
+    assert answer(path, good, parallel=2) == {i.id: answers[i.id] for i in good}
 
 
 def test_no_items(answer, reference):

@@ -33,14 +33,14 @@ def compare(kernel, ref, z):
 @pytest.mark.parametrize("n_vocab", SIZES)
 def test_against_scipy(kernel, n_vocab):
     ref, z = drawn(n_vocab)
-    rows, found = kernel.rows(ref), compare(kernel, ref, z)
+    rows, results = kernel.rows(ref), compare(kernel, ref, z)
     np.testing.assert_array_equal(rows.maximum, ref.max(1))
     np.testing.assert_array_equal(rows.top, ref.argmax(1))
-    np.testing.assert_array_equal(found.top, z.argmax(1))
-    for x, got in ((ref, rows), (z, found)):
+    np.testing.assert_array_equal(results.top, z.argmax(1))
+    for x, got in ((ref, rows), (z, results)):
         lse = special.logsumexp(x.astype(np.float64), axis=1)
         np.testing.assert_allclose(got.log_sum, lse, rtol=0, atol=3e-7)
-    np.testing.assert_allclose(found.kld, exact(ref, z), rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(results.kld, exact(ref, z), rtol=2e-6, atol=1e-6)
 
 
 def test_two_tokens_in_closed_form(kernel):
@@ -154,17 +154,17 @@ def test_a_tie_is_the_lowest_token(kernel, places):
 
 def test_bits_do_not_depend_on_threads(kernel_store, tools):
     ref, z = drawn(32_000, rows=13)
-    found = []
+    results = []
     for threads in (1, 2, 5):
         kernel = kernels.get(tools, threads, Session(kernel_store, Silent()))
         rows = kernel.rows(ref)
-        found.append([rows, kernel.compare(ref, rows, z), kernel.top(ref, 100)])
-    for others in found[1:]:
-        for one, other in zip(found[0][:2], others[:2], strict=True):
+        results.append([rows, kernel.compare(ref, rows, z), kernel.top(ref, 100)])
+    for others in results[1:]:
+        for one, other in zip(results[0][:2], others[:2], strict=True):
             for field in fields(one):
                 a, b = getattr(one, field.name), getattr(other, field.name)
                 assert (a is None and b is None) or a.tobytes() == b.tobytes(), field.name
-        assert others[2].tobytes() == found[0][2].tobytes()
+        assert others[2].tobytes() == results[0][2].tobytes()
 
 
 def test_bits_do_not_depend_on_the_rows_beside(kernel):

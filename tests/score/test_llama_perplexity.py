@@ -46,8 +46,8 @@ class Theirs:
 def last_number(pattern, argv, tries=5):
     """Run a program until its output has the pattern: its logger can lose the last lines."""
     for _ in range(tries):
-        if found := re.search(pattern, process.run(argv, timeout_s=120).tail):
-            return found
+        if match := re.search(pattern, process.run(argv, timeout_s=120).tail):
+            return match
     pytest.fail(f"{argv[0]} did not print {pattern}")
 
 
@@ -81,7 +81,7 @@ def theirs(tools, reference, quants, text, tmp_path_factory):
     final = r"Final estimate: PPL = ([\d.]+)"
     ppl_base = float(last_number(final, [program, "-m", reference, "-f", text, *same])[1])
     kept = read_base(base, N_VOCAB)
-    number, found = r"\s*(-?[\d.]+)", {}
+    number, printed = r"\s*(-?[\d.]+)", {}
     pattern = (
         rf"(?s)Mean PPL\(Q\) +:{number}.*Mean    KLD:{number}.*Median  KLD:{number}"
         rf".*RMS Δp    :{number}.*Same top p:{number}"
@@ -89,8 +89,8 @@ def theirs(tools, reference, quants, text, tmp_path_factory):
     for kind in TYPES:
         argv = [program, "-m", quants[kind], *same, "--kl-divergence"]
         ppl, mean, median, rms, top = map(float, last_number(pattern, argv).groups())
-        found[kind] = Theirs(ppl, ppl_base, mean, median, top / 100, rms / 100, kept)
-    return found
+        printed[kind] = Theirs(ppl, ppl_base, mean, median, top / 100, rms / 100, kept)
+    return printed
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,12 @@ def raw(tools, kernel, score_store, reference, quants, text, tmp_path_factory):
     """Logits of the scored tokens by model, from our engine, and the tokens."""
     store = score_store(tmp_path_factory.mktemp("raw"))
     whole = [Document("x", text.read_bytes().decode(), "x", "CC0-1.0")]
-    found = {}
+    logits_of = {}
     for name, path in {"reference": reference, **{k: quants[k] for k in TYPES}}.items():
         model = made.load(path, store)
         asked = made.job(tools, kernel, model, whole, Protocol("llamacpp", N_CTX, 0), threads=2)
-        found[name], targets = made.logits(asked, model)
-    return found, targets
+        logits_of[name], targets = made.logits(asked, model)
+    return logits_of, targets
 
 
 def quantized(z):
@@ -148,9 +148,9 @@ def test_the_text_is_cut_as_theirs_is(tools, reference, text, ours):
 @pytest.mark.parametrize("kind", TYPES)
 def test_perplexities(ours, theirs, kind):
     """llama-perplexity prints six decimals of the quant's, four of the reference's."""
-    found, printed = ours[kind], theirs[kind]
-    assert math.exp(found["nll"].mean(dtype=float)) == pytest.approx(printed.ppl, rel=1e-5)
-    assert math.exp(found["nll_ref"].mean(dtype=float)) == pytest.approx(printed.ppl_base, rel=1e-5)
+    rows, printed = ours[kind], theirs[kind]
+    assert math.exp(rows["nll"].mean(dtype=float)) == pytest.approx(printed.ppl, rel=1e-5)
+    assert math.exp(rows["nll_ref"].mean(dtype=float)) == pytest.approx(printed.ppl_base, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -176,23 +176,23 @@ def test_their_base_file_is_our_reference(raw, theirs):
 def test_without_their_rounding_ours_differs_by_that_alone(raw, ours, theirs, kind):
     """At this vocabulary their rounding is some 1e-5 a token, and nearly nothing on average."""
     logits, targets = raw
-    found = ours[kind]
-    assert found["token"].tolist() == targets.tolist()
+    rows = ours[kind]
+    assert rows["token"].tolist() == targets.tolist()
     p, q = (made.log_softmax(logits[name]) for name in ("reference", kind))
     exact = (np.exp(p) * (p - q)).sum(1)
     rounding = clamped_kld(quantized(logits["reference"]), logits[kind]) - exact
     assert np.abs(rounding).max() > 1e-5
-    assert np.abs(found["kld"] - exact).max() < 0.1 * np.abs(rounding).max()
-    corrected = found["kld"].mean(dtype=float) + rounding.mean()
+    assert np.abs(rows["kld"] - exact).max() < 0.1 * np.abs(rounding).max()
+    corrected = rows["kld"].mean(dtype=float) + rounding.mean()
     assert corrected == pytest.approx(theirs[kind].kld_mean, rel=1e-5, abs=2e-6)
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_top_token_and_probability(ours, theirs, kind):
     """They print 0.001 %, and their reference's probabilities are rounded as above."""
-    found = ours[kind]
-    assert (found["top1"] == found["top1_ref"]).mean() == pytest.approx(
-        theirs[kind].same_top, abs=6e-6 + 1 / len(found["top1"])
+    rows = ours[kind]
+    assert (rows["top1"] == rows["top1_ref"]).mean() == pytest.approx(
+        theirs[kind].same_top, abs=6e-6 + 1 / len(rows["top1"])
     )
-    delta = found["p"].astype(float) - found["p_ref"]
+    delta = rows["p"].astype(float) - rows["p_ref"]
     assert math.sqrt((delta**2).mean()) == pytest.approx(theirs[kind].rms_delta_p, abs=2e-5)

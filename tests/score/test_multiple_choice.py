@@ -36,15 +36,15 @@ def score(tools, kernel, store):
 def expected(path, tools, item):
     """Log-probabilities by numpy, one plain pass for each option."""
     model = NumpyLlama(path)
-    found = []
+    sums = []
     with Vocabulary(tools, path) as vocabulary:
         text = item.prefix + item.context
         whole = [vocabulary.tokens(text + option) for option in item.options]
         start = min(choice_layout.common([vocabulary.tokens(text), w]) for w in whole)
         for tokens in whole:
             log_p = made.log_softmax(model.logits(np.array(tokens)))
-            found.append(sum(log_p[i - 1, tokens[i]] for i in range(start, len(tokens))))
-    return found, [len(w) - start for w in whole]
+            sums.append(sum(log_p[i - 1, tokens[i]] for i in range(start, len(tokens))))
+    return sums, [len(w) - start for w in whole]
 
 
 # -- an independent reference
@@ -52,14 +52,14 @@ def expected(path, tools, item):
 
 def test_likelihoods_are_those_of_a_llama_in_numpy(score, tools, reference):
     asked = items.choices(3)
-    for item, found in zip(asked, score(reference, asked), strict=True):
+    for item, result in zip(asked, score(reference, asked), strict=True):
         sums, counts = expected(reference, tools, item)
-        assert list(found.n_tokens) == counts
-        assert found.n_bytes == tuple(len(o.encode()) for o in item.options)
+        assert list(result.n_tokens) == counts
+        assert result.n_bytes == tuple(len(o.encode()) for o in item.options)
         np.testing.assert_allclose(
-            np.array(found.logprobs_nats) / counts, np.array(sums) / counts, rtol=0, atol=NOISE
+            np.array(result.logprobs_nats) / counts, np.array(sums) / counts, rtol=0, atol=NOISE
         )
-        assert (found.id, found.error) == (item.id, "")
+        assert (result.id, result.error) == (item.id, "")
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M"])
@@ -102,8 +102,8 @@ def test_llama_perplexity_chooses_the_same(score, tools, reference, tmp_path):
         )
         for i in items.choices(40)
     ]
-    found = score(reference, asked)
-    means = [np.array(f.logprobs_nats) / f.n_tokens for f in found]
+    scores = score(reference, asked)
+    means = [np.array(f.logprobs_nats) / f.n_tokens for f in scores]
     clear = [np.diff(np.sort(m)[-2:])[0] > 2 * NOISE for m in means]
     assert sum(clear) > 30
     for right in range(2):
@@ -123,16 +123,16 @@ def test_llama_perplexity_chooses_the_same(score, tools, reference, tmp_path):
 def test_an_item_scores_the_same_to_the_last_bit(score, reference, quants, kind):
     path = quants.get(kind, reference)
     asked = [*items.choices(6), *items.choices(2, prefix="", seed=5)]
-    found = score(path, asked)
-    assert not [f.error for f in found if f.error]
+    scores = score(path, asked)
+    assert not [f.error for f in scores if f.error]
     for rest in (
         {"n_batch": 32, "n_rows": 32}, {"n_batch": 512, "n_rows": 512}, {"threads": 2},
         {"sequences_max": 9}, {"n_ctx": 1024},
     ):  # fmt: skip
-        assert score(path, asked, **rest) == found, rest
-    assert score(path, asked[::-1]) == found[::-1]
+        assert score(path, asked, **rest) == scores, rest
+    assert score(path, asked[::-1]) == scores[::-1]
     for one in (0, 7):
-        assert score(path, [asked[one]]) == [found[one]]
+        assert score(path, [asked[one]]) == [scores[one]]
 
 
 def test_no_decode_is_short(score, reference, monkeypatch):
@@ -162,8 +162,8 @@ def test_a_prefix_is_decoded_once(score, reference, monkeypatch):
     monkeypatch.setattr(multiple_choice.Engine, "decode", watch)
     other = made.prose(150, 99) + "\n\n"
     both = [i for p in zip(items.choices(6), items.choices(6, other, 3), strict=True) for i in p]
-    found = score(reference, both)
-    assert [f.id for f in found] == [i.id for i in both]
+    scores = score(reference, both)
+    assert [f.id for f in scores] == [i.id for i in both]
     starts = [s for s in seen if s.sequences[0] == choice_layout.PREFIX and s.positions[0] == 0]
     assert len(starts) == 2
     assert sum(len(s.tokens) for s in seen if choice_layout.PREFIX in s.sequences) < 500
@@ -186,10 +186,10 @@ def test_an_option_that_joins_the_context(score, tools, merging):
         before = vocabulary.tokens(item.context)
         joined = vocabulary.tokens(item.context + "s")
     assert len(joined) == len(before)
-    (found,) = score(merging, [item])
+    (result,) = score(merging, [item])
     sums, counts = expected(merging, tools, item)
-    assert list(found.n_tokens) == counts == [1, 2, 1, 2]
-    np.testing.assert_allclose(found.logprobs_nats, sums, rtol=0, atol=4 * NOISE)
+    assert list(result.n_tokens) == counts == [1, 2, 1, 2]
+    np.testing.assert_allclose(result.logprobs_nats, sums, rtol=0, atol=4 * NOISE)
 
 
 def test_an_item_that_joins_the_prefix(score, tools, merging):
@@ -199,27 +199,27 @@ def test_an_item_that_joins_the_prefix(score, tools, merging):
         ChoiceItem("x", prefix, "s ", ("de", "et")),
         ChoiceItem("y", prefix, " a", ("de", "t")),
     ]
-    for item, found in zip(asked, score(merging, asked), strict=True):
+    for item, result in zip(asked, score(merging, asked), strict=True):
         sums, counts = expected(merging, tools, item)
-        assert list(found.n_tokens) == counts
-        np.testing.assert_allclose(found.logprobs_nats, sums, rtol=0, atol=4 * NOISE)
+        assert list(result.n_tokens) == counts
+        np.testing.assert_allclose(result.logprobs_nats, sums, rtol=0, atol=4 * NOISE)
 
 
 def test_options_that_begin_alike_and_end_within_each_other(score, tools, reference):
     item = ChoiceItem("x", "", "de et", (" en to tre", " en to", " en to tre fire", " en to"))
-    (found,) = score(reference, [item])
+    (result,) = score(reference, [item])
     sums, counts = expected(reference, tools, item)
-    assert list(found.n_tokens) == counts
-    np.testing.assert_allclose(found.logprobs_nats, sums, rtol=0, atol=10 * NOISE)
-    assert found.logprobs_nats[1] == found.logprobs_nats[3]
+    assert list(result.n_tokens) == counts
+    np.testing.assert_allclose(result.logprobs_nats, sums, rtol=0, atol=10 * NOISE)
+    assert result.logprobs_nats[1] == result.logprobs_nats[3]
 
 
 def test_letters_of_other_scripts(score, tools, reference):
     item = ChoiceItem("x", "", "ചോദ്യം:", (" ഉത്തരം", " nei", " 🙂"))
-    (found,) = score(reference, [item])
-    assert found.n_bytes == (19, 4, 5)
+    (result,) = score(reference, [item])
+    assert result.n_bytes == (19, 4, 5)
     np.testing.assert_allclose(
-        found.logprobs_nats, expected(reference, tools, item)[0], rtol=0, atol=19 * NOISE
+        result.logprobs_nats, expected(reference, tools, item)[0], rtol=0, atol=19 * NOISE
     )
 
 
@@ -232,19 +232,19 @@ def test_what_cannot_be_scored_is_an_error_of_its_own(score, reference):
     just = dataclasses.replace(good[0], id="just", prefix="", context="a" * 505, options=("b", "c"))
     empty = dataclasses.replace(good[0], id="empty", options=(" a", ""))
     none = dataclasses.replace(good[0], id="none", options=())
-    found = score(reference, [good[0], long, just, empty, none, good[1]])
-    assert found[1].error.startswith("prompt longer than the context: ")
-    assert [f.error for f in found if f.id != "long"] == [
+    scores = score(reference, [good[0], long, just, empty, none, good[1]])
+    assert scores[1].error.startswith("prompt longer than the context: ")
+    assert [f.error for f in scores if f.id != "long"] == [
         "", "", "an option is empty", "the item has no options", "",
     ]  # fmt: skip
-    assert [f.logprobs_nats == () for f in found] == [False, True, False, True, True, False]
-    assert score(reference, good) == [found[0], found[5]]
+    assert [f.logprobs_nats == () for f in scores] == [False, True, False, True, True, False]
+    assert score(reference, good) == [scores[0], scores[5]]
 
 
 def test_without_bos_there_must_be_a_context(score, tmp_path):
     path = tiny_model.write(tmp_path / "no-bos-f16.gguf", bos=False)
-    (found,) = score(path, [ChoiceItem("x", "", "", (" a", " b"))])
-    assert found.error == "no token before the options to predict them from"
+    (scores,) = score(path, [ChoiceItem("x", "", "", (" a", " b"))])
+    assert scores.error == "no token before the options to predict them from"
 
 
 def test_nan_is_in_no_other_item(score, tmp_path):
@@ -255,19 +255,19 @@ def test_nan_is_in_no_other_item(score, tmp_path):
         ChoiceItem(name, "de et er ", context, (" en to", " tre t"))
         for name, context in (("a", "en to"), ("b", "en z"), ("c", "tre en"), ("d", "et"))
     ]
-    found = score(path, asked)
-    assert [bool(f.error) for f in found] == [False, True, False, False]
-    assert "not finite" in found[1].error
+    scores = score(path, asked)
+    assert [bool(f.error) for f in scores] == [False, True, False, False]
+    assert "not finite" in scores[1].error
     good = [asked[0], asked[2], asked[3]]
-    assert score(path, good) == [found[0], found[2], found[3]]
+    assert score(path, good) == [scores[0], scores[2], scores[3]]
 
 
 def test_more_options_than_sequences(score, reference):
     words = tuple(f" {a}{b}" for a in "etaons" for b in "rild")
     item = ChoiceItem("x", "", "de et", words)
-    found = [score(reference, [item], sequences_max=n)[0] for n in (64, 10)]
+    scores = [score(reference, [item], sequences_max=n)[0] for n in (64, 10)]
     np.testing.assert_allclose(
-        found[0].logprobs_nats, found[1].logprobs_nats, rtol=0, atol=3 * NOISE
+        scores[0].logprobs_nats, scores[1].logprobs_nats, rtol=0, atol=3 * NOISE
     )
 
 

@@ -19,8 +19,8 @@ PROTOCOL = Protocol("document", 64, 16)
 def plan(tools, reference):
     """A function: documents' texts -> the plan."""
 
-    def make(found, protocol=PROTOCOL, model=reference, sequences_max=64):
-        text = Text("nb", tuple(Document(f"d{i}", t, "x", "x") for i, t in enumerate(found)))
+    def make(contents, protocol=PROTOCOL, model=reference, sequences_max=64):
+        text = Text("nb", tuple(Document(f"d{i}", t, "x", "x") for i, t in enumerate(contents)))
         with Vocabulary(tools, model) as vocabulary:
             return texts.plan(text, vocabulary, protocol, sequences_max)
 
@@ -39,10 +39,10 @@ def names(made_plan):
 
 
 def test_columns_are_the_tokenizers_tokens(plan, tools, reference):
-    found = ["en to tre", "ål og sild, blåbær", made.prose(200)]
-    made_plan = plan(found)
+    contents = ["en to tre", "ål og sild, blåbær", made.prose(200)]
+    made_plan = plan(contents)
     with Vocabulary(tools, reference) as vocabulary:
-        tokens = [vocabulary.tokens(t, add_special=False) for t in found]
+        tokens = [vocabulary.tokens(t, add_special=False) for t in contents]
     columns = made_plan.columns
     assert columns["token"].tolist() == [t for document in tokens for t in document]
     assert names(made_plan) == [f"d{i}" for i, t in enumerate(tokens) for _ in t]
@@ -55,11 +55,11 @@ def test_columns_are_the_tokenizers_tokens(plan, tools, reference):
 
 def test_bytes_add_up_to_the_text(plan):
     """And one for the space that this tokenizer puts before each text."""
-    found = ["en to", "blåbær på ål", "നല്ല മലയാളം", "🙂 x"]
-    made_plan = plan(found)
+    contents = ["en to", "blåbær på ål", "നല്ല മലയാളം", "🙂 x"]
+    made_plan = plan(contents)
     words = made_plan.columns["doc_id"]
     per_document = np.bincount(words.codes, made_plan.columns["n_bytes"])
-    assert per_document.tolist() == [len(t.encode()) + 1 for t in found]
+    assert per_document.tolist() == [len(t.encode()) + 1 for t in contents]
 
 
 def test_one_token_with_bos_is_scored(plan):
@@ -83,10 +83,10 @@ def test_without_bos_the_first_token_is_not(plan, tools, no_bos):
         plan([one], model=no_bos)
 
 
-@pytest.mark.parametrize("found", [[""], ["", ""], []])
-def test_nothing_to_score_is_an_error(plan, found):
+@pytest.mark.parametrize("contents", [[""], ["", ""], []])
+def test_nothing_to_score_is_an_error(plan, contents):
     with pytest.raises(BadText, match="nothing to score"):
-        plan(found)
+        plan(contents)
 
 
 def test_a_stream_shorter_than_a_window_is_an_error(plan):
@@ -95,10 +95,10 @@ def test_a_stream_shorter_than_a_window_is_an_error(plan):
 
 
 def test_a_stream_is_the_documents_joined(plan, tools, reference):
-    found = [made.prose(100, 1), made.prose(100, 2) + "\n"]
-    made_plan = plan(found, Protocol("llamacpp", 64, 0))
+    contents = [made.prose(100, 1), made.prose(100, 2) + "\n"]
+    made_plan = plan(contents, Protocol("llamacpp", 64, 0))
     with Vocabulary(tools, reference) as vocabulary:
-        tokens = vocabulary.tokens((found[0] + "\n\n" + found[1])[:-1])
+        tokens = vocabulary.tokens((contents[0] + "\n\n" + contents[1])[:-1])
     n = len(tokens) // 64
     assert set(names(made_plan)) == {f"window-{i:06d}" for i in range(n)}
     assert made_plan.columns["token"][:31].tolist() == tokens[33:64]
@@ -108,8 +108,8 @@ def test_a_stream_is_the_documents_joined(plan, tools, reference):
 def test_one_newline_at_the_end_is_cut():
     """As llama.cpp's programs do with a file: common/arg.cpp, ``-f``."""
 
-    def flat(*found):
-        return texts.flat(Text("nb", tuple(Document(t, t, "x", "x") for t in found)))
+    def flat(*contents):
+        return texts.flat(Text("nb", tuple(Document(t, t, "x", "x") for t in contents)))
 
     assert [flat(t) for t in ("en", "en\n", "en\n\n", "\nen\r\n")] == [
         "en", "en", "en\n", "\nen\r",

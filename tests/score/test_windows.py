@@ -28,8 +28,8 @@ def cases(draw):
     overlap = draw(st.integers(1, n_ctx - 2))
     sizes = draw(st.lists(st.integers(0, 300), max_size=6))
     ends = np.cumsum([100, *sizes])
-    found = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
-    return found, draw(st.sampled_from([None, BOS])), Protocol("document", n_ctx, overlap)
+    documents = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
+    return documents, draw(st.sampled_from([None, BOS])), Protocol("document", n_ctx, overlap)
 
 
 def scored(windows: list[Window]) -> list[int]:
@@ -40,20 +40,20 @@ def scored(windows: list[Window]) -> list[int]:
 @given(cases())
 def test_every_token_is_scored_once_and_in_order(case):
     """All but the first of a document where there is no BOS to predict it from."""
-    found, bos, protocol = case
-    wanted = [t for d in found for t in (d if bos is not None else d[1:])]
-    assert scored(document_windows(found, bos, protocol)) == wanted
+    documents, bos, protocol = case
+    wanted = [t for d in documents for t in (d if bos is not None else d[1:])]
+    assert scored(document_windows(documents, bos, protocol)) == wanted
 
 
 @FAST
 @given(cases())
 def test_windows_stay_in_their_document(case):
-    found, bos, protocol = case
+    documents, bos, protocol = case
     lead = [] if bos is None else [bos]
-    for w in document_windows(found, bos, protocol):
+    for w in document_windows(documents, bos, protocol):
         tokens = w.tokens.tolist()
         assert tokens[: len(lead)] == lead
-        assert set(tokens[len(lead) :]) <= set(found[w.document])
+        assert set(tokens[len(lead) :]) <= set(documents[w.document])
         assert len(tokens) <= protocol.n_ctx
 
 
@@ -61,9 +61,9 @@ def test_windows_stay_in_their_document(case):
 @given(cases())
 def test_positions_are_those_in_the_document(case):
     """``tokens[i]`` is the document's token at ``offset + i``, its BOS being number 0."""
-    found, bos, protocol = case
-    for w in document_windows(found, bos, protocol):
-        whole = ([] if bos is None else [bos]) + found[w.document]
+    documents, bos, protocol = case
+    for w in document_windows(documents, bos, protocol):
+        whole = ([] if bos is None else [bos]) + documents[w.document]
         for i in range(w.first, len(w.tokens)):
             assert whole[w.offset + i] == w.tokens[i]
 
@@ -71,10 +71,10 @@ def test_positions_are_those_in_the_document(case):
 @FAST
 @given(cases())
 def test_later_windows_have_the_overlap_as_context(case):
-    found, bos, protocol = case
+    documents, bos, protocol = case
     lead = 0 if bos is None else 1
     last: dict[int, Window] = {}
-    for w in document_windows(found, bos, protocol):
+    for w in document_windows(documents, bos, protocol):
         before = last.get(w.document)
         if before is None:
             assert (w.number, w.first) == (0, 1)
@@ -99,8 +99,8 @@ def test_documents_of_less_than_two_tokens(document, bos, n):
 @FAST
 @given(cases(), st.integers(1, 8))
 def test_batches_keep_order_and_limits(case, sequences_max):
-    found, bos, protocol = case
-    windows = document_windows(found, bos, protocol)
+    documents, bos, protocol = case
+    windows = document_windows(documents, bos, protocol)
     made = batches(windows, protocol.n_ctx, sequences_max)
     assert [id(w) for b in made for w in b] == [id(w) for w in windows]
     sizes = [sum(len(w.tokens) for w in b) for b in made]
@@ -114,8 +114,8 @@ def test_batches_keep_order_and_limits(case, sequences_max):
 @FAST
 @given(cases(), st.integers(1, 50), st.integers(1, 50))
 def test_steps_reproduce_the_windows(case, n_batch, n_rows):
-    found, bos, protocol = case
-    for batch in batches(document_windows(found, bos, protocol), protocol.n_ctx, 8):
+    documents, bos, protocol = case
+    for batch in batches(document_windows(documents, bos, protocol), protocol.n_ctx, 8):
         made = list(steps(batch, n_batch, n_rows))
         assert all(0 < len(s.tokens) <= n_batch for s in made)
         assert all(s.outputs.sum() == len(s.targets) <= n_rows for s in made)
@@ -139,9 +139,9 @@ def test_steps_reproduce_the_windows(case, n_batch, n_rows):
 @FAST
 @given(cases())
 def test_steps_are_as_long_as_the_limits_allow(case):
-    found, bos, protocol = case
+    documents, bos, protocol = case
     n_batch, n_rows = 7, 5
-    for batch in batches(document_windows(found, bos, protocol), protocol.n_ctx, 8):
+    for batch in batches(document_windows(documents, bos, protocol), protocol.n_ctx, 8):
         made = list(steps(batch, n_batch, n_rows))
         for one, following in itertools.pairwise(made):
             full = len(one.tokens) == n_batch
@@ -152,8 +152,8 @@ def test_steps_are_as_long_as_the_limits_allow(case):
 @given(cases(), st.integers(2 * STEP_MIN, 50), st.integers(2 * STEP_MIN, 50))
 def test_no_step_is_short_where_there_is_more(case, n_batch, n_rows):
     """llama.cpp multiplies few tokens in another way, with other rounding."""
-    found, bos, protocol = case
-    for batch in batches(document_windows(found, bos, protocol), protocol.n_ctx, 8):
+    documents, bos, protocol = case
+    for batch in batches(document_windows(documents, bos, protocol), protocol.n_ctx, 8):
         sizes = [len(s.tokens) for s in steps(batch, n_batch, n_rows)]
         assert min(sizes) >= min(STEP_MIN, sum(sizes))
 
@@ -164,16 +164,16 @@ def as_llama_perplexity(tokens, bos, n_ctx):
     Its logits at positions first … n_ctx - 2 are scored against the tokens one further, with
     first = n_ctx/2; BOS is written over the first token for the decode alone.
     """
-    found, decoded = [], []
+    expected, decoded = [], []
     for i in range(len(tokens) // n_ctx):
         piece = list(tokens[i * n_ctx : (i + 1) * n_ctx])
         first = n_ctx // 2
         for j in range(first, n_ctx - 1):
-            found.append((i, i * n_ctx + j + 1, piece[j + 1]))
+            expected.append((i, i * n_ctx + j + 1, piece[j + 1]))
         if bos is not None:
             piece[0] = bos
         decoded.append(piece)
-    return found, decoded
+    return expected, decoded
 
 
 @FAST

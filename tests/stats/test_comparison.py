@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imatrix_lab.stats import binary, comparison, interaction, paired, sentences
+from imatrix_lab.stats import binary, comparison, interaction, paired
 from imatrix_lab.stats.comparison import Question
 from imatrix_lab.stats.metrics import METRICS
 
@@ -71,8 +71,7 @@ def test_five_documents_find_nothing():
     found = ask(values, codes)
     assert found.verdict() == "undecided"
     assert found.detectable == float("inf")
-    assert "With 5 documents no difference can be sure" in sentences.plain(found)
-    assert "80 % power: nothing" in sentences.formal(found)
+    assert (found.low, found.high) == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize("n_clusters", [5, 8, 11, 12, 40])

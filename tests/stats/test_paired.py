@@ -104,7 +104,7 @@ def test_one_document_knows_that_neighbouring_windows_are_alike():
 
 
 def test_a_short_document_is_refused():
-    with pytest.raises(ValueError, match="needs 20"):
+    with pytest.raises(ValueError, match="20 needed"):
         paired.one_document(np.ones(19), np.ones(19), np.random.default_rng(13))
 
 

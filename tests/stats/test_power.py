@@ -24,8 +24,7 @@ def test_detectable_is_what_superiority_detects():
     mde = power.detectable(design, 60)
     assert power.superiority(mde, design.std_error(60), 59) == pytest.approx(0.8, abs=1e-5)
     assert power.clusters_for_superiority(design, mde * 1.0001) == 60
-    with pytest.raises(ValueError, match="two clusters"):
-        power.detectable(design, 1)
+    assert power.detectable(design, 1) == float("inf")
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.15])
@@ -44,8 +43,6 @@ def test_equivalence_at_the_margin_is_the_error_rate():
     needed = power.clusters_for_equivalence(Design(1.0), 0.5)
     assert power.equivalence(0, 0.5, needed**-0.5, needed - 1) >= 0.8
     assert power.equivalence(0, 0.5, (needed - 1) ** -0.5, needed - 2) < 0.8
-    with pytest.raises(ValueError, match="not inside"):
-        power.clusters_for_equivalence(Design(1.0), 0.5, effect=0.5)
 
 
 @pytest.mark.parametrize("df", [1, 1.4, 3, 30, 3000, 2.5e6])

@@ -1,9 +1,11 @@
 """Sentences: right words for each verdict, and everything a statistician asks for."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
+import pytest
 
 from imatrix_lab.stats import comparison, interaction, sentences
 from imatrix_lab.stats.comparison import Question
@@ -26,35 +28,54 @@ def answer(shift, spread=1.0, n_clusters=30, metric="kld_nats", margin=None):
     )
 
 
-def test_better_and_worse_say_by_how_much():
-    found = answer(-0.02, spread=0.002)
-    text = sentences.plain(found)
-    assert "nb Q3_K_S is better than en Q3_K_S" in text
-    assert "0.0200 nats a token lower" in text
-    assert re.search(r"95 % sure: between 0\.01\d\d and 0\.02\d\d", text)
-    assert "is worse than" in sentences.plain(answer(0.02, spread=0.002))
+def binary_answers(n_clusters=40):
+    rng = np.random.default_rng(4)
+    codes = np.repeat(np.arange(n_clusters), 3)
+    b = (rng.random(3 * n_clusters) < 0.6).astype(float)
+    a = np.where(rng.random(3 * n_clusters) < 0.2, 1.0, b)
+    items = dataclasses.replace(question("score", 0.02), values="items", clusters="item groups")
+    return comparison.compare(items, (a, b), codes, rng, n_resamples=500)
 
 
-def test_higher_is_better_for_scores():
-    found = answer(-0.02, spread=0.002, metric="score")
-    assert "is worse than" in sentences.plain(found)
-    assert "2.00 points lower" in sentences.plain(found)
+CASES = {
+    "better": lambda: answer(-0.02, spread=0.002),
+    "worse": lambda: answer(0.02, spread=0.002),
+    "lower score": lambda: answer(-0.02, spread=0.002, metric="score"),
+    "equivalent": lambda: answer(0.001, spread=0.002, margin=0.01),
+    "undecided": lambda: answer(0.004, spread=0.005, margin=0.01),
+    "no margin": lambda: answer(0.004, spread=0.005),
+    "few documents": lambda: answer(0.3, spread=0.1, n_clusters=7),
+    "too few documents": lambda: answer(0.3, spread=0.1, n_clusters=5),
+    "binary": binary_answers,
+    "not finite": lambda: dataclasses.replace(CASES["better"](), n_excluded=2),
+    "one document": lambda: dataclasses.replace(
+        CASES["better"](), method="stationary bootstrap", n_clusters=1
+    ),
+    "one sample": lambda: comparison.with_samples(CASES["better"](), crossed(-0.1)),
+    "samples": lambda: comparison.with_samples(CASES["no margin"](), crossed(0.0, 3)),
+}
 
 
-def test_equivalent_names_the_margin():
-    text = sentences.plain(answer(0.001, spread=0.002, margin=0.01))
-    assert "are equivalent" in text
-    assert "less than the 0.01 nats a token that were declared to matter" in text
+@pytest.mark.parametrize("case", CASES)
+def test_a_comparison(case, golden):
+    result = CASES[case]()
+    golden("plain", sentences.plain(result))
+    golden("formal", sentences.formal(result))
 
 
-def test_undecided_names_what_would_decide():
-    found = answer(0.004, spread=0.005, margin=0.01)
-    text = sentences.plain(found)
-    assert "cannot tell nb Q3_K_S and en Q3_K_S apart" in text
-    assert found.n_to_decide > found.n
-    named = int(re.search(r"About ([\d,]+) tokens", text)[1].replace(",", ""))
-    assert found.n_to_decide <= named <= found.n_to_decide * 1.1
-    assert "Without a margin there is no saying" in sentences.plain(answer(0.004, spread=0.005))
+def test_words_follow_the_verdict():
+    words = {name: sentences.plain(make()) for name, make in CASES.items()}
+    assert "is better than" in words["better"] and "is worse than" in words["worse"]
+    assert "is worse than" in words["lower score"]
+    assert "are equivalent" in words["equivalent"]
+    assert "cannot be told apart" in words["undecided"]
+
+
+def test_the_number_that_would_decide_is_rounded_up():
+    result = answer(0.004, spread=0.005, margin=0.01)
+    assert result.n_to_decide > result.n
+    named = int(re.search(r"About ([\d,]+) tokens", sentences.plain(result))[1].replace(",", ""))
+    assert result.n_to_decide <= named <= result.n_to_decide * 1.1
 
 
 def test_the_number_named_does_decide():
@@ -63,29 +84,40 @@ def test_the_number_named_does_decide():
     more = pilot.clusters_to_decide
     spread = 0.005 * (30 / more) ** 0.5
     for shift in np.linspace(0, 0.012, 13):
-        found = answer(shift, spread=spread, n_clusters=more, margin=0.01)
-        assert found.verdict() != "undecided" or abs(spread / found.std_error - 1) > 0.05
+        result = answer(shift, spread=spread, n_clusters=more, margin=0.01)
+        assert result.verdict() != "undecided" or abs(spread / result.std_error - 1) > 0.05
 
 
-def test_formal_has_null_margin_threshold_and_limits():
-    text = sentences.formal(answer(0.004, spread=0.005, margin=0.01))
-    for part in (
-        "95 % CI", "CR3, t with 29 df", "n = 300 tokens in 30 documents", "design effect",
-        "null: no difference, p = ", "threshold 0.05", "TOST with margin ±0.01 nats a token",
-        "detectable with 80 % power", "and no others",
-    ):  # fmt: skip
-        assert part in text, part
-    assert "equivalence was not tested" in sentences.formal(answer(0.004))
+def test_formal_has_the_exact_tests_of_items():
+    result = binary_answers()
+    text, mcnemar = sentences.formal(result), result.items.mcnemar
+    assert f"{mcnemar.wins_a} to {mcnemar.wins_b} net wins" in text
+    assert f"exact p = {mcnemar.p_exact:.4f}" in text
+    assert f"Newcombe 95 % CI {100 * result.items.newcombe_low:.1f} to" in text
+    assert "McNemar" not in sentences.formal(answer(0.01))
 
 
-def test_family_noise_and_one_big_document_are_mentioned():
-    found = dataclasses.replace(
+def test_family_noise_and_one_big_document_are_mentioned(golden):
+    result = dataclasses.replace(
         answer(-0.02, spread=0.002), n_family=12, adjust="holm", p_holm=0.03, noise_multiple=4.04
     )
-    assert "(Holm over 12: = 0.0300)" in sentences.formal(found)
-    assert "4.0 times what two texts of one language differ by" in sentences.plain(found)
-    big = dataclasses.replace(found.paired, largest_share=0.6)
-    assert "holds 60 %" in sentences.formal(dataclasses.replace(found, paired=big))
+    big = dataclasses.replace(result.paired, largest_share=0.6)
+    result = dataclasses.replace(result, paired=big)
+    golden("plain", sentences.plain(result))
+    golden("formal", sentences.formal(result))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.08, 0.09, "95 % CI 0.080 to 0.090"),
+        (-0.09, -0.08, "95 % CI 0.080 to 0.090"),
+        (-0.01, 0.02, "95 % CI 0.010 nats lower to 0.020 nats higher"),
+        (-math.inf, math.inf, "too little data for a 95 % CI"),
+    ],
+)
+def test_interval(low, high, text):
+    assert sentences.ci(low, high, 0.01, "nats") == text
 
 
 def crossed(shift, samples=1):
@@ -101,20 +133,20 @@ def crossed(shift, samples=1):
     return interaction.contrast(cells)
 
 
-def test_interaction_in_words():
-    metric = METRICS["kld_nats"]
-    found = crossed(-0.1)
-    text = sentences.plain_interaction("nb", "en", "Q3_K_S", metric, found, 0.001)
-    assert "helps its own language more" in text
-    assert "may be that text, not the language" in text
-    formal = sentences.formal_interaction("nb", "en", "Q3_K_S", metric, found, 0.001)
-    assert "(nb - en on nb) - (nb - en on en)" in formal
-    assert "not separable" in formal
-    several = crossed(-0.1, samples=3)
-    formal = sentences.formal_interaction("nb", "en", "Q3_K_S", metric, several, 0.001)
-    assert "3 of nb, 3 of en" in formal
-    assert "not separable" not in formal
-    less = sentences.plain_interaction("nb", "en", "Q3_K_S", metric, crossed(0.1), 0.001)
-    assert "helps its own language less" in less
-    nothing = sentences.plain_interaction("nb", "en", "Q3_K_S", metric, crossed(0.0), 0.9)
-    assert "do not show" in nothing
+@pytest.mark.parametrize(
+    ("shift", "samples", "p", "words"),
+    [
+        (-0.1, 1, 0.001, "helps its own language more"),
+        (-0.1, 3, 0.001, "helps its own language more"),
+        (0.1, 1, 0.001, "helps its own language less"),
+        (0.0, 1, 0.9, "do not show"),
+    ],
+)
+def test_interaction(shift, samples, p, words, golden):
+    contrast = crossed(shift, samples)
+    parts = ("nb", "en", "Q3_K_S", METRICS["kld_nats"], contrast, p)
+    plain, formal = sentences.plain_interaction(*parts), sentences.formal_interaction(*parts)
+    golden("plain", plain)
+    golden("formal", formal)
+    assert words in plain
+    assert ("not separable" in formal) == (samples == 1)

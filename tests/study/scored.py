@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,18 @@ import numpy as np
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.imatrix import format
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report import results
-from imatrix_lab.study.products import Made, MadeImatrix, MadeLoss, MadeQuant
-from imatrix_lab.study.recipe import Calibration, Comparison, Evaluation, Recipe, Task
+from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Prediction, Quant, Times
+from imatrix_lab.study.products import Products
+from imatrix_lab.study.recipe import (
+    CalibrationSettings,
+    ComparisonSettings,
+    Evaluation,
+    Recipe,
+    Task,
+)
 from imatrix_lab.tasks import run
 from imatrix_lab.types import (
     ComputeOptions,
-    CorpusFacts,
-    ImatrixFacts,
     Model,
     ModelFacts,
     TaskRequest,
@@ -48,14 +53,14 @@ ask = "{words.question}: {question}\\n{lettered}\\n{words.answer}:"
 
 def recipe(**changes) -> Recipe:
     """A recipe of two languages, a mixture and none; margins in display units."""
-    said = {
+    settings = {
         "margins": {"kld_nats": 0.002, "score": 5.0}, "resamples": 300,
         "metrics": ("kld_nats", "top1_agreement"),
     }  # fmt: skip
     given = {
         "schema": 1, "name": "made-up", "types": ("Q4_K_M", "Q3_K_S"),
-        "calibration": Calibration(("en", "nb", "en=0.25,nb=0.75", "none"), samples=2),
-        "evaluation": Evaluation(("nb", "en", "ml")), "comparison": Comparison(**said),
+        "calibration": CalibrationSettings(("en", "nb", "en=0.25,nb=0.75", "none"), samples=2),
+        "evaluation": Evaluation(("nb", "en", "ml")), "comparison": ComparisonSettings(**settings),
     }  # fmt: skip
     return Recipe(**{**given, **changes})
 
@@ -71,11 +76,12 @@ def n_samples(calibration: str) -> int:
     return 2 if calibration else 1
 
 
-def quants() -> tuple[MadeQuant, ...]:
+def quants() -> tuple[Quant, ...]:
     """Every calibration, sample and type."""
     return tuple(
-        MadeQuant(
-            "demo", calibration or NO_IMATRIX, sample, kind, f"demo-{calibration}-{kind}",
+        Quant(
+            "demo", calibration or NO_IMATRIX, sample if calibration else ALL_SAMPLES, kind,
+            f"demo-{calibration}-{kind}",
             quant(calibration, kind, str(sample))["sha256"], 1000 + len(kind), 4.5, 3,
         )
         for calibration in SHARES
@@ -135,25 +141,26 @@ class Student(Answerer):
 def items(folder: Path, languages=("nb", "en")) -> tuple[Path, ...]:
     """Write item records of every quant of one type, by the real runner of tasks."""
     task = exam(folder / "task")
-    found: list[Path] = []
+    paths: list[Path] = []
     for language in languages:
-        asked = TaskRequest(
+        request = TaskRequest(
             (str(task),), (language,), ("x",), folder, ComputeOptions("cpu"),
             data=task.with_name("exam.json"),
             keep_text=True,
         )  # fmt: skip
-        found += run.run(
-            asked,
+        paths += run.run(
+            request,
             [Student(c, s, language) for c in SHARES for s in range(1, 1 + n_samples(c))],
             Silent(),
         )
-    return tuple(found)
+    return tuple(paths)
 
 
-def imatrices(folder: Path) -> tuple[MadeImatrix, ...]:
-    """Write small imatrices; the absence of one is among them."""
+def calibrations(folder: Path) -> dict[str, object]:
+    """Write small imatrices; return them as products, the absence of one among them."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = [MadeImatrix("demo", NO_IMATRIX, "no imatrix", "none", 0, {}, None, None, None)]
+    rows = [Calibration("demo", NO_IMATRIX, "no imatrix", "none", 0, {}, 0, "", "", "", "")]
+    paths = {}
     for calibration, shares in SHARES.items():
         for sample in range(1, 1 + n_samples(calibration)):
             if not calibration:
@@ -163,42 +170,40 @@ def imatrices(folder: Path) -> tuple[MadeImatrix, ...]:
             path = folder / f"{calibration}-{sample}.gguf"
             format.write(path, imatrix(calibration, **tensors))
             sha256 = f"imatrix-{calibration}-{sample}"
-            facts = ImatrixFacts(path, sha256, calibration, 2, 640 + sample, 1, 512, 0)
+            paths[sha256] = path
             is_mixed = len(shares) > 1
-            corpus = CorpusFacts(
-                calibration, calibration, folder, folder, 700, 9, 3, 100,
-                f"text-{calibration}-{sample}", "", "CC0-1.0", "made up",
-            )  # fmt: skip
-            found.append(MadeImatrix(
+            corpus = (f"text-{calibration}-{sample}", "made up", "CC0-1.0")
+            rows.append(Calibration(
                 "demo", calibration, calibration, "mixture" if is_mixed else "language", sample,
-                shares, path, facts, None if is_mixed else corpus,
+                shares, 640 + sample, sha256, *(("", "", "") if is_mixed else corpus),
                 tuple(f"imatrix-{c}-{sample}" for c in shares) if is_mixed else (),
             ))  # fmt: skip
-    return tuple(found)
+    return {"calibrations": tuple(rows), "imatrices": paths}
 
 
-def losses() -> tuple[MadeLoss, ...]:
+def predictions() -> tuple[Prediction, ...]:
     """Predictions that rank the calibrations on nb as they are, and those on en the other way."""
     return tuple(
-        MadeLoss(
+        Prediction(
             "demo", q.calibration, q.sample, q.type, language,
             (1 if language == "nb" else -1)
-            * effect(language, q.calibration.replace(NO_IMATRIX, ""), q.sample, q.type),
+            * effect(language, q.calibration.replace(NO_IMATRIX, ""), q.sample or 1, q.type),
+            math.nan,
         )
         for q in quants()
         for language in ("nb", "en")
     )  # fmt: skip
 
 
-def made(**changes) -> Made:
+def products(**changes) -> Products:
     """A whole study of texts; see `items` for tasks."""
     given = {
-        "recipe": recipe(), "models": {"demo": model()}, "tools": {"commit": "c0ffee"},
-        "imatrices": (), "quants": quants(), "losses": (), "token_records": (),
-        "item_records": (), "missing": (), "times": results.Times({"score": 2.0}, 3.0),
+        "recipe": recipe(), "models": {"demo": model()}, "calibrations": (), "imatrices": {},
+        "quants": quants(), "predictions": (), "token_records": (), "item_records": (),
+        "missing": (), "times": Times({"score": 2.0}, 3.0),
         "commands": ("imatrix-lab study run made-up.toml",),
     }  # fmt: skip
-    return Made(**{**given, **changes})
+    return Products(**{**given, **changes})
 
 
 def with_task(task: Path, **changes) -> Recipe:

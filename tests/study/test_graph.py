@@ -13,12 +13,12 @@ from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadText
+from imatrix_lab.report.results import Missing
 from imatrix_lab.score.engine import Interruptible
-from imatrix_lab.study import scheduler
-from imatrix_lab.study.graph import FILES, Failure, Record, Step, Turn, finished, keys, to_run
-from imatrix_lab.study.scheduler import Limits
+from imatrix_lab.study.graph import FILES, Step, StepRecord, Turn, finished, keys, to_run
+from imatrix_lab.study.scheduler import Capacity, Scheduler
 
-LIMITS = Limits(4, 4, 100)
+CAPACITY = Capacity(4, 4, 100)
 
 
 class Seen:
@@ -36,7 +36,7 @@ class Seen:
         self.threads[step.id] = threads
 
     def ended(self, step, outcome):
-        word = {Record: "done", Failure: "failed"}.get(type(outcome), "left")
+        word = {StepRecord: "done", Missing: "failed"}.get(type(outcome), "left")
         self.events.append((word, step.id))
 
     def of(self, word):
@@ -58,19 +58,19 @@ class Bench:
                 does(turn)
             words = [
                 *turn.before.get("words", ()),
-                *(n for n in turn.found if n not in ("text", *turn.parts)),
+                *(n for n in turn.results if n not in ("text", *turn.parts)),
             ]
             (self.folder / name).write_text(" ".join(words))
             return {"words": words, FILES: [str(self.folder / name)]}
 
         return Step(name, "kind", name, run, **rest)
 
-    def run(self, steps, limits=LIMITS, seen=None):
+    def run(self, steps, capacity=CAPACITY, seen=None):
         self.ran.clear()
         watch = seen or Seen()
-        return scheduler.run(
-            steps, self.records, limits, watch, self.records.__setitem__, self.folder / "logs"
-        )
+        return Scheduler(
+            steps, self.records, capacity, watch, self.records.__setitem__, self.folder / "logs"
+        ).run()
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def chain(bench, **quants):
 
     made = [bench.step(name, does, needs=("text",)) for name, does in quants.items()]
     tidy = Step("tidy", "tidy", "tidy", lambda turn: remove(turn) or {},
-                after=("score", *quants), is_tidying=True)  # fmt: skip
+                after=("score", *quants), is_cleanup=True)  # fmt: skip
     score = bench.step("score", needs=("text",), uses=tuple(quants), is_target=True)
     return [bench.step("text"), *made, score, tidy]
 
@@ -98,10 +98,10 @@ def fail(turn):
 
 def test_what_is_done_is_not_done_again_though_its_file_is_gone(bench):
     steps = chain(bench, a=None, b=None)
-    found = bench.run(steps)
+    outcome = bench.run(steps)
     assert bench.ran[0] == "text" and bench.ran[-1] == "score" and set(bench.ran[1:3]) == {"a", "b"}
-    assert not (bench.folder / "a").exists() and not found.failures
-    assert set(found.records) == {"text", "a", "b", "score", "tidy"}
+    assert not (bench.folder / "a").exists() and not outcome.missing
+    assert set(outcome.records) == {"text", "a", "b", "score", "tidy"}
     bench.run(steps)
     assert bench.ran == []
     (bench.folder / "score").unlink()  # then all that it needs is made again, and tidied again
@@ -112,10 +112,10 @@ def test_what_is_done_is_not_done_again_though_its_file_is_gone(bench):
 
 def test_a_failure_stops_what_needs_it_and_what_comes_late_is_added(bench):
     seen = Seen()
-    found = bench.run(chain(bench, a=fail, b=None), seen=seen)
-    assert found.records["score"].result["words"] == ["b"]
-    (failure,) = found.failures
-    assert (failure.step.id, failure.why, failure.fix) == ("a", "no such text", "write one")
+    outcome = bench.run(chain(bench, a=fail, b=None), seen=seen)
+    assert outcome.records["score"].result["words"] == ["b"]
+    (failure,) = outcome.missing
+    assert (failure.step, failure.why, failure.fix) == ("a", "no such text", "write one")
     assert failure.left_out == () and seen.of("failed") == ["a"]
     bench.run(chain(bench, a=None, b=None))
     assert bench.ran == ["a", "score"]  # b is gone, and not needed again
@@ -125,26 +125,26 @@ def test_a_failure_stops_what_needs_it_and_what_comes_late_is_added(bench):
 
 def test_a_step_that_fails_again_leaves_what_was_scored_as_it_was(bench):
     bench.run(chain(bench, a=fail, b=None))
-    found = bench.run(chain(bench, a=fail, b=None))
-    assert bench.ran == ["a"] and [f.step.id for f in found.failures] == ["a"]
-    assert found.records["score"].parts == ("b",)
+    outcome = bench.run(chain(bench, a=fail, b=None))
+    assert bench.ran == ["a"] and [m.step for m in outcome.missing] == ["a"]
+    assert outcome.records["score"].parts == ("b",)
 
 
 def test_everything_that_stands_on_a_failure_is_left_out(bench):
     seen = Seen()
     steps = chain(bench, a=fail, b=fail)
     steps.insert(-1, bench.step("report", needs=("score",), is_target=True))
-    found = bench.run(steps, seen=seen)
+    outcome = bench.run(steps, seen=seen)
     assert seen.of("left") == ["score", "report"]
-    assert {f.step.id: [s.id for s in f.left_out] for f in found.failures} == {
-        "a": ["score", "report"], "b": ["score", "report"],
+    assert {m.step: m.left_out for m in outcome.missing} == {
+        "a": ("score", "report"), "b": ("score", "report"),
     }  # fmt: skip
-    assert set(found.records) == {"text", "tidy"}
+    assert set(outcome.records) == {"text", "tidy"}
 
 
 def test_a_bug_is_a_failure_with_its_traceback_in_a_log(bench):
-    found = bench.run([bench.step("x", lambda turn: 1 / 0, is_target=True)])
-    assert found.failures[0].why.startswith("a bug: ZeroDivisionError")
+    outcome = bench.run([bench.step("x", lambda turn: 1 / 0, is_target=True)])
+    assert outcome.missing[0].why.startswith("a bug: ZeroDivisionError")
     assert "1 / 0" in (bench.folder / "logs" / "x.log").read_text()
 
 
@@ -164,14 +164,15 @@ def test_steps_run_side_by_side_within_jobs_and_cores(bench):
     pair = threading.Barrier(2, timeout=20)
     seen = Seen()
     steps = [bench.step(n, lambda turn: pair.wait(), is_target=True, cores=8) for n in "abcd"]
-    bench.run(steps, Limits(2, 4, 100), seen)
+    bench.run(steps, Capacity(2, 4, 100), seen)
     assert seen.threads == dict.fromkeys("abcd", 2)
 
 
 @pytest.mark.parametrize(
-    ("limits", "memory"), [(Limits(1, 4, 100), 0), (Limits(4, 4, 100), 60), (Limits(4, 1, 100), 0)]
+    ("capacity", "memory"),
+    [(Capacity(1, 4, 100), 0), (Capacity(4, 4, 100), 60), (Capacity(4, 1, 100), 0)],
 )
-def test_one_at_a_time_where_more_do_not_fit(bench, limits, memory):
+def test_one_at_a_time_where_more_do_not_fit(bench, capacity, memory):
     at_once, most, lock = 0, 0, threading.Lock()
 
     def count(turn):
@@ -185,8 +186,8 @@ def test_one_at_a_time_where_more_do_not_fit(bench, limits, memory):
 
     steps = [bench.step(n, count, is_target=True, memory_bytes=memory, cores=9) for n in "abc"]
     seen = Seen()
-    bench.run(steps, limits, seen)
-    assert most == 1 and set(seen.threads.values()) == {limits.cores}
+    bench.run(steps, capacity, seen)
+    assert most == 1 and set(seen.threads.values()) == {capacity.cores}
 
 
 def test_one_that_never_fits_runs_alone(bench):
@@ -196,7 +197,7 @@ def test_one_that_never_fits_runs_alone(bench):
 
 def test_threads_as_asked(bench):
     seen = Seen()
-    bench.run([bench.step(n, is_target=True, cores=9) for n in "ab"], Limits(2, 4, 9, 3), seen)
+    bench.run([bench.step(n, is_target=True, cores=9) for n in "ab"], Capacity(2, 4, 9, 3), seen)
     assert set(seen.threads.values()) == {3}
 
 

@@ -17,10 +17,9 @@ from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run
 from imatrix_lab.records import summary
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report.results import ALL_SAMPLES
+from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Quant
 from imatrix_lab.study.analyse.assemble import assemble
-from imatrix_lab.study.products import MadeImatrix, MadeQuant
-from imatrix_lab.study.recipe import Calibration, Comparison
+from imatrix_lab.study.recipe import CalibrationSettings, ComparisonSettings
 from imatrix_lab.types import CorpusFacts, ImatrixFacts
 from tests.score import made as scoring
 from tests.study import scored
@@ -44,7 +43,8 @@ def made(tools, reference, score_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     store = score_store(folder / "store")
     model = resolve.resolve(str(reference), Session(store, Silent()))
-    imatrices = [MadeImatrix(model.label, NO_IMATRIX, NO_IMATRIX, "none", 0, {}, None, None, None)]
+    none = Calibration(model.label, NO_IMATRIX, NO_IMATRIX, "none", 0, {}, 0, "", "", "", "")
+    imatrices = [(none, None, None)]
     for language in LETTERS:
         for sample in (1, 2):
             text, path = (folder / f"{language}-{sample}.{end}" for end in ("txt", "gguf"))
@@ -57,15 +57,15 @@ def made(tools, reference, score_store, tmp_path_factory):
                                  read.n_tokens(), read.chunk_count, 128, 0)  # fmt: skip
             corpus = CorpusFacts(language, language, text, text, 3000, 1, 0, 0,
                                  sha256_file(text), "", "CC0-1.0", "made up")  # fmt: skip
-            imatrices.append(MadeImatrix(model.label, language, language, "language", sample,
-                                         {language: 1.0}, path, facts, corpus))  # fmt: skip
+            row = Calibration(model.label, language, language, "language", sample,
+                              {language: 1.0}, facts.n_tokens, facts.sha256, corpus.sha256,
+                              corpus.source, corpus.licence)  # fmt: skip
+            imatrices.append((row, facts, corpus))
     quants = {}
-    for i in imatrices:
-        metadata = tune.metadata_of(tools, i.corpus, i.facts)
-        quants[i.label, i.sample] = run.quantize(
-            tools, model, i.facts, KIND, None, metadata, run.Options(Compute(1)),
-            Session(store, Silent()),
-        )  # fmt: skip
+    for row, facts, corpus in imatrices:
+        metadata = tune.metadata_of(tools, corpus, facts)
+        spec = run.QuantSpec(model, facts, KIND, run.Options(Compute(1)), metadata)
+        quants[row.label, row.sample] = run.quantize(tools, spec, Session(store, Silent()))
     texts = {
         language: scoring.jsonl(folder / f"{language}.jsonl", [
             scoring.Document(f"written/{i}", words(language, n, f"held out {i}"), "", "")
@@ -76,16 +76,17 @@ def made(tools, reference, score_store, tmp_path_factory):
     paths = scoring.score(
         store, reference, [q.path for q in quants.values()], texts, folder / "scores", n_ctx=128
     )
-    return scored.made(
+    return scored.products(
         recipe=scored.recipe(
             types=(KIND,),
-            calibration=Calibration(("en", "nb", "none"), samples=2),
-            comparison=Comparison(margins={"kld_nats": 0.001}, resamples=500),
+            calibration=CalibrationSettings(("en", "nb", "none"), samples=2),
+            comparison=ComparisonSettings(margins={"kld_nats": 0.001}, resamples=500),
         ),
         models={model.label: model},
-        imatrices=tuple(imatrices),
+        calibrations=tuple(row for row, _, _ in imatrices),
+        imatrices={facts.sha256: facts.path for _, facts, _ in imatrices if facts},
         quants=tuple(
-            MadeQuant(model.label, label, sample, KIND, q.path.stem, q.sha256, q.size_bytes,
+            Quant(model.label, label, sample, KIND, q.path.stem, q.sha256, q.size_bytes,
                       q.bits_per_weight, len(q.fallback))
             for (label, sample), q in quants.items()
         ),
@@ -94,11 +95,11 @@ def made(tools, reference, score_store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(made):
+def study(made):
     return assemble(made, Silent())
 
 
-def test_single_samples_say_what_score_show_says(found, made):
+def test_single_samples_say_what_score_show_says(study, made):
     rows = {"kld_nats": ("kld_mean", 1), "perplexity": ("ppl", 1),
             "top1_agreement": ("same_top", 100), "bits_per_byte": ("bits_per_byte", 1)}  # fmt: skip
     sha256 = {q.sha256: q for q in made.quants}
@@ -106,34 +107,34 @@ def test_single_samples_say_what_score_show_says(found, made):
         quant = sha256[s.signature["quant"]["sha256"]]
         sample = ALL_SAMPLES if quant.calibration == NO_IMATRIX else quant.sample
         for metric, (name, scale) in rows.items():
-            row = the(found.scores, text=s.text, calibration=quant.calibration, sample=sample,
+            row = the(study.scores, text=s.text, calibration=quant.calibration, sample=sample,
                       metric=metric)  # fmt: skip
             other = getattr(s, name)
             assert row.estimate == pytest.approx(scale * other.estimate)
             assert (row.low, row.high) == pytest.approx((scale * other.low, scale * other.high))
-        original = the(found.scores, text=s.text, calibration="", metric="perplexity")
+        original = the(study.scores, text=s.text, calibration="", metric="perplexity")
         assert original.estimate == pytest.approx(s.ppl_reference.estimate)
 
 
-def test_comparisons_are_of_the_records(found, made):
+def test_comparisons_are_of_the_records(study, made):
     def kld(text, calibration):
         return np.mean([
             scoring.records(p)["kld"].astype(float).mean()
             for p in made.token_records
             for q in made.quants
             if p.name.startswith(f"{text}.") and q.calibration == calibration
-            and scoring.tables.read(p, []).signature["quant"]["sha256"] == q.sha256
+            and scoring.parquet.read(p, []).signature["quant"]["sha256"] == q.sha256
         ])  # fmt: skip
 
     for text in LETTERS:
         for a, b in (("nb", "en"), ("nb", NO_IMATRIX), (NO_IMATRIX, "en")):
-            c = the(found.comparisons, text=text, a=a, b=b, metric="kld_nats")
+            c = the(study.comparisons, text=text, a=a, b=b, metric="kld_nats")
             assert c.estimate == pytest.approx(kld(text, a) - kld(text, b))
             assert c.n_clusters == len(SIZES)
             assert math.isfinite(c.noise)
-    assert {q.calibration for q in found.quants} == {"nb", "en", NO_IMATRIX}
-    assert len({q.sha256 for q in found.quants}) == 5
-    assert {x.source for x in found.licences if x.what == "held-out text nb"} == {
+    assert {q.calibration for q in study.quants} == {"nb", "en", NO_IMATRIX}
+    assert len({q.sha256 for q in study.quants}) == 5
+    assert {x.source for x in study.licences if x.what == "held-out text nb"} == {
         "written for this project"
     }
-    assert len(found.answer) == 3
+    assert len(study.answer) == 3

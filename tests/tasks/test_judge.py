@@ -12,9 +12,9 @@ from imatrix_lab.errors import BadRecords, ImatrixLabError, UsageError
 from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.models.chat_template import unmarked
 from imatrix_lab.records import parquet
-from imatrix_lab.tasks import judge, locale, records, run
-from imatrix_lab.tasks import judge_prompts as judges
+from imatrix_lab.tasks import judge, judge_prompts, records, run
 from imatrix_lab.tasks.chat import fenced
+from imatrix_lab.tasks.locale import get_locale
 from tests.tasks.fakes import Answerer, chat_server
 from tests.tasks.test_run import request
 
@@ -30,10 +30,10 @@ def runs(tmp_path, *answers, languages=("en",), shots=0):
     items = {str(i): {"problem_type": "free-form", "context": None, "prompt": f"What is {i} + 1?",
                       "target": [str(i + 1)], "benchmark_name": "x"} for i in range(8)}  # fmt: skip
     (tmp_path / "quiz.json").write_text(json.dumps(items))
-    asked = request("mixeval", tmp_path, data=tmp_path / "quiz.json", keep_text=True,
-                    languages=languages, shots=shots)  # fmt: skip
+    task = request("mixeval", tmp_path, data=tmp_path / "quiz.json", keep_text=True,
+                   languages=languages, shots=shots)  # fmt: skip
     answerers = [Answerer(n, None, say) for n, say in zip("AB", answers, strict=False)]
-    return run.run(asked, answerers, Silent())
+    return run.run(task, answerers, Silent())
 
 
 def number(item):
@@ -42,26 +42,26 @@ def number(item):
 
 def test_grades_and_kappa(tmp_path, monkeypatch):
     (path,) = runs(tmp_path, lambda item: str(number(item) + (number(item) < 6)))
-    asked = []
+    prompts = []
 
     def reply(text):
-        asked.append(text)
+        prompts.append(text)
         return "Score: 0.0" if "What is 0" in text or "What is 7" in text else "Score: 1.0"
 
     with chat_server(reply) as url, Client(url, "a judge", timeout_s=10) as chat:
-        found = judge.grade(path, chat, Silent())
+        grades = judge.grade(path, chat, Silent())
         again = judge.grade(path, chat, Silent())
-        assert len(asked) == 8
-        assert again == found
-        monkeypatch.setattr(judges, "MAX_TOKENS", 1 + judges.MAX_TOKENS)
-        assert judge.grade(path, chat, Silent()) == found
+        assert len(prompts) == 8
+        assert again == grades
+        monkeypatch.setattr(judge_prompts, "MAX_TOKENS", 1 + judge_prompts.MAX_TOKENS)
+        assert judge.grade(path, chat, Silent()) == grades
         chat.identity = "another model of this name"
-        assert judge.grade(path, chat, Silent()) == found
-    assert len(asked) == 24  # other settings, other judgements
+        assert judge.grade(path, chat, Silent()) == grades
+    assert len(prompts) == 24  # other settings, other judgements
     # rule: 6 of 8 right; judge: 6 of 8, both right on 5
-    assert (found.n, found.failed, found.mean, found.mean_rule) == (8, {}, 0.75, 0.75)
-    assert found.kappa == pytest.approx((6 / 8 - 10 / 16) / (1 - 10 / 16))
-    lines = [json.loads(x) for x in found.file.read_text().splitlines() if x]
+    assert (grades.n, grades.failed, grades.mean, grades.mean_rule) == (8, {}, 0.75, 0.75)
+    assert grades.kappa == pytest.approx((6 / 8 - 10 / 16) / (1 - 10 / 16))
+    lines = [json.loads(x) for x in grades.file.read_text().splitlines() if x]
     assert {len(x["prompts"][0]) for x in lines} == {16}
     assert {x["model"] for x in lines} == {"a judge"}
     assert lines[0]["replies"][0].startswith("Score: ")
@@ -69,25 +69,21 @@ def test_grades_and_kappa(tmp_path, monkeypatch):
 
 def test_a_judge_that_fails_leaves_no_grade(tmp_path):
     (path,) = runs(tmp_path, lambda item: "1")
-    said = {"What is 1": 500, "What is 2": "Score: 0"}
+    replies = {"What is 1": 500, "What is 2": "Score: 0"}
 
     def reply(text):
-        return next((said[x] for x in said if x in text), "I like it")
+        return next((replies[x] for x in replies if x in text), "I like it")
 
     with chat_server(reply) as url, Client(url, "j", timeout_s=10, retries=0) as chat:
-        found = judge.grade(path, chat, Silent())
-        assert (found.n, found.failed) == (
-            1, {"the reply has no score": 6, "status 500 Internal Server Error": 1},
-        )  # fmt: skip
-        assert math.isnan(found.kappa)
-        del said["What is 2"]
-        found.file.unlink()
-        with pytest.raises(ImatrixLabError, match="no verdict came of 8 answers"):
+        grades = judge.grade(path, chat, Silent())
+        assert (grades.n, sorted(grades.failed.values())) == (1, [1, 6])
+        assert math.isnan(grades.kappa)
+        del replies["What is 2"]
+        grades.file.unlink()
+        with pytest.raises(ImatrixLabError) as raised:
             judge.grade(path, chat, Silent())
-    with (
-        chat_server(lambda text: "Score: 1") as url,
-        Client(url, "j", timeout_s=10) as chat,
-    ):
+        assert raised.value.where == str(grades.file)
+    with chat_server(lambda text: "Score: 1") as url, Client(url, "j", timeout_s=10) as chat:
         assert judge.grade(path, chat, Silent()).n == 8  # they are asked again
 
 
@@ -99,12 +95,13 @@ def test_preferences_are_asked_in_both_orders(tmp_path):
         first, second = (re.search(rf"Answer {x}:\n-+ \w+ -+\n(\w+)", text)[1] for x in "AB")
         return "Choice: tie" if first == second else f"Choice: {'A' if first == 'good' else 'B'}"
 
-    for reply, wanted in ((honest, (3, 2, 3)), (lambda text: "Choice: A", (0, 0, 8))):
+    for reply, counts in ((honest, (3, 2, 3)), (lambda text: "Choice: A", (0, 0, 8))):
         for old in tmp_path.rglob("*.against.*"):
             old.unlink()
         with chat_server(reply) as url, Client(url, "j", timeout_s=10) as chat:
-            found = judge.prefer(*paths, chat, Silent())
-        assert (found.n_a, found.n_b, found.n_ties, found.failed) == (*wanted, {})
+            preferences = judge.prefer(*paths, chat, Silent())
+        assert (preferences.n_a, preferences.n_b, preferences.n_ties) == counts
+        assert preferences.failed == {}
 
 
 def test_several_are_judged_at_a_time(tmp_path):
@@ -117,9 +114,9 @@ def test_several_are_judged_at_a_time(tmp_path):
         return f"Score: {int('What is 0' in text)}"
 
     with chat_server(reply) as url, Client(url, "j", timeout_s=30, parallel=4) as chat:
-        found = judge.grade(path, chat, Silent())
-    assert (found.n, found.mean) == (8, 1 / 8)
-    assert found.kappa == 1  # each grade with its own item
+        grades = judge.grade(path, chat, Silent())
+    assert (grades.n, grades.mean) == (8, 1 / 8)
+    assert grades.kappa == 1  # each grade with its own item
 
 
 def test_a_judge_sees_the_item_and_no_examples(tmp_path):
@@ -141,26 +138,27 @@ def test_a_judge_sees_the_item_and_no_examples(tmp_path):
 @pytest.mark.parametrize("answer", HOSTILE)
 @pytest.mark.parametrize("code", ["en", "nb", "nn", "de", "ml"])
 def test_hostile_answers_stay_inside_their_fence(answer, code):
-    words = locale.get(code)
-    ((_, text),) = judges.grade_prompt("What?", "7", answer, words)
-    head, _, last = text.rpartition(f"{words.words['answer']}:\n")
+    locale = get_locale(code)
+    ((_, text),) = judge_prompts.grade_prompt("What?", "7", answer, locale)
+    head, _, last = text.rpartition(f"{locale.words['answer']}:\n")
     fence, *inside, closing, empty, end = last.split("\n")
     assert fence == closing and re.fullmatch(r"----- [0-9a-f]{12} -----", fence)
     assert fence not in inside
     assert (empty, end) == ("", "Score:")
     assert not re.search(r"<\|im|</s>|\[INST\]", text)
-    assert words.judge["grade"].strip() in head
+    assert locale.judge.grade.strip() in head
 
 
 def test_options_are_not_graded(tmp_path):
     rows = [{"id": "0", "problem_type": "multiple-choice", "context": None, "prompt": "Which?",
              "options": ["hat", "boat"], "target": [1], "benchmark_name": "x"}]  # fmt: skip
     (tmp_path / "quiz.json").write_text(json.dumps(rows))
-    asked = request("mixeval", tmp_path, data=tmp_path / "quiz.json", keep_text=True,
-                    languages=("en",))  # fmt: skip
-    (path,) = run.run(asked, [Answerer("A", None, lambda item: "B")], Silent())
-    with pytest.raises(BadRecords, match="no answer in free form"):
+    task = request("mixeval", tmp_path, data=tmp_path / "quiz.json", keep_text=True,
+                   languages=("en",))  # fmt: skip
+    (path,) = run.run(task, [Answerer("A", None, lambda item: "B")], Silent())
+    with pytest.raises(BadRecords) as raised:
         judge.grade(path, Client("http://127.0.0.1:9", "j"), Silent())
+    assert raised.value.where == str(path)
 
 
 def test_what_is_translated_is_not_changed():
@@ -184,43 +182,42 @@ def test_the_fence_depends_on_the_text():
     ],
 )  # fmt: skip
 def test_grades_in_replies(reply, grade):
-    assert judges.read_grade(reply) == grade
+    assert judge_prompts.read_grade(reply) == grade
 
 
 @pytest.mark.parametrize(
     ("reply", "choice"),
-    [("Choice: A", "A"), ("choice: b.", "B"), ("Tie", "tie"), ("Choice: A\nChoice: B", None),
+    [("Choice: A", 1.0), ("choice: b.", 0.0), ("Tie", 0.5), ("Choice: A\nChoice: B", None),
      ("A is better", None), ("", None)],
 )  # fmt: skip
 def test_choices_in_replies(reply, choice):
-    assert judges.read_choice(reply) == choice
+    assert judge_prompts.read_choice(reply) == choice
 
 
 def test_kappa():
-    assert judges.kappa([1, 1, 0, 0], [1, 1, 0, 0]) == 1
-    assert judges.kappa([1, 1, 0, 0], [1, 0, 1, 0]) == 0
-    assert math.isnan(judges.kappa([1, 1], [1, 1]))
-    assert math.isnan(judges.kappa([], []))
+    assert judge_prompts.kappa([1, 1, 0, 0], [1, 1, 0, 0]) == 1
+    assert judge_prompts.kappa([1, 1, 0, 0], [1, 0, 1, 0]) == 0
+    assert math.isnan(judge_prompts.kappa([1, 1], [1, 1]))
+    assert math.isnan(judge_prompts.kappa([], []))
 
 
 def test_what_cannot_be_judged(tmp_path):
     (path,) = runs(tmp_path, lambda item: "1", languages=("sv",))
     with chat_server(lambda text: "Score: 1") as url, Client(url, "j") as chat:
-        with pytest.raises(UsageError, match="no judge's prompt in Swedish"):
+        with pytest.raises(UsageError) as raised:
             judge.grade(path, chat, Silent())
+        assert "[judge] in tasks/languages/sv.toml" in raised.value.fix
         (path.parent / "copy.parquet").write_bytes(path.read_bytes())
-        with pytest.raises(UsageError, match="one file"):
+        with pytest.raises(UsageError) as raised:
             judge.grade(path.parent, chat, Silent())
+        assert ".parquet" in raised.value.fix
 
 
 def test_records_without_text(tmp_path):
     items = {"0": {"problem_type": "free-form", "context": None, "prompt": "?!a", "target": ["1"]}}
     (tmp_path / "quiz.json").write_text(json.dumps(items))
-    asked = request("mixeval", tmp_path, data=tmp_path / "quiz.json", languages=("en",))
-    (path,) = run.run(asked, [Answerer("A", None, lambda item: "1")], Silent())
-    with (
-        chat_server(lambda text: "") as url,
-        Client(url, "j") as chat,
-        pytest.raises(BadRecords, match="no prompts and outputs"),
-    ):
-        judge.grade(path, chat, Silent())
+    task = request("mixeval", tmp_path, data=tmp_path / "quiz.json", languages=("en",))
+    (path,) = run.run(task, [Answerer("A", None, lambda item: "1")], Silent())
+    with pytest.raises(BadRecords) as raised:
+        judge.grade(path, Client("http://127.0.0.1:9", "j"), Silent())
+    assert (raised.value.where, raised.value.fix) == (str(path), "task run --keep-text")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
-from imatrix_lab.tasks import definition, items, load, locale, prompt
+from imatrix_lab.tasks import definition, items, load, prompt
+from imatrix_lab.tasks.items import make_items
+from imatrix_lab.tasks.locale import get_locale
 from tests.fakes.hub_server import HubServer
 from tests.tasks.schemas import MADE
 
@@ -57,18 +59,15 @@ def test_every_task_has_a_schema():
 @pytest.mark.parametrize("name", MADE)
 def test_definitions_on_their_own_schema(name, tmp_path):
     made, task = MADE[name], definition.get(name)
-    words = locale.get(made.language)
-    found = items.make(
-        load.rows(task, made.language, local(tmp_path, name)).rows, task, made.language, words
-    )
-    assert not found.rejected
-    assert tuple(g for i in found.items for g in i.golds[:1]) == made.golds
-    first = found.items[0]
-    assert first.options == made.options
-    assert first.part == made.part
-    asked = prompt.ask(first, task, words, with_letters=task.variant == "letter")
-    assert made.in_prompt in asked
-    assert "{" not in asked
+    locale = get_locale(made.language)
+    rows = load.rows(task, made.language, local(tmp_path, name)).rows
+    questions, rejected = make_items(rows, task, locale)
+    assert not rejected
+    assert tuple(gold for item in questions for gold in item.golds[:1]) == made.golds
+    assert (questions[0].options, questions[0].part) == (made.options, made.part)
+    text = prompt.ask(questions[0], task, locale, with_letters=task.prompt.variant == "letter")
+    assert made.in_prompt in text
+    assert "{" not in text
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -77,11 +76,11 @@ def test_prompts_in_every_language(name, tmp_path):
     task = definition.get(name)
     rows = load.rows(task, MADE[name].language, local(tmp_path, name)).rows
     for code in task.languages:
-        words = locale.get(code)
-        for item in items.make(rows, task, code, words).items:
-            assert prompt.ask(item, task, words, True)
+        locale = get_locale(code)
+        for item in make_items(rows, task, locale)[0]:
+            assert prompt.ask(item, task, locale, True)
             if item.options:
-                assert len(prompt.choice_item(item, task, words, "raw").options) >= 2
+                assert len(prompt.choice_item(item, task, locale, "raw").options) >= 2
 
 
 def test_kinds_of_files(tmp_path):
@@ -95,10 +94,10 @@ def test_kinds_of_files(tmp_path):
     datasets.Dataset.from_list(rows).to_parquet(str(parquet))
     files = [keyed, parquet, *(write(tmp_path / f"x.{kind}", rows)
                                for kind in ("json", "jsonl", "tsv", "csv"))]  # fmt: skip
-    words = locale.get("de")
-    made = [items.make(load.rows(task, "de", f).rows, task, "de", words).items for f in files]
-    assert all(one == made[0] for one in made)
-    assert len(made[0]) == 4
+    locale = get_locale("de")
+    first, *others = (make_items(load.rows(task, "de", f).rows, task, locale)[0] for f in files)
+    assert all(other == first for other in others)
+    assert len(first) == 4
 
 
 def test_text_stays_text(tmp_path):
@@ -124,30 +123,43 @@ def test_text_stays_text(tmp_path):
 def test_damaged_files(name, content, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(BadText):
+    with pytest.raises(BadText) as raised:
         load.rows(definition.get("global-mmlu"), "de", path)
+    assert raised.value.where == str(path)
 
 
-def test_missing_files_and_columns(tmp_path):
+def test_missing_files(tmp_path):
     task = definition.get("belebele")
-    with pytest.raises(BadText, match="no such file"):
-        load.rows(task, "nb", tmp_path)
-    with pytest.raises(BadText, match="no such file"):
-        load.rows(task, "nb", tmp_path / "x")
+    for data, missing in ((tmp_path, tmp_path / "nob_Latn.jsonl"), (tmp_path / "x",) * 2):
+        with pytest.raises(BadText) as raised:
+            load.rows(task, "nb", data)
+        assert raised.value.where == str(missing)
+
+
+def test_missing_columns(tmp_path):
+    task = definition.get("belebele")
     path = write(tmp_path / "x.jsonl", [{"flores_passage": "x", "quession": "y"}])
-    with pytest.raises(BadText, match="have no 'question'; they have flores_passage, quession"):
-        items.make(load.rows(task, "nb", path).rows, task, "nb", locale.get("nb"))
-    with pytest.raises(UsageError, match="has no 'xx'"):
-        load.rows(task, "xx")
-    with pytest.raises(UsageError, match="not on the Hub"):
+    with pytest.raises(BadText) as raised:
+        make_items(load.rows(task, "nb", path).rows, task, get_locale("nb"))
+    assert raised.value.where == str(task.path)
+    assert all(name in raised.value.what for name in ("'question'", "flores_passage", "quession"))
+
+
+def test_a_language_or_a_place_that_a_task_lacks():
+    with pytest.raises(UsageError) as raised:
+        load.rows(definition.get("belebele"), "xx")
+    assert raised.value.fix == f"--langs {','.join(definition.get('belebele').languages)}"
+    with pytest.raises(UsageError) as raised:
         load.rows(definition.get("ntrex"), "nb")
+    assert raised.value.fix == f"{definition.get('ntrex').source.get}; then --data FOLDER"
 
 
 def test_lines_that_do_not_match(tmp_path):
     local(tmp_path, "ntrex")
     (tmp_path / "DOCUMENT_IDS.tsv").write_text("a\n")
-    with pytest.raises(BadText, match="different numbers of lines"):
+    with pytest.raises(BadText) as raised:
         load.rows(definition.get("ntrex"), "nb", tmp_path)
+    assert "newstest2019-ref.nob.txt 2, DOCUMENT_IDS.tsv 1" in raised.value.what
 
 
 @pytest.mark.parametrize(
@@ -164,9 +176,9 @@ def test_lines_that_do_not_match(tmp_path):
 def test_rows_that_are_no_items(change, why):
     task = definition.get("global-mmlu")
     good, bad = dict(MADE["global-mmlu"].rows[0]), {**MADE["global-mmlu"].rows[1], **change}
-    found = items.make([good, bad, good], task, "de", locale.get("de"))
-    assert len(found.items) == 1
-    assert set(found.rejected) == {why, items.TWICE}
+    kept, rejected = make_items([good, bad, good], task, get_locale("de"))
+    assert len(kept) == 1
+    assert set(rejected) == {why, items.TWICE}
 
 
 def test_more_options_than_letters():
@@ -177,18 +189,18 @@ def test_more_options_than_letters():
         "answer": "A",
         "choices": {"text": [str(i) for i in range(27)]},
     }
-    found = items.make([row], task, "nb", locale.get("nb"))
-    assert set(found.rejected) == {items.TOO_MANY}
+    _, rejected = make_items([row], task, get_locale("nb"))
+    assert set(rejected) == {items.TOO_MANY}
 
 
 def test_braces_in_an_item_mean_nothing():
     task = definition.get("mixeval")
     row = {"id": "0", "problem_type": "free-form", "context": "{prompt} {words.answer}",
            "prompt": "{options} {0} %s {{", "target": ["{x}"]}  # fmt: skip
-    words = locale.get("en")
-    (item,) = items.make([row], task, "en", words).items
-    asked = prompt.ask(item, task, words, True)
-    assert asked.startswith("{prompt} {words.answer}\nQuestion: {options} {0} %s {{\n")
+    locale = get_locale("en")
+    (item,) = make_items([row], task, locale)[0]
+    text = prompt.ask(item, task, locale, True)
+    assert text.startswith("{prompt} {words.answer}\nQuestion: {options} {0} %s {{\n")
 
 
 CARD = """---
@@ -205,48 +217,47 @@ def test_from_the_hub(tmp_path):
     """In a process of its own: the address of the Hub is read when its library is imported."""
     content = write(tmp_path / "x.jsonl", MADE["belebele"].rows).read_bytes()
     files = {"README.md": CARD.encode(), "data/nob_Latn.jsonl": content}
-    text = (definition.folders()[0] / "belebele.toml").read_text(encoding="utf-8")
+    text = definition.paths()["belebele"].read_text(encoding="utf-8")
     import datasets
 
     table = datasets.Dataset.from_list([{"question": "5 + 6?", "answer_number": 11}] * 250)
     table.to_parquet(str(tmp_path / "0.parquet"))
-    made = {
-        f"{code}/test/0000.parquet": (tmp_path / "0.parquet").read_bytes() for code in ("de", "en")
-    }
-    gated = {"README.md": CARD.encode()}
+    parquet = (tmp_path / "0.parquet").read_bytes()
     repos = {"facebook/belebele": {"main": files},
-             "openlanguagedata/flores_plus": {"main": gated},
-             "juletxara/mgsm": {"refs/convert/parquet": made}}  # fmt: skip
+             "openlanguagedata/flores_plus": {"main": {"README.md": CARD.encode()}},
+             "juletxara/mgsm": {"refs/convert/parquet": {
+                 f"{code}/test/0000.parquet": parquet for code in ("de", "en")}}}  # fmt: skip
     with HubServer(repos) as hub:
         hub.gate("openlanguagedata/flores_plus")
         commit = hub.commit("facebook/belebele")
         pinned = text.replace("75b399394a9803252cfec289d103de462763db7c", commit)
         pinned = pinned.replace("items = 900", "items = 2")
-        for name, body in (("pinned", pinned), ("newest", pinned.replace(commit, ""))):
-            (tmp_path / f"{name}.toml").write_text(
-                body.replace('name = "belebele"', f'name = "{name}"'), encoding="utf-8"
-            )
-        gone = pinned.replace(commit, "0" * 40).replace('name = "belebele"', 'name = "gone"')
-        (tmp_path / "gone.toml").write_text(gone, encoding="utf-8")
-        other = pinned.replace(commit, "").replace("items = 2", "items = 3")
-        (tmp_path / "other.toml").write_text(
-            other.replace('name = "belebele"', 'name = "other"'), encoding="utf-8"
-        )
-        code = (
-            "import json, sys; from pathlib import Path\n"
-            "from imatrix_lab.errors import BadText, FetchFailed\n"
-            "from imatrix_lab.tasks import definition, load\n"
-            "for name in ('pinned', 'newest'):\n"
-            "    found = load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), 'nb')\n"
-            "    print(json.dumps([found.rows, dict(found.origin)]))\n"
-            "print(load.rows(definition.get('mgsm'), 'de').rows[-1])\n"
-            "for name, lang in (('gone', 'nb'), ('pinned', 'en'), ('other', 'nb')):\n"
-            "    try: load.rows(definition.load(Path(sys.argv[1]) / f'{name}.toml'), lang)\n"
-            "    except (BadText, FetchFailed) as error: print(error.what)\n"
-            "try: load.rows(definition.get('flores-plus'), 'nb')\n"
-            "except FetchFailed as error: print(error.fix)\n"
-        )
+        newest = pinned.replace(commit, "")
+        for name, body in (("pinned", pinned), ("newest", newest),
+                           ("gone", pinned.replace(commit, "0" * 40)),
+                           ("other", newest.replace("items = 2", "items = 3"))):  # fmt: skip
+            own = body.replace('name = "belebele"', f'name = "{name}"')
+            (tmp_path / f"{name}.toml").write_text(own, encoding="utf-8")
+        code = """
+import json, sys
+from pathlib import Path
+from imatrix_lab.errors import BadText, FetchFailed
+from imatrix_lab.tasks import definition, load
 
+def own(name):
+    return definition.load(Path(sys.argv[1]) / f"{name}.toml")
+
+for name in ("pinned", "newest"):
+    benchmark = load.rows(own(name), "nb")
+    print(json.dumps([benchmark.rows, dict(benchmark.origin)]))
+print(load.rows(definition.get("mgsm"), "de").rows[-1])
+for task, lang in ((own("gone"), "nb"), (own("pinned"), "en"), (own("other"), "nb"),
+                   (definition.get("flores-plus"), "nb")):
+    try:
+        load.rows(task, lang)
+    except (BadText, FetchFailed) as error:
+        print(json.dumps([type(error).__name__, error.what, error.where, error.fix]))
+"""
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
             env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"),
@@ -254,28 +265,32 @@ def test_from_the_hub(tmp_path):
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert not done.returncode, done.stderr
-    pinned_rows, newest, converted, *errors, gated_fix = done.stdout.splitlines()
-    gone_error, config_error, count_error = errors
-    assert gated_fix.startswith("accept the licence at https://huggingface.co/datasets/openlang")
-    assert pinned_rows == newest
+    pinned_rows, newest_rows, converted, *errors = done.stdout.splitlines()
+    assert pinned_rows == newest_rows
     rows, origin = json.loads(pinned_rows)
     assert tuple(rows) == MADE["belebele"].rows
     assert origin == {"facebook/belebele": commit}
     assert converted == "{'question': '5 + 6?', 'answer_number': 11}"
-    assert "doesn't exist" in gone_error
-    assert "eng_Latn" in config_error
-    assert "has 2 rows, and not 3" in count_error
+    gone, no_config, other_version, gated = map(json.loads, errors)
+    assert [e[0] for e in (gone, no_config, other_version, gated)] == [
+        "FetchFailed", "FetchFailed", "BadText", "FetchFailed"]  # fmt: skip
+    assert gone[2] == no_config[2] == "https://huggingface.co/datasets/facebook/belebele"
+    assert "eng_Latn" in no_config[1]
+    assert other_version[2] == str(tmp_path / "other.toml")
+    assert gated[3].startswith("accept the licence at https://huggingface.co/datasets/openlang")
 
 
 def test_offline_is_an_error_with_a_way_out(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE is set") as offline:
+    with pytest.raises(FetchFailed) as raised:
         load.rows(definition.get("belebele"), "nb")
-    assert "or --data with a folder that has nob_Latn.jsonl" in str(offline.value)
+    assert "HF_HUB_OFFLINE" in raised.value.what
+    assert "--data with a folder that has nob_Latn.jsonl" in raised.value.fix
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(FetchFailed, match="cannot be reached"):
+    with pytest.raises(FetchFailed) as raised:
         load.rows(definition.get("mixeval"), "en")
+    assert "free-form.json, multiple-choice.json" in raised.value.fix
 
 
 def test_a_separator_of_lines_in_a_line_ends_none(tmp_path):
@@ -283,8 +298,8 @@ def test_a_separator_of_lines_in_a_line_ends_none(tmp_path):
     (folder / "NTREX-128/newstest2019-ref.nob.txt").write_text(
         "Hunden\u2028sover.\r\nKatten\x85går.\r\n", encoding="utf-8", newline=""
     )
-    found = load.rows(definition.get("ntrex"), "nb", folder).rows
-    assert [row["reference"] for row in found] == ["Hunden\u2028sover.", "Katten\x85går."]
+    rows = load.rows(definition.get("ntrex"), "nb", folder).rows
+    assert [row["reference"] for row in rows] == ["Hunden\u2028sover.", "Katten\x85går."]
 
 
 def test_hostile_text(tmp_path):
@@ -295,11 +310,12 @@ def test_hostile_text(tmp_path):
         ' "prompt": "\\udfff <|im_end|> {ask}", "target": ["2019-01-01"]}]'
     )
     task = definition.get("mixeval")
-    (item,) = items.make(load.rows(task, "en", path).rows, task, "en", locale.get("en")).items
+    locale = get_locale("en")
+    (item,) = make_items(load.rows(task, "en", path).rows, task, locale)[0]
     item.id.encode()
-    assert "? <|im_end|> {ask}" in prompt.ask(item, task, locale.get("en"), True)
-    ((_, said),) = prompt.generate_item(item, task, locale.get("en")).messages
-    assert "? < |im_end|> {ask}" in said  # no end of the turn for a model that is asked it
+    assert "? <|im_end|> {ask}" in prompt.ask(item, task, locale, True)
+    ((_, text),) = prompt.generate_item(item, task, locale).messages
+    assert "? < |im_end|> {ask}" in text  # no end of the turn for a model that is asked it
     lines = tmp_path / "x.jsonl"
     lines.write_text('{"sample_id": "1", "question": "2019-01-01"}\n')
     assert load.rows(definition.get("global-mmlu"), "de", lines).rows[0]["question"] == "2019-01-01"

@@ -2,29 +2,34 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from imatrix_lab.compare.compare import compare_runs
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
-from imatrix_lab.errors import BadRecords, BadText, UsageError
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import definition, load, records, run, summary
 from imatrix_lab.tasks.journal import Journal
+from imatrix_lab.tasks.locale import get_locale
 from imatrix_lab.types import ComputeOptions, TaskRequest
 from tests.tasks.fakes import Answerer
 
 N = 40
 
 
-class Talk(Silent):
+class Notes(Silent):
     def __init__(self):
-        self.said = []
+        self.notes = []
 
     def say(self, message):
-        self.said.append(message)
+        self.notes.append(message)
 
 
 @pytest.fixture
@@ -83,18 +88,15 @@ def right_unless(*wrong):
 
 
 def test_records_that_compare_reads(exam, tmp_path):
-    talk = Talk()
+    progress = Notes()
     a = Answerer("A", right_unless())
     b = Answerer("B", right_unless(*map(str, range(20))))
-    paths = run.run(request(exam, tmp_path), [a, b], talk)
+    paths = run.run(request(exam, tmp_path), [a, b], progress)
     assert [p.name for p in paths] == ["exam.nb.A.parquet", "exam.nb.B.parquet"]
-    assert talk.said[0] == (
-        "exam nb: 39 items in 20 groups; 1 repeats merged; 1 left out: no gold answer"
-    )
-    report = compare_runs(paths, ComparisonPlan(n_resamples=200), (), Silent())
-    (one,) = report.comparisons
-    assert one.n == N - 1
-    assert one.n_clusters == 20
+    numbers = re.findall(r"\d+", progress.notes[0])
+    assert numbers == ["39", "20", "1", "1"]  # items, clusters, repeats, without a gold answer
+    (comparison,) = compare_runs(paths, ComparisonPlan(n_resamples=200), (), Silent()).comparisons
+    assert (comparison.n, comparison.n_clusters) == (N - 1, 20)
     scores = {s.quant: s for s in summary.scores(paths)}
     assert scores["A"].score.estimate == 1.0
     assert scores["B"].score.estimate == pytest.approx(20 / 39)
@@ -102,7 +104,9 @@ def test_records_that_compare_reads(exam, tmp_path):
     assert (scores["A"].n_given, scores["A"].n_unique) == (41, 39)
     flips = summary.flips(*paths)
     assert (len(flips.items), flips.n_items, flips.n_gained, flips.n_lost) == (19, 39, 0, 19)
-    assert (flips.items[0].a, flips.items[0].b, flips.items[0].gold) == ("B", "A", "B")
+    flip = flips.items[0]
+    assert (flip.a, flip.b, flip.type) == ("A", "B", "Q4_K_M")
+    assert (flip.output_a, flip.output_b, flip.gold) == ("B", "A", "B")
 
 
 def test_the_second_time_nothing_is_asked(exam, tmp_path):
@@ -116,8 +120,9 @@ def test_the_second_time_nothing_is_asked(exam, tmp_path):
     other = Answerer("A", right_unless(), commit="another")
     (beside,) = run.run(request(exam, tmp_path), [other], Silent())
     assert beside != path and path.read_bytes() == before
-    with pytest.raises(BadRecords, match=r"toolchain\.commit"):
+    with pytest.raises(BadRecords) as raised:
         summary.flips(path, beside)
+    assert "toolchain.commit" in raised.value.what
 
 
 def test_a_killed_run_goes_on(exam, tmp_path):
@@ -148,12 +153,12 @@ def test_failed_items_are_not_wrong(exam, tmp_path):
     def some(item):
         return {"4": too_long, "6": "time-out"}.get(item.id, [-2.0, -1.0, -4.0])
 
-    talk = Talk()
-    (path,) = run.run(request(exam, tmp_path), [Answerer("A", some)], talk)
+    progress = Notes()
+    (path,) = run.run(request(exam, tmp_path), [Answerer("A", some)], progress)
     (score,) = summary.scores([path])
     assert score.failed == {"prompt longer than the context": 1, "time-out": 1}
     assert (score.n_items, score.score.estimate) == (N - 3, 1.0)
-    assert f"note: exam.nb.A: 1 of 39 items failed, not counted: {too_long}" in talk.said
+    assert any(too_long in note for note in progress.notes)
     again = Answerer("A", right_unless())
     run.run(request(exam, tmp_path), [again], Silent())
     assert sorted(again.asked) == ["4", "6"]  # asked once more, and only those
@@ -211,10 +216,10 @@ def test_examples_are_not_scored(exam, tmp_path):
 
 
 def test_a_limit_draws_the_same_items(exam, tmp_path):
-    asked = [Answerer(name, right_unless()) for name in "AB"]
-    run.run(request(exam, tmp_path, limit=7), asked, Silent())
-    assert len(asked[0].asked) == 7
-    assert asked[0].asked == asked[1].asked
+    a, b = (Answerer(name, right_unless()) for name in "AB")
+    run.run(request(exam, tmp_path, limit=7), [a, b], Silent())
+    assert len(a.asked) == 7
+    assert a.asked == b.asked
 
 
 def test_free_form_with_text(quiz, tmp_path):
@@ -254,56 +259,61 @@ def test_translations_have_corpus_scores(tmp_path):
     assert "nrefs:1" in score.quality.chrf_signature
 
 
-def test_languages_that_a_task_lacks_are_left_out(tmp_path):
-    talk, asked = Talk(), request("x", tmp_path, languages=("en", "nb"), data=None)
+def test_languages_that_a_task_lacks_are_skipped(tmp_path):
+    progress, both = Notes(), request("x", tmp_path, languages=("en", "nb"), data=None)
     tasks = [definition.get("mixeval"), definition.get("belebele")]
-    found = [(task.name, code) for task, code in run.pairs(tasks, asked, talk)]
-    assert found == [("mixeval", "en"), ("belebele", "en"), ("belebele", "nb")]
-    assert talk.said == ["note: mixeval has no 'nb': left out"]
-    folder = replace(asked, data=tmp_path)  # its files are in the language of the definition
-    assert run.pairs(tasks[:1], folder, talk) == [(tasks[0], "en")]
+    pairs = [(task.name, code) for task, code in run.pairs(tasks, both, progress)]
+    assert pairs == [("mixeval", "en"), ("belebele", "en"), ("belebele", "nb")]
+    (note,) = progress.notes
+    assert "mixeval" in note and "'nb'" in note
+    folder = replace(both, data=tmp_path)  # its files are in the language of the definition
+    assert run.pairs(tasks[:1], folder, progress) == [(tasks[0], "en")]
     only = replace(folder, languages=("nb",))
-    assert run.pairs(tasks[:1], only, talk) == [(tasks[0], "nb")]
-    with pytest.raises(UsageError, match="mixeval has no 'nb'"):
-        run.pairs(tasks[:1], request("x", tmp_path, data=None), talk)
+    assert run.pairs(tasks[:1], only, progress) == [(tasks[0], "nb")]
+    with pytest.raises(UsageError) as raised:
+        run.pairs(tasks[:1], request("x", tmp_path, data=None), progress)
+    assert raised.value.fix == "--langs en"
 
 
 @dataclass
-class Made:
+class Entry:
     id: str
     output: str
 
 
 def test_separators_of_lines_are_kept_in_answers(tmp_path):
     path = tmp_path / "j.jsonl"
-    with Journal(path, Made) as add:
-        add({"id": "1", "output": "a\u2028b\u2029c\x85d"})
+    with Journal(path, Entry) as journal:
+        journal.add(Entry("1", "a\u2028b\u2029c\x85d"))
     with path.open("a") as file:
         file.write('\n{"id": "2"}\n7\nnull\n["id", "output"]\n')  # not ours
-    assert {i: e["output"] for i, e in Journal(path, Made).found.items()} == {
+    assert {i: e["output"] for i, e in Journal(path, Entry).entries.items()} == {
         "1": "a\u2028b\u2029c\x85d"
     }
 
 
-def test_what_is_not_pinned_is_said(exam, tmp_path, monkeypatch):
+def test_what_is_not_pinned_is_noted(exam, tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "exam.json").read_text())
     newest = load.Rows(tuple(rows), {"a/b": "0123456789abcdef" * 2})
     monkeypatch.setattr(load, "rows", lambda *_: newest)
     exam.write_text(exam.read_text().replace("[source]", '[source]\nhub = "a/b"'))
-    talk = Talk()
-    (path,) = run.run(request(exam, tmp_path, data=None), [Answerer("A", right_unless())], talk)
-    assert "note: exam is not pinned; the newest: a/b at 0123456789ab" in talk.said
+    progress = Notes()
+    a = Answerer("A", right_unless())
+    (path,) = run.run(request(exam, tmp_path, data=None), [a], progress)
+    assert any("a/b at 0123456789ab" in note for note in progress.notes)
     assert parquet.read(path).signature["task"]["pinned"] is False
 
 
 def test_variants_that_cannot_be(exam, tmp_path):
-    for task, variant, why in (("xcopa", "letter", "does not show letters"),
-                               ("mixeval", "raw", "answered in free text")):  # fmt: skip
-        with pytest.raises(UsageError, match=why):
+    for task, variant, fix in (("xcopa", "letter", "--variant raw, token or byte"),
+                               ("mixeval", "raw", "leave --variant out")):  # fmt: skip
+        with pytest.raises(UsageError) as raised:
             run.run(request(task, tmp_path, variant=variant, languages=()), [], Silent())
+        assert raised.value.fix == fix
     exam.write_text(exam.read_text().replace("\\n{lettered}", ""))
-    with pytest.raises(UsageError, match="needs"):
+    with pytest.raises(UsageError) as raised:
         definition.load(exam)
+    assert "{lettered}" in raised.value.what
 
 
 def test_a_model_without_a_template_goes_on_from_the_prompt(quiz, tmp_path):
@@ -315,8 +325,8 @@ def test_a_model_without_a_template_goes_on_from_the_prompt(quiz, tmp_path):
 
     base = Answerer("A", None, say)
     base.is_chat = False
-    asked = request("mixeval", tmp_path, data=quiz, shots=1, keep_text=True)
-    (path,) = run.run(asked, [base], Silent())
+    task = request("mixeval", tmp_path, data=quiz, shots=1, keep_text=True)
+    (path,) = run.run(task, [base], Silent())
     ((role, text),) = seen[0].messages
     assert role == "" and text.endswith("\nSvar:")
     assert text.startswith("Spørsmål: Hva er 0 + 1?\nSvar så kort du kan.\nSvar: 1\n\nSpørsmål: ")
@@ -328,8 +338,12 @@ def test_a_model_without_a_template_goes_on_from_the_prompt(quiz, tmp_path):
 def test_other_rules_are_another_run(quiz, tmp_path, monkeypatch):
     answers = Answerer("A", None, lambda item: "7")
     (first,) = run.run(request("mixeval", tmp_path, data=quiz), [answers], Silent())
-    get = run.speeches.get
-    monkeypatch.setattr(run.speeches, "get", lambda code: replace(get(code), tail=("nå",)))
+
+    def changed(code):
+        locale = get_locale(code)
+        return replace(locale, answer=replace(locale.answer, tail=("nå",)))
+
+    monkeypatch.setattr(run, "get_locale", changed)
     (second,) = run.run(request("mixeval", tmp_path, data=quiz), [answers], Silent())
     assert second != first
 
@@ -337,11 +351,46 @@ def test_other_rules_are_another_run(quiz, tmp_path, monkeypatch):
 def test_nothing_to_ask(exam, tmp_path):
     row = {"id": "1", "text": "", "ask": "", "choices": [], "right": 0}
     (tmp_path / "exam.json").write_text(json.dumps([row]))
-    with pytest.raises(BadText, match="no item that can be scored; 1 left out: no question"):
+    with pytest.raises(BadText) as raised:
         run.run(request(exam, tmp_path), [], Silent())
-    with pytest.raises(UsageError, match="do not say their language"):
+    assert raised.value.where == str(exam)
+    assert "1 skipped: no question" in raised.value.what
+    with pytest.raises(UsageError) as raised:
         run.run(request(exam, tmp_path, languages=("nb", "en")), [], Silent())
-    with pytest.raises(UsageError, match="no task is called"):
-        run.run(request("nothing", tmp_path), [], Silent())
-    with pytest.raises(UsageError, match="does not say its languages"):
+    assert raised.value.where == str(tmp_path / "exam.json")
+    assert raised.value.fix.startswith("one at a time: --langs ")
+    with pytest.raises(UsageError) as raised:
         run.run(request(exam, tmp_path, languages=()), [], Silent())
+    assert raised.value.fix == "--langs en,nb"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "fix"),
+    [
+        ({"tasks": ("mixevals",)}, UsageError, "task run mine.toml"),
+        ({"tasks": ("exam.toml",)}, UsageError, None),
+        ({"tasks": ("mixeval",), "data": None}, UsageError, "--langs en"),
+        ({"languages": ("xx",)}, UsageError, "tasks/languages/xx.toml"),
+        ({"data": Path("nowhere")}, BadText, "check the path"),
+        ({"data": None}, UsageError, "--data FOLDER"),
+        ({"quants": ("mistral",)}, UsageError, "--model path/x.gguf"),
+        ({"quants": ("demo", "nowhere.gguf")}, BadModel, None),
+        ({"quants": ("exam.json",)}, BadModel, None),
+        ({"quants": ("hf:nothing",)}, UsageError, "hf:org/repo"),
+        ({"variant": "letter", "tasks": ("xcopa",), "languages": ("it",)}, UsageError, "raw"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_built(
+    changes, error, fix, exam, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own.toml"
+    own.write_text(exam.read_text().replace('"exam"', '"own"'))
+    exam.unlink()
+    store = Store(tmp_path / "store")
+    task = request(own.name, tmp_path, **{"quants": ("demo",), **changes})
+    with pytest.raises(error) as raised:
+        run.run_quants(task, Session(store, Silent()))
+    assert fix is None or fix in raised.value.fix
+    assert not store.root.exists() or not list(store.root.iterdir())
+    assert not task.out.exists()

@@ -10,8 +10,9 @@ import pytest
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.llamacpp.client import Client
-from imatrix_lab.tasks import definition, items, load, locale, translate
-from imatrix_lab.tasks import translate_prompts as texts
+from imatrix_lab.tasks import definition, load, translate, translate_prompts
+from imatrix_lab.tasks.items import make_items
+from imatrix_lab.tasks.locale import get_locale
 from tests.tasks.fakes import chat_server
 
 WORDS = {
@@ -55,99 +56,104 @@ def run(tmp_path, reply, rows=ROWS, **more):
 
 
 def test_a_task_in_its_own_schema(tmp_path):
-    asked = []
+    prompts = []
 
     def reply(text):
-        asked.append(text)
+        prompts.append(text)
         return WORDS[last(text)]
 
-    found = run(tmp_path, reply)
-    done = json.loads(found.items.read_text())
-    assert done[0]["target"] == ["det røde huset", "et hus, rødt"]
-    assert done[1]["target"] == ["8"]  # numbers stay
-    assert done[2]["options"] == ["kua", "lerka"]
-    assert done[2]["target"] == [1]  # places stay
-    assert len(asked) == len(WORDS)
-    gold = next(text for text in asked if last(text) == "the red house")
+    files = run(tmp_path, reply)
+    rows = json.loads(files.items.read_text())
+    assert rows[0]["target"] == ["det røde huset", "et hus, rødt"]
+    assert rows[1]["target"] == ["8"]  # numbers stay
+    assert rows[2]["options"] == ["kua", "lerka"]
+    assert rows[2]["target"] == [1]  # places stay
+    assert len(prompts) == len(WORDS)
+    gold = next(text for text in prompts if last(text) == "the red house")
     assert "Ada bodde i det røde huset." in gold  # translated beside its translated context
-    manifest = json.loads(found.manifest.read_text())
+    manifest = json.loads(files.manifest.read_text())
     assert manifest["machine_translated"] is True
     assert manifest["model"] == "m"
     task = definition.get("mixeval")
-    rows = load.rows(task, "nb", found.items).rows
-    assert "m, from en" in load.rows(task, "nb", found.items).origin["machine_translated"]
-    assert len(items.make(rows, task, "nb", locale.get("nb")).items) == 3
+    benchmark = load.rows(task, "nb", files.items)
+    assert "m, from en" in benchmark.origin["machine_translated"]
+    assert len(make_items(benchmark.rows, task, get_locale("nb"))[0]) == 3
 
 
 def test_the_review_has_what_looks_wrong_first(tmp_path):
-    said = {**WORDS, "the red house": "rødhuset", "the cow": "lerka",
-            "How many legs has a spider?": "Hvor mange bein har 2 edderkopper?"}  # fmt: skip
-    found = run(tmp_path, lambda text: said[last(text)])
-    with found.review.open(newline="") as file:
+    words = {**WORDS, "the red house": "rødhuset", "the cow": "lerka",
+             "How many legs has a spider?": "Hvor mange bein har 2 edderkopper?"}  # fmt: skip
+    files = run(tmp_path, lambda text: words[last(text)])
+    with files.review.open(newline="") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))
     flags = {line["source"]: line["flags"] for line in lines}
     assert "not in the context" in flags["the red house"]
     assert "two options have become the same" in flags["the lark"] + flags["the cow"]
     assert flags["How many legs has a spider?"] == "numbers differ"
-    assert [bool(line["flags"]) for line in lines] == sorted(
-        (bool(line["flags"]) for line in lines), reverse=True
-    )
-    assert found.n_flagged == sum(bool(line["flags"]) for line in lines)
+    is_flagged = [bool(line["flags"]) for line in lines]
+    assert is_flagged == sorted(is_flagged, reverse=True)
+    assert files.n_flagged == sum(is_flagged)
 
 
 def test_a_server_that_fails_is_asked_again(tmp_path):
-    found = run(tmp_path, lambda text: 500 if last(text) == "the cow" else WORDS[last(text)])
-    assert found.n_left_out == 1
-    assert [row["id"] for row in json.loads(found.items.read_text())] == ["0", "1"]
-    asked = []
+    files = run(tmp_path, lambda text: 500 if last(text) == "the cow" else WORDS[last(text)])
+    assert files.n_left_out == 1
+    assert [row["id"] for row in json.loads(files.items.read_text())] == ["0", "1"]
+    texts = []
 
     def reply(text):
-        asked.append(last(text))
+        texts.append(last(text))
         return 500 if last(text) == "the cow" and model == "another" else WORDS[last(text)]
 
     model = "another"
     assert run(tmp_path, reply, model=model).n_left_out == 1
-    assert len(asked) == len(WORDS)  # it translates everything itself
-    asked.clear()
+    assert len(texts) == len(WORDS)  # it translates everything itself
+    texts.clear()
     model = "m"
     assert run(tmp_path, reply, limit=1, identity="another server").n_left_out == 0
-    assert asked == list(WORDS)[:4]  # another model of the same name
-    asked.clear()
+    assert texts == list(WORDS)[:4]  # another model of the same name
+    texts.clear()
     assert run(tmp_path, reply).n_left_out == 0
-    assert asked == ["the cow"]
+    assert texts == ["the cow"]
     assert run(tmp_path, reply).n_left_out == 0
-    assert asked == ["the cow"]  # what is done is kept, whatever follows
+    assert texts == ["the cow"]  # what is done is kept, whatever follows
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(ImatrixLabError, match="nothing could be translated"):
+    with pytest.raises(ImatrixLabError) as raised:
         run(other, lambda text: b"nonsense")
+    assert "endpoint" in raised.value.fix
 
 
 def test_several_items_at_a_time_and_each_text_once(tmp_path):
     """Two requests are under way together, or the barrier breaks."""
     rows = [{**ROWS[1], "id": str(i), "context": f"Only {i}."} for i in range(4)]
-    together, asked = threading.Barrier(2, timeout=20), []
+    together, texts = threading.Barrier(2, timeout=20), []
 
     def reply(text):
-        asked.append(said := last(text))
-        if "Only" in said:
+        texts.append(last(text))
+        if "Only" in last(text):
             together.wait()
-        return f"på norsk: {said}"
+        return f"på norsk: {last(text)}"
 
-    found = run(tmp_path, reply, rows, parallel=2)
-    done = json.loads(found.items.read_text())
-    assert [row["context"] for row in done] == [f"på norsk: Only {i}." for i in range(4)]
-    assert asked.count(ROWS[1]["prompt"]) == 1
+    files = run(tmp_path, reply, rows, parallel=2)
+    contexts = [row["context"] for row in json.loads(files.items.read_text())]
+    assert contexts == [f"på norsk: Only {i}." for i in range(4)]
+    assert texts.count(ROWS[1]["prompt"]) == 1
 
 
 @pytest.mark.parametrize(
-    ("source", "said", "flag"),
+    ("field", "source", "text", "flags"),
     [
-        ("This sentence is long enough to be a sentence.",) * 2 + ("not translated",),
-        ("It has 12 legs", "Den har 13 bein", "numbers differ"),
-        ("This sentence is long enough to be a sentence.", "Kort.", "length"),
-        ("The cup fell because _ was wet", "Koppen falt fordi den var våt", "gap lost"),
+        ("question", "This sentence is long enough to be one, really.",
+         "This sentence is long enough to be one, really.", ("not translated",)),
+        ("question", "It has 12 legs", "Den har 13 bein", ("numbers differ",)),
+        ("question", "This sentence is long enough to be one, really.", "Kort.", ("length",)),
+        ("question", "The cup fell because _ was wet", "Koppen falt fordi den var våt",
+         ("gap lost",)),
+        ("gold", "one line", "to\nlinjer", ("more than an answer",)),
+        ("gold", "two\nlines", "to\nlinjer", ()),
+        ("question", "one line", "to\nlinjer", ()),
     ],
-)
-def test_flags(source, said, flag):
-    assert flag in texts.flags_of("question", source, said)
+)  # fmt: skip
+def test_flags(field, source, text, flags):
+    assert translate_prompts.flags_of(field, source, text) == flags

@@ -1,77 +1,76 @@
-"""Which calibration is better: the matrix, the differences, and what the language itself gains."""
+"""Which calibration is better: the verdict matrix, the differences, the interactions."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 from imatrix_lab.core import format
-from imatrix_lab.report.blocks import Cell, Forest, ForestRow, Picture, Sayings, Section, Table
+from imatrix_lab.report.blocks import Block, Forest, ForestRow, Picture, Section, Statements, Table
+from imatrix_lab.report.cells import (
+    Cell,
+    count_cell,
+    interval_cells,
+    multiple_cell,
+    number_cell,
+    p_cell,
+    row,
+)
 from imatrix_lab.report.lookup import Measure, View
 from imatrix_lab.report.results import Comparison, Interaction
 
 SQUEEZED = 2.5
-"""How many times as wide a picture may become for controls."""
+"""Controls may widen a picture's axis by at most this factor."""
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
 def matrix(view: View) -> Section | None:
-    """Return the verdict matrices: calibration x text, one for each type, by measure."""
-    blocks: list[Table] = []
+    """Return the verdict matrices, calibration x text: one for each measure and quant type."""
+    blocks = []
     for measure in view.measures():
-        rows = view.against_baseline(measure)
-        for kind in view.types(c.type for c in rows):
-            here = [c for c in rows if c.type == kind]
-            blocks.append(_matrix_of(view, measure, kind, here))
-    if not blocks:
-        return None
-    base = view.found.baseline
-    return Section(
-        "verdicts", "Verdicts",
-        (
-            f"Each cell compares the calibration of its row with “{base}” on the text of its"
-            f" column, token by token or item by item: the verdict, the difference (row minus"
-            f" {base}) and its 95 % interval. The row of {base} itself shows its own value."
-            " Outlined: a calibration on the language itself. Intervals are those of a comparison"
-            " alone; verdicts allow for all that were made (see Methods).",
-        ),
-        tuple(blocks),
-    )  # fmt: skip
+        comparisons = view.against_baseline(measure)
+        for quant_type in view.types(c.type for c in comparisons):
+            same_type = [c for c in comparisons if c.type == quant_type]
+            blocks.append(_matrix_of(view, measure, quant_type, same_type))
+    base = view.results.baseline
+    words = (
+        f"Each cell compares the calibration of its row with the baseline “{base}” on the text of"
+        " its column, token by token or item by item: the verdict, the difference (row minus"
+        f" {base}) and its 95 % CI. The row of {base} shows its own value. Outlined: a calibration"
+        " on the language itself. Intervals are not adjusted for multiple comparisons; verdicts"
+        " are (see Methods)."
+    )
+    return Section("verdicts", "Verdicts", [words], blocks) if blocks else None
 
 
-def _matrix_of(view: View, measure: Measure, kind: str, here: Sequence[Comparison]) -> Table:
-    base = view.found.baseline
-    texts = tuple(dict.fromkeys(c.text for c in here))
-    by_place = {(c.a, c.text): c for c in here}
-    rows = [(_row_head(view, measure.model, base), *(_base(view, measure, kind, t) for t in texts))]
-    for label in view.ordered(c.a for c in here):
-        cells = (
-            _verdict(view, by_place.get((label, text)), measure.model, label, text)
-            for text in texts
-        )
-        rows.append((_row_head(view, measure.model, label), *cells))
-    lower = "less" if here[0].lower_is_better else "more"
-    return Table(
-        f"{kind} · {view.title(measure)} ({lower} is better)",
-        ("calibration", *(view.text(t) for t in texts)),
-        tuple(rows), numeric=frozenset(range(1, len(texts) + 1)),
-        folded=not view.decides(measure.task, measure.metric), look="matrix",
-    )  # fmt: skip
+def _matrix_of(
+    view: View, measure: Measure, quant_type: str, comparisons: Sequence[Comparison]
+) -> Table:
+    base, model = view.results.baseline, measure.model
+    texts = dict.fromkeys(c.text for c in comparisons)
+    by_place = {(c.a, c.text): c for c in comparisons}
+    rows = [(_row_head(view, model, base), *(_base(view, measure, quant_type, t) for t in texts))]
+    for label in view.ordered(c.a for c in comparisons):
+        cells = (_verdict(view, by_place.get((label, t)), model, label, t) for t in texts)
+        rows.append((_row_head(view, model, label), *cells))
+    lower = "less" if comparisons[0].lower_is_better else "more"
+    caption = f"{quant_type} · {view.title(measure)} ({lower} is better)"
+    folded = not view.decides(measure.task, measure.metric)
+    return Table(caption, ["calibration", *map(view.text, texts)], rows, folded, look="matrix")
 
 
 def _row_head(view: View, model: str, label: str) -> Cell:
-    about = view.about(model, label)
-    if label == view.found.baseline:
-        return Cell(label, more=(about, "compared with this") if about else ("compared with this",))
-    return Cell(label, more=(about,) if about else ())
+    more = [view.about(model, label), "baseline" if label == view.results.baseline else ""]
+    return Cell(label, more=tuple(filter(None, more)))
 
 
-def _base(view: View, measure: Measure, kind: str, text: str) -> Cell:
+def _base(view: View, measure: Measure, quant_type: str, text: str) -> Cell:
     """Return the baseline's own value, which gives the differences their scale."""
-    wanted = (measure.model, measure.task, measure.metric, kind, view.found.baseline, text)
-    own = " own" if view.is_own(measure.model, view.found.baseline, text) else ""
+    base = view.results.baseline
+    key = (measure.model, measure.task, measure.metric, quant_type, base, text)
+    own = " own" if view.is_own(measure.model, base, text) else ""
     for s in view.scores:
-        if (s.model, s.task, s.metric, s.type, s.calibration, s.text) == wanted:
-            found = format.number(s.estimate, s.low, s.high)
-            return Cell(found, math.nan, (format.interval(s.low, s.high),), f"base{own}")
+        if (s.model, s.task, s.metric, s.type, s.calibration, s.text) == key:
+            value = format.number(s.estimate, s.low, s.high)
+            return Cell(value, math.nan, (format.interval(s.low, s.high),), f"base{own}")
     return Cell(format.UNKNOWN, math.nan, (), f"base{own}")
 
 
@@ -82,60 +81,52 @@ def _verdict(view: View, c: Comparison | None, model: str, label: str, text: str
     more = [
         format.number(c.estimate, c.low, c.high, plus=True),
         format.interval(c.low, c.high, True),
+        f"{c.noise_multiple:.1f} × noise" if math.isfinite(c.noise_multiple) else "",
     ]
-    if math.isfinite(c.noise_multiple):
-        more.append(f"{c.noise_multiple:.1f} × noise")
-    return Cell(c.verdict, c.estimate, tuple(m for m in more if m), f"{c.verdict}{own}")
+    return Cell(c.verdict, c.estimate, tuple(filter(None, more)), f"{c.verdict}{own}")
 
 
 def differences(view: View) -> Section | None:
     """Return the forest plots, and every comparison as a table and in words."""
-    blocks: list[Picture | Table | Sayings] = []
+    blocks: list[Block] = []
+    pairs = []
     for measure in view.measures():
         table = _comparisons(view, measure)
-        if view.against_baseline(measure):
-            blocks.append(_forest(view, measure, table))
-        else:
-            blocks.append(table)
-    if not blocks:
-        return None
-    pairs = tuple((c.plain, c.formal) for m in view.measures() for c in view.against_baseline(m))
+        comparisons = view.against_baseline(measure)
+        blocks.append(_forests(view, measure, comparisons, table) if comparisons else table)
+        pairs += [(c.plain, c.formal) for c in comparisons]
     if pairs:
-        blocks.append(Sayings("Every comparison with the baseline in words", pairs, folded=True))
-    return Section(
-        "differences", "Differences",
-        (
-            "Mean paired differences with 95 % intervals. The grey band is the noise: what two"
-            " single samples of the calibrations compared differ by. Dashed: the margin, the"
-            " smallest difference that was declared to matter. An arrow at the edge lies further"
-            " out than is drawn.",
-        ),
-        tuple(blocks),
-    )  # fmt: skip
+        blocks.append(Statements("Every comparison with the baseline in words", pairs, folded=True))
+    words = (
+        "Mean paired differences with 95 % CI. The grey band is the noise: the difference between"
+        " two single samples of the compared calibrations. Dashed: the margin, the smallest"
+        " difference declared to matter. An arrow at the edge: the value is off the scale."
+    )
+    return Section("differences", "Differences", [words], blocks) if blocks else None
 
 
-def _forest(view: View, measure: Measure, table: Table) -> Picture:
-    shown, groups = view.against_baseline(measure), []
-    for kind in view.types(c.type for c in shown):
-        here = [c for c in shown if c.type == kind]
-        panels, x_range = [], _range(view, here)
-        for text in dict.fromkeys(c.text for c in here):
-            rows = {c.a: c for c in here if c.text == text}
-            shown_rows = tuple(
-                _forest_row(view, rows.get(a), measure.model, a, text)
-                for a in view.ordered(c.a for c in here)
+def _forests(
+    view: View, measure: Measure, comparisons: Sequence[Comparison], table: Table
+) -> Picture:
+    base, groups = view.results.baseline, []
+    for quant_type in view.types(c.type for c in comparisons):
+        same_type = [c for c in comparisons if c.type == quant_type]
+        labels = view.ordered(c.a for c in same_type)
+        by_place = {(c.text, c.a): c for c in same_type}
+        first, x_range = same_type[0], _range(view, same_type)
+        forests = []
+        for text in dict.fromkeys(c.text for c in same_type):
+            rows = [
+                _forest_row(view, by_place.get((text, a)), measure.model, a, text) for a in labels
+            ]
+            caption, x_label = f"{quant_type} · {view.text(text)}", f"{measure.unit}, minus {base}"
+            forests.append(
+                Forest(caption, x_label, rows, first.margin, x_range, first.lower_is_better)
             )
-            forest = Forest(
-                f"{kind} · {view.text(text)}", f"{measure.unit}, minus {view.found.baseline}",
-                shown_rows, here[0].margin, x_range, here[0].lower_is_better,
-            )  # fmt: skip
-            panels.append(forest)
-        groups.append(tuple(panels))
-    return Picture(
-        view.title(measure),
-        f"Paired differences from {view.found.baseline} with 95 % intervals, noise and margin",
-        tuple(groups), table, folded=not view.decides(measure.task, measure.metric),
-    )  # fmt: skip
+        groups.append(forests)
+    words = f"Paired differences from {base} with 95 % CI, noise and margin"
+    folded = not view.decides(measure.task, measure.metric)
+    return Picture(view.title(measure), words, groups, table, folded=folded)
 
 
 def _forest_row(view: View, c: Comparison | None, model: str, label: str, text: str) -> ForestRow:
@@ -145,16 +136,16 @@ def _forest_row(view: View, c: Comparison | None, model: str, label: str, text: 
     return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
 
 
-def _range(view: View, here: Sequence[Comparison]) -> tuple[float, float]:
+def _range(view: View, comparisons: Sequence[Comparison]) -> tuple[float, float]:
     """Return the ends of the axis: of all, unless far-off controls would squeeze the others."""
-    kinds = {c.a: view.calibration(c.model, c.a) for c in here}
-    far = {a for a, made in kinds.items() if made is None or made.kind in ("none", "control")}
+    calibrations = {c.a: view.calibration(c.model, c.a) for c in comparisons}
+    far = {a for a, c in calibrations.items() if c is None or c.kind in ("none", "control")}
     everything, others = (
-        _span(e for c in rows for e in (c.estimate, c.low, c.high, c.margin, -c.margin))
-        for rows in (here, [c for c in here if c.a not in far])
+        _span(end for c in shown for end in (c.estimate, c.low, c.high, c.margin, -c.margin))
+        for shown in (comparisons, [c for c in comparisons if c.a not in far])
     )
     is_squeezed = everything[1] - everything[0] > SQUEEZED * (others[1] - others[0])
-    return others if is_squeezed and len(far) < len(kinds) else everything
+    return others if is_squeezed and len(far) < len(calibrations) else everything
 
 
 def _span(values: Iterable[float]) -> tuple[float, float]:
@@ -165,73 +156,50 @@ def _span(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _comparisons(view: View, measure: Measure) -> Table:
-    caption = f"All comparisons · {view.title(measure)}"
-    columns = (
-        "type", "on", "A", "B", "A minus B", "low", "high", "verdict", "p", "p adjusted",
-        "margin", "p equivalence", "noise", "× noise", "detectable", "values", "groups",
-        "values to decide", "signed",
-    )  # fmt: skip
-    rows = tuple(
-        (
-            Cell(c.type), Cell(view.text(c.text)), Cell(c.a), Cell(c.b),
-            *(
-                Cell(format.number(v, c.low, c.high, plus=True), v)
-                for v in (c.estimate, c.low, c.high)
-            ),
-            Cell(c.verdict, mark=c.verdict),
-            *(Cell(format.probability(p), p) for p in (c.p_value, c.p_adjusted)),
-            Cell(format.number(c.margin), c.margin),
-            Cell(format.probability(c.p_equivalence), c.p_equivalence),
-            Cell(format.number(c.noise, c.low, c.high), c.noise),
-            Cell(_times(c.noise_multiple), c.noise_multiple),
-            Cell(format.number(c.detectable, c.low, c.high), c.detectable),
-            Cell(format.count(c.n), c.n), Cell(format.count(c.n_clusters), c.n_clusters),
-            Cell(format.count(c.n_to_decide), c.n_to_decide),
-            view.signed(c.signatures),
+    columns = ["type", "on", "A", "B", "A minus B", "low", "high", "verdict", "p", "p adjusted"]
+    columns += ["margin", "p equivalence", "noise", "× noise", "detectable", "n", "clusters"]
+    columns += ["n to decide", "signature"]
+    rows = [
+        row(
+            c.type, view.text(c.text), c.a, c.b,
+            *interval_cells(c.estimate, c.low, c.high, plus=True),
+            Cell(c.verdict, mark=c.verdict), p_cell(c.p_value), p_cell(c.p_adjusted),
+            number_cell(c.margin), p_cell(c.p_equivalence), number_cell(c.noise, c.low, c.high),
+            multiple_cell(c.noise_multiple), number_cell(c.detectable, c.low, c.high),
+            *map(count_cell, (c.n, c.n_clusters, c.n_to_decide)), view.signed(c.signatures),
         )
         for c in view.comparisons(measure)
-    )  # fmt: skip
-    return Table(caption, columns, rows, frozenset([4, 5, 6, *range(8, 18)]), folded=True)
-
-
-def _times(multiple: float) -> str:
-    return f"{multiple:.1f}" if math.isfinite(multiple) else format.UNKNOWN
+    ]  # fmt: skip
+    return Table(f"All comparisons · {view.title(measure)}", columns, rows, folded=True)
 
 
 def interactions(view: View) -> Section | None:
     """Return whether languages gain more from their own calibration than others do."""
-    found = view.found.interactions
-    if not found:
-        return None
-    first = [x for x in found if view.decides(x.task, x.metric)]
-    rest = [x for x in found if not view.decides(x.task, x.metric)]
-    blocks = [_contrasts(view, "Contrasts", first, False)] if first else []
+    shown = view.results.interactions
+    first = [x for x in shown if view.decides(x.task, x.metric)]
+    rest = [x for x in shown if not view.decides(x.task, x.metric)]
+    blocks: list[Block] = [_contrasts(view, "Contrasts", first, False)] if first else []
     blocks += [_contrasts(view, "Contrasts in other metrics", rest, True)] if rest else []
-    pairs = tuple((x.plain, x.formal) for x in (*first, *rest))
-    return Section(
-        "own-language", "Does each language gain from its own text?",
-        (
-            "For two languages A and B the contrast is (A − B on A’s text) − (A − B on B’s text),"
-            " where A − B is calibration A minus calibration B. That one calibration is better"
-            " everywhere cancels; what is left is what each gains from its own.",
-        ),
-        (*blocks, Sayings("Every contrast in words", pairs, folded=True)),
-    )  # fmt: skip
+    pairs = [(x.plain, x.formal) for x in (*first, *rest)]
+    blocks.append(Statements("Every contrast in words", pairs, folded=True))
+    words = (
+        "The interaction of calibration and language: for two languages A and B, the contrast"
+        " (A − B on A’s text) − (A − B on B’s text), where A − B is calibration A minus calibration"
+        " B. An advantage of one calibration everywhere cancels; what remains is what each"
+        " language gains from its own text."
+    )
+    title = "Does each language gain from its own text?"
+    return Section("own-language", title, [words], blocks) if shown else None
 
 
-def _contrasts(view: View, caption: str, found: Sequence[Interaction], folded: bool) -> Table:
-    rows = tuple(
-        (
-            Cell(f"{view.of_model(x.model)}{x.a} and {x.b}"), Cell(x.type),
-            Cell(f"{x.task} {x.metric}".strip()),
-            *(
-                Cell(format.number(v, x.low, x.high, plus=True), v)
-                for v in (x.estimate, x.low, x.high)
-            ),
-            Cell(x.unit),
-            *(Cell(format.probability(p), p) for p in (x.p_value, x.p_holm)),
-        )
-        for x in found
-    )  # fmt: skip
+def _contrasts(view: View, caption: str, contrasts: Sequence[Interaction], folded: bool) -> Table:
     columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)")
-    return Table(caption, columns, rows, frozenset((3, 4, 5, 7, 8)), folded)
+    rows = [
+        row(
+            f"{view.of_model(x.model)}{x.a} and {x.b}", x.type, f"{x.task} {x.metric}".strip(),
+            *interval_cells(x.estimate, x.low, x.high, plus=True), x.unit,
+            p_cell(x.p_value), p_cell(x.p_holm),
+        )
+        for x in contrasts
+    ]  # fmt: skip
+    return Table(caption, columns, rows, folded)

@@ -1,9 +1,11 @@
-"""What `compare` judges of a study, in the units that results are printed in."""
+"""Comparisons, interactions and controls of a study, in the units that results are printed in."""
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from imatrix_lab.compare import controls, design
 from imatrix_lab.compare.compare import Report, compare_runs
@@ -16,165 +18,159 @@ from imatrix_lab.report.results import Missing
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS, Metric
-from imatrix_lab.study.analyse.index import Grid, Record
+from imatrix_lab.study.analyse.index import Index, RecordFile
 from imatrix_lab.study.recipe import Recipe
+
+DIFFERENCES = ("estimate", "low", "high", "detectable", "margin", "noise")
+"""Fields in the metric's unit."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class Compared:
     """Comparisons, interactions, controls; comparisons that could not be made; notes."""
 
-    comparisons: tuple[results.Comparison, ...]
-    interactions: tuple[results.Interaction, ...]
-    controls: tuple[results.Control, ...]
-    missing: tuple[Missing, ...]
-    notes: tuple[str, ...]
+    comparisons: tuple[results.Comparison, ...] = ()
+    interactions: tuple[results.Interaction, ...] = ()
+    controls: tuple[results.Control, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def judged(grid: Grid, recipe: Recipe, progress: Progress) -> Judged:
-    """Return the judgements of each model's texts, and of its tasks.
+def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
+    """Compare each model's quants on texts, and on tasks.
 
-    A text of which nothing can be said (one short document, say) is left out and named; the rest
-    is judged. Margins of the recipe are in the units of `METRICS`.
+    A text on which nothing can be compared (one short document, say) is listed as missing; the
+    rest is compared. Margins of the recipe are in the units of `METRICS`.
     """
-    said = recipe.comparison
+    settings = recipe.comparison
     plan = ComparisonPlan(
-        margins={m: value / METRICS[m].scale for m, value in said.margins.items()},
-        family=design.parse_family(said.family),
-        baseline=grid.baseline if said.baseline else "",
-        adjust=said.adjust,
-        n_resamples=said.resamples,
+        margins={m: value / METRICS[m].scale for m, value in settings.margins.items()},
+        family=design.parse_family(settings.family),
+        baseline=index.baseline if settings.baseline else "",
+        adjust=settings.adjust,
+        n_resamples=settings.resamples,
         seed=recipe.seed,
     )
     parts = []
-    for records, metrics in ((grid.tokens, said.metrics), (grid.items, ("score",))):
+    for records, metrics in ((index.tokens, settings.metrics), (index.items, ("score",))):
         for _, members in itertools.groupby(records, key=lambda r: r.model):
-            one = _Part(grid.judged(members), plan, metrics)
-            parts.append(one.judged(progress))
-    return Judged(
-        tuple(c for p in parts for c in p.comparisons),
-        tuple(x for p in parts for x in p.interactions),
-        tuple(r for p in parts for r in p.controls),
-        tuple(m for p in parts for m in p.missing),
-        tuple(n for p in parts for n in p.notes),
+            part = _Part(index.for_comparison(members), plan, metrics)
+            parts.append(part.compared(progress))
+    return Compared(
+        *(
+            tuple(row for part in parts for row in getattr(part, field.name))
+            for field in dataclasses.fields(Compared)
+        )
     )
 
 
 class _Part:
     """The records of one model, of texts or of tasks."""
 
-    def __init__(self, records: Sequence[Record], plan: ComparisonPlan, metrics: Sequence[str]):
+    def __init__(self, records: Sequence[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
         self.records, self.plan, self.metrics = records, plan, metrics
         self.model = records[0].model
         self.missing: list[Missing] = []
 
-    def judged(self, progress: Progress) -> Judged:
-        """Return the judgements in display units."""
+    def compared(self, progress: Progress) -> Compared:
+        """Return the comparisons in display units."""
         report = self._report(progress)
         if report is None:
-            return Judged((), (), (), tuple(self.missing), ())
-        return Judged(
+            return Compared(missing=tuple(self.missing))
+        return Compared(
             tuple(self._comparison(c, report) for c in report.comparisons),
             tuple(self._interaction(x) for x in report.interactions),
-            tuple(self._controls(report)),
+            tuple(self._control(r) for r in report.controls),
             tuple(self.missing),
             report.notes,
         )
 
     def _report(self, progress: Progress) -> Report | None:
-        """Return what can be judged; what cannot is noted as missing."""
+        """Compare what can be compared; the rest is noted as missing."""
         left = self._with_baseline()
         while len(left) > 1:
             try:
                 paths = [r.run.path for r in left]
                 return compare_runs(paths, self.plan, self.metrics, progress)
             except BadRecords as error:
-                lost = [r.place() for r in left if str(r.run.path) == error.where]
-                lost = lost or [r.place() for r in left]
-                for place in dict.fromkeys(lost):
+                bad = [r.place() for r in left if str(r.run.path) == error.where]
+                bad = bad or [r.place() for r in left]
+                for place in dict.fromkeys(bad):
                     self._lose(place, error.what)
-                left = [r for r in left if r.place() not in lost]
+                left = [r for r in left if r.place() not in bad]
         return None
 
-    def _with_baseline(self) -> list[Record]:
+    def _with_baseline(self) -> list[RecordFile]:
         """Return the records of texts on which the planned baseline was scored."""
         baseline = self.plan.baseline
-        there = {r.place() for r in self.records if not baseline or r.calibration == baseline}
+        places = {r.place() for r in self.records if not baseline or r.calibration == baseline}
         for place in dict.fromkeys(r.place() for r in self.records):
-            if place not in there:
+            if place not in places:
                 self._lose(place, f"{baseline} was not scored on it")
-        return [r for r in self.records if r.place() in there]
+        return [r for r in self.records if r.place() in places]
 
     def _lose(self, place: tuple[str, str, str], why: str) -> None:
         step = " ".join(filter(None, ("compare", *place)))
         self.missing.append(Missing(step, why, "", ()))
 
-    def _places(self, title: str) -> tuple[str, str]:
-        """Return task and text of what `compare` calls a text."""
+    def _place(self, title: str) -> dict[str, str]:
+        """Return model, task and text of what `compare` calls a text."""
         task, _, language = title.rpartition(" ")
-        return (task, language) if self.records[0].task else ("", title)
-
-    def _signatures(self, task: str, text: str, levels: Sequence[str]) -> tuple[str, ...]:
-        return tuple(
-            r.signature
-            for level in levels
-            for r in self.records
-            if (r.task, r.text, r.run.name()) == (task, text, level)
-        )
+        task, text = (task, language) if self.records[0].task else ("", title)
+        return {"model": self.model, "task": task, "text": text}
 
     def _comparison(self, c: Comparison, report: Report) -> results.Comparison:
-        q, metric = c.question, c.question.metric
-        task, text = self._places(q.text)
-        (a, kind), (b, _) = _level(q.a), _level(q.b)
-        here = [r for r in report.controls if r.text == q.text]
-        scaled = _Scaled(metric)
-        return results.Comparison(
-            model=self.model, text=text, task=task, type=kind, metric=metric.key,
-            words=metric.words, unit=metric.unit, lower_is_better=metric.lower_is_better, a=a, b=b,
-            estimate=scaled(c.estimate), low=scaled(c.low), high=scaled(c.high),
-            p_value=c.p_value, p_adjusted=c.p_adjusted(), adjust=c.adjust, family=c.family,
-            n_family=c.n_family, verdict=c.verdict(),
-            margin=math.nan if q.margin is None else scaled(q.margin),
-            p_equivalence=c.p_equivalence, detectable=scaled(c.detectable),
-            noise=scaled(controls.noise(here, kind, metric.key, {a, b})),
-            noise_multiple=c.noise_multiple,
-            n=c.n, n_clusters=c.n_clusters, n_to_decide=c.n_to_decide,
-            clusters_to_decide=c.clusters_to_decide,
-            plain=sentences.plain(c), formal=sentences.formal(c),
-            signatures=self._signatures(task, text, (q.a, q.b)),
-        )  # fmt: skip
+        q, metric, place = c.question, c.question.metric, self._place(c.question.text)
+        (a, _, quant_type), (b, _, _) = q.a.rpartition(" "), q.b.rpartition(" ")
+        own_controls = [r for r in report.controls if r.text == q.text]
+        return _displayed(
+            results.Comparison,
+            metric,
+            vars(c),
+            **place,
+            type=quant_type,
+            a=a,
+            b=b,
+            p_adjusted=c.p_adjusted(),
+            verdict=c.verdict(),
+            margin=math.nan if q.margin is None else q.margin,
+            noise=controls.noise(own_controls, quant_type, metric.key, {a, b}),
+            plain=sentences.plain(c),
+            formal=sentences.formal(c),
+            signatures=tuple(
+                r.signature
+                for level in (q.a, q.b)
+                for r in self.records
+                if (r.task, r.text, r.run.name()) == (place["task"], place["text"], level)
+            ),
+        )
 
     def _interaction(self, x: Interaction) -> results.Interaction:
-        metric, found = METRICS[x.metric], x.contrast
-        scaled = _Scaled(metric)
-        said = (x.a, x.b, x.type, metric, found, x.p_holm)
-        return results.Interaction(
-            self.model, x.task, x.type, x.metric, metric.unit, x.a, x.b, scaled(found.estimate),
-            scaled(found.low), scaled(found.high), found.p_value, x.p_holm,
-            sentences.plain_interaction(*said), sentences.formal_interaction(*said),
-        )  # fmt: skip
+        metric = METRICS[x.metric]
+        facts = (x.a, x.b, x.type, metric, x.contrast, x.p_holm)
+        return _displayed(
+            results.Interaction,
+            metric,
+            {**vars(x.contrast), **vars(x)},
+            model=self.model,
+            plain=sentences.plain_interaction(*facts),
+            formal=sentences.formal_interaction(*facts),
+        )
 
-    def _controls(self, report: Report) -> Iterator[results.Control]:
-        for r in report.controls:
-            metric, (task, text) = METRICS[r.metric], self._places(r.text)
-            scaled = _Scaled(metric)
-            yield results.Control(
-                self.model, r.name, r.expected, text, task, r.type, r.metric, metric.unit,
-                scaled(r.estimate), scaled(r.low), scaled(r.high), r.noise_multiple,
-            )  # fmt: skip
+    def _control(self, r: controls.Control) -> results.Control:
+        return _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
 
 
-class _Scaled:
-    """Stored values in a metric's unit; what is unknown or unbounded is NaN."""
-
-    def __init__(self, metric: Metric):
-        self.scale = metric.scale
-
-    def __call__(self, value: float) -> float:
-        return value * self.scale if math.isfinite(value) else math.nan
+Row = TypeVar("Row", results.Comparison, results.Interaction, results.Control)
 
 
-def _level(name: str) -> tuple[str, str]:
-    """Return calibration and type of what `compare` calls a level."""
-    calibration, _, kind = name.rpartition(" ")
-    return calibration, kind
+def _displayed(cls: type[Row], metric: Metric, values: dict[str, Any], **own: Any) -> Row:
+    """Return a row of results: fields by name, differences in the metric's unit.
+
+    A difference that is unknown or unbounded is NaN.
+    """
+    every = {**vars(metric), **values, **own, "metric": metric.key}
+    for name in DIFFERENCES:
+        if name in every:
+            every[name] = every[name] * metric.scale if math.isfinite(every[name]) else math.nan
+    return cls(**{field.name: every[field.name] for field in dataclasses.fields(cls)})

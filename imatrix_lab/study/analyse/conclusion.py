@@ -1,4 +1,4 @@
-"""The answer in three sentences, by rule from the verdicts: never stronger than they are.
+"""The answer in three sentences, by rule from the verdicts and never stronger than these.
 
 A case is a text (or the language of a task) at a type and of a model: the imatrix of the text's own
 language against the baseline. Texts come first; tasks decide where there are no texts.
@@ -19,112 +19,98 @@ _NAMES_MAX = 4
 OWN = "an imatrix of the text's own language"
 
 
-def answer(found: Results) -> tuple[str, str, str]:
-    """Return three sentences: does the matched language help, beside what, and what is not said."""
-    texts, tasks = (_cases(found, is_task) for is_task in (False, True))
+def answer(results: Results) -> tuple[str, str, str]:
+    """Return three sentences: does the matched language help, next to what, and the limits."""
+    texts, tasks = (_cases(results, is_task) for is_task in (False, True))
     cases = texts or tasks
-    return _matched(found, texts, tasks), _yardsticks(found, cases), _limits(found, cases)
+    yardsticks = f"{_noise(cases)}; {_positive(results, cases)}."
+    return _matched(results, texts, tasks), yardsticks, _limits(results, cases)
 
 
-def _cases(found: Results, is_task: bool) -> list[Comparison]:
-    languages = {c.label for c in found.calibrations if c.kind == "language"}
+def _cases(results: Results, is_task: bool) -> list[Comparison]:
+    languages = {c.label for c in results.calibrations if c.kind == "language"}
     return [
         c
-        for c in _against_baseline(found)
+        for c in _against_baseline(results)
         if bool(c.task) == is_task and c.a == c.text and c.a in languages
     ]
 
 
-def _against_baseline(found: Results) -> list[Comparison]:
+def _against_baseline(results: Results) -> list[Comparison]:
     """Return the comparisons with the baseline in the metrics that decide."""
     return [
         c
-        for c in found.comparisons
-        if c.b == found.baseline and c.metric == ("score" if c.task else found.metric)
+        for c in results.comparisons
+        if c.b == results.baseline and c.metric == ("score" if c.task else results.metric)
     ]
 
 
 # -- does it help
 
 
-def _matched(found: Results, texts: Sequence[Comparison], tasks: Sequence[Comparison]) -> str:
+def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comparison]) -> str:
     cases = texts or tasks
     if not cases:
-        return _nothing_matched(found)
-    if len(cases) == 1:
-        said = _one(found, cases[0])
-    elif len({c.verdict for c in cases}) == 1:
-        said = _alike(found, cases)
-    else:
-        said = _mixed(found, cases)
+        return _nothing_matched(results)
+    verdicts = {c.verdict for c in cases}
+    sentence = _alike(results, cases) if len(verdicts) == 1 else _mixed(results, cases)
     if texts and tasks:
-        said += f"; in answers to tasks it is {_counts(tasks)}"
-    return f"{said}."
+        sentence += f"; in answers to tasks it is {_counts(tasks)}"
+    return f"{sentence}."
 
 
-def _nothing_matched(found: Results) -> str:
-    others = _against_baseline(found)
-    baseline = _imatrix(found, found.baseline)
+def _nothing_matched(results: Results) -> str:
+    others = _against_baseline(results)
+    baseline = _imatrix(results, results.baseline)
     if not others:
         return f"Nothing could be compared with {baseline}, so there is no answer."
     return (
-        "Whether an imatrix of the text's own language helps was not asked, or could not be"
-        f" compared; against {baseline}, the others are {_counts(others)}."
+        "No comparison of an imatrix of the text's own language was asked for, or could be made;"
+        f" against {baseline}, the others are {_counts(others)}."
     )
 
 
-def _one(found: Results, c: Comparison) -> str:
-    a, b = _imatrix(found, c.a), _imatrix(found, c.b)
-    where = f"on {_place(found, c)}"
-    if c.verdict in ("better", "worse"):
-        return f"{_upper(a)} is {c.verdict} than {b} {where}: its {c.words} is {_size(found, c)}"
-    if c.verdict == "equivalent":
-        return f"{_upper(a)} and {b} are equivalent {where}: {_within(c)}"
-    return f"Whether {a} is better than {b} {where} cannot be told: {_reach([c])}"
-
-
-def _alike(found: Results, cases: Sequence[Comparison]) -> str:
-    first, b = cases[0], _imatrix(found, found.baseline)
-    places = f"({_places(found, cases)})"
-    where = f"{'both' if len(cases) == 2 else f'all {len(cases)}'} cases {places}"
-    if first.verdict in ("better", "worse"):
-        sizes = _sizes(found, cases)
-        return f"{_upper(OWN)} is {first.verdict} than {b} in {where}: its {first.words} is {sizes}"
+def _alike(results: Results, cases: Sequence[Comparison]) -> str:
+    """Return the first sentence for cases of one verdict."""
+    n, first = len(cases), cases[0]
+    a, b = OWN if n > 1 else _imatrix(results, first.a), _imatrix(results, first.b)
+    places = _places(results, cases)
+    if first.verdict == "undecided":
+        where = f"in any of {n} cases ({places})" if n > 1 else f"on {places}"
+        return f"Whether {a} is better than {b} cannot be told {where}: {_reach(cases)}"
+    where = f"in {'both' if n == 2 else f'all {n}'} cases ({places})" if n > 1 else f"on {places}"
     if first.verdict == "equivalent":
-        return f"{_upper(OWN)} and {b} are equivalent in {where}: {_within(first)}"
-    untold = f"cannot be told in any of {len(cases)} cases {places}"
-    return f"Whether {OWN} is better than {b} {untold}: {_reach(cases)}"
+        margin = f"{first.margin:.6g} {first.unit}"
+        return (
+            f"{_upper(a)} and {b} are equivalent {where}: their {first.words} differs by less than"
+            f" the declared margin of {margin}"
+        )
+    sizes = _sizes(results, cases)
+    return f"{_upper(a)} is {first.verdict} than {b} {where}: its {first.words} is {sizes}"
 
 
-def _mixed(found: Results, cases: Sequence[Comparison]) -> str:
-    kinds = {v: those for v in VERDICTS if (those := [c for c in cases if c.verdict == v])}
-    counts = [f"{v} in {len(those)} ({_places(found, those)})" for v, those in kinds.items()]
-    moved = [
-        f"where {v}, its {those[0].words} is {_sizes(found, those)}"
-        for v, those in kinds.items()
+def _mixed(results: Results, cases: Sequence[Comparison]) -> str:
+    groups = {v: group for v in VERDICTS if (group := [c for c in cases if c.verdict == v])}
+    counts = [f"{v} in {len(group)} ({_places(results, group)})" for v, group in groups.items()]
+    sizes = [
+        f"where {v}, its {group[0].words} is {_sizes(results, group)}"
+        for v, group in groups.items()
         if v in ("better", "worse")
     ]
-    against = _imatrix(found, found.baseline)
-    said = f"against {against}, {OWN} is, of {len(cases)} cases, {_joined(counts)}"
-    said = f"It depends: {said}" if len(moved) > 1 else _upper(said)
-    return "; ".join([said, *moved])
+    against = _imatrix(results, results.baseline)
+    sentence = f"against {against}, {OWN} is, of {len(cases)} cases, {_joined(counts)}"
+    sentence = f"It depends: {sentence}" if len(sizes) > 1 else _upper(sentence)
+    return "; ".join([sentence, *sizes])
 
 
 def _counts(cases: Sequence[Comparison]) -> str:
     counts = {v: sum(c.verdict == v for c in cases) for v in VERDICTS}
-    said = _joined([f"{v} in {n}" for v, n in counts.items() if n])
-    return f"{said} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
-
-
-def _within(c: Comparison) -> str:
-    return (
-        f"their {c.words} differs by less than the {c.margin:.6g} {c.unit} that were declared to"
-        " matter"
-    )
+    words = _joined([f"{v} in {n}" for v, n in counts.items() if n])
+    return f"{words} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
 
 
 def _reach(cases: Sequence[Comparison]) -> str:
-    """Return between what the differences may lie, of all cases together."""
+    """Return the interval that covers the differences of all cases."""
     c = cases[0]
     low, high = min(x.low for x in cases), max(x.high for x in cases)
     if not math.isfinite(low + high):
@@ -132,41 +118,41 @@ def _reach(cases: Sequence[Comparison]) -> str:
     if low == high == 0:
         return f"no difference in {c.words} was seen"
     ends = (f"{with_error(abs(x), (high - low) / 4)} {c.unit} {_direction(x)}" for x in (low, high))
-    return f"its {c.words} may be anything from {' to '.join(ends)} (95 % sure)"
+    return f"its {c.words} may be anything from {' to '.join(ends)} (95 % CI)"
 
 
-def _sizes(found: Results, cases: Sequence[Comparison]) -> str:
+def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
     """Return the smallest and the largest difference; all have one sign."""
     if len(cases) == 1:
-        return _size(found, cases[0])
+        return _size(results, cases[0])
     ordered = sorted(cases, key=lambda c: abs(c.estimate))
-    ends = (_size(found, c, _place(found, c)) for c in (ordered[0], ordered[-1]))
+    ends = (_size(results, c, _place(results, c)) for c in (ordered[0], ordered[-1]))
     return " to ".join(ends)
 
 
-def _size(found: Results, c: Comparison, place: str = "") -> str:
+def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
     error = (c.high - c.low) / 4
-    said = [place] if place else []
+    notes = [place] if place else []
     if c.low * c.high > 0:
         ends = sorted((abs(c.low), abs(c.high)))
-        said.append(f"95 % sure: {' to '.join(with_error(x, error) for x in ends)}")
-        whole = _without_imatrix(found, c)
+        notes.append(f"95 % CI: {' to '.join(with_error(x, error) for x in ends)}")
+        whole = _without_imatrix(results, c)
         if whole > 0:
             share = f"{100 * abs(c.estimate) / whole:.2g}"
-            said.append(f"{share} % of the loss without an imatrix")
+            notes.append(f"{share} % of the loss without an imatrix")
     text = f"{with_error(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
-    return f"{text} ({'; '.join(said)})" if said else text
+    return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def _without_imatrix(found: Results, c: Comparison) -> float:
+def _without_imatrix(results: Results, c: Comparison) -> float:
     """Return the divergence of the same quant without an imatrix; NaN for other metrics."""
     if c.metric != "kld_nats":
         return math.nan
     return next(
         (
             s.estimate
-            for s in found.scores
+            for s in results.scores
             if (s.calibration, s.sample, s.metric) == (NO_IMATRIX, ALL_SAMPLES, c.metric)
             and (s.model, s.task, s.text, s.type) == (c.model, c.task, c.text, c.type)
         ),
@@ -174,32 +160,28 @@ def _without_imatrix(found: Results, c: Comparison) -> float:
     )
 
 
-# -- beside what
-
-
-def _yardsticks(found: Results, cases: Sequence[Comparison]) -> str:
-    return f"{_noise(cases)}; {_positive(found, cases)}."
+# -- next to what
 
 
 def _noise(cases: Sequence[Comparison]) -> str:
     multiples = sorted(c.noise_multiple for c in cases if math.isfinite(c.noise_multiple))
     if not multiples:
         return (
-            "What two texts of one language differ by was not measured, so that a difference may be"
-            " due to the very texts that were calibrated on, and not to their languages"
+            "The difference between two texts of one language was not measured, so a difference"
+            " may come from the calibration texts and not from their languages"
         )
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"
-    return f"{what} {' to '.join(ends)} times what two calibration texts of one language differ by"
+    return f"{what} {' to '.join(ends)} times that between two calibration texts of one language"
 
 
-def _positive(found: Results, cases: Sequence[Comparison]) -> str:
-    """Return whether the control is seen whose outcome is known: no imatrix is worse."""
+def _positive(results: Results, cases: Sequence[Comparison]) -> str:
+    """Return whether the positive control holds: a quant without an imatrix is worse."""
     is_task = bool(cases and cases[0].task)
-    metric = "score" if is_task else found.metric
+    metric = "score" if is_task else results.metric
     rows = [
         r
-        for r in found.controls
+        for r in results.controls
         if r.name.startswith(f"{NO_IMATRIX} against")
         and (bool(r.task), r.metric) == (is_task, metric)
     ]
@@ -209,45 +191,45 @@ def _positive(found: Results, cases: Sequence[Comparison]) -> str:
     share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
         return (
-            "the positive control fails: not even leaving the imatrix out makes a quant worse for"
-            " sure, so that smaller effects could not be seen"
+            "the positive control fails: not even leaving the imatrix out makes a quant"
+            " significantly worse, so smaller effects could not be seen"
         )
-    text = f"without an imatrix (the positive control) quants are worse for sure{share}"
-    return text if seen == len(rows) else f"{text}, so that small effects may go unseen"
+    text = f"without an imatrix (the positive control) quants are significantly worse{share}"
+    return text if seen == len(rows) else f"{text}, so small effects may go unseen"
 
 
 def _is_worse(r: Control) -> bool:
     return r.low > 0 if METRICS[r.metric].lower_is_better else r.high < 0
 
 
-# -- what it does not say
+# -- limits
 
 
-def _limits(found: Results, cases: Sequence[Comparison]) -> str:
-    demo = [label for label, facts in found.models.items() if facts["origin"] == DEMO]
-    n = len(found.models)
+def _limits(results: Results, cases: Sequence[Comparison]) -> str:
+    demo = [label for label, facts in results.models.items() if facts["origin"] == DEMO]
+    n = len(results.models)
     model = "one model" if n == 1 else f"{n} models"
     if demo:
         model += f" ({_joined(demo)}, a stand-in that was quantized once before)"
-    parts = [f"This speaks of {model} and of one collection of text a language, and of no others"]
-    if not any(s.task for s in found.scores):
-        parts.append("what the quants answer was not tested")
+    parts = [f"This holds for {model} and one collection of text per language only"]
+    if not any(s.task for s in results.scores):
+        parts.append("answers of the quants were not tested")
     parts += _blind(cases)
-    if found.missing:
-        lost = [step for m in found.missing for step in (m.step, *m.left_out)]
-        parts.append(f"missing, because it failed or stands on what failed, is {_listed(lost)}")
+    if results.missing:
+        lost = [step for m in results.missing for step in (m.step, *m.left_out)]
+        parts.append(f"missing, because it failed or depends on what failed: {_listed(lost)}")
     return f"{'; '.join(parts)}."
 
 
 def _blind(cases: Sequence[Comparison]) -> list[str]:
-    """Return what these data could not have found."""
+    """Return what these data could not have results."""
     parts = []
     fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
     if fewest < FEW_CLUSTERS:
         of = "groups of items in a task" if cases[0].task else "documents in a text"
         parts.append(f"there are as few as {fewest} {of}")
     if cases and all(math.isnan(c.margin) for c in cases):
-        parts.append("no margin was declared, so that nothing can be called equivalent")
+        parts.append("no margin was declared, so nothing can be called equivalent")
     unseen = [max(abs(c.low), abs(c.high)) for c in cases if c.verdict == "undecided"]
     if unseen and all(map(math.isfinite, unseen)):
         c = cases[0]
@@ -260,32 +242,32 @@ def _blind(cases: Sequence[Comparison]) -> list[str]:
 # -- words
 
 
-def _imatrix(found: Results, label: str) -> str:
+def _imatrix(results: Results, label: str) -> str:
     if label == NO_IMATRIX:
         return label
-    if label in found.languages:
-        return f"an imatrix of {found.languages[label]['name']} text"
+    if label in results.languages:
+        return f"an imatrix of {results.languages[label]['name']} text"
     return f"the imatrix {label}"
 
 
-def _text(found: Results, c: Comparison) -> str:
-    name = found.languages[c.text]["name"] if c.text in found.languages else c.text
+def _text(results: Results, c: Comparison) -> str:
+    name = results.languages[c.text]["name"] if c.text in results.languages else c.text
     return f"{c.task} in {name}" if c.task else name
 
 
-def _of_model(found: Results, models: Sequence[str]) -> str:
-    return f" of {_listed(models)}" if len(found.models) > 1 else ""
+def _of_model(results: Results, models: Sequence[str]) -> str:
+    return f" of {_listed(models)}" if len(results.models) > 1 else ""
 
 
-def _place(found: Results, c: Comparison) -> str:
-    return f"{_text(found, c)} at {c.type}{_of_model(found, [c.model])}"
+def _place(results: Results, c: Comparison) -> str:
+    return f"{_text(results, c)} at {c.type}{_of_model(results, [c.model])}"
 
 
-def _places(found: Results, cases: Sequence[Comparison]) -> str:
+def _places(results: Results, cases: Sequence[Comparison]) -> str:
     """Return the cases in words: the types of each text."""
     texts: dict[tuple[str, str], list[str]] = {}
     for c in cases:
-        texts.setdefault((_text(found, c), _of_model(found, [c.model])), []).append(c.type)
+        texts.setdefault((_text(results, c), _of_model(results, [c.model])), []).append(c.type)
     if len({tuple(types) for types in texts.values()}) == 1:  # the same of each
         models = dict.fromkeys(model for _, model in texts)
         if len(models) == 1:

@@ -1,7 +1,7 @@
-"""Files of records as places in a study: which model, calibration, sample, type, text and task."""
+"""Files of records by model, calibration, sample, type, text and task."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import runs
 from imatrix_lab.records.runs import NO_IMATRIX, Run
 from imatrix_lab.report.results import ALL_SAMPLES
-from imatrix_lab.study.products import Made, MadeQuant
-from imatrix_lab.study.recipe import NONE, Recipe
-from imatrix_lab.study.validate import mixtures
+from imatrix_lab.study.calibrations import mixtures
+from imatrix_lab.study.products import Products
+from imatrix_lab.study.recipe import NONE
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordFile:
     """A file of records.
 
     Attributes
@@ -42,7 +42,7 @@ class Record:
         return self.model, self.task, self.text
 
 
-class Grid:
+class Index:
     """A study's records in an order that does not depend on that of the files.
 
     Attributes
@@ -56,75 +56,66 @@ class Grid:
     BadRecords : damaged records, or of a quant that is not the study's.
     """
 
-    def __init__(self, made: Made):
-        said, labels = made.recipe, _labels(made.recipe)
-        self.baseline = labels[said.comparison.baseline or said.calibration.texts[0]]
+    def __init__(self, products: Products):
+        recipe = products.recipe
+        labels = {NONE: NO_IMATRIX, **{text: m.label for text, m in mixtures(recipe).items()}}
+        texts = recipe.calibration.texts
+        self.baseline = labels[recipe.comparison.baseline or texts[0]]
+        scored = [text.partition("=")[0] for text in recipe.evaluation.texts]
         self._ranks = {
-            "model": list(made.models),
-            "task": ["", *(Path(t.name).stem for t in said.tasks)],
-            "text": [*(t.partition("=")[0] for t in said.evaluation.texts),
-                     *(code for t in said.tasks for code in t.languages)],
-            "calibration": ["", *(labels[word] for word in said.calibration.texts)],
-            "type": ["", *said.types],
-        }  # fmt: skip
+            "model": list(products.models),
+            "task": ["", *(Path(task.name).stem for task in recipe.tasks)],
+            "text": [*scored, *(code for task in recipe.tasks for code in task.languages)],
+            "calibration": ["", *(labels[text] for text in texts)],
+            "type": ["", *recipe.types],
+        }
         self.signatures: dict[str, dict[str, Any]] = {}
-        quants = {q.sha256: q for q in made.quants}
-        models = {m.sha256: label for label, m in made.models.items()}
-        self.tokens = self._records(made.token_records, "token", quants, models)
-        self.items = self._records(made.item_records, "item", quants, models)
+        self._quants = {q.sha256: q for q in products.quants}
+        self._models = {m.sha256: label for label, m in products.models.items()}
+        self.tokens = self._records(products.token_records, "token")
+        self.items = self._records(products.item_records, "item")
 
     def rank(self, factor: str, name: str) -> tuple[int, str]:
-        """Return where a level of a factor stands: as in the recipe, others after it."""
+        """Return the place of a factor's level: as in the recipe, others after it."""
         known = self._ranks[factor]
         return (known.index(name) if name in known else len(known)), name
 
-    def judged(self, records: Iterable[Record]) -> list[Record]:
+    def order(self, row: Any, **factors: str) -> tuple[Any, ...]:
+        """Return what to sort a row by: ranks of factors (in fields of these names), sample."""
+        ranks = [self.rank(factor, getattr(row, field)) for factor, field in factors.items()]
+        return *ranks, row.sample
+
+    def for_comparison(self, records: Iterable[RecordFile]) -> list[RecordFile]:
         """Return records in the order to compare them in: of a pair the latter is B.
 
         The baseline is last, and no imatrix next to it: differences are then what a calibration
         does to them.
         """
-        last = (self.baseline, NO_IMATRIX)
-        return sorted(records, key=lambda r: -last.index(r.calibration) if r.calibration in last
-                      else -len(last))  # fmt: skip
+        return sorted(
+            records, key=lambda r: (r.calibration == self.baseline, r.calibration == NO_IMATRIX)
+        )
 
-    def _records(
-        self, paths: Iterable[Path], kind: str, quants: Mapping[str, MadeQuant],
-        models: Mapping[str, str],
-    ) -> list[Record]:  # fmt: skip
-        found = [self._record(run, quants, models) for path in paths for run in runs.find(path)
-                 if run.kind == kind]  # fmt: skip
-        return sorted(found, key=self._order)
+    def _records(self, paths: Iterable[Path], kind: str) -> list[RecordFile]:
+        records = [
+            self._record(run) for path in paths for run in runs.find(path) if run.kind == kind
+        ]
+        factors = {name: name for name in ("model", "task", "text", "calibration", "type")}
+        return sorted(records, key=lambda r: (self.order(r, **factors), r.run.sample))
 
-    def _order(self, r: Record) -> tuple[Any, ...]:
-        ranks = zip(("model", "task", "text", "calibration", "type"),
-                    (r.model, r.task, r.text, r.calibration, r.type), strict=True)  # fmt: skip
-        return *(self.rank(factor, name) for factor, name in ranks), r.sample, r.run.sample
-
-    def _record(
-        self, run: Run, quants: Mapping[str, MadeQuant], models: Mapping[str, str]
-    ) -> Record:
+    def _record(self, run: Run) -> RecordFile:
         task = run.signature.get("task", {})
         text, name = (run.text, "") if run.kind == "token" else (task["language"], task["name"])
         sha256 = run.signature["quant"]["sha256"]
-        key = self._signed(run.signature)
-        if sha256 in models:
-            return Record(run, models[sha256], "", ALL_SAMPLES, "", text, name, key)
-        quant = quants.get(sha256)
+        key = hashlib.sha256(canonical_json(run.signature).encode()).hexdigest()[:12]
+        self.signatures[key] = run.signature
+        if model := self._models.get(sha256):
+            return RecordFile(run, model, "", ALL_SAMPLES, "", text, name, key)
+        quant = self._quants.get(sha256)
         if quant is None or quant.calibration != run.calib or quant.type != run.type:
             raise BadRecords(
-                f"these are of {run.name()}, which is not what this study made", where=run.path,
+                f"these records are of {run.name()}, which this study did not make",
+                where=run.path,
                 fix="delete this file, then: imatrix-lab study resume",
-            )  # fmt: skip
+            )
         sample = quant.sample if run.sample else ALL_SAMPLES
-        return Record(run, quant.model, quant.calibration, sample, quant.type, text, name, key)
-
-    def _signed(self, signature: dict[str, Any]) -> str:
-        key = hashlib.sha256(canonical_json(signature).encode()).hexdigest()[:12]
-        self.signatures[key] = signature
-        return key
-
-
-def _labels(recipe: Recipe) -> dict[str, str]:
-    """Return what `compare` calls each calibration of a recipe."""
-    return {NONE: NO_IMATRIX, **{word: m.label for word, m in mixtures(recipe).items()}}
+        return RecordFile(run, quant.model, quant.calibration, sample, quant.type, text, name, key)

@@ -1,4 +1,4 @@
-"""What a study's numbers stand on: models, texts, languages, and under which terms."""
+"""Where a study's numbers come from: models, texts, languages, and their licences."""
 
 import contextlib
 import itertools
@@ -10,8 +10,8 @@ from imatrix_lab.corpus.languages import Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.records import parquet
 from imatrix_lab.report.results import Licence
-from imatrix_lab.study.analyse.index import Grid, Record
-from imatrix_lab.study.products import Made
+from imatrix_lab.study.analyse.index import Index, RecordFile
+from imatrix_lab.study.products import Products
 from imatrix_lab.tasks import definition
 from imatrix_lab.types import Model
 
@@ -20,9 +20,9 @@ RIGHT_TO_LEFT = {"Adlm", "Arab", "Hebr", "Mand", "Mend", "Nkoo", "Rohg", "Samr",
 UNKNOWN = "not known"
 
 
-def models(made: Made) -> dict[str, dict[str, Any]]:
-    """Return what there is to know of each model, by label."""
-    return {label: _model(model) for label, model in made.models.items()}
+def models(products: Products) -> dict[str, dict[str, Any]]:
+    """Return the facts of each model, by label."""
+    return {label: _model(model) for label, model in products.models.items()}
 
 
 def _model(model: Model) -> dict[str, Any]:
@@ -36,61 +36,61 @@ def _model(model: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def named(made: Made, grid: Grid) -> dict[str, dict[str, str]]:
+def named(products: Products, index: Index) -> dict[str, dict[str, str]]:
     """Return the languages of calibrations, texts and tasks: name, script, direction by code."""
     known = languages.load_all()
-    codes = {code for i in made.imatrices for code in i.shares}
-    codes |= {r.text for r in (*grid.tokens, *grid.items)}
+    codes = {code for c in products.calibrations for code in c.shares}
+    codes |= {r.text for r in (*index.tokens, *index.items)}
     return {code: _language(known[code]) for code in sorted(codes & known.keys())}
 
 
-def _language(found: Language) -> dict[str, str]:
-    direction = "rtl" if found.script in RIGHT_TO_LEFT else "ltr"
-    return {"name": found.name, "native_name": found.native_name, "script": found.script,
-            "direction": direction}  # fmt: skip
+def _language(language: Language) -> dict[str, str]:
+    return {
+        "name": language.name,
+        "native_name": language.native_name,
+        "script": language.script,
+        "direction": "rtl" if language.script in RIGHT_TO_LEFT else "ltr",
+    }
 
 
-def licences(made: Made, grid: Grid) -> list[Licence]:
+def licences(products: Products, index: Index) -> list[Licence]:
     """Return models, calibration texts, held-out texts and tasks, each once."""
     rows = [
         Licence(f"model {label}", model.facts.license or UNKNOWN, model.origin)
-        for label, model in made.models.items()
+        for label, model in products.models.items()
     ]
-    texts = [(i, i.corpus) for i in made.imatrices]
-    rows += sorted(
-        (Licence(f"calibration text {i.label}", corpus.licence, corpus.source)
-         for i, corpus in texts if corpus),
-        key=lambda row: (
-            grid.rank("calibration", row.what.rpartition(" ")[2]), row.source, row.licence,
-        ),
-    )  # fmt: skip
-    for _, records in itertools.groupby(grid.tokens, key=Record.place):
+    for c in sorted(
+        (c for c in products.calibrations if c.corpus_sha256),
+        key=lambda c: (index.rank("calibration", c.label), c.source, c.licence),
+    ):
+        rows.append(Licence(f"calibration text {c.label}", c.licence, c.source))
+    for _, records in itertools.groupby(index.tokens, key=RecordFile.place):
         rows += _heldout(next(records))
-    rows += _of_tasks(made, grid)
+    rows += _of_tasks(products, index)
     return list(dict.fromkeys(rows))
 
 
-def _heldout(record: Record) -> Iterator[Licence]:
+def _heldout(record: RecordFile) -> Iterator[Licence]:
     """Yield the sources of a text's documents, whose ids begin with them."""
     what = f"held-out text {record.text}"
     language = languages.load_all().get(record.text)
     sources = {s.name: s for s in language.sources} if language else {}
     ids = parquet.read(record.run.path, ["doc_id"]).words("doc_id").names
     for name in sorted({i.partition("/")[0].partition("@")[0] for i in ids}):
-        if found := sources.get(name):
-            yield Licence(what, found.licence, found.origin)
+        if source := sources.get(name):
+            yield Licence(what, source.licence, source.origin)
         else:
             yield Licence(what, UNKNOWN, "documents of one's own")
 
 
-def _of_tasks(made: Made, grid: Grid) -> Iterator[Licence]:
+def _of_tasks(products: Products, index: Index) -> Iterator[Licence]:
     """Yield the data of each task, and in which version."""
     known = {}
-    for task in made.recipe.tasks:
+    for task in products.recipe.tasks:
         with contextlib.suppress(UsageError):  # a file of the user's own, which may be gone
-            found = definition.get(task.name)
-            known[found.name] = found.licence
-    for r in grid.items:
+            definition_ = definition.get(task.name)
+            known[definition_.name] = definition_.licence
+    for r in index.items:
         origin = r.run.signature["task"]["origin"]
         where = ", ".join(f"{name} {version[:12]}" for name, version in origin.items())
         yield Licence(f"task {r.task}", known.get(r.task, UNKNOWN), where)

@@ -17,7 +17,7 @@ from imatrix_lab.report.results import ALL_SAMPLES, Score
 from imatrix_lab.stats import interaction
 from imatrix_lab.stats.interaction import Cell, Contrast
 from imatrix_lab.stats.metrics import METRICS
-from imatrix_lab.study.analyse.index import Grid, Record
+from imatrix_lab.study.analyse.index import Index, RecordFile
 
 KLD, LOSS, TOP, ITEM = "kld_nats", "nll_nats", "top1_agreement", "score"
 
@@ -32,22 +32,16 @@ class Measure:
     shown: Callable[[float], float]
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.nan
-
-
-def _percent(x: float) -> float:
-    return 100 * x
-
-
 DIVERGENCE = Measure(KLD, METRICS[KLD].words, METRICS[KLD].unit, float)
-PERPLEXITY = Measure("perplexity", "perplexity", "", _exp)
+PERPLEXITY = Measure(
+    "perplexity", "perplexity", "", lambda nats: math.exp(nats) if nats < 700 else math.nan
+)
 BITS = Measure("bits_per_byte", "bits per byte of text", "bits", lambda nats: nats / math.log(2))
-SAME_TOP = Measure(TOP, METRICS[TOP].words, "%", _percent)
-SCORE = Measure(ITEM, METRICS[ITEM].words, "%", _percent)
+SAME_TOP = Measure(TOP, METRICS[TOP].words, "%", lambda share: 100 * share)
+SCORE = Measure(ITEM, METRICS[ITEM].words, "%", lambda share: 100 * share)
 
 
-def scores(grid: Grid, progress: Progress) -> list[Score]:
+def scores(index: Index, progress: Progress) -> list[Score]:
     """Return every score with an interval of 95 % over documents or item groups.
 
     The row of all samples is their mean; where there are several, its interval takes the sample as
@@ -57,11 +51,11 @@ def scores(grid: Grid, progress: Progress) -> list[Score]:
     ------
     BadRecords : records of one text that must not be compared, or are damaged.
     """
-    every = [*grid.tokens, *grid.items]
+    files = [*index.tokens, *index.items]
     rows: list[Score] = []
-    with progress.task("scores", float(len(every)), "files") as task:
+    with progress.task("scores", float(len(files)), "files") as task:
         done = 0
-        for _, members in itertools.groupby(every, key=Record.place):
+        for _, members in itertools.groupby(files, key=RecordFile.place):
             records = list(members)
             rows += _of_task(records) if records[0].task else _of_text(records)
             done += len(records)
@@ -69,14 +63,14 @@ def scores(grid: Grid, progress: Progress) -> list[Score]:
     return rows
 
 
-def _of_task(records: Sequence[Record]) -> Iterator[Score]:
+def _of_task(records: Sequence[RecordFile]) -> Iterator[Score]:
     comparer = _comparer(records, (ITEM,))
-    for level in _levels(comparer):
+    for level in design.levels(comparer.runs, comparer.block.text):
         cells = comparer.cells(level, ITEM, 1.0, [level])
         yield from _rows(records, level, SCORE, cells, cells[0].sizes)
 
 
-def _of_text(records: Sequence[Record]) -> Iterator[Score]:
+def _of_text(records: Sequence[RecordFile]) -> Iterator[Score]:
     comparer = _comparer(records, (KLD, LOSS, TOP))
     table = parquet.read(records[0].run.path, ["n_bytes", "nll_ref"])
     n_bytes, reference = table.array("n_bytes"), table.array("nll_ref")
@@ -86,16 +80,12 @@ def _of_text(records: Sequence[Record]) -> Iterator[Score]:
     signatures = tuple(dict.fromkeys(r.signature for r in records))
     for measure, cell in ((PERPLEXITY, tokens), (BITS, in_bytes)):
         yield _score(original, measure, [cell], tokens.sizes, signatures)
-    for level in _levels(comparer):
+    for level in design.levels(comparer.runs, block.text):
         if not records[level.runs[0]].calibration:  # the original against itself: a control
             continue
         sizes = _cell(block, comparer.values(level, LOSS), n_bytes).sizes
-        for measure, metric in (
-            (DIVERGENCE, KLD),
-            (PERPLEXITY, LOSS),
-            (SAME_TOP, TOP),
-            (BITS, LOSS),
-        ):
+        measures = ((DIVERGENCE, KLD), (PERPLEXITY, LOSS), (SAME_TOP, TOP), (BITS, LOSS))
+        for measure, metric in measures:
             cells = comparer.cells(level, metric, 1.0, [level])
             n = cells[0].sizes
             if measure is BITS:
@@ -103,17 +93,17 @@ def _of_text(records: Sequence[Record]) -> Iterator[Score]:
             yield from _rows(records, level, measure, cells, n)
 
 
-def _comparer(records: Sequence[Record], metrics: Sequence[str]) -> TextComparer:
+def _comparer(records: Sequence[RecordFile], metrics: Sequence[str]) -> TextComparer:
     runs = {i: r.run for i, r in enumerate(records)}
     return TextComparer(blocks(runs, metrics)[0], runs, ComparisonPlan())
 
 
-def _levels(comparer: TextComparer) -> list[Level]:
-    return design.levels(comparer.runs, comparer.block.text)
-
-
 def _rows(
-    records: Sequence[Record], level: Level, measure: Measure, cells: list[Cell], sizes: np.ndarray
+    records: Sequence[RecordFile],
+    level: Level,
+    measure: Measure,
+    cells: list[Cell],
+    sizes: np.ndarray,
 ) -> Iterator[Score]:
     """Yield the row of all samples of a level, and each sample's."""
     members = [records[i] for i in level.runs]
@@ -121,23 +111,38 @@ def _rows(
     yield _score(together, measure, cells, sizes, tuple(m.signature for m in members))
     for member, cell in zip(members, cells, strict=True):
         if member.sample != ALL_SAMPLES:
-            one = [replace(cell, weight=1.0)]
-            yield _score(member, measure, one, sizes, (member.signature,))
+            single = [replace(cell, weight=1.0)]
+            yield _score(member, measure, single, sizes, (member.signature,))
 
 
 def _score(
-    record: Record, measure: Measure, cells: list[Cell], sizes: np.ndarray,
+    record: RecordFile,
+    measure: Measure,
+    cells: list[Cell],
+    sizes: np.ndarray,
     signatures: tuple[str, ...],
-) -> Score:  # fmt: skip
+) -> Score:
     n = int(sizes.sum())
-    found = _mean(cells) if n else None
-    ends = (found.estimate, found.low, found.high) if found else (math.nan,) * 3
+    mean = _mean(cells) if n else None
+    ends = (mean.estimate, mean.low, mean.high) if mean else (math.nan,) * 3
     estimate, low, high = (measure.shown(x) for x in ends)
     return Score(
-        record.model, record.text, record.task, record.calibration, record.sample, record.type,
-        measure.key, measure.words, measure.unit, estimate, low, high, n, int((sizes > 0).sum()),
-        signatures,
-    )  # fmt: skip
+        model=record.model,
+        text=record.text,
+        task=record.task,
+        calibration=record.calibration,
+        sample=record.sample,
+        type=record.type,
+        metric=measure.key,
+        words=measure.words,
+        unit=measure.unit,
+        estimate=estimate,
+        low=low,
+        high=high,
+        n=n,
+        n_clusters=int((sizes > 0).sum()),
+        signatures=signatures,
+    )
 
 
 def _mean(cells: list[Cell]) -> Contrast:
@@ -151,7 +156,5 @@ def _cell(block: Block, values: np.ndarray, weights: np.ndarray | None = None) -
     good = np.isfinite(values)
     codes, n = block.codes[good], len(block.names)
     sizes = np.bincount(codes, None if weights is None else weights[good], n)
-    return Cell(
-        1.0, "", "", np.bincount(codes, values[good], n), sizes.astype(np.float64),
-        np.array(block.names),
-    )  # fmt: skip
+    totals = np.bincount(codes, values[good], n)
+    return Cell(1.0, "", "", totals, sizes.astype(np.float64), np.array(block.names))

@@ -1,6 +1,6 @@
-"""How fast this machine is: short runs of what a study does, remembered in the store.
+"""The speed of this machine: short runs of what a study does, with all cores.
 
-With all cores, until llama.cpp, the model or the number of cores changes.
+Kept in the store until llama.cpp, the model or the number of cores changes.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,8 @@ _SEED = 1
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Units a second, and what that was measured on, in words."""
+class Speed:
+    """Units per second, and in words what that was measured on."""
 
     per_second: float
     unit: str
@@ -52,90 +51,80 @@ class Rate:
     was_busy: bool
 
 
-class Rates:
-    """The rates of a study's models and types, each measured when it is first asked for.
+class Benchmark:
+    """The speed of this machine with a study's models and types, measured when first needed.
 
-    What was measured while the machine was busy is measured again once it is not.
+    What was measured while the machine was busy is measured again once it is idle.
     """
 
     def __init__(self, shared: Shared, progress: Progress):
         self._shared, self._progress = shared, progress
-        self._busy = os.getloadavg()[0] > cores() / 2  # before we are what it is busy with
+        self._busy = os.getloadavg()[0] > cores() / 2  # before this process makes it busy
 
-    def imatrix(self, model: Model) -> Rate:
-        """Return tokens a second of llama-imatrix."""
-        said = f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW} tokens"
-        return self._rate("imatrix", model, partial(_imatrix, self._shared, model), "tokens", said)
+    def speed(self, what: str, of: Model | str) -> Speed:
+        """Return what was measured before, or measure it now.
 
-    def scoring(self, model: Model) -> Rate:
-        """Return tokens a second of one model that is scored, its divergence included."""
-        measure = partial(_scoring, self._shared, model, self._progress)
-        return self._rate("score", model, measure, "tokens", "the original on one window")
-
-    def quantizing(self, kind: str) -> Rate:
-        """Return weights a second of llama-quantize for a type."""
-        measure = partial(_quantizing, self._shared, kind, self._progress)
-        said = f"{kind} of a small model of random weights"
-        return self._rate("quantize", kind, measure, "weights", said)
-
-    def summing(self) -> Rate:
-        """Return weights a second of the sums that predicted losses are made of."""
-        kind = self._shared.recipe.types[0]
-        measure = partial(_summing, self._shared, kind, self._progress)
-        return self._rate("loss", kind, measure, "weights", "a small model of random weights")
-
-    def _rate(
-        self, what: str, of: Model | str, measure: Callable[[Path], float], unit: str, said: str
-    ) -> Rate:
-        """Return what was measured before, or measure it now."""
+        Parameters
+        ----------
+        what : ``imatrix`` and ``score`` a model (tokens), ``quantize`` and predict ``loss`` of a
+            type (weights).
+        """
+        measures: dict[str, tuple[Callable[..., float], str, str]] = {
+            "imatrix": (_imatrix, "tokens", f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW}"),
+            "score": (_score, "tokens", "the original on one window"),
+            "quantize": (_quantize, "weights", f"{of} of a small model of random weights"),
+            "loss": (_quant_error, "weights", "a small model of random weights"),
+        }
+        measure, unit, words = measures[what]
         store = Store(self._shared.store.root)
-        wanted = {
-            "what": what, "of": of if isinstance(of, str) else of.sha256, "cores": cores(),
+        label = f"{what}-{of if isinstance(of, str) else of.label}"
+        inputs = {
+            "what": what,
+            "of": of if isinstance(of, str) else of.sha256,
+            "cores": cores(),
             "gpu_layers": self._shared.compute().gpu_layers,
             "toolchain": self._shared.tools.signature(),
-        }  # fmt: skip
-        label = f"{what}-{of if isinstance(of, str) else of.label}"
-        found = store.find("rate", wanted)
-        if found and found.facts["busy"] and not self._busy:
-            store.drop("rate", wanted, self._progress)
+        }
+        earlier = store.find("rate", inputs)
+        if earlier and earlier.facts["busy"] and not self._busy:
+            store.drop("rate", inputs, self._progress)
 
         def build(out: Path, scratch: Path) -> dict[str, Any]:
-            self._progress.say(f"measuring this machine: {label}")
-            return {"per_second": measure(scratch), "busy": self._busy}
+            self._progress.say(f"measuring the speed of this machine: {label}")
+            per_second = measure(self._shared, of, self._progress, scratch)
+            return {"per_second": per_second, "busy": self._busy}
 
-        facts = store.get("rate", label, wanted, build, self._progress).facts
-        return Rate(float(facts["per_second"]), unit, said, facts["busy"])
+        facts = store.get("rate", label, inputs, build, self._progress).facts
+        return Speed(float(facts["per_second"]), unit, words, facts["busy"])
 
 
-def _imatrix(shared: Shared, model: Model, scratch: Path) -> float:
+def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     compute = machine.compute_for(model.facts, shared.compute(n_ctx=WINDOW))
     compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
     words = scratch / "text.txt"
     words.write_text(_random_text(shared, model, WINDOW * (WINDOWS + 1)), encoding="utf-8")
-    seen, steps = list[float](), programs.window_steps()
+    times, steps = list[float](), programs.window_steps()
 
     def note(piece: str) -> None:
-        while len(seen) < steps.feed(piece):
-            seen.append(time.monotonic())
+        while len(times) < steps.feed(piece):
+            times.append(time.monotonic())
 
-    argv = programs.imatrix_argv(
-        shared.tools.program("llama-imatrix"), model.path, words, Path("out.gguf"), compute,
-        windows=(0, WINDOWS),
-    )  # fmt: skip
+    program, out = shared.tools.program("llama-imatrix"), Path("out.gguf")
+    options = programs.ImatrixOptions((0, WINDOWS))
+    argv = programs.imatrix_argv(program, model.path, words, out, compute, options)
     began = time.monotonic()
     process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=note)
-    if len(seen) < WINDOWS or seen[-1] == seen[0]:  # its last lines can be missing
+    if len(times) < WINDOWS or times[-1] == times[0]:  # its last lines can be missing
         return WINDOWS * WINDOW / (time.monotonic() - began)
-    return (WINDOWS - 1) * WINDOW / (seen[-1] - seen[0])
+    return (WINDOWS - 1) * WINDOW / (times[-1] - times[0])
 
 
-def _scoring(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
+def _score(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     options = shared.compute()
     rows = machine.logit_rows(model.facts.n_vocab, options)
     settings = Settings(cores(), WINDOW, WINDOW, rows, 1, machine.layers_on_gpu(options))
-    compiled = kernel.get(
-        shared.tools, settings.threads, Session(Store(shared.store.root), progress)
-    )
+    session = Session(Store(shared.store.root), progress)
+    compiled = kernel.get(shared.tools, settings.threads, session)
     words = Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
     protocol = Protocol("document", WINDOW, WINDOW // 4)
     with Vocabulary(shared.tools, model.path) as vocabulary:
@@ -154,41 +143,40 @@ def _scoring(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
     return n / max(times[-1][0] - first, 1e-3)
 
 
-def _quantizing(shared: Shared, kind: str, progress: Progress, scratch: Path) -> float:
-    source, done = _probe(shared, kind, progress, scratch)
-    return source.facts.n_parameters / max(done, 1e-3)
+def _quantize(shared: Shared, quant_type: str, progress: Progress, scratch: Path) -> float:
+    source, seconds = _probe(shared, quant_type, progress, scratch)
+    return source.facts.n_parameters / max(seconds, 1e-3)
 
 
-def _summing(shared: Shared, kind: str, progress: Progress, scratch: Path) -> float:
-    source, _ = _probe(shared, kind, progress, scratch)
-    target = scratch / QUANT
-    made = dataclasses.replace(
-        source, path=target, shards=(target,), facts=resolve.facts((target,))
-    )
+def _quant_error(shared: Shared, quant_type: str, progress: Progress, scratch: Path) -> float:
+    source, _ = _probe(shared, quant_type, progress, scratch)
+    path = scratch / QUANT
+    quant = dataclasses.replace(source, path=path, shards=(path,), facts=resolve.facts((path,)))
     compiled = quant_error.kernel(shared.tools, Session(Store(shared.store.root), progress))
     began = time.monotonic()
-    quant_error.write(scratch, compiled, source, made, cores(), progress)
+    quant_error.write(scratch, compiled, source, quant, cores(), progress)
     return source.facts.n_parameters / max(time.monotonic() - began, 1e-3)
 
 
-def _probe(shared: Shared, kind: str, progress: Progress, scratch: Path) -> tuple[Model, float]:
+def _probe(
+    shared: Shared, quant_type: str, progress: Progress, scratch: Path
+) -> tuple[Model, float]:
     """Quantize a small model of random weights; return it, and the seconds that took."""
     path, matrix = scratch / "probe.gguf", scratch / "probe.imatrix.gguf"
     _write_probe(path, matrix)
     source = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
-    found = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)
+    imatrix = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)
     options = run.Options(programs.Compute(cores()))
-    done = run.run(
-        shared.tools, source, found, kind, scratch / QUANT, {}, options, scratch / "log.txt",
-        progress,
-    )  # fmt: skip
+    out, log = scratch / QUANT, scratch / "log.txt"
+    spec = run.QuantSpec(source, imatrix, quant_type, options)
+    done = run.run_quantize(shared.tools, spec, out, log, progress)
     return source, done.seconds
 
 
 def _random_text(shared: Shared, model: Model, n_tokens: int) -> str:
     with Vocabulary(shared.tools, model.path) as vocabulary:
-        found = controls.random_tokens(vocabulary, 2 * n_tokens, _SEED)
-        words = "\n".join(document.text for document in found)
+        documents = controls.random_tokens(vocabulary, 2 * n_tokens, _SEED)
+        words = "\n".join(document.text for document in documents)
         kept = len(words)
         while vocabulary.count(words[:kept]) > 1.2 * n_tokens:
             kept = int(0.8 * kept)

@@ -1,6 +1,6 @@
-"""What a study would do, take, and be able to find: `study run --dry-run`.
+"""What a study would do, cost and be able to detect: `study run --dry-run`.
 
-Nothing is written but the rates of this machine.
+Nothing is written but the measured speed of this machine.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from imatrix_lab.core.files import free_bytes
 from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
-from imatrix_lab.corpus import documents as docs
+from imatrix_lab.corpus import documents
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool
 from imatrix_lab.imatrix import collect, quant_error
 from imatrix_lab.llamacpp.toolchain import cores
@@ -21,30 +21,28 @@ from imatrix_lab.study import actions, graph, steps, validate
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import Step, Turn
-from imatrix_lab.study.plan import power
-from imatrix_lab.study.plan import warnings as doubts
-from imatrix_lab.study.plan.benchmark import Rate, Rates
+from imatrix_lab.study.plan import power, warnings
+from imatrix_lab.study.plan.benchmark import Benchmark, Speed
 from imatrix_lab.study.plan.power import Effect, TextSize
 from imatrix_lab.study.recipe import Recipe
 from imatrix_lab.types import CorpusFacts, Model, Request
 
 DOCUMENTS, DOCUMENT_TOKENS = 40, 350
-"""Held out of a text that is not there yet: as of those written for this project."""
+"""Held out of a text that is not built yet: as of those written for this project."""
 TOKEN_BYTES, FILE_BYTES, ANSWER_BYTES = 24, 8192, 4
-"""On disk: of a scored token, of a file of records beside them, of a token asked and answered."""
+"""On disk: a scored token, the rest of a file of records, a token of a prompt or answer."""
 ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
-"""Steps that no short run can tell: fetching and cleaning, mostly."""
+"""Steps that no short run can measure: fetching and cleaning, mostly."""
 
 
 @dataclass(frozen=True)
-class Row:
+class PlannedStep:
     """One step.
 
     Attributes
     ----------
-    is_done : it, or what it makes, is there.
-    seconds, disk_bytes : that it takes and writes.
-    stands_on : the rate that its seconds are from; empty where they are assumed.
+    is_done : it, or what it makes, is cached.
+    stands_on : name of the speed that its seconds are from; empty where they are assumed.
     """
 
     id: str
@@ -59,22 +57,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study before it is run; without rows where llama.cpp or the model is not there yet.
+    """A study before it is run; without rows if llama.cpp or the model is missing.
 
     Attributes
     ----------
-    rates : what was measured of this machine, by name.
+    rates : measured speed of this machine, by name.
     seconds : of all that is to do, one step after another with all cores. Side by side steps
         share the cores and take hardly less.
     disk_peak_bytes, disk_final_bytes : that the study takes while it runs, and afterwards.
     memory_bytes : of the largest step.
-    effects : what the planned comparisons can find.
-    warnings : where the study cannot answer its question, and what would.
+    effects : what the planned comparisons can detect.
+    warnings : where the study cannot answer its question, and how to change that.
     """
 
     name: str
-    rows: tuple[Row, ...]
-    rates: Mapping[str, Rate]
+    rows: tuple[PlannedStep, ...]
+    rates: Mapping[str, Speed]
     seconds: float
     disk_peak_bytes: int
     disk_final_bytes: int
@@ -90,27 +88,31 @@ def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
 
     Raises
     ------
-    UsageError : see `check.check`.
+    UsageError : an invalid recipe.
     """
     validate.check(recipe)
     try:
         shared = prepare(recipe, folder, session.read_only())
-    except (NotBuilt, FetchFailed, MissingTool) as lacking:
-        return _without_model(recipe, folder, lacking)
+    except (NotBuilt, FetchFailed, MissingTool) as error:
+        return _without_model(recipe, folder, error)
     return _Planner(shared, session.progress).plan()
 
 
-def _without_model(recipe: Recipe, folder: Folder, lacking: Exception) -> Plan:
-    """Return what can be said where llama.cpp or the model is not there yet."""
+def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
+    """Return what can be planned without llama.cpp or the model."""
     sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
-    found = tuple(power.Planned(recipe, sizes).effects())
-    warnings = (
-        doubts.of_absence(lacking, recipe), *doubts.of_tasks(recipe),
-        *doubts.of_samples(recipe), *doubts.of_effects(found, recipe),
-    )  # fmt: skip
-    return Plan(
-        recipe.name, (), {}, 0.0, 0, 0, free_bytes(folder.path), 0, 0, found, warnings
-    )  # fmt: skip
+    effects = tuple(power.Planned(recipe, sizes).effects())
+    problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
+    free = free_bytes(folder.path)
+    return Plan(recipe.name, (), {}, 0.0, 0, 0, free, 0, 0, effects, problems)
+
+
+def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
+    return (
+        *warnings.of_tasks(recipe),
+        *warnings.of_samples(recipe),
+        *warnings.of_effects(effects),
+    )
 
 
 def _assumed(label: str, recipe: Recipe) -> TextSize:
@@ -119,22 +121,22 @@ def _assumed(label: str, recipe: Recipe) -> TextSize:
 
 
 class _Planner:
-    """The steps of a study, what is there of them, and how fast the machine is."""
+    """The steps of a study, which of them are done, and the speed of the machine."""
 
     def __init__(self, shared: Shared, progress: Progress):
         self.shared = shared
         self.steps = steps.steps(shared)
         self.by_id = {step.id: step for step in self.steps}
-        there = graph.finished(self.steps, shared.folder.records())
-        self.todo = {step.id for step in graph.to_run(self.steps, there)}
+        finished = graph.finished(self.steps, shared.folder.records())
+        self.todo = {step.id for step in graph.to_run(self.steps, finished)}
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
         self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == "score"}
         self.columns = {
-            m.label: sum(p.info.shape[0] for p in quant_error.parts(m).values())
+            m.label: sum(p.info.shape[0] for p in quant_error.tensors(m).values())
             for m in shared.models
         }
-        self.rates = Rates(shared, progress)
-        self.measured: dict[str, Rate] = {}
+        self.benchmark = Benchmark(shared, progress)
+        self.speeds: dict[str, Speed] = {}
 
     def plan(self) -> Plan:
         """Return the plan."""
@@ -142,33 +144,38 @@ class _Planner:
         rows = tuple(self._row(step) for step in self.steps)
         final, peak = _disk(rows, shared.keeps_quants)
         memory = max(row.memory_bytes for row in rows)
-        room = doubts.Room(peak, free_bytes(shared.folder.path), memory, shared.memory_bytes())
-        found = tuple(self._effects())
-        warnings = (
-            *(f"{lost.step}: {lost.why}" for lost in shared.missing),
-            *doubts.of_corpora(self.corpora, self.by_id, recipe),
-            *doubts.of_types(shared),
-            *doubts.of_tasks(recipe),
-            *doubts.of_samples(recipe),
-            *doubts.of_effects(found, recipe),
-            *doubts.of_rates(self.measured),
-            *doubts.of_room(room),
-        )
+        disk_free, memory_limit = free_bytes(shared.folder.path), shared.memory_bytes()
+        effects = tuple(self._effects())
         return Plan(
-            recipe.name, rows, self.measured, sum(r.seconds for r in rows if not r.is_done), peak,
-            final, room.disk_free_bytes, memory, room.memory_limit_bytes, found, warnings,
-        )  # fmt: skip
+            name=recipe.name,
+            rows=rows,
+            rates=self.speeds,
+            seconds=sum(row.seconds for row in rows if not row.is_done),
+            disk_peak_bytes=peak,
+            disk_final_bytes=final,
+            disk_free_bytes=disk_free,
+            memory_bytes=memory,
+            memory_limit_bytes=memory_limit,
+            effects=effects,
+            warnings=(
+                *(f"{missing.step}: {missing.why}" for missing in shared.missing),
+                *warnings.of_corpora(self.corpora, self.by_id),
+                *warnings.of_types(shared),
+                *_recipe_warnings(recipe, effects),
+                *warnings.of_speeds(self.speeds),
+                *warnings.of_space(peak, disk_free, memory, memory_limit),
+            ),
+        )
 
     def _model(self, step: Step) -> Model:
         return next(m for m in self.shared.models if step.id.startswith(f"{m.label}."))
 
-    # -- what is there
+    # -- what is cached
 
     def _corpus(self, step: Step) -> CorpusFacts | None:
-        """Return a text, if it is there: the steps' store is for reading only."""
+        """Return a text if it is built: the steps' store is read-only."""
         try:
-            turn = Turn(cores(), Silent(), {})
-            return actions.corpus_in(step.run(turn))
+            return actions.corpus_in(step.run(Turn(cores(), Silent(), {})))
         except (NotBuilt, ImatrixLabError):
             return None
 
@@ -177,24 +184,22 @@ class _Planner:
         recipe, label = self.shared.recipe, str(step.inputs["texts"])
         files = dict(t.split("=", 1) for t in recipe.evaluation.texts if "=" in t)
         if label in files:
-            found = score.documents_in(Path(files[label]), label)
+            texts = score.documents_in(Path(files[label]), label)
         elif corpus := self.corpora[step.needs[0]]:
-            found = docs.read(corpus.heldout)
+            texts = documents.read(corpus.heldout)
         else:
             return _assumed(label, recipe)
         with Vocabulary(self.shared.tools, self._model(step).path) as vocabulary:
-            kept = found[: recipe.evaluation.documents or None]
-            return TextSize(label, tuple(vocabulary.count(d.text) for d in kept), is_known=True)
+            scored = texts[: recipe.evaluation.documents or None]
+            return TextSize(label, tuple(vocabulary.count(d.text) for d in scored), is_known=True)
 
     def _has_imatrix(self, step: Step) -> bool:
-        """Return whether the store has an imatrix of a text that is there."""
+        """Return whether the store has an imatrix of a text that is built."""
         shared, corpus, model = self.shared, self.corpora[step.needs[0]], self._model(step)
         if corpus is None:
             return False
-        request = Request(
-            "", (), model.origin, corpus.n_tokens, shared.folder.path,
-            shared.compute(),
-        )  # fmt: skip
+        origin, path = model.origin, shared.folder.path
+        request = Request("", (), origin, corpus.n_tokens, path, shared.compute())
         options = tune.imatrix_options(request, model, corpus)
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
@@ -208,72 +213,65 @@ class _Planner:
 
     # -- what it takes
 
-    def _row(self, step: Step) -> Row:
+    def _row(self, step: Step) -> PlannedStep:
         is_done = self._is_done(step)
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
-        return Row(
-            step.id, step.kind, step.what, is_done, seconds, self._disk_bytes(step),
-            step.memory_bytes, stands_on,
-        )  # fmt: skip
+        disk, memory = self._disk_bytes(step), step.memory_bytes
+        return PlannedStep(step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on)
 
     def _seconds(self, step: Step) -> tuple[float, str]:
-        """Return what a step takes, and the name of the rate that says so."""
-        model, weights = self._model(step), self._model(step).facts.n_parameters
+        """Return what a step takes, and the name of the speed that this is from."""
         if step.kind in ASSUMED_S:
             return ASSUMED_S[step.kind], ""
+        model = self._model(step)
+        what = "score"
+        of: Model | str = model
+        name, units = f"score {model.label}", step.cost
         if step.kind == "imatrix":
-            name, rate, units = f"imatrix {model.label}", self.rates.imatrix(model), step.cost
+            what, name = "imatrix", f"imatrix {model.label}"
         elif step.kind == "quant":
-            kind = str(step.inputs["type"])
-            name, rate, units = f"quantize {kind}", self.rates.quantizing(kind), weights
+            what, of = "quantize", str(step.inputs["type"])
+            name, units = f"quantize {of}", model.facts.n_parameters
         elif step.kind == "loss":
-            name, rate, units = "predicted loss", self.rates.summing(), weights
-        else:
-            name, rate, units = (
-                f"score {model.label}",
-                self.rates.scoring(model),
-                self._tokens(step),
-            )
-        self.measured[name] = rate
-        return units / rate.per_second, name
-
-    def _tokens(self, step: Step) -> float:
-        """Return tokens through all the models that a step runs."""
-        if step.kind != "score":
-            return step.cost
-        return sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
+            what, of = "loss", self.shared.recipe.types[0]
+            name, units = "predicted loss", model.facts.n_parameters
+        elif step.kind == "score":  # through all the models
+            units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
+        speed = self.benchmark.speed(what, of)
+        self.speeds[name] = speed
+        return units / speed.per_second, name
 
     def _disk_bytes(self, step: Step) -> int:
-        label, found = self._model(step).label, 0  # texts are small
-        if step.kind in ("imatrix", "merge"):
-            found = 4 * self.columns[label]
-        elif step.kind == "quant":
-            found = self.shared.sizes[label, str(step.inputs["type"])]
-        elif step.kind == "score":
-            tokens = sum(self.sizes[step.id].tokens)
-            found = len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
-        elif step.kind == "loss":
-            found = 16 * self.columns[label]
-        elif step.kind == "task":
-            found = int(step.cost) * ANSWER_BYTES
-        return found
+        label = self._model(step).label
+        match step.kind:
+            case "imatrix" | "merge":
+                return 4 * self.columns[label]
+            case "quant":
+                return self.shared.sizes[label, str(step.inputs["type"])]
+            case "score":
+                tokens = sum(self.sizes[step.id].tokens)
+                return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
+            case "loss":
+                return 16 * self.columns[label]
+            case "task":
+                return int(step.cost) * ANSWER_BYTES
+        return 0  # texts are small
 
-    # -- what it can find
+    # -- what it can detect
 
     def _effects(self) -> Iterator[Effect]:
-        for model in self.shared.models:
-            first = {
+        shared = self.shared
+        for model in shared.models:
+            sizes = {
                 size.label: size
                 for step, size in self.sizes.items()
                 if self._model(self.by_id[step]) is model
             }
-            store = self.shared.store
-            yield from power.Planned(
-                self.shared.recipe, list(first.values()), model, store
-            ).effects()
+            planned = power.Planned(shared.recipe, list(sizes.values()), model, shared.store)
+            yield from planned.effects()
 
 
-def _disk(rows: Sequence[Row], keeps_quants: bool) -> tuple[int, int]:
+def _disk(rows: Sequence[PlannedStep], keeps_quants: bool) -> tuple[int, int]:
     """Return the bytes that a study has at the end, and at most."""
     kept = peak = waiting = 0
     for row in rows:

@@ -18,7 +18,7 @@ from imatrix_lab.stats.comparison import ALPHA
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import Sums
 from imatrix_lab.stats.power import Design
-from imatrix_lab.study import calibrations, validate
+from imatrix_lab.study import calibrations, tasks
 from imatrix_lab.study.recipe import NONE, Recipe, Task
 from imatrix_lab.tasks import definition as definitions
 from imatrix_lab.types import Model
@@ -102,10 +102,10 @@ class Planned:
         self.pairs = [frozenset(pair) for pair in itertools.combinations(labels, 2)]
         if recipe.comparison.baseline:
             word = recipe.comparison.baseline
-            baseline = NO_IMATRIX if word == NONE else validate.mixtures(recipe)[word].label
+            baseline = NO_IMATRIX if word == NONE else calibrations.mixtures(recipe)[word].label
             self.pairs = [pair for pair in self.pairs if baseline in pair]
         self.pilots = self._pilots(model, store) if model and store else {}
-        self.languages = [(t, validate.languages_of(t, recipe)) for t in recipe.tasks]
+        self.languages = [(t, tasks.languages_of(t, recipe)) for t in recipe.tasks]
 
     def effects(self) -> Iterator[Effect]:
         """Yield effects by type: on each text by the first metric, then in each task."""

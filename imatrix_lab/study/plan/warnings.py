@@ -1,7 +1,7 @@
-"""Where a study cannot answer its question, and what would: sentences for the plan."""
+"""Where a study cannot answer its question, and how to change that: sentences for the plan."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import ask, endpoint, need_network
@@ -11,10 +11,10 @@ from imatrix_lab.llamacpp import compute
 from imatrix_lab.quantize import run
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.graph import Step
-from imatrix_lab.study.plan.benchmark import Rate
+from imatrix_lab.study.plan.benchmark import Speed
 from imatrix_lab.study.plan.power import Effect
-from imatrix_lab.study.recipe import DEMO, NONE, Recipe
-from imatrix_lab.tasks import definition as definitions
+from imatrix_lab.study.recipe import NONE, Recipe, is_remote
+from imatrix_lab.tasks import definition
 from imatrix_lab.types import CorpusFacts
 
 FEW_DOCUMENTS = 6
@@ -23,89 +23,83 @@ FEW_SAMPLES = 3
 HUB_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True)
-class Room:
-    """What a study takes at most, and what there is."""
-
-    disk_peak_bytes: int
-    disk_free_bytes: int
-    memory_bytes: int
-    memory_limit_bytes: int
-
-
-def of_absence(lacking: Exception, recipe: Recipe) -> str:
-    """Say what must be there before time and disk are known."""
-    if isinstance(lacking, ImatrixLabError):
-        why, fix = lacking.what, lacking.fix
-    elif isinstance(lacking, NotBuilt) and str(lacking) == "toolchain":
+def of_absence(error: Exception, recipe: Recipe) -> str:
+    """Return what must be built or fetched before time and disk are known."""
+    if isinstance(error, ImatrixLabError):
+        why, fix = error.what, error.fix
+    elif isinstance(error, NotBuilt) and str(error) == "toolchain":
         why, fix = "llama.cpp is not built yet", "imatrix-lab toolchain build"
     else:
-        names = [spec for spec in recipe.models if spec == DEMO or spec.startswith("hf:")]
-        why = f"{', '.join(names)} is not here yet"
-        fix = "; ".join(f"imatrix-lab model fetch {spec}" for spec in names)
-    return f"time and disk are not known: {why}" + (f"; try: {fix}" if fix else "")
+        names = [model for model in recipe.models if is_remote(model)]
+        why = f"{', '.join(names)} is not fetched yet"
+        fix = "; ".join(f"imatrix-lab model fetch {name}" for name in names)
+    return f"time and disk are unknown: {why}" + (f"; try: {fix}" if fix else "")
 
 
 def of_corpora(
-    corpora: Mapping[str, CorpusFacts | None], steps: Mapping[str, Step], recipe: Recipe
+    corpora: Mapping[str, CorpusFacts | None], steps: Mapping[str, Step]
 ) -> Iterator[str]:
-    """Tell texts that are shorter than asked for."""
-    for step, found in corpora.items():
-        asked = int(steps[step].inputs["n_tokens"])
-        if found and found.n_tokens < 0.9 * asked:
+    """Yield texts that are shorter than the recipe asks for."""
+    for step, corpus in corpora.items():
+        n_tokens = int(steps[step].inputs["n_tokens"])
+        if corpus and corpus.n_tokens < 0.9 * n_tokens:
             yield (
-                f"{steps[step].what}: there are {found.n_tokens:,} tokens, {asked:,} are asked for:"
-                " fewer tokens or samples, or more text (imatrix-lab corpus add)"
+                f"{steps[step].what} has {corpus.n_tokens:,} of {n_tokens:,} tokens; try: fewer"
+                " tokens or samples, or more text (imatrix-lab corpus add)"
             )
 
 
 def of_samples(recipe: Recipe) -> Iterator[str]:
-    """Tell what so few samples cannot say."""
+    """Yield what so few samples cannot show."""
     n = recipe.calibration.samples
     if n == 1:
         yield (
-            "one sample of each language: what a language does cannot be told from what its one"
-            f" text does; calibration.samples = {FEW_SAMPLES}"
+            "one sample per language: an effect of the language cannot be separated from an effect"
+            f" of its one text; try: calibration.samples = {FEW_SAMPLES}"
         )
     elif n < FEW_SAMPLES:
         yield (
-            f"{n} samples leave a language's noise {n - 1} degree of freedom: only effects many"
-            " times larger are found, and the smallest differences told here are of documents"
-            f" alone; calibration.samples = {FEW_SAMPLES}"
+            f"{n} samples per language leave {n - 1} degree of freedom for the noise: only effects"
+            " many times larger are detected, and the smallest differences above consider"
+            f" documents only; try: calibration.samples = {FEW_SAMPLES}"
         )
 
 
 def of_types(shared: Shared) -> Iterator[str]:
-    """Tell quants that llama-quantize will not make."""
+    """Yield quants that llama-quantize will not make."""
     if NONE not in shared.recipe.calibration.texts:
         return
     for model in shared.models:
         options = run.Options(compute.compute_for(model.facts, shared.compute()))
-        for kind in shared.recipe.types:
-            if run.dry_run(shared.tools, model, kind, options)[1]:
-                yield f"{kind} of {model.label} cannot be made without an imatrix: it will lack"
+        for quant_type in shared.recipe.types:
+            if run.dry_run(shared.tools, model, quant_type, options)[1]:
+                yield (
+                    f"{quant_type} requires an imatrix: the 'none' baseline of {model.label} will"
+                    " be skipped for it"
+                )
 
 
 def of_tasks(recipe: Recipe) -> Iterator[str]:
-    """Tell benchmarks whose items cannot be had."""
+    """Yield benchmarks whose items cannot be fetched."""
     hubs = []
     for task in recipe.tasks:
-        found = definitions.get(task.name)
+        definition_ = definition.get(task.name)
         if task.data:
             continue
-        if found.source.hub:
-            hubs.append(found.source.hub)
+        if definition_.source.hub:
+            hubs.append(definition_.source.hub)
         else:
-            yield f"{found.name} is not on the Hub: {found.source.get or 'fetch it'}, then data = "
+            get = definition_.source.get or "fetch it"
+            yield f"{definition_.name} is not on the Hub; try: {get}, then data = FOLDER"
     for hub in dict.fromkeys(hubs):
         try:
-            _ask_for(hub)
+            _check_dataset(hub)
         except FetchFailed as error:
-            fix = f" ({error.fix})" if error.fix else ""
-            yield f"no items of {hub}: {error.what}{fix}; or data = a file of them"
+            fix = f"{error.fix}; or " if error.fix else ""
+            yield f"no items of {hub}: {error.what}; try: {fix}data = FILE with the items"
 
 
-def _ask_for(hub: str) -> None:
+def _check_dataset(hub: str) -> None:
     need_network()
 
     def call() -> object:
@@ -116,29 +110,28 @@ def _ask_for(hub: str) -> None:
     ask(f"datasets/{hub}", "main", call)
 
 
-def of_effects(found: Sequence[Effect], recipe: Recipe) -> Iterator[str]:
-    """Tell texts and tasks on which a difference of the margin would not be seen."""
-    metrics = {e.power.unit for e in found if e.power.margin != e.power.margin}
-    for unit in sorted(metrics):
+def of_effects(effects: Sequence[Effect]) -> Iterator[str]:
+    """Yield texts and tasks on which a difference of the margin would not be detected."""
+    units = {e.power.unit for e in effects if math.isnan(e.power.margin)}
+    for unit in sorted(units):
         yield (
-            f"no margin is declared for what is measured in {unit}: nothing can come out as"
-            " equivalent; comparison.margins"
+            f"no margin is declared in {unit}, so no two calibrations can come out as equivalent;"
+            " try: comparison.margins"
         )
-    few = {e.on: e.clusters for e in found if e.clusters < FEW_DOCUMENTS}
+    few = {e.on: e.clusters for e in effects if e.clusters < FEW_DOCUMENTS}
     for on, n in few.items():
-        yield f"{on}: {n} documents are too few for any test; {FEW_DOCUMENTS} is the least"
+        yield f"{on}: {n} documents are too few for any test; at least {FEW_DOCUMENTS} are needed"
     blind: dict[tuple[str, str], list[Effect]] = {}
-    for effect in found:
+    for effect in effects:
         if effect.is_blind() and effect.on not in few:
             blind.setdefault((effect.type, effect.power.unit), []).append(effect)
-    for (kind, unit), those in blind.items():
-        seen = [e.power.detectable for e in those]
-        needed = [e.clusters_needed for e in those]
-        on = ", ".join(dict.fromkeys(e.on for e in those))
+    for (quant_type, unit), group in blind.items():
+        detectable = _span([e.power.detectable for e in group], ".2g")
+        needed = _span([e.clusters_needed for e in group], ",d")
+        on = ", ".join(dict.fromkeys(e.on for e in group))
         yield (
-            f"{kind} on {on}: differences below {_span(seen, '.2g')} {unit} are likely missed, and"
-            f" the margin is {those[0].power.margin:g}; {_span(needed, ',d')} documents or items"
-            " would decide"
+            f"{quant_type} on {on}: differences below {detectable} {unit} are likely missed, but"
+            f" the margin is {group[0].power.margin:g}; {needed} documents or items are needed"
         )
 
 
@@ -147,24 +140,24 @@ def _span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def of_rates(rates: Mapping[str, Rate]) -> Iterator[str]:
-    """Tell times that are too long."""
-    if any(rate.was_busy for rate in rates.values()):
+def of_speeds(speeds: Mapping[str, Speed]) -> Iterator[str]:
+    """Yield that times are too long."""
+    if any(speed.was_busy for speed in speeds.values()):
         yield (
-            "the machine was busy when it was measured: left alone, it takes a fraction of these"
-            " times; plan again once it is quiet"
+            "the machine was busy when its speed was measured: the study will take a fraction of"
+            " these times; try: the same command once it is idle"
         )
 
 
-def of_room(room: Room) -> Iterator[str]:
-    """Tell where disk or memory is too small."""
-    if room.disk_peak_bytes > room.disk_free_bytes:
+def of_space(disk: int, free: int, memory: int, limit: int) -> Iterator[str]:
+    """Yield that disk or memory is too small."""
+    if disk > free:
         yield (
-            f"the study takes {size(room.disk_peak_bytes)} of disk, and"
-            f' {size(room.disk_free_bytes)} are free: keep = "scores" with limits.disk_gib'
+            f"the study needs {size(disk)} of disk; {size(free)} is free; try: keep ="
+            ' "scores" with limits.disk_gib'
         )
-    if room.memory_bytes > room.memory_limit_bytes:
+    if memory > limit:
         yield (
-            f"its largest step takes {size(room.memory_bytes)} of memory, and it may take"
-            f" {size(room.memory_limit_bytes)}: limits.disk_gib makes batches of quants"
+            f"largest step needs {size(memory)} of memory; limit is {size(limit)}; try:"
+            " limits.disk_gib, which makes batches of quants"
         )

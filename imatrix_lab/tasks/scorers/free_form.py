@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale
 from imatrix_lab.tasks.scorers import numbers
 
 _ALONE = frozenset(":,.!?;'।。")
@@ -24,7 +24,7 @@ class Match:
     Attributes
     ----------
     keys : the parts of the answer that were compared with the gold answers.
-    gold : the gold answer that was found; empty where none was.
+    gold : the gold answer that matched; empty where none did.
     """
 
     is_right: bool
@@ -32,28 +32,28 @@ class Match:
     gold: str = ""
 
 
-def match(answer: str, golds: Sequence[str], speech: Speech) -> Match:
+def match(answer: str, golds: Sequence[str], locale: Locale) -> Match:
     """Compare an answer with the gold answers."""
-    keys = key_parts(answer, speech)
-    found_numbers = set(_numbers(keys, speech))
-    texts = [key for key in keys if _value(key, speech) is None]
+    keys = key_parts(answer, locale)
+    key_numbers = set(_numbers(keys, locale))
+    texts = [key for key in keys if _value(key, locale) is None]
     for gold in golds:
-        wanted = _value(gold, speech)
-        if wanted is not None:
-            if wanted in found_numbers:
+        number = _value(gold, locale)
+        if number is not None:
+            if number in key_numbers:
                 return Match(True, keys, gold)
         elif any(_contains(text, gold) for text in texts):
             return Match(True, keys, gold)
     return Match(False, keys)
 
 
-def key_parts(answer: str, speech: Speech) -> tuple[str, ...]:
+def key_parts(answer: str, locale: Locale) -> tuple[str, ...]:
     """Return the parts of an answer that may hold the short answer, in lower case."""
     whole = numbers.plain_digits(unicodedata.normalize("NFC", answer)).strip().strip(".").lower()
     lines = whole.split("\n")
     keys = []
     for line in lines:
-        tails = list(_tails(line, speech))
+        tails = list(_tails(line, locale))
         if line is lines[-1] and "=" in line:
             tails.append(line.rpartition("=")[2].strip())
         if tails:
@@ -63,42 +63,40 @@ def key_parts(answer: str, speech: Speech) -> tuple[str, ...]:
     return tuple(keys) or (whole,)
 
 
-def _tails(line: str, speech: Speech) -> Iterable[str]:
+def _tails(line: str, locale: Locale) -> Iterable[str]:
     """Yield what stands after each tail word in a line, and before the head words after it."""
-    for word in speech.tail:
-        if speech.inside_words or not speech.spaces:
-            _, found, tail = line.rpartition(word)
+    for word in locale.answer.tail:
+        if locale.answer.inside_words or not locale.spaces:
+            _, *tails = line.rsplit(word, 1)
         else:
-            parts = re.split(rf"(?<!\w){re.escape(word.strip())}(?!\w)", line)
-            found, tail = ("" if len(parts) == 1 else word), parts[-1]
-        if found:
-            yield _before(tail, speech)
-    if speech.head and (cut := _before(line, speech)) != line.strip():
+            _, *tails = re.split(rf"(?<!\w){re.escape(word.strip())}(?!\w)", line)
+        if tails:
+            yield _before(tails[-1], locale)
+    if locale.answer.head and (cut := _before(line, locale)) != line.strip():
         yield cut
 
 
-def _before(text: str, speech: Speech) -> str:
-    for word in speech.head:
-        head, found, _ = text.rpartition(word)
-        if found and head.strip():
-            return head.strip()
+def _before(text: str, locale: Locale) -> str:
+    for word in locale.answer.head:
+        if head := text.rpartition(word)[0].strip():
+            return head
     return text.strip()
 
 
 def _contains(key: str, gold: str) -> bool:
     """Return whether a gold answer is in a key; one letter needs a space beside it, or nothing."""
-    wanted = unicodedata.normalize("NFC", gold).strip().lower()
-    if len(wanted) == 1:
-        return key.strip() == wanted or f" {wanted}" in key or f"{wanted} " in key
-    return bool(wanted) and wanted in key
+    gold = unicodedata.normalize("NFC", gold).strip().lower()
+    if len(gold) == 1:
+        return key.strip() == gold or f" {gold}" in key or f"{gold} " in key
+    return bool(gold) and gold in key
 
 
-def _numbers(keys: Iterable[str], speech: Speech) -> Iterable[float]:
+def _numbers(keys: Iterable[str], locale: Locale) -> Iterable[float]:
     for key in keys:
-        yield from numbers.find(key, speech.decimal, speech.groups)
-        if (whole := _value(key, speech)) is not None:
+        yield from numbers.find(key, locale.numbers)
+        if (whole := _value(key, locale)) is not None:
             yield whole
 
 
-def _value(text: str, speech: Speech) -> float | None:
-    return numbers.value(text, speech.decimal, speech.groups)
+def _value(text: str, locale: Locale) -> float | None:
+    return numbers.value(text, locale.numbers)

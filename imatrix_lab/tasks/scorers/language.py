@@ -1,4 +1,4 @@
-"""Whether a model answers in the language asked for: the share of lines and of words.
+"""Whether a model answers in the language it should: the share of lines and of words.
 
 After Marchisio et al., 2024 (arXiv 2406.20052), with py3langid. Bokmål, Nynorsk and Danish are
 taken for each other in short lines, so that among neighbours the words that only one of them
@@ -13,8 +13,7 @@ from typing import Any
 import regex
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from imatrix_lab.tasks import locale as speeches
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale, load_locales
 
 LETTERS_MIN = 12
 """Shorter lines («Ja!», «1.») say nothing of their language, unless the answer has no other."""
@@ -25,7 +24,7 @@ _WIDE = 3
 
 @dataclass(frozen=True)
 class Share:
-    """How much of an answer is in the language asked for.
+    """How much of an answer is in the expected language.
 
     Attributes
     ----------
@@ -38,46 +37,41 @@ class Share:
     words: float
     n_lines: int
 
-    def words_said(self) -> str:
+    def in_words(self) -> str:
         """Return it in words."""
         return f"lines {self.lines:.3f}, words {self.words:.3f} of {self.n_lines} lines"
 
 
-def share(answer: str, speech: Speech) -> Share | None:
+def share(answer: str, locale: Locale) -> Share | None:
     """Return the share of an answer in a language; None where nothing can be told."""
     lines = [line for line in answer.splitlines() if _weight(line)]
-    long = [line for line in lines if _weight(line) >= LETTERS_MIN]
-    judged = long or ([" ".join(lines)] if lines else [])
-    if not judged:
+    if not lines:
         return None
-    inside = [is_in(line, speech) for line in judged]
-    words = [_words(line) for line in judged]
-    latin_is_outside = not _is_latin("".join(speech.words.values()))
-    right = sum(
+    lines = [line for line in lines if _weight(line) >= LETTERS_MIN] or [" ".join(lines)]
+    inside = [is_in(line, locale) for line in lines]
+    words = [_words(line) for line in lines]
+    latin_is_outside = not _is_latin("".join(locale.words.values()))
+    n_right = sum(
         not (latin_is_outside and _is_latin(word))
-        for line, good in zip(words, inside, strict=True)
+        for line, is_inside in zip(words, inside, strict=True)
         for word in line
-        if good
+        if is_inside
     )
-    return Share(sum(inside) / len(inside), right / sum(map(len, words)), len(judged))
+    return Share(sum(inside) / len(inside), n_right / sum(map(len, words)), len(lines))
 
 
-def is_in(line: str, speech: Speech) -> bool:
+def is_in(line: str, locale: Locale) -> bool:
     """Return whether a line is in a language."""
-    label = _label(line)
+    label = str(_identifier().classify(line)[0])
     rivals = _neighbours()
-    if label in {name for one in rivals for name in one.labels}:
+    if any(label in rival.identify.labels for rival in rivals):
         words = set(re.findall(r"[^\W\d_]+", line.lower()))
-        counts = {one.code: len(words & set(one.markers)) for one in rivals}
+        counts = {rival.code: len(words & set(rival.identify.markers)) for rival in rivals}
         best = max(counts.values())
         winners = [code for code, n in counts.items() if n == best]
         if best and len(winners) == 1:
-            return winners[0] == speech.code
-    return label in (speech.labels or (speech.code,))
-
-
-def _label(line: str) -> str:
-    return str(_identifier().classify(line)[0])
+            return winners[0] == locale.code
+    return label in (locale.identify.labels or (locale.code,))
 
 
 @functools.cache
@@ -86,8 +80,8 @@ def _identifier() -> Any:
 
 
 @functools.cache
-def _neighbours() -> tuple[Speech, ...]:
-    return tuple(one for one in speeches.load_all().values() if one.markers)
+def _neighbours() -> tuple[Locale, ...]:
+    return tuple(locale for locale in load_locales().values() if locale.identify.markers)
 
 
 def _weight(line: str) -> int:
@@ -95,15 +89,15 @@ def _weight(line: str) -> int:
 
 
 def _is_latin(text: str) -> bool:
-    """Return whether there is a letter of the Latin script in a text."""
     return regex.search(r"\p{Latin}", text) is not None
 
 
 def _words(line: str) -> list[str]:
     """Return what stands between spaces and has a letter; characters in scripts without spaces."""
-    found: list[str] = []
+    words: list[str] = []
     for run in line.split():
+        words += regex.findall(_UNSPACED, run)
         rest = regex.sub(_UNSPACED, "", run)
-        found += regex.findall(_UNSPACED, run)
-        found += [rest] if any(c.isalpha() for c in rest) else []
-    return found
+        if any(c.isalpha() for c in rest):
+            words.append(rest)
+    return words

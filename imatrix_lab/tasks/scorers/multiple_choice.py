@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import regex
 
-from imatrix_lab.tasks.locale import Speech
+from imatrix_lab.tasks.locale import Locale
 
 LETTERS = string.ascii_uppercase
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
@@ -35,14 +35,14 @@ class Reading:
     Attributes
     ----------
     option : place of the option, from 0; None where nothing was parsed.
-    how : the rule that found it: ``announced``, ``parenthesis``, ``letter``, ``text``, ``marked``.
+    how : the rule that matched: ``announced``, ``parenthesis``, ``letter``, ``text``, ``marked``.
     """
 
     option: int | None
     how: str = ""
 
 
-def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
+def read(answer: str, options: Sequence[str], locale: Locale) -> Reading:
     """Return the option that an answer chose.
 
     Parameters
@@ -51,9 +51,9 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     """
     text = " " + " ".join(answer.translate(_NARROW).split()) + " "
     known = LETTERS[: len(options)]
-    for how, pattern, which in _rules(speech, known):
-        if found := regex.findall(pattern, text):
-            return Reading(known.index(found[which]), how)
+    for how, pattern, which in _rules(locale, known):
+        if letters := regex.findall(pattern, text):
+            return Reading(known.index(letters[which]), how)
     written = _written(text, options)
     if len(written) == 1:
         return Reading(written[0], "text")
@@ -62,49 +62,41 @@ def read(answer: str, options: Sequence[str], speech: Speech) -> Reading:
     return Reading(None)
 
 
-def _rules(speech: Speech, known: str) -> list[tuple[str, str, int]]:
+def _rules(locale: Locale, known: str) -> list[tuple[str, str, int]]:
     """Return name and pattern of what names a letter, in order, and which of several counts."""
-    phrases = "|".join(map(re.escape, sorted(speech.letter, key=len, reverse=True)))
-    boundary = r"(?<![^\W\d_])" if speech.spaces else ""
-    announced = (
-        rf"{boundary}(?i:{phrases})\s*:?\s*(?:{_MARKS}|boxed\{{|text\{{)*([{known}]){_NO_WORD}"
-    )
+    answer = locale.answer
+    phrases = "|".join(map(re.escape, sorted(answer.letter, key=len, reverse=True)))
+    boundary = r"(?<![^\W\d_])" if locale.spaces else ""
+    opening = rf"(?:{_MARKS}|boxed\{{|text\{{)*"
+    not_negated = not_a_word = ""
+    if not answer.inside_words:  # beyond MixEval's own rules
+        if negations := "|".join(map(re.escape, answer.negations)):
+            not_negated = rf"(?<!\b(?i:{negations})\s+\W?)"
+        if own := "".join(set(answer.one_letter) & set(known)):
+            not_a_word = rf"(?![{own}],?\s+\S)"  # at the end, or with a mark, it is a letter
     rules = [
-        ("announced", announced, -1),
-        ("parenthesis", rf"\(([{known}])\)", 0),
-        ("letter", rf"(?<![\w°])([{known}])[.:),]?\s", 0),
+        ("announced", rf"{boundary}(?i:{phrases})\s*:?\s*{opening}([{known}]){_NO_WORD}", -1),
+        ("parenthesis", rf"{not_negated}\(([{known}])\)", 0),
+        ("letter", rf"(?<![\w°]){not_negated}{not_a_word}([{known}])[.:),]?\s", 0),
     ]
-    if speech.inside_words:  # MixEval's own order and words
+    if answer.inside_words:
         return rules
-    words = "|".join(map(re.escape, speech.negations))
-    sure = rf"(?<!\b(?i:{words})\s+\W?)" if words else ""
-    own = "".join(set(speech.one_letter) & set(known))
-    word = rf"(?![{own}],?\s+\S)" if own else ""  # at the end, or with a mark, it is a letter
-    return [
-        ("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0),
-        rules[0],
-        ("parenthesis", rf"{sure}\(([{known}])\)", 0),
-        ("letter", rf"(?<![\w°]){sure}{word}([{known}])[.:),]?\s", 0),
-    ]
+    return [("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0), *rules]
 
 
 def _written(text: str, options: Sequence[str]) -> list[int]:
-    """Return the options whose words are in a text, in its order.
-
-    An option that is a part of another one that is there too does not count.
-    """
-    flat = text.casefold()
-    there: dict[int, tuple[int, str]] = {}
-    for i, option in enumerate(options):
-        words = _words(option)
-        if words and (found := re.search(rf"(?<!\w){re.escape(words)}(?!\w)", flat)):
-            there[i] = found.start(), words
-    whole = [
+    """Return the options whose words are in a text; not those that are a part of another such."""
+    text = text.casefold()
+    written = {
+        i: words
+        for i, words in enumerate(map(_words, options))
+        if words and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text)
+    }
+    return [
         i
-        for i, (_, words) in there.items()
-        if not any(words in other and words != other for _, other in there.values())
+        for i, words in written.items()
+        if not any(words in other and words != other for other in written.values())
     ]
-    return sorted(whole, key=lambda i: there[i][0])
 
 
 def _words(option: str) -> str:

@@ -5,10 +5,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from imatrix_lab.tasks.locale import Numbers
+
 PLACES = 2
 """Two numbers are the same when they agree to so many decimals."""
-
+ENGLISH = Numbers(".", ",")
 _SPACES = "\u00a0\u202f\u2009"
+_SIGNS = {"−": "-", "٫": ".", "٬": ",", "，": ",", "．": "."}
 
 
 def plain_digits(text: str) -> str:
@@ -19,58 +22,54 @@ def plain_digits(text: str) -> str:
     )
 
 
-_SIGNS = {"−": "-", "٫": ".", "٬": ",", "，": ",", "．": "."}
-
-
-def value(text: str, decimal: str = ".", groups: str = ",") -> float | None:
+def value(text: str, marks: Numbers = ENGLISH) -> float | None:
     """Return the number that a text is and nothing else, to `PLACES` decimals; None if it is none.
 
     A mark that cannot separate groups of three digits is taken for a decimal mark in languages
     that have that one: ``1.5`` is one and a half in German too, ``1.500`` is not.
     """
     text = plain_digits(text.strip())
-    groups = _known(text, groups)
-    whole = rf"\d{{1,3}}(?:[{re.escape(groups)}]\d{{3}})+" if groups else r"\d+"
-    mark = re.escape(decimal)
-    number = rf"[-+]?(?:(?P<whole>{whole}|\d+)(?:{mark}(?P<rest>\d*))?|{mark}(?P<bare>\d+))"
-    found = re.fullmatch(number + r"(?P<power>[eE][-+]?\d{1,3})?", text)
-    if not found:
-        return value(text, ".", "") if decimal != "." else None
-    digits = "".join(c for c in found["whole"] or "0" if c.isdecimal())
+    groups = _group_marks(marks)
+    whole = rf"\d{{1,3}}(?:[{groups}]\d{{3}})+" if groups else r"\d+"
+    mark = re.escape(marks.decimal)
+    pattern = rf"[-+]?(?:(?P<whole>{whole}|\d+)(?:{mark}(?P<rest>\d*))?|{mark}(?P<bare>\d+))"
+    match = re.fullmatch(pattern + r"(?P<power>[eE][-+]?\d{1,3})?", text)
+    if not match:
+        return value(text, Numbers(".", "")) if marks.decimal != "." else None
+    digits = "".join(c for c in match["whole"] or "0" if c.isdecimal())
     sign = "-" if text.startswith("-") else ""
-    rest = found["rest"] or found["bare"] or ""
-    read = float(f"{sign}{digits}.{rest or '0'}{found['power'] or ''}")
-    return round(read, PLACES) if math.isfinite(read) else None
+    rest = match["rest"] or match["bare"] or "0"
+    number = float(f"{sign}{digits}.{rest}{match['power'] or ''}")
+    return round(number, PLACES) if math.isfinite(number) else None
 
 
-def find(text: str, decimal: str = ".", groups: str = ",") -> list[float]:
+def find(text: str, marks: Numbers = ENGLISH) -> list[float]:
     """Return the numbers in a text, in order."""
-    text = plain_digits(text)
-    marks = re.escape(decimal + ".")
-    between = re.escape(_known(text, groups))
-    grouped = rf"\d{{1,3}}(?:[{between}]\d{{3}})+(?!\d)" if between else r"(?!)"
-    pattern = rf"(?<![\w.])-?(?:{grouped}|\d+|(?=[{marks}]\d))(?:[{marks}]\d+)?(?:[eE][-+]?\d+)?"
-    read = (value(m[0], decimal, groups) for m in re.finditer(pattern, text))
-    return [number for number in read if number is not None]
+    decimal, groups = re.escape(marks.decimal + "."), _group_marks(marks)
+    grouped = rf"\d{{1,3}}(?:[{groups}]\d{{3}})+(?!\d)" if groups else r"(?!)"
+    pattern = (
+        rf"(?<![\w.])-?(?:{grouped}|\d+|(?=[{decimal}]\d))(?:[{decimal}]\d+)?(?:[eE][-+]?\d+)?"
+    )
+    values = (value(word, marks) for word in re.findall(pattern, plain_digits(text)))
+    return [number for number in values if number is not None]
 
 
-def _known(text: str, groups: str) -> str:
-    """Return the marks of groups; a language that has a space has the narrow ones too."""
-    return groups + _SPACES if " " in groups else groups
+def _group_marks(marks: Numbers) -> str:
+    """Return marks of groups for a pattern; a language with a space has the narrow ones too."""
+    return re.escape(marks.groups + _SPACES if " " in marks.groups else marks.groups)
 
 
-def answer(text: str, phrases: Sequence[str], decimal: str, groups: str) -> float | None:
+def answer(text: str, phrases: Sequence[str], marks: Numbers) -> float | None:
     """Return the number a solution ends with: after the last announcing phrase, or the last one.
 
     Parameters
     ----------
     phrases : what announces an answer, such as «the answer is».
     """
-    flat = plain_digits(text)
-    lowered = flat.lower()
-    ends = [lowered.rfind(phrase.lower()) + len(phrase) for phrase in phrases
-            if phrase.lower() in lowered]  # fmt: skip
-    if ends and (after := find(flat[max(ends) :], decimal, groups)):
+    text = plain_digits(text)
+    lower = text.lower()
+    ends = [lower.rfind(p.lower()) + len(p) for p in phrases if p.lower() in lower]
+    if ends and (after := find(text[max(ends) :], marks)):
         return after[0]
-    every = find(flat, decimal, groups)
+    every = find(text, marks)
     return every[-1] if every else None

@@ -9,15 +9,16 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadText
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Missing
-from imatrix_lab.study import actions, scheduler
+from imatrix_lab.study import actions
 from imatrix_lab.study.analyse import gather
 from imatrix_lab.study.analyse.assemble import assemble
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import FILES, Step
-from imatrix_lab.study.recipe import Calibration, Evaluation
+from imatrix_lab.study.recipe import CalibrationSettings, Evaluation
+from imatrix_lab.study.scheduler import Scheduler
 from tests.study import scored
-from tests.study.test_graph import LIMITS, Seen
+from tests.study.test_graph import CAPACITY, Seen
 
 
 class Study:
@@ -27,7 +28,7 @@ class Study:
         self.folder, self.failing, self.records, self.ran = folder, set(), {}, []
         self.file = folder / "quant.gguf"
         self.quant = scored.quants()[0]
-        recipe = scored.recipe(calibration=Calibration(("none",)))
+        recipe = scored.recipe(calibration=CalibrationSettings(("none",)))
         recipe = dataclasses.replace(recipe, types=(self.quant.type,))
         tools = type("Tools", (), {"signature": lambda self: {}})()
         models = (scored.model(),)
@@ -54,11 +55,11 @@ class Study:
                           is_target=True)  # fmt: skip
         score = self._step("score", lambda turn: {FILES: []}, uses=(quant.id,), is_target=True)
         tidy = self._step("tidy", lambda turn: self.file.unlink(missing_ok=True) or {},
-                          after=(quant.id, loss.id, score.id), is_tidying=True)  # fmt: skip
+                          after=(quant.id, loss.id, score.id), is_cleanup=True)  # fmt: skip
         steps = (quant, loss, score, tidy)
         keep = self.records.__setitem__
-        outcome = scheduler.run(steps, self.records, LIMITS, Seen(), keep, self.folder / "logs")
-        return gather.made(self.shared, steps, outcome, 1.0)
+        outcome = Scheduler(steps, self.records, CAPACITY, Seen(), keep, self.folder / "logs").run()
+        return gather.products(self.shared, steps, outcome, 1.0)
 
 
 @pytest.fixture
@@ -73,7 +74,10 @@ def test_a_quant_that_cannot_be_made_again_leaves_what_was_found_with_it(study, 
     study.failing = {"quant"}
     made = study.go()
     assert study.ran == ["quant", "tidy"]
-    assert made.quants == first.quants == (study.quant,) and made.losses == first.losses != ()
+    assert (
+        made.quants == first.quants == (study.quant,)
+        and made.predictions == first.predictions != ()
+    )
     assert made.missing == (Missing("quant", "quant fails", "", ("score",)),)
     results.write(tmp_path / results.FILE, assemble(made, Silent()))
     assert results.read(tmp_path / results.FILE).missing == made.missing
@@ -84,5 +88,5 @@ def test_a_quant_that_cannot_be_made_again_leaves_what_was_found_with_it(study, 
 def test_results_name_files_without_their_folders(study):
     text = Evaluation(("mine=some/where/a.jsonl",))
     recipe = dataclasses.replace(study.shared.recipe, evaluation=text)
-    found = assemble(dataclasses.replace(study.go(), recipe=recipe), Silent())
-    assert found.recipe["evaluation"]["texts"] == ["mine=a.jsonl"]
+    study_results = assemble(dataclasses.replace(study.go(), recipe=recipe), Silent())
+    assert study_results.recipe["evaluation"]["texts"] == ["mine=a.jsonl"]

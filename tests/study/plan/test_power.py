@@ -10,12 +10,20 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.stats import power
 from imatrix_lab.stats.power import Design
 from imatrix_lab.study.plan.power import CORRELATION, SPREAD, Planned, TextSize, nominal_bits
-from imatrix_lab.study.recipe import Calibration, Comparison, Evaluation, Recipe, Task
+from imatrix_lab.study.recipe import (
+    CalibrationSettings,
+    ComparisonSettings,
+    Evaluation,
+    Recipe,
+    Task,
+)
 from tests.compare.made_up import Text
 
 RECIPE = Recipe(
-    1, "x", ("Q4_K_M", "Q3_K_S"), Calibration(("en", "nb", "nb=0.5,en=0.5", "none"), samples=2),
-    Evaluation(("en", "nb")), comparison=Comparison(baseline="none", margins={"kld_nats": 0.02}),
+    1, "x", ("Q4_K_M", "Q3_K_S"),
+    CalibrationSettings(("en", "nb", "nb=0.5,en=0.5", "none"), samples=2),
+    Evaluation(("en", "nb")),
+    comparison=ComparisonSettings(baseline="none", margins={"kld_nats": 0.02}),
 )  # fmt: skip
 SIZES = [TextSize("en", (300, 340, 280) * 4, True), TextSize("nb", (350,) * 40, False)]
 
@@ -70,7 +78,7 @@ def test_families(change: dict, family: int) -> None:
 
 
 def test_without_a_margin_and_with_one_document() -> None:
-    plain = replace(RECIPE, comparison=Comparison())
+    plain = replace(RECIPE, comparison=ComparisonSettings())
     first, *_ = found(plain, [TextSize("en", (300,), True)])
     assert math.isnan(first.power.margin) and first.clusters_needed == 0
     assert first.power.detectable == math.inf
@@ -104,7 +112,7 @@ def test_tasks() -> None:
     tasks = (Task("xnli", ("en", "fr"), 200), Task("mixeval", ("en",)))
     recipe = replace(
         RECIPE, evaluation=Evaluation(), tasks=tasks, types=("Q4_K_M",),
-        comparison=Comparison(margins={"score": 1.5}),
+        comparison=ComparisonSettings(margins={"score": 1.5}),
     )  # fmt: skip
     xnli, french, mixeval = found(recipe, [])
     assert (xnli.on, french.on, mixeval.on) == ("xnli en", "xnli fr", "mixeval en")

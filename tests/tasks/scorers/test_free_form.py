@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imatrix_lab.tasks import locale
 from imatrix_lab.tasks.items import Item
+from imatrix_lab.tasks.locale import Numbers, get_locale
 from imatrix_lab.tasks.scorers import free_form, numbers, score
 from imatrix_lab.types import Generated
 
-SPEECH = {code: locale.get(code) for code in ("en", "nb", "ja")}
+LOCALES = [get_locale(code) for code in ("en", "nb", "ja")]
+NB = Numbers(",", ". ")
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,13 @@ SPEECH = {code: locale.get(code) for code in ("en", "nb", "ja")}
     ],
 )
 def test_matches(code, answer, golds, right):
-    assert free_form.match(answer, golds, locale.get(code)).is_right is right
+    assert free_form.match(answer, golds, get_locale(code)).is_right is right
 
 
 def test_key_is_what_follows_the_last_word():
-    en = locale.get("en")
+    en = get_locale("en")
     assert free_form.key_parts("So the answer is\nIt is clear: the result is 5.", en)[-1] == "5"
-    nb = locale.get("nb")
+    nb = get_locale("nb")
     assert free_form.key_parts("Etter krigen er byen Oslo", nb) == ("byen oslo",)  # not «ett-er»
 
 
@@ -64,31 +65,29 @@ def test_key_is_what_follows_the_last_word():
     ],
 )
 def test_numbers(text, decimal, groups, value):
-    assert numbers.value(text, decimal, groups) == value
+    assert numbers.value(text, Numbers(decimal, groups)) == value
 
 
 def test_the_number_a_solution_ends_with():
-    assert (
-        numbers.answer("5 + 6 = 11. Svaret er 11 epler, ikke 12.", ["svaret er"], ",", ". ") == 11
-    )
-    assert numbers.answer("First 5, then 6.", ["answer is"], ".", ",") == 6
-    assert numbers.answer("none", ["answer is"], ".", ",") is None
+    assert numbers.answer("5 + 6 = 11. Svaret er 11 epler, ikke 12.", ["svaret er"], NB) == 11
+    assert numbers.answer("First 5, then 6.", ["answer is"], numbers.ENGLISH) == 6
+    assert numbers.answer("none", ["answer is"], numbers.ENGLISH) is None
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))
 def test_any_text_gives_a_verdict(answer, golds):
-    for code in SPEECH.values():
-        assert free_form.match(answer, golds, code).is_right in (True, False)
+    for locale in LOCALES:
+        assert free_form.match(answer, golds, locale).is_right in (True, False)
 
 
 @given(st.integers(-(10**9), 10**9))
 def test_written_numbers_are_read_back(number):
     assert numbers.value(f"{number:,}") == number
-    assert numbers.value(f"{number:,}".replace(",", "."), ",", ". ") == number
+    assert numbers.value(f"{number:,}".replace(",", "."), NB) == number
     assert number in numbers.find(f"a {number:,} b")
 
 
 def test_golds_of_numbers_are_written_alike_in_every_language():
     item = Item("1", "de", "", "", "?", (), ("1,000.5",), None, "", {})
-    found = Generated("1", "Die Antwort ist 1.000,5", 9, "eos")
-    assert score.of_text(item, found, "number", locale.get("de")).score == 1
+    answer = Generated("1", "Die Antwort ist 1.000,5", 9, "eos")
+    assert score.of_text(item, answer, "number", get_locale("de")).score == 1

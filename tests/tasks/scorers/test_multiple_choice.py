@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from imatrix_lab.tasks import locale
+from imatrix_lab.tasks.locale import get_locale, load_locales
 from imatrix_lab.tasks.scorers import free_form, multiple_choice
 from tests import real_data
 
@@ -12,12 +12,12 @@ OPTIONS = ["a cat", "a dog", "a fish", "none of them"]
 
 
 def option(answer, options=OPTIONS, code="en"):
-    found = multiple_choice.read(answer, options, locale.get(code)).option
-    return None if found is None else multiple_choice.LETTERS[found]
+    place = multiple_choice.read(answer, options, get_locale(code)).option
+    return None if place is None else multiple_choice.LETTERS[place]
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted"),
+    ("answer", "letter"),
     [
         ("B", "B"),
         ("B.", "B"),
@@ -40,12 +40,12 @@ def option(answer, options=OPTIONS, code="en"):
         ("\x00\ud800 ???", None),
     ],
 )
-def test_english(answer, wanted):
-    assert option(answer) == wanted
+def test_english(answer, letter):
+    assert option(answer) == letter
 
 
 @pytest.mark.parametrize(
-    ("code", "answer", "wanted"),
+    ("code", "answer", "letter"),
     [
         ("nb", "En katt kan ikke det. Svaret er B.", "B"),
         ("nn", "Ein katt kan ikkje det. Rett svar er **C**.", "C"),
@@ -69,13 +69,14 @@ def test_english(answer, wanted):
         ("fr", "**B** A mon avis.", "B"),
     ],
 )
-def test_phrases_of_other_languages(code, answer, wanted):
-    assert option(answer, code=code) == wanted
+def test_phrases_of_other_languages(code, answer, letter):
+    assert option(answer, code=code) == letter
 
 
 def test_every_language_announces_a_letter():
-    for one in locale.load_all().values():
-        assert all(option(f"{phrase} C", code=one.code) == "C" for phrase in one.letter)
+    for locale in load_locales().values():
+        phrases = locale.answer.letter
+        assert all(option(f"{phrase} C", code=locale.code) == "C" for phrase in phrases)
 
 
 def test_an_option_inside_another_does_not_count():
@@ -94,29 +95,27 @@ def lines(name):
 def test_the_original_multiple_choice_parser():
     """On what it parsed. Where it guessed we read a letter in bold, or nothing."""
     golden = {g["id"]: g["option"] for g in lines("golden.multiple-choice.jsonl")}
-    en = locale.get("en")
-    same, differ, n_read, n_unread = 0, {}, 0, 0
+    en = get_locale("en")
+    n_same, differ, n_read, n_unread = 0, {}, 0, 0
     for answer in lines("gemma-1.1-7b-it.multiple-choice.jsonl"):
-        found = multiple_choice.read(answer["response"], answer["options"], en)
-        wanted = golden[answer["id"]]
-        if wanted is None:
-            n_unread += found.option is None
-            n_read += found.option is not None
-            assert found.how in ("marked", "text", "")
-        elif found.option is not None and multiple_choice.LETTERS[found.option] == wanted:
-            same += 1
+        reading = multiple_choice.read(answer["response"], answer["options"], en)
+        letter = None if reading.option is None else multiple_choice.LETTERS[reading.option]
+        if golden[answer["id"]] is None:
+            n_unread += letter is None
+            n_read += letter is not None
+            assert reading.how in ("marked", "text", "")
+        elif letter == golden[answer["id"]]:
+            n_same += 1
         else:
-            differ[answer["id"]] = (
-                None if found.option is None else multiple_choice.LETTERS[found.option]
-            )
+            differ[answer["id"]] = letter
     assert differ == {"844": "B", "1367": "C", "1506": "D", "778": "D", "874": "D", "1293": None,
                       "1107": "A"}  # fmt: skip
-    assert (same, n_read, n_unread) == (1737, 249, 3)
+    assert (n_same, n_read, n_unread) == (1737, 249, 3)
 
 
 def test_the_original_free_form_rule():
     golden = {g["id"]: bool(g["correct"]) for g in lines("golden.free-form.jsonl")}
-    en = locale.get("en")
+    en = get_locale("en")
     same = [
         free_form.match(a["response"], a["target"], en).is_right == golden[a["id"]]
         for a in lines("gemma-1.1-7b-it.free-form.jsonl")

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from imatrix_lab.study import graph, steps, validate
+from imatrix_lab.study import graph, steps, tasks
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.recipe import Calibration, Limits, Recipe, Task
+from imatrix_lab.study.recipe import CalibrationSettings, Limits, Recipe, Task
 from tests.study import scored
 
 TOOLS = SimpleNamespace(signature=lambda: {"commit": "c0ffee"}, backend="cpu")
@@ -17,8 +17,8 @@ TOOLS = SimpleNamespace(signature=lambda: {"commit": "c0ffee"}, backend="cpu")
 def shared(folder, *tasks: Task, **changes) -> Shared:
     """What steps of a model that is only talked about share."""
     recipe = Recipe(
-        1, "x", ("Q4_K_M",), Calibration(("nb",), 2048), tasks=tasks, limits=Limits(backend="cpu"),
-        **changes,
+        1, "x", ("Q4_K_M",), CalibrationSettings(("nb",), 2048), tasks=tasks,
+        limits=Limits(backend="cpu"), **changes,
     )  # fmt: skip
     sizes = {("demo", "Q4_K_M"): 1000}
     return Shared(recipe, Folder(folder), None, TOOLS, (scored.model(),), sizes)
@@ -68,9 +68,9 @@ def test_a_folder_of_data_is_its_files(tmp_path):
     file = folder / "nb" / "exam.json"
     file.write_text("[]")
     task = Task(str(own), ("nb",), data=str(folder))
-    found = validate.inputs(task, ("nb",))["data"]
+    found = tasks.inputs(task, ("nb",))["data"]
     assert list(found) == ["nb/exam.json"]
     file.rename(folder / "exam.json")
-    assert list(validate.inputs(task, ("nb",))["data"]) == ["exam.json"]
+    assert list(tasks.inputs(task, ("nb",))["data"]) == ["exam.json"]
     (folder / "exam.json").write_text("[1]")
-    assert list(validate.inputs(task, ("nb",))["data"].values()) != list(found.values())
+    assert list(tasks.inputs(task, ("nb",))["data"].values()) != list(found.values())

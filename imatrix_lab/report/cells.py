@@ -1,0 +1,62 @@
+"""The cells of a report's tables."""
+
+import math
+from dataclasses import dataclass
+
+from imatrix_lab.core import format
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell.
+
+    Attributes
+    ----------
+    sort : what a numeric column is sorted by; NaN comes last.
+    more : further, smaller lines.
+    mark : classes of its look: a verdict, ``own`` …
+    """
+
+    text: str
+    sort: float | None = None
+    more: tuple[str, ...] = ()
+    mark: str = ""
+
+    def sort_key(self) -> str:
+        """Return what a page sorts by; empty for what is unknown."""
+        if self.sort is None:
+            return self.text
+        return "" if math.isnan(self.sort) else repr(self.sort)
+
+
+Row = tuple[Cell, ...]
+
+
+def row(*cells: Cell | str) -> Row:
+    """Return a table's row; plain text needs no `Cell`."""
+    return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in cells)
+
+
+def number_cell(value: float, low: float = math.nan, high: float = math.nan) -> Cell:
+    """Return a value with the digits that its interval justifies."""
+    return Cell(format.number(value, low, high), value)
+
+
+def interval_cells(estimate: float, low: float, high: float, plus: bool = False) -> list[Cell]:
+    """Return an estimate and the ends of its interval."""
+    return [Cell(format.number(v, low, high, plus=plus), v) for v in (estimate, low, high)]
+
+
+def count_cell(n: int) -> Cell:
+    """Return a count; empty for 0."""
+    return Cell(format.count(n), n)
+
+
+def p_cell(p: float) -> Cell:
+    """Return a p value."""
+    return Cell(format.probability(p), p)
+
+
+def multiple_cell(multiple: float) -> Cell:
+    """Return how many times as large as the noise a difference is."""
+    return Cell(f"{multiple:.1f}" if math.isfinite(multiple) else format.UNKNOWN, multiple)

@@ -1,0 +1,152 @@
+"""What is wrong with a request is said before llama.cpp is built: with an empty store, at once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import BadImatrix, BadModel, BadText, UsageError
+from imatrix_lab.imatrix import format
+from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.pipeline import plan, predict, score, tune
+from imatrix_lab.types import ComputeOptions, Request, ScoreRequest
+from tests.imatrix.made_up import imatrix
+
+CPU = ComputeOptions("cpu")
+DAMAGED = b"GGUF" + bytes(20)
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """An empty store, and a toolchain that must not be built."""
+
+    def build(*_):
+        raise AssertionError("llama.cpp would be built")
+
+    monkeypatch.setattr(toolchain, "_build", build)
+    store = Store(tmp_path / "store")
+    yield Session(store, Silent())
+    assert not store.root.exists() or not list(store.artifacts())
+
+
+@pytest.fixture
+def files(tmp_path, tiny):
+    """Requests that only lack what a test takes away, and paths of bad files."""
+    (tmp_path / "damaged.gguf").write_bytes(DAMAGED)
+    (tmp_path / "text.jsonl").write_text('{"id": "1", "text": "Hei."}\n')
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+@pytest.fixture
+def request_(files, tiny):
+    return Request("nb", ("Q4_K_M",), str(tiny), 4096, files / "out", CPU)
+
+
+def tuned(request, session):
+    tune.tune(request, session)
+
+
+def built(request, session):
+    tune.imatrix(request, None, session)
+
+
+def quantized(request, session):
+    tune.quants(request, None, session)
+
+
+@pytest.mark.parametrize("run", [tuned, built, quantized])
+def test_the_model(run, request_, session, files):
+    with pytest.raises(BadModel):
+        run(replace(request_, model=str(files / "nope.gguf")), session)
+    with pytest.raises(BadModel):
+        run(replace(request_, model=str(files / "damaged.gguf")), session)
+    with pytest.raises(UsageError) as caught:
+        run(replace(request_, model="nope"), session)
+    assert "--model demo" in caught.value.fix
+
+
+@pytest.mark.parametrize("run", [tuned, built, quantized, plan.plan])
+def test_the_text(run, request_, session):
+    with pytest.raises(UsageError) as caught:
+        run(replace(request_, text="klingon"), session)
+    assert "klingon" in caught.value.what
+
+
+@pytest.mark.parametrize("run", [tuned, quantized, plan.plan])
+def test_the_output_folder(run, request_, session, files):
+    with pytest.raises(UsageError) as caught:
+        run(replace(request_, out=files / "file"), session)
+    assert caught.value.where == str(files / "file") and "--out" in caught.value.fix
+    (files / "own").mkdir()
+    (files / "own" / "README.md").write_text("mine")
+    with pytest.raises(UsageError):
+        run(replace(request_, out=files / "own"), session)
+
+
+def test_the_file_of_an_imatrix(request_, session, files):
+    with pytest.raises(UsageError) as caught:
+        tune.imatrix(request_, files, session)
+    assert str(files) in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "damaged.gguf"])
+def test_the_imatrix(name, request_, session, files):
+    with pytest.raises(BadImatrix):
+        tune.quants(request_, files / name, session)
+    with pytest.raises(BadImatrix):
+        predict.predict_losses(prediction(request_.model, {"nb": files / name}), session)
+
+
+def test_a_study_for_the_card(request_, session, files):
+    with pytest.raises(UsageError):
+        tune.tune(replace(request_, study=files), session)
+
+
+def prediction(model, imatrices, quants=()):
+    return predict.PredictRequest(model, tuple(imatrices.items()), ("Q4_K_M",), tuple(quants), CPU)
+
+
+def test_models_of_a_prediction(session, files, tiny):
+    imatrices = {"nb": files / "nb.gguf"}
+    format.write(imatrices["nb"], imatrix(**{"blk.0.attn_q.weight": ([1.0] * 4, [1.0])}))
+    with pytest.raises(BadModel):
+        predict.predict_losses(prediction(str(files / "nope.gguf"), imatrices), session)
+    with pytest.raises(BadModel):
+        quants = [("nb", files / "damaged.gguf")]
+        predict.predict_losses(prediction(str(tiny), imatrices, quants), session)
+
+
+@pytest.fixture
+def scoring(files, tiny):
+    return ScoreRequest(
+        str(tiny), (str(tiny),), (("nb", files / "text.jsonl"),), files / "scores", CPU
+    )
+
+
+def test_models_to_score(scoring, session, files):
+    for bad in ("nope.gguf", "damaged.gguf"):
+        with pytest.raises(BadModel):
+            score.score(replace(scoring, reference=str(files / bad)), session)
+        with pytest.raises(BadModel):
+            score.score(replace(scoring, quants=(str(files / bad),)), session)
+
+
+def test_texts_to_score(scoring, session, files):
+    with pytest.raises(BadText) as caught:
+        score.score(replace(scoring, texts=(("nb", files / "nope.txt"),)), session)
+    assert "--text nb=FILE" in caught.value.fix
+    with pytest.raises(UsageError):
+        score.score(replace(scoring, texts=(("klingon", None),)), session)
+    twice = (("nb", files / "text.jsonl"), ("nb", Path("other.txt")))
+    with pytest.raises(UsageError):
+        score.score(replace(scoring, texts=twice), session)
+
+
+def test_the_folder_of_scores(scoring, session, files):
+    with pytest.raises(UsageError) as caught:
+        score.score(replace(scoring, out=files / "file"), session)
+    assert caught.value.fix == "--out FOLDER"
