@@ -16,7 +16,7 @@ from typing import Any
 
 import regex
 
-from imatrix_lab.core.config import TABLE, TEXTS, Keys, check, nearest, read_toml, with_tuples
+from imatrix_lab.core.config import TABLE, TEXTS, Keys, check, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 
@@ -158,7 +158,8 @@ def _language(path: Path, shared: Mapping[str, Any]) -> Language:
     clean = raw.get("clean", {})
     check(clean, {key: (value_type, _OPTIONAL) for key, value_type in CLEAN.items()}, path, "clean")
     sources = _sources(raw.pop("source"), shared, path)
-    return Language(**with_tuples({**raw, "clean": clean, "sources": sources}))
+    facts = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
+    return Language(**facts, sources=sources)
 
 
 @functools.cache
