@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 SCALE = 1e4
 
 
-class _Several(click.Command):
-    """A command whose options take several words."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn ``--imatrix A B`` into ``--imatrix A --imatrix B``."""
-        return super().parse_args(ctx, options.spread(args, ("--imatrix", "--type", "--quant")))
-
-
 class _Imatrix(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """``nb=some.gguf``, a file, or ``none``."""
 
@@ -82,7 +74,7 @@ class _Select(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return weights
 
 
-@click.command(cls=_Several)
+@click.command(cls=options.Spread)
 @options.MODEL
 @click.option(
     "--imatrix", "imatrices", multiple=True, required=True, type=_Imatrix(), metavar="FILE…",
