@@ -155,10 +155,10 @@ def _language(path: Path, shared: Mapping[str, Any]) -> Language:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
     if not _is_script(raw["script"]):
         raise UsageError(f"script is a code of ISO 15924, not {raw['script']!r}", where=path)
-    clean = raw.get("clean", {})
-    check(clean, {key: (value_type, _OPTIONAL) for key, value_type in CLEAN.items()}, path, "clean")
+    limits = {key: (value_type, _OPTIONAL) for key, value_type in CLEAN.items()}
+    check(raw.get("clean", {}), limits, path, "clean")
     sources = _sources(raw.pop("source"), shared, path)
-    facts = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
+    facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     return Language(**facts, sources=sources)
 
 
