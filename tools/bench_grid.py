@@ -70,11 +70,11 @@ def main() -> None:
         began = time.monotonic()
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         seconds = time.monotonic() - began
-    found = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
-        f"{len(found['signatures'])} runs of {arguments.tokens:,} tokens in {arguments.documents}"
-        f" documents, {len(found['comparisons'])} comparisons, {len(found['interactions'])}"
+        f"{len(report['signatures'])} runs of {arguments.tokens:,} tokens in {arguments.documents}"
+        f" documents, {len(report['comparisons'])} comparisons, {len(report['interactions'])}"
         f" interactions, {arguments.resamples:,} resamples: {seconds:.1f} s (processor"
         f" {used.ru_utime + used.ru_stime:.1f} s, memory {used.ru_maxrss / 1024:.0f} MiB)"
     )

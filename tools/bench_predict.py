@@ -39,7 +39,7 @@ from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import score, tune
-from imatrix_lab.pipeline.predict import NONE, Predictor, PredictRequest, Row
+from imatrix_lab.pipeline.predict import NONE, Predictor, PredictRequest, QuantLosses
 from imatrix_lab.records import parquet
 from imatrix_lab.types import ComputeOptions, Document, Request, ScoreRequest
 
@@ -152,14 +152,14 @@ class Bench:
         named = (*self.imatrices.items(), (NONE, None))
         return PredictRequest(str(self.model.path), named, (), (), CPU, **rest)
 
-    def predicted(self) -> list[Row]:
+    def predicted(self) -> list[QuantLosses]:
         """Return what each quant is predicted to lose."""
         predictor = Predictor(self._request(), Session(self.store, self.terminal))
         began = time.monotonic()
         rows = []
         for kind, name in itertools.product(TYPES, CALIBRATIONS):
             row = predictor.given(name, self.quant(name, kind, self.imatrices.get(name)))
-            rows.append(Row(name, kind, row.losses))
+            rows.append(QuantLosses(name, kind, row.losses))
         print(f"quants and predictions: {time.monotonic() - began:.0f} s", flush=True)
         return rows
 
@@ -185,9 +185,9 @@ class Bench:
 
     def sizes(self) -> dict[str, int]:
         """Return the number of weights of each tensor."""
-        return {n: p.info.n_elements for n, p in quant_error.parts(self.model).items()}
+        return {n: p.info.n_elements for n, p in quant_error.tensors(self.model).items()}
 
-    def halves(self, rows: list[Row]) -> None:
+    def halves(self, rows: list[QuantLosses]) -> None:
         """Print what predictions differ by when an imatrix is of one half of a text or the other.
 
         llama-imatrix reads windows in order, so the second half is the whole less the first.
@@ -229,7 +229,7 @@ class Bench:
             own = next(r for r in rows if (r.type, r.calibration) == (kind, code)).losses
             print(f"{kind:8}{'all':12}{'':24}{1e4 * own.overall()[0]:9.2f}")
 
-    def mixtures(self, rows: list[Row]) -> None:
+    def mixtures(self, rows: list[QuantLosses]) -> None:
         """Print mixtures' losses as told without quantizing, two ways, and as quants have them."""
         predictor = Predictor(self._request(select="worst"), Session(self.store, self.terminal))
         of_type = [r for r in rows if r.type == MIXED_TYPE]
@@ -264,14 +264,14 @@ class Bench:
         kernel = quant_error.kernel(self.tools, Session(self.store, Silent()))
         paths = (self.model.path, self.root / f"{NONE}-Q4_K_M.gguf")
         readers = [{t.name: t for t in gguf.GGUFReader(p).tensors} for p in paths]
-        pairs, n_weights, ours = [], 0, quant_error.parts(self.model)
+        pairs, n_weights, ours = [], 0, quant_error.tensors(self.model)
         for name, part in ours.items():
             if name.startswith("blk.") and n_weights < SPEED_WEIGHTS:
                 pairs.append([r[name] for r in readers])
                 n_weights += part.info.n_elements
         theirs_s = ours_s = 0.0
         quant = resolve.resolve(str(paths[1]), Session(self.store, Silent()))
-        others = quant_error.parts(quant)
+        others = quant_error.tensors(quant)
         for w, q in pairs:
             began = time.process_time()
             a, b = (gguf.dequantize(t.data, t.tensor_type) for t in (w, q))
@@ -297,7 +297,7 @@ def paragraphs(path: Path) -> list[Document]:
     return [Document(str(i), t, path.name, "") for i, t in enumerate(whole.split(JOINT))]
 
 
-def beside(rows: list[Row], measured: dict[tuple[str, str, str], np.ndarray]) -> None:
+def beside(rows: list[QuantLosses], measured: dict[tuple[str, str, str], np.ndarray]) -> None:
     """Print the two tables side by side."""
     print("\n" + " " * 20 + "predicted loss x1e-4".center(30) + "measured KLD, nats".center(30))
     print(f"{'type':8}{'made with':12}" + "".join(f"{'on ' + n:>10}" for n in LANGUAGES * 2))
@@ -315,7 +315,7 @@ def mean(documents: np.ndarray) -> float:
 WAYS = ("mean over tensors", "mean by weights", "energy, pooled")
 
 
-def aggregates(row: Row, n_weights: dict[str, int]) -> np.ndarray:
+def aggregates(row: QuantLosses, n_weights: dict[str, int]) -> np.ndarray:
     """Return the overall loss in each of `WAYS`, shape (ways, languages)."""
     relative, losses = row.losses.relative(), row.losses
     sizes = np.array([n_weights[t] for t in losses.tensors])
@@ -324,7 +324,7 @@ def aggregates(row: Row, n_weights: dict[str, int]) -> np.ndarray:
 
 
 def agreement(
-    rows: list[Row], measured: dict[tuple[str, str, str], np.ndarray], sizes: dict[str, int]
+    rows: list[QuantLosses], measured: dict[tuple[str, str, str], np.ndarray], sizes: dict[str, int]
 ) -> None:
     """Print how well predictions rank what was measured, by way of averaging over tensors.
 

@@ -46,7 +46,7 @@ WINDOW, SCORED = 512, 255
 """Tokens of llama-perplexity's windows, and how many of these it scores."""
 SAMPLES = 2
 SHARED = ("toolchain", "model", "kernel", "fetched", "text", "sources", "corpus", "sha256.json")
-"""What either side finds made."""
+"""Cached for both sides."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ documents = {self.documents}
         """Return what the script computes imatrices on: (language, sample) of each."""
         a, b = self.languages
         samples = range(1, SAMPLES + 1)
-        found = {f"{code}-{k}": [(code, k)] for code in self.languages for k in samples}
-        found |= {f"{code}-pooled": [(code, k) for k in samples] for code in self.languages}
-        return found | {f"mixture-{k}": [(a, k), (b, k)] for k in samples}
+        imatrices = {f"{code}-{k}": [(code, k)] for code in self.languages for k in samples}
+        imatrices |= {f"{code}-pooled": [(code, k) for k in samples] for code in self.languages}
+        return imatrices | {f"mixture-{k}": [(a, k), (b, k)] for k in samples}
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Disk:
         for folder, _, names in os.walk(self.root):
             for name in names:
                 try:
-                    found = Path(folder, name).lstat()
+                    stat = Path(folder, name).lstat()
                 except FileNotFoundError:  # gone since
                     continue
-                sizes[found.st_ino] = found.st_blocks * 512
+                sizes[stat.st_ino] = stat.st_blocks * 512
         return sum(sizes.values())
 
     @contextmanager
@@ -161,16 +161,17 @@ class Bench:
 
     def __init__(self, grid: Grid, root: Path, store: Store, progress: Progress):
         self.grid, self.root, self.store, self.threads = grid, root, store, cores()
-        asked = Request("", (), grid.model, grid.tokens, root, ComputeOptions(default_backend()))
+        request = Request("", (), grid.model, grid.tokens, root, ComputeOptions(default_backend()))
         self.tools: Toolchain
         self.model: Model
-        self.tools, self.model = tune.prepare(asked, Session(store, progress))
+        self.tools, self.model = tune.prepare(request, Session(store, progress))
         self.corpora: dict[tuple[str, int], CorpusFacts] = {}
         for code in grid.languages:
             for k in range(1, SAMPLES + 1):
-                one = replace(asked, text=code, corpus=TextOptions(sample=k, n_samples=SAMPLES))
+                sample = TextOptions(sample=k, n_samples=SAMPLES)
+                text = replace(request, text=code, corpus=sample)
                 self.corpora[code, k] = tune.corpus_of(
-                    one, self.tools, self.model, Session(store, progress)
+                    text, self.tools, self.model, Session(store, progress)
                 )
 
     def heldout(self, code: str) -> list[Document]:
@@ -180,15 +181,15 @@ class Bench:
     def tokens_of_study(self) -> dict[str, tuple[int, int]]:
         """Return how many tokens of each language's text a model reads and scores."""
         protocol = Protocol()
-        found = {}
+        counts = {}
         with Vocabulary(self.tools, self.model.path) as vocabulary:
             for code in self.grid.languages:
                 texts = [d.text for d in self.heldout(code)[: self.grid.documents]]
                 tokens = [vocabulary.tokens(t, add_special=False) for t in texts]
                 windows = document_windows(tokens, vocabulary.bos(), protocol)
                 read = sum(len(w.tokens) - 1 for w in windows)
-                found[code] = read, sum(w.n_scored for w in windows)
-        return found
+                counts[code] = read, sum(w.n_scored for w in windows)
+        return counts
 
     def study(self) -> Cost:
         """Run the study in a store of its own."""
@@ -314,8 +315,8 @@ def clocks() -> Iterator[Clock]:
 
 
 def _cpu_s() -> float:
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def report(study: Cost, script: Cost, grid: Grid) -> None:

@@ -1,82 +1,72 @@
-"""Importance matrices: make, look into, check and mix them."""
+"""``imatrix``: make, show, check and merge importance matrices."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
-from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix import merge as merging
 
 if TYPE_CHECKING:
-    from imatrix_lab.imatrix import statistics
     from imatrix_lab.imatrix.findings import Findings
     from imatrix_lab.imatrix.format import Imatrix
+    from imatrix_lab.imatrix.merge import MergeInput
+    from imatrix_lab.imatrix.statistics import TensorStatistics
 
 FILE = click.Path(path_type=Path)
-
-
+MERGE_BY = ("energy", "tokens")
+"""`merge.BY`, which is slow to import."""
 MORE = {
-    "diff": ("imatrix_diff", "Compare two importance matrices by role and layer."),
-    "predict": ("imatrix_predict", "Predict what quants would lose, without running a model."),
+    "diff": ("imatrix_diff", "Compare importance matrices by role and layer."),
+    "predict": ("imatrix_predict", "Predict what quants lose, without running a model."),
 }
 
 
 @click.group(cls=LazyGroup, lazy=MORE)
 def imatrix() -> None:
-    """Make, look into, check, mix and compare importance matrices."""
+    """Make, show, check, merge and compare importance matrices."""
 
 
 @imatrix.command("build")
 @options.MODEL
 @click.option(
-    "--corpus",
-    "text",
-    required=True,
-    metavar="TEXT",
+    "--corpus", "text", required=True, metavar="TEXT",
     help="A language or mixture, a folder made by `corpus build`, or a text file.",
-)
+)  # fmt: skip
 @options.TOKENS
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The file. [default: MODEL-LANGUAGE.imatrix.gguf here]",
-)
+@click.option("--out", type=FILE, help="[default: ./MODEL-LANGUAGE.imatrix.gguf]")
 @options.COMPUTE
-@click.option("--parse-special", is_flag=True, help="The text has chat tokens: tokenize them so.")
+@click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
 @click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
 @options.JSON
 def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
-    """Run llama-imatrix over a text; goes on from where a stopped run was.
+    """Run llama-imatrix on a text; continues an interrupted run.
 
     \b
     Example:
       imatrix-lab imatrix build --model model-f16.gguf --corpus nb
     """  # fmt: skip
-
     from imatrix_lab.imatrix import format
     from imatrix_lab.pipeline import tune
 
     session = options.session()
-    request = options.request(text, (), model=model, **rest)
-    path = tune.imatrix(request, out, session)
-    found = format.read(path)
+    path = tune.imatrix(options.request(text, (), model=model, **rest), out, session)
+    built = format.read(path)
     if as_json:
-        facts = {"file": path, "n_tensors": len(found.entries), "n_chunks": found.chunk_count}
-        return options.emit({**facts, "n_ctx": found.chunk_size, "language": found.language})
-    windows = f"{found.chunk_count} windows of {found.chunk_size} tokens"
-    session.progress.say(f"{len(found.entries)} tensors over {windows}")
+        facts = {"file": path, "n_tensors": len(built.entries), "n_chunks": built.chunk_count}
+        return options.emit({**facts, "n_ctx": built.chunk_size, "language": built.language})
+    windows = f"{built.chunk_count} windows of {built.chunk_size} tokens"
+    session.progress.say(f"{len(built.entries)} tensors over {windows}")
     click.echo(path)
 
 
@@ -84,148 +74,131 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @options.JSON
 def show(files: tuple[Path, ...], as_json: bool) -> None:
-    """What is in importance matrices: tokens, text, health, and the energy of each role.
+    """Show importance matrices: tokens, text, problems, and the energy of each role.
 
     \b
     Example:
       imatrix-lab imatrix show nb.imatrix.gguf
     """
+    from imatrix_lab.imatrix import format, statistics, validate
 
-    from imatrix_lab.imatrix import format, statistics
-    from imatrix_lab.imatrix import validate as checking
-
-    found = {path: format.read(path) for path in files}
+    imatrices = {path: format.read(path) for path in files}
     if as_json:
-        return options.emit([_facts(path, one) for path, one in found.items()])
-    for path, one in found.items():
-        _print_facts(path, one)
-        _print_roles(statistics.of(one))
-        _print_findings(checking.check(one))
+        return options.emit([_facts(path, imatrix) for path, imatrix in imatrices.items()])
+    for path, imatrix in imatrices.items():
+        _print_facts(path, imatrix)
+        _print_roles(statistics.of(imatrix))
+        _print_findings(validate.check(imatrix))
 
 
-def _facts(path: Path, found: Imatrix) -> dict[str, Any]:
-
-    from imatrix_lab.imatrix import statistics
-    from imatrix_lab.imatrix import validate as checking
+def _facts(path: Path, imatrix: Imatrix) -> dict[str, Any]:
+    from imatrix_lab.imatrix import statistics, validate
 
     return {
         "file": path,
-        "format": "dat" if found.legacy else "gguf",
-        "language": found.language,
-        "n_tensors": len(found.entries),
-        "n_tokens": found.n_tokens(),
-        "n_chunks": found.chunk_count,
-        "n_ctx": found.chunk_size,
-        "datasets": found.datasets,
-        "metadata": dict(found.metadata),
-        "findings": checking.check(found).all,
-        "tensors": statistics.of(found),
+        "format": "dat" if imatrix.legacy else "gguf",
+        "language": imatrix.language,
+        "n_tensors": len(imatrix.entries),
+        "n_tokens": imatrix.n_tokens(),
+        "n_chunks": imatrix.chunk_count,
+        "n_ctx": imatrix.chunk_size,
+        "datasets": imatrix.datasets,
+        "metadata": dict(imatrix.metadata),
+        "findings": validate.check(imatrix).all,
+        "tensors": statistics.of(imatrix),
     }
 
 
-def _print_facts(path: Path, found: Imatrix) -> None:
+def _print_facts(path: Path, imatrix: Imatrix) -> None:
+    from imatrix_lab.imatrix.format import REPAIRED
+    from imatrix_lab.imatrix.merge import KEY
 
-    from imatrix_lab.imatrix import format
-    from imatrix_lab.imatrix import merge as merging
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    about = "about " if found.legacy else ""
+    about = "about " if imatrix.legacy else ""
+    windows = f"{imatrix.chunk_count} windows of {about}{imatrix.chunk_size}"
     rows = {
         "file": str(path),
-        "format": "legacy .dat" if found.legacy else "GGUF",
-        "language": found.language or "not said",
-        "tensors": str(len(found.entries)),
-        "tokens": f"{about}{found.n_tokens():,} in {found.chunk_count} windows"
-        f" of {about}{found.chunk_size}",
-        "text": ", ".join(found.datasets) or "not said",
-        "repaired": found.metadata.get(format.REPAIRED, ""),
-        "merged": found.metadata.get(merging.KEY, ""),
+        "format": "legacy .dat" if imatrix.legacy else "GGUF",
+        "language": imatrix.language or "unknown",
+        "tensors": str(len(imatrix.entries)),
+        "tokens": f"{about}{imatrix.n_tokens():,} in {windows}",
+        "text": ", ".join(imatrix.datasets) or "unknown",
+        "repaired": imatrix.metadata.get(REPAIRED, ""),
+        "merged": imatrix.metadata.get(KEY, ""),
     }
+    table = new_table("", "", n_text=2, header=False)
     for name, value in rows.items():
         if value:
             table.add_row(name, escape(value))
     stdout.print(table)
 
 
-def _print_roles(rows: list[statistics.TensorStatistics]) -> None:
-    """Print means over the tensors of each role; shares of one are in percent."""
-    roles: dict[str, list[statistics.TensorStatistics]] = {}
-    for row in rows:
-        roles.setdefault(row.role, []).append(row)
-    names = ("role", "tensors", "tokens", "energy", "in top 1 %", "evenness", "active", "unhit")
+def _print_roles(tensors: list[TensorStatistics]) -> None:
+    """Print means over the tensors of each role."""
+    roles = defaultdict(list)
+    for tensor in tensors:
+        roles[tensor.role].append(tensor)
+    names = ("role", "tensors", "tokens", "energy", "in top 1 %", "evenness", "active", "no tokens")
     table = new_table(*names)
-    for role, those in roles.items():
-        table.add_row(
-            escape(role), str(len(those)), f"{_mean(t.n_tokens for t in those):,.0f}",
-            f"{_mean(t.energy for t in those):.4g}",
-            f"{100 * _mean(t.top_share for t in those):.1f} %",
-            f"{100 * _mean(t.entropy_share for t in those):.1f} %",
-            f"{100 * _mean(t.active for t in those):.1f} %",
-            str(sum(t.n_unhit for t in those)),
-        )  # fmt: skip
+    for role, group in roles.items():
+        shares = [
+            f"{100 * fmean(values):.1f} %"
+            for values in zip(
+                *((t.top_share, t.entropy_share, t.active) for t in group), strict=True
+            )
+        ]
+        n_tokens, energy = fmean(t.n_tokens for t in group), fmean(t.energy for t in group)
+        n_unhit = sum(t.n_unhit for t in group)
+        cells = (f"{n_tokens:,.0f}", f"{energy:.4g}", *shares, str(n_unhit))
+        table.add_row(escape(role), str(len(group)), *cells)
     stdout.print(table)
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
-
-
-def _print_findings(found: Findings) -> None:
-    for finding in found.all:
+def _print_findings(findings: Findings) -> None:
+    for finding in findings.all:
         effect = "" if finding.effect == "none" else f"\n  effect: {finding.effect}"
-        remedy = f"\n  remedy: {finding.remedy}" if finding.remedy else ""
-        words = f"{finding.severity}: {finding.what}{effect}{remedy}"
-        stdout.print(words, markup=False, soft_wrap=True)
-    if not found.all:
-        stdout.print("nothing wrong")
+        remedy = f"\n  fix: {finding.remedy}" if finding.remedy else ""
+        text = f"{finding.severity}: {finding.what}{effect}{remedy}"
+        stdout.print(text, markup=False, soft_wrap=True)
+    if not findings.all:
+        stdout.print("no problems")
 
 
 @imatrix.command()
 @click.argument("path", metavar="FILE", type=FILE)
-@click.option(
-    "--model", required=True, metavar="MODEL", help="The model it is for; see `model show`."
-)
+@click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
 @click.option(
     "--repair", "target", type=FILE, metavar="OUT",
-    help="Write a file in which is mended what has a sound remedy.",
+    help="Write a copy with everything fixed that can be.",
 )  # fmt: skip
 @options.JSON
 def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
-    """Whether an importance matrix may be used for a model; status 1 if not.
+    """Check whether an importance matrix can be used for a model; exit status 1 if not.
 
     \b
     Example:
       imatrix-lab imatrix check some-download.dat --model model-f16.gguf
     """
-
-    from imatrix_lab.imatrix import expected, format, repair
-    from imatrix_lab.imatrix import validate as checking
-    from imatrix_lab.imatrix.findings import ERROR
+    from imatrix_lab.imatrix import expected, format, repair, validate
     from imatrix_lab.models.convert import resolve
 
     session = options.session()
-    wants = expected.of(resolve(model, session))
-    found = format.read(path)
-    done: tuple[str, ...] = ()
+    tensors = expected.of(resolve(model, session))
+    imatrix = format.read(path)
+    changes: tuple[str, ...] = ()
     if target:
-        found, done = repair.repair(found, wants)
-    findings = checking.check(found, wants)
-    errors = findings.of(ERROR)
+        imatrix, changes = repair.repair(imatrix, tensors)
+    findings = validate.check(imatrix, tensors)
+    errors = findings.of("error")
     if as_json:
-        options.emit({"file": path, "findings": findings.all, "repaired": done})
+        options.emit({"file": path, "findings": findings.all, "repaired": changes})
     else:
         _print_findings(findings)
     if target and errors:
-        raise BadImatrix(
-            f"this cannot be repaired: {'; '.join(e.what for e in errors)}", where=path,
-            fix=errors[0].remedy,
-        )  # fmt: skip
+        problems = "; ".join(e.what for e in errors)
+        raise BadImatrix(f"cannot be repaired: {problems}", where=path, fix=errors[0].remedy)
     if target:
-        format.write(target, found)
-        session.progress.say(f"{target}: {'; '.join(done) or 'nothing to repair, the same again'}")
+        format.write(target, imatrix)
+        session.progress.say(f"{target}: {'; '.join(changes) or 'nothing to repair, a copy'}")
     click.get_current_context().exit(1 if errors else 0)
 
 
@@ -235,7 +208,7 @@ class _Weighted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "file"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, float]:
-        """Return file and weight; what is neither fails with the command that makes a file."""
+        """Return file and weight; the error for a missing file has the command that makes it."""
         if isinstance(value, tuple):
             return value
         name, _, number = str(value).rpartition("=")
@@ -243,51 +216,43 @@ class _Weighted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             name, number = str(value), "1"
         path = Path(name)
         if not path.exists() and re.fullmatch(r"[\w-]+", name):
-            path = _named(name)
+            path = _by_language(name)
         try:
             weight = float(number)
         except ValueError:
             self.fail(f"{number!r} in {value!r} is not a weight, such as 0.75")
         if not path.exists():
             raise UsageError(
-                f"there is no file {name!r}; a mixture is made of files, one a language",
+                f"no file {name!r}; a mixture is made of imatrix files",
                 fix=f"imatrix-lab imatrix build --model MODEL --corpus {name} --out {name}.gguf",
             )
         return path, weight
 
 
-def _named(name: str) -> Path:
-    """Return the one file in this folder that a language's short name can mean.
+def _by_language(name: str) -> Path:
+    """Return the one file in this folder that a language's code can mean.
 
     Raises
     ------
-    UsageError : it can mean several.
+    UsageError : there are several.
     """
-    plain = {f"{name}.gguf", f"{name}.imatrix.gguf"}
-    found = [
-        p for p in sorted(Path().iterdir())
-        if p.name in plain or p.name.endswith(f"-{name}.imatrix.gguf")
-    ]  # fmt: skip
-    if len(found) > 1:
-        raise UsageError(
-            f"{name} may mean {' or '.join(map(str, found))}",
-            fix=f"name the file: {found[0]}=WEIGHT",
-        )
-    return found[0] if found else Path(name)
+    exact = {f"{name}.gguf", f"{name}.imatrix.gguf"}
+    ending = f"-{name}.imatrix.gguf"
+    paths = [p for p in sorted(Path().iterdir()) if p.name in exact or p.name.endswith(ending)]
+    if len(paths) > 1:
+        what = f"{name} is ambiguous: {' or '.join(map(str, paths))}"
+        raise UsageError(what, fix=f"name the file: {paths[0]}=WEIGHT")
+    return paths[0] if paths else Path(name)
 
 
 @imatrix.command()
 @click.argument("files", metavar="FILE[=WEIGHT]...", nargs=-1, required=True, type=_Weighted())
+@click.option("-o", "--out", required=True, type=FILE, help="A name ending in .dat: legacy format.")
 @click.option(
-    "-o", "--out", required=True, type=FILE, help="The mixture; a .dat in the legacy format."
-)
-@click.option(
-    "--by", type=click.Choice(merging.BY), default=merging.BY[0], show_default=True,
-    help="energy: a file counts by its weight alone; tokens: also by its tokens, as llama.cpp.",
+    "--by", type=click.Choice(MERGE_BY), default=MERGE_BY[0], show_default=True,
+    help="energy: by weight alone; tokens: also by number of tokens, as llama-imatrix does.",
 )  # fmt: skip
-@click.option(
-    "--leave-one-out", is_flag=True, help="Also write the mixtures that lack one file each."
-)
+@click.option("--leave-one-out", is_flag=True, help="Also write each mixture that lacks one file.")
 @options.JSON
 def merge(
     files: tuple[tuple[Path, float], ...], out: Path, by: str, leave_one_out: bool, as_json: bool
@@ -300,34 +265,34 @@ def merge(
 
     nb is nb.gguf, nb.imatrix.gguf or MODEL-nb.imatrix.gguf, whichever is here.
     """
-
+    from imatrix_lab.core.files import sha256_file
     from imatrix_lab.imatrix import align, format
-    from imatrix_lab.imatrix import merge as merging
+    from imatrix_lab.imatrix.merge import MergeInput, without_each
+    from imatrix_lab.imatrix.merge import merge as mix
 
-    parts = [merging.Part(p, format.read(p), weight, sha256_file(p)) for p, weight in files]
-    if note := align.note_on_models([p.imatrix for p in parts]):
+    inputs = [MergeInput(p, format.read(p), weight, sha256_file(p)) for p, weight in files]
+    if note := align.note_on_models(i.imatrix for i in inputs):
         stderr.print(note, markup=False, soft_wrap=True)
-    targets, mixtures = [out], iter([merging.merge(parts, by)])
+    targets, mixtures = [out], iter([mix(inputs, by)])
     if leave_one_out:
-        targets += _without(out, parts)
-        mixtures = itertools.chain(mixtures, merging.without_each(parts, by))
-    made = []
-    for target, one in zip(targets, mixtures, strict=True):
-        format.write(target, one)
-        made.append({"file": target, **one.metadata})
-        stderr.print(f"{one.language}: {one.n_tokens():,} tokens", markup=False)
+        targets += _without(out, inputs)
+        mixtures = itertools.chain(mixtures, without_each(inputs, by))
+    written = []
+    for target, mixture in zip(targets, mixtures, strict=True):
+        format.write(target, mixture)
+        written.append({"file": target, **mixture.metadata})
+        stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:
             click.echo(target)
     if as_json:
-        options.emit(made)
+        options.emit(written)
 
 
-def _without(out: Path, parts: list[merging.Part]) -> list[Path]:
-    """Return a name for each mixture that lacks a file; numbered where files are called alike."""
-
+def _without(out: Path, inputs: list[MergeInput]) -> list[Path]:
+    """Return a name for each mixture that lacks one file; numbered if files have one name."""
     from imatrix_lab.imatrix import align
 
-    names = [Path(n).stem for n in align.labels([(p.path, p.imatrix) for p in parts])]
+    names = [Path(n).stem for n in align.labels([(i.path, i.imatrix) for i in inputs])]
     if len({n.casefold() for n in names}) < len(names):
         names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
     return [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]

@@ -19,14 +19,10 @@ from imatrix_lab.types import ChatRequest
 if TYPE_CHECKING:
     from imatrix_lab.tasks.chat import Chat
 
-MODEL = click.option(
-    "--model", required=True, metavar="MODEL",
-    help="A GGUF to serve here; with --endpoint, the server's name for its model.",
-)  # fmt: skip
-PARALLEL = click.option(
-    "--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
-    help="Requests at a time.",
-)  # fmt: skip
+MODEL = click.option("--model", required=True, metavar="MODEL",
+                     help="A GGUF to serve here; with --endpoint, its model's name.")  # fmt: skip
+PARALLEL = click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
+                        help="Requests at a time.")  # fmt: skip
 CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, GPU_LAYERS])
 
 

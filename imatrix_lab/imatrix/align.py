@@ -1,4 +1,4 @@
-"""Several importance matrices at once: what tells them apart, and whether they fit together."""
+"""Several importance matrices at once: short names for them, and tensors in one shape."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,22 +11,27 @@ from imatrix_lab.imatrix.format import MODEL, Entry, Imatrix, layer_and_role
 Files = Sequence[tuple[Path, Imatrix]]
 
 
+def paths(files: Files) -> str:
+    """Return the paths of files, for an error."""
+    return ", ".join(str(path) for path, _ in files)
+
+
 def note_on_models(imatrices: Iterable[Imatrix]) -> str:
-    """Return what to say where imatrices come from different model files; empty where not."""
-    found = dict.fromkeys(i.metadata[MODEL] for i in imatrices if MODEL in i.metadata)
-    if len(found) < 2:
+    """Return a warning if imatrices were computed with different model files, else nothing."""
+    models = dict.fromkeys(i.metadata[MODEL] for i in imatrices if MODEL in i.metadata)
+    if len(models) < 2:
         return ""
-    words = ", ".join(f"{sha256[:12]}…" for sha256 in found)
     return (
-        f"note: computed with different model files (sha256 {words}): fine if they are one model"
-        " in different precision, else the result means nothing"
+        "note: computed with different model files"
+        f" (sha256 {', '.join(f'{sha256[:12]}…' for sha256 in models)}): fine if they are one"
+        " model at different precision, otherwise the result is meaningless"
     )
 
 
 def labels(files: Files) -> list[str]:
-    """Return short names that tell files apart: languages, else file names, else paths."""
+    """Return the shortest names that tell files apart: languages, file names or paths."""
     candidates = (
-        [found.language for _, found in files],
+        [imatrix.language for _, imatrix in files],
         [path.name.partition(".")[0] for path, _ in files],
         [path.name for path, _ in files],
     )
@@ -37,28 +42,30 @@ def labels(files: Files) -> list[str]:
 
 
 def aligned(name: str, files: Files) -> list[Entry]:
-    """Return a tensor's entries in one shape; a ``.dat`` has one row for all experts.
+    """Return a tensor's entry in each file, all in one shape.
+
+    A ``.dat`` has one row for all experts.
 
     Raises
     ------
-    BadImatrix : values that no activation can be, or different shapes.
+    BadImatrix : NaN, infinite or negative values, or different shapes.
     """
-    entries = [found.entries[name] for _, found in files]
+    entries = [imatrix.entries[name] for _, imatrix in files]
     for (path, _), entry in zip(files, entries, strict=True):
-        sound = np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()
-        if not sound or (entry.sums < 0).any() or (entry.counts < 0).any():
+        finite = np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()
+        if not finite or (entry.sums < 0).any() or (entry.counts < 0).any():
             raise BadImatrix(
                 f"{name} has NaN, infinite or negative values",
                 where=path,
-                fix=f"see what is wrong: imatrix-lab imatrix show {path}",
+                fix=f"imatrix-lab imatrix show {path}",
             )
     n_matrices = max(_n_experts(name, files[0][1]), *(e.counts.size for e in entries))
     shapes = {(e.sums.size, e.counts.size if e.counts.size > 1 else n_matrices) for e in entries}
     if len(shapes) > 1:
         raise BadImatrix(
             f"{name} has different shapes: {', '.join(sorted(str(s[0]) for s in shapes))} values",
-            where=", ".join(str(path) for path, _ in files),
-            fix="take only importance matrices of one model",
+            where=paths(files),
+            fix="use only importance matrices of one model",
         )
     return [e.split(n_matrices) for e in entries]
 

@@ -30,14 +30,14 @@ from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 FILE = "imatrix.gguf"
 SEGMENT_WINDOWS = 16
 START_SHARE = 0.05
-"""Segments are made long enough that starting the program takes at most this share."""
+"""Segments are long enough that starting the program takes at most this share of the time."""
 TAIL_WINDOWS = 3
 """llama-imatrix refuses to start a run with fewer windows than this left."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to collect."""
+    """How llama-imatrix runs, and what it collects."""
 
     compute: Compute
     parse_special: bool = False
@@ -70,78 +70,91 @@ def window_count(corpus: CorpusFacts, options: Options) -> int:
     ------
     BadText : fewer than two.
     """
-    there = corpus.n_tokens // options.compute.n_ctx
-    if there < 2:
+    n_windows = corpus.n_tokens // options.compute.n_ctx
+    if n_windows < 2:
         raise BadText(
             f"llama-imatrix needs two windows of {options.compute.n_ctx} tokens;"
-            f" this text has {corpus.n_tokens} tokens in all",
+            f" this text has {corpus.n_tokens} tokens",
             where=corpus.calibration,
             fix="more text (--tokens), or a smaller context (--ctx)",
         )
-    return there
+    return n_windows
 
 
 def collect(
-    toolchain: Toolchain,
-    model: Model,
-    corpus: CorpusFacts,
-    options: Options,
-    session: Session,
+    toolchain: Toolchain, model: Model, corpus: CorpusFacts, options: Options, session: Session
 ) -> ImatrixFacts:
-    """Return the imatrix of a text, collected if it is not there, and checked.
+    """Return the imatrix of a text, checked; from the store, or collected now.
 
     Raises
     ------
-    BadImatrix : what llama-imatrix made is not fit for use; names the tensors.
-    ToolFailed : llama-imatrix failed; what was done is kept.
+    BadImatrix : the imatrix from llama-imatrix has errors; names the tensors.
+    ToolFailed : llama-imatrix failed; finished segments are kept.
     """
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        n_windows = window_count(corpus, options)
-        n_tokens = n_windows * options.compute.n_ctx
+        n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
+        n_tokens = n_windows * n_ctx
         with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
-            last = _segments(toolchain, model, corpus, options, scratch, task)
+            last = _run_segments(toolchain, model, corpus, options, scratch, task)
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
-        anew = f"another text or backend; to compute it anew: rm -r {scratch.parent}"
-        findings.require_sound(last, anew, session.progress)
+        fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
+        findings.require_sound(last, fix, session.progress)
         dataset = f"{corpus.language} {corpus.source}"
-        clean = format.Imatrix(raw.entries, (dataset,), n_windows, options.compute.n_ctx)
-        format.write(
-            out / FILE,
-            clean,
-            {
-                "imatrix_lab.language": corpus.language,
-                "imatrix_lab.corpus.sha256": corpus.sha256,
-                "imatrix_lab.corpus.licence": corpus.licence,
-                "imatrix_lab.model.sha256": model.sha256,
-                "imatrix_lab.toolchain.commit": toolchain.commit,
-                "imatrix_lab.toolchain.backend": toolchain.backend,
-            },
-        )
+        metadata = {
+            "imatrix_lab.language": corpus.language,
+            "imatrix_lab.corpus.sha256": corpus.sha256,
+            "imatrix_lab.corpus.licence": corpus.licence,
+            "imatrix_lab.model.sha256": model.sha256,
+            "imatrix_lab.toolchain.commit": toolchain.commit,
+            "imatrix_lab.toolchain.backend": toolchain.backend,
+        }
+        imatrix = format.Imatrix(raw.entries, (dataset,), n_windows, n_ctx)
+        format.write(out / FILE, imatrix, metadata)
         return {
             "language": corpus.language,
             "n_tensors": len(raw.entries),
             "n_tokens": n_tokens,
             "n_chunks": n_windows,
-            "n_ctx": options.compute.n_ctx,
+            "n_ctx": n_ctx,
             "unhit_experts": findings.n_without_tokens,
         }
 
-    asked = inputs(model, corpus, options, toolchain)
-    return facts(
-        session.store.get(
-            "imatrix", f"{model.label}-{corpus.language}", asked, make, session.progress
-        )
-    )
+    key = inputs(model, corpus, options, toolchain)
+    label = f"{model.label}-{corpus.language}"
+    return facts(session.store.get("imatrix", label, key, make, session.progress))
 
 
 def facts(artifact: Artifact) -> ImatrixFacts:
-    """Return what an imatrix's manifest says."""
+    """Return an imatrix's manifest as a record."""
     return ImatrixFacts(path=artifact.path / FILE, sha256=artifact.sha256(FILE), **artifact.facts)
 
 
-def _segments(
+class _Clock:
+    """When a segment's program started and first finished windows, from its output."""
+
+    def __init__(self, task: Task, done: int, n_ctx: int):
+        self.task, self.done, self.n_ctx = task, done, n_ctx
+        self.steps = programs.window_steps()
+        self.started = time.monotonic()
+        self.first: float | None = None
+
+    def feed(self, piece: str) -> None:
+        if self.steps.feed(piece):
+            self.first = self.first or time.monotonic()
+            self.task.update((self.done + self.steps.last) * self.n_ctx)
+
+    def best_length(self, n_timed: int) -> int:
+        """Return the windows of a segment in which starting takes `START_SHARE`; 0 if unknown."""
+        if self.first is None:
+            return 0
+        window_s = (time.monotonic() - self.first) / max(1, n_timed)
+        start_s = max(0.0, self.first - self.started - window_s)
+        return max(SEGMENT_WINDOWS, int(start_s / START_SHARE / max(window_s, 1e-3)))
+
+
+def _run_segments(
     toolchain: Toolchain,
     model: Model,
     corpus: CorpusFacts,
@@ -155,71 +168,53 @@ def _segments(
     at_once = max(1, compute.n_batch // compute.n_ctx)
     length = -(-SEGMENT_WINDOWS // at_once) * at_once
     done, last = _done(scratch, n_windows)
-    task.update(done * compute.n_ctx, "going on from where the last run stopped" if done else "")
+    task.update(done * compute.n_ctx, "continuing an earlier run" if done else "")
+    part = scratch / "part.gguf"
     while done < n_windows:
         end = done + length
         if n_windows - end < max(TAIL_WINDOWS, length // 4):
             end = n_windows
-        started = time.monotonic()
-        first_at: list[float] = []
-        steps = programs.window_steps()
-
-        def show(
-            piece: str,
-            before: int = done,
-            steps: programs.Steps = steps,
-            first_at: list[float] = first_at,
-        ) -> None:
-            if steps.feed(piece):
-                first_at.append(time.monotonic())
-                task.update((before + steps.last) * compute.n_ctx)
-
-        part = scratch / "part.gguf"
-        argv = programs.imatrix_argv(
-            toolchain.program("llama-imatrix"), model.path, corpus.calibration, Path(part.name),
-            compute,
-            programs.ImatrixOptions(
-                (done, end - done), Path(last.name) if last else None,
-                options.parse_special, options.process_output,
-            ),
-        )  # fmt: skip
+        clock = _Clock(task, done, compute.n_ctx)
+        program, resume = toolchain.program("llama-imatrix"), Path(last.name) if last else None
+        what = programs.ImatrixOptions(
+            (done, end - done), resume, options.parse_special, options.process_output
+        )
+        target = Path(part.name)
+        argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
         try:
-            process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=show)
+            process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=clock.feed)
         except ToolFailed as error:
-            error.fix = "read the log; the same command goes on from the windows that are done"
+            error.fix = "read the log; run the same command again to continue where it stopped"
             raise
         whole = scratch / f"windows-{end:06d}.gguf"
         _keep(part, whole)
         if last:
             last.unlink()
-        if first_at:
-            window_s = (time.monotonic() - first_at[0]) / max(1, end - done - at_once)
-            start_s = max(0.0, first_at[0] - started - window_s)
-            wanted = int(start_s / START_SHARE / max(window_s, 1e-3))
-            length = -(-max(SEGMENT_WINDOWS, wanted) // at_once) * at_once
+        if best := clock.best_length(end - done - at_once):
+            length = -(-best // at_once) * at_once
         done, last = end, whole
     assert last is not None
     return last
 
 
 def _keep(part: Path, whole: Path) -> None:
-    """Give a finished segment its name; llama-imatrix does not tell when it could not write."""
+    """Rename a finished segment; llama-imatrix does not report that it could not write."""
     try:
         format.read(part)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         part.replace(whole)
     except (BadImatrix, OSError) as error:
         need_room(part, 0, "the importance matrix")
         raise BadImatrix(
-            "llama-imatrix did not write a whole file; the windows before are kept",
+            "llama-imatrix did not write a whole file; earlier segments are kept",
             where=part,
             fix="run the same command again",
         ) from error
 
 
 def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:
-    """Return how many windows an earlier run finished, and its file; remove what is unusable."""
+    """Return how many windows an earlier run finished, and its file; remove unusable files."""
     best: tuple[int, Path | None] = (0, None)
     for path in sorted(scratch.glob("windows-*.gguf")):
         done = int(re.sub(r"\D", "", path.stem))

@@ -8,11 +8,11 @@ All numbers are little-endian; ``str`` is an int32 length and that many bytes:
 An entry's values are (sum / count) * calls, with the sum of squares and the count of tokens of
 its column, and ``calls`` the number of windows (llama.cpp's ``save_imatrix_legacy``). So means
 are kept, but neither token counts nor the number of experts nor the length of a window. The
-format has no magic number: whatever does not fit to the last byte is refused.
+format has no magic number: a file that does not fit to the last byte is refused.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,7 +28,7 @@ _ENTRY_BYTES_MIN = 4 + 1 + 4 + 4 + 4
 
 
 @dataclass(frozen=True)
-class Record:
+class DatEntry:
     """One entry as the file has it: values, shape (matrices * columns,), times `n_calls`."""
 
     name: str
@@ -37,23 +37,23 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """A whole file; ``n_calls`` is 0 where an older one does not say."""
+class DatFile:
+    """A whole file; ``n_calls`` is 0 in older files, which lack it."""
 
-    records: tuple[Record, ...]
+    entries: tuple[DatEntry, ...]
     n_calls: int
     dataset: str
 
 
-def read(path: Path) -> Contents:
-    """Read a ``.dat`` file, entry by entry.
+def read(path: Path) -> DatFile:
+    """Read a ``.dat`` file.
 
     Raises
     ------
-    BadImatrix : not one, truncated, with bytes left over, or with numbers that cannot be.
+    BadImatrix : not a ``.dat``, truncated, with bytes left over, or with impossible numbers.
     """
     with path.open("rb") as file:
-        return _Reader(path, file, path.stat().st_size).contents()
+        return _Reader(path, file, path.stat().st_size).whole()
 
 
 class _Reader:
@@ -62,9 +62,9 @@ class _Reader:
 
     def bad(self, what: str) -> BadImatrix:
         return BadImatrix(
-            f"neither a GGUF nor a whole legacy .dat importance matrix: {what}",
+            f"not an importance matrix (neither GGUF nor .dat), or a damaged one: {what}",
             where=self.path,
-            fix="fetch or compute it again",
+            fix="download or compute it again",
         )
 
     def take(self, n: int, what: str) -> bytes:
@@ -72,7 +72,7 @@ class _Reader:
             raise self.bad(f"{what} needs {n} bytes, {self.left} are left")
         raw = self.file.read(n)
         if len(raw) != n:
-            raise self.bad(f"{what} ends in the middle")
+            raise self.bad(f"{what} is cut off")
         self.left -= n
         return raw
 
@@ -82,54 +82,48 @@ class _Reader:
     def string(self, what: str, longest: int) -> bytes:
         length = self.number(f"length of {what}")
         if length > longest:
-            raise self.bad(f"{what} is {length} bytes long; at most {longest} make sense")
+            raise self.bad(f"{what} is {length} bytes long, more than {longest}")
         return self.take(length, what)
 
-    def contents(self) -> Contents:
+    def whole(self) -> DatFile:
         n_entries = self.number("number of entries")
         if n_entries < 1 or n_entries * _ENTRY_BYTES_MIN > self.left:
             raise self.bad(f"{n_entries} entries in {self.left} bytes")
-        records: dict[str, Record] = {}
+        entries: dict[str, DatEntry] = {}
         for i in range(n_entries):
-            record = self.record(i)
-            if record.name in records:
-                raise self.bad(f"{record.name} occurs twice")
-            records[record.name] = record
+            entry = self.entry(i)
+            if entry.name in entries:
+                raise self.bad(f"{entry.name} occurs twice")
+            entries[entry.name] = entry
         n_calls, dataset = 0, b""
         if self.left:
             n_calls = self.number("number of windows")
             dataset = self.string("dataset", _DATASET_BYTES_MAX)
         if n_calls < 0 or self.left:
             raise self.bad(f"{n_calls} windows, and {self.left} bytes after the end")
-        return Contents(tuple(records.values()), n_calls, dataset.decode("utf-8", "replace"))
+        return DatFile(tuple(entries.values()), n_calls, dataset.decode("utf-8", "replace"))
 
-    def record(self, i: int) -> Record:
+    def entry(self, i: int) -> DatEntry:
         raw = self.string(f"name of entry {i}", _NAME_BYTES_MAX)
-        try:
-            name = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            name = ""
-        if not name.isprintable() or not name:
+        name = raw.decode("utf-8", "ignore")
+        if not name.isprintable() or not name or name.encode() != raw:
             raise self.bad(f"entry {i} has no readable name")
         n_calls, n_values = self.number(f"calls of {name}"), self.number(f"values of {name}")
         if n_calls < 1 or n_values < 1:
             raise self.bad(f"{name} has {n_values} values from {n_calls} windows")
         values = np.frombuffer(self.take(4 * n_values, name), "<f4")
-        return Record(name, n_calls, values)
+        return DatEntry(name, n_calls, values)
 
 
-def write(file: IO[bytes], records: Iterable[Record], n_calls: int, dataset: str) -> None:
+def write(file: IO[bytes], entries: Sequence[DatEntry], n_calls: int, dataset: str) -> None:
     """Write what `read` reads, in the order given."""
-    records = list(records)
-    file.write(struct.pack("<i", len(records)))
-    for record in records:
-        _write_string(file, record.name)
-        file.write(struct.pack("<ii", record.n_calls, record.values.size))
-        file.write(record.values.astype("<f4").tobytes())
-    file.write(struct.pack("<i", n_calls))
-    _write_string(file, dataset)
+    file.write(struct.pack("<i", len(entries)))
+    for entry in entries:
+        file.write(_string(entry.name) + struct.pack("<ii", entry.n_calls, entry.values.size))
+        file.write(entry.values.astype("<f4").tobytes())
+    file.write(struct.pack("<i", n_calls) + _string(dataset))
 
 
-def _write_string(file: IO[bytes], text: str) -> None:
+def _string(text: str) -> bytes:
     raw = text.encode()
-    file.write(struct.pack("<i", len(raw)) + raw)
+    return struct.pack("<i", len(raw)) + raw

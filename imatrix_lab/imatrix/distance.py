@@ -1,4 +1,4 @@
-"""How far importance matrices are from each other, and how far two of one language are.
+"""How much importance matrices differ, and how much two of one language do (the noise).
 
 A tensor's energy is its mean squared activations by column; normalised, a distribution over
 columns. That is all the quantizer takes from an imatrix: a common factor changes nothing.
@@ -14,9 +14,9 @@ top         share of the 1 % of columns with most energy         1 alike
             (at least one) that are the same
 =========== ==================================================== ==========================
 
-Columns without energy in every file (added ones, say) are left out: that they agree says nothing.
-A tensor with experts has these means over the experts that both files reached, each weighted by
-the smaller number of tokens. Over tensors (of a layer, of a role, all) the plain mean is taken.
+Columns without energy in any file (padding, say) are skipped: that they agree says nothing.
+For a tensor with experts the mean is over the experts that both files reached, weighted by the
+smaller number of tokens. Over tensors (of a layer, of a role, all) the plain mean is taken.
 """
 
 import itertools
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.imatrix.align import Files, aligned
+from imatrix_lab.imatrix.align import Files, aligned, paths
 from imatrix_lab.imatrix.format import layer_and_role
 
 MEASURES = ("tv", "cosine", "rank", "top")
@@ -37,8 +37,8 @@ TOP_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Some files, every two of them, by tensor.
+class Distances:
+    """The measures between every two files, by tensor.
 
     Attributes
     ----------
@@ -46,63 +46,65 @@ class Comparison:
     tensors : those that all files have.
     values : by measure: shape (tensors, files, files), symmetric, float64; NaN where two files
         have no expert in common.
-    tokens : behind each tensor, shape (tensors, files); over all experts.
-    n_left_out : tensors that only some of the files have.
+    tokens : of each tensor, shape (tensors, files); over all experts.
+    n_skipped : tensors that only some of the files have.
     """
 
     labels: tuple[str, ...]
     tensors: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
     tokens: NDArray[np.float64]
-    n_left_out: int = 0
+    n_skipped: int = 0
 
     def matrix(self, measure: str) -> NDArray[np.float64]:
         """Return the mean over tensors, shape (files, files)."""
         return np.asarray(np.nanmean(self.values[measure], axis=0))
 
     def by_tensor(self, measure: str, pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-        """Return the mean over some pairs of files for each tensor."""
+        """Return each tensor's mean over some pairs of files."""
         rows, columns = zip(*pairs, strict=True)
         return np.asarray(np.nanmean(self.values[measure][:, rows, columns], axis=1))
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Return every two files, each pair once."""
+        """Return each pair of files once."""
         return list(itertools.combinations(range(len(self.labels)), 2))
 
 
-def compare(files: Files, labels: Sequence[str]) -> Comparison:
-    """Compare every two of some files, tensor by tensor.
+def compare(files: Files, labels: Sequence[str]) -> Distances:
+    """Compare every two files, tensor by tensor.
 
     Raises
     ------
     BadImatrix : no tensor in common, different shapes, or values that cannot be compared.
     """
-    names = set.intersection(*(set(found.entries) for _, found in files))
-    union = set.union(*(set(found.entries) for _, found in files))
+    names = set.intersection(*(set(imatrix.entries) for _, imatrix in files))
+    union = set.union(*(set(imatrix.entries) for _, imatrix in files))
     if not names:
         raise BadImatrix(
             "these importance matrices have no tensor in common",
-            where=", ".join(str(path) for path, _ in files),
+            where=paths(files),
             fix="compare only importance matrices of one model",
         )
     ordered = sorted(names, key=_by_layer)
     values = {m: np.full((len(ordered), len(files), len(files)), np.nan) for m in MEASURES}
     tokens = np.zeros((len(ordered), len(files)))
     for i, name in enumerate(ordered):
-        energies, counts = _energies(name, files)
+        entries = aligned(name, files)
+        energies = np.stack([e.means() for e in entries])
+        counts = np.stack([e.counts for e in entries]).astype(np.float64)
         tokens[i] = counts.sum(axis=1)
-        for measure, found in _measured(energies, counts).items():
-            values[measure][i] = found
-    return Comparison(tuple(labels), tuple(ordered), values, tokens, len(union) - len(names))
+        for measure, matrix in _measures(energies, counts).items():
+            values[measure][i] = matrix
+    return Distances(tuple(labels), tuple(ordered), values, tokens, len(union) - len(names))
 
 
 @dataclass(frozen=True)
-class Floor:
-    """How far samples of one language are from each other: what a difference is read against.
+class NoiseFloor:
+    """How far samples of one language are from each other: the scale for a difference.
 
     Attributes
     ----------
-    by_tensor : by measure: mean over the pairs of samples, for each tensor of a `Comparison`.
+    by_tensor : by measure: mean over the pairs of samples, for each tensor of a `Distances`.
     highest : the highest total variation of the pairs, for each tensor.
     n_pairs : of samples. One more pair of the same language is above the highest of n with a
         probability of 1 / (n + 1), tensor by tensor.
@@ -119,40 +121,40 @@ class Floor:
         return float(np.nanmean(self.by_tensor[measure]))
 
 
-def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> Floor:
-    """Return how far samples are from each other, in pairs from one language each.
+def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> NoiseFloor:
+    """Return how far the two samples of each pair are from each other.
 
     Parameters
     ----------
-    samples : pairs of files; the text of the two must not overlap.
+    samples : pairs of files of one language; the text of the two must not overlap.
 
     Raises
     ------
-    BadImatrix : see `compare`; or a tensor is missing.
+    BadImatrix : as `compare`, or a tensor is missing.
     """
     values: dict[str, list[NDArray[np.float64]]] = {m: [] for m in MEASURES}
     for pair in samples:
-        found = compare(pair, ["", ""])
-        rows = {name: i for i, name in enumerate(found.tensors)}
+        distances = compare(pair, ["", ""])
+        rows = {name: i for i, name in enumerate(distances.tensors)}
         if missing := [name for name in tensors if name not in rows]:
             raise BadImatrix(
-                f"the samples for the noise have no {missing[0]}",
-                where=", ".join(str(path) for path, _ in pair),
-                fix="samples of the same model",
+                f"the noise samples have no {missing[0]}",
+                where=paths(pair),
+                fix="use samples of the same model",
             )
         order = [rows[name] for name in tensors]
         for measure in MEASURES:
-            values[measure].append(found.values[measure][order, 0, 1])
-    n_tokens = min(found.n_tokens() for pair in samples for _, found in pair)
+            values[measure].append(distances.values[measure][order, 0, 1])
+    n_tokens = min(imatrix.n_tokens() for pair in samples for _, imatrix in pair)
     with warnings.catch_warnings():  # an expert that no pair reached has no noise: NaN
         warnings.simplefilter("ignore", RuntimeWarning)
         means = {m: np.nanmean(v, axis=0) for m, v in values.items()}
         highest = np.nanmax(values["tv"], axis=0)
-    return Floor(means, highest, len(samples), n_tokens)
+    return NoiseFloor(means, highest, len(samples), n_tokens)
 
 
-def summary(found: Comparison, floor: Floor | None) -> dict[str, Any]:
-    """Return a comparison for people and programs, means over every two of the files.
+def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
+    """Return means over every two files.
 
     Returns
     -------
@@ -160,59 +162,52 @@ def summary(found: Comparison, floor: Floor | None) -> dict[str, Any]:
     measure, its ``noise``, how many ``tensors`` are ``above_noise`` in total variation (above
     every pair of samples), and how many would be ``above_by_chance``.
     """
-    values = {m: found.by_tensor(m, found.pairs()) for m in MEASURES}
+    values = {m: distances.by_tensor(m, distances.pairs()) for m in MEASURES}
+
+    def groups(part: int) -> list[dict[str, Any]]:
+        rows: dict[object, list[int]] = {}
+        for i, name in enumerate(distances.tensors):
+            if (key := layer_and_role(name)[part]) is not None:
+                rows.setdefault(key, []).append(i)
+        unsorted = [{"name": name, **_group(values, floor, r)} for name, r in rows.items()]
+        return sorted(unsorted, key=lambda g: -float(g["tv"]))
+
     return {
-        "labels": found.labels,
-        "matrix": {m: found.matrix(m).tolist() for m in MEASURES},
-        "overall": _group(values, floor, range(len(found.tensors))),
-        "roles": _groups(found.tensors, values, floor, 1),
-        "layers": _groups(found.tensors, values, floor, 0),
+        "labels": distances.labels,
+        "matrix": {m: distances.matrix(m).tolist() for m in MEASURES},
+        "overall": _group(values, floor, list(range(len(distances.tensors)))),
+        "roles": groups(1),
+        "layers": groups(0),
     }
 
 
-def _groups(
-    tensors: Sequence[str], values: dict[str, NDArray[np.float64]], floor: Floor | None,
-    by: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return groups by layer (0) or role (1)."""
-    rows: dict[object, list[int]] = {}
-    for i, name in enumerate(tensors):
-        if (key := layer_and_role(name)[by]) is not None:
-            rows.setdefault(key, []).append(i)
-    groups = [{"name": name, **_group(values, floor, those)} for name, those in rows.items()]
-    return sorted(groups, key=lambda g: -float(g["tv"]))
-
-
 def _group(
-    values: dict[str, NDArray[np.float64]], floor: Floor | None, rows: Sequence[int]
+    values: dict[str, NDArray[np.float64]], floor: NoiseFloor | None, rows: list[int]
 ) -> dict[str, Any]:
-    rows = list(rows)
     group: dict[str, Any] = {m: float(np.nanmean(v[rows])) for m, v in values.items()}
     group["tensors"] = len(rows)
     if floor:
-        noise = {m: v[rows] for m, v in floor.by_tensor.items()}
-        group["noise"] = {m: float(np.nanmean(v)) for m, v in noise.items()}
+        group["noise"] = {m: float(np.nanmean(v[rows])) for m, v in floor.by_tensor.items()}
         group["above_noise"] = int((values["tv"][rows] > floor.highest[rows]).sum())
         group["above_by_chance"] = len(rows) / (floor.n_pairs + 1)
     return group
 
 
 def _by_layer(name: str) -> tuple[int, str]:
-    number, part = layer_and_role(name)
-    return (-1 if number is None else number), part
+    layer, role = layer_and_role(name)
+    return (-1 if layer is None else layer), role
 
 
-def _energies(name: str, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean squared activations (files, matrices, columns) and counts (files, matrices)."""
-    entries = aligned(name, files)
-    counts = np.stack([e.counts for e in entries]).astype(np.float64)
-    return np.stack([e.means() for e in entries]), counts
-
-
-def _measured(
+def _measures(
     energies: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return each measure, shape (files, files); see the module."""
+    """Return each measure, shape (files, files).
+
+    Parameters
+    ----------
+    energies : mean squared activations, shape (files, matrices, columns).
+    counts : tokens, shape (files, matrices).
+    """
     from scipy.stats import rankdata
 
     energies = energies[:, :, energies.any(axis=(0, 1))]
@@ -227,7 +222,7 @@ def _measured(
     top = np.zeros(energies.shape, bool)
     order = np.argsort(-energies, axis=2, kind="stable")[:, :, :n_top]
     np.put_along_axis(top, order, True, axis=2)
-    found = {m: np.full((n_files, n_files), np.nan) for m in MEASURES}
+    measures = {m: np.full((n_files, n_files), np.nan) for m in MEASURES}
     for i, j in itertools.combinations_with_replacement(range(n_files), 2):
         weights = np.minimum(counts[i], counts[j]) * (known[i] & known[j])
         if not weights.any():
@@ -239,12 +234,12 @@ def _measured(
             "top": (top[i] & top[j]).sum(axis=1) / n_top,
         }
         for measure, values in by_matrix.items():
-            found[measure][i, j] = found[measure][j, i] = np.average(values, weights=weights)
-    return found
+            measures[measure][i, j] = measures[measure][j, i] = np.average(values, weights=weights)
+    return measures
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     length = np.sqrt((vectors**2).sum(axis=2, keepdims=True))
-    found = np.zeros_like(vectors)
-    np.divide(vectors, length, out=found, where=length > 0)
-    return found
+    unit = np.zeros_like(vectors)
+    np.divide(vectors, length, out=unit, where=length > 0)
+    return unit

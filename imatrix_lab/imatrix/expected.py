@@ -1,4 +1,4 @@
-"""What the quantizer of a model looks for in an importance matrix."""
+"""The tensors that a model's quantizer looks up in an importance matrix."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,12 @@ _SLAB_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """A model as an importance matrix sees it.
+    """The matrices of a model.
 
     Attributes
     ----------
     expected : the tensors that a complete imatrix has.
-    tensors : all its matrices, with the file each is in.
+    tensors : all matrices, with the file that holds each.
     model_sha256 : of the model; empty if unknown.
     """
 
@@ -39,31 +39,31 @@ class ModelTensors:
         return (shape[2] if len(shape) > 2 else 1), shape[0]
 
     def with_weights(self, name: str, columns: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-        """Return which of some columns have a weight that is not zero; None if not readable.
+        """Return which of some columns have a nonzero weight; None for quantized weights.
 
         Parameters
         ----------
-        columns : shape (matrices, columns); F32, F16 and BF16 weights can be told.
+        columns : shape (matrices, columns).
         """
         path, info = self.tensors[name]
         if info.type_name not in _BITS_BUT_SIGN:
             return None
-        kind, mask = _BITS_BUT_SIGN[info.type_name]
+        dtype, mask = _BITS_BUT_SIGN[info.type_name]
         n_matrices, n_columns = self.shape(name)
-        weights = np.memmap(path, kind, "r", info.offset, (n_matrices, info.shape[1], n_columns))
-        found = np.zeros_like(columns)
+        weights = np.memmap(path, dtype, "r", info.offset, (n_matrices, info.shape[1], n_columns))
+        nonzero = np.zeros_like(columns)
         slab = max(1, _SLAB_BYTES // (n_columns * weights.itemsize))
         for i in np.flatnonzero(columns.any(axis=1)):
             left = np.flatnonzero(columns[i])
             for first in range(0, info.shape[1], slab):
-                some = (weights[i, first : first + slab, left] & mask).any(axis=1)
-                found[i, left[some]] = True
-                left = left[~some]
-        return found
+                hit = (weights[i, first : first + slab, left] & mask).any(axis=1)
+                nonzero[i, left[hit]] = True
+                left = left[~hit]
+        return nonzero
 
 
 def of(model: Model) -> ModelTensors:
-    """Return what a model's quantizer looks for; reads the headers."""
+    """Return the tensors of a model, from its files' headers."""
     headers = [read_header(path) for path in model.shards]
     arch = model.facts.architecture
     tensors = {t.name: (h.path, t) for h in headers for t in h.tensors if len(t.shape) > 1}

@@ -1,4 +1,4 @@
-"""What a check finds, and what follows from it."""
+"""What a check of an importance matrix reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from pathlib import Path
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadImatrix
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
+ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or worth knowing.
+    """One problem, or one thing worth knowing.
 
     Attributes
     ----------
-    severity : `ERROR` keeps the file from the quantizer, `WARNING` costs quality, `NOTE` nothing.
-    kind : a word for programs.
-    what, effect, remedy : what is there, what it does to a quant, what mends it.
-    tensors : those concerned.
-    mendable : `repair.repair` has a sound remedy.
+    severity : `ERROR` stops the file before the quantizer, `WARNING` costs quality, `NOTE` nothing.
+    kind : an identifier for programs.
+    what, effect, remedy : the problem, its effect on a quant, and the fix.
+    tensors : the tensors concerned.
+    mendable : `repair.repair` fixes it.
     """
 
     severity: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found, errors first, and how many (tensor, expert) pairs saw no token."""
+    """All findings, errors first, and how many (tensor, expert) pairs saw no token."""
 
     all: tuple[Finding, ...]
     n_without_tokens: int = 0
@@ -44,7 +44,7 @@ class Findings:
         return [f for f in self.all if f.severity == severity]
 
     def require_sound(self, where: Path, fix: str, progress: Progress, force: bool = False) -> str:
-        """Say what costs quality; return the errors in words, which only `force` lets pass.
+        """Report the warnings, and raise on errors unless `force`; return the errors as text.
 
         Raises
         ------
@@ -53,13 +53,12 @@ class Findings:
         for finding in self.of(WARNING):
             progress.say(f"warning: {finding.what}: {finding.effect}")
         errors = self.of(ERROR)
-        words = "; ".join(f"{e.what} ({e.effect})" for e in errors)
-        if errors and not force:
-            raise BadImatrix(
-                f"this importance matrix must not be used: {words}", where=where, fix=fix
-            )
-        if errors:
-            progress.say(f"WARNING: used in spite of its errors, as --force says: {words}")
+        if not errors:
+            return ""
+        problems = "; ".join(f"{e.what} ({e.effect})" for e in errors)
+        if not force:
+            raise BadImatrix(f"unusable importance matrix: {problems}", where=where, fix=fix)
+        progress.say(f"WARNING: used despite its errors (--force): {problems}")
         return "; ".join(e.what for e in errors)
 
 

@@ -1,6 +1,6 @@
 """Importance matrices in memory, and llama.cpp's two file formats.
 
-GGUF has ``<tensor>.in_sum2`` and ``<tensor>.counts``, raw sums that add; `legacy` has the other.
+GGUF has ``<tensor>.in_sum2`` and ``<tensor>.counts``, raw sums that add; `dat` is the other.
 Both are written byte for byte as llama-imatrix writes them.
 """
 
@@ -23,8 +23,8 @@ from imatrix_lab.imatrix import dat
 from imatrix_lab.models.gguf import MAGIC, GgufHeader, TensorInfo, read_header
 
 LEGACY_WINDOW = 512
-"""Tokens a window that a ``.dat`` is taken to have: it does not say, and llama.cpp takes its
-own ``-c``, 512 unless told. Only the weight of such a file in a merge by tokens depends on it."""
+"""Assumed window length of a ``.dat``, which does not record it; llama.cpp assumes its own ``-c``,
+512 by default. Only the weight of such a file in a merge by tokens depends on it."""
 OURS = "imatrix_lab."
 MODEL, REPAIRED = OURS + "model.sha256", OURS + "repair"
 
@@ -44,17 +44,17 @@ class Entry:
     Attributes
     ----------
     sums : sum of squared activations, float32 in files, shape (matrices, columns).
-    counts : tokens summed, as wide, shape (matrices,): one, or one an expert. Matrices without
-        experts (MLA), and all that come from a ``.dat``, stand in one row under one count.
+    counts : tokens summed, float32 too, shape (matrices,): one, or one an expert. Matrices without
+        experts (MLA), and everything from a ``.dat``, are one row with one count.
     """
 
     sums: NDArray[Any]
     counts: NDArray[Any]
 
     def split(self, n_matrices: int) -> Entry:
-        """Return the same with a row a matrix, whatever the file had (llama.cpp's broadcast).
+        """Return the entry with one row a matrix (llama.cpp's broadcast).
 
-        Where a row equals its count throughout no token was: a ``.dat`` has ones there, exactly.
+        A row that equals its count everywhere saw no token: a ``.dat`` has exact ones there.
         """
         if self.counts.size != 1 or n_matrices == 1 or self.sums.size % n_matrices:
             return self
@@ -63,7 +63,7 @@ class Entry:
         return Entry(sums * ~filled[:, None], counts * ~filled)
 
     def whole(self) -> Entry:
-        """Return the same means with whole counts, at least 1 where there was something.
+        """Return the same means with whole counts, at least 1 where any token was counted.
 
         llama.cpp rounds the counts it reads and not the sums (``common_imatrix_load``).
         """
@@ -74,15 +74,15 @@ class Entry:
         return Entry((self.means() * counts[:, None]).astype(np.float32), counts)
 
     def means(self) -> NDArray[np.float64]:
-        """Return mean squared activations, shape (matrices, columns); 0 where no token was."""
+        """Return mean squared activations, shape (matrices, columns); 0 without tokens."""
         counts = self.counts.astype(np.float64)[:, None]
-        out = np.zeros(self.sums.shape)
-        np.divide(self.sums, counts, out=out, where=counts > 0)
-        return out
+        means = np.zeros(self.sums.shape)
+        np.divide(self.sums, counts, out=means, where=counts > 0)
+        return means
 
 
 def rounded(counts: NDArray[Any]) -> NDArray[Any]:
-    """Return counts as llama.cpp reads them: whole, halves away from zero (``lround``)."""
+    """Return counts as llama.cpp reads them: rounded, halves away from zero (``lround``)."""
     return np.asarray(np.trunc(counts + np.copysign(np.float32(0.5), counts)))
 
 
@@ -92,10 +92,9 @@ class Imatrix:
 
     Attributes
     ----------
-    language : what this project wrote into it, or empty.
-    metadata : the strings that this project wrote into it, by key.
-    legacy : it comes from a ``.dat``; its windows are taken to be of `LEGACY_WINDOW` tokens.
-    complete : it has the keys without which llama-quantize refuses it.
+    language, metadata : written by this project, or empty; metadata are strings by key.
+    legacy : read from a ``.dat``, whose windows are assumed to have `LEGACY_WINDOW` tokens.
+    complete : has the keys that llama-quantize requires.
     """
 
     entries: dict[str, Entry]
@@ -109,9 +108,9 @@ class Imatrix:
 
     def n_tokens(self) -> int:
         """Return how many tokens most dense tensors have seen (some models loop over layers)."""
-        seen = Counter(float(e.counts[0]) for e in self.entries.values() if e.counts.size == 1)
-        found = seen.most_common(1)[0][0] if seen else 0.0
-        return round(found) if np.isfinite(found) else 0
+        dense = Counter(float(e.counts[0]) for e in self.entries.values() if e.counts.size == 1)
+        n_tokens = dense.most_common(1)[0][0] if dense else 0.0
+        return round(n_tokens) if np.isfinite(n_tokens) else 0
 
 
 def layer_and_role(tensor: str) -> tuple[int | None, str]:
@@ -126,12 +125,12 @@ def read(path: Path) -> Imatrix:
 
     Raises
     ------
-    BadImatrix : not an imatrix, damaged, or sums and counts that do not belong together.
+    BadImatrix : not an imatrix, damaged, or sums and counts that do not match.
     """
     try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == MAGIC
-        return _read_gguf(path) if is_gguf else _from_legacy(dat.read(path))
+        return _read_gguf(path) if is_gguf else _from_dat(dat.read(path))
     except FileNotFoundError as error:
         raise BadImatrix("no such file", where=path, fix="check the path") from error
     except OSError as error:
@@ -152,8 +151,8 @@ def _read_gguf(path: Path) -> Imatrix:
             continue
         sums, counts = tensors.get(base + _SUMS), tensors.get(base + _COUNTS)
         if sums is None or counts is None:
-            there, lacks = ("counts", "sums") if sums is None else ("sums", "counts")
-            raise BadImatrix(f"{base} has {there} but no {lacks}", where=path)
+            missing = "sums" if sums is None else "counts"
+            raise BadImatrix(f"{base} has no {missing}", where=path)
         if sums.type_name != "F32" or counts.type_name != "F32":
             raise BadImatrix(f"{base} is not float32", where=path)
         n_matrices = counts.n_elements
@@ -162,28 +161,23 @@ def _read_gguf(path: Path) -> Imatrix:
         entries[base] = Entry(_floats(path, sums).reshape(n_matrices, -1), _floats(path, counts))
     if not entries:
         raise BadImatrix("this importance matrix has no tensors", where=path)
-    n_chunks, window = [
+    n_chunks, window = (
         header.integer(k, -1) if header.types.get(k) == (_UINT32,) else -1 for k in _SIZES
-    ]
-    ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
-    return Imatrix(
-        entries,
-        _datasets(header),
-        max(0, n_chunks),
-        max(0, window),
-        header.text(OURS + "language"),
-        ours,
-        complete=_DATASETS in header.metadata and min(n_chunks, window) >= 0,
     )
+    ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
+    complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
+    sizes = max(0, n_chunks), max(0, window)
+    language = header.text(OURS + "language")
+    return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete)
 
 
 def _datasets(header: GgufHeader) -> tuple[str, ...]:
-    found: Any = header.metadata.get(_DATASETS)
+    datasets: Any = header.metadata.get(_DATASETS)
     if header.types.get(_DATASETS) != (_ARRAY, _STRING):
         return ()
-    if isinstance(found, list):
-        return tuple(found)
-    names, (at, end) = [], found.span  # too many for the reader of headers
+    if isinstance(datasets, list):
+        return tuple(datasets)
+    names, (at, end) = [], datasets.span  # the header's reader skips long arrays
     with header.path.open("rb") as file:
         file.seek(at)
         while file.tell() < end:
@@ -193,32 +187,32 @@ def _datasets(header: GgufHeader) -> tuple[str, ...]:
 
 
 def _floats(path: Path, info: TensorInfo) -> NDArray[Any]:
-    found = np.fromfile(path, np.float32, count=info.n_elements, offset=info.offset)
-    if found.size != info.n_elements:
-        raise BadImatrix(f"{info.name} ends in the middle", where=path)
-    return found
+    values = np.fromfile(path, np.float32, count=info.n_elements, offset=info.offset)
+    if values.size != info.n_elements:
+        raise BadImatrix(f"{info.name} is cut off", where=path)
+    return values
 
 
-def _from_legacy(contents: dat.Contents) -> Imatrix:
+def _from_dat(file: dat.DatFile) -> Imatrix:
     """Return raw sums and counts as llama.cpp restores them (``load_imatrix``)."""
     window = np.float32(LEGACY_WINDOW)
     entries = {}
-    for record in contents.records:
-        with np.errstate(over="ignore", invalid="ignore"):  # for the check to find
-            sums = record.values * window
-        counts = np.array([record.n_calls], np.float32) * window
-        entries[record.name] = Entry(sums.reshape(1, -1), counts)
-    n_chunks = contents.n_calls or max(r.n_calls for r in contents.records)
-    datasets = (contents.dataset,) if contents.dataset else ()
+    for entry in file.entries:
+        with np.errstate(over="ignore", invalid="ignore"):  # `validate` reports these
+            sums = entry.values * window
+        counts = np.array([entry.n_calls], np.float32) * window
+        entries[entry.name] = Entry(sums.reshape(1, -1), counts)
+    n_chunks = file.n_calls or max(e.n_calls for e in file.entries)
+    datasets = (file.dataset,) if file.dataset else ()
     return Imatrix(entries, datasets, n_chunks, LEGACY_WINDOW, legacy=True)
 
 
 def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = None) -> None:
-    """Write an importance matrix, whole or not at all; a ``.dat`` where the name ends so.
+    """Write an importance matrix, whole or not at all; as a ``.dat`` if the name ends so.
 
     Parameters
     ----------
-    metadata : strings for a GGUF file, beside those that `imatrix` has.
+    metadata : strings for a GGUF file, in addition to those of `imatrix`.
 
     Raises
     ------
@@ -227,9 +221,9 @@ def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = Non
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".dat":
-            records = list(_legacy_records(imatrix))
             last = imatrix.datasets[-1] if imatrix.datasets else ""
-            dat.write(file, records, min(imatrix.chunk_count, _I32_MAX), last)
+            n_calls = min(imatrix.chunk_count, _I32_MAX)
+            dat.write(file, list(_dat_entries(imatrix)), n_calls, last)
         else:
             _write_gguf(file, imatrix, {**imatrix.metadata, **(metadata or {})})
 
@@ -237,8 +231,7 @@ def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = Non
 def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) -> None:
     """Write the layout of llama.cpp's ``gguf_write_to_file`` (docs/gguf.md, version 3)."""
     tensors: list[tuple[str, NDArray[np.float32]]] = []
-    for name in sorted(imatrix.entries):
-        entry = imatrix.entries[name]
+    for name, entry in sorted(imatrix.entries.items()):
         tensors += [(name + _SUMS, entry.sums), (name + _COUNTS, entry.counts.reshape(-1, 1))]
     datasets = b"".join(_string(d) for d in imatrix.datasets)
     pairs = [
@@ -261,8 +254,8 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
         file.write(values.astype("<f4").tobytes() + bytes(-values.nbytes % _ALIGNMENT))
 
 
-def _pair(key: str, kind: int) -> bytes:
-    return _string(key) + struct.pack("<I", kind)
+def _pair(key: str, value_type: int) -> bytes:
+    return _string(key) + struct.pack("<I", value_type)
 
 
 def _string(text: str) -> bytes:
@@ -270,22 +263,21 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _legacy_records(imatrix: Imatrix) -> Iterator[dat.Record]:
+def _dat_entries(imatrix: Imatrix) -> Iterator[dat.DatEntry]:
     """Yield entries as llama.cpp's ``save_imatrix_legacy`` computes them, in float32.
 
     The columns of a matrix that no token reached become 1, as llama-quantize would take them;
-    tensors of which that is true throughout are left out.
+    a tensor that no token reached at all is skipped.
     """
     window = imatrix.chunk_size or LEGACY_WINDOW
-    for name in sorted(imatrix.entries):
-        entry = imatrix.entries[name]
+    for name, entry in sorted(imatrix.entries.items()):
         counts = rounded(entry.counts)[:, None]
         if not (np.abs(counts) <= _I32_MAX).all():
-            raise BadImatrix(f"{name} has a count that is no number of tokens in a .dat")
+            raise BadImatrix(f"{name} has a count that does not fit a .dat (int32)")
         if not (counts > 0).any():
             continue
         n_calls = -(-int(counts.max()) // window)
         hit, one = counts > 0, np.float32(1)
         means = np.where(hit, entry.sums, one) / np.where(hit, counts, one)
         values = (means * np.float32(n_calls)).astype(np.float32)
-        yield dat.Record(name, n_calls, values.reshape(-1))
+        yield dat.DatEntry(name, n_calls, values.reshape(-1))

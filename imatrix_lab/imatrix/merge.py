@@ -1,7 +1,7 @@
-"""Mixtures of importance matrices: sums of squares add, so a mixture costs no model run.
+"""Mixtures of importance matrices: sums of squares add, so a mixture needs no model run.
 
-Every merge multiplies, tensor by tensor, the sums *and* the counts of file f by one factor, as if
-each of its tokens had been seen so many times:
+A merge multiplies, tensor by tensor, the sums *and* the counts of file f by one factor, as if
+each of its tokens had been seen that many times:
 
     S = sum_f a_f S_f          C = sum_f a_f C_f          mean = S / C
 
@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix.align import aligned
+from imatrix_lab.imatrix.align import aligned, paths
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, Entry, Imatrix
 
 BY = ("energy", "tokens")
@@ -35,14 +34,8 @@ _PERCENT_OFF_MAX = 1e-4
 
 
 @dataclass(frozen=True)
-class Part:
-    """One file of a mixture.
-
-    Attributes
-    ----------
-    weight : see the module; more than 0.
-    sha256 : of the file.
-    """
+class MergeInput:
+    """One file of a mixture: its weight (see the module; more than 0) and sha256."""
 
     path: Path
     imatrix: Imatrix
@@ -50,79 +43,77 @@ class Part:
     sha256: str = ""
 
 
-def merge(parts: Sequence[Part], by: str) -> Imatrix:
-    """Return the mixture of some files; one that lacks a tensor does not count in it.
+def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
+    """Return the mixture of some files; a tensor is mixed from the files that have it.
 
     Counts are whole, as llama.cpp rounds them when it reads; sums are scaled with them, so that
-    the means keep float32 precision. The metadata say what went in, under `KEY`.
+    the means keep float32 precision. The metadata record the inputs, under `KEY`.
 
     Raises
     ------
     UsageError : a weight that is not a positive number.
     BadImatrix : files that do not fit each other, or values that must not be merged.
     """
-    for part in parts:
-        if not (np.isfinite(part.weight) and part.weight > 0):
-            raise UsageError(f"the weight of {part.path} is {part.weight}, not a positive number")
-    names = sorted({name for part in parts for name in part.imatrix.entries})
-    entries = {}
-    for name in names:
-        those = [p for p in parts if name in p.imatrix.entries]
-        weights = np.array([p.weight for p in those])
-        found = aligned(name, [(p.path, p.imatrix) for p in those])
-        entries[name] = _mixed(name, those, found, weights, by)
-    window = _window(parts)
+    for item in inputs:
+        if not (np.isfinite(item.weight) and item.weight > 0):
+            raise UsageError(f"the weight of {item.path} is {item.weight}, not a positive number")
+    names = sorted({name for item in inputs for name in item.imatrix.entries})
+    entries = {name: _mixed(name, inputs, by) for name in names}
+    largest = max(inputs, key=lambda item: item.imatrix.n_tokens())
+    window = largest.imatrix.chunk_size or LEGACY_WINDOW
     n_tokens = Imatrix(entries, (), 0, 0).n_tokens()
-    language = label(parts, by)
+    language = label(inputs, by)
     return Imatrix(
         entries,
-        tuple(dict.fromkeys(d for p in parts for d in p.imatrix.datasets)),
+        tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets)),
         n_tokens // window,
         window,
         language,
-        {"imatrix_lab.language": language, **_common(parts), KEY: _record(parts, by)},
+        {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)},
     )
 
 
-def without_each(parts: Sequence[Part], by: str) -> Iterator[Imatrix]:
-    """Return the mixtures that leave out one file each, in order, each mixed when asked for.
+def without_each(inputs: Sequence[MergeInput], by: str) -> Iterator[Imatrix]:
+    """Return an iterator over the mixtures that lack one file each, in order.
 
     Raises
     ------
-    UsageError : fewer than three files, so that nothing is mixed.
+    UsageError : fewer than three files: nothing would be mixed.
     """
-    if len(parts) < 3:
+    if len(inputs) < 3:
         raise UsageError("leaving one out of a mixture takes three files or more")
-    return (merge([p for p in parts if p is not left], by) for left in parts)
+    return (merge([item for item in inputs if item is not left], by) for left in inputs)
 
 
-def label(parts: Sequence[Part], by: str) -> str:
-    """Return a name such as ``nb75-en25``; ``nb-en`` where all weigh the same.
+def label(inputs: Sequence[MergeInput], by: str) -> str:
+    """Return a name such as ``nb75-en25``; ``nb-en`` where all weights are equal.
 
-    It names quants. So where whole percents would not tell one mixture from another, and where
-    it would be long, it has part of a digest.
+    Quants get this name. Where whole percents are not the exact weights, or it would be long, it
+    has part of a digest instead.
     """
-    names = [re.sub(r"\W+", "-", p.imatrix.language or p.path.stem) for p in parts]
-    percents = [100 * p.weight / sum(q.weight for q in parts) for p in parts]
+    names = [re.sub(r"\W+", "-", i.imatrix.language or i.path.stem) for i in inputs]
+    percents = [100 * i.weight / sum(j.weight for j in inputs) for i in inputs]
     exact = True
-    if len({p.weight for p in parts}) > 1:
+    if len({i.weight for i in inputs}) > 1:
         names = [f"{name}{percent:.0f}" for name, percent in zip(names, percents, strict=True)]
         exact = all(round(p) and abs(p - round(p)) < _PERCENT_OFF_MAX for p in percents)
-    found = "-".join(names) + ("-by-tokens" if by == "tokens" else "")
-    if exact and len(found) <= _LABEL_CHARS_MAX:
-        return found
-    digest = hashlib.sha256(_record(parts, by).encode()).hexdigest()[:8]
-    return f"mix-of-{len(parts)}-{digest}"
+    name = "-".join(names) + ("-by-tokens" if by == "tokens" else "")
+    if exact and len(name) <= _LABEL_CHARS_MAX:
+        return name
+    digest = hashlib.sha256(_record(inputs, by).encode()).hexdigest()[:8]
+    return f"mix-of-{len(inputs)}-{digest}"
 
 
-def _mixed(
-    name: str, parts: Sequence[Part], entries: list[Entry], factors: NDArray[np.float64], by: str
-) -> Entry:
-    """Return the weighted sum, as `merge` has it; `factors` begin as weights."""
+def _mixed(name: str, inputs: Sequence[MergeInput], by: str) -> Entry:
+    """Return a tensor's weighted sum over the files that have it, as the module says."""
+    inputs = [item for item in inputs if name in item.imatrix.entries]
+    files = [(item.path, item.imatrix) for item in inputs]
+    entries = aligned(name, files)
+    factors = np.array([item.weight for item in inputs])
     seen = np.array([e.counts.sum(dtype=np.float64) for e in entries])
     energy = np.array([e.sums.sum(dtype=np.float64) for e in entries])
     if not energy.any() or not seen.any():
-        raise BadImatrix(f"{name} is zero throughout", where=", ".join(str(p.path) for p in parts))
+        raise BadImatrix(f"{name} is zero throughout", where=paths(files))
     if by == "energy":
         factors = np.divide(factors, energy, out=np.zeros(len(entries)), where=energy > 0)
     factors = factors * seen.sum() / (factors @ seen)
@@ -134,40 +125,33 @@ def _mixed(
     return Entry(whole.sums.astype(np.float32), whole.counts.astype(np.float32))
 
 
-def _window(parts: Sequence[Part]) -> int:
-    """Return the window's length of the file with the most tokens."""
-    largest = max(parts, key=lambda p: p.imatrix.n_tokens())
-    return largest.imatrix.chunk_size or LEGACY_WINDOW
-
-
-def _common(parts: Sequence[Part]) -> dict[str, str]:
-    """Return what the files' own metadata say of model and toolchain, if alike, and licences."""
-    first, *rest = [p.imatrix.metadata for p in parts]
-    shared = ("imatrix_lab.model.", "imatrix_lab.toolchain.")
-    found = {
+def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:
+    """Return the metadata on model and toolchain that all files share, and their licences."""
+    first, *rest = [item.imatrix.metadata for item in inputs]
+    common = {
         key: value
         for key, value in first.items()
-        if key.startswith(shared) and all(m.get(key) == value for m in rest)
+        if key.startswith(("imatrix_lab.model.", "imatrix_lab.toolchain."))
+        and all(m.get(key) == value for m in rest)
     }
-    licences = [m[_LICENCE] for m in (first, *rest) if _LICENCE in m]
-    if licences:
-        found[_LICENCE] = "; ".join(dict.fromkeys(licences))
-    return found
+    if licences := [m[_LICENCE] for m in (first, *rest) if _LICENCE in m]:
+        common[_LICENCE] = "; ".join(dict.fromkeys(licences))
+    return common
 
 
-def _record(parts: Sequence[Part], by: str) -> str:
-    """Return what went in, as JSON."""
-    inputs = [
+def _record(inputs: Sequence[MergeInput], by: str) -> str:
+    """Return the inputs as JSON."""
+    records = [
         {
-            "name": p.path.name,
-            "language": p.imatrix.language,
-            "weight": p.weight,
-            "n_tokens": p.imatrix.n_tokens(),
-            "n_ctx": p.imatrix.chunk_size,
-            "datasets": list(p.imatrix.datasets),
-            "model_sha256": p.imatrix.metadata.get(MODEL, ""),
-            "sha256": p.sha256,
+            "name": i.path.name,
+            "language": i.imatrix.language,
+            "weight": i.weight,
+            "n_tokens": i.imatrix.n_tokens(),
+            "n_ctx": i.imatrix.chunk_size,
+            "datasets": list(i.imatrix.datasets),
+            "model_sha256": i.imatrix.metadata.get(MODEL, ""),
+            "sha256": i.sha256,
         }
-        for p in parts
+        for i in inputs
     ]
-    return json.dumps({"by": by, "inputs": inputs}, ensure_ascii=False)
+    return json.dumps({"by": by, "inputs": records}, ensure_ascii=False)

@@ -1,11 +1,11 @@
-"""What a quant is predicted to lose in a language, from weights and importance matrices alone.
+"""Predict a quant's loss in a language, from weights and importance matrices alone.
 
 The quantizer's own objective. For a tensor W, its quantized W' and a language with squared
 activations s[c] at input column c,
 
     loss = sum_c s[c] error[c] / sum_c s[c] power[c]
 
-with ``error`` and ``power`` of `loss`: the share of the squared output W·x that quantizing
+with ``error`` and ``power`` of `quant_error`: the share of the squared output W·x that quantizing
 loses, averaged over the language's tokens, if the columns' activations were uncorrelated (an
 imatrix keeps the diagonal of their second moments only). It has no unit, and the scale of an
 imatrix cancels. llama.cpp minimizes nearly that, block by block, for the imatrix it is given: its
@@ -53,8 +53,7 @@ class Losses:
 
     def overall(self) -> NDArray[np.float64]:
         """Return the loss for each language: the mean over tensors, each counting the same."""
-        found: NDArray[np.float64] = self.relative().mean(axis=0)
-        return found
+        return np.asarray(self.relative().mean(axis=0))
 
     def grouped(self, by: str) -> dict[str, NDArray[np.float64]]:
         """Return the mean over the tensors of each ``role`` (``attn_q``) or ``layer`` (``7``).
@@ -65,7 +64,7 @@ class Losses:
         for name, row in zip(self.tensors, self.relative(), strict=True):
             layer, role = layer_and_role(name)
             rows[role if by == "role" or layer is None else str(layer)].append(row)
-        return {key: sum(found) / len(found) for key, found in rows.items()}
+        return {key: sum(group) / len(group) for key, group in rows.items()}
 
 
 def losses(
@@ -73,12 +72,11 @@ def losses(
 ) -> Losses:
     """Return what a quant loses in each language, over the tensors that all imatrices have.
 
-    A tensor in which a language's activations meet no weight (all weights are zero, say) has no
-    loss and is left out.
+    A tensor in which a language's activations meet only zero weights has no loss and is skipped.
 
     Parameters
     ----------
-    columns : the quant's sums; see `loss.read`.
+    columns : the quant's sums, from `quant_error.read`.
 
     Raises
     ------
@@ -89,23 +87,23 @@ def losses(
         raise BadImatrix("the importance matrices and the quant have no tensor in common")
     lost, energy = np.empty((2, len(names), len(languages)))
     for row, name in enumerate(names):
-        found = columns[name]()
+        sums = columns[name]()
         for column, (language, imatrix) in enumerate(languages.items()):
-            sums = _as(imatrix.entries[name], found.error.shape, f"{name} of {language}")
-            lost[row, column] = (sums * found.error).sum()
-            energy[row, column] = (sums * found.power).sum()
-    met = np.asarray((energy > 0).all(axis=1))
-    if not met.any():
-        raise BadImatrix("in no tensor do the activations of every language meet a weight")
-    kept = tuple(name for name, whole in zip(names, met, strict=True) if whole)
-    return Losses(kept, tuple(languages), lost[met], energy[met])
+            s = _activations(imatrix.entries[name], sums.error.shape, f"{name} of {language}")
+            lost[row, column] = (s * sums.error).sum()
+            energy[row, column] = (s * sums.power).sum()
+    kept = np.asarray((energy > 0).all(axis=1))
+    if not kept.any():
+        raise BadImatrix("in every tensor some language's activations meet only zero weights")
+    tensors = tuple(itertools.compress(names, kept))
+    return Losses(tensors, tuple(languages), lost[kept], energy[kept])
 
 
-def _as(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
-    """Return the sums in the shape (matrices, columns) of a tensor."""
+def _activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """Return an entry's sums in the shape (matrices, columns) of a tensor."""
     if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
         raise BadImatrix(
-            f"{name} is for {list(entry.sums.shape)} matrices and columns, the model's tensor has"
+            f"{name} is for {list(entry.sums.shape)} matrices and columns; the model has"
             f" {list(shape)}"
         )
     return entry.split(shape[0]).sums.reshape(shape).astype(np.float64)
@@ -115,11 +113,11 @@ def _as(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
 
 
 def grid(n_languages: int) -> NDArray[np.float64]:
-    """Return every mixture in steps of a twentieth, or coarser where there would be too many.
+    """Return every mixture in steps of a twentieth, or coarser above `GRID_MAX` mixtures.
 
     Returns
     -------
-    float64, shape (mixtures, languages); rows sum to 1; the pure languages are among them.
+    float64, shape (mixtures, languages); rows sum to 1; the pure languages are included.
     """
     n = next(
         n for n in _STEPS if n == 1 or math.comb(n + n_languages - 1, n_languages - 1) <= GRID_MAX
@@ -130,7 +128,7 @@ def grid(n_languages: int) -> NDArray[np.float64]:
 
 
 def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what quants made with mixtures would lose, without making any.
+    """Predict the losses of quants made with mixtures, without making any.
 
     The error of a quant made with a mixture is not known before it is made. With the pure
     languages' errors held fixed and interpolated, loss_l(w) = sum_k w_k pure[k, l], a weighted
@@ -156,15 +154,15 @@ def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> N
 
 
 def objective(
-    found: NDArray[np.float64], importance: NDArray[np.float64] | None
+    losses: NDArray[np.float64], importance: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """Return what is to be small: the mean weighted by importance, or the worst language's loss.
+    """Return the quantity to minimize: the mean weighted by importance, or the worst language.
 
     Parameters
     ----------
-    found : (…, languages).
+    losses : (…, languages).
     importance : of each language, any scale; None for the worst.
     """
     if importance is None:
-        return np.asarray(found.max(axis=-1))
-    return np.asarray(found @ (importance / importance.sum()))
+        return np.asarray(losses.max(axis=-1))
+    return np.asarray(losses @ (importance / importance.sum()))

@@ -1,4 +1,4 @@
-"""What can soundly be mended in an importance matrix; the rest must be computed anew."""
+"""Fix what can soundly be fixed in an importance matrix; the rest must be computed again."""
 
 import dataclasses
 
@@ -9,51 +9,55 @@ from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
 
 
-def repair(imatrix: Imatrix, wanted: ModelTensors) -> tuple[Imatrix, tuple[str, ...]]:
-    """Return an imatrix with every mendable finding mended, and what was done, in words.
+def repair(imatrix: Imatrix, model: ModelTensors) -> tuple[Imatrix, tuple[str, ...]]:
+    """Return an imatrix with every mendable finding fixed, and a description of each change.
 
-    - an expert that no token reached takes the mean over the others, as one token's worth;
-    - counts that are not whole are rounded, and sums scaled so that the means stay;
-    - what is no matrix of the model is left out;
-    - keys that llama-quantize demands are added.
+    - an expert that no token reached gets the mean over the others, as one token;
+    - fractional counts are rounded, and sums scaled so that the means stay;
+    - tensors that are not in the model are dropped;
+    - the keys that llama-quantize requires are added.
 
-    What was done is also in the metadata, under `file.REPAIRED`.
+    The changes are also recorded in the metadata, under `format.REPAIRED`.
     """
-    done = []
-    entries = {n: e for n, e in imatrix.entries.items() if n in wanted.tensors}
+    changes = []
+    entries = {n: e for n, e in imatrix.entries.items() if n in model.tensors}
     if len(entries) < len(imatrix.entries):
-        done.append(f"left out {len(imatrix.entries) - len(entries)} tensors not in the model")
+        changes.append(f"left out {len(imatrix.entries) - len(entries)} tensors not in the model")
     for name, entry in entries.items():
         whole = entry.whole()
         if whole is not entry:
-            done.append(f"{name}: counts rounded")
-        filled = _filled(whole, validate.n_matrices(name, wanted))
+            changes.append(f"{name}: counts rounded")
+        filled = _filled(whole, validate.n_matrices(name, model))
         if filled is not whole:
-            done.append(f"{name}: {validate.FILLED}")
+            changes.append(f"{name}: {validate.FILLED}")
         entries[name] = filled
     n_chunks, window = imatrix.chunk_count, imatrix.chunk_size
     if not imatrix.complete:
         window = window or LEGACY_WINDOW
         n_chunks = imatrix.n_tokens() // window
-        done.append(f"set to {n_chunks} windows of {window} tokens")
-    if not done:
+        changes.append(f"set to {n_chunks} windows of {window} tokens")
+    if not changes:
         return imatrix, ()
-    before = imatrix.metadata.get(REPAIRED)
-    metadata = {**imatrix.metadata, REPAIRED: "; ".join([before, *done] if before else done)}
-    mended = dataclasses.replace(
-        imatrix, entries=entries, chunk_count=n_chunks, chunk_size=window, metadata=metadata,
+    earlier = imatrix.metadata.get(REPAIRED)
+    log = "; ".join([earlier, *changes] if earlier else changes)
+    repaired = dataclasses.replace(
+        imatrix,
+        entries=entries,
+        chunk_count=n_chunks,
+        chunk_size=window,
+        metadata={**imatrix.metadata, REPAIRED: log},
         complete=True,
-    )  # fmt: skip
-    return mended, tuple(done)
+    )
+    return repaired, tuple(changes)
 
 
 def _filled(entry: Entry, n_matrices: int) -> Entry:
-    """Return an entry whose unhit matrices have the mean over all tokens of the others."""
-    missed = validate.no_tokens(entry, n_matrices)
-    if not missed.any():
+    """Return an entry whose matrices without tokens have the mean over the others' tokens."""
+    empty = validate.no_tokens(entry, n_matrices)
+    if not empty.any():
         return entry
     entry = entry.split(n_matrices)
     sums, counts = entry.sums.copy(), entry.counts.copy()
-    pooled = sums[~missed].sum(axis=0, dtype=np.float64) / counts[~missed].sum(dtype=np.float64)
-    sums[missed], counts[missed] = pooled, 1
+    pooled = sums[~empty].sum(axis=0, dtype=np.float64) / counts[~empty].sum(dtype=np.float64)
+    sums[empty], counts[empty] = pooled, 1
     return Entry(sums, counts)

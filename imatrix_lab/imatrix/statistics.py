@@ -1,4 +1,4 @@
-"""One importance matrix in numbers: those of ``llama-imatrix --show-statistics``, by tensor."""
+"""The statistics of ``llama-imatrix --show-statistics``, by tensor."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _INACTIVE = 1e-5
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """What llama.cpp's ``compute_statistics`` prints, over all columns of all matrices hit.
+    """What llama.cpp's ``compute_statistics`` prints, over the matrices that a token reached.
 
     Attributes
     ----------
@@ -45,16 +45,13 @@ class TensorStatistics:
 
 def of(imatrix: Imatrix) -> list[TensorStatistics]:
     """Return the statistics of every tensor that a token reached, by name."""
-    return [
-        _of(name, entry)
-        for name, entry in sorted(imatrix.entries.items())
-        if (entry.counts > 0).any()
-    ]
+    entries = sorted(imatrix.entries.items())
+    return [_of(name, entry) for name, entry in entries if (entry.counts > 0).any()]
 
 
 def _of(name: str, entry: Entry) -> TensorStatistics:
     hit = entry.counts > 0
-    with np.errstate(all="ignore"):  # a damaged file is shown too
+    with np.errstate(all="ignore"):  # damaged files are shown too
         values = entry.means()[hit].reshape(-1)
         total = float(values.sum())
         shares = values[values > 0] / total

@@ -2,39 +2,75 @@
 
 The effects are those of llama-quantize at the pinned commit (``load_imatrix`` of quantize.cpp,
 ``llama_model_quantize_impl`` of llama-quant.cpp, the loops of ggml-quants.c); those of bad values
-are tried on a small model by the tests. It rounds counts, divides sums by those above 0, takes 1
-for the rest, and looks at nothing but whether the result is finite.
+are tested on a small model. It rounds counts, divides sums by those above 0, takes 1 for the
+rest, and checks only that the result is finite.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.imatrix.expected import ModelTensors
-from imatrix_lab.imatrix.findings import ERROR, NOTE, WARNING, Finding, Findings, some
-from imatrix_lab.imatrix.format import MODEL, REPAIRED, Entry, Imatrix, rounded
+from imatrix_lab.imatrix.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding, Findings, some
+from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, REPAIRED, Entry, Imatrix, rounded
 
 FEW_TOKENS = 8192
-"""Sixteen windows of 512; practice in the field is 60k to 130k tokens."""
+"""Sixteen windows of 512; 60k to 130k tokens are usual."""
 RARE_TOKENS = 32
 """A mean of n squares of a normal variable is off by sqrt(2/n) of itself: here a quarter."""
 COUNT_MAX = 2.0**63
-"""From here on llama.cpp's whole numbers overflow, to less than nothing."""
+"""From here on llama.cpp's integers overflow and become negative."""
 BLOCK = 32
 """Columns that share a scale in most types."""
 MISSING_SHARE_MAX = 0.05
-"""Of a model's tensors: so few may be quantized as without an imatrix."""
+"""Share of a model's tensors that may be missing."""
 SHORT_WINDOW = 128
 """In shorter windows the first token, whose activations are unlike all others, weighs much."""
-
-
 FILLED = "unhit experts take the mean over the others"
-"""What `repair` says of a tensor, with one token's worth in each."""
+"""What `repair` records of a tensor; such an expert has a count of 1."""
+
+_UNUSED = "quantized as without an imatrix"
+_AGAIN = "compute it again, on another backend if it recurs"
+_SAME_MODEL = "use an imatrix of this model"
+
+_KINDS = {
+    "not-finite": (ERROR, "llama-quantize stops, other programs write NaN weights", _AGAIN),
+    "negative": (ERROR, "error is rewarded: low-bit types crash or become noise", _AGAIN),
+    "bad-counts": (ERROR, _UNUSED, _AGAIN),
+    "no-tokens": (ERROR, _UNUSED, "compute it again from other text"),
+    "zero": (ERROR, "every weight becomes zero in most types", _AGAIN),
+    "unhit-experts": (WARNING, "quantized unweighted", "more text; or --repair: others' mean"),
+    "rare-experts": (WARNING, "their weights are off by a quarter or more, by chance", "more text"),
+    "counts": (WARNING, "little: each tensor has its own count", "let a running llama-imatrix end"),
+    "lost-counts": (WARNING, "quantized unweighted", "--repair sets them to 1, keeps the means"),
+    "fractions": (NOTE, "none: llama.cpp rounds them, one common factor", "--repair rounds them"),
+    "missing": (ERROR, f"{_UNUSED}; llama-quantize stops at 2 bits and below", _SAME_MODEL),
+    "shape": (ERROR, "llama-quantize stops", _SAME_MODEL),
+    "foreign": (WARNING, "ignored by llama-quantize", "is it for this model? --repair drops them"),
+    "zero-blocks": (WARNING, "their weights become zero in some types", "text of more kinds"),
+    "zero-columns": (NOTE, "their weights are ignored, which matters if other text needs them", ""),
+    "dead-columns": (NOTE, "none", ""),
+    "metadata": (ERROR, "llama-quantize refuses the file", "--repair adds them"),
+    "few-tokens": (WARNING, "noisy weights; 60,000 to 130,000 tokens are usual", "more text"),
+    "legacy": (NOTE, f"none; its windows are assumed to have {LEGACY_WINDOW} tokens", ""),
+    "window": (WARNING, "first tokens have unusual activations", "windows of 512 (--ctx 512)"),
+    "chunks": (NOTE, "none; the quant's metadata repeat the number", ""),
+    "other-model": (NOTE, "none if it is the same model at another precision", ""),
+}
+"""Kind -> severity, effect on a quant, and remedy."""
+_MENDABLE = ("unhit-experts", "lost-counts", "fractions", "foreign", "metadata")
+
+
+def _finding(kind: str, what: str, tensors: Iterable[str] = (), severity: str = "") -> Finding:
+    usual, effect, remedy = _KINDS[kind]
+    mendable = kind in _MENDABLE
+    return Finding(severity or usual, kind, what, effect, remedy, tuple(tensors), mendable)
 
 
 def check(
-    imatrix: Imatrix, wanted: ModelTensors | None = None, n_tokens: int | None = None
+    imatrix: Imatrix, model: ModelTensors | None = None, n_tokens: int | None = None
 ) -> Findings:
     """Return what is wrong with an imatrix, by itself and for a model.
 
@@ -42,266 +78,184 @@ def check(
     ----------
     n_tokens : tokens every dense tensor must have seen; None if unknown.
     """
-    found = [
-        *_values(imatrix, wanted),
-        *_experts(imatrix, wanted),
-        *_counts(imatrix, wanted, n_tokens),
+    findings = [
+        *_values(imatrix, model),
+        *_experts(imatrix, model),
+        *_counts(imatrix, model, n_tokens),
+        *(_tensors(imatrix, model) if model else ()),
+        *_zero_columns(imatrix, model),
+        *_metadata(imatrix, model.model_sha256 if model else ""),
     ]
-    found += [*_belonging(imatrix, wanted), *_zero_columns(imatrix, wanted), *_origin(imatrix)]
-    if wanted:
-        found += _other_model(imatrix, wanted)
-    n_without_tokens = sum(
-        int(no_tokens(e, n_matrices(n, wanted)).sum()) for n, e in imatrix.entries.items()
-    )
-    order = (ERROR, WARNING, NOTE)
-    return Findings(tuple(sorted(found, key=lambda f: order.index(f.severity))), n_without_tokens)
+    ordered = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
+    empty = [no_tokens(e, n_matrices(n, model)).sum() for n, e in imatrix.entries.items()]
+    return Findings(tuple(ordered), int(sum(empty)))
 
 
-def n_matrices(name: str, wanted: ModelTensors | None) -> int:
+def n_matrices(name: str, model: ModelTensors | None) -> int:
     """Return how many matrices a tensor has in the model; 1 if unknown."""
-    return wanted.shape(name)[0] if wanted and name in wanted.tensors else 1
+    return model.shape(name)[0] if model and name in model.tensors else 1
 
 
-def fits(name: str, entry: Entry, wanted: ModelTensors) -> bool:
+def fits(name: str, entry: Entry, model: ModelTensors) -> bool:
     """Return whether llama-quantize accepts an entry for a tensor: by its number of values."""
-    matrices, columns = wanted.shape(name)
+    matrices, columns = model.shape(name)
     return entry.sums.size == matrices * columns and entry.counts.size in (1, matrices)
 
 
 def no_tokens(entry: Entry, matrices: int) -> NDArray[np.bool_]:
-    """Return which matrices no token reached; all False where none was reached ("no-tokens")."""
-    found = rounded(entry.split(matrices).counts) == 0
-    return np.zeros_like(found) if found.all() else found
+    """Return which matrices no token reached; all False if none was (finding "no-tokens")."""
+    empty = rounded(entry.split(matrices).counts) == 0
+    return np.zeros_like(empty) if empty.all() else empty
 
 
-def _values(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
-    """Find what no activation can be."""
-    infinite, negative, uncounted, zero, empty = [], [], [], [], []
-    for name, whole in sorted(imatrix.entries.items()):
-        entry = whole.split(n_matrices(name, wanted))
-        if not np.isfinite(entry.sums).all():
-            infinite.append(name)
-        elif (entry.sums < 0).any():
-            negative.append(name)
-        elif not ((entry.counts >= 0) & (entry.counts < COUNT_MAX)).all():
-            uncounted.append(name)
-        elif not rounded(entry.counts).any():
-            empty.append(name)
-        elif (~entry.sums.any(axis=1) & (rounded(entry.counts) > 0)).any():
-            zero.append(name)
-    anew = "compute it anew"
-    if infinite:
-        yield Finding(
-            ERROR, "not-finite", f"NaN or infinite values in {some(infinite)}",
-            "llama-quantize stops, other programs write NaN weights",
-            f"{anew}; if it comes back, on another backend", tuple(infinite),
-        )  # fmt: skip
-    if negative:
-        yield Finding(
-            ERROR, "negative", f"negative values in {some(negative)}",
-            "error is rewarded: low-bit types crash or come out as noise", anew, tuple(negative),
-        )  # fmt: skip
-    if uncounted:
-        yield Finding(
-            ERROR, "bad-counts", f"negative, NaN or impossibly large counts in {some(uncounted)}",
-            "quantized as if there were no imatrix", anew, tuple(uncounted),
-        )  # fmt: skip
-    if empty:
-        yield Finding(
-            ERROR, "no-tokens", f"no token reached {some(empty)}",
-            "quantized as if there were no imatrix", f"{anew} from other text", tuple(empty),
-        )  # fmt: skip
-    if zero:
-        yield Finding(
-            ERROR, "zero", f"zero throughout in {some(zero)}",
-            "every weight becomes zero in most types", anew, tuple(zero),
-        )  # fmt: skip
+_IMPOSSIBLE = {
+    "not-finite": "NaN or infinite values in",
+    "negative": "negative values in",
+    "bad-counts": "negative, NaN or impossibly large counts in",
+    "no-tokens": "no token reached",
+    "zero": "zero throughout in",
+}
 
 
-def _experts(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
-    missed, rare = {}, {}
+def _values(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
+    """Find values that no activation can have."""
+    tensors = defaultdict(list)
     for name, entry in sorted(imatrix.entries.items()):
-        if (never := np.flatnonzero(no_tokens(entry, n_matrices(name, wanted)))).size:
-            missed[name] = never
+        tensors[_impossible(entry.split(n_matrices(name, model)))].append(name)
+    for kind, what in _IMPOSSIBLE.items():
+        if names := tensors[kind]:
+            yield _finding(kind, f"{what} {some(names)}", names)
+
+
+def _impossible(entry: Entry) -> str:
+    """Return the first kind of `_IMPOSSIBLE` that holds, or nothing."""
+    if not np.isfinite(entry.sums).all():
+        return "not-finite"
+    if (entry.sums < 0).any():
+        return "negative"
+    if not ((entry.counts >= 0) & (entry.counts < COUNT_MAX)).all():
+        return "bad-counts"
+    hit = rounded(entry.counts) > 0
+    if not hit.any():
+        return "no-tokens"
+    return "zero" if (~entry.sums.any(axis=1) & hit).any() else ""
+
+
+def _experts(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
+    empty, rare = {}, {}
+    for name, entry in sorted(imatrix.entries.items()):
+        if (experts := np.flatnonzero(no_tokens(entry, n_matrices(name, model)))).size:
+            empty[name] = some([str(e) for e in experts], 8)
         seldom = (rounded(entry.counts) > 0) & (entry.counts < RARE_TOKENS)
         if f"{name}: {FILLED}" in imatrix.metadata.get(REPAIRED, ""):
             seldom &= entry.counts != 1
         if entry.counts.size > 1 and seldom.any():
-            rare[name] = np.flatnonzero(seldom)
-    if missed:
-        words = [f"{n} (experts {some([str(e) for e in which], 8)})" for n, which in missed.items()]
-        yield Finding(
-            WARNING, "unhit-experts", f"no token reached {some(words)}",
-            "quantized unweighted, every column alike",
-            "more text, of more kinds; or the mean over the other experts (--repair)",
-            tuple(missed), mendable=True,
-        )  # fmt: skip
+            rare[name] = seldom.sum()
+    if empty:
+        listed = some([f"{name} (experts {experts})" for name, experts in empty.items()])
+        yield _finding("unhit-experts", f"no token reached {listed}", empty)
     if rare:
-        words = [f"{n} ({len(which)} experts)" for n, which in rare.items()]
-        yield Finding(
-            WARNING, "rare-experts", f"fewer than {RARE_TOKENS} tokens reached {some(words)}",
-            "their weighting is a quarter off or more, by chance", "more text", tuple(rare),
-        )  # fmt: skip
+        listed = some([f"{name} ({n} experts)" for name, n in rare.items()])
+        what = f"fewer than {RARE_TOKENS} tokens reached {listed}"
+        yield _finding("rare-experts", what, rare)
 
 
 def _counts(
-    imatrix: Imatrix, wanted: ModelTensors | None, n_tokens: int | None
+    imatrix: Imatrix, model: ModelTensors | None, n_tokens: int | None
 ) -> Iterator[Finding]:
     """Find dense tensors that have not seen every token: once, or as often in looped models.
 
-    Experts have counts of their own, or, in a ``.dat``, one that says little.
+    Experts have counts of their own, or, in a ``.dat``, one that means little.
     """
-    whole = n_tokens or imatrix.n_tokens()
-    other, broken, lost = [], [], []
+    expected = n_tokens or imatrix.n_tokens()
+    other, fractional, lost = [], [], []
     for name, entry in sorted(imatrix.entries.items()):
         counts = entry.counts
         if not np.isfinite(counts).all() or (counts <= 0).all():
-            continue  # said already
+            continue  # reported by _values
         if ((rounded(counts) == 0) & (counts > 0)).any():
             lost.append(name)
         elif (counts != rounded(counts)).any():
-            broken.append(name)
-        several = counts.size > 1 or n_matrices(name, wanted) > 1 or "_exps" in name
-        belongs = name in wanted.expected if wanted else True
-        if whole and belongs and not several and rounded(counts[0]) % whole:
+            fractional.append(name)
+        dense = counts.size == 1 and n_matrices(name, model) == 1 and "_exps" not in name
+        required = name in model.expected if model else True
+        if expected and required and dense and rounded(counts[0]) % expected:
             other.append(name)
     if other:
-        first = imatrix.entries[other[0]].counts[0]
-        yield Finding(
-            ERROR if n_tokens else WARNING, "counts",
-            f"counts disagree: {other[0]} saw {first:.0f} tokens, not {whole}"
-            + (f"; so in {len(other) - 1} more" if len(other) > 1 else ""),
-            "little: each tensor is divided by its own count",
-            "a snapshot taken in the middle of a run? let it end", tuple(other),
-        )  # fmt: skip
+        n_seen = imatrix.entries[other[0]].counts[0]
+        what = f"counts disagree: {other[0]} saw {n_seen:.0f} tokens, not {expected}"
+        more = f"; so in {len(other) - 1} more" if len(other) > 1 else ""
+        yield _finding("counts", what + more, other, ERROR if n_tokens else WARNING)
     if lost:
-        yield Finding(
-            WARNING, "lost-counts", f"counts below one half in {some(lost)}",
-            "taken for no token: quantized unweighted", "--repair makes them 1 and keeps the means",
-            tuple(lost), mendable=True,
-        )  # fmt: skip
-    if broken:
-        yield Finding(
-            NOTE, "fractions", f"counts that are not whole in {some(broken)}",
-            "none: llama.cpp rounds them, and the means get one common factor", "--repair rounds",
-            tuple(broken), mendable=True,
-        )  # fmt: skip
+        yield _finding("lost-counts", f"counts below one half in {some(lost)}", lost)
+    if fractional:
+        yield _finding("fractions", f"fractional counts in {some(fractional)}", fractional)
 
 
-def _belonging(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
-    if wanted is None:
-        return
+def _tensors(imatrix: Imatrix, model: ModelTensors) -> Iterator[Finding]:
     entries = imatrix.entries
-    if missing := sorted(wanted.expected - entries.keys()):
-        few = len(missing) < MISSING_SHARE_MAX * len(wanted.expected)
-        yield Finding(
-            WARNING if few else ERROR, "missing",
-            f"{len(missing)} of {len(wanted.expected)} tensors are missing: {some(missing)}",
-            "quantized as if there were no imatrix; at 2 bits and below llama-quantize stops",
-            "an imatrix of this very model, by a newer llama.cpp", tuple(missing),
-        )  # fmt: skip
-    there = sorted(entries.keys() & wanted.tensors.keys())
-    if wrong := [n for n in there if not fits(n, entries[n], wanted)]:
+    if missing := sorted(model.expected - entries.keys()):
+        few = len(missing) < MISSING_SHARE_MAX * len(model.expected)
+        what = f"{len(missing)} of {len(model.expected)} tensors are missing: {some(missing)}"
+        yield _finding("missing", what, missing, WARNING if few else ERROR)
+    common = sorted(entries.keys() & model.tensors.keys())
+    if wrong := [n for n in common if not fits(n, entries[n], model)]:
         sums, counts = entries[wrong[0]].sums.size, entries[wrong[0]].counts.size
-        matrices, columns = wanted.shape(wrong[0])
-        yield Finding(
-            ERROR, "shape", f"{some(wrong)}: {sums} values and {counts} counts for {matrices}"
-            f" matrices of {columns} columns",
-            "llama-quantize stops", "an imatrix of this very model", tuple(wrong),
-        )  # fmt: skip
-    if foreign := sorted(entries.keys() - wanted.tensors.keys()):
-        yield Finding(
-            WARNING, "foreign", f"{len(foreign)} are no matrices of the model: {some(foreign)}",
-            "llama-quantize passes over them", "is it for this model? --repair drops them",
-            tuple(foreign), mendable=True,
-        )  # fmt: skip
+        matrices, columns = model.shape(wrong[0])
+        what = f"{some(wrong)}: {sums} values and {counts} counts for {matrices} matrices"
+        yield _finding("shape", f"{what} of {columns} columns", wrong)
+    if foreign := sorted(entries.keys() - model.tensors.keys()):
+        what = f"{len(foreign)} tensors are not in the model: {some(foreign)}"
+        yield _finding("foreign", what, foreign)
 
 
-def _zero_columns(imatrix: Imatrix, wanted: ModelTensors | None) -> Iterator[Finding]:
+def _zero_columns(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
     """Find columns of zero energy: channels that a norm switches off, or dead ones."""
-    alive, dead, blocks = {}, 0, []
+    alive, n_dead, blocks = {}, 0, []
     for name, entry in sorted(imatrix.entries.items()):
         zero = (entry.sums == 0) & entry.sums.any(axis=1, keepdims=True)
         if not zero.any():
             continue
-        weighty = None
-        if wanted and name in wanted.tensors and fits(name, entry, wanted):
-            weighty = wanted.with_weights(name, zero.reshape(wanted.shape(name)))
-        found = zero if weighty is None else weighty
-        dead += bool(found.sum() < zero.sum())
-        if found.any():
-            alive[name] = int(found.sum())
-        whole = found[:, : found.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
-        if wanted and whole.all(axis=1).any():
+        used = zero
+        if model and name in model.tensors and fits(name, entry, model):
+            nonzero = model.with_weights(name, zero.reshape(model.shape(name)))
+            used = zero if nonzero is None else nonzero
+        n_dead += bool(used.sum() < zero.sum())
+        if used.any():
+            alive[name] = int(used.sum())
+        whole = used[:, : used.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
+        if model and whole.all(axis=1).any():
             blocks.append(name)
     if blocks:
-        yield Finding(
-            WARNING, "zero-blocks",
-            f"{BLOCK} neighbouring columns of zero energy in {some(blocks)}",
-            "their weights become zero in some types, and what they do in other text is lost",
-            "more text, of more kinds", tuple(blocks),
-        )  # fmt: skip
+        what = f"{BLOCK} neighbouring columns of zero energy in {some(blocks)}"
+        yield _finding("zero-blocks", what, blocks)
     if alive:
-        words = some([f"{name} ({n})" for name, n in alive.items()])
-        yield Finding(
-            NOTE, "zero-columns", f"columns of zero energy in {words}",
-            "their weights count nothing and come out several times worse, which matters only if"
-            " other text reaches them" + ("" if wanted else " and they are not zero (--model)"),
-            "", tuple(alive),
-        )  # fmt: skip
-    if dead:
-        yield Finding(
-            NOTE, "dead-columns",
-            f"columns of zero energy whose weights are zero too, in {dead} tensors", "none", "",
-        )  # fmt: skip
+        listed = some([f"{name} ({n})" for name, n in alive.items()])
+        unknown = "" if model else "; whether their weights are zero too, --model tells"
+        yield _finding("zero-columns", f"columns of zero energy in {listed}{unknown}", alive)
+    if n_dead:
+        what = f"columns of zero energy whose weights are zero too, in {n_dead} tensors"
+        yield _finding("dead-columns", what)
 
 
-def _origin(imatrix: Imatrix) -> Iterator[Finding]:
-    """Find what the metadata say of windows and text."""
+def _metadata(imatrix: Imatrix, model_sha256: str) -> Iterator[Finding]:
+    """Find problems in the metadata on windows, text and model."""
     n_tokens, window = imatrix.n_tokens(), imatrix.chunk_size
     if not imatrix.complete:
-        yield Finding(
-            ERROR, "metadata", "the keys imatrix.datasets, chunk_count and chunk_size are not all"
-            " there", "llama-quantize refuses the file", "--repair adds them", mendable=True,
-        )  # fmt: skip
+        keys = "imatrix.datasets, chunk_count and chunk_size"
+        yield _finding("metadata", f"one of the keys {keys} is missing")
     if 0 < n_tokens < FEW_TOKENS:
-        yield Finding(
-            WARNING, "few-tokens", f"only {n_tokens:,} tokens went in"
-            + (f", if its windows had {window}" if imatrix.legacy else ""),
-            "its weighting is noisy; practice is 60,000 to 130,000", "more text",
-        )  # fmt: skip
+        guess = f", assuming windows of {window}" if imatrix.legacy else ""
+        yield _finding("few-tokens", f"only {n_tokens:,} tokens of text{guess}")
     if imatrix.legacy:
-        yield Finding(
-            NOTE, "legacy", "a .dat does not say how many tokens went in",
-            f"none; a window is taken to be {window} tokens, and an expert that saw no token shows"
-            " only beside the model", "",
-        )  # fmt: skip
+        yield _finding("legacy", "a .dat does not record its number of tokens")
         return
     if 0 < window < SHORT_WINDOW:
-        yield Finding(
-            WARNING, "window", f"windows of {window} tokens",
-            f"one token in {window} is the first of its window, unlike all others in its"
-            " activations; text as it is used has few", "windows of 512 (--ctx 512)",
-        )  # fmt: skip
+        what = f"windows of {window} tokens: one token in {window} is the first of its window"
+        yield _finding("window", what)
     if window and n_tokens and not 0 <= n_tokens - imatrix.chunk_count * window < window:
-        yield Finding(
-            NOTE, "chunks",
-            f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens",
-            "none; the quant's metadata repeat the number", "",
-        )  # fmt: skip
-
-
-def _other_model(imatrix: Imatrix, wanted: ModelTensors) -> list[Finding]:
-    """Find that it was computed with another file, where that can be told."""
-    said = imatrix.metadata.get(MODEL, "")
-    if not said or not wanted.model_sha256 or said == wanted.model_sha256:
-        return []
-    return [
-        Finding(
-            NOTE,
-            "other-model",
-            f"it was computed with another model file (sha256 {said[:12]}…)",
-            "none if that is the same model in another precision",
-            "",
-        )
-    ]
+        what = f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens"
+        yield _finding("chunks", what)
+    own = imatrix.metadata.get(MODEL, "")
+    if own and model_sha256 and own != model_sha256:
+        yield _finding("other-model", f"computed with another model file (sha256 {own[:12]}…)")

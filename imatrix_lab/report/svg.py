@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from markupsafe import escape
@@ -53,6 +54,12 @@ VERDICT_MARKS = {"better": _UP, "worse": _DOWN, "equivalent": _DIAMOND, "undecid
 def look(number: int) -> tuple[int, int]:
     """Return colour and mark of a series; past eight, colours return with other marks."""
     return number % N_COLOURS, (number + number // N_COLOURS) % len(MARKS)
+
+
+def palette() -> dict[str, str]:
+    """Return the page's light colours by name, e.g. ``series-0`` and ``band``."""
+    css = (resources.files("imatrix_lab.report") / "templates" / "page.css").read_text("utf-8")
+    return dict(reversed(re.findall(r"--([\w-]+): (#\w+);", css)))
 
 
 class Sheet:

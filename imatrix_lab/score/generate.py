@@ -114,9 +114,7 @@ def generate(
             return
         longest = max(len(p.tokens) + p.item.max_tokens for p in possible)
         settings = dataclasses.replace(
-            setup.engine,
-            n_ctx=math.ceil(longest / _CELLS) * _CELLS,
-            sequences_max=setup.parallel,
+            setup.engine, n_ctx=math.ceil(longest / _CELLS) * _CELLS, sequences_max=setup.parallel
         )
         interruptible = Interruptible()
         with Engine(toolchain, setup.kernel, model, settings, interruptible, True) as engine:

@@ -84,30 +84,23 @@ def corpus(
     shared: Shared, model: Model, text: str, n_tokens: int, options: TextOptions, turn: Turn
 ) -> Result:
     """Build a text."""
-    request = dataclasses.replace(
-        _request(shared, model, turn), text=text, n_tokens=n_tokens, corpus=options
-    )
-    facts = tune.corpus_of(request, shared.tools, model, Session(shared.store, turn.progress))
+    request = _request(shared, model, turn)
+    request = dataclasses.replace(request, text=text, n_tokens=n_tokens, corpus=options)
+    facts = tune.corpus_of(request, shared.tools, model, shared.session(turn.progress))
     return {CORPUS: config.plain(facts), FILES: [str(facts.calibration), str(facts.heldout)]}
 
 
 def _request(shared: Shared, model: Model, turn: Turn) -> Request:
     """Return what all requests of the pipeline have in common."""
-    return Request(
-        "",
-        (),
-        model.origin,
-        shared.recipe.calibration.tokens,
-        shared.folder.path,
-        shared.compute(turn.threads),
-    )
+    n_tokens, out = shared.recipe.calibration.tokens, shared.folder.path
+    return Request("", (), model.origin, n_tokens, out, shared.compute(turn.threads))
 
 
 def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
     """Run a model on the text of a step."""
     text = corpus_in(turn.results[step])
     assert text is not None
-    session = Session(shared.store, turn.progress)
+    session = shared.session(turn.progress)
     facts = tune.imatrix_of(_request(shared, model, turn), shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
     place(facts.path, path)
@@ -121,7 +114,7 @@ def merged(
     parts = []
     for part, weight in planned.parts:
         facts = imatrix_in(turn.results[steps[part.id]])
-        parts.append(merge.Part(facts.path, format.read(facts.path), weight, facts.sha256))
+        parts.append(merge.MergeInput(facts.path, format.read(facts.path), weight, facts.sha256))
     mixed = merge.merge(parts, planned.by)
     metadata = {**mixed.metadata, _LANGUAGE: planned.label}
     path = imatrix_path(shared, model, planned)
@@ -203,7 +196,7 @@ def score(
         base_logits=base_logits,
     )
     models = [_as_model(turn.results[step]) for step in new]
-    session = Session(shared.store, turn.progress)
+    session = shared.session(turn.progress)
     files = score_models(request, shared.tools, model, models, session)
     return {FILES: [*turn.before.get(FILES, ()), *map(str, files)]}
 
@@ -216,7 +209,7 @@ def losses(
     turn: Turn,
 ) -> Result:
     """Predict what a quant loses in each language; `samples` names the imatrix steps of each."""
-    session = Session(shared.store, turn.progress)
+    session = shared.session(turn.progress)
     kernel = quant_error.kernel(shared.tools, session)
     quant = _as_model(turn.results[planned.step])
     columns = predict.columns(kernel, model, quant, turn.threads, session)
@@ -231,7 +224,7 @@ def losses(
 
 def _pooled(paths: Sequence[Path]) -> Imatrix:
     """Return the samples of a language as one."""
-    parts = [merge.Part(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
+    parts = [merge.MergeInput(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
     return merge.merge(parts, POOLED_BY) if len(parts) > 1 else parts[0].imatrix
 
 
@@ -249,7 +242,7 @@ def answers(
     """Run a task on a quant, or without a step on the original."""
     request = _task_request(shared, task, languages, turn)
     tested = _as_model(turn.results[step]) if step else model
-    session = Session(shared.store, turn.progress)
+    session = shared.session(turn.progress)
     backend = partial(backends.open_local, request, shared.tools, tested, session)
     files = task_run.run(request, [backend], turn.progress)
     return {FILES: [str(file) for file in files]}

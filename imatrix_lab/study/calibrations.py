@@ -60,12 +60,7 @@ class Calibration:
 
 
 def mixtures(recipe: Recipe) -> dict[str, Mixture]:
-    """Return the calibration texts except none, by their entry in the recipe.
-
-    Raises
-    ------
-    UsageError : no such language or mixture, or an invalid share.
-    """
+    """Return the calibration texts except none, by their entry in the recipe."""
     return {text: mixture.parse(text) for text in recipe.calibration.texts if text != NONE}
 
 
@@ -116,10 +111,5 @@ def _collected(part: Part, sample: int) -> Calibration:
 
 def collected(planned: Sequence[Calibration]) -> list[Calibration]:
     """Return every calibration whose text a model is run on, once; merges are made of these."""
-    return list(dict.fromkeys(part for c in planned for part in _collections(c)))
-
-
-def _collections(calibration: Calibration) -> list[Calibration]:
-    if calibration.parts:
-        return [part for part, _ in calibration.parts]
-    return [calibration] if calibration.text else []
+    every = [c for whole in planned for c in (whole, *(part for part, _ in whole.parts))]
+    return list(dict.fromkeys(c for c in every if c.text))

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
@@ -41,6 +42,10 @@ class Shared:
     def work(self) -> Store:
         """A store of the study's own, for quants that are deleted after scoring."""
         return Store(self.folder.of("work"))
+
+    def session(self, progress: Progress) -> Session:
+        """Return the store with where a step reports."""
+        return Session(self.store, progress)
 
     @property
     def keeps_quants(self) -> bool:

@@ -49,12 +49,7 @@ class Folder:
 
     @classmethod
     def newest(cls) -> "Folder":
-        """Return the study under studies/ that was changed last.
-
-        Raises
-        ------
-        UsageError : there is none.
-        """
+        """Return the study under studies/ that was changed last."""
         paths = [path.parent for path in STUDIES.glob(f"*/{RECIPE}")]
         if not paths:
             raise UsageError("there is no study yet", where=STUDIES, fix=_START)
@@ -97,12 +92,7 @@ class Folder:
         return any(p.name != "steps" or any(p.iterdir()) for p in self.path.iterdir())
 
     def recipe(self) -> Recipe:
-        """Return its recipe, whose files are relative to where the recipe was.
-
-        Raises
-        ------
-        UsageError : there is no study here.
-        """
+        """Return its recipe, whose files are relative to where the recipe was."""
         if not self.of(RECIPE).exists():
             raise UsageError("there is no study here", where=self.path, fix=_START)
         original = self.status().get("recipe_folder")
@@ -110,12 +100,7 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder: one process at a time runs a study.
-
-        Raises
-        ------
-        UsageError : another process does.
-        """
+        """Lock the folder, or raise `UsageError`: one process at a time runs a study."""
         try:
             with filelock.FileLock(self.of(".lock"), timeout=LOCK_WAIT_S):
                 yield
@@ -142,12 +127,7 @@ class Folder:
             return {}
 
     def current_status(self) -> dict[str, Any]:
-        """Return the status, with "stopped" for what was running in a process that is gone.
-
-        Raises
-        ------
-        UsageError : no step has begun.
-        """
+        """Return the status, with "stopped" for what was running in a process that is gone."""
         status = self.status()
         if "steps" not in status:
             raise UsageError(

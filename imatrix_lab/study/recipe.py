@@ -145,12 +145,7 @@ class Recipe:
 
 
 def find(name: str) -> Path:
-    """Return a recipe's file: a path, or the name of one that comes with the package.
-
-    Raises
-    ------
-    UsageError : neither; the message lists the names.
-    """
+    """Return a recipe's file: a path, or the name of one that comes with the package."""
     path = Path(name)
     if path.exists():
         return path

@@ -8,11 +8,12 @@ from pathlib import Path
 from imatrix_lab.core.session import Session
 from imatrix_lab.report import html, markdown, results
 from imatrix_lab.report.results import Results
-from imatrix_lab.study import graph, scheduler, status, validate
+from imatrix_lab.study import graph, status, validate
 from imatrix_lab.study.analyse import assemble, gather
 from imatrix_lab.study.context import prepare
 from imatrix_lab.study.folder import STOPPED, Folder
 from imatrix_lab.study.recipe import load
+from imatrix_lab.study.scheduler import Scheduler
 from imatrix_lab.study.status import DONE, FAILED, Watch
 from imatrix_lab.study.steps import steps
 
@@ -65,9 +66,8 @@ def _run(folder: Folder, jobs: int | None, session: Session) -> Finished:
         task = stack.enter_context(session.progress.task(title, cost, ""))
         watch = Watch(todo, done, folder, session.progress, task)
         stack.callback(lambda: watch.close(state))
-        outcome = scheduler.run(
-            every, records, shared.capacity(jobs), watch, folder.write_record, folder.of("logs")
-        )
+        capacity, logs = shared.capacity(jobs), folder.of("logs")
+        outcome = Scheduler(every, records, capacity, watch, folder.write_record, logs).run()
         made = gather.products(shared, every, outcome, watch.total_s())
         study_results = assemble.assemble(made, session.progress)
         results.write(folder.of(results.FILE), study_results)

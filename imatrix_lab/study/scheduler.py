@@ -8,14 +8,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.files import disk_error
-from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.report.results import Missing
 from imatrix_lab.study.graph import Step, StepRecord, Turn, finished, keys, lacking, to_run
+from imatrix_lab.study.status import Watch
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,6 @@ class Capacity:
     threads: int = 0
 
 
-class Watcher(Protocol):
-    """Told about every step, from the thread that starts them all."""
-
-    def progress(self, step: Step) -> Progress:
-        """Return where a step reports; it does so from a thread of its own."""
-
-    def began(self, step: Step, threads: int) -> None:
-        """Take note that a step begins."""
-
-    def ended(self, step: Step, outcome: StepRecord | Missing | None) -> None:
-        """Take note that a step has ended: done, failed, or (None) skipped or stopped."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Records of everything that was done, in this run or an earlier one; steps that failed.
@@ -57,52 +43,31 @@ class Outcome:
     missing: tuple[Missing, ...]
 
 
-def run(
-    steps: Sequence[Step],
-    records: Mapping[str, StepRecord],
-    capacity: Capacity,
-    watch: Watcher,
-    save: Callable[[str, StepRecord], None],
-    logs: Path,
-) -> Outcome:
-    """Run what is not done yet.
+@dataclass(frozen=True)
+class _Stopped:
+    """A step was interrupted."""
 
-    No step is left running when this returns or raises: an interrupt reaches them all.
+
+class Scheduler:
+    """Runs the steps that are not done yet.
 
     Parameters
     ----------
     save : stores a record; called as soon as its step is done.
     logs : folder for the tracebacks of bugs.
     """
-    scheduler = _Scheduler(steps, records, capacity, watch, save, logs)
-    try:
-        while scheduler.waiting or scheduler.running:
-            scheduler.start()
-            if scheduler.running:
-                scheduler.wait()
-    except BaseException:
-        scheduler.stop()
-        raise
-    return Outcome(dict(scheduler.records), tuple(scheduler.failures.values()))
 
-
-@dataclass(frozen=True)
-class _Stopped:
-    """A step was interrupted."""
-
-
-class _Scheduler:
     def __init__(
         self,
         steps: Sequence[Step],
         records: Mapping[str, StepRecord],
         capacity: Capacity,
-        watch: Watcher,
+        watch: Watch,
         save: Callable[[str, StepRecord], None],
         logs: Path,
     ):
         self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
-        self.keys = keys(steps)
+        self.steps, self.keys = steps, keys(steps)
         self.records = finished(steps, records)
         self.waiting = to_run(steps, self.records)
         self.running: dict[str, tuple[Step, int, threading.Thread]] = {}
@@ -113,9 +78,30 @@ class _Scheduler:
         self._ended: queue.SimpleQueue[tuple[Step, StepRecord | Exception | _Stopped]]
         self._ended = queue.SimpleQueue()
 
+    def run(self) -> Outcome:
+        """Run the steps; none is left running when this returns or raises."""
+        try:
+            while self.waiting or self.running:
+                self._start_ready()
+                if self.running:
+                    self._wait()
+        except BaseException:
+            self._interrupt()
+            raise
+        missing = (
+            replace(failure, left_out=self._skipped(cause))
+            for cause, failure in self.failures.items()
+        )
+        return Outcome(dict(self.records), tuple(missing))
+
+    def _skipped(self, cause: str) -> tuple[str, ...]:
+        """Return the steps skipped because of one, in an order that does not depend on time."""
+        skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()) and s.id != cause)
+        return tuple(step.what for step in skipped)
+
     # -- which
 
-    def start(self) -> None:
+    def _start_ready(self) -> None:
         """Skip what cannot run any more, and start what can run now."""
         ready = []
         unfinished = {step.id for step in self.waiting} | self.running.keys()
@@ -143,9 +129,6 @@ class _Scheduler:
         if not blocked:
             return True
         self.causes[step.id] = set().union(*(self.causes[name] for name in blocked))
-        for cause in self.causes[step.id]:
-            failure = self.failures[cause]
-            self.failures[cause] = replace(failure, left_out=(*failure.left_out, step.what))
         self.watch.ended(step, None)
         return False
 
@@ -211,7 +194,7 @@ class _Scheduler:
             outcome = _Stopped()
         self._ended.put((step, outcome))
 
-    def wait(self) -> None:
+    def _wait(self) -> None:
         """Wait until a step ends, and take note of how.
 
         Raises
@@ -250,7 +233,7 @@ class _Scheduler:
             log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         return Missing(step.what, f"a bug: {type(error).__name__}: {error}", f"see {log}", ())
 
-    def stop(self) -> None:
+    def _interrupt(self) -> None:
         """Interrupt what runs, and wait until it has ended, whatever signals come."""
         self._stop.set()
         while True:

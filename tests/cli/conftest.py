@@ -1,3 +1,3 @@
 """Fixtures that commands share with the folders they call."""
 
-from tests.imatrix.conftest import imatrix_of, quantized  # noqa: F401
+from tests.imatrix.conftest import imatrix_of, loss_store, quantized  # noqa: F401

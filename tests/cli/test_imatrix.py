@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.cli import main as cli_main
+from imatrix_lab.cli.imatrix import MERGE_BY
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge
@@ -26,9 +27,9 @@ def lab(capsys):
 
     def run(*words, status=0):
         capsys.readouterr()
-        found = cli_main.run([str(w) for w in words])
+        exit_status = cli_main.run([str(w) for w in words])
         out, err = capsys.readouterr()
-        assert found == status, err
+        assert exit_status == status, err
         return SimpleNamespace(stdout=out, stderr=err)
 
     return run
@@ -49,18 +50,18 @@ def two(tools, tiny, own_text, store_at, tmp_path_factory):
 
 
 def spoilt(source, target, value):
-    found = format.read(source)
-    sums = found.entries[QUERY].sums.copy()
+    imatrix = format.read(source)
+    sums = imatrix.entries[QUERY].sums.copy()
     sums[:, 0] = value
-    entries = {**found.entries, QUERY: Entry(sums, found.entries[QUERY].counts)}
-    format.write(target, dataclasses.replace(found, entries=entries))
+    entries = {**imatrix.entries, QUERY: Entry(sums, imatrix.entries[QUERY].counts)}
+    format.write(target, dataclasses.replace(imatrix, entries=entries))
     return target
 
 
 def test_show(lab, two):
     done = lab("imatrix", "show", two / "nb.gguf")
     assert "768 in 6 windows of 128" in done.stdout and "ffn_down" in done.stdout
-    assert "warning: only 768 tokens went in" in done.stdout
+    assert "warning: only 768 tokens" in done.stdout
     (facts,) = json.loads(lab("imatrix", "show", two / "nb.gguf", "--json").stdout)
     assert facts["language"] == "nb" and len(facts["tensors"]) == 14
     assert facts["findings"][0]["kind"] == "few-tokens"
@@ -70,21 +71,25 @@ def test_check_and_its_status(lab, two, tiny, tmp_path):
     assert "error" not in lab("imatrix", "check", two / "nb.gguf", "--model", tiny).stdout
     bad = spoilt(two / "nb.gguf", tmp_path / "bad.gguf", np.nan)
     done = lab("imatrix", "check", bad, "--model", tiny, status=1)
-    assert f"error: NaN or infinite values in {QUERY}" in done.stdout
-    assert "effect:" in done.stdout and "remedy:" in done.stdout
+    assert "error: " in done.stdout and QUERY in done.stdout
+    assert "effect:" in done.stdout and "fix:" in done.stdout
     done = lab("imatrix", "check", bad, "--model", tiny, "--repair", tmp_path / "r", status=1)
-    assert "cannot be repaired" in done.stderr and not (tmp_path / "r").exists()
+    assert QUERY in done.stderr and not (tmp_path / "r").exists()
 
 
 def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
-    found = format.read(two / "nb.gguf")
-    entries = {**found.entries, "blk.9.attn_q.weight": found.entries[QUERY]}
-    format.write(tmp_path / "more.gguf", dataclasses.replace(found, entries=entries))
-    target = ("--repair", tmp_path / "mended.gguf")
+    imatrix = format.read(two / "nb.gguf")
+    entries = {**imatrix.entries, "blk.9.attn_q.weight": imatrix.entries[QUERY]}
+    format.write(tmp_path / "more.gguf", dataclasses.replace(imatrix, entries=entries))
+    target = ("--repair", tmp_path / "fixed.gguf")
     done = lab("imatrix", "check", tmp_path / "more.gguf", "--model", tiny, *target, "--json")
     assert json.loads(done.stdout)["repaired"] == ["left out 1 tensors not in the model"]
-    back = format.read(tmp_path / "mended.gguf")
-    assert back.entries.keys() == found.entries.keys() and back.metadata[format.REPAIRED]
+    back = format.read(tmp_path / "fixed.gguf")
+    assert back.entries.keys() == imatrix.entries.keys() and back.metadata[format.REPAIRED]
+
+
+def test_merge_offers_every_way_of_merging():
+    assert MERGE_BY == merge.BY
 
 
 def test_merge_with_weights_to_both_formats(lab, two, tmp_path):
@@ -95,7 +100,7 @@ def test_merge_with_weights_to_both_formats(lab, two, tmp_path):
     mix, dat = format.read(tmp_path / "mix.gguf"), format.read(tmp_path / "mix.dat")
     assert mix.language == "nb75-en25" and dat.legacy
     expected = merge.merge(
-        [merge.Part(two / f"{n}.gguf", format.read(two / f"{n}.gguf"), w)
+        [merge.MergeInput(two / f"{n}.gguf", format.read(two / f"{n}.gguf"), w)
          for n, w in (("nb", 0.75), ("en", 0.25))], "energy",
     )  # fmt: skip
     for name, e in expected.entries.items():
@@ -121,9 +126,9 @@ def test_merge_leaving_each_out_of_files_called_alike(lab, two, tmp_path):
     lab("imatrix", "merge", *paths, "-o", tmp_path / "m.gguf", "--leave-one-out")
     made = {p.name for p in tmp_path.glob("m-*.gguf")}
     assert made == {f"m-without-imatrix-{i}.gguf" for i in (1, 2, 3)}
-    # too few files: said before anything is written
+    # too few files: refused before anything is written
     words = ("imatrix", "merge", *paths[:2], "-o", tmp_path / "x.gguf", "--leave-one-out")
-    assert "three files" in lab(*words, status=2).stderr and not (tmp_path / "x.gguf").exists()
+    assert lab(*words, status=2).stderr and not (tmp_path / "x.gguf").exists()
 
 
 def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
@@ -134,7 +139,7 @@ def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
     assert format.read(tmp_path / "mix.gguf").language == "nb75-en25"
     (tmp_path / "nb.gguf").symlink_to(two / "nb.gguf")
     done = lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "x.gguf", status=2)
-    assert "nb may mean demo-nb.imatrix.gguf or nb.gguf" in done.stderr
+    assert "demo-nb.imatrix.gguf=WEIGHT" in done.stderr and "nb.gguf" in done.stderr
 
 
 def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):
@@ -142,9 +147,9 @@ def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):
     metadata = {**other.metadata, format.MODEL: "f" * 64}
     format.write(tmp_path / "en.gguf", dataclasses.replace(other, metadata=metadata))
     for words in (("merge", "-o", tmp_path / "x.gguf"), ("diff",)):
-        for en, said in ((two / "en.gguf", False), (tmp_path / "en.gguf", True)):
+        for en, differs in ((two / "en.gguf", False), (tmp_path / "en.gguf", True)):
             done = lab("imatrix", words[0], two / "nb.gguf", en, *words[1:])
-            assert ("different model files" in done.stderr) == said
+            assert ("f" * 12 in done.stderr) == differs
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):
     [
         ("nb=0.75", "imatrix-lab imatrix build --model MODEL --corpus nb --out nb.gguf"),
         ("nb", "imatrix-lab imatrix build --model MODEL --corpus nb --out nb.gguf"),
-        ("nb=much", "is not a weight"),
+        ("nb=much", "much"),
     ],
 )
 def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, monkeypatch, word, words):
@@ -165,17 +170,17 @@ def test_diff(lab, two, tmp_path, monkeypatch):
     files = (two / "nb.gguf", two / "en.gguf")
     picture = tmp_path / "p.svg"
     done = lab("imatrix", "diff", *files, "--noise", *files, "--plot", picture)
-    assert "ffn_down" in done.stdout and "1.0 times as much" in done.stdout
+    assert "ffn_down" in done.stdout and ", 1.0 times" in done.stdout
     assert picture.read_text().startswith("<?xml")
-    found = json.loads(lab("imatrix", "diff", *files, files[0], "--json").stdout)
-    assert np.array(found["matrix"]["tv"]).shape == (3, 3)
-    assert len(found["by_tensor"]["names"]) == 14
+    result = json.loads(lab("imatrix", "diff", *files, files[0], "--json").stdout)
+    assert np.array(result["matrix"]["tv"]).shape == (3, 3)
+    assert len(result["by_tensor"]["names"]) == 14
     assert lab("imatrix", "diff", files[0], status=2).stderr
     monkeypatch.chdir(tmp_path)
     done = lab("imatrix", "diff", *files, "--noise", *files, "--json", "--plot")
     assert (tmp_path / "diff.svg").exists()
-    found = json.loads(done.stdout)["by_tensor"]
-    assert found["noise"]["tv"] == found["noise_highest_tv"] and len(found["names"]) == 14
+    result = json.loads(done.stdout)["by_tensor"]
+    assert result["noise"]["tv"] == result["noise_highest_tv"] and len(result["names"]) == 14
 
 
 def quantize(lab, tiny, imatrix, two, out, *extra, status=0):
@@ -188,10 +193,10 @@ def quantize(lab, tiny, imatrix, two, out, *extra, status=0):
 def test_a_file_that_fails_reaches_llama_quantize_only_by_force(lab, tiny, two, tmp_path):
     bad = spoilt(two / "nb.gguf", tmp_path / "nb.gguf", -1)
     done = quantize(lab, tiny, bad, two, tmp_path / "out", status=1)
-    assert "must not be used: negative values" in done.stderr
+    assert QUERY in done.stderr
     assert f"imatrix-lab imatrix check {bad}" in done.stderr and not (tmp_path / "out").exists()
     done = quantize(lab, tiny, bad, two, tmp_path / "out", "--force")
-    assert "WARNING: used in spite of its errors" in done.stderr
+    assert "WARNING" in done.stderr and "--force" in done.stderr
     (quant,) = (tmp_path / "out").glob("*Q4_K_M.gguf")
     assert "negative values" in read_header(quant).metadata["imatrix_lab.imatrix.forced"]
     entries = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]

@@ -41,31 +41,32 @@ def test_tables_by_type_and_role(words, capsys):
     assert roles == {
         "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
     }  # fmt: skip
-    assert "mean over 14 tensors; outside: token_embd.weight, output.weight" in err
-    assert "6 quants are made one at a time and removed: up to" in err
+    assert "14 tensors" in err and "token_embd.weight, output.weight" in err
+    assert "6 quants" in err
 
 
 def test_json_has_the_same_numbers(words, capsys):
     assert run([*words, "--type", "Q2_K"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert run([*words, "--type", "Q2_K", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [r["calibration"] for r in found["rows"]] == ["nb", "en", "none"]
-    for row, cells in zip(found["rows"], table[1:], strict=True):
+    result = json.loads(capsys.readouterr().out)
+    assert [r["calibration"] for r in result["rows"]] == ["nb", "en", "none"]
+    for row, cells in zip(result["rows"], table[1:], strict=True):
         assert [f"{1e4 * row['relative_loss'][n]:.2f}" for n in ("nb", "en")] == cells[1:]
         assert set(row["layer"]) == {"0", "1"}
-    assert found["n_tensors"] == 14 and found["selections"] == []
+    assert result["n_tensors"] == 14 and result["selections"] == []
 
 
 @pytest.mark.parametrize("select", ["worst", "nb=3,en=1"])
 def test_select_says_whether_it_was_worth_it(words, capsys, select):
     assert run([*words, "--type", "Q2_K", "--select", select]) == 0
     out = capsys.readouterr().out
-    assert "Q2_K: of 21 mixtures the best is nb=0." in out
-    assert "requantized, it is better than the best single language" in out
+    assert "best of 21 mixtures: nb=0." in out
     assert run([*words, "--type", "Q2_K", "--select", select, "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)["selections"]
-    assert one["recomputed"]["nb"] > 0 and one["objective"] < min(one["pure_objective"].values())
+    (best,) = json.loads(capsys.readouterr().out)["selections"]
+    assert best["recomputed"]["nb"] > 0
+    assert best["objective"] < min(best["pure_objective"].values())
+    assert best["command"] in out and f"{1e4 * best['objective']:.2f} against" in out
 
 
 def test_names_and_quants_that_are_there(tiny, imatrix_of, quantized, cache, capsys):
@@ -79,17 +80,17 @@ def test_names_and_quants_that_are_there(tiny, imatrix_of, quantized, cache, cap
 
 
 @pytest.mark.parametrize(
-    ("extra", "status", "said"),
+    ("extra", "status", "named"),
     [
-        (["--select", "worst=x"], 2, "'worst=x' is not worst, nor LANGUAGE=WEIGHT"),
-        (["--select", "nb=-1"], 2, "a weight is not negative"),
-        (["--select", "nb=0"], 2, "all weights are zero"),
-        (["--quant", "file.gguf"], 2, "is not NAME=FILE"),
-        (["--quant", "sv=file.gguf"], 2, "there is no imatrix called sv"),
-        (["--imatrix", "missing.gguf"], 1, "no such file"),
-        (["--type", "Q9"], 2, "is not a quant type"),
+        (["--select", "worst=x"], 2, "worst=x"),
+        (["--select", "nb=-1"], 2, "nb=-1"),
+        (["--select", "nb=0"], 2, "--select"),
+        (["--quant", "file.gguf"], 2, "NAME=FILE"),
+        (["--quant", "sv=file.gguf"], 2, "sv"),
+        (["--imatrix", "missing.gguf"], 1, "missing.gguf"),
+        (["--type", "Q9"], 2, "Q9"),
     ],
 )
-def test_what_cannot_be_meant(words, capsys, extra, status, said):
+def test_what_is_refused(words, capsys, extra, status, named):
     assert run([*words, *extra]) == status
-    assert said in capsys.readouterr().err
+    assert named in capsys.readouterr().err

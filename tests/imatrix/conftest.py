@@ -45,13 +45,13 @@ def made(models, llama_imatrix, own_text, tmp_path_factory) -> dict[str, dict[st
     """Model -> text -> GGUF file; text a is longer than b, and b's experts are not all hit."""
     folder = tmp_path_factory.mktemp("made")
     texts = {"a": own_text(8 * WINDOW), "b": own_text(3 * WINDOW), "c": own_text(4 * WINDOW)}
-    found: dict[str, dict[str, Path]] = {}
+    files: dict[str, dict[str, Path]] = {}
     for model, path in models.items():
         for name, text in texts.items():
             out = folder / f"{model}-{name}.gguf"
             llama_imatrix("-m", path, "-f", text, "-o", out)
-            found.setdefault(model, {})[name] = out
-    return found
+            files.setdefault(model, {})[name] = out
+    return files
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +73,9 @@ def loss_kernel(loss_store: Store, tools: Toolchain) -> quant_error.Kernel:
 @pytest.fixture
 def store(store_at: Callable[[Path], Store], loss_store: Store, tmp_path: Path) -> Store:
     """A store of the test's own, with the toolchain and the kernel in it."""
-    found = store_at(tmp_path / "store")
+    own = store_at(tmp_path / "store")
     (tmp_path / "store" / "kernel").symlink_to(loss_store.root / "kernel")
-    return found
+    return own
 
 
 @pytest.fixture(scope="session")
@@ -116,15 +116,14 @@ def quantized(
     """A function: model, type and imatrix -> what llama-quantize makes of them."""
     made: dict[tuple[Path, str, Path | None], Path] = {}
 
-    def make(model: Path, kind: str, imatrix: Path | None = None) -> Path:
-        if (model, kind, imatrix) not in made:
-            path = tmp_path_factory.mktemp("quant") / f"{kind}.gguf"
+    def make(model: Path, quant_type: str, imatrix: Path | None = None) -> Path:
+        if (model, quant_type, imatrix) not in made:
+            path = tmp_path_factory.mktemp("quant") / f"{quant_type}.gguf"
             program = tools.program("llama-quantize")
-            named = str(imatrix) if imatrix else None
-            options = programs.QuantizeOptions(1, named)
-            process.run(programs.quantize_argv(program, model, path, kind, options))
-            made[model, kind, imatrix] = path
-        return made[model, kind, imatrix]
+            options = programs.QuantizeOptions(1, str(imatrix) if imatrix else None)
+            process.run(programs.quantize_argv(program, model, path, quant_type, options))
+            made[model, quant_type, imatrix] = path
+        return made[model, quant_type, imatrix]
 
     return make
 

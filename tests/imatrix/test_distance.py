@@ -102,16 +102,14 @@ def test_what_a_dat_fills_in_is_no_difference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (imatrix(u=([1], [1])), "no tensor in common"),
-        (imatrix(t=([1, 1, 1], [1])), "different shapes"),
-        (imatrix(t=([1, float("nan")], [1])), "NaN"),
-    ],
+    "other",
+    [imatrix(u=([1], [1])), imatrix(t=([1, 1, 1], [1])), imatrix(t=([1, float("nan")], [1]))],
+    ids=["no tensor in common", "shapes", "NaN"],
 )
-def test_what_cannot_be_compared(other, words):
-    with pytest.raises(BadImatrix, match=words):
+def test_what_cannot_be_compared(other):
+    with pytest.raises(BadImatrix) as error:
         two(imatrix(t=([1, 1], [1])), other)
+    assert "b" in error.value.where and error.value.fix
 
 
 def test_a_dat_and_its_gguf_are_the_same(made, tmp_path):
@@ -136,19 +134,19 @@ def printed_statistics(done):
 
 
 def test_statistics_are_those_of_llama_imatrix(made, llama_imatrix, tmp_path):
-    """It may end before all it has to say is printed: so it is asked until each was told once."""
+    """It may exit before all is printed, so it runs until each tensor was printed once."""
     real = [e for kind in made.values() for e in sorted(format.read(kind["a"]).entries.items())]
     many = {f"blk.{i}.t{i}.weight": real[i % len(real)][1] for i in range(1500)}
     format.write(tmp_path / "many.gguf", Imatrix(many, ("x",), 8, 128))
     ours = {t.layer: t for t in statistics.of(format.read(tmp_path / "many.gguf"))}
-    told = {}
+    printed = {}
     for _ in range(20):
         done = llama_imatrix("-m", "none", "--show-statistics", "--in-file", tmp_path / "many.gguf")
-        told |= printed_statistics(done)
-        if len({layer % len(real) for layer in told}) == len(real):
+        printed |= printed_statistics(done)
+        if len({layer % len(real) for layer in printed}) == len(real):
             break
-    assert len({layer % len(real) for layer in told}) == len(real)
-    for layer, cells in told.items():
+    assert len({layer % len(real) for layer in printed}) == len(real)
+    for layer, cells in printed.items():
         t = ours[layer]
         found = [
             t.energy, t.minimum, t.maximum, t.mean, t.std_dev, 100 * t.active, t.n_values,
@@ -196,5 +194,5 @@ def test_two_files_need_no_heat_map_and_a_picture_repeats_to_the_byte(real, tmp_
 
 
 def test_another_suffix_is_refused(real, tmp_path):
-    with pytest.raises(UsageError, match=r"\.svg or \.png"):
+    with pytest.raises(UsageError):
         plots.draw(tmp_path / "p.pdf", *real)

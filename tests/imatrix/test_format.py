@@ -38,7 +38,7 @@ def test_what_we_write_is_llama_imatrix_byte_for_byte(source, llama_imatrix, tmp
 
 @pytest.mark.parametrize("suffix", ["gguf", "dat"])
 def test_a_dat_is_read_as_llama_imatrix_reads_it(source, llama_imatrix, tmp_path, suffix):
-    """It takes windows of ``-c`` tokens, here as long as `file.LEGACY_WINDOW`."""
+    """It takes windows of ``-c`` tokens, here as long as `format.LEGACY_WINDOW`."""
     dat = tmp_path / "a.dat"
     format.write(dat, format.read(source))
     wide = ("-c", format.LEGACY_WINDOW, "-b", format.LEGACY_WINDOW)
@@ -84,36 +84,27 @@ def test_metadata_come_back_and_no_dataset_is_still_a_key(tmp_path):
 
 
 def test_not_an_imatrix(tiny, tmp_path):
-    with pytest.raises(BadImatrix, match="not an importance matrix"):
-        format.read(tiny)
     (tmp_path / "text").write_text("some text, of some length, that is no imatrix at all")
-    with pytest.raises(BadImatrix, match="neither a GGUF nor a whole legacy"):
-        format.read(tmp_path / "text")
-    with pytest.raises(BadImatrix, match="no such file"):
-        format.read(tmp_path / "nothing")
-    with pytest.raises(BadImatrix, match="cannot be read"):
-        format.read(tmp_path)
+    for path in (tiny, tmp_path / "text", tmp_path / "nothing", tmp_path):
+        with pytest.raises(BadImatrix) as error:
+            format.read(path)
+        assert error.value.where == str(path)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("entries", 2**31 - 1, "entries"),
-        ("name length", 2**31 - 1, "long"),
-        ("values", 2**31 - 1, "needs"),
-        ("calls", 0, "from 0 windows"),
-        ("calls", -3, "from -3 windows"),
-    ],
+    ("offset", "value"),
+    [(0, 2**31 - 1), (4, 2**31 - 1), (13, 2**31 - 1), (9, 0), (9, -3)],
+    ids=["entries", "name length", "values", "no calls", "negative calls"],
 )
-def test_a_number_that_cannot_be_is_refused_before_memory_is_taken(tmp_path, name, value, words):
+def test_an_impossible_number_is_refused_before_memory_is_taken(tmp_path, offset, value):
     path = tmp_path / "x.dat"
     format.write(path, SMALL)
     raw = bytearray(path.read_bytes())
-    at = {"entries": 0, "name length": 4, "calls": 9, "values": 13}[name]
-    raw[at : at + 4] = value.to_bytes(4, "little", signed=True)
+    raw[offset : offset + 4] = value.to_bytes(4, "little", signed=True)
     path.write_bytes(raw)
-    with pytest.raises(BadImatrix, match=words):
+    with pytest.raises(BadImatrix) as error:
         format.read(path)
+    assert error.value.where == str(path)
 
 
 @pytest.mark.parametrize("suffix", ["gguf", "dat"])
@@ -237,6 +228,6 @@ def test_numbers_beyond_a_format_are_cut_or_refused(tmp_path):
     assert format.read(tmp_path / "x.gguf").chunk_count == 2**32 - 1
     for count in (1e30, np.nan, np.inf):
         odd = dataclasses.replace(SMALL, entries={"a": entry([1, 2], [count])})
-        with pytest.raises(BadImatrix, match="a has a count"):
+        with pytest.raises(BadImatrix, match=r"^a "):
             format.write(tmp_path / "x.dat", odd)
     assert not (tmp_path / "x.dat").exists()

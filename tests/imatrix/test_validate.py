@@ -1,4 +1,4 @@
-"""What may not reach the quantizer, what it does there, and what can be mended."""
+"""What may not reach the quantizer, what it does there, and what can be repaired."""
 
 import dataclasses
 
@@ -8,8 +8,7 @@ import pytest
 
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadImatrix, ToolFailed
-from imatrix_lab.imatrix import expected as wanted
-from imatrix_lab.imatrix import findings, format, repair, validate
+from imatrix_lab.imatrix import expected, findings, format, repair, validate
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.format import Entry, Imatrix
 from imatrix_lab.models import resolve as model_files
@@ -25,14 +24,14 @@ def matrix(**entries):
     return Imatrix(entries, ("x",), 2, 4)
 
 
-def model(expected, **shapes):
+def model(required, **shapes):
     """A model of these tensors: name -> columns, or columns and matrices."""
     infos = {n: TensorInfo(n, (s[0], 4, *s[1:]), "Q8_0", 0, 0) for n, s in shapes.items()}
-    return ModelTensors(frozenset(expected), {n: (None, info) for n, info in infos.items()})
+    return ModelTensors(frozenset(required), {n: (None, info) for n, info in infos.items()})
 
 
-def kinds(found, severity):
-    return {f.kind for f in found.of(severity)}
+def kinds(report, severity):
+    return {f.kind for f in report.of(severity)}
 
 
 GOOD = {"a": entry([1, 2], [8]), "b": entry([1, 2], [8])}
@@ -44,36 +43,37 @@ def test_a_good_one_passes():
 
 
 @pytest.mark.parametrize(
-    ("kind", "bad", "words"),
+    ("kind", "bad"),
     [
-        ("not-finite", entry([1, NAN], [8]), "NaN"),
-        ("not-finite", entry([1, np.inf], [8]), "infinite"),
-        ("bad-counts", entry([1, 1], [NAN]), "NaN"),
-        ("bad-counts", entry([1, 1], [1e30]), "impossibly large"),
-        ("zero", entry([0, 0], [8]), "zero throughout"),
-        ("zero", entry([1, 1, 0, 0], [4, 4]), "zero throughout"),
-        ("no-tokens", entry([0, 0], [0]), "no token"),
-        ("negative", entry([1, -1], [8]), "negative"),
-        ("bad-counts", entry([1, 1], [-8]), "negative"),
+        ("not-finite", entry([1, NAN], [8])),
+        ("not-finite", entry([1, np.inf], [8])),
+        ("bad-counts", entry([1, 1], [NAN])),
+        ("bad-counts", entry([1, 1], [1e30])),
+        ("zero", entry([0, 0], [8])),
+        ("zero", entry([1, 1, 0, 0], [4, 4])),
+        ("no-tokens", entry([0, 0], [0])),
+        ("negative", entry([1, -1], [8])),
+        ("bad-counts", entry([1, 1], [-8])),
     ],
 )
-def test_a_bad_tensor_is_an_error_that_names_it(kind, bad, words):
+def test_a_bad_tensor_is_an_error_that_names_it(kind, bad):
     (error,) = validate.check(matrix(**GOOD, bad=bad)).of(findings.ERROR)
-    assert error.kind == kind and error.tensors == ("bad",) and words in error.what
+    assert error.kind == kind and error.tensors == ("bad",) and "bad" in error.what
     assert error.effect and error.remedy
 
 
 def test_errors_keep_it_from_the_quantizer_and_force_lets_it_pass():
-    class Heard(Silent):
+    class Recorder(Silent):
         def say(self, message):
-            said.append(message)
+            messages.append(message)
 
-    said = []
-    found = validate.check(matrix(**GOOD, bad=entry([1, NAN], [8])))
-    with pytest.raises(BadImatrix, match="NaN or infinite values in bad"):
-        found.require_sound("x", "", Silent())
-    assert "bad" in found.require_sound("x", "", Heard(), force=True)
-    assert any("WARNING" in s and "--force" in s for s in said)
+    messages = []
+    bad = validate.check(matrix(**GOOD, bad=entry([1, NAN], [8])))
+    with pytest.raises(BadImatrix, match="bad") as error:
+        bad.require_sound("x", "command", Silent())
+    assert (error.value.where, error.value.fix) == ("x", "command")
+    assert "bad" in bad.require_sound("x", "", Recorder(), force=True)
+    assert any("--force" in message for message in messages)
     assert validate.check(matrix(**GOOD)).require_sound("x", "", Silent(), force=True) == ""
 
 
@@ -112,24 +112,24 @@ def test_the_tokens_of_a_dat_are_a_guess_and_said_to_be(tmp_path):
     (few,) = [
         f for f in validate.check(format.read(tmp_path / "x.dat")).all if f.kind == "few-tokens"
     ]
-    assert few.what.endswith("if its windows had 512")
+    assert "512" in few.what
 
 
 def test_counts_that_are_not_whole_matter_where_they_round_to_none():
-    found = validate.check(matrix(**GOOD, experts=entry([1] * 6, [40.4, 0.4, 90])), MODEL)
-    (lost,) = [f for f in found.all if f.kind == "lost-counts"]
+    report = validate.check(matrix(**GOOD, experts=entry([1] * 6, [40.4, 0.4, 90])), MODEL)
+    (lost,) = [f for f in report.all if f.kind == "lost-counts"]
     assert lost.severity == findings.WARNING and lost.mendable
-    found = validate.check(matrix(**GOOD, experts=entry([1] * 6, [40.4, 0.5, 90])), MODEL)
-    (odd,) = [f for f in found.all if f.kind == "fractions"]
-    assert odd.severity == findings.NOTE and odd.mendable and "lost-counts" not in str(found)
+    report = validate.check(matrix(**GOOD, experts=entry([1] * 6, [40.4, 0.5, 90])), MODEL)
+    (odd,) = [f for f in report.all if f.kind == "fractions"]
+    assert odd.severity == findings.NOTE and odd.mendable and "lost-counts" not in str(report)
 
 
 def test_what_does_not_fit_the_model():
     other = matrix(**GOOD, bad=entry([1, 1, 1], [8]), stranger=entry([1, 1], [8]))
-    found = validate.check(other, MODEL)
-    assert kinds(found, findings.ERROR) == {"shape"}
-    assert "3 values and 1 counts for 1 matrices of 2 columns" in found.of(findings.ERROR)[0].what
-    (foreign,) = [f for f in found.all if f.kind == "foreign"]
+    report = validate.check(other, MODEL)
+    assert kinds(report, findings.ERROR) == {"shape"}
+    assert report.of(findings.ERROR)[0].tensors == ("bad",)
+    (foreign,) = [f for f in report.all if f.kind == "foreign"]
     assert foreign.tensors == ("stranger",) and foreign.severity == findings.WARNING
 
 
@@ -137,7 +137,8 @@ def test_counts_that_disagree_are_an_error_in_a_run_of_ours():
     torn = matrix(**GOOD, bad=entry([1, 1], [4]))
     known = model({"a", "b", "bad"}, a=(2,), b=(2,), bad=(2,))
     (error,) = validate.check(torn, known, 8).of(findings.ERROR)
-    assert "bad saw 4 tokens, not 8" in error.what
+    assert error.kind == "counts" and error.tensors == ("bad",)
+    assert "4" in error.what and "8" in error.what
     assert "counts" in kinds(validate.check(torn, known), findings.WARNING)
 
 
@@ -149,10 +150,11 @@ def test_a_weight_used_twice_a_token_counts_twice():
 
 def test_unhit_and_rarely_hit_experts_are_named():
     experts = entry([1, 1, 0, 0, 1, 1], [3, 0, 500])
-    found = validate.check(matrix(**GOOD, experts=experts), MODEL, 8)
-    assert found.of(findings.ERROR) == [] and found.n_without_tokens == 1
-    assert {"unhit-experts", "rare-experts"} <= kinds(found, findings.WARNING)
-    assert any("experts (experts 1)" in f.what for f in found.all)
+    report = validate.check(matrix(**GOOD, experts=experts), MODEL, 8)
+    assert report.of(findings.ERROR) == [] and report.n_without_tokens == 1
+    assert {"unhit-experts", "rare-experts"} <= kinds(report, findings.WARNING)
+    (without,) = [f for f in report.all if f.kind == "unhit-experts"]
+    assert without.tensors == ("experts",) and "experts 1" in without.what
 
 
 def test_an_expert_that_a_dat_says_nothing_of_is_found_beside_the_model(tmp_path):
@@ -167,10 +169,10 @@ def test_an_expert_that_a_dat_says_nothing_of_is_found_beside_the_model(tmp_path
 
 def test_windows_and_text():
     short = dataclasses.replace(matrix(**GOOD), chunk_size=8, chunk_count=5, complete=False)
-    found = validate.check(short)
-    assert kinds(found, findings.ERROR) == {"metadata"}
-    assert kinds(found, findings.WARNING) == {"few-tokens", "window"}
-    assert "chunks" in kinds(found, findings.NOTE)
+    report = validate.check(short)
+    assert kinds(report, findings.ERROR) == {"metadata"}
+    assert kinds(report, findings.WARNING) == {"few-tokens", "window"}
+    assert "chunks" in kinds(report, findings.NOTE)
 
 
 # -- what llama-quantize makes of it
@@ -198,13 +200,13 @@ def relative_error(models, made, quantized, tmp_path_factory):
 
     true = read(models["dense"])
 
-    def run(kind, sums=None, counts=None):
+    def run(quant_type, sums=None, counts=None):
         old = sound.entries[QUERY]
         new = Entry(old.sums if sums is None else sums, old.counts if counts is None else counts)
         changed = dataclasses.replace(sound, entries={**sound.entries, QUERY: new})
         path = folder / f"{len(list(folder.iterdir()))}.gguf"
         format.write(path, changed)
-        return (read(quantized(models["dense"], kind, path)) - true) ** 2 / (
+        return (read(quantized(models["dense"], quant_type, path)) - true) ** 2 / (
             true**2
         ).sum(), validate.check(changed)
 
@@ -224,9 +226,9 @@ def columns(made):
 
 
 def test_a_tensor_of_zeros_loses_all_its_weights(relative_error, columns):
-    error, found = relative_error("Q4_K_M", columns(slice(None), 0))
+    error, report = relative_error("Q4_K_M", columns(slice(None), 0))
     assert error.sum() == pytest.approx(1, rel=1e-6)
-    assert kinds(found, findings.ERROR) == {"zero"}
+    assert kinds(report, findings.ERROR) == {"zero"}
     assert relative_error("Q4_K_M")[0].sum() < 0.01
 
 
@@ -235,8 +237,8 @@ def test_a_block_of_zeros_loses_its_weights_in_some_types(relative_error, column
     assert error[:, :BLOCK].sum() == pytest.approx(BLOCK / 256, rel=0.05)
     sound = format.read(dense[1])
     ill = {**sound.entries, QUERY: Entry(columns(slice(BLOCK), 0), sound.entries[QUERY].counts)}
-    found = validate.check(dataclasses.replace(sound, entries=ill), wanted.of(dense[0]))
-    assert [f.tensors for f in found.all if f.kind == "zero-blocks"] == [(QUERY,)]
+    report = validate.check(dataclasses.replace(sound, entries=ill), expected.of(dense[0]))
+    assert [f.tensors for f in report.all if f.kind == "zero-blocks"] == [(QUERY,)]
 
 
 def test_one_column_of_zero_costs_that_column(relative_error, columns):
@@ -250,16 +252,16 @@ def test_nan_stops_llama_quantize(relative_error, columns):
 
 
 def test_without_a_count_every_column_weighs_the_same(relative_error):
-    never, found = relative_error("Q3_K_S", counts=np.zeros(1, np.float32))
-    assert kinds(found, findings.ERROR) == {"no-tokens"}
+    never, report = relative_error("Q3_K_S", counts=np.zeros(1, np.float32))
+    assert kinds(report, findings.ERROR) == {"no-tokens"}
     even, _ = relative_error("Q3_K_S", np.full((1, 256), 7, np.float32), np.full(1, 7, np.float32))
     assert np.array_equal(never, even)
     assert not np.array_equal(never, relative_error("Q3_K_S")[0])
     for count in (-8, NAN, np.inf, 1e30):
-        bad, found = relative_error("Q3_K_S", counts=np.array([count], np.float32))
-        assert np.array_equal(bad, even) and kinds(found, findings.ERROR) == {"bad-counts"}
-    lost, found = relative_error("Q3_K_S", counts=np.array([0.4], np.float32))
-    assert np.array_equal(lost, even) and "lost-counts" in kinds(found, findings.WARNING)
+        bad, report = relative_error("Q3_K_S", counts=np.array([count], np.float32))
+        assert np.array_equal(bad, even) and kinds(report, findings.ERROR) == {"bad-counts"}
+    lost, report = relative_error("Q3_K_S", counts=np.array([0.4], np.float32))
+    assert np.array_equal(lost, even) and "lost-counts" in kinds(report, findings.WARNING)
 
 
 def test_a_count_rounded_up_or_down_changes_nothing(relative_error, dense):
@@ -271,40 +273,40 @@ def test_a_count_rounded_up_or_down_changes_nothing(relative_error, dense):
 def test_negative_sums_come_out_as_noise_or_crash(relative_error, dense, columns):
     sums = format.read(dense[1]).entries[QUERY].sums.copy()
     sums[:, ::2] *= -1
-    error, found = relative_error("Q4_K_M", sums)
+    error, report = relative_error("Q4_K_M", sums)
     assert error.sum() > 100 * relative_error("Q4_K_M")[0].sum()
-    assert kinds(found, findings.ERROR) == {"negative"}
+    assert kinds(report, findings.ERROR) == {"negative"}
     with pytest.raises(ToolFailed):
         relative_error("IQ2_XXS", sums)
 
 
-# -- mending
+# -- repairs
 
 
 def test_unhit_experts_take_the_mean_over_the_others():
     experts = entry([10, 20, 0, 0, 30, 0], [4, 0, 16])
-    mended, done = repair.repair(matrix(**GOOD, experts=experts), MODEL)
-    found = mended.entries["experts"]
-    assert found.counts.tolist() == [4, 1, 16]
-    assert found.sums[1].tolist() == [2.0, 1.0]
-    assert np.array_equal(found.sums[[0, 2]], experts.sums[[0, 2]])
-    assert "experts" in done[0] and done[0] in mended.metadata[format.REPAIRED]
-    again = validate.check(dataclasses.replace(mended, entries={"experts": found}), MODEL)
+    fixed, done = repair.repair(matrix(**GOOD, experts=experts), MODEL)
+    filled = fixed.entries["experts"]
+    assert filled.counts.tolist() == [4, 1, 16]
+    assert filled.sums[1].tolist() == [2.0, 1.0]
+    assert np.array_equal(filled.sums[[0, 2]], experts.sums[[0, 2]])
+    assert "experts" in done[0] and done[0] in fixed.metadata[format.REPAIRED]
+    again = validate.check(dataclasses.replace(fixed, entries={"experts": filled}), MODEL)
     assert again.n_without_tokens == 0
     (rare,) = [f for f in again.all if f.kind == "rare-experts"]
-    assert "2 experts" in rare.what  # those with 4 and 16 tokens, not the mended one
+    assert "2 experts" in rare.what  # those with 4 and 16 tokens, not the fixed one
 
 
-def test_everything_mendable_is_mended_and_told():
+def test_everything_mendable_is_fixed_and_recorded():
     ill = matrix(**GOOD, stranger=entry([1, 1], [8]), experts=entry([5, 5] * 3, [2.5, 900, 900]))
     ill = dataclasses.replace(ill, complete=False, chunk_size=0, chunk_count=0)
     before = {f.kind for f in validate.check(ill, MODEL).all if f.mendable}
     assert before == {"foreign", "fractions", "metadata"}
-    mended, done = repair.repair(ill, MODEL)
-    assert len(done) == 3 and not any(f.mendable for f in validate.check(mended, MODEL).all)
-    assert mended.entries["experts"].means() == pytest.approx(ill.entries["experts"].means())
-    again, nothing = repair.repair(mended, MODEL)
-    assert again is mended and nothing == ()
+    fixed, done = repair.repair(ill, MODEL)
+    assert len(done) == 3 and not any(f.mendable for f in validate.check(fixed, MODEL).all)
+    assert fixed.entries["experts"].means() == pytest.approx(ill.entries["experts"].means())
+    again, nothing = repair.repair(fixed, MODEL)
+    assert again is fixed and nothing == ()
 
 
 def test_what_has_no_sound_remedy_stays():
@@ -316,15 +318,15 @@ def test_a_repaired_file_of_the_real_program_is_used_by_llama_quantize(
     models, made, quantized, tmp_path
 ):
     moe = model_at(models["moe"])
-    found = format.read(made["moe"]["b"])
-    known = wanted.of(moe)
-    entries = dict(found.entries)
+    imatrix = format.read(made["moe"]["b"])
+    known = expected.of(moe)
+    entries = dict(imatrix.entries)
     counts = entries[UP].counts.copy()
     counts[3] = 0
     entries[UP] = Entry(entries[UP].sums * (counts > 0)[:, None].astype(np.float32), counts)
-    ill = dataclasses.replace(found, entries=entries)
+    ill = dataclasses.replace(imatrix, entries=entries)
     assert validate.check(ill, known).n_without_tokens >= 1
-    mended, _ = repair.repair(ill, known)
-    format.write(tmp_path / "i.gguf", mended)
+    fixed, _ = repair.repair(ill, known)
+    format.write(tmp_path / "i.gguf", fixed)
     assert validate.check(format.read(tmp_path / "i.gguf"), known).n_without_tokens == 0
     assert quantized(moe.path, "Q3_K_S", tmp_path / "i.gguf").exists()

@@ -15,9 +15,8 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadText
 from imatrix_lab.report.results import Missing
 from imatrix_lab.score.engine import Interruptible
-from imatrix_lab.study import scheduler
 from imatrix_lab.study.graph import FILES, Step, StepRecord, Turn, finished, keys, to_run
-from imatrix_lab.study.scheduler import Capacity
+from imatrix_lab.study.scheduler import Capacity, Scheduler
 
 CAPACITY = Capacity(4, 4, 100)
 
@@ -69,9 +68,9 @@ class Bench:
     def run(self, steps, capacity=CAPACITY, seen=None):
         self.ran.clear()
         watch = seen or Seen()
-        return scheduler.run(
+        return Scheduler(
             steps, self.records, capacity, watch, self.records.__setitem__, self.folder / "logs"
-        )
+        ).run()
 
 
 @pytest.fixture

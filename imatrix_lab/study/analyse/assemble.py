@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 from imatrix_lab.core import config
 from imatrix_lab.core.progress import Progress
@@ -32,6 +33,8 @@ def assemble(products: Products, progress: Progress) -> Results:
     compared = comparisons.compare_all(index, recipe, progress)
     predictions = secondary.predictions(products, index, rows)
     flips, flip_counts = secondary.flips(index, compared.comparisons)
+    calibration_order = partial(index.order, model="model", calibration="label")
+    quant_order = partial(index.order, model="model", type="type", calibration="calibration")
     result = Results(
         schema=results.SCHEMA,
         name=recipe.name,
@@ -43,22 +46,8 @@ def assemble(products: Products, progress: Progress) -> Results:
         languages=provenance.named(products, index),
         models=provenance.models(products),
         types=recipe.types,
-        calibrations=tuple(
-            sorted(
-                products.calibrations,
-                key=lambda c: (
-                    index.rank("model", c.model),
-                    index.rank("calibration", c.label),
-                    c.sample,
-                ),
-            )
-        ),
-        quants=tuple(
-            sorted(
-                products.quants,
-                key=lambda q: (index.order(q, "model", "type", "calibration"), q.sample),
-            )
-        ),
+        calibrations=tuple(sorted(products.calibrations, key=calibration_order)),
+        quants=tuple(sorted(products.quants, key=quant_order)),
         scores=tuple(rows),
         comparisons=compared.comparisons,
         interactions=compared.interactions,

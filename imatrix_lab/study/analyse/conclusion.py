@@ -52,12 +52,8 @@ def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comp
     cases = texts or tasks
     if not cases:
         return _nothing_matched(results)
-    if len(cases) == 1:
-        sentence = _single(results, cases[0])
-    elif len({c.verdict for c in cases}) == 1:
-        sentence = _alike(results, cases)
-    else:
-        sentence = _mixed(results, cases)
+    verdicts = {c.verdict for c in cases}
+    sentence = _alike(results, cases) if len(verdicts) == 1 else _mixed(results, cases)
     if texts and tasks:
         sentence += f"; in answers to tasks it is {_counts(tasks)}"
     return f"{sentence}."
@@ -74,27 +70,23 @@ def _nothing_matched(results: Results) -> str:
     )
 
 
-def _single(results: Results, c: Comparison) -> str:
-    a, b = _imatrix(results, c.a), _imatrix(results, c.b)
-    where = f"on {_place(results, c)}"
-    if c.verdict in ("better", "worse"):
-        return f"{_upper(a)} is {c.verdict} than {b} {where}: its {c.words} is {_size(results, c)}"
-    if c.verdict == "equivalent":
-        return f"{_upper(a)} and {b} are equivalent {where}: {_within(c)}"
-    return f"Whether {a} is better than {b} {where} cannot be told: {_reach([c])}"
-
-
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:
-    first, b = cases[0], _imatrix(results, results.baseline)
-    places = f"({_places(results, cases)})"
-    where = f"{'both' if len(cases) == 2 else f'all {len(cases)}'} cases {places}"
-    if first.verdict in ("better", "worse"):
-        sizes = _sizes(results, cases)
-        return f"{_upper(OWN)} is {first.verdict} than {b} in {where}: its {first.words} is {sizes}"
+    """Return the first sentence for cases of one verdict."""
+    n, first = len(cases), cases[0]
+    a, b = OWN if n > 1 else _imatrix(results, first.a), _imatrix(results, first.b)
+    places = _places(results, cases)
+    if first.verdict == "undecided":
+        where = f"in any of {n} cases ({places})" if n > 1 else f"on {places}"
+        return f"Whether {a} is better than {b} cannot be told {where}: {_reach(cases)}"
+    where = f"in {'both' if n == 2 else f'all {n}'} cases ({places})" if n > 1 else f"on {places}"
     if first.verdict == "equivalent":
-        return f"{_upper(OWN)} and {b} are equivalent in {where}: {_within(first)}"
-    untold = f"cannot be told in any of {len(cases)} cases {places}"
-    return f"Whether {OWN} is better than {b} {untold}: {_reach(cases)}"
+        margin = f"{first.margin:.6g} {first.unit}"
+        return (
+            f"{_upper(a)} and {b} are equivalent {where}: their {first.words} differs by less than"
+            f" the declared margin of {margin}"
+        )
+    sizes = _sizes(results, cases)
+    return f"{_upper(a)} is {first.verdict} than {b} {where}: its {first.words} is {sizes}"
 
 
 def _mixed(results: Results, cases: Sequence[Comparison]) -> str:
@@ -115,10 +107,6 @@ def _counts(cases: Sequence[Comparison]) -> str:
     counts = {v: sum(c.verdict == v for c in cases) for v in VERDICTS}
     words = _joined([f"{v} in {n}" for v, n in counts.items() if n])
     return f"{words} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
-
-
-def _within(c: Comparison) -> str:
-    return f"their {c.words} differs by less than the declared margin of {c.margin:.6g} {c.unit}"
 
 
 def _reach(cases: Sequence[Comparison]) -> str:

@@ -80,9 +80,10 @@ class Index:
         known = self._ranks[factor]
         return (known.index(name) if name in known else len(known)), name
 
-    def order(self, row: Any, *factors: str) -> tuple[Any, ...]:
-        """Return what to sort a row by: the ranks of its factors."""
-        return tuple(self.rank(factor, getattr(row, factor)) for factor in factors)
+    def order(self, row: Any, **factors: str) -> tuple[Any, ...]:
+        """Return what to sort a row by: ranks of factors (in fields of these names), sample."""
+        ranks = [self.rank(factor, getattr(row, field)) for factor, field in factors.items()]
+        return *ranks, row.sample
 
     def for_comparison(self, records: Iterable[RecordFile]) -> list[RecordFile]:
         """Return records in the order to compare them in: of a pair the latter is B.
@@ -98,8 +99,8 @@ class Index:
         records = [
             self._record(run) for path in paths for run in runs.find(path) if run.kind == kind
         ]
-        factors = ("model", "task", "text", "calibration", "type")
-        return sorted(records, key=lambda r: (*self.order(r, *factors), r.sample, r.run.sample))
+        factors = {name: name for name in ("model", "task", "text", "calibration", "type")}
+        return sorted(records, key=lambda r: (self.order(r, **factors), r.run.sample))
 
     def _record(self, run: Run) -> RecordFile:
         task = run.signature.get("task", {})

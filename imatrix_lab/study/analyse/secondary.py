@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from imatrix_lab.imatrix import distance, format
@@ -30,15 +31,8 @@ def predictions(products: Products, index: Index, scores: Sequence[Score]) -> li
     for p in products.predictions:
         kld = measured.get((p.model, p.calibration, p.sample, p.type, p.language), math.nan)
         rows.append(replace(p, measured_kld_nats=kld))
-    return sorted(
-        rows,
-        key=lambda p: (
-            index.rank("model", p.model),
-            index.rank("text", p.language),
-            index.order(p, "type", "calibration"),
-            p.sample,
-        ),
-    )
+    factors = {"model": "model", "text": "language", "type": "type", "calibration": "calibration"}
+    return sorted(rows, key=partial(index.order, **factors))
 
 
 def agreements(rows: Sequence[Prediction]) -> list[Agreement]:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,46 +61,26 @@ class Benchmark:
         self._shared, self._progress = shared, progress
         self._busy = os.getloadavg()[0] > cores() / 2  # before this process makes it busy
 
-    def imatrix(self, model: Model) -> Speed:
-        """Return tokens per second of llama-imatrix."""
-        words = f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW} tokens"
-        measure = partial(_imatrix, self._shared, model)
-        return self._speed("imatrix", model, measure, "tokens", words)
+    def speed(self, what: str, of: Model | str) -> Speed:
+        """Return what was measured before, or measure it now.
 
-    def score(self, model: Model) -> Speed:
-        """Return tokens per second of scoring one model, its divergence included."""
-        measure = partial(_score, self._shared, model, self._progress)
-        return self._speed("score", model, measure, "tokens", "the original on one window")
-
-    def quantize(self, quant_type: str) -> Speed:
-        """Return weights per second of llama-quantize for a type."""
-        measure = partial(_quantize, self._shared, quant_type, self._progress)
-        words = f"{quant_type} of a small model of random weights"
-        return self._speed("quantize", quant_type, measure, "weights", words)
-
-    def quant_error(self) -> Speed:
-        """Return weights per second of the sums that predicted losses are made from."""
-        quant_type = self._shared.recipe.types[0]
-        measure = partial(_quant_error, self._shared, quant_type, self._progress)
-        return self._speed(
-            "loss", quant_type, measure, "weights", "a small model of random weights"
-        )
-
-    def _speed(
-        self,
-        what: str,
-        of: Model | str,
-        measure: Callable[[Path], float],
-        unit: str,
-        words: str,
-    ) -> Speed:
-        """Return what was measured before, or measure it now."""
+        Parameters
+        ----------
+        what : ``imatrix`` and ``score`` a model (tokens), ``quantize`` and predict ``loss`` of a
+            type (weights).
+        """
+        measures: dict[str, tuple[Callable[..., float], str, str]] = {
+            "imatrix": (_imatrix, "tokens", f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW}"),
+            "score": (_score, "tokens", "the original on one window"),
+            "quantize": (_quantize, "weights", f"{of} of a small model of random weights"),
+            "loss": (_quant_error, "weights", "a small model of random weights"),
+        }
+        measure, unit, words = measures[what]
         store = Store(self._shared.store.root)
-        name, label = (of, of) if isinstance(of, str) else (of.sha256, of.label)
-        label = f"{what}-{label}"
+        label = f"{what}-{of if isinstance(of, str) else of.label}"
         inputs = {
             "what": what,
-            "of": name,
+            "of": of if isinstance(of, str) else of.sha256,
             "cores": cores(),
             "gpu_layers": self._shared.compute().gpu_layers,
             "toolchain": self._shared.tools.signature(),
@@ -112,13 +91,14 @@ class Benchmark:
 
         def build(out: Path, scratch: Path) -> dict[str, Any]:
             self._progress.say(f"measuring the speed of this machine: {label}")
-            return {"per_second": measure(scratch), "busy": self._busy}
+            per_second = measure(self._shared, of, self._progress, scratch)
+            return {"per_second": per_second, "busy": self._busy}
 
         facts = store.get("rate", label, inputs, build, self._progress).facts
         return Speed(float(facts["per_second"]), unit, words, facts["busy"])
 
 
-def _imatrix(shared: Shared, model: Model, scratch: Path) -> float:
+def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     compute = machine.compute_for(model.facts, shared.compute(n_ctx=WINDOW))
     compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
     words = scratch / "text.txt"

@@ -132,7 +132,7 @@ class _Planner:
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
         self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == "score"}
         self.columns = {
-            m.label: sum(p.info.shape[0] for p in quant_error.parts(m).values())
+            m.label: sum(p.info.shape[0] for p in quant_error.tensors(m).values())
             for m in shared.models
         }
         self.benchmark = Benchmark(shared, progress)
@@ -163,8 +163,7 @@ class _Planner:
                 *warnings.of_types(shared),
                 *_recipe_warnings(recipe, effects),
                 *warnings.of_speeds(self.speeds),
-                *warnings.of_disk(peak, disk_free),
-                *warnings.of_memory(memory, memory_limit),
+                *warnings.of_space(peak, disk_free, memory, memory_limit),
             ),
         )
 
@@ -225,26 +224,22 @@ class _Planner:
         if step.kind in ASSUMED_S:
             return ASSUMED_S[step.kind], ""
         model = self._model(step)
-        units = float(model.facts.n_parameters)
+        what = "score"
+        of: Model | str = model
+        name, units = f"score {model.label}", step.cost
         if step.kind == "imatrix":
-            name, units = f"imatrix {model.label}", step.cost
-            speed = self.benchmark.imatrix(model)
+            what, name = "imatrix", f"imatrix {model.label}"
         elif step.kind == "quant":
-            quant_type = str(step.inputs["type"])
-            name, speed = f"quantize {quant_type}", self.benchmark.quantize(quant_type)
+            what, of = "quantize", str(step.inputs["type"])
+            name, units = f"quantize {of}", model.facts.n_parameters
         elif step.kind == "loss":
-            name, speed = "predicted loss", self.benchmark.quant_error()
-        else:
-            name, units = f"score {model.label}", self._tokens(step)
-            speed = self.benchmark.score(model)
+            what, of = "loss", self.shared.recipe.types[0]
+            name, units = "predicted loss", model.facts.n_parameters
+        elif step.kind == "score":  # through all the models
+            units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
+        speed = self.benchmark.speed(what, of)
         self.speeds[name] = speed
         return units / speed.per_second, name
-
-    def _tokens(self, step: Step) -> float:
-        """Return tokens through all the models that a step runs."""
-        if step.kind != "score":
-            return step.cost
-        return sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
 
     def _disk_bytes(self, step: Step) -> int:
         label = self._model(step).label

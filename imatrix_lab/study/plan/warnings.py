@@ -149,19 +149,15 @@ def of_speeds(speeds: Mapping[str, Speed]) -> Iterator[str]:
         )
 
 
-def of_disk(needed: int, free: int) -> Iterator[str]:
-    """Yield that the disk is too small."""
-    if needed > free:
+def of_space(disk: int, free: int, memory: int, limit: int) -> Iterator[str]:
+    """Yield that disk or memory is too small."""
+    if disk > free:
         yield (
-            f"the study needs {size(needed)} of disk; {size(free)} is free; try: keep ="
+            f"the study needs {size(disk)} of disk; {size(free)} is free; try: keep ="
             ' "scores" with limits.disk_gib'
         )
-
-
-def of_memory(needed: int, limit: int) -> Iterator[str]:
-    """Yield that the memory is too small."""
-    if needed > limit:
+    if memory > limit:
         yield (
-            f"largest step needs {size(needed)} of memory; limit is {size(limit)}; try:"
+            f"largest step needs {size(memory)} of memory; limit is {size(limit)}; try:"
             " limits.disk_gib, which makes batches of quants"
         )

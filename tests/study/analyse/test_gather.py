@@ -9,13 +9,14 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadText
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Missing
-from imatrix_lab.study import actions, scheduler
+from imatrix_lab.study import actions
 from imatrix_lab.study.analyse import gather
 from imatrix_lab.study.analyse.assemble import assemble
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import FILES, Step
 from imatrix_lab.study.recipe import CalibrationSettings, Evaluation
+from imatrix_lab.study.scheduler import Scheduler
 from tests.study import scored
 from tests.study.test_graph import CAPACITY, Seen
 
@@ -57,7 +58,7 @@ class Study:
                           after=(quant.id, loss.id, score.id), is_cleanup=True)  # fmt: skip
         steps = (quant, loss, score, tidy)
         keep = self.records.__setitem__
-        outcome = scheduler.run(steps, self.records, CAPACITY, Seen(), keep, self.folder / "logs")
+        outcome = Scheduler(steps, self.records, CAPACITY, Seen(), keep, self.folder / "logs").run()
         return gather.products(self.shared, steps, outcome, 1.0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,11 +54,11 @@ def measured(score_store, tmp_path_factory) -> Path:
 @pytest.fixture
 def store(store_at, measured: Path, tmp_path: Path) -> Store:
     """A store with nothing in it but llama.cpp, kernels and rates."""
-    found = store_at(tmp_path / "store")
+    store = store_at(tmp_path / "store")
     for name in ("kernel", "loss", "rate"):
         (measured / name).mkdir(exist_ok=True)
-        (found.root / name).symlink_to(measured / name)
-    return found
+        (store.root / name).symlink_to(measured / name)
+    return store
 
 
 @pytest.fixture
@@ -81,42 +82,44 @@ def unmeasured(store: Store, monkeypatch) -> None:
 def tree(folder: Path) -> set[str]:
     """What is in a store, without what is to be forgotten."""
     passing = ("rate", "locks", "work", "kernel", "loss", "toolchain", "sources", "sha256.json")
-    found = {p.relative_to(folder) for p in folder.rglob("*")}
-    return {str(p) for p in found if p.parts[0] not in passing}
+    paths = {p.relative_to(folder) for p in folder.rglob("*")}
+    return {str(p) for p in paths if p.parts[0] not in passing}
 
 
 def test_a_new_study(recipe: Recipe, store: Store, tmp_path: Path, capsys) -> None:
     folder, before = Folder(tmp_path / "studies" / "x"), tree(store.root)
-    found = plan.plan(recipe, folder, Session(store, Silent()))
+    planned = plan.plan(recipe, folder, Session(store, Silent()))
     assert tree(store.root) == before and not folder.path.exists()
     shared = prepare(recipe, folder, Session(store, Silent()))
-    assert [row.id for row in found.rows] == [step.id for step in steps.steps(shared)]
-    assert not any(row.is_done for row in found.rows)
-    of = {kind: [r for r in found.rows if r.kind == kind] for kind in ("imatrix", "quant", "score")}
-    rate = found.rates["imatrix tiny"]
+    assert [row.id for row in planned.rows] == [step.id for step in steps.steps(shared)]
+    assert not any(row.is_done for row in planned.rows)
+    of = {
+        kind: [r for r in planned.rows if r.kind == kind] for kind in ("imatrix", "quant", "score")
+    }
+    rate = planned.rates["imatrix tiny"]
     assert [r.seconds for r in of["imatrix"]] == [2048 / rate.per_second] * 4
     weights = shared.models[0].facts.n_parameters
     for row in of["quant"]:
         kind = row.id.rpartition(".")[2]
         assert row.disk_bytes == shared.sizes[shared.models[0].label, kind]
-        assert row.seconds == weights / found.rates[f"quantize {kind}"].per_second
-    score = found.rates["score tiny"].per_second
+        assert row.seconds == weights / planned.rates[f"quantize {kind}"].per_second
+    score = planned.rates["score tiny"].per_second
     assert [r.seconds for r in of["score"]] == [7 * 350 * (1 + 10) / score]
-    assert found.seconds == pytest.approx(sum(r.seconds for r in found.rows))
+    assert planned.seconds == pytest.approx(sum(r.seconds for r in planned.rows))
     quants = sum(r.disk_bytes for r in of["quant"])
-    small = sum(r.disk_bytes for r in found.rows) - quants
-    assert (found.disk_final_bytes, found.disk_peak_bytes) == (small, small + quants)
-    assert found.disk_free_bytes > 0
-    assert found.memory_bytes == max(r.memory_bytes for r in found.rows)
-    study.show(found)
+    small = sum(r.disk_bytes for r in planned.rows) - quants
+    assert (planned.disk_final_bytes, planned.disk_peak_bytes) == (small, small + quants)
+    assert planned.disk_free_bytes > 0
+    assert planned.memory_bytes == max(r.memory_bytes for r in planned.rows)
+    study.show(planned)
     printed = "".join(capsys.readouterr())
     assert all(
         text in printed
-        for text in (*(r.what for r in found.rows if r.kind != "tidy"), *found.warnings)
+        for text in (*(r.what for r in planned.rows if r.kind != "tidy"), *planned.warnings)
     )
-    assert all(name in printed for name in found.rates)
+    assert all(name in printed for name in planned.rates)
     kept = plan.plan(replace(recipe, keep="all"), folder, Session(store, Silent()))
-    assert kept.rates == found.rates
+    assert kept.rates == planned.rates
     assert kept.disk_final_bytes == kept.disk_peak_bytes == small + quants
 
 
@@ -128,15 +131,15 @@ def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> 
     for step in every:
         if step.kind in ("corpus", "imatrix") and "qaa" in step.id:
             results[step.id] = dict(step.run(Turn(1, Silent(), results)))
-    found = plan.plan(recipe, Folder(tmp_path / "new"), Session(store, Silent()))
-    assert {row.id for row in found.rows if row.is_done} == set(results)
-    (score,) = [row for row in found.rows if row.kind == "score"]
-    assert "assumed" not in found.effects[0].power.assumed.split(";")[-1]
+    planned = plan.plan(recipe, Folder(tmp_path / "new"), Session(store, Silent()))
+    assert {row.id for row in planned.rows if row.is_done} == set(results)
+    (score,) = [row for row in planned.rows if row.kind == "score"]
+    assert "assumed" not in planned.effects[0].power.assumed.split(";")[-1]
     text = Path(results["tiny.corpus.qaa.1"]["corpus"]["heldout"]).read_text().splitlines()[:7]
-    assert found.effects[0].clusters == len(text) == 7
+    assert planned.effects[0].clusters == len(text) == 7
     size = format.read(Path(results["tiny.imatrix.qaa.1"]["imatrix"]["path"]))
     columns = sum(e.sums.size for e in size.entries.values())
-    (row, *_) = [row for row in found.rows if row.kind == "imatrix"]
+    (row, *_) = [row for row in planned.rows if row.kind == "imatrix"]
     assert 4 * columns <= row.disk_bytes <= 6 * columns
     assert score.seconds > 0
     # and once every step has its record, nothing is left to do
@@ -148,31 +151,38 @@ def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> 
     assert done.seconds == 0
 
 
-def test_doubts(recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path) -> None:
-    def warnings(**change: object) -> str:
-        other = replace(recipe, **change)
-        return "\n".join(
-            plan.plan(other, Folder(tmp_path / "x"), Session(store, Silent())).warnings
-        )
+@pytest.fixture
+def warned(recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path):
+    """A function: changes of the recipe -> the warnings of its plan, as one text."""
 
-    said = warnings()
-    assert "2 samples leave a language's noise 1 degree of freedom" in said
-    assert "Q4_K_M on qaa: differences below" in said and "the margin is 0.02" in said
-    assert "cannot be made" not in said and "of disk" not in said
+    def warnings(**change: object) -> str:
+        folder = Folder(tmp_path / "x")
+        planned = plan.plan(replace(recipe, **change), folder, Session(store, Silent()))
+        return "\n".join(planned.warnings)
+
+    return warnings
+
+
+def test_two_samples_and_a_margin_that_is_too_small(warned, golden) -> None:
+    golden("warnings", re.sub(r"\d[\d.,]* (to \d[\d.,]* )?(?=nats|documents)", "N ", warned()))
+
+
+def test_too_little_of_everything(warned) -> None:
     few = CalibrationSettings(("qaa", "none"), 1_000_000, 1)
-    said = warnings(types=("Q2_K_S",), calibration=few, evaluation=Evaluation(("qaa",), 3))
-    assert "one sample of each language" in said
-    assert "Q2_K_S of tiny cannot be made without an imatrix" in said
-    assert "qaa: 3 documents are too few" in said
-    said = warnings(comparison=ComparisonSettings(), limits=Limits(backend="cpu", memory_gib=0.001))
-    assert "nothing can come out as equivalent" in said
-    assert "of memory, and it may take 1.02 MiB" in said
+    text = warned(types=("Q2_K_S",), calibration=few, evaluation=Evaluation(("qaa",), 3))
+    for part in ("calibration.samples = 3", "Q2_K_S requires an imatrix", "qaa: 3 documents"):
+        assert part in text
+    limits = Limits(backend="cpu", memory_gib=0.001)
+    text = warned(comparison=ComparisonSettings(), limits=limits)
+    assert "comparison.margins" in text and "limit is 1.02 MiB" in text
+
+
+def test_tasks_whose_items_cannot_be_fetched(warned) -> None:
     tasks = (Task("xnli", ("en",), 20), Task("language-confusion", ("en",)))
-    said = warnings(tasks=tasks)
-    assert "no items of facebook/xnli" in said
-    assert "language-confusion is not on the Hub: git clone" in said
-    assert "in xnli en: differences" not in said  # no margin of its score
-    assert "no margin is declared for what is measured in points" in said
+    text = warned(tasks=tasks)
+    assert "facebook/xnli" in text and "language-confusion" in text and "git clone" in text
+    assert "xnli en: differences" not in text  # no margin of its score
+    assert "no margin is declared in points" in text
 
 
 def test_text_that_is_short(recipe: Recipe, store: Store, tmp_path: Path) -> None:
@@ -181,18 +191,18 @@ def test_text_that_is_short(recipe: Recipe, store: Store, tmp_path: Path) -> Non
     folder = Folder(tmp_path / "x")
     shared = prepare(long, folder, Session(store, Silent()))
     next(s for s in steps.steps(shared) if s.kind == "corpus").run(Turn(1, Silent(), {}))
-    found = plan.plan(long, folder, Session(store, Silent()))
-    assert any("1,000,000 are asked for" in warning for warning in found.warnings)
+    planned = plan.plan(long, folder, Session(store, Silent()))
+    assert any("of 1,000,000 tokens" in warning for warning in planned.warnings)
 
 
 def test_without_model_or_llama_cpp(recipe: Recipe, store: Store, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "x")
-    found = plan.plan(recipe, folder, Session(Store(tmp_path / "empty"), Silent()))
-    assert not found.rows and found.effects
-    assert "llama.cpp is not built yet; try: imatrix-lab toolchain build" in found.warnings[0]
+    planned = plan.plan(recipe, folder, Session(Store(tmp_path / "empty"), Silent()))
+    assert not planned.rows and planned.effects
+    assert "try: imatrix-lab toolchain build" in planned.warnings[0]
     far = replace(recipe, models=("hf:org/repo@main:a.gguf",))
-    found = plan.plan(far, folder, Session(store, Silent()))
-    assert not found.rows and "time and disk are not known" in found.warnings[0]
+    planned = plan.plan(far, folder, Session(store, Silent()))
+    assert not planned.rows and "hf:org/repo@main:a.gguf" in planned.warnings[0]
 
 
 def test_what_was_measured_while_busy_is_measured_again(
