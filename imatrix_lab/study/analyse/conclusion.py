@@ -76,8 +76,10 @@ def _alike(results: Results, cases: Sequence[Comparison]) -> str:
     a, b = OWN if n > 1 else _imatrix(results, first.a), _imatrix(results, first.b)
     places = _places(results, cases)
     if first.verdict == "undecided":
-        where = f"in any of {n} cases ({places})" if n > 1 else f"on {places}"
-        return f"Whether {a} is better than {b} cannot be told {where}: {_reach(cases)}"
+        where = f"on {places} cannot be told"
+        if n > 1:
+            where = f"cannot be told in any of {n} cases ({places})"
+        return f"Whether {a} is better than {b} {where}: {_reach(cases)}"
     where = f"in {'both' if n == 2 else f'all {n}'} cases ({places})" if n > 1 else f"on {places}"
     if first.verdict == "equivalent":
         margin = f"{first.margin:.6g} {first.unit}"
