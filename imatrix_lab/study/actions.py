@@ -11,11 +11,12 @@ from imatrix_lab.core import config
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, quant_error
-from imatrix_lab.imatrix import predict as prediction
 from imatrix_lab.imatrix.format import Imatrix
+from imatrix_lab.imatrix.predict import losses
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.models import resolve
-from imatrix_lab.pipeline import predict, tune
+from imatrix_lab.pipeline import tune
+from imatrix_lab.pipeline.predict import columns
 from imatrix_lab.pipeline.score import score_models
 from imatrix_lab.quantize import run as quantize
 from imatrix_lab.report.results import Quant
@@ -24,7 +25,8 @@ from imatrix_lab.study.context import Shared
 from imatrix_lab.study.graph import FILES, Turn
 from imatrix_lab.study.recipe import Task
 from imatrix_lab.tasks import backends, definition
-from imatrix_lab.tasks import run as task_run
+from imatrix_lab.tasks.run import pairs, prepare
+from imatrix_lab.tasks.run import run as run_task
 from imatrix_lab.types import (
     CorpusFacts,
     ImatrixFacts,
@@ -200,19 +202,19 @@ def score(
     return {FILES: [*turn.before.get(FILES, ()), *map(str, files)]}
 
 
-def losses(
+def predict_losses(
     shared: Shared, model: Model, planned: PlannedQuant, samples: Samples, turn: Turn
 ) -> Result:
     """Predict what a quant loses in each language; `samples` names the imatrix steps of each."""
     session = shared.session(turn.progress)
     kernel = quant_error.kernel(shared.tools, session)
     quant = _as_model(turn.results[planned.step])
-    columns = predict.columns(kernel, model, quant, turn.threads, session)
+    sums = columns(kernel, model, quant, turn.threads, session)
     imatrices = {}
     for code, steps in samples.items():
         if paths := [imatrix_in(turn.results[s]).path for s in steps if s in turn.results]:
             imatrices[code] = _pooled(paths)
-    predicted = prediction.losses(quant_error.read(columns.path / quant_error.FILE), imatrices)
+    predicted = losses(quant_error.read(sums.path / quant_error.FILE), imatrices)
     values = dict(zip(predicted.languages, predicted.overall().tolist(), strict=True))
     return {LOSSES: {**turn.before.get(LOSSES, {}), **values}}
 
@@ -228,8 +230,8 @@ def items(
 ) -> Result:
     """Fetch and check a task's items, so that a problem with them is reported once."""
     request = _task_request(shared, task, languages, turn)
-    pairs = task_run.pairs([definition.get(task.name)], request, turn.progress)
-    ready = [task_run.prepare(*pair, request, turn.progress) for pair in pairs]
+    chosen = pairs([definition.get(task.name)], request, turn.progress)
+    ready = [prepare(*pair, request, turn.progress) for pair in chosen]
     return {"n_items": {prepared.locale.code: len(prepared.items) for prepared in ready}}
 
 
@@ -241,7 +243,7 @@ def answers(
     tested = _as_model(turn.results[step]) if step else model
     session = shared.session(turn.progress)
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    files = task_run.run(request, [backend], turn.progress)
+    files = run_task(request, [backend], turn.progress)
     return {FILES: [str(file) for file in files]}
 
 

@@ -242,7 +242,7 @@ class _ModelSteps:
         for quant in quants if samples else ():
             who = (quant.calibration.id, quant.type)
             step, what = self._id("loss", *who), f"predicted loss {' '.join(who)}"
-            run = self._action(actions.losses, quant, samples)
+            run = self._action(actions.predict_losses, quant, samples)
             rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
             yield self._step(step, "loss", what, run, **rest)
 
