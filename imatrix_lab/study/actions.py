@@ -228,7 +228,9 @@ def _pooled(paths: Sequence[Path]) -> Imatrix:
     return merge.merge(parts, POOLED_BY) if len(parts) > 1 else parts[0].imatrix
 
 
-def items(shared: Shared, task: Task, languages: tuple[str, ...], turn: Turn) -> Result:
+def items(
+    shared: Shared, model: Model, task: Task, languages: tuple[str, ...], turn: Turn
+) -> Result:
     """Fetch and check a task's items, so that a problem with them is reported once."""
     request = _task_request(shared, task, languages, turn)
     pairs = task_run.pairs([definition.get(task.name)], request, turn.progress)
@@ -264,7 +266,7 @@ def _task_request(
     )
 
 
-def cleanup(shared: Shared, quants: Sequence[PlannedQuant], turn: Turn) -> Result:
+def cleanup(shared: Shared, model: Model, quants: Sequence[PlannedQuant], turn: Turn) -> Result:
     """Delete quants that were made for the study alone."""
     for quant in quants:
         if quant.step in turn.results:
