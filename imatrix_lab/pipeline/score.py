@@ -59,11 +59,7 @@ def _check(request: ScoreRequest, session: Session) -> None:
 
 
 def score_models(
-    request: ScoreRequest,
-    tools: Toolchain,
-    reference: Model,
-    quants: list[Model],
-    session: Session,
+    request: ScoreRequest, tools: Toolchain, reference: Model, quants: list[Model], session: Session
 ) -> list[Path]:
     """Score models that are resolved already; the request's own are not looked at."""
     progress = session.progress
