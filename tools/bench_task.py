@@ -1,6 +1,6 @@
 """What scoring tasks costs beside llama-server and llama-perplexity: the same items and threads.
 
-    make bench-task            demo model, 100 items, one round: about 12 minutes on 2 idle cores
+    make bench-task            demo model, 100 items, one round: about 14 minutes on 2 idle cores
     python tools/bench_task.py --items 200 --server-items 20 --rounds 3     more than an hour
 
 Items are made of the English texts written for this project: some sentences, and four ways to go

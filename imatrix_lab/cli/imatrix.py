@@ -179,7 +179,7 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
       imatrix-lab imatrix check some-download.dat --model model-f16.gguf
     """
     from imatrix_lab.imatrix import expected, format, repair, validate
-    from imatrix_lab.models.convert import resolve
+    from imatrix_lab.models.resolve import resolve
 
     session = options.session()
     tensors = expected.of(resolve(model, session))
@@ -202,31 +202,24 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
     click.get_current_context().exit(1 if errors else 0)
 
 
-class _Weighted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``FILE`` or ``FILE=WEIGHT``; ``nb`` may stand for a file named so."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, float]:
-        """Return file and weight; the error for a missing file has the command that makes it."""
-        if isinstance(value, tuple):
-            return value
-        name, _, number = str(value).rpartition("=")
-        if Path(value).exists() or not name:
-            name, number = str(value), "1"
-        path = Path(name)
-        if not path.exists() and re.fullmatch(r"[\w-]+", name):
-            path = _by_language(name)
-        try:
-            weight = float(number)
-        except ValueError:
-            self.fail(f"{number!r} in {value!r} is not a weight, such as 0.75")
-        if not path.exists():
-            raise UsageError(
-                f"no file {name!r}; a mixture is made of imatrix files",
-                fix=f"imatrix-lab imatrix build --model MODEL --corpus {name} --out {name}.gguf",
-            )
-        return path, weight
+def _weighted(word: str) -> tuple[Path, float]:
+    """Return file and weight of ``FILE`` or ``FILE=WEIGHT``; FILE may be a language's code."""
+    name, _, number = word.rpartition("=")
+    if Path(word).exists() or not name:
+        name, number = word, "1"
+    path = Path(name)
+    if not path.exists() and re.fullmatch(r"[\w-]+", name):
+        path = _by_language(name)
+    try:
+        weight = float(number)
+    except ValueError:
+        raise click.BadParameter(f"{number!r} in {word!r} is not a weight, such as 0.75") from None
+    if not path.exists():
+        raise UsageError(
+            f"no file {name!r}; a mixture is made of imatrix files",
+            fix=f"imatrix-lab imatrix build --model MODEL --corpus {name} --out {name}.gguf",
+        )
+    return path, weight
 
 
 def _by_language(name: str) -> Path:
@@ -246,7 +239,7 @@ def _by_language(name: str) -> Path:
 
 
 @imatrix.command()
-@click.argument("files", metavar="FILE[=WEIGHT]...", nargs=-1, required=True, type=_Weighted())
+@click.argument("files", metavar="FILE[=WEIGHT]...", nargs=-1, required=True, type=_weighted)
 @click.option("-o", "--out", required=True, type=FILE, help="A name ending in .dat: legacy format.")
 @click.option(
     "--by", type=click.Choice(MERGE_BY), default=MERGE_BY[0], show_default=True,

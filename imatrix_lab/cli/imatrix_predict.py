@@ -19,73 +19,49 @@ if TYPE_CHECKING:
 SCALE = 1e4
 
 
-class _Several(click.Command):
-    """A command whose options take several words."""
+def _named_file(word: str) -> tuple[str, Path | None]:
+    """Return name and file of ``nb=some.gguf``, a file, or ``none``."""
+    from imatrix_lab.pipeline.predict import NONE
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn ``--imatrix A B`` into ``--imatrix A --imatrix B``."""
-        return super().parse_args(ctx, options.spread(args, ("--imatrix", "--type", "--quant")))
-
-
-class _Imatrix(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``nb=some.gguf``, a file, or ``none``."""
-
-    name = "imatrix"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Path | None]:
-        if isinstance(value, tuple):
-            return value
-        from imatrix_lab.pipeline.predict import NONE
-
-        if value == NONE:
-            return NONE, None
-        path = Path(value).expanduser()
-        name, equals, file = str(value).partition("=")
-        if equals and not path.is_file():
-            return name, Path(file).expanduser()
-        return path.name.partition(".")[0], path
-
-
-class _Quant(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``nb=some.gguf``."""
-
-    name = "quant"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Path]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, file = str(value).partition("=")
-        if not (name and equals and file):
-            self.fail(f"{value!r} is not NAME=FILE, with the name of an imatrix or none")
+    if word == NONE:
+        return NONE, None
+    path = Path(word).expanduser()
+    name, equals, file = word.partition("=")
+    if equals and not path.is_file():
         return name, Path(file).expanduser()
+    return path.name.partition(".")[0], path
 
 
-class _Select(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``worst``, or ``nb=2,en=1``."""
-
-    name = "select"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str) or value == "worst":
-            return value
-        weights = {}
-        for word in value.replace(",", " ").split():
-            name, _, number = word.partition("=")
-            try:
-                weights[name] = float(number)
-            except ValueError:
-                self.fail(f"{word!r} is neither worst nor LANGUAGE=WEIGHT")
-            if not 0 <= weights[name] < float("inf"):
-                self.fail(f"{word!r}: the weight must not be negative")
-        if not any(weights.values()):
-            self.fail("all weights are zero")
-        return weights
+def _quant(word: str) -> tuple[str, Path]:
+    """Return name and file of ``nb=some.gguf``."""
+    name, _, file = word.partition("=")
+    if not (name and file):
+        raise click.BadParameter(f"{word!r} is not NAME=FILE, with the name of an imatrix or none")
+    return name, Path(file).expanduser()
 
 
-@click.command(cls=_Several)
+def _select(text: str) -> str | dict[str, float]:
+    """Return ``worst``, or the weights of ``nb=2,en=1``."""
+    if text == "worst":
+        return text
+    weights = {}
+    for word in text.replace(",", " ").split():
+        name, _, number = word.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise click.BadParameter(f"{word!r} is neither worst nor LANGUAGE=WEIGHT") from None
+        if not 0 <= weights[name] < float("inf"):
+            raise click.BadParameter(f"{word!r}: the weight must not be negative")
+    if not any(weights.values()):
+        raise click.BadParameter("all weights are zero")
+    return weights
+
+
+@click.command(cls=options.Spread)
 @options.MODEL
 @click.option(
-    "--imatrix", "imatrices", multiple=True, required=True, type=_Imatrix(), metavar="FILE…",
+    "--imatrix", "imatrices", multiple=True, required=True, type=_named_file, metavar="FILE…",
     help="Importance matrices, NAME=FILE or a file: each is a calibration and a language to"
     " predict for. none: a quant without one.",
 )  # fmt: skip
@@ -94,12 +70,12 @@ class _Select(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     help="Quant types. [default: Q4_K_M, or those of --quant]",
 )  # fmt: skip
 @click.option(
-    "--quant", "quants", multiple=True, type=_Quant(), metavar="NAME=FILE…",
+    "--quant", "quants", multiple=True, type=_quant, metavar="NAME=FILE…",
     help="Existing quants, by the name of their imatrix; the others are made and removed.",
 )  # fmt: skip
 @click.option("--by", type=click.Choice(["role", "layer"]), help="Also print by role or layer.")
 @click.option(
-    "--select", type=_Select(), metavar="worst|NAME=WEIGHT,…",
+    "--select", type=_select, metavar="worst|NAME=WEIGHT,…",
     help="Search for the mixture that loses least: in its worst language, or on weighted average.",
 )  # fmt: skip
 @options.BACKEND

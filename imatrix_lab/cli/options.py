@@ -63,6 +63,15 @@ def spread(args: list[str], several: tuple[str, ...]) -> list[str]:
     return spread_args
 
 
+class Spread(click.Command):
+    """A command that takes several words after an option that may be repeated."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn ``--quant A B`` into ``--quant A --quant B``."""
+        several = [o for p in self.params if getattr(p, "multiple", False) for o in p.opts]
+        return super().parse_args(ctx, spread(args, tuple(several)))
+
+
 MODEL = click.option(
     "--model", default="demo", show_default=True, metavar="MODEL",
     help="demo, a path to a GGUF file, or hf:org/repo[@revision][:file].",

@@ -25,14 +25,6 @@ ROWS_MIN = 32
 """`score.windows.ROWS_MIN`, whose module takes 0.1 s to import."""
 
 
-class _Run(click.Command):
-    """A command that takes several words after ``--quant`` and ``--text``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn ``--quant A B`` into ``--quant A --quant B``."""
-        return super().parse_args(ctx, options.spread(args, ("--quant", "--text")))
-
-
 class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """``nb=heldout.jsonl``, a file, or a language."""
 
@@ -57,7 +49,7 @@ def score() -> None:
     """Measure how far quants diverge from the full model, token by token."""
 
 
-@score.command("run", cls=_Run)
+@score.command("run", cls=options.Spread)
 @click.option(
     "--reference", required=True, metavar="MODEL", help="The full model: demo, a GGUF file, or hf:…"
 )

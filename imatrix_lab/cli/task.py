@@ -8,30 +8,25 @@ from typing import Any
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.cli.score import RUNS
-from imatrix_lab.cli.terminal import stderr, stdout
+from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.tasks import definition
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 from imatrix_lab.types import TaskRequest
 
 RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
-ENDPOINT = click.option(
-    "--endpoint", metavar="URL", default="",
-    help=f"OpenAI-compatible server to ask instead; its key is read from ${API_KEY}.",
-)  # fmt: skip
+ENDPOINT = click.option("--endpoint", metavar="URL", default="", help="OpenAI-compatible server"
+                        f" to ask instead; its key is read from ${API_KEY}.")  # fmt: skip
 GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 SHOWN_MAX = 600
 """Characters of a prompt or an answer that `task flips` prints; --json has all."""
 LIMIT = click.option("--limit", type=click.IntRange(1), help="At most N items.")
-DATA = click.option(
-    "--data", type=click.Path(path_type=Path),
-    help="A file, or a folder of the benchmark's files, in place of the Hub.",
-)  # fmt: skip
+DATA = click.option("--data", type=click.Path(path_type=Path),
+                    help="A file or folder of the benchmark, in place of the Hub.")  # fmt: skip
 LEGEND = (
     "scorer: choice is by likelihood, on the GGUF itself; for the others the model writes",
     "items: of one language, where all have as many; unique: without repeats, where known",
@@ -63,26 +58,16 @@ def task_list(as_json: bool) -> None:
     facts = {name: _facts(task) for name, task in tasks.items()}
     if as_json:
         return options.emit(facts)
-    table = _table("task", "scorer", "items", "unique", "languages", "licence", "needs")
+    columns = ("task", "scorer", "languages", "licence", "needs", "items", "unique")
+    table = new_table(*columns, n_text=5)
     for name, task in tasks.items():
-        languages, needs = " ".join(task.languages), facts[name]["needs"]
-        table.add_row(name, task.scorer, str(task.items or ""), str(task.unique or ""),
-                      *map(escape, (languages, task.licence, needs)))  # fmt: skip
+        texts = (name, task.scorer, " ".join(task.languages), task.licence, facts[name]["needs"])
+        table.add_row(*map(escape, texts), str(task.items or ""), str(task.unique or ""))
     stdout.print(table)
     judges = " ".join(code for code, locale in load_locales().items() if locale.judge.grade)
     notes = [f"{name}: {task.note}" for name, task in tasks.items() if task.note]
     for line in (*notes, *LEGEND, f"task judge has instructions in {judges}"):
         stderr.print(line, style="dim", markup=False, soft_wrap=True)
-
-
-def _table(*names: str) -> Table:
-    """Return a table; counts and the like are on the right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        is_text = name in ("task", "language", "quant", "scorer", "languages", "licence", "needs")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text,
-                         overflow="fold")  # fmt: skip
-    return table
 
 
 def _facts(task: Definition) -> dict[str, Any]:
@@ -94,35 +79,21 @@ def _facts(task: Definition) -> dict[str, Any]:
             "revision": source.revision, "needs": needs if source.hub else "--data"}  # fmt: skip
 
 
-class _Run(click.Command):
-    """Takes several words after ``--quant``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn ``--quant A B`` into ``--quant A --quant B``."""
-        return super().parse_args(ctx, options.spread(args, ("--quant",)))
-
-
-@task.command("run", cls=_Run)
+@task.command("run", cls=options.Spread)
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK…")
 @click.option("--langs", default="", metavar="CODES", help="e.g. en,nb. [default: all it has]")
-@click.option(
-    "--quant", "quants", multiple=True, metavar="FILE…",
-    help="Quants to compare; with --endpoint, the server's name for its model. [default: demo]",
-)  # fmt: skip
+@click.option("--quant", "quants", multiple=True, metavar="FILE…",
+              help="Quants; with --endpoint, the server's model name. [default: demo]")  # fmt: skip
 @DATA
 @LIMIT
-@click.option(
-    "--variant", type=click.Choice(VARIANTS),
-    help="How options are scored by likelihood. [default: the task's]",
-)  # fmt: skip
+@click.option("--variant", type=click.Choice(VARIANTS),
+              help="How options are scored by likelihood. [default: the task's]")  # fmt: skip
 @click.option("--shots", type=click.IntRange(0),
               help="Solved examples before each item. [default: the task's]")  # fmt: skip
 @click.option("--keep-text", is_flag=True, help="Keep prompts and outputs in the records.")
 @ENDPOINT
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("task-runs"), show_default=True,
-    help="Folder for the records.",
-)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("task-runs"),
+              show_default=True, help="Folder for the records.")  # fmt: skip
 @options.BACKEND
 @click.option("--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
               help="Tokens of prompt and answer. [default: 4096, or the model's]")  # fmt: skip
@@ -173,14 +144,15 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     scores = summary.scores(runs)
     if as_json:
         return options.emit(scores)
-    table = _table("task", "language", "quant", "items", "clusters", "score", "95 % interval",
-                   "unread", "cut", "ties", "failed")  # fmt: skip
+    columns = ("task", "language", "quant", "score", "95 % interval", "items", "clusters",
+               "unread", "cut", "ties", "failed")  # fmt: skip
+    table = new_table(*columns, n_text=3)
     for s in scores:
-        counts = (s.n_unparsed, s.n_cut, s.n_ties, sum(s.failed.values()))
-        table.add_row(
-            *map(escape, (s.task, s.language, s.quant)), f"{s.n_items:,}", f"{s.n_clusters:,}",
-            *_interval(s.score.estimate, s.score.low, s.score.high), *(f"{n:,}" for n in counts),
-        )  # fmt: skip
+        failed = sum(s.failed.values())
+        counts = (s.n_items, s.n_clusters, s.n_unparsed, s.n_cut, s.n_ties, failed)
+        interval = _interval(s.score.estimate, s.score.low, s.score.high)
+        names = map(escape, (s.task, s.language, s.quant))
+        table.add_row(*names, *interval, *(f"{n:,}" for n in counts))
     stdout.print(table)
     for s in scores:
         name = f"{s.task} {s.language} {s.quant}"

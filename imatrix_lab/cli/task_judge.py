@@ -19,14 +19,10 @@ from imatrix_lab.types import ChatRequest
 if TYPE_CHECKING:
     from imatrix_lab.tasks.chat import Chat
 
-MODEL = click.option(
-    "--model", required=True, metavar="MODEL",
-    help="A GGUF to serve here; with --endpoint, the server's name for its model.",
-)  # fmt: skip
-PARALLEL = click.option(
-    "--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
-    help="Requests at a time.",
-)  # fmt: skip
+MODEL = click.option("--model", required=True, metavar="MODEL",
+                     help="A GGUF to serve here; with --endpoint, its model's name.")  # fmt: skip
+PARALLEL = click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
+                        help="Requests at a time.")  # fmt: skip
 CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, GPU_LAYERS])
 
 
@@ -44,11 +40,13 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_optio
     Example:
       imatrix-lab task judge task-runs/mixeval.nb.A.parquet --model judge.gguf
     """
-    from imatrix_lab.tasks.judge import Preferences, grade, prefer
+    from imatrix_lab.tasks.judge import Preferences, free_form, grade, prefer
 
     if len(runs) > 2:
         raise click.UsageError("give one run to grade, or two to compare")
     session = options.session()
+    for run in runs:
+        free_form(run)  # what is wrong is told before llama.cpp is built
     with chat_with(chat_options, session) as chat:
         verdict = (
             prefer(*runs, chat, session.progress, limit)

@@ -218,16 +218,12 @@ def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:
     best: tuple[int, Path | None] = (0, None)
     for path in sorted(scratch.glob("windows-*.gguf")):
         done = int(re.sub(r"\D", "", path.stem))
-        resumable = done == n_windows or done <= n_windows - TAIL_WINDOWS
-        if resumable and _is_whole(path):
+        try:
+            whole = bool(format.read(path).entries)
+        except BadImatrix:
+            whole = False
+        if whole and (done == n_windows or done <= n_windows - TAIL_WINDOWS):
             best = (done, path)
         else:
             path.unlink()
     return best
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return bool(format.read(path).entries)
-    except BadImatrix:
-        return False

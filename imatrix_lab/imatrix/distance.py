@@ -60,11 +60,6 @@ class Distances:
         """Return the mean over tensors, shape (files, files)."""
         return np.asarray(np.nanmean(self.values[measure], axis=0))
 
-    def by_tensor(self, measure: str, pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-        """Return each tensor's mean over some pairs of files."""
-        rows, columns = zip(*pairs, strict=True)
-        return np.asarray(np.nanmean(self.values[measure][:, rows, columns], axis=1))
-
     def pairs(self) -> list[tuple[int, int]]:
         """Return each pair of files once."""
         return list(itertools.combinations(range(len(self.labels)), 2))
@@ -162,7 +157,8 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
     measure, its ``noise``, how many ``tensors`` are ``above_noise`` in total variation (above
     every pair of samples), and how many would be ``above_by_chance``.
     """
-    values = {m: distances.by_tensor(m, distances.pairs()) for m in MEASURES}
+    rows, columns = zip(*distances.pairs(), strict=True)
+    values = {m: np.nanmean(distances.values[m][:, rows, columns], axis=1) for m in MEASURES}
 
     def groups(part: int) -> list[dict[str, Any]]:
         rows: dict[object, list[int]] = {}

@@ -33,9 +33,7 @@ _LIMIT_S = 300.0
 def try_build(tools: Toolchain, scratch: Path, progress: Progress) -> None:
     """Run every program and the bindings on a tiny model of all weight types.
 
-    Raises
-    ------
-    ToolFailed : a program failed or died; `returncode` is negative for a signal.
+    Raises ToolFailed: a program failed, or crashed.
     """
     compute = Compute(threads=2, n_ctx=_WINDOW, n_batch=_WINDOW, n_ubatch=_WINDOW)
     text, original, mixed = (scratch / name for name in ("trial.txt", "f16.gguf", "mixed.gguf"))

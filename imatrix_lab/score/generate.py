@@ -114,12 +114,10 @@ def generate(
             return
         longest = max(len(p.tokens) + p.item.max_tokens for p in possible)
         settings = dataclasses.replace(
-            setup.engine,
-            n_ctx=math.ceil(longest / _CELLS) * _CELLS,
-            sequences_max=setup.parallel,
+            setup.engine, n_ctx=math.ceil(longest / _CELLS) * _CELLS, sequences_max=setup.parallel
         )
-        interruptible = Interruptible()
-        with Engine(toolchain, setup.kernel, model, settings, interruptible, True) as engine:
+        runner = Interruptible()
+        with Engine(toolchain, setup.kernel, model, settings, runner, streams=True) as engine:
             task.update(len(failed))  # no note: nothing was done by an earlier run
 
             def report(done: float) -> None:

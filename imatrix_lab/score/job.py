@@ -71,12 +71,7 @@ def prepare(
     options: ComputeOptions,
     parallel: int = PARALLEL,
 ) -> Setup:
-    """Return the setup of a model on this machine.
-
-    Raises
-    ------
-    BadModel : it has no vocabulary.
-    """
+    """Return the setup of a model on this machine; it must have a vocabulary."""
     n_ctx = options.n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)
     settings = settings_for(model, options, n_ctx)
     return Setup(kernel.get(tools, settings.threads, session), settings, parallel)

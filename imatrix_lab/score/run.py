@@ -17,15 +17,7 @@ from imatrix_lab.core.store import Artifact
 from imatrix_lab.records import parquet
 from imatrix_lab.score import base_logits
 from imatrix_lab.score.checkpoint import Checkpoint
-from imatrix_lab.score.job import (
-    METRICS_VERSION,
-    Job,
-    decoding,
-    identity,
-    origin,
-    packed,
-    row_type,
-)
+from imatrix_lab.score.job import METRICS_VERSION, Job, decoding, identity, origin, packed, row_type
 from imatrix_lab.types import Model
 
 RECORDS = "records.parquet"

@@ -20,8 +20,6 @@ from imatrix_lab.score.windows import (
 )
 from imatrix_lab.types import Document
 
-JOINT = "\n\n"
-
 
 @dataclass(frozen=True)
 class Text:
@@ -83,7 +81,7 @@ def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: 
 
 def flat(text: Text) -> str:
     """Return the text as llama-perplexity reads it from a file: without one trailing newline."""
-    return JOINT.join(d.text for d in text.documents).removesuffix("\n")
+    return "\n\n".join(d.text for d in text.documents).removesuffix("\n")
 
 
 def _columns(

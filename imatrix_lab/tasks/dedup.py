@@ -7,7 +7,7 @@ stay, in one cluster. Candidates are found by their smallest hashes (Broder, 199
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -34,10 +34,6 @@ class Unique:
     n_near: int
     n_conflicts: int
 
-    def n_clusters(self) -> int:
-        """Return how many independent groups there are."""
-        return len({item.cluster for item in self.items})
-
 
 def merge(items: Sequence[Item]) -> Unique:
     """Merge repeats and cluster near-duplicates; `items` are of one language."""
@@ -53,10 +49,21 @@ def merge(items: Sequence[Item]) -> Unique:
             golds = tuple(dict.fromkeys((*earlier.golds, *item.golds)))
             first[key] = replace(earlier, golds=golds)
     unique = list(first.values())
-    pairs = list(_near([f"{i.context} {i.question} {' '.join(i.options)}" for i in unique]))
-    clusters = _clusters(unique, pairs)
+    groups = _Groups(len(unique))
+    texts = [f"{item.context} {item.question} {' '.join(item.options)}" for item in unique]
+    n_near = len(_join_near(texts, groups))
+    seen: dict[str, int] = {}
+    for i, item in enumerate(unique):
+        if item.cluster:
+            groups.join(i, seen.setdefault(item.cluster, i))
+    clusters = (_name(unique[groups.first(i)]) for i in range(len(unique)))
     clustered = (replace(i, cluster=name) for i, name in zip(unique, clusters, strict=True))
-    return Unique(tuple(clustered), len({later for _, later in pairs}), n_conflicts)
+    return Unique(tuple(clustered), n_near, n_conflicts)
+
+
+def _name(item: Item) -> str:
+    name = item.cluster or item.id
+    return name if len(name) <= 64 else blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 def _flat(text: str) -> str:
@@ -84,26 +91,12 @@ class _Groups:
         self._root[other] = first
 
 
-def _clusters(items: Sequence[Item], pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Return a name for the cluster of each item: what is connected has one."""
-    groups = _Groups(len(items))
-    seen: dict[str, int] = {}
-    for i, item in enumerate(items):
-        if item.cluster:
-            groups.join(i, seen.setdefault(item.cluster, i))
-    for a, b in pairs:
-        groups.join(a, b)
-    firsts = (items[groups.first(i)] for i in range(len(items)))
-    names = (item.cluster or item.id for item in firsts)
-    return [n if len(n) <= 64 else blake2b(n.encode(), digest_size=8).hexdigest() for n in names]
-
-
-def _near(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of places, earlier first, whose texts are nearly the same.
+def _join_near(texts: Sequence[str], groups: _Groups) -> set[int]:
+    """Join texts that are nearly the same; return the later place of each such pair.
 
     Pairs that earlier ones have connected already are not compared.
     """
-    sets, groups = [_shingles(text) for text in texts], _Groups(len(texts))
+    sets, later = [_shingles(text) for text in texts], set()
     by_hash: dict[int, list[int]] = {}
     for place, shingles in enumerate(sets):
         if len(shingles) < SHINGLES_MIN:
@@ -116,9 +109,10 @@ def _near(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             n_shared = len(shingles & sets[other])
             if n_shared >= SHARE_MIN * (len(shingles) + len(sets[other]) - n_shared):
                 groups.join(other, place)
-                yield other, place
+                later.add(place)
         for value in sketch:
             by_hash.setdefault(value, []).append(place)
+    return later
 
 
 def _shingles(text: str) -> set[int]:

@@ -73,7 +73,7 @@ def main(root: Path) -> None:
 
     def try_build(tools: toolchain.Toolchain, scratch: Path, progress: Progress) -> None:
         if tools.build in os.environ.get("IMATRIX_LAB_CRASH", "").split(","):
-            raise ToolFailed("died (SIGILL)", argv=[], returncode=-4, tail="", log=None)
+            raise ToolFailed("died (SIGILL)", crashed=True)
 
     trial.try_build = try_build
     toolchain._script = lambda name: str(bin_dir / name)  # type: ignore[assignment]

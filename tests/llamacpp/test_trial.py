@@ -31,5 +31,5 @@ def test_a_program_that_dies_is_named_with_its_signal(tools, tmp_path, name, mon
         monkeypatch.setattr(trial, "WEIGHT_TYPES", ("F16", "Q8_0", "Q4_K"))
     with pytest.raises(ToolFailed, match=f"{name} .*SIGILL") as caught:
         trial.try_build(replace(tools, bin_dir=folder), tmp_path, Silent())
-    assert caught.value.is_crash and "doctor" in caught.value.fix
+    assert caught.value.crashed and "doctor" in caught.value.fix
     shutil.rmtree(folder)

@@ -242,7 +242,7 @@ def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypa
         raise AssertionError("quantized again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(quick.run, "run", quantized)
+        patch.setattr(quick.run, "run_quantize", quantized)
         request, made, found, _ = tune(types=("Q3_K_M",), out="stopped")
     assert found is not None
     entries = json.loads((request.out / "manifest.json").read_text())["files"]
