@@ -25,7 +25,7 @@ from imatrix_lab.imatrix.predict import Losses
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import convert, resolve
+from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run
 from imatrix_lab.score import compatible
@@ -160,8 +160,7 @@ class Predictor:
             resolve.check_spec(spec, session.store)
         self.session, self.selecting = session, request.select
         self.tools: Toolchain = toolchain.get(request.compute.backend, session)
-        converter = convert.converter(self.tools)
-        self.model: Model = resolve.resolve(request.model, session, converter)
+        self.model: Model = resolve.resolve(request.model, session, self.tools)
         self.facts: dict[str, ImatrixFacts | None] = {name: None for name, _ in request.imatrices}
         for name, path in self.paths.items():
             self.facts[name] = tune.existing_imatrix(path, self.model, session.progress)

@@ -19,7 +19,6 @@ from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
-from imatrix_lab.models.convert import converter
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, model_card
 from imatrix_lab.quantize import run
@@ -63,7 +62,7 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """
     resolve.check_spec(request.model, session.store)
     tools = toolchain.get(request.compute.backend, session)
-    return tools, resolve.resolve(request.model, session, converter(tools))
+    return tools, resolve.resolve(request.model, session, tools)
 
 
 def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:

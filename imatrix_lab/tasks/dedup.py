@@ -34,10 +34,6 @@ class Unique:
     n_near: int
     n_conflicts: int
 
-    def n_clusters(self) -> int:
-        """Return how many independent groups there are."""
-        return len({item.cluster for item in self.items})
-
 
 def merge(items: Sequence[Item]) -> Unique:
     """Merge repeats and cluster near-duplicates; `items` are of one language."""

@@ -60,7 +60,7 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
 
     `ImatrixLabError` where the judge gave no grade at all.
     """
-    run, rows = _free_form(path)
+    run, rows = free_form(path)
     rows = [row for row in rows if not row["task"].endswith("/multiple-choice")][:limit]
     if run.signature["task"]["scorer"] not in ("mixeval", "number") or not rows:
         raise BadRecords("no free-form answers to grade", where=path)
@@ -85,7 +85,7 @@ def prefer(
     path_a: Path, path_b: Path, chat: Chat, progress: Progress, limit: int | None = None
 ) -> Preferences:
     """Ask which of two runs' answers is better, item by item, in both orders."""
-    (run, rows), (run_b, rows_b) = _free_form(path_a), _free_form(path_b)
+    (run, rows), (run_b, rows_b) = free_form(path_a), free_form(path_b)
     runs.require_comparable([run, run_b])
     locale = get_locale(run.signature["task"]["language"])
     outputs = {row["item_id"]: row["output"] for row in rows_b}
@@ -142,8 +142,8 @@ def _judge(
     return judgements
 
 
-def _free_form(path: Path) -> tuple[Run, list[Row]]:
-    """Return a run and its rows with an answer in free text."""
+def free_form(path: Path) -> tuple[Run, list[Row]]:
+    """Return a run and its rows with an answer in free text; `BadRecords` if there are none."""
     every = runs.find(path)
     if len(every) != 1 or every[0].kind != "item":
         raise UsageError("a judge needs one file of item records", fix="name the .parquet file")
