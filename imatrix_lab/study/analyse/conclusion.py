@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Control, Results
+from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Results
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.equivalence import VERDICTS
 from imatrix_lab.stats.metrics import METRICS
@@ -29,20 +29,14 @@ def answer(results: Results) -> tuple[str, str, str]:
 
 def _cases(results: Results, is_task: bool) -> list[Comparison]:
     languages = {c.label for c in results.calibrations if c.kind == "language"}
-    return [
-        c
-        for c in _against_baseline(results)
-        if bool(c.task) == is_task and c.a == c.text and c.a in languages
-    ]
+    own = (c for c in _against_baseline(results) if c.a == c.text and c.a in languages)
+    return [c for c in own if bool(c.task) == is_task]
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
     """Return the comparisons with the baseline in the metrics that decide."""
-    return [
-        c
-        for c in results.comparisons
-        if c.b == results.baseline and c.metric == ("score" if c.task else results.metric)
-    ]
+    with_baseline = (c for c in results.comparisons if c.b == results.baseline)
+    return [c for c in with_baseline if c.metric == ("score" if c.task else results.metric)]
 
 
 # -- does it help
@@ -130,17 +124,11 @@ def _size(results: Results, c: Comparison, place: str = "") -> str:
 
 def _without_imatrix(results: Results, c: Comparison) -> float:
     """Return the divergence of the same quant without an imatrix; NaN for other metrics."""
-    if c.metric != "kld_nats":
-        return math.nan
-    return next(
-        (
-            s.estimate
-            for s in results.scores
-            if (s.calibration, s.sample, s.metric) == (NO_IMATRIX, ALL_SAMPLES, c.metric)
-            and (s.model, s.task, s.text, s.type) == (c.model, c.task, c.text, c.type)
-        ),
-        math.nan,
-    )
+    place = (NO_IMATRIX, ALL_SAMPLES, "kld_nats", c.model, c.task, c.text, c.type)
+    for s in results.scores if c.metric == "kld_nats" else ():
+        if (s.calibration, s.sample, s.metric, s.model, s.task, s.text, s.type) == place:
+            return s.estimate
+    return math.nan
 
 
 # -- next to what
@@ -162,15 +150,12 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
     """Return whether the positive control holds: a quant without an imatrix is worse."""
     is_task = bool(cases and cases[0].task)
     metric = "score" if is_task else results.metric
-    rows = [
-        r
-        for r in results.controls
-        if r.name.startswith(f"{NO_IMATRIX} against")
-        and (bool(r.task), r.metric) == (is_task, metric)
-    ]
+    rows = [r for r in results.controls if r.name.startswith(f"{NO_IMATRIX} against")]
+    rows = [r for r in rows if (bool(r.task), r.metric) == (is_task, metric)]
     if not rows:
         return "nothing was scored without an imatrix, so there is no positive control"
-    seen = sum(_is_worse(r) for r in rows)
+    lower_is_better = METRICS[metric].lower_is_better
+    seen = sum(r.low > 0 if lower_is_better else r.high < 0 for r in rows)
     share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
         return (
@@ -179,10 +164,6 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
         )
     text = f"without an imatrix (the positive control) quants are significantly worse{share}"
     return text if seen == len(rows) else f"{text}, so small effects may go unseen"
-
-
-def _is_worse(r: Control) -> bool:
-    return r.low > 0 if METRICS[r.metric].lower_is_better else r.high < 0
 
 
 # -- limits
@@ -205,7 +186,7 @@ def _limits(results: Results, cases: Sequence[Comparison]) -> str:
 
 
 def _blind(cases: Sequence[Comparison]) -> list[str]:
-    """Return what these data could not have results."""
+    """Return what these data could not have shown."""
     parts = []
     fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
     if fewest < FEW_CLUSTERS:
