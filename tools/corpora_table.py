@@ -3,7 +3,7 @@
     python tools/corpora_table.py nb de ja          # a table on stdout
     python tools/corpora_table.py --write      # all; into docs/corpora.md and corpora/*.toml too
 
-Tokens are the demo model's. Sources on the Hub are left out: they hold more than any budget.
+Tokens are the demo model's. Sources on the Hub are skipped: they have more than any budget.
 """
 
 import argparse
@@ -31,14 +31,14 @@ HEAD = (
 
 
 def main() -> None:
-    """Print the table, and write it where it belongs."""
+    """Print the table, and write it into the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("languages", nargs="*")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    store, quiet = Store(), Silent()
+    session = Session(Store(), Silent())
     request = Request("nb", (), "demo", 0, Path(), ComputeOptions(default_backend()))
-    tools, model = tune.prepare(request, Session(store, quiet))
+    tools, model = tune.prepare(request, session)
     rows = []
     with Vocabulary(tools, model.path) as vocabulary:
         for code in arguments.languages or languages.load_all():
@@ -47,7 +47,7 @@ def main() -> None:
             for source in language.sources:
                 if source.kind in {"hub", "files"}:
                     continue
-                row, n_tokens = measure(language, source, vocabulary, store)
+                row, n_tokens = measure(language, source, vocabulary, session)
                 measured[source.name] = n_tokens
                 rows.append(row)
                 print(row, flush=True)
@@ -64,32 +64,32 @@ def main() -> None:
 def summary() -> str:
     """Return which languages have the default budget, and what the others have."""
     natural = [n for n in languages.load_all().values() if n.script != "Zyyy"]
-    there = {n.code: sum(s.tokens for s in n.sources if not s.heldout) for n in natural}
-    enough = [code for code, n in there.items() if n >= TOKENS_DEFAULT]
-    short = sorted(there.keys() - set(enough), key=lambda code: -there[code])
+    tokens = {n.code: sum(s.tokens for s in n.sources if not s.heldout) for n in natural}
+    enough = [code for code, n in tokens.items() if n >= TOKENS_DEFAULT]
+    short = sorted(tokens.keys() - set(enough), key=lambda code: -tokens[code])
     return (
         f"{len(enough)} languages have {TOKENS_DEFAULT:,} tokens or more to calibrate on without"
         f" the Hub: {' '.join(enough)}. The others have less:"
-        f" {', '.join(f'{code} {there[code]:,}' for code in short)}.\n"
+        f" {', '.join(f'{code} {tokens[code]:,}' for code in short)}.\n"
     )
 
 
 def measure(
-    language: Language, source: Source, vocabulary: Vocabulary, store: Store
+    language: Language, source: Source, vocabulary: Vocabulary, session: Session
 ) -> tuple[str, int]:
     """Return a source's row, and its tokens."""
     limit = cleaned.limit_bytes(LIMIT_TOKENS)
     try:
-        pinned = sources.reach(source, Session(store, Silent()))
-        found = cleaned.build(language, pinned, limit, 1, Session(store, Silent()))
+        pinned = sources.reach(source, session)
+        text = cleaned.build(language, pinned, limit, 1, session)
     except ImatrixLabError as error:
         return f"| {language.code} | {source.name} | {source.licence} | – | | | {error.what} |", 0
-    texts = [d.text for d in found.documents()]
+    texts = [d.text for d in text.documents()]
     n_tokens = sum(map(vocabulary.count, texts))
     n_bytes = sum(len(t.encode()) for t in texts)
-    report = found.report
+    report = text.report
     share = report["language_share"]
-    more = "" if found.whole else " and more"
+    more = "" if text.whole else " and more"
     held = " (held out)" if source.heldout else ""
     return (
         f"| {language.code} | {source.name}{held} | {source.licence} | {n_tokens:,}{more}"
@@ -102,7 +102,7 @@ def note_tokens(language: Language, measured: dict[str, int]) -> None:
     """Write the tokens of each source into the language's file, to two digits."""
     path = paths.data_dir("corpora") / f"{language.code}.toml"
     head, *blocks = path.read_text(encoding="utf-8").split("[[source]]\n")
-    made = [head]
+    parts = [head]
     for block, source in zip(blocks, language.sources, strict=False):
         lines = [line for line in block.rstrip("\n").split("\n") if not line.startswith("tokens =")]
         if not (n_tokens := measured.get(source.name, 0)):
@@ -110,8 +110,8 @@ def note_tokens(language: Language, measured: dict[str, int]) -> None:
         if n_tokens:
             digits = 10 ** max(0, len(str(n_tokens)) - 2)
             lines.append(f"tokens = {n_tokens // digits * digits:_}")
-        made.append("\n".join(lines) + "\n\n")
-    path.write_text("[[source]]\n".join(made).rstrip("\n") + "\n", encoding="utf-8")
+        parts.append("\n".join(lines) + "\n\n")
+    path.write_text("[[source]]\n".join(parts).rstrip("\n") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
