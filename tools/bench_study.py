@@ -10,9 +10,9 @@ Both sides quantize with the same calibration texts and score at least the same 
              the original's logits of a text, then reads them once for each quant; it scores the
              second half of each window, so it reads twice as many
 
-The texts are built before and not timed. Seconds are wall time of whole processes. The script keeps
-its quants to the end and one text's logits at a time. Run it on an idle machine: one side runs after
-the other.
+The texts are built before and not timed. Seconds are wall time of whole processes. The script
+keeps its quants to the end and one text's logits at a time. Run it on an idle machine: one side
+runs after the other.
 """
 
 import argparse

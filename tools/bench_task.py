@@ -3,10 +3,11 @@
     make bench-task            demo model, 100 items, one round: about 14 minutes on 2 idle cores
     python tools/bench_task.py --items 200 --server-items 20 --rounds 3     more than an hour
 
-Items are made of the English texts written for this project: some sentences and four continuations,
-one of them true, after five solved items. The sides run in turn, so that a slow spell of the machine
-hits all; ratios of CPU time are printed too, since other work on the machine disturbs the clock.
-Times include loading, except for llama-server's choices, where only the requests are timed.
+Items are made of the English texts written for this project: some sentences and four
+continuations, one of them true, after five solved items. The sides run in turn, so that a slow
+spell of the machine hits all; ratios of CPU time are printed too, since other work disturbs the
+clock. Times include loading, except for llama-server's choices, where only the requests are
+timed.
 
 llama-server returns the likelihood of what it generates, not of a prompt. Its two sides, both with
 its prompt cache: `likelihood`, the option generated under a grammar that allows no other text;
