@@ -9,15 +9,14 @@ TOKENS_DEFAULT = 65_536
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a GGUF model says of itself; read from its headers alone.
+    """What the headers of a GGUF model say.
 
     Attributes
     ----------
     channels : embedding length.
-    fallback : tensors whose rows are not a multiple of 256, so that a k-quant of them
-        silently becomes a 32-wide type.
-    imatrix_sha256, calibration : of a quant, as its metadata has them: the imatrix and its
-        language or text; empty without one.
+    fallback : tensors whose rows are not a multiple of 256: llama-quantize falls back to a
+        32-wide type for them.
+    imatrix_sha256, calibration : of a quant: its imatrix, and that one's language or text.
     """
 
     architecture: str
@@ -44,12 +43,12 @@ class Model:
 
     Attributes
     ----------
-    label : short name used in file names.
-    path : the file to hand to llama.cpp (the first shard of a split model).
-    sha256 : of the file; of the shards' sha256, joined, for a split model.
-    origin : where it came from, as the user may repeat it; no path of this machine.
+    label : short name for file names.
+    path : the file for llama.cpp (the first shard of a split model).
+    sha256 : of the file; of the joined sha256 of the shards for a split model.
+    origin : the name to fetch it again; no path of this machine.
     base_model : Hub repository of the original, where known.
-    notice : licence files that go along with what is made from it.
+    notice : licence files that must accompany its quants.
     """
 
     label: str
@@ -74,20 +73,19 @@ class Document:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How a corpus is made, apart from its language and budget.
+    """How a corpus is built, apart from its language and budget.
 
     Attributes
     ----------
-    sources : names of the sources to calibrate on; none: in the language's order, until the
-        budget is met.
-    heldout : name of the source to hold out; empty: the one written for that, or a spare one.
-    licence : the most binding licence class admitted; empty: any.
-    seed : of every draw.
+    sources : names of the sources; none: in the language's order, until the budget is met.
+    heldout : name of the held-out source; empty: the one written for that, or an unused one.
+    licence : the most restrictive licence class allowed; empty: any.
+    seed : for every random choice.
     sample, n_samples : which of how many disjoint calibration samples, from 1.
     chat : share of the tokens that is chats, in the model's own template.
-    exclude : evaluation sets whose text must not be calibrated on.
-    workers : processes for cleaning; changes no byte.
-    renew : choose the sources anew.
+    exclude : evaluation sets whose text must not be in the calibration text.
+    workers : processes for cleaning; does not change the result.
+    renew : choose the sources again.
     """
 
     sources: tuple[str, ...] = ()
@@ -104,15 +102,14 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """A corpus on this disk, as its manifest has it.
+    """A corpus on this disk, as its manifest describes it.
 
     Attributes
     ----------
-    calibration, heldout : the files.
     n_tokens, n_heldout_tokens : tokens of each text in the model's vocabulary, BOS included.
     sha256 : of calibration.txt.
-    sample : ``2/5`` for the second of five samples; empty for one alone.
-    parse_special : it has chat tokens, which llama-imatrix must be told to read as such.
+    sample : ``2/5`` for the second of five samples; empty for the only one.
+    parse_special : it has chat tokens, which llama-imatrix must parse.
     """
 
     language: str
@@ -133,14 +130,13 @@ class CorpusFacts:
 
 @dataclass(frozen=True)
 class ImatrixFacts:
-    """An importance matrix on this disk, checked.
+    """A checked importance matrix on this disk.
 
     Attributes
     ----------
-    n_tokens, n_ctx : tokens whose activations were summed, and of a window; 0 if unknown (a
-        ``.dat`` does not say).
-    unhit_experts : how many (tensor, expert) pairs saw no token.
-    forced : the errors in spite of which it is used, as the user said; empty if there are none.
+    n_tokens, n_ctx : tokens in all and in a window; 0 if unknown, as from a ``.dat``.
+    unhit_experts : number of (tensor, expert) pairs without a token.
+    forced : the errors that the user chose to ignore.
     """
 
     path: Path
@@ -156,14 +152,14 @@ class ImatrixFacts:
 
 @dataclass(frozen=True)
 class QuantFacts:
-    """One quantized GGUF, verified.
+    """A verified quantized GGUF.
 
     Attributes
     ----------
-    fallback : tensors that llama-quantize could not give the type it wanted.
+    fallback : tensors that could not get the type they should have.
     perplexity, perplexity_reference : over `n_windows` held-out windows of 512 tokens; NaN if
-        it was not verified so.
-    seconds : what quantizing took when it was done; None when it came from the store.
+        not measured.
+    seconds : time that quantizing took; None if the file was in the store.
     """
 
     type: str
@@ -185,9 +181,8 @@ class ComputeOptions:
 
     Attributes
     ----------
-    n_ctx : tokens of a window, or of a prompt with its answer.
-    n_batch : tokens of a decode.
-    gpu_layers : layers on the GPU.
+    n_ctx : tokens in a window, or in a prompt with its answer.
+    n_batch : batch size in tokens.
     """
 
     backend: str
@@ -199,17 +194,17 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for.
+    """A tuning run: from text to quantized files.
 
     Attributes
     ----------
-    text : a language or mixture of them, a corpus folder, or a text file.
-    types : quant types, canonical names.
+    text : a language or mixture, a corpus folder, or a text file.
+    types : canonical names of quant types.
     model : see `models.resolve`.
     n_tokens : calibration budget in the model's tokens.
     out : folder for finished files.
-    force : use an imatrix of the user's own that fails its check.
-    quick : whether to say what tuning bought; None if it does not take long.
+    force : use an imatrix of the user's own in spite of its errors.
+    quick : compare the first file with others; None: if that is quick.
     study : folder of a study for the model card.
     """
 
@@ -230,18 +225,17 @@ class Request:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Which quants to score on which texts, and how.
+    """Which quants to score on which texts, and how; None chooses.
 
     Attributes
     ----------
     reference, quants : see `models.resolve`.
-    texts : label and file of each; a label alone is a language, whose held-out text is meant.
+    texts : label and file of each; a label alone is a language, for its held-out text.
     protocol : `document` or `llamacpp`.
-    overlap : None chooses by protocol.
-    limit : only the first so many documents of each text; None for all.
+    limit : at most so many documents of each text.
     base_logits : `live` (all models in memory at once), `cached` (one at a time) or `auto`.
-    rest_share : with `cached`, the probability that may be left outside the top K.
-    n_rows : rows of logits a decode; None chooses by vocabulary and backend.
+    rest_share : with `cached`, the probability that may be outside the top K.
+    n_rows : rows of logits in a decode.
     """
 
     reference: str
@@ -259,13 +253,12 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class ChoiceItem:
-    """A question whose answers are written out, for scoring by likelihood.
+    """A multiple-choice question, scored by likelihood.
 
     Attributes
     ----------
-    prefix : text that many items share (few-shot examples), before the context; may be empty.
-    context : the item's own text.
-    options : continuations as they are written, with their leading space.
+    prefix : text before the context that many items share (few-shot examples).
+    options : continuations of the context, with their leading space.
     """
 
     id: str
@@ -276,13 +269,12 @@ class ChoiceItem:
 
 @dataclass(frozen=True)
 class ChoiceScores:
-    """What a model thinks of an item's options, one entry an option.
+    """The likelihoods of an item's options, one entry for each.
 
     Attributes
     ----------
-    logprobs_nats : log-probability, summed over the option's tokens.
-    n_tokens, n_bytes : length of what was summed, and of the option as it is written.
-    error : why the item has no scores; then the rest is empty.
+    logprobs_nats : summed over the option's `n_tokens` tokens.
+    error : why the item has no scores.
     """
 
     id: str
@@ -294,12 +286,12 @@ class ChoiceScores:
 
 @dataclass(frozen=True)
 class GenerateItem:
-    """A chat, or with the role "" plain text, to be continued.
+    """A chat, or plain text, to be continued.
 
     Attributes
     ----------
-    messages : (role, content), in order.
-    stop : strings that end the answer, and are not part of it.
+    messages : (role, content); the role of plain text is "".
+    stop : strings that end the answer and are not part of it.
     """
 
     id: str
@@ -314,9 +306,9 @@ class Generated:
 
     Attributes
     ----------
-    n_tokens : tokens that were generated, the end token included.
+    n_tokens : generated tokens, the end token included.
     finish : `stop` (a stop string), `eos` (an end token) or `length` (`max_tokens`).
-    error : why there is no answer; then `finish` is empty.
+    error : why there is no answer.
     """
 
     id: str
@@ -333,15 +325,14 @@ class TaskRequest:
     Attributes
     ----------
     tasks : names, or TOML files of the user's own.
-    languages : codes; empty for every language a task has.
-    quants : see `models.resolve`; with `endpoint`, what it calls the model.
+    languages : codes; empty: every language of a task.
+    quants : see `models.resolve`; with `endpoint`, the server's names of models.
     data : a local file or folder in place of the Hub.
-    limit : only so many items of each task and language, drawn by their ids; None for all.
-    variant : how options are scored by likelihood; None for the task's own way.
-    shots : solved examples before each item; None for the task's own number.
-    keep_text : prompts and outputs go into the records.
-    endpoint : address of an OpenAI-compatible server that answers instead; empty: in process.
-    api_key : of the endpoint; never written anywhere.
+    limit : at most so many items of each task and language, drawn by their ids.
+    variant, shots : scoring of options and number of solved examples; None: the task's own.
+    keep_text : write prompts and outputs into the records.
+    endpoint : address of an OpenAI-compatible server; empty: answer in this process.
+    api_key : of the endpoint; never written to disk.
     parallel : answers at a time.
     """
 
@@ -362,13 +353,11 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Which model judges or translates.
+    """Which model judges or translates; fields as in `TaskRequest`.
 
     Attributes
     ----------
-    model : see `models.resolve`; with `endpoint`, what it calls the model.
-    endpoint, api_key : see `TaskRequest`.
-    parallel : requests at a time; a server here has memory for the context of each.
+    parallel : requests at a time; a local server needs memory for the context of each.
     """
 
     model: str

@@ -26,9 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imatrix_lab.core import paths, pypi
-from imatrix_lab.corpus.clean import STEPS, Document, Report, Rules, apply, batches, clean
+from imatrix_lab.corpus.clean import BATCH_CHARS, STEPS, apply, clean
 from imatrix_lab.corpus.clean.duplicates import Duplicates, bands
-from imatrix_lab.corpus.clean.rules import Draft
+from imatrix_lab.corpus.clean.report import Report
+from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.corpus.documents import batches
+from imatrix_lab.types import Document
 
 NTREX = {"en": "eng", "nb": "nob", "nn": "nno", "de": "deu", "ml": "mal", "hi": "hin", "ja": "jpn",
          "sw": "swa"}  # fmt: skip
@@ -55,8 +58,8 @@ def sentences(language: str, wheel_folder: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     else:
         text = from_wheel(WHEEL[language], wheel_folder)
-    found = (s.strip() for s in re.split(r"\n+|(?<=[.!?।。])(?:\s+|(?<=。))", text))
-    return [s for s in found if len(s) >= 10]
+    pieces = (s.strip() for s in re.split(r"\n+|(?<=[.!?।。])(?:\s+|(?<=。))", text))
+    return [s for s in pieces if len(s) >= 10]
 
 
 def from_wheel(code: str, folder: Path) -> str:
@@ -68,7 +71,7 @@ def from_wheel(code: str, folder: Path) -> str:
         return archive.read(f"dataset_build/data/{code}/{code}.txt").decode("utf-8-sig")
 
 
-def made(language: str, pool: list[str], n_bytes: int) -> Iterator[Document]:
+def generated(language: str, pool: list[str], n_bytes: int) -> Iterator[Document]:
     """Yield documents of six paragraphs of four sentences, some `n_bytes` in all."""
     rng = random.Random(1)
     joint = "" if language in UNSPACED else " "
@@ -92,7 +95,7 @@ def by_step(documents: list[Document], rules: Rules) -> dict[str, float]:
     """Return the processor seconds of each step over documents."""
     seconds: dict[str, float] = defaultdict(float)
     report, seen = Report(labels=rules.labels), Duplicates(rules)
-    for batch in batches(documents):
+    for batch in batches(documents, BATCH_CHARS, lambda d: len(d.text)):
         drafts = [Draft.of(document) for document in batch]
         for report.step, step in STEPS:
             began = time.process_time()
@@ -100,8 +103,8 @@ def by_step(documents: list[Document], rules: Rules) -> dict[str, float]:
             drafts = [draft for draft in drafts if draft.paragraphs]
             seconds[report.step] += time.process_time() - began
         began = time.process_time()
-        for draft, found in zip(drafts, bands([d.text for d in drafts]), strict=True):
-            seen.drop(draft, found, report)
+        for draft, draft_bands in zip(drafts, bands([d.text for d in drafts]), strict=True):
+            seen.drop(draft, draft_bands, report)
         seconds["duplicates"] += time.process_time() - began
     return seconds
 
@@ -118,8 +121,8 @@ def memory_mb(workers: int) -> tuple[float, float]:
 
 def processor_seconds() -> float:
     """Return what this process and its ended children used."""
-    found = os.times()
-    return found.user + found.system + found.children_user + found.children_system
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def all_together(language: str, documents: Iterator[Document], workers: int) -> None:
@@ -151,11 +154,11 @@ def main() -> None:
         pools = {language: sentences(language, Path(name)) for language in arguments.languages}
     if arguments.gigabytes:
         for language, pool in pools.items():
-            all_together(language, made(language, pool, int(arguments.gigabytes * 1e9)), 1)
+            all_together(language, generated(language, pool, int(arguments.gigabytes * 1e9)), 1)
         return
     total: dict[str, float] = defaultdict(float)
     for language, pool in pools.items():
-        documents = list(made(language, pool, int(arguments.megabytes * 1e6)))
+        documents = list(generated(language, pool, int(arguments.megabytes * 1e6)))
         n_bytes = sum(len(d.text.encode()) for d in documents)
         by_step(documents[:5], rules_of(language))  # loads the model and the tables
         seconds = by_step(documents, rules_of(language))

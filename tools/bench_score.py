@@ -25,7 +25,8 @@ from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import languages, sources
+from imatrix_lab.corpus import languages
+from imatrix_lab.corpus.sources import KINDS
 from imatrix_lab.llamacpp import programs, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models import resolve
@@ -80,8 +81,9 @@ class Bench:
         for code in LANGUAGES:
             language = languages.get(code)
             (source,) = (s for s in language.sources if s.name == "dataset-build")
-            pinned = sources.reach(source, Session(Store(), Silent()))
-            documents += list(sources.documents(pinned, language, Session(Store(), Silent())))
+            kind, session = KINDS[source.kind], Session(Store(), Silent())
+            pinned = kind.reach(source, session)
+            documents += list(kind.documents(pinned, language, session))
         return documents
 
     def texts(self, n_tokens: int) -> tuple[Path, Path]:

@@ -1,9 +1,9 @@
-"""Measure what each language's offline sources hold after cleaning.
+"""Measure how much text each language's offline sources hold after cleaning.
 
     python tools/corpora_table.py nb de ja          # a table on stdout
-    python tools/corpora_table.py --write      # all; into docs/corpora.md and corpora/*.toml too
+    python tools/corpora_table.py --write      # all; also into docs/corpora.md and corpora/*.toml
 
-Tokens are the demo model's. Sources on the Hub are skipped: they have more than any budget.
+Tokens are the demo model's. Sources on the Hub are left out: they hold more than any budget.
 """
 
 import argparse
@@ -13,8 +13,9 @@ from imatrix_lab.core import paths
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import cleaned, languages, sources
+from imatrix_lab.corpus import cleaned, languages
 from imatrix_lab.corpus.languages import Language, Source
+from imatrix_lab.corpus.sources import KINDS
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -31,7 +32,7 @@ HEAD = (
 
 
 def main() -> None:
-    """Print the table, and write it into the files."""
+    """Print the table, and write it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("languages", nargs="*")
     parser.add_argument("--write", action="store_true")
@@ -64,13 +65,13 @@ def main() -> None:
 def summary() -> str:
     """Return which languages have the default budget, and what the others have."""
     natural = [n for n in languages.load_all().values() if n.script != "Zyyy"]
-    tokens = {n.code: sum(s.tokens for s in n.sources if not s.heldout) for n in natural}
-    enough = [code for code, n in tokens.items() if n >= TOKENS_DEFAULT]
-    short = sorted(tokens.keys() - set(enough), key=lambda code: -tokens[code])
+    n_tokens = {n.code: sum(s.tokens for s in n.sources if not s.heldout) for n in natural}
+    enough = [code for code, n in n_tokens.items() if n >= TOKENS_DEFAULT]
+    short = sorted(n_tokens.keys() - set(enough), key=lambda code: -n_tokens[code])
     return (
         f"{len(enough)} languages have {TOKENS_DEFAULT:,} tokens or more to calibrate on without"
         f" the Hub: {' '.join(enough)}. The others have less:"
-        f" {', '.join(f'{code} {tokens[code]:,}' for code in short)}.\n"
+        f" {', '.join(f'{code} {n_tokens[code]:,}' for code in short)}.\n"
     )
 
 
@@ -80,19 +81,19 @@ def measure(
     """Return a source's row, and its tokens."""
     limit = cleaned.limit_bytes(LIMIT_TOKENS)
     try:
-        pinned = sources.reach(source, session)
-        text = cleaned.build(language, pinned, limit, 1, session)
+        pinned = KINDS[source.kind].reach(source, session)
+        pool = cleaned.build(language, pinned, limit, 1, session)
     except ImatrixLabError as error:
         return f"| {language.code} | {source.name} | {source.licence} | – | | | {error.what} |", 0
-    texts = [d.text for d in text.documents()]
+    texts = [d.text for d in pool.documents()]
     n_tokens = sum(map(vocabulary.count, texts))
     n_bytes = sum(len(t.encode()) for t in texts)
-    report = text.report
+    report = pool.artifact.facts["cleaning"]
     share = report["language_share"]
-    more = "" if text.whole else " and more"
-    held = " (held out)" if source.heldout else ""
+    more = "" if pool.artifact.facts["whole"] else " and more"
+    heldout = " (held out)" if source.heldout else ""
     return (
-        f"| {language.code} | {source.name}{held} | {source.licence} | {n_tokens:,}{more}"
+        f"| {language.code} | {source.name}{heldout} | {source.licence} | {n_tokens:,}{more}"
         f" | {n_tokens / n_bytes:.3f} | {'' if share is None else f'{100 * share:.1f} %'}"
         f" | {'; '.join(cleaned.reasons(report)[:4]) or 'nothing'} |"
     ), n_tokens
@@ -102,7 +103,7 @@ def note_tokens(language: Language, measured: dict[str, int]) -> None:
     """Write the tokens of each source into the language's file, to two digits."""
     path = paths.data_dir("corpora") / f"{language.code}.toml"
     head, *blocks = path.read_text(encoding="utf-8").split("[[source]]\n")
-    parts = [head]
+    written = [head]
     for block, source in zip(blocks, language.sources, strict=False):
         lines = [line for line in block.rstrip("\n").split("\n") if not line.startswith("tokens =")]
         if not (n_tokens := measured.get(source.name, 0)):
@@ -110,8 +111,8 @@ def note_tokens(language: Language, measured: dict[str, int]) -> None:
         if n_tokens:
             digits = 10 ** max(0, len(str(n_tokens)) - 2)
             lines.append(f"tokens = {n_tokens // digits * digits:_}")
-        parts.append("\n".join(lines) + "\n\n")
-    path.write_text("[[source]]\n".join(parts).rstrip("\n") + "\n", encoding="utf-8")
+        written.append("\n".join(lines) + "\n\n")
+    path.write_text("[[source]]\n".join(written).rstrip("\n") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

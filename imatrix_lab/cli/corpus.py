@@ -1,19 +1,18 @@
-"""The commands for text: corpus list, build, mix, add, show."""
+"""The commands for text: corpus list, build, add, show."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import Terminal, stderr, stdout
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.corpus.languages import LICENCE_CLASSES
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
-from imatrix_lab.types import CorpusFacts, TextOptions
+from imatrix_lab.types import TextOptions
 
 NEEDS = {
     "hub": "the Hugging Face Hub",
@@ -44,32 +43,22 @@ def corpus_list(language: str | None, as_json: bool) -> None:
 
     terminal = Terminal()
     if language:
-        found = [languages.get(options.language(language, terminal))]
+        listed = [languages.get(options.language(language, terminal))]
     else:
-        found = list(languages.load_all().values())
-    for path, why in (fault for n in found for fault in n.faults.items()):
+        listed = list(languages.load_all().values())
+    for path, why in (fault for n in listed for fault in n.faults.items()):
         terminal.say(f"note: left out: {why}, in {path}")
     if as_json:
-        return options.emit([dataclasses.asdict(n) for n in found])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("code")
-    table.add_column("language", overflow="fold")
+        return options.emit([dataclasses.asdict(n) for n in listed])
     if language:
-        for name in ("source", "licence", "tokens", "needs"):
-            table.add_column(name, overflow="fold")
-        for n in found:
-            for s in n.sources:
-                tokens = f"{s.tokens:,}" if s.tokens else "any"
-                held = " (held out)" if s.heldout else ""
-                needs = NEEDS[s.kind]
-                table.add_row(n.code, n.name, s.name, s.licence, tokens + held, needs)
+        rows = _source_rows(listed[0])
+        _print_table(("code", "language", "source", "licence", "tokens", "needs"), rows, 6)
     else:
-        for name in ("tokens offline", "sources, in order"):
-            table.add_column(name, overflow="fold")
-        for n in found:
-            offline = sum(s.tokens for s in n.sources if not s.heldout)
-            table.add_row(n.code, n.name, f"{offline:,}", ", ".join(s.name for s in n.sources))
-    stdout.print(table)
+        _print_table(
+            ("code", "language", "tokens offline", "sources, in order"),
+            map(_language_row, listed),
+            4,
+        )
     stderr.print(
         "tokens: about, of the demo model; offline: with the package registries alone;"
         f" mixtures by name: {' '.join(mixture.names())}",
@@ -77,11 +66,31 @@ def corpus_list(language: str | None, as_json: bool) -> None:
     )
 
 
+def _language_row(language: Language) -> tuple[str, ...]:
+    n_offline = sum(s.tokens for s in language.sources if not s.heldout)
+    names = ", ".join(s.name for s in language.sources)
+    return language.code, language.name, f"{n_offline:,}", names
+
+
+def _source_rows(language: Language) -> Iterable[tuple[str, ...]]:
+    for s in language.sources:
+        tokens = f"{s.tokens:,}" if s.tokens else "any"
+        heldout = " (held out)" if s.heldout else ""
+        yield language.code, language.name, s.name, s.licence, tokens + heldout, NEEDS[s.kind]
+
+
+def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], n_text: int) -> None:
+    table = new_table(*columns, n_text=n_text)
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table)
+
+
 BUILD = options.several(
     [
         options.MODEL,
         options.TOKENS,
-        click.option("--source", "sources", metavar="A,B",
+        click.option("--source", "sources", default="", metavar="A,B",
                      help="Calibrate on these of the language's sources. [default: in order]"),
         click.option("--heldout", default="", metavar="SOURCE", help="The source to hold out."),
         click.option("--licence", default="", type=click.Choice(["", *LICENCE_CLASSES]),
@@ -105,7 +114,9 @@ BUILD = options.several(
 @corpus.command("build")
 @click.argument("text", metavar="LANGUAGE")
 @BUILD
-def corpus_build(text: str, **rest: Any) -> None:
+def corpus_build(
+    text: str, model: str, n_tokens: int, sources: str, as_json: bool, **rest: Any
+) -> None:
     """Build calibration.txt, heldout.jsonl and manifest.json; print their folder.
 
     LANGUAGE is a language, code, random-tokens, shuffled:nb, or a mixture: multi10,
@@ -114,62 +125,38 @@ def corpus_build(text: str, **rest: Any) -> None:
     \b
     Example:
       imatrix-lab corpus build nb --tokens 65536 --model demo
+      imatrix-lab corpus build nb=0.75,en=0.15,code=0.10
     """
-    _build(text, **rest)
-
-
-@corpus.command("mix")
-@click.argument("shares", nargs=-1, required=True, metavar="NAME=SHARE...")
-@BUILD
-def corpus_mix(shares: tuple[str, ...], **rest: Any) -> None:
-    """Build a corpus of several languages by share of the tokens.
-
-    \b
-    Example:
-      imatrix-lab corpus mix nb=0.75 en=0.15 code=0.10 --tokens 65536
-    """
-    _build(",".join(shares), **rest)
-
-
-def _build(text: str, model: str, n_tokens: int, as_json: bool, **rest: Any) -> None:
 
     from imatrix_lab.corpus import mixture
     from imatrix_lab.pipeline import tune
 
     session = options.session()
-    named = tuple(filter(None, (rest.pop("sources") or "").replace(",", " ").split()))
-    wanted = TextOptions(sources=named, **rest)
+    names = tuple(sources.replace(",", " ").split())
+    text_options = TextOptions(sources=names, **rest)
     text = options.language(text, session.progress)
     mixture.parse(text)  # not a folder
-    request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=wanted)
-    tools, found = tune.prepare(request, session)
-    built = [
-        tune.corpus_of(
-            dataclasses.replace(
-                request,
-                corpus=dataclasses.replace(wanted, sample=k, renew=wanted.renew and k == 1),
-            ),
-            tools, found, session,
-        )
-        for k in range(1, wanted.n_samples + 1)
-    ]  # fmt: skip
+    request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=text_options)
+    tools, resolved = tune.prepare(request, session)
+    corpora = []
+    for k in range(1, text_options.n_samples + 1):
+        sample = dataclasses.replace(text_options, sample=k, renew=text_options.renew and k == 1)
+        sample_request = dataclasses.replace(request, corpus=sample)
+        corpora.append(tune.corpus_of(sample_request, tools, resolved, session))
     if as_json:
-        return options.emit(built if wanted.n_samples > 1 else built[0])
-    for one in built:
-        _tell(one, session.progress)
-        click.echo(one.calibration.parent)
-    if named or wanted.heldout:
+        return options.emit(corpora if text_options.n_samples > 1 else corpora[0])
+    for built in corpora:
+        sample_name = f"sample {built.sample}: " if built.sample else ""
         session.progress.say(
-            f"score on the text held out here: --text {built[0].language}={built[0].heldout}"
+            f"{sample_name}{built.n_tokens:,} tokens in {built.n_documents} documents for"
+            f" calibration, {built.n_heldout_tokens:,} in {built.n_heldout} held out;"
+            f" {built.licence}"
         )
-
-
-def _tell(built: CorpusFacts, terminal: Progress) -> None:
-    sample = f"sample {built.sample}: " if built.sample else ""
-    terminal.say(
-        f"{sample}{built.n_tokens:,} tokens in {built.n_documents} documents for calibration,"
-        f" {built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
-    )
+        click.echo(built.calibration.parent)
+    if names or text_options.heldout:
+        session.progress.say(
+            f"score on the text held out here: --text {corpora[0].language}={corpora[0].heldout}"
+        )
 
 
 @corpus.command("add")
@@ -188,13 +175,13 @@ def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, fiel
       imatrix-lab corpus add my-text/*.txt --lang nn --name mine --licence CC0-1.0
     """
 
-    from imatrix_lab.corpus import sources
+    from imatrix_lab.corpus.sources.files import add
 
     terminal = Terminal()
     code = options.language(lang, terminal)
-    source = sources.add(files, code, name, licence, field)
+    source = add(files, code, name, licence, field)
     terminal.say(
-        f"{name} is a source of {code} now ({source.licence}, counted as {source.licence_class});"
+        f"{name} is now a source of {code} ({source.licence}, counted as {source.licence_class});"
         f" to use it: imatrix-lab corpus build {code} --source {name}"
     )
 
@@ -215,59 +202,27 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     from imatrix_lab.corpus import show
 
     session = options.session()
-    found = show.find(text, session.store)
-    if found is None:
+    artifact = show.find(text, session.store)
+    if artifact is None:
         raise UsageError(
             f"no corpus of {text!r} has been built", fix=f"imatrix-lab corpus build {text}"
         )
     if as_json:
-        return options.emit(found.manifest)
-    session.progress.say(str(found.path))
-    facts = found.facts
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+        return options.emit(artifact.manifest)
+    session.progress.say(str(artifact.path))
+    facts = artifact.facts
+    table = new_table("", "", n_text=2, header=False)
     for key, value in show.summary(facts).items():
         table.add_row(key, escape(value))
     stdout.print(table)
-    _print_sources(facts)
-    _print_dropped(facts)
-    for title, lines in show.samples(found, session.store, n_dropped).items():
+    for columns, rows in (
+        (show.SOURCE_COLUMNS, show.sources(facts)),
+        (show.DROPPED_COLUMNS, show.dropped(facts)),
+    ):
+        if rows:
+            stdout.print()
+            _print_table(columns, rows, 3)
+    for title, lines in show.samples(artifact, session.store, n_dropped).items():
         stdout.print(f"\n[bold]{escape(title)}[/bold]")
         for line in lines:
             stdout.print(escape(line))
-
-
-def _print_sources(facts: dict[str, Any]) -> None:
-
-    from imatrix_lab.corpus import show
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("source", "version", "licence"):
-        table.add_column(name, overflow="fold")
-    for name in ("calibrated on", "held out", "language share"):
-        table.add_column(name, justify="right")
-    for s in facts.get("sources", ()):
-        table.add_row(
-            s["name"], s["version"][:16], s["licence"], f"{s['n_used']} documents",
-            f"{s['n_heldout']}", show.share(s["cleaning"]),
-        )  # fmt: skip
-    if table.row_count:
-        stdout.print()
-        stdout.print(table)
-
-
-def _print_dropped(facts: dict[str, Any]) -> None:
-
-    from imatrix_lab.corpus import show
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("source", "step", "reason"):
-        table.add_column(name, overflow="fold")
-    for name in ("documents", "paragraphs", "changes"):
-        table.add_column(name, justify="right")
-    for row in show.dropped(facts):
-        table.add_row(*row)
-    if table.row_count:
-        stdout.print()
-        stdout.print(table)

@@ -1,16 +1,16 @@
-"""From chosen sources to one calibration text and held-out documents."""
+"""From selected sources to one calibration text and held-out documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from imatrix_lab.corpus import controls, packing
-from imatrix_lab.corpus import heldout as split
 from imatrix_lab.corpus.clean import overlap
 from imatrix_lab.corpus.cleaned import Pool
+from imatrix_lab.corpus.heldout import cut_of, heldout_of, without_overlap
 from imatrix_lab.corpus.mixture import Mixture, Part
-from imatrix_lab.corpus.packing import Lane
-from imatrix_lab.corpus.selection import Choice
+from imatrix_lab.corpus.packing import Block, Lane
+from imatrix_lab.corpus.selection import Selection
 from imatrix_lab.errors import BadText
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.types import Document, TextOptions
@@ -18,10 +18,13 @@ from imatrix_lab.types import Document, TextOptions
 SLACK = 1.01
 """Sources give a little more than their share: joined, documents have fewer tokens than alone."""
 
+Groups = list[tuple[float, list[Lane]]]
+"""Each part's share of the text, and its sources."""
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, the documents it is made of, those held out, and what the manifest says."""
+    """A text, the documents used in it, those held out, and its facts for the manifest."""
 
     text: str
     used: tuple[Document, ...]
@@ -30,8 +33,8 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Half:
-    """What one source gives to one part of a mixture: one or the other may be empty."""
+class _PartSource:
+    """What one source gives to one part of a mixture; either list may be empty."""
 
     part: Part
     pool: Pool
@@ -41,26 +44,26 @@ class _Half:
 
 def assemble(
     mixture: Mixture,
-    choices: Sequence[Choice | None],
+    selections: Sequence[Selection | None],
     chats: Sequence[Document],
     vocabulary: Vocabulary,
     n_tokens: int,
     options: TextOptions,
 ) -> Corpus:
-    """Return the corpus of a mixture; `choices` has a `Choice` for each part that is a language.
+    """Return the corpus of a mixture.
+
+    Parameters
+    ----------
+    selections : one for each part of the mixture; None for random tokens.
 
     Raises
     ------
     BadText : too little text to calibrate on, or nothing to hold out.
     """
-    halves = [
-        half
-        for part, chosen in zip(mixture.parts, choices, strict=True)
-        if chosen
-        for half in _halves(part, chosen)
-    ]
-    heldout = list({d.id: d for half in halves for d in half.heldout}.values())
-    if halves and not heldout:
+    selected = list(zip(mixture.parts, selections, strict=True))
+    sources = [s for part, selection in selected if selection for s in _sources(part, selection)]
+    heldout = list({d.id: d for source in sources for d in source.heldout}.values())
+    if sources and not heldout:
         raise BadText(f"there is too little text in {mixture.name} to hold some of it out")
     seen = overlap.Shingles.of(d.text for d in heldout)
     for path in options.exclude:
@@ -69,52 +72,50 @@ def assemble(
     removed = {"paragraphs": 0, "documents": 0}
     groups: Groups = []
     for part in mixture.parts:
-        lanes = [
-            _lane(half, _cleared(half.calibration, seen, removed), vocabulary, options)
-            for half in halves
-            if half.part is part and half.calibration
-        ]
         if part.language is None:
             lanes = [_random_lane(part, vocabulary, n_tokens, options)]
+        else:
+            lanes = [
+                _lane(source, _cleared(source.calibration, seen, removed), vocabulary, options)
+                for source in sources
+                if source.part is part and source.calibration
+            ]
         if not any(lane.n_tokens for lane in lanes):
             raise BadText(f"there is too little text in {part.name} to calibrate on")
         groups.append((part.weight, lanes))
-    made = _sampled(groups, _chat_lane(chats, vocabulary), n_tokens, options)
-    order = [d for _, d in packing.interleave(made.lanes, made.quotas, vocabulary.count)]
-    text, used = packing.within_budget(order, made.n_tokens, vocabulary.count)
+    sample = _sample(groups, _chat_lane(chats, vocabulary), n_tokens, options)
+    order = [d for _, d in packing.interleave(sample.lanes, sample.quotas, vocabulary.count)]
+    text, used = packing.within_budget(order, sample.n_tokens, vocabulary.count)
     facts = {
-        **_provenance(halves, used, heldout, chats),
+        **_provenance(sources, used, heldout, chats),
         "overlap_removed": removed,
-        "bootstrap": made.bootstrap,
-        "weights": {p.label: round(p.weight, 6) for p in mixture.parts},
-        "skipped": {
-            p.label: c.skipped for p, c in zip(mixture.parts, choices, strict=True) if c
-        },
-    }  # fmt: skip
+        "bootstrap": sample.bootstrap,
+        "weights": {part.label: round(part.weight, 6) for part in mixture.parts},
+        "skipped": {part.label: s.skipped for part, s in selected if s},
+    }
     return Corpus(text, tuple(used), tuple(heldout), facts)
 
 
-def _halves(part: Part, chosen: Choice) -> list[_Half]:
+def _sources(part: Part, selection: Selection) -> list[_PartSource]:
     """Return a part's sources, each without its cut, and what is held out."""
-    found = []
-    for pool in chosen.calibration:
+    sources = []
+    for pool in selection.calibration:
         basis, everything = pool.basis_and_all()
-        cut = split.cut_of(basis)
+        cut = cut_of(basis)
         ids = {d.id for d in cut}
         rest = [d for d in everything if d.id not in ids]
-        found.append(_Half(part, pool, rest, cut if pool in chosen.cut else []))
-    if chosen.heldout is not None:
-        basis, _ = chosen.heldout.basis_and_all()
-        held = split.held_whole(basis, chosen.heldout.pinned.source.heldout)
-        found.append(_Half(part, chosen.heldout, [], held))
-    return found
+        sources.append(_PartSource(part, pool, rest, cut if pool in selection.cut else []))
+    if whole := selection.heldout:
+        heldout = heldout_of(whole.basis_and_all()[0], whole.pinned.source.heldout)
+        sources.append(_PartSource(part, whole, [], heldout))
+    return sources
 
 
 def _cleared(
-    found: Sequence[Document], seen: overlap.Shingles, removed: dict[str, int]
+    documents: Sequence[Document], seen: overlap.Shingles, removed: dict[str, int]
 ) -> list[Document]:
     kept = []
-    for document, n_paragraphs in split.without_overlap(found, seen):
+    for document, n_paragraphs in without_overlap(documents, seen):
         removed["paragraphs"] += n_paragraphs
         removed["documents"] += document is None
         if document is not None:
@@ -122,36 +123,36 @@ def _cleared(
     return kept
 
 
-def _lane(half: _Half, found: list[Document], vocabulary: Vocabulary, options: TextOptions) -> Lane:
-    """Return a source's blocks in seeded order, and in the control's form."""
-    if half.part.shuffled and half.part.language:
-        script = half.part.language.script
-        found = [controls.shuffled(d, options.seed, script) for d in found]
-    sizes = [vocabulary.count(d.text) for d in found]
-    name = f"{half.part.label}/{half.pool.pinned.source.name}"
-    return packing.shuffled(Lane(name, tuple(packing.blocks(found, sizes))), options.seed)
+def _lane(
+    source: _PartSource, documents: list[Document], vocabulary: Vocabulary, options: TextOptions
+) -> Lane:
+    """Return a source's blocks in seeded order, with its words shuffled if the part asks for it."""
+    part = source.part
+    if part.shuffled and part.language:
+        script = part.language.script
+        documents = [controls.shuffled(d, options.seed, script) for d in documents]
+    name = f"{part.label}/{source.pool.pinned.source.name}"
+    return packing.shuffled(Lane(name, _blocks(documents, vocabulary)), options.seed)
 
 
 def _random_lane(part: Part, vocabulary: Vocabulary, n_tokens: int, options: TextOptions) -> Lane:
-    wanted = int(n_tokens * options.n_samples * 1.5)
-    found = list(controls.random_tokens(vocabulary, wanted, options.seed))
-    sizes = [vocabulary.count(d.text) for d in found]
-    return Lane(part.label, tuple(packing.blocks(found, sizes)))
+    n_drawn = int(n_tokens * options.n_samples * 1.5)
+    documents = list(controls.random_tokens(vocabulary, n_drawn, options.seed))
+    return Lane(part.label, _blocks(documents, vocabulary))
+
+
+def _blocks(documents: Sequence[Document], vocabulary: Vocabulary) -> tuple[Block, ...]:
+    return tuple(packing.blocks(documents, [vocabulary.count(d.text) for d in documents]))
 
 
 def _chat_lane(chats: Sequence[Document], vocabulary: Vocabulary) -> Lane:
     """Return chats as blocks of one, so that each sample has some."""
-    blocks = [packing.Block((d,), (vocabulary.count(d.text),)) for d in chats]
-    return Lane("chats", tuple(blocks))
-
-
-Groups = list[tuple[float, list[Lane]]]
-"""Each part's share of the text, and its sources."""
+    return Lane("chats", tuple(Block((d,), (vocabulary.count(d.text),)) for d in chats))
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Lanes, the tokens that each gives, and the tokens of the text at most."""
+    """Lanes, the tokens that each gives, and the most tokens of the text."""
 
     lanes: list[Lane]
     quotas: list[int]
@@ -159,65 +160,65 @@ class _Sample:
     bootstrap: bool
 
 
-def _sampled(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) -> _Sample:
-    """Return one sample: of its own documents where there are enough, else drawn from all."""
+def _sample(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) -> _Sample:
+    """Return one sample: of documents of its own if there are enough, else drawn from all."""
     k, n = options.sample, options.n_samples
 
-    def dealt(hand: int) -> _Sample:
-        mine = [(weight, packing.deal(lanes, hand, n)) for weight, lanes in groups]
-        (said,) = packing.deal([chats], hand, n)
-        return _shared(mine, said, n_tokens, options.chat)
+    def disjoint(k: int) -> _Sample:
+        own_groups = [(weight, packing.deal(lanes, k, n)) for weight, lanes in groups]
+        (own_chats,) = packing.deal([chats], k, n)
+        return _with_quotas(own_groups, own_chats, n_tokens, options.chat)
 
-    everything = _shared(groups, chats, n_tokens, options.chat)
+    everything = _with_quotas(groups, chats, n_tokens, options.chat)
     if n == 1:
         return everything
-    if all(sum(dealt(hand).quotas) >= n_tokens for hand in range(1, n + 1)):
-        return dealt(k)
+    if all(sum(disjoint(other).quotas) >= n_tokens for other in range(1, n + 1)):
+        return disjoint(k)
     drawn = packing.redraw(everything.lanes, everything.quotas, k, options.seed)
     equal = min(n_tokens, int(sum(everything.quotas) / SLACK))
     return _Sample(drawn, everything.quotas, equal, bootstrap=True)
 
 
-def _shared(groups: Groups, chats: Lane, n_tokens: int, chat: float) -> _Sample:
+def _with_quotas(groups: Groups, chats: Lane, n_tokens: int, chat_share: float) -> _Sample:
     """Return all lanes and their quotas.
 
     A mixture keeps its weights: where one part is short, the others give less too. Chats are an
     addition: where there are few, the parts fill up.
     """
-    wanted = n_tokens * SLACK
-    said = min(chats.n_tokens, round(chat * wanted)) if chat else 0
-    fits = [sum(lane.n_tokens for lane in lanes) / weight for weight, lanes in groups]
-    total = min([wanted - said, *fits])
-    found: list[Lane] = []
+    budget = n_tokens * SLACK
+    n_chat = min(chats.n_tokens, round(chat_share * budget)) if chat_share else 0
+    capacities = [sum(lane.n_tokens for lane in lanes) / weight for weight, lanes in groups]
+    total = min([budget - n_chat, *capacities])
+    all_lanes: list[Lane] = []
     quotas: list[int] = []
     for weight, lanes in groups:
-        found += lanes
+        all_lanes += lanes
         quotas += packing.shares([lane.n_tokens for lane in lanes], round(weight * total))
-    if said:
-        found.append(chats)
-        quotas.append(said)
-    return _Sample(found, quotas, n_tokens, bootstrap=False)
+    if n_chat:
+        all_lanes.append(chats)
+        quotas.append(n_chat)
+    return _Sample(all_lanes, quotas, n_tokens, bootstrap=False)
 
 
 def _provenance(
-    halves: Sequence[_Half],
+    part_sources: Sequence[_PartSource],
     used: Sequence[Document],
     heldout: Sequence[Document],
     chats: Sequence[Document],
 ) -> dict[str, Any]:
     """Return licence, origin and counts of every source of a corpus."""
-    ids = {d.id.removeprefix("shuffled/") for d in used}
-    held = {d.id for d in heldout}
+    used_ids = {d.id.removeprefix("shuffled/") for d in used}
+    heldout_ids = {d.id for d in heldout}
     sources = []
-    for half in halves:
-        n_used = sum(d.id in ids for d in half.calibration)
-        n_held = sum(d.id in held for d in half.heldout)
-        facts = half.pool.artifact.facts
+    for source in part_sources:
+        n_used = sum(d.id in used_ids for d in source.calibration)
+        n_heldout = sum(d.id in heldout_ids for d in source.heldout)
         role = "calibration" if n_used else "heldout"
-        sources.append({**facts, "role": role, "n_used": n_used, "n_heldout": n_held})
+        facts = source.pool.artifact.facts
+        sources.append({**facts, "role": role, "n_used": n_used, "n_heldout": n_heldout})
     calibrated = [s for s in sources if s["n_used"]] or sources
-    others = {"CC0-1.0"} if chats or not sources else set()
-    licences = {str(s["licence"]) for s in calibrated} | others
+    own = {"CC0-1.0"} if chats or not sources else set()
+    licences = {str(s["licence"]) for s in calibrated} | own
     if len(licences) > 1:  # OR binds less than AND
         licences = {f"({name})" if " OR " in name else name for name in licences}
     origins = dict.fromkeys(str(s["origin"]) for s in calibrated)

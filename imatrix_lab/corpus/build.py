@@ -13,8 +13,9 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact
 from imatrix_lab.corpus import assemble, chat, documents, packing, selection
 from imatrix_lab.corpus.documents import JOINT, decode
+from imatrix_lab.corpus.languages import Language
 from imatrix_lab.corpus.mixture import Mixture
-from imatrix_lab.corpus.selection import Choice
+from imatrix_lab.corpus.selection import Selection
 from imatrix_lab.errors import BadText
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.types import CorpusFacts, Document, Model, TextOptions
@@ -27,7 +28,7 @@ CORPUS_VERSION = 2
 
 CALIBRATION, HELDOUT = "calibration.txt", "heldout.jsonl"
 POOR_TOKENS_PER_BYTE = 0.5
-"""A vocabulary that takes so many tokens hardly knows the language: it spells it in bytes."""
+"""A vocabulary that takes more tokens hardly covers the language: it spells it in bytes."""
 
 
 def build(
@@ -38,60 +39,64 @@ def build(
     options: TextOptions,
     session: Session,
 ) -> CorpusFacts:
-    """Return a corpus of at most `n_tokens` tokens, built if it is not there.
+    """Return a corpus of at most `n_tokens` tokens, from the store or built now.
 
     Raises
     ------
     BadText : the sources hold no usable text.
     FetchFailed : a source cannot be fetched as pinned.
     """
-    choices = [
-        selection.choose(
-            p.language, options, n_tokens, model.sha256, vocabulary.count, session
-        ) if p.language else None
-        for p in mixture.parts
-    ]  # fmt: skip
-    wanted = _inputs(mixture, choices, model, vocabulary, n_tokens, options)
+
+    def select(language: Language) -> Selection:
+        count = vocabulary.count
+        return selection.select(language, options, n_tokens, model.sha256, count, session)
+
+    selections = [select(p.language) if p.language else None for p in mixture.parts]
+    inputs = _inputs(mixture, selections, model, vocabulary, n_tokens, options)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         chats = _chats(mixture, options, model, scratch)
-        made = assemble.assemble(mixture, choices, chats, vocabulary, n_tokens, options)
-        _write_calibration(out, made.text)
-        (out / HELDOUT).write_bytes("".join(map(documents.line, made.heldout)).encode())
-        found = {
+        corpus = assemble.assemble(mixture, selections, chats, vocabulary, n_tokens, options)
+        _write_calibration(out, corpus.text)
+        (out / HELDOUT).write_bytes("".join(map(documents.line, corpus.heldout)).encode())
+        manifest = {
             "language": mixture.label,
             "language_name": mixture.name,
-            "n_tokens": vocabulary.count(made.text),
+            "n_tokens": vocabulary.count(corpus.text),
             "n_tokens_asked": n_tokens,
-            "n_bytes": len(made.text.encode()),
+            "n_bytes": len(corpus.text.encode()),
             "parse_special": vocabulary.parse_special,
             "sample": f"{options.sample}/{options.n_samples}" if options.n_samples > 1 else "",
-            "documents": [d.id for d in made.used],
-            "n_documents": len(made.used),
-            "n_heldout": len(made.heldout),
-            "n_heldout_tokens": vocabulary.count(packing.joined(made.heldout)),
-            **made.facts,
+            "documents": [d.id for d in corpus.used],
+            "n_documents": len(corpus.used),
+            "n_heldout": len(corpus.heldout),
+            "n_heldout_tokens": vocabulary.count(packing.joined(corpus.heldout)),
+            **corpus.facts,
         }
-        _warn(found, session.progress)
-        return found
+        _warn(manifest, session.progress)
+        return manifest
 
     sample = f"-s{options.sample}of{options.n_samples}" if options.n_samples > 1 else ""
     label = f"{mixture.label}-{n_tokens}{sample}"
-    return facts(session.store.get("corpus", label, wanted, make, session.progress))
+    return facts(session.store.get("corpus", label, inputs, make, session.progress))
 
 
 def _inputs(
-    mixture: Mixture, choices: Sequence[Choice | None], model: Model, vocabulary: Vocabulary,
-    n_tokens: int, options: TextOptions,
-) -> dict[str, Any]:  # fmt: skip
+    mixture: Mixture,
+    selections: Sequence[Selection | None],
+    model: Model,
+    vocabulary: Vocabulary,
+    n_tokens: int,
+    options: TextOptions,
+) -> dict[str, Any]:
     parts = [
         {
             "label": part.label,
             "weight": part.weight,
-            "calibration": [p.artifact.fingerprint for p in found.calibration] if found else [],
-            "heldout": found.heldout.artifact.fingerprint if found and found.heldout else "",
+            "calibration": [p.artifact.fingerprint for p in chosen.calibration] if chosen else [],
+            "heldout": chosen.heldout.artifact.fingerprint if chosen and chosen.heldout else "",
         }
-        for part, found in zip(mixture.parts, choices, strict=True)
+        for part, chosen in zip(mixture.parts, selections, strict=True)
     ]
     return {
         "corpus_version": CORPUS_VERSION,
@@ -117,31 +122,32 @@ def _chat_files(mixture: Mixture) -> list[Path]:
 def _chats(
     mixture: Mixture, options: TextOptions, model: Model, scratch: Path
 ) -> tuple[Document, ...]:
-    """Return the chats of a mixture's languages in the model's template, if they are wanted."""
+    """Return the chats of a mixture's languages in the model's template, if options ask for any."""
     if not options.chat:
         return ()
-    found = [entry for path in _chat_files(mixture) for entry in chat.read(path)]
-    if not found:
+    chats = [entry for path in _chat_files(mixture) for entry in chat.read(path)]
+    if not chats:
         raise BadText(f"there are no chats in {mixture.name}", fix="leave out --chat")
-    return tuple(chat.documents(model, found, "written chats", "CC0-1.0", scratch))
+    return tuple(chat.documents(model, chats, "written chats", "CC0-1.0", scratch))
 
 
-def _warn(found: Mapping[str, Any], progress: Progress) -> None:
-    per_byte = found["n_tokens"] / max(1, found["n_bytes"])
+def _warn(manifest: Mapping[str, Any], progress: Progress) -> None:
+    per_byte = manifest["n_tokens"] / max(1, manifest["n_bytes"])
     if per_byte > POOR_TOKENS_PER_BYTE:
         progress.say(
-            f"note: this model takes {per_byte:.2f} tokens a byte for {found['language_name']}:"
-            " its vocabulary hardly covers the language, and no quantization will mend that"
+            f"note: this model takes {per_byte:.2f} tokens a byte for {manifest['language_name']}:"
+            " its vocabulary hardly covers the language, and no quantization can change that"
         )
-    if found["bootstrap"]:
+    if manifest["bootstrap"]:
+        n_samples = manifest["sample"].split("/")[1]
         progress.say(
-            f"note: there is too little text for {found['sample'].split('/')[1]} disjoint samples;"
+            f"note: there is too little text for {n_samples} disjoint samples;"
             " each is drawn with replacement (bootstrap), so samples share documents"
         )
 
 
 def _write_calibration(out: Path, text: str) -> None:
-    """Write the text and one line end, which llama.cpp's programs take off again."""
+    """Write the text and one line end, which llama.cpp's programs remove again."""
     (out / CALIBRATION).write_bytes((text + "\n").encode())
 
 
@@ -154,21 +160,17 @@ def from_folder(folder: Path) -> CorpusFacts:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        found = facts(Artifact(folder, manifest))
+        corpus = facts(Artifact(folder, manifest))
         for name in (CALIBRATION, HELDOUT):
             if manifest["files"][name]["sha256"] != sha256_file(folder / name):
                 raise BadText(f"{name} is not the one in the manifest", where=folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadText(f"this corpus folder cannot be read: {error}", where=folder) from error
-    return found
+    return corpus
 
 
 def from_file(
-    path: Path,
-    model: Model,
-    vocabulary: Vocabulary,
-    n_tokens: int,
-    session: Session,
+    path: Path, model: Model, vocabulary: Vocabulary, n_tokens: int, session: Session
 ) -> CorpusFacts:
     """Return a user's own text, cut to the budget, as a corpus without held-out documents.
 
@@ -176,8 +178,8 @@ def from_file(
     ------
     BadText : empty, or not UTF-8; names the byte.
     """
-    word = slug(path.stem)
-    wanted = {
+    label = slug(path.stem)
+    inputs = {
         "corpus_version": CORPUS_VERSION,
         "file": path.name,
         "file_sha256": sha256_file(path),
@@ -190,16 +192,16 @@ def from_file(
         text = decode(path.read_bytes(), str(path)).strip()
         if not text:
             raise BadText("this text is empty", where=path)
-        found = [
+        parts = [
             Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
             for i, part in enumerate(text.split(JOINT))
         ]
-        text, used = packing.within_budget(found, n_tokens, vocabulary.count)
+        text, used = packing.within_budget(parts, n_tokens, vocabulary.count)
         _write_calibration(out, text)
         (out / HELDOUT).write_bytes(b"")
         return {
-            "language": word,
-            "language_name": word,
+            "language": label,
+            "language_name": label,
             "source": path.name,
             "licence": "unknown",
             "n_tokens": vocabulary.count(text),
@@ -210,32 +212,27 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(session.store.get("corpus", f"{word}-{n_tokens}", wanted, make, session.progress))
+    return facts(session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress))
 
 
-def slug(word: str) -> str:
-    """Return a word that is safe in file names and metadata: letters, digits and hyphens."""
-    return re.sub(r"[^\w]+", "-", word, flags=re.ASCII).strip("-")[:40] or "text"
+def slug(name: str) -> str:
+    """Return a name that is safe in file names and metadata: letters, digits and hyphens."""
+    return re.sub(r"[^\w]+", "-", name, flags=re.ASCII).strip("-")[:40] or "text"
 
 
 def facts(artifact: Artifact) -> CorpusFacts:
-    """Return what a corpus's manifest says."""
-    found = artifact.facts
-    names = CorpusFacts.__dataclass_fields__.keys() & found.keys()
+    """Return the facts in a corpus's manifest."""
+    values = artifact.facts
+    names = CorpusFacts.__dataclass_fields__.keys() & values.keys()
     return CorpusFacts(
         calibration=artifact.path / CALIBRATION,
         heldout=artifact.path / HELDOUT,
         sha256=artifact.sha256(CALIBRATION),
         heldout_sha256=artifact.sha256(HELDOUT),
-        **{name: found[name] for name in names},
+        **{name: values[name] for name in names},
     )
 
 
 def heldout_text(corpus: CorpusFacts) -> str:
-    """Return the held-out documents as one text.
-
-    Raises
-    ------
-    BadText : see `documents.read`.
-    """
+    """Return the held-out documents as one text."""
     return packing.joined(documents.read(corpus.heldout))

@@ -1,4 +1,4 @@
-"""Chats as calibration text, in the words of the model's own chat template."""
+"""Chats as calibration text, in the model's own chat template."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,17 +13,17 @@ _ROLES = ("user", "assistant")
 
 
 def read(path: Path) -> Iterator[tuple[str, Chat]]:
-    """Yield (id, messages) of a file with one chat a line: ``{"id": …, "messages": […]}``.
+    """Yield (id, messages) of a file with one chat on each line: ``{"id": …, "messages": […]}``.
 
     Raises
     ------
-    BadText : a line that is no chat, or roles that do not take turns.
+    BadText : a line that is not a chat, or roles that do not take turns.
     """
     for i, entry in json_lines(path):
         try:
             messages = [{k: str(m[k]) for k in ("role", "content")} for m in entry["messages"]]
         except (KeyError, TypeError) as error:
-            raise BadText(f"line {i} is no chat: {error}", where=path) from error
+            raise BadText(f"line {i} is not a chat: {error}", where=path) from error
         turns = [m["role"] for m in messages if m["role"] != "system"]
         if not turns or turns != [_ROLES[j % 2] for j in range(len(turns))]:
             raise BadText(f"line {i}: user and assistant do not take turns", where=path)
@@ -33,22 +33,22 @@ def read(path: Path) -> Iterator[tuple[str, Chat]]:
 def documents(
     model: Model, chats: Sequence[tuple[str, Chat]], source: str, licence: str, scratch: Path
 ) -> list[Document]:
-    """Return each chat as a document, with the marks that the model was trained to see.
+    """Return each chat as a document, with the special tokens that the model was trained on.
 
-    No BOS is written: llama-imatrix puts it where a window begins.
+    BOS is left out: llama-imatrix puts it where a window begins.
 
     Raises
     ------
-    BadModel : no template, one that fails, takes too long or writes too much.
+    BadModel : no template, or one that fails, takes too long or writes too much.
     """
     try:
         rendered = chat_template.render(model, [c for _, c in chats], scratch)
-        if wrong := next((r.error for r in rendered if r.error), ""):
-            raise BadModel(f"its chat template cannot be used: {wrong}", where=model.path)
-    except BadModel as error:
-        error.fix = "leave out --chat"
+        if error := next((r.error for r in rendered if r.error), ""):
+            raise BadModel(f"its chat template cannot be used: {error}", where=model.path)
+    except BadModel as failure:
+        failure.fix = "leave out --chat"
         raise
     return [
-        Document(name, found.text.strip(), source, licence)
-        for (name, _), found in zip(chats, rendered, strict=True)
+        Document(chat_id, text.text.strip(), source, licence)
+        for (chat_id, _), text in zip(chats, rendered, strict=True)
     ]

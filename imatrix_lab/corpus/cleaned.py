@@ -3,20 +3,24 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus import clean, documents, sources
+from imatrix_lab.corpus import clean, documents
+from imatrix_lab.corpus.clean.report import CHANGES, Report
+from imatrix_lab.corpus.clean.rules import Rules
+from imatrix_lab.corpus.documents import JOINT
 from imatrix_lab.corpus.languages import Language, Source
-from imatrix_lab.corpus.sources import Pinned
+from imatrix_lab.corpus.sources import KINDS
+from imatrix_lab.corpus.sources.base import Pinned
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
 
 POOL_VERSION = 3
-"""Raise it when the same source gives other documents. 1: first cleaning. 2: extraction mended.
+"""Raise it when the same source gives other documents. 1: first cleaning. 2: extraction fixed.
 3: ids have the row's number, on the Hub the configuration too."""
 
 TEXT, DROPPED = "documents.jsonl", "dropped.jsonl"
@@ -41,25 +45,14 @@ class Pool:
 
     def basis_and_all(self) -> tuple[list[Document], list[Document]]:
         """Return the beginning that every pool of this source has, whatever its limit, and all."""
-        found = self.documents()
-        ends = itertools.accumulate(len(d.text.encode()) for d in found)
-        n_basis = sum(end <= BASIS_BYTES for end in ends)
-        return found[:n_basis], found
+        everything = self.documents()
+        ends = itertools.accumulate(len(d.text.encode()) for d in everything)
+        return everything[: sum(end <= BASIS_BYTES for end in ends)], everything
 
     @property
     def n_bytes(self) -> int:
         """Size of its text."""
         return int(self.artifact.facts["n_bytes"])
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """What cleaning did; see `clean.Report`."""
-        return dict(self.artifact.facts["cleaning"])
-
-    @property
-    def whole(self) -> bool:
-        """Whether this is all the source has, rather than a beginning."""
-        return bool(self.artifact.facts["whole"])
 
 
 def limit_bytes(n_tokens: int) -> int:
@@ -68,10 +61,8 @@ def limit_bytes(n_tokens: int) -> int:
 
 
 def declared(source: Source) -> dict[str, Any]:
-    """Return what a source's file says that is kept with its text; a user's own paths are not."""
-    settings = dict(source.settings)
-    if source.kind == "files":
-        del settings["files"]
+    """Return what a source's file says of it, without the paths of a user's own files."""
+    settings = {k: v for k, v in source.settings.items() if (source.kind, k) != ("files", "files")}
     return {
         "name": source.name,
         "kind": source.kind,
@@ -84,23 +75,23 @@ def declared(source: Source) -> dict[str, Any]:
 
 
 def identity(pinned: Pinned) -> dict[str, Any]:
-    """Return which bytes are meant, JSON-able."""
+    """Return which bytes a pinned source stands for, as JSON values."""
     return {**declared(pinned.source), "version": pinned.version, "sha256": pinned.sha256}
 
 
-def restored(found: Mapping[str, Any], language: Language) -> Pinned:
+def restored(remembered: Mapping[str, Any], language: Language) -> Pinned:
     """Return the source that an `identity` is of.
 
     Raises
     ------
-    BadText : the language has no such source any more, or its file says something else now.
+    BadText : the language no longer has such a source, or its file has changed.
     """
     for source in language.sources:
-        pinned = Pinned(source, found["version"], found["sha256"])
-        if identity(pinned) == found:
+        pinned = Pinned(source, remembered["version"], remembered["sha256"])
+        if identity(pinned) == remembered:
             return pinned
     raise BadText(
-        f"{language.name} does not have the source {found['name']} as it was any more",
+        f"{language.name} no longer has the source {remembered['name']} as it was",
         fix=f"imatrix-lab corpus build {language.code} --renew",
     )
 
@@ -111,19 +102,13 @@ def inputs(language: Language, pinned: Pinned, limit: int) -> dict[str, Any]:
         "pool_version": POOL_VERSION,
         "clean_version": clean.CLEAN_VERSION,
         "language": language.code,
-        "rules": asdict(clean.Rules.of(language)),
+        "rules": asdict(Rules.of(language)),
         "source": identity(pinned),
         "limit_bytes": limit,
     }
 
 
-def build(
-    language: Language,
-    pinned: Pinned,
-    limit: int,
-    workers: int,
-    session: Session,
-) -> Pool:
+def build(language: Language, pinned: Pinned, limit: int, workers: int, session: Session) -> Pool:
     """Return a source's clean documents, about `limit` bytes of them at most.
 
     Raises
@@ -137,28 +122,22 @@ def build(
         session.progress.say(
             f"text {language.code}: {source.origin} ({source.licence}; {source.note})"
         )
-        report = clean.Report()
-        raw = sources.documents(pinned, language, session)
-        cleaned = clean.clean(raw, clean.Rules.of(language), report, workers)
+        report = Report()
+        raw = KINDS[source.kind].documents(pinned, language, session)
+        pieces = _pieces(clean.clean(raw, Rules.of(language), report, workers))
         n_bytes = n_documents = 0
-        whole = True
         with (
             session.progress.task(f"cleaning {source.name}", limit, "B") as task,
             (out / TEXT).open("w", encoding="utf-8", newline="\n") as file,
         ):
-            for document in pieces(cleaned):
+            while n_bytes < limit and (document := next(pieces, None)):
                 file.write(documents.line(document))
                 n_bytes += len(document.text.encode())
                 n_documents += 1
                 task.update(n_bytes)
-                if n_bytes >= limit:
-                    whole = False
-                    break
         if not n_documents:
-            raise BadText(
-                f"{source.name} has no text in {language.name} that passes the cleaning: "
-                + ("; ".join(reasons(report.as_dict())) or "it is empty")
-            )
+            why = "; ".join(reasons(report.as_dict())) or "it is empty"
+            raise BadText(f"{source.name} has no text in {language.name} after cleaning: {why}")
         with (out / DROPPED).open("w", encoding="utf-8", newline="\n") as file:
             for sample in report.samples:
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
@@ -167,41 +146,43 @@ def build(
             "language": language.code,
             "n_documents": n_documents,
             "n_bytes": n_bytes,
-            "whole": whole,
+            "whole": n_bytes < limit,
             "cleaning": report.as_dict(),
         }
 
-    wanted = inputs(language, pinned, limit)
-    name = f"{language.code}-{source.name}"
-    return Pool(pinned, session.store.get("text", name, wanted, make, session.progress))
+    label = f"{language.code}-{source.name}"
+    key = inputs(language, pinned, limit)
+    return Pool(pinned, session.store.get("text", label, key, make, session.progress))
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
     """Return what was dropped and why, the commonest first: ``12 language: paragraph in en``."""
     counts = {
-        f"{step}: {reason}": sum(n for unit, n in units.items() if unit != "changes")
-        for step, found in report["steps"].items()
-        for reason, units in found.items()
+        f"{step}: {reason}": sum(n for unit, n in units.items() if unit != CHANGES)
+        for step, by_reason in report["steps"].items()
+        for reason, units in by_reason.items()
     }
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     return [f"{n:,} {reason}" for reason, n in ordered if n]
 
 
-def pieces(found: Iterable[Document]) -> Iterator[Document]:
+def _pieces(cleaned: Iterable[Document]) -> Iterator[Document]:
     """Yield documents of at most about `DOCUMENT_CHARS_MAX`, cut between paragraphs."""
-    for document in found:
+    for document in cleaned:
         if len(document.text) <= DOCUMENT_CHARS_MAX:
             yield document
             continue
         part: list[str] = []
         size, n_parts = 0, 0
-        paragraphs = document.text.split("\n\n")
-        for i, paragraph in enumerate(paragraphs):
+        for paragraph in document.text.split(JOINT):
+            if part and size + len(paragraph) > DOCUMENT_CHARS_MAX:
+                n_parts += 1
+                yield _part(document, n_parts, part)
+                part, size = [], 0
             part.append(paragraph)
             size += len(paragraph)
-            last = i + 1 == len(paragraphs)
-            if last or size + len(paragraphs[i + 1]) > DOCUMENT_CHARS_MAX:
-                n_parts += 1
-                name = f"{document.id}/part-{n_parts}"
-                yield Document(name, "\n\n".join(part), document.source, document.licence)
-                part, size = [], 0
+        yield _part(document, n_parts + 1, part)
+
+
+def _part(document: Document, number: int, paragraphs: list[str]) -> Document:
+    return replace(document, id=f"{document.id}/part-{number}", text=JOINT.join(paragraphs))

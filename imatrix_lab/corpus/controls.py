@@ -1,4 +1,8 @@
-"""Texts that show what an imatrix owes to words, and what to order or to nothing at all."""
+"""Control texts: the same words in random order, and random tokens.
+
+They show how much of an imatrix's effect is due to the words of a text, to their order, or to
+no text at all.
+"""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +15,9 @@ from imatrix_lab.types import Document
 
 
 def shuffled(document: Document, seed: int, script: str) -> Document:
-    """Return a document with its words in random order, its characters where words have no spaces.
+    """Return a document with its words in random order; its characters in unspaced scripts.
 
-    The words, and so nearly all tokens, are the same; what they say is gone.
+    The words, and so nearly all tokens, stay the same; the meaning is lost.
     """
     spaces = SCRIPT_PARTS.get(script, (script,))[0] not in scripts.UNSPACED
     rng = random.Random(f"{seed} {document.id}")
@@ -26,18 +30,17 @@ def shuffled(document: Document, seed: int, script: str) -> Document:
 def random_tokens(vocabulary: Vocabulary, n_tokens: int, seed: int) -> Iterator[Document]:
     """Yield documents of tokens drawn evenly from the vocabulary, about `n_tokens` in all.
 
-    Only tokens that are text by themselves are drawn: no control tokens, no bytes of a
-    character. Written out and read again they may merge otherwise, so the count is near.
+    Only tokens that are text by themselves are drawn: no control tokens, no parts of a character.
+    Tokenized again they may merge in other ways, so the count is approximate.
     """
     rng = random.Random(f"{seed} {vocabulary.n_tokens()}")
-    made = 0
-    while made < n_tokens:
+    n_drawn = 0
+    while n_drawn < n_tokens:
         words: list[str] = []
         while len(words) < BLOCK_TOKENS:
             if word := vocabulary.word(rng.randrange(vocabulary.n_tokens())):
                 words.append(word)
         text = "".join(words).replace("\r", " ").strip()
-        yield Document(
-            f"random-tokens/{made // BLOCK_TOKENS:06d}", text, "random-tokens", "CC0-1.0"
-        )
-        made += len(words)
+        document_id = f"random-tokens/{n_drawn // BLOCK_TOKENS:06d}"
+        yield Document(document_id, text, "random-tokens", "CC0-1.0")
+        n_drawn += len(words)

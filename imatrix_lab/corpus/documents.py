@@ -1,11 +1,15 @@
-"""Documents on disk: one JSON object a line, as in ``heldout.jsonl``."""
+"""Documents and the text files they come from.
+
+Documents are kept with one JSON object on each line, as in ``heldout.jsonl``. Files of any size
+are streamed as lines, JSON values or Parquet rows, and loose paragraphs gathered to documents.
+"""
 
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow
 from pyarrow import parquet
@@ -13,12 +17,14 @@ from pyarrow import parquet
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
 
+T = TypeVar("T")
+
 JOINT = "\n\n"
 DOCUMENT_CHARS_MIN = 400
 DOCUMENT_CHARS = 3000
-"""A document made of loose paragraphs ends when it has so many characters: about a page."""
+"""Loose paragraphs are gathered to documents of so many characters: about a page."""
 LINE_BYTES_MAX = 64 << 20
-"""More in one line is no JSON that anyone wrote for a line reader."""
+"""Longer lines are read in pieces: they are not JSON lines."""
 
 _SENTENCE_END = re.compile(r"[.!?:;…。！？：؟۔।॥،][\"”»’')\]]*$")
 
@@ -29,7 +35,7 @@ def ends_as_sentence(text: str) -> bool:
 
 
 def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
-    r"""Return UTF-8 text with ``\n`` line ends, or with `keep_cr` its own, as llama.cpp reads it.
+    r"""Return UTF-8 text with ``\n`` line ends; with `keep_cr` unchanged, as llama.cpp reads it.
 
     Raises
     ------
@@ -47,7 +53,7 @@ def _not_utf8(byte: int, where: str | Path) -> BadText:
 
 
 def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
-    r"""Yield the lines of a UTF-8 file with their ``\n``, streamed; longer ones in pieces.
+    r"""Yield the lines of a UTF-8 file with their ``\n``, streamed; long ones in pieces.
 
     A byte-order mark is left out.
 
@@ -56,23 +62,23 @@ def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
     BadText : not UTF-8; names the file and the byte.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0
+    n_read = 0
     with path.open("rb") as file:
         while True:
             raw = file.readline(bytes_max)
             try:
                 line = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
-                held_back = len(decoder.getstate()[0])  # of a character that a piece ended in
-                raise _not_utf8(done - held_back + error.start, path) from error
+                n_pending = len(decoder.getstate()[0])  # of a character that a piece ended in
+                raise _not_utf8(n_read - n_pending + error.start, path) from error
             if not raw:
                 return
-            yield line if done else line.removeprefix("\ufeff")
-            done += len(raw)
+            yield line if n_read else line.removeprefix("\ufeff")
+            n_read += len(raw)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of a file with a JSON value a line; blank lines are passed over.
+    """Yield (line number, value) of a file with a JSON value on each line; skip blank lines.
 
     Raises
     ------
@@ -83,17 +89,17 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                what = f"line {number} is no document: not valid JSON: {error}"
+                what = f"line {number} is not a document: not valid JSON: {error}"
                 raise BadText(what, where=path) from error
             yield number, value
 
 
 def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Yield (line number, object, its text) of a file with a JSON object a line.
+    """Yield (line number, object, its text) of a file with a JSON object on each line.
 
     Raises
     ------
-    BadText : a line that is no object with such a text, or not UTF-8.
+    BadText : a line that is not an object with such a text, or not UTF-8.
     """
     for number, entry in json_lines(path):
         try:
@@ -102,12 +108,12 @@ def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str,
                 raise TypeError(f"its {field} is not a string")
             text.encode()  # JSON can spell half a character
         except (ValueError, KeyError, TypeError) as error:
-            raise BadText(f"line {number} is no document: {error}", where=path) from error
+            raise BadText(f"line {number} is not a document: {error}", where=path) from error
         yield number, entry, text
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, of these columns those that are there (None: of all).
+    """Yield the rows of a Parquet file, of those of these columns that it has (None: all).
 
     Raises
     ------
@@ -121,11 +127,11 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
         raise BadText(f"this Parquet file cannot be read: {error}", where=path) from error
 
 
-def paragraphs(found: Iterable[str]) -> Iterator[str]:
-    """Join lines to paragraphs: they end at a blank line, or, lacking these, after a page."""
+def paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines to paragraphs: they end at a blank line or, without one, after a page."""
     pending: list[str] = []
     size = 0
-    for line in found:
+    for line in lines:
         if line.strip():
             pending.append(line.rstrip())
             size += len(line)
@@ -138,22 +144,27 @@ def paragraphs(found: Iterable[str]) -> Iterator[str]:
 
 def tidy(text: str) -> str:
     """Return a text with LF line ends, and one blank line between its paragraphs."""
-    lines = (line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-    return re.sub(r"\n{3,}", JOINT, "\n".join(lines)).strip("\n")
+    rows = (line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    return re.sub(r"\n{3,}", JOINT, "\n".join(rows)).strip("\n")
 
 
 def gathered(paragraphs: Iterable[str], chars: int = DOCUMENT_CHARS) -> Iterator[str]:
-    """Join paragraphs to documents that end with the paragraph which reaches `chars`."""
-    pending: list[str] = []
-    size = 0
-    for paragraph in paragraphs:
-        pending.append(paragraph)
-        size += len(paragraph)
-        if size >= chars:
-            yield JOINT.join(pending)
-            pending, size = [], 0
-    if pending:
-        yield JOINT.join(pending)
+    """Join paragraphs to documents that end with the paragraph that reaches `chars`."""
+    return map(JOINT.join, batches(paragraphs, chars, len))
+
+
+def batches(items: Iterable[T], total: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield items in lists that end with the item with which their sizes reach `total`."""
+    batch: list[T] = []
+    n = 0
+    for item in items:
+        batch.append(item)
+        n += size(item)
+        if n >= total:
+            yield batch
+            batch, n = [], 0
+    if batch:
+        yield batch
 
 
 def line(document: Document) -> str:
@@ -168,30 +179,25 @@ def line(document: Document) -> str:
 
 
 def stream(path: Path) -> Iterator[Document]:
-    """Yield the documents of a file, one JSON object a line.
+    """Yield the documents of a file with one JSON object on each line.
 
-    Only ``text`` must be there; a document without an ``id`` is called by its line.
+    Only ``text`` is required; a document without an ``id`` is named after its line.
 
     Raises
     ------
     BadText : a line that is not a document, or not UTF-8; names line or byte.
     """
     for number, entry, text in json_texts(path):
-        name = str(entry.get("id") or f"{path.stem}/{number:06d}")
+        document_id = str(entry.get("id") or f"{path.stem}/{number:06d}")
         source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
-        yield Document(name, text, source, licence)
+        yield Document(document_id, text, source, licence)
 
 
 def read(path: Path) -> list[Document]:
-    """Return the documents of a file like heldout.jsonl; see `stream`.
-
-    Raises
-    ------
-    BadText : besides, an id that occurs twice.
-    """
-    found: dict[str, Document] = {}
+    """Return the documents of a file like heldout.jsonl; like `stream`, but no id may repeat."""
+    by_id: dict[str, Document] = {}
     for document in stream(path):
-        if document.id in found:
+        if document.id in by_id:
             raise BadText(f"the id {document.id!r} occurs twice", where=path)
-        found[document.id] = document
-    return list(found.values())
+        by_id[document.id] = document
+    return list(by_id.values())

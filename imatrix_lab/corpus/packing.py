@@ -2,7 +2,7 @@
 
 llama-imatrix cuts the text into windows and, with ``--chunks``, takes a prefix. So documents
 are kept in blocks of at least one window, a source's blocks come in seeded order, and the
-sources take turns by how far each is behind its share.
+next block is taken from the source that is furthest behind its share.
 """
 
 import random
@@ -13,7 +13,7 @@ from imatrix_lab.corpus.documents import JOINT
 from imatrix_lab.types import Document
 
 BLOCK_TOKENS = 1024
-"""Two windows of llama-imatrix as it comes."""
+"""Two windows of llama-imatrix's default size."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,25 @@ class Lane:
 
 def blocks(documents: Sequence[Document], sizes: Sequence[int]) -> list[Block]:
     """Return runs of whole documents of at least `BLOCK_TOKENS`; a short rest joins the last."""
-    runs: list[list[int]] = [[]]
-    for i in range(len(documents)):
-        if sum(sizes[j] for j in runs[-1]) >= BLOCK_TOKENS:
-            runs.append([])
-        runs[-1].append(i)
-    if len(runs) > 1 and sum(sizes[j] for j in runs[-1]) < BLOCK_TOKENS:
-        rest = runs.pop()
-        runs[-1] += rest
+    starts = [0]
+    n_tokens = 0
+    for i, size in enumerate(sizes):
+        if n_tokens >= BLOCK_TOKENS:
+            starts.append(i)
+            n_tokens = 0
+        n_tokens += size
+    if n_tokens < BLOCK_TOKENS and len(starts) > 1:
+        starts.pop()
+    ends = [*starts[1:], len(documents)]
     return [
-        Block(tuple(documents[i] for i in run), tuple(sizes[i] for i in run)) for run in runs if run
+        Block(tuple(documents[start:end]), tuple(sizes[start:end]))
+        for start, end in zip(starts, ends, strict=True)
+        if start < end
     ]
 
 
 def shuffled(lane: Lane, seed: int) -> Lane:
-    """Return a lane with its blocks in the order that a seed gives."""
+    """Return a lane with its blocks in an order given by the seed."""
     order = list(lane.blocks)
     random.Random(f"{seed} {lane.name}").shuffle(order)
     return Lane(lane.name, tuple(order))
@@ -71,26 +75,23 @@ def deal(lanes: Sequence[Lane], k: int, n_samples: int) -> list[Lane]:
 
 def redraw(lanes: Sequence[Lane], quotas: Sequence[int], k: int, seed: int) -> list[Lane]:
     """Return bootstrap lanes: blocks drawn with replacement until each has its quota."""
-    found = []
+    redrawn = []
     for lane, quota in zip(lanes, quotas, strict=True):
         rng = random.Random(f"{seed} {k} {lane.name}")
-        drawn: list[Block] = []
-        while sum(b.n_tokens for b in drawn) < quota:
-            drawn.append(rng.choice(lane.blocks))
-        found.append(Lane(lane.name, tuple(drawn)))
-    return found
+        blocks: list[Block] = []
+        while sum(b.n_tokens for b in blocks) < quota:
+            blocks.append(rng.choice(lane.blocks))
+        redrawn.append(Lane(lane.name, tuple(blocks)))
+    return redrawn
 
 
 def shares(available: Sequence[int], n_tokens: int) -> list[int]:
-    """Return what each source gives towards `n_tokens`: equal parts, the short ones all they have.
-
-    Where all together have less, all of it.
-    """
+    """Return how many of `n_tokens` each source gives: equal parts, or all of a small source."""
     given = [0] * len(available)
-    left = n_tokens
+    remaining = n_tokens
     for rank, i in enumerate(sorted(range(len(available)), key=lambda i: available[i])):
-        given[i] = min(available[i], -(-left // (len(available) - rank)))
-        left -= given[i]
+        given[i] = min(available[i], -(-remaining // (len(available) - rank)))
+        remaining -= given[i]
     return given
 
 
@@ -99,34 +100,26 @@ def interleave(
 ) -> Iterator[tuple[str, Document]]:
     """Yield (lane, document) so that every prefix has the quotas' proportions.
 
-    The lane furthest behind its share is next, the first of them where they tie; the document
-    that meets a lane's quota is cut there.
+    The next block is of the lane furthest behind its quota, the first of them where they tie; the
+    document that meets a lane's quota is cut there.
     """
-    at, taken = [0] * len(lanes), [0] * len(lanes)
-    while True:
-        unfinished = [
-            i for i, lane in enumerate(lanes)
-            if at[i] < len(lane.blocks) and taken[i] < quotas[i]
-        ]  # fmt: skip
-        if not unfinished:
-            return
-        i = min(unfinished, key=lambda i: taken[i] / quotas[i])
-        block = lanes[i].blocks[at[i]]
-        at[i] += 1
+    blocks = [list(reversed(lane.blocks)) for lane in lanes]
+    taken = [0] * len(lanes)
+    while lanes_left := [i for i, rest in enumerate(blocks) if rest and taken[i] < quotas[i]]:
+        i = min(lanes_left, key=lambda i: taken[i] / quotas[i])
+        block = blocks[i].pop()
         for document, size in zip(block.documents, block.sizes, strict=True):
-            spare = quotas[i] - taken[i]
-            if spare <= 0:
+            room = quotas[i] - taken[i]
+            if room <= 0:
                 break
-            if size > spare:
-                text = _cut(document.text, 0, spare, count)
-                document = replace(document, text=text)  # noqa: PLW2901
+            text = document.text if size <= room else _cut(document.text, 0, room, count)
             taken[i] += size
-            if document.text:
-                yield lanes[i].name, document
+            if text:
+                yield lanes[i].name, replace(document, text=text)
 
 
 def joined(documents: Sequence[Document]) -> str:
-    """Return the documents as one text, blank lines between."""
+    """Return the documents as one text, with blank lines between them."""
     return JOINT.join(d.text for d in documents)
 
 
@@ -135,9 +128,8 @@ def within_budget(
 ) -> tuple[str, list[Document]]:
     """Return (text, documents used) for a token budget.
 
-    The text is the documents in order, joined by blank lines, cut in the last one so that it
-    has exactly `n_tokens` tokens where the tokenizer allows it, never more; all of it where
-    there is less.
+    The text is the documents in order, joined by blank lines. It is cut in the last one, to
+    exactly `n_tokens` tokens if the tokenizer allows it and never more; shorter text stays whole.
 
     Parameters
     ----------
@@ -146,28 +138,28 @@ def within_budget(
     estimate = 0
     for i, document in enumerate(documents, 1):
         estimate += count(document.text + JOINT)
-        # documents count a little more alone than joined, so only near the budget look closely
+        # documents count a little more alone than joined: count the whole only near the budget
         if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
             return _shortened(text, len(document.text), n_tokens, count), list(documents[:i])
     return joined(documents), list(documents)
 
 
 def _shortened(text: str, n_last: int, n_tokens: int, count: Callable[[str], int]) -> str:
-    """Return a text without the end of its last `n_last` characters that is over the budget.
+    """Return a text that is cut in its last `n_last` characters to fit the budget.
 
-    The last document is cut by its own tokens, and the cut corrected by what the whole then
-    has: two or three counts of the whole, where a search over it would take a dozen.
+    The last document is cut by its own tokens, and the cut corrected by the count of the whole:
+    two or three counts of the whole, where a search over it would take a dozen.
     """
     before, last = text[:-n_last], text[-n_last:]
-    wanted = n_tokens - count(before)
+    budget = n_tokens - count(before)
     for _ in range(4):
-        shorter = before + _cut(last, 0, wanted, count)
-        off = n_tokens - count(shorter)
-        if off == 0:
+        shorter = before + _cut(last, 0, budget, count)
+        missing = n_tokens - count(shorter)
+        if missing == 0:
             return shorter
-        wanted += off
-    fits = len(before) if count(before) <= n_tokens else 0
-    return _cut(text, fits, n_tokens, count)
+        budget += missing
+    n_fitting = len(before) if count(before) <= n_tokens else 0
+    return _cut(text, n_fitting, n_tokens, count)
 
 
 def _cut(text: str, low: int, n_tokens: int, count: Callable[[str], int]) -> str:

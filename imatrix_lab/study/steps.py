@@ -6,7 +6,7 @@ each does is in `actions`; here is what depends on what.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.study import actions, tasks
-from imatrix_lab.study.actions import PlannedQuant, ScoredText
+from imatrix_lab.study.actions import PlannedQuant, Quants, ScoredText
 from imatrix_lab.study.calibrations import LANGUAGE, Calibration, calibrations, collected
 from imatrix_lab.study.context import Shared, logits_bytes
 from imatrix_lab.study.graph import Step
@@ -30,6 +30,10 @@ DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200
 """Usual sizes, only to estimate the time left."""
 QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500
 """What takes about as long as so many tokens through the model; the same use."""
+PARALLEL = ("imatrix", "quant", "score", "loss", "task")
+"""Kinds of steps that use all cores."""
+TARGETS = ("imatrix", "merge", "score", "loss", "task")
+"""Kinds of steps that are run for themselves."""
 
 
 def steps(shared: Shared) -> tuple[Step, ...]:
@@ -55,9 +59,7 @@ def steps(shared: Shared) -> tuple[Step, ...]:
     return tuple(every)
 
 
-def batches(
-    shared: Shared, model: Model, quants: Sequence[PlannedQuant]
-) -> list[list[PlannedQuant]]:
+def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQuant]]:
     """Return quants in batches that fit on the disk, in order."""
     limit = int(shared.recipe.limits.disk_gib * 2**30)
     if shared.keeps_quants or not limit:
@@ -89,7 +91,6 @@ class _ModelSteps:
         self.collected = collected(self.calibrations)
         self.languages = {c.language for c in self.collected if c.kind == LANGUAGE}
         self.tasks = tasks.names(self.recipe)
-        self.suffix = f" of {model.label}" if len(shared.models) > 1 else ""
         self.base = {"model": model.sha256, "toolchain": shared.tools.signature()}
         """What determines everything of this model."""
         quants = [self._quant(c, type_) for type_ in self.recipe.types for c in self.calibrations]
@@ -102,10 +103,20 @@ class _ModelSteps:
     def _action(self, action: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
         return partial(action, self.shared, self.model, *arguments)
 
+    def _step(self, name: str, kind: str, what: str, run: Callable[..., Any], **rest: Any) -> Step:
+        """Return a step; it takes little memory and is a target by its kind unless told."""
+        what += f" of {self.model.label}" if len(self.shared.models) > 1 else ""
+        usual = {"memory_bytes": SMALL_BYTES, "is_target": kind in TARGETS}
+        usual["cores"] = cores() if kind in PARALLEL else 1
+        return Step(name, kind, what, run, **(usual | rest))
+
     def _quant(self, calibration: Calibration, quant_type: str) -> PlannedQuant:
         imatrix = "" if calibration.kind == NONE else self._id("imatrix", calibration.id)
         step = self._id("quant", calibration.id, quant_type)
         return PlannedQuant(calibration, quant_type, imatrix, step)
+
+    def _size(self, quant: PlannedQuant) -> int:
+        return self.shared.sizes[self.model.label, quant.type]
 
     def _base_logits(self) -> str:
         """Return whether models are in memory together: decided once, so that numbers compare.
@@ -116,9 +127,8 @@ class _ModelSteps:
         is_known = self.shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
         return "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
-    def _scoring_bytes(self, quants: Sequence[PlannedQuant]) -> int:
-        """Return the memory that a reference and quants take together."""
-        sizes = [self.shared.sizes[self.model.label, q.type] for q in quants]
+    def _scoring_bytes(self, quants: Quants) -> int:
+        sizes = [self._size(q) for q in quants]
         logits = (1 + len(sizes)) * logits_bytes(self.model, self.shared)
         return self.model.facts.size_bytes + sum(sizes) + logits
 
@@ -130,32 +140,18 @@ class _ModelSteps:
         options = TextOptions(seed=self.recipe.seed)
         for c in self.collected:
             own = dataclasses.replace(options, n_samples=settings.samples, sample=c.sample)
+            step = self._text(c.id, self._words(c), c.text, settings.tokens, own)
             first = (self._id("corpus", f"{c.label}.1"),) if c.sample > 1 else ()
-            yield self._text(c.id, self._words(c), c.text, settings.tokens, own, first)
+            yield dataclasses.replace(step, needs=first)
         for code in self.recipe.evaluation.texts:
             if code not in self.languages and "=" not in code:
-                yield self._text(code, code, code, HELDOUT_TOKENS, options, ())
+                yield self._text(code, code, code, HELDOUT_TOKENS, options)
 
-    def _text(
-        self,
-        name: str,
-        words: str,
-        text: str,
-        n_tokens: int,
-        options: TextOptions,
-        needs: tuple[str, ...],
-    ) -> Step:
+    def _text(self, name: str, words: str, text: str, n_tokens: int, options: TextOptions) -> Step:
         inputs = {"text": text, "n_tokens": n_tokens, "options": config.plain(options)}
-        return Step(
-            self._id("corpus", name),
-            "corpus",
-            f"text {words}{self.suffix}",
-            self._action(actions.corpus, text, n_tokens, options),
-            self.base | inputs,
-            needs=needs,
-            cost=TEXT_TOKENS,
-            memory_bytes=SMALL_BYTES,
-        )
+        step, run = self._id("corpus", name), self._action(actions.corpus, text, n_tokens, options)
+        inputs |= self.base
+        return self._step(step, "corpus", f"text {words}", run, inputs=inputs, cost=TEXT_TOKENS)
 
     def _words(self, calibration: Calibration) -> str:
         n = self.recipe.calibration.samples
@@ -163,38 +159,24 @@ class _ModelSteps:
 
     def imatrices(self) -> Iterator[Step]:
         """Yield imatrices by running the model, then those that are merged from them."""
-        window_bytes = 4 * 4 * 512 * self.model.facts.n_vocab
+        cost = self.recipe.calibration.tokens
+        memory = self.model.facts.size_bytes + 4 * 4 * 512 * self.model.facts.n_vocab
         for c in self.collected:
-            text = self._id("corpus", c.id)
-            yield Step(
-                self._id("imatrix", c.id),
-                "imatrix",
-                f"imatrix {self._words(c)}{self.suffix}",
-                self._action(actions.imatrix, c, text),
-                needs=(text,),
-                is_target=True,
-                cost=self.recipe.calibration.tokens,
-                cores=cores(),
-                memory_bytes=self.model.facts.size_bytes + window_bytes,
-            )
+            step, text = self._id("imatrix", c.id), self._id("corpus", c.id)
+            what, run = f"imatrix {self._words(c)}", self._action(actions.imatrix, c, text)
+            rest = {"needs": (text,), "cost": cost, "memory_bytes": memory}
+            yield self._step(step, "imatrix", what, run, **rest)
         for c in self.calibrations:
-            if not c.parts:
-                continue
-            parts = {part.id: self._id("imatrix", part.id) for part, _ in c.parts}
-            yield Step(
-                self._id("imatrix", c.id),
-                "merge",
-                f"imatrix {c.id}{self.suffix}",
-                self._action(actions.merged, c, parts),
-                {"by": c.by, "shares": {part.id: weight for part, weight in c.parts}},
-                needs=tuple(parts.values()),
-                is_target=True,
-                memory_bytes=SMALL_BYTES,
-            )
+            if c.parts:
+                parts = {part.id: self._id("imatrix", part.id) for part, _ in c.parts}
+                inputs = {"by": c.by, "shares": {part.id: weight for part, weight in c.parts}}
+                step, run = self._id("imatrix", c.id), self._action(actions.merged, c, parts)
+                rest = {"inputs": inputs, "needs": tuple(parts.values())}
+                yield self._step(step, "merge", f"imatrix {c.id}", run, **rest)
 
     # -- quants and what is measured on them
 
-    def batch(self, quants: Sequence[PlannedQuant], number: int, before: str) -> list[Step]:
+    def batch(self, quants: Quants, number: int, before: str) -> list[Step]:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
         batch = [self._quantize(q, before) for q in quants]
@@ -205,85 +187,64 @@ class _ModelSteps:
         for task in self.recipe.tasks:
             batch += [self._answers(task, q) for q in quants]
         if not self.shared.keeps_quants:
-            cleanup = Step(
-                self._id("tidy", str(number)),
-                "tidy",
-                f"removing quants{self.suffix}",
-                partial(actions.cleanup, self.shared, tuple(quants)),
-                after=tuple(step.id for step in batch),
-                is_cleanup=True,
-            )
-            batch.append(cleanup)
+            step, run = self._id("tidy", str(number)), self._action(actions.cleanup, tuple(quants))
+            rest = {"after": tuple(s.id for s in batch), "is_cleanup": True, "memory_bytes": 0}
+            batch.append(self._step(step, "tidy", "removing quants", run, **rest))
         return batch
 
     def _quantize(self, quant: PlannedQuant, before: str) -> Step:
         # llama-quantize needs the largest matrix twice in float32
         largest = 2 * 4 * self.model.facts.n_vocab * self.model.facts.channels
-        return Step(
+        return self._step(
             quant.step,
             "quant",
-            f"quantize {quant.calibration.id} {quant.type}{self.suffix}",
+            f"quantize {quant.calibration.id} {quant.type}",
             self._action(actions.quant, quant),
-            self.base | {"type": quant.type},
+            inputs=self.base | {"type": quant.type},
             needs=(quant.imatrix_step,) if quant.imatrix_step else (),
             after=(before,) if before else (),
             is_target=self.shared.keeps_quants,
             cost=QUANT_TOKENS,
-            cores=cores(),
             memory_bytes=max(SMALL_BYTES, largest),
         )
 
-    def _scores(self, quants: Sequence[PlannedQuant], suffix: tuple[str, ...]) -> Iterator[Step]:
+    def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
         n = evaluation.documents
         tokens = n * DOCUMENT_TOKENS if n else HELDOUT_ALL_TOKENS
         loaded = quants if self.base_logits == "live" else quants[:1]
         for entry in evaluation.texts:
-            text = self._scored_text(entry)
-            inputs = {**config.plain(evaluation), "texts": text.label, "teacher": self.base_logits}
+            label, is_file, file = entry.partition("=")
+            corpus = f"{label}.1" if label in self.languages else label
+            step = "" if is_file else self._id("corpus", corpus)
+            text = ScoredText(label, step, Path(file) if is_file else None)
+            inputs = {**config.plain(evaluation), "texts": label, "teacher": self.base_logits}
             if text.path:
                 inputs["file_sha256"] = sha256_file(text.path)
-            yield Step(
-                self._id("score", text.label, *suffix),
+            yield self._step(
+                self._id("score", label, *suffix),
                 "score",
-                " ".join(("score", text.label, *suffix)) + self.suffix,
+                " ".join(("score", label, *suffix)),
                 self._action(actions.score, text, tuple(quants), self.base_logits),
-                self.base | inputs,
-                needs=(text.step,) if text.step else (),
+                inputs=self.base | inputs,
+                needs=(step,) if step else (),
                 uses=tuple(q.step for q in quants),
-                is_target=True,
                 cost=tokens * (1 + len(quants)),
-                cores=cores(),
                 memory_bytes=self._scoring_bytes(loaded),
             )
 
-    def _scored_text(self, entry: str) -> ScoredText:
-        label, is_file, file = entry.partition("=")
-        if is_file:
-            return ScoredText(label, path=Path(file))
-        name = f"{entry}.1" if entry in self.languages else entry
-        return ScoredText(entry, step=self._id("corpus", name))
-
-    def _losses(self, quants: Sequence[PlannedQuant]) -> Iterator[Step]:
+    def _losses(self, quants: Quants) -> Iterator[Step]:
         samples: dict[str, list[str]] = {}
         for c in self.collected:
             if c.kind == LANGUAGE:
                 samples.setdefault(c.language, []).append(self._id("imatrix", c.id))
-        if not samples:
-            return
-        for quant in quants:
-            yield Step(
-                self._id("loss", quant.calibration.id, quant.type),
-                "loss",
-                f"predicted loss {quant.calibration.id} {quant.type}{self.suffix}",
-                self._action(actions.losses, quant, samples),
-                needs=(quant.step,),
-                uses=tuple(step for steps in samples.values() for step in steps),
-                is_target=True,
-                cost=LOSS_TOKENS,
-                cores=cores(),
-                memory_bytes=SMALL_BYTES,
-            )
+        uses = tuple(step for steps in samples.values() for step in steps)
+        for quant in quants if samples else ():
+            who = (quant.calibration.id, quant.type)
+            step, what = self._id("loss", *who), f"predicted loss {' '.join(who)}"
+            run = self._action(actions.predict_losses, quant, samples)
+            rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
+            yield self._step(step, "loss", what, run, **rest)
 
     # -- tasks
 
@@ -292,34 +253,27 @@ class _ModelSteps:
         return (self._answers(task, None) for task in self.recipe.tasks)
 
     def _items(self) -> Iterator[Step]:
-        for task in self.recipe.tasks:
+        for task, name in self.tasks.items():
             languages = tasks.languages_of(task, self.recipe)
-            yield Step(
-                self._id("items", self.tasks[task]),
-                "items",
-                f"items of {self.tasks[task]}{self.suffix}",
-                partial(actions.items, self.shared, task, languages),
-                {"task": tasks.inputs(task, languages)},
-                memory_bytes=SMALL_BYTES,
-            )
+            run = self._action(actions.items, task, languages)
+            inputs = {"task": tasks.inputs(task, languages)}
+            step = self._id("items", name)
+            yield self._step(step, "items", f"items of {name}", run, inputs=inputs)
 
     def _answers(self, task: Task, quant: PlannedQuant | None) -> Step:
-        languages = tasks.languages_of(task, self.recipe)
-        who: tuple[str, ...] = ("original",)
-        needs: tuple[str, ...] = (self._id("items", self.tasks[task]),)
+        name, languages = self.tasks[task], tasks.languages_of(task, self.recipe)
+        who, needs = ["original"], [self._id("items", name)]
         size = self.model.facts.size_bytes
         if quant:
-            who, needs = (quant.calibration.id, quant.type), (*needs, quant.step)
-            size = self.shared.sizes[self.model.label, quant.type]
-        return Step(
-            self._id("task", self.tasks[task], *who),
+            who, size = [quant.calibration.id, quant.type], self._size(quant)
+            needs.append(quant.step)
+        return self._step(
+            self._id("task", name, *who),
             "task",
-            " ".join((self.tasks[task], *who)) + self.suffix,
+            " ".join((name, *who)),
             self._action(actions.answers, task, languages, quant.step if quant else ""),
-            self.base,
-            needs=needs,
-            is_target=True,
+            inputs=self.base,
+            needs=tuple(needs),
             cost=(task.limit or 1000) * len(languages) * ITEM_TOKENS,
-            cores=cores(),
             memory_bytes=size + logits_bytes(self.model, self.shared) + SMALL_BYTES,
         )

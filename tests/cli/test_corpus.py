@@ -1,4 +1,4 @@
-"""corpus list, build, mix, add, show as a user types them; with chats, through to an imatrix."""
+"""corpus list, build, add, show as a user types them; with chats, through to an imatrix."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_from_text_of_one_s_own_to_a_corpus(lab, tiny, tmp_path):
     again = lab("corpus", "build", "qaa", *words, "--json")
     assert json.loads(again.stdout)["n_tokens"] == 3000
     assert "cleaning" not in again.stderr
-    mixed = lab("corpus", "mix", "qaa=0.75", "qab=0.25", *words, "--json")
+    mixed = lab("corpus", "build", "qaa=0.75,qab=0.25", *words, "--json")
     assert json.loads(mixed.stdout)["language"] == "qaa75-qab25"
     samples = lab("corpus", "build", "qaa", "--samples", "3", *words)
     assert len(set(samples.stdout.split())) == 3 and "sample 3/3" in samples.stderr
@@ -100,8 +100,8 @@ def test_a_text_of_one_s_own_with_a_fault_breaks_its_language_alone(capfd):
     bad.parent.mkdir(parents=True)
     bad.write_text("kind = 'files'")
     assert cli_main.run(["corpus", "list"]) == 0
-    said = capfd.readouterr()
-    assert "qaa" in said.out and "left out: missing key 'licence'" in said.err
+    output = capfd.readouterr()
+    assert "qaa" in output.out and "left out: missing key 'licence'" in output.err
     assert cli_main.run(["corpus", "list", "nb"]) == 0
     assert "left out" not in capfd.readouterr().err
     assert cli_main.run(["corpus", "list", "qaa"]) == 2
@@ -109,21 +109,21 @@ def test_a_text_of_one_s_own_with_a_fault_breaks_its_language_alone(capfd):
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "named"),
     [
-        (("build", "klingonsk"), "no corpus for a language called 'klingonsk'"),
-        (("build", "qaa", "--source", "other"), "no source called 'other'"),
-        (("build", "qaa", "--licence", "free"), "Invalid value for '--licence'"),
-        (("mix", "nb=0.5", "en"), "'en' has no share"),
-        (("list", "klingon"), "no corpus for a language called 'klingon'"),
-        (("show", "qaa"), "no corpus of 'qaa' has been built"),
+        (("build", "klingonsk"), "'klingonsk'"),
+        (("build", "qaa", "--source", "other"), "'other'"),
+        (("build", "qaa", "--licence", "free"), "'--licence'"),
+        (("build", "nb=0.5,en"), "'en'"),
+        (("list", "klingon"), "'klingon'"),
+        (("show", "qaa"), "imatrix-lab corpus build qaa"),
         (("add", "x.doc", "--lang", "qaa", "--name", "x", "--licence", "MIT"), "x.doc"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
 )
-def test_what_is_wrong_is_said(tiny, words, what, capfd):
+def test_a_mistake_is_named(tiny, words, named, capfd):
     add_language("qaa")
-    model = ("--model", str(tiny)) if words[0] in {"build", "mix"} else ()
+    model = ("--model", str(tiny)) if words[0] == "build" else ()
     assert cli_main.run(["corpus", *words, *model]) in {1, 2}
-    said = capfd.readouterr().err
-    assert what in said and "Traceback" not in said, said
+    stderr = capfd.readouterr().err
+    assert named in stderr and "Traceback" not in stderr, stderr

@@ -3,7 +3,7 @@
 import json
 import random
 
-from imatrix_lab.corpus import sources
+from imatrix_lab.corpus.sources import files
 
 LANGUAGE = """
 code = "{code}"
@@ -34,4 +34,4 @@ def add(data, code, name, n_documents=60):
     lines = [json.dumps({"id": f"{i:03d}", "text": prose(rng)}) for i in range(n_documents)]
     path = data / f"{code}.jsonl"
     path.write_text("\n".join(lines))
-    sources.add([path], code, "made", "CC0-1.0")
+    files.add([path], code, "made", "CC0-1.0")

@@ -11,7 +11,7 @@ from imatrix_lab.errors import BadText
 
 
 def test_encoding_errors_name_the_byte():
-    with pytest.raises(BadText, match="not UTF-8 at byte 3"):
+    with pytest.raises(BadText, match="byte 3"):
         documents.decode(b"abc\xff", "x.txt")
     assert documents.decode("\ufeffa\r\nb\rc".encode(), "x") == "a\nb\nc"
 
@@ -27,7 +27,7 @@ def test_lines_are_the_text_or_name_its_first_wrong_byte(tmp_path_factory, raw, 
             raw.decode()
         with pytest.raises(BadText) as caught:
             list(documents.lines(path, bytes_max))
-        assert caught.value.what == f"not UTF-8 at byte {plain.value.start}"
+        assert caught.value.what.endswith(f"byte {plain.value.start}")
         return
     assert "".join(documents.lines(path, bytes_max)) == wanted
     assert list(filter(None, documents.lines(path))) == list(io.StringIO(wanted, newline="\n"))

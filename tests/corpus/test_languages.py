@@ -122,7 +122,7 @@ def test_words_for_norwegian(word: str) -> None:
 
 
 def test_an_unknown_language_lists_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"called 'nbb'.*near: nb") as caught:
+    with pytest.raises(UsageError, match=r"'nbb'.*near: nb") as caught:
         languages.get("nbb")
     assert set(languages.load_all()) <= set(str(caught.value.fix).split())
     with pytest.raises(UsageError):
@@ -144,37 +144,41 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("native_name", "native_nmae", r"unknown key 'native_nmae'; 'native_name'\?"),
-        ("aliases", "zzz", "unknown key 'zzz'\\n"),
+        ("native_name", "native_nmae", r"'native_nmae'; 'native_name'\?"),
+        ("aliases", "zzz", "key 'zzz'"),
         (
             "script_share_min",
             "script_shear_min",
             r"\[clean\]; 'script_share_min'\?",
         ),
-        ("script_share_min = 1", 'script_share_min = "1"', "'1' is not a number"),
-        ('labels = ["fo"]', "labels = [1]", "labels: 1 is not a text"),
-        ('labels = ["fo"]', 'labels = "fo"', "'fo' is not a list"),
-        ('code = "fo"', 'code = "nb"', r"code is 'nb', the file is called fo\.toml"),
+        ("script_share_min = 1", 'script_share_min = "1"', "script_share_min: '1'"),
+        ('labels = ["fo"]', "labels = [1]", "labels: 1"),
+        ('labels = ["fo"]', 'labels = "fo"', "labels: 'fo'"),
+        ('code = "fo"', 'code = "nb"', r"'nb'.*fo\.toml"),
         ('name = "Faroese"', "", "missing key 'name'"),
         ('use = "dataset-build"', 'use = "dataset-bulid"', r"'dataset-bulid'; 'dataset-build'\?"),
-        ('use = "dataset-build"', "use = 1", "needs use ="),
-        ("files = [", "fiels = [", r"unknown key 'fiels' in \[dataset-build\]; 'files'\?"),
-        ("files = [", "licence_class = 'free'\nfiles = [", "licence_class is one of public-domain"),
-        ("files = [", "kind = 'pypy'\nfiles = [", r"no kind of source is 'pypy'; 'pypi'\?"),
-        ("files = [", "kind = 'debian'\nfiles = [", "unknown key 'version'"),
-        ('script = "Latn"', 'script = "Latin1"', "script is a code of ISO 15924, not 'Latin1'"),
-        ('script = "Latn"', 'script = "Xxxx"', "not 'Xxxx'"),
-        ('use = "dataset-build"', 'use = "dataset-build"\nname = "my/web"', "not 'my/web'"),
-        ('use = "dataset-build"', 'use = "dataset-build"\nname = "../../x"', "source's name"),
-        ('use = "dataset-build"', 'use = "own"', "files is not a table"),
+        ('use = "dataset-build"', "use = 1", "use ="),
+        ("files = [", "fiels = [", r"'fiels' in \[dataset-build\]; 'files'\?"),
+        ("files = [", "licence_class = 'free'\nfiles = [", "licence_class .* 'free'"),
+        ("files = [", "kind = 'pypy'\nfiles = [", r"'pypy'; 'pypi'\?"),
+        ("files = [", "kind = 'debian'\nfiles = [", "'version'"),
+        ('script = "Latn"', 'script = "Latin1"', "'Latin1'"),
+        ('script = "Latn"', 'script = "Xxxx"', "'Xxxx'"),
+        ('use = "dataset-build"', 'use = "dataset-build"\nname = "my/web"', "'my/web'"),
+        ('use = "dataset-build"', 'use = "dataset-build"\nname = "../../x"', r"'\.\./\.\./x'"),
+        ('use = "dataset-build"', 'use = "own"', r"\.files"),
         (
             '", "more.txt"]',
             '"]\n[[source]]\nuse = "own"\nfiles = [{ path = "/a.txt" }]',
-            "missing key 'sha256'",
+            "'sha256'",
         ),
-        ("[[source]]", "[source]", "source: .* is not a list"),
-        ("[[source]]", "[[source]", "not valid TOML"),
-        ("[[source]]", "[[source]]\nuse = 'dataset-build'\nfiles = []\n[[source]]", "two sources"),
+        ("[[source]]", "[source]", "source: "),
+        ("[[source]]", "[[source]", "TOML"),
+        (
+            "[[source]]",
+            "[[source]]\nuse = 'dataset-build'\nfiles = []\n[[source]]",
+            "'dataset-build'",
+        ),
     ],
 )
 def test_a_mistake_is_told(folder: Path, old: str, new: str, words: str) -> None:
@@ -183,7 +187,7 @@ def test_a_mistake_is_told(folder: Path, old: str, new: str, words: str) -> None
     path.write_text(FAROESE.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(UsageError, match=words) as caught:
         languages.load_all(folder)
-    assert str(path) in str(caught.value)
+    assert caught.value.where == str(path)
 
 
 def test_the_users_folder_is_laid_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -202,5 +206,5 @@ def test_the_users_folder_is_laid_over(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert languages.get("nb") == found["nb"]
     (fault,) = languages.load_all()["fo"].faults.items()
     assert fault == (str(mine), "unknown key 'fiels' in [mine]; 'files'?")
-    with pytest.raises(UsageError, match="unknown key 'fiels'"):
+    with pytest.raises(UsageError, match="'fiels'"):
         languages.get("fo")

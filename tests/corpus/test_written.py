@@ -6,7 +6,10 @@ import unicodedata
 import pytest
 
 from imatrix_lab.core import paths
-from imatrix_lab.corpus import chat, clean, languages
+from imatrix_lab.corpus import chat, languages
+from imatrix_lab.corpus.clean import clean
+from imatrix_lab.corpus.clean.report import Report
+from imatrix_lab.corpus.clean.rules import Rules
 from imatrix_lab.types import Document
 
 FOLDER = paths.data_dir("corpora") / "written"
@@ -49,6 +52,6 @@ def test_chats(code):
 def test_cleaning_finds_nothing_to_drop(code):
     """Good prose passes; dialogue and figures are prose too."""
     found = [Document(d["id"], d["text"], "written", "CC0-1.0") for d in documents(code)]
-    report = clean.Report()
-    kept = list(clean.clean(found, clean.Rules.of(languages.get(code)), report))
+    report = Report()
+    kept = list(clean(found, Rules.of(languages.get(code)), report))
     assert [d.text for d in kept] == [d.text for d in found], report.samples

@@ -263,8 +263,7 @@ def fill(disk, pages_left):
 
 
 @pytest.mark.parametrize(
-    ("mode", "pages_left"),
-    [("live", 3), ("live", 30), ("live", 50), ("cached", 30)],
+    ("mode", "pages_left"), [("live", 3), ("live", 30), ("live", 50), ("cached", 30)]
 )
 def test_a_full_disk_stops_it_and_room_lets_it_go_on(
     score_store, small_disk, reference, quants, tmp_path, monkeypatch, mode, pages_left

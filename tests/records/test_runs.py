@@ -1,7 +1,5 @@
 """What may be compared, and that it is the same tokens."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -35,10 +33,10 @@ def test_a_folder_is_its_files(tmp_path, text):
         text.write(tmp_path / "runs" / f"{calib}.parquet", calib, "Q4_K_M")
     assert [r.calib for r in runs.find(tmp_path / "runs")] == ["en", "nb"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadRecords, match=r"no \*.parquet"):
-        runs.find(tmp_path / "empty")
-    with pytest.raises(BadRecords, match="no such file"):
-        runs.find(tmp_path / "nothing")
+    for name in ("empty", "nothing"):
+        with pytest.raises(BadRecords) as caught:
+            runs.find(tmp_path / name)
+        assert caught.value.where == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +56,9 @@ def test_a_folder_is_its_files(tmp_path, text):
 def test_what_differs_is_named(tmp_path, text, field, value):
     a = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M")
     b = text.write(tmp_path / "b.parquet", "en", "Q4_K_M", **value)
-    with pytest.raises(BadRecords, match=re.escape(f"compared: {field} is")) as error:
+    with pytest.raises(BadRecords) as caught:
         both(a, b)
-    assert "b.parquet" in str(error.value)
+    assert f"{field} is" in caught.value.what and caught.value.where == str(b)
 
 
 @pytest.mark.parametrize("field", ["n_batch", "gpu_layers"])
@@ -68,8 +66,9 @@ def test_what_changes_bits_must_agree(tmp_path, text, field):
     a = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M")
     compute = {"threads": 2, "n_batch": 512, "gpu_layers": 0, field: 99}
     b = text.write(tmp_path / "b.parquet", "en", "Q4_K_M", compute=compute)
-    with pytest.raises(BadRecords, match=rf"compute\.{field} is"):
+    with pytest.raises(BadRecords) as caught:
         both(a, b)
+    assert f"compute.{field} is" in caught.value.what
 
 
 def test_threads_may_differ(tmp_path, text):
@@ -86,8 +85,9 @@ def test_other_tokens_are_refused(tmp_path, text):
     a = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M")
     n = len(text.codes)
     b = text.write(tmp_path / "b.parquet", "en", "Q4_K_M", columns={"token": np.zeros(n, np.int32)})
-    with pytest.raises(BadRecords, match="same tokens"):
+    with pytest.raises(BadRecords) as caught:
         both(a, b)
+    assert caught.value.where == str(b)
 
 
 def test_documents_may_be_coded_in_another_order(tmp_path, text):
@@ -106,17 +106,20 @@ def test_documents_may_be_coded_in_another_order(tmp_path, text):
 
 def test_records_that_are_not_ours(tmp_path, text):
     path = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M", kind="other")
-    with pytest.raises(BadRecords, match="'other'"):
+    with pytest.raises(BadRecords) as caught:
         runs.find(path)
+    assert "'other'" in caught.value.what
     path = text.write(tmp_path / "b.parquet", "nb", "Q4_K_M", quant={})
-    with pytest.raises(BadRecords, match="which quant"):
+    with pytest.raises(BadRecords) as caught:
         runs.find(path)
+    assert caught.value.where == str(path)
 
 
 def test_a_metric_of_the_other_kind(tmp_path, text):
     a = text.write(tmp_path / "a.parquet", "nb", "Q4_K_M")
-    with pytest.raises(UsageError, match="no metric score"):
+    with pytest.raises(UsageError) as caught:
         both(a, a, ("score",))
+    assert "kld_nats" in caught.value.fix
 
 
 ROWS = [
@@ -140,10 +143,12 @@ def test_items_are_joined_by_what_they_are(tmp_path):
 
 def test_items_twice_or_never(tmp_path):
     a = items(tmp_path / "a.parquet", [*ROWS, ROWS[0]])
-    with pytest.raises(BadRecords, match="twice"):
+    with pytest.raises(BadRecords) as caught:
         both(a, a, ("score",))
+    assert "twice" in caught.value.what
     a = items(tmp_path / "a.parquet", ROWS)
     b = items(tmp_path / "b.parquet", [("qa", "nb", "9", "g", 1.0)])
-    with pytest.raises(BadRecords, match="no item in common"):
+    with pytest.raises(BadRecords) as caught:
         both(a, b, ("score",))
+    assert caught.value.where == str(a) and "twice" not in caught.value.what
     assert coded(["a", "b", "a"]).codes.tolist() == [0, 1, 0]

@@ -149,8 +149,9 @@ def test_nothing_finite_is_an_error(files, tmp_path):
     path = rewritten(
         files[1], tmp_path / "x.parquet", lambda c: {**c, "kld": np.full_like(c["kld"], np.nan)}
     )
-    with pytest.raises(BadRecords, match="no token here has a finite score"):
+    with pytest.raises(BadRecords) as caught:
         summary.summaries([path])
+    assert "finite" in caught.value.what and caught.value.where == str(path)
 
 
 def test_a_folder_and_its_order(score, tmp_path):
@@ -168,8 +169,9 @@ def test_a_folder_and_its_order(score, tmp_path):
 def test_no_records(tmp_path):
     with pytest.raises(BadRecords):
         summary.summaries([tmp_path])
-    with pytest.raises(BadRecords, match="no such file"):
+    with pytest.raises(BadRecords) as caught:
         summary.summaries([tmp_path / "absent"])
+    assert caught.value.where == str(tmp_path / "absent")
 
 
 # -- two runs
@@ -271,17 +273,21 @@ def test_runs_of_something_else_are_refused(files, tmp_path, field):
         "metrics_version": lambda: value + 1,
     }[field]()
     other = rewritten(files[1], tmp_path / "x.parquet", **{field: changed})
-    with pytest.raises(BadRecords, match=f"differ in more than the machine: {field}"):
+    with pytest.raises(BadRecords) as caught:
         summary.agree(files[1], other)
+    assert caught.value.what.endswith(f": {field}") or f": {field}." in caught.value.what
+    assert caught.value.where == str(other)
 
 
 def test_runs_without_anything_in_common_are_refused(files, score, tmp_path):
-    with pytest.raises(BadRecords, match="no quant and text in common"):
+    with pytest.raises(BadRecords) as caught:
         summary.agree(files[0], files[1])
+    assert caught.value.where == str(files[1])
     text = made.jsonl(tmp_path / "nb.jsonl", made.documents([30, 40], seed=5))
     other = score("other text", {"nb": text})
-    with pytest.raises(BadRecords, match=r"differ in more than the machine: text\.n_documents"):
+    with pytest.raises(BadRecords) as caught:
         summary.agree(files[0].parent, other[0].parent)
+    assert "text.n_documents" in caught.value.what
 
 
 def test_runs_of_other_tokens_are_refused(files, tmp_path):
@@ -294,8 +300,9 @@ def test_runs_of_other_tokens_are_refused(files, tmp_path):
         }
 
     other = rewritten(files[1], tmp_path / "x.parquet", shorter)
-    with pytest.raises(BadRecords, match="did not score the same tokens"):
+    with pytest.raises(BadRecords) as caught:
         summary.agree(files[1], other)
+    assert "tokens" in caught.value.what and caught.value.where == str(other)
 
 
 def test_a_delta_method_by_hand():

@@ -27,11 +27,12 @@ def test_tables_keep_their_columns(make):
     assert not re.search("<(script|iframe|img|svg)", text)
 
 
-def test_the_same_parts_and_numbers_as_the_page():
-    found = made_up.study()
-    text = markdown.text(found)
-    for section in outline(found).sections:
+def test_the_same_parts_and_numbers_as_the_page(golden):
+    results = made_up.study()
+    text = markdown.text(results)
+    for section in outline(results).sections:
         assert f"## {section.title}" in text
+        golden(section.id, "\n".join([section.title, *section.words]))
     assert "▲ better (−0.139; −0.159 … −0.119; 13.9 × noise)" in text
     assert markdown.text(made_up.study()) == text
 

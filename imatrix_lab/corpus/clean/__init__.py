@@ -1,9 +1,9 @@
-"""Cleaning: a document passes, is mended, or is dropped with a reason.
+"""Cleaning: a document passes, is repaired, or is dropped with a reason.
 
-The order of the steps matters: marks go first, since entities hide every other fault; mojibake is
-mended before Unicode is normalised, which would destroy its bytes; the language is asked once the
-text is as it will stay; personal data are looked for in what is left; and what occurs twice is
-told last, on text that no longer differs by its faults.
+The order of the steps matters. Markup goes first, since entities hide every other fault. Mojibake
+is repaired before Unicode is normalised, which would destroy its bytes. The language is identified
+once the text is final; personal data are then looked for in what is left. Duplicates are found
+last, on text that no longer differs by its faults.
 """
 
 import functools
@@ -20,12 +20,15 @@ from imatrix_lab.corpus.clean import (
     normalise,
     personal,
 )
-from imatrix_lab.corpus.clean import rules as length
 from imatrix_lab.corpus.clean.report import DOCUMENTS, Report
-from imatrix_lab.corpus.clean.rules import Draft, Rules
+from imatrix_lab.corpus.clean.rules import (
+    Draft,
+    Rules,
+    drop_short_document,
+    drop_short_paragraphs,
+)
+from imatrix_lab.corpus.documents import batches
 from imatrix_lab.types import Document
-
-__all__ = ["CLEAN_VERSION", "STEPS", "Document", "Report", "Rules", "clean"]
 
 CLEAN_VERSION = 1
 """Raise it when the same text comes out other than before. 1: the first."""
@@ -43,12 +46,12 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("script", language.by_script),
     ("language", language.by_words),
     ("personal", personal.replace),
-    ("length", length.paragraphs),
+    ("length", drop_short_paragraphs),
 )
-"""What looks at one document at a time, in order. Each changes drafts in place."""
+"""The steps that look at one document at a time, in order. Each changes drafts in place."""
 
 FOR_PROSE = {"markup", "boilerplate", "script", "language"}
-"""Steps that a text in no natural language is spared."""
+"""Steps that are skipped for a text in no natural language."""
 
 Cleaned = tuple[list[Draft], list[list[int]], Report]
 
@@ -63,8 +66,7 @@ def clean(
 
     Parameters
     ----------
-    workers : processes for the steps that look at one document at a time; what occurs twice is
-        found in this one.
+    workers : processes for `STEPS`; duplicates are found in this one.
 
     Raises
     ------
@@ -73,31 +75,18 @@ def clean(
     report.labels = rules.labels
     seen = duplicates.Duplicates(rules)
     work = functools.partial(clean_batch, rules=rules)
-    for drafts, bands, counted in process.in_order(work, batches(documents), workers):
-        report.add(counted)
-        for draft, found in zip(drafts, bands, strict=True):
+    batched = batches(documents, BATCH_CHARS, lambda d: len(d.text))
+    for drafts, bands, batch_report in process.in_order(work, batched, workers):
+        report.add(batch_report)
+        for draft, draft_bands in zip(drafts, bands, strict=True):
             if draft.paragraphs:
-                seen.drop(draft, found, report)
-            length.document(draft, rules, report)
+                seen.drop(draft, draft_bands, report)
+            drop_short_document(draft, rules, report)
             if draft.paragraphs:
                 text = draft.text
                 report.documents_out += 1
                 report.bytes_out += len(text.encode())
                 yield replace(draft.document, text=text)
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield documents in lists of about `BATCH_CHARS` characters."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def apply(step: Step, drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
@@ -111,16 +100,15 @@ def apply(step: Step, drafts: Sequence[Draft], rules: Rules, report: Report) -> 
 
 
 def clean_batch(batch: Sequence[Document], rules: Rules) -> Cleaned:
-    """Return what the steps leave of a batch, the hashes that tell duplicates, and the counts."""
+    """Return what the steps leave of a batch, its hashes for `duplicates`, and the counts."""
     report = Report(labels=rules.labels)
     report.documents_in = len(batch)
     report.bytes_in = sum(len(d.text.encode("utf-8", "surrogatepass")) for d in batch)
     drafts = [Draft.of(document) for document in batch]
     for report.step, step in STEPS:
-        if report.step in FOR_PROSE and not rules.prose:
-            continue
-        apply(step, drafts, rules, report)
-        drafts = [draft for draft in drafts if draft.paragraphs]
+        if rules.prose or report.step not in FOR_PROSE:
+            apply(step, drafts, rules, report)
+            drafts = [draft for draft in drafts if draft.paragraphs]
     for draft in drafts:  # the raw text need not travel back from a worker
         draft.document = replace(draft.document, text="")
     return drafts, duplicates.bands([draft.text for draft in drafts]), report

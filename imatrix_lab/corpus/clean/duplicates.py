@@ -1,9 +1,9 @@
-"""What occurs twice: whole documents, nearly the same ones, paragraphs and lines.
+"""Drop what occurs twice: whole documents, nearly equal ones, paragraphs and lines.
 
-The state is hashes alone, in three tables of bounded size (`hashset`): at 3 kB a document and
-500 bytes a paragraph they hold at least the last 1.5 GB of text, in at most 480 MB of memory.
-A repeat from further back is not seen. `rensa` computes the MinHash signatures (Broder, 1997); its
-own index keeps every signature, so that the bands of the LSH are looked up here.
+Only hashes are kept, in three tables of bounded size (`HashSet`): at 3 kB a document and 500
+bytes a paragraph they hold at least the last 1.5 GB of text, in at most 480 MB of memory.
+A repeat from further back is missed. `rensa` computes the MinHash signatures (Broder, 1997); its
+own index keeps every signature, so the bands of the LSH are looked up here.
 
 Signatures have 128 values in 8 bands of 16: two documents that share a fraction s of their
 shingles are taken as duplicates with probability 1-(1-s^16)^8: 0.01 % at 0.5, 2.6 % at 0.7, 80 % at
@@ -19,114 +19,45 @@ from hashlib import blake2b
 import numpy as np
 import rensa
 
-from imatrix_lab.corpus.clean.report import DOCUMENTS, LINES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import LINES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 from imatrix_lab.corpus.clean.shingles import shingles
-
-_FIRST = 1 << 10
-
-
-class HashSet:
-    """Remembers hashes: 11 to 22 bytes each where a Python set of ints takes about 100.
-
-    Memory is bounded: there are two tables of at most `limit` hashes. When the newer is full
-    the older is forgotten, so that at least the last `limit` hashes are always known.
-    Each is an open-addressed table with linear probing, at most three quarters full.
-    """
-
-    def __init__(self, limit: int = 1 << 22):
-        self._limit = limit
-        self._old: array[int] | None = None
-        self._start()
-
-    def _start(self) -> None:
-        self._table = array("Q", bytes(8 * _FIRST))
-        self._n = 0
-
-    def __contains__(self, value: int) -> bool:
-        value = value or 1  # 0 marks a free place
-        if self._table[_place(self._table, value)] == value:
-            return True
-        return self._old is not None and self._old[_place(self._old, value)] == value
-
-    def add(self, value: int) -> bool:
-        """Remember a hash of 64 bits; return whether it was new."""
-        if value in self:
-            return False
-        if self._n >= self._limit:
-            self._old = self._table
-            self._start()
-        elif 4 * self._n >= 3 * len(self._table):
-            self._grow()
-        value = value or 1
-        self._table[_place(self._table, value)] = value
-        self._n += 1
-        return True
-
-    def _grow(self) -> None:
-        before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
-        for value in before:
-            if value:
-                self._table[_place(self._table, value)] = value
-
-
-def _place(table: array[int], value: int) -> int:
-    """Return where a value is, or the free place where it belongs."""
-    mask = len(table) - 1
-    # the bits of a table's place and those of its neighbours' must not be the same ones
-    at = (value * 0x9E3779B97F4A7C15 >> 40) & mask
-    while (found := table[at]) and found != value:
-        at = (at + 1) & mask
-    return at
-
 
 N_WORDS, N_CHARACTERS = 3, 8
 N_BANDS, ROWS = 8, 16
 SHINGLES_MIN = 24
 """Documents with fewer are only compared whole: one word would be a large part."""
 
-
-def bands(texts: Sequence[str]) -> list[list[int]]:
-    """Return for each text the hashes of its LSH bands; none for a very short text."""
-    found, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(found, offsets, N_BANDS * ROWS, 1)
-    rows = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), N_BANDS, ROWS)
-    hashed = np.tile(np.arange(N_BANDS, dtype=np.uint64), (len(texts), 1))
-    for i in range(ROWS):
-        hashed = (hashed ^ rows[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
-        hashed ^= hashed >> np.uint64(29)
-    enough = np.diff(offsets) >= SHINGLES_MIN
-    return [row if yes else [] for row, yes in zip(hashed.tolist(), enough, strict=True)]
+_TABLE_MIN = 1 << 10
 
 
 class Duplicates:
-    """What has been seen so far."""
+    """The documents, paragraphs and lines seen so far."""
 
     def __init__(self, rules: Rules):
         self._prose = rules.prose
         self._documents = HashSet()
         self._bands = HashSet()
         self._paragraphs = HashSet()
-        # a short sentence may come again in good prose: «Hva mener du?»
+        # a short sentence may occur again in good prose: «Hva mener du?»
         self._repeat_min = rules.chars(40)
 
-    def drop(self, draft: Draft, found: Sequence[int], report: Report) -> None:
+    def drop(self, draft: Draft, draft_bands: Sequence[int], report: Report) -> None:
         """Empty a draft that was seen before, or take out its paragraphs and lines that were.
 
         Parameters
         ----------
-        found : the draft's `bands`.
+        draft_bands : the draft's `bands`.
         """
         report.step, where = "duplicates", draft.document.id
+        reason = ""
         if not self._documents.add(_hash(draft.text)):
-            report.count("same document", DOCUMENTS, where, draft.text)
-            draft.paragraphs = []
-            return
-        if any(band in self._bands for band in found):
-            report.count("near-duplicate document", DOCUMENTS, where, draft.text)
-            draft.paragraphs = []
-            return
-        for band in found:
+            reason = "same document"
+        elif any(band in self._bands for band in draft_bands):
+            reason = "near-duplicate document"
+        if reason:
+            return draft.empty(reason, report)
+        for band in draft_bands:
             self._bands.add(band)
         if not self._prose:
             return  # a program has the same line many times
@@ -152,5 +83,72 @@ class Duplicates:
 
 
 def _hash(text: str) -> int:
-    """Return 64 bits that are the same on every machine; case does not count."""
+    """Return 64 bits, the same on every machine, without regard to case."""
     return int.from_bytes(blake2b(text.casefold().encode(), digest_size=8).digest(), "little")
+
+
+def bands(texts: Sequence[str]) -> list[list[int]]:
+    """Return the hashes of each text's LSH bands; none for a very short text."""
+    hashes, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, N_BANDS * ROWS, 1)
+    rows = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), N_BANDS, ROWS)
+    hashed = np.tile(np.arange(N_BANDS, dtype=np.uint64), (len(texts), 1))
+    for i in range(ROWS):
+        hashed = (hashed ^ rows[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
+        hashed ^= hashed >> np.uint64(29)
+    is_long = np.diff(offsets) >= SHINGLES_MIN
+    return [row if long else [] for row, long in zip(hashed.tolist(), is_long, strict=True)]
+
+
+class HashSet:
+    """A set of 64-bit hashes: 11 to 22 bytes each where a Python set of ints takes about 100.
+
+    Memory is bounded: there are two tables of at most `limit` hashes. When the newer is full
+    the older is forgotten, so at least the last `limit` hashes are always known.
+    Each is an open-addressed table with linear probing, at most three quarters full.
+    """
+
+    def __init__(self, limit: int = 1 << 22):
+        self._limit = limit
+        self._old: array[int] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._table = array("Q", bytes(8 * _TABLE_MIN))
+        self._n = 0
+
+    def __contains__(self, value: int) -> bool:
+        value = value or 1  # 0 marks a free place
+        if self._table[_place(self._table, value)] == value:
+            return True
+        return self._old is not None and self._old[_place(self._old, value)] == value
+
+    def add(self, value: int) -> bool:
+        """Add a hash; return whether it is new."""
+        if value in self:
+            return False
+        if self._n >= self._limit:
+            self._old = self._table
+            self._start()
+        elif 4 * self._n >= 3 * len(self._table):
+            self._grow()
+        value = value or 1
+        self._table[_place(self._table, value)] = value
+        self._n += 1
+        return True
+
+    def _grow(self) -> None:
+        before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
+        for value in before:
+            if value:
+                self._table[_place(self._table, value)] = value
+
+
+def _place(table: array[int], value: int) -> int:
+    """Return where a value is, or the free place where it belongs."""
+    mask = len(table) - 1
+    # not the low bits of the value: neighbours in the table would then share them
+    place = (value * 0x9E3779B97F4A7C15 >> 40) & mask
+    while (entry := table[place]) and entry != value:
+        place = (place + 1) & mask
+    return place

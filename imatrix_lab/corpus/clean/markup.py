@@ -1,8 +1,8 @@
-"""What is left of markup: HTML, entities, wiki, Markdown, LaTeX, BBCode, bare addresses.
+"""Remove left-over markup: HTML, entities, wiki, Markdown, LaTeX, BBCode, bare addresses.
 
-Marks go and their text stays; what is no text (comments, scripts, templates, tables, code) goes
-whole. A paragraph in which marks remain after that is dropped. Every pattern is bounded or ends at
-the next sign of its kind, so that hostile text takes linear time.
+Marks go and their text stays; comments, scripts, templates, tables and code go whole. A paragraph
+in which marks remain after that is dropped. Every pattern is bounded or ends at the next sign of
+its kind, so that hostile text takes linear time.
 """
 
 import html
@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imatrix_lab.corpus.clean.report import CHANGES, LINES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import CHANGES, LINES, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules, split
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One kind of mark: looked for only where the text has its sign."""
+    """One kind of mark; its pattern is tried only if the text has its sign."""
 
     reason: str
     sign: str
@@ -29,7 +29,7 @@ def _mark(reason: str, sign: str, pattern: str, new: str | Callable[[re.Match[st
 
 
 def _link(match: re.Match[str]) -> str:
-    """Return what a wiki link shows; nothing for pictures, categories and other languages."""
+    """Return what a wiki link shows; "" for pictures, categories and other languages."""
     target, _, shown = match.group(1).partition("|")
     return "" if re.match(r"\s*:?[^\W\d_]{2,14}:\S", target) else shown or target
 
@@ -50,14 +50,12 @@ _REST = r"(?:\s[^<>]{0,500})?>"
 _TAGS = (
     _mark("html", "<", r"<!--(?:(?!<!--|-->)[\s\S]){0,5000}-->", ""),
     _mark(
-        "html",
-        "<",
-        rf"<({_TEXTLESS})\b[^<>]{{0,500}}(?:/>|>(?:(?!</?\1)[\s\S]){{0,5000}}</\1\s*>)",
-        "",
+        "html", "<",
+        rf"<({_TEXTLESS})\b[^<>]{{0,500}}(?:/>|>(?:(?!</?\1)[\s\S]){{0,5000}}</\1\s*>)", "",
     ),
     _mark("html", "<", rf"</?(?:{_BLOCK})\s?/?{_REST}|</?(?:{_BLOCK})/?>", "\n\n"),
     _mark("html", "<", rf"</?(?:{_INLINE})\s?/?{_REST}|</?(?:{_INLINE})/?>", ""),
-)
+)  # fmt: skip
 MARKS = (
     *_TAGS,
     _mark(
@@ -131,7 +129,7 @@ _SIGNS = ("<", "&", "{", "[[", "]]", "|", "\\", "[/", "}\n", "^", "_")
 
 
 def strip(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Take markup out of every draft, and drop paragraphs where some remains."""
+    """Take markup out of every draft, and drop paragraphs in which some remains."""
     for draft in drafts:
         before = draft.text
         text = _without_marks(before, draft, report)
@@ -139,15 +137,15 @@ def strip(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         if text is not before:
             draft.paragraphs = split(text)
         if any(sign in text for sign in _SIGNS) and REMAINS.search(text):
-            draft.paragraphs = [p for p in draft.paragraphs if not _remains(p, draft, report)]
+            marked = [i for i, p in enumerate(draft.paragraphs) if REMAINS.search(p)]
+            draft.drop(dict.fromkeys(marked, "marks remain"), report)
 
 
 def _without_marks(text: str, draft: Draft, report: Report) -> str:
     for mark in MARKS:
         if mark.sign not in text:
             continue
-        first = mark.pattern.search(text)
-        if first:
+        if first := mark.pattern.search(text):
             sample = text[max(0, first.start() - 30) : first.end() + 30]
             text, n = mark.pattern.subn(mark.new, text)
             report.count(mark.reason, CHANGES, draft.document.id, sample, n)
@@ -155,16 +153,9 @@ def _without_marks(text: str, draft: Draft, report: Report) -> str:
 
 
 def _without_addresses(text: str, draft: Draft, report: Report) -> str:
-    """Take out lines that hold web or mail addresses and nothing else."""
+    """Take out lines with nothing but web or mail addresses."""
     if "://" not in text and "www." not in text and "@" not in text:
         return text
     for line in ADDRESS_LINE.finditer(text):
         report.count("address only", LINES, draft.document.id, line.group())
     return ADDRESS_LINE.sub("", text)
-
-
-def _remains(paragraph: str, draft: Draft, report: Report) -> bool:
-    if not REMAINS.search(paragraph):
-        return False
-    report.count("marks remain", PARAGRAPHS, draft.document.id, paragraph)
-    return True

@@ -1,12 +1,11 @@
-"""UTF-8 that was read as Windows-1252 or Latin-1: put right where that is certain.
+"""Repair UTF-8 that was read as Windows-1252 or Latin-1, where that is certain.
 
-Certain is a strict round trip: every character beyond ASCII of the paragraph goes back to one
-byte, the bytes are UTF-8, and what they spell is in the language's script, Latin-1 or common
-punctuation. A paragraph with clear signs of it that does not pass is dropped. (ftfy guesses more
-cases, at the price of guessing; a corpus can do without the paragraph.)
+It is certain if there is a strict round trip: every non-ASCII character of the paragraph goes back
+to one byte, the bytes are UTF-8, and what they spell is in the language's script, Latin-1 or common
+punctuation. A paragraph with clear signs of mojibake that does not pass is dropped. (ftfy repairs
+more cases, by guessing; a corpus can do without the paragraph.)
 """
 
-import functools
 import re
 from collections.abc import Sequence
 
@@ -14,18 +13,11 @@ from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 
-
-def _repertoire() -> dict[str, int]:
-    """Return character -> byte for 0x80–0xFF: Windows-1252, Latin-1 where that has none."""
-    found = {chr(byte): byte for byte in range(0x80, 0x100)}
-    for byte in range(0x80, 0xA0):
-        character = bytes([byte]).decode("cp1252", "ignore")
-        if character:
-            found[character] = byte
-    return found
-
-
-_BYTE = _repertoire()
+_BYTE = {chr(byte): byte for byte in range(0x80, 0x100)}
+"""Character -> byte for 0x80–0xFF: Latin-1, and what Windows-1252 has instead."""
+for _byte in range(0x80, 0xA0):
+    if _character := bytes([_byte]).decode("cp1252", "ignore"):
+        _BYTE[_character] = _byte
 _TABLE = str.maketrans({character: chr(byte) for character, byte in _BYTE.items()})
 _TAIL = "".join(re.escape(c) for c, byte in _BYTE.items() if byte < 0xC0)
 # Capitals before a quotation mark or dash are ordinary ("GROẞ“"): of 2-byte sequences those
@@ -33,6 +25,7 @@ _TAIL = "".join(re.escape(c) for c, byte in _BYTE.items() if byte < 0xC0)
 _PAIR_TAIL = "".join(
     re.escape(c) for c, byte in _BYTE.items() if byte < 0xC0 and c not in "“”‘’‚„…–—›‹»«°·¡¿\xa0®™´"
 )
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff]")
 _GATE = re.compile(f"[\u00c2-\u00f4][{_TAIL}]")
 SIGN = re.compile(
     f"[\u00c2-\u00df][{_PAIR_TAIL}]|Ã[{_TAIL}]|Â[\xa0®°·´»«]"
@@ -41,7 +34,7 @@ SIGN = re.compile(
 
 
 def repair(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Repair or drop each paragraph that shows signs of it."""
+    """Repair or drop each paragraph with signs of mojibake."""
     for draft in drafts:
         text = draft.text
         if text.isascii() or not _GATE.search(text) or not SIGN.search(text):
@@ -59,8 +52,8 @@ def repair(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 
 def _repaired(text: str, script: str) -> str | None:
-    """Return the text as it was meant, or None where that is not certain."""
-    for _ in range(3):  # some text has gone through it twice
+    """Return the repaired text, or None where it is not certain."""
+    for _ in range(3):  # some text was misread twice
         try:
             text = text.translate(_TABLE).encode("latin-1").decode("utf-8")
         except UnicodeError:
@@ -71,12 +64,7 @@ def _repaired(text: str, script: str) -> str | None:
 
 
 def _plausible(text: str, script: str) -> bool:
-    """Return whether all letters are of the script or Latin, and nothing is a control."""
+    """Return whether all letters are of the script or Latin, without control characters."""
     points = scripts.code_points(text)
     own, latin = scripts.letters_of(script)[points], scripts.letters_of("Latn")[points]
-    return not ((own == 1) & (latin == 1)).any() and not _controls().search(text)
-
-
-@functools.cache
-def _controls() -> re.Pattern[str]:
-    return re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff]")
+    return not ((own == 1) & (latin == 1)).any() and not _CONTROLS.search(text)

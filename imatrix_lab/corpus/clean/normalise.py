@@ -1,29 +1,30 @@
-"""Unicode, normalised as far as the script allows: what looks the same is the same.
+"""Normalise Unicode as far as the script allows, so that equal-looking text is equal.
 
 NFC for all; never NFKC, which would change full-width forms in Chinese and Japanese, superscripts
-and fractions. What is invisible goes where it means nothing: the joiners mean something in
-Arabic and Indic scripts (and inside emoji), the zero-width space in scripts without spaces, the
-directional marks in those written from the right.
+and fractions. Invisible characters go where they mean nothing: joiners mean something in Arabic
+and Indic scripts (and inside emoji), the zero-width space in scripts without spaces, directional
+marks in scripts written from the right.
 
 Malayalam has two spellings of its six chillus, consonant + virama + ZWJ and the atomic letters of
-Unicode 5.1; NFC does not unify them. The atomic ones are written (The Unicode Standard,
+Unicode 5.1; NFC does not unify them, so the atomic ones are used (The Unicode Standard,
 chapter 12, "Malayalam", on chillu characters and their legacy representation). Its cluster nṯa has
 three spellings: ന്റ (na, virama, rra: nearly all modern text has this one), ൻ്റ (chillu n, virama,
 rra: the Standard's choice, rare) and ൻറ (chillu n, rra: older fonts; also the true spelling of n
-followed by ṟ). They are left as they were written: the last is ambiguous, and of the first two
-the Standard's is not what people or models write. Old ന്‍റ becomes ൻറ as the chillu rule says.
+followed by ṟ). They are left as they are: the last is ambiguous, and people and models write the
+first rather than the Standard's. Old ന്‍റ becomes ൻറ as the chillu rule says.
 """
 
 import functools
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.corpus.clean.report import CHANGES, PARAGRAPHS, Report
+from imatrix_lab.corpus.clean.report import CHANGES, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules, split
 
 INDIC = {"Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh"}
@@ -49,7 +50,7 @@ def _compatible(match: re.Match[str]) -> str:
 
 
 def _changes(script: str, prose: bool) -> Iterator[_Change]:
-    """Yield (reason, pattern, what it becomes) in order; each concerns the signs in `_SIGNS`."""
+    """Yield (reason, pattern, replacement) in order."""
     yield "control", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufff9-\ufffb]", ""
     yield "line ends", "[\x0b\x0c\x85\u2028\u2029]", "\n"
     yield "private use", "[\ue000-\uf8ff\U000f0000-\U0010ffff\ufdd0-\ufdef\uffff]", ""
@@ -68,33 +69,29 @@ def _changes(script: str, prose: bool) -> Iterator[_Change]:
         yield "spaces", "[\t\xa0\u2000-\u200a\u202f\u205f]", " "
 
 
-_SIGNS = {
-    "chillu": "\u200d",
-    "joiners": "\u200c\u200d",
-    "tatweel": "\u0640",
-}
-"""What shows that a change may be due, where that is not the pattern itself."""
+_SIGNS = {"chillu": "\u200d", "joiners": "\u200c\u200d", "tatweel": "\u0640"}
+"""Characters without which a change cannot apply, where the pattern is more than a class."""
 
 
 @functools.cache
 def _compiled(
     script: str, prose: bool
 ) -> tuple[NDArray[np.uint16], tuple[tuple[str, re.Pattern[str], Any], ...]]:
-    """Return (bits by code point, the changes they stand for)."""
-    todo = tuple((reason, re.compile(p), new) for reason, p, new in _changes(script, prose))
+    """Return the changes, and for each code point the bits of those that may apply."""
+    changes = tuple((reason, re.compile(p), new) for reason, p, new in _changes(script, prose))
     characters = "".join(map(chr, range(0x110000)))
     bits = np.zeros(0x110000, np.uint16)
-    for i, (reason, pattern, _) in enumerate(todo):
+    for i, (reason, pattern, _) in enumerate(changes):
         signs = f"[{_SIGNS[reason]}]" if reason in _SIGNS else pattern.pattern
         for match in re.finditer(f"(?:{signs})+", characters):
             bits[match.start() : match.end()] |= 1 << i
-    return bits, todo
+    return bits, changes
 
 
 def _idle_joiners(script: str) -> str:
-    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they stand.
+    """Return the pattern of joiners (ZWNJ 200C, ZWJ 200D) that mean nothing where they are.
 
-    What must stand before is looked at from behind the joiner, hence the dots.
+    What must come before is looked at from behind the joiner, hence the dots.
     """
     joiner = "[\u200c\u200d]"
     doubled = f"(?<={joiner}{joiner})"
@@ -114,30 +111,30 @@ def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Normalise every paragraph, and drop those in which characters were lost (U+FFFD)."""
     for draft in drafts:
         before = draft.text
-        text = _composed(_mended(before, draft, rules, report), draft, report)
+        text = _composed(_changed(before, draft, rules, report), draft, report)
         if text is not before:
             draft.paragraphs = split(text)
         if rules.prose:
-            stripped = [_spaced(p) for p in draft.paragraphs]
-            draft.paragraphs = [p for p in stripped if p]
+            draft.paragraphs = [p for p in map(_spaced, draft.paragraphs) if p]
         if "\ufffd" in text:
-            draft.paragraphs = [p for p in draft.paragraphs if not _lost(p, draft, report)]
+            damaged = [i for i, p in enumerate(draft.paragraphs) if "\ufffd" in p]
+            draft.drop(dict.fromkeys(damaged, "replacement character"), report)
 
 
 def _composed(text: str, draft: Draft, report: Report) -> str:
     if text.isascii() or (new := unicodedata.normalize("NFC", text)) == text:
-        return text  # is_normalized() would do the same work where it is not sure, as in Malayalam
+        return text  # is_normalized() does the same work where it is not sure, as in Malayalam
     report.count("NFC", CHANGES, draft.document.id, _around(text, new))
     return new
 
 
-def _mended(text: str, draft: Draft, rules: Rules, report: Report) -> str:
-    """Return a text with the changes for which it has signs."""
-    bits, todo = _compiled(rules.script, rules.prose)
+def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:
+    """Return a text with the changes that apply to it."""
+    bits, changes = _compiled(rules.script, rules.prose)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    due = int(np.bitwise_or.reduce(bits[points], initial=0))
-    for i, (reason, pattern, new) in enumerate(todo):
-        if due >> i & 1:
+    may_apply = int(np.bitwise_or.reduce(bits[points], initial=0))
+    for i, (reason, pattern, new) in enumerate(changes):
+        if may_apply >> i & 1:
             changed, n = pattern.subn(new, text)
             if n:
                 report.count(reason, CHANGES, draft.document.id, _around(text, changed), n)
@@ -154,20 +151,8 @@ def _spaced(paragraph: str) -> str:
     return paragraph.strip()
 
 
-def _lost(paragraph: str, draft: Draft, report: Report) -> bool:
-    if "\ufffd" not in paragraph:
-        return False
-    report.count("replacement character", PARAGRAPHS, draft.document.id, paragraph)
-    return True
-
-
 def _around(before: str, after: str) -> str:
-    """Return the neighbourhood of the first difference, as it was."""
-    low, high = 0, min(len(before), len(after))
-    while low < high:  # first place where the beginnings differ
-        middle = (low + high) // 2
-        if before[: middle + 1] == after[: middle + 1]:
-            low = middle + 1
-        else:
-            high = middle
-    return before[max(0, low - 40) : low + 40]
+    """Return the text around the first difference, as it was."""
+    places = range(min(len(before), len(after)))
+    n_equal = bisect_left(places, True, key=lambda i: before[: i + 1] != after[: i + 1])
+    return before[max(0, n_equal - 40) : n_equal + 40]

@@ -1,4 +1,4 @@
-"""Text that evaluation uses must not be in what a model is tuned on: shared runs of words."""
+"""Find runs of words that two texts share: evaluation text must not be calibrated on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.corpus.clean.shingles import shingles
-from imatrix_lab.corpus.documents import decode, json_lines, lines, paragraphs, parquet_rows
+from imatrix_lab.corpus.documents import (
+    batches,
+    decode,
+    json_lines,
+    lines,
+    paragraphs,
+    parquet_rows,
+)
 from imatrix_lab.errors import BadText
 
 N_WORDS, N_CHARACTERS = 8, 20
-"""Runs of 8 words, in scripts without spaces 20 characters, hardly occur twice by chance."""
+"""Runs of 8 words, or of 20 characters in scripts without spaces, rarely repeat by chance."""
 
 JSON_BYTES_MAX = 1 << 28
 """A .json file is read whole; larger ones must be JSON lines."""
@@ -39,20 +46,13 @@ class Shingles:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Shingles:
         """Return the shingles of texts."""
-        found = cls()
-        batch: list[str] = []
-        size = 0
-        for text in texts:
-            batch.append(text)
-            size += len(text)
-            if size > _BATCH_CHARS:
-                found.add(*batch)
-                batch, size = [], 0
-        found.add(*batch)
-        return found
+        known = cls()
+        for batch in batches(texts, _BATCH_CHARS, len):
+            known.add(*batch)
+        return known
 
     def add(self, *texts: str) -> None:
-        """Take in texts."""
+        """Add the runs of texts."""
         new, _ = shingles(texts, N_WORDS, N_CHARACTERS)
         if new.size:
             self._pending.append(new)
@@ -63,12 +63,12 @@ class Shingles:
     def hits(self, text: str) -> int:
         """Return how many runs of a text are known."""
         self._settle()
-        asked, _ = shingles([text], N_WORDS, N_CHARACTERS)
-        if not self._known.size or not asked.size:
+        runs, _ = shingles([text], N_WORDS, N_CHARACTERS)
+        if not self._known.size or not runs.size:
             return 0
-        at = np.searchsorted(self._known, asked)
-        at[at == self._known.size] = 0
-        return int((self._known[at] == asked).sum())
+        places = np.searchsorted(self._known, runs)
+        places[places == self._known.size] = 0
+        return int((self._known[places] == runs).sum())
 
     def __len__(self) -> int:
         self._settle()
@@ -83,52 +83,52 @@ class Shingles:
 def task_strings(path: Path) -> Iterator[str]:
     """Yield every string of a task file: .json, .jsonl, .csv, .tsv, .parquet, else plain text.
 
-    Lines and rows are streamed; of JSON objects the values at any depth count, not the keys; plain
-    text goes by paragraphs, since lines may end anywhere.
+    Lines and rows are streamed. JSON objects give their values at any depth, not the keys; plain
+    text gives paragraphs, since lines may end anywhere.
 
     Raises
     ------
     BadText : not UTF-8, or not what its name says; names the byte or the line.
     """
-    readers = {
-        ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl,
-        ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
-    }  # fmt: skip
     try:
-        yield from readers.get(path.suffix.lower(), _plain)(path)
+        match path.suffix.lower():
+            case ".json":
+                yield from _json(path)
+            case ".jsonl" | ".ndjson":
+                for _, value in json_lines(path):
+                    yield from _strings(value)
+            case ".csv" | ".tsv":
+                yield from _csv(path)
+            case ".parquet":
+                for row in parquet_rows(path):
+                    yield from _strings(row)
+            case _:
+                yield from paragraphs(lines(path))
     except OSError as error:
         raise BadText(f"cannot be read: {error.strerror or error}", where=path) from error
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings inside a value, in order; iterative, since hostile JSON nests deep."""
-    todo = [value]
-    while todo:
-        value = todo.pop()
+    """Yield the strings inside a value, in order; not recursive, as hostile JSON nests deep."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
         if isinstance(value, str):
             yield value
         elif isinstance(value, dict):
-            todo.extend(reversed(value.values()))
+            pending.extend(reversed(value.values()))
         elif isinstance(value, list):
-            todo.extend(reversed(value))
+            pending.extend(reversed(value))
 
 
 def _json(path: Path) -> Iterator[str]:
-    size = path.stat().st_size
-    if size > JSON_BYTES_MAX:
-        raise BadText(
-            f"{size / 1e6:,.0f} MB of JSON in one piece", where=path,
-            fix=f"jq -c '.[]' {path} > {path.with_suffix('.jsonl')}",
-        )  # fmt: skip
+    if (size_bytes := path.stat().st_size) > JSON_BYTES_MAX:
+        fix = f"jq -c '.[]' {path} > {path.with_suffix('.jsonl')}"
+        raise BadText(f"{size_bytes / 1e6:,.0f} MB of JSON in one piece", where=path, fix=fix)
     try:
         yield from _strings(json.loads(decode(path.read_bytes(), str(path))))
     except (ValueError, RecursionError) as error:
         raise BadText(f"not valid JSON: {error}", where=path) from error
-
-
-def _jsonl(path: Path) -> Iterator[str]:
-    for _, value in json_lines(path):
-        yield from _strings(value)
 
 
 def _csv(path: Path) -> Iterator[str]:
@@ -139,12 +139,3 @@ def _csv(path: Path) -> Iterator[str]:
             yield from row
     except csv.Error as error:
         raise BadText(f"not a table: {error}", where=path) from error
-
-
-def _parquet(path: Path) -> Iterator[str]:
-    for row in parquet_rows(path):
-        yield from _strings(row)
-
-
-def _plain(path: Path) -> Iterator[str]:
-    return paragraphs(lines(path))

@@ -1,12 +1,11 @@
-"""Personal data, replaced by stand-ins: addresses, telephone and identity numbers, accounts.
+"""Replace personal data by stand-ins: addresses, telephone and identity numbers, accounts.
 
 The sentence stays, since it is as good text as before: an e-mail address becomes name@example.com
 (RFC 2606), a public IP address one of the blocks for documentation (RFC 5737, RFC 3849), and in
-numbers every digit becomes 0, so that their length and separators, which are what a tokenizer
-sees, stay as the language writes them, and no one has the number.
+numbers every digit becomes 0, so that the length and separators that a tokenizer sees stay.
 
-Found is what has a form of its own or a check digit. Years, prices, ISBN, and long numbers without
-either survive; so does a telephone number that is written like any other number.
+A number is recognised by a form of its own or by its check digit. Years, prices, ISBN, and long
+numbers without either survive; so does a telephone number written like any other number.
 """
 
 import calendar
@@ -30,7 +29,7 @@ _FINNISH = "0123456789ABCDEFHJKLMNPRSTUVWXY"
 
 
 def luhn(digits: str) -> bool:
-    """Return whether the last digit is right by Luhn (ISO/IEC 7812-1), and not all are 0."""
+    """Return whether the last digit is right by Luhn (ISO/IEC 7812-1) and not all are 0."""
     total = 0
     for i, digit in enumerate(reversed(digits)):
         value = int(digit) * (1 + i % 2)
@@ -72,7 +71,7 @@ def swedish(digits: str) -> bool:
 
 
 def danish(digits: str) -> bool:
-    """Return whether DDMMYYNNNN can be a CPR number; since 2007 its check digit binds no more."""
+    """Return whether DDMMYYNNNN can be a CPR number; since 2007 it needs no valid check digit."""
     return day_and_month(digits[:2], digits[2:4])
 
 
@@ -117,7 +116,7 @@ def _bare(text: str) -> str:
 
 
 _W = r"\d_A-Za-zÀ-ɏ"
-"""What may not touch a number; in scripts without spaces letters may."""
+"""Characters that may not touch a number; letters of scripts without spaces may."""
 
 
 def _zeros(text: str) -> str:
@@ -131,7 +130,7 @@ class Kind:
     Attributes
     ----------
     test : of the whole match; a match that fails stays.
-    stand_in : what a match becomes.
+    stand_in : what replaces a match.
     """
 
     reason: str
@@ -140,14 +139,13 @@ class Kind:
     stand_in: Callable[[str], str] = _zeros
 
 
-def _kind(reason: str, pattern: str, test: Callable[[str], bool], flags: int = 0) -> Kind:
-    return Kind(
-        reason, re.compile(rf"(?<![{_W}.,:/-])(?:{pattern})(?![{_W}/-]|[.,:]\d)", flags), test
-    )
+def _kind(reason: str, pattern: str, test: Callable[[str], bool]) -> Kind:
+    bounded = rf"(?<![{_W}.,:/-])(?:{pattern})(?![{_W}/-]|[.,:]\d)"
+    return Kind(reason, re.compile(bounded), test)
 
 
 def _public(text: str) -> bool:
-    """Return whether an address is one that can be someone's; versions and sections are small."""
+    """Return whether an IP address can be someone's; version and section numbers are small."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -167,10 +165,9 @@ def _is_long_phone(text: str) -> bool:
 
 
 def _is_card(text: str) -> bool:
+    issuers = r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|35(?:2[89]|[3-8])"
     digits = _bare(text)
-    return luhn(digits) and re.match(
-        r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|35(?:2[89]|[3-8])", digits
-    ) is not None  # fmt: skip
+    return luhn(digits) and re.match(issuers, digits) is not None
 
 
 def _checked(test: Callable[[str], bool]) -> Callable[[str], bool]:
@@ -206,11 +203,7 @@ KINDS = (
         _public,
         lambda text: IPV6,
     ),
-    _kind(
-        "account",
-        r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?",
-        _checked(iban),
-    ),
+    _kind("account", r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?", _checked(iban)),
     _kind("card", r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -]?)\d{6}\2\d{5}", _is_card),
     _kind("identity number", r"\d{6} ?\d{5}", _checked(norwegian)),
     _kind("identity number", r"(?:\d{2})?\d{6}[-+]\d{4}", _checked(swedish)),
@@ -223,7 +216,7 @@ KINDS = (
         r"(?:(?<=nummer )|(?<=IdNr\. )|(?<=ID ))\d{2} ?\d{3} ?\d{3} ?\d{3}",
         _checked(german_tax),
     ),
-    Kind(  # the plus sign says so
+    Kind(  # by its plus sign
         "telephone",
         re.compile(
             rf"(?<![\w+.,=^])\+ ?[1-9]\d{{0,2}}(?:{_GAP}{{0,2}}\(?\d{{1,5}}\)?){{2,7}}"
@@ -231,7 +224,7 @@ KINDS = (
         ),
         _is_phone,
     ),
-    Kind(  # the word before says so
+    Kind(  # by the word before it
         "telephone",
         re.compile(
             rf"(?<![^\W\d_])(?:{_CUE})[ .:：\xa0]{{1,3}}\(?\d{{1,5}}\)?"
@@ -249,11 +242,11 @@ KINDS = (
 
 _NATIVE = "\u0660-\u0669\u06f0-\u06f9\u0966-\u096f\u09e6-\u09ef"  # Arabic, Persian, Hindi, Bengali
 _DIGITS = re.compile(rf"[0-9{_NATIVE}](?:[^\w\n]{{0,3}}\d){{5}}")
-"""Whatever else a number is, it has six digits that are not far apart."""
+"""Every kind of number has six digits that are not far apart."""
 
 
 def replace(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Put stand-ins for personal data."""
+    """Replace personal data by stand-ins."""
     for draft in drafts:
         for i, text in enumerate(draft.paragraphs):
             if "@" in text or _DIGITS.search(text) or text.count(":") >= 3:
@@ -262,8 +255,8 @@ def replace(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 def _replaced(text: str, where: str, report: Report) -> str:
     for kind in KINDS:
-        found = [m for m in kind.pattern.finditer(text) if kind.test(m.group())]
-        for match in reversed(found):
+        matches = [m for m in kind.pattern.finditer(text) if kind.test(m.group())]
+        for match in reversed(matches):
             start, end = match.span()
             stand_in = kind.stand_in(match.group())
             if stand_in != match.group():

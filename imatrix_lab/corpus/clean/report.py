@@ -9,20 +9,19 @@ from typing import Any
 SAMPLES = 3
 SAMPLE_CHARS = 300
 
-DOCUMENTS, PARAGRAPHS, LINES, CHANGES = (
-    "documents_dropped", "paragraphs_dropped", "lines_dropped", "changes",
-)  # fmt: skip
+DOCUMENTS, PARAGRAPHS, LINES = "documents_dropped", "paragraphs_dropped", "lines_dropped"
+CHANGES = "changes"
 
 
 @dataclass
 class Report:
-    """A tally that grows while documents pass.
+    """Counts that grow while documents pass.
 
     Attributes
     ----------
-    counts : by (step, reason, unit); the units are the four words of this module.
-    language_bytes : bytes of identified paragraphs by label, of all text and of what was kept.
-    step : the one that is at work.
+    counts : by (step, reason, unit); the units are the four constants of this module.
+    language_bytes : bytes of identified paragraphs by (label, whether they were kept).
+    step : the current step.
     samples : ``{"step", "reason", "id", "text"}``, `SAMPLES` of each reason.
     """
 
@@ -38,7 +37,7 @@ class Report:
     _sampled: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count(self, reason: str, unit: str, where: str, text: str, n: int = 1) -> None:
-        """Count what the step did `n` times in document `where`, and keep the text if it is early.
+        """Count what the step did `n` times in document `where`; keep the first texts as samples.
 
         Parameters
         ----------
@@ -55,7 +54,7 @@ class Report:
             self.samples.append(sample | {"text": sample["text"][:SAMPLE_CHARS]})
 
     def add(self, other: Report) -> None:
-        """Take in what was counted elsewhere, after what is here."""
+        """Add the counts and samples of a later report."""
         self.documents_in += other.documents_in
         self.documents_out += other.documents_out
         self.bytes_in += other.bytes_in
@@ -67,34 +66,33 @@ class Report:
             self._sample(sample)
 
     def total(self, step: str, *units: str) -> int:
-        """Return how often a step acted, in these units or in any."""
+        """Return how often a step acted, in these units or in all."""
         return sum(n for (s, _, u), n in self.counts.items() if s == step and u in (units or (u,)))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts as JSON-able facts.
+        """Return the counts as JSON values.
 
-        ``language_share`` is of the bytes in paragraphs long enough to be identified: in the
-        text as it came, and in what was kept. None where nothing was identified.
+        ``language_share`` is the language's share of the bytes in paragraphs long enough to be
+        identified: in the raw text (``_in``) and in what was kept. None if none was identified.
         """
         steps: dict[str, dict[str, dict[str, int]]] = {}
         for (step, reason, unit), n in sorted(self.counts.items()):
             steps.setdefault(step, {}).setdefault(reason, {})[unit] = n
+        kept = {key: n for key, n in self.language_bytes.items() if key[1]}
         return {
             "documents_in": self.documents_in,
             "documents_out": self.documents_out,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "language_share_in": self._share(self.language_bytes),
-            "language_share": self._share(
-                {key: n for key, n in self.language_bytes.items() if key[1]}
-            ),
+            "language_share": self._share(kept),
             "duplicates_removed": self.total("duplicates", DOCUMENTS),
             "repeats_removed": self.total("duplicates", PARAGRAPHS, LINES),
             "pii_removed": self.total("personal"),
             "steps": steps,
         }
 
-    def _share(self, found: dict[tuple[str, bool], int]) -> float | None:
-        total = sum(found.values())
-        ours = sum(n for (label, _), n in found.items() if label in self.labels)
-        return round(ours / total, 4) if total else None
+    def _share(self, label_bytes: dict[tuple[str, bool], int]) -> float | None:
+        total = sum(label_bytes.values())
+        own = sum(n for (label, _), n in label_bytes.items() if label in self.labels)
+        return round(own / total, 4) if total else None

@@ -1,4 +1,4 @@
-"""What cleaning has to know of a language, and the text it works on."""
+"""What cleaning must know of a language, the drafts it works on, and the rule on length."""
 
 from __future__ import annotations
 
@@ -10,29 +10,8 @@ from typing import Any, Protocol
 from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
 from imatrix_lab.types import Document
 
-
-def paragraphs(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Drop short paragraphs."""
-    for draft in drafts:
-        kept = []
-        for paragraph in draft.paragraphs:
-            if len(paragraph) >= rules.paragraph_min:
-                kept.append(paragraph)
-            else:
-                report.count("short paragraph", PARAGRAPHS, draft.document.id, paragraph)
-        draft.paragraphs = kept
-
-
-def document(draft: Draft, rules: Rules, report: Report) -> None:
-    """Drop a short document."""
-    report.step = "length"
-    if draft.paragraphs and len(draft.text) < rules.document_min:
-        report.count("short document", DOCUMENTS, draft.document.id, draft.text)
-        draft.paragraphs = []
-
-
 DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
-"""Characters that the same text takes in a script, Latin as 1 (parallel news)."""
+"""Characters that the same text takes in a script, relative to Latin (parallel news)."""
 
 _BREAK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 
@@ -52,12 +31,13 @@ class Rules:
 
     Attributes
     ----------
-    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is no natural language
-        (program code): it keeps spaces and marks, and is neither identified nor judged as prose.
-    labels : what the identifier may call it; none where it does not know the language, which is
-        then told by its script alone.
-    document_chars_min, paragraph_chars_min : characters; None for what is usual in the script.
-    script_share_min : of a paragraph's letters, weighed by what they say, those in the script.
+    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is program code: it keeps
+        spaces and marks, and is neither identified nor judged as prose.
+    labels : what the identifier may call it; empty if it does not know the language, which is
+        then recognised by its script alone.
+    document_chars_min, paragraph_chars_min : characters; None for the script's default.
+    script_share_min : the least share of a paragraph's letters (weighed by `density`) in the
+        script.
     """
 
     script: str
@@ -68,7 +48,7 @@ class Rules:
 
     @classmethod
     def of(cls, language: _Language) -> Rules:
-        """Return the rules of a language as its file has them."""
+        """Return the rules of a language."""
         return cls(language.script, tuple(language.labels), **language.clean)
 
     @property
@@ -77,12 +57,12 @@ class Rules:
         return self.script != "Zyyy"
 
     def chars(self, latin: int) -> int:
-        """Return how many characters of this script say what `latin` characters of Latin say."""
+        """Return how many characters of this script say as much as `latin` characters of Latin."""
         return max(1, round(latin * self.density))
 
     @property
     def density(self) -> float:
-        """Characters that the same text takes in this script, Latin as 1."""
+        """See `DENSITY`."""
         return DENSITY.get(self.script, 1.0)
 
     @property
@@ -98,7 +78,7 @@ class Rules:
 
 @dataclass
 class Draft:
-    """A document on its way through the steps; one without paragraphs is dropped."""
+    """A document on its way through the steps; it is dropped when it has no paragraphs left."""
 
     document: Document
     paragraphs: list[str]
@@ -106,17 +86,39 @@ class Draft:
     @classmethod
     def of(cls, document: Document) -> Draft:
         """Return a document's draft."""
-        text = document.text
-        if "\r" in text:
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        return cls(document, split(text))
+        return cls(document, split(document.text.replace("\r\n", "\n").replace("\r", "\n")))
+
+    def drop(self, reasons: Mapping[int, str], report: Report) -> None:
+        """Drop paragraphs, by place, and count why."""
+        for i, reason in reasons.items():
+            report.count(reason, PARAGRAPHS, self.document.id, self.paragraphs[i])
+        self.paragraphs = [p for i, p in enumerate(self.paragraphs) if i not in reasons]
+
+    def empty(self, reason: str, report: Report) -> None:
+        """Drop the whole document, and count why."""
+        report.count(reason, DOCUMENTS, self.document.id, self.text)
+        self.paragraphs = []
 
     @property
     def text(self) -> str:
-        """The text as it is now."""
+        """The current text."""
         return "\n\n".join(self.paragraphs)
 
 
 def split(text: str) -> list[str]:
-    """Return the paragraphs of a text: what stands between blank lines."""
+    """Return the paragraphs of a text: what is between blank lines."""
     return [p for p in _BREAK.split(text.strip("\n")) if p and not p.isspace()]
+
+
+def drop_short_paragraphs(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
+    """Drop paragraphs shorter than the language's rules allow."""
+    for draft in drafts:
+        is_short = [len(p) < rules.paragraph_min for p in draft.paragraphs]
+        draft.drop({i: "short paragraph" for i, short in enumerate(is_short) if short}, report)
+
+
+def drop_short_document(draft: Draft, rules: Rules, report: Report) -> None:
+    """Empty a draft shorter than the language's rules allow."""
+    report.step = "length"
+    if draft.paragraphs and len(draft.text) < rules.document_min:
+        draft.empty("short document", report)

@@ -16,21 +16,21 @@ _ASSIGNED = 0x32400  # no letters above the third plane's ideographs
 
 @functools.cache
 def _characters() -> str:
-    """Every code point as text; surrogates as spaces."""
+    """Return every code point as text, surrogates as spaces."""
     return "".join(chr(c) if not 0xD800 <= c < 0xE000 else " " for c in range(_ASSIGNED))
 
 
 def _of(pattern: str) -> NDArray[np.bool_]:
-    """Return which code points match a pattern of the regex module; all above are False."""
-    found = np.zeros(_ASSIGNED + 1, bool)
+    """Return which code points match a pattern of the regex module."""
+    matches = np.zeros(_ASSIGNED + 1, bool)
     for run in regex.finditer(f"(?:{pattern})+", _characters()):
-        found[run.start() : run.end()] = True
-    return found
+        matches[run.start() : run.end()] = True
+    return matches
 
 
 @functools.cache
 def letters_of(script: str) -> NDArray[np.uint8]:
-    """Return by code point: 1 for a letter or vowel sign of another script, 2 of this one.
+    """Return for each code point: 2 for a letter or vowel sign of this script, 1 of another.
 
     Characters common to scripts (digits, punctuation, combining accents) are 0.
     """
@@ -41,13 +41,13 @@ def letters_of(script: str) -> NDArray[np.uint8]:
 
 @functools.cache
 def word_characters() -> NDArray[np.uint8]:
-    r"""Return by code point: 1 for ``\p{L}\p{M}\p{N}``, 2 where its script has no spaces."""
+    r"""Return for each code point: 1 for ``\p{L}\p{M}\p{N}``, 2 if its script has no spaces."""
     words = _of(r"[\p{L}\p{M}\p{N}]")
     unspaced = _of("[" + "".join(rf"\p{{Script={part}}}" for part in UNSPACED) + "]")
     return words.astype(np.uint8) + (words & unspaced)
 
 
 def code_points(text: str) -> NDArray[np.intp]:
-    """Return a text's code points, those beyond every letter as one that is none."""
+    """Return a text's code points; those above the last letter as `_ASSIGNED`, not a letter."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     return np.minimum(points, _ASSIGNED)

@@ -1,4 +1,4 @@
-"""Hashes of n running words or characters: what texts have in common."""
+"""Hashes of n words or characters in a row, to find what texts have in common."""
 
 import itertools
 import zlib
@@ -17,7 +17,7 @@ def shingles(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     r"""Return 64-bit hashes of all runs of `n_words` words and of `n_characters` characters.
 
-    Words are ``[\p{L}\p{M}\p{N}]+`` without regard to case; what stands between does not count.
+    Words are ``[\p{L}\p{M}\p{N}]+`` without regard to case; what is between them is ignored.
     In scripts without spaces (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan) the unit is the
     character. A text shorter than a run has none.
     The hash is a polynomial modulo 2^64 over the words' CRC-32: the same on every machine.
@@ -25,33 +25,25 @@ def shingles(
     Returns
     -------
     hashes : of all texts, one text after the other.
-    offsets : (texts + 1), where each text's hashes begin.
+    offsets : where each text's hashes begin, (texts + 1).
     """
     folded = [text.casefold() for text in texts]
     ends = np.cumsum([len(text) for text in folded], dtype=np.intp)
     points = scripts.code_points("".join(folded))
-    kind = scripts.word_characters()[points]
-    spaced = np.where(kind == 1, points, 32).astype("<u4").tobytes().decode("utf-32-le")
+    spacing = scripts.word_characters()[points]
+    spaced = np.where(spacing == 1, points, 32).astype("<u4").tobytes().decode("utf-32-le")
     words = [spaced[end - len(text) : end].split() for text, end in zip(folded, ends, strict=True)]
     coded = map(zlib.crc32, map(str.encode, itertools.chain.from_iterable(words)))
-    found, offsets = _runs(
-        np.fromiter(coded, np.uint64), np.cumsum([len(w) for w in words], dtype=np.intp), n_words
-    )
-    if kind.max(initial=0) < 2:
-        return found, offsets
-    unspaced = kind == 2
-    more, more_offsets = _runs(
-        points[unspaced].astype(np.uint64), np.concatenate([[0], np.cumsum(unspaced)])[ends],
-        n_characters,
-    )  # fmt: skip
-    parts = itertools.chain.from_iterable(
-        (found[a:b], more[c:d])
-        for (a, b), (c, d) in zip(
-            itertools.pairwise(offsets.tolist()), itertools.pairwise(more_offsets.tolist()),
-            strict=True,
-        )
-    )  # fmt: skip
-    return np.concatenate([found[:0], *parts]), offsets + more_offsets
+    word_ends = np.cumsum([len(w) for w in words], dtype=np.intp)
+    hashes, offsets = _runs(np.fromiter(coded, np.uint64), word_ends, n_words)
+    if spacing.max(initial=0) < 2:
+        return hashes, offsets
+    unspaced = spacing == 2
+    character_ends = np.concatenate([[0], np.cumsum(unspaced)])[ends]
+    more, more_offsets = _runs(points[unspaced].astype(np.uint64), character_ends, n_characters)
+    of_words, of_characters = np.split(hashes, offsets[1:]), np.split(more, more_offsets[1:])
+    parts = itertools.chain.from_iterable(zip(of_words, of_characters, strict=True))
+    return np.concatenate([hashes[:0], *parts]), offsets + more_offsets
 
 
 def _runs(
@@ -68,14 +60,14 @@ def _runs(
     if units.size < n:
         return np.empty(0, np.uint64), offsets
     units = _mix(units)
-    found = units[: units.size - n + 1].copy()
+    hashes = units[: units.size - n + 1].copy()
     for i in range(1, n):
-        found *= np.uint64(_BASE)
-        found += units[i : i + found.size]
+        hashes *= np.uint64(_BASE)
+        hashes += units[i : i + hashes.size]
     inside = np.ones(units.size, bool)
     for i in range(1, n):  # the last units of a text begin no run
         inside[np.maximum(ends - i, ends - sizes)[sizes > 0]] = False
-    return _mix(found[inside[: found.size]]), offsets
+    return _mix(hashes[inside[: hashes.size]]), offsets
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

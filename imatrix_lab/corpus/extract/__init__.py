@@ -1,6 +1,8 @@
-"""From the bytes of a file to documents: a module a format, each with ``extract(name, raw)``.
+"""From the bytes of a file to documents: one module for each format.
 
-An extractor keeps prose, paragraphs of sentences, and leaves out menus, listings and code.
+Each has ``extract(name, raw)``, or ``strings(name, raw)`` for the strings of a user interface. They
+keep prose (paragraphs of sentences), leave out menus,
+listings and code, and raise `BadText` for a file that is damaged, of another format or not UTF-8.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,7 @@ from imatrix_lab.corpus.extract import (
     pak,
     qt,
     source_code,
+    strings,
 )
 from imatrix_lab.corpus.languages import Source
 from imatrix_lab.errors import UsageError
@@ -28,10 +31,10 @@ EXTRACTORS: dict[str, Extractor] = {
     "handbook": markup.reader(markup.HANDBOOK),
     "mallard": markup.reader(markup.MALLARD),
     "epub": epub.extract,
-    "pak": pak.extract,
-    "gettext": gettext.extract,
-    "qt": qt.extract,
-    "mediawiki": mediawiki.extract,
+    "pak": strings.reader(pak.strings),
+    "gettext": strings.reader(gettext.strings),
+    "qt": strings.reader(qt.strings),
+    "mediawiki": strings.reader(mediawiki.strings),
     "source-code": source_code.extract,
 }
 
@@ -44,24 +47,21 @@ def extract(source: Source, files: Iterable[tuple[str, bytes]]) -> Iterator[Docu
     Parameters
     ----------
     files : name and content of each.
-
-    Raises
-    ------
-    BadText : a file is not what the extractor reads.
     """
-    word = str(source.settings["extractor"])
-    if word not in EXTRACTORS:
+    extractor = str(source.settings["extractor"])
+    if extractor not in EXTRACTORS:
         raise UsageError(
-            f"{source.name}: no extractor is called {word!r}", fix=f"one of: {' '.join(EXTRACTORS)}"
+            f"{source.name}: no extractor is called {extractor!r}",
+            fix=f"one of: {' '.join(EXTRACTORS)}",
         )
-    held: list[str] = []
-    first = ""
+    pending: list[str] = []
+    first_id = ""
     for name, raw in files:
-        for i, text in enumerate(EXTRACTORS[word](name, raw)):
-            first = first if held else f"{source.name}/{name}/{i:04d}"
-            held.append(text)
-            if sum(map(len, held)) >= DOCUMENT_CHARS_MIN:
-                yield Document(first, JOINT.join(held), source.name, source.licence)
-                held = []
-    if held:
-        yield Document(first, JOINT.join(held), source.name, source.licence)
+        for i, text in enumerate(EXTRACTORS[extractor](name, raw)):
+            first_id = first_id if pending else f"{source.name}/{name}/{i:04d}"
+            pending.append(text)
+            if sum(map(len, pending)) >= DOCUMENT_CHARS_MIN:
+                yield Document(first_id, JOINT.join(pending), source.name, source.licence)
+                pending = []
+    if pending:
+        yield Document(first_id, JOINT.join(pending), source.name, source.licence)

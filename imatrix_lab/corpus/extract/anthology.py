@@ -1,14 +1,10 @@
-"""A machine-written anthology in one file: articles under headings."""
+"""Machine-written anthologies: one text file of articles under headings."""
 
 import re
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.documents import (
-    DOCUMENT_CHARS,
-    DOCUMENT_CHARS_MIN,
-    decode,
-    ends_as_sentence,
-)
+from imatrix_lab.corpus import documents
+from imatrix_lab.corpus.documents import DOCUMENT_CHARS, DOCUMENT_CHARS_MIN, JOINT
 
 _SEPARATOR = re.compile(r"[-*_=\s]+")
 _NUMBERED = re.compile(
@@ -19,14 +15,14 @@ _MARKS = re.compile(r"^#+\s*|\*\*")
 
 def extract(name: str, raw: bytes) -> Iterator[str]:
     """Yield the articles of a file."""
-    return articles(decode(raw, name))
+    return articles(documents.decode(raw, name))
 
 
 def articles(text: str) -> Iterator[str]:
-    """Split a machine-written anthology at its headings.
+    """Yield the articles of an anthology, which begin at its headings.
 
-    Whatever stands before the first heading is the assistant talking about the task, and is
-    dropped, as are separators and the numbered headings that repeat the prompt. Pieces under
+    What is before the first heading is the assistant talking about the task, and is dropped, as
+    are separators and the numbered headings that repeat the prompt. Pieces under
     `DOCUMENT_CHARS_MIN` join the next; ones over `DOCUMENT_CHARS` end at a paragraph.
     """
     paragraphs = [p.strip() for p in re.split(r"\n\s*\n", text)]
@@ -37,7 +33,7 @@ def articles(text: str) -> Iterator[str]:
     for paragraph in paragraphs[first:]:
         heading = is_heading(paragraph)
         if (heading and size >= DOCUMENT_CHARS_MIN) or size >= DOCUMENT_CHARS:
-            yield "\n\n".join(pending)
+            yield JOINT.join(pending)
             pending, size = [], 0
         if heading and _NUMBERED.match(paragraph):
             continue
@@ -45,13 +41,13 @@ def articles(text: str) -> Iterator[str]:
         pending.append(clean)
         size += len(clean)
     if size >= DOCUMENT_CHARS_MIN:
-        yield "\n\n".join(pending)
+        yield JOINT.join(pending)
 
 
 def is_heading(paragraph: str) -> bool:
-    """Return whether a paragraph is a heading: one short line that does not end as a sentence."""
+    """Return whether a paragraph is a heading: one short line that does not end like a sentence."""
     if "\n" in paragraph or len(paragraph) > 120:
         return False
     if paragraph.startswith("#") or (paragraph.startswith("**") and paragraph.endswith("**")):
         return True
-    return not ends_as_sentence(paragraph)
+    return not documents.ends_as_sentence(paragraph)

@@ -14,12 +14,7 @@ BOOK_BYTES_MAX = 256 << 20
 
 
 def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield the chapters, by file name, long ones cut after a page.
-
-    Raises
-    ------
-    BadText : a damaged archive, or one that unpacks to more than a book can hold.
-    """
+    """Yield the chapters in the order of their file names, long ones cut after a page."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as book:
             chapters = [m for m in book.infolist() if m.filename.endswith((".xhtml", ".html"))]

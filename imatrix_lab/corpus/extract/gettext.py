@@ -4,34 +4,24 @@ import struct
 from collections.abc import Iterator
 
 from imatrix_lab.corpus.documents import decode
-from imatrix_lab.corpus.extract import strings
 from imatrix_lab.errors import BadText
 
 _MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
 
 
-def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield documents of the sentences among the translations; what is not translated is not there.
-
-    Raises
-    ------
-    BadText : not such a catalogue, a truncated one, or not UTF-8.
-    """
-    return strings.documents(_strings(name, raw))
-
-
-def _strings(name: str, raw: bytes) -> Iterator[str]:
+def strings(name: str, raw: bytes) -> Iterator[str]:
+    """Yield the translations."""
     order = _MAGIC.get(raw[:4])
     if order is None:
-        raise BadText("this is no catalogue of gettext", where=name)
+        raise BadText("this is not a gettext catalogue", where=name)
     try:
         n_strings, originals, translations = struct.unpack_from(f"{order}III", raw, 8)
         for i in range(n_strings):
             length, start = struct.unpack_from(f"{order}II", raw, translations + 8 * i)
-            of_original = struct.unpack_from(f"{order}I", raw, originals + 8 * i)[0]
+            original_length = struct.unpack_from(f"{order}I", raw, originals + 8 * i)[0]
             if start + length > len(raw):
                 raise BadText("this catalogue is truncated", where=name)
-            if of_original:  # the empty one's translation is the header
+            if original_length:  # the translation of the empty string is the header
                 yield from decode(raw[start : start + length], name).split("\0")
     except struct.error as error:
         raise BadText("this catalogue is truncated", where=name) from error

@@ -1,7 +1,7 @@
-"""Prose in HTML, and in XML of the same shape: the paragraphs, without what stands around them.
+"""Prose in HTML, and in XML of the same shape: the paragraphs, without what is around them.
 
-The standard library's HTML parser reads XML too, as it minds no end tags and expands no entity
-that a document defines, so there is nothing in a hostile file to set off.
+The standard library's HTML parser reads XML too: it needs no end tags, and it expands no entity
+that a document defines, so a hostile file cannot blow up.
 """
 
 import re
@@ -20,7 +20,6 @@ _NEVER = {
     "script", "style", "head", "header", "footer", "nav", "aside", "form", "button", "pre",
     "table", "screen", "programlisting", "info", "toc", "title",
 }  # fmt: skip
-
 _REFERENCES = {"link", "xref"}
 
 
@@ -55,7 +54,7 @@ def paragraphs(text: str, form: Format) -> Iterator[str]:
     parser.feed(text)
     parser.close()
     parser.end_paragraph()
-    yield from (p for p in parser.found if ends_as_sentence(p))
+    yield from filter(ends_as_sentence, parser.paragraphs)
 
 
 class _Parser(HTMLParser):
@@ -64,7 +63,7 @@ class _Parser(HTMLParser):
     def __init__(self, form: Format):
         super().__init__(convert_charrefs=True)
         self.form = form
-        self.found: list[str] = []
+        self.paragraphs: list[str] = []
         self._open: list[tuple[str, str]] = []
         self._n_open: Counter[str] = Counter()
         self._text: list[str] = []
@@ -87,7 +86,7 @@ class _Parser(HTMLParser):
         self._n_open[role] += 1
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a reference whose text would be filled in later: its paragraph has a hole."""
+        """Note a reference whose text the format fills in later: its paragraph has a hole."""
         if tag in _REFERENCES and self._text:
             self._hole = True
 
@@ -106,8 +105,8 @@ class _Parser(HTMLParser):
             self._text.append(data)
 
     def end_paragraph(self) -> None:
-        """Put what was gathered among the paragraphs."""
+        """Add the gathered text to the paragraphs."""
         text = re.sub(r"\s+", " ", "".join(self._text)).strip()
         if text and not self._hole:
-            self.found.append(text)
+            self.paragraphs.append(text)
         self._text, self._hole = [], False

@@ -1,11 +1,10 @@
-"""Chromium's resource pack, version 5: the strings of one language by number."""
+"""Chromium's resource packs, version 5 (.pak): the strings of one language by number."""
 
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
 from imatrix_lab.corpus.documents import decode
-from imatrix_lab.corpus.extract import strings
 from imatrix_lab.errors import BadText
 
 _HEADER = struct.Struct("<IB3xHH")
@@ -15,17 +14,8 @@ _GZIP = b"\x1f\x8b"
 """Beside strings there are a few compressed resources."""
 
 
-def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield documents of the sentences in a pack.
-
-    Raises
-    ------
-    BadText : not such a pack, or a truncated one.
-    """
-    return strings.documents(_strings(name, raw))
-
-
-def _strings(name: str, raw: bytes) -> Iterator[str]:
+def strings(name: str, raw: bytes) -> Iterator[str]:
+    """Yield the strings of a pack."""
     try:
         version, encoding, n_entries, _ = _HEADER.unpack_from(raw)
         if version != _VERSION or encoding != _UTF8:

@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Iterator
 
-from imatrix_lab.corpus.extract import strings
 from imatrix_lab.errors import BadText
 
 _MAGIC = bytes.fromhex("3cb86418caef9c95cd211cbf60a1bddd")
@@ -13,27 +12,18 @@ _TEXTS = {2, 3, 4, 6, 7, 8}
 _NONE = 0xFFFFFFFF
 
 
-def extract(name: str, raw: bytes) -> Iterator[str]:
-    """Yield documents of the sentences among the translations.
-
-    Raises
-    ------
-    BadText : not such a file, or a truncated one.
-    """
-    return strings.documents(_strings(name, raw))
-
-
-def _strings(name: str, raw: bytes) -> Iterator[str]:
+def strings(name: str, raw: bytes) -> Iterator[str]:
+    """Yield the translations."""
     if not raw.startswith(_MAGIC):
-        raise BadText("this is no translation of Qt", where=name)
+        raise BadText("this is not a Qt translation", where=name)
     try:
         yield from _translations(_section(raw))
     except (struct.error, UnicodeDecodeError) as error:
-        raise BadText(f"this translation of Qt is damaged: {error}", where=name) from error
+        raise BadText(f"this Qt translation is damaged: {error}", where=name) from error
 
 
 def _section(raw: bytes) -> bytes:
-    """Return the section of messages; nothing if there is none."""
+    """Return the section of messages, or b"" if there is none."""
     at = len(_MAGIC)
     while at < len(raw):
         tag, length = struct.unpack_from(">BI", raw, at)

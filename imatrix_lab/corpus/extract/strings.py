@@ -1,35 +1,40 @@
 """Sentences among the strings of a user interface.
 
-Where a language has little else to offer, its translated programs have. Most of their strings
-are labels; those that are kept are sentences without placeholders, in the order of their file,
-which is by topic, gathered to documents of about a page.
+Languages with little other text have translated programs. Most of their strings are labels; kept
+are sentences without placeholders, in the order of their file, which is by topic, gathered to
+documents of about a page.
 """
 
 import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from imatrix_lab.corpus.documents import gathered
 
 STRING_CHARS_MIN = 40
 COMMAS_MAX = 7
-"""More than these without another sentence are a list of search words."""
+"""More commas in a single sentence mean a list of search words."""
 DOCUMENT_CHARS = 2000
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
 _PRODUCT = re.compile(r"%?PRODUCTNAME|\$\[officename\]")
-"""The one placeholder whose text is always the same, and frequent."""
+"""The one placeholder with a fixed text; it is frequent."""
 _PLACEHOLDER = re.compile(
     r"[${}<>|=@]|%\(?\w|%%|#\w+#|\[\[|\]\]|\\[nt]|\w_\w|__|''|(?:^|\s)[*#-]+\s|&[a-z]+;|https?:|\w\.\w+\.\w"
 )
 _END = re.compile(r"[^.…][.!?。！？।॥][\"”»’')\]]*$")
-"""Of a sentence: what ends with dots is a menu entry, with a colon a label."""
+"""How a sentence ends; with dots it is a menu entry, with a colon a label."""
 
 _ACCELERATOR = re.compile(r"\([&_~]\w\)|[&~](?=\w)|\x01|\x04")
 
 
+def reader(strings: Callable[[str, bytes], Iterator[str]]) -> Callable[[str, bytes], Iterator[str]]:
+    """Return the extractor for a format whose `strings` these are."""
+    return lambda name, raw: documents(strings(name, raw))
+
+
 def documents(strings: Iterable[str]) -> Iterator[str]:
-    """Yield documents made of the strings that are sentences, each of them once."""
+    """Yield documents of the strings that are sentences, each of them once."""
     return gathered(_sentences(strings), DOCUMENT_CHARS)
 
 
@@ -44,11 +49,9 @@ def _sentences(strings: Iterable[str]) -> Iterator[str]:
 
 
 def sentence(raw: str) -> str:
-    """Return a string as prose, without tags and accelerators; nothing if it is none."""
+    """Return a string as prose, without tags and accelerators, or "" if it is not a sentence."""
     text = html.unescape(_TAG.sub("", _PRODUCT.sub("LibreOffice", raw)))
-    text = _ACCELERATOR.sub("", text)
-    text = re.sub(r"\s+", " ", text).strip()
-    whole = len(text) >= STRING_CHARS_MIN and _END.search(text)
-    if text.count(",") > COMMAS_MAX and ". " not in text:
+    text = re.sub(r"\s+", " ", _ACCELERATOR.sub("", text)).strip()
+    if len(text) < STRING_CHARS_MIN or not _END.search(text) or _PLACEHOLDER.search(text):
         return ""
-    return text if whole and not _PLACEHOLDER.search(text) else ""
+    return "" if text.count(",") > COMMAS_MAX and ". " not in text else text

@@ -1,4 +1,4 @@
-"""What every kind of source is: two functions, and what they pass."""
+"""What every kind of source provides: two functions, and the record they share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from imatrix_lab.types import Document
 
 @dataclass(frozen=True)
 class Pinned:
-    """A source as it can be had here and now: version and sha256 say which bytes are meant.
+    """A source and the exact bytes it gives: version and sha256.
 
     Attributes
     ----------
     version : of the package or the data set; a commit on the Hub.
-    sha256 : of the wheel or package; of several files, that of the list of theirs. A commit of
-        the Hub names its bytes, so there it is that of repository, commit and configuration.
+    sha256 : of the wheel or package; of several files, that of the list of their sha256. A commit
+        of the Hub names its bytes, so there it is that of repository, commit and configuration.
     """
 
     source: Source
@@ -26,18 +26,13 @@ class Pinned:
     sha256: str
 
 
-def row_id(number: int, own: object) -> str:
-    """Return what to call a row: by its own id where it has one, which may not be the only such."""
-    return f"{number:06d}" if own in (None, "") else f"{own}/{number:06d}"
+def row_id(number: int, own_id: object) -> str:
+    """Return an id for a row: its number, after its own id if it has one (which may repeat)."""
+    return f"{number:06d}" if own_id in (None, "") else f"{own_id}/{number:06d}"
 
 
-def still_the_same(pinned: Pinned, now: Pinned, language: Language) -> None:
-    """Refuse a text on this machine that is not the one which was pinned.
-
-    Raises
-    ------
-    BadText : it has changed.
-    """
+def check_unchanged(pinned: Pinned, now: Pinned, language: Language) -> None:
+    """Raise `BadText` if a text on this machine is not the one that was pinned."""
     if now.sha256 != pinned.sha256:
         raise BadText(
             f"the text {pinned.source.name} has changed since it was chosen",
@@ -53,7 +48,7 @@ class Kind(Protocol):
 
         Raises
         ------
-        FetchFailed, MissingTool, BadText : it cannot be had here now; says why and what helps.
+        FetchFailed, MissingTool, BadText : it is not available here now; says why and what helps.
         """
 
     def documents(self, pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:

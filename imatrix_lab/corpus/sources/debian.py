@@ -1,4 +1,8 @@
-"""Text inside a Debian package, fetched with apt and read without installing it."""
+"""Text inside a Debian package, fetched with apt and read without installing it.
+
+A ``.deb`` is an ``ar`` archive whose member ``data.tar.*`` holds the files. It is streamed: only
+the files that fit are read, and their sizes are bounded.
+"""
 
 import bz2
 import contextlib
@@ -31,115 +35,29 @@ from imatrix_lab.types import Document
 
 FILE_BYTES_MAX = 64 << 20
 ALL_BYTES_MAX = 1 << 30
-_MAGIC = b"!<arch>\n"
-_HEADER_BYTES = 60
-
-
-def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the regular files that fit a pattern, in the package's order.
-
-    Names have no ``./`` before them; what ends in ``.gz`` is unpacked.
-
-    Raises
-    ------
-    BadText : no Debian package, a damaged one, or files that are too large.
-    """
-    total = 0
-    try:
-        with package.open("rb") as file, _data(file, package) as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if not member.isfile() or not any(fnmatchcase(name, p) for p in patterns):
-                    continue
-                total += member.size
-                content = archive.extractfile(member)
-                if member.size > FILE_BYTES_MAX or total > ALL_BYTES_MAX or content is None:
-                    raise BadText(f"{name} is too large", where=package)
-                raw = content.read()
-                if name.endswith(".gz"):
-                    raw = _gunzipped(raw, name, package)
-                yield name.removesuffix(".gz"), raw
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-        raise BadText(f"this Debian package is damaged: {error}", where=package) from error
-
-
-def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
-    """Return the tar of a package's files, to be read once from its beginning."""
-    if file.read(len(_MAGIC)) != _MAGIC:
-        raise BadText("this is no Debian package", where=package)
-    while header := file.read(_HEADER_BYTES):
-        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
-        digits = header[48:58].strip()
-        if not digits.isdigit():
-            raise BadText("this Debian package is damaged", where=package)
-        size_bytes = int(digits)
-        if name.startswith("data.tar"):
-            part = _Part(file, size_bytes)
-            return tarfile.open(fileobj=_unpacked(part, name, package), mode="r|")
-        file.seek(size_bytes + size_bytes % 2, 1)
-    raise BadText("this Debian package has no data", where=package)
-
-
-class _Part(io.RawIOBase):
-    """The next so many bytes of a file: what follows is not for the unpacker."""
-
-    def __init__(self, file: IO[bytes], size_bytes: int):
-        self._file, self._left = file, size_bytes
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._file.read(min(len(buffer), self._left))
-        buffer[: len(block)] = block
-        self._left -= len(block)
-        return len(block)
-
-
-def _unpacked(part: _Part, name: str, package: Path) -> Any:
-    file = io.BufferedReader(part)
-    kind = name.removeprefix("data.tar").removeprefix(".")
-    if kind == "":
-        return file
-    if kind == "xz":
-        return lzma.open(file)
-    if kind == "gz":
-        return gzip.open(file)
-    if kind == "bz2":
-        return bz2.open(file)
-    if kind == "zst":
-        return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
-    raise BadText(f"this Debian package is packed in a way not known here: {name}", where=package)
-
-
-def _gunzipped(raw: bytes, name: str, package: Path) -> bytes:
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    text = unpacker.decompress(raw, FILE_BYTES_MAX)
-    if unpacker.unconsumed_tail:
-        raise BadText(f"{name} unpacks to more than {FILE_BYTES_MAX >> 20} MiB", where=package)
-    return text
-
-
 UPDATE_TIMEOUT_S = 300
 LISTS_AGE_MAX_S = 7 * 86400
 DOWNLOAD_TIMEOUT_S = 3600
+
+_MAGIC = b"!<arch>\n"
+_HEADER_BYTES = 60
 _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Ask apt which version of the package there is: of the system's lists, else of our own.
+    """Ask apt for the package's version, from the system's package lists or else our own.
 
-    Where apt has never been updated, lists of our own are fetched into the store, which takes
+    Where apt has never been updated, lists of our own are fetched into the store, which needs
     no root.
     """
     name = str(source.settings["package"])
     facts = _show(name, [])
     if not facts:
-        ours = _our_lists(session.store)
+        lists = _our_lists(session.store)
         if not session.store.read_only:
             with session.store.lock("apt", session.progress):
-                _refresh(ours, session.progress)
-        facts = _show(name, _with(ours)) if ours.exists() else {}
+                _refresh(lists, session.progress)
+        facts = _show(name, _with(lists)) if lists.exists() else {}
     if not facts:
         raise FetchFailed(
             f"apt knows no package {name}",
@@ -149,17 +67,16 @@ def reach(source: Source, session: Session) -> Pinned:
 
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
-    """Yield what the extractor finds in the files named, which may be patterns."""
+    """Yield what the extractor reads from the files named, which may be patterns."""
     return extract(pinned.source, _files(pinned, session))
 
 
 def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
-    package = _package(pinned, session)
     is_empty = True
-    for found in members(package, source.settings["files"]):
+    for file in members(_package(pinned, session), source.settings["files"]):
         is_empty = False
-        yield found
+        yield file
     if is_empty:
         raise BadText(f"{source.origin} {pinned.version} has no {source.settings['files'][0]}")
 
@@ -185,21 +102,20 @@ def _package(pinned: Pinned, session: Session) -> Path:
             if sha256_file(path) == pinned.sha256:
                 path.replace(out / f"{name}.deb")
                 return {}
-        raise FetchFailed(f"{name} came with another sha256 than apt's lists say", where=scratch)
+        raise FetchFailed(f"{name} does not have the sha256 in apt's lists", where=scratch)
 
     inputs = {"debian": name, "version": pinned.version, "sha256": pinned.sha256}
     return session.store.get("fetched", name, inputs, build, session.progress).path / f"{name}.deb"
 
 
 def _show(name: str, lists: Sequence[str]) -> dict[str, str]:
-    """Return apt's facts about a package; nothing if it knows none of that name."""
+    """Return apt's facts about a package; empty if it knows none of that name."""
+    argv = ["apt-cache", *lists, "show", "--no-all-versions", name]
     try:
-        done = process.run(
-            ["apt-cache", *lists, "show", "--no-all-versions", name], check=False, timeout_s=60
-        )
+        done = process.run(argv, check=False, timeout_s=60)
     except MissingTool as error:
         raise MissingTool(
-            "there is no apt here: Debian packages need Debian, Ubuntu or a relative",
+            "apt is missing: Debian packages need Debian, Ubuntu or a relative",
             fix="choose another source: --source NAME",
         ) from error
     fields = dict(re.findall(r"^(Version|SHA256|Size): (\S+)$", done.tail, re.MULTILINE))
@@ -211,20 +127,20 @@ def _our_lists(store: Store) -> Path:
 
 
 def _with(folder: Path) -> list[str]:
-    """Return the options that make apt use lists and caches in a folder."""
-    places = {
+    """Return the options that make apt use the lists and caches in a folder."""
+    paths = {
         "Dir::State::lists": folder / "lists",
         "Dir::Cache::archives": folder / "archives",
         "Dir::Cache::pkgcache": "",
         "Dir::Cache::srcpkgcache": "",
     }
-    return [word for key, value in places.items() for word in ("-o", f"{key}={value}")]
+    return [word for key, value in paths.items() for word in ("-o", f"{key}={value}")]
 
 
 def _refresh(folder: Path, progress: Progress) -> None:
-    """Fetch lists of our own if there are none; if they are old, only where that works."""
+    """Fetch lists of our own if there are none; if they are old, keep them where that fails."""
     if not folder.exists():
-        progress.say("apt knows nothing of this package: fetching lists of packages into the store")
+        progress.say("apt does not know this package: fetching lists of packages into the store")
         _update(folder)
     elif time.time() - folder.stat().st_mtime > LISTS_AGE_MAX_S:
         with contextlib.suppress(FetchFailed):
@@ -247,3 +163,88 @@ def _update(folder: Path) -> None:
         ) from error
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
+
+
+def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the regular files that fit a pattern, in the package's order.
+
+    Names have no ``./`` before them; what ends in ``.gz`` is unpacked.
+
+    Raises
+    ------
+    BadText : not a Debian package, a damaged one, or files that are too large.
+    """
+    total = 0
+    try:
+        with package.open("rb") as file, _data(file, package) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if not member.isfile() or not any(fnmatchcase(name, p) for p in patterns):
+                    continue
+                total += member.size
+                content = archive.extractfile(member)
+                if member.size > FILE_BYTES_MAX or total > ALL_BYTES_MAX or content is None:
+                    raise BadText(f"{name} is too large", where=package)
+                raw = content.read()
+                if name.endswith(".gz"):
+                    raw = _gunzipped(raw, name, package)
+                yield name.removesuffix(".gz"), raw
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        raise BadText(f"this Debian package is damaged: {error}", where=package) from error
+
+
+def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
+    """Return the tar of a package's files, to be read once from its beginning."""
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise BadText("this is not a Debian package", where=package)
+    while header := file.read(_HEADER_BYTES):
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        digits = header[48:58].strip()
+        if not digits.isdigit():
+            raise BadText("this Debian package is damaged", where=package)
+        size_bytes = int(digits)
+        if name.startswith("data.tar"):
+            part = _Part(file, size_bytes)
+            return tarfile.open(fileobj=_unpacked(part, name, package), mode="r|")
+        file.seek(size_bytes + size_bytes % 2, 1)
+    raise BadText("this Debian package has no data", where=package)
+
+
+class _Part(io.RawIOBase):
+    """The next so many bytes of a file: the unpacker must not read on."""
+
+    def __init__(self, file: IO[bytes], size_bytes: int):
+        self._file, self._left = file, size_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._file.read(min(len(buffer), self._left))
+        buffer[: len(block)] = block
+        self._left -= len(block)
+        return len(block)
+
+
+def _unpacked(part: _Part, name: str, package: Path) -> Any:
+    file = io.BufferedReader(part)
+    match name.removeprefix("data.tar"):
+        case "":
+            return file
+        case ".xz":
+            return lzma.open(file)
+        case ".gz":
+            return gzip.open(file)
+        case ".bz2":
+            return bz2.open(file)
+        case ".zst":
+            return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
+    raise BadText(f"this Debian package uses an unknown compression: {name}", where=package)
+
+
+def _gunzipped(raw: bytes, name: str, package: Path) -> bytes:
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    text = unpacker.decompress(raw, FILE_BYTES_MAX)
+    if unpacker.unconsumed_tail:
+        raise BadText(f"{name} unpacks to more than {FILE_BYTES_MAX >> 20} MiB", where=package)
+    return text

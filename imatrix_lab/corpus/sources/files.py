@@ -1,6 +1,7 @@
-"""The user's own text: txt, jsonl or parquet of any size, read where it lies."""
+"""The user's own text: txt, jsonl or parquet files of any size, read where they are."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from imatrix_lab.corpus.documents import (
     tidy,
 )
 from imatrix_lab.corpus.languages import Language, Source
-from imatrix_lab.corpus.sources.base import Pinned, row_id, still_the_same
+from imatrix_lab.corpus.sources.base import Pinned, check_unchanged, row_id
 from imatrix_lab.errors import BadText, UsageError
 from imatrix_lab.types import Document
 
@@ -35,11 +36,10 @@ _CLASSES = {
 
 
 def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = "") -> Source:
-    """Register texts of the user's as a source of a language; return it.
+    """Register the user's files as a source of a language; return it.
 
-    The files stay where they are. They are read once, for their sha256; nothing else of the
-    user's is changed than one file in `languages.user_dir`, which an earlier text of that
-    language and name leaves to this one.
+    The files stay where they are and are read once, for their sha256. One file is written, in
+    `paths.user_dir`; it replaces an earlier source of that language and name.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
 
     Raises
     ------
-    UsageError : no such language, a name that does not do, or a file of another kind.
-    BadText : a file that is not there.
+    UsageError : no such language, a name that cannot be used, or a file of another kind.
+    BadText : a file that is missing.
     """
     language = languages.get(code)
     languages.check_name(name)
@@ -57,7 +57,7 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
         raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
     entries = [_entry(path) for path in paths]
     if len({Path(e["path"]).name for e in entries}) < len(entries):
-        raise UsageError("two of these files have one name, and ids are made of names")
+        raise UsageError("two of these files have the same name, but ids are made of names")
     raw: dict[str, Any] = {
         "kind": "files",
         "licence": licence,
@@ -75,13 +75,14 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
 
 
 def licence_class(licence: str) -> str:
-    """Return the class of an SPDX expression; what is not known counts as the strictest."""
-    parts = re.split(r"\s+(?:AND|OR|WITH)\s+", licence)
-    fitting = []
-    for part in parts:
-        found = [c for c, pattern in _CLASSES.items() if re.match(pattern, part, re.IGNORECASE)]
-        fitting.append(found[0] if found else "copyleft")
-    return max(fitting, key=languages.LICENCE_CLASSES.index)
+    """Return the class of an SPDX expression; an unknown licence counts as the strictest."""
+
+    def class_of(name: str) -> str:
+        fits = (c for c, pattern in _CLASSES.items() if re.match(pattern, name, re.IGNORECASE))
+        return next(fits, "copyleft")
+
+    names = re.split(r"\s+(?:AND|OR|WITH)\s+", licence)
+    return max(map(class_of, names), key=languages.LICENCE_CLASSES.index)
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _reader(path: Path) -> Callable[[Path, str], Iterator[tuple[str, str]]]:
     if path.suffix not in _READERS:
-        raise UsageError(f"{path.name} is none of {', '.join(_READERS)}", where=path)
+        raise UsageError(f"{path.name} is not one of {', '.join(_READERS)}", where=path)
     return _READERS[path.suffix]
 
 
@@ -114,111 +115,95 @@ def _toml(value: Any) -> str:
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Look whether the files are as they were added; hash only one whose time has changed."""
+    """Check that the files are as they were added; hash only one whose time has changed."""
+    fix = f"imatrix-lab corpus add … --name {source.name}"
     for entry in source.settings["files"]:
         path = Path(entry["path"])
-        again = f"imatrix-lab corpus add … --name {source.name}"
         try:
             facts = path.stat()
         except OSError as error:
-            raise BadText(
-                f"the text {source.name} is gone: {error.strerror}", where=path, fix=again
-            ) from error
-        same = facts.st_size == entry["size_bytes"] and (
+            what = f"the text {source.name} is missing: {error.strerror}"
+            raise BadText(what, where=path, fix=fix) from error
+        is_same = facts.st_size == entry["size_bytes"] and (
             facts.st_mtime_ns == entry["mtime_ns"] or sha256_file(path) == entry["sha256"]
         )
-        if not same:
-            raise BadText(f"the text {source.name} has changed", where=path, fix=again)
+        if not is_same:
+            raise BadText(f"the text {source.name} has changed", where=path, fix=fix)
     return Pinned(source, "own", sha256_of(source))
 
 
 def sha256_of(source: Source) -> str:
-    """Return the sha256 of the list of theirs, as the files were when they were added."""
-    return hashlib.sha256(
-        "\n".join(e["sha256"] for e in source.settings["files"]).encode()
-    ).hexdigest()
+    """Return the sha256 of the list of the files' sha256, as they were when they were added."""
+    digests = "\n".join(e["sha256"] for e in source.settings["files"])
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield the documents of every file, streamed."""
     source = pinned.source
-    still_the_same(pinned, reach(source, session), language)
+    check_unchanged(pinned, reach(source, session), language)
     field = str(source.settings.get("field", "text"))
     for entry in source.settings["files"]:
         path = Path(entry["path"])
         for key, text in _reader(path)(path, field):
             if text := tidy(text):
-                name = f"{source.name}/{path.name}/{key}"
-                yield Document(name, text, source.name, source.licence)
+                document_id = f"{source.name}/{path.name}/{key}"
+                yield Document(document_id, text, source.name, source.licence)
 
 
 def text_file(path: Path, field: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (number, text) of a plain text: at form feeds, or at paragraphs, about a page each.
+    """Yield (number, text) of a plain text: cut at form feeds, or at paragraphs after a page.
 
-    Whether there are form feeds is seen from the first mebibyte.
+    It has form feeds if there is one in the first mebibyte.
     """
     with path.open("rb") as file:
-        whole = b"\f" in file.read(PIECE_CHARS_MAX)
-    chars = PIECE_CHARS_MAX if whole else DOCUMENT_CHARS
-    number = 0
-    pages = _pages(path) if whole else [paragraphs(_lines(path))]
-    for page in pages:
-        for text in gathered(page, chars):
-            yield f"{number:06d}", text
-            number += 1
+        has_feeds = b"\f" in file.read(PIECE_CHARS_MAX)
+    chars = PIECE_CHARS_MAX if has_feeds else DOCUMENT_CHARS
+    pages = _pages(path) if has_feeds else [paragraphs(_lines(path))]
+    texts = itertools.chain.from_iterable(gathered(page, chars) for page in pages)
+    for number, text in enumerate(texts):
+        yield f"{number:06d}", text
 
 
 def _pages(path: Path) -> Iterator[Iterator[str]]:
     """Yield the paragraphs of each page; a page must be read to its end before the next."""
-    found = _lines(path)
-    rest: list[str] = []
-    over = False
+    unread = _lines(path)
+    rest: list[str] = []  # of a line, after its form feed
+    is_last = False
 
     def page() -> Iterator[str]:
-        nonlocal over
-        while True:
-            line = rest.pop() if rest else next(found, None)
-            if line is None:
-                over = True
-                return
+        nonlocal is_last
+        while (line := rest.pop() if rest else next(unread, None)) is not None:
             before, feed, after = line.partition("\f")
             yield before
             if feed:
                 rest.append(after)
                 return
+        is_last = True
 
-    while not over:
+    while not is_last:
         yield paragraphs(page())
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text, however they end, very long ones in pieces."""
+    """Yield the lines of a text, with any line ends; very long ones in pieces."""
     for line in lines(path, PIECE_CHARS_MAX):
         yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def jsonl_file(path: Path, field: str = "text") -> Iterator[tuple[str, str]]:
-    """Yield (id and number, text) of a file with a JSON object a line; see `json_texts`."""
+    """Yield (id and number, text) of a file with a JSON object on each line; see `json_texts`."""
     for number, entry, text in json_texts(path, field):
         yield row_id(number, entry.get("id")), text
 
 
 def parquet_file(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    """Yield (id and number, text) of a Parquet file.
-
-    Raises
-    ------
-    BadText : not a Parquet file, or none with such a column of strings.
-    """
+    """Yield (id and number, text) of a Parquet file; `BadText` if it has no such column."""
     for number, row in enumerate(parquet_rows(path, [field, "id"])):
         if field not in row:
-            raise BadText(f"there is no column {field}", where=path, fix="--field NAME")
+            raise BadText(f"this file has no column {field}", where=path, fix="--field NAME")
         if isinstance(row[field], str):
             yield row_id(number, row.get("id")), row[field]
 
 
-_READERS = {
-    ".txt": text_file,
-    ".jsonl": jsonl_file,
-    ".parquet": parquet_file,
-}
+_READERS = {".txt": text_file, ".jsonl": jsonl_file, ".parquet": parquet_file}

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pyarrow
 
-from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, need_network
+from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, require_network
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT, tidy
 from imatrix_lab.corpus.languages import Language, Source
@@ -20,28 +20,28 @@ T = TypeVar("T")
 REACH_S = 3.0
 """How long to wait for the Hub before another source is taken."""
 
-_out_of_reach: dict[str, str] = {}
-"""Endpoint -> why it could not be reached: a process asks once."""
+_unreachable: dict[str, str] = {}
+"""Endpoint -> why it could not be reached: each process tries once."""
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Ask the Hub for the commit: the one pinned, or where none is, the newest."""
+    """Ask the Hub for the commit: the one pinned, else the newest."""
     settings = source.settings
     repo, revision = str(settings["repo"]), str(settings.get("revision", "main"))
-    need_network()
-    if why := _out_of_reach.get(endpoint()):
+    require_network()
+    if why := _unreachable.get(endpoint()):
         raise Unreachable(why, where=repo)
 
     from huggingface_hub import HfApi  # not within the seconds: on a slow disk it takes longer
 
-    def info() -> str:
-        found = HfApi(endpoint=endpoint()).dataset_info(repo, revision=revision, timeout=REACH_S)
-        return str(found.sha)
+    def current_commit() -> str:
+        api = HfApi(endpoint=endpoint())
+        return str(api.dataset_info(repo, revision=revision, timeout=REACH_S).sha)
 
     try:
-        commit = ask(f"datasets/{repo}", revision, lambda: _within(REACH_S, info))
+        commit = ask(f"datasets/{repo}", revision, lambda: _within(REACH_S, current_commit))
     except Unreachable as error:
-        _out_of_reach[endpoint()] = error.what
+        _unreachable[endpoint()] = error.what
         raise
     parts = (repo, str(settings["config"]), str(settings["split"]), commit)
     return Pinned(source, commit, hashlib.sha256("\n".join(parts).encode()).hexdigest())
@@ -50,14 +50,14 @@ def reach(source: Source, session: Session) -> Pinned:
 def _within(seconds: float, call: Callable[[], str]) -> str:
     """Return what a call returns; `ConnectionError` if it takes longer.
 
-    The library's own time-out does not bound the look-up of a host's name.
+    The library's own time-out does not cover the look-up of a host's name.
     """
-    found: list[str] = []
+    results: list[str] = []
     errors: list[Exception] = []
 
     def run() -> None:
         try:
-            found.append(call())
+            results.append(call())
         except Exception as error:
             errors.append(error)
 
@@ -66,17 +66,17 @@ def _within(seconds: float, call: Callable[[], str]) -> str:
     thread.join(seconds)
     if errors:
         raise errors[0]
-    if not found:
+    if not results:
         raise ConnectionError("no answer")
-    return found[0]
+    return results[0]
 
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield the rows in the data set's order; an id holds commit, configuration and row."""
     source, settings = pinned.source, pinned.source.settings
-    rows = _asked(pinned, lambda: _rows(pinned))
+    rows = _call(pinned, lambda: _rows(pinned))
     number = 0
-    while (row := _asked(pinned, lambda: next(rows, None))) is not None:
+    while (row := _call(pinned, lambda: next(rows, None))) is not None:
         key = row_id(number, row.get(str(settings.get("id", ""))))
         text = row.get(settings["text"])
         if isinstance(text, list):
@@ -88,8 +88,8 @@ def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[
         number += 1
 
 
-def _asked(pinned: Pinned, call: Callable[[], T]) -> T:
-    """Call the libraries; what they raise becomes ours, without the addresses they asked."""
+def _call(pinned: Pinned, call: Callable[[], T]) -> T:
+    """Call the libraries; their errors become `FetchFailed`, without the addresses in them."""
     import datasets
 
     try:
@@ -99,11 +99,11 @@ def _asked(pinned: Pinned, call: Callable[[], T]) -> T:
     except (
         OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError
     ) as error:  # fmt: skip
-        ours = FetchFailed(
-            f"{pinned.source.origin} cannot be read, or not to its end ({type(error).__name__})",
+        failed = FetchFailed(
+            f"{pinned.source.origin} cannot be read to its end ({type(error).__name__})",
             fix="run the same command again, or choose another source: --source NAME",
         )
-    raise ours
+    raise failed
 
 
 def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
@@ -115,8 +115,6 @@ def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 1)
     datasets.disable_progress_bars()
     settings = pinned.source.settings
-    found = datasets.load_dataset(
-        settings["repo"], settings["config"], split=settings["split"],
-        revision=pinned.version, streaming=True,
-    )  # fmt: skip
-    return iter(found)
+    where = (settings["repo"], settings["config"])
+    options = {"split": settings["split"], "revision": pinned.version, "streaming": True}
+    return iter(datasets.load_dataset(*where, **options))

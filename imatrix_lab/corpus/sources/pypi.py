@@ -18,27 +18,26 @@ FILE_BYTES_MAX = 64 << 20
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Fetch the wheel unless the store has it: it is small, and no smaller question tells."""
-    found = Pinned(source, str(source.settings["version"]), str(source.settings["sha256"]))
+    """Fetch the wheel unless it is in the store: it is small, and there is no quicker check."""
+    pinned = Pinned(source, str(source.settings["version"]), str(source.settings["sha256"]))
     if not session.store.read_only:
-        _wheel(found, session)
-    return found
+        _wheel(pinned, session)
+    return pinned
 
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
-    """Yield what the extractor finds in the files named, which may be patterns."""
+    """Yield what the extractor reads from the files named, which may be patterns."""
     return extract(pinned.source, _files(pinned, session))
 
 
 def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
     with zipfile.ZipFile(_wheel(pinned, session)) as archive:
-        members = archive.infolist()
         for pattern in source.settings["files"]:
-            fitting = [m for m in members if fnmatchcase(m.filename, pattern)]
-            if not fitting:
+            members = [m for m in archive.infolist() if fnmatchcase(m.filename, pattern)]
+            if not members:
                 raise BadText(f"{source.origin} has no file {pattern}")
-            for member in sorted(fitting, key=lambda m: m.filename):
+            for member in sorted(members, key=lambda m: m.filename):
                 if member.file_size > FILE_BYTES_MAX:
                     raise BadText(f"{member.filename} is too large", where=source.origin)
                 yield member.filename, archive.read(member)

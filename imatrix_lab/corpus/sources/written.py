@@ -1,4 +1,4 @@
-"""Texts written for this project: in the repository, and so always there."""
+"""Texts written for this project, which come with the package."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,24 +8,22 @@ from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import tidy
 from imatrix_lab.corpus.languages import Language, Source
-from imatrix_lab.corpus.sources.base import Pinned, still_the_same
+from imatrix_lab.corpus.sources.base import Pinned, check_unchanged
 from imatrix_lab.corpus.sources.files import jsonl_file
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Look whether the file is there."""
+    """Check that the file is there."""
     digest = sha256_of(source)
     if not digest:
-        raise BadText(
-            "this text is not there", where=_path(source), fix="install the package again"
-        )
+        raise BadText("this text is missing", where=_path(source), fix="install the package again")
     return Pinned(source, digest[:12], digest)
 
 
 def sha256_of(source: Source) -> str:
-    """Return the sha256 of the file; nothing if it is not there."""
+    """Return the sha256 of the file, or "" if it is missing."""
     path = _path(source)
     return sha256_file(path) if path.is_file() else ""
 
@@ -37,6 +35,6 @@ def _path(source: Source) -> Path:
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield the documents in order."""
     source = pinned.source
-    still_the_same(pinned, reach(source, session), language)
+    check_unchanged(pinned, reach(source, session), language)
     for name, text in jsonl_file(_path(source)):
         yield Document(f"{source.name}/{name}", tidy(text), source.name, source.licence)

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from imatrix_lab.corpus.clean import Document, Report, Rules, clean
+from imatrix_lab.corpus.clean import clean
 from imatrix_lab.corpus.clean.language import identifier
 from imatrix_lab.corpus.clean.overlap import Shingles
+from imatrix_lab.corpus.clean.report import Report
+from imatrix_lab.corpus.clean.rules import Rules
+from imatrix_lab.types import Document
 from tests import real_data
 
 NEWS = real_data.FOLDER / "ntrex"

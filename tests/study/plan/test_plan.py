@@ -13,7 +13,7 @@ from imatrix_lab.core import paths
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import sources
+from imatrix_lab.corpus.sources import files
 from imatrix_lab.imatrix import format
 from imatrix_lab.study import graph, steps
 from imatrix_lab.study.context import prepare
@@ -42,7 +42,7 @@ def languages_of_ours(tmp_path: Path) -> None:
         lines = [json.dumps({"id": f"{i:04d}", "text": prose(rng)}) for i in range(120)]
         path = tmp_path / f"{code}.jsonl"
         path.write_text("\n".join(lines))
-        sources.add((path,), code, "own", "CC0-1.0", "text")
+        files.add((path,), code, "own", "CC0-1.0", "text")
 
 
 @pytest.fixture(scope="session")
