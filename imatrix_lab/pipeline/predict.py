@@ -18,7 +18,7 @@ from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.predict import Losses
@@ -199,7 +199,7 @@ class Predictor:
         """Return what a quant loses that is made now, and removed again."""
         tools, model = self.tools, self.model
         store, progress = self.session.store, self.session.progress
-        label = f"{model.label}-{corpora.slug(name)}-{quant_type}"
+        label = f"{model.label}-{slug(name)}-{quant_type}"
 
         def make(out: Path, scratch: Path) -> dict[str, Any]:
             stored = self._stored(imatrix, quant_type)
