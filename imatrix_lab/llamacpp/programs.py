@@ -48,8 +48,12 @@ class Compute:
     gpu_layers: int | None = None
 
     def argv(self) -> list[str]:
-        """Return the options that llama.cpp's programs share."""
+        """Return the options that llama.cpp's programs share.
+
+        Weights are not repacked, as in process: programs and engine multiply alike.
+        """
         args = ["-t", self.threads, "-c", self.n_ctx, "-b", self.n_batch, "-ub", self.n_ubatch]
+        args.append("--no-repack")
         if self.gpu_layers is not None:
             args += ["-ngl", self.gpu_layers]
         return [str(a) for a in args]

@@ -13,7 +13,7 @@ from imatrix_lab.models.gguf import read_header
 
 def test_the_build_works_on_a_model_of_every_weight_type(tools, tmp_path):
     trial.try_build(tools, tmp_path, Silent())
-    types = {t.type for t in read_header(tmp_path / "mixed.gguf").tensors}
+    types = {t.type_name for t in read_header(tmp_path / "mixed.gguf").tensors}
     assert set(trial.WEIGHT_TYPES) <= types
     assert (tmp_path / "trial.imatrix.gguf").is_file()
 
