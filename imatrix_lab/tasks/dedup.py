@@ -79,14 +79,12 @@ class _Groups:
         self._root = list(range(n))
 
     def first(self, i: int) -> int:
-        """Return the first place of a place's group."""
         while self._root[i] != i:
             self._root[i] = self._root[self._root[i]]
             i = self._root[i]
         return i
 
     def join(self, a: int, b: int) -> None:
-        """Make the groups of two places one."""
         first, other = sorted((self.first(a), self.first(b)))
         self._root[other] = first
 

@@ -30,13 +30,13 @@ def write(tmp_path: Path):
 
 
 def test_defaults_and_names(write) -> None:
-    found = recipe.load(write(HEAD + TABLES))
-    assert found == Recipe(
+    loaded = recipe.load(write(HEAD + TABLES))
+    assert loaded == Recipe(
         schema=1, name="x", types=("Q4_K_M", "Q3_K_S"),
         calibration=recipe.CalibrationSettings(("en", "nb")),
         evaluation=recipe.Evaluation(("en", "nb")),
     )  # fmt: skip
-    assert found.models == ("demo",) and not found.is_reduced
+    assert loaded.models == ("demo",) and not loaded.is_reduced
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ name = "xnli"
 
 
 def test_reduced_is_laid_over_for_the_demo_model_only(write) -> None:
-    found = recipe.load(write(HEAD + TABLES + REDUCED))
-    assert found.is_reduced
-    assert (found.types, found.tasks) == (("Q2_K",), ())
-    assert found.calibration == recipe.CalibrationSettings(("en", "nb"), tokens=2048)
+    loaded = recipe.load(write(HEAD + TABLES + REDUCED))
+    assert loaded.is_reduced
+    assert (loaded.types, loaded.tasks) == (("Q2_K",), ())
+    assert loaded.calibration == recipe.CalibrationSettings(("en", "nb"), tokens=2048)
     whole = recipe.load(write('models = ["hf:a/b"]\n' + HEAD + TABLES + REDUCED))
     assert not whole.is_reduced
     assert (whole.types, whole.tasks) == (("Q4_K_M", "Q3_K_S"), (Task("xnli"),))
@@ -127,12 +127,12 @@ def test_files_are_named_from_the_recipe(write, tmp_path, monkeypatch) -> None:
     text += '[[tasks]]\nname = "own.toml"\ndata = "/data/own"\n[[tasks]]\nname = "xnli"\n'
     path = write(text)
     monkeypatch.chdir(tmp_path)
-    found = recipe.load(path)
-    assert found.models == ("study/m.gguf", "demo", "hf:a/b:c.gguf")
-    assert found.evaluation.texts == ("mine=study/t/a.jsonl", "nb")
-    assert found.tasks[0].name == "study/own.toml" and found.tasks[1].name == "xnli"
-    assert Path(found.tasks[0].data).resolve() == Path("/data/own")
-    bare = recipe.without_folders(found)
+    loaded = recipe.load(path)
+    assert loaded.models == ("study/m.gguf", "demo", "hf:a/b:c.gguf")
+    assert loaded.evaluation.texts == ("mine=study/t/a.jsonl", "nb")
+    assert loaded.tasks[0].name == "study/own.toml" and loaded.tasks[1].name == "xnli"
+    assert Path(loaded.tasks[0].data).resolve() == Path("/data/own")
+    bare = recipe.without_folders(loaded)
     assert bare.models == ("m.gguf", "demo", "hf:a/b:c.gguf")
     assert bare.evaluation.texts == ("mine=a.jsonl", "nb")
     assert [(t.name, t.data) for t in bare.tasks] == [("own.toml", "own"), ("xnli", "")]
@@ -159,9 +159,9 @@ def test_the_reference_is_up_to_date_and_a_recipe() -> None:
     text = runpy.run_path(str(ROOT / "tools" / "recipe_reference.py"))["reference"]()
     path = ROOT / recipe.REFERENCE
     assert path.read_text() == text, "python tools/recipe_reference.py"
-    found = recipe.load(path)
-    assert found.is_reduced and found.calibration.tokens == 8192
-    validate.check(found)
+    loaded = recipe.load(path)
+    assert loaded.is_reduced and loaded.calibration.tokens == 8192
+    validate.check(loaded)
 
 
 def test_a_recipe_by_name(write, tmp_path, monkeypatch) -> None:
