@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from imatrix_lab.compare.compare import as_json, compare_runs
+from imatrix_lab.compare.compare import compare_runs, report_as_json
 from imatrix_lab.compare.controls import RANDOM
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
@@ -241,7 +241,7 @@ def test_kinds_do_not_mix(tmp_path):
 
 def test_json_is_json_and_says_all(grid):
     report = compared([grid], ComparisonPlan({"kld_nats": 0.002}, GRID), ("kld_nats", "nll_nats"))
-    result = json.loads(json.dumps(as_json(report)))
+    result = json.loads(json.dumps(report_as_json(report)))
     first = result["comparisons"][0]
     for key in ("estimate", "std_error", "ci95_low", "ci95_high", "p_value", "p_holm", "p_max_t",
                 "q_bh", "p_equivalence", "detectable", "n", "n_clusters", "verdict", "plain",
