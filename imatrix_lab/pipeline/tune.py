@@ -140,7 +140,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     deliver.check_folder(request.out)
     language = imatrix_language(imatrix_path) if imatrix_path else ""
     text = request.text or language
-    if not request.text and text not in (*languages.load_all(), *mixture.names()):
+    if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
     parse_text(text, allow_file=True)
     tools, model = prepare(request, session)

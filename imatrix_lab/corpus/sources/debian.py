@@ -26,7 +26,6 @@ from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store
 from imatrix_lab.corpus.extract import extract
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources.base import Pinned
@@ -53,7 +52,7 @@ def reach(source: Source, session: Session) -> Pinned:
     name = str(source.settings["package"])
     facts = _show(name, [])
     if not facts:
-        lists = _our_lists(session.store)
+        lists = session.store.root / "apt"
         if not session.store.read_only:
             with session.store.lock("apt", session.progress):
                 _refresh(lists, session.progress)
@@ -85,7 +84,7 @@ def _package(pinned: Pinned, session: Session) -> Path:
     name = str(pinned.source.settings["package"])
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        lists = [] if _show(name, []) else _with(_our_lists(session.store))
+        lists = [] if _show(name, []) else _with(session.store.root / "apt")
         size_bytes = int(_show(name, lists).get("Size", 0))
         need_room(out, size_bytes, f"{name} {pinned.version}")
         session.progress.say(f"fetching {name} {pinned.version}, {size(size_bytes)}")
@@ -120,10 +119,6 @@ def _show(name: str, lists: Sequence[str]) -> dict[str, str]:
         ) from error
     fields = dict(re.findall(r"^(Version|SHA256|Size): (\S+)$", done.tail, re.MULTILINE))
     return fields if {"Version", "SHA256"} <= fields.keys() else {}
-
-
-def _our_lists(store: Store) -> Path:
-    return store.root / "apt"
 
 
 def _with(folder: Path) -> list[str]:
@@ -169,10 +164,6 @@ def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes
     """Yield (name, content) of the regular files that fit a pattern, in the package's order.
 
     Names have no ``./`` before them; what ends in ``.gz`` is unpacked.
-
-    Raises
-    ------
-    BadText : not a Debian package, a damaged one, or files that are too large.
     """
     total = 0
     try:
