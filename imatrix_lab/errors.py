@@ -1,21 +1,20 @@
 """Errors that a user can act on.
 
-Each says what went wrong, where, and the command that mends it. Anything else that
-escapes is a bug, and the command line reports it as one (exit code 3).
+Each says what went wrong, where, and how to fix it. Any other exception that escapes is a bug,
+and the command line reports it as one (exit code 3).
 
     ImatrixLabError          exit 1
-    ├── UsageError           exit 2   an argument that cannot be meant
-    ├── MissingTool                   a compiler, program or library is not there
+    ├── UsageError           exit 2   a wrong argument or a wrong key in a file
+    ├── MissingTool                   a compiler, program or library is missing
     ├── ToolFailed                    a program ran and failed; carries its log
     ├── FetchFailed                   a download failed or its hash is wrong
-    ├── BadModel                      a GGUF that is truncated, hostile or unfit
+    ├── BadModel                      a GGUF that is truncated, hostile or unsuitable
     ├── BadImatrix                    an importance matrix that must not be used
     ├── BadText                       a corpus that is empty, too short or not UTF-8
     ├── BadRecords                    scores that are damaged, or must not be compared
-    └── DiskFull                      no room; earlier artefacts are intact
+    └── DiskFull                      no room; finished artefacts are intact
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -26,7 +25,7 @@ class ImatrixLabError(Exception):
     ----------
     what : the failure in one sentence.
     where : the file, tensor or address it concerns.
-    fix : the command or action that mends it.
+    fix : the command or action that fixes it.
     """
 
     exit_code = 1
@@ -38,22 +37,19 @@ class ImatrixLabError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        parts = [self.what]
-        if self.where:
-            parts.append(f"  in:  {self.where}")
-        if self.fix:
-            parts.append(f"  try: {self.fix}")
-        return "\n".join(parts)
+        where = f"\n  in:  {self.where}" if self.where else ""
+        fix = f"\n  try: {self.fix}" if self.fix else ""
+        return self.what + where + fix
 
 
 class UsageError(ImatrixLabError):
-    """An argument that cannot be meant."""
+    """A wrong argument, or a wrong key or value in a file of settings."""
 
     exit_code = 2
 
 
 class MissingTool(ImatrixLabError):
-    """A compiler, program or library is not there."""
+    """A compiler, program or library is missing."""
 
 
 class ToolFailed(ImatrixLabError):
@@ -61,35 +57,23 @@ class ToolFailed(ImatrixLabError):
 
     Parameters
     ----------
-    argv : what was run.
-    returncode : its exit status; negative for a signal, None for a time-out.
-    tail : the last of its output.
+    tail : the end of its output.
     log : the file with all of its output.
     """
 
     def __init__(
-        self,
-        what: str,
-        *,
-        argv: Sequence[str],
-        returncode: int | None,
-        tail: str,
-        log: Path | None,
-        fix: str | None = None,
+        self, what: str, *, tail: str = "", log: Path | None = None, fix: str | None = None
     ):
         super().__init__(what, where=None if log is None else f"log {log}", fix=fix)
-        self.argv = list(argv)
-        self.returncode = returncode
-        self.tail = tail
-        self.log = log
+        self.tail, self.log = tail, log
 
 
 class FetchFailed(ImatrixLabError):
-    """A download failed, or what arrived is not what was pinned."""
+    """A download failed, or does not have the expected hash."""
 
 
 class BadModel(ImatrixLabError):
-    """A model file that is truncated, hostile or unfit for the purpose."""
+    """A model file that is truncated, hostile or unsuitable."""
 
 
 class BadImatrix(ImatrixLabError):
@@ -105,4 +89,4 @@ class BadRecords(ImatrixLabError):
 
 
 class DiskFull(ImatrixLabError):
-    """There is not enough room; nothing that was whole has been touched."""
+    """There is not enough room; finished artefacts are intact."""

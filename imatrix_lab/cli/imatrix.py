@@ -179,7 +179,7 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
       imatrix-lab imatrix check some-download.dat --model model-f16.gguf
     """
     from imatrix_lab.imatrix import expected, format, repair, validate
-    from imatrix_lab.models.convert import resolve
+    from imatrix_lab.models.resolve import resolve
 
     session = options.session()
     tensors = expected.of(resolve(model, session))

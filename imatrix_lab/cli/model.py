@@ -26,7 +26,7 @@ def model_show(spec: str, as_json: bool) -> None:
     Example:
       imatrix-lab model show demo
     """
-    from imatrix_lab.models.convert import resolve
+    from imatrix_lab.models.resolve import resolve
 
     resolved = resolve(spec, options.session())
     if as_json:
@@ -64,6 +64,6 @@ def model_fetch(spec: str) -> None:
     Example:
       imatrix-lab model fetch hf:org/repo@main:model-f16.gguf
     """
-    from imatrix_lab.models.convert import resolve
+    from imatrix_lab.models.resolve import resolve
 
     click.echo(resolve(spec, options.session()).path)

@@ -24,7 +24,7 @@ ENDPOINT = click.option("--endpoint", metavar="URL", default="", help="OpenAI-co
 GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 SHOWN_MAX = 600
 """Characters of a prompt or an answer that `task flips` prints; --json has all."""
-LIMIT = click.option("--limit", type=click.IntRange(1), help="At most N items.")
+LIMIT = click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N items.")
 DATA = click.option("--data", type=click.Path(path_type=Path),
                     help="A file or folder of the benchmark, in place of the Hub.")  # fmt: skip
 LEGEND = (
@@ -133,7 +133,7 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
 @RUNS
 @options.JSON
 def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show the score of each quant on each task, with 95 % intervals by cluster.
+    """Show the score of each quant on each task, with 95 % CIs by cluster.
 
     \b
     Example:
@@ -144,7 +144,7 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     scores = summary.scores(runs)
     if as_json:
         return options.emit(scores)
-    columns = ("task", "language", "quant", "score", "95 % interval", "items", "clusters",
+    columns = ("task", "language", "quant", "score", "95 % CI", "items", "clusters",
                "unread", "cut", "ties", "failed")  # fmt: skip
     table = new_table(*columns, n_text=3)
     for s in scores:
@@ -178,7 +178,7 @@ def _interval(estimate: float, low: float, high: float) -> tuple[str, str]:
 @task.command("flips")
 @click.argument("run_a", type=RUN)
 @click.argument("run_b", type=RUN)
-@click.option("--limit", type=click.IntRange(0), default=20, show_default=True,
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N",
               help="Print at most N.")  # fmt: skip
 @options.JSON
 def task_flips(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:

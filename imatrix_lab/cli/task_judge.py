@@ -40,11 +40,13 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_optio
     Example:
       imatrix-lab task judge task-runs/mixeval.nb.A.parquet --model judge.gguf
     """
-    from imatrix_lab.tasks.judge import Preferences, grade, prefer
+    from imatrix_lab.tasks.judge import Preferences, free_form, grade, prefer
 
     if len(runs) > 2:
         raise click.UsageError("give one run to grade, or two to compare")
     session = options.session()
+    for run in runs:
+        free_form(run)  # what is wrong is told before llama.cpp is built
     with chat_with(chat_options, session) as chat:
         verdict = (
             prefer(*runs, chat, session.progress, limit)

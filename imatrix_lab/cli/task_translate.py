@@ -32,10 +32,14 @@ def translate(
     Example:
       imatrix-lab task translate mixeval --to nb --endpoint http://host:8080/v1 --model big
     """
+    from imatrix_lab.tasks.load import check_data
+    from imatrix_lab.tasks.locale import get_locale
     from imatrix_lab.tasks.translate import translate
 
     session = options.session()
     task, to = definition.get(name), options.language(to, session.progress)
+    get_locale(to)
+    check_data(task, data)  # what is wrong is told before llama.cpp is built
     with chat_with(chat_options, session) as chat:
         files = translate(task, source, to, data, out, limit, chat, session.progress)
     if as_json:

@@ -1,7 +1,7 @@
-"""Asking the Hugging Face Hub, and moving bytes from it.
+"""Requests to the Hugging Face Hub, and downloads from it.
 
-Errors of the Hub's library hold the request, and the request holds the token. They are not passed
-on, not even as a cause: ours say the same in words of our own.
+Errors of the Hub's library hold the request, and the request holds the token. So they are never
+passed on, not even as a cause, but replaced by our own.
 """
 
 import os
@@ -16,15 +16,15 @@ from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.errors import FetchFailed
 
 LARGEST_HTTP_BYTES = 50_000_000_000
-"""The Hub gives out larger files over Xet only."""
+"""The Hub serves larger files over Xet only."""
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
 RETRY_S = (1.0, 2.0, 4.0, 8.0)
-"""How long to wait before each new try; a try that brought something starts over."""
+"""Waits before each retry; a try that received something starts over."""
 
 _LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "hf_xet"}
-_AGAIN = "check the connection, then run again: a download goes on where it stopped"
+_RETRY = "check the connection, then run again: a download continues where it stopped"
 
 Files = dict[str, dict[str, Any]]
 """name -> size_bytes, and the sha256 if Git LFS knows it (else None)"""
@@ -42,27 +42,26 @@ class Listing:
 
 
 class Unreachable(FetchFailed):
-    """The Hub cannot be asked now."""
+    """The Hub cannot be reached."""
 
 
 def list_files(repo: str, revision: str) -> Listing:
-    """Ask which commit a revision is, and what files are there."""
-    need_network()
+    """Ask for the commit of a revision, and its files."""
+    require_network()
     from huggingface_hub import HfApi
 
+    api = HfApi(endpoint=endpoint())
     info = ask(
         repo,
         revision,
-        lambda: HfApi(endpoint=endpoint()).model_info(
-            repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S
-        ),
+        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
     )
     files: Files = {}
     for sibling in info.siblings or []:
         name, lfs = PurePosixPath(sibling.rfilename), sibling.lfs
         size_bytes = lfs.size if lfs else sibling.size
         if size_bytes is None:
-            raise FetchFailed(f"the Hub does not tell the size of {name}", where=repo)
+            raise FetchFailed(f"the Hub lists no size for {name}", where=repo)
         if ".." not in name.parts and not name.is_absolute():
             files[str(name)] = {"size_bytes": size_bytes, "sha256": lfs.sha256 if lfs else None}
     card = info.card_data
@@ -77,7 +76,7 @@ def total_bytes(files: Files) -> int:
 def download(
     repo: str, commit: str, files: Files, folder: Path, progress: Progress, then_bytes: int = 0
 ) -> None:
-    """Bring files into a folder, where a file is whole and a ``.part`` is not.
+    """Download files into a folder; an unfinished one is called ``.part``.
 
     Parameters
     ----------
@@ -85,13 +84,13 @@ def download(
     """
     folder.mkdir(parents=True, exist_ok=True)
     total, done = total_bytes(files), 0
-    here = sum(_bytes_at(folder / name) + _bytes_at(folder / f"{name}.part") for name in files)
-    need_room(folder, max(total - here, 0) + then_bytes, repo)
-    with progress.task(f"fetching {repo}", total, "bytes") as task:
+    present = sum(_bytes_at(folder / name) + _bytes_at(folder / f"{name}.part") for name in files)
+    need_room(folder, max(total - present, 0) + then_bytes, repo)
+    with progress.task(f"fetching {repo}", total, "B") as task:
         for name, entry in files.items():
             part = folder / f"{name}.part"
             if not (folder / name).exists():
-                need_network()
+                require_network()
                 part.parent.mkdir(parents=True, exist_ok=True)
                 if entry["size_bytes"] > LARGEST_HTTP_BYTES:
                     progress.say(f"{name} comes over Xet: if interrupted, it starts over")
@@ -107,7 +106,7 @@ def download(
 def _transfer(
     repo: str, commit: str, name: str, size_bytes: int, part: Path, task: Task, before: int
 ) -> None:
-    """Bring the rest of a file, trying again while tries bring something."""
+    """Download the rest of a file, retrying as long as something is received."""
     if _bytes_at(part) > size_bytes:
         part.unlink()
     part.touch()
@@ -120,7 +119,7 @@ def _transfer(
         try:
             ask(repo, commit, stream)
             if _bytes_at(part) <= have:
-                raise FetchFailed(f"the Hub sends nothing of {name}", where=repo, fix=_AGAIN)
+                raise FetchFailed(f"the Hub sends nothing of {name}", where=repo, fix=_RETRY)
         except Unreachable:
             if _bytes_at(part) > have:
                 waits = iter(RETRY_S)
@@ -132,7 +131,7 @@ def _transfer(
 
 
 def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[int], None]) -> None:
-    """Append to a file from where it ends. (hf_hub_download drops what it has when interrupted.)"""
+    """Append to a file from where it ends; hf_hub_download would start over after an interrupt."""
     from huggingface_hub import constants, get_session, get_token, hf_hub_url, hf_raise_for_status
 
     have = _bytes_at(part)
@@ -160,23 +159,23 @@ def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
 
     disable_progress_bars()
     folder = part.with_name(f".{part.name}.xet")
-    whole = ask(
+    path = ask(
         repo,
         commit,
         lambda: hf_hub_download(repo, name, revision=commit, endpoint=endpoint(), local_dir=folder),
     )
-    Path(whole).replace(part)
+    Path(path).replace(part)
 
 
 def _check(name: str, entry: dict[str, Any], part: Path) -> None:
     what = None
     if _bytes_at(part) != entry["size_bytes"]:
         what = f"{name} has {_bytes_at(part)} bytes, and the Hub lists {entry['size_bytes']}"
-    elif entry["sha256"] and (found := sha256_file(part)) != entry["sha256"]:
-        what = f"{name} has sha256 {found}, and the Hub lists {entry['sha256']}"
+    elif entry["sha256"] and (sha256 := sha256_file(part)) != entry["sha256"]:
+        what = f"{name} has sha256 {sha256}, and the Hub lists {entry['sha256']}"
     if what:
         part.unlink()
-        raise FetchFailed(what, fix="run again: the bad file is deleted and will be fetched anew")
+        raise FetchFailed(what, fix="run again: the bad file was deleted and will be fetched again")
 
 
 def _bytes_at(path: Path) -> int:
@@ -189,19 +188,20 @@ def endpoint() -> str:
 
 
 def login(repo: str) -> str:
-    """Return what opens a gated repository."""
-    page = f"https://huggingface.co/{repo}"
-    return f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
+    """Return how to get access to a gated repository."""
+    return (
+        f"accept the licence at https://huggingface.co/{repo}, then `hf auth login` or set HF_TOKEN"
+    )
 
 
-def need_network() -> None:
-    """Raise `Unreachable` if the user keeps the Hub's library off the network."""
+def require_network() -> None:
+    """Raise `Unreachable` if HF_HUB_OFFLINE is set."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise Unreachable("HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE and run again")
 
 
 def ask(repo: str, revision: str, call: Callable[[], T]) -> T:
-    """Call the Hub's library; what it raises becomes ours, with no link to the original."""
+    """Call the Hub's library; its errors are replaced by ours, without a link to the original."""
     try:
         return call()
     except Exception as error:
@@ -216,26 +216,26 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
     page = f"https://huggingface.co/{repo}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    fix, kind = _AGAIN, FetchFailed
+    fix, error_class = _RETRY, FetchFailed
     if isinstance(error, errors.RevisionNotFoundError):
         what = f"{repo} has no revision {revision} (HTTP {status})"
-        fix = f"choose one of those at {page}/tree/main"
+        fix = f"choose one at {page}/tree/main"
     elif isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
         error, errors.GatedRepoError
     ):
-        kind_of = "data set" if repo.startswith("datasets/") else "model"
-        what = f"the Hub shows no {kind_of} {repo} (revision {revision})"
+        kind = "data set" if repo.startswith("datasets/") else "model"
+        what = f"the Hub shows no {kind} {repo} (revision {revision})"
         fix = f"check the spelling; if it is gated or private, {login(repo)}"
     elif status in (401, 403):
-        what, fix = f"the Hub does not give you the files of {repo} (HTTP {status})", login(repo)
+        what, fix = f"the Hub denies access to the files of {repo} (HTTP {status})", login(repo)
     elif status == 404:
-        what = f"a file of {repo}, revision {revision}, is not there (HTTP 404)"
+        what = f"a file of {repo}, revision {revision}, is missing (HTTP 404)"
     elif isinstance(error, (http_error, ConnectionError, errors.LocalEntryNotFoundError)):
-        whose = " that HF_ENDPOINT names" if os.environ.get("HF_ENDPOINT") else ""
-        what = f"the Hub{whose} cannot be reached ({f'HTTP {status}' if status else name})"
-        kind = Unreachable
+        named = " in HF_ENDPOINT" if os.environ.get("HF_ENDPOINT") else ""
+        what = f"the Hub{named} cannot be reached ({f'HTTP {status}' if status else name})"
+        error_class = Unreachable
     elif library in _LIBRARIES or isinstance(error, ValueError):
-        what = f"the Hub, or the way to it, does something unexpected ({name})"
+        what = f"unexpected answer from the Hub or a proxy ({name})"
     else:
         return error
-    return kind(what, where=repo, fix=fix)
+    return error_class(what, where=repo, fix=fix)

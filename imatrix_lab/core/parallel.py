@@ -1,47 +1,47 @@
-"""Slow calls side by side: requests to a server, each of which mostly waits."""
+"""Slow calls in parallel: requests to a server, which mostly wait."""
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-Asked = TypeVar("Asked")
-Found = TypeVar("Found")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def each(call: Callable[[Asked], Found], items: Iterable[Asked], parallel: int) -> Iterator[Found]:
-    """Yield what a call returns for each item, as they end, so many at a time.
+def each(call: Callable[[Item], Result], items: Iterable[Item], parallel: int) -> Iterator[Result]:
+    """Yield the result for each item as it comes, `parallel` calls at a time.
 
-    Leaving the iterator begins no more; what is under way is not waited for, so that Ctrl-C need
-    not wait for an answer that takes minutes. What a call raises is raised here.
+    Leaving the iterator starts no more calls, and does not wait for those under way, so that
+    Ctrl-C need not wait for an answer that takes minutes. What a call raises is raised here.
     """
     todo = ((item,) for item in items)
-    done = queue.SimpleQueue[tuple[Found] | BaseException | None]()
+    results = queue.SimpleQueue[tuple[Result] | BaseException | None]()
     lock, left = threading.Lock(), threading.Event()
 
     def work() -> None:
         try:
             while not left.is_set():
                 with lock:
-                    found = next(todo, None)
-                if found is None:
+                    item = next(todo, None)
+                if item is None:
                     break
-                done.put((call(found[0]),))
+                results.put((call(item[0]),))
         except BaseException as error:
-            done.put(error)
-        done.put(None)
+            results.put(error)
+        results.put(None)
 
     for _ in range(parallel):
         threading.Thread(target=work, daemon=True).start()
     working = parallel
     try:
         while working:
-            found = done.get()
-            if found is None:
+            result = results.get()
+            if result is None:
                 working -= 1
-            elif isinstance(found, BaseException):
-                raise found
+            elif isinstance(result, BaseException):
+                raise result
             else:
-                yield found[0]
+                yield result[0]
     finally:
         left.set()

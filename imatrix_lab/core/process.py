@@ -1,9 +1,8 @@
-"""The one place that starts other processes.
+"""The only module that starts other processes.
 
-Argument lists only, never a shell; all output goes to a log file and the last of it stays
-in memory; a program is given SIGTERM, a grace period, then SIGKILL. It gets a session of its
-own, so that Ctrl-C reaches us first, and its output is a pipe, so that it ends by SIGPIPE
-when we are killed outright.
+Argument lists only, never a shell. All output goes to a log file, and its end stays in memory.
+To end a program: SIGTERM, a grace period, then SIGKILL. Each program gets its own session, so
+that Ctrl-C reaches us first, and its output is a pipe, so that SIGPIPE ends it if we are killed.
 """
 
 import codecs
@@ -31,8 +30,8 @@ from imatrix_lab.errors import MissingTool, ToolFailed
 TAIL_CHARS = 20_000
 GRACE_S = 5.0
 
-Given = TypeVar("Given")
-Found = TypeVar("Found")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _CANNOT_RUN = {
     errno.ENOENT: "no such program",
@@ -45,9 +44,8 @@ _CANNOT_RUN = {
 
 @dataclass(frozen=True)
 class Completed:
-    """What a program left behind: its status, the last of its output, and its time."""
+    """A program that has ended: its status, the end of its output, and its time."""
 
-    argv: tuple[str, ...]
     returncode: int
     tail: str
     seconds: float
@@ -56,9 +54,7 @@ class Completed:
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for children: a UTF-8 locale, and no ``LANG`` from make."""
     env = {k: v for k, v in os.environ.items() if k not in {"LANG", "LANGUAGE"}}
-    env["LC_ALL"] = "C.UTF-8"
-    env.update(extra or {})
-    return env
+    return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
 
 
 def run(
@@ -75,7 +71,7 @@ def run(
 
     Parameters
     ----------
-    log : file that receives the whole output, appended.
+    log : file to which the whole output is appended.
     on_output : called with each piece of decoded output as it comes, not line by line
         (llama-imatrix prints its windows on one line).
     check : raise `ToolFailed` on a non-zero status.
@@ -86,6 +82,7 @@ def run(
     ToolFailed : non-zero status with `check`, or `timeout_s` exceeded.
     """
     args = [str(a) for a in argv]
+    name = Path(args[0]).name
     started = time.monotonic()
     until = None if timeout_s is None else started + timeout_s
     process = _started(args, subprocess.PIPE, cwd, env)
@@ -106,27 +103,17 @@ def run(
         returncode = process.wait(None if until is None else max(0.0, until - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         _end(process)
-        raise ToolFailed(
-            f"{Path(args[0]).name} did not finish within {timeout_s:g} s",
-            argv=args,
-            returncode=None,
-            tail=tail,
-            log=log,
-        ) from None
+        what = f"{name} did not finish within {timeout_s:g} s"
+        raise ToolFailed(what, tail=tail, log=log) from None
     except BaseException:
         _end(process)
         raise
     finally:
-        process.stdout.close()  # only now: what is ended may still have something to say
+        process.stdout.close()  # only now: a program that is ended may still print something
     if check and returncode != 0:
-        raise ToolFailed(
-            f"{Path(args[0]).name} failed ({_status(returncode)}): {_last_words(tail)}",
-            argv=args,
-            returncode=returncode,
-            tail=tail,
-            log=log,
-        )
-    return Completed(tuple(args), returncode, tail, time.monotonic() - started)
+        what = f"{name} failed ({_status(returncode)}): {_error_line(tail)}"
+        raise ToolFailed(what, tail=tail, log=log)
+    return Completed(returncode, tail, time.monotonic() - started)
 
 
 def _started(
@@ -152,41 +139,31 @@ def _started(
 class Background:
     """A program that runs beside us."""
 
-    argv: tuple[str, ...]
+    name: str
     log: Path
     _process: subprocess.Popen[bytes]
 
     @property
     def pid(self) -> int:
-        """Return its process id."""
+        """Its process id."""
         return self._process.pid
 
     def tail(self) -> str:
-        """Return the last of its output so far."""
+        """Return the end of its output so far."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - TAIL_CHARS))
             return file.read().decode("utf-8", "replace")
 
     def check(self) -> None:
-        """Raise if it has ended.
-
-        Raises
-        ------
-        ToolFailed : with its last words.
-        """
+        """Raise `ToolFailed` if it has ended."""
         if (returncode := self._process.poll()) is not None:
             tail = self.tail()
-            raise ToolFailed(
-                f"{Path(self.argv[0]).name} ended ({_status(returncode)}): {_last_words(tail)}",
-                argv=self.argv,
-                returncode=returncode,
-                tail=tail,
-                log=self.log,
-            )
+            what = f"{self.name} ended ({_status(returncode)}): {_error_line(tail)}"
+            raise ToolFailed(what, tail=tail, log=self.log)
 
 
 _GUARD = "import os, sys; sys.stdin.read() or os.killpg(int(sys.argv[1]), 15)"
-"""Ends a process group unless it hears a word before its input closes."""
+"""Ends a process group unless it reads something before its input closes."""
 
 
 @contextlib.contextmanager
@@ -195,12 +172,8 @@ def background(
 ) -> Iterator[Background]:
     """Run a program beside us until the block is left, however it is left.
 
-    Its output goes to a file, so no SIGPIPE ends it when we are killed outright: a guard, whose
-    input closes with us, does.
-
-    Parameters
-    ----------
-    log : file that receives its output, written anew.
+    Its output goes to a new file `log`, so no SIGPIPE ends it if we are killed: a guard process
+    does, whose input closes when we end.
 
     Raises
     ------
@@ -217,11 +190,11 @@ def background(
             start_new_session=True,
         )
         stack.callback(guard.communicate, b"ended")
-        yield Background(tuple(args), log, process)
+        yield Background(Path(args[0]).name, log, process)
 
 
 def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:
-    """Yield output as it comes until the pipe closes, and an empty piece at its end."""
+    """Yield output as it comes until the pipe closes, then an empty piece."""
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ)
         while True:
@@ -237,7 +210,7 @@ def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole process group, a grace period for every member of it, SIGKILL."""
+    """Send SIGTERM to the whole process group, wait for every member of it, send SIGKILL."""
     _signal(process, signal.SIGTERM)
     until = time.monotonic() + GRACE_S
     while time.monotonic() < until:
@@ -249,7 +222,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal(process: subprocess.Popen[bytes], signum: int) -> bool:
-    """Send a signal (0: none) to the program and what it started; return whether any is left."""
+    """Send a signal (0: none) to a program and its children; return whether any is left."""
     try:
         os.killpg(process.pid, signum)
     except (ProcessLookupError, PermissionError):  # macOS: the latter for zombies
@@ -266,7 +239,7 @@ def _status(returncode: int) -> str:
         return f"signal {-returncode}"
 
 
-def _last_words(tail: str) -> str:
+def _error_line(tail: str) -> str:
     """Return the last line that looks like an error, else the last line."""
     lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
     for line in reversed(lines[-60:]):
@@ -276,20 +249,20 @@ def _last_words(tail: str) -> str:
 
 
 def in_order(
-    function: Callable[[Given], Found], items: Iterable[Given], workers: int
-) -> Iterator[Found]:
-    """Yield `function` of each item, in order, from this many processes; 1 works in this one.
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Yield `function` of each item, in order, from several processes (1: this process).
 
-    No more than a few items are on their way at any time. Ctrl-C reaches this process alone, and
-    ending the iterator ends the workers, as does our own death.
+    At most a few items are in flight. Ctrl-C reaches this process alone; workers end with the
+    iterator, and when this process dies.
 
     Parameters
     ----------
-    function : picklable, as are items and results; processes are started afresh (no fork).
+    function : picklable, as are items and results; processes are spawned, not forked.
 
     Raises
     ------
-    ToolFailed : a worker died, most likely for want of memory.
+    ToolFailed : a worker died, most likely for lack of memory.
     """
     if workers <= 1:
         yield from map(function, items)
@@ -297,7 +270,7 @@ def in_order(
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
-    waiting: deque[Future[Found]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             with interrupts_held():  # workers start here, and inherit that
@@ -307,17 +280,15 @@ def in_order(
         while waiting:
             yield interrupt.result(waiting.popleft())
     except BrokenProcessPool as error:
-        raise ToolFailed(
-            "a worker process died", argv=[sys.executable], returncode=None, tail="", log=None,
-            fix="use fewer workers: each needs about 300 MB of memory",
-        ) from error  # fmt: skip
+        fix = "use fewer workers: each needs about 300 MB of memory"
+        raise ToolFailed("a worker process died", fix=fix) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C waiting meanwhile; threads and processes that start here inherit that."""
+    """Defer Ctrl-C in the block; threads and processes started in it never get it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -326,7 +297,7 @@ def interrupts_held() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """End when the parent does."""
+    """End this worker when its parent does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""Pinned files from PyPI, by way of pip, so that a user's mirror and proxy settings hold."""
+"""Pinned files from PyPI, fetched by pip, so that a user's mirror and proxy settings apply."""
 
 import sys
 from pathlib import Path
@@ -9,17 +9,15 @@ from imatrix_lab.errors import FetchFailed, ToolFailed
 
 
 def download(name: str, version: str, sha256: str, folder: Path, *, source: bool = False) -> Path:
-    """Return the path of a wheel or (with `source`) an sdist, without its dependencies.
-
-    A file of the right hash that is already in `folder` is used.
+    """Return the path of a wheel or (with `source`) an sdist; one in `folder` is not fetched again.
 
     Raises
     ------
     FetchFailed : it cannot be fetched, or its sha256 is not the pinned one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (found := _pinned(folder, sha256)) is not None:
-        return found
+    if path := _pinned(folder, sha256):
+        return path
     argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
     argv += ["--quiet", "--disable-pip-version-check", "--progress-bar", "off"]
     argv += ["--no-binary" if source else "--only-binary", name, f"{name}=={version}"]
@@ -31,8 +29,8 @@ def download(name: str, version: str, sha256: str, folder: Path, *, source: bool
             where=error.where,
             fix="check the network, then run the same command again",
         ) from error
-    if (found := _pinned(folder, sha256)) is not None:
-        return found
+    if path := _pinned(folder, sha256):
+        return path
     raise FetchFailed(
         f"{name} {version} came with another sha256 than the pinned {sha256}",
         where=folder,
@@ -41,7 +39,5 @@ def download(name: str, version: str, sha256: str, folder: Path, *, source: bool
 
 
 def _pinned(folder: Path, sha256: str) -> Path | None:
-    for path in folder.glob("*"):
-        if path.suffix in {".whl", ".gz"} and sha256_file(path) == sha256:
-            return path
-    return None
+    paths = (path for path in folder.glob("*") if path.suffix in {".whl", ".gz"})
+    return next((path for path in paths if sha256_file(path) == sha256), None)

@@ -1,12 +1,12 @@
-"""The store: what changes a result -> a directory that holds it, whole or not at all.
+"""The store of results: an artefact is a directory, keyed by everything that changes it.
 
     <root>/<kind>/<label>-<fingerprint>/   an artefact: its files, and manifest.json
     <root>/work/<kind>-<fingerprint>/      one being built: out/, and scratch that survives a kill
     <root>/locks/                          one builder per fingerprint, across processes
 
-A builder works in ``work/``; its files are flushed, the manifest is written last, and one
-rename makes the artefact exist. A directory without a manifest was never an artefact. The
-manifest holds no time and no path of this machine: the same inputs give the same bytes.
+A builder works in ``work/``; its files are flushed, the manifest is written last, and one rename
+makes the artefact exist. A directory without a manifest is not an artefact. The manifest holds
+no time and no path of this machine: equal inputs give equal bytes.
 """
 
 import contextlib
@@ -33,12 +33,11 @@ STORE_VERSION = 1
 
 MANIFEST = "manifest.json"
 FINGERPRINT_CHARS = 16
-SHOW_HASHING_BYTES = 2 << 30  # some seconds
-
+SHOW_HASHING_BYTES = 2 << 30  # a few seconds
 
 Inputs = Mapping[str, Any]
 Build = Callable[[Path, Path], Mapping[str, Any]]
-"""``build(out, scratch) -> facts``: fill `out`; `scratch` outlives a killed run."""
+"""``build(out, scratch) -> facts``: fills `out`; `scratch` outlives a killed run."""
 BuildTogether = Callable[[Mapping[int, tuple[Path, Path]]], Mapping[int, Mapping[str, Any]]]
 """The same for several: index -> (out, scratch) in, index -> facts out."""
 
@@ -50,14 +49,14 @@ def default_root() -> Path:
 
 
 def fingerprint(kind: str, inputs: Inputs) -> str:
-    """Return the sha256 (hex) of what determines an artefact."""
+    """Return the sha256 (hex) of everything that determines an artefact."""
     text = canonical_json({"kind": kind, "inputs": dict(inputs), "store": STORE_VERSION})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artefact: where it is, and its manifest."""
+    """A complete artefact."""
 
     path: Path
     manifest: dict[str, Any]
@@ -69,7 +68,7 @@ class Artifact:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What its builder found out."""
+        """What its builder returned."""
         return dict(self.manifest["facts"])
 
     def sha256(self, name: str) -> str:
@@ -81,16 +80,16 @@ class Artifact:
         return sum(int(f["size_bytes"]) for f in self.manifest["files"].values())
 
     def last_used_s(self) -> float:
-        """Return when it was last asked for, in seconds since the epoch."""
+        """Return when it was last used, in seconds since the epoch."""
         return (self.path / MANIFEST).stat().st_mtime
 
 
 class NotBuilt(Exception):
-    """A read-only store was asked for an artefact it does not have."""
+    """A read-only store does not have the artefact."""
 
 
 class Store:
-    """Artefacts under one root directory; see the module's docstring.
+    """Artefacts under one root directory.
 
     Parameters
     ----------
@@ -102,15 +101,15 @@ class Store:
         self.read_only = read_only
 
     def find(self, kind: str, inputs: Inputs) -> Artifact | None:
-        """Return the artefact for these inputs if it is there and whole."""
+        """Return the artefact for these inputs, or None."""
         return self._find(kind, fingerprint(kind, inputs))
 
     def like(self, kind: str, some: Inputs) -> Artifact | None:
-        """Return an artefact among whose inputs these are, if there is one."""
+        """Return an artefact whose inputs include these, or None."""
         for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
-            found = _read(path.parent)
-            if found and some.items() <= found.manifest["inputs"].items():
-                return found
+            artifact = _read(path.parent)
+            if artifact and some.items() <= artifact.manifest["inputs"].items():
+                return artifact
         return None
 
     def get(
@@ -121,99 +120,105 @@ class Store:
         build: Build,
         progress: Progress | None = None,
     ) -> Artifact:
-        """Return the artefact for these inputs, building it if it is not there.
+        """Return the artefact for these inputs, building it if needed.
 
         Parameters
         ----------
-        kind, label : words for the directory's name; only `inputs` decide what it is.
+        kind, label : words for the directory's name; `label` has no part in the key.
         inputs : everything that changes the result, JSON-able, free of paths and times.
         build : see `Build`; called with the lock held.
 
         Raises
         ------
-        DiskFull : what was built so far stays in ``work/`` and is used by the next run.
+        DiskFull : what was built so far stays in ``work/`` for the next run.
         """
         progress = progress or Silent()
         key = fingerprint(kind, inputs)
-        if found := self._find(kind, key):
-            return self._used(found)
+        if artifact := self._find(kind, key):
+            return _touched(artifact)
         if self.read_only:
             raise NotBuilt(kind)
-        name = f"{kind}-{key[:FINGERPRINT_CHARS]}"
-        work = self.root / "work" / name
+        name = _lock_name(kind, key)
         try:
             with self.lock(name, progress):
-                if found := self._find(kind, key):  # built while we waited
-                    return self._used(found)
-                if why := self._why_missing(kind, label, inputs):
-                    progress.say(f"re-running {kind} {label}: changed: {why}")
-                out, scratch = work / "out", work / "scratch"
-                if out.exists():
-                    shutil.rmtree(out)
-                out.mkdir(parents=True)
-                scratch.mkdir(exist_ok=True)
-                facts = build(out, scratch)
-                manifest = {
-                    "kind": kind,
-                    "fingerprint": key,
-                    "store_version": STORE_VERSION,
-                    "inputs": dict(inputs),
-                    "facts": dict(facts),
-                    "files": _inventory(out, progress),
-                }
-                write_whole(out / MANIFEST, canonical_json(manifest))
-                final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
-                final.parent.mkdir(parents=True, exist_ok=True)
-                if final.exists():  # its manifest is missing or its files do not match
-                    shutil.rmtree(final)
-                out.replace(final)
-                shutil.rmtree(work, ignore_errors=True)
-                return Artifact(final, manifest)
+                if artifact := self._find(kind, key):  # built while we waited
+                    return _touched(artifact)
+                if changed := self._changed_inputs(kind, label, inputs):
+                    progress.say(f"re-running {kind} {label}: changed: {changed}")
+                return self._build(kind, label, inputs, build, progress)
         except OSError as error:
-            raise disk_error(error, work) from error
+            raise disk_error(error, self.root / "work" / name) from error
+
+    def _build(
+        self, kind: str, label: str, inputs: Inputs, build: Build, progress: Progress
+    ) -> Artifact:
+        key = fingerprint(kind, inputs)
+        work = self.root / "work" / _lock_name(kind, key)
+        out, scratch = work / "out", work / "scratch"
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        facts = build(out, scratch)
+        manifest = {
+            "kind": kind,
+            "fingerprint": key,
+            "store_version": STORE_VERSION,
+            "inputs": dict(inputs),
+            "facts": dict(facts),
+            "files": _inventory(out, progress),
+        }
+        write_whole(out / MANIFEST, canonical_json(manifest))
+        final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():  # its manifest is missing or its files do not match
+            shutil.rmtree(final)
+        out.replace(final)
+        shutil.rmtree(work, ignore_errors=True)
+        return Artifact(final, manifest)
 
     def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
-        """Forget the artefact for these inputs, if it is there."""
+        """Remove the artefact for these inputs, if there is one."""
         key = fingerprint(kind, inputs)
-        with self.lock(f"{kind}-{key[:FINGERPRINT_CHARS]}", progress):
-            if found := self._find(kind, key):
-                _remove(found.path)
+        with self.lock(_lock_name(kind, key), progress):
+            if artifact := self._find(kind, key):
+                _remove(artifact.path)
 
     def get_together(
         self,
         kind: str,
-        wanted: Sequence[tuple[str, Inputs]],
+        items: Sequence[tuple[str, Inputs]],
         build: BuildTogether,
         progress: Progress | None = None,
     ) -> list[Artifact]:
-        """Return artefacts that are cheaper built at one time; see `get`.
+        """Return artefacts that are cheaper to build at one time.
 
         Parameters
         ----------
-        wanted : label and inputs of each; no two the same.
+        items : label and inputs of each; no two the same.
         build : called once with those that are missing, all their locks held.
         """
-        order = sorted(range(len(wanted)), key=lambda i: fingerprint(kind, wanted[i][1]))
-        found: dict[int, Artifact] = {}
+        order = sorted(range(len(items)), key=lambda i: fingerprint(kind, items[i][1]))
+        artifacts: dict[int, Artifact] = {}
 
-        def take(rest: list[int], held: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+        def take(rest: list[int], missing: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
             if not rest:
-                return build(held) if held else {}
+                return build(missing) if missing else {}
             index, built = rest[0], None
 
-            def one(out: Path, scratch: Path) -> Mapping[str, Any]:
+            def build_one(out: Path, scratch: Path) -> Mapping[str, Any]:
                 nonlocal built
-                built = take(rest[1:], {**held, index: (out, scratch)})
+                built = take(rest[1:], {**missing, index: (out, scratch)})
                 return dict(built[index])
 
-            found[index] = self.get(kind, *wanted[index], one, progress)
-            return take(rest[1:], held) if built is None else built
+            artifacts[index] = self.get(kind, *items[index], build_one, progress)
+            return take(rest[1:], missing) if built is None else built
 
         take(order, {})  # in one order everywhere, so that two runs cannot wait for each other
-        return [found[i] for i in range(len(wanted))]
+        return [artifacts[i] for i in range(len(items))]
 
     def lock(self, name: str, progress: Progress) -> Any:
-        """Wait until no one else holds this name, and hold it; for ``with``."""
+        """Take a named lock, waiting for it if needed; for ``with``."""
         lock = filelock.FileLock(self._lock_path(name))
         try:
             return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
@@ -225,12 +230,11 @@ class Store:
                 return lock.acquire(timeout=interrupt.EVERY_S)
 
     def artifacts(self) -> Iterator[Artifact]:
-        """Yield every whole artefact, by kind and name."""
+        """Yield every complete artefact, by kind and name."""
         for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            if path.parent.parent.name in {"work", "locks"}:
-                continue
-            if found := _read(path.parent):
-                yield found
+            is_artifact = path.parent.parent.name not in {"work", "locks"}
+            if is_artifact and (artifact := _read(path.parent)):
+                yield artifact
 
     def unfinished(self) -> Iterator[tuple[Path, int]]:
         """Yield the directories of unfinished builds and their sizes in bytes."""
@@ -238,27 +242,21 @@ class Store:
             yield path, _size_bytes(path)
 
     def collect_garbage(self, unused_for_s: float) -> list[tuple[Path, int]]:
-        """Remove artefacts and unfinished builds not used for a time; skip what is being built.
+        """Remove artefacts and unfinished builds unused for a time; return them and their bytes.
 
-        What lies behind a link, outside the root, is someone else's and stays.
-
-        Returns
-        -------
-        The directories removed and their sizes in bytes.
+        What is being built is skipped, and so is what a link leads to outside the root.
         """
         before = time.time() - unused_for_s
-        doomed = [(a.path, a.size_bytes()) for a in self.artifacts()]
-        doomed += self.unfinished()
+        candidates = [(a.path, a.size_bytes()) for a in self.artifacts()]
+        candidates += self.unfinished()
         removed = []
         root = self.root.resolve()
-        for path, size_bytes in doomed:
+        for path, size_bytes in candidates:
             if path.is_symlink() or not path.resolve().is_relative_to(root):
                 continue
-            name = (
-                path.name
-                if path.parent.name == "work"
-                else (f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}")
-            )
+            name = path.name
+            if path.parent.name != "work":
+                name = f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}"
             try:
                 with filelock.FileLock(self._lock_path(name), timeout=0):
                     if _last_used_s(path) > before:  # or gone: its builder has just finished
@@ -271,23 +269,18 @@ class Store:
 
     def _find(self, kind: str, key: str) -> Artifact | None:
         for path in (self.root / kind).glob(f"*-{key[:FINGERPRINT_CHARS]}"):
-            found = _read(path)
-            if found and found.fingerprint == key:
-                return found
+            artifact = _read(path)
+            if artifact and artifact.fingerprint == key:
+                return artifact
         return None
-
-    def _used(self, artifact: Artifact) -> Artifact:
-        with contextlib.suppress(OSError):  # a cache that someone else owns
-            os.utime(artifact.path / MANIFEST)
-        return artifact
 
     def _lock_path(self, name: str) -> Path:
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _why_missing(self, kind: str, label: str, inputs: Inputs) -> str:
-        """Return which inputs differ from the nearest artefact of the same label, or nothing."""
+    def _changed_inputs(self, kind: str, label: str, inputs: Inputs) -> str:
+        """Return which inputs differ from the nearest artefact of the same label, or ""."""
         inputs = json.loads(canonical_json(dict(inputs)))  # as a manifest has them
         nearest: list[str] = []
         for path in sorted((self.root / kind).glob(f"{label}-*")):
@@ -299,8 +292,18 @@ class Store:
         return ", ".join(sorted(nearest))
 
 
+def _lock_name(kind: str, key: str) -> str:
+    return f"{kind}-{key[:FINGERPRINT_CHARS]}"
+
+
+def _touched(artifact: Artifact) -> Artifact:
+    with contextlib.suppress(OSError):  # a cache that someone else owns
+        os.utime(artifact.path / MANIFEST)
+    return artifact
+
+
 def _read(path: Path) -> Artifact | None:
-    """Return the artefact in a directory, or None unless every file has its recorded size."""
+    """Return the artefact in a directory, or None if a file does not have its recorded size."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         whole = {"kind", "fingerprint", "inputs", "facts"} <= manifest.keys() and all(
@@ -318,7 +321,7 @@ def _remove(path: Path) -> None:
 
 
 def _size_bytes(folder: Path) -> int:
-    """Return the size of a folder's files, some of which may go while it is read."""
+    """Return the size of a folder's files; some may vanish meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -328,15 +331,14 @@ def _size_bytes(folder: Path) -> int:
 
 def _last_used_s(path: Path) -> float:
     """Return when an artefact or an unfinished build was last used; infinity if it is gone."""
-    manifest = path / MANIFEST
     try:
-        return (path if path.parent.name == "work" else manifest).stat().st_mtime
+        return (path if path.parent.name == "work" else path / MANIFEST).stat().st_mtime
     except OSError:
         return math.inf
 
 
 def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Flush every file to disk; return name -> size and sha256."""
+    """Flush every file to disk; return size and sha256 by name."""
     inventory = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
         with path.open("rb") as file:
@@ -347,6 +349,6 @@ def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
         else:
             with progress.task(f"sha256 of {path.name}", size_bytes, "B") as task:
                 sha256 = sha256_file(path, task.update)
-        entry = {"size_bytes": size_bytes, "sha256": sha256}
-        inventory[path.relative_to(out).as_posix()] = entry
+        name = path.relative_to(out).as_posix()
+        inventory[name] = {"size_bytes": size_bytes, "sha256": sha256}
     return inventory

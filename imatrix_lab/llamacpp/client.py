@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible address: a client that gives up on items, not on the run."""
+"""A client of OpenAI-compatible servers; a request that fails is an answer with an error."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.parallel import each
 from imatrix_lab.errors import FetchFailed, UsageError
 from imatrix_lab.types import Generated, GenerateItem
@@ -23,7 +24,7 @@ from imatrix_lab.types import Generated, GenerateItem
 ANSWER_BYTES_MAX = 16 << 20
 WAIT_FIRST_S, WAIT_MAX_S = 0.5, 60.0
 HOPELESS_MAX = 8
-"""So many items in a row that fail as every other will end the run."""
+"""Hopeless failures in a row that end the run."""
 _TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
 _TRY_AGAIN = {408, 409, 425, 429}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -34,8 +35,8 @@ class _Failed(Exception):
 
     Attributes
     ----------
-    again : it may succeed later; `wait_s` if it was said when.
-    hopeless : so will every other item: no connection, or no permission.
+    again : it may succeed later; after `wait_s`, if the server said when.
+    hopeless : every other request will fail too: no connection, or no permission.
     """
 
     def __init__(self, why: str, again: bool = True, wait_s: float = 0.0, hopeless: bool = False):
@@ -44,25 +45,25 @@ class _Failed(Exception):
 
 
 class Client:
-    """Asks an OpenAI-compatible endpoint; use as a context manager, from any thread.
+    """Sends requests to an OpenAI-compatible endpoint; a context manager, for any thread.
 
-    Time-outs, lost connections, 408, 409, 425, 429, 5xx and answers that make no sense are tried
-    again, with exponential back-off and jitter, or when the endpoint says (``Retry-After``). What
-    then still fails is an answer with an error.
+    Time-outs, lost connections, 408, 409, 425, 429, 5xx and malformed answers are tried again,
+    with exponential back-off and jitter, or when the endpoint says (``Retry-After``). A request
+    that still fails gives an answer with an error.
 
     Parameters
     ----------
     url : with or without ``/v1``.
-    model : name sent along; a server with one model does not mind.
-    api_key : sent as a bearer token; it is in no error and no log.
-    timeout_s : of a whole answer, and of the wait for a connection at most 10 s of it.
+    model : name in each request; a server with one model ignores it.
+    api_key : sent as a bearer token; it appears in no error and no log.
+    timeout_s : for a whole answer; connecting may take at most 10 s of it.
     retries : attempts after the first.
-    parallel : how many may be asked at a time.
+    parallel : requests at a time.
 
     Raises
     ------
     UsageError : the address is not http or https.
-    FetchFailed : later, when `HOPELESS_MAX` requests in a row find nobody, or no permission.
+    FetchFailed : later, after `HOPELESS_MAX` hopeless failures in a row.
     """
 
     def __init__(
@@ -76,9 +77,7 @@ class Client:
     ):
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UsageError(
-                f"{url!r} is not the address of an endpoint", fix="http://host:port/v1"
-            )
+            raise UsageError(f"{url!r} is not an endpoint's address", fix="http://host:port/v1")
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.host = parts.netloc.rpartition("@")[2]
         self.model, self.identity, self.parallel = model, self.host, parallel
@@ -106,10 +105,10 @@ class Client:
         stop: Sequence[str] = (),
         temperature: float = 0.0,
     ) -> Generated:
-        """Return the answer to a chat, or, where the roles are "", the text that goes on.
+        """Return the answer to a chat; if all roles are "", the continuation of the text.
 
-        The endpoint does not tell a stop string from an end token: `finish` is ``stop`` where
-        there are stop strings.
+        The endpoint does not tell a stop string from an end token: with stop strings, `finish`
+        is ``stop`` for both.
         """
         body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         body |= {"model": self.model} if self.model else {}
@@ -122,9 +121,9 @@ class Client:
             body["prompt"] = "\n\n".join(content for _, content in messages)
         for attempt in range(self._retries + 1):
             try:
-                found = _answer(self._post(path, body), bool(stop))
+                answer = _answer(self._post(path, body), bool(stop))
                 self._hopeless = 0
-                return found
+                return answer
             except _Failed as failed:
                 error = failed
             if not error.again or attempt == self._retries:
@@ -134,10 +133,9 @@ class Client:
                 break
         self._hopeless = self._hopeless + 1 if error.hopeless else 0
         if self._hopeless >= HOPELESS_MAX:
-            raise FetchFailed(
-                f"{self._hopeless} requests in a row failed: {error.why}", where=self.host,
-                fix="check the address and the key, then run again: what is answered is kept",
-            )  # fmt: skip
+            what = f"{self._hopeless} requests in a row failed: {error.why}"
+            fix = "check the address and the key, then run again: finished answers are kept"
+            raise FetchFailed(what, where=self.host, fix=fix)
         tries = f" ({attempt + 1} attempts)" if attempt else ""
         return Generated("", "", 0, "", error.why + tries)
 
@@ -145,8 +143,8 @@ class Client:
         """Yield the answers to items as they come."""
 
         def ask(item: GenerateItem) -> Generated:
-            found = self.chat(item.messages, item.max_tokens, item.stop)
-            return dataclasses.replace(found, id=item.id)
+            answer = self.chat(item.messages, item.max_tokens, item.stop)
+            return dataclasses.replace(answer, id=item.id)
 
         return each(ask, items, self.parallel)
 
@@ -155,33 +153,33 @@ class Client:
         return self._get("/health") is not None
 
     def about(self) -> dict[str, Any]:
-        """Return what the server tells of the model, and what never changes while it runs.
+        """Return what the server says about its model and itself.
 
         ``/v1/models`` is every server's; ``/props`` is llama-server's, with its build.
         """
-        models, props = self._get("/v1/models") or {}, self._get("/props") or {}
-        told: dict[str, Any] = {
+        props = self._get("/props") or {}
+        about: dict[str, Any] = {
             key: props[key] for key in ("model_path", "build_info") if key in props
         }
-        data = models.get("data")
-        listed = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
-        for one in listed:
-            if one.get("id") == self.model or len(listed) == 1:
+        data = (self._get("/v1/models") or {}).get("data")
+        models = [m for m in data if isinstance(m, dict)] if isinstance(data, list) else []
+        for model in models:
+            if model.get("id") == self.model or len(models) == 1:
                 keys = ("id", "owned_by", "root", "max_model_len", "meta")
-                told |= {f"model_{key}": one[key] for key in keys if key in one}
-        return told
+                about |= {f"model_{key}": model[key] for key in keys if key in model}
+        return about
 
     def _get(self, path: str) -> dict[str, Any] | None:
-        """Return the JSON object at an address of the server; None if there is none."""
+        """Return the JSON object at an address of the server, or None."""
         try:
-            found = self._http.get(self.url.removesuffix("/v1") + path)
-            told = found.json() if found.status_code == 200 else None
+            response = self._http.get(self.url.removesuffix("/v1") + path)
+            content = response.json() if response.status_code == 200 else None
         except (httpx2.HTTPError, ValueError):
             return None
-        return told if isinstance(told, dict) else None
+        return content if isinstance(content, dict) else None
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON object that the endpoint answers with."""
+        """Return the JSON object that the endpoint answers."""
         until = time.monotonic() + self._timeout_s
         raw = bytearray()
         try:
@@ -189,9 +187,9 @@ class Client:
                 for piece in response.iter_bytes():
                     raw += piece
                     if len(raw) > ANSWER_BYTES_MAX:
-                        raise _Failed(f"an answer of more than {ANSWER_BYTES_MAX >> 20} MiB")
+                        raise _Failed(f"an answer of more than {size(ANSWER_BYTES_MAX)}")
                     if time.monotonic() > until:
-                        raise _Failed(f"no whole answer within {self._timeout_s:g} s")
+                        raise _Failed(f"no complete answer within {self._timeout_s:g} s")
         except httpx2.TimeoutException as error:
             raise _Failed(f"no answer within {self._timeout_s:g} s") from error
         except httpx2.ConnectError as error:
@@ -201,22 +199,22 @@ class Client:
         if response.status_code != 200:
             raise _refused(response, bytes(raw))
         try:
-            found = json.loads(raw)
+            content = json.loads(raw)
         except ValueError as error:
-            raise _Failed(f"the answer is no JSON: {_shown(bytes(raw))}") from error
-        if not isinstance(found, dict):
-            raise _Failed(f"the answer is no object: {_shown(bytes(raw))}")
-        return found
+            raise _Failed(f"the answer is not JSON: {_shown(bytes(raw))}") from error
+        if not isinstance(content, dict):
+            raise _Failed(f"the answer is not a JSON object: {_shown(bytes(raw))}")
+        return content
 
 
 def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
     """Return what an error status means."""
     status = response.status_code
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        found = json.loads(raw)
-        error = found.get("error", found)  # older vLLM has no such level
-        told = {error.get("type"), error.get("code")}
-        if told & _TOO_LONG or "maximum context length" in str(error.get("message")):
+        content = json.loads(raw)
+        error = content.get("error", content)  # older vLLM has no such level
+        names = {error.get("type"), error.get("code")}
+        if names & _TOO_LONG or "maximum context length" in str(error.get("message")):
             return _Failed(f"prompt longer than the context: {error.get('message')}", again=False)
     again = status in _TRY_AGAIN or status >= 500
     why = f"status {status} {response.reason_phrase}: {_shown(raw)}"
@@ -225,7 +223,7 @@ def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
 
 
 def retry_after_s(value: str) -> float:
-    """Return the seconds of a ``Retry-After`` header, a number or a date; 0 if it is neither."""
+    """Return the seconds of a ``Retry-After`` header: a number or a date, else 0."""
     if value.strip().isascii() and value.strip().isdigit():
         return float(value)
     try:
@@ -241,15 +239,16 @@ def _shown(raw: bytes) -> str:
     return raw[:200].decode("utf-8", "replace").strip() or "nothing"
 
 
-def _answer(found: dict[str, Any], has_stop: bool) -> Generated:
-    """Return what an answer says, if it is one."""
+def _answer(content: dict[str, Any], has_stop: bool) -> Generated:
     try:
-        choice = found["choices"][0]
+        choice = content["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         finish = choice.get("finish_reason")
-        n_tokens = (found.get("usage") or {}).get("completion_tokens", 0)
+        n_tokens = (content.get("usage") or {}).get("completion_tokens", 0)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _Failed(f"the answer has no choice: {_shown(json.dumps(found).encode())}") from error
+        raise _Failed(
+            f"the answer has no choice: {_shown(json.dumps(content).encode())}"
+        ) from error
     if text is None:  # a refusal, or thoughts alone: greedy, it would be the same again
         raise _Failed("the answer has no text", again=False)
     if not isinstance(text, str) or not isinstance(n_tokens, int):

@@ -1,4 +1,4 @@
-"""What this machine has, and the settings that suit it."""
+"""Compute settings for this machine."""
 
 import psutil
 
@@ -7,7 +7,7 @@ from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.types import ComputeOptions, ModelFacts
 
 WINDOW = 512
-"""Tokens of a window of llama-imatrix, unless told."""
+"""Tokens of a window of llama-imatrix, by default."""
 GPU_BATCH = 2048
 MEMORY_SHARE = 0.8
 """Of this machine's memory, for models."""
@@ -55,7 +55,7 @@ def ubatch(n_batch: int, n_ctx: int) -> int:
 
 
 def logit_rows(n_vocab: int, options: ComputeOptions) -> int:
-    """Return how many rows of logits to ask for in one decode when scoring.
+    """Return how many rows of logits one decode computes when scoring.
 
     A function of vocabulary and backend alone: the number can change a logit's last bits.
     """
@@ -64,5 +64,5 @@ def logit_rows(n_vocab: int, options: ComputeOptions) -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine: all of it, so that choices do not change by the hour."""
+    """Return the machine's total memory: what is free now would change choices by the hour."""
     return int(psutil.virtual_memory().total)

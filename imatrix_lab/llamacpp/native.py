@@ -1,4 +1,4 @@
-"""Our own C++: a source beside the module that calls it, compiled once for this machine."""
+"""C++ kernels: a source beside the module that calls it, compiled once for this machine."""
 
 import ctypes
 import platform
@@ -21,7 +21,7 @@ _FLAGS = (
 
 
 def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> ctypes.CDLL:
-    """Return a library, compiled (seconds) with llama.cpp's compiler if it is not there.
+    """Return a library, compiled (seconds) with llama.cpp's compiler if needed.
 
     Raises
     ------
@@ -32,10 +32,8 @@ def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> cty
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         compiler = toolchain.find_compiler()
-        process.run(
-            [compiler, *_FLAGS, "-o", out / library, source],
-            log=scratch / "compile.log", timeout_s=300,
-        )  # fmt: skip
+        argv: list[str | Path] = [compiler, *_FLAGS, "-o", out / library, source]
+        process.run(argv, log=scratch / "compile.log", timeout_s=300)
         return {"compiler": Path(compiler).name}
 
     inputs = {
@@ -50,7 +48,7 @@ def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> cty
 
 
 def finish(futures: Sequence[Future[Any]]) -> None:
-    """Wait for native calls to end, whatever signals come: their memory is freed after."""
+    """Wait for native calls to end, even after Ctrl-C: their memory is freed afterwards."""
     while True:
         try:
             wait(futures)

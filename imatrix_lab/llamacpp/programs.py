@@ -1,4 +1,4 @@
-"""llama.cpp's command lines and what its programs print. Pure: nothing here runs anything."""
+"""llama.cpp's command lines, and parsers of what its programs print; nothing is run here."""
 
 import itertools
 import re
@@ -11,15 +11,9 @@ COMMIT = "0c1e57098"
 """The llama.cpp commit that llama-cpp-python 0.3.36 vendors."""
 
 PROGRAMS = (
-    "llama-imatrix",
-    "llama-quantize",
-    "llama-perplexity",
-    "llama-gguf-split",
-    "llama-bench",
-    "llama-fit-params",
-    "llama-server",
-    "ggml-rpc-server",
-)
+    "llama-imatrix", "llama-quantize", "llama-perplexity", "llama-gguf-split", "llama-bench",
+    "llama-fit-params", "llama-server", "ggml-rpc-server",
+)  # fmt: skip
 
 QUANT_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K",
@@ -34,7 +28,7 @@ QUANT_TYPES = (
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 OVERRIDE_BYTES_MAX = 127
-"""llama-quantize refuses ``--override-kv`` strings beyond this, and cuts its own there."""
+"""llama-quantize refuses longer ``--override-kv`` strings, and truncates its own."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ def quantize_argv(
 def perplexity_argv(
     program: Path, model: Path, text: Path, compute: Compute, *, n_windows: int
 ) -> list[str]:
-    """Return a llama-perplexity run over the first windows of a text."""
+    """Return a llama-perplexity command for the first windows of a text."""
     argv = [str(program), "-m", str(model), "-f", str(text), *compute.argv()]
     return [*argv, "--chunks", str(n_windows), "--no-warmup"]
 
@@ -133,10 +127,10 @@ def server_argv(
     threads: int | None,
     gpu_layers: int | None,
 ) -> list[str]:
-    """Return a llama-server on loopback, at a port of the system's choice.
+    """Return a llama-server command, on loopback at a port of the system's choice.
 
-    Flash attention and repacked weights are off, as in process: with them an answer's last bits
-    depend on what else is answered at the time. `n_ctx` tokens are for one prompt and its answer.
+    Flash attention and repacked weights are off, as in process: with them the last bits of an
+    answer depend on what else is answered at the time. `n_ctx` is for one prompt and its answer.
     """
     argv = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
     argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", "off"]
@@ -180,7 +174,7 @@ _COMPILER = re.compile(r"built with (.+)")
 
 
 class Steps:
-    """Counts the last ``[i]`` or ``[i/n]`` of output that arrives in pieces."""
+    """Finds the last ``[i]`` or ``[i/n]`` in output that arrives in pieces."""
 
     def __init__(self, pattern: re.Pattern[str] = _WINDOW):
         self._pattern, self._rest = pattern, ""
@@ -188,7 +182,7 @@ class Steps:
         self.total = 0
 
     def feed(self, piece: str) -> int:
-        """Take a piece of output; return the last step seen so far."""
+        """Take a piece of output; return the last step so far."""
         text = self._rest + piece
         end = 0
         for match in self._pattern.finditer(text):
@@ -218,7 +212,7 @@ def final_perplexity(output: str, n_windows: int) -> float | None:
     """Return the perplexity after `n_windows` windows, or None if the output does not have it.
 
     llama.cpp's programs print from a thread that is not waited for, so the last lines of a
-    run that succeeded can be missing. The last window's running value is the final one.
+    successful run can be missing. The running value of the last window is the final one.
     """
     values = {int(i): float(value) for i, value in _WINDOW.findall(output)}
     if match := _FINAL.search(output):
@@ -227,14 +221,13 @@ def final_perplexity(output: str, n_windows: int) -> float | None:
 
 
 def fallbacks(output: str) -> tuple[tuple[str, str, str], ...]:
-    """Return (tensor, wanted type, given type) of llama-quantize's fallback warnings."""
+    """Return (tensor, requested type, type it got) of llama-quantize's fallback warnings."""
     return tuple((m[1], m[4], m[5]) for m in _FALLBACK.finditer(output))
 
 
 def quant_size(output: str) -> tuple[int, float] | None:
     """Return size in bytes (to 0.01 MiB) and bits per weight, as llama-quantize prints them."""
-    matches = _QUANT_SIZE.findall(output)
-    if not matches:
+    if not (matches := _QUANT_SIZE.findall(output)):
         return None
     mib, bits_per_weight = matches[-1]
     return round(float(mib) * 2**20), float(bits_per_weight)

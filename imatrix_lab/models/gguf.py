@@ -1,9 +1,9 @@
 """Reading a GGUF file's header without trusting it.
 
 Every count, length and offset is checked against the size of the file before anything is
-allocated or skipped, so a truncated or hostile file costs one clear error. Long arrays
-(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``; tensor
-type sizes come from gguf-py.
+allocated or skipped, so a truncated or hostile file gives one clear error. Long arrays
+(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``; the sizes of
+tensor types are gguf-py's.
 """
 
 import itertools
@@ -26,19 +26,8 @@ KEEP_ARRAY_MAX = 64
 
 _NEWER = {42: ("Q2_0", 64, 18)}
 """Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+"""Type codes of numbers, and how struct calls them."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _ALIGNMENT_MAX = 1 << 20
 _KEY_BYTES_MAX = 65_535
@@ -46,7 +35,7 @@ _DIMS_MAX = 4
 _NEST_MAX = 4
 _STRING_BYTES_MAX = 64 << 20
 _WALK_MAX = 1 << 22
-"""Strings and arrays inside arrays, in all: several vocabularies of a million with their merges."""
+"""Strings and arrays inside arrays, in total: several vocabularies of a million tokens."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +108,14 @@ def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
                 raise BadModel(f"not a GGUF file: only {size_bytes} bytes long", where=path)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return _Parser(path, view, size_bytes, keep_arrays).header()
-    except FileNotFoundError as error:
-        raise BadModel("no such file", where=path, fix="check the path") from error
-    except IsADirectoryError as error:
-        raise BadModel("this is a directory, not a GGUF file", where=path) from error
-    except PermissionError as error:
-        raise BadModel("no permission to read this file", where=path) from error
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise BadModel("no such file", where=path, fix="check the path") from error
         raise BadModel(f"cannot be read: {error.strerror or error}", where=path) from error
+
+
+_RawTensor = tuple[str, tuple[int, ...], int, int]
+"""Name, shape, type code, offset from the start of the data."""
 
 
 class _Parser:
@@ -145,11 +134,8 @@ class _Parser:
         )
 
     def take(self, n: int, what: str) -> bytes:
-        if n < 0 or n > self.size_bytes - self.at:
-            raise self.bad(f"{what} needs {n} bytes, {self.size_bytes - self.at} are left")
-        raw = self.view[self.at : self.at + n]
-        self.at += n
-        return raw
+        self.skip(n, what)
+        return self.view[self.at - n : self.at]
 
     def skip(self, n: int, what: str) -> None:
         if n < 0 or n > self.size_bytes - self.at:
@@ -166,9 +152,10 @@ class _Parser:
         return self.take(length, what).decode("utf-8", "replace")
 
     def name(self, what: str) -> str:
-        if not (found := self.string(what, _KEY_BYTES_MAX)):
+        name = self.string(what, _KEY_BYTES_MAX)
+        if not name:
             raise self.bad(f"a {what} is empty")
-        return found
+        return name
 
     def header(self) -> GgufHeader:
         if self.take(4, "magic") != MAGIC:
@@ -256,22 +243,16 @@ class _Parser:
             raise self.bad(f"{key} ends in the middle")
         self.at = at
 
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+    def tensor(self) -> _RawTensor:
         name = self.name("tensor name")
         n_dims = self.number("I", f"dimensions of {name}")
         if not 1 <= n_dims <= _DIMS_MAX:
             raise self.bad(f"tensor {name!r} has {n_dims} dimensions")
         shape = tuple(self.number("Q", f"shape of {name}") for _ in range(n_dims))
-        return (
-            name,
-            shape,
-            self.number("I", f"type of {name}"),
-            self.number("Q", f"offset of {name}"),
-        )
+        code, offset = self.number("I", f"type of {name}"), self.number("Q", f"offset of {name}")
+        return name, shape, code, offset
 
-    def placed(
-        self, raw: list[tuple[str, tuple[int, ...], int, int]], alignment: int
-    ) -> list[TensorInfo]:
+    def placed(self, raw: list[_RawTensor], alignment: int) -> list[TensorInfo]:
         start = -(-self.at // alignment) * alignment
         tensors, seen = [], set()
         for name, shape, code, offset in raw:
@@ -290,9 +271,9 @@ class _Parser:
                 )
             tensors.append(TensorInfo(name, shape, type_name, start + offset, size_bytes))
         ordered = sorted(tensors, key=lambda t: t.offset)
-        for one, other in itertools.pairwise(ordered):
-            if one.offset + one.size_bytes > other.offset:
-                raise self.bad(f"tensors {one.name!r} and {other.name!r} overlap")
+        for first, second in itertools.pairwise(ordered):
+            if first.offset + first.size_bytes > second.offset:
+                raise self.bad(f"tensors {first.name!r} and {second.name!r} overlap")
         return tensors
 
     def tensor_size(self, name: str, shape: tuple[int, ...], code: int) -> tuple[str, int]:
@@ -311,30 +292,27 @@ class _Parser:
 
 
 def _size_bytes(element: int) -> int:
-    """Return the size of an array's element; the least there is for strings and arrays."""
+    """Return the size of an array's element; for strings and arrays the smallest possible."""
     return struct.calcsize("<" + _SCALARS[element]) if element in _SCALARS else 8
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
-    """Return all shards of a split model, given any one of them; else the path alone.
+    """Return all shards of a split model, given any of them; else the path alone.
 
     Raises
     ------
     BadModel : a shard is missing.
     """
-    match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
     if not match:
         return (path,)
-    prefix, total = match[1], int(match[3])
-    shards = tuple(
-        path.with_name(f"{prefix}-{i:05d}-of-{total:05d}.gguf") for i in range(1, total + 1)
-    )
-    missing = [s.name for s in shards if not s.exists()]
-    if missing:
+    total = int(match[2])
+    names = [f"{match[1]}-{i:05d}-of-{total:05d}.gguf" for i in range(1, total + 1)]
+    if missing := [name for name in names if not path.with_name(name).exists()]:
+        more = " …" if len(missing) > 1 else ""
         raise BadModel(
-            f"{len(missing)} of {total} parts of this split model are missing: {missing[0]}"
-            + (" …" if len(missing) > 1 else ""),
+            f"{len(missing)} of {total} parts of this split model are missing: {missing[0]}{more}",
             where=path.parent,
             fix="fetch the missing parts into the same folder",
         )
-    return shards
+    return tuple(map(path.with_name, names))

@@ -1,8 +1,8 @@
 """Models on the Hugging Face Hub: ``hf:org/repo[@revision][:file-or-glob]`` -> local GGUF.
 
-A revision is resolved to a commit, and each artefact keeps the list of files at its commit. So
-the choice among them can be made again without the network: always for a pinned commit, and for
-a commit fetched earlier under the same revision while the Hub is out of reach.
+A revision is resolved to a commit, and each artefact keeps the list of files at its commit. So a
+file can be chosen again without the network: always for a pinned commit, and while the Hub is
+unreachable for a commit fetched earlier under the same revision.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf\Z")
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model", "LICENSE*", "README.md")
 
 _Plan = tuple[Listing, str, dict[str, Any]]
-"""What a repository holds, and the store's kind and inputs of what answers a request."""
+"""A repository's files, and kind and inputs of the artefact that answers a request."""
 
 
 @dataclass(frozen=True)
 class HubRef:
-    """What was asked for: a repository, a revision of it, and which of its files."""
+    """A requested model: a repository, a revision of it, and which of its files."""
 
     repo: str
     revision: str | None = None
     pattern: str | None = None
 
     def __str__(self) -> str:
-        """Return it as it is written on the command line."""
+        """Return it as written on the command line."""
         revision = f"@{self.revision}" if self.revision else ""
         return f"hf:{self.repo}{revision}" + (f":{self.pattern}" if self.pattern else "")
 
@@ -63,14 +63,12 @@ class Converter:
 
 
 def parse(spec: str) -> HubRef:
-    """Return what ``hf:org/repo[@revision][:file-or-glob]`` names; anything else is UsageError."""
+    """Return the parts of ``hf:org/repo[@revision][:file-or-glob]``, or raise `UsageError`."""
     match = _SPEC.fullmatch(spec)
     if not match or ".." in match["repo"] or "--" in match["repo"]:
-        raise UsageError(
-            f"not a model on the Hub: {spec}",
-            fix="write hf:org/repo[@revision][:file-or-glob],"
-            " for example 'hf:org/model-GGUF@main:*Q8_0*.gguf'",
-        )
+        example = "for example 'hf:org/model-GGUF@main:*Q8_0*.gguf'"
+        fix = f"write hf:org/repo[@revision][:file-or-glob], {example}"
+        raise UsageError(f"not a model on the Hub: {spec}", fix=fix)
     revision = match["revision"]
     if revision and re.fullmatch("[0-9A-Fa-f]{40}", revision):
         revision = revision.lower()
@@ -82,9 +80,9 @@ def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Pa
 
     Raises
     ------
-    UsageError : no model fits, or several do.
-    FetchFailed : the Hub refuses, is out of reach, or sent something else than it lists.
-    MissingTool : a conversion is due, and the converter or what it imports is not there.
+    UsageError : no model matches, or several do.
+    FetchFailed : the Hub refuses, is unreachable, or sends other bytes than it lists.
+    MissingTool : the converter, or a package it imports, is missing.
     ToolFailed : the converter failed.
     """
     listing, kind, inputs = _settle(ref, session, converter)
@@ -94,7 +92,7 @@ def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Pa
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         folder = scratch / "model" / name
         if kind == "converted" and converter:
-            _need_packages()
+            _require_packages()
             download(ref.repo, listing.commit, files, folder, session.progress, total_bytes(files))
             target = out / f"{name}-{{OUTTYPE}}.gguf"  # the converter fills it in
             _convert(converter, folder, target, scratch / "convert.log", session.progress)
@@ -111,7 +109,7 @@ def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Pa
 
 
 def _settle(ref: HubRef, session: Session, converter: Converter | None) -> _Plan:
-    """Decide on a commit and on what is wanted of it, asking the Hub only if that is needed."""
+    """Choose a commit and its files, asking the Hub only if needed."""
     earlier = _earlier(ref, session.store)
     for listing in earlier:
         if listing.commit == ref.revision:
@@ -132,7 +130,7 @@ def _settle(ref: HubRef, session: Session, converter: Converter | None) -> _Plan
 
 
 def _earlier(ref: HubRef, store: Store) -> list[Listing]:
-    """Return what the store has of this repository and revision, last used first."""
+    """Return the store's listings of this repository and revision, last used first."""
     commits = {ref.revision, *_refs(store).get(_name(ref), [])}
     listings = []
     for artifact in sorted(store.artifacts(), key=Artifact.last_used_s, reverse=True):
@@ -143,7 +141,7 @@ def _earlier(ref: HubRef, store: Store) -> list[Listing]:
 
 
 def _remember(ref: HubRef, commit: str, store: Store) -> None:
-    """Note a commit under its revision: not in the manifest, which is the same for any name."""
+    """Record a commit under its revision; the manifest is the same for any revision."""
     refs = _refs(store)
     commits = refs.setdefault(_name(ref), [])
     if commit not in (ref.revision, *commits):
@@ -164,7 +162,7 @@ def _name(ref: HubRef) -> str:
 
 
 def _plan(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
-    """Choose the files that are needed, and what to do with them."""
+    """Choose the files, and whether they are converted."""
     top = [n for n in listing.files if "/" not in n]
     weights = [n for n in top if fnmatchcase(n, "model*.safetensors") and "config.json" in top]
     kind, how = "hub", {}
@@ -185,7 +183,7 @@ def _plan(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
 
 
 def _models(files: Files) -> dict[str, list[str]]:
-    """Return the GGUF models: the first file's name -> those of its files that are there."""
+    """Return the GGUF models: name of the first file -> files."""
     models: dict[str, list[str]] = {}
     for name in sorted(files):
         base = PurePosixPath(name).name.lower()
@@ -199,35 +197,32 @@ def _first_shard(name: str) -> str:
 
 
 def _choose(ref: HubRef, listing: Listing, has_weights: bool) -> list[str]:
-    """Return the files of the one GGUF model that is meant, with all its shards."""
+    """Return the files of the one GGUF model that matches, with all its shards."""
     models = _models(listing.files)
     where = f"{ref.repo} at commit {listing.commit}"
     if not models:
         fix = "name a repository with GGUF or safetensors files"
         if has_weights:
-            fix = f"leave out the file, and the safetensors are converted: hf:{ref.repo}"
+            fix = f"name no file, and the safetensors are converted: hf:{ref.repo}"
         raise UsageError("there is no GGUF model in this repository", where=where, fix=fix)
-    fitting = list(models)
+    matching = list(models)
     if pattern := ref.pattern:
-        fitting = [key for key in models if key == _first_shard(pattern)] or [
+        matching = [key for key in models if key == _first_shard(pattern)] or [
             key
             for key, names in models.items()
             if any(fnmatchcase(n, pattern) or fnmatchcase(Path(n).name, pattern) for n in names)
         ]
-    if len(fitting) != 1:
-        shown = fitting or list(models)
+    if len(matching) != 1:
+        shown = matching or list(models)
         sizes = {k: total_bytes({n: listing.files[n] for n in models[k]}) for k in shown}
         listed = [f"\n    {key}  {size(n_bytes)}" for key, n_bytes in sizes.items()]
-        what = f"{len(fitting)} models fit" if fitting else "no model fits"
-        example = HubRef(ref.repo, ref.revision, shown[0])
-        raise UsageError(
-            f"{what} {ref}; there {'is' if len(shown) == 1 else 'are'}" + "".join(listed),
-            where=where,
-            fix=f"--model '{example}'",
-        )
-    shard = _SHARD.fullmatch(fitting[0])
+        what = f"{len(matching)} models match" if matching else "no model matches"
+        what += f" {ref}; candidates:" + "".join(listed)
+        fix = f"--model '{HubRef(ref.repo, ref.revision, shown[0])}'"
+        raise UsageError(what, where=where, fix=fix)
+    shard = _SHARD.fullmatch(matching[0])
     if not shard:
-        return fitting
+        return matching
     count = int(shard["count"])
     whole = [f"{shard['stem']}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
     if missing := [name for name in whole if name not in listing.files]:
@@ -239,7 +234,7 @@ def _choose(ref: HubRef, listing: Listing, has_weights: bool) -> list[str]:
     return whole
 
 
-def _need_packages() -> None:
+def _require_packages() -> None:
     missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
     if missing:
         raise MissingTool(
@@ -265,11 +260,6 @@ def _convert(
         try:
             process.run(argv, log=log, env=env, on_output=on_output)
         except ToolFailed as error:
-            raise ToolFailed(
-                f"{folder.name} cannot be converted to GGUF: {error.what}",
-                argv=argv,
-                returncode=error.returncode,
-                tail=error.tail,
-                log=log,
-                fix="read the log; the pinned llama.cpp may not support this architecture",
-            ) from error
+            what = f"{folder.name} cannot be converted to GGUF: {error.what}"
+            fix = "read the log; the pinned llama.cpp may not support this architecture"
+            raise ToolFailed(what, tail=error.tail, log=log, fix=fix) from error

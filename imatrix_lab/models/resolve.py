@@ -1,6 +1,6 @@
-"""Where a model comes from, and what it says of itself.
+"""Models by name, and the facts in their headers.
 
-demo                            the embedded default (demo_model.py)
+demo                            the embedded default (demo.py)
 path/model.gguf                 a file; any shard of a split model
 hf:org/repo[@revision][:glob]   the Hugging Face Hub (hub.py)
 """
@@ -19,6 +19,8 @@ from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.errors import BadModel, UsageError
+from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import demo, hub
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
@@ -32,12 +34,12 @@ _UNQUANTIZED = re.compile(
 )
 
 
-def resolve(spec: str, session: Session, converter: hub.Converter | None = None) -> Model:
-    """Return the model a user named, fetched or built if need be.
+def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Model:
+    """Return the model a user named, fetched or built if needed.
 
     Parameters
     ----------
-    converter : llama.cpp's converter, for ``hf:`` repositories without GGUF files.
+    tools : for ``hf:`` repositories without GGUF files; by default what is built already.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
     BadModel : the file is damaged, or not a model.
     """
     notice: tuple[Path, ...] = ()
-    known: dict[Path, str] = {}  # sha256 that the store has already
+    known: dict[Path, str] = {}  # sha256 recorded in the store
     if spec == "demo":
         artifact = demo.fetch(session)
         path = artifact.path / demo.FILE
@@ -53,18 +55,21 @@ def resolve(spec: str, session: Session, converter: hub.Converter | None = None)
         label, origin, base_model = "demo", "demo", str(artifact.facts["base_model"])
         known = {path: artifact.sha256(demo.FILE)}
     elif spec.startswith("hf:"):
-        path = hub.fetch(hub.parse(spec), session, converter)[0]
-        label, base_model = _label(path), hub.parse(spec).repo
+        ref = hub.parse(spec)
+        tools = tools or toolchain.find(session.store, toolchain.default_backend())
+        converter = hub.Converter(tools.commit, tools.convert_script) if tools else None
+        path = hub.fetch(ref, session, converter)[0]
+        label, base_model = _label(path), ref.repo
         origin, known = _on_the_hub(path, base_model)
     else:
         path = _local(spec)
         label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
-    found = facts(shards)
+    header = facts(shards)
     digests = [known.get(p) or sha256_of(p, session) for p in shards]
     joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     sha256 = digests[0] if len(digests) == 1 else joined
-    return Model(label, shards[0], shards, sha256, found, origin, base_model, notice)
+    return Model(label, shards[0], shards, sha256, header, origin, base_model, notice)
 
 
 def check_spec(spec: str, store: Store | None = None) -> None:
@@ -112,11 +117,11 @@ def _label(path: Path) -> str:
 
 
 def facts(shards: tuple[Path, ...]) -> ModelFacts:
-    """Return what the headers of a model's shards say.
+    """Return the facts in the headers of a model's shards.
 
     Raises
     ------
-    BadModel : a damaged file, one that is not a model, or shards that do not belong together.
+    BadModel : a damaged file, not a model, or shards of different models.
     """
     headers = [read_header(path) for path in shards]
     first, tensors = headers[0], [t for h in headers for t in h.tensors]
@@ -127,9 +132,8 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         raise BadModel("this GGUF file has no tensors (a vocabulary only?)", where=shards[0])
     expected = first.integer("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise BadModel(
-            f"{len(tensors)} tensors in all parts, {expected} announced", where=shards[0]
-        )
+        what = f"{len(tensors)} tensors in all parts, {expected} announced"
+        raise BadModel(what, where=shards[0])
     n_parameters = sum(t.n_elements for t in tensors)
     data_bytes = sum(t.size_bytes for t in tensors)
     return ModelFacts(
@@ -161,7 +165,7 @@ def _calibration(header: GgufHeader) -> str:
 
 
 def quantizable(tensor: TensorInfo) -> bool:
-    """Return whether llama-quantize would quantize a tensor (as llama-quant.cpp has it)."""
+    """Return whether llama-quantize would quantize a tensor (see llama-quant.cpp)."""
     return (
         any(n > 1 for n in tensor.shape[1:])
         and tensor.name.endswith("weight")
@@ -175,11 +179,11 @@ def _n_vocab(header: GgufHeader) -> int:
 
 
 def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
-    """Return the file's type: by its own word, else the commonest of its tensors'."""
+    """Return the file's type: as its metadata has it, else the most common of its tensors."""
     with contextlib.suppress(ValueError, KeyError):
-        said = gguf.LlamaFileType(header.metadata["general.file_type"])
-        if said != gguf.LlamaFileType.GUESSED:
-            return str(said.name.removeprefix("MOSTLY_").removeprefix("ALL_"))
+        file_type = gguf.LlamaFileType(header.metadata["general.file_type"])
+        if file_type != gguf.LlamaFileType.GUESSED:
+            return str(file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_"))
     bits: Counter[str] = Counter()
     for tensor in tensors:
         bits[tensor.type_name] += tensor.n_elements
@@ -187,10 +191,10 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
 
 
 def sha256_of(path: Path, session: Session) -> str:
-    """Return a file's sha256; remembered by path, size, inode and time of change."""
-    memory = session.store.root / "sha256.json"
+    """Return a file's sha256; cached by path, size, inode and time of change."""
+    cache = session.store.root / "sha256.json"
     try:
-        known = dict(json.loads(memory.read_text(encoding="utf-8")))
+        known = dict(json.loads(cache.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         known = {}
     stat = path.stat()
@@ -199,5 +203,5 @@ def sha256_of(path: Path, session: Session) -> str:
         with session.progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
             known[key] = sha256_file(path, task.update)
         session.store.root.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, canonical_json(known))
+        write_whole(cache, canonical_json(known))
     return str(known[key])

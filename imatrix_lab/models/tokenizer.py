@@ -1,4 +1,4 @@
-"""A model's vocabulary, through the bindings: tokens are the unit of every budget."""
+"""A model's tokenizer, through llama.cpp's bindings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _last_error: deque[str] = deque(maxlen=1)
 class Vocabulary:
     """Tokenizes as llama-imatrix does: with BOS where the model adds it.
 
-    Loads the vocabulary alone, on first use; the weights are not read.
+    On first use it loads the vocabulary, without the weights.
 
     Parameters
     ----------
@@ -60,23 +60,19 @@ class Vocabulary:
     def tokens(
         self, text: str, add_special: bool = True, parse_special: bool | None = None
     ) -> list[int]:
-        """Return the token ids of a text, with `add_special` BOS where the model adds it.
+        """Return the token ids of a text, with BOS if `add_special` and the model adds it.
 
-        None for `parse_special` is what the vocabulary was opened with.
+        `parse_special` is by default what the vocabulary was opened with.
         """
-        if parse_special is None:
-            parse_special = self.parse_special
-        vocab = self._vocab
-        raw = text.encode()
+        special = self.parse_special if parse_special is None else parse_special
+        vocab, raw = self._vocab, text.encode()
         room = len(raw) + 8
         buffer = (self._llama.llama_token * room)()
-        n = self._llama.llama_tokenize(
-            vocab, raw, len(raw), buffer, room, add_special, parse_special
-        )
+        n = self._llama.llama_tokenize(vocab, raw, len(raw), buffer, room, add_special, special)
         return list(buffer[:n])
 
     def bos(self) -> int | None:
-        """Return the token that begins every text, or None where the model adds none."""
+        """Return the token that begins every text, or None if the model adds none."""
         vocab = self._vocab
         adds = self._llama.llama_vocab_get_add_bos(vocab)
         bos = int(self._llama.llama_vocab_bos(vocab))
@@ -85,7 +81,7 @@ class Vocabulary:
     def size_bytes(self, token: int) -> int:
         """Return the length of a token's text in bytes of UTF-8."""
         vocab = self._vocab
-        # without room, the length needed comes back negative
+        # without a buffer it returns the length, negated
         return -int(self._llama.llama_token_to_piece(vocab, token, None, 0, 0, True))
 
     def n_tokens(self) -> int:
@@ -94,10 +90,7 @@ class Vocabulary:
         return int(self._llama.llama_vocab_n_tokens(vocab))
 
     def word(self, token: int) -> str:
-        """Return a token's text, or nothing where it is no text by itself.
-
-        Control tokens, unused ones and parts of a character are not.
-        """
+        """Return a token's text, or "" for control tokens, unused ones and parts of characters."""
         vocab = self._vocab
         if self._llama.llama_vocab_get_attr(vocab, token) != _NORMAL:
             return ""
@@ -107,7 +100,7 @@ class Vocabulary:
             return ""
 
     def piece(self, token: int) -> bytes:
-        """Return what a token adds to an answer: UTF-8, or a part of it; nothing if control."""
+        """Return the bytes a token adds to an answer (perhaps part of a character)."""
         vocab = self._vocab
         room = max(1, self.size_bytes(token))
         buffer = ctypes.create_string_buffer(room)
@@ -115,12 +108,12 @@ class Vocabulary:
         return buffer.raw[: max(0, n)]
 
     def is_end(self, token: int) -> bool:
-        """Return whether a token ends an answer: of the text, of a turn, of a message."""
+        """Return whether a token ends a text, a turn or a message."""
         vocab = self._vocab
         return bool(self._llama.llama_vocab_is_eog(vocab, token))
 
     def count(self, text: str) -> int:
-        """Return how many tokens llama-imatrix will see."""
+        """Return the number of tokens that llama-imatrix will read."""
         return len(self.tokens(text))
 
 
@@ -128,17 +121,14 @@ _one_at_a_time = threading.Lock()
 
 
 def silence(llama: Any) -> None:
-    """Send llama.cpp's log nowhere: it would end up between our own lines."""
+    """Discard llama.cpp's log, which would mix with our own output."""
     with _one_at_a_time:
         _silenced(llama)
 
 
 @functools.cache
 def _silenced(llama: Any) -> Any:
-    """Return the callback that hears llama.cpp's log from now on.
-
-    The library calls the callback for as long as the process lives, so it is kept as long.
-    """
+    """Return a new log callback; cached, since the library calls it as long as we live."""
 
     def keep(level: int, text: bytes, data: object) -> None:
         if level == _ERROR:
@@ -150,5 +140,5 @@ def _silenced(llama: Any) -> Any:
 
 
 def last_error() -> str:
-    """Return the last error that llama.cpp logged, or nothing."""
+    """Return the last error that llama.cpp logged, or ""."""
     return _last_error[-1] if _last_error else ""

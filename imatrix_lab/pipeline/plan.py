@@ -14,7 +14,6 @@ from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
-from imatrix_lab.models.convert import converter
 from imatrix_lab.pipeline import deliver, quick, tune
 from imatrix_lab.quantize import run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -80,8 +79,7 @@ def _look(request: Request, session: Session) -> _Stored:
     tools = toolchain.find(session.store, request.compute.backend)
     stored, read_only = _Stored(tools, None), session.read_only()
     try:
-        convert = converter(tools) if tools else None
-        stored.model = resolve.resolve(request.model, read_only, convert)
+        stored.model = resolve.resolve(request.model, read_only, tools)
         if tools:
             stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
             options = tune.imatrix_options(request, stored.model, stored.corpus)

@@ -18,14 +18,14 @@ from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus import build as corpora
+from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.predict import Losses
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import convert, resolve
+from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run
 from imatrix_lab.score import compatible
@@ -160,8 +160,7 @@ class Predictor:
             resolve.check_spec(spec, session.store)
         self.session, self.selecting = session, request.select
         self.tools: Toolchain = toolchain.get(request.compute.backend, session)
-        converter = convert.converter(self.tools)
-        self.model: Model = resolve.resolve(request.model, session, converter)
+        self.model: Model = resolve.resolve(request.model, session, self.tools)
         self.facts: dict[str, ImatrixFacts | None] = {name: None for name, _ in request.imatrices}
         for name, path in self.paths.items():
             self.facts[name] = tune.existing_imatrix(path, self.model, session.progress)
@@ -200,7 +199,7 @@ class Predictor:
         """Return what a quant loses that is made now, and removed again."""
         tools, model = self.tools, self.model
         store, progress = self.session.store, self.session.progress
-        label = f"{model.label}-{corpora.slug(name)}-{quant_type}"
+        label = f"{model.label}-{slug(name)}-{quant_type}"
 
         def make(out: Path, scratch: Path) -> dict[str, Any]:
             stored = self._stored(imatrix, quant_type)

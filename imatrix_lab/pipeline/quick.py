@@ -15,8 +15,8 @@ from imatrix_lab.core.files import need_room
 from imatrix_lab.core.progress import Meter, Progress, Relay
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import documents, packing
+from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadImatrix, BadText, FetchFailed, ImatrixLabError, MissingTool
 from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import toolchain
@@ -29,7 +29,7 @@ from imatrix_lab.quantize import run
 from imatrix_lab.records import runs
 from imatrix_lab.score.job import METRICS_VERSION
 from imatrix_lab.stats.comparison import Comparison
-from imatrix_lab.types import CorpusFacts, ImatrixFacts, Request, ScoreRequest
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request, ScoreRequest
 
 QUICK_VERSION = 1
 """Raise it when the same files give another answer. 1: first answers."""
@@ -103,10 +103,10 @@ def _answer(
             )
             return None
         session.progress.say(
-            f"quick answer: {case.type} without and with an English imatrix, scored beside this"
-            f" file; about {math.ceil(minutes)} min"
+            f"quick answer: {case.quant.type} without and with an English imatrix, scored beside"
+            f" this file; about {math.ceil(minutes)} min"
         )
-    label = f"{result.model.label}-{case.corpus.language}-{case.type}"
+    label = f"{result.model.label}-{case.corpus.language}-{case.quant.type}"
     artifact = session.store.get(
         "quick", label, inputs, lambda _, scratch: case.make(scratch, session), session.progress
     )
@@ -118,57 +118,40 @@ class Case:
     """A tuned file, and text for an English imatrix to compare with; None goes without."""
 
     request: Request
-    result: Result
+    model: Model
+    corpus: CorpusFacts
+    imatrix: ImatrixFacts
+    quant: QuantFacts
     tools: Toolchain
     english: CorpusFacts | None
 
     @staticmethod
     def of(request: Request, result: Result, session: Session) -> "Case":
         """Return the case of a run's first file; English text is built if need be."""
+        model, corpus, imatrix = result.model, result.corpus, result.imatrix
+        assert corpus and imatrix  # `tune` has both
         tools = toolchain.get(request.compute.backend, session)
         english = None
-        if result.corpus and result.corpus.language != ENGLISH:
+        if corpus.language != ENGLISH:
             n_tokens = min(request.n_tokens, ENGLISH_TOKENS)
             english_request = dataclasses.replace(request, text=ENGLISH, n_tokens=n_tokens)
             try:
-                english = tune.corpus_of(english_request, tools, result.model, session)
+                english = tune.corpus_of(english_request, tools, model, session)
             except (FetchFailed, MissingTool, BadText) as error:
                 session.progress.say(f"note: quick answer without English: {error.what}")
-        return Case(request, result, tools, english)
-
-    @property
-    def type(self) -> str:
-        """Quant type of the first file."""
-        return self.result.quants[0].type
-
-    @property
-    def corpus(self) -> CorpusFacts:
-        """Text of the tuned file's imatrix."""
-        assert self.result.corpus is not None  # `tune` has one
-        return self.result.corpus
-
-    @property
-    def imatrix(self) -> ImatrixFacts:
-        """The tuned file's imatrix."""
-        assert self.result.imatrix is not None
-        return self.result.imatrix
-
-    @property
-    def options(self) -> run.Options:
-        """How the files are quantized."""
-        return tune.quant_options(self.request, self.result.model)
+        return Case(request, model, corpus, imatrix, result.quants[0], tools, english)
 
     def inputs(self) -> dict[str, Any]:
         """Return what determines the answer."""
-        model, english = self.result.model, None
+        english = None
         if self.english:
-            options = tune.imatrix_options(self.request, model, self.english)
-            english = collect.inputs(model, self.english, options, self.tools)
+            options = tune.imatrix_options(self.request, self.model, self.english)
+            english = collect.inputs(self.model, self.english, options, self.tools)
         return {
             "quick_version": QUICK_VERSION,
             "metrics_version": METRICS_VERSION,
-            "quant_sha256": self.result.quants[0].sha256,
-            "model_sha256": model.sha256,
+            "quant_sha256": self.quant.sha256,
+            "model_sha256": self.model.sha256,
             "heldout_sha256": self.corpus.heldout_sha256,
             "limits": [DOCUMENTS, TOKENS],
             "english": english,
@@ -176,40 +159,35 @@ class Case:
         }
 
     def require_comparable(self) -> None:
-        """Raise if no comparison is possible.
-
-        Raises
-        ------
-        BadText : one held-out document, or no other imatrix to compare with.
-        """
+        """Raise `BadText` with one held-out document, or nothing to compare with."""
         if self.corpus.n_heldout < 2:
             raise BadText(
                 "only one held-out document, and intervals are over documents",
                 where=self.corpus.heldout,
             )
         if not self.english and self._requires_imatrix():
-            raise BadText(f"nothing to compare with: {self.type} needs an imatrix")
+            raise BadText(f"nothing to compare with: {self.quant.type} needs an imatrix")
 
     def seconds(self, tokens_per_s: float) -> float:
         """Return about how long it takes; at a usual rate where none was measured."""
         if not tokens_per_s > 0:
-            tokens_per_s = WEIGHT_TOKENS_PER_S * cores() / self.result.model.facts.n_parameters
+            tokens_per_s = WEIGHT_TOKENS_PER_S * cores() / self.model.facts.n_parameters
         n_models = 3 + (self.english is not None)
         n_tokens = n_models * TOKENS + (self.english.n_tokens if self.english else 0)
-        return n_tokens / tokens_per_s + (n_models - 2) * (self.result.quants[0].seconds or 0.0)
+        return n_tokens / tokens_per_s + (n_models - 2) * (self.quant.seconds or 0.0)
 
     def make(self, scratch: Path, session: Session) -> Mapping[str, Any]:
         """Make the other files, score all, and compare; a stopped run goes on in `scratch`."""
         heldout = scratch / "heldout.jsonl"
         document_tokens = self._write_documents(heldout)
         others = self._others(scratch, session)
-        paths = [self.result.quants[0].path, *(path for path, _ in others.values())]
+        paths = [self.quant.path, *(path for path, _ in others.values())]
         out = scratch / "scores"
         shutil.rmtree(out, ignore_errors=True)
         request = ScoreRequest(
-            str(self.result.model.path),
+            str(self.model.path),
             tuple(map(str, paths)),
-            ((corpora.slug(self.corpus.language), heldout),),
+            ((slug(self.corpus.language), heldout),),
             out,
             dataclasses.replace(self.request.compute, n_ctx=None, n_batch=None),
         )
@@ -222,7 +200,7 @@ class Case:
             c.question.a.removesuffix(f" {own['quant']['type']}"): c for c in report.comparisons
         }
         answer = Answer(
-            type=self.type,
+            type=self.quant.type,
             language=self.imatrix.language,
             language_name=self.corpus.language_name,
             imatrix_tokens=self.imatrix.n_tokens,
@@ -244,7 +222,7 @@ class Case:
         n = min(DOCUMENTS, len(heldout))
         n_tokens = TOKENS // n
         lines = []
-        with Vocabulary(self.tools, self.result.model.path) as vocabulary:
+        with Vocabulary(self.tools, self.model.path) as vocabulary:
             for i in range(n):
                 document = heldout[i * len(heldout) // n]
                 text = packing.within_budget([document], n_tokens, vocabulary.count)[0]
@@ -260,7 +238,7 @@ class Case:
         if self.english:
             try:
                 imatrices[ENGLISH] = tune.imatrix_of(
-                    self.request, self.tools, self.result.model, self.english, session
+                    self.request, self.tools, self.model, self.english, session
                 )
             except BadImatrix as error:
                 session.progress.say(f"note: quick answer without English: {error.what}")
@@ -270,18 +248,19 @@ class Case:
         }
 
     def _requires_imatrix(self) -> bool:
-        return run.dry_run(self.tools, self.result.model, self.type, self.options)[1]
+        options = tune.quant_options(self.request, self.model)
+        return run.dry_run(self.tools, self.model, self.quant.type, options)[1]
 
     def _quantized(self, scratch: Path, imatrix: ImatrixFacts | None, progress: Progress) -> Path:
         """Return the same type with another imatrix; scoring it is its check."""
         target = scratch / f"{imatrix.language if imatrix else 'none'}.gguf"
         if not target.exists():
-            need_room(target, self.result.quants[0].size_bytes, f"{self.type} for the quick answer")
+            need_room(target, self.quant.size_bytes, f"{self.quant.type} for the quick answer")
             part = scratch / "part.gguf"
             metadata = tune.metadata_of(self.tools, self.english if imatrix else None, imatrix)
-            model, log = self.result.model, scratch / "llama-quantize.log"
-            spec = run.QuantSpec(model, imatrix, self.type, self.options, metadata)
-            run.run_quantize(self.tools, spec, part, log, progress)
+            options = tune.quant_options(self.request, self.model)
+            spec = run.QuantSpec(self.model, imatrix, self.quant.type, options, metadata)
+            run.run_quantize(self.tools, spec, part, scratch / "llama-quantize.log", progress)
             part.replace(target)
         return target
 

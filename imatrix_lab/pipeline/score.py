@@ -13,7 +13,6 @@ from imatrix_lab.corpus.documents import decode, read
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.convert import converter
 from imatrix_lab.models.resolve import check_spec, resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
@@ -38,9 +37,8 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     """
     _check(request, session)
     tools = toolchain.get(request.compute.backend, session, own=False)
-    convert = converter(tools)
-    reference = resolve(request.reference, session, convert)
-    quants = [resolve(spec, session, convert) for spec in request.quants]
+    reference = resolve(request.reference, session, tools)
+    quants = [resolve(spec, session, tools) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)
 
 

@@ -8,8 +8,8 @@ from imatrix_lab import __version__
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.corpus import build as corpora
 from imatrix_lab.corpus import languages, mixture
+from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text, slug
 from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import UsageError
@@ -19,7 +19,6 @@ from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
-from imatrix_lab.models.convert import converter
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, model_card
 from imatrix_lab.quantize import run
@@ -63,21 +62,21 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """
     resolve.check_spec(request.model, session.store)
     tools = toolchain.get(request.compute.backend, session)
-    return tools, resolve.resolve(request.model, session, converter(tools))
+    return tools, resolve.resolve(request.model, session, tools)
 
 
 def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:
     """Return the text of a request: of a language or mixture, a corpus folder, or a file."""
     text = parse_text(request.text, allow_file=True)
     if isinstance(text, Path) and text.is_dir():
-        return corpora.from_folder(text)
+        return from_folder(text)
     special = request.parse_special or request.corpus.chat > 0
     n_tokens = request.n_tokens
     with Vocabulary(tools, model.path, special) as vocabulary:
         if isinstance(text, Path):
-            corpus = corpora.from_file(text, model, vocabulary, n_tokens, session)
+            corpus = from_file(text, model, vocabulary, n_tokens, session)
         else:
-            corpus = corpora.build(text, model, vocabulary, n_tokens, request.corpus, session)
+            corpus = build(text, model, vocabulary, n_tokens, request.corpus, session)
     if corpus.n_tokens < n_tokens:
         mixed = isinstance(text, Mixture) and len(text.parts) > 1
         session.progress.say(
@@ -94,7 +93,7 @@ def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
     ------
     UsageError : none of these.
     """
-    parsed = mixture.parse_or_path(text, corpora.CALIBRATION)
+    parsed = mixture.parse_or_path(text, CALIBRATION)
     if isinstance(parsed, Path) and parsed.is_file() and not allow_file:
         return mixture.parse(text)  # raises: no such language
     return parsed
@@ -138,43 +137,30 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     UsageError : no text to verify with.
     """
     deliver.check_folder(request.out)
-    language = imatrix_language(imatrix_path) if imatrix_path else ""
-    text = request.text or language
+    text = request.text
+    if imatrix_path:
+        matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
+        text = text or slug(matrix.language or imatrix_path.stem)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
-    parse_text(text, allow_file=True)
+    source = parse_text(text, allow_file=True)
     tools, model = prepare(request, session)
     imatrix = None
     if imatrix_path:
         imatrix = existing_imatrix(imatrix_path, model, session.progress, request.force)
-    request = dataclasses.replace(request, text=text)
-    heldout = _heldout(request, tools, model, session)
+    if isinstance(source, Mixture) or source.is_dir():
+        text_request = dataclasses.replace(request, text=text)
+        heldout = heldout_in(corpus_of(text_request, tools, model, session))
+    else:
+        content = decode(source.read_bytes(), str(source))
+        with Vocabulary(tools, model.path) as vocabulary:
+            heldout = HeldOut(sha256_file(source), content, vocabulary.count(content))
     return _quantize(request, tools, model, imatrix, heldout, None, session)
-
-
-def _heldout(request: Request, tools: Toolchain, model: Model, session: Session) -> HeldOut:
-    """Return text to verify with: a language's held-out documents, or a file."""
-    path = parse_text(request.text, allow_file=True)
-    if isinstance(path, Mixture) or path.is_dir():
-        return heldout_in(corpus_of(request, tools, model, session))
-    text = decode(path.read_bytes(), str(path))
-    with Vocabulary(tools, model.path) as vocabulary:
-        return HeldOut(sha256_file(path), text, vocabulary.count(text))
 
 
 def heldout_in(corpus: CorpusFacts) -> HeldOut:
     """Return the held-out documents of a corpus."""
-    return HeldOut(corpus.heldout_sha256, corpora.heldout_text(corpus), corpus.n_heldout_tokens)
-
-
-def imatrix_language(path: Path) -> str:
-    """Return the language of an importance matrix; its file's name, if it does not say.
-
-    Raises
-    ------
-    BadImatrix : it cannot be read.
-    """
-    return corpora.slug(format.read(path).language or path.stem)
+    return HeldOut(corpus.heldout_sha256, heldout_text(corpus), corpus.n_heldout_tokens)
 
 
 def existing_imatrix(
@@ -193,7 +179,7 @@ def existing_imatrix(
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
-        language=corpora.slug(matrix.language or path.stem),
+        language=slug(matrix.language or path.stem),
         n_tensors=len(matrix.entries),
         n_tokens=0 if matrix.legacy else matrix.n_tokens(),
         n_chunks=matrix.chunk_count,

@@ -11,13 +11,7 @@ from imatrix_lab.report.results import Flip
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; the first cell of a row names it.
-
-    Attributes
-    ----------
-    folded : closed until a reader opens it.
-    look : class of its look: ``matrix``, ``heat``, ``signatures``; empty for a plain one.
-    """
+    """Rows under columns; the first cell names its row. `look` is a CSS class."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -94,13 +88,9 @@ class Forest:
 
 @dataclass(frozen=True)
 class Picture:
-    """Small pictures in groups, and the table with the same numbers.
+    """Small pictures in groups, and below a folded table of the same numbers.
 
-    Attributes
-    ----------
-    title : empty where the section's title says it.
-    table : stands below, folded.
-    legend : names by number of series; verdicts have a legend of their own.
+    The legend has the number of a series and its name; verdicts have a legend of their own.
     """
 
     kind: ClassVar[str] = "picture"

@@ -31,13 +31,7 @@ _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
 
 @dataclass(frozen=True)
 class Outline:
-    """A report.
-
-    Attributes
-    ----------
-    facts : names and values that a reader wants to know first.
-    warnings : what must be known before a number is read.
-    """
+    """A report: first facts (name, value) and warnings, then the sections."""
 
     title: str
     name: str

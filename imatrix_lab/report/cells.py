@@ -8,13 +8,9 @@ from imatrix_lab.core import format
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell.
+    """A table's cell, with further, smaller lines.
 
-    Attributes
-    ----------
-    sort : what a numeric column is sorted by; NaN comes last.
-    more : further, smaller lines.
-    mark : classes of its look: a verdict, ``own`` …
+    Numeric columns are sorted by `sort`, NaN last. `mark` has CSS classes: a verdict, ``own`` …
     """
 
     text: str

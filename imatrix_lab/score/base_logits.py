@@ -118,12 +118,11 @@ def _decode_reference(
                 total = size_bytes(sum(sizes), n_vocab, k)
                 progress.say(f"{name}: the top {k} of {n_vocab:,} tokens, {size(total)} on disk")
                 need_room(k_file, total, "the reference's distributions")
-                full.add(batch, logits)
-                rows.add(batch, _cut(decoded, k))
-                write_whole(k_file, str(k))  # last: a kill before it chooses K by this batch again
-            else:
-                full.add(batch, logits)
-                rows.add(batch, decoded)
+                decoded = _cut(decoded, k)
+            full.add(batch, logits)
+            rows.add(batch, decoded)
+            if not k_file.exists():  # last: after a kill before it, K is chosen again by this batch
+                write_whole(k_file, str(k))
             advance(n_tokens)
     assert k is not None
     return k

@@ -116,8 +116,8 @@ def generate(
         settings = dataclasses.replace(
             setup.engine, n_ctx=math.ceil(longest / _CELLS) * _CELLS, sequences_max=setup.parallel
         )
-        interruptible = Interruptible()
-        with Engine(toolchain, setup.kernel, model, settings, interruptible, True) as engine:
+        runner = Interruptible()
+        with Engine(toolchain, setup.kernel, model, settings, runner, streams=True) as engine:
             task.update(len(failed))  # no note: nothing was done by an earlier run
 
             def report(done: float) -> None:

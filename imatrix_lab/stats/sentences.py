@@ -66,7 +66,7 @@ def no_clear_difference(words: str, low: float, high: float, std_error: float, u
 
 def within_margin(words: str, margin: float, unit: str) -> str:
     """Return what equivalent means."""
-    return f"their {words} differs by less than the margin of {margin:.6g} {unit}"
+    return f"their {words} differs by less than the declared margin of {margin:.6g} {unit}"
 
 
 def verdict(word: str, a: str, b: str) -> str:
@@ -78,7 +78,7 @@ def verdict(word: str, a: str, b: str) -> str:
 
 def noise(multiple: str) -> str:
     """Return a difference as a multiple of the noise."""
-    return f"{multiple} times the difference between two calibration texts of one language"
+    return f"{multiple} times that between two calibration texts of one language"
 
 
 # -- a comparison
@@ -112,7 +112,7 @@ def plain(c: Comparison) -> str:
     if word == "undecided":
         sentences.append(_would_decide(c, scaled))
     if not math.isnan(c.noise_multiple):
-        sentences.append(f"That is {noise(f'{c.noise_multiple:.1f}')}.")
+        sentences.append(f"The difference is {noise(f'{c.noise_multiple:.1f}')}.")
     return " ".join(sentences)
 
 

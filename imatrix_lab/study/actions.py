@@ -11,11 +11,12 @@ from imatrix_lab.core import config
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, quant_error
-from imatrix_lab.imatrix import predict as prediction
 from imatrix_lab.imatrix.format import Imatrix
+from imatrix_lab.imatrix.predict import losses
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.models import resolve
-from imatrix_lab.pipeline import predict, tune
+from imatrix_lab.pipeline import tune
+from imatrix_lab.pipeline.predict import columns
 from imatrix_lab.pipeline.score import score_models
 from imatrix_lab.quantize import run as quantize
 from imatrix_lab.report.results import Quant
@@ -24,7 +25,8 @@ from imatrix_lab.study.context import Shared
 from imatrix_lab.study.graph import FILES, Turn
 from imatrix_lab.study.recipe import Task
 from imatrix_lab.tasks import backends, definition
-from imatrix_lab.tasks import run as task_run
+from imatrix_lab.tasks.run import pairs, prepare
+from imatrix_lab.tasks.run import run as run_task
 from imatrix_lab.types import (
     CorpusFacts,
     ImatrixFacts,
@@ -53,6 +55,11 @@ class PlannedQuant:
     def label(self, model: Model) -> str:
         """Return its name in files of records."""
         return f"{model.label}-{self.calibration.id}-{self.type}"
+
+
+Quants = Sequence[PlannedQuant]
+Samples = Mapping[str, Sequence[str]]
+"""Steps of imatrices, by language."""
 
 
 @dataclass(frozen=True)
@@ -165,18 +172,12 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
 
 
 def _as_model(result: Mapping[str, Any]) -> Model:
-    """Return the quant in a step's result as a model."""
     quant, path = quant_in(result), Path(result[PATH])
     return Model(quant.label, path, (path,), quant.sha256, resolve.facts((path,)), path.name)
 
 
 def score(
-    shared: Shared,
-    model: Model,
-    text: ScoredText,
-    quants: Sequence[PlannedQuant],
-    base_logits: str,
-    turn: Turn,
+    shared: Shared, model: Model, text: ScoredText, quants: Quants, base_logits: str, turn: Turn
 ) -> Result:
     """Score the quants that were made, and not scored yet, in one pass over a text."""
     evaluation = shared.recipe.evaluation
@@ -201,23 +202,19 @@ def score(
     return {FILES: [*turn.before.get(FILES, ()), *map(str, files)]}
 
 
-def losses(
-    shared: Shared,
-    model: Model,
-    planned: PlannedQuant,
-    samples: Mapping[str, Sequence[str]],
-    turn: Turn,
+def predict_losses(
+    shared: Shared, model: Model, planned: PlannedQuant, samples: Samples, turn: Turn
 ) -> Result:
     """Predict what a quant loses in each language; `samples` names the imatrix steps of each."""
     session = shared.session(turn.progress)
     kernel = quant_error.kernel(shared.tools, session)
     quant = _as_model(turn.results[planned.step])
-    columns = predict.columns(kernel, model, quant, turn.threads, session)
+    sums = columns(kernel, model, quant, turn.threads, session)
     imatrices = {}
     for code, steps in samples.items():
         if paths := [imatrix_in(turn.results[s]).path for s in steps if s in turn.results]:
             imatrices[code] = _pooled(paths)
-    predicted = prediction.losses(quant_error.read(columns.path / quant_error.FILE), imatrices)
+    predicted = losses(quant_error.read(sums.path / quant_error.FILE), imatrices)
     values = dict(zip(predicted.languages, predicted.overall().tolist(), strict=True))
     return {LOSSES: {**turn.before.get(LOSSES, {}), **values}}
 
@@ -233,8 +230,8 @@ def items(
 ) -> Result:
     """Fetch and check a task's items, so that a problem with them is reported once."""
     request = _task_request(shared, task, languages, turn)
-    pairs = task_run.pairs([definition.get(task.name)], request, turn.progress)
-    ready = [task_run.prepare(*pair, request, turn.progress) for pair in pairs]
+    chosen = pairs([definition.get(task.name)], request, turn.progress)
+    ready = [prepare(*pair, request, turn.progress) for pair in chosen]
     return {"n_items": {prepared.locale.code: len(prepared.items) for prepared in ready}}
 
 
@@ -246,7 +243,7 @@ def answers(
     tested = _as_model(turn.results[step]) if step else model
     session = shared.session(turn.progress)
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    files = task_run.run(request, [backend], turn.progress)
+    files = run_task(request, [backend], turn.progress)
     return {FILES: [str(file) for file in files]}
 
 
@@ -266,7 +263,7 @@ def _task_request(
     )
 
 
-def cleanup(shared: Shared, model: Model, quants: Sequence[PlannedQuant], turn: Turn) -> Result:
+def cleanup(shared: Shared, model: Model, quants: Quants, turn: Turn) -> Result:
     """Delete quants that were made for the study alone."""
     for quant in quants:
         if quant.step in turn.results:

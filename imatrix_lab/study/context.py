@@ -9,7 +9,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
-from imatrix_lab.models import convert, resolve
+from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import silence
 from imatrix_lab.quantize import run
 from imatrix_lab.report.results import Missing
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     missing = []
     for spec, name in zip(recipe.models, without_folders(recipe).models, strict=True):
         try:
-            model = resolve.resolve(spec, session, convert.converter(tools))
+            model = resolve.resolve(spec, session, tools)
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise

@@ -96,7 +96,11 @@ class StepRecord:
         return all(Path(file).exists() for file in self.result.get(FILES, ()))
 
 
-def keys(steps: Sequence[Step]) -> dict[str, str]:
+Steps = Sequence[Step]
+Records = Mapping[str, StepRecord]
+
+
+def keys(steps: Steps) -> dict[str, str]:
     """Return the key of each step: its own inputs, and the keys of the steps it depends on."""
     keys: dict[str, str] = {}
     for step in steps:
@@ -105,7 +109,7 @@ def keys(steps: Sequence[Step]) -> dict[str, str]:
     return keys
 
 
-def finished(steps: Sequence[Step], records: Mapping[str, StepRecord]) -> dict[str, StepRecord]:
+def finished(steps: Steps, records: Records) -> dict[str, StepRecord]:
     """Return the records of exactly these steps; files of some may be gone."""
     return {
         step: records[step]
@@ -120,7 +124,7 @@ def lacking(step: Step, record: StepRecord | None) -> tuple[str, ...]:
     return tuple(name for name in step.uses if name not in included)
 
 
-def to_run(steps: Sequence[Step], done: Mapping[str, StepRecord]) -> list[Step]:
+def to_run(steps: Steps, done: Records) -> list[Step]:
     """Return the steps that have to run, in order, where `done` is what `finished` returns."""
     needed: set[str] = set()
     chosen = []

@@ -189,7 +189,6 @@ def load(path: Path, folder: Path | None = None) -> Recipe:
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table with another laid over it."""
     result = dict(table)
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(table.get(key), Mapping)
@@ -277,7 +276,6 @@ def without_folders(recipe: Recipe) -> Recipe:
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """Return a recipe with each file's path changed."""
 
     def text(entry: str) -> str:
         label, is_file, file = entry.partition("=")

@@ -29,12 +29,7 @@ class Finished:
 
 
 def begin(path: Path, out: Path | None, jobs: int | None, session: Session) -> Finished:
-    """Run the study of a recipe, or continue it.
-
-    Raises
-    ------
-    UsageError : an invalid recipe, or a folder that is another study's.
-    """
+    """Run the study of a recipe, or continue it."""
     recipe = load(path)
     validate.check(recipe)
     folder = Folder.for_recipe(recipe, out)

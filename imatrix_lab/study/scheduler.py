@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.files import disk_error
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.report.results import Missing
-from imatrix_lab.study.graph import Step, StepRecord, Turn, finished, keys, lacking, to_run
+from imatrix_lab.study import graph
+from imatrix_lab.study.graph import Records, Step, StepRecord, Steps, Turn
 from imatrix_lab.study.status import Watch
 
 
@@ -48,6 +49,9 @@ class _Stopped:
     """A step was interrupted."""
 
 
+Save = Callable[[str, StepRecord], None]
+
+
 class Scheduler:
     """Runs the steps that are not done yet.
 
@@ -59,17 +63,17 @@ class Scheduler:
 
     def __init__(
         self,
-        steps: Sequence[Step],
-        records: Mapping[str, StepRecord],
+        steps: Steps,
+        records: Records,
         capacity: Capacity,
         watch: Watch,
-        save: Callable[[str, StepRecord], None],
+        save: Save,
         logs: Path,
     ):
         self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
-        self.steps, self.keys = steps, keys(steps)
-        self.records = finished(steps, records)
-        self.waiting = to_run(steps, self.records)
+        self.steps, self.keys = steps, graph.keys(steps)
+        self.records = graph.finished(steps, records)
+        self.waiting = graph.to_run(steps, self.records)
         self.running: dict[str, tuple[Step, int, threading.Thread]] = {}
         self.failures: dict[str, Missing] = {}
         self.causes: dict[str, set[str]] = {}
@@ -118,9 +122,8 @@ class Scheduler:
             self._start(step, threads)
 
     def _is_possible(self, step: Step) -> bool:
-        """Return whether a step can run, after all that it waits for has ended."""
         blocked = [name for name in step.needs if name in self.causes]
-        lacks = lacking(step, self.records.get(step.id))
+        lacks = graph.lacking(step, self.records.get(step.id))
         if step.uses and all(name in self.causes for name in lacks):
             if (record := self._usable(step)) and not blocked:
                 self.watch.ended(step, record)
@@ -133,7 +136,6 @@ class Scheduler:
         return False
 
     def _usable(self, step: Step) -> StepRecord | None:
-        """Return a step's record if its files exist."""
         record = self.records.get(step.id)
         return record if record and record.has_files() else None
 
@@ -195,12 +197,7 @@ class Scheduler:
         self._ended.put((step, outcome))
 
     def _wait(self) -> None:
-        """Wait until a step ends, and take note of how.
-
-        Raises
-        ------
-        KeyboardInterrupt : it was stopped.
-        """
+        """Wait until a step ends; raise KeyboardInterrupt if it was stopped."""
         while True:
             interrupt.check()
             with contextlib.suppress(queue.Empty):

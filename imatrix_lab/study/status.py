@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from imatrix_lab.core.progress import Meter, Progress, Relay, Task
 from imatrix_lab.errors import DiskFull
 from imatrix_lab.report.results import Missing
 from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
-from imatrix_lab.study.graph import Step, StepRecord
+from imatrix_lab.study.graph import Step, StepRecord, Steps
 
 WRITE_EVERY_S = 2.0
 WAITING, DONE, FAILED, SKIPPED = "waiting", "done", "failed", "left out"
@@ -29,14 +29,7 @@ class Watch:
     task : of all that is to do, in units of `Step.cost`.
     """
 
-    def __init__(
-        self,
-        todo: Sequence[Step],
-        done: Sequence[Step],
-        folder: Folder,
-        terminal: Progress,
-        task: Task,
-    ):
+    def __init__(self, todo: Steps, done: Steps, folder: Folder, terminal: Progress, task: Task):
         self._folder, self._terminal, self._task = folder, terminal, task
         self._lock, self._written = threading.RLock(), 0.0
         self._shares = dict.fromkeys((s.id for s in todo), 0.0)

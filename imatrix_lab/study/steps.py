@@ -6,7 +6,7 @@ each does is in `actions`; here is what depends on what.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.study import actions, tasks
-from imatrix_lab.study.actions import PlannedQuant, ScoredText
+from imatrix_lab.study.actions import PlannedQuant, Quants, ScoredText
 from imatrix_lab.study.calibrations import LANGUAGE, Calibration, calibrations, collected
 from imatrix_lab.study.context import Shared, logits_bytes
 from imatrix_lab.study.graph import Step
@@ -59,9 +59,7 @@ def steps(shared: Shared) -> tuple[Step, ...]:
     return tuple(every)
 
 
-def batches(
-    shared: Shared, model: Model, quants: Sequence[PlannedQuant]
-) -> list[list[PlannedQuant]]:
+def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQuant]]:
     """Return quants in batches that fit on the disk, in order."""
     limit = int(shared.recipe.limits.disk_gib * 2**30)
     if shared.keeps_quants or not limit:
@@ -129,8 +127,7 @@ class _ModelSteps:
         is_known = self.shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
         return "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
-    def _scoring_bytes(self, quants: Sequence[PlannedQuant]) -> int:
-        """Return the memory that a reference and quants take together."""
+    def _scoring_bytes(self, quants: Quants) -> int:
         sizes = [self._size(q) for q in quants]
         logits = (1 + len(sizes)) * logits_bytes(self.model, self.shared)
         return self.model.facts.size_bytes + sum(sizes) + logits
@@ -179,7 +176,7 @@ class _ModelSteps:
 
     # -- quants and what is measured on them
 
-    def batch(self, quants: Sequence[PlannedQuant], number: int, before: str) -> list[Step]:
+    def batch(self, quants: Quants, number: int, before: str) -> list[Step]:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
         batch = [self._quantize(q, before) for q in quants]
@@ -211,7 +208,7 @@ class _ModelSteps:
             memory_bytes=max(SMALL_BYTES, largest),
         )
 
-    def _scores(self, quants: Sequence[PlannedQuant], suffix: tuple[str, ...]) -> Iterator[Step]:
+    def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
         n = evaluation.documents
         tokens = n * DOCUMENT_TOKENS if n else HELDOUT_ALL_TOKENS
@@ -236,7 +233,7 @@ class _ModelSteps:
                 memory_bytes=self._scoring_bytes(loaded),
             )
 
-    def _losses(self, quants: Sequence[PlannedQuant]) -> Iterator[Step]:
+    def _losses(self, quants: Quants) -> Iterator[Step]:
         samples: dict[str, list[str]] = {}
         for c in self.collected:
             if c.kind == LANGUAGE:
@@ -245,7 +242,7 @@ class _ModelSteps:
         for quant in quants if samples else ():
             who = (quant.calibration.id, quant.type)
             step, what = self._id("loss", *who), f"predicted loss {' '.join(who)}"
-            run = self._action(actions.losses, quant, samples)
+            run = self._action(actions.predict_losses, quant, samples)
             rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
             yield self._step(step, "loss", what, run, **rest)
 

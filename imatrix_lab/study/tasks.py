@@ -66,7 +66,6 @@ def inputs(task: Task, languages: tuple[str, ...]) -> dict[str, object]:
 
 
 def _sha256s(data: Path) -> dict[str, str]:
-    """Return the sha256 of a file, or of those in a folder, by name."""
     if data.is_file():
         return {data.name: sha256_file(data)}
     files = sorted(path for path in data.rglob("*") if path.is_file())

@@ -19,13 +19,7 @@ ITEM_METRIC = "score"
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a recipe that cannot be carried out as it stands.
-
-    Raises
-    ------
-    UsageError : a name that a stage does not know, a missing file, calibrations or tasks listed
-        twice, a baseline that is not one of the calibrations.
-    """
+    """Refuse a recipe that cannot be carried out as it stands, with a `UsageError`."""
     if design.parse_family(recipe.comparison.family)[0] != "calib":
         raise UsageError(
             f"comparison.family: {recipe.comparison.family!r} does not compare calibrations",
@@ -90,7 +84,6 @@ def _check_tasks(recipe: Recipe) -> None:
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:
-    """Yield the files that the recipe names."""
     yield from (Path(model) for model in recipe.models if not is_remote(model))
     yield from (Path(text.partition("=")[2]) for text in recipe.evaluation.texts if "=" in text)
     yield from (Path(task.data) for task in recipe.tasks if task.data)

@@ -15,7 +15,6 @@ from imatrix_lab.llamacpp import server, toolchain
 from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chat_template, resolve
-from imatrix_lab.models.convert import converter
 from imatrix_lab.score import generate, job, multiple_choice
 from imatrix_lab.score.job import Setup
 from imatrix_lab.tasks.chat import Chat
@@ -134,8 +133,7 @@ def open_all(
     for spec in request.quants:
         resolve.check_spec(spec, session.store)  # before llama.cpp is built
     tools = toolchain.get(request.compute.backend, session, own=False)
-    convert = converter(tools)
-    models = [resolve.resolve(spec, session, convert) for spec in request.quants]
+    models = [resolve.resolve(spec, session, tools) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
 
 
@@ -166,7 +164,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
             yield connected
         return
     tools = toolchain.get(request.compute.backend, session, own=False)
-    model = resolve.resolve(request.model, session, converter(tools))
+    model = resolve.resolve(request.model, session, tools)
     if not chat_template.of(model):
         session.progress.say(
             f"note: {model.label} has no chat template: it was not trained to follow instructions"

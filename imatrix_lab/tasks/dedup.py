@@ -34,10 +34,6 @@ class Unique:
     n_near: int
     n_conflicts: int
 
-    def n_clusters(self) -> int:
-        """Return how many independent groups there are."""
-        return len({item.cluster for item in self.items})
-
 
 def merge(items: Sequence[Item]) -> Unique:
     """Merge repeats and cluster near-duplicates; `items` are of one language."""
@@ -83,14 +79,12 @@ class _Groups:
         self._root = list(range(n))
 
     def first(self, i: int) -> int:
-        """Return the first place of a place's group."""
         while self._root[i] != i:
             self._root[i] = self._root[self._root[i]]
             i = self._root[i]
         return i
 
     def join(self, a: int, b: int) -> None:
-        """Make the groups of two places one."""
         first, other = sorted((self.first(a), self.first(b)))
         self._root[other] = first
 

@@ -60,18 +60,13 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
 
     `ImatrixLabError` where the judge gave no grade at all.
     """
-    run, rows = _free_form(path)
+    run, rows = free_form(path)
     rows = [row for row in rows if not row["task"].endswith("/multiple-choice")][:limit]
     if run.signature["task"]["scorer"] not in ("mixeval", "number") or not rows:
         raise BadRecords("no free-form answers to grade", where=path)
     locale = get_locale(run.signature["task"]["language"])
     file = path.with_suffix(f".judge.{records.name_part(chat.model)}.jsonl")
-
-    def ask(row: Row) -> Judgement:
-        texts = (row["prompt"], row["gold"], row["output"])
-        return judge_prompts.grade(row["item_id"], *texts, locale, chat)
-
-    judgements = _judge(rows, ask, file, chat, locale, progress)
+    judgements = _judge(rows, judge_prompts.grade, file, chat, locale, progress)
     pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)
              if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
     grades, rule = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -85,7 +80,7 @@ def prefer(
     path_a: Path, path_b: Path, chat: Chat, progress: Progress, limit: int | None = None
 ) -> Preferences:
     """Ask which of two runs' answers is better, item by item, in both orders."""
-    (run, rows), (run_b, rows_b) = _free_form(path_a), _free_form(path_b)
+    (run, rows), (run_b, rows_b) = free_form(path_a), free_form(path_b)
     runs.require_comparable([run, run_b])
     locale = get_locale(run.signature["task"]["language"])
     outputs = {row["item_id"]: row["output"] for row in rows_b}
@@ -94,12 +89,7 @@ def prefer(
         raise BadRecords("these runs have no item in common", where=path_b)
     judge = records.name_part(chat.model)
     file = path_a.with_name(f"{path_a.stem}.against.{path_b.stem}.{judge}.jsonl")
-
-    def ask(row: Row) -> Judgement:
-        answers = (row["output"], row["other"])
-        return judge_prompts.prefer(row["item_id"], row["prompt"], answers, locale, chat)
-
-    judgements = _judge(rows[:limit], ask, file, chat, locale, progress)
+    judgements = _judge(rows[:limit], judge_prompts.prefer, file, chat, locale, progress)
     values = [judgement.value for judgement in judgements]
     counts = (values.count(1.0), values.count(0.0), values.count(0.5))
     return Preferences(chat.model, *counts, _failed(judgements), file)
@@ -110,8 +100,8 @@ def _failed(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 
 def _judge(
-    rows: Sequence[Row], ask: Callable[[Row], Judgement], file: Path, chat: Chat, locale: Locale,
-    progress: Progress,
+    rows: Sequence[Row], ask: Callable[[Row, Locale, Chat], Judgement], file: Path, chat: Chat,
+    locale: Locale, progress: Progress,
 ) -> list[Judgement]:  # fmt: skip
     """Return a judgement an item; those in the file are not asked again, unless they failed."""
     settings = [chat.model, chat.identity, judge_prompts.MAX_TOKENS, locale.words]
@@ -128,7 +118,7 @@ def _judge(
     with journal, progress.task(f"judge {file.stem}", len(rows), "items") as bar:
         bar.update(len(done), "judged before" if done else "")
         left = [row for row in rows if row["item_id"] not in done]
-        for judgement in each(ask, left, chat.parallel):
+        for judgement in each(lambda row: ask(row, locale, chat), left, chat.parallel):
             value = judgement.value if math.isfinite(judgement.value) else None
             asked = hashes[judgement.id]
             journal.add(judgement, value=value, asked=asked, identity=chat.identity)
@@ -142,8 +132,8 @@ def _judge(
     return judgements
 
 
-def _free_form(path: Path) -> tuple[Run, list[Row]]:
-    """Return a run and its rows with an answer in free text."""
+def free_form(path: Path) -> tuple[Run, list[Row]]:
+    """Return a run and its rows with an answer in free text; `BadRecords` if there are none."""
     every = runs.find(path)
     if len(every) != 1 or every[0].kind != "item":
         raise UsageError("a judge needs one file of item records", fix="name the .parquet file")

@@ -6,7 +6,7 @@ the answers swapped, as judges favour a place (Zheng et al., 2023; arXiv 2407.03
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -42,30 +42,27 @@ class Judgement:
     error: str = ""
 
 
-def grade(
-    item_id: str, question: str, golds: str, answer: str, locale: Locale, chat: Chat
-) -> Judgement:
+def grade(row: Mapping[str, str], locale: Locale, chat: Chat) -> Judgement:
     """Ask how right an answer is; `UsageError` in a language without instructions for a judge."""
-    messages = grade_prompt(question, golds, answer, locale)
+    messages = grade_prompt(row["prompt"], row["gold"], row["output"], locale)
     reply = chat.chat(messages, MAX_TOKENS)
     value = None if reply.error else read_grade(reply.text)
     error = reply.error or ("the reply has no score" if value is None else "")
     value = math.nan if value is None else value
     hashes = (prompt_hash(messages),)
-    return Judgement(item_id, "grade", value, chat.model, hashes, (reply.text,), error)
+    return Judgement(row["item_id"], "grade", value, chat.model, hashes, (reply.text,), error)
 
 
-def prefer(
-    item_id: str, question: str, answers: tuple[str, str], locale: Locale, chat: Chat
-) -> Judgement:
-    """Ask which of two answers is better, in both orders.
+def prefer(row: Mapping[str, str], locale: Locale, chat: Chat) -> Judgement:
+    """Ask which of two answers (`output` and `other`) is better, in both orders.
 
     Orders that disagree are a tie. One that fails leaves no judgement: the other alone would be
     biased by its order.
     """
+    answers, item_id = (row["output"], row["other"]), row["item_id"]
     if answers[0].strip() == answers[1].strip():
         return Judgement(item_id, "prefer", 0.5, chat.model, (), ())
-    prompts = [prefer_prompt(question, pair, locale) for pair in (answers, answers[::-1])]
+    prompts = [prefer_prompt(row["prompt"], pair, locale) for pair in (answers, answers[::-1])]
     replies = [chat.chat(messages, MAX_TOKENS) for messages in prompts]
     first, swapped = (None if r.error else read_choice(r.text) for r in replies)
     error = replies[0].error or replies[1].error

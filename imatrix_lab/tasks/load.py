@@ -10,7 +10,7 @@ import pyarrow
 
 from imatrix_lab.core.config import nearest
 from imatrix_lab.core.files import sha256_file
-from imatrix_lab.core.hub_http import TIMEOUT_S, Unreachable, ask, endpoint, login, need_network
+from imatrix_lab.core.hub_http import TIMEOUT_S, Unreachable, ask, endpoint, login, require_network
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.tasks import readers
 from imatrix_lab.tasks.definition import Definition, Source
@@ -97,7 +97,7 @@ def _read(task: Definition, code: str, data: Path | None) -> Rows:
 def _from_hub(source: Source, code: str) -> Rows:
     repo, revision = f"datasets/{source.hub}", source.revision
     try:
-        need_network()
+        require_network()
         if not source.is_pinned():
             revision = ask(repo, revision or "main", partial(_commit, source))
         parts = [

@@ -1,7 +1,6 @@
 """Prompts: an item in the words of its language, for likelihoods or for an answer in free text."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from imatrix_lab.errors import UsageError
 from imatrix_lab.models import chat_template
@@ -37,7 +36,12 @@ def ask(item: Item, task: Definition, locale: Locale, with_letters: bool) -> str
         for line in task.prompt.ask.strip("\n").split("\n")
         if all(optional.get(name, True) for name in template.places(line))
     ]
-    return "\n".join(_fill(line, values, task, locale) for line in lines)
+    try:
+        return "\n".join(template.fill(line, values) for line in lines)
+    except KeyError as error:
+        what = f"the prompt of {task.name} needs {error}; neither its data nor the language have it"
+        fix = f"add it to tasks/languages/{locale.code}.toml"
+        raise UsageError(what, where=task.path, fix=fix) from error
 
 
 def choice_item(
@@ -105,12 +109,3 @@ def examples(
         gold = LETTERS[item.right] if by_letter and item.right is not None else item.golds[0]
         prefix += f"{text}{_spaced(gold, locale)}\n\n"
     return prefix, [item for item in items if item.cluster not in chosen]
-
-
-def _fill(line: str, values: dict[str, Any], task: Definition, locale: Locale) -> str:
-    try:
-        return template.fill(line, values)
-    except KeyError as error:
-        what = f"the prompt of {task.name} needs {error}; neither its data nor the language have it"
-        fix = f"add it to tasks/languages/{locale.code}.toml"
-        raise UsageError(what, where=task.path, fix=fix) from error

@@ -53,7 +53,6 @@ class _Row:
     notes: tuple[str, ...]
 
     def failed(self) -> bool:
-        """Whether a part of it is in the old language."""
         return any(text.error for text in self.texts)
 
 

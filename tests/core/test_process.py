@@ -1,4 +1,4 @@
-"""proc.py, with tiny real programs."""
+"""core/process, with tiny real programs."""
 
 import os
 import signal
@@ -80,7 +80,6 @@ def test_output_comes_in_pieces_while_the_program_runs(script: Script, tmp_path:
     assert pieces == ["[1]4.2,", "[2]4.1,"]
     assert done.tail == "[1]4.2,[2]4.1,"
     assert done.returncode == 0
-    assert done.argv == (str(program),)
 
 
 def test_characters_cut_in_two_are_whole(script: Script) -> None:
@@ -139,16 +138,14 @@ def test_tool_failed_says_status_and_last_error(script: Script, tmp_path: Path) 
         process.run([program, "-x"], log=log)
     error = caught.value
     assert error.what == f"{program.name} failed (exit 7): error: no such tensor"
-    assert (error.returncode, error.argv) == (7, [str(program), "-x"])
     assert error.tail == "loading\nerror: no such tensor\nbye\n"
     assert str(log) in str(error)
     assert process.run([program], check=False).returncode == 7
 
 
 def test_tool_failed_names_the_signal(script: Script) -> None:
-    with pytest.raises(ToolFailed, match=r"\(SIGSEGV\): it printed nothing") as caught:
+    with pytest.raises(ToolFailed, match=r"\(SIGSEGV\): it printed nothing"):
         process.run([script("kill -SEGV $$")])
-    assert caught.value.returncode == -signal.SIGSEGV
 
 
 def test_tool_failed_without_an_error_line_has_the_last(script: Script) -> None:
@@ -166,7 +163,6 @@ def test_time_out_ends_a_program_that_ignores_sigterm(
     with pytest.raises(ToolFailed, match=r"did not finish within 1\.5 s") as caught:
         process.run([program], timeout_s=1.5)
     assert time.monotonic() - began < 10
-    assert caught.value.returncode is None
     assert caught.value.tail == "begun\n"
     assert gone_within(int(mark.read_text()), 2)
 
@@ -268,7 +264,7 @@ def test_background_that_ended_says_why(script: Script, tmp_path: Path) -> None:
         assert gone_within(running.pid, 20)
         with pytest.raises(ToolFailed, match=r"ended \(exit 3\): error: no port") as caught:
             running.check()
-    assert (caught.value.returncode, caught.value.log) == (3, log)
+    assert caught.value.log == log
 
 
 def test_background_that_ignores_sigterm(

@@ -147,7 +147,7 @@ def test_a_failed_build_leaves_nothing_but_its_scratch(root: Path) -> None:
     def fail(out: Path, scratch: Path) -> Mapping[str, Any]:
         (out / "half.txt").write_text("half")
         (scratch / "windows-0-8").write_text("worth keeping")
-        raise ToolFailed("it broke", argv=["x"], returncode=1, tail="", log=None)
+        raise ToolFailed("it broke")
 
     def go_on(out: Path, scratch: Path) -> Mapping[str, Any]:
         assert list(out.iterdir()) == []

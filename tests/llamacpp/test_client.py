@@ -63,7 +63,7 @@ def test_without_stop_strings_an_end_is_an_end_token():
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x", "http://", ""])
 def test_addresses(url):
-    with pytest.raises(UsageError, match="not the address"):
+    with pytest.raises(UsageError):
         Client(url)
 
 
@@ -174,7 +174,7 @@ def test_a_content_filter_is_no_answer():
 def test_an_answer_without_end(monkeypatch):
     monkeypatch.setattr(endpoint, "ANSWER_BYTES_MAX", 1 << 20)
     with serve(Reply(b"x" * (2 << 20))) as server:
-        assert "more than 1 MiB" in ask(server, retries=0).error
+        assert "more than 1.00 MiB" in ask(server, retries=0).error
 
 
 def test_a_server_that_does_not_answer():

@@ -124,8 +124,10 @@ def test_the_users_own_llama_cpp(tools, tmp_path, monkeypatch):
     assert found.library_dir.parent.name == tools.library_dir.parent.name
     assert found.signature()["commit"] == "abcdef0123"
     (own / "llama-imatrix").write_text("#!/bin/sh\necho hello\n")
-    with pytest.raises(MissingTool, match="does not tell its version"):
+    with pytest.raises(MissingTool) as caught:
         toolchain.find(Store(), "cpu")
+    assert caught.value.where == str(own / "llama-imatrix")
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path / "nothing"))
-    with pytest.raises(MissingTool, match="does not hold llama-imatrix"):
+    with pytest.raises(MissingTool) as caught:
         toolchain.find(Store(), "cpu")
+    assert caught.value.where == str(tmp_path / "nothing")

@@ -377,7 +377,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     for path, words in {
         tmp_path / "absent.gguf": "no such file",
-        tmp_path: "directory",
+        tmp_path: "cannot be read",
         file / "inside.gguf": "cannot be read",
         loop: "cannot be read",
         tmp_path / ("x" * 300): "cannot be read",

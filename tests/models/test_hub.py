@@ -397,7 +397,7 @@ def test_pinned_commit_needs_no_network(store: Store, monkeypatch: pytest.Monkey
         server.requests.clear()
         assert hub.fetch(ref, Session(store, Silent()), None) == first
         assert server.requests == []
-        with pytest.raises(UsageError, match="models fit"):  # as it would say when asked anew
+        with pytest.raises(UsageError, match="models match"):  # as it would say when asked anew
             hub.fetch(hub.parse(f"hf:{REPO}@{commit}"), Session(store, Silent()), None)
         assert server.requests == []
         other = hub.fetch(

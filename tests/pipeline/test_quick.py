@@ -192,15 +192,19 @@ def test_what_takes_long_is_only_done_when_asked_for(tune, monkeypatch):
     assert any("about" in line and "min" in line for line in said)
 
 
+def case(request, made, english=None):
+    return Case(request, made.model, made.corpus, made.imatrix, made.quants[0], None, english)
+
+
 def test_the_time_is_told_from_the_rate_of_this_run(answered):
     request, made, _, _ = answered
-    one = Case(request, made, None, made.corpus)
+    one = case(request, made, made.corpus)
     assert made.quants[0].seconds is None or made.quants[0].seconds < 60
     slow, fast = one.seconds(1.0), one.seconds(1e9)
     assert slow - fast == pytest.approx(4 * TOKENS + made.corpus.n_tokens, rel=1e-3)
     known = dataclasses.replace(made.model.facts, n_parameters=10**12)
     large = dataclasses.replace(made, model=dataclasses.replace(made.model, facts=known))
-    assert Case(request, large, None, None).seconds(math.nan) > 60 * quick.MINUTES_MAX
+    assert case(request, large).seconds(math.nan) > 60 * quick.MINUTES_MAX
 
 
 def test_a_watch_counts_what_was_done_here(monkeypatch):
@@ -223,7 +227,7 @@ def test_one_document_is_no_basis(answered):
     request, made, _, _ = answered
     one = dataclasses.replace(made.corpus, n_heldout=1)
     with pytest.raises(BadText) as caught:
-        Case(request, dataclasses.replace(made, corpus=one), None, None).require_comparable()
+        case(request, dataclasses.replace(made, corpus=one)).require_comparable()
     assert caught.value.where == str(made.corpus.heldout)
 
 

@@ -12,7 +12,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp import compute, programs
-from imatrix_lab.models import convert
+from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run as quantize
@@ -160,7 +160,7 @@ def test_a_type_that_takes_an_imatrix_says_so(tools, tiny, own_text, tmp_path):
 def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own_text, tmp_path):
     """What is scored anyway need not be verified first; a copy that was is found by its inputs."""
     (verified,) = run(tiny, None, ["Q4_K_M"], own_text(600), tmp_path / "out").quants
-    model = convert.resolve(str(tiny), Session(Store(), Silent()))
+    model = resolve.resolve(str(tiny), Session(Store(), Silent()))
     options = quantize.Options(compute.compute_for(model.facts, ComputeOptions("cpu", threads=1)))
     metadata = tune.metadata_of(tools, None, None)
     spec = quantize.QuantSpec(model, None, "Q4_K_M", options, metadata)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.errors import UsageError
-from imatrix_lab.study import recipe as recipes
-from imatrix_lab.study import validate
+from imatrix_lab.study import recipe, validate
 from imatrix_lab.study.recipe import Recipe, Task
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +30,13 @@ def write(tmp_path: Path):
 
 
 def test_defaults_and_names(write) -> None:
-    found = recipes.load(write(HEAD + TABLES))
-    assert found == Recipe(
+    loaded = recipe.load(write(HEAD + TABLES))
+    assert loaded == Recipe(
         schema=1, name="x", types=("Q4_K_M", "Q3_K_S"),
-        calibration=recipes.CalibrationSettings(("en", "nb")),
-        evaluation=recipes.Evaluation(("en", "nb")),
+        calibration=recipe.CalibrationSettings(("en", "nb")),
+        evaluation=recipe.Evaluation(("en", "nb")),
     )  # fmt: skip
-    assert found.models == ("demo",) and not found.is_reduced
+    assert loaded.models == ("demo",) and not loaded.is_reduced
 
 
 @pytest.mark.parametrize(
@@ -75,15 +74,15 @@ def test_defaults_and_names(write) -> None:
 def test_what_cannot_be_meant(write, old: str, new: str, message: str | None) -> None:
     path = write((HEAD + TABLES).replace(old, new, 1))
     if message is None:
-        recipes.load(path)
+        recipe.load(path)
         return
     with pytest.raises(UsageError, match=message):
-        recipes.load(path)
+        recipe.load(path)
 
 
 def test_tasks_alone(write) -> None:
     text = HEAD + '[calibration]\ntexts = ["en"]\n[[tasks]]\nname = "xnli"\nlanguages = ["zh"]'
-    assert recipes.load(write(text)).tasks == (Task("xnli", ("zh",)),)
+    assert recipe.load(write(text)).tasks == (Task("xnli", ("zh",)),)
 
 
 REDUCED = """
@@ -98,11 +97,11 @@ name = "xnli"
 
 
 def test_reduced_is_laid_over_for_the_demo_model_only(write) -> None:
-    found = recipes.load(write(HEAD + TABLES + REDUCED))
-    assert found.is_reduced
-    assert (found.types, found.tasks) == (("Q2_K",), ())
-    assert found.calibration == recipes.CalibrationSettings(("en", "nb"), tokens=2048)
-    whole = recipes.load(write('models = ["hf:a/b"]\n' + HEAD + TABLES + REDUCED))
+    loaded = recipe.load(write(HEAD + TABLES + REDUCED))
+    assert loaded.is_reduced
+    assert (loaded.types, loaded.tasks) == (("Q2_K",), ())
+    assert loaded.calibration == recipe.CalibrationSettings(("en", "nb"), tokens=2048)
+    whole = recipe.load(write('models = ["hf:a/b"]\n' + HEAD + TABLES + REDUCED))
     assert not whole.is_reduced
     assert (whole.types, whole.tasks) == (("Q4_K_M", "Q3_K_S"), (Task("xnli"),))
     assert whole.calibration.tokens == 65_536
@@ -119,7 +118,7 @@ def test_reduced_is_laid_over_for_the_demo_model_only(write) -> None:
 def test_the_reduced_form_is_checked_even_where_it_is_not_used(write, old, new, message) -> None:
     for models in ("", 'models = ["hf:a/b"]\n'):
         with pytest.raises(UsageError, match=message):
-            recipes.load(write(models + HEAD + TABLES + REDUCED.replace(old, new)))
+            recipe.load(write(models + HEAD + TABLES + REDUCED.replace(old, new)))
 
 
 def test_files_are_named_from_the_recipe(write, tmp_path, monkeypatch) -> None:
@@ -128,57 +127,57 @@ def test_files_are_named_from_the_recipe(write, tmp_path, monkeypatch) -> None:
     text += '[[tasks]]\nname = "own.toml"\ndata = "/data/own"\n[[tasks]]\nname = "xnli"\n'
     path = write(text)
     monkeypatch.chdir(tmp_path)
-    found = recipes.load(path)
-    assert found.models == ("study/m.gguf", "demo", "hf:a/b:c.gguf")
-    assert found.evaluation.texts == ("mine=study/t/a.jsonl", "nb")
-    assert found.tasks[0].name == "study/own.toml" and found.tasks[1].name == "xnli"
-    assert Path(found.tasks[0].data).resolve() == Path("/data/own")
-    bare = recipes.without_folders(found)
+    loaded = recipe.load(path)
+    assert loaded.models == ("study/m.gguf", "demo", "hf:a/b:c.gguf")
+    assert loaded.evaluation.texts == ("mine=study/t/a.jsonl", "nb")
+    assert loaded.tasks[0].name == "study/own.toml" and loaded.tasks[1].name == "xnli"
+    assert Path(loaded.tasks[0].data).resolve() == Path("/data/own")
+    bare = recipe.without_folders(loaded)
     assert bare.models == ("m.gguf", "demo", "hf:a/b:c.gguf")
     assert bare.evaluation.texts == ("mine=a.jsonl", "nb")
     assert [(t.name, t.data) for t in bare.tasks] == [("own.toml", "own"), ("xnli", "")]
     monkeypatch.chdir(path.parent)
-    assert recipes.load(Path("x.toml")).models[0] == "m.gguf"
-    assert recipes.without_folders(recipes.load(Path("x.toml"))) == bare
+    assert recipe.load(Path("x.toml")).models[0] == "m.gguf"
+    assert recipe.without_folders(recipe.load(Path("x.toml"))) == bare
     copy = tmp_path / "copy.toml"
     copy.write_bytes(path.read_bytes())
-    assert recipes.load(copy, path.parent).models[0] == "m.gguf"
+    assert recipe.load(copy, path.parent).models[0] == "m.gguf"
 
 
 def test_hostile_files(write, tmp_path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        recipes.load(tmp_path / "none.toml")
+        recipe.load(tmp_path / "none.toml")
     with pytest.raises(UsageError, match="not valid TOML"):
-        recipes.load(write("schema = = 1"))
+        recipe.load(write("schema = = 1"))
     with pytest.raises(UsageError, match=r"reduced: .* is not a table"):
-        recipes.load(write("reduced = 3\n" + HEAD + TABLES))
+        recipe.load(write("reduced = 3\n" + HEAD + TABLES))
     with pytest.raises(UsageError, match=r"reduced\.calibration is not a table"):
-        recipes.load(write(HEAD + TABLES + "[reduced]\ncalibration = 3"))
+        recipe.load(write(HEAD + TABLES + "[reduced]\ncalibration = 3"))
 
 
 def test_the_reference_is_up_to_date_and_a_recipe() -> None:
     text = runpy.run_path(str(ROOT / "tools" / "recipe_reference.py"))["reference"]()
-    path = ROOT / recipes.REFERENCE
+    path = ROOT / recipe.REFERENCE
     assert path.read_text() == text, "python tools/recipe_reference.py"
-    found = recipes.load(path)
-    assert found.is_reduced and found.calibration.tokens == 8192
-    validate.check(found)
+    loaded = recipe.load(path)
+    assert loaded.is_reduced and loaded.calibration.tokens == 8192
+    validate.check(loaded)
 
 
 def test_a_recipe_by_name(write, tmp_path, monkeypatch) -> None:
     path = write(HEAD + TABLES)
-    assert recipes.find(str(path)) == path
+    assert recipe.find(str(path)) == path
     monkeypatch.chdir(tmp_path)
     for word in ("quick-nb", "recipes/quick-nb.toml"):
-        assert recipes.find(word).samefile(ROOT / "recipes" / "quick-nb.toml")
+        assert recipe.find(word).samefile(ROOT / "recipes" / "quick-nb.toml")
     for word in ("quick-nn", "elsewhere/quick-nb.toml"):
         with pytest.raises(UsageError, match=r"no recipe .*; 'quick-nb'"):
-            recipes.find(word)
+            recipe.find(word)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_run_on_the_demo_model_and_on_the_papers(path: Path, tmp_path) -> None:
-    demo = recipes.load(path)
+    demo = recipe.load(path)
     assert (demo.name, demo.models) == (path.stem, ("demo",))
     validate.check(demo)
     text = path.read_text()
@@ -189,7 +188,7 @@ def test_shipped_recipes_run_on_the_demo_model_and_on_the_papers(path: Path, tmp
     assert demo.is_reduced and demo.unknown
     changed = tmp_path / path.name
     changed.write_text(text.replace('\nmodels = ["demo"]\n', f"\n{paper[0]}\n"))
-    whole = recipes.load(changed)
+    whole = recipe.load(changed)
     assert not whole.is_reduced and all(m.startswith("hf:") for m in whole.models)
     validate.check(whole)
     assert whole.calibration.tokens > demo.calibration.tokens

@@ -23,74 +23,74 @@ def shared(tmp_path):
     def make(models=("demo",), **changes):
         recipe = scored.recipe(**{"keep": "scores", **changes})
         tools = SimpleNamespace(signature=lambda: {"commit": "x"}, backend="cpu")
-        found = tuple(
+        planned = tuple(
             dataclasses.replace(scored.model(name, f"sha256 of {name}")) for name in models
         )
         sizes = {(name, kind): GIB for name in models for kind in recipe.types}
         store = Store(tmp_path / "store")
-        return Shared(recipe, Folder(tmp_path / "study"), store, tools, found, sizes)
+        return Shared(recipe, Folder(tmp_path / "study"), store, tools, planned, sizes)
 
     return make
 
 
-def by_id(found):
-    return {step.id: step for step in found}
+def by_id(planned):
+    return {step.id: step for step in planned}
 
 
 def test_each_thing_is_made_once_and_stands_on_what_it_must(shared):
     texts = ("none", "nb", "en", "nb=0.25,en=0.75", "shuffled:nb")
-    said = CalibrationSettings(texts, samples=2, pooled=True)
-    found = by_id(steps.steps(shared(calibration=said, types=("Q2_K",))))
-    kinds = [step.kind for step in found.values()]
-    assert len(found) == len(kinds)
+    settings = CalibrationSettings(texts, samples=2, pooled=True)
+    planned = by_id(steps.steps(shared(calibration=settings, types=("Q2_K",))))
+    kinds = [step.kind for step in planned.values()]
+    assert len(planned) == len(kinds)
     assert kinds.count("imatrix") == kinds.count("corpus") - 1 == 6  # ml is only scored on
     assert kinds.count("merge") == 2 + 2 and kinds.count("quant") == 1 + 4 + 2 + 2 + 2
-    assert found["demo.imatrix.nb25-en75.2"].needs == ("demo.imatrix.nb.2", "demo.imatrix.en.2")
-    assert found["demo.imatrix.nb-pooled"].needs == ("demo.imatrix.nb.1", "demo.imatrix.nb.2")
-    assert found["demo.imatrix.shuffled-nb.1"].needs == ("demo.corpus.shuffled-nb.1",)
-    quants = {step.id for step in found.values() if step.kind == "quant"}
-    assert found["demo.quant.none.Q2_K"].needs == ()
+    assert planned["demo.imatrix.nb25-en75.2"].needs == ("demo.imatrix.nb.2", "demo.imatrix.en.2")
+    assert planned["demo.imatrix.nb-pooled"].needs == ("demo.imatrix.nb.1", "demo.imatrix.nb.2")
+    assert planned["demo.imatrix.shuffled-nb.1"].needs == ("demo.corpus.shuffled-nb.1",)
+    quants = {step.id for step in planned.values() if step.kind == "quant"}
+    assert planned["demo.quant.none.Q2_K"].needs == ()
     for text, on in (("nb", "nb.1"), ("ml", "ml")):
-        score = found[f"demo.score.{text}"]
+        score = planned[f"demo.score.{text}"]
         assert score.needs == (f"demo.corpus.{on}",) and set(score.uses) == quants
-    loss = found["demo.loss.none.Q2_K"]
+    loss = planned["demo.loss.none.Q2_K"]
     assert set(loss.uses) == {f"demo.imatrix.{x}" for x in ("nb.1", "nb.2", "en.1", "en.2")}
-    tidy = found["demo.tidy.1"]
+    tidy = planned["demo.tidy.1"]
     assert quants < set(tidy.after) and tidy.is_cleanup
 
 
 def test_steps_come_after_what_they_stand_on(shared):
-    found = steps.steps(shared(models=("a", "b"), tasks=(Task("belebele", ("en", "nb")),)))
+    planned = steps.steps(shared(models=("a", "b"), tasks=(Task("belebele", ("en", "nb")),)))
     seen: set[str] = set()
-    for step in found:
+    for step in planned:
         assert seen.issuperset((*step.depends_on(), *step.after)), step.id
         seen.add(step.id)
-    assert by_id(found)["a.task.belebele.original"].needs == ("a.items.belebele",)
-    assert {s.id.partition(".")[0] for s in found} == {"a", "b"}
+    assert by_id(planned)["a.task.belebele.original"].needs == ("a.items.belebele",)
+    assert {s.id.partition(".")[0] for s in planned} == {"a", "b"}
 
 
 def test_parts_of_mixtures_are_no_calibrations_of_their_own(shared):
-    said = CalibrationSettings(("nb=0.5,en=0.5",))
-    found = by_id(steps.steps(shared(calibration=said, evaluation=Evaluation(("nb",)))))
-    assert {i for i in found if ".imatrix." in i} == {
+    settings = CalibrationSettings(("nb=0.5,en=0.5",))
+    planned = by_id(steps.steps(shared(calibration=settings, evaluation=Evaluation(("nb",)))))
+    assert {i for i in planned if ".imatrix." in i} == {
         "demo.imatrix.nb.1", "demo.imatrix.en.1", "demo.imatrix.nb50-en50.1",
     }  # fmt: skip
-    assert {i.split(".")[2] for i in found if ".quant." in i} == {"nb50-en50"}
+    assert {i.split(".")[2] for i in planned if ".quant." in i} == {"nb50-en50"}
 
 
 def test_batches_fit_on_the_disk_and_wait_for_each_other(shared):
     ours = shared(limits=Limits(disk_gib=4.0))
-    found = by_id(steps.steps(ours))
-    quants = [s for s in found.values() if s.kind == "quant"]
-    tidies = [s for s in found.values() if s.is_cleanup]
+    planned = by_id(steps.steps(ours))
+    quants = [s for s in planned.values() if s.kind == "quant"]
+    tidies = [s for s in planned.values() if s.is_cleanup]
     assert len(quants) == 14 and len(tidies) == 4  # 4 + 4 + 4 + 2
     for number, tidy in enumerate(tidies, 1):
         batch = [q for q in quants if q.id in tidy.after]
         assert 1 <= len(batch) <= 4
         before = (f"demo.tidy.{number - 1}",) if number > 1 else ()
         assert all(q.after == before for q in batch)
-        assert set(found[f"demo.score.nb.{number}"].uses) == {q.id for q in batch}
-    assert found["demo.score.nb.1"].inputs["teacher"] == "cached"
+        assert set(planned[f"demo.score.nb.{number}"].uses) == {q.id for q in batch}
+    assert planned["demo.score.nb.1"].inputs["teacher"] == "cached"
 
 
 def test_a_quant_that_never_fits_is_told_before_any_work(shared):
@@ -100,8 +100,8 @@ def test_a_quant_that_never_fits_is_told_before_any_work(shared):
 
 def test_with_little_memory_models_are_there_one_at_a_time(shared):
     def teachers(limits):
-        found = steps.steps(shared(limits=limits))
-        return {s.inputs["teacher"] for s in found if s.kind == "score"}
+        planned = steps.steps(shared(limits=limits))
+        return {s.inputs["teacher"] for s in planned if s.kind == "score"}
 
     assert teachers(Limits(memory_gib=64.0)) == {"live"}
     assert teachers(Limits(memory_gib=8.0)) == {"cached"}
@@ -125,7 +125,7 @@ def test_keys_change_with_what_determines_a_result_and_nothing_else(shared):
 )
 def test_labels_survive_in_metadata(word, label):
     """Nothing that a reader of metadata would cut, at most 40 characters, and of their own."""
-    (found,) = calibrations.calibrations(scored.recipe(calibration=CalibrationSettings((word,))))
-    assert found.label == (label or found.label)
-    assert len(found.label) <= 40 and "." not in found.label
-    assert sum(found.shares().values()) == pytest.approx(1)
+    (planned,) = calibrations.calibrations(scored.recipe(calibration=CalibrationSettings((word,))))
+    assert planned.label == (label or planned.label)
+    assert len(planned.label) <= 40 and "." not in planned.label
+    assert sum(planned.shares().values()) == pytest.approx(1)

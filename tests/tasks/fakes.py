@@ -1,4 +1,4 @@
-"""An answerer that knows what it is told, and a chat server on loopback."""
+"""An answerer with given answers, and a chat server on loopback."""
 
 import json
 import threading
@@ -13,13 +13,13 @@ Reply = Callable[[str], Any]
 
 
 class Answerer:
-    """Answers by two functions; counts what it was asked."""
+    """Answers by two functions; keeps the ids of the items."""
 
     is_chat = True
 
     def __init__(self, label, choose=None, generate=None, commit="c0ffee"):
         self.label, self._choose, self._generate, self._commit = label, choose, generate, commit
-        self.asked: list[str] = []
+        self.ids: list[str] = []
 
     def __enter__(self):
         return self
@@ -39,7 +39,7 @@ class Answerer:
 
     def choose(self, items):
         for item in items:
-            self.asked.append(item.id)
+            self.ids.append(item.id)
             values = self._choose(item)
             if isinstance(values, str):
                 yield ChoiceScores(item.id, (), (), (), values)
@@ -50,12 +50,12 @@ class Answerer:
 
     def generate(self, items):
         for item in reversed(items):  # any order
-            self.asked.append(item.id)
-            said = self._generate(item)
-            if isinstance(said, Exception):
-                yield Generated(item.id, "", 0, "", str(said))
+            self.ids.append(item.id)
+            text = self._generate(item)
+            if isinstance(text, Exception):
+                yield Generated(item.id, "", 0, "", str(text))
             else:
-                yield Generated(item.id, said, 1, "length" if said.endswith("…") else "eos")
+                yield Generated(item.id, text, 1, "length" if text.endswith("…") else "eos")
 
 
 @contextmanager
@@ -68,14 +68,14 @@ def chat_server(reply: Reply) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            said = reply(body["messages"][-1]["content"])
-            status = said if isinstance(said, int) else 200
-            if isinstance(said, str):
-                said = json.dumps({
-                    "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
+            content = reply(body["messages"][-1]["content"])
+            status = content if isinstance(content, int) else 200
+            if isinstance(content, str):
+                content = json.dumps({
+                    "choices": [{"message": {"content": content}, "finish_reason": "stop"}],
                     "usage": {"completion_tokens": 3},
                 }).encode()  # fmt: skip
-            raw = b"{}" if isinstance(said, int) else said
+            raw = b"{}" if isinstance(content, int) else content
             self.send_response(status)
             self.send_header("Content-Length", str(len(raw)))
             self.end_headers()

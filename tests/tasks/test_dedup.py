@@ -12,6 +12,10 @@ def item(name, question, options=(), golds=("x",), right=None, cluster="", conte
     return Item(name, "en", "", context, question, options, golds, right, cluster, {})
 
 
+def n_clusters(unique):
+    return len({item.cluster for item in unique.items})
+
+
 def test_repeats_are_merged_with_their_golds():
     unique = dedup.merge(
         [item("1", "Who?", golds=("Ada",)), item("2", "who ?", golds=("Lovelace",))]
@@ -35,7 +39,7 @@ def test_near_repeats_share_a_cluster_and_stay():
         "something else altogether that shares nothing",
     ]
     unique = dedup.merge([item(str(n), t) for n, t in enumerate(texts)])
-    assert [len(unique.items), unique.n_near, unique.n_clusters()] == [3, 1, 2]
+    assert (len(unique.items), unique.n_near, n_clusters(unique)) == (3, 1, 2)
 
 
 def test_nearness_to_two_that_are_not_near_each_other_joins_them():
@@ -43,7 +47,7 @@ def test_nearness_to_two_that_are_not_near_each_other_joins_them():
     first, second = ["x", *words[1:]], [*words[:-1], "y"]
     first[20:23] = second[40:43] = "abc"
     unique = dedup.merge([item(str(n), " ".join(t)) for n, t in enumerate((first, second, words))])
-    assert (unique.n_near, unique.n_clusters()) == (1, 1)
+    assert (unique.n_near, n_clusters(unique)) == (1, 1)
     assert dedup.merge(unique.items[:2]).n_near == 0
 
 
@@ -81,4 +85,4 @@ def test_mixeval(name, n, n_unique):
     items, _ = make_items(load.rows(task, "en", file).rows, task, get_locale("en"))
     unique = dedup.merge(items)
     assert (len(items), len(unique.items), unique.n_conflicts) == (n, n_unique, 0)
-    assert unique.n_clusters() < n_unique
+    assert n_clusters(unique) < n_unique

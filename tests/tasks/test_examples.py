@@ -46,8 +46,8 @@ def test_examples(line, tmp_path, monkeypatch):
     if name == "run":
         codes = tuple(given["langs"].split(","))
         compute = ComputeOptions("cpu")
-        asked = TaskRequest(given["tasks"], codes, (), tmp_path, compute, data=given["data"])
-        assert run.pairs(map(definition.get, asked.tasks), asked, Silent())
+        request = TaskRequest(given["tasks"], codes, (), tmp_path, compute, data=given["data"])
+        assert run.pairs(map(definition.get, request.tasks), request, Silent())
 
 
 def test_the_definition_in_the_docs_is_one(tmp_path):

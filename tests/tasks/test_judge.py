@@ -6,7 +6,9 @@ import re
 import threading
 
 import pytest
+from click.testing import CliRunner
 
+from imatrix_lab.cli.main import cli
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadRecords, ImatrixLabError, UsageError
 from imatrix_lab.llamacpp.client import Client
@@ -221,3 +223,19 @@ def test_records_without_text(tmp_path):
     with pytest.raises(BadRecords) as raised:
         judge.grade(path, Client("http://127.0.0.1:9", "j"), Silent())
     assert (raised.value.where, raised.value.fix) == (str(path), "task run --keep-text")
+
+
+def test_mistakes_are_told_before_a_judge_is_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("imatrix_lab.tasks.backends.open_chat", lambda *_: pytest.fail("started"))
+    (path,) = runs(tmp_path, lambda item: "1")
+    path.write_bytes(b"damaged")
+    failed = CliRunner().invoke(cli, ["task", "judge", str(path), "--model", "demo"])
+    assert isinstance(failed.exception, BadRecords)
+    for words, fix in (
+        (("mixevals", "--to", "nb"), "task run mine.toml"),
+        (("mixeval", "--to", "xx"), "tasks/languages/xx.toml"),
+        (("ntrex", "--to", "nb"), "--data FOLDER"),
+    ):
+        failed = CliRunner().invoke(cli, ["task", "translate", *words, "--model", "demo"])
+        assert isinstance(failed.exception, UsageError)
+        assert fix in failed.exception.fix

@@ -14,7 +14,7 @@ from imatrix_lab.tasks import definition, items, load, prompt
 from imatrix_lab.tasks.items import make_items
 from imatrix_lab.tasks.locale import get_locale
 from tests.fakes.hub_server import HubServer
-from tests.tasks.schemas import MADE
+from tests.tasks.schemas import SCHEMAS
 
 
 def write(path, rows):
@@ -37,7 +37,7 @@ def write(path, rows):
 
 
 def local(folder, name):
-    made = MADE[name]
+    schema = SCHEMAS[name]
     if name == "ntrex":
         (folder / "NTREX-128").mkdir()
         text = "NTREX-128/newstest2019-"
@@ -48,33 +48,33 @@ def local(folder, name):
         return folder
     if name == "flores-plus":
         write(folder / "eng_Latn.jsonl", [{"id": 1, "text": "The dog sleeps."}])
-    write(folder / made.file, made.rows)
-    return folder / made.file if name.startswith("mixeval") else folder
+    write(folder / schema.file, schema.rows)
+    return folder / schema.file if name.startswith("mixeval") else folder
 
 
 def test_every_task_has_a_schema():
-    assert set(MADE) == set(definition.load_all())
+    assert set(SCHEMAS) == set(definition.load_all())
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_definitions_on_their_own_schema(name, tmp_path):
-    made, task = MADE[name], definition.get(name)
-    locale = get_locale(made.language)
-    rows = load.rows(task, made.language, local(tmp_path, name)).rows
+    schema, task = SCHEMAS[name], definition.get(name)
+    locale = get_locale(schema.language)
+    rows = load.rows(task, schema.language, local(tmp_path, name)).rows
     questions, rejected = make_items(rows, task, locale)
     assert not rejected
-    assert tuple(gold for item in questions for gold in item.golds[:1]) == made.golds
-    assert (questions[0].options, questions[0].part) == (made.options, made.part)
+    assert tuple(gold for item in questions for gold in item.golds[:1]) == schema.golds
+    assert (questions[0].options, questions[0].part) == (schema.options, schema.part)
     text = prompt.ask(questions[0], task, locale, with_letters=task.prompt.variant == "letter")
-    assert made.in_prompt in text
+    assert schema.in_prompt in text
     assert "{" not in text
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_prompts_in_every_language(name, tmp_path):
     """No language lacks a word that a task needs."""
     task = definition.get(name)
-    rows = load.rows(task, MADE[name].language, local(tmp_path, name)).rows
+    rows = load.rows(task, SCHEMAS[name].language, local(tmp_path, name)).rows
     for code in task.languages:
         locale = get_locale(code)
         for item in make_items(rows, task, locale)[0]:
@@ -87,7 +87,7 @@ def test_kinds_of_files(tmp_path):
     import datasets
 
     task = definition.get("global-mmlu")
-    rows = [dict(row) for row in MADE["global-mmlu"].rows]
+    rows = [dict(row) for row in SCHEMAS["global-mmlu"].rows]
     keyed = tmp_path / "keyed.json"
     keyed.write_text(json.dumps({row["sample_id"]: row for row in rows}))
     parquet = tmp_path / "x.parquet"
@@ -175,7 +175,7 @@ def test_lines_that_do_not_match(tmp_path):
 )
 def test_rows_that_are_no_items(change, why):
     task = definition.get("global-mmlu")
-    good, bad = dict(MADE["global-mmlu"].rows[0]), {**MADE["global-mmlu"].rows[1], **change}
+    good, bad = dict(SCHEMAS["global-mmlu"].rows[0]), {**SCHEMAS["global-mmlu"].rows[1], **change}
     kept, rejected = make_items([good, bad, good], task, get_locale("de"))
     assert len(kept) == 1
     assert set(rejected) == {why, items.TWICE}
@@ -215,7 +215,7 @@ configs:
 
 def test_from_the_hub(tmp_path):
     """In a process of its own: the address of the Hub is read when its library is imported."""
-    content = write(tmp_path / "x.jsonl", MADE["belebele"].rows).read_bytes()
+    content = write(tmp_path / "x.jsonl", SCHEMAS["belebele"].rows).read_bytes()
     files = {"README.md": CARD.encode(), "data/nob_Latn.jsonl": content}
     text = definition.paths()["belebele"].read_text(encoding="utf-8")
     import datasets
@@ -268,7 +268,7 @@ for task, lang in ((own("gone"), "nb"), (own("pinned"), "en"), (own("other"), "n
     pinned_rows, newest_rows, converted, *errors = done.stdout.splitlines()
     assert pinned_rows == newest_rows
     rows, origin = json.loads(pinned_rows)
-    assert tuple(rows) == MADE["belebele"].rows
+    assert tuple(rows) == SCHEMAS["belebele"].rows
     assert origin == {"facebook/belebele": commit}
     assert converted == "{'question': '5 + 6?', 'answer_number': 11}"
     gone, no_config, other_version, gated = map(json.loads, errors)

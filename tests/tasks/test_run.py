@@ -115,7 +115,7 @@ def test_the_second_time_nothing_is_asked(exam, tmp_path):
     before = path.read_bytes()
     again = Answerer("A", right_unless())
     assert run.run(request(exam, tmp_path), [again], Silent()) == [path]
-    assert again.asked == []
+    assert again.ids == []
     assert path.read_bytes() == before
     other = Answerer("A", right_unless(), commit="another")
     (beside,) = run.run(request(exam, tmp_path), [other], Silent())
@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on(exam, tmp_path):
         file.write('{"id": "31", "score": 1.0, "predi')  # cut off by a kill
     second = Answerer("A", right_unless())
     (path,) = run.run(request(exam, tmp_path), [second], Silent())
-    assert sorted(first.asked + second.asked, key=int) == sorted(
+    assert sorted(first.ids + second.ids, key=int) == sorted(
         [str(i) for i in range(N) if i != 1] + ["30"], key=int
     )
     assert len(parquet.read(path)) == N - 1
@@ -161,7 +161,7 @@ def test_failed_items_are_not_wrong(exam, tmp_path):
     assert any(too_long in note for note in progress.notes)
     again = Answerer("A", right_unless())
     run.run(request(exam, tmp_path), [again], Silent())
-    assert sorted(again.asked) == ["4", "6"]  # asked once more, and only those
+    assert sorted(again.ids) == ["4", "6"]  # asked once more, and only those
     assert summary.scores([path])[0].failed == {}
 
 
@@ -218,8 +218,8 @@ def test_examples_are_not_scored(exam, tmp_path):
 def test_a_limit_draws_the_same_items(exam, tmp_path):
     a, b = (Answerer(name, right_unless()) for name in "AB")
     run.run(request(exam, tmp_path, limit=7), [a, b], Silent())
-    assert len(a.asked) == 7
-    assert a.asked == b.asked
+    assert len(a.ids) == 7
+    assert a.ids == b.ids
 
 
 def test_free_form_with_text(quiz, tmp_path):

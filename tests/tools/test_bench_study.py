@@ -38,54 +38,52 @@ def bench(tool, score_store, tiny, tmp_path, monkeypatch):
     made_up.add(data, "qb", "Qbish")
     grid = tool.Grid(str(tiny), ("qa", "qb"), "Q3_K_S", 1024, 2)
     (tmp_path / "bench").mkdir()
-    made = tool.Bench(grid, tmp_path / "bench", score_store(tmp_path / "store"), Silent())
-    made.threads = 1
-    return made
+    bench = tool.Bench(grid, tmp_path / "bench", score_store(tmp_path / "store"), Silent())
+    bench.threads = 1
+    return bench
 
 
 def test_the_script(bench, tool):
-    found = bench.script()
+    cost = bench.script()
     folder = bench.root / "script"
     counted = {
         p.name.split(".")[0]: format.read(p).n_tokens() for p in folder.glob("*.imatrix.gguf")
     }
-    assert len(counted) == 8 and sum(counted.values()) == found.imatrix_tokens
+    assert len(counted) == 8 and sum(counted.values()) == cost.imatrix_tokens
     assert counted["qa-1"] == 1024 and counted["mixture-2"] == counted["qb-pooled"] == 2048
     assert len(list(folder.glob("*.gguf"))) == 8 + 9
     # llama-perplexity's file: magic, sizes, tokens, and for each token scored its logits in 16 bits
     scored = sum(n for _, n in bench.tokens_of_study().values())
-    assert scored <= found.scored_tokens < scored + 2 * tool.SCORED
+    assert scored <= cost.scored_tokens < scored + 2 * tool.SCORED
     n_vocab = bench.model.facts.n_vocab
-    assert found.scoring_bytes >= 2 * n_vocab * found.scored_tokens
-    assert (
-        found.scoring_bytes < 2 * (n_vocab + 8) * found.scored_tokens + 4 * found.read_tokens + 99
-    )
-    assert found.read_tokens * tool.SCORED == found.scored_tokens * tool.WINDOW
+    assert cost.scoring_bytes >= 2 * n_vocab * cost.scored_tokens
+    assert cost.scoring_bytes < 2 * (n_vocab + 8) * cost.scored_tokens + 4 * cost.read_tokens + 99
+    assert cost.read_tokens * tool.SCORED == cost.scored_tokens * tool.WINDOW
     quants = [p for p in folder.glob("*.gguf") if "imatrix" not in p.name]
-    assert found.peak_bytes >= found.left_bytes > sum(p.stat().st_size for p in quants)
-    assert found.cpu_s > 0 and found.wall_s > 0
+    assert cost.peak_bytes >= cost.left_bytes > sum(p.stat().st_size for p in quants)
+    assert cost.cpu_s > 0 and cost.wall_s > 0
     assert not (folder / "logits.bin").exists()
 
 
 def test_the_study(bench, tool):
-    found = bench.study()
+    cost = bench.study()
     out = bench.root / "study"
-    told = results.read(out)
-    assert not told.missing
+    study = results.read(out)
+    assert not study.missing
     for_card = model_card.of_study(
-        told, bench.model, "qa"
+        study, bench.model, "qa"
     )  # real results are what the card expects
     assert {c["b"] for c in for_card["comparisons"]} >= {"qb", "no imatrix"}
     assert len(for_card["signed"]) == 2 and len(for_card["imatrix_sha256"]) == 2
     scored = {p: len(parquet.read(p, ["pos"])) for p in out.glob("scores/*.parquet")}
     assert len(scored) == 2 * 9
-    assert sum(scored.values()) == 9 * found.scored_tokens
-    assert found.scoring_bytes == sum(p.stat().st_size for p in scored)
+    assert sum(scored.values()) == 9 * cost.scored_tokens
+    assert cost.scoring_bytes == sum(p.stat().st_size for p in scored)
     sums = [format.read(p) for p in out.glob("imatrix/*.gguf")]
     assert len(sums) == 8  # as many as the script's
-    assert found.imatrix_tokens == 4 * 1024
-    assert found.scored_tokens <= found.read_tokens
-    assert found.peak_bytes >= found.left_bytes > found.scoring_bytes
+    assert cost.imatrix_tokens == 4 * 1024
+    assert cost.scored_tokens <= cost.read_tokens
+    assert cost.peak_bytes >= cost.left_bytes > cost.scoring_bytes
     assert not list(out.rglob("*Q3_K_S*.gguf"))
 
 

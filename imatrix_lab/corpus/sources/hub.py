@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pyarrow
 
-from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, need_network
+from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, require_network
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT, tidy
 from imatrix_lab.corpus.languages import Language, Source
@@ -28,7 +28,7 @@ def reach(source: Source, session: Session) -> Pinned:
     """Ask the Hub for the commit: the one pinned, else the newest."""
     settings = source.settings
     repo, revision = str(settings["repo"]), str(settings.get("revision", "main"))
-    need_network()
+    require_network()
     if why := _unreachable.get(endpoint()):
         raise Unreachable(why, where=repo)
 

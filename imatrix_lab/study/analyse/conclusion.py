@@ -7,9 +7,9 @@ language against the baseline. Texts come first; tasks decide where there are no
 import math
 from collections.abc import Sequence
 
-from imatrix_lab.core.format import with_error
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Control, Results
+from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Results
+from imatrix_lab.stats import sentences
 from imatrix_lab.stats.equivalence import VERDICTS
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import FEW_CLUSTERS
@@ -29,20 +29,14 @@ def answer(results: Results) -> tuple[str, str, str]:
 
 def _cases(results: Results, is_task: bool) -> list[Comparison]:
     languages = {c.label for c in results.calibrations if c.kind == "language"}
-    return [
-        c
-        for c in _against_baseline(results)
-        if bool(c.task) == is_task and c.a == c.text and c.a in languages
-    ]
+    own = (c for c in _against_baseline(results) if c.a == c.text and c.a in languages)
+    return [c for c in own if bool(c.task) == is_task]
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
     """Return the comparisons with the baseline in the metrics that decide."""
-    return [
-        c
-        for c in results.comparisons
-        if c.b == results.baseline and c.metric == ("score" if c.task else results.metric)
-    ]
+    with_baseline = (c for c in results.comparisons if c.b == results.baseline)
+    return [c for c in with_baseline if c.metric == ("score" if c.task else results.metric)]
 
 
 # -- does it help
@@ -71,24 +65,22 @@ def _nothing_matched(results: Results) -> str:
 
 
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the first sentence for cases of one verdict."""
-    n, first = len(cases), cases[0]
-    a, b = OWN if n > 1 else _imatrix(results, first.a), _imatrix(results, first.b)
-    places = _places(results, cases)
-    if first.verdict == "undecided":
-        where = f"on {places} cannot be told"
-        if n > 1:
-            where = f"cannot be told in any of {n} cases ({places})"
-        return f"Whether {a} is better than {b} {where}: {_reach(cases)}"
-    where = f"in {'both' if n == 2 else f'all {n}'} cases ({places})" if n > 1 else f"on {places}"
-    if first.verdict == "equivalent":
-        margin = f"{first.margin:.6g} {first.unit}"
-        return (
-            f"{_upper(a)} and {b} are equivalent {where}: their {first.words} differs by less than"
-            f" the declared margin of {margin}"
-        )
-    sizes = _sizes(results, cases)
-    return f"{_upper(a)} is {first.verdict} than {b} {where}: its {first.words} is {sizes}"
+    """Return the verdict that all cases have, and the size of the difference."""
+    c, b = cases[0], _imatrix(results, results.baseline)
+    if len(cases) == 1:
+        a, where = _imatrix(results, c.a), f"on {_place(results, c)}"
+    else:
+        number = "both" if len(cases) == 2 else f"all {len(cases)}"
+        number = f"any of {len(cases)}" if c.verdict == "undecided" else number
+        a, where = OWN, f"in {number} cases ({_places(results, cases)})"
+    if c.verdict in ("better", "worse"):
+        detail = f"its {c.words} is {_sizes(results, cases)}"
+    elif c.verdict == "equivalent":
+        detail = sentences.within_margin(c.words, c.margin, c.unit)
+    else:
+        low, high = min(x.low for x in cases), max(x.high for x in cases)
+        detail = sentences.no_clear_difference(c.words, low, high, (high - low) / 4, c.unit)
+    return f"{_upper(sentences.verdict(c.verdict, a, b))} {where}: {detail}"
 
 
 def _mixed(results: Results, cases: Sequence[Comparison]) -> str:
@@ -111,18 +103,6 @@ def _counts(cases: Sequence[Comparison]) -> str:
     return f"{words} of {len(cases)} {'cases' if len(cases) > 1 else 'case'}"
 
 
-def _reach(cases: Sequence[Comparison]) -> str:
-    """Return the interval that covers the differences of all cases."""
-    c = cases[0]
-    low, high = min(x.low for x in cases), max(x.high for x in cases)
-    if not math.isfinite(low + high):
-        return f"there is too little text for an interval of its {c.words}"
-    if low == high == 0:
-        return f"no difference in {c.words} was seen"
-    ends = (f"{with_error(abs(x), (high - low) / 4)} {c.unit} {_direction(x)}" for x in (low, high))
-    return f"its {c.words} may be anything from {' to '.join(ends)} (95 % CI)"
-
-
 def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
     """Return the smallest and the largest difference; all have one sign."""
     if len(cases) == 1:
@@ -134,32 +114,21 @@ def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
 
 def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
+    details = [place] if place else []
+    whole = _without_imatrix(results, c)
+    if whole > 0:
+        details.append(f"{100 * abs(c.estimate) / whole:.2g} % of the loss without an imatrix")
     error = (c.high - c.low) / 4
-    notes = [place] if place else []
-    if c.low * c.high > 0:
-        ends = sorted((abs(c.low), abs(c.high)))
-        notes.append(f"95 % CI: {' to '.join(with_error(x, error) for x in ends)}")
-        whole = _without_imatrix(results, c)
-        if whole > 0:
-            share = f"{100 * abs(c.estimate) / whole:.2g}"
-            notes.append(f"{share} % of the loss without an imatrix")
-    text = f"{with_error(abs(c.estimate), error)} {c.unit} {_direction(c.estimate)}"
-    return f"{text} ({'; '.join(notes)})" if notes else text
+    return sentences.difference(c.estimate, c.low, c.high, error, c.unit, *details)
 
 
 def _without_imatrix(results: Results, c: Comparison) -> float:
     """Return the divergence of the same quant without an imatrix; NaN for other metrics."""
-    if c.metric != "kld_nats":
-        return math.nan
-    return next(
-        (
-            s.estimate
-            for s in results.scores
-            if (s.calibration, s.sample, s.metric) == (NO_IMATRIX, ALL_SAMPLES, c.metric)
-            and (s.model, s.task, s.text, s.type) == (c.model, c.task, c.text, c.type)
-        ),
-        math.nan,
-    )
+    place = (NO_IMATRIX, ALL_SAMPLES, "kld_nats", c.model, c.task, c.text, c.type)
+    for s in results.scores if c.metric == "kld_nats" else ():
+        if (s.calibration, s.sample, s.metric, s.model, s.task, s.text, s.type) == place:
+            return s.estimate
+    return math.nan
 
 
 # -- next to what
@@ -174,22 +143,19 @@ def _noise(cases: Sequence[Comparison]) -> str:
         )
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"
-    return f"{what} {' to '.join(ends)} times that between two calibration texts of one language"
+    return f"{what} {sentences.noise(' to '.join(ends))}"
 
 
 def _positive(results: Results, cases: Sequence[Comparison]) -> str:
     """Return whether the positive control holds: a quant without an imatrix is worse."""
     is_task = bool(cases and cases[0].task)
     metric = "score" if is_task else results.metric
-    rows = [
-        r
-        for r in results.controls
-        if r.name.startswith(f"{NO_IMATRIX} against")
-        and (bool(r.task), r.metric) == (is_task, metric)
-    ]
+    rows = [r for r in results.controls if r.name.startswith(f"{NO_IMATRIX} against")]
+    rows = [r for r in rows if (bool(r.task), r.metric) == (is_task, metric)]
     if not rows:
         return "nothing was scored without an imatrix, so there is no positive control"
-    seen = sum(_is_worse(r) for r in rows)
+    lower_is_better = METRICS[metric].lower_is_better
+    seen = sum(r.low > 0 if lower_is_better else r.high < 0 for r in rows)
     share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
         return (
@@ -198,10 +164,6 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
         )
     text = f"without an imatrix (the positive control) quants are significantly worse{share}"
     return text if seen == len(rows) else f"{text}, so small effects may go unseen"
-
-
-def _is_worse(r: Control) -> bool:
-    return r.low > 0 if METRICS[r.metric].lower_is_better else r.high < 0
 
 
 # -- limits
@@ -224,7 +186,7 @@ def _limits(results: Results, cases: Sequence[Comparison]) -> str:
 
 
 def _blind(cases: Sequence[Comparison]) -> list[str]:
-    """Return what these data could not have results."""
+    """Return what these data could not have shown."""
     parts = []
     fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
     if fewest < FEW_CLUSTERS:
@@ -291,10 +253,6 @@ def _cut(names: Sequence[str]) -> Sequence[str]:
 def _joined(parts: Sequence[str]) -> str:
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _direction(x: float) -> str:
-    return "lower" if x < 0 else "higher"
 
 
 def _upper(text: str) -> str:

@@ -1,7 +1,7 @@
 """The records of steps -> everything a study made."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from imatrix_lab import __version__
@@ -11,15 +11,13 @@ from imatrix_lab.study import actions
 from imatrix_lab.study.calibrations import calibrations
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RECIPE
-from imatrix_lab.study.graph import FILES, Step, StepRecord
+from imatrix_lab.study.graph import FILES, Records, StepRecord, Steps
 from imatrix_lab.study.products import Products
 from imatrix_lab.study.recipe import NONE
 from imatrix_lab.study.scheduler import Outcome
 
-Records = Mapping[str, StepRecord]
 
-
-def products(shared: Shared, steps: Sequence[Step], outcome: Outcome, total_s: float) -> Products:
+def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> Products:
     """Return what was made, in the order of the steps.
 
     Parameters

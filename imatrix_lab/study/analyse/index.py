@@ -50,10 +50,6 @@ class Index:
     baseline : the calibration that others are compared with, by label.
     tokens, items : records, by model, text, calibration, type and sample.
     signatures : of all records, each once.
-
-    Raises
-    ------
-    BadRecords : damaged records, or of a quant that is not the study's.
     """
 
     def __init__(self, products: Products):

@@ -84,7 +84,6 @@ def _heldout(record: RecordFile) -> Iterator[Licence]:
 
 
 def _of_tasks(products: Products, index: Index) -> Iterator[Licence]:
-    """Yield the data of each task, and in which version."""
     known = {}
     for task in products.recipe.tasks:
         with contextlib.suppress(UsageError):  # a file of the user's own, which may be gone

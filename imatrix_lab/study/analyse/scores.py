@@ -46,10 +46,6 @@ def scores(index: Index, progress: Progress) -> list[Score]:
 
     The row of all samples is their mean; where there are several, its interval takes the sample as
     a random effect beside the documents, as `interaction.contrast` has it.
-
-    Raises
-    ------
-    BadRecords : records of one text that must not be compared, or are damaged.
     """
     files = [*index.tokens, *index.items]
     rows: list[Score] = []

@@ -20,8 +20,8 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import controls
 from imatrix_lab.imatrix import format, quant_error
-from imatrix_lab.llamacpp import compute as machine
 from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.compute import compute_for, layers_on_gpu, logit_rows
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -99,7 +99,7 @@ class Benchmark:
 
 
 def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
-    compute = machine.compute_for(model.facts, shared.compute(n_ctx=WINDOW))
+    compute = compute_for(model.facts, shared.compute(n_ctx=WINDOW))
     compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
     words = scratch / "text.txt"
     words.write_text(_random_text(shared, model, WINDOW * (WINDOWS + 1)), encoding="utf-8")
@@ -121,8 +121,8 @@ def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
 
 def _score(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     options = shared.compute()
-    rows = machine.logit_rows(model.facts.n_vocab, options)
-    settings = Settings(cores(), WINDOW, WINDOW, rows, 1, machine.layers_on_gpu(options))
+    rows = logit_rows(model.facts.n_vocab, options)
+    settings = Settings(cores(), WINDOW, WINDOW, rows, 1, layers_on_gpu(options))
     session = Session(Store(shared.store.root), progress)
     compiled = kernel.get(shared.tools, settings.threads, session)
     words = Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))

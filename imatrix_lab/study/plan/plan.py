@@ -84,12 +84,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
-    """Return what a study would do.
-
-    Raises
-    ------
-    UsageError : an invalid recipe.
-    """
+    """Return what a study would do."""
     validate.check(recipe)
     try:
         shared = prepare(recipe, folder, session.read_only())
@@ -99,7 +94,6 @@ def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
 
 
 def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
-    """Return what can be planned without llama.cpp or the model."""
     sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
     effects = tuple(power.Planned(recipe, sizes).effects())
     problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
@@ -108,11 +102,7 @@ def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
 
 
 def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
-    return (
-        *warnings.of_tasks(recipe),
-        *warnings.of_samples(recipe),
-        *warnings.of_effects(effects),
-    )
+    return (*warnings.of_tasks(recipe), *warnings.of_samples(recipe), *warnings.of_effects(effects))
 
 
 def _assumed(label: str, recipe: Recipe) -> TextSize:
@@ -180,7 +170,6 @@ class _Planner:
             return None
 
     def _size(self, step: Step) -> TextSize:
-        """Return how long the documents are that a step scores on."""
         recipe, label = self.shared.recipe, str(step.inputs["texts"])
         files = dict(t.split("=", 1) for t in recipe.evaluation.texts if "=" in t)
         if label in files:
@@ -194,7 +183,6 @@ class _Planner:
             return TextSize(label, tuple(vocabulary.count(d.text) for d in scored), is_known=True)
 
     def _has_imatrix(self, step: Step) -> bool:
-        """Return whether the store has an imatrix of a text that is built."""
         shared, corpus, model = self.shared, self.corpora[step.needs[0]], self._model(step)
         if corpus is None:
             return False

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from imatrix_lab.core.format import size
-from imatrix_lab.core.hub_http import ask, endpoint, need_network
+from imatrix_lab.core.hub_http import ask, endpoint, require_network
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.errors import FetchFailed, ImatrixLabError
 from imatrix_lab.llamacpp import compute
@@ -100,7 +100,7 @@ def of_tasks(recipe: Recipe) -> Iterator[str]:
 
 
 def _check_dataset(hub: str) -> None:
-    need_network()
+    require_network()
 
     def call() -> object:
         from huggingface_hub import HfApi

@@ -37,10 +37,6 @@ class Share:
     words: float
     n_lines: int
 
-    def in_words(self) -> str:
-        """Return it in words."""
-        return f"lines {self.lines:.3f}, words {self.words:.3f} of {self.n_lines} lines"
-
 
 def share(answer: str, locale: Locale) -> Share | None:
     """Return the share of an answer in a language; None where nothing can be told."""

@@ -107,7 +107,8 @@ def _language(item: Item, answer: str, locale: Locale) -> Outcome:
     share = language.share(answer, locale)
     if share is None:
         return Outcome(item.id, 0.0, "", locale.code, False, answer)
-    return Outcome(item.id, share.lines, share.in_words(), locale.code, True, answer)
+    shares = f"lines {share.lines:.3f}, words {share.words:.3f} of {share.n_lines} lines"
+    return Outcome(item.id, share.lines, shares, locale.code, True, answer)
 
 
 _SCORERS = {

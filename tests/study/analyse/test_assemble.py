@@ -311,7 +311,7 @@ def test_flips_show_what_a_model_wrote(tmp_path):
     quiz = {str(i): {"problem_type": "free-form", "context": None, "prompt": f"{i} + 1?",
                      "target": [str(i + 1)], "benchmark_name": "x"} for i in range(20)}  # fmt: skip
     (tmp_path / "quiz.json").write_text(json.dumps(quiz))
-    asked = TaskRequest(("mixeval",), ("en",), ("x",), tmp_path,
+    request = TaskRequest(("mixeval",), ("en",), ("x",), tmp_path,
                         ComputeOptions("cpu"),
                         data=tmp_path / "quiz.json", keep_text=True)  # fmt: skip
 
@@ -320,7 +320,7 @@ def test_flips_show_what_a_model_wrote(tmp_path):
 
     students = [Answerer("en", generate=lambda item: f"It is {right(item.id)}."),
                 Answerer("nb", generate=lambda item: hostile)]  # fmt: skip
-    paths = run.run(asked, students, Silent())
+    paths = run.run(request, students, Silent())
     products = scored.products(
         item_records=tuple(paths),
         quants=tuple(

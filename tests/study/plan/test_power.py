@@ -28,12 +28,12 @@ RECIPE = Recipe(
 SIZES = [TextSize("en", (300, 340, 280) * 4, True), TextSize("nb", (350,) * 40, False)]
 
 
-def found(recipe=RECIPE, sizes=SIZES, **rest):
+def effects_of(recipe=RECIPE, sizes=SIZES, **rest):
     return list(Planned(recipe, sizes, **rest).effects())
 
 
 def test_assumed_spreads() -> None:
-    effects = found()
+    effects = effects_of()
     assert [(e.type, e.on) for e in effects] == [
         (kind, text) for kind in RECIPE.types for text in ("en", "nb")
     ]
@@ -74,12 +74,12 @@ def test_assumed_spreads() -> None:
 )
 def test_families(change: dict, family: int) -> None:
     recipe = replace(RECIPE, comparison=replace(RECIPE.comparison, **change))
-    assert {e.n_family for e in found(recipe)} == {family}
+    assert {e.n_family for e in effects_of(recipe)} == {family}
 
 
 def test_without_a_margin_and_with_one_document() -> None:
     plain = replace(RECIPE, comparison=ComparisonSettings())
-    first, *_ = found(plain, [TextSize("en", (300,), True)])
+    first, *_ = effects_of(plain, [TextSize("en", (300,), True)])
     assert math.isnan(first.power.margin) and first.clusters_needed == 0
     assert first.power.detectable == math.inf
     assert not first.is_blind()
@@ -91,7 +91,7 @@ def test_earlier_scores_say_how_two_differ(tmp_path) -> None:
         path = tmp_path / "score" / f"x{calibration}" / "records.parquet"
         text.write(path, calibration, "Q4_K_M", spread)
     model = SimpleNamespace(sha256="reference")
-    effects = found(model=model, store=Store(tmp_path))
+    effects = effects_of(model=model, store=Store(tmp_path))
     named = {e.power.what: e for e in effects if (e.on, e.type) == ("en", "Q4_K_M")}
     assert set(named) == {
         "en and no imatrix, Q4_K_M on en", "nb and no imatrix, Q4_K_M on en",
@@ -105,7 +105,7 @@ def test_earlier_scores_say_how_two_differ(tmp_path) -> None:
     widest = max(e.power.detectable for e in named.values())
     assert named["1 other pairs, Q4_K_M on en"].power.detectable == widest
     other = SimpleNamespace(sha256="another")
-    assert found(model=other, store=Store(tmp_path))[0].power.assumed.startswith("the spread")
+    assert effects_of(model=other, store=Store(tmp_path))[0].power.assumed.startswith("the spread")
 
 
 def test_tasks() -> None:
@@ -114,7 +114,7 @@ def test_tasks() -> None:
         RECIPE, evaluation=Evaluation(), tasks=tasks, types=("Q4_K_M",),
         comparison=ComparisonSettings(margins={"score": 1.5}),
     )  # fmt: skip
-    xnli, french, mixeval = found(recipe, [])
+    xnli, french, mixeval = effects_of(recipe, [])
     assert (xnli.on, french.on, mixeval.on) == ("xnli en", "xnli fr", "mixeval en")
     assert (xnli.clusters, xnli.n_family, mixeval.n_family) == (200, 12, 6)
     alone = power.binary_design(0.05)
