@@ -60,12 +60,7 @@ class Mixture:
 
 
 def parse(word: str) -> Mixture:
-    """Return the mixture a user named.
-
-    Raises
-    ------
-    UsageError : an unknown language or mixture, a share that is not positive, a language twice.
-    """
+    """Return the mixture a user named; see the module's docstring for the forms."""
     if named := _named(word.strip()):
         return named
     entries = [e.strip() for e in word.replace(",", " ").split()]

@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +40,13 @@ DOWNLOAD_TIMEOUT_S = 3600
 
 _MAGIC = b"!<arch>\n"
 _HEADER_BYTES = 60
+_UNPACKERS: dict[str, Callable[[Any], Any]] = {
+    "": lambda file: file,
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": lambda file: pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd"),
+}
 _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
 
@@ -195,8 +202,13 @@ def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
             raise BadText("this Debian package is damaged", where=package)
         size_bytes = int(digits)
         if name.startswith("data.tar"):
-            part = _Part(file, size_bytes)
-            return tarfile.open(fileobj=_unpacked(part, name, package), mode="r|")
+            unpack = _UNPACKERS.get(name.removeprefix("data.tar"))
+            if unpack is None:
+                raise BadText(
+                    f"this Debian package uses unknown compression: {name}", where=package
+                )
+            part = io.BufferedReader(_Part(file, size_bytes))
+            return tarfile.open(fileobj=unpack(part), mode="r|")
         file.seek(size_bytes + size_bytes % 2, 1)
     raise BadText("this Debian package has no data", where=package)
 
@@ -215,22 +227,6 @@ class _Part(io.RawIOBase):
         buffer[: len(block)] = block
         self._left -= len(block)
         return len(block)
-
-
-def _unpacked(part: _Part, name: str, package: Path) -> Any:
-    file = io.BufferedReader(part)
-    match name.removeprefix("data.tar"):
-        case "":
-            return file
-        case ".xz":
-            return lzma.open(file)
-        case ".gz":
-            return gzip.open(file)
-        case ".bz2":
-            return bz2.open(file)
-        case ".zst":
-            return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
-    raise BadText(f"this Debian package uses an unknown compression: {name}", where=package)
 
 
 def _gunzipped(raw: bytes, name: str, package: Path) -> bytes:
