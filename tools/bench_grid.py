@@ -1,11 +1,10 @@
-"""How long a whole grid takes to judge: 5 calibrations x 5 languages x 3 types, 75 runs.
+"""Time the comparison of a whole grid: 5 calibrations x 5 languages x 3 types, 75 runs.
 
     make bench-grid                      writes the runs to a temporary folder, then times
     python tools/bench_grid.py --tokens 100000 --resamples 10000
 
-What is timed is the command as a user starts it, from files to JSON: every pair of calibrations
-in every language and type, in KLD and NLL, with CR3, BCa, sign flips, tails, TOST, Holm, max-T,
-Benjamini-Hochberg, the interactions, and the sentences.
+The command is timed as a user starts it, from files to JSON: every pair of calibrations in every
+language and type, in KLD and NLL, with all tests, intervals, interactions and sentences.
 """
 
 import argparse
@@ -35,19 +34,19 @@ def write_runs(folder: Path, n_tokens: int, n_documents: int) -> None:
             -3 + rng.normal(0, 0.3, n_documents)[codes] + 1.3 * rng.normal(size=n_tokens)
         )
         nll = rng.gamma(2, 1.5, n_tokens)
-        place = np.arange(n_tokens, dtype=np.int32)
+        position = np.arange(n_tokens, dtype=np.int32)
         for calib in LANGUAGES:
-            for size, kind in enumerate(TYPES):
+            for size, quant_type in enumerate(TYPES):
                 scale = (0.95 if calib == lang else 1.0) / 4**size
                 kld = shared * scale * np.exp(rng.normal(0, 0.25, n_tokens))
                 columns = {
                     "doc_id": parquet.Coded(codes, tuple(f"d{i}" for i in range(n_documents))),
-                    "window": place // 512, "pos": place % 512, "token": place % 32_000,
+                    "window": position // 512, "pos": position % 512, "token": position % 32_000,
                     "nll": (nll + kld * rng.normal(1, 2, n_tokens)).astype(np.float32),
                     "kld": kld.astype(np.float32),
                 }  # fmt: skip
-                name = f"{lang}-{calib}-{kind}"
-                quant = {"sha256": name, "type": kind, "calibration": calib,
+                name = f"{lang}-{calib}-{quant_type}"
+                quant = {"sha256": name, "type": quant_type, "calibration": calib,
                          "imatrix_sha256": calib}  # fmt: skip
                 signature = {"kind": "token", "quant": quant, "text": {"label": lang}}
                 parquet.write(folder / f"{name}.parquet", columns, signature)

@@ -1,19 +1,17 @@
-"""Whether the predicted loss ranks imatrices as the measured divergence does, in one run.
+"""Test whether the predicted loss ranks imatrices as the measured divergence does.
 
     make bench-predict                                    demo model; about half an hour on 2 cores
     python tools/bench_predict.py --text ml=news.jsonl    a language's own text: .jsonl or .txt
 
-For each language an imatrix, for each imatrix and none a quant of each type. The prediction
-reads weights alone; the measurement scores every quant on every language's held-out text. Then:
-what the prediction's own noise is (an imatrix in two halves), how far losses of mixtures can be
-told without quantizing, and how fast the sums are beside gguf-py.
+An imatrix for each language, and a quant of each type with each imatrix and without. The prediction
+reads weights only; the measurement scores every quant on every language's held-out text. Also:
+the prediction's own noise (an imatrix in two halves), how well losses of mixtures are predicted
+without quantizing, and the speed of the sums compared with gguf-py.
 """
 
 import argparse
 import itertools
 import json
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,20 +19,18 @@ from typing import Any
 
 import gguf
 import numpy as np
+from common import peak_bytes, quantize
 from scipy import stats
 
 from imatrix_lab.cli.terminal import Terminal
-from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import documents, packing
-from imatrix_lab.corpus import heldout as split
+from imatrix_lab.corpus import documents, heldout, packing
 from imatrix_lab.corpus.documents import JOINT, decode
 from imatrix_lab.imatrix import format, predict, quant_error
 from imatrix_lab.imatrix.format import Entry, Imatrix
-from imatrix_lab.llamacpp import programs
-from imatrix_lab.llamacpp import toolchain as toolchains
+from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -64,14 +60,14 @@ def main() -> None:
     parser.add_argument("--text", nargs="*", default=[], metavar="LANG=FILE")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--work", type=Path, help="folder for texts and quants, kept")
-    asked = parser.parse_args()
-    own = dict(word.split("=", 1) for word in asked.text)
+    arguments = parser.parse_args()
+    own = dict(word.split("=", 1) for word in arguments.text)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(asked.work or Path(folder), asked.model)
+        bench = Bench(arguments.work or Path(folder), arguments.model)
         bench.prepare({code: own.get(code) for code in LANGUAGES})
         rows = bench.predicted()
         measured = bench.measured()
-        beside(rows, measured)
+        print_losses(rows, measured)
         agreement(rows, measured, bench.sizes())
         bench.halves(rows)
         bench.mixtures(rows)
@@ -83,29 +79,34 @@ class Bench:
 
     def __init__(self, root: Path, model: str):
         root.mkdir(parents=True, exist_ok=True)
-        self.root, self.store, self.terminal = root, Store(), Terminal()
-        self.tools = toolchains.get("cpu", Session(self.store, self.terminal))
-        self.model = resolve.resolve(model, Session(self.store, self.terminal))
+        self.root = root
+        self.session = Session(Store(), Terminal())
+        self.quiet = Session(self.session.store, Silent())
+        self.tools = toolchain.get("cpu", self.session)
+        self.model = resolve.resolve(model, self.session)
         self.imatrices: dict[str, Path] = {}
         self.heldout: dict[str, Path] = {}
 
+    def request(self, text: str, n_tokens: int) -> Request:
+        """Return a request for a text of so many tokens."""
+        return Request(text, (), str(self.model.path), n_tokens, self.root, CPU)
+
     def imatrix(self, text: Path, n_tokens: int, name: str) -> Path:
         """Return the imatrix of the first tokens of a text."""
-        asked = Request(str(text), (), str(self.model.path), n_tokens, self.root, CPU)
         path = self.root / f"{name}.imatrix.gguf"
-        return tune.imatrix(asked, path, Session(self.store, self.terminal))
+        return tune.imatrix(self.request(str(text), n_tokens), path, self.session)
 
     def prepare(self, own: dict[str, str | None]) -> None:
         """Make each language's texts and imatrix."""
         for code, given in own.items():
             with Vocabulary(self.tools, self.model.path) as vocabulary:
-                calibration, heldout = self._documents(code, given, vocabulary)
+                calibration, scored = self._documents(code, given, vocabulary)
                 text, used = packing.within_budget(
                     calibration, CALIBRATION_TOKENS, vocabulary.count
                 )
                 cut = [
                     packing.within_budget([d], HELDOUT_TOKENS, vocabulary.count)[0]
-                    for d in heldout[:HELDOUT_DOCUMENTS]
+                    for d in scored[:HELDOUT_DOCUMENTS]
                 ]
             print(f"{code}: {len(used)} documents for calibration, {len(cut)} held out", flush=True)
             (self.root / f"{code}.txt").write_bytes(text.encode())
@@ -119,33 +120,20 @@ class Bench:
     ) -> tuple[list[Document], list[Document]]:
         """Return documents to calibrate on, and held-out ones."""
         if given is None:
-            asked = Request(
-                code,
-                (),
-                str(self.model.path),
-                2 * CALIBRATION_TOKENS,
-                self.root,
-                ComputeOptions("cpu"),
-            )
-            corpus = tune.corpus_of(
-                asked, self.tools, self.model, Session(self.store, self.terminal)
-            )
+            request = self.request(code, 2 * CALIBRATION_TOKENS)
+            corpus = tune.corpus_of(request, self.tools, self.model, self.session)
             return paragraphs(corpus.calibration), documents.read(corpus.heldout)
         path = Path(given)
         whole = documents.read(path) if path.suffix == ".jsonl" else paragraphs(path)
         sizes = [vocabulary.count(d.text) for d in whole]
-        return split.cut(whole, sizes, sum(sizes) * split.HELDOUT_SHARE)
+        return heldout.cut(whole, sizes, sum(sizes) * heldout.HELDOUT_SHARE)
 
-    def quant(self, calibration: str, kind: str, imatrix: Path | None) -> Path:
-        """Return a quant, made by llama-quantize if it is not there."""
-        path = self.root / f"{calibration}-{kind}.gguf"
+    def quant(self, calibration: str, quant_type: str, imatrix: Path | None) -> Path:
+        """Return a quant, made now unless it exists."""
+        path = self.root / f"{calibration}-{quant_type}.gguf"
         if not path.exists():
             part = path.with_suffix(".part")
-            program = self.tools.program("llama-quantize")
-            named = str(imatrix) if imatrix else None
-            options = programs.QuantizeOptions(cores(), named)
-            process.run(programs.quantize_argv(program, self.model.path, part, kind, options))
-            part.replace(path)
+            quantize(self.tools, self.model.path, quant_type, part, imatrix).replace(path)
         return path
 
     def _request(self, **rest: Any) -> PredictRequest:
@@ -154,41 +142,41 @@ class Bench:
 
     def predicted(self) -> list[QuantLosses]:
         """Return what each quant is predicted to lose."""
-        predictor = Predictor(self._request(), Session(self.store, self.terminal))
+        predictor = Predictor(self._request(), self.session)
         began = time.monotonic()
         rows = []
-        for kind, name in itertools.product(TYPES, CALIBRATIONS):
-            row = predictor.given(name, self.quant(name, kind, self.imatrices.get(name)))
-            rows.append(QuantLosses(name, kind, row.losses))
+        for quant_type, name in itertools.product(TYPES, CALIBRATIONS):
+            row = predictor.given(name, self.quant(name, quant_type, self.imatrices.get(name)))
+            rows.append(QuantLosses(name, quant_type, row.losses))
         print(f"quants and predictions: {time.monotonic() - began:.0f} s", flush=True)
         return rows
 
     def measured(self) -> dict[tuple[str, str, str], np.ndarray]:
         """Score every quant on every text; return each document's sum of KLD and tokens."""
-        found = {}
-        for kind in TYPES:
-            quants = [self.root / f"{c}-{kind}.gguf" for c in CALIBRATIONS]
-            asked = ScoreRequest(
+        documents_kld = {}
+        for quant_type in TYPES:
+            quants = [self.root / f"{c}-{quant_type}.gguf" for c in CALIBRATIONS]
+            request = ScoreRequest(
                 str(self.model.path), tuple(map(str, quants)), tuple(self.heldout.items()),
                 self.root / "scores", CPU, base_logits="live",
             )  # fmt: skip
-            files = score.score(asked, Session(self.store, self.terminal))
+            files = score.score(request, self.session)
             pairs = itertools.product(self.heldout, CALIBRATIONS)
             for (language, calibration), path in zip(pairs, files, strict=True):
                 table = parquet.read(path)
                 kld, codes = table.array("kld"), table.words("doc_id").codes
                 whole = np.isfinite(kld)
-                found[kind, calibration, language] = np.stack(
+                documents_kld[quant_type, calibration, language] = np.stack(
                     [np.bincount(codes[whole], w) for w in (kld[whole], np.ones(whole.sum()))]
                 )
-        return found
+        return documents_kld
 
     def sizes(self) -> dict[str, int]:
         """Return the number of weights of each tensor."""
-        return {n: p.info.n_elements for n, p in quant_error.tensors(self.model).items()}
+        return {n: t.info.n_elements for n, t in quant_error.tensors(self.model).items()}
 
     def halves(self, rows: list[QuantLosses]) -> None:
-        """Print what predictions differ by when an imatrix is of one half of a text or the other.
+        """Print how predictions differ between imatrices of the two halves of a text.
 
         llama-imatrix reads windows in order, so the second half is the whole less the first.
         """
@@ -208,30 +196,29 @@ class Bench:
         }
         print(f"\n{code} in halves of {CALIBRATION_TOKENS // 2} tokens, predicted loss x1e-4")
         print(f"{'type':8}{'made with':12}{'on 1st half':>12}{'on 2nd half':>12}{'on all':>9}")
-        kernel = quant_error.kernel(self.tools, Session(self.store, Silent()))
+        kernel = quant_error.kernel(self.tools, self.quiet)
         scored = {**parts, "all": whole}
-        for kind in TYPES:
+        for quant_type in TYPES:
             for name, imatrix in parts.items():
                 path = self.root / f"{name.replace(' ', '-')}.imatrix.gguf"
                 format.write(path, imatrix, {})
                 quant = resolve.resolve(
-                    str(self.quant(path.name.partition(".")[0], kind, path)),
-                    Session(self.store, Silent()),
+                    str(self.quant(path.name.partition(".")[0], quant_type, path)),
+                    self.quiet,
                 )
                 quant_error.write(self.root, kernel, self.model, quant, cores(), Silent())
-                found = predict.losses(
-                    quant_error.read(self.root / quant_error.FILE), scored
-                ).overall()
+                sums = quant_error.read(self.root / quant_error.FILE)
+                losses = predict.losses(sums, scored).overall()
                 cells = "".join(
-                    f"{1e4 * v:{w}.2f}" for v, w in zip(found, (12, 12, 9), strict=True)
+                    f"{1e4 * v:{w}.2f}" for v, w in zip(losses, (12, 12, 9), strict=True)
                 )
-                print(f"{kind:8}{name:12}{cells}", flush=True)
-            own = next(r for r in rows if (r.type, r.calibration) == (kind, code)).losses
-            print(f"{kind:8}{'all':12}{'':24}{1e4 * own.overall()[0]:9.2f}")
+                print(f"{quant_type:8}{name:12}{cells}", flush=True)
+            own = next(r for r in rows if (r.type, r.calibration) == (quant_type, code)).losses
+            print(f"{quant_type:8}{'all':12}{'':24}{1e4 * own.overall()[0]:9.2f}")
 
     def mixtures(self, rows: list[QuantLosses]) -> None:
-        """Print mixtures' losses as told without quantizing, two ways, and as quants have them."""
-        predictor = Predictor(self._request(select="worst"), Session(self.store, self.terminal))
+        """Print the losses of mixtures: predicted in two ways, and of real quants."""
+        predictor = Predictor(self._request(select="worst"), self.session)
         of_type = [r for r in rows if r.type == MIXED_TYPE]
         pure = np.array([r.losses.overall() for r in of_type if r.calibration != NONE])
         chosen = predictor.select(MIXED_TYPE, of_type)
@@ -260,8 +247,8 @@ class Bench:
               f" {1e4 * chosen.pure_objective[best]:.2f} with {best} alone")  # fmt: skip
 
     def speed(self) -> None:
-        """Print the sums' speed on one thread beside gguf-py's dequantize and numpy."""
-        kernel = quant_error.kernel(self.tools, Session(self.store, Silent()))
+        """Print the sums' speed on one thread, and that of gguf-py's dequantize and numpy."""
+        kernel = quant_error.kernel(self.tools, self.quiet)
         paths = (self.model.path, self.root / f"{NONE}-Q4_K_M.gguf")
         readers = [{t.name: t for t in gguf.GGUFReader(p).tensors} for p in paths]
         pairs, n_weights, ours = [], 0, quant_error.tensors(self.model)
@@ -270,7 +257,7 @@ class Bench:
                 pairs.append([r[name] for r in readers])
                 n_weights += part.info.n_elements
         theirs_s = ours_s = 0.0
-        quant = resolve.resolve(str(paths[1]), Session(self.store, Silent()))
+        quant = resolve.resolve(str(paths[1]), self.quiet)
         others = quant_error.tensors(quant)
         for w, q in pairs:
             began = time.process_time()
@@ -283,12 +270,10 @@ class Bench:
             for block in quant_error.blocks(mine):
                 kernel.sums(block)
             ours_s += time.process_time() - began
-        scale = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
         print(f"\nsums of {n_weights / 1e6:.0f}M weights, F16 against Q4_K_M, processor time on one"
               f" thread: gguf-py and numpy {theirs_s:.2f} s, ours {ours_s:.2f} s:"
               f" {theirs_s / ours_s:.0f} times (at least 5); {n_weights / ours_s / 1e6:.0f}M"
-              f" weights/s; peak memory of this process {peak / 1e9:.2f} GB")  # fmt: skip
+              f" weights/s; peak memory of this process {peak_bytes() / 1e9:.2f} GB")  # fmt: skip
 
 
 def paragraphs(path: Path) -> list[Document]:
@@ -297,7 +282,7 @@ def paragraphs(path: Path) -> list[Document]:
     return [Document(str(i), t, path.name, "") for i, t in enumerate(whole.split(JOINT))]
 
 
-def beside(rows: list[QuantLosses], measured: dict[tuple[str, str, str], np.ndarray]) -> None:
+def print_losses(rows: list[QuantLosses], measured: dict[tuple[str, str, str], np.ndarray]) -> None:
     """Print the two tables side by side."""
     print("\n" + " " * 20 + "predicted loss x1e-4".center(30) + "measured KLD, nats".center(30))
     print(f"{'type':8}{'made with':12}" + "".join(f"{'on ' + n:>10}" for n in LANGUAGES * 2))
@@ -331,18 +316,18 @@ def agreement(
     Pairs are of two calibrations on one language at one type. A pair is clear where the paired
     bootstrap over documents puts 95 % of its resamples on one side.
     """
-    wanted: dict[str, list[Any]] = {way: [] for way in WAYS}
+    summaries: dict[str, list[Any]] = {}
     for i, way in enumerate(WAYS):
         table = {
             (r.type, r.calibration, n): aggregates(r, sizes)[i, j]
             for r in rows
             for j, n in enumerate(LANGUAGES)
         }
-        wanted[way] = summary_of(table, measured)
+        summaries[way] = summary_of(table, measured)
     print("\nrank correlation of predicted loss and measured KLD, and pairs in the same order")
     print(f"{'averaged as':20}{'within, 4':>10}{'within, 3':>10}{'pooled':>8}"
           f"{'pairs':>10}{'clear':>10}{'of imatrices':>14}{'clear':>10}")  # fmt: skip
-    for way, cells in wanted.items():
+    for way, cells in summaries.items():
         print(f"{way:20}{cells[0]:10.3f}{cells[1]:10.3f}{cells[2]:8.3f}"
               + f"{cells[3]:>10}{cells[4]:>10}{cells[5]:>14}{cells[6]:>10}")  # fmt: skip
 
@@ -351,19 +336,19 @@ def summary_of(table: Table, measured: dict[tuple[str, str, str], np.ndarray]) -
     """Return mean Spearman within type and language, with and without none; pooled; pairs."""
     kld = {key: mean(value) for key, value in measured.items()}
     within: list[list[float]] = [[], []]
-    for (kind, language), (i, chosen) in itertools.product(
+    for (quant_type, language), (i, chosen) in itertools.product(
         itertools.product(TYPES, LANGUAGES), enumerate((CALIBRATIONS, LANGUAGES))
     ):
-        keys = [(kind, c, language) for c in chosen]
+        keys = [(quant_type, c, language) for c in chosen]
         within[i].append(spearman([table[k] for k in keys], [kld[k] for k in keys]))
     pooled = spearman([table[k] for k in kld], list(kld.values()))
     counts = []
     for chosen in (CALIBRATIONS, LANGUAGES):
         right = [0, 0]
         total = [0, 0]
-        for kind, language in itertools.product(TYPES, LANGUAGES):
+        for quant_type, language in itertools.product(TYPES, LANGUAGES):
             for a, b in itertools.combinations(chosen, 2):
-                one, other = (kind, a, language), (kind, b, language)
+                one, other = (quant_type, a, language), (quant_type, b, language)
                 same = (table[one] < table[other]) == (kld[one] < kld[other])
                 clear = is_clear(measured[one], measured[other])
                 for i in range(1 + clear):

@@ -1,12 +1,12 @@
-"""What driving costs: our steps beside the plain llama.cpp programs, in one run.
+"""Measure our overhead: our steps and the plain llama.cpp programs, in turn.
 
     make bench                     demo model, 24 windows, about 12 minutes on 2 cores
     python tools/bench_quant.py --windows 48 --rounds 3
 
-Each round runs both sides in turn, in changing order, so that a slow spell of the machine
-does not fall on one of them. Figures are wall seconds; the ratio is ours / plain, where
-ours includes what a plain run leaves out: checks, sha256, manifest, verification. The second
-line is llama-imatrix against itself: four windows in a decode, against one.
+Each round runs both sides in turn, in changing order, so that a slow spell of the machine does not
+hit only one of them. Figures are wall seconds; the ratio is ours / plain, where ours includes what
+a plain run skips: checks, sha256, manifest, verification. The second line compares llama-imatrix
+with itself: four windows a decode, and one.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from common import quantize
+
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
@@ -25,7 +27,7 @@ from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.pipeline import tune
-from imatrix_lab.quantize import run as quantize
+from imatrix_lab.quantize import run
 from imatrix_lab.types import ComputeOptions, Request
 
 
@@ -37,45 +39,37 @@ def main() -> None:
     arguments = parser.parse_args()
     tokens = arguments.windows * 512
     request = Request("nb", ("Q4_K_M",), "demo", tokens, Path(), ComputeOptions(default_backend()))
-    store, quiet = Store(), Silent()
-    tools, model = tune.prepare(request, Session(store, quiet))
-    corpus = tune.corpus_of(request, tools, model, Session(store, quiet))
+    session = Session(Store(), Silent())
+    tools, model = tune.prepare(request, session)
+    corpus = tune.corpus_of(request, tools, model, session)
     options = tune.imatrix_options(request, model, corpus)
     compute = options.compute
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        out = root / "plain.gguf"
+
+        def empty_store() -> Session:
+            return Session(Store(Path(tempfile.mkdtemp(dir=root))), Silent())
 
         def plain_imatrix(at_once: int = 1) -> None:
-            program = tools.program("llama-imatrix")
-            argv = programs.imatrix_argv(
-                program, model.path, corpus.calibration, out,
-                dataclasses.replace(compute, n_batch=at_once * 512),
-                programs.ImatrixOptions((0, arguments.windows)),
-            )  # fmt: skip
-            process.run(argv)
+            program, target = tools.program("llama-imatrix"), root / "plain.gguf"
+            batch = dataclasses.replace(compute, n_batch=at_once * 512)
+            windows = programs.ImatrixOptions((0, arguments.windows))
+            text = corpus.calibration
+            process.run(programs.imatrix_argv(program, model.path, text, target, batch, windows))
 
         def our_imatrix() -> None:
-            fresh = Store(Path(tempfile.mkdtemp(dir=root)))
-            collect.collect(tools, model, corpus, options, Session(fresh, quiet))
+            collect.collect(tools, model, corpus, options, empty_store())
 
-        imatrix = collect.collect(tools, model, corpus, options, Session(store, quiet))
-        heldout = tune.heldout_in(corpus)
+        imatrix = collect.collect(tools, model, corpus, options, session)
 
         def plain_quant() -> None:
-            target = root / "plain-q4.gguf"
-            argv = programs.quantize_argv(
-                tools.program("llama-quantize"), model.path, target, "Q4_K_M",
-                programs.QuantizeOptions(compute.threads, str(imatrix.path)),
-            )  # fmt: skip
-            process.run(argv)
+            quantize(tools, model.path, "Q4_K_M", root / "plain-q4.gguf", imatrix.path)
 
         def our_quant() -> None:
-            fresh = Store(Path(tempfile.mkdtemp(dir=root)))
-            options = quantize.Options(compute)
-            spec = quantize.QuantSpec(model, imatrix, "Q4_K_M", options, heldout=heldout)
-            quantize.quantize(tools, spec, Session(fresh, quiet))
+            heldout = tune.heldout_in(corpus)
+            spec = run.QuantSpec(model, imatrix, "Q4_K_M", run.Options(compute), heldout=heldout)
+            run.quantize(tools, spec, empty_store())
 
         print(f"demo model, {arguments.windows} windows of 512, {compute.threads} threads")
         compare("imatrix", plain_imatrix, our_imatrix, arguments.rounds)
@@ -88,9 +82,9 @@ def compare(name: str, plain: Callable[[], None], ours: Callable[[], None], roun
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     for i in range(rounds):
         sides = [("plain", plain), ("ours", ours)]
-        for side, run in sides if i % 2 == 0 else reversed(sides):
+        for side, call in sides if i % 2 == 0 else reversed(sides):
             began = time.monotonic()
-            run()
+            call()
             seconds[side].append(time.monotonic() - began)
     a, b = (statistics.median(seconds[s]) for s in ("plain", "ours"))
     print(f"{name:21} plain {a:7.1f} s   ours {b:7.1f} s   ratio {b / a:.2f}   ({rounds} rounds)")

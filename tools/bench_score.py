@@ -1,18 +1,17 @@
-"""What scoring costs beside llama-perplexity: the same tokens, threads and models, in one run.
+"""Compare the cost of scoring with llama-perplexity: same tokens, threads and models.
 
     make bench-score                            demo model, 4 quants, 16 windows; half an hour
     python tools/bench_score.py --windows 4 --no-growth
 
 llama-perplexity needs a pass that writes the base model's logits and one for each quant; it runs
-with one window a decode (-b 512), which is its fastest here. Seconds are wall time of whole
-processes, loading included; `decode` is the part of ours inside llama_decode. Run it on a machine
-that does nothing else: one side runs after the other.
+with one window a decode (-b 512), its fastest here. Seconds are wall time of whole processes,
+loading included; `decode` is our time inside llama_decode. Run it on an idle machine: one side runs
+after the other.
 """
 
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import peak_bytes, quantize
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
@@ -47,7 +47,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--no-growth", action="store_true", help="leave out how cost grows")
+    parser.add_argument(
+        "--no-growth", action="store_true", help="skip the growth of cost with quants and windows"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -72,11 +74,7 @@ class Bench:
         self.threads = cores()
 
     def _quantized(self, quant_type: str, name: str) -> Path:
-        path = self.root / name
-        program = self.tools.program("llama-quantize")
-        options = programs.QuantizeOptions(cores())
-        process.run(programs.quantize_argv(program, self.model.path, path, quant_type, options))
-        return path
+        return quantize(self.tools, self.model.path, quant_type, self.root / name)
 
     def _documents(self) -> list[Document]:
         documents = []
@@ -98,7 +96,7 @@ class Bench:
                 if size >= n_tokens:
                     break
             else:
-                sys.exit(f"there is not enough text for {n_tokens} tokens")
+                sys.exit(f"not enough text for {n_tokens} tokens")
         flat, lines = self.root / f"{n_tokens}.txt", self.root / f"{n_tokens}.jsonl"
         flat.write_bytes("\n\n".join(d.text for d in used).encode())
         lines.write_text(
@@ -178,7 +176,7 @@ class Bench:
             )
 
     def _cut(self, flat: Path, n_windows: int) -> Path:
-        """Return the text cut to just so many windows, so that both sides see the same."""
+        """Return the text cut to exactly so many windows, so that both sides read the same."""
         text = flat.read_bytes().decode()
         with Vocabulary(self.tools, self.model.path) as vocabulary:
             low, high = 0, len(text)
@@ -216,7 +214,7 @@ def report(name: str, side: dict[str, float]) -> None:
 
 
 class Timed(Engine):
-    """An engine that adds up what all engines spend in loading and in llama_decode."""
+    """An engine that sums the time all engines spend loading and in llama_decode."""
 
     load_s = decode_s = 0.0
 
@@ -226,7 +224,7 @@ class Timed(Engine):
         Timed.load_s += time.monotonic() - began
 
     def decode(self, step: Decode) -> np.ndarray:
-        """Decode, and take the time."""
+        """Decode, and add its time."""
         before = self.seconds
         logits = super().decode(step)
         Timed.decode_s += self.seconds - before
@@ -234,7 +232,7 @@ class Timed(Engine):
 
 
 def child(request: dict[str, str]) -> None:
-    """Score, and print one line of JSON: what the parent cannot see from outside."""
+    """Score, and print the measurements of this process as one line of JSON."""
     vars(run)["Engine"] = Timed
     decode, run_s = run.decode_together, [0.0]  # only this is timed, not the imports
 
@@ -250,14 +248,13 @@ def child(request: dict[str, str]) -> None:
         out, ComputeOptions(default_backend()), protocol=request["protocol"], base_logits="live",
     )  # fmt: skip
     files = score.score(score_request, Session(Store(), Silent()))
-    scale = 1 if sys.platform == "darwin" else 1024
     measures = {
         "load_s": Timed.load_s,
         "decode_s": Timed.decode_s,
         "other_s": run_s[0] - Timed.load_s - Timed.decode_s,
         "n_scored": len(parquet.read(files[0])),
         "written_bytes": sum(f.stat().st_size for f in files),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+        "peak_bytes": peak_bytes(),
     }
     print(json.dumps(measures))
 

@@ -1,4 +1,4 @@
-"""What a study costs beside a plain script of llama.cpp's programs that does the same grid.
+"""Compare the cost of a study with a plain script of llama.cpp's programs for the same grid.
 
     make bench-study             demo model, 2 languages x 2 samples, pools, mixtures; 25 minutes
 
@@ -10,14 +10,13 @@ Both sides quantize with the same calibration texts and score at least the same 
              the original's logits of a text, then reads them once for each quant; it scores the
              second half of each window, so it reads twice as many
 
-The texts are made beforehand and cost neither side anything. Seconds are wall time of whole
-processes. The script keeps its quants to the end and one text's logits at a time. Run it on a
-machine that does nothing else: one side runs after the other.
+The texts are built before and not timed. Seconds are wall time of whole processes. The script
+keeps its quants to the end and one text's logits at a time. Run it on an idle machine: one side
+runs after the other.
 """
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
 import threading
@@ -26,6 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from common import children_cpu_s, quantize
 
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import process
@@ -120,26 +121,26 @@ class Cost:
 
 
 class Disk:
-    """How much a folder holds, watched from the side."""
+    """The size of a folder, watched by a thread."""
 
     def __init__(self, root: Path):
         self.root, self.peak_bytes = root, 0
 
     def now(self) -> int:
-        """Return its bytes; a file with several names counts once, what links lead to does not."""
+        """Return its bytes; hard links count once, targets of symbolic links do not."""
         sizes = {}
         for folder, _, names in os.walk(self.root):
             for name in names:
                 try:
                     stat = Path(folder, name).lstat()
-                except FileNotFoundError:  # gone since
+                except FileNotFoundError:  # removed since
                     continue
                 sizes[stat.st_ino] = stat.st_blocks * 512
         return sum(sizes.values())
 
     @contextmanager
     def watched(self, every_s: float = 0.5) -> Iterator[None]:
-        """Note the peak while it lasts."""
+        """Record the peak during the block."""
         done = threading.Event()
 
         def look() -> None:
@@ -260,7 +261,7 @@ class Bench:
         text = JOINT.join(d.text for d in self.heldout(code))
         with Vocabulary(self.tools, self.model.path) as vocabulary:
             if vocabulary.count(text) < n_windows * WINDOW:
-                sys.exit(f"too little text is held out in {code} for {n_windows} windows")
+                sys.exit(f"not enough held-out text in {code} for {n_windows} windows")
         path.write_bytes(text.encode())
         return path, n_windows
 
@@ -274,15 +275,9 @@ class Bench:
         process.run(argv)
 
     def _quant(self, folder: Path, name: str | None) -> Path:
-        path = folder / f"{name}.gguf"
-        imatrix = str(folder / f"{name}.imatrix.gguf") if name else None
-        program = self.tools.program("llama-quantize")
-        argv = programs.quantize_argv(
-            program, self.model.path, path, self.grid.type,
-            programs.QuantizeOptions(self.threads, imatrix),
-        )  # fmt: skip
-        process.run(argv)
-        return path
+        imatrix = folder / f"{name}.imatrix.gguf" if name else None
+        target = folder / f"{name}.gguf"
+        return quantize(self.tools, self.model.path, self.grid.type, target, imatrix)
 
     def _score(self, folder: Path, text: Path, n_windows: int, quants: list[Path]) -> int:
         """Score quants on a text; return the bytes of the original's logits, which are removed."""
@@ -308,15 +303,10 @@ class Clock:
 
 @contextmanager
 def clocks() -> Iterator[Clock]:
-    """Take the time of a block."""
-    clock, began, before = Clock(), time.monotonic(), _cpu_s()
+    """Time a block."""
+    clock, began, before = Clock(), time.monotonic(), children_cpu_s()
     yield clock
-    clock.wall_s, clock.cpu_s = time.monotonic() - began, _cpu_s() - before
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    clock.wall_s, clock.cpu_s = time.monotonic() - began, children_cpu_s() - before
 
 
 def report(study: Cost, script: Cost, grid: Grid) -> None:

@@ -1,19 +1,19 @@
-"""What scoring tasks costs beside llama-server and llama-perplexity: the same items and threads.
+"""Compare the cost of tasks with llama-server and llama-perplexity: same items and threads.
 
     make bench-task            demo model, 100 items, one round: about 14 minutes on 2 idle cores
     python tools/bench_task.py --items 200 --server-items 20 --rounds 3     more than an hour
 
-Items are made of the English texts written for this project: some sentences, and four ways to go
-on, one of them true; five solved items come before each. All sides run the model as it is, in
-turns, so that a slow spell of the machine falls on all; ratios of CPU time stand beside those of
-the clock, which other work on the machine disturbs. All is timed as a whole, loading included, but
-for llama-server's choices, where the requests alone are.
+Items are made of the English texts written for this project: some sentences and four
+continuations, one of them true, after five solved items. The sides run in turn, so that a slow
+spell of the machine hits all; ratios of CPU time are printed too, since other work disturbs the
+clock. Times include loading, except for llama-server's choices, where only the requests are
+timed.
 
-llama-server gives the likelihood of what it generates, not of a prompt. Its sides are, with its
-cache for prompts on: `likelihood`, the option generated under a grammar that allows no other text;
-`prompt only`, context and option evaluated and one token generated, which tells nothing of the
-option and is the least that a request can be. `--swa-full` keeps what a sliding window forgets, so
-that a model with one (the demo model) can use more of the cache than as the server comes.
+llama-server returns the likelihood of what it generates, not of a prompt. Its two sides, both with
+its prompt cache: `likelihood`, the option generated under a grammar that allows no other text;
+`prompt only`, context and option evaluated and one token generated, which says nothing about the
+option and is the least that a request can cost. `--swa-full` keeps what a sliding window drops, so
+that a model with one (the demo model) can use more of the cache.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import functools
 import itertools
 import json
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -33,6 +32,7 @@ from typing import Any
 
 import httpx2
 import psutil
+from common import children_cpu_s
 
 from imatrix_lab.core import paths, process
 from imatrix_lab.core.progress import Silent
@@ -92,7 +92,7 @@ class Bench:
 
     def choices(self, n_items: int, n_server: int) -> None:
         """Compare items/s of multiple choice."""
-        items, right = made_items(n_items)
+        items, right = build_items(n_items)
         items_file = self.folder / "items.bin"
         tasks = [
             (i.prefix + i.context, [o.removeprefix(" ") for o in i.options], gold)
@@ -106,7 +106,7 @@ class Bench:
                 "llama-perplexity --multiple-choice": (
                     n_items,
                     lambda: self._perplexity(items_file),
-                    children_s,
+                    children_cpu_s,
                 ),
             }
             for more in ([], ["--swa-full"]):
@@ -121,7 +121,7 @@ class Bench:
         """Compare tokens/s of generation, and whether answers depend on their order."""
         items = [
             GenerateItem(str(i), (("", item.context),), N_TOKENS)
-            for i, item in enumerate(made_items(n_answers)[0])
+            for i, item in enumerate(build_items(n_answers)[0])
         ]
 
         def ours(items: Sequence[GenerateItem]) -> list[Generated]:
@@ -143,7 +143,7 @@ class Bench:
 
         sides: dict[str, Side] = {
             "in process": (0, lambda: timed("in process", ours), time.process_time),
-            "llama-server": (0, lambda: timed("llama-server", theirs), children_s),
+            "llama-server": (0, lambda: timed("llama-server", theirs), children_cpu_s),
         }
         self._in_turns(sides, "tokens")
         for name, side in (("in process", ours), ("llama-server", theirs)):
@@ -214,7 +214,7 @@ class Bench:
 def ask_options(
     url: str, items: Sequence[ChoiceItem], body: Callable[[str, str], dict[str, Any]]
 ) -> None:
-    """Send one request for each option, one after the other: what they share stays cached."""
+    """Send one request for each option, in order: their common prefix stays cached."""
     with httpx2.Client(trust_env=False, timeout=600) as http:
         for item in items:
             for option in item.options:
@@ -230,11 +230,11 @@ def likelihood(context: str, option: str) -> dict[str, Any]:
 
 
 def prompt_only(context: str, option: str) -> dict[str, Any]:
-    """Return a request that evaluates the option, and does not tell what comes of it."""
+    """Return a request that evaluates the option without returning its likelihood."""
     return {"prompt": context + option, "n_predict": 1}
 
 
-def made_items(n: int) -> tuple[list[ChoiceItem], list[int]]:
+def build_items(n: int) -> tuple[list[ChoiceItem], list[int]]:
     """Return items with a five-shot prefix, and which option of each is true."""
     rng = random.Random(0)
     raw = (paths.data_dir("corpora") / "written" / "en" / "documents.jsonl").read_text("utf-8")
@@ -257,12 +257,6 @@ def made_items(n: int) -> tuple[list[ChoiceItem], list[int]]:
         items.append(ChoiceItem(str(i), prefix, context, tuple(options)))
         right.append(options.index(rest))
     return items, right
-
-
-def children_s() -> float:
-    """Return the CPU seconds of programs that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def report(

@@ -15,7 +15,7 @@ from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.compare.interactions import Corner, Interaction, interactions
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords, UsageError
-from imatrix_lab.records.runs import DEFAULT_METRICS, Block, Run, blocks, find
+from imatrix_lab.records.runs import DEFAULT_METRICS, Run, blocks, find
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS
@@ -98,10 +98,8 @@ def compare_runs(
     UsageError : fewer than two runs, or more than two without a family.
     BadRecords : no records, or records that cannot be compared.
     """
-    sides: list[list[Run]] = [] if plan.family else _two_sides(paths)
-    runs = [run for path in paths for run in find(path)] if plan.family else sides[0] + sides[1]
-    if len(runs) < 2:
-        raise UsageError("need at least two runs to compare", fix="name another file or folder")
+    sides = _sides(paths, plan)
+    runs = [run for side in sides for run in side]
     kinds = {run.kind for run in runs}
     if len(kinds) > 1:
         raise BadRecords("token records and item records cannot be compared", where=paths[-1])
@@ -125,8 +123,9 @@ def compare_runs(
                     levels, on_text = _two_levels(comparer, sides), []
                 pairs += _pairs(comparer, levels, metrics, on_text)
                 rows += on_text
-                corners += [Corner(comparer, level) for level in levels]
-                notes += _notes(block)
+                corners += [(comparer, level) for level in levels]
+                if n := block.n_unmatched:
+                    notes.append(f"{block.title()}: {n:,} items that not every run has, left out")
             done += len(group)
             task.update(float(done))
     if not pairs:
@@ -145,17 +144,19 @@ def compare_runs(
     return Report(tuple(comparisons), tuple(crossed), tuple(rows), signatures, tuple(notes))
 
 
-def _two_sides(paths: Sequence[Path]) -> list[list[Run]]:
-    """Return the runs of two files or folders, or of the two quants in one folder."""
+def _sides(paths: Sequence[Path], plan: ComparisonPlan) -> list[list[Run]]:
+    """Return the runs of two files or folders, or two quants in one; each run of a family alone."""
     sides = [find(path) for path in paths]
-    if len(sides) == 1:
+    if plan.family:
+        sides = [[run] for side in sides for run in side]
+    elif len(sides) == 1:
         quants: dict[str, list[Run]] = {}
         for run in sides[0]:
             quants.setdefault(run.signature["quant"]["sha256"], []).append(run)
         sides = list(quants.values())
     if len(sides) < 2:
         raise UsageError("need at least two runs to compare", fix="name another file or folder")
-    if len(sides) > 2:
+    if len(sides) > 2 and not plan.family:
         raise UsageError(
             f"{len(sides)} runs: comparing more than two needs a plan",
             fix="--family calibxlangxtype",
@@ -205,9 +206,3 @@ def _pairs(
                 controls.with_noise(c, on_text, a, b),
                 dict(zip(block.names, totals, strict=True)),
             )
-
-
-def _notes(block: Block) -> list[str]:
-    if not block.n_unmatched:
-        return []
-    return [f"{block.title()}: {block.n_unmatched:,} items that not every run has were left out"]

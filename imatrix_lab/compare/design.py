@@ -112,21 +112,18 @@ def pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Le
     UsageError : no level is the baseline.
     """
     factor = plan.family[0]
-    others = [f for f in FACTORS if f != factor]
-    result = []
-    for a, b in itertools.combinations(levels, 2):
-        if any(a.factor(f) != b.factor(f) for f in others):
-            continue
-        if not plan.baseline:
-            result.append((a, b))
-        elif plan.baseline in (a.factor(factor), b.factor(factor)):
-            result.append((b, a) if a.factor(factor) == plan.baseline else (a, b))
     names = {x.factor(factor) for x in levels}
     if plan.baseline and plan.baseline not in names:
         raise UsageError(
             f"no run with {factor} {plan.baseline}",
             fix=f"--baseline, one of: {', '.join(sorted(names))}",
         )
+    result = []
+    for a, b in itertools.combinations(levels, 2):
+        if all(a.factor(f) == b.factor(f) for f in FACTORS if f != factor):
+            pair = (b, a) if a.factor(factor) == plan.baseline else (a, b)
+            if plan.baseline in ("", pair[1].factor(factor)):
+                result.append(pair)
     return result
 
 

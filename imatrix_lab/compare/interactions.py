@@ -31,24 +31,16 @@ class Interaction:
     q_bh: float = float("nan")
 
 
-@dataclass(frozen=True)
-class Corner:
-    """A level on its text, and what can compute its values."""
-
-    comparer: TextComparer
-    level: Level
-
-
-Corners = Mapping[tuple[str, str], Corner]
-"""By calibration and text."""
+Corner = tuple[TextComparer, Level]
+"""A level on its text, and what computes its values."""
 
 
 def interactions(corners: Sequence[Corner], metrics: Sequence[str]) -> Iterator[Interaction]:
     """Yield the planned contrasts of every two calibrations that are texts too."""
     grids: dict[tuple[str, str], dict[tuple[str, str], Corner]] = {}
-    for corner in corners:
-        key = corner.level.type, corner.comparer.block.task
-        grids.setdefault(key, {})[corner.level.calib, corner.level.text] = corner
+    for comparer, level in corners:
+        grid = grids.setdefault((level.type, comparer.block.task), {})
+        grid[level.calib, level.text] = comparer, level
     for (quant_type, task), grid in grids.items():
         own = [calib for calib, text in grid if calib == text and calib != NO_IMATRIX]
         for a, b in itertools.combinations(own, 2):
@@ -58,10 +50,10 @@ def interactions(corners: Sequence[Corner], metrics: Sequence[str]) -> Iterator[
                     yield Interaction(a, b, quant_type, metric, task, contrast)
 
 
-def _contrast(a: str, b: str, metric: str, corners: Corners) -> Contrast:
+def _contrast(a: str, b: str, metric: str, grid: Mapping[tuple[str, str], Corner]) -> Contrast:
+    """Return the contrast of a grid of corners by calibration and text."""
     cells = []
     for (calib, text), sign in {(a, a): 1.0, (b, a): -1.0, (a, b): -1.0, (b, b): 1.0}.items():
-        corner = corners[calib, text]
-        among = [corners[c, text].level for c in (a, b)]
-        cells += corner.comparer.cells(corner.level, metric, sign, among)
+        comparer, level = grid[calib, text]
+        cells += comparer.cells(level, metric, sign, [grid[c, text][1] for c in (a, b)])
     return interaction.contrast(cells)

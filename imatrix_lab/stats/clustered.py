@@ -16,7 +16,7 @@ class Interval:
     ----------
     low, high : ends of the interval of `level`; NaN with fewer than two clusters.
     n, n_clusters : values (tokens, items) and clusters (documents, item groups) behind it.
-    df : degrees of freedom of the t distribution used.
+    df : degrees of freedom of t.
     """
 
     estimate: float

@@ -182,9 +182,10 @@ def _binary_items(
     a: np.ndarray, b: np.ndarray, codes: np.ndarray, design_effect: float
 ) -> BinaryItems | None:
     """Return exact results where every value is right or wrong."""
-    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
+    try:
+        counts = binary.PairedCounts.of(a, b)
+    except ValueError:
         return None
-    counts = binary.PairedCounts.of(a, b)
     low, high = binary.newcombe(counts.effective(design_effect))
     return BinaryItems(counts, binary.mcnemar(np.bincount(codes, a - b)), low, high)
 

@@ -60,11 +60,7 @@ def binary_interval(interval: Interval, sizes: np.ndarray, margin: float) -> Int
     Few unequal answers have too little spread, none have no spread at all, and the t test takes
     that for certainty. But a true difference of the margin needs at least that share of unequal
     answers, so under the null the standard error is sqrt(margin (1 - margin) Σ n²) / N or more,
-    groups of n items taken to answer as one.
-
-    Parameters
-    ----------
-    sizes : (G,), items of each group.
+    where a group's n items (`sizes`, (G,)) are taken to answer as one.
     """
     least = max(margin * (1 - margin) * float(np.sum(sizes**2)), 0.0) ** 0.5 / float(sizes.sum())
     return replace(interval, std_error=max(interval.std_error, least))

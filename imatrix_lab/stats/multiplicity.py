@@ -8,11 +8,8 @@ from imatrix_lab.stats import resample
 def holm(p: np.ndarray) -> np.ndarray:
     """Return p adjusted for a family: any false discovery has at most probability alpha.
 
-    Holm (1979, Scand. J. Statistics 6:65). Needs no assumption on how the tests depend.
-
-    Parameters
-    ----------
-    p : (m,); NaN stays NaN and is not counted.
+    Holm (1979, Scand. J. Statistics 6:65). Needs no assumption on how the tests depend. NaN stays
+    NaN and is not counted.
     """
     return _adjusted(p, "holm")
 

@@ -6,8 +6,7 @@ word, a long document) cancels before anything is summed.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -116,19 +115,15 @@ class PairedMean:
 def mean_difference(
     sums: Sums, rng: np.random.Generator, n_resamples: int = 10_000, level: float = 0.95
 ) -> PairedMean:
-    """Return the mean of paired differences, with interval and test.
+    """Return the mean of paired differences, A minus B, with interval and test.
 
     The estimate is Σ differences / Σ values, with the CR3 interval of `clustered.mean` and its t
     test. With fewer than `FEW_CLUSTERS` clusters, p and interval are those of the permutation
     that swaps the two runs' names for whole clusters: exact where swapping changes nothing under
     the null (two runs that differ in nothing that matters), at any number of clusters.
 
-    Not to be used with one cluster: see `one_document`. With all differences equal the standard
+    Do not use with one cluster: see `one_document`. With all differences equal the standard
     error is 0, and p is 1 if they are 0 and the permutation's otherwise.
-
-    Parameters
-    ----------
-    sums : of A minus B.
 
     Raises
     ------
@@ -145,7 +140,7 @@ def mean_difference(
     p, exact = sign_flip(totals, rng, n_resamples) if permuted else (t_test(interval), False)
     if n_clusters < FEW_CLUSTERS:
         ends = resample.exact_interval(totals, sizes, level)
-        interval = dataclasses.replace(interval, low=ends[0], high=ends[1])
+        interval = replace(interval, low=ends[0], high=ends[1])
     return PairedMean(
         interval=interval,
         p_value=p,
@@ -156,12 +151,11 @@ def mean_difference(
     )
 
 
-def t_test(interval: Interval, null: float = 0.0) -> float:
-    """Return the two-sided p that the mean is `null`; 1 or 0 where nothing varies."""
-    distance = abs(interval.estimate - null)
+def t_test(interval: Interval) -> float:
+    """Return the two-sided p that the mean is 0; 1 or 0 where nothing varies."""
     if interval.std_error == 0:
-        return 1.0 if distance == 0 else 0.0
-    return float(2 * special.stdtr(interval.df, -distance / interval.std_error))
+        return 1.0 if interval.estimate == 0 else 0.0
+    return float(2 * special.stdtr(interval.df, -abs(interval.estimate) / interval.std_error))
 
 
 def sign_flip(
@@ -201,7 +195,7 @@ def one_document(
 
     Stationary bootstrap of Politis & Romano (1994, JASA 89:1303) over the document's windows, in
     their order, with the block length of Politis & White (2004; corrected 2009). The p value is
-    the share of centred replicates as far from 0 as the estimate. It speaks about text like this
+    the share of centred replicates as far from 0 as the estimate. It holds for text like this
     document and no other: nothing here measures how documents differ.
 
     Parameters

@@ -1,8 +1,8 @@
 """Resampling whole clusters: bootstrap sums, sign flips, and the intervals made of them.
 
-Everything here works on sums per cluster, so that its cost does not depend on how many tokens a
-document has. Columns handed in together are resampled together, which keeps what is paired
-paired: the replicates of a difference are the difference of the replicates.
+Everything here works on sums per cluster, so its cost does not depend on how many tokens a document
+has. Columns passed together are resampled together, which keeps pairs together: the replicates of a
+difference are the difference of the replicates.
 """
 
 import itertools
@@ -21,15 +21,9 @@ def _chunks(n_resamples: int, n_clusters: int) -> Iterator[int]:
 
 
 def bootstrap_sums(columns: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return column sums over clusters drawn with replacement.
+    """Return sums of `columns`, (G, k), over clusters drawn with replacement: (n_resamples, k).
 
-    Parameters
-    ----------
-    columns : (G, k), sums per cluster; whole numbers as float32 take half the time.
-
-    Returns
-    -------
-    (n_resamples, k), of the columns' type.
+    The sums have the columns' type; whole numbers as float32 take half the time.
     """
     n_clusters = len(columns)
     parts = []
@@ -44,17 +38,10 @@ def bootstrap_sums(columns: np.ndarray, n_resamples: int, rng: np.random.Generat
 def flipped_sums(
     columns: np.ndarray, n_resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """Return column sums after the sign of every cluster was flipped or not, and whether all were.
+    """Return sums of `columns`, (G, k), after random sign flips of clusters, (n, k).
 
-    All 2^G patterns are taken, once each, where there are no more of them than resamples.
-
-    Parameters
-    ----------
-    columns : (G, k), sums of differences per cluster.
-
-    Returns
-    -------
-    (n, k) sums, and True if they are all there are.
+    All 2^G patterns are taken, once each, where they are no more than the resamples: then the
+    second value is True.
     """
     n_clusters = len(columns)
     if 2**n_clusters <= n_resamples:

@@ -20,12 +20,14 @@ TOOL = Path(__file__).parents[2] / "tools" / "bench_study.py"
 
 @pytest.fixture(scope="module")
 def tool():
+    sys.path.insert(0, str(TOOL.parent))
     spec = importlib.util.spec_from_file_location("bench_study", TOOL)
     module = importlib.util.module_from_spec(spec)
     sys.modules["bench_study"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
     del sys.modules["bench_study"]
+    sys.path.remove(str(TOOL.parent))
 
 
 @pytest.fixture
