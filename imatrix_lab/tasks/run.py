@@ -80,12 +80,9 @@ def pairs(
     languages are to be read from one file.
     """
     every = [(task, code) for task in tasks for code in _languages(task, request)]
-    several = len(request.languages) > 1
     for task, _ in every:
-        _check_variant(task, request.variant)
-        if several and request.data:
-            _check_language(task, request.data)
-    data = None if several else request.data
+        _check(task, request)
+    data = None if len(request.languages) > 1 else request.data
     chosen = [(task, code) for task, code in every if load.has(task, code, data)]
     if not chosen:
         load.own_code(*every[0])  # raises, with the languages of the task
@@ -95,17 +92,16 @@ def pairs(
     return chosen
 
 
-def _check_variant(task: Definition, variant: str | None) -> None:
+def _check(task: Definition, request: TaskRequest) -> None:
+    variant, data = request.variant, request.data
     if variant and task.generates():
         what = f"{task.name} is answered in free text: --variant has no meaning for it"
         raise UsageError(what, fix="leave --variant out")
     if variant == "letter" and not task.shows_letters():
         what = f"the prompt of {task.name} does not show letters"
         raise UsageError(what, fix="--variant raw, token or byte")
-
-
-def _check_language(task: Definition, data: Path) -> None:
-    if load.in_one(task, data) and (data.is_file() or not task.languages):
+    in_one = data and load.in_one(task, data) and (data.is_file() or not task.languages)
+    if in_one and len(request.languages) > 1:
         what = f"{task.name}: these data are in one language, but --langs names several"
         fix = "one at a time: --langs with the language of the data"
         raise UsageError(what, where=data, fix=fix)

@@ -70,8 +70,8 @@ def entries(imatrix_sha256: str = "dd" * 32) -> dict:
         "model_name": "tiny", "base_model": "", "license": "", "command": "make quant LANG=nb",
         "provenance": "here", "note": "", "imatrix_sha256": imatrix_sha256,
     }  # fmt: skip
-    found = model_card.of_study(study(NB_EN, NONE_NB), model(), "nb")
-    return {"a.gguf": quant, "nb.imatrix.gguf": {**quant, "kind": "imatrix", "study": found}}
+    facts = model_card.of_study(study(NB_EN, NONE_NB), model(), "nb")
+    return {"a.gguf": quant, "nb.imatrix.gguf": {**quant, "kind": "imatrix", "study": facts}}
 
 
 def cells(card, *row):
@@ -152,9 +152,9 @@ def test_tune_puts_a_study_into_manifest_and_card_and_it_stays(
 def _corpus(store: Store, tools, tiny: Path, own_text):
     asked = Request(str(own_text(600)), (), str(tiny), 512, Path(), ComputeOptions("cpu"))
     made = tune.resolve.resolve(str(tiny), Session(store, Silent()))
-    found = tune.corpus_of(asked, tools, made, Session(store, Silent()))
-    heldout = found.calibration.with_name("other.jsonl")
-    heldout.write_text(json.dumps({"id": "1", "text": found.calibration.read_text()}) + "\n")
+    corpus = tune.corpus_of(asked, tools, made, Session(store, Silent()))
+    heldout = corpus.calibration.with_name("other.jsonl")
+    heldout.write_text(json.dumps({"id": "1", "text": corpus.calibration.read_text()}) + "\n")
     return dataclasses.replace(
-        found, language="nb", heldout=heldout, n_heldout=1, n_heldout_tokens=found.n_tokens
+        corpus, language="nb", heldout=heldout, n_heldout=1, n_heldout_tokens=corpus.n_tokens
     )

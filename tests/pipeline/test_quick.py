@@ -61,18 +61,18 @@ def small(_languages, monkeypatch):
 
 @pytest.fixture
 def tune(store, reference, tmp_path):
-    """A function: language and settings -> request, what was made, answer, what was said."""
+    """A function: language and settings -> request, result, answer, lines printed."""
 
-    def make(text="qa", types=("Q2_K",), out="out", before=lambda made: None, **settings):
+    def make(text="qa", types=("Q2_K",), out="out", before=lambda result: None, **settings):
         compute = ComputeOptions("cpu", n_ctx=128, threads=1)
         request = Request(
             text, types, str(reference), 4096, tmp_path / out, compute, **settings,
         )  # fmt: skip
         heard = Heard()
         watch = quick.Watch(heard)
-        made = pipeline.tune(request, Session(store, watch))
-        before(made)
-        return request, made, quick.answer(request, made, store, watch), heard.lines
+        result = pipeline.tune(request, Session(store, watch))
+        before(result)
+        return request, result, quick.answer(request, result, store, watch), heard.lines
 
     return make
 
@@ -84,88 +84,88 @@ def answered(tune):
 
 def scores(store, sha256s):
     """Records of these quants in the store, by sha256."""
-    found = {}
+    tables = {}
     for artifact in store.artifacts():
         if artifact.manifest["kind"] == "score":
             table = parquet.read(artifact.path / "records.parquet")
-            found[table.signature["quant"]["sha256"]] = table
-    return [found[s] for s in sha256s]
+            tables[table.signature["quant"]["sha256"]] = table
+    return [tables[s] for s in sha256s]
 
 
 def test_the_numbers_are_those_of_the_records(answered, store):
-    _, made, found, _ = answered
-    assert [r.language for r in found.rivals] == ["", "en"]
-    assert (found.type, found.language, found.imatrix_tokens) == ("Q2_K", "qa", 4096)
-    mine, *others = scores(store, [made.quants[0].sha256, *(r.sha256 for r in found.rivals)])
-    assert found.n_tokens == len(mine) and found.n_documents == len(mine.words("doc_id").names)
-    assert found.kld_nats == pytest.approx(mine.array("kld").mean(dtype=float))
+    _, result, answer, _ = answered
+    assert [r.language for r in answer.rivals] == ["", "en"]
+    assert (answer.type, answer.language, answer.imatrix_tokens) == ("Q2_K", "qa", 4096)
+    mine, *others = scores(store, [result.quants[0].sha256, *(r.sha256 for r in answer.rivals)])
+    assert answer.n_tokens == len(mine) and answer.n_documents == len(mine.words("doc_id").names)
+    assert answer.kld_nats == pytest.approx(mine.array("kld").mean(dtype=float))
     codes = mine.words("doc_id").codes
-    for rival, table in zip(found.rivals, others, strict=True):
+    for rival, table in zip(answer.rivals, others, strict=True):
         assert rival.kld_nats == pytest.approx(table.array("kld").mean(dtype=float))
         difference = np.float64(mine.array("kld")) - table.array("kld")
         assert rival.difference_nats == pytest.approx(difference.mean())
         assert rival.ci95_low < rival.difference_nats < rival.ci95_high
         clear = len({np.sign(difference[codes == c].sum()) for c in set(codes)}) == 1
         assert not clear or rival.verdict == ("better" if difference.mean() < 0 else "worse")
-    none, english = found.rivals
+    none, english = answer.rivals
     assert not none.imatrix_sha256 and none.imatrix_tokens == 0
     assert english.imatrix_tokens == 1024
-    assert found.signature["reference"]["sha256"] == made.model.sha256
+    assert answer.signature["reference"]["sha256"] == result.model.sha256
 
 
 def test_the_documents_are_held_out_and_short(answered, tools, reference):
-    _, made, found, _ = answered
-    heldout = documents.read(made.corpus.heldout)
-    assert found.n_documents == min(quick.DOCUMENTS, len(heldout))
-    assert found.document_tokens * found.n_documents <= TOKENS
+    _, result, answer, _ = answered
+    heldout = documents.read(result.corpus.heldout)
+    assert answer.n_documents == min(quick.DOCUMENTS, len(heldout))
+    assert answer.document_tokens * answer.n_documents <= TOKENS
     with Vocabulary(tools, reference) as vocabulary:
         sizes = [vocabulary.count(d.text) for d in heldout]
-    assert found.n_tokens <= sum(min(s, found.document_tokens) for s in sizes)
+    assert answer.n_tokens <= sum(min(s, answer.document_tokens) for s in sizes)
 
 
 def test_manifest_and_card_have_it_and_keep_it(answered, tune):
-    request, made, found, _ = answered
+    request, result, answer, _ = answered
     for asked in (None, False):  # again without: what is known of the same file stays
         tune(quick=asked)
         entries = json.loads((request.out / "manifest.json").read_text())["files"]
-        assert entries[made.files[0].name]["quick"]["sentence"] == sentence(found)
-        assert entries[made.files[0].name]["quick"]["n_tokens"] == found.n_tokens
+        assert entries[result.files[0].name]["quick"]["sentence"] == sentence(answer)
+        assert entries[result.files[0].name]["quick"]["n_tokens"] == answer.n_tokens
         card = (request.out / "README.md").read_text()
-        assert sentence(found) in card and found.signature["text"]["sha256"][:12] in card
+        assert sentence(answer) in card and answer.signature["text"]["sha256"][:12] in card
 
 
 def test_what_was_made_for_it_is_gone_and_nothing_is_made_again(answered, tune, store):
-    request, made, found, _ = answered
-    assert [p.name for p in request.out.glob("*.gguf")].count(made.files[0].name) == 1
+    request, result, answer, _ = answered
+    assert [p.name for p in request.out.glob("*.gguf")].count(result.files[0].name) == 1
     assert len(list(request.out.glob("*.gguf"))) == 2  # the imatrix and the quant
     assert not list(store.root.glob("work/quick*"))
     before = {a.path for a in store.artifacts()}
     assert {p.parent.name for p in before} >= {"score", "quick", "imatrix"}
-    *_, again, said = tune()
-    assert again == found and not any(line.startswith("quick answer") for line in said)
+    *_, again, lines = tune()
+    assert again == answer and not any(line.startswith("quick answer") for line in lines)
     assert {a.path for a in store.artifacts()} == before
 
 
 def test_an_english_file_is_compared_with_none_alone(tune):
-    _, _, found, _ = tune("en")
-    assert [r.language for r in found.rivals] == [""]
+    _, _, answer, _ = tune("en")
+    assert [r.language for r in answer.rivals] == [""]
 
 
 def test_a_type_that_needs_an_imatrix_is_compared_with_english_alone(tune):
-    _, _, found, _ = tune(types=("Q2_K_S",))
-    assert [r.language for r in found.rivals] == ["en"]
-    *_, found, said = tune("en", types=("Q2_K_S",))
-    assert found is None
-    assert len(said) == 1 and "Q2_K_S" in said[0]
+    _, _, answer, _ = tune(types=("Q2_K_S",))
+    assert [r.language for r in answer.rivals] == ["en"]
+    *_, answer, lines = tune("en", types=("Q2_K_S",))
+    assert answer is None
+    assert len(lines) == 1 and "Q2_K_S" in lines[0]
     with pytest.raises(BadText):
         tune("en", types=("Q2_K_S",), quick=True)
 
 
 def test_a_type_that_uses_no_imatrix_is_the_same(tune):
-    _, _, found, _ = tune(types=("Q8_0", "Q2_K"))
-    assert found.type == "Q8_0"
-    assert {r.difference_nats for r in found.rivals} == {0.0}
-    assert all("the same as qa" in row for row in rows(found)[1:])
+    _, _, answer, _ = tune(types=("Q8_0", "Q2_K"))
+    assert answer.type == "Q8_0"
+    assert {r.difference_nats for r in answer.rivals} == {0.0}
+    assert all("the same as qa" in row for row in rows(answer)[1:])
 
 
 def test_without_english_text_it_goes_without(tune, _languages, monkeypatch, tmp_path):
@@ -177,33 +177,35 @@ def test_without_english_text_it_goes_without(tune, _languages, monkeypatch, tmp
     (tmp_path / "corpora" / "own").mkdir()
     (tmp_path / "corpora" / "own" / "qa").symlink_to(_languages / "corpora" / "own" / "qa")
     monkeypatch.setenv("IMATRIX_LAB_DATA", str(tmp_path))
-    *_, found, said = tune()
-    assert [r.language for r in found.rivals] == [""]
-    assert sum("without English" in line for line in said) == 1
+    *_, answer, lines = tune()
+    assert [r.language for r in answer.rivals] == [""]
+    assert sum("without English" in line for line in lines) == 1
 
 
 def test_what_takes_long_is_only_done_when_asked_for(tune, monkeypatch):
     monkeypatch.setattr(quick, "MINUTES_MAX", 0.0)
-    *_, found, said = tune(types=("Q3_K_S",))
-    assert found is None
-    assert any("QUICK=1" in line for line in said)
-    *_, found, said = tune(types=("Q3_K_S",), quick=True)
-    assert found is not None
-    assert any("about" in line and "min" in line for line in said)
+    *_, answer, lines = tune(types=("Q3_K_S",))
+    assert answer is None
+    assert any("QUICK=1" in line for line in lines)
+    *_, answer, lines = tune(types=("Q3_K_S",), quick=True)
+    assert answer is not None
+    assert any("about" in line and "min" in line for line in lines)
 
 
-def case(request, made, english=None):
-    return Case(request, made.model, made.corpus, made.imatrix, made.quants[0], None, english)
+def case(request, result, english=None):
+    return Case(
+        request, result.model, result.corpus, result.imatrix, result.quants[0], None, english
+    )
 
 
 def test_the_time_is_told_from_the_rate_of_this_run(answered):
-    request, made, _, _ = answered
-    one = case(request, made, made.corpus)
-    assert made.quants[0].seconds is None or made.quants[0].seconds < 60
+    request, result, _, _ = answered
+    one = case(request, result, result.corpus)
+    assert result.quants[0].seconds is None or result.quants[0].seconds < 60
     slow, fast = one.seconds(1.0), one.seconds(1e9)
-    assert slow - fast == pytest.approx(4 * TOKENS + made.corpus.n_tokens, rel=1e-3)
-    known = dataclasses.replace(made.model.facts, n_parameters=10**12)
-    large = dataclasses.replace(made, model=dataclasses.replace(made.model, facts=known))
+    assert slow - fast == pytest.approx(4 * TOKENS + result.corpus.n_tokens, rel=1e-3)
+    known = dataclasses.replace(result.model.facts, n_parameters=10**12)
+    large = dataclasses.replace(result, model=dataclasses.replace(result.model, facts=known))
     assert case(request, large).seconds(math.nan) > 60 * quick.MINUTES_MAX
 
 
@@ -224,11 +226,11 @@ def test_a_watch_counts_what_was_done_here(monkeypatch):
 
 
 def test_one_document_is_no_basis(answered):
-    request, made, _, _ = answered
-    one = dataclasses.replace(made.corpus, n_heldout=1)
+    request, result, _, _ = answered
+    one = dataclasses.replace(result.corpus, n_heldout=1)
     with pytest.raises(BadText) as caught:
-        case(request, dataclasses.replace(made, corpus=one)).require_comparable()
-    assert caught.value.where == str(made.corpus.heldout)
+        case(request, dataclasses.replace(result, corpus=one)).require_comparable()
+    assert caught.value.where == str(result.corpus.heldout)
 
 
 def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypatch, store):
@@ -247,26 +249,26 @@ def test_stopped_in_the_middle_the_files_are_whole_and_it_goes_on(tune, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(quick.run, "run_quantize", quantized)
-        request, made, found, _ = tune(types=("Q3_K_M",), out="stopped")
-    assert found is not None
+        request, result, answer, _ = tune(types=("Q3_K_M",), out="stopped")
+    assert answer is not None
     entries = json.loads((request.out / "manifest.json").read_text())["files"]
-    for path in made.files:
+    for path in result.files:
         assert entries[path.name]["sha256"] == sha256_file(path)
 
 
 def test_the_command_prints_the_line_after_the_files(
     answered, store, tmp_path, capsys, monkeypatch
 ):
-    request, _, found, _ = answered
+    request, _, answer, _ = answered
     monkeypatch.setenv("IMATRIX_LAB_CACHE", str(store.root))
     argv = ["tune", "qa", "--model", request.model, "--tokens", "4096", "--ctx", "128"]
     argv += ["--threads", "1", "--type", "Q2_K Q3_K_S", "--out", str(tmp_path / "other")]
     assert main.run(argv) == 0
     printed = capsys.readouterr()
-    assert printed.out.strip().splitlines()[-4:] == [*rows(found), explanation(found)]
+    assert printed.out.strip().splitlines()[-4:] == [*rows(answer), explanation(answer)]
     assert "Q3_K_S" in printed.err
     assert main.run([*argv, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["quick"]["sentence"] == sentence(found)
+    assert json.loads(capsys.readouterr().out)["quick"]["sentence"] == sentence(answer)
     assert main.run([*argv, "--dry-run", "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)
     assert steps[-1]["name"] == "quick answer Q2_K" and steps[-1]["cached"]

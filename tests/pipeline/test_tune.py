@@ -54,9 +54,9 @@ def test_files_manifest_and_card(calm):
         assert entries[name]["sha256"] == sha256_file(out / name)
         assert entries[name]["language"] == "et" and entries[name]["fallback"] == []
         assert name in run.stdout
-        found = read_header(out / name).metadata
-        assert found["imatrix_lab.language"] == "et"
-        assert found["imatrix_lab.corpus.sha256"] == entries[name]["corpus_sha256"]
+        metadata = read_header(out / name).metadata
+        assert metadata["imatrix_lab.language"] == "et"
+        assert metadata["imatrix_lab.corpus.sha256"] == entries[name]["corpus_sha256"]
     for text in ((out / "manifest.json").read_text(), (out / "README.md").read_text()):
         assert str(folder) not in text and str(Path.home()) not in text
 

@@ -18,13 +18,13 @@ COLUMNS = {
 def test_round_trip_is_exact_and_signed(tmp_path):
     path = tmp_path / "x.parquet"
     parquet.write(path, COLUMNS, {"quant": {"sha256": "ab"}})
-    found = parquet.read(path)
-    assert len(found) == 3
-    assert found.signature == {"quant": {"sha256": "ab"}}
-    assert found.words("doc_id").names == ("a/1", "b/2")
-    assert found.words("doc_id").codes.tolist() == [0, 0, 1]
-    np.testing.assert_array_equal(found.array("kld"), COLUMNS["kld"])
-    assert found.array("parsed").tolist() == [True, False, True]
+    records = parquet.read(path)
+    assert len(records) == 3
+    assert records.signature == {"quant": {"sha256": "ab"}}
+    assert records.words("doc_id").names == ("a/1", "b/2")
+    assert records.words("doc_id").codes.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(records.array("kld"), COLUMNS["kld"])
+    assert records.array("parsed").tolist() == [True, False, True]
 
 
 def test_same_records_same_bytes(tmp_path):

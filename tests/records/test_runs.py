@@ -14,16 +14,16 @@ def text():
 
 
 def both(a, b, metrics=("kld_nats",)):
-    found = {0: runs.find(a)[0], 1: runs.find(b)[0]}
-    return runs.blocks(found, metrics)
+    members = {0: runs.find(a)[0], 1: runs.find(b)[0]}
+    return runs.blocks(members, metrics)
 
 
 def test_a_run_says_what_it_is(tmp_path, text):
-    found = runs.find(text.write(tmp_path / "x.parquet", "nb", "Q4_K_M", sample="3"))[0]
-    assert (found.kind, found.calib, found.type, found.text) == ("token", "nb", "Q4_K_M", "nb")
-    assert found.sample == "imatrix-nb-3"
-    assert found.name() == "nb Q4_K_M"
-    assert not found.is_reference()
+    run = runs.find(text.write(tmp_path / "x.parquet", "nb", "Q4_K_M", sample="3"))[0]
+    assert (run.kind, run.calib, run.type, run.text) == ("token", "nb", "Q4_K_M", "nb")
+    assert run.sample == "imatrix-nb-3"
+    assert run.name() == "nb Q4_K_M"
+    assert not run.is_reference()
     plain = runs.find(text.write(tmp_path / "y.parquet", "", "Q4_K_M"))[0]
     assert (plain.calib, plain.sample) == (runs.NO_IMATRIX, "")
 

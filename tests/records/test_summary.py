@@ -23,8 +23,10 @@ def score(score_store, reference, quants, tmp_path_factory):
 
     def run(name, texts=None, kinds=("Q4_K_M", "Q2_K"), **rest):
         files = [quants[k] for k in kinds]
-        found = texts or {"nb": text}
-        return made.score(store, reference, files, found, folder / name, **{"n_ctx": 128, **rest})
+        documents = texts or {"nb": text}
+        return made.score(
+            store, reference, files, documents, folder / name, **{"n_ctx": 128, **rest}
+        )
 
     return run
 
@@ -35,7 +37,7 @@ def files(score):
 
 
 @pytest.fixture(scope="module")
-def found(files):
+def summarized(files):
     """Q2_K's summary and records."""
     (one,) = summary.summaries([files[1]])
     return one, made.records(files[1])
@@ -52,11 +54,11 @@ def rewritten(path, target, change=lambda columns: columns, **signature):
 # -- one file
 
 
-def test_numbers_are_those_of_a_direct_computation(found):
-    one, r = found
+def test_numbers_are_those_of_a_direct_computation(summarized):
+    one, r = summarized
     nll, nll_ref, kld = (r[n].astype(float) for n in ("nll", "nll_ref", "kld"))
     delta = r["p"].astype(float) - r["p_ref"]
-    wanted = {
+    expected = {
         "ppl": math.exp(nll.mean()),
         "ppl_reference": math.exp(nll_ref.mean()),
         "ln_ppl_ratio": nll.mean() - nll_ref.mean(),
@@ -65,28 +67,28 @@ def test_numbers_are_those_of_a_direct_computation(found):
         "rms_delta_p": math.sqrt((delta**2).mean()),
         "bits_per_byte": nll.sum() / math.log(2) / r["n_bytes"].sum(),
     }
-    for name, value in wanted.items():
+    for name, value in expected.items():
         assert getattr(one, name).estimate == pytest.approx(value, rel=1e-9), name
     assert (one.n_tokens, one.n_documents, one.n_nonfinite) == (len(kld), len(SIZES), 0)
     assert (one.text, one.quant, one.type, one.divergence) == ("nb", "tiny-Q2_K", "Q2_K", "exact")
     assert one.calibration == "no imatrix" and 2 < one.bits_per_weight < 6
 
 
-def test_quantiles_are_those_of_a_direct_computation(found):
+def test_quantiles_are_those_of_a_direct_computation(summarized):
     """The mean of the sample's quantiles in q ± sqrt(3 q (1-q) / n), on a fine grid."""
-    one, r = found
+    one, r = summarized
     kld = r["kld"].astype(float)
     for name, q in (("kld_median", 0.5), ("kld_q99", 0.99)):
         half = math.sqrt(3 * q * (1 - q) / len(kld))
         shares = q + half * np.linspace(-1, 1, 20_001)
-        wanted = np.quantile(kld, shares, method="inverted_cdf").mean()
-        assert getattr(one, name).estimate == pytest.approx(wanted, rel=1e-4), name
+        expected = np.quantile(kld, shares, method="inverted_cdf").mean()
+        assert getattr(one, name).estimate == pytest.approx(expected, rel=1e-4), name
     assert one.kld_q99.estimate < one.kld_q999.estimate <= kld.max()
 
 
-def test_intervals_are_over_documents(found):
+def test_intervals_are_over_documents(summarized):
     """Delete-one-document jackknife (CV3) with t of G - 1 degrees of freedom, done directly."""
-    one, r = found
+    one, r = summarized
     kld, names = r["kld"].astype(float), r["doc_id"]
     kinds = np.unique(names)
     left_out = np.array([kld[names != name].mean() for name in kinds])
@@ -99,8 +101,8 @@ def test_intervals_are_over_documents(found):
     assert one.kld_mean.n_clusters == len(SIZES)
 
 
-def test_perplexitys_interval_is_that_of_its_logarithm(found):
-    one, r = found
+def test_perplexitys_interval_is_that_of_its_logarithm(summarized):
+    one, r = summarized
     nll, names = r["nll"].astype(float), r["doc_id"]
     left_out = np.array([nll[names != name].mean() for name in np.unique(names)])
     g = len(left_out)
@@ -111,8 +113,8 @@ def test_perplexitys_interval_is_that_of_its_logarithm(found):
     assert one.ppl.std_error == pytest.approx(math.exp(nll.mean()) * std_error, rel=1e-4)
 
 
-def test_every_interval_holds_its_estimate(found):
-    intervals = [v for v in vars(found[0]).values() if isinstance(v, summary.Interval)]
+def test_every_interval_holds_its_estimate(summarized):
+    intervals = [v for v in vars(summarized[0]).values() if isinstance(v, summary.Interval)]
     assert len(intervals) == 10
     for interval in intervals:
         assert interval.low <= interval.estimate <= interval.high
@@ -160,8 +162,8 @@ def test_a_folder_and_its_order(score, tmp_path):
         for seed, name in enumerate(("nb", "en"), 3)
     }
     files = score("both", texts)
-    found = summary.summaries([files[0].parent])
-    assert [(s.text, s.type) for s in found] == [
+    summarized = summary.summaries([files[0].parent])
+    assert [(s.text, s.type) for s in summarized] == [
         ("en", "Q2_K"), ("en", "Q4_K_M"), ("nb", "Q2_K"), ("nb", "Q4_K_M"),
     ]  # fmt: skip
 
@@ -177,24 +179,24 @@ def test_no_records(tmp_path):
 # -- two runs
 
 
-def rows_of(found, what):
-    return [r for r in found if r.what.startswith(what)]
+def rows_of(rows, what):
+    return [r for r in rows if r.what.startswith(what)]
 
 
 def test_a_run_agrees_with_itself(files):
-    found, fields = summary.agree(files[0].parent, files[0].parent)
+    rows, fields = summary.agree(files[0].parent, files[0].parent)
     assert fields == []
-    assert len(found) == 8 and {r.quant for r in found} == {"tiny-Q4_K_M", "tiny-Q2_K"}
-    for row in rows_of(found, "noise"):
+    assert len(rows) == 8 and {r.quant for r in rows} == {"tiny-Q4_K_M", "tiny-Q2_K"}
+    for row in rows_of(rows, "noise"):
         assert (row.ln_ppl_ratio.estimate, row.rms_delta_p.estimate) == (0.0, 0.0)
         assert row.same_top.estimate == 1.0
         assert row.kld_mean is None
 
 
 def test_the_effect_is_the_summarys(files):
-    found, _ = summary.agree(files[0].parent, files[0].parent)
+    rows, _ = summary.agree(files[0].parent, files[0].parent)
     by_quant = {s.quant: s for s in summary.summaries(files)}
-    effects = rows_of(found, "quantization")
+    effects = rows_of(rows, "quantization")
     assert len(effects) == 4
     for row in effects:
         one = by_quant[row.quant]
@@ -205,15 +207,15 @@ def test_the_effect_is_the_summarys(files):
 def test_noise_between_two_settings(score, files):
     """Rows of logits a decode change llama.cpp's sums, on some processors."""
     other = score("rows", n_rows=3)
-    found, fields = summary.agree(files[0].parent, other[0].parent)
+    rows, fields = summary.agree(files[0].parent, other[0].parent)
     assert fields == ["compute.n_rows"]
-    noise, effect = rows_of(found, "noise"), rows_of(found, "quantization")
+    noise, effect = rows_of(rows, "noise"), rows_of(rows, "quantization")
     assert len(noise) == len(effect) == 4
     for kind, file, twin in zip(("Q4_K_M", "Q2_K"), files, other, strict=True):
         a, b = made.records(file), made.records(twin)
-        wanted = math.sqrt(((b["p"].astype(float) - a["p"]) ** 2).mean())
+        expected = math.sqrt(((b["p"].astype(float) - a["p"]) ** 2).mean())
         (row,) = (r for r in noise if r.what.endswith("quant") and r.quant == f"tiny-{kind}")
-        assert row.rms_delta_p.estimate == pytest.approx(wanted, rel=1e-9, abs=1e-15)
+        assert row.rms_delta_p.estimate == pytest.approx(expected, rel=1e-9, abs=1e-15)
         shift = (b["nll"].astype(float) - a["nll"]).mean()
         assert row.ln_ppl_ratio.estimate == pytest.approx(shift, rel=1e-6, abs=1e-12)
         if not np.array_equal(a["nll"], b["nll"]):
@@ -233,10 +235,10 @@ def test_noise_that_is_known(files, tmp_path):
 
     compute = {**parquet.read(files[1]).signature["compute"], "n_rows": 7}
     other = rewritten(files[1], tmp_path / "x.parquet", shifted, compute=compute)
-    found, fields = summary.agree(files[1], other)
+    rows, fields = summary.agree(files[1], other)
     assert fields == ["compute.n_rows"]
-    (reference,) = rows_of(found, "noise, reference")
-    (quant,) = rows_of(found, "noise, quant")
+    (reference,) = rows_of(rows, "noise, reference")
+    (quant,) = rows_of(rows, "noise, quant")
     assert (reference.rms_delta_p.estimate, reference.same_top.estimate) == (0.0, 1.0)
     assert quant.ln_ppl_ratio.estimate == pytest.approx(0.01, rel=1e-3)
     n = len(parquet.read(files[1]))
@@ -252,9 +254,9 @@ def test_what_is_finite_in_both_is_compared(files, tmp_path):
     other = rewritten(files[1], tmp_path / "x.parquet", spoil)
     n = len(parquet.read(files[1]))
     for pair in ((files[1], other), (other, files[1])):
-        found, _ = summary.agree(*pair)
-        assert {r.rms_delta_p.n for r in found} == {n - len(range(0, n, 3))}
-        assert all(r.rms_delta_p.estimate == 0 for r in rows_of(found, "noise"))
+        rows, _ = summary.agree(*pair)
+        assert {r.rms_delta_p.n for r in rows} == {n - len(range(0, n, 3))}
+        assert all(r.rms_delta_p.estimate == 0 for r in rows_of(rows, "noise"))
 
 
 def test_another_build_may_differ_and_is_named(files, tmp_path):

@@ -108,7 +108,7 @@ def _signatures(languages: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def _calibrations(labels: list[str], n_samples: int) -> tuple[r.Calibration, ...]:
-    found = []
+    rows = []
     for label in labels:
         kind, shares = "language", {label: 1.0}
         if label == "no imatrix":
@@ -119,13 +119,13 @@ def _calibrations(labels: list[str], n_samples: int) -> tuple[r.Calibration, ...
             kind = "mixture"
             shares = {w[:2]: int(w[2:]) / 100 for w in label.split("-")}
         for sample in range(1, n_samples + 1 if kind == "language" else 2):
-            sha = f"{len(found):x}" * 64
+            sha = f"{len(rows):x}" * 64
             parts = ("ab" * 32, "cd" * 32) if kind in ("mixture", "pooled") else ()
-            found.append(
+            rows.append(
                 r.Calibration("demo", label, label, kind, sample, shares, 16_384, sha[:64],
                               sha[:64], "written for imatrix_lab", "CC0-1.0", parts)
             )  # fmt: skip
-    return tuple(found)
+    return tuple(rows)
 
 
 def _quants(labels: list[str], types: tuple[str, ...]) -> tuple[r.Quant, ...]:
@@ -145,10 +145,10 @@ def _scores(
     rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...],
     has_tasks: bool,
 ) -> tuple[r.Score, ...]:  # fmt: skip
-    found = []
+    rows = []
     for i, text in enumerate(languages):
         key = (f"{i:02d}c0ffee",)
-        found.append(r.Score("demo", text, "", "", 0, "", "perplexity", "perplexity", "", 44.4,
+        rows.append(r.Score("demo", text, "", "", 0, "", "perplexity", "perplexity", "", 44.4,
                              40.1, 49.0, 12_000, 40, key))  # fmt: skip
         for label in labels:
             for t in types:
@@ -156,37 +156,37 @@ def _scores(
                     continue
                 for sample in (0, 1, 2) if label in languages else (0,):
                     level = _level(label, text, t) * rng.uniform(0.99, 1.01)
-                    for metric, said, unit, scale in (
+                    for metric, words, unit, scale in (
                         ("kld_nats", "KLD from the original", "nats a token", 1.0),
                         ("perplexity", "perplexity", "", 50.0),
                     ):
                         x = level * scale
-                        found.append(
-                            r.Score("demo", text, "", label, sample, t, metric, said, unit, x,
+                        rows.append(
+                            r.Score("demo", text, "", label, sample, t, metric, words, unit, x,
                                     0.95 * x, 1.06 * x, 12_000, 40, key)
                         )  # fmt: skip
     for text in languages if has_tasks else ():
         for label in labels:
             for t in types:
                 x = 45.0 - 5 * _level(label, text, t)
-                found.append(
+                rows.append(
                     r.Score("demo", text, "mixeval", label, 0, t, "score", "score", "points", x,
                             x - 4, x + 4, 400, 350, ("00c0ffee",))
                 )  # fmt: skip
-    return tuple(found)
+    return tuple(rows)
 
 
 def _comparisons(
     rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...],
     has_tasks: bool,
 ) -> tuple[r.Comparison, ...]:  # fmt: skip
-    found = []
+    rows = []
     measures = [
         ("", "nll_nats", "loss (ln perplexity)", "nats a token", True, 1.0),
         ("", "kld_nats", "KLD from the original", "nats a token", True, 1.0),
     ]
     measures += [("mixeval", "score", "score", "points", False, -9.0)] if has_tasks else []
-    for task, metric, said, unit, lower, scale in measures:
+    for task, metric, words, unit, lower, scale in measures:
         for i, text in enumerate(languages):
             for t in types:
                 pairs = [(a, "en") for a in labels if a != "en"] + [("nb", "no imatrix")]
@@ -202,18 +202,18 @@ def _comparisons(
                         else "better" if (x < 0) == lower else "worse"
                     )  # fmt: skip
                     noise = math.nan if task else 0.01
-                    found.append(
+                    rows.append(
                         r.Comparison(
-                            "demo", text, task, t, metric, said, unit, lower, a, b, x, x - half,
+                            "demo", text, task, t, metric, words, unit, lower, a, b, x, x - half,
                             x + half, 0.00002 if verdict == "better" else 0.3, 0.04, "holm",
                             f"calib on {metric}", len(pairs), verdict, margin, 0.2, 0.03, noise,
                             abs(x) / noise, 12_000, 40, 24_000 if verdict == "undecided" else 0, 80,
                             f"On {text}, {a} {t} is {verdict} beside {b} {t}.",
-                            f"Mean paired difference of {said}: {x:.4f} {unit}, CR3.",
+                            f"Mean paired difference of {words}: {x:.4f} {unit}, CR3.",
                             (f"{i:02d}c0ffee",),
                         )
                     )  # fmt: skip
-    return tuple(found)
+    return tuple(rows)
 
 
 def _interactions(types: tuple[str, ...]) -> tuple[r.Interaction, ...]:
@@ -240,31 +240,29 @@ def _controls(rng: random.Random, types: tuple[str, ...]) -> tuple[r.Control, ..
 def _predictions(
     rng: random.Random, labels: list[str], languages: tuple[str, ...], types: tuple[str, ...]
 ) -> tuple[r.Prediction, ...]:
-    found = []
+    rows = []
     for label in labels:
         for t in types:
             for text in languages:
                 level = _level(label, text, t)
                 known = (text, label, t) != ("ml", "nb-pooled", "Q3_K_S")
-                found.append(
+                rows.append(
                     r.Prediction("demo", label, 1, t, text, level * 0.02 * rng.uniform(0.95, 1.05),
                                  level if known else math.nan)
                 )  # fmt: skip
-    return tuple(found)
+    return tuple(rows)
 
 
 def _flips(languages: tuple[str, ...], types: tuple[str, ...]) -> tuple[r.Flip, ...]:
-    found = []
+    rows = []
     for x in languages:
         for n, t in enumerate(types):
             prompt, gold, right, wrong = PROMPTS[x]
             for k in range(2 + 6 * n):
-                found.append(r.Flip("demo", "mixeval", x, t, "nb", "en", f"{x}-{k}", prompt, gold,
+                rows.append(r.Flip("demo", "mixeval", x, t, "nb", "en", f"{x}-{k}", prompt, gold,
                                     right, wrong, 1.0, 0.0))  # fmt: skip
-    found.append(
-        dataclasses.replace(found[0], item_id="long", output_b="Ab " * 350_000, score_b=0.5)
-    )
-    return tuple(found)
+    rows.append(dataclasses.replace(rows[0], item_id="long", output_b="Ab " * 350_000, score_b=0.5))
+    return tuple(rows)
 
 
 def hostile() -> r.Results:

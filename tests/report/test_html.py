@@ -60,15 +60,15 @@ def hostile():
 
 
 def test_each_verdict_has_its_cell(page):
-    found = made_up.study()
+    results = made_up.study()
     shown = Counter(
         attrs["class"].split()[0]
         for tag, attrs in Parsed(page).tags
         if tag == "td" and attrs.get("class", "").split()[:1] and "data-sort" in attrs
     )
-    wanted = Counter(c.verdict for c in found.comparisons if c.b == found.baseline)
-    assert len(wanted) == 4
-    assert {v: shown[v] for v in wanted} == dict(wanted)
+    expected = Counter(c.verdict for c in results.comparisons if c.b == results.baseline)
+    assert len(expected) == 4
+    assert {v: shown[v] for v in expected} == dict(expected)
     assert page.count("not measured") > 0
 
 
@@ -79,8 +79,8 @@ def test_all_parts_are_there(page):
         "licences", "missing",
     ):  # fmt: skip
         assert f'<section id="{part}"' in page, part
-    for said in made_up.study().answer:
-        assert said in page
+    for sentence in made_up.study().answer:
+        assert sentence in page
 
 
 def test_numbers_lead_to_their_signatures(page):

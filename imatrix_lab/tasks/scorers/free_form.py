@@ -34,15 +34,17 @@ class Match:
 
 def match(answer: str, golds: Sequence[str], locale: Locale) -> Match:
     """Compare an answer with the gold answers."""
-    keys = key_parts(answer, locale)
-    key_numbers = set(_numbers(keys, locale))
-    texts = [key for key in keys if _value(key, locale) is None]
+    keys, marks = key_parts(answer, locale), locale.numbers
+    values = [numbers.value(key, marks) for key in keys]
+    key_numbers = {*values, *(number for key in keys for number in numbers.find(key, marks))}
+    texts = [key for key, value in zip(keys, values, strict=True) if value is None]
     for gold in golds:
-        number = _value(gold, locale)
-        if number is not None:
-            if number in key_numbers:
-                return Match(True, keys, gold)
-        elif any(_contains(text, gold) for text in texts):
+        number = numbers.value(gold, marks)
+        if number is None:
+            is_right = any(_contains(text, gold) for text in texts)
+        else:
+            is_right = number in key_numbers
+        if is_right:
             return Match(True, keys, gold)
     return Match(False, keys)
 
@@ -89,14 +91,3 @@ def _contains(key: str, gold: str) -> bool:
     if len(gold) == 1:
         return key.strip() == gold or f" {gold}" in key or f"{gold} " in key
     return bool(gold) and gold in key
-
-
-def _numbers(keys: Iterable[str], locale: Locale) -> Iterable[float]:
-    for key in keys:
-        yield from numbers.find(key, locale.numbers)
-        if (whole := _value(key, locale)) is not None:
-            yield whole
-
-
-def _value(text: str, locale: Locale) -> float | None:
-    return numbers.value(text, locale.numbers)
