@@ -1,6 +1,6 @@
 """Do the statistics keep their promises? Simulation, with cluster-blind tests for comparison.
 
-    make bench-stats                        about ten minutes on one core; seeded
+    make bench-stats                        about five minutes on one core; seeded
     python tools/bench_stats.py --scale 0.1 --write docs/statistics.md
 
 Data are shaped like real records: documents of 300 to 1,800 tokens with heavy-tailed KLD that the
@@ -44,27 +44,34 @@ class Row:
     what: str
     where: str
     promised: tuple[float, float]
-    found: float
+    observed: float
     n: int
     blind: float | None = None
 
     def error(self) -> float:
         """Return twice the Monte-Carlo standard error."""
-        share = min(max(self.found, 1 / self.n), 1 - 1 / self.n)
+        share = min(max(self.observed, 1 / self.n), 1 - 1 / self.n)
         return float(2 * (share * (1 - share) / self.n) ** 0.5)
 
     def kept(self) -> bool:
         """Whether the promise is kept within three standard errors: there are some 60 rows."""
         low, high = self.promised
-        return low - 1.5 * self.error() <= self.found <= high + 1.5 * self.error()
+        return low - 1.5 * self.error() <= self.observed <= high + 1.5 * self.error()
 
     def markdown(self) -> str:
         """Return a row of the table."""
         low, high = (f"{100 * x:.3g}" for x in self.promised)
         promised = f"≤ {high}" if self.promised[0] == 0 else low if low == high else f"{low}–{high}"
         blind = "" if self.blind is None else f"{100 * self.blind:.1f}"
-        found = f"{100 * self.found:.1f} ± {100 * self.error():.1f}"
-        cells = (self.what, self.where, promised, found, blind, "yes" if self.kept() else "**no**")
+        observed = f"{100 * self.observed:.1f} ± {100 * self.error():.1f}"
+        cells = (
+            self.what,
+            self.where,
+            promised,
+            observed,
+            blind,
+            "yes" if self.kept() else "**no**",
+        )
         return f"| {' | '.join(cells)} |"
 
 
@@ -179,9 +186,9 @@ def one_document(rng: np.random.Generator, scale: float) -> Iterator[Row]:
         for i in range(1, len(noise)):
             noise[i] += 0.5 * noise[i - 1]
         totals, sizes = noise[50:] * 500, np.full(n, 500.0)
-        found = paired.one_document(totals, sizes, rng, 400)
+        mean = paired.one_document(totals, sizes, rng, 400)
         naive = clustered.mean(totals, sizes)
-        hits += (found.p_value <= 0.05, covers(found.interval, 0), not covers(naive, 0),
+        hits += (mean.p_value <= 0.05, covers(mean.interval, 0), not covers(naive, 0),
                  covers(naive, 0))  # fmt: skip
     share, where = hits / n_sim, f"one document, {n} windows"
     yield Row("false positives, stationary bootstrap", where, LEVEL, share[0], n_sim, share[2])
@@ -246,7 +253,7 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                 interval = clustered.mean(sums.totals, sums.sizes)
                 floored = equivalence.binary_interval(interval, sums.sizes, apart)
                 hits[6] += equivalence.tost(floored, apart) <= 0.025
-            share, where = hits / n_sim, f"{name}, {100 * discordance:g} % unequal"
+            share, where = hits / n_sim, f"{name}, {100 * discordance:g} % discordant"
             # at most: net differences of few unequal groups are discrete
             what = "false positives, clustered McNemar"
             yield Row(what, where, AT_MOST, share[0], n_sim, share[1])
@@ -270,10 +277,12 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
             for k, effect in enumerate((margin, 0.0)):
                 a, b = groups.runs(0.05, effect, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
-                found = clustered.mean(sums.totals, sums.sizes)
-                found = equivalence.binary_interval(found, sums.sizes, margin) if k else found
-                hits[k] += _decided(found, None if k == 0 else margin)
-        where = f"free-form, 5 % unequal, icc {icc:g}"
+                interval = clustered.mean(sums.totals, sums.sizes)
+                interval = (
+                    equivalence.binary_interval(interval, sums.sizes, margin) if k else interval
+                )
+                hits[k] += _decided(interval, None if k == 0 else margin)
+        where = f"free-form, 5 % discordant, icc {icc:g}"
         yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
         yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
     pilot = power.from_pilot(Documents(400, rng).sums())
@@ -284,23 +293,23 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     for _ in range(n_sim):
         for k, effect in enumerate((margin / Documents.mean(), 0.0)):
             sums = Documents(n, rng).sums(effect)
-            found = clustered.mean(sums.totals, sums.sizes)
-            hits[k] += _decided(found, None if k == 0 else margin)
+            interval = clustered.mean(sums.totals, sums.sizes)
+            hits[k] += _decided(interval, None if k == 0 else margin)
     where = "40 documents, pilot of 400"
     yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
     yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
 
 
-def _decided(found: clustered.Interval, margin: float | None) -> bool:
+def _decided(interval: clustered.Interval, margin: float | None) -> bool:
     """Whether a difference is found, or with a margin, equivalence shown."""
     if margin is None:
-        return paired.t_test(found) <= 0.05
-    return equivalence.tost(found, margin) <= 0.025
+        return paired.t_test(interval) <= 0.05
+    return equivalence.tost(interval, margin) <= 0.025
 
 
-def _promise(what: str, where: str, promised: float, found: float, n: int) -> Row:
+def _promise(what: str, where: str, promised: float, observed: float, n: int) -> Row:
     where = f"{where}: {100 * promised:.0f} %"
-    return Row(what, where, (promised - 0.03, promised + 0.03), found, n)
+    return Row(what, where, (promised - 0.03, promised + 0.03), observed, n)
 
 
 def interactions(rng: np.random.Generator, scale: float) -> Iterator[Row]:
@@ -319,9 +328,9 @@ def interactions(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                         values = own + sign * moved[text] / 2 + rng.normal(0, 0.02, 30)
                         cells.append(Cell(sign * side / k, group, str(sample), values * 500,
                                           np.full(30, 500.0), names))  # fmt: skip
-            found = interaction.contrast(cells)
-            by_documents = clustered.t_interval(found.estimate, found.se_documents, 29, 0.95)
-            hits += (found.p_value <= 0.05, found.low <= 0 <= found.high,
+            contrast = interaction.contrast(cells)
+            by_documents = clustered.t_interval(contrast.estimate, contrast.se_documents, 29, 0.95)
+            hits += (contrast.p_value <= 0.05, contrast.low <= 0 <= contrast.high,
                      not by_documents[0] <= 0 <= by_documents[1])  # fmt: skip
         share, where = hits / n_sim, f"{k} samples a language, 30 documents"
         yield Row("false positives, sample as random effect", where, AT_MOST, share[0], n_sim,

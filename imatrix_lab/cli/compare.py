@@ -62,13 +62,13 @@ def compare(
       imatrix-lab compare nb-Q4_K_M.parquet en-Q4_K_M.parquet --margin 0.005
       imatrix-lab compare runs/ --family calibxlangxtype --margin kld_nats=0.005
     """
-    from imatrix_lab.compare import compare as comparing
+    from imatrix_lab.compare.compare import compare_runs, report_as_json
 
     factors = design.parse_family(family) if family else ()
     plan = ComparisonPlan(_margins(margins), factors, **rest)
-    report = comparing.compare_runs(runs, plan, metrics, Terminal())
+    report = compare_runs(runs, plan, metrics, Terminal())
     if as_json:
-        return options.emit(comparing.as_json(report))
+        return options.emit(report_as_json(report))
     _print(report)
 
 

@@ -61,7 +61,7 @@ def corpus_list(language: str | None, as_json: bool) -> None:
         )
     stderr.print(
         "tokens: about, of the demo model; offline: with the package registries alone;"
-        f" mixtures by name: {' '.join(mixture.names())}",
+        f" mixtures by name: {' '.join(mixture.files())}",
         style="dim",
     )
 

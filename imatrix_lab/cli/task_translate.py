@@ -34,14 +34,15 @@ def translate(
     """
     from imatrix_lab.tasks.load import check_data
     from imatrix_lab.tasks.locale import get_locale
-    from imatrix_lab.tasks.translate import translate
+    from imatrix_lab.tasks.translate import TranslateRequest, translate
 
     session = options.session()
     task, to = definition.get(name), options.language(to, session.progress)
     get_locale(to)
     check_data(task, data)  # what is wrong is told before llama.cpp is built
     with chat_with(chat_options, session) as chat:
-        files = translate(task, source, to, data, out, limit, chat, session.progress)
+        request = TranslateRequest(task, source, to, data, out, limit)
+        files = translate(request, chat, session.progress)
     if as_json:
         return options.emit(files)
     click.echo(files.items)

@@ -39,7 +39,7 @@ class Report:
     notes: tuple[str, ...]
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def report_as_json(report: Report) -> dict[str, Any]:
     """Return a report as JSON values; what is unknown or unbounded is not finite."""
     return {
         "comparisons": [_comparison(c) for c in report.comparisons],

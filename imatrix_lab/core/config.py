@@ -1,7 +1,7 @@
-"""Plain data (TOML, JSON) to frozen dataclasses and back; the dataclass is the only definition.
+"""Plain data (TOML, JSON) to frozen dataclasses and back.
 
-Understood are str, int, float, bool, dataclasses, ``tuple[X, ...]``, ``dict[str, X]`` and
-``dict[str, Any]``. A float that is not finite is null in JSON, and NaN when it is read.
+Fields may be str, int, float, bool, dataclasses, ``tuple[X, ...]``, ``dict[str, X]`` and
+``dict[str, Any]``. A float that is not finite becomes null in JSON, and null is read as NaN.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    UsageError : it is not there, not UTF-8 or not TOML.
+    UsageError : it is missing, not UTF-8 or not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +82,8 @@ def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Recor
     UsageError : an unknown key (the nearest known one is named), a missing one, another type.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    required = [name for name, field in fields.items() if _is_required(field)]
+    no = dataclasses.MISSING
+    required = [n for n, f in fields.items() if f.default is no and f.default_factory is no]
     _check_keys(raw, required, fields, where, at)
     types_of = typing.get_type_hints(cls)
     values = {
@@ -92,52 +93,46 @@ def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Recor
     return cls(**values)
 
 
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _value(kind: Any, value: Any, where: Path | str, at: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+def _value(type_: Any, value: Any, where: Path | str, at: str) -> Any:
+    origin, arguments = typing.get_origin(type_), typing.get_args(type_)
+    if type_ is Any:
         return value
-    if dataclasses.is_dataclass(kind):
-        return build(typing.cast(type, kind), value, where, at)
+    if dataclasses.is_dataclass(type_):
+        return build(typing.cast(type, type_), value, where, at)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_value(arguments[0], v, where, at) for v in value)
     if origin is dict and isinstance(value, Mapping):
         return {str(k): _value(arguments[1], v, where, f"{at}.{k}") for k, v in value.items()}
-    if (scalar := _scalar(kind, value)) is not None:
+    if (scalar := _scalar(type_, value)) is not None:
         return scalar
-    raise UsageError(f"{at}: {value!r} is not {in_words(kind)}", where=where)
+    raise UsageError(f"{at}: {value!r} is not {in_words(type_)}", where=where)
 
 
-def _scalar(kind: Any, value: Any) -> Any:
-    """Return a value of a kind, or None if it is not."""
-    if kind is Path:
+def _scalar(type_: Any, value: Any) -> Any:
+    """Return the value, or None if it is of another type."""
+    if type_ is Path:
         return Path(value) if isinstance(value, str) else None
-    if kind is not float:
-        return value if type(value) is kind else None
+    if type_ is not float:
+        return value if type(value) is type_ else None
     if value is None:
         return math.nan
     finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
     return float(value) if finite else None
 
 
-def in_words(kind: Any) -> str:
-    """Return what a type is called where users read it."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def in_words(type_: Any) -> str:
+    """Return what a type is called in messages."""
+    origin, arguments = typing.get_origin(type_), typing.get_args(type_)
     if origin is tuple:
         return f"a list, each {in_words(arguments[0])}"
-    if origin is dict:
-        return f"a table, each {in_words(arguments[1])}"
-    words: dict[Any, str] = {
-        str: "a text", int: "a whole number", float: "a number", bool: "true or false"
-    }  # fmt: skip
-    return words.get(kind, "a table")
+    return f"a table, each {in_words(arguments[1])}" if origin else _WORDS.get(type_, "a table")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the known word that was perhaps meant, as the end of a message."""
+    """Return the end of a message: the known word that is nearest, or ""."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f"; {near[0]!r}?" if near else ""
 

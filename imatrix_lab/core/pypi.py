@@ -24,18 +24,13 @@ def download(name: str, version: str, sha256: str, folder: Path, *, source: bool
     try:
         process.run(argv, log=folder / "pip.log", timeout_s=1800)
     except ToolFailed as error:
-        raise FetchFailed(
-            f"pip could not download {name} {version}: {error.what}",
-            where=error.where,
-            fix="check the network, then run the same command again",
-        ) from error
+        what = f"pip could not download {name} {version}: {error.what}"
+        fix = "check the network, then run the same command again"
+        raise FetchFailed(what, where=error.where, fix=fix) from error
     if path := _pinned(folder, sha256):
         return path
-    raise FetchFailed(
-        f"{name} {version} came with another sha256 than the pinned {sha256}",
-        where=folder,
-        fix="check which package index pip uses (pip config list)",
-    )
+    what = f"{name} {version} does not have the pinned sha256 {sha256}"
+    raise FetchFailed(what, where=folder, fix="check pip's package index: pip config list")
 
 
 def _pinned(folder: Path, sha256: str) -> Path | None:

@@ -1,11 +1,13 @@
 """From selected sources to one calibration text and held-out documents."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from imatrix_lab.corpus import controls, packing
-from imatrix_lab.corpus.clean import overlap
+from imatrix_lab.corpus.clean.overlap import Shingles, task_strings
 from imatrix_lab.corpus.cleaned import Pool
 from imatrix_lab.corpus.heldout import cut_of, heldout_of, without_overlap
 from imatrix_lab.corpus.mixture import Mixture, Part
@@ -65,11 +67,9 @@ def assemble(
     heldout = list({d.id: d for source in sources for d in source.heldout}.values())
     if sources and not heldout:
         raise BadText(f"there is too little text in {mixture.name} to hold some of it out")
-    seen = overlap.Shingles.of(d.text for d in heldout)
-    for path in options.exclude:
-        for text in overlap.task_strings(path):
-            seen.add(text)
-    removed = {"paragraphs": 0, "documents": 0}
+    excluded = (text for path in options.exclude for text in task_strings(path))
+    seen = Shingles.of(itertools.chain((d.text for d in heldout), excluded))
+    removed = Counter(paragraphs=0, documents=0)
     groups: Groups = []
     for part in mixture.parts:
         if part.language is None:
@@ -88,7 +88,7 @@ def assemble(
     text, used = packing.within_budget(order, sample.n_tokens, vocabulary.count)
     facts = {
         **_provenance(sources, used, heldout, chats),
-        "overlap_removed": removed,
+        "overlap_removed": dict(removed),
         "bootstrap": sample.bootstrap,
         "weights": {part.label: round(part.weight, 6) for part in mixture.parts},
         "skipped": {part.label: s.skipped for part, s in selected if s},
@@ -112,14 +112,12 @@ def _sources(part: Part, selection: Selection) -> list[_PartSource]:
 
 
 def _cleared(
-    documents: Sequence[Document], seen: overlap.Shingles, removed: dict[str, int]
+    documents: Sequence[Document], seen: Shingles, removed: Counter[str]
 ) -> list[Document]:
-    kept = []
-    for document, n_paragraphs in without_overlap(documents, seen):
-        removed["paragraphs"] += n_paragraphs
-        removed["documents"] += document is None
-        if document is not None:
-            kept.append(document)
+    cleared = list(without_overlap(documents, seen))
+    removed["paragraphs"] += sum(n_paragraphs for _, n_paragraphs in cleared)
+    kept = [document for document, _ in cleared if document]
+    removed["documents"] += len(cleared) - len(kept)
     return kept
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,12 @@ def build(
         return selection.select(language, options, n_tokens, model.sha256, count, session)
 
     selections = [select(p.language) if p.language else None for p in mixture.parts]
-    inputs = _inputs(mixture, selections, model, vocabulary, n_tokens, options)
+    inputs = _budget(model, vocabulary, n_tokens) | _inputs(mixture, selections, options)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        chats = _chats(mixture, options, model, scratch)
+        chats = _chats(mixture, model, scratch) if options.chat else []
         corpus = assemble.assemble(mixture, selections, chats, vocabulary, n_tokens, options)
-        _write_calibration(out, corpus.text)
-        (out / HELDOUT).write_bytes("".join(map(documents.line, corpus.heldout)).encode())
+        _write(out, corpus.text, corpus.heldout)
         manifest = {
             "language": mixture.label,
             "language_name": mixture.name,
@@ -76,18 +75,14 @@ def build(
         _warn(manifest, session.progress)
         return manifest
 
-    sample = f"-s{options.sample}of{options.n_samples}" if options.n_samples > 1 else ""
-    label = f"{mixture.label}-{n_tokens}{sample}"
+    label = f"{mixture.label}-{n_tokens}"
+    if options.n_samples > 1:
+        label += f"-s{options.sample}of{options.n_samples}"
     return facts(session.store.get("corpus", label, inputs, make, session.progress))
 
 
 def _inputs(
-    mixture: Mixture,
-    selections: Sequence[Selection | None],
-    model: Model,
-    vocabulary: Vocabulary,
-    n_tokens: int,
-    options: TextOptions,
+    mixture: Mixture, selections: Sequence[Selection | None], options: TextOptions
 ) -> dict[str, Any]:
     parts = [
         {
@@ -99,15 +94,21 @@ def _inputs(
         for part, chosen in zip(mixture.parts, selections, strict=True)
     ]
     return {
-        "corpus_version": CORPUS_VERSION,
         "mixture": mixture.label,
         "parts": parts,
-        "n_tokens": n_tokens,
         "seed": options.seed,
         "sample": [options.sample, options.n_samples],
         "chat": options.chat,
         "chats": [sha256_file(p) for p in _chat_files(mixture)] if options.chat else [],
         "exclude": [sha256_file(p) for p in options.exclude],
+    }
+
+
+def _budget(model: Model, vocabulary: Vocabulary, n_tokens: int) -> dict[str, Any]:
+    """Return the inputs of every corpus."""
+    return {
+        "corpus_version": CORPUS_VERSION,
+        "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
         "vocabulary_of": model.sha256,
     }
@@ -119,16 +120,12 @@ def _chat_files(mixture: Mixture) -> list[Path]:
     return [p for p in dict.fromkeys(paths) if p.is_file()]
 
 
-def _chats(
-    mixture: Mixture, options: TextOptions, model: Model, scratch: Path
-) -> tuple[Document, ...]:
-    """Return the chats of a mixture's languages in the model's template, if options ask for any."""
-    if not options.chat:
-        return ()
+def _chats(mixture: Mixture, model: Model, scratch: Path) -> list[Document]:
+    """Return the chats of a mixture's languages in the model's template."""
     chats = [entry for path in _chat_files(mixture) for entry in chat.read(path)]
     if not chats:
         raise BadText(f"there are no chats in {mixture.name}", fix="leave out --chat")
-    return tuple(chat.documents(model, chats, "written chats", "CC0-1.0", scratch))
+    return chat.documents(model, chats, "written chats", "CC0-1.0", scratch)
 
 
 def _warn(manifest: Mapping[str, Any], progress: Progress) -> None:
@@ -146,9 +143,10 @@ def _warn(manifest: Mapping[str, Any], progress: Progress) -> None:
         )
 
 
-def _write_calibration(out: Path, text: str) -> None:
-    """Write the text and one line end, which llama.cpp's programs remove again."""
+def _write(out: Path, text: str, heldout: Iterable[Document]) -> None:
+    """Write both files; llama.cpp's programs remove the line end after the text again."""
     (out / CALIBRATION).write_bytes((text + "\n").encode())
+    (out / HELDOUT).write_bytes("".join(map(documents.line, heldout)).encode())
 
 
 def from_folder(folder: Path) -> CorpusFacts:
@@ -172,21 +170,10 @@ def from_folder(folder: Path) -> CorpusFacts:
 def from_file(
     path: Path, model: Model, vocabulary: Vocabulary, n_tokens: int, session: Session
 ) -> CorpusFacts:
-    """Return a user's own text, cut to the budget, as a corpus without held-out documents.
-
-    Raises
-    ------
-    BadText : empty, or not UTF-8; names the byte.
-    """
+    """Return a user's own text, cut to the budget, as a corpus without held-out documents."""
     label = slug(path.stem)
-    inputs = {
-        "corpus_version": CORPUS_VERSION,
-        "file": path.name,
-        "file_sha256": sha256_file(path),
-        "n_tokens": n_tokens,
-        "parse_special": vocabulary.parse_special,
-        "vocabulary_of": model.sha256,
-    }
+    inputs = _budget(model, vocabulary, n_tokens)
+    inputs |= {"file": path.name, "file_sha256": sha256_file(path)}
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         text = decode(path.read_bytes(), str(path)).strip()
@@ -197,8 +184,7 @@ def from_file(
             for i, part in enumerate(text.split(JOINT))
         ]
         text, used = packing.within_budget(parts, n_tokens, vocabulary.count)
-        _write_calibration(out, text)
-        (out / HELDOUT).write_bytes(b"")
+        _write(out, text, ())
         return {
             "language": label,
             "language_name": label,

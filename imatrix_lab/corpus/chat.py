@@ -13,12 +13,7 @@ _ROLES = ("user", "assistant")
 
 
 def read(path: Path) -> Iterator[tuple[str, Chat]]:
-    """Yield (id, messages) of a file with one chat on each line: ``{"id": …, "messages": […]}``.
-
-    Raises
-    ------
-    BadText : a line that is not a chat, or roles that do not take turns.
-    """
+    """Yield (id, messages) of a file with one chat on each line: ``{"id": …, "messages": […]}``."""
     for i, entry in json_lines(path):
         try:
             messages = [{k: str(m[k]) for k in ("role", "content")} for m in entry["messages"]]
@@ -35,11 +30,8 @@ def documents(
 ) -> list[Document]:
     """Return each chat as a document, with the special tokens that the model was trained on.
 
-    BOS is left out: llama-imatrix puts it where a window begins.
-
-    Raises
-    ------
-    BadModel : no template, or one that fails, takes too long or writes too much.
+    BOS is left out: llama-imatrix puts it where a window begins. `BadModel` if the model has no
+    template, or one that fails, takes too long or writes too much.
     """
     try:
         rendered = chat_template.render(model, [c for _, c in chats], scratch)

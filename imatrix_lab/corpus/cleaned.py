@@ -80,12 +80,7 @@ def identity(pinned: Pinned) -> dict[str, Any]:
 
 
 def restored(remembered: Mapping[str, Any], language: Language) -> Pinned:
-    """Return the source that an `identity` is of.
-
-    Raises
-    ------
-    BadText : the language no longer has such a source, or its file has changed.
-    """
+    """Return the source that an `identity` is of; `BadText` if the language has changed it."""
     for source in language.sources:
         pinned = Pinned(source, remembered["version"], remembered["sha256"])
         if identity(pinned) == remembered:

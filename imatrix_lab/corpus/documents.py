@@ -2,6 +2,7 @@
 
 Documents are kept with one JSON object on each line, as in ``heldout.jsonl``. Files of any size
 are streamed as lines, JSON values or Parquet rows, and loose paragraphs gathered to documents.
+All readers raise `BadText` for a damaged file, and name the line or byte.
 """
 
 import codecs
@@ -35,12 +36,7 @@ def ends_as_sentence(text: str) -> bool:
 
 
 def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
-    r"""Return UTF-8 text with ``\n`` line ends; with `keep_cr` unchanged, as llama.cpp reads it.
-
-    Raises
-    ------
-    BadText : not UTF-8; names the file and the byte.
-    """
+    r"""Return UTF-8 text with ``\n`` line ends; with `keep_cr` unchanged, as llama.cpp reads it."""
     try:
         text = raw.decode("utf-8" if keep_cr else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,11 +51,7 @@ def _not_utf8(byte: int, where: str | Path) -> BadText:
 def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
     r"""Yield the lines of a UTF-8 file with their ``\n``, streamed; long ones in pieces.
 
-    A byte-order mark is left out.
-
-    Raises
-    ------
-    BadText : not UTF-8; names the file and the byte.
+    A byte-order mark is left out. `BadText` names the first byte that is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     n_read = 0
@@ -78,12 +70,7 @@ def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of a file with a JSON value on each line; skip blank lines.
-
-    Raises
-    ------
-    BadText : a line that is not JSON, or not UTF-8.
-    """
+    """Yield (line number, value) of a file with a JSON value on each line; skip blank lines."""
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             try:
@@ -95,12 +82,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Yield (line number, object, its text) of a file with a JSON object on each line.
-
-    Raises
-    ------
-    BadText : a line that is not an object with such a text, or not UTF-8.
-    """
+    """Yield (line number, object, its text) of a file with a JSON object on each line."""
     for number, entry in json_lines(path):
         try:
             text = entry[field]
@@ -113,12 +95,7 @@ def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str,
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, of those of these columns that it has (None: all).
-
-    Raises
-    ------
-    BadText : not a Parquet file, or a damaged one.
-    """
+    """Yield the rows of a Parquet file, with the `columns` that it has (None: all)."""
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256, columns=columns):
@@ -169,23 +146,13 @@ def batches(items: Iterable[T], total: int, size: Callable[[T], int]) -> Iterato
 
 def line(document: Document) -> str:
     """Return a document as one line of JSON."""
-    entry = {
-        "id": document.id,
-        "text": document.text,
-        "source": document.source,
-        "licence": document.licence,
-    }
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    return json.dumps(vars(document), ensure_ascii=False) + "\n"
 
 
 def stream(path: Path) -> Iterator[Document]:
     """Yield the documents of a file with one JSON object on each line.
 
     Only ``text`` is required; a document without an ``id`` is named after its line.
-
-    Raises
-    ------
-    BadText : a line that is not a document, or not UTF-8; names line or byte.
     """
     for number, entry, text in json_texts(path):
         document_id = str(entry.get("id") or f"{path.stem}/{number:06d}")

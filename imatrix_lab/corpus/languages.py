@@ -118,10 +118,8 @@ class Language:
 def load_all(folder: Path | None = None) -> dict[str, Language]:
     """Return every language by code: the package's and the user's, or those of one folder.
 
-    Raises
-    ------
-    UsageError : a file with an unknown key, source or script, or a code that is not its name.
-        A fault in a text of the user's own breaks only its language: see `get`.
+    `UsageError` names the file and its fault; a fault in a text of the user's own breaks only its
+    language, in `get`.
     """
     folders = (folder,) if folder else (data_dir("corpora"), user_dir())
     return dict(_loaded(folders, tuple(_stamps(folders))))
@@ -231,12 +229,7 @@ def _with_own(language: Language, folders: Sequence[Path]) -> Language:
 
 
 def get(word: str, folder: Path | None = None) -> Language:
-    """Return the language a user named by code, alias or name.
-
-    Raises
-    ------
-    UsageError : no language has that name, or a text of the user's own in it has a fault.
-    """
+    """Return the language a user named by code, alias or name."""
     languages = load_all(folder)
     name = word.strip().casefold()
     for language in languages.values():

@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from imatrix_lab.core import config, paths
+from imatrix_lab.core import config
+from imatrix_lab.core.paths import data_dir
 from imatrix_lab.corpus import languages
 from imatrix_lab.corpus.languages import Language
 from imatrix_lab.errors import UsageError
@@ -33,16 +34,14 @@ class Part:
     @property
     def label(self) -> str:
         """Short name, safe in file names."""
-        if self.language is None:
-            return RANDOM_TOKENS
-        return f"{SHUFFLED}-{self.language.code}" if self.shuffled else self.language.code
+        code = self.language.code if self.language else RANDOM_TOKENS
+        return f"{SHUFFLED}-{code}" if self.shuffled else code
 
     @property
     def name(self) -> str:
         """Name in words."""
-        if self.language is None:
-            return "random tokens"
-        return f"{self.language.name}, shuffled" if self.shuffled else self.language.name
+        name = self.language.name if self.language else "random tokens"
+        return f"{name}, shuffled" if self.shuffled else name
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,7 @@ class Mixture:
 
 
 def parse(word: str) -> Mixture:
-    """Return the mixture a user named.
-
-    Raises
-    ------
-    UsageError : an unknown language or mixture, a share that is not positive, a language twice.
-    """
+    """Return the mixture a user named; see the module's docstring for the forms."""
     if named := _named(word.strip()):
         return named
     entries = [e.strip() for e in word.replace(",", " ").split()]
@@ -145,20 +139,15 @@ class _Named:
     source: str = ""
 
 
-def folder() -> Path:
-    """Return the folder of named mixtures."""
-    return paths.data_dir("corpora") / "mixtures"
-
-
-def names() -> list[str]:
-    """Return the names of the named mixtures."""
-    return sorted(p.stem for p in folder().glob("*.toml"))
+def files() -> dict[str, Path]:
+    """Return the files of the mixtures with names."""
+    return {p.stem: p for p in sorted((data_dir("corpora") / "mixtures").glob("*.toml"))}
 
 
 def _named(word: str) -> Mixture | None:
-    if word not in names():
+    path = files().get(word)
+    if path is None:
         return None
-    path = folder() / f"{word}.toml"
     raw = config.build(_Named, config.read_toml(path), path)
     total = math.fsum(raw.shares.values())
     if not (math.isfinite(total) and min(raw.shares.values(), default=0) > 0):

@@ -220,7 +220,8 @@ class _Selector:
     ) -> Iterator[Pool]:
         """Yield the pools that are available; note in `skipped` why others are not, or raise it."""
         for source in sources:
-            if licence and not admits(licence, source.licence_class):
+            strictness = LICENCE_CLASSES.index
+            if licence and strictness(source.licence_class) > strictness(licence):
                 skipped[source.name] = f"its licence is {source.licence} ({source.licence_class})"
                 continue
             try:
@@ -248,8 +249,3 @@ def _spare(pools: Sequence[Pool]) -> Pool | None:
         if candidate.n_bytes >= HELDOUT_BYTES_MIN and is_enough:
             return candidate
     return None
-
-
-def admits(limit: str, licence_class: str) -> bool:
-    """Return whether a licence class is within a limit."""
-    return LICENCE_CLASSES.index(licence_class) <= LICENCE_CLASSES.index(limit)

@@ -36,21 +36,12 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {
 TRIAL_VERSION = 1
 """Raise it when builds must be tried anew. 1: each program on a model of every weight type."""
 _CMAKE = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=ON",
-    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_APP=OFF",
-    "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",
-    "-DLLAMA_ALL_WARNINGS=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DGGML_RPC=ON",
-    "-DGGML_CCACHE=OFF",
-    "-DLLAMA_BUILD_NUMBER=0",
+    "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_ALL_WARNINGS=OFF",
+    "-DLLAMA_OPENSSL=OFF", "-DGGML_RPC=ON", "-DGGML_CCACHE=OFF", "-DLLAMA_BUILD_NUMBER=0",
     f"-DLLAMA_BUILD_COMMIT={programs.COMMIT}",
-)
+)  # fmt: skip
 _LESS_OPTIMIZED = "".join(
     f"cmake_language(DEFER CALL target_compile_options {target} PRIVATE -O1)\n"
     for target in ("mtmd", "cpp-httplib")
@@ -99,11 +90,10 @@ class Toolchain:
         try:
             import llama_cpp
         except ImportError as error:
-            raise MissingTool(
-                f"the llama.cpp bindings are not installed ({error})",
-                fix=f"make setup, or: CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF'"
-                f" pip install llama-cpp-python=={SDIST_VERSION}",
-            ) from error
+            fix = "make setup, or: CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF'"
+            fix += f" pip install llama-cpp-python=={SDIST_VERSION}"
+            what = f"the llama.cpp bindings are not installed ({error})"
+            raise MissingTool(what, fix=fix) from error
         return llama_cpp
 
 
@@ -182,19 +172,15 @@ def _users_own(built: Toolchain) -> Toolchain:
         if all((folder / name).exists() for name in _REQUIRED):
             break
     else:
-        raise MissingTool(
-            f"LLAMA_CPP_DIR does not hold {', '.join(_REQUIRED)}",
-            where=root,
-            fix="point it at a llama.cpp build folder, or unset LLAMA_CPP_DIR",
-        )
+        fix = "point it at a llama.cpp build folder, or unset LLAMA_CPP_DIR"
+        what = f"LLAMA_CPP_DIR does not hold {', '.join(_REQUIRED)}"
+        raise MissingTool(what, where=root, fix=fix)
     output = process.run([program, "--version"], check=False, timeout_s=60).tail
     version = programs.version_of(output)
     if version is None:
-        raise MissingTool(
-            "the llama.cpp in LLAMA_CPP_DIR prints no version, so results could not be signed",
-            where=program,
-            fix="build it from a git checkout, or unset LLAMA_CPP_DIR",
-        )
+        what = "the llama.cpp in LLAMA_CPP_DIR prints no version, so results could not be signed"
+        fix = "build it from a git checkout, or unset LLAMA_CPP_DIR"
+        raise MissingTool(what, where=program, fix=fix)
     return Toolchain(folder, built.library_dir, built.convert_script, version[0], "own", version[1])
 
 
@@ -210,16 +196,12 @@ def find_compiler() -> str:
 def _require_compilers(backend: str) -> None:
     find_compiler()
     if backend == "cuda" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
-        raise MissingTool(
-            "BACKEND=cuda needs nvcc, the CUDA compiler",
-            fix="Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
-            " to PATH; or BACKEND=cpu",
-        )
+        fix = "Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
+        fix += " to PATH; or BACKEND=cpu"
+        raise MissingTool("BACKEND=cuda needs nvcc, the CUDA compiler", fix=fix)
     if backend == "vulkan" and not shutil.which("glslc"):
-        raise MissingTool(
-            "BACKEND=vulkan needs glslc and the Vulkan headers",
-            fix="Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu",
-        )
+        fix = "Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu"
+        raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
     if backend == "metal" and sys.platform != "darwin":
         raise MissingTool("BACKEND=metal is for macOS", fix="BACKEND=cpu")
 

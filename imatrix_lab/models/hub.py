@@ -48,6 +48,10 @@ class HubRef:
     revision: str | None = None
     pattern: str | None = None
 
+    def name(self) -> str:
+        """Return repository and revision."""
+        return f"{self.repo}@{self.revision or 'main'}"
+
     def __str__(self) -> str:
         """Return it as written on the command line."""
         revision = f"@{self.revision}" if self.revision else ""
@@ -131,7 +135,7 @@ def _settle(ref: HubRef, session: Session, converter: Converter | None) -> _Plan
 
 def _earlier(ref: HubRef, store: Store) -> list[Listing]:
     """Return the store's listings of this repository and revision, last used first."""
-    commits = {ref.revision, *_refs(store).get(_name(ref), [])}
+    commits = {ref.revision, *_refs(store).get(ref.name(), [])}
     listings = []
     for artifact in sorted(store.artifacts(), key=Artifact.last_used_s, reverse=True):
         inputs, facts = artifact.manifest["inputs"], artifact.facts
@@ -143,7 +147,7 @@ def _earlier(ref: HubRef, store: Store) -> list[Listing]:
 def _remember(ref: HubRef, commit: str, store: Store) -> None:
     """Record a commit under its revision; the manifest is the same for any revision."""
     refs = _refs(store)
-    commits = refs.setdefault(_name(ref), [])
+    commits = refs.setdefault(ref.name(), [])
     if commit not in (ref.revision, *commits):
         commits.append(commit)
         write_whole(store.root / REFS, canonical_json(refs))
@@ -151,14 +155,9 @@ def _remember(ref: HubRef, commit: str, store: Store) -> None:
 
 def _refs(store: Store) -> dict[str, list[str]]:
     try:
-        refs: dict[str, list[str]] = json.loads((store.root / REFS).read_text(encoding="utf-8"))
+        return dict(json.loads((store.root / REFS).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return {}
-    return refs
-
-
-def _name(ref: HubRef) -> str:
-    return f"{ref.repo}@{ref.revision or 'main'}"
 
 
 def _plan(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
@@ -173,11 +172,9 @@ def _plan(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
         names = sorted({*weights, *beside})
         kind, how = "converted", {"toolchain": converter.version, "outtype": "auto"}
     else:
-        raise MissingTool(
-            "these safetensors need llama.cpp's converter, which is not built",
-            where=f"{ref.repo} at commit {listing.commit}",
-            fix="imatrix-lab toolchain build",
-        )
+        what = "these safetensors need llama.cpp's converter, which is not built"
+        where = f"{ref.repo} at commit {listing.commit}"
+        raise MissingTool(what, where=where, fix="imatrix-lab toolchain build")
     files = {name: listing.files[name] for name in names}
     return listing, kind, {"repo": ref.repo, "commit": listing.commit, "files": files, **how}
 
@@ -226,21 +223,17 @@ def _choose(ref: HubRef, listing: Listing, has_weights: bool) -> list[str]:
     count = int(shard["count"])
     whole = [f"{shard['stem']}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
     if missing := [name for name in whole if name not in listing.files]:
-        raise FetchFailed(
-            f"the split model lacks {len(missing)} of {count} files: {', '.join(missing[:3])}",
-            where=where,
-            fix="choose another file or revision, or tell the publisher",
-        )
+        what = f"the split model lacks {len(missing)} of {count} files: {', '.join(missing[:3])}"
+        fix = "choose another file or revision, or tell the publisher"
+        raise FetchFailed(what, where=where, fix=fix)
     return whole
 
 
 def _require_packages() -> None:
     missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
     if missing:
-        raise MissingTool(
-            f"converting safetensors needs {' and '.join(missing)}",
-            fix="pip install 'imatrix_lab[convert]', or name a repository with GGUF files",
-        )
+        fix = "pip install 'imatrix_lab[convert]', or name a repository with GGUF files"
+        raise MissingTool(f"converting safetensors needs {' and '.join(missing)}", fix=fix)
 
 
 def _convert(

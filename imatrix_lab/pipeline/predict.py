@@ -187,8 +187,10 @@ class Predictor:
         own = imatrix.sha256 if imatrix else ""
         used = facts.calibration or facts.imatrix_sha256[:12]
         if (facts.imatrix_sha256 or own) != own or bool(used) != bool(imatrix):
-            made = f"made with another imatrix ({used})" if used else "made without an imatrix"
-            raise BadModel(f"this quant was {made}, not {name}", where=quant.path, fix=_FIX_QUANT)
+            origin = f"with another imatrix ({used})" if used else "without an imatrix"
+            raise BadModel(
+                f"this quant was made {origin}, not {name}", where=quant.path, fix=_FIX_QUANT
+            )
         if imatrix and not facts.imatrix_sha256:
             self.session.progress.say(
                 f"note: {quant.label} records its calibration only as {used};"

@@ -141,7 +141,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     if imatrix_path:
         matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
         text = text or slug(matrix.language or imatrix_path.stem)
-    if not request.text and text not in (*languages.load_all(), *mixture.names()):
+    if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
     source = parse_text(text, allow_file=True)
     tools, model = prepare(request, session)

@@ -249,10 +249,9 @@ def run_quantize(
 def _explained(error: ToolFailed, target: Path) -> Exception:
     """Return a clearer error for a known cause."""
     if "requantizing from type" in error.tail:
-        return BadModel(
-            "this model is already quantized; quantizing it again loses quality",
-            fix="use an F16, BF16 or F32 model, or add --allow-requantize",
-        )
+        what = "this model is already quantized; quantizing it again loses quality"
+        fix = "use an F16, BF16 or F32 model, or add --allow-requantize"
+        return BadModel(what, fix=fix)
     if "iostream error" in error.tail and free_bytes(target) < 64 << 20:
         return disk_error(OSError(errno.ENOSPC, ""), target)
     return error
@@ -316,9 +315,7 @@ def _verify(value: float, reference: float, quant_type: str, n_vocab: int, targe
     chance = max(float(n_vocab), 2 * reference)
     worst = min(chance, reference * math.exp(WORSE_NATS[max(1, bits)]))
     if not math.isfinite(value) or value > worst:
-        raise BadModel(
-            f"{quant_type} came out broken: perplexity {value:.4g} on held-out text,"
-            f" {reference:.4g} before quantizing",
-            where=target.name,
-            fix="check the imatrix and the input model; with no imatrix: --imatrix none",
-        )
+        what = f"{quant_type} is broken: perplexity {value:.4g} on held-out text"
+        what += f", {reference:.4g} before quantizing"
+        fix = "check the imatrix and the input model; with no imatrix: --imatrix none"
+        raise BadModel(what, where=target.name, fix=fix)

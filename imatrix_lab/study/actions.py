@@ -18,7 +18,7 @@ from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.pipeline.predict import columns
 from imatrix_lab.pipeline.score import score_models
-from imatrix_lab.quantize import run as quantize
+from imatrix_lab.quantize import run
 from imatrix_lab.report.results import Quant
 from imatrix_lab.study.calibrations import POOLED_BY, Calibration
 from imatrix_lab.study.context import Shared
@@ -144,15 +144,15 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     base = turn.results.get(planned.imatrix_step, {})
     matrix = imatrix_in(base) if base else None
     metadata = tune.metadata_of(shared.tools, corpus_in(base), matrix)
-    options = quantize.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
-    spec = quantize.QuantSpec(model, matrix, planned.type, options, metadata)
-    inputs = quantize.inputs(spec, shared.tools)
+    options = run.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
+    spec = run.QuantSpec(model, matrix, planned.type, options, metadata)
+    inputs = run.inputs(spec, shared.tools)
     unchecked = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
     if artefact := shared.store.like("quant", unchecked):
-        facts = quantize.facts(artefact)
+        facts = run.facts(artefact)
     else:
         session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
-        facts = quantize.quantize(shared.tools, spec, session)
+        facts = run.quantize(shared.tools, spec, session)
     label, path = planned.label(model), facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")

@@ -56,17 +56,24 @@ class _Row:
         return any(text.error for text in self.texts)
 
 
-def translate(
-    task: Definition, source: str, to: str, data: Path | None, out: Path, limit: int | None,
-    chat: Chat, progress: Progress,
-) -> Translated:  # fmt: skip
-    """Translate the first `limit` items of a task from one language into another.
+@dataclass(frozen=True)
+class TranslateRequest:
+    """Translate the first `limit` items of a task from one language into another."""
 
-    `ImatrixLabError` if nothing at all could be translated.
-    """
+    task: Definition
+    source: str
+    to: str
+    data: Path | None
+    out: Path
+    limit: int | None = None
+
+
+def translate(request: TranslateRequest, chat: Chat, progress: Progress) -> Translated:
+    """Translate a task; `ImatrixLabError` if nothing at all could be translated."""
+    task, to, out = request.task, request.to, request.out
     locale = get_locale(to)
-    benchmark = load.rows(task, source, data)
-    chosen = benchmark.rows[:limit]
+    benchmark = load.rows(task, request.source, request.data)
+    chosen = benchmark.rows[: request.limit]
     journal = Journal(out / f"{task.name}.{to}.texts.jsonl", Translation)
     translator = _Translator(locale, chat, translate_prompts.columns(task), journal)
     done: dict[int, _Row] = {}
@@ -86,7 +93,7 @@ def translate(
         raise ImatrixLabError(what, fix="check the model and the endpoint; then run again")
     written = _write(task, to, out, rows)
     manifest = {
-        "task": task.name, "language": to, "from": source, "machine_translated": True,
+        "task": task.name, "language": to, "from": request.source, "machine_translated": True,
         "model": chat.model, "model_identity": chat.identity,
         "package_version": __version__, "origin": dict(benchmark.origin),
         "licence": task.licence, "citation": task.citation,

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from imatrix_lab.compare.compare import as_json, compare_runs
+from imatrix_lab.compare.compare import compare_runs, report_as_json
 from imatrix_lab.compare.controls import RANDOM
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
@@ -52,10 +52,10 @@ def test_two_runs(tmp_path):
     assert kld.verdict() == "better"
     assert (kld.n_clusters, kld.n) == (30, len(text.codes))
     a, b = (blocks({0: find(path)[0]}, ("kld_nats",))[0] for path in paths)
-    moved = a.values[0]["kld_nats"] - b.values[0]["kld_nats"]
-    wanted = clustered.mean(np.bincount(a.codes, moved), np.bincount(a.codes))
-    assert kld.estimate == pytest.approx(wanted.estimate)
-    assert (kld.low, kld.high) == pytest.approx((wanted.low, wanted.high))
+    differences = a.values[0]["kld_nats"] - b.values[0]["kld_nats"]
+    expected = clustered.mean(np.bincount(a.codes, differences), np.bincount(a.codes))
+    assert kld.estimate == pytest.approx(expected.estimate)
+    assert (kld.low, kld.high) == pytest.approx((expected.low, expected.high))
     assert nll.question.metric.key == "nll_nats"
     assert not kld.samples.separable
     assert report.interactions == ()
@@ -79,23 +79,23 @@ def test_texts_in_common_are_needed(grid):
 def test_twin_labels_become_file_names(tmp_path):
     text = Text("nb", n_documents=15)
     paths = [text.write(tmp_path / f"take{s}.parquet", "nb", "Q3_K_S", sample=s) for s in "12"]
-    (found,) = compared(paths).comparisons
-    assert (found.question.a, found.question.b) == ("take1", "take2")
+    (result,) = compared(paths).comparisons
+    assert (result.question.a, result.question.b) == ("take1", "take2")
 
 
 def test_a_grid_with_samples_controls_and_interaction(grid):
     plan = ComparisonPlan({"kld_nats": 0.002}, GRID)
     report = compared([grid], plan)
-    found = {(c.question.text, c.question.a, c.question.b): c for c in report.comparisons}
-    assert len(found) == 12
-    own = found["nb", "en Q3_K_S", "nb Q3_K_S"]
+    by_pair = {(c.question.text, c.question.a, c.question.b): c for c in report.comparisons}
+    assert len(by_pair) == 12
+    own = by_pair["nb", "en Q3_K_S", "nb Q3_K_S"]
     assert own.method == "samples"
     assert own.samples.n_samples == {"en": 2, "nb": 2}
     assert own.verdict() == "worse"
     assert own.noise_multiple > 1
     assert own.p_value <= own.p_holm <= 1
     assert np.isnan(own.p_max_t)
-    assert found["nb", "no imatrix Q3_K_S", f"{RANDOM} Q3_K_S"].samples.n_samples == {RANDOM: 1}
+    assert by_pair["nb", "no imatrix Q3_K_S", f"{RANDOM} Q3_K_S"].samples.n_samples == {RANDOM: 1}
     (crossed,) = report.interactions
     assert {crossed.a, crossed.b} == {"nb", "en"}
     assert crossed.contrast.estimate < 0
@@ -146,17 +146,17 @@ def test_not_finite_is_excluded_in_pairs_and_counted(tmp_path):
     bad[[3, 500]] = np.nan, np.inf
     a = text.write(tmp_path / "a.parquet", "nb", "Q3_K_S", columns={"kld": bad})
     b = text.write(tmp_path / "b.parquet", "en", "Q3_K_S")
-    (found,) = compared([a, b]).comparisons
-    assert found.n_excluded == 2
-    assert found.n == len(text.codes) - 2
+    (result,) = compared([a, b]).comparisons
+    assert result.n_excluded == 2
+    assert result.n == len(text.codes) - 2
 
 
 def test_one_long_document_is_resampled_by_its_windows(tmp_path):
     text = Text("nb", n_documents=1, tokens=4000)
     paths = [text.write(tmp_path / f"{c}.parquet", c, "Q3_K_S") for c in ("nb", "en")]
-    (found,) = compared(paths).comparisons
-    assert found.method == "stationary bootstrap"
-    assert (found.n_clusters, found.paired.largest_share) == (1, 1)
+    (result,) = compared(paths).comparisons
+    assert result.method == "stationary bootstrap"
+    assert (result.n_clusters, result.paired.largest_share) == (1, 1)
     short = Text("nb", n_documents=1, tokens=100)
     paths = [short.write(tmp_path / f"s{c}.parquet", c, "Q3_K_S") for c in ("nb", "en")]
     with pytest.raises(BadRecords, match="20 needed"):
@@ -167,10 +167,10 @@ def test_few_documents_are_permuted_exactly(tmp_path):
     text = Text("nb", n_documents=7)
     paths = [text.write(tmp_path / f"{c}.parquet", c, "Q3_K_S", e)
              for c, e in (("nb", 0.0), ("en", 0.5))]  # fmt: skip
-    (found,) = compared(paths, ComparisonPlan({"kld_nats": 0.1})).comparisons
-    assert found.method == "permutation"
-    assert found.p_value == 2 / 2**7
-    assert found.paired.exact
+    (result,) = compared(paths, ComparisonPlan({"kld_nats": 0.1})).comparisons
+    assert result.method == "permutation"
+    assert result.p_value == 2 / 2**7
+    assert result.paired.exact
 
 
 def test_two_toolchains_are_a_control_not_a_comparison(tmp_path):
@@ -227,9 +227,9 @@ def test_items_by_language_with_tasks_and_interaction(tmp_path):
 def test_partial_scores_have_no_table(tmp_path):
     rows = [("qa", "nb", str(i), f"g{i}", i % 4 / 3) for i in range(40)]
     paths = [items(tmp_path / f"{c}.parquet", rows, c) for c in ("nb", "en")]
-    (found,) = compared(paths, metrics=()).comparisons
-    assert found.items is None
-    assert found.verdict() == "undecided"
+    (result,) = compared(paths, metrics=()).comparisons
+    assert result.items is None
+    assert result.verdict() == "undecided"
 
 
 def test_kinds_do_not_mix(tmp_path):
@@ -241,14 +241,14 @@ def test_kinds_do_not_mix(tmp_path):
 
 def test_json_is_json_and_says_all(grid):
     report = compared([grid], ComparisonPlan({"kld_nats": 0.002}, GRID), ("kld_nats", "nll_nats"))
-    found = json.loads(json.dumps(as_json(report)))
-    first = found["comparisons"][0]
+    result = json.loads(json.dumps(report_as_json(report)))
+    first = result["comparisons"][0]
     for key in ("estimate", "std_error", "ci95_low", "ci95_high", "p_value", "p_holm", "p_max_t",
                 "q_bh", "p_equivalence", "detectable", "n", "n_clusters", "verdict", "plain",
                 "formal", "margin", "family", "method"):  # fmt: skip
         assert key in first, key
-    ratios = [c["perplexity_ratio"] for c in found["comparisons"] if c["metric"] == "nll_nats"]
+    ratios = [c["perplexity_ratio"] for c in result["comparisons"] if c["metric"] == "nll_nats"]
     assert all(0.5 < r < 2 for r in ratios)
-    assert len(found["signatures"]) == len(list(grid.glob("*.parquet")))
-    assert found["interactions"][0]["plain"]
-    assert len(found["controls"]) > 4
+    assert len(result["signatures"]) == len(list(grid.glob("*.parquet")))
+    assert result["interactions"][0]["plain"]
+    assert len(result["controls"]) > 4

@@ -33,8 +33,8 @@ def test_pairs_differ_in_one_factor():
 
 
 def test_a_baseline_is_always_b():
-    found = names(ComparisonPlan(family=("calib",), baseline="nb"))
-    assert found == [
+    pairs = names(ComparisonPlan(family=("calib",), baseline="nb"))
+    assert pairs == [
         ("no imatrix Q3", "nb Q3"),
         ("no imatrix Q4", "nb Q4"),
         ("en Q3", "nb Q3"),

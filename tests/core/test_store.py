@@ -582,7 +582,7 @@ def test_place_on_a_full_disk(
     with pytest.raises(DiskFull, match=r"6\.00 MiB"):
         files.place(source, target)  # told before it is tried
     monkeypatch.setattr(files, "need_room", lambda *_: None)
-    with pytest.raises(DiskFull, match="nothing that was whole is harmed"):
+    with pytest.raises(DiskFull, match="finished files are intact"):
         files.place(source, target)
     assert target.read_bytes() == b"earlier"
     assert [p.name for p in small_disk.iterdir()] == ["target.gguf"]

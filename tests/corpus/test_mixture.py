@@ -71,7 +71,7 @@ def test_what_is_not_a_mixture(word, named, fix):
 )
 def test_a_damaged_mixture_is_named(text, what, tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(text)
-    monkeypatch.setattr(mixture, "folder", lambda: tmp_path)
+    monkeypatch.setattr(mixture, "files", lambda: {"mine": tmp_path / "mine.toml"})
     with pytest.raises(UsageError, match=what) as caught:
         mixture.parse("mine")
     assert caught.value.where == str(tmp_path / "mine.toml")

@@ -18,20 +18,20 @@ from imatrix_lab.stats.binary import PairedCounts
 )
 def test_mcnemar_is_that_of_r_and_statsmodels(wins, losses, exact):
     differences = np.repeat([1, -1, 0], [wins, losses, 50])
-    found = binary.mcnemar(differences)
-    assert found.p_exact == pytest.approx(exact, rel=1e-10)
-    assert (found.wins_a, found.wins_b, found.n_clusters) == (wins, losses, wins + losses)
+    result = binary.mcnemar(differences)
+    assert result.p_exact == pytest.approx(exact, rel=1e-10)
+    assert (result.wins_a, result.wins_b, result.n_clusters) == (wins, losses, wins + losses)
     theirs = statsmodels_mcnemar([[50, wins], [losses, 0]], exact=True)
-    assert found.p_exact == pytest.approx(theirs.pvalue)
+    assert result.p_exact == pytest.approx(theirs.pvalue)
 
 
 def test_clustered_mcnemar_is_the_permutation_of_clusters():
     rng = np.random.default_rng(1)
     differences = rng.integers(-4, 6, 12)
-    found = binary.mcnemar(differences)
+    result = binary.mcnemar(differences)
     enumerated, exact = paired.sign_flip(differences.astype(float), rng, 2**12)
     assert exact
-    assert found.p_exact == pytest.approx(enumerated)
+    assert result.p_exact == pytest.approx(enumerated)
 
 
 def test_no_discordant_item_is_no_evidence():
@@ -51,8 +51,8 @@ def test_paired_counts():
 
 def test_newcombe_is_that_of_his_paper_and_of_evalstats():
     # Newcombe (1998), Table II: 36, 12, 2, 0
-    found = binary.newcombe(PairedCounts(36, 12, 2, 0))
-    np.testing.assert_allclose(found, (0.0569, 0.3404), atol=5e-5)
+    result = binary.newcombe(PairedCounts(36, 12, 2, 0))
+    np.testing.assert_allclose(result, (0.0569, 0.3404), atol=5e-5)
     rng = np.random.default_rng(2)
     for _ in range(50):
         a = rng.random(60) < rng.random()

@@ -25,9 +25,9 @@ def made_up(n_clusters=20, shift=0.0, seed=2):
 def test_two_equal_runs_are_equivalent_and_never_better():
     values = np.random.default_rng(3).random(60)
     codes = np.repeat(np.arange(15), 4)
-    found = ask((values, values), codes, margin=0.01)
-    assert found.verdict() == "equivalent"
-    assert (found.estimate, found.p_value, found.detectable) == (0, 1, 0)
+    result = ask((values, values), codes, margin=0.01)
+    assert result.verdict() == "equivalent"
+    assert (result.estimate, result.p_value, result.detectable) == (0, 1, 0)
     assert ask((values, values), codes).verdict() == "undecided"
 
 
@@ -35,9 +35,9 @@ def test_not_finite_values_leave_in_pairs():
     (a, b), codes = made_up()
     a, b = a.copy(), b.copy()
     a[0], b[5] = np.nan, np.inf
-    found = ask((a, b), codes)
-    assert (found.n_excluded, found.n) == (2, len(codes) - 2)
-    assert np.isfinite([found.estimate, found.low, found.mean_a, found.mean_b]).all()
+    result = ask((a, b), codes)
+    assert (result.n_excluded, result.n) == (2, len(codes) - 2)
+    assert np.isfinite([result.estimate, result.low, result.mean_a, result.mean_b]).all()
     with pytest.raises(ValueError, match="finite in both"):
         ask((np.full(len(b), np.nan), b), codes)
 
@@ -50,38 +50,38 @@ def test_a_document_without_any_finite_value_drops_out():
 
 def test_better_beyond_the_margin_is_not_equivalent():
     values, codes = made_up(shift=-0.2)
-    found = ask(values, codes, margin=0.05)
-    assert found.p_equivalence > 0.99
-    assert found.verdict() == "better"
+    result = ask(values, codes, margin=0.05)
+    assert result.p_equivalence > 0.99
+    assert result.verdict() == "better"
 
 
 def test_few_clusters_use_permutations_throughout():
     values, codes = made_up(n_clusters=6, shift=0.3)
-    found = ask(values, codes, margin=0.5)
-    assert found.method == "permutation"
-    assert found.p_value == 2 / 2**6
-    assert found.p_equivalence == 1 / 2**6
+    result = ask(values, codes, margin=0.5)
+    assert result.method == "permutation"
+    assert result.p_value == 2 / 2**6
+    assert result.p_equivalence == 1 / 2**6
     sums = paired.Sums.of(values[0] - values[1], codes, 6)
     means = sums.totals / sums.sizes
-    assert (found.low, found.high) == pytest.approx((means.min(), means.max()))
+    assert (result.low, result.high) == pytest.approx((means.min(), means.max()))
 
 
 def test_five_documents_find_nothing():
     values, codes = made_up(n_clusters=5, shift=9.0)
-    found = ask(values, codes)
-    assert found.verdict() == "undecided"
-    assert found.detectable == float("inf")
-    assert (found.low, found.high) == (-np.inf, np.inf)
+    result = ask(values, codes)
+    assert result.verdict() == "undecided"
+    assert result.detectable == float("inf")
+    assert (result.low, result.high) == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize("n_clusters", [5, 8, 11, 12, 40])
 def test_what_is_undecided_needs_more_than_there_is(n_clusters):
     for seed in range(8):
         values, codes = made_up(n_clusters, shift=0.004, seed=seed)
-        found = ask(values, codes, margin=0.006)
-        if found.verdict() == "undecided":
-            assert found.clusters_to_decide > n_clusters
-            assert found.n_to_decide > found.n
+        result = ask(values, codes, margin=0.006)
+        if result.verdict() == "undecided":
+            assert result.clusters_to_decide > n_clusters
+            assert result.n_to_decide > result.n
 
 
 def test_right_and_wrong_get_exact_answers():
@@ -89,14 +89,14 @@ def test_right_and_wrong_get_exact_answers():
     codes = np.repeat(np.arange(60), 3)
     b = (rng.random(180) < 0.6).astype(float)
     a = np.where(rng.random(180) < 0.1, 1 - b, b)
-    found = ask((a, b), codes, 0.1, "score")
-    table, mcnemar = found.items.table, found.items.mcnemar
+    result = ask((a, b), codes, 0.1, "score")
+    table, mcnemar = result.items.table, result.items.mcnemar
     assert table.n() == 180
     assert table.only_a - table.only_b == mcnemar.wins_a - mcnemar.wins_b
     assert mcnemar == binary.mcnemar(np.bincount(codes, a - b))
-    effective = table.effective(found.paired.design_effect)
-    assert (found.items.newcombe_low, found.items.newcombe_high) == binary.newcombe(effective)
-    assert found.items.newcombe_low < found.estimate < found.items.newcombe_high
+    effective = table.effective(result.paired.design_effect)
+    assert (result.items.newcombe_low, result.items.newcombe_high) == binary.newcombe(effective)
+    assert result.items.newcombe_low < result.estimate < result.items.newcombe_high
     assert ask((a / 2, b), codes, metric="score").items is None
 
 
@@ -104,21 +104,21 @@ def test_right_and_wrong_get_exact_answers():
 def test_never_differing_is_not_certainty(n_clusters):
     """A difference of 2 points or more stays unseen with probability (1 - 0.02)^G at most."""
     right = np.tile([0.0, 1.0], n_clusters)
-    found = ask((right, right), np.repeat(np.arange(n_clusters), 2), 0.02, "score")
+    result = ask((right, right), np.repeat(np.arange(n_clusters), 2), 0.02, "score")
     unseen = 0.98**n_clusters
-    assert (found.verdict() == "equivalent") == (found.p_equivalence <= 0.025)
-    assert found.verdict() == ("undecided" if unseen > 0.025 else "equivalent")
+    assert (result.verdict() == "equivalent") == (result.p_equivalence <= 0.025)
+    assert result.verdict() == ("undecided" if unseen > 0.025 else "equivalent")
 
 
 def test_samples_replace_documents_as_the_error_term():
     values, codes = made_up(shift=0.02)
-    found = ask(values, codes, margin=0.05)
+    result = ask(values, codes, margin=0.05)
     wide = interaction.Contrast(
         0.02, 0.03, -0.1, 0.14, 2.0, 0.6, 0.003, 0.0299, True, {"nb": 2, "en": 2}, 240, 20, 0.95
     )
-    moved = comparison.with_samples(found, wide)
-    assert (moved.method, moved.p_value, moved.df) == ("samples", 0.6, 2.0)
-    assert moved.verdict() == "undecided"
-    assert moved.n_to_decide == 0
-    assert moved.paired == found.paired
-    assert moved.p_equivalence > found.p_equivalence
+    sampled = comparison.with_samples(result, wide)
+    assert (sampled.method, sampled.p_value, sampled.df) == ("samples", 0.6, 2.0)
+    assert sampled.verdict() == "undecided"
+    assert sampled.n_to_decide == 0
+    assert sampled.paired == result.paired
+    assert sampled.p_equivalence > result.p_equivalence

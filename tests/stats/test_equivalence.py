@@ -84,12 +84,12 @@ def test_with_the_clusters_asked_for_nothing_stays_undecided():
     needed = equivalence.clusters_to_decide(pilot, 0.5)
 
     def words(n):
-        found = set()
+        verdicts = set()
         for true in np.linspace(-1, 1, 201):
             i = clustered.Interval(true, spread / n**0.5, 0, 0, n, n, n - 1)
             p_equivalence = equivalence.tost(i, 0.5)
-            found.add(equivalence.verdict(true, paired.t_test(i), p_equivalence, True))
-        return found
+            verdicts.add(equivalence.verdict(true, paired.t_test(i), p_equivalence, True))
+        return verdicts
 
     assert words(needed) == {"better", "worse", "equivalent"}
     assert "undecided" in words(int(needed * 0.8))

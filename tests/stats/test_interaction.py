@@ -21,36 +21,36 @@ def test_shared_documents_are_paired():
     sizes = rng.integers(20, 90, 20)
     shared = rng.normal(0, 5, 20) * sizes
     a, b = (shared + rng.normal(0, 1, 20) * sizes for _ in range(2))
-    found = interaction.contrast([cell(1, a, sizes), cell(-1, b, sizes)])
-    wanted = clustered.mean(a - b, sizes)
-    assert found.estimate == pytest.approx(wanted.estimate)
-    assert found.std_error == pytest.approx(wanted.std_error)
-    assert (found.df, found.n_clusters) == (19, 20)
-    np.testing.assert_allclose((found.low, found.high), (wanted.low, wanted.high))
+    contrast = interaction.contrast([cell(1, a, sizes), cell(-1, b, sizes)])
+    expected = clustered.mean(a - b, sizes)
+    assert contrast.estimate == pytest.approx(expected.estimate)
+    assert contrast.std_error == pytest.approx(expected.std_error)
+    assert (contrast.df, contrast.n_clusters) == (19, 20)
+    np.testing.assert_allclose((contrast.low, contrast.high), (expected.low, expected.high))
 
 
 def test_four_cells_on_two_texts_add_their_variances():
     rng = np.random.default_rng(2)
     nb, en = rng.normal(size=(2, 20)), rng.normal(0, 2, size=(2, 12))
     other = np.array([f"x{i}" for i in range(12)])
-    found = interaction.contrast([
+    contrast = interaction.contrast([
         cell(1, nb[0]), cell(-1, nb[1]), cell(-1, en[0], names=other), cell(1, en[1], names=other)
     ])  # fmt: skip
     parts = [clustered.mean(x[0] - x[1], np.ones(x.shape[1])) for x in (nb, en)]
     variances = np.array([p.std_error**2 for p in parts])
-    assert found.estimate == pytest.approx(parts[0].estimate - parts[1].estimate)
-    assert found.std_error == pytest.approx(variances.sum() ** 0.5)
-    assert found.df == pytest.approx(variances.sum() ** 2 / (variances**2 / [19, 11]).sum())
+    assert contrast.estimate == pytest.approx(parts[0].estimate - parts[1].estimate)
+    assert contrast.std_error == pytest.approx(variances.sum() ** 0.5)
+    assert contrast.df == pytest.approx(variances.sum() ** 2 / (variances**2 / [19, 11]).sum())
 
 
 def test_one_sample_cannot_speak_for_its_language():
     rng = np.random.default_rng(3)
-    found = interaction.contrast(
+    contrast = interaction.contrast(
         [cell(1, rng.normal(size=20), group="nb"), cell(-1, rng.normal(size=20), group="en")]
     )
-    assert not found.separable
-    assert np.isnan(found.se_samples)
-    assert found.n_samples == {"nb": 1, "en": 1}
+    assert not contrast.separable
+    assert np.isnan(contrast.se_samples)
+    assert contrast.n_samples == {"nb": 1, "en": 1}
 
 
 def test_samples_are_the_error_term_of_a_language():
@@ -60,19 +60,19 @@ def test_samples_are_the_error_term_of_a_language():
         cell((1 if g == "nb" else -1) / 2, np.full(20, m), group=g, sample=s)
         for (g, s), m in means.items()
     ]
-    found = interaction.contrast(cells)
+    contrast = interaction.contrast(cells)
     variances = np.array([np.var([1, 3], ddof=1) / 2, np.var([0.5, 0.7], ddof=1) / 2])
-    assert found.separable
-    assert found.se_documents == pytest.approx(0)
-    assert found.se_samples == pytest.approx(variances.sum() ** 0.5)
-    assert found.df == pytest.approx(variances.sum() ** 2 / (variances**2).sum())
+    assert contrast.separable
+    assert contrast.se_documents == pytest.approx(0)
+    assert contrast.se_samples == pytest.approx(variances.sum() ** 0.5)
+    assert contrast.df == pytest.approx(variances.sum() ** 2 / (variances**2).sum())
 
 
 def test_no_imatrix_is_fixed():
     cells = [cell(0.5, np.arange(20.0), group="nb", sample=s) for s in "12"]
-    found = interaction.contrast([*cells, cell(-1, np.zeros(20))])
-    assert found.separable
-    assert found.n_samples == {"nb": 2}
+    contrast = interaction.contrast([*cells, cell(-1, np.zeros(20))])
+    assert contrast.separable
+    assert contrast.n_samples == {"nb": 2}
 
 
 def test_languages_drawn_from_one_bag_differ_at_the_nominal_rate():
@@ -87,10 +87,10 @@ def test_languages_drawn_from_one_bag_differ_at_the_nominal_rate():
                 cells.append(
                     cell(sign / 3, own + rng.normal(0, 0.3, 20), group=group, sample=str(k))
                 )
-        found = interaction.contrast(cells)
-        wrong += found.p_value <= 0.05
-        covered += found.low <= 0 <= found.high
-        by_documents += abs(found.estimate) > 2.09 * found.se_documents
+        contrast = interaction.contrast(cells)
+        wrong += contrast.p_value <= 0.05
+        covered += contrast.low <= 0 <= contrast.high
+        by_documents += abs(contrast.estimate) > 2.09 * contrast.se_documents
     assert wrong / 500 <= 0.07
     assert covered == 500 - wrong
     assert by_documents / 500 > 0.3
@@ -104,6 +104,6 @@ def test_bad_contrasts_are_refused():
 
 
 def test_one_document_has_no_interval():
-    found = interaction.contrast([cell(1, [1.0]), cell(-1, [3.0])])
-    assert found.estimate == -2
-    assert np.isnan([found.std_error, found.low, found.p_value]).all()
+    contrast = interaction.contrast([cell(1, [1.0]), cell(-1, [3.0])])
+    assert contrast.estimate == -2
+    assert np.isnan([contrast.std_error, contrast.low, contrast.p_value]).all()

@@ -17,8 +17,8 @@ def test_holm_and_bh_are_those_of_r():
 
 
 def test_a_test_that_could_not_be_done_does_not_count():
-    found = multiplicity.holm(np.array([0.01, np.nan, 0.2]))
-    np.testing.assert_allclose(found, [0.02, np.nan, 0.2])
+    adjusted = multiplicity.holm(np.array([0.01, np.nan, 0.2]))
+    np.testing.assert_allclose(adjusted, [0.02, np.nan, 0.2])
     assert np.isnan(multiplicity.holm(np.array([np.nan]))).all()
 
 
@@ -30,10 +30,12 @@ def test_max_t_is_that_of_multtest():
         [1.99, 0.38, 1.42, 2.03, 0.5, 0.1, 0.8, 1.18, -1.16, -0.9],
         [2, 1.15, 2.76, 3.14, 1.76, 1.95, -1.03, -1.72, -1.67, 0.41],
     ]).T  # fmt: skip
-    found = multiplicity.max_t(differences, np.random.default_rng(1))
-    np.testing.assert_allclose(found, [0.1015625, 0.912109375, 0.275390625, 0.275390625], rtol=1e-9)
+    adjusted = multiplicity.max_t(differences, np.random.default_rng(1))
+    np.testing.assert_allclose(
+        adjusted, [0.1015625, 0.912109375, 0.275390625, 0.275390625], rtol=1e-9
+    )
     sampled = multiplicity.max_t(differences, np.random.default_rng(1), n_resamples=1000)
-    np.testing.assert_allclose(sampled, found, atol=0.05)
+    np.testing.assert_allclose(sampled, adjusted, atol=0.05)
 
 
 def test_max_t_of_equal_tests_costs_nothing_and_holds_its_level():
@@ -55,6 +57,6 @@ def test_max_t_of_equal_tests_costs_nothing_and_holds_its_level():
 
 def test_nothing_differs_is_no_finding():
     totals = np.stack([np.zeros(9), np.ones(9)], axis=1)
-    found = multiplicity.max_t(totals, np.random.default_rng(3))
-    assert found[0] == 1
-    assert found[1] == pytest.approx(2 / 2**9)
+    adjusted = multiplicity.max_t(totals, np.random.default_rng(3))
+    assert adjusted[0] == 1
+    assert adjusted[1] == pytest.approx(2 / 2**9)

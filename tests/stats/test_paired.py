@@ -19,31 +19,31 @@ def differences(rng, n_clusters, shift=0.0, spread=0.1):
 def test_mean_difference_is_cr3():
     rng = np.random.default_rng(1)
     values, codes = differences(rng, 24, 0.03)
-    found = paired.mean_difference(paired.Sums.of(values, codes, 24), rng, 4000)
+    mean = paired.mean_difference(paired.Sums.of(values, codes, 24), rng, 4000)
     fit = sm.OLS(values, np.ones(len(values))).fit(
         cov_type="cluster-crv3", cov_kwds={"groups": codes}, use_t=True
     )
-    assert found.p_value == pytest.approx(fit.pvalues[0], rel=1e-8)
-    assert found.method == "cr3"
+    assert mean.p_value == pytest.approx(fit.pvalues[0], rel=1e-8)
+    assert mean.method == "cr3"
     naive = sm.OLS(values, np.ones(len(values))).fit().bse[0]
-    assert found.design_effect == pytest.approx((fit.bse[0] / naive) ** 2, rel=2 / len(values))
+    assert mean.design_effect == pytest.approx((fit.bse[0] / naive) ** 2, rel=2 / len(values))
     p_permutation, _ = paired.sign_flip(np.bincount(codes, values), rng, 4000)
-    assert p_permutation == pytest.approx(found.p_value, abs=0.04)
+    assert p_permutation == pytest.approx(mean.p_value, abs=0.04)
 
 
 def test_few_clusters_take_the_exact_permutation_of_scipy():
     rng = np.random.default_rng(2)
     values, codes = differences(rng, 9, 0.1)
     sums = paired.Sums.of(values, codes, 9)
-    found = paired.mean_difference(sums, rng)
+    mean = paired.mean_difference(sums, rng)
     theirs = stats.permutation_test(
         (sums.totals, np.zeros(9)), lambda a, b: np.sum(a - b), permutation_type="samples",
         n_resamples=np.inf, vectorized=False,
     )  # fmt: skip
-    assert found.exact
-    assert found.method == "permutation"
-    assert found.p_value == pytest.approx(theirs.pvalue)
-    assert (found.interval.low <= 0 <= found.interval.high) == (found.p_value > 0.05)
+    assert mean.exact
+    assert mean.method == "permutation"
+    assert mean.p_value == pytest.approx(theirs.pvalue)
+    assert (mean.interval.low <= 0 <= mean.interval.high) == (mean.p_value > 0.05)
 
 
 def test_monte_carlo_permutation_is_never_zero():
@@ -53,17 +53,17 @@ def test_monte_carlo_permutation_is_never_zero():
 
 def test_two_equal_runs_are_no_finding():
     sums = paired.Sums.of(np.zeros(90), np.repeat(np.arange(15), 6), 15)
-    found = paired.mean_difference(sums, np.random.default_rng(4), 500)
-    assert found.p_value == 1
-    assert (found.interval.low, found.interval.high) == (0, 0)
-    assert np.isnan(found.design_effect)
+    mean = paired.mean_difference(sums, np.random.default_rng(4), 500)
+    assert mean.p_value == 1
+    assert (mean.interval.low, mean.interval.high) == (0, 0)
+    assert np.isnan(mean.design_effect)
 
 
 def test_the_same_difference_everywhere_is_judged_by_permutation():
     sums = paired.Sums.of(np.full(90, 0.25), np.repeat(np.arange(15), 6), 15)
-    found = paired.mean_difference(sums, np.random.default_rng(5), 2000)
-    assert found.method == "permutation"
-    assert 1 / 2001 <= found.p_value < 0.01
+    mean = paired.mean_difference(sums, np.random.default_rng(5), 2000)
+    assert mean.method == "permutation"
+    assert 1 / 2001 <= mean.p_value < 0.01
 
 
 def test_one_cluster_is_sent_elsewhere_and_nan_is_refused():
@@ -81,9 +81,9 @@ def test_intra_cluster_correlation_is_that_of_one_way_anova():
     codes = np.repeat(np.arange(200), 8)
     values = rng.normal(0, 1, 200)[codes] + rng.normal(0, 2, len(codes))
     f = stats.f_oneway(*[values[codes == g] for g in range(200)]).statistic
-    found = paired.Sums.of(values, codes, 200).intra_cluster_correlation()
-    assert found == pytest.approx((f - 1) / (f + 7))
-    assert found == pytest.approx(0.2, abs=0.06)
+    mean = paired.Sums.of(values, codes, 200).intra_cluster_correlation()
+    assert mean == pytest.approx((f - 1) / (f + 7))
+    assert mean == pytest.approx(0.2, abs=0.06)
     alone = paired.Sums.of(values[:9], np.arange(9), 9)
     assert np.isnan(alone.intra_cluster_correlation())
 
@@ -95,12 +95,12 @@ def test_one_document_knows_that_neighbouring_windows_are_alike():
         noise = rng.normal(0, 1, 220)
         for i in range(1, 220):
             noise[i] += 0.6 * noise[i - 1]
-        found = paired.one_document(noise[20:] * 100, np.full(200, 100.0), rng, 400)
-        hits += found.interval.low <= 0 <= found.interval.high
+        mean = paired.one_document(noise[20:] * 100, np.full(200, 100.0), rng, 400)
+        hits += mean.interval.low <= 0 <= mean.interval.high
         naive += abs(stats.ttest_1samp(noise[20:], 0).statistic) < 1.96
-    assert found.method == "stationary bootstrap"
+    assert mean.method == "stationary bootstrap"
     assert hits / 60 > 0.83 > naive / 60
-    assert (found.p_value > 0.05) == (found.interval.low <= 0 <= found.interval.high)
+    assert (mean.p_value > 0.05) == (mean.interval.low <= 0 <= mean.interval.high)
 
 
 def test_a_short_document_is_refused():
@@ -113,7 +113,7 @@ def test_the_few_cluster_interval_covers_its_truth():
     hits = 0
     for _ in range(400):
         sums = paired.Sums.of(*differences(rng, 8), 8)
-        found = paired.mean_difference(sums, rng, 300).interval
-        hits += found.low <= 0 <= found.high
+        mean = paired.mean_difference(sums, rng, 300).interval
+        hits += mean.low <= 0 <= mean.high
     assert 0.925 <= hits / 400 <= 0.98
-    assert isinstance(found, clustered.Interval)
+    assert isinstance(mean, clustered.Interval)

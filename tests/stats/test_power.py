@@ -82,14 +82,14 @@ def test_few_large_groups_make_the_standard_error_vary():
     assert design.unrest(306) > 3 * even.unrest(306)
     effect = 2.5 * design.std_error(306)
     rng = np.random.default_rng(5)
-    found = 0
+    hits = 0
     for _ in range(2000):
-        moved = np.where(rng.random(306) < 0.05, sizes, 0)
-        moved = moved * np.where(rng.random(306) < (1 + effect / 0.05) / 2, 1, -1)
-        sums = paired.Sums(moved, sizes, moved * moved)
-        found += paired.t_test(clustered.mean(sums.totals, sums.sizes)) <= 0.05
+        differences = np.where(rng.random(306) < 0.05, sizes, 0)
+        differences = differences * np.where(rng.random(306) < (1 + effect / 0.05) / 2, 1, -1)
+        sums = paired.Sums(differences, sizes, differences * differences)
+        hits += paired.t_test(clustered.mean(sums.totals, sums.sizes)) <= 0.05
     promised = power.design_power(design, 306, effect)
-    assert promised == pytest.approx(found / 2000, abs=0.06)
+    assert promised == pytest.approx(hits / 2000, abs=0.06)
 
 
 def test_a_normal_design_is_plain_noncentral_t():
@@ -133,7 +133,7 @@ def test_planned_power_comes_true_on_clustered_items():
     design = power.binary_design(discordance, icc, sizes)
     effect = power.detectable(design, 300)
     share = (1 + effect / discordance) / 2
-    found = 0
+    hits = 0
     for _ in range(1500):
         together = (rng.random(300) < icc)[codes]
 
@@ -144,5 +144,5 @@ def test_planned_power_comes_true_on_clustered_items():
         value = draw(discordance) * np.where(draw(share), 1, -1)
         sums = paired.Sums.of(value, codes, 300)
         interval = paired.mean_difference(sums, rng, 10).interval
-        found += paired.t_test(interval) <= 0.05
-    assert found / 1500 == pytest.approx(0.8, abs=0.04)
+        hits += paired.t_test(interval) <= 0.05
+    assert hits / 1500 == pytest.approx(0.8, abs=0.04)

@@ -11,10 +11,10 @@ from imatrix_lab.stats import resample
 
 def test_bootstrap_sums_have_the_law_of_drawing_with_replacement():
     columns = np.random.default_rng(1).normal(2, 1, (30, 2))
-    found = resample.bootstrap_sums(columns, 20_000, np.random.default_rng(2))
-    np.testing.assert_allclose(found.mean(axis=0), columns.sum(axis=0), rtol=0.01)
+    sums = resample.bootstrap_sums(columns, 20_000, np.random.default_rng(2))
+    np.testing.assert_allclose(sums.mean(axis=0), columns.sum(axis=0), rtol=0.01)
     covariance = 30 * np.cov(columns.T, ddof=0)
-    np.testing.assert_allclose(np.cov(found.T), covariance, atol=0.03 * np.trace(covariance))
+    np.testing.assert_allclose(np.cov(sums.T), covariance, atol=0.03 * np.trace(covariance))
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -28,10 +28,10 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_few_clusters_are_flipped_in_every_way_once():
     totals = np.array([1.0, 2.0, 4.0])
-    found, exact = resample.flipped_sums(totals[:, None], 100, np.random.default_rng(5))
-    wanted = sorted(sum(s) for s in itertools.product((1, -1), (2, -2), (4, -4)))
+    sums, exact = resample.flipped_sums(totals[:, None], 100, np.random.default_rng(5))
+    expected = sorted(sum(s) for s in itertools.product((1, -1), (2, -2), (4, -4)))
     assert exact
-    assert sorted(found[:, 0].tolist()) == wanted
+    assert sorted(sums[:, 0].tolist()) == expected
     assert not resample.flipped_sums(totals[:, None], 7, np.random.default_rng(5))[1]
 
 
@@ -41,9 +41,9 @@ def test_exact_interval_holds_what_the_permutation_does_not_reject():
     low, high = resample.exact_interval(totals, sizes, 0.95)
 
     def p(mean):
-        moved = totals - mean * sizes
-        flips = [abs(np.dot(s, moved)) for s in itertools.product((1, -1), repeat=8)]
-        return np.mean(np.array(flips) >= abs(moved.sum()) - 1e-12)
+        shifted = totals - mean * sizes
+        flips = [abs(np.dot(s, shifted)) for s in itertools.product((1, -1), repeat=8)]
+        return np.mean(np.array(flips) >= abs(shifted.sum()) - 1e-12)
 
     step = 1e-6
     for end, inside in ((low, low + step), (high, high - step)):
@@ -63,6 +63,6 @@ def test_expanded_percentiles_of_normal_replicates_are_the_t_interval(n_clusters
     narrow = error * ((n_clusters - 1) / n_clusters) ** 0.5
     replicates = stats.norm.ppf(levels) * narrow
     tail = resample.tail_share(replicates, error, n_clusters - 1, 0.95)
-    wanted = stats.t.ppf(0.975, n_clusters - 1) * error
-    assert np.quantile(replicates, 1 - tail) == pytest.approx(wanted, rel=0.003)
+    expected = stats.t.ppf(0.975, n_clusters - 1) * error
+    assert np.quantile(replicates, 1 - tail) == pytest.approx(expected, rel=0.003)
     assert resample.tail_share(np.ones(9), 0.0, 5, 0.9) == pytest.approx(0.05)

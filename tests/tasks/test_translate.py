@@ -49,10 +49,11 @@ def run(tmp_path, reply, rows=ROWS, **more):
         ) as chat,
     ):
         chat.identity = more.get("identity", "the same server")
-        return translate.translate(
+        request = translate.TranslateRequest(
             definition.get("mixeval"), "en", "nb", tmp_path / "task.json", tmp_path / "out",
-            more.get("limit"), chat, Silent(),
+            more.get("limit"),
         )  # fmt: skip
+        return translate.translate(request, chat, Silent())
 
 
 def test_a_task_in_its_own_schema(tmp_path):

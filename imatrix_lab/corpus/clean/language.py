@@ -15,6 +15,7 @@ automaton in Python, one text at a time.
 
 import difflib
 import functools
+import itertools
 import unicodedata
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -62,12 +63,7 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 
 def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
-    """Drop documents and paragraphs that are identified as another language.
-
-    Raises
-    ------
-    UsageError : the language's file names a label that the identifier does not know.
-    """
+    """Drop documents and paragraphs that are identified as another language."""
     if not rules.labels:
         return
     _check(rules.labels)
@@ -150,19 +146,13 @@ def _drop(
 
 def _surrounded(n: int, identified: Collection[int], foreign: set[int]) -> set[int]:
     """Return the unidentified paragraphs of `n` whose identified neighbours are all foreign."""
-    if not foreign:
-        return set()
-    inside: set[int] = set()
-    run: list[int] = []
-    foreign_before = True  # so is what has nothing before it
-    for i in range(n):
-        if i not in identified:
-            run.append(i)
-            continue
-        if foreign_before and i in foreign:
-            inside.update(run)
-        run, foreign_before = [], i in foreign
-    return inside.union(run) if foreign_before else inside
+    surrounded: set[int] = set()
+    for is_identified, run in itertools.groupby(range(n), identified.__contains__):
+        places = list(run)
+        neighbours = {places[0] - 1, places[-1] + 1}.intersection(identified)
+        if neighbours and neighbours <= foreign and not is_identified:
+            surrounded.update(places)
+    return surrounded
 
 
 class Identifier:

@@ -85,10 +85,6 @@ def task_strings(path: Path) -> Iterator[str]:
 
     Lines and rows are streamed. JSON objects give their values at any depth, not the keys; plain
     text gives paragraphs, since lines may end anywhere.
-
-    Raises
-    ------
-    BadText : not UTF-8, or not what its name says; names the byte or the line.
     """
     try:
         match path.suffix.lower():

@@ -48,16 +48,16 @@ def verhoeff(digits: str) -> bool:
     return check == 0
 
 
-def day_and_month(day: str, month: str) -> bool:
-    """Return whether a leap year has this day."""
-    return 1 <= int(month) <= 12 and 1 <= int(day) <= calendar.monthrange(2000, int(month))[1]
+def _is_date(day: str, month: str, offset: int = 100) -> bool:
+    """Return whether a leap year has this day, to which `offset` may have been added."""
+    n = int(day) % offset if int(day) > offset else int(day)
+    return 1 <= int(month) <= 12 and 1 <= n <= calendar.monthrange(2000, int(month))[1]
 
 
 def norwegian(digits: str) -> bool:
     """Return whether 11 digits are a fødselsnummer or D-number (day + 40): two digits modulo 11."""
-    day = f"{int(digits[:2]) % 40:02d}" if int(digits[:2]) > 40 else digits[:2]
     return (
-        day_and_month(day, digits[2:4])
+        _is_date(digits[:2], digits[2:4], offset=40)
         and _weighted(digits, (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)) % 11 == 0
         and _weighted(digits, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)) % 11 == 0
     )
@@ -66,22 +66,18 @@ def norwegian(digits: str) -> bool:
 def swedish(digits: str) -> bool:
     """Return whether YYMMDDNNNC or YYYYMMDDNNNC is a personnummer (day + 60: samordningsnummer)."""
     digits = digits[-10:]
-    day = f"{int(digits[4:6]) % 60:02d}" if int(digits[4:6]) > 60 else digits[4:6]
-    return day_and_month(day, digits[2:4]) and luhn(digits)
+    return _is_date(digits[4:6], digits[2:4], offset=60) and luhn(digits)
 
 
 def danish(digits: str) -> bool:
     """Return whether DDMMYYNNNN can be a CPR number; since 2007 it needs no valid check digit."""
-    return day_and_month(digits[:2], digits[2:4])
+    return _is_date(digits[:2], digits[2:4])
 
 
 def finnish(code: str) -> bool:
-    """Return whether DDMMYY, a century sign, NNN and a letter or digit is a henkilötunnus.
-
-    The century sign is part of it: `code` is as written.
-    """
+    """Return whether DDMMYY, a century sign, NNN and a letter or digit is a henkilötunnus."""
     number = int(code[:6] + code[7:10])
-    return day_and_month(code[:2], code[2:4]) and _FINNISH[number % 31] == code[10]
+    return _is_date(code[:2], code[2:4]) and _FINNISH[number % 31] == code[10]
 
 
 def german_tax(digits: str) -> bool:
@@ -125,13 +121,7 @@ def _zeros(text: str) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of number.
-
-    Attributes
-    ----------
-    test : of the whole match; a match that fails stays.
-    stand_in : what replaces a match.
-    """
+    """One kind of data: its pattern, a test of the whole match, and what replaces a match."""
 
     reason: str
     pattern: re.Pattern[str]
@@ -158,10 +148,6 @@ def _public(text: str) -> bool:
 def _is_phone(text: str) -> bool:
     digits = _bare(text)
     return 8 <= len(digits) <= 15 and len(set(digits.lstrip("0")[2:])) > 1
-
-
-def _is_long_phone(text: str) -> bool:
-    return 10 <= len(_bare(text)) <= 11
 
 
 def _is_card(text: str) -> bool:
@@ -234,7 +220,9 @@ KINDS = (
         _is_phone,
     ),
     _kind(  # national, with the trunk prefix and hyphens: Japan, India, Germany
-        "telephone", r"0\d{1,4}[-\u2011]\d{1,4}[-\u2011]\d{4}", _is_long_phone
+        "telephone",
+        r"0\d{1,4}[-\u2011]\d{1,4}[-\u2011]\d{4}",
+        lambda text: 10 <= len(_bare(text)) <= 11,
     ),
     _kind("telephone", r"\(\d{3}\) ?\d{3}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4}", _is_phone),
     _kind("telephone", r"0[1-9](?:([ .])\d{2})(?:\1\d{2}){3}", _is_phone),  # France

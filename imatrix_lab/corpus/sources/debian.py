@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,6 @@ from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store
 from imatrix_lab.corpus.extract import extract
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources.base import Pinned
@@ -41,6 +40,13 @@ DOWNLOAD_TIMEOUT_S = 3600
 
 _MAGIC = b"!<arch>\n"
 _HEADER_BYTES = 60
+_UNPACKERS: dict[str, Callable[[Any], Any]] = {
+    "": lambda file: file,
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": lambda file: pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd"),
+}
 _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
 
@@ -53,7 +59,7 @@ def reach(source: Source, session: Session) -> Pinned:
     name = str(source.settings["package"])
     facts = _show(name, [])
     if not facts:
-        lists = _our_lists(session.store)
+        lists = session.store.root / "apt"
         if not session.store.read_only:
             with session.store.lock("apt", session.progress):
                 _refresh(lists, session.progress)
@@ -85,7 +91,7 @@ def _package(pinned: Pinned, session: Session) -> Path:
     name = str(pinned.source.settings["package"])
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        lists = [] if _show(name, []) else _with(_our_lists(session.store))
+        lists = [] if _show(name, []) else _with(session.store.root / "apt")
         size_bytes = int(_show(name, lists).get("Size", 0))
         need_room(out, size_bytes, f"{name} {pinned.version}")
         session.progress.say(f"fetching {name} {pinned.version}, {size(size_bytes)}")
@@ -120,10 +126,6 @@ def _show(name: str, lists: Sequence[str]) -> dict[str, str]:
         ) from error
     fields = dict(re.findall(r"^(Version|SHA256|Size): (\S+)$", done.tail, re.MULTILINE))
     return fields if {"Version", "SHA256"} <= fields.keys() else {}
-
-
-def _our_lists(store: Store) -> Path:
-    return store.root / "apt"
 
 
 def _with(folder: Path) -> list[str]:
@@ -169,10 +171,6 @@ def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes
     """Yield (name, content) of the regular files that fit a pattern, in the package's order.
 
     Names have no ``./`` before them; what ends in ``.gz`` is unpacked.
-
-    Raises
-    ------
-    BadText : not a Debian package, a damaged one, or files that are too large.
     """
     total = 0
     try:
@@ -204,8 +202,13 @@ def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
             raise BadText("this Debian package is damaged", where=package)
         size_bytes = int(digits)
         if name.startswith("data.tar"):
-            part = _Part(file, size_bytes)
-            return tarfile.open(fileobj=_unpacked(part, name, package), mode="r|")
+            unpack = _UNPACKERS.get(name.removeprefix("data.tar"))
+            if unpack is None:
+                raise BadText(
+                    f"this Debian package uses unknown compression: {name}", where=package
+                )
+            part = io.BufferedReader(_Part(file, size_bytes))
+            return tarfile.open(fileobj=unpack(part), mode="r|")
         file.seek(size_bytes + size_bytes % 2, 1)
     raise BadText("this Debian package has no data", where=package)
 
@@ -224,22 +227,6 @@ class _Part(io.RawIOBase):
         buffer[: len(block)] = block
         self._left -= len(block)
         return len(block)
-
-
-def _unpacked(part: _Part, name: str, package: Path) -> Any:
-    file = io.BufferedReader(part)
-    match name.removeprefix("data.tar"):
-        case "":
-            return file
-        case ".xz":
-            return lzma.open(file)
-        case ".gz":
-            return gzip.open(file)
-        case ".bz2":
-            return bz2.open(file)
-        case ".zst":
-            return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
-    raise BadText(f"this Debian package uses an unknown compression: {name}", where=package)
 
 
 def _gunzipped(raw: bytes, name: str, package: Path) -> bytes:

@@ -39,16 +39,8 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
     """Register the user's files as a source of a language; return it.
 
     The files stay where they are and are read once, for their sha256. One file is written, in
-    `paths.user_dir`; it replaces an earlier source of that language and name.
-
-    Parameters
-    ----------
-    field : of jsonl and parquet, which holds the text (default ``text``).
-
-    Raises
-    ------
-    UsageError : no such language, a name that cannot be used, or a file of another kind.
-    BadText : a file that is missing.
+    `paths.user_dir`; it replaces an earlier source of that language and name. `field` holds the
+    text in jsonl and parquet (default ``text``).
     """
     language = languages.get(code)
     languages.check_name(name)
@@ -167,22 +159,17 @@ def text_file(path: Path, field: str = "") -> Iterator[tuple[str, str]]:
 
 def _pages(path: Path) -> Iterator[Iterator[str]]:
     """Yield the paragraphs of each page; a page must be read to its end before the next."""
-    unread = _lines(path)
-    rest: list[str] = []  # of a line, after its form feed
-    is_last = False
+    for _, page in itertools.groupby(_numbered(path), key=lambda entry: entry[0]):
+        yield paragraphs(line for _, line in page)
 
-    def page() -> Iterator[str]:
-        nonlocal is_last
-        while (line := rest.pop() if rest else next(unread, None)) is not None:
-            before, feed, after = line.partition("\f")
-            yield before
-            if feed:
-                rest.append(after)
-                return
-        is_last = True
 
-    while not is_last:
-        yield paragraphs(page())
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (page, line) of a text with form feeds."""
+    page = 0
+    for line in _lines(path):
+        for i, part in enumerate(line.split("\f")):
+            page += i > 0
+            yield page, part
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ from imatrix_lab.stats.paired import Sums
 from imatrix_lab.stats.power import Design
 from imatrix_lab.study import calibrations, tasks
 from imatrix_lab.study.recipe import NONE, Recipe, Task
-from imatrix_lab.tasks import definition as definitions
+from imatrix_lab.tasks.definition import get as get_definition
 from imatrix_lab.types import Model
 
 SPREAD = {
@@ -149,7 +149,7 @@ class Planned:
         return Effect(power_, size.label, quant_type, n_family, n_clusters, needed)
 
     def _in_task(self, quant_type: str, task: Task, code: str, n_languages: int) -> Effect:
-        definition = definitions.get(task.name)
+        definition = get_definition(task.name)
         n = definition.unique or definition.items or ITEMS
         n = min(n, task.limit) if task.limit else n
         item_design = task_design(definition.name, DISCORDANCE)

@@ -235,4 +235,4 @@ def test_lists_that_cannot_be_fetched_are_told(repository, source, own_store):
     with pytest.raises(FetchFailed) as caught:
         debian.reach(source, Session(own_store, Silent()))
     assert caught.value.fix == "sudo apt-get update"
-    assert not debian._our_lists(own_store).exists()
+    assert not (own_store.root / "apt").exists()
