@@ -38,7 +38,8 @@ from imatrix_lab.core import paths, process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.llamacpp import programs, server, toolchain
+from imatrix_lab.llamacpp import programs, server
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models import resolve
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("choice", "generate"))
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
-    tools = toolchain.get(default_backend(), Session(store, quiet))
+    tools = get_toolchain(default_backend(), Session(store, quiet))
     model = resolve.resolve(arguments.model, Session(store, quiet))
     setup = prepare(
         tools, model, Session(store, quiet), ComputeOptions(default_backend(), arguments.threads)

@@ -7,7 +7,8 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
-from imatrix_lab.llamacpp import compute, toolchain
+from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import silence
@@ -78,7 +79,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     ------
     ImatrixLabError : no llama.cpp, or none of the models.
     """
-    tools = toolchain.get(recipe.backend, session)
+    tools = get_toolchain(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []
     missing = []

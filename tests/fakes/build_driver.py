@@ -18,8 +18,9 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ToolFailed
+from imatrix_lab.llamacpp import build, toolchain
 from imatrix_lab.llamacpp import programs as llamacpp
-from imatrix_lab.llamacpp import toolchain, trial
+from imatrix_lab.llamacpp.build import get_toolchain
 
 CMAKE = """#!/bin/sh
 echo "$@" >> "{root}/configured"
@@ -75,10 +76,10 @@ def main(root: Path) -> None:
         if tools.build in os.environ.get("IMATRIX_LAB_CRASH", "").split(","):
             raise ToolFailed("died (SIGILL)", crashed=True)
 
-    trial.try_build = try_build
-    toolchain._script = lambda name: str(bin_dir / name)  # type: ignore[assignment]
+    build.try_build = try_build
+    build._script = lambda name: str(bin_dir / name)  # type: ignore[assignment]
     pypi.download = download  # type: ignore[assignment]
-    print(toolchain.get("cpu", Session(Store(root / "cache"), Terminal(plain=True))).bin_dir)
+    print(get_toolchain("cpu", Session(Store(root / "cache"), Terminal(plain=True))).bin_dir)
 
 
 if __name__ == "__main__":

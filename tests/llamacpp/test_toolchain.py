@@ -16,6 +16,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import MissingTool, UsageError
 from imatrix_lab.llamacpp import processor, programs, toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 
 
 def build(root, **env):
@@ -114,7 +115,7 @@ def test_no_compiler_is_one_sentence_with_the_commands(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(MissingTool, match="no C\\+\\+ compiler") as caught:
-        toolchain.get("cpu", Session(Store(tmp_path / "cache"), Silent()))
+        get_toolchain("cpu", Session(Store(tmp_path / "cache"), Silent()))
     for command in ("apt install g++", "dnf install gcc-c++", "xcode-select --install"):
         assert command in str(caught.value)
 
@@ -124,7 +125,7 @@ def test_a_backend_without_its_compiler(monkeypatch, tmp_path, backend, word):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: (name == "c++" and "/c++") or None)
     monkeypatch.delenv("CUDACXX", raising=False)
     with pytest.raises(MissingTool, match=word):
-        toolchain.get(backend, Session(Store(tmp_path), Silent()))
+        get_toolchain(backend, Session(Store(tmp_path), Silent()))
 
 
 def test_the_backend_comes_from_the_environment(monkeypatch):
