@@ -32,7 +32,7 @@ from typing import Any
 
 import httpx2
 import psutil
-from common import children_cpu_s
+from common import children_cpu_s, multiple_choice_bytes
 
 from imatrix_lab.core import paths, process
 from imatrix_lab.core.progress import Silent
@@ -99,7 +99,7 @@ class Bench:
             (i.prefix + i.context, [o.removeprefix(" ") for o in i.options], gold)
             for i, gold in zip(items, right, strict=True)
         ]
-        items_file.write_bytes(programs.multiple_choice_bytes(tasks))
+        items_file.write_bytes(multiple_choice_bytes(tasks))
         with contextlib.ExitStack() as stack:
             few = items[:n_server]
             sides: dict[str, Side] = {
