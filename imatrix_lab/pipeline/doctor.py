@@ -114,7 +114,7 @@ def _tried(built: Toolchain, name: str, progress: Progress) -> Finding:
         with tempfile.TemporaryDirectory() as folder:
             try_build(built, Path(folder), progress)
     except ToolFailed as error:
-        fix = f"rm -r {built.bin_dir.parent}; imatrix-lab toolchain build"
+        fix = f"rm -rf {built.bin_dir.parent}; imatrix-lab toolchain build"
         own = "unset LLAMA_CPP_DIR, or build that llama.cpp with -DGGML_NATIVE=OFF"
         return Finding(name, False, error.what, own if built.backend == "own" else fix)
     return Finding(name, True, f"{detail}; works with every weight type")
