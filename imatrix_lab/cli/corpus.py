@@ -14,6 +14,7 @@ from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
 
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 NEEDS = {
     "hub": "the Hugging Face Hub",
     "pypi": "PyPI",
@@ -54,16 +55,10 @@ def corpus_list(language: str | None, as_json: bool) -> None:
         rows = _source_rows(listed[0])
         _print_table(("code", "language", "source", "licence", "tokens", "needs"), rows, 6)
     else:
-        _print_table(
-            ("code", "language", "tokens offline", "sources, in order"),
-            map(_language_row, listed),
-            4,
-        )
-    stderr.print(
-        "tokens: about, of the demo model; offline: with the package registries alone;"
-        f" mixtures by name: {' '.join(mixture.files())}",
-        style="dim",
-    )
+        columns = ("code", "language", "tokens offline", "sources, in order")
+        _print_table(columns, map(_language_row, listed), 4)
+    note = "tokens: about, of the demo model; offline: with the package registries alone"
+    stderr.print(f"{note}; mixtures by name: {' '.join(mixture.files())}", style="dim")
 
 
 def _language_row(language: Language) -> tuple[str, ...]:
@@ -100,8 +95,7 @@ BUILD = options.several(
         click.option("--chat", type=click.FloatRange(0, 0.9), default=0.0, metavar="SHARE",
                      help="Share of the tokens that is chats, in the model's own template."),
         click.option("--exclude", multiple=True, metavar="FILE",
-                     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                     help="An evaluation set; text that overlaps with it is dropped."),
+                     type=FILE, help="An evaluation set; text that overlaps with it is dropped."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
                      help="Processes for cleaning."),
@@ -160,9 +154,7 @@ def corpus_build(
 
 
 @corpus.command("add")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
-)
+@click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("--lang", required=True, metavar="LANGUAGE", help="What language it is in.")
 @click.option("--name", required=True, help="What to call the source.")
 @click.option("--licence", required=True, help="SPDX name of its licence, e.g. CC0-1.0.")
@@ -204,9 +196,8 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     session = options.session()
     artifact = show.find(text, session.store)
     if artifact is None:
-        raise UsageError(
-            f"no corpus of {text!r} has been built", fix=f"imatrix-lab corpus build {text}"
-        )
+        fix = f"imatrix-lab corpus build {text}"
+        raise UsageError(f"no corpus of {text!r} has been built", fix=fix)
     if as_json:
         return options.emit(artifact.manifest)
     session.progress.say(str(artifact.path))
@@ -215,10 +206,8 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     for key, value in show.summary(facts).items():
         table.add_row(key, escape(value))
     stdout.print(table)
-    for columns, rows in (
-        (show.SOURCE_COLUMNS, show.sources(facts)),
-        (show.DROPPED_COLUMNS, show.dropped(facts)),
-    ):
+    tables = {show.SOURCE_COLUMNS: show.sources(facts), show.DROPPED_COLUMNS: show.dropped(facts)}
+    for columns, rows in tables.items():
         if rows:
             stdout.print()
             _print_table(columns, rows, 3)

@@ -22,16 +22,10 @@ TWICE = "an id that another item has"
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
+    """One question, with an id of its own in its language.
 
-    Attributes
-    ----------
-    id : unique in its language.
-    part : of the benchmark, where it has some.
-    golds : right answers in words; for options, the option's.
-    right : place of the right option, from 0; None without options.
-    cluster : items with the same one are not independent.
-    row : the columns it is from, for the prompt.
+    `golds` are right answers in words; `right` is the place of the right option, from 0. Items of
+    the same cluster are not independent.
     """
 
     id: str
@@ -47,7 +41,7 @@ class Item:
 
 
 class _Reject(Exception):
-    """A row that is no item; says why."""
+    """Why a row is no item."""
 
 
 def make_items(

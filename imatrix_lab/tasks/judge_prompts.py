@@ -24,13 +24,10 @@ _PREFERENCES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class Judgement:
-    """One reply of a judge.
+    """What a judge replied to one prompt, or to both of a preference; `prompts` are hashes.
 
-    Attributes
-    ----------
-    value : grade from 0 to 1, or the preference for the first quant (1), neither (0.5) or the
-        second (0); NaN where the judge failed or its reply says nothing.
-    prompts, replies : hash of each prompt, and each reply as it came: two for a preference.
+    `value` is a grade from 0 to 1, or the preference for the first quant (1), neither (0.5) or the
+    second (0); NaN where the judge failed or its reply says nothing.
     """
 
     id: str

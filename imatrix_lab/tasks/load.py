@@ -26,17 +26,9 @@ class Rows:
 
 
 def rows(task: Definition, language: str, data: Path | None = None) -> Rows:
-    """Return the rows of one language.
+    """Return the rows of one language, from the Hub or a file or folder.
 
-    Parameters
-    ----------
-    data : a file, or a folder that has the definition's files; None for the Hub. Where neither
-        says its language, it is in `language`.
-
-    Raises
-    ------
-    UsageError : the benchmark does not have the language, or no place to fetch it from.
-    FetchFailed, BadText : the Hub does not give it; a file that is missing or damaged.
+    Data that do not say their language are in `language`; `UsageError` if the benchmark lacks it.
     """
     check_data(task, data)
     code = language if in_one(task, data) else own_code(task, language)
@@ -95,11 +87,15 @@ def _read(task: Definition, code: str, data: Path | None) -> Rows:
 
 
 def _from_hub(source: Source, code: str) -> Rows:
+    from huggingface_hub import HfApi
+
     repo, revision = f"datasets/{source.hub}", source.revision
     try:
         require_network()
         if not source.is_pinned():
-            revision = ask(repo, revision or "main", partial(_commit, source))
+            info = partial(HfApi(endpoint=endpoint()).dataset_info, timeout=TIMEOUT_S)
+            find = partial(info, source.hub, revision=source.revision or None)
+            revision = str(ask(repo, revision or "main", find).sha)
         parts = [
             ask(repo, revision, partial(_split, source, code, split, revision))
             for split in source.splits
@@ -111,16 +107,7 @@ def _from_hub(source: Source, code: str) -> Rows:
     return Rows(tuple(row for part in parts for row in part), {source.hub: revision})
 
 
-def _commit(source: Source) -> str:
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=endpoint())
-    info = api.dataset_info(source.hub, revision=source.revision or None, timeout=TIMEOUT_S)
-    return str(info.sha)
-
-
 def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
-    """Return the rows of a split at a commit."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -18,12 +18,10 @@ _WORDS = ("question", "answer", "translate")
 
 @dataclass(frozen=True)
 class Answer:
-    """How answers are announced.
+    """How answers are announced: `letter` before an option's letter, `tail` before a short answer.
 
     Attributes
     ----------
-    letter : phrases after which an option's letter stands.
-    tail : words after which a short answer stands.
     head : words that come after the answer, as in languages that end with the verb.
     inside_words : the rules are MixEval's own, for English: `tail` also matches inside words.
     one_letter : words of one letter, as they are at the start of a sentence.

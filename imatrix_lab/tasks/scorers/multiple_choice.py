@@ -30,25 +30,14 @@ _NO_WORD = r"(?![^\W\d_\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|\p{M})"
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from an answer.
-
-    Attributes
-    ----------
-    option : place of the option, from 0; None where nothing was parsed.
-    how : the rule that matched: ``announced``, ``parenthesis``, ``letter``, ``text``, ``marked``.
-    """
+    """Place of the chosen option, from 0 (None: not parsed), and the rule that matched."""
 
     option: int | None
     how: str = ""
 
 
 def read(answer: str, options: Sequence[str], locale: Locale) -> Reading:
-    """Return the option that an answer chose.
-
-    Parameters
-    ----------
-    options : as they were shown, at most 26.
-    """
+    """Return which of the options that were shown, at most 26, an answer chose."""
     text = " " + " ".join(answer.translate(_NARROW).split()) + " "
     known = LETTERS[: len(options)]
     for how, pattern, which in _rules(locale, known):
