@@ -155,9 +155,8 @@ def load(path: Path) -> Definition:
             names = ", ".join(filter(None, known))
             what = f"{key} is one of {names}, not {value!r}{nearest(value, known)}"
             raise UsageError(what, where=path)
-    if task.scorer == "choice":
-        if not task.fields.options:
-            raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
-        if task.prompt.variant == "letter" and not task.shows_letters():
-            raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
+    if task.scorer == "choice" and not task.fields.options:
+        raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
+    if (task.scorer, task.prompt.variant) == ("choice", "letter") and not task.shows_letters():
+        raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
     return task

@@ -14,10 +14,6 @@ from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 
 NO_GOLD = "no gold answer"
 TOO_MANY = "more options than letters"
-NO_OPTIONS = "fewer than two options"
-NO_QUESTION = "no question"
-BAD_GOLD = "a gold answer that is none of the options"
-TWICE = "an id that another item has"
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def make_items(
         try:
             item = _item({**row, "words": locale.words, "place": place}, task, locale.code)
             if item.id in items:
-                raise _Reject(TWICE)
+                raise _Reject("an id that another item has")
             items[item.id] = item
         except _Reject as error:
             rejected[str(error)] += 1
@@ -73,7 +69,7 @@ def _item(values: Mapping[str, Any], task: Definition, language: str) -> Item:
     fields = task.fields
     question = template.fill(fields.question, values).strip()
     if not question:
-        raise _Reject(NO_QUESTION)
+        raise _Reject("no question")
     options = _options(values, task)
     golds, right = _gold(values, task, options)
     part, name = template.fill(fields.part, values), template.fill(fields.id, values)
@@ -97,19 +93,17 @@ def _options(values: Mapping[str, Any], task: Definition) -> tuple[str, ...]:
         if len(options) > len(LETTERS):
             raise _Reject(TOO_MANY)
         if len(options) < 2 or not all(options):
-            raise _Reject(NO_OPTIONS)
+            raise _Reject("fewer than two options")
     return options
 
 
 def _gold(
     values: Mapping[str, Any], task: Definition, options: tuple[str, ...]
 ) -> tuple[tuple[str, ...], int | None]:
-    """Return the right answers in words, and the place of the right option."""
     if not task.fields.gold:
         return (), None
     raw = template.whole(task.fields.gold, values)
-    texts = [str(gold).strip() for gold in (raw if isinstance(raw, list) else [raw])
-             if gold is not None]  # fmt: skip
+    texts = [str(g).strip() for g in (raw if isinstance(raw, list) else [raw]) if g is not None]
     golds = tuple(dict.fromkeys(filter(None, texts)))
     if not golds:
         raise _Reject(NO_GOLD)
@@ -117,12 +111,11 @@ def _gold(
         return golds, None
     right = _place(golds[0], task.fields.gold_is or "from 0", options)
     if right is None or not 0 <= right < len(options):
-        raise _Reject(BAD_GOLD)
+        raise _Reject("a gold answer that is none of the options")
     return (options[right],), right
 
 
 def _place(gold: str, gold_is: str, options: tuple[str, ...]) -> int | None:
-    """Return which option a gold answer is, from 0."""
     if gold_is == "letter":
         letter = gold.strip(" ().").upper()
         return string.ascii_uppercase.find(letter) if len(letter) == 1 else None

@@ -63,14 +63,14 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
     locale = get_locale(run.signature["task"]["language"])
     file = path.with_suffix(f".judge.{records.name_part(chat.model)}.jsonl")
     judgements = _judge(rows, judge_prompts.grade, file, chat, locale, progress)
-    pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)
-             if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
+    pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)]
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
     grades, rule = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     n = len(pairs) or math.nan
-    kappa = judge_prompts.kappa(grades, rule)
-    means = (sum(grades) / n, sum(rule) / n)
+    mean, mean_rule = sum(grades) / n, sum(rule) / n
     failed = records.error_classes([judgement.error for judgement in judgements])
-    return Grades(chat.model, len(pairs), failed, *means, kappa, file)
+    kappa = judge_prompts.kappa(grades, rule)
+    return Grades(chat.model, len(pairs), failed, mean, mean_rule, kappa, file)
 
 
 def prefer(

@@ -110,9 +110,7 @@ def _verdicts(reply: str, pattern: re.Pattern[str], lead: str) -> list[str]:
     """Return the verdicts in a reply, a line each; the first may go on from the prompt's end."""
     lines = [line for line in reply.strip().splitlines() if line.strip()]
     matches = [match for line in lines if (match := pattern.match(line))]
-    if not matches and lines and (match := pattern.match(lead + lines[0])):
-        matches = [match]
-    return [match[1] for match in matches]
+    return [m[1] for m in matches or map(pattern.match, [lead + line for line in lines[:1]]) if m]
 
 
 def kappa(a: Sequence[float], b: Sequence[float]) -> float:

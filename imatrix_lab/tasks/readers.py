@@ -66,9 +66,8 @@ def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     """Return options for reading a table of texts, in which NA and 007 stay as they are."""
     import datasets
 
-    is_tsv = path.suffix.lower() == ".tsv"
-    quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if is_tsv else {}
-    mark = "\t" if is_tsv else ","
+    mark = "\t" if path.suffix.lower() == ".tsv" else ","
+    quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if mark == "\t" else {}
     head = next(csv.reader(_lines(path), delimiter=mark, **quoting), [])
     names = list(columns or head)
     features = datasets.Features({name: datasets.Value("string") for name in names})

@@ -75,8 +75,7 @@ def pairs(
 ) -> list[tuple[Definition, str]]:
     """Return every task with each of the request's languages that it has; note which it lacks.
 
-    `UsageError` if nothing is left, a task cannot be scored by the request's variant, or several
-    languages are to be read from one file.
+    `UsageError` if nothing is left, or the request's variant, languages and data disagree.
     """
     every = [(task, code) for task in tasks for code in _languages(task, request)]
     for task, _ in every:
@@ -201,7 +200,6 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
 def _answer(
     prepared: Prepared, answerer: Answerer, journal: Journal[Outcome], name: str, progress: Progress
 ) -> dict[str, Outcome]:
-    """Return the outcome of every item; those of an earlier run that did not fail are kept."""
     items = prepared.items
     outcomes = {item.id: outcome for item in items if (outcome := journal.get(item.id))}
     if outcomes:

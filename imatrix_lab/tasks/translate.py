@@ -41,7 +41,7 @@ class Translated:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row with its texts translated; `notes` are what is wrong with it as a whole."""
+    """A row with its texts translated; `notes` say what is wrong with it as a whole."""
 
     name: str
     row: dict[str, Any]
@@ -153,9 +153,8 @@ def _write(task: Definition, to: str, out: Path, rows: Sequence[_Row]) -> Transl
     header = ("item", "field", "flags", "source", "translation")
     csv.writer(table, delimiter="\t", lineterminator="\n").writerows([header, *lines])
     whole = [row.row for row in rows if not row.failed()]
-    items, review, manifest = (
-        out / f"{task.name}.{to}.{suffix}" for suffix in ("json", "review.tsv", "manifest.json")
-    )
+    suffixes = ("json", "review.tsv", "manifest.json")
+    items, review, manifest = (out / f"{task.name}.{to}.{suffix}" for suffix in suffixes)
     write_whole(items, canonical_json(whole))
     write_whole(review, table.getvalue())
     n_flagged = sum(bool(line[2]) for line in lines)

@@ -68,9 +68,8 @@ def _rules(locale: Locale, known: str) -> list[tuple[str, str, int]]:
         ("parenthesis", rf"{not_negated}\(([{known}])\)", 0),
         ("letter", rf"(?<![\w°]){not_negated}{not_a_word}([{known}])[.:),]?\s", 0),
     ]
-    if answer.inside_words:
-        return rules
-    return [("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0), *rules]
+    marked = ("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0)
+    return rules if answer.inside_words else [marked, *rules]
 
 
 def _written(text: str, options: Sequence[str]) -> list[int]:

@@ -50,11 +50,9 @@ def of_likelihoods(item: Item, scores: ChoiceScores, variant: str) -> Outcome:
     """
     if scores.error:
         return failed(item, scores.error)
-    sizes = {"token": scores.n_tokens, "byte": scores.n_bytes}.get(variant)
-    values = [
-        total / sizes[i] if sizes and sizes[i] else total
-        for i, total in enumerate(scores.logprobs_nats)
-    ]
+    totals = scores.logprobs_nats
+    sizes = {"token": scores.n_tokens, "byte": scores.n_bytes}.get(variant, [1] * len(totals))
+    values = [total / (size or 1) for total, size in zip(totals, sizes, strict=False)]
     if len(values) != len(item.options) or not all(map(math.isfinite, values)):
         return failed(item, "no finite likelihood")
     best = [i for i, value in enumerate(values) if value == max(values)]
