@@ -14,6 +14,9 @@ from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 
 NO_GOLD = "no gold answer"
 TOO_MANY = "more options than letters"
+TWICE = "an id that another item has"
+BAD_GOLD = "a gold answer that is none of the options"
+NO_OPTIONS = "fewer than two options"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def make_items(
         try:
             item = _item({**row, "words": locale.words, "place": place}, task, locale.code)
             if item.id in items:
-                raise _Reject("an id that another item has")
+                raise _Reject(TWICE)
             items[item.id] = item
         except _Reject as error:
             rejected[str(error)] += 1
@@ -93,7 +96,7 @@ def _options(values: Mapping[str, Any], task: Definition) -> tuple[str, ...]:
         if len(options) > len(LETTERS):
             raise _Reject(TOO_MANY)
         if len(options) < 2 or not all(options):
-            raise _Reject("fewer than two options")
+            raise _Reject(NO_OPTIONS)
     return options
 
 
@@ -111,7 +114,7 @@ def _gold(
         return golds, None
     right = _place(golds[0], task.fields.gold_is or "from 0", options)
     if right is None or not 0 <= right < len(options):
-        raise _Reject("a gold answer that is none of the options")
+        raise _Reject(BAD_GOLD)
     return (options[right],), right
 
 
