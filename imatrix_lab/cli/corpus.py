@@ -94,8 +94,8 @@ BUILD = options.several(
                      show_default=True, help="How many disjoint calibration samples."),
         click.option("--chat", type=click.FloatRange(0, 0.9), default=0.0, metavar="SHARE",
                      help="Share of the tokens that is chats, in the model's own template."),
-        click.option("--exclude", multiple=True, metavar="FILE",
-                     type=FILE, help="An evaluation set; text that overlaps with it is dropped."),
+        click.option("--exclude", multiple=True, metavar="FILE", type=FILE,
+                     help="An evaluation set; text that overlaps with it is dropped."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
                      help="Processes for cleaning."),
@@ -135,17 +135,15 @@ def corpus_build(
     corpora = []
     for k in range(1, text_options.n_samples + 1):
         sample = dataclasses.replace(text_options, sample=k, renew=text_options.renew and k == 1)
-        sample_request = dataclasses.replace(request, corpus=sample)
-        corpora.append(tune.corpus_of(sample_request, tools, resolved, session))
+        request = dataclasses.replace(request, corpus=sample)
+        corpora.append(tune.corpus_of(request, tools, resolved, session))
     if as_json:
         return options.emit(corpora if text_options.n_samples > 1 else corpora[0])
     for built in corpora:
-        sample_name = f"sample {built.sample}: " if built.sample else ""
-        session.progress.say(
-            f"{sample_name}{built.n_tokens:,} tokens in {built.n_documents} documents for"
-            f" calibration, {built.n_heldout_tokens:,} in {built.n_heldout} held out;"
-            f" {built.licence}"
-        )
+        name = f"sample {built.sample}: " if built.sample else ""
+        heldout = f"{built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
+        counts = f"{built.n_tokens:,} tokens in {built.n_documents} documents"
+        session.progress.say(f"{name}{counts} for calibration, {heldout}")
         click.echo(built.calibration.parent)
     if names or text_options.heldout:
         session.progress.say(

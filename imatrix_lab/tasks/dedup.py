@@ -53,8 +53,8 @@ def merge(items: Sequence[Item]) -> Unique:
     for i, item in enumerate(unique):
         if item.cluster:
             groups.join(i, seen.setdefault(item.cluster, i))
-    clusters = (_name(unique[groups.first(i)]) for i in range(len(unique)))
-    clustered = (replace(i, cluster=name) for i, name in zip(unique, clusters, strict=True))
+    names = [_name(unique[groups.first(i)]) for i in range(len(unique))]
+    clustered = (replace(item, cluster=names[i]) for i, item in enumerate(unique))
     return Unique(tuple(clustered), n_near, n_conflicts)
 
 
@@ -64,7 +64,6 @@ def _name(item: Item) -> str:
 
 
 def _flat(text: str) -> str:
-    """Return a text without case, runs of spaces and what ends a sentence; signs stay."""
     flat = " ".join(text.casefold().split())
     return flat.rstrip(" .?!…。？！।؟") or flat
 

@@ -14,6 +14,7 @@ from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 
 NO_GOLD = "no gold answer"
 TOO_MANY = "more options than letters"
+NO_QUESTION = "no question"
 TWICE = "an id that another item has"
 BAD_GOLD = "a gold answer that is none of the options"
 NO_OPTIONS = "fewer than two options"
@@ -72,7 +73,7 @@ def _item(values: Mapping[str, Any], task: Definition, language: str) -> Item:
     fields = task.fields
     question = template.fill(fields.question, values).strip()
     if not question:
-        raise _Reject("no question")
+        raise _Reject(NO_QUESTION)
     options = _options(values, task)
     golds, right = _gold(values, task, options)
     part, name = template.fill(fields.part, values), template.fill(fields.id, values)

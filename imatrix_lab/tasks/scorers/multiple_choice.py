@@ -3,8 +3,7 @@
 After Ni et al., 2024 (arXiv 2406.06565). In this order: the letter after a phrase that announces
 the answer (the last one), the first letter in parentheses, the first letter that stands alone, and
 the one option that is written out. Where several are, the original takes the first of them, and
-where none is, it draws one at random. Here a letter in bold, quotes or code is read instead,
-and without one nothing is parsed.
+where none is, it draws one; here a letter in bold, quotes or code is read, or nothing is parsed.
 
 That is the order for English, which the original reads. In other languages a marked letter at the
 very start comes first, a word of one letter («I», «O») is no option unless a mark follows it or the
