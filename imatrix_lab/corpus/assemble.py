@@ -52,16 +52,7 @@ def assemble(
     n_tokens: int,
     options: TextOptions,
 ) -> Corpus:
-    """Return the corpus of a mixture.
-
-    Parameters
-    ----------
-    selections : one for each part of the mixture; None for random tokens.
-
-    Raises
-    ------
-    BadText : too little text to calibrate on, or nothing to hold out.
-    """
+    """Return the corpus of a mixture; a selection for each part, None for random tokens."""
     selected = list(zip(mixture.parts, selections, strict=True))
     sources = [s for part, selection in selected if selection for s in _sources(part, selection)]
     heldout = list({d.id: d for source in sources for d in source.heldout}.values())
@@ -97,7 +88,6 @@ def assemble(
 
 
 def _sources(part: Part, selection: Selection) -> list[_PartSource]:
-    """Return a part's sources, each without its cut, and what is held out."""
     sources = []
     for pool in selection.calibration:
         basis, everything = pool.basis_and_all()
@@ -124,13 +114,12 @@ def _cleared(
 def _lane(
     source: _PartSource, documents: list[Document], vocabulary: Vocabulary, options: TextOptions
 ) -> Lane:
-    """Return a source's blocks in seeded order, with its words shuffled if the part asks for it."""
     part = source.part
     if part.shuffled and part.language:
         script = part.language.script
         documents = [controls.shuffled(d, options.seed, script) for d in documents]
-    name = f"{part.label}/{source.pool.pinned.source.name}"
-    return packing.shuffled(Lane(name, _blocks(documents, vocabulary)), options.seed)
+    lane = Lane(f"{part.label}/{source.pool.pinned.source.name}", _blocks(documents, vocabulary))
+    return packing.shuffled(lane, options.seed)
 
 
 def _random_lane(part: Part, vocabulary: Vocabulary, n_tokens: int, options: TextOptions) -> Lane:
@@ -178,11 +167,7 @@ def _sample(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) ->
 
 
 def _with_quotas(groups: Groups, chats: Lane, n_tokens: int, chat_share: float) -> _Sample:
-    """Return all lanes and their quotas.
-
-    A mixture keeps its weights: where one part is short, the others give less too. Chats are an
-    addition: where there are few, the parts fill up.
-    """
+    """A mixture keeps its weights: a short part shortens the others; missing chats are made up."""
     budget = n_tokens * SLACK
     n_chat = min(chats.n_tokens, round(chat_share * budget)) if chat_share else 0
     capacities = [sum(lane.n_tokens for lane in lanes) / weight for weight, lanes in groups]
@@ -204,7 +189,6 @@ def _provenance(
     heldout: Sequence[Document],
     chats: Sequence[Document],
 ) -> dict[str, Any]:
-    """Return licence, origin and counts of every source of a corpus."""
     used_ids = {d.id.removeprefix("shuffled/") for d in used}
     heldout_ids = {d.id for d in heldout}
     sources = []

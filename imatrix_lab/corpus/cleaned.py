@@ -104,13 +104,7 @@ def inputs(language: Language, pinned: Pinned, limit: int) -> dict[str, Any]:
 
 
 def build(language: Language, pinned: Pinned, limit: int, workers: int, session: Session) -> Pool:
-    """Return a source's clean documents, about `limit` bytes of them at most.
-
-    Raises
-    ------
-    BadText : nothing is left after cleaning, or the source's text is damaged.
-    FetchFailed : the source cannot be fetched as pinned.
-    """
+    """Return a source's clean documents, about `limit` bytes of them at most."""
     source = pinned.source
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
@@ -162,7 +156,6 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pieces(cleaned: Iterable[Document]) -> Iterator[Document]:
-    """Yield documents of at most about `DOCUMENT_CHARS_MAX`, cut between paragraphs."""
     for document in cleaned:
         if len(document.text) <= DOCUMENT_CHARS_MAX:
             yield document

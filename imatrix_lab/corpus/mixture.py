@@ -46,13 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Parts whose weights sum to one; usually one language.
-
-    Attributes
-    ----------
-    label : ``nb``, ``multi10``, or ``nb75-en25`` in per cent.
-    name : in words.
-    """
+    """Parts whose weights sum to one; labelled ``nb``, ``multi10`` or (per cent) ``nb75-en25``."""
 
     label: str
     name: str
@@ -76,10 +70,7 @@ def parse(word: str) -> Mixture:
 
 
 def parse_or_path(text: str, file: str) -> Mixture | Path:
-    """Return the mixture of that name, or else the path: a file, or a folder with `file` in it.
-
-    A language comes first: ``./nb`` is the folder.
-    """
+    """Return the mixture of that name, or else the path of a file, or of a folder with `file`."""
     try:
         return parse(text)
     except UsageError:

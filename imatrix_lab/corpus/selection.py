@@ -32,14 +32,10 @@ USUAL_LIMIT = cleaned.limit_bytes(TOKENS_DEFAULT)
 
 @dataclass(frozen=True)
 class Selection:
-    """The sources of a corpus, as pools of clean text.
+    """The sources of a corpus, as pools of clean text; `skipped` says why others are not used.
 
-    Attributes
-    ----------
-    calibration : to calibrate on, less the cut of each (`heldout.cut_of`).
-    cut : of these, the ones whose cuts are held out; empty if there is a pool held out whole.
-    heldout : the pool that is held out whole, or None.
-    skipped : source -> why it is not used.
+    All of `calibration` lose their cut (`heldout.cut_of`). Held out are the cuts of those in `cut`,
+    or else one pool, `heldout`, whole.
     """
 
     calibration: tuple[Pool, ...]
@@ -64,18 +60,7 @@ def select(
     count: Callable[[str], int],
     session: Session,
 ) -> Selection:
-    """Return the sources for a budget, as remembered or decided now.
-
-    Parameters
-    ----------
-    vocabulary_sha256 : of the model whose tokens are counted.
-    count : tokens of a text.
-
-    Raises
-    ------
-    UsageError : a source is named that the language does not have.
-    BadText, FetchFailed, MissingTool : no source is available; says why for each.
-    """
+    """Return the sources for a budget, as remembered or decided now."""
     _check(language, options)
     selector = _Selector(language, options, session)
     usual = selector.remembered({}, selector.usual)

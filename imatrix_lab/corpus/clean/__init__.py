@@ -61,16 +61,8 @@ def clean(
 ) -> Iterator[Document]:
     """Yield what is left of documents, in their order; `report` grows as they pass.
 
-    Memory does not grow with the text beyond the bounds of `duplicates`; the output is the same
-    for any number of workers.
-
-    Parameters
-    ----------
-    workers : processes for `STEPS`; duplicates are found in this one.
-
-    Raises
-    ------
-    ToolFailed : a worker died.
+    Memory does not grow with the text beyond the bounds of `duplicates`. The output is the same for
+    any number of workers, which do the `STEPS`; duplicates are found in this process.
     """
     report.labels = rules.labels
     seen = duplicates.Duplicates(rules)

@@ -112,7 +112,6 @@ def _is_list(lines: Sequence[str], rules: Rules) -> bool:
 
 
 def _lines(paragraph: str, where: str, rules: Rules, report: Report) -> str:
-    """Return a paragraph of several lines without those that are notices or menus."""
     if "\n" not in paragraph:
         return paragraph
     kept = []

@@ -43,12 +43,7 @@ class Duplicates:
         self._repeat_min = rules.chars(40)
 
     def drop(self, draft: Draft, draft_bands: Sequence[int], report: Report) -> None:
-        """Empty a draft that was seen before, or take out its paragraphs and lines that were.
-
-        Parameters
-        ----------
-        draft_bands : the draft's `bands`.
-        """
+        """Empty a draft that was seen before, or take out its paragraphs and lines that were."""
         report.step, where = "duplicates", draft.document.id
         reason = ""
         if not self._documents.add(_hash(draft.text)):
@@ -145,7 +140,6 @@ class HashSet:
 
 
 def _place(table: array[int], value: int) -> int:
-    """Return where a value is, or the free place where it belongs."""
     mask = len(table) - 1
     # not the low bits of the value: neighbours in the table would then share them
     place = (value * 0x9E3779B97F4A7C15 >> 40) & mask

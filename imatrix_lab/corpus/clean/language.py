@@ -120,13 +120,6 @@ def _guesses(
 def _drop(
     draft: Draft, whole: Guess, guesses: dict[int, Guess], rules: Rules, report: Report
 ) -> None:
-    """Empty a draft that is foreign as a whole, or drop its foreign paragraphs.
-
-    Parameters
-    ----------
-    guesses : by place, of the paragraphs long enough.
-    """
-
     def is_foreign(guess: Guess) -> bool:
         return guess.label not in rules.labels and guess.lead > MARGIN
 
@@ -158,9 +151,7 @@ def _surrounded(n: int, identified: Collection[int], foreign: set[int]) -> set[i
 class Identifier:
     """The multinomial naive Bayes model of py3langid (Lui and Baldwin, 2012).
 
-    Attributes
-    ----------
-    labels : one a column of the scores; a label may occur twice (scripts of one language).
+    Its labels, one a column of the scores, may repeat (scripts of one language).
     """
 
     def __init__(self) -> None:

@@ -129,7 +129,6 @@ def _composed(text: str, draft: Draft, report: Report) -> str:
 
 
 def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:
-    """Return a text with the changes that apply to it."""
     bits, changes = _compiled(rules.script, rules.prose)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     may_apply = int(np.bitwise_or.reduce(bits[points], initial=0))
@@ -143,7 +142,6 @@ def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:
 
 
 def _spaced(paragraph: str) -> str:
-    """Return a paragraph without double spaces or spaces at the ends of lines."""
     if "  " in paragraph:
         paragraph = _SPACES.sub(" ", paragraph)
     if " \n" in paragraph or "\n " in paragraph:
@@ -152,7 +150,6 @@ def _spaced(paragraph: str) -> str:
 
 
 def _around(before: str, after: str) -> str:
-    """Return the text around the first difference, as it was."""
     places = range(min(len(before), len(after)))
     n_equal = bisect_left(places, True, key=lambda i: before[: i + 1] != after[: i + 1])
     return before[max(0, n_equal - 40) : n_equal + 40]

@@ -33,10 +33,7 @@ _BATCH_CHARS = 1 << 18
 
 
 class Shingles:
-    """The runs of words and characters of some texts, 8 bytes each.
-
-    A text shorter than a run (an answer of a word) has none, and never hits.
-    """
+    """The runs of words and characters of some texts, 8 bytes each; shorter texts have none."""
 
     def __init__(self) -> None:
         self._known: NDArray[np.uint64] = np.empty(0, np.uint64)
@@ -83,8 +80,7 @@ class Shingles:
 def task_strings(path: Path) -> Iterator[str]:
     """Yield every string of a task file: .json, .jsonl, .csv, .tsv, .parquet, else plain text.
 
-    Lines and rows are streamed. JSON objects give their values at any depth, not the keys; plain
-    text gives paragraphs, since lines may end anywhere.
+    JSON gives its values at any depth, not the keys; plain text gives paragraphs.
     """
     try:
         match path.suffix.lower():

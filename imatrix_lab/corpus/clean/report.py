@@ -15,14 +15,10 @@ CHANGES = "changes"
 
 @dataclass
 class Report:
-    """Counts that grow while documents pass.
+    """Counts that grow while documents pass, by (`step`, reason, unit); units are constants here.
 
-    Attributes
-    ----------
-    counts : by (step, reason, unit); the units are the four constants of this module.
-    language_bytes : bytes of identified paragraphs by (label, whether they were kept).
-    step : the current step.
-    samples : ``{"step", "reason", "id", "text"}``, `SAMPLES` of each reason.
+    `language_bytes` are those of identified paragraphs, by (label, whether they were kept);
+    `samples` are ``{"step", "reason", "id", "text"}``, `SAMPLES` of each reason.
     """
 
     documents_in: int = 0
@@ -37,12 +33,7 @@ class Report:
     _sampled: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count(self, reason: str, unit: str, where: str, text: str, n: int = 1) -> None:
-        """Count what the step did `n` times in document `where`; keep the first texts as samples.
-
-        Parameters
-        ----------
-        unit : `DOCUMENTS`, `PARAGRAPHS`, `LINES` or `CHANGES`.
-        """
+        """Count what the step did `n` times in document `where`; keep the first texts as samples."""
         self.counts[self.step, reason, unit] += n
         if self._sampled[self.step, reason] < SAMPLES:
             self._sample({"step": self.step, "reason": reason, "id": where, "text": text})

@@ -27,17 +27,12 @@ class _Language(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """One language's thresholds.
+    """One language's thresholds; None for the script's default.
 
-    Attributes
-    ----------
-    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is program code: it keeps
-        spaces and marks, and is neither identified nor judged as prose.
-    labels : what the identifier may call it; empty if it does not know the language, which is
-        then recognised by its script alone.
-    document_chars_min, paragraph_chars_min : characters; None for the script's default.
-    script_share_min : the least share of a paragraph's letters (weighed by `density`) in the
-        script.
+    The script is ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is program code: it keeps
+    spaces and marks, and is neither identified nor judged as prose. A language without labels is
+    recognised by its script alone: at least `script_share_min` of a paragraph's letters, weighed
+    by `density`.
     """
 
     script: str

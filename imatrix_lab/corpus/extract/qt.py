@@ -23,7 +23,6 @@ def strings(name: str, raw: bytes) -> Iterator[str]:
 
 
 def _section(raw: bytes) -> bytes:
-    """Return the section of messages, or b"" if there is none."""
     at = len(_MAGIC)
     while at < len(raw):
         tag, length = struct.unpack_from(">BI", raw, at)

@@ -12,13 +12,10 @@ from imatrix_lab.types import Document
 
 @dataclass(frozen=True)
 class Pinned:
-    """A source and the exact bytes it gives: version and sha256.
+    """A source and the exact bytes it gives: version (a commit on the Hub) and sha256.
 
-    Attributes
-    ----------
-    version : of the package or the data set; a commit on the Hub.
-    sha256 : of the wheel or package; of several files, that of the list of their sha256. A commit
-        of the Hub names its bytes, so there it is that of repository, commit and configuration.
+    The sha256 is of the wheel or package; of several files, of the list of their sha256; on the
+    Hub, where a commit names its bytes, of repository, commit and configuration.
     """
 
     source: Source
@@ -46,16 +43,8 @@ class Kind(Protocol):
     def reach(self, source: Source, session: Session) -> Pinned:
         """Return which bytes this source would give now, at little cost.
 
-        Raises
-        ------
-        FetchFailed, MissingTool, BadText : it is not available here now; says why and what helps.
+        Raises `FetchFailed`, `MissingTool` or `BadText` if it is not available here now.
         """
 
     def documents(self, pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
-        """Yield the documents in the source's own order; what is fetched is kept in the store.
-
-        Raises
-        ------
-        FetchFailed : it cannot be fetched as pinned, or not to its end.
-        BadText : a file of it is missing, damaged or not UTF-8.
-        """
+        """Yield the documents in the source's own order; what is fetched is kept in the store."""

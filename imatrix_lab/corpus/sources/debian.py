@@ -51,11 +51,7 @@ _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Ask apt for the package's version, from the system's package lists or else our own.
-
-    Where apt has never been updated, lists of our own are fetched into the store, which needs
-    no root.
-    """
+    """Ask apt for the package's version, by the system's lists or our own, which need no root."""
     name = str(source.settings["package"])
     facts = _show(name, [])
     if not facts:
@@ -129,7 +125,6 @@ def _show(name: str, lists: Sequence[str]) -> dict[str, str]:
 
 
 def _with(folder: Path) -> list[str]:
-    """Return the options that make apt use the lists and caches in a folder."""
     paths = {
         "Dir::State::lists": folder / "lists",
         "Dir::Cache::archives": folder / "archives",
@@ -168,10 +163,7 @@ def _update(folder: Path) -> None:
 
 
 def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the regular files that fit a pattern, in the package's order.
-
-    Names have no ``./`` before them; what ends in ``.gz`` is unpacked.
-    """
+    """Yield (name, content) of the files that fit a pattern, in order; ``.gz`` are unpacked."""
     total = 0
     try:
         with package.open("rb") as file, _data(file, package) as archive:
@@ -192,7 +184,6 @@ def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes
 
 
 def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
-    """Return the tar of a package's files, to be read once from its beginning."""
     if file.read(len(_MAGIC)) != _MAGIC:
         raise BadText("this is not a Debian package", where=package)
     while header := file.read(_HEADER_BYTES):
