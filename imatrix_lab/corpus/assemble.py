@@ -64,7 +64,9 @@ def assemble(
     groups: Groups = []
     for part in mixture.parts:
         if part.language is None:
-            lanes = [_random_lane(part, vocabulary, n_tokens, options)]
+            n_drawn = int(n_tokens * options.n_samples * 1.5)
+            drawn = list(controls.random_tokens(vocabulary, n_drawn, options.seed))
+            lanes = [Lane(part.label, _blocks(drawn, vocabulary))]
         else:
             lanes = [
                 _lane(source, _cleared(source.calibration, seen, removed), vocabulary, options)
@@ -74,7 +76,9 @@ def assemble(
         if not any(lane.n_tokens for lane in lanes):
             raise BadText(f"there is too little text in {part.name} to calibrate on")
         groups.append((part.weight, lanes))
-    sample = _sample(groups, _chat_lane(chats, vocabulary), n_tokens, options)
+    # chats are blocks of one, so that each sample has some
+    chat_blocks = tuple(Block((d,), (vocabulary.count(d.text),)) for d in chats)
+    sample = _sample(groups, Lane("chats", chat_blocks), n_tokens, options)
     order = [d for _, d in packing.interleave(sample.lanes, sample.quotas, vocabulary.count)]
     text, used = packing.within_budget(order, sample.n_tokens, vocabulary.count)
     facts = {
@@ -122,19 +126,8 @@ def _lane(
     return packing.shuffled(lane, options.seed)
 
 
-def _random_lane(part: Part, vocabulary: Vocabulary, n_tokens: int, options: TextOptions) -> Lane:
-    n_drawn = int(n_tokens * options.n_samples * 1.5)
-    documents = list(controls.random_tokens(vocabulary, n_drawn, options.seed))
-    return Lane(part.label, _blocks(documents, vocabulary))
-
-
 def _blocks(documents: Sequence[Document], vocabulary: Vocabulary) -> tuple[Block, ...]:
     return tuple(packing.blocks(documents, [vocabulary.count(d.text) for d in documents]))
-
-
-def _chat_lane(chats: Sequence[Document], vocabulary: Vocabulary) -> Lane:
-    """Return chats as blocks of one, so that each sample has some."""
-    return Lane("chats", tuple(Block((d,), (vocabulary.count(d.text),)) for d in chats))
 
 
 @dataclass(frozen=True)

@@ -63,15 +63,8 @@ def limit_bytes(n_tokens: int) -> int:
 def declared(source: Source) -> dict[str, Any]:
     """Return what a source's file says of it, without the paths of a user's own files."""
     settings = {k: v for k, v in source.settings.items() if (source.kind, k) != ("files", "files")}
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "licence": source.licence,
-        "licence_class": source.licence_class,
-        "origin": source.origin,
-        "note": source.note,
-        "settings": settings,
-    }
+    facts = {k: v for k, v in vars(source).items() if k not in {"heldout", "tokens"}}
+    return facts | {"settings": settings}
 
 
 def identity(pinned: Pinned) -> dict[str, Any]:

@@ -66,7 +66,13 @@ def parse(word: str) -> Mixture:
     labels = [p.label for p in parts]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UsageError(f"{twice} is named twice in {word!r}")
-    return _mixture(parts)
+    if len(parts) == 1:
+        return Mixture(parts[0].label, parts[0].name, tuple(parts))
+    label = "-".join(f"{p.label}{_percent(p.weight)}" for p in parts)
+    if len(label) > LABEL_CHARS_MAX:
+        label = f"mix-of-{len(parts)}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    name = ", ".join(f"{_percent(p.weight)} % {p.name}" for p in parts)
+    return Mixture(label, name, tuple(parts))
 
 
 def parse_or_path(text: str, file: str) -> Mixture | Path:
@@ -78,16 +84,6 @@ def parse_or_path(text: str, file: str) -> Mixture | Path:
         if path.is_file() or (path / file).is_file():
             return path
         raise
-
-
-def _mixture(parts: list[Part]) -> Mixture:
-    if len(parts) == 1:
-        return Mixture(parts[0].label, parts[0].name, tuple(parts))
-    label = "-".join(f"{p.label}{_percent(p.weight)}" for p in parts)
-    if len(label) > LABEL_CHARS_MAX:
-        label = f"mix-of-{len(parts)}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
-    name = ", ".join(f"{_percent(p.weight)} % {p.name}" for p in parts)
-    return Mixture(label, name, tuple(parts))
 
 
 def _percent(weight: float) -> str:

@@ -21,12 +21,7 @@ from imatrix_lab.corpus.clean import (
     personal,
 )
 from imatrix_lab.corpus.clean.report import DOCUMENTS, Report
-from imatrix_lab.corpus.clean.rules import (
-    Draft,
-    Rules,
-    drop_short_document,
-    drop_short_paragraphs,
-)
+from imatrix_lab.corpus.clean.rules import Draft, Rules, drop_short_document, drop_short_paragraphs
 from imatrix_lab.corpus.documents import batches
 from imatrix_lab.types import Document
 

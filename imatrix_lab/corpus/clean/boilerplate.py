@@ -61,7 +61,12 @@ def _reason(paragraph: str, rules: Rules) -> str:
             return "notice"
         if _is_menu(paragraph):
             return "menu"
-        if _is_fragment(paragraph, rules):
+        is_short = len(paragraph) <= rules.chars(FRAGMENT_MAX)
+        if (
+            is_short
+            and rules.script not in WITHOUT_ENDS
+            and not SENTENCE_END.search(paragraph[-10:])
+        ):
             return "fragment"
     if "\n" in paragraph and _is_list(paragraph.split("\n"), rules):
         return "list"
@@ -78,13 +83,6 @@ def _is_notice(text: str, rules: Rules) -> bool:
 
 def _is_menu(text: str) -> bool:
     return any(map(text.__contains__, _SEPARATORS)) and _SEPARATED.fullmatch(text) is not None
-
-
-def _is_fragment(text: str, rules: Rules) -> bool:
-    """Return whether a paragraph is a few words that do not end like a sentence."""
-    if len(text) > rules.chars(FRAGMENT_MAX) or rules.script in WITHOUT_ENDS:
-        return False
-    return not SENTENCE_END.search(text[-10:])
 
 
 def _forgive_headings(reasons: list[str]) -> None:
@@ -116,9 +114,8 @@ def _lines(paragraph: str, where: str, rules: Rules, report: Report) -> str:
         return paragraph
     kept = []
     for line in paragraph.split("\n"):
-        short = len(line) <= rules.chars(NOTICE_MAX)
-        if short and (_is_notice(line, rules) or _is_menu(line)):
-            report.count("notice or menu", LINES, where, line)
-        else:
+        if len(line) > rules.chars(NOTICE_MAX) or not (_is_notice(line, rules) or _is_menu(line)):
             kept.append(line)
+        else:
+            report.count("notice or menu", LINES, where, line)
     return "\n".join(kept)

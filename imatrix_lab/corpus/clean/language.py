@@ -171,7 +171,10 @@ class Identifier:
         return scores
 
     def _scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        features = self._walk([_encoded(text) for text in texts])
+        trained_on = (text.lower() if text.isupper() else text for text in texts)  # and in NFC
+        features = self._walk(
+            [unicodedata.normalize("NFC", t).encode("utf-8", "surrogatepass") for t in trained_on]
+        )
         hit = features >= 0
         rows = np.concatenate([[0], np.cumsum(hit.sum(axis=1))])
         ones = np.ones(int(rows[-1]), np.float32)
@@ -202,13 +205,6 @@ class Identifier:
         in_order = np.empty_like(features.T, order="C")
         in_order[order] = features.T
         return in_order
-
-
-def _encoded(text: str) -> bytes:
-    """Return a text as the model was trained on it."""
-    if text.isupper():
-        text = text.lower()
-    return unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
 
 
 @functools.cache

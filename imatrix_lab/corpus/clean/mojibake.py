@@ -58,11 +58,8 @@ def _repaired(text: str, script: str) -> str | None:
         except UnicodeError:
             return None
         if not SIGN.search(text):
-            return text if _plausible(text, script) else None
+            points = scripts.code_points(text)
+            own, latin = scripts.letters_of(script)[points], scripts.letters_of("Latn")[points]
+            is_foreign = ((own == 1) & (latin == 1)).any()
+            return None if is_foreign or _CONTROLS.search(text) else text
     return None
-
-
-def _plausible(text: str, script: str) -> bool:
-    points = scripts.code_points(text)
-    own, latin = scripts.letters_of(script)[points], scripts.letters_of("Latn")[points]
-    return not ((own == 1) & (latin == 1)).any() and not _CONTROLS.search(text)

@@ -45,10 +45,6 @@ _ARABIC = "\u0620-\u064a\u066e-\u06d3\u06fa-\u06ff\u0750-\u077f"
 _Change = tuple[str, str, str | Callable[[re.Match[str]], str]]
 
 
-def _compatible(match: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKC", match.group())
-
-
 def _changes(script: str, prose: bool) -> Iterator[_Change]:
     """Yield (reason, pattern, replacement) in order."""
     yield "control", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufff9-\ufffb]", ""
@@ -59,7 +55,8 @@ def _changes(script: str, prose: bool) -> Iterator[_Change]:
     hidden += "" if script in RIGHT_TO_LEFT else "\u200e\u200f\u202a-\u202e\u2066-\u2069"
     yield "invisible", f"[{hidden}]", ""
     # of Arabic presentation forms the ligatures FDF0–FDFF stand for words and are written so
-    yield "compatibility", "[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]", _compatible
+    forms = "[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]"
+    yield "compatibility", forms, lambda m: unicodedata.normalize("NFKC", m.group())
     if script == "Mlym":
         yield "chillu", "[ണനരലളക]\u0d4d\u200d", lambda m: CHILLU[m.group()[0]]
     yield "joiners", _idle_joiners(script), ""

@@ -5,24 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
+from imatrix_lab.corpus.languages import Language
 from imatrix_lab.types import Document
 
 DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
 """Characters that the same text takes in a script, relative to Latin (parallel news)."""
 
 _BREAK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
-
-
-class _Language(Protocol):
-    @property
-    def script(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def clean(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -42,9 +34,10 @@ class Rules:
     script_share_min: float = 0.5
 
     @classmethod
-    def of(cls, language: _Language) -> Rules:
+    def of(cls, language: Language) -> Rules:
         """Return the rules of a language."""
-        return cls(language.script, tuple(language.labels), **language.clean)
+        limits: dict[str, Any] = dict(language.clean)
+        return cls(language.script, tuple(language.labels), **limits)
 
     @property
     def prose(self) -> bool:

@@ -8,6 +8,7 @@ import bz2
 import contextlib
 import gzip
 import io
+import itertools
 import lzma
 import re
 import shutil
@@ -70,17 +71,12 @@ def reach(source: Source, session: Session) -> Pinned:
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield what the extractor reads from the files named, which may be patterns."""
-    return extract(pinned.source, _files(pinned, session))
-
-
-def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
-    is_empty = True
-    for file in members(_package(pinned, session), source.settings["files"]):
-        is_empty = False
-        yield file
-    if is_empty:
+    files = members(_package(pinned, session), source.settings["files"])
+    first = next(files, None)
+    if first is None:
         raise BadText(f"{source.origin} {pinned.version} has no {source.settings['files'][0]}")
+    yield from extract(source, itertools.chain([first], files))
 
 
 def _package(pinned: Pinned, session: Session) -> Path:
@@ -177,7 +173,12 @@ def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes
                     raise BadText(f"{name} is too large", where=package)
                 raw = content.read()
                 if name.endswith(".gz"):
-                    raw = _gunzipped(raw, name, package)
+                    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                    raw = unpacker.decompress(raw, FILE_BYTES_MAX)
+                    if unpacker.unconsumed_tail:
+                        raise BadText(
+                            f"{name} unpacks to over {FILE_BYTES_MAX >> 20} MiB", where=package
+                        )
                 yield name.removesuffix(".gz"), raw
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise BadText(f"this Debian package is damaged: {error}", where=package) from error
@@ -218,11 +219,3 @@ class _Part(io.RawIOBase):
         buffer[: len(block)] = block
         self._left -= len(block)
         return len(block)
-
-
-def _gunzipped(raw: bytes, name: str, package: Path) -> bytes:
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    text = unpacker.decompress(raw, FILE_BYTES_MAX)
-    if unpacker.unconsumed_tail:
-        raise BadText(f"{name} unpacks to more than {FILE_BYTES_MAX >> 20} MiB", where=package)
-    return text
