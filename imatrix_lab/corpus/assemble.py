@@ -69,7 +69,7 @@ def assemble(
             lanes = [Lane(part.label, _blocks(drawn, vocabulary))]
         else:
             lanes = [
-                _lane(source, _cleared(source.calibration, seen, removed), vocabulary, options)
+                _lane(source, _cleared(source, seen, removed), vocabulary, options)
                 for source in sources
                 if source.part is part and source.calibration
             ]
@@ -105,14 +105,11 @@ def _sources(part: Part, selection: Selection) -> list[_PartSource]:
     return sources
 
 
-def _cleared(
-    documents: Sequence[Document], seen: Shingles, removed: Counter[str]
-) -> list[Document]:
-    cleared = list(without_overlap(documents, seen))
+def _cleared(source: _PartSource, seen: Shingles, removed: Counter[str]) -> list[Document]:
+    cleared = list(without_overlap(source.calibration, seen))
     removed["paragraphs"] += sum(n_paragraphs for _, n_paragraphs in cleared)
-    kept = [document for document, _ in cleared if document]
-    removed["documents"] += len(cleared) - len(kept)
-    return kept
+    removed["documents"] += sum(document is None for document, _ in cleared)
+    return [document for document, _ in cleared if document]
 
 
 def _lane(

@@ -78,10 +78,8 @@ def restored(remembered: Mapping[str, Any], language: Language) -> Pinned:
         pinned = Pinned(source, remembered["version"], remembered["sha256"])
         if identity(pinned) == remembered:
             return pinned
-    raise BadText(
-        f"{language.name} no longer has the source {remembered['name']} as it was",
-        fix=f"imatrix-lab corpus build {language.code} --renew",
-    )
+    what = f"{language.name} no longer has the source {remembered['name']} as it was"
+    raise BadText(what, fix=f"imatrix-lab corpus build {language.code} --renew")
 
 
 def inputs(language: Language, pinned: Pinned, limit: int) -> dict[str, Any]:
@@ -101,9 +99,8 @@ def build(language: Language, pinned: Pinned, limit: int, workers: int, session:
     source = pinned.source
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        session.progress.say(
-            f"text {language.code}: {source.origin} ({source.licence}; {source.note})"
-        )
+        origin = f"{source.origin} ({source.licence}; {source.note})"
+        session.progress.say(f"text {language.code}: {origin}")
         report = Report()
         raw = KINDS[source.kind].documents(pinned, language, session)
         pieces = _pieces(clean.clean(raw, Rules.of(language), report, workers))

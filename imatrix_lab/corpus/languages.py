@@ -225,7 +225,6 @@ def get(word: str, folder: Path | None = None) -> Language:
             for path, why in language.faults.items():
                 raise UsageError(why, where=path, fix="correct or delete this file")
             return language
-    near = difflib.get_close_matches(name, languages, 3, 0.5)
-    what = f"no corpus for a language called {word!r}"
-    what += f" (near: {', '.join(near)})" if near else ""
+    near = ", ".join(difflib.get_close_matches(name, languages, 3, 0.5))
+    what = f"no corpus for a language called {word!r}" + (f" (near: {near})" if near else "")
     raise UsageError(what, fix=f"one of: {' '.join(languages)}")

@@ -84,9 +84,8 @@ def _check(language: Language, options: TextOptions) -> None:
     known = [s.name for s in language.sources]
     for name in (*options.sources, *filter(None, [options.heldout])):
         if name not in known:
-            raise UsageError(
-                f"{language.name} has no source called {name!r}", fix=f"one of: {' '.join(known)}"
-            )
+            what = f"{language.name} has no source called {name!r}"
+            raise UsageError(what, fix=f"one of: {' '.join(known)}")
     if options.heldout in options.sources:
         raise UsageError(f"{options.heldout} cannot both be calibrated on and held out")
 
@@ -216,17 +215,13 @@ class _Selector:
                     raise
                 why = f"{error.what} ({error.where})" if error.where else error.what
                 if not any(error.what in reason for reason in skipped.values()):
-                    self.session.progress.say(
-                        f"note: {self.language.code}: without {source.name}: {why}"
-                    )
+                    note = f"note: {self.language.code}: without {source.name}: {why}"
+                    self.session.progress.say(note)
                 skipped[source.name] = why
 
 
 def _spare(pools: Sequence[Pool]) -> Pool | None:
-    """Return the smallest source that can be held out whole without starving calibration.
-
-    It may take what exceeds the usual budget, or a quarter of a text that is short anyway.
-    """
+    """Return the smallest source beyond the budget, or of at most a quarter where text is short."""
     total = sum(p.n_bytes for p in pools)
     for candidate in sorted(pools, key=lambda p: p.n_bytes)[: len(pools) - 1]:
         rest = total - candidate.n_bytes

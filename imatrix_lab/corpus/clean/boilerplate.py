@@ -62,11 +62,8 @@ def _reason(paragraph: str, rules: Rules) -> str:
         if _is_menu(paragraph):
             return "menu"
         is_short = len(paragraph) <= rules.chars(FRAGMENT_MAX)
-        if (
-            is_short
-            and rules.script not in WITHOUT_ENDS
-            and not SENTENCE_END.search(paragraph[-10:])
-        ):
+        has_end = rules.script in WITHOUT_ENDS or SENTENCE_END.search(paragraph[-10:])
+        if is_short and not has_end:
             return "fragment"
     if "\n" in paragraph and _is_list(paragraph.split("\n"), rules):
         return "list"

@@ -87,13 +87,10 @@ def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 def _check(labels: Sequence[str]) -> None:
     known = identifier().labels
-    for label in labels:
-        if label not in known:
-            near = difflib.get_close_matches(label, known, 3, 0.5)
-            raise UsageError(
-                f"language identification has no label {label!r}",
-                fix=f"labels = [] in the language's file, or of: {' '.join(near or known)}",
-            )
+    for label in sorted(set(labels).difference(known)):
+        near = " ".join(difflib.get_close_matches(label, known, 3, 0.5) or known)
+        fix = f"labels = [] in the language's file, or of: {near}"
+        raise UsageError(f"language identification has no label {label!r}", fix=fix)
 
 
 class Guess(NamedTuple):
@@ -171,10 +168,10 @@ class Identifier:
         return scores
 
     def _scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        trained_on = (text.lower() if text.isupper() else text for text in texts)  # and in NFC
-        features = self._walk(
-            [unicodedata.normalize("NFC", t).encode("utf-8", "surrogatepass") for t in trained_on]
-        )
+        # the model was trained on NFC, and not on capitals alone
+        cased = (text.lower() if text.isupper() else text for text in texts)
+        composed = (unicodedata.normalize("NFC", text) for text in cased)
+        features = self._walk([text.encode("utf-8", "surrogatepass") for text in composed])
         hit = features >= 0
         rows = np.concatenate([[0], np.cumsum(hit.sum(axis=1))])
         ones = np.ones(int(rows[-1]), np.float32)

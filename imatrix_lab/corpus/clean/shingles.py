@@ -18,8 +18,7 @@ def shingles(
     r"""Return 64-bit hashes of all runs of `n_words` words and of `n_characters` characters.
 
     Words are ``[\p{L}\p{M}\p{N}]+`` without regard to case; what is between them is ignored.
-    In scripts without spaces (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan) the unit is the
-    character. A text shorter than a run has none.
+    In scripts without spaces the unit is the character. A text shorter than a run has none.
     The hash is a polynomial modulo 2^64 over the words' CRC-32: the same on every machine.
     With the hashes, one text after the other, are the offsets where each text's begin, (texts + 1).
     """

@@ -42,10 +42,8 @@ def extract(source: Source, files: Iterable[tuple[str, bytes]]) -> Iterator[Docu
     """Yield the documents in files (name, content); short ones join the next, across files too."""
     extractor = str(source.settings["extractor"])
     if extractor not in EXTRACTORS:
-        raise UsageError(
-            f"{source.name}: no extractor is called {extractor!r}",
-            fix=f"one of: {' '.join(EXTRACTORS)}",
-        )
+        what = f"{source.name}: no extractor is called {extractor!r}"
+        raise UsageError(what, fix=f"one of: {' '.join(EXTRACTORS)}")
     pending: list[str] = []
     first_id = ""
     for name, raw in files:

@@ -31,10 +31,8 @@ def row_id(number: int, own_id: object) -> str:
 def check_unchanged(pinned: Pinned, now: Pinned, language: Language) -> None:
     """Raise `BadText` if a text on this machine is not the one that was pinned."""
     if now.sha256 != pinned.sha256:
-        raise BadText(
-            f"the text {pinned.source.name} has changed since it was chosen",
-            fix=f"imatrix-lab corpus build {language.code} --renew",
-        )
+        what = f"the text {pinned.source.name} has changed since it was chosen"
+        raise BadText(what, fix=f"imatrix-lab corpus build {language.code} --renew")
 
 
 class Kind(Protocol):

@@ -62,10 +62,8 @@ def reach(source: Source, session: Session) -> Pinned:
                 _refresh(lists, session.progress)
         facts = _show(name, _with(lists)) if lists.exists() else {}
     if not facts:
-        raise FetchFailed(
-            f"apt knows no package {name}",
-            fix="sudo apt-get update; a distribution other than Debian may lack this package",
-        )
+        fix = "sudo apt-get update; a distribution other than Debian may lack this package"
+        raise FetchFailed(f"apt knows no package {name}", fix=fix)
     return Pinned(source, facts["Version"], facts["SHA256"])
 
 
@@ -112,10 +110,8 @@ def _show(name: str, lists: Sequence[str]) -> dict[str, str]:
     try:
         done = process.run(argv, check=False, timeout_s=60)
     except MissingTool as error:
-        raise MissingTool(
-            "apt is missing: Debian packages need Debian, Ubuntu or a relative",
-            fix="choose another source: --source NAME",
-        ) from error
+        what = "apt is missing: Debian packages need Debian, Ubuntu or a relative"
+        raise MissingTool(what, fix="choose another source: --source NAME") from error
     fields = dict(re.findall(r"^(Version|SHA256|Size): (\S+)$", done.tail, re.MULTILINE))
     return fields if {"Version", "SHA256"} <= fields.keys() else {}
 
@@ -149,11 +145,8 @@ def _update(folder: Path) -> None:
     try:
         process.run(argv, log=temporary / "update.log", timeout_s=UPDATE_TIMEOUT_S)
     except ToolFailed as error:
-        raise FetchFailed(
-            f"apt's lists of packages cannot be fetched: {error.what}",
-            where=error.where,
-            fix="sudo apt-get update",
-        ) from error
+        what = f"apt's lists of packages cannot be fetched: {error.what}"
+        raise FetchFailed(what, where=error.where, fix="sudo apt-get update") from error
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
 
@@ -176,9 +169,8 @@ def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes
                     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
                     raw = unpacker.decompress(raw, FILE_BYTES_MAX)
                     if unpacker.unconsumed_tail:
-                        raise BadText(
-                            f"{name} unpacks to over {FILE_BYTES_MAX >> 20} MiB", where=package
-                        )
+                        what = f"{name} unpacks to more than {FILE_BYTES_MAX >> 20} MiB"
+                        raise BadText(what, where=package)
                 yield name.removesuffix(".gz"), raw
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise BadText(f"this Debian package is damaged: {error}", where=package) from error
@@ -196,9 +188,8 @@ def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
         if name.startswith("data.tar"):
             unpack = _UNPACKERS.get(name.removeprefix("data.tar"))
             if unpack is None:
-                raise BadText(
-                    f"this Debian package uses unknown compression: {name}", where=package
-                )
+                what = f"this Debian package uses unknown compression: {name}"
+                raise BadText(what, where=package)
             part = io.BufferedReader(_Part(file, size_bytes))
             return tarfile.open(fileobj=unpack(part), mode="r|")
         file.seek(size_bytes + size_bytes % 2, 1)
