@@ -47,7 +47,10 @@ def drop(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         where = draft.document.id
         draft.paragraphs = [_lines(p, where, rules, report) for p in draft.paragraphs]
         reasons = [_reason(p, rules) if p else "" for p in draft.paragraphs]
-        _forgive_headings(reasons)
+        for i, reason in enumerate(reasons[:-1]):
+            alone = i == 0 or reasons[i - 1] != "fragment"
+            if reason == "fragment" and alone and not reasons[i + 1]:
+                reasons[i] = ""  # before running text it is a heading
         draft.drop({i: reason for i, reason in enumerate(reasons) if reason}, report)
         draft.paragraphs = [p for p in draft.paragraphs if p]
 
@@ -80,14 +83,6 @@ def _is_notice(text: str, rules: Rules) -> bool:
 
 def _is_menu(text: str) -> bool:
     return any(map(text.__contains__, _SEPARATORS)) and _SEPARATED.fullmatch(text) is not None
-
-
-def _forgive_headings(reasons: list[str]) -> None:
-    """Keep a single fragment before running text: it is a heading."""
-    for i, reason in enumerate(reasons[:-1]):
-        alone = i == 0 or reasons[i - 1] != "fragment"
-        if reason == "fragment" and alone and not reasons[i + 1]:
-            reasons[i] = ""
 
 
 def _is_list(lines: Sequence[str], rules: Rules) -> bool:

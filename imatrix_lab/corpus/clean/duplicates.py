@@ -126,17 +126,13 @@ class HashSet:
             self._old = self._table
             self._start()
         elif 4 * self._n >= 3 * len(self._table):
-            self._grow()
+            before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
+            for known in filter(None, before):
+                self._table[_place(self._table, known)] = known
         value = value or 1
         self._table[_place(self._table, value)] = value
         self._n += 1
         return True
-
-    def _grow(self) -> None:
-        before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
-        for value in before:
-            if value:
-                self._table[_place(self._table, value)] = value
 
 
 def _place(table: array[int], value: int) -> int:

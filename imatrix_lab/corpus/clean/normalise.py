@@ -108,7 +108,11 @@ def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Normalise every paragraph, and drop those in which characters were lost (U+FFFD)."""
     for draft in drafts:
         before = draft.text
-        text = _composed(_changed(before, draft, rules, report), draft, report)
+        text = _changed(before, draft, rules, report)
+        # is_normalized() does the same work where it is not sure, as in Malayalam
+        if not text.isascii() and (composed := unicodedata.normalize("NFC", text)) != text:
+            report.count("NFC", CHANGES, draft.document.id, _around(text, composed))
+            text = composed
         if text is not before:
             draft.paragraphs = split(text)
         if rules.prose:
@@ -116,13 +120,6 @@ def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         if "\ufffd" in text:
             damaged = [i for i, p in enumerate(draft.paragraphs) if "\ufffd" in p]
             draft.drop(dict.fromkeys(damaged, "replacement character"), report)
-
-
-def _composed(text: str, draft: Draft, report: Report) -> str:
-    if text.isascii() or (new := unicodedata.normalize("NFC", text)) == text:
-        return text  # is_normalized() does the same work where it is not sure, as in Malayalam
-    report.count("NFC", CHANGES, draft.document.id, _around(text, new))
-    return new
 
 
 def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:

@@ -147,8 +147,7 @@ def _is_phone(text: str) -> bool:
 
 def _is_card(text: str) -> bool:
     issuers = r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|35(?:2[89]|[3-8])"
-    digits = _bare(text)
-    return luhn(digits) and re.match(issuers, digits) is not None
+    return luhn(digits := _bare(text)) and re.match(issuers, digits) is not None
 
 
 def _checked(test: Callable[[str], bool]) -> Callable[[str], bool]:

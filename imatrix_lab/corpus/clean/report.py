@@ -36,8 +36,7 @@ class Report:
     def count(self, reason: str, unit: str, where: str, text: str, n: int = 1) -> None:
         """Count what the step did `n` times in document `where`; keep the first texts."""
         self.counts[self.step, reason, unit] += n
-        if self._sampled[self.step, reason] < SAMPLES:
-            self._sample({"step": self.step, "reason": reason, "id": where, "text": text})
+        self._sample({"step": self.step, "reason": reason, "id": where, "text": text})
 
     def _sample(self, sample: dict[str, str]) -> None:
         key = sample["step"], sample["reason"]

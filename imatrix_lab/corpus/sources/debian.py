@@ -127,7 +127,6 @@ def _with(folder: Path) -> list[str]:
 
 
 def _refresh(folder: Path, progress: Progress) -> None:
-    """Fetch lists of our own if there are none; if they are old, keep them where that fails."""
     if not folder.exists():
         progress.say("apt does not know this package: fetching lists of packages into the store")
         _update(folder)

@@ -97,9 +97,8 @@ def _call(pinned: Pinned, call: Callable[[], T]) -> T:
         OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError
     ) as error:  # fmt: skip
         what = f"{pinned.source.origin} cannot be read to its end ({type(error).__name__})"
-    raise FetchFailed(
-        what, fix="run the same command again, or choose another source: --source NAME"
-    )
+    fix = "run the same command again, or choose another source: --source NAME"
+    raise FetchFailed(what, fix=fix)
 
 
 def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:
