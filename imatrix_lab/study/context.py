@@ -23,11 +23,8 @@ from imatrix_lab.types import ComputeOptions, Model
 class Shared:
     """What every step may look at.
 
-    Attributes
-    ----------
-    models : each with a label of its own.
-    sizes : bytes of a quant, by model's label and type.
-    missing : models that could not be fetched or read.
+    Each model has a label of its own; `sizes` are bytes of a quant, by that label and type;
+    `missing` are models that could not be fetched or read.
     """
 
     recipe: Recipe
@@ -74,9 +71,7 @@ class Shared:
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     """Return what the steps share; llama.cpp is built and models are fetched if necessary.
 
-    Raises
-    ------
-    ImatrixLabError : no llama.cpp, or none of the models.
+    Raises ImatrixLabError: no llama.cpp, or none of the models.
     """
     tools = toolchain.get(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
@@ -98,9 +93,8 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     sizes = {}
     for model in models:
         settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
-        for quant_type in recipe.types:
-            size = run.estimate(tools, model, quant_type, run.Options(settings))
-            sizes[model.label, quant_type] = size
+        for t in recipe.types:
+            sizes[model.label, t] = run.estimate(tools, model, t, run.Options(settings))
     return Shared(recipe, folder, session.store, tools, tuple(models), sizes, tuple(missing))
 
 

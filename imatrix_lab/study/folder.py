@@ -60,12 +60,7 @@ class Folder:
         return self.path.joinpath(*names)
 
     def begin(self, recipe: Path) -> None:
-        """Make the folder for a recipe, or check that it is this recipe's; copy the recipe.
-
-        Raises
-        ------
-        UsageError : it is another recipe's, or has other files in it.
-        """
+        """Make the folder for a recipe and copy it, or refuse a folder with anything else."""
         copy, text = self.of(RECIPE), recipe.read_bytes().decode()
         if copy.exists() and self.of("steps").is_dir():
             old = _determining(load(copy, recipe.parent))
@@ -77,9 +72,8 @@ class Folder:
                     " or remove this one",
                 )
         elif self.path.exists() and (not self.path.is_dir() or self._has_other_files()):
-            raise UsageError(
-                "this is not an empty folder", where=self.path, fix="--out ANOTHER_FOLDER"
-            )
+            fix = "--out ANOTHER_FOLDER"
+            raise UsageError("this is not an empty folder", where=self.path, fix=fix)
         else:
             try:
                 self.of("steps").mkdir(parents=True)
@@ -88,7 +82,6 @@ class Folder:
         write_whole(copy, text)
 
     def _has_other_files(self) -> bool:
-        """Whether it is more than the start of a study's folder."""
         return any(p.name != "steps" or any(p.iterdir()) for p in self.path.iterdir())
 
     def recipe(self) -> Recipe:

@@ -18,14 +18,10 @@ FILES = "files"
 
 @dataclass(frozen=True)
 class Turn:
-    """What a step is given when it runs.
+    """What a step is given when it runs: results of the steps it depends on or comes after.
 
-    Attributes
-    ----------
-    results : of the steps it depends on or comes after, by step.
-    before : its own result of an earlier run that lacked some of the steps it uses; else empty.
-    parts : of the steps it uses, those that are in `before`.
-    before_s : seconds of that run.
+    `before` is its own result of an earlier run that lacked some of the steps it uses, else empty;
+    `parts` are the steps in it, `before_s` that run's seconds.
     """
 
     threads: int
@@ -43,7 +39,6 @@ class Step:
     Attributes
     ----------
     id : fit for a file's name.
-    what : in words.
     run : does it; returns facts as JSON values, files under `FILES`.
     inputs : what determines its result, besides the steps it depends on.
     needs : steps without which it cannot run.
@@ -54,7 +49,6 @@ class Step:
     is_cleanup : run each time, and not recorded.
     cost : tokens through the model, roughly: its share of the time left.
     cores : the most it can use.
-    memory_bytes : roughly what it takes.
     """
 
     id: str
@@ -78,12 +72,9 @@ class Step:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a step that ran leaves.
+    """What a step that ran leaves: the fingerprint of what determined its result, and that.
 
-    Attributes
-    ----------
-    key : fingerprint of what determined the result.
-    parts : of the steps it uses, those whose products are in it.
+    `parts` are, of the steps it uses, those whose products are in it.
     """
 
     key: str

@@ -10,17 +10,9 @@ from imatrix_lab.types import Model
 
 @dataclass(frozen=True)
 class Products:
-    """Everything a study made.
+    """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
 
-    Attributes
-    ----------
-    models : by label.
-    calibrations : in no particular order; the absence of an imatrix is one.
-    imatrices : files that exist, by sha256.
-    quants : their files may be gone.
-    predictions : without what was measured.
-    token_records, item_records : Parquet files in the study's folder.
-    commands : that repeat the study.
+    Predictions are without what was measured; commands are those that repeat the study.
     """
 
     recipe: Recipe

@@ -23,8 +23,6 @@ REFERENCE = "docs/recipe.toml"
 TOKENS_MIN = 1024
 """llama-imatrix needs two windows of 512."""
 SAMPLES_MAX = 100
-_FIXED = ("schema", "name", "models", "reduced")
-"""What [reduced] cannot replace."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +159,7 @@ def find(name: str) -> Path:
 def load(path: Path, folder: Path | None = None) -> Recipe:
     """Return a recipe, with [reduced] laid over it if the model is the demo model.
 
-    Parameters
-    ----------
-    folder : where the files that it names are; None for its own folder.
-
-    Raises
-    ------
-    UsageError : unreadable, an unknown key, or an invalid value.
+    The files that it names are in `folder`; None: in its own folder.
     """
     raw = config.read_toml(path)
     if raw.get("schema") != SCHEMA:
@@ -177,15 +169,14 @@ def load(path: Path, folder: Path | None = None) -> Recipe:
             fix=f"schema = {SCHEMA}; or, if it is newer, a newer imatrix-lab",
         )
     full = config.build(Recipe, raw, path)
-    if fixed := [key for key in _FIXED if key in full.reduced]:
+    if fixed := [key for key in ("schema", "name", "models", "reduced") if key in full.reduced]:
         raise UsageError(f"{fixed[0]!r} is not allowed in [reduced]", where=path)
     reduced = config.build(Recipe, _merged(raw, full.reduced), path, "reduced")
     # both are checked, so that a mistake in either form is reported at once
     checked = [_checked(recipe, path) for recipe in (full, reduced)]
-    base = path.parent if folder is None else folder
-    return _with_paths(
-        checked[full.is_reduced], lambda file: os.path.relpath(base / Path(file).expanduser())
-    )
+    base = folder or path.parent
+    chosen = checked[full.is_reduced]
+    return _with_paths(chosen, lambda file: os.path.relpath(base / Path(file).expanduser()))
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,20 +188,16 @@ def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _checked(recipe: Recipe, path: Path) -> Recipe:
-    """Return a recipe with canonical names of types and languages."""
     for problem in _problems(recipe):
         raise UsageError(problem, where=path, fix=f"{REFERENCE} explains each key")
-    texts = tuple(
-        text if "=" in text else languages.get(text).code for text in recipe.evaluation.texts
-    )
+    texts = tuple(t if "=" in t else languages.get(t).code for t in recipe.evaluation.texts)
     if repeated := _repeated([text.partition("=")[0] for text in texts]):
         raise UsageError(f"evaluation.texts: two are called {repeated!r}", where=path)
-    types = programs.quant_types(recipe.types)
-    return replace(recipe, types=types, evaluation=replace(recipe.evaluation, texts=texts))
+    evaluation = replace(recipe.evaluation, texts=texts)
+    return replace(recipe, types=programs.quant_types(recipe.types), evaluation=evaluation)
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    """Yield every problem in the recipe."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,59}", recipe.name):
         yield f"name: {recipe.name!r} has more than small letters, digits, - and _"
     yield from _list_problems(recipe)
@@ -233,7 +220,6 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _list_problems(recipe: Recipe) -> Iterator[str]:
-    """Yield lists that are empty, or have an empty or repeated name."""
     for key, names in {
         "models": recipe.models,
         "types": recipe.types,

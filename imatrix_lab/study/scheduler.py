@@ -20,12 +20,7 @@ from imatrix_lab.study.status import Watch
 
 @dataclass(frozen=True)
 class Capacity:
-    """What may be used at a time.
-
-    Attributes
-    ----------
-    threads : of each step; 0 shares the cores among the steps that can run.
-    """
+    """What may be used at a time; threads are those of each step, 0 to share the cores."""
 
     jobs: int
     cores: int
@@ -44,7 +39,6 @@ class Outcome:
     missing: tuple[Missing, ...]
 
 
-@dataclass(frozen=True)
 class _Stopped:
     """A step was interrupted."""
 
@@ -53,23 +47,15 @@ Save = Callable[[str, StepRecord], None]
 
 
 class Scheduler:
-    """Runs the steps that are not done yet.
+    """Runs the steps that are not done yet; `save` stores each record as soon as it is there.
 
-    Parameters
-    ----------
-    save : stores a record; called as soon as its step is done.
-    logs : folder for the tracebacks of bugs.
+    Tracebacks of bugs go into the folder `logs`.
     """
 
     def __init__(
-        self,
-        steps: Steps,
-        records: Records,
-        capacity: Capacity,
-        watch: Watch,
-        save: Save,
+        self, steps: Steps, records: Records, capacity: Capacity, watch: Watch, save: Save,
         logs: Path,
-    ):
+    ):  # fmt: skip
         self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
         self.steps, self.keys = steps, graph.keys(steps)
         self.records = graph.finished(steps, records)
@@ -79,8 +65,7 @@ class Scheduler:
         self.causes: dict[str, set[str]] = {}
         """Of each step that failed or was skipped, the steps at fault."""
         self._stop = threading.Event()
-        self._ended: queue.SimpleQueue[tuple[Step, StepRecord | Exception | _Stopped]]
-        self._ended = queue.SimpleQueue()
+        self._ended = queue.SimpleQueue[tuple[Step, StepRecord | Exception | _Stopped]]()
 
     def run(self) -> Outcome:
         """Run the steps; none is left running when this returns or raises."""
@@ -92,18 +77,14 @@ class Scheduler:
         except BaseException:
             self._interrupt()
             raise
-        missing = (
-            replace(failure, left_out=self._skipped(cause))
-            for cause, failure in self.failures.items()
-        )
+        failures = self.failures.items()
+        missing = (replace(failure, left_out=self._skipped(cause)) for cause, failure in failures)
         return Outcome(dict(self.records), tuple(missing))
 
     def _skipped(self, cause: str) -> tuple[str, ...]:
         """Return the steps skipped because of one, in an order that does not depend on time."""
         skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()) and s.id != cause)
         return tuple(step.what for step in skipped)
-
-    # -- which
 
     def _start_ready(self) -> None:
         """Skip what cannot run any more, and start what can run now."""
@@ -148,8 +129,7 @@ class Scheduler:
         cores = capacity.cores - sum(threads for _, threads, _ in self.running.values())
         memory = capacity.memory_bytes - sum(s.memory_bytes for s, _, _ in self.running.values())
         places = min(capacity.jobs - len(self.running), cores // max(1, capacity.threads))
-        if not self.running:
-            places = max(1, places)
+        places = places if self.running else max(1, places)
         chosen: list[Step] = []
         for step in ready:
             fits = step.memory_bytes <= memory or not (self.running or chosen)
@@ -163,8 +143,6 @@ class Scheduler:
             cores -= threads
             fitting.append((step, threads))
         return fitting
-
-    # -- how
 
     def _start(self, step: Step, threads: int) -> None:
         results = {
@@ -233,14 +211,11 @@ class Scheduler:
     def _interrupt(self) -> None:
         """Interrupt what runs, and wait until it has ended, whatever signals come."""
         self._stop.set()
-        while True:
-            try:
+        while any(thread.is_alive() for _, _, thread in self.running.values()):
+            with contextlib.suppress(KeyboardInterrupt):
                 for _, _, thread in self.running.values():
-                    if thread.ident is not None:
+                    if thread.is_alive():
                         thread.join()
-                break
-            except KeyboardInterrupt:
-                continue
         while not self._ended.empty():
             step, outcome = self._ended.get()
             if isinstance(outcome, StepRecord) and not step.is_cleanup:  # done just before

@@ -39,16 +39,13 @@ TARGETS = ("imatrix", "merge", "score", "loss", "task")
 def steps(shared: Shared) -> tuple[Step, ...]:
     """Return the steps of a study, each after those it depends on.
 
-    Raises
-    ------
-    UsageError : a quant is larger than the disk that may be used.
+    Raises UsageError: a quant is larger than the disk that may be used.
     """
     every: list[Step] = []
     before = ""
     for model in shared.models:
         own = _ModelSteps(shared, model)
-        every += own.texts()
-        every += own.imatrices()
+        every += [*own.texts(), *own.imatrices()]
         for number, batch in enumerate(own.batches, 1):
             every += own.batch(batch, number, before)
             before = every[-1].id if shared.recipe.limits.disk_gib else ""
@@ -83,8 +80,6 @@ def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQu
 
 
 class _ModelSteps:
-    """The steps of one model."""
-
     def __init__(self, shared: Shared, model: Model):
         self.shared, self.model, self.recipe = shared, model, shared.recipe
         self.calibrations = calibrations(self.recipe)
@@ -95,7 +90,12 @@ class _ModelSteps:
         """What determines everything of this model."""
         quants = [self._quant(c, type_) for type_ in self.recipe.types for c in self.calibrations]
         self.batches = batches(shared, model, quants)
-        self.base_logits = self._base_logits()
+        # decided once, so that numbers compare: are models in memory together? A GPU's memory is
+        # not known unless the recipe gives it; then one model is loaded at a time
+        fits = self._scoring_bytes(self.batches[0]) <= shared.memory_bytes()
+        is_known = shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
+        is_live = len(self.batches) == 1 and fits and is_known
+        self.base_logits = "live" if is_live else "cached"
 
     def _id(self, *names: str) -> str:
         return ".".join((self.model.label, *names))
@@ -118,15 +118,6 @@ class _ModelSteps:
     def _size(self, quant: PlannedQuant) -> int:
         return self.shared.sizes[self.model.label, quant.type]
 
-    def _base_logits(self) -> str:
-        """Return whether models are in memory together: decided once, so that numbers compare.
-
-        A GPU's memory is not known unless the recipe gives it; then one model is loaded at a time.
-        """
-        fits = self._scoring_bytes(self.batches[0]) <= self.shared.memory_bytes()
-        is_known = self.shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
-        return "live" if len(self.batches) == 1 and fits and is_known else "cached"
-
     def _scoring_bytes(self, quants: Quants) -> int:
         sizes = [self._size(q) for q in quants]
         logits = (1 + len(sizes)) * logits_bytes(self.model, self.shared)
@@ -135,7 +126,6 @@ class _ModelSteps:
     # -- texts and imatrices
 
     def texts(self) -> Iterator[Step]:
-        """Yield texts to calibrate on, and those that are only scored on."""
         settings = self.recipe.calibration
         options = TextOptions(seed=self.recipe.seed)
         for c in self.collected:
@@ -148,9 +138,8 @@ class _ModelSteps:
                 yield self._text(code, code, code, HELDOUT_TOKENS, options)
 
     def _text(self, name: str, words: str, text: str, n_tokens: int, options: TextOptions) -> Step:
-        inputs = {"text": text, "n_tokens": n_tokens, "options": config.plain(options)}
+        inputs = {"text": text, "n_tokens": n_tokens, "options": config.plain(options), **self.base}
         step, run = self._id("corpus", name), self._action(actions.corpus, text, n_tokens, options)
-        inputs |= self.base
         return self._step(step, "corpus", f"text {words}", run, inputs=inputs, cost=TEXT_TOKENS)
 
     def _words(self, calibration: Calibration) -> str:
@@ -158,7 +147,6 @@ class _ModelSteps:
         return f"{calibration.label} {calibration.sample}/{n}" if n > 1 else calibration.label
 
     def imatrices(self) -> Iterator[Step]:
-        """Yield imatrices by running the model, then those that are merged from them."""
         cost = self.recipe.calibration.tokens
         memory = self.model.facts.size_bytes + 4 * 4 * 512 * self.model.facts.n_vocab
         for c in self.collected:
@@ -180,10 +168,8 @@ class _ModelSteps:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
         batch = [self._quantize(q, before) for q in quants]
-        if number == 1:
-            batch += self._items()
-        batch += self._scores(quants, suffix)
-        batch += self._losses(quants)
+        batch += self._items() if number == 1 else ()
+        batch += [*self._scores(quants, suffix), *self._losses(quants)]
         for task in self.recipe.tasks:
             batch += [self._answers(task, q) for q in quants]
         if not self.shared.keeps_quants:
@@ -210,8 +196,7 @@ class _ModelSteps:
 
     def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
-        n = evaluation.documents
-        tokens = n * DOCUMENT_TOKENS if n else HELDOUT_ALL_TOKENS
+        tokens = evaluation.documents * DOCUMENT_TOKENS or HELDOUT_ALL_TOKENS
         loaded = quants if self.base_logits == "live" else quants[:1]
         for entry in evaluation.texts:
             label, is_file, file = entry.partition("=")
@@ -249,15 +234,13 @@ class _ModelSteps:
     # -- tasks
 
     def originals(self) -> Iterator[Step]:
-        """Yield the tasks on the original."""
         return (self._answers(task, None) for task in self.recipe.tasks)
 
     def _items(self) -> Iterator[Step]:
         for task, name in self.tasks.items():
             languages = tasks.languages_of(task, self.recipe)
-            run = self._action(actions.items, task, languages)
+            step, run = self._id("items", name), self._action(actions.items, task, languages)
             inputs = {"task": tasks.inputs(task, languages)}
-            step = self._id("items", name)
             yield self._step(step, "items", f"items of {name}", run, inputs=inputs)
 
     def _answers(self, task: Task, quant: PlannedQuant | None) -> Step:

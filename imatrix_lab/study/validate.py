@@ -1,6 +1,5 @@
 """Check before any work what only the stages know of a recipe, so that no hours are lost."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from imatrix_lab.compare import design
@@ -15,8 +14,6 @@ from imatrix_lab.study.calibrations import mixtures
 from imatrix_lab.study.recipe import Recipe, is_remote
 from imatrix_lab.tasks import definition
 
-ITEM_METRIC = "score"
-
 
 def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be carried out as it stands, with a `UsageError`."""
@@ -27,15 +24,18 @@ def check(recipe: Recipe) -> None:
         )
     _check_names(recipe)
     _check_calibrations(recipe)
-    for path in _files(recipe):
-        if not path.exists():
+    models = (model for model in recipe.models if not is_remote(model))
+    texts = (text.partition("=")[2] for text in recipe.evaluation.texts)
+    for file in (*models, *texts, *(task.data for task in recipe.tasks)):
+        path = Path(file)
+        if file and not path.exists():
             raise UsageError("the recipe names a file that does not exist", where=path)
     _check_tasks(recipe)
 
 
 def _check_names(recipe: Recipe) -> None:
     comparison = recipe.comparison
-    text_metrics = [key for key in METRICS if key != ITEM_METRIC]
+    text_metrics = [key for key in METRICS if key != "score"]
     names = [
         ("calibration.merge_by", recipe.calibration.merge_by, merge.BY),
         ("evaluation.protocol", recipe.evaluation.protocol, score.CONTEXT),
@@ -81,9 +81,3 @@ def _check_tasks(recipe: Recipe) -> None:
                     fix="give each of its [[tasks]] other languages",
                 )
             seen.add((name, code))
-
-
-def _files(recipe: Recipe) -> Iterator[Path]:
-    yield from (Path(model) for model in recipe.models if not is_remote(model))
-    yield from (Path(text.partition("=")[2]) for text in recipe.evaluation.texts if "=" in text)
-    yield from (Path(task.data) for task in recipe.tasks if task.data)

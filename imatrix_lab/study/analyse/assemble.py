@@ -21,11 +21,8 @@ from imatrix_lab.study.recipe import without_folders
 def assemble(products: Products, progress: Progress) -> Results:
     """Return a study's results; the same records give the same results, in whatever order.
 
-    Raises
-    ------
-    BadRecords : a file of records is damaged, of another study, or must not be compared with
-        others on its text.
-    BadImatrix : an importance matrix that cannot be read.
+    Raises BadRecords (damaged, of another study, not to be compared with others on its text), or
+    BadImatrix.
     """
     index = Index(products)
     recipe = products.recipe
@@ -37,21 +34,16 @@ def assemble(products: Products, progress: Progress) -> Results:
     quant_order = partial(index.order, model="model", type="type", calibration="calibration")
     result = Results(
         schema=results.SCHEMA,
-        name=recipe.name,
-        question=recipe.question,
-        source=recipe.source,
+        **{key: getattr(recipe, key) for key in ("name", "question", "source", "types", "unknown")},
         answer=(),
         baseline=index.baseline,
         metric=recipe.comparison.metrics[0],
         languages=provenance.named(products, index),
         models=provenance.models(products),
-        types=recipe.types,
         calibrations=tuple(sorted(products.calibrations, key=calibration_order)),
         quants=tuple(sorted(products.quants, key=quant_order)),
         scores=tuple(rows),
-        comparisons=compared.comparisons,
-        interactions=compared.interactions,
-        controls=compared.controls,
+        **{key: getattr(compared, key) for key in ("comparisons", "interactions", "controls")},
         predictions=tuple(predictions),
         agreements=tuple(secondary.agreements(predictions)),
         similarities=tuple(secondary.similarities(products, index)),
@@ -62,7 +54,6 @@ def assemble(products: Products, progress: Progress) -> Results:
         licences=tuple(provenance.licences(products, index)),
         commands=products.commands,
         notes=(*_notes(products, index), *compared.notes),
-        unknown=recipe.unknown,
         reduced=recipe.is_reduced,
         recipe=config.plain(without_folders(recipe)),
         signatures=index.signatures,
@@ -72,7 +63,6 @@ def assemble(products: Products, progress: Progress) -> Results:
 
 
 def _sizes(index: Index) -> list[TextSize]:
-    """Return how long the documents are that were scored, text by text."""
     first = {record.text: record for record in reversed(index.tokens)}
     sizes = []
     for label in sorted(first, key=lambda text: index.rank("text", text)):
@@ -82,7 +72,6 @@ def _sizes(index: Index) -> list[TextSize]:
 
 
 def _notes(products: Products, index: Index) -> Iterator[str]:
-    """Yield what a reader must know besides the numbers."""
     if products.recipe.calibration.samples < 2:
         yield (
             "One calibration text a language: what a language does cannot be told from what its one"

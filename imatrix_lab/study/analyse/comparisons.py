@@ -56,12 +56,8 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
         for _, members in itertools.groupby(records, key=lambda r: r.model):
             part = _Part(index.for_comparison(members), plan, metrics)
             parts.append(part.compared(progress))
-    return Compared(
-        *(
-            tuple(row for part in parts for row in getattr(part, field.name))
-            for field in dataclasses.fields(Compared)
-        )
-    )
+    names = (field.name for field in dataclasses.fields(Compared))
+    return Compared(*(tuple(r for part in parts for r in getattr(part, name)) for name in names))
 
 
 class _Part:
@@ -73,14 +69,16 @@ class _Part:
         self.missing: list[Missing] = []
 
     def compared(self, progress: Progress) -> Compared:
-        """Return the comparisons in display units."""
         report = self._report(progress)
         if report is None:
             return Compared(missing=tuple(self.missing))
         return Compared(
             tuple(self._comparison(c, report) for c in report.comparisons),
             tuple(self._interaction(x) for x in report.interactions),
-            tuple(self._control(r) for r in report.controls),
+            tuple(
+                _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
+                for r in report.controls
+            ),
             tuple(self.missing),
             report.notes,
         )
@@ -90,18 +88,16 @@ class _Part:
         left = self._with_baseline()
         while len(left) > 1:
             try:
-                paths = [r.run.path for r in left]
-                return compare_runs(paths, self.plan, self.metrics, progress)
+                return compare_runs([r.run.path for r in left], self.plan, self.metrics, progress)
             except BadRecords as error:
-                bad = [r.place() for r in left if str(r.run.path) == error.where]
-                bad = bad or [r.place() for r in left]
+                places = [r.place() for r in left]
+                bad = [r.place() for r in left if str(r.run.path) == error.where] or places
                 for place in dict.fromkeys(bad):
                     self._lose(place, error.what)
                 left = [r for r in left if r.place() not in bad]
         return None
 
     def _with_baseline(self) -> list[RecordFile]:
-        """Return the records of texts on which the planned baseline was scored."""
         baseline = self.plan.baseline
         places = {r.place() for r in self.records if not baseline or r.calibration == baseline}
         for place in dict.fromkeys(r.place() for r in self.records):
@@ -156,9 +152,6 @@ class _Part:
             plain=sentences.plain_interaction(*facts),
             formal=sentences.formal_interaction(*facts),
         )
-
-    def _control(self, r: controls.Control) -> results.Control:
-        return _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
 
 
 Row = TypeVar("Row", results.Comparison, results.Interaction, results.Control)

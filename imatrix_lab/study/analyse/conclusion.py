@@ -34,12 +34,8 @@ def _cases(results: Results, is_task: bool) -> list[Comparison]:
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
-    """Return the comparisons with the baseline in the metrics that decide."""
     with_baseline = (c for c in results.comparisons if c.b == results.baseline)
     return [c for c in with_baseline if c.metric == ("score" if c.task else results.metric)]
-
-
-# -- does it help
 
 
 def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comparison]) -> str:
@@ -65,7 +61,6 @@ def _nothing_matched(results: Results) -> str:
 
 
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the verdict that all cases have, and the size of the difference."""
     c, b = cases[0], _imatrix(results, results.baseline)
     if len(cases) == 1:
         a, where = _imatrix(results, c.a), f"on {_place(results, c)}"
@@ -104,19 +99,16 @@ def _counts(cases: Sequence[Comparison]) -> str:
 
 
 def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the smallest and the largest difference; all have one sign."""
     if len(cases) == 1:
         return _size(results, cases[0])
-    ordered = sorted(cases, key=lambda c: abs(c.estimate))
-    ends = (_size(results, c, _place(results, c)) for c in (ordered[0], ordered[-1]))
-    return " to ".join(ends)
+    smallest, *_, largest = sorted(cases, key=lambda c: abs(c.estimate))
+    return " to ".join(_size(results, c, _place(results, c)) for c in (smallest, largest))
 
 
 def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
     details = [place] if place else []
-    whole = _without_imatrix(results, c)
-    if whole > 0:
+    if (whole := _without_imatrix(results, c)) > 0:
         details.append(f"{100 * abs(c.estimate) / whole:.2g} % of the loss without an imatrix")
     error = (c.high - c.low) / 4
     return sentences.difference(c.estimate, c.low, c.high, error, c.unit, *details)
@@ -129,9 +121,6 @@ def _without_imatrix(results: Results, c: Comparison) -> float:
         if (s.calibration, s.sample, s.metric, s.model, s.task, s.text, s.type) == place:
             return s.estimate
     return math.nan
-
-
-# -- next to what
 
 
 def _noise(cases: Sequence[Comparison]) -> str:
@@ -166,13 +155,9 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
     return text if seen == len(rows) else f"{text}, so small effects may go unseen"
 
 
-# -- limits
-
-
 def _limits(results: Results, cases: Sequence[Comparison]) -> str:
     demo = [label for label, facts in results.models.items() if facts["origin"] == DEMO]
-    n = len(results.models)
-    model = "one model" if n == 1 else f"{n} models"
+    model = "one model" if len(results.models) == 1 else f"{len(results.models)} models"
     if demo:
         model += f" ({_joined(demo)}, a stand-in that was quantized once before)"
     parts = [f"This holds for {model} and one collection of text per language only"]
@@ -186,7 +171,6 @@ def _limits(results: Results, cases: Sequence[Comparison]) -> str:
 
 
 def _blind(cases: Sequence[Comparison]) -> list[str]:
-    """Return what these data could not have shown."""
     parts = []
     fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
     if fewest < FEW_CLUSTERS:
@@ -201,9 +185,6 @@ def _blind(cases: Sequence[Comparison]) -> list[str]:
     elif unseen:
         parts.append("where undecided, there is too little text to exclude any difference")
     return parts
-
-
-# -- words
 
 
 def _imatrix(results: Results, label: str) -> str:
@@ -228,15 +209,12 @@ def _place(results: Results, c: Comparison) -> str:
 
 
 def _places(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the cases in words: the types of each text."""
     texts: dict[tuple[str, str], list[str]] = {}
     for c in cases:
         texts.setdefault((_text(results, c), _of_model(results, [c.model])), []).append(c.type)
-    if len({tuple(types) for types in texts.values()}) == 1:  # the same of each
-        models = dict.fromkeys(model for _, model in texts)
-        if len(models) == 1:
-            names = _listed([text for text, _ in texts])
-            return f"{names} at {_listed(next(iter(texts.values())))}{next(iter(models))}"
+    (_, model), types = next(iter(texts.items()))
+    if all(key[1] == model and own == types for key, own in texts.items()):
+        return f"{_listed([text for text, _ in texts])} at {_listed(types)}{model}"
     parts = [f"{text} at {_listed(types)}{model}" for (text, model), types in texts.items()]
     return "; ".join(_cut(parts))
 

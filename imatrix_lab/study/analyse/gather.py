@@ -18,12 +18,7 @@ from imatrix_lab.study.scheduler import Outcome
 
 
 def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> Products:
-    """Return what was made, in the order of the steps.
-
-    Parameters
-    ----------
-    total_s : that all runs of the study took.
-    """
+    """Return what was made, in the order of the steps; all runs of the study took `total_s`."""
     records = {s.id: outcome.records[s.id] for s in steps if s.id in outcome.records}
     kinds = {s.id: s.kind for s in steps}
 
@@ -68,10 +63,7 @@ def _calibrations(shared: Shared, records: Records) -> Iterator[Calibration]:
             parts = [f"{model.label}.imatrix.{part.id}" for part, _ in planned.parts]
             yield Calibration(
                 model=model.label,
-                label=planned.label,
-                name=planned.name,
-                kind=planned.kind,
-                sample=planned.sample,
+                **{key: getattr(planned, key) for key in ("label", "name", "kind", "sample")},
                 shares=planned.shares(),
                 n_tokens=facts.n_tokens if facts else 0,
                 imatrix_sha256=facts.sha256 if facts else "",

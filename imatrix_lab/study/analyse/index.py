@@ -18,14 +18,10 @@ from imatrix_lab.study.recipe import NONE
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records.
+    """A file of records; calibration and type are empty for the original.
 
-    Attributes
-    ----------
-    calibration, type : empty for the original.
-    sample : from 1; `ALL_SAMPLES` without an imatrix, and where all went into one.
-    text : label of the text, or the task's language; `task` is empty for texts.
-    signature : key of `signatures`.
+    Samples count from 1; `ALL_SAMPLES` without an imatrix, and where all went into one. `text` is a
+    text's label, or the language of the task; `signature` is a key of `Index.signatures`.
     """
 
     run: Run
@@ -45,11 +41,8 @@ class RecordFile:
 class Index:
     """A study's records in an order that does not depend on that of the files.
 
-    Attributes
-    ----------
-    baseline : the calibration that others are compared with, by label.
-    tokens, items : records, by model, text, calibration, type and sample.
-    signatures : of all records, each once.
+    `tokens` and `items` are by model, text, calibration, type and sample; `baseline` is the label
+    of the calibration that others are compared with.
     """
 
     def __init__(self, products: Products):
@@ -87,14 +80,12 @@ class Index:
         The baseline is last, and no imatrix next to it: differences are then what a calibration
         does to them.
         """
-        return sorted(
-            records, key=lambda r: (r.calibration == self.baseline, r.calibration == NO_IMATRIX)
-        )
+        last = (self.baseline, NO_IMATRIX)
+        return sorted(records, key=lambda r: [r.calibration == label for label in last])
 
     def _records(self, paths: Iterable[Path], kind: str) -> list[RecordFile]:
-        records = [
-            self._record(run) for path in paths for run in runs.find(path) if run.kind == kind
-        ]
+        every = (run for path in paths for run in runs.find(path) if run.kind == kind)
+        records = [self._record(run) for run in every]
         factors = {name: name for name in ("model", "task", "text", "calibration", "type")}
         return sorted(records, key=lambda r: (self.order(r, **factors), r.run.sample))
 

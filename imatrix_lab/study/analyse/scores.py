@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from imatrix_lab.records import parquet
 from imatrix_lab.records.runs import Block, blocks
 from imatrix_lab.report.results import ALL_SAMPLES, Score
 from imatrix_lab.stats import interaction
-from imatrix_lab.stats.interaction import Cell, Contrast
+from imatrix_lab.stats.interaction import Cell
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study.analyse.index import Index, RecordFile
 
@@ -118,33 +119,17 @@ def _score(
     sizes: np.ndarray,
     signatures: tuple[str, ...],
 ) -> Score:
-    n = int(sizes.sum())
-    mean = _mean(cells) if n else None
-    ends = (mean.estimate, mean.low, mean.high) if mean else (math.nan,) * 3
-    estimate, low, high = (measure.shown(x) for x in ends)
-    return Score(
-        model=record.model,
-        text=record.text,
-        task=record.task,
-        calibration=record.calibration,
-        sample=record.sample,
-        type=record.type,
-        metric=measure.key,
-        words=measure.words,
-        unit=measure.unit,
-        estimate=estimate,
-        low=low,
-        high=high,
-        n=n,
-        n_clusters=int((sizes > 0).sum()),
-        signatures=signatures,
-    )
-
-
-def _mean(cells: list[Cell]) -> Contrast:
-    """Return a mean of samples as its contrast with a constant 0."""
-    zero = replace(cells[0], weight=-1.0, group="", sample="", totals=np.zeros(len(cells[0].sizes)))
-    return interaction.contrast([*cells, zero])
+    n, n_clusters = int(sizes.sum()), int((sizes > 0).sum())
+    values: dict[str, Any] = {"estimate": math.nan, "low": math.nan, "high": math.nan}
+    if n:  # the mean of samples, as its contrast with a constant 0
+        totals = np.zeros(len(cells[0].sizes))
+        zero = replace(cells[0], weight=-1.0, group="", sample="", totals=totals)
+        mean = interaction.contrast([*cells, zero])
+        values = {key: measure.shown(getattr(mean, key)) for key in values}
+    values |= {"metric": measure.key, "words": measure.words, "unit": measure.unit}
+    for key in ("model", "text", "task", "calibration", "sample", "type"):
+        values[key] = getattr(record, key)
+    return Score(**values, n=n, n_clusters=n_clusters, signatures=signatures)
 
 
 def _cell(block: Block, values: np.ndarray, weights: np.ndarray | None = None) -> Cell:

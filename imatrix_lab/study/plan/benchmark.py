@@ -64,10 +64,8 @@ class Benchmark:
     def speed(self, what: str, of: Model | str) -> Speed:
         """Return what was measured before, or measure it now.
 
-        Parameters
-        ----------
-        what : ``imatrix`` and ``score`` a model (tokens), ``quantize`` and predict ``loss`` of a
-            type (weights).
+        `what` is ``imatrix`` or ``score`` of a model (tokens), ``quantize`` or predicted ``loss``
+        of a type (weights).
         """
         measures: dict[str, tuple[Callable[..., float], str, str]] = {
             "imatrix": (_imatrix, "tokens", f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW}"),
@@ -77,10 +75,11 @@ class Benchmark:
         }
         measure, unit, words = measures[what]
         store = Store(self._shared.store.root)
-        label = f"{what}-{of if isinstance(of, str) else of.label}"
+        label, key = (of, of) if isinstance(of, str) else (of.label, of.sha256)
+        label = f"{what}-{label}"
         inputs = {
             "what": what,
-            "of": of if isinstance(of, str) else of.sha256,
+            "of": key,
             "cores": cores(),
             "gpu_layers": self._shared.compute().gpu_layers,
             "toolchain": self._shared.tools.signature(),
@@ -166,11 +165,9 @@ def _probe(
     _write_probe(path, matrix)
     source = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
     imatrix = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)
-    options = run.Options(programs.Compute(cores()))
+    spec = run.QuantSpec(source, imatrix, quant_type, run.Options(programs.Compute(cores())))
     out, log = scratch / QUANT, scratch / "log.txt"
-    spec = run.QuantSpec(source, imatrix, quant_type, options)
-    done = run.run_quantize(shared.tools, spec, out, log, progress)
-    return source, done.seconds
+    return source, run.run_quantize(shared.tools, spec, out, log, progress).seconds
 
 
 def _random_text(shared: Shared, model: Model, n_tokens: int) -> str:
@@ -187,11 +184,9 @@ def _write_probe(path: Path, matrix: Path) -> None:
     """Write one layer of a Llama with random weights, F16, and an importance matrix for it."""
     rng, n, wide = np.random.default_rng(_SEED), PROBE_CHANNELS, PROBE_FORWARD
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(WINDOW)
-    writer.add_embedding_length(n)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(wide)
-    writer.add_head_count(8)
+    numbers = {"context_length": WINDOW, "embedding_length": n, "feed_forward_length": wide}
+    for key, number in {**numbers, "block_count": 1, "head_count": 8}.items():
+        getattr(writer, f"add_{key}")(number)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     shapes = {"token_embd": (256, n), "output": (256, n)}

@@ -37,12 +37,9 @@ ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step.
+    """One step; it is done if it, or what it makes, is cached.
 
-    Attributes
-    ----------
-    is_done : it, or what it makes, is cached.
-    stands_on : name of the speed that its seconds are from; empty where they are assumed.
+    Its seconds are from the speed called `stands_on`, empty where they are assumed.
     """
 
     id: str
@@ -59,15 +56,10 @@ class PlannedStep:
 class Plan:
     """A study before it is run; without rows if llama.cpp or the model is missing.
 
-    Attributes
-    ----------
-    rates : measured speed of this machine, by name.
-    seconds : of all that is to do, one step after another with all cores. Side by side steps
-        share the cores and take hardly less.
-    disk_peak_bytes, disk_final_bytes : that the study takes while it runs, and afterwards.
-    memory_bytes : of the largest step.
-    effects : what the planned comparisons can detect.
-    warnings : where the study cannot answer its question, and how to change that.
+    `seconds` is of all that is to do, one step after another with all cores: steps side by side
+    share the cores and take hardly less. The disk's peak and final bytes are what the study takes
+    while it runs and afterwards; `memory_bytes` is that of the largest step. Warnings say where the
+    study cannot answer its question, and how to change that.
     """
 
     name: str
@@ -97,8 +89,7 @@ def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
     sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
     effects = tuple(power.Planned(recipe, sizes).effects())
     problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
-    free = free_bytes(folder.path)
-    return Plan(recipe.name, (), {}, 0.0, 0, 0, free, 0, 0, effects, problems)
+    return Plan(recipe.name, (), {}, 0.0, 0, 0, free_bytes(folder.path), 0, 0, effects, problems)
 
 
 def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
@@ -111,8 +102,6 @@ def _assumed(label: str, recipe: Recipe) -> TextSize:
 
 
 class _Planner:
-    """The steps of a study, which of them are done, and the speed of the machine."""
-
     def __init__(self, shared: Shared, progress: Progress):
         self.shared = shared
         self.steps = steps.steps(shared)
@@ -129,13 +118,11 @@ class _Planner:
         self.speeds: dict[str, Speed] = {}
 
     def plan(self) -> Plan:
-        """Return the plan."""
         shared, recipe = self.shared, self.shared.recipe
         rows = tuple(self._row(step) for step in self.steps)
         final, peak = _disk(rows, shared.keeps_quants)
-        memory = max(row.memory_bytes for row in rows)
-        disk_free, memory_limit = free_bytes(shared.folder.path), shared.memory_bytes()
-        effects = tuple(self._effects())
+        memory, memory_limit = max(row.memory_bytes for row in rows), shared.memory_bytes()
+        free, effects = free_bytes(shared.folder.path), tuple(self._effects())
         return Plan(
             name=recipe.name,
             rows=rows,
@@ -143,7 +130,7 @@ class _Planner:
             seconds=sum(row.seconds for row in rows if not row.is_done),
             disk_peak_bytes=peak,
             disk_final_bytes=final,
-            disk_free_bytes=disk_free,
+            disk_free_bytes=free,
             memory_bytes=memory,
             memory_limit_bytes=memory_limit,
             effects=effects,
@@ -153,7 +140,7 @@ class _Planner:
                 *warnings.of_types(shared),
                 *_recipe_warnings(recipe, effects),
                 *warnings.of_speeds(self.speeds),
-                *warnings.of_space(peak, disk_free, memory, memory_limit),
+                *warnings.of_space(peak, free, memory, memory_limit),
             ),
         )
 
@@ -186,17 +173,15 @@ class _Planner:
         shared, corpus, model = self.shared, self.corpora[step.needs[0]], self._model(step)
         if corpus is None:
             return False
-        origin, path = model.origin, shared.folder.path
-        request = Request("", (), origin, corpus.n_tokens, path, shared.compute())
+        n_tokens, out = corpus.n_tokens, shared.folder.path
+        request = Request("", (), model.origin, n_tokens, out, shared.compute())
         options = tune.imatrix_options(request, model, corpus)
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
 
     def _is_done(self, step: Step) -> bool:
-        if step.id not in self.todo:
+        if step.id not in self.todo or self.corpora.get(step.id):
             return True
-        if step.kind == "corpus":
-            return self.corpora[step.id] is not None
         return step.kind == "imatrix" and self._has_imatrix(step)
 
     # -- what it takes
@@ -211,13 +196,11 @@ class _Planner:
         """Return what a step takes, and the name of the speed that this is from."""
         if step.kind in ASSUMED_S:
             return ASSUMED_S[step.kind], ""
-        model = self._model(step)
-        what = "score"
+        model, units = self._model(step), step.cost
         of: Model | str = model
-        name, units = f"score {model.label}", step.cost
-        if step.kind == "imatrix":
-            what, name = "imatrix", f"imatrix {model.label}"
-        elif step.kind == "quant":
+        what = step.kind if step.kind == "imatrix" else "score"
+        name = f"{what} {model.label}"
+        if step.kind == "quant":
             what, of = "quantize", str(step.inputs["type"])
             name, units = f"quantize {of}", model.facts.n_parameters
         elif step.kind == "loss":
@@ -225,8 +208,7 @@ class _Planner:
             name, units = "predicted loss", model.facts.n_parameters
         elif step.kind == "score":  # through all the models
             units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
-        speed = self.benchmark.speed(what, of)
-        self.speeds[name] = speed
+        speed = self.speeds[name] = self.benchmark.speed(what, of)
         return units / speed.per_second, name
 
     def _disk_bytes(self, step: Step) -> int:
@@ -250,13 +232,9 @@ class _Planner:
     def _effects(self) -> Iterator[Effect]:
         shared = self.shared
         for model in shared.models:
-            sizes = {
-                size.label: size
-                for step, size in self.sizes.items()
-                if self._model(self.by_id[step]) is model
-            }
-            planned = power.Planned(shared.recipe, list(sizes.values()), model, shared.store)
-            yield from planned.effects()
+            own = [s for step, s in self.sizes.items() if self._model(self.by_id[step]) is model]
+            sizes = list({size.label: size for size in own}.values())
+            yield from power.Planned(shared.recipe, sizes, model, shared.store).effects()
 
 
 def _disk(rows: Sequence[PlannedStep], keeps_quants: bool) -> tuple[int, int]:

@@ -39,13 +39,7 @@ ITEMS = 1000
 
 @dataclass(frozen=True)
 class TextSize:
-    """A text that quants will be compared on.
-
-    Attributes
-    ----------
-    tokens : of each document.
-    is_known : counted, not assumed.
-    """
+    """A text that quants will be compared on: tokens of each document, counted or assumed."""
 
     label: str
     tokens: tuple[int, ...]
@@ -56,14 +50,9 @@ class TextSize:
 class Effect:
     """What some comparisons of calibrations at one type can detect on a text, or in a task.
 
-    Attributes
-    ----------
-    power : in the metric's unit; its margin is NaN where none was declared.
-    on, type : the text, or task and language; the type of quant.
-    n_family : comparisons that are adjusted for together.
-    clusters : documents or items available.
-    clusters_needed : to find a difference of the margin, and to show that there is none; 0
-        without a margin.
+    Power is in the metric's unit, its margin NaN where none was declared. `n_family` comparisons
+    are adjusted for together. `clusters_needed` (documents or items) suffice to find a difference
+    of the margin, and to show that there is none; 0 without a margin.
     """
 
     power: results.Power
@@ -86,22 +75,22 @@ Pilots = dict[tuple[str, str], dict[Pair, Design]]
 class Planned:
     """The comparisons of a recipe on one model, before anything is computed.
 
-    Parameters
-    ----------
-    model, store : whose earlier scores show how much calibrations differ; None to use the spreads
-        assumed above.
+    Earlier scores of the model in the store show how much calibrations differ; without them, the
+    spreads above are assumed.
     """
 
     def __init__(
-        self, recipe: Recipe, sizes: Sequence[TextSize], model: Model | None = None,
+        self,
+        recipe: Recipe,
+        sizes: Sequence[TextSize],
+        model: Model | None = None,
         store: Store | None = None,
-    ):  # fmt: skip
+    ):
         self.recipe, self.sizes = recipe, sizes
         self.metric = recipe.comparison.metrics[0]
-        labels = {c.label: c for c in calibrations.calibrations(recipe)}
+        labels = dict.fromkeys(c.label for c in calibrations.calibrations(recipe))
         self.pairs = [frozenset(pair) for pair in itertools.combinations(labels, 2)]
-        if recipe.comparison.baseline:
-            word = recipe.comparison.baseline
+        if word := recipe.comparison.baseline:
             baseline = NO_IMATRIX if word == NONE else calibrations.mixtures(recipe)[word].label
             self.pairs = [pair for pair in self.pairs if baseline in pair]
         self.pilots = self._pilots(model, store) if model and store else {}
@@ -125,13 +114,12 @@ class Planned:
             yield self._of_text(" and ".join(sorted(pair)), quant_type, size, known[pair], assumed)
         if n_rest := len(self.pairs) - len(scored):
             names = f"{n_rest} other pairs" if scored else "any two"
+            bits = nominal_bits(quant_type)
+            widest = Design(SPREAD[self.metric][bits], CORRELATION)
+            assumed = f"the spread of the demo model at {bits} bits"
             if known:
                 widest = max(known.values(), key=lambda d: d.sd)
                 assumed = "earlier scores of others"
-            else:
-                bits = nominal_bits(quant_type)
-                widest = Design(SPREAD[self.metric][bits], CORRELATION)
-                assumed = f"the spread of the demo model at {bits} bits"
             yield self._of_text(names, quant_type, size, widest, assumed)
 
     def _of_text(
@@ -151,7 +139,7 @@ class Planned:
     def _in_task(self, quant_type: str, task: Task, code: str, n_languages: int) -> Effect:
         definition = get_definition(task.name)
         n = definition.unique or definition.items or ITEMS
-        n = min(n, task.limit) if task.limit else n
+        n = min(n, task.limit or n)
         item_design = task_design(definition.name, DISCORDANCE)
         assumed = f"{100 * DISCORDANCE:g} % of answers differ"
         if not (definition.items or task.limit):

@@ -81,17 +81,12 @@ def of_types(shared: Shared) -> Iterator[str]:
 
 def of_tasks(recipe: Recipe) -> Iterator[str]:
     """Yield benchmarks whose items cannot be fetched."""
-    hubs = []
-    for task in recipe.tasks:
-        definition_ = definition.get(task.name)
-        if task.data:
-            continue
-        if definition_.source.hub:
-            hubs.append(definition_.source.hub)
-        else:
-            get = definition_.source.get or "fetch it"
-            yield f"{definition_.name} is not on the Hub; try: {get}, then data = FOLDER"
-    for hub in dict.fromkeys(hubs):
+    without_data = [definition.get(task.name) for task in recipe.tasks if not task.data]
+    for benchmark in without_data:
+        if not benchmark.source.hub:
+            get = benchmark.source.get or "fetch it"
+            yield f"{benchmark.name} is not on the Hub; try: {get}, then data = FOLDER"
+    for hub in dict.fromkeys(b.source.hub for b in without_data if b.source.hub):
         try:
             _check_dataset(hub)
         except FetchFailed as error:
