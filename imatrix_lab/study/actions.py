@@ -57,7 +57,6 @@ class PlannedQuant:
 
 Quants = Sequence[PlannedQuant]
 Samples = Mapping[str, Sequence[str]]
-"""Steps of imatrices, by language."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class Folder:
         paths = [path.parent for path in STUDIES.glob(f"*/{RECIPE}")]
         if not paths:
             raise UsageError("there is no study yet", where=STUDIES, fix=_START)
-        return cls(max(paths, key=_changed_ns))
+        names = (RECIPE, STATUS, results.FILE)
+        files = (path / name for path in paths for name in names if (path / name).exists())
+        return cls(max(files, key=lambda file: file.stat().st_mtime_ns).parent)
 
     def of(self, *names: str) -> Path:
         """Return a path in it."""
@@ -129,11 +131,9 @@ class Folder:
                 fix=f"imatrix-lab study resume {shlex.quote(str(self.path))}",
             )
         if status["state"] == RUNNING and not self.is_locked():
-            steps = {
-                name: {**step, "state": STOPPED} if step["state"] == RUNNING else step
-                for name, step in status["steps"].items()
-            }
-            return {**status, "state": STOPPED, "steps": steps}
+            for step in (status, *status["steps"].values()):
+                if step["state"] == RUNNING:
+                    step["state"] = STOPPED
         return status
 
     def write_status(self, status: Mapping[str, Any]) -> None:
@@ -168,8 +168,3 @@ def _difference(a: Any, b: Any) -> str:
             nested = dataclasses.is_dataclass(x)
             return f"{field.name}.{_difference(x, y)}" if nested else field.name
     return ""
-
-
-def _changed_ns(folder: Path) -> int:
-    files = [folder / name for name in (RECIPE, STATUS, results.FILE)]
-    return max(file.stat().st_mtime_ns for file in files if file.exists())

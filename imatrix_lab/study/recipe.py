@@ -35,9 +35,7 @@ class CalibrationSettings:
         " controls (shuffled:nb, random-tokens), and none for quants without an imatrix",
     ]
     tokens: Annotated[int, "tokens of each sample, in the model's vocabulary"] = 65_536
-    samples: Annotated[
-        int, "disjoint samples of each language; their differences are the noise"
-    ] = 1
+    samples: Annotated[int, "disjoint samples of each language; they differ by the noise"] = 1
     pooled: Annotated[bool, "also merge the samples of each language into one imatrix"] = False
     merge_by: Annotated[str, "weights in a merge: energy or tokens"] = "energy"
 
@@ -46,9 +44,7 @@ class CalibrationSettings:
 class Evaluation:
     """The held-out text on which quants are compared with the original."""
 
-    texts: Annotated[
-        tuple[str, ...], "languages (their held-out text) or NAME=FILE; empty: tasks only"
-    ] = ()
+    texts: Annotated[tuple[str, ...], "languages (held out) or NAME=FILE; empty: tasks only"] = ()
     documents: Annotated[int, "use the first N documents of each text; 0: all"] = 0
     protocol: Annotated[str, "document or llamacpp; see docs/scoring.md"] = "document"
     ctx: Annotated[int, "window size in tokens; 0: chosen by protocol"] = 0
@@ -59,9 +55,7 @@ class Task:
     """A benchmark; imatrix-lab task list shows them."""
 
     name: Annotated[str, "name of a task, or your own TOML file"]
-    languages: Annotated[
-        tuple[str, ...], "empty: those of the calibration texts that the task has"
-    ] = ()
+    languages: Annotated[tuple[str, ...], "empty: the calibration's that the task has"] = ()
     limit: Annotated[int, "items per language; 0: all"] = 0
     data: Annotated[str, "a local file or folder instead of the Hub"] = ""
     variant: Annotated[str, "how options are scored; empty: the task's default"] = ""
@@ -83,10 +77,7 @@ class ComparisonSettings:
         "smallest difference that matters, by metric: nats per token for kld_nats and nll_nats,"
         " points for score and top1_agreement; without one nothing is called equivalent",
     ] = field(default_factory=dict)
-    metrics: Annotated[tuple[str, ...], "metrics of texts; the first one decides"] = (
-        "kld_nats",
-        "nll_nats",
-    )
+    metrics: Annotated[tuple[str, ...], "of texts; the first decides"] = ("kld_nats", "nll_nats")
     resamples: Annotated[int, "number of bootstrap/permutation resamples"] = 10_000
 
 
@@ -97,9 +88,7 @@ class Limits:
     jobs: Annotated[int, "steps at a time; 0: as many as cores and memory allow"] = 0
     threads: Annotated[int, "threads per step; 0: all cores shared among the jobs"] = 0
     memory_gib: Annotated[float, "0: four fifths of the machine's memory; set it for a GPU"] = 0.0
-    disk_gib: Annotated[
-        float, "for quants waiting to be scored, with keep = scores; 0: no limit"
-    ] = 0.0
+    disk_gib: Annotated[float, "for quants to be scored, with keep = scores; 0: no limit"] = 0.0
     backend: Annotated[str, "cpu, cuda, metal or vulkan; empty: this machine's default"] = ""
     gpu_layers: Annotated[int, "layers on the GPU; -1: automatic"] = -1
 
@@ -220,12 +209,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _list_problems(recipe: Recipe) -> Iterator[str]:
-    for key, names in {
-        "models": recipe.models,
-        "types": recipe.types,
-        "calibration.texts": recipe.calibration.texts,
-        "comparison.metrics": recipe.comparison.metrics,
-    }.items():
+    lists = {"models": recipe.models, "types": recipe.types}
+    lists["calibration.texts"] = recipe.calibration.texts
+    lists["comparison.metrics"] = recipe.comparison.metrics
+    for key, names in lists.items():
         if not names:
             yield f"{key} must not be empty"
         if not all(name.strip() for name in names):
@@ -237,7 +224,6 @@ def _list_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _ranges(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
-    """Yield every number with the least and the most it may be."""
     most = float(1 << 53)
     yield "seed", recipe.seed, 0, most
     yield "calibration.tokens", recipe.calibration.tokens, TOKENS_MIN, most

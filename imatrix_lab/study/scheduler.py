@@ -30,10 +30,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Records of everything that was done, in this run or an earlier one; steps that failed.
-
-    The files of a record may be gone; its result still holds.
-    """
+    """Records of all that was done, in this run or earlier (files may be gone); what failed."""
 
     records: dict[str, StepRecord]
     missing: tuple[Missing, ...]
@@ -43,9 +40,6 @@ class _Stopped:
     """A step was interrupted."""
 
 
-Save = Callable[[str, StepRecord], None]
-
-
 class Scheduler:
     """Runs the steps that are not done yet; `save` stores each record as soon as it is there.
 
@@ -53,8 +47,8 @@ class Scheduler:
     """
 
     def __init__(
-        self, steps: Steps, records: Records, capacity: Capacity, watch: Watch, save: Save,
-        logs: Path,
+        self, steps: Steps, records: Records, capacity: Capacity, watch: Watch,
+        save: Callable[[str, StepRecord], None], logs: Path,
     ):  # fmt: skip
         self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
         self.steps, self.keys = steps, graph.keys(steps)
@@ -77,17 +71,14 @@ class Scheduler:
         except BaseException:
             self._interrupt()
             raise
-        failures = self.failures.items()
-        missing = (replace(failure, left_out=self._skipped(cause)) for cause, failure in failures)
+        missing = []
+        for cause, failure in self.failures.items():
+            skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()))
+            left_out = tuple(step.what for step in skipped if step.id != cause)
+            missing.append(replace(failure, left_out=left_out))
         return Outcome(dict(self.records), tuple(missing))
 
-    def _skipped(self, cause: str) -> tuple[str, ...]:
-        """Return the steps skipped because of one, in an order that does not depend on time."""
-        skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()) and s.id != cause)
-        return tuple(step.what for step in skipped)
-
     def _start_ready(self) -> None:
-        """Skip what cannot run any more, and start what can run now."""
         ready = []
         unfinished = {step.id for step in self.waiting} | self.running.keys()
         for step in list(self.waiting):

@@ -108,7 +108,6 @@ class _StepProgress(Relay):
         self._step, self._watch = step, watch
 
     def say(self, message: str) -> None:
-        """Print one line, with the step's name before it."""
         interrupt.check()
         self.inner.say(f"{self._step.what}: {message}")
 
@@ -119,7 +118,6 @@ class _StepProgress(Relay):
         return what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
 
     def updated(self, meter: Meter, note: str) -> None:
-        """Write the task's state to the study's status."""
         interrupt.check()
         details = {"task": meter.name, "done": meter.done, "total": meter.total}
         details |= {"unit": meter.unit, "per_s": meter.per_s(), "left_s": meter.left_s()}

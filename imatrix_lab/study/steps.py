@@ -49,10 +49,10 @@ def steps(shared: Shared) -> tuple[Step, ...]:
         for number, batch in enumerate(own.batches, 1):
             every += own.batch(batch, number, before)
             before = every[-1].id if shared.recipe.limits.disk_gib else ""
-        every += own.originals()
-    repeated = [name for name, n in Counter(step.id for step in every).items() if n > 1]
-    if repeated:  # records are kept by it
-        raise ValueError(f"several steps are called {repeated[0]}")
+        every += [own.answers(task, None) for task in shared.recipe.tasks]
+    (name, n), *_ = Counter(step.id for step in every).most_common(1)
+    if n > 1:  # records are kept by it
+        raise ValueError(f"several steps are called {name}")
     return tuple(every)
 
 
@@ -61,8 +61,7 @@ def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQu
     limit = int(shared.recipe.limits.disk_gib * 2**30)
     if shared.keeps_quants or not limit:
         return [list(quants)]
-    result: list[list[PlannedQuant]] = [[]]
-    used = 0
+    result, used = [list[PlannedQuant]()], 0
     for quant in quants:
         size = shared.sizes[model.label, quant.type]
         if size > limit:
@@ -72,8 +71,7 @@ def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQu
                 fix="a larger disk_gib, or 0 for no limit",
             )
         if used + size > limit:
-            result.append([])
-            used = 0
+            result, used = [*result, []], 0
         result[-1].append(quant)
         used += size
     return result
@@ -119,15 +117,11 @@ class _ModelSteps:
         return self.shared.sizes[self.model.label, quant.type]
 
     def _scoring_bytes(self, quants: Quants) -> int:
-        sizes = [self._size(q) for q in quants]
-        logits = (1 + len(sizes)) * logits_bytes(self.model, self.shared)
-        return self.model.facts.size_bytes + sum(sizes) + logits
-
-    # -- texts and imatrices
+        logits = (1 + len(quants)) * logits_bytes(self.model, self.shared)
+        return self.model.facts.size_bytes + sum(map(self._size, quants)) + logits
 
     def texts(self) -> Iterator[Step]:
-        settings = self.recipe.calibration
-        options = TextOptions(seed=self.recipe.seed)
+        settings, options = self.recipe.calibration, TextOptions(seed=self.recipe.seed)
         for c in self.collected:
             own = dataclasses.replace(options, n_samples=settings.samples, sample=c.sample)
             step = self._text(c.id, self._words(c), c.text, settings.tokens, own)
@@ -162,8 +156,6 @@ class _ModelSteps:
                 rest = {"inputs": inputs, "needs": tuple(parts.values())}
                 yield self._step(step, "merge", f"imatrix {c.id}", run, **rest)
 
-    # -- quants and what is measured on them
-
     def batch(self, quants: Quants, number: int, before: str) -> list[Step]:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
@@ -171,7 +163,7 @@ class _ModelSteps:
         batch += self._items() if number == 1 else ()
         batch += [*self._scores(quants, suffix), *self._losses(quants)]
         for task in self.recipe.tasks:
-            batch += [self._answers(task, q) for q in quants]
+            batch += [self.answers(task, q) for q in quants]
         if not self.shared.keeps_quants:
             step, run = self._id("tidy", str(number)), self._action(actions.cleanup, tuple(quants))
             rest = {"after": tuple(s.id for s in batch), "is_cleanup": True, "memory_bytes": 0}
@@ -231,11 +223,6 @@ class _ModelSteps:
             rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
             yield self._step(step, "loss", what, run, **rest)
 
-    # -- tasks
-
-    def originals(self) -> Iterator[Step]:
-        return (self._answers(task, None) for task in self.recipe.tasks)
-
     def _items(self) -> Iterator[Step]:
         for task, name in self.tasks.items():
             languages = tasks.languages_of(task, self.recipe)
@@ -243,20 +230,18 @@ class _ModelSteps:
             inputs = {"task": tasks.inputs(task, languages)}
             yield self._step(step, "items", f"items of {name}", run, inputs=inputs)
 
-    def _answers(self, task: Task, quant: PlannedQuant | None) -> Step:
+    def answers(self, task: Task, quant: PlannedQuant | None) -> Step:
         name, languages = self.tasks[task], tasks.languages_of(task, self.recipe)
-        who, needs = ["original"], [self._id("items", name)]
-        size = self.model.facts.size_bytes
+        who, size = ["original"], self.model.facts.size_bytes
         if quant:
             who, size = [quant.calibration.id, quant.type], self._size(quant)
-            needs.append(quant.step)
         return self._step(
             self._id("task", name, *who),
             "task",
             " ".join((name, *who)),
             self._action(actions.answers, task, languages, quant.step if quant else ""),
             inputs=self.base,
-            needs=tuple(needs),
+            needs=(self._id("items", name), *([quant.step] if quant else ())),
             cost=(task.limit or 1000) * len(languages) * ITEM_TOKENS,
             memory_bytes=size + logits_bytes(self.model, self.shared) + SMALL_BYTES,
         )

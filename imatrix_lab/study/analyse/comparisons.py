@@ -21,9 +21,6 @@ from imatrix_lab.stats.metrics import METRICS, Metric
 from imatrix_lab.study.analyse.index import Index, RecordFile
 from imatrix_lab.study.recipe import Recipe
 
-DIFFERENCES = ("estimate", "low", "high", "detectable", "margin", "noise")
-"""Fields in the metric's unit."""
-
 
 @dataclass(frozen=True)
 class Compared:
@@ -66,48 +63,40 @@ class _Part:
     def __init__(self, records: Sequence[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
         self.records, self.plan, self.metrics = records, plan, metrics
         self.model = records[0].model
-        self.missing: list[Missing] = []
 
     def compared(self, progress: Progress) -> Compared:
-        report = self._report(progress)
+        """Compare what can be compared; the rest is missing."""
+        baseline = self.plan.baseline
+        scored = {r.place() for r in self.records if not baseline or r.calibration == baseline}
+        places = dict.fromkeys(r.place() for r in self.records)
+        reasons = {p: f"{baseline} was not scored on it" for p in places if p not in scored}
+        report = None
+        while report is None:
+            left = [r for r in self.records if r.place() not in reasons]
+            if len(left) < 2:
+                break
+            try:
+                report = compare_runs([r.run.path for r in left], self.plan, self.metrics, progress)
+            except BadRecords as error:
+                bad = [r.place() for r in left if str(r.run.path) == error.where]
+                reasons |= dict.fromkeys(bad or [r.place() for r in left], error.what)
+        missing = tuple(
+            Missing(" ".join(filter(None, ("compare", *place))), why, "", ())
+            for place, why in reasons.items()
+        )
         if report is None:
-            return Compared(missing=tuple(self.missing))
+            return Compared(missing=missing)
+        controls_ = (
+            _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
+            for r in report.controls
+        )
         return Compared(
             tuple(self._comparison(c, report) for c in report.comparisons),
             tuple(self._interaction(x) for x in report.interactions),
-            tuple(
-                _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
-                for r in report.controls
-            ),
-            tuple(self.missing),
+            tuple(controls_),
+            missing,
             report.notes,
         )
-
-    def _report(self, progress: Progress) -> Report | None:
-        """Compare what can be compared; the rest is noted as missing."""
-        left = self._with_baseline()
-        while len(left) > 1:
-            try:
-                return compare_runs([r.run.path for r in left], self.plan, self.metrics, progress)
-            except BadRecords as error:
-                places = [r.place() for r in left]
-                bad = [r.place() for r in left if str(r.run.path) == error.where] or places
-                for place in dict.fromkeys(bad):
-                    self._lose(place, error.what)
-                left = [r for r in left if r.place() not in bad]
-        return None
-
-    def _with_baseline(self) -> list[RecordFile]:
-        baseline = self.plan.baseline
-        places = {r.place() for r in self.records if not baseline or r.calibration == baseline}
-        for place in dict.fromkeys(r.place() for r in self.records):
-            if place not in places:
-                self._lose(place, f"{baseline} was not scored on it")
-        return [r for r in self.records if r.place() in places]
-
-    def _lose(self, place: tuple[str, str, str], why: str) -> None:
-        step = " ".join(filter(None, ("compare", *place)))
-        self.missing.append(Missing(step, why, "", ()))
 
     def _place(self, title: str) -> dict[str, str]:
         """Return model, task and text of what `compare` calls a text."""
@@ -163,7 +152,7 @@ def _displayed(cls: type[Row], metric: Metric, values: dict[str, Any], **own: An
     A difference that is unknown or unbounded is NaN.
     """
     every = {**vars(metric), **values, **own, "metric": metric.key}
-    for name in DIFFERENCES:
+    for name in ("estimate", "low", "high", "detectable", "margin", "noise"):
         if name in every:
             every[name] = every[name] * metric.scale if math.isfinite(every[name]) else math.nan
     return cls(**{field.name: every[field.name] for field in dataclasses.fields(cls)})

@@ -26,6 +26,10 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         return {step: record for step, record in records.items() if kinds[step] in names}
 
     imatrices = of("imatrix", "merge")
+    # the recipe is one that ships, or lies beside the results
+    shipped, own = data_dir("recipes") / f"{shared.recipe.name}.toml", shared.folder.of(RECIPE)
+    is_shipped = shipped.is_file() and shipped.read_bytes() == own.read_bytes()
+    command = f"imatrix-lab study run {shared.recipe.name if is_shipped else RECIPE}"
     facts = [actions.imatrix_in(record.result) for record in imatrices.values()]
     seconds = {step: record.seconds for step, record in records.items() if kinds[step] != "tidy"}
     return Products(
@@ -39,17 +43,8 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         item_records=_files(of("task")),
         missing=(*shared.missing, *outcome.missing),
         times=Times(seconds, total_s),
-        commands=_commands(shared),
+        commands=(f"imatrix-lab --version  # {__version__}", command),
     )
-
-
-def _commands(shared: Shared) -> tuple[str, ...]:
-    """Return what repeats the study: the recipe is one that ships, or lies beside the results."""
-    recipe = shared.folder.of(RECIPE).read_bytes()
-    shipped = data_dir("recipes") / f"{shared.recipe.name}.toml"
-    is_shipped = shipped.is_file() and shipped.read_bytes() == recipe
-    name = shared.recipe.name if is_shipped else RECIPE
-    return (f"imatrix-lab --version  # {__version__}", f"imatrix-lab study run {name}")
 
 
 def _calibrations(shared: Shared, records: Records) -> Iterator[Calibration]:

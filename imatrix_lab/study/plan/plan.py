@@ -81,15 +81,12 @@ def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
     try:
         shared = prepare(recipe, folder, session.read_only())
     except (NotBuilt, FetchFailed, MissingTool) as error:
-        return _without_model(recipe, folder, error)
+        sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
+        effects = tuple(power.Planned(recipe, sizes).effects())
+        problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
+        free = free_bytes(folder.path)
+        return Plan(recipe.name, (), {}, 0.0, 0, 0, free, 0, 0, effects, problems)
     return _Planner(shared, session.progress).plan()
-
-
-def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
-    sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
-    effects = tuple(power.Planned(recipe, sizes).effects())
-    problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
-    return Plan(recipe.name, (), {}, 0.0, 0, 0, free_bytes(folder.path), 0, 0, effects, problems)
 
 
 def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
@@ -110,10 +107,9 @@ class _Planner:
         self.todo = {step.id for step in graph.to_run(self.steps, finished)}
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
         self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == "score"}
-        self.columns = {
-            m.label: sum(p.info.shape[0] for p in quant_error.tensors(m).values())
-            for m in shared.models
-        }
+        self.columns = {}
+        for m in shared.models:
+            self.columns[m.label] = sum(p.info.shape[0] for p in quant_error.tensors(m).values())
         self.benchmark = Benchmark(shared, progress)
         self.speeds: dict[str, Speed] = {}
 
@@ -147,8 +143,6 @@ class _Planner:
     def _model(self, step: Step) -> Model:
         return next(m for m in self.shared.models if step.id.startswith(f"{m.label}."))
 
-    # -- what is cached
-
     def _corpus(self, step: Step) -> CorpusFacts | None:
         """Return a text if it is built: the steps' store is read-only."""
         try:
@@ -179,15 +173,9 @@ class _Planner:
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
 
-    def _is_done(self, step: Step) -> bool:
-        if step.id not in self.todo or self.corpora.get(step.id):
-            return True
-        return step.kind == "imatrix" and self._has_imatrix(step)
-
-    # -- what it takes
-
     def _row(self, step: Step) -> PlannedStep:
-        is_done = self._is_done(step)
+        is_done = step.id not in self.todo or bool(self.corpora.get(step.id))
+        is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
         return PlannedStep(step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on)
@@ -213,21 +201,15 @@ class _Planner:
 
     def _disk_bytes(self, step: Step) -> int:
         label = self._model(step).label
-        match step.kind:
-            case "imatrix" | "merge":
-                return 4 * self.columns[label]
-            case "quant":
-                return self.shared.sizes[label, str(step.inputs["type"])]
-            case "score":
-                tokens = sum(self.sizes[step.id].tokens)
-                return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
-            case "loss":
-                return 16 * self.columns[label]
-            case "task":
-                return int(step.cost) * ANSWER_BYTES
-        return 0  # texts are small
-
-    # -- what it can detect
+        if step.kind == "quant":
+            return self.shared.sizes[label, str(step.inputs["type"])]
+        if step.kind == "score":
+            tokens = sum(self.sizes[step.id].tokens)
+            return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
+        if step.kind == "task":
+            return int(step.cost) * ANSWER_BYTES
+        column_bytes = {"imatrix": 4, "merge": 4, "loss": 16}
+        return column_bytes.get(step.kind, 0) * self.columns[label]  # texts are small
 
     def _effects(self) -> Iterator[Effect]:
         shared = self.shared

@@ -106,7 +106,6 @@ class Planned:
                     yield self._in_task(quant_type, task, code, len(languages))
 
     def _on_text(self, quant_type: str, size: TextSize) -> Iterator[Effect]:
-        """Yield an effect for each pair that was scored before, and one for all the others."""
         known = self.pilots.get((size.label, quant_type), {})
         scored = [pair for pair in self.pairs if pair in known]
         for pair in scored:
@@ -155,7 +154,6 @@ class Planned:
         self, what: str, assumed: str, metric: str, pair_design: Design, n_clusters: int,
         n_family: int,
     ) -> tuple[results.Power, int]:  # fmt: skip
-        """Return what can be detected, and the clusters needed."""
         unit, scale = METRICS[metric].unit, METRICS[metric].scale
         margin = self.recipe.comparison.margins.get(metric, math.nan)
         analysis = power.analyse(pair_design, n_clusters, margin / scale, ALPHA / n_family)

@@ -107,8 +107,7 @@ def _check_dataset(hub: str) -> None:
 
 def of_effects(effects: Sequence[Effect]) -> Iterator[str]:
     """Yield texts and tasks on which a difference of the margin would not be detected."""
-    units = {e.power.unit for e in effects if math.isnan(e.power.margin)}
-    for unit in sorted(units):
+    for unit in sorted({e.power.unit for e in effects if math.isnan(e.power.margin)}):
         yield (
             f"no margin is declared in {unit}, so no two calibrations can come out as equivalent;"
             " try: comparison.margins"
