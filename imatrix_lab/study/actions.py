@@ -50,10 +50,6 @@ class PlannedQuant:
     imatrix_step: str
     step: str
 
-    def label(self, model: Model) -> str:
-        """Return its name in files of records."""
-        return f"{model.label}-{self.calibration.id}-{self.type}"
-
 
 Quants = Sequence[PlannedQuant]
 Samples = Mapping[str, Sequence[str]]
@@ -101,9 +97,8 @@ def _request(shared: Shared, model: Model, turn: Turn) -> Request:
 
 def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
     """Run a model on the text of a step."""
-    text = corpus_in(turn.results[step])
+    text, session = corpus_in(turn.results[step]), shared.session(turn.progress)
     assert text is not None
-    session = shared.session(turn.progress)
     facts = tune.imatrix_of(_request(shared, model, turn), shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
     place(facts.path, path)
@@ -147,7 +142,7 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
     stored = shared.store.like("quant", unchecked)
     facts = run.facts(stored) if stored else run.quantize(shared.tools, spec, session)
-    label, path = planned.label(model), facts.path
+    label, path = f"{model.label}-{planned.calibration.id}-{planned.type}", facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
         place(facts.path, path)
@@ -223,9 +218,8 @@ def answers(
     shared: Shared, model: Model, task: Task, languages: tuple[str, ...], step: str, turn: Turn
 ) -> Result:
     """Run a task on a quant, or without a step on the original."""
-    request = _task_request(shared, task, languages, turn)
+    request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = _as_model(turn.results[step]) if step else model
-    session = shared.session(turn.progress)
     backend = partial(backends.open_local, request, shared.tools, tested, session)
     return {FILES: [str(file) for file in run_task(request, [backend], turn.progress)]}
 

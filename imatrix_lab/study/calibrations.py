@@ -12,8 +12,7 @@ from imatrix_lab.report.results import ALL_SAMPLES
 from imatrix_lab.study.recipe import NONE, Recipe
 
 LANGUAGE, MIXTURE, POOLED, CONTROL = "language", "mixture", "pooled", "control"
-POOLED_BY = "tokens"
-"""As if one run had seen all samples."""
+POOLED_BY = "tokens"  # as if one run had seen all samples
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,10 @@ class Folder:
         if copy.exists() and self.of("steps").is_dir():
             old = _determining(load(copy, recipe.parent))
             if field := _difference(old, _determining(load(recipe))):
-                raise UsageError(
-                    f"this is the study of another recipe: {field} differs",
-                    where=self.path,
-                    fix=f"imatrix-lab study run {shlex.quote(str(recipe))} --out ANOTHER_FOLDER;"
-                    " or remove this one",
-                )
+                problem = f"this is the study of another recipe: {field} differs"
+                command = f"imatrix-lab study run {shlex.quote(str(recipe))} --out ANOTHER_FOLDER"
+                fix = f"{command}; or remove this one"
+                raise UsageError(problem, where=self.path, fix=fix)
         elif self.path.exists() and (not self.path.is_dir() or self._has_other_files()):
             fix = "--out ANOTHER_FOLDER"
             raise UsageError("this is not an empty folder", where=self.path, fix=fix)
@@ -100,11 +98,9 @@ class Folder:
             with filelock.FileLock(self.of(".lock"), timeout=LOCK_WAIT_S):
                 yield
         except filelock.Timeout:
-            raise UsageError(
-                f"process {self.status().get('pid')} is running this study",
-                where=self.path,
-                fix=f"imatrix-lab study status {shlex.quote(str(self.path))}",
-            ) from None
+            problem = f"process {self.status().get('pid')} is running this study"
+            fix = f"imatrix-lab study status {shlex.quote(str(self.path))}"
+            raise UsageError(problem, where=self.path, fix=fix) from None
 
     def is_locked(self) -> bool:
         """Whether a process runs the study now."""
@@ -125,11 +121,8 @@ class Folder:
         """Return the status, with "stopped" for what was running in a process that is gone."""
         status = self.status()
         if "steps" not in status:
-            raise UsageError(
-                "no step of a study has begun here",
-                where=self.path,
-                fix=f"imatrix-lab study resume {shlex.quote(str(self.path))}",
-            )
+            fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
+            raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
         if status["state"] == RUNNING and not self.is_locked():
             for step in (status, *status["steps"].values()):
                 if step["state"] == RUNNING:

@@ -12,8 +12,7 @@ from typing import Any
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.store import fingerprint
 
-FILES = "files"
-"""In a result: the files that the step made."""
+FILES = "files"  # in a result: the files that the step made
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ NONE = "none"
 DEMO = "demo"
 KEEP = ("all", "scores")
 REFERENCE = "docs/recipe.toml"
-TOKENS_MIN = 1024
-"""llama-imatrix needs two windows of 512."""
+TOKENS_MIN = 1024  # llama-imatrix needs two windows of 512
 SAMPLES_MAX = 100
 
 
@@ -35,7 +34,7 @@ class CalibrationSettings:
         " controls (shuffled:nb, random-tokens), and none for quants without an imatrix",
     ]
     tokens: Annotated[int, "tokens of each sample, in the model's vocabulary"] = 65_536
-    samples: Annotated[int, "disjoint samples of each language; they differ by the noise"] = 1
+    samples: Annotated[int, "disjoint samples of each language; their differences are noise"] = 1
     pooled: Annotated[bool, "also merge the samples of each language into one imatrix"] = False
     merge_by: Annotated[str, "weights in a merge: energy or tokens"] = "energy"
 
@@ -55,7 +54,7 @@ class Task:
     """A benchmark; imatrix-lab task list shows them."""
 
     name: Annotated[str, "name of a task, or your own TOML file"]
-    languages: Annotated[tuple[str, ...], "empty: the calibration's that the task has"] = ()
+    languages: Annotated[tuple[str, ...], "empty: calibration languages that the task has"] = ()
     limit: Annotated[int, "items per language; 0: all"] = 0
     data: Annotated[str, "a local file or folder instead of the Hub"] = ""
     variant: Annotated[str, "how options are scored; empty: the task's default"] = ""
@@ -77,7 +76,7 @@ class ComparisonSettings:
         "smallest difference that matters, by metric: nats per token for kld_nats and nll_nats,"
         " points for score and top1_agreement; without one nothing is called equivalent",
     ] = field(default_factory=dict)
-    metrics: Annotated[tuple[str, ...], "of texts; the first decides"] = ("kld_nats", "nll_nats")
+    metrics: Annotated[tuple[str, ...], "on texts; the first decides"] = ("kld_nats", "nll_nats")
     resamples: Annotated[int, "number of bootstrap/permutation resamples"] = 10_000
 
 
@@ -139,10 +138,8 @@ def find(name: str) -> Path:
     shipped = {p.stem: p for p in sorted(paths.data_dir("recipes").glob("*.toml"))}
     if path.stem in shipped and path.parent.name in ("", "recipes"):
         return shipped[path.stem]
-    raise UsageError(
-        f"no recipe {name!r}{config.nearest(path.stem, shipped)}",
-        fix=f"a TOML file ({REFERENCE} has every key), or one of: {' '.join(shipped)}",
-    )
+    fix = f"a TOML file ({REFERENCE} has every key), or one of: {' '.join(shipped)}"
+    raise UsageError(f"no recipe {name!r}{config.nearest(path.stem, shipped)}", fix=fix)
 
 
 def load(path: Path, folder: Path | None = None) -> Recipe:
@@ -152,11 +149,9 @@ def load(path: Path, folder: Path | None = None) -> Recipe:
     """
     raw = config.read_toml(path)
     if raw.get("schema") != SCHEMA:
-        raise UsageError(
-            f"schema is {raw.get('schema')!r}; this version reads {SCHEMA}",
-            where=path,
-            fix=f"schema = {SCHEMA}; or, if it is newer, a newer imatrix-lab",
-        )
+        problem = f"schema is {raw.get('schema')!r}; this version reads {SCHEMA}"
+        fix = f"schema = {SCHEMA}; or, if it is newer, a newer imatrix-lab"
+        raise UsageError(problem, where=path, fix=fix)
     full = config.build(Recipe, raw, path)
     if fixed := [key for key in ("schema", "name", "models", "reduced") if key in full.reduced]:
         raise UsageError(f"{fixed[0]!r} is not allowed in [reduced]", where=path)

@@ -36,10 +36,6 @@ class Outcome:
     missing: tuple[Missing, ...]
 
 
-class _Stopped:
-    """A step was interrupted."""
-
-
 class Scheduler:
     """Runs the steps that are not done yet; `save` stores each record as soon as it is there.
 
@@ -59,7 +55,7 @@ class Scheduler:
         self.causes: dict[str, set[str]] = {}
         """Of each step that failed or was skipped, the steps at fault."""
         self._stop = threading.Event()
-        self._ended = queue.SimpleQueue[tuple[Step, StepRecord | Exception | _Stopped]]()
+        self._ended = queue.SimpleQueue[tuple[Step, StepRecord | BaseException]]()
 
     def run(self) -> Outcome:
         """Run the steps; none is left running when this returns or raises."""
@@ -152,17 +148,15 @@ class Scheduler:
 
     def _work(self, step: Step, turn: Turn) -> None:
         began = time.monotonic()
-        outcome: StepRecord | Exception | _Stopped
+        outcome: StepRecord | BaseException
         try:
             with interrupt.interruptible(self._stop):
                 result = dict(step.run(turn))
             parts = tuple(n for n in step.uses if n in turn.results or n in turn.parts)
             seconds = turn.before_s + time.monotonic() - began
             outcome = StepRecord(self.keys[step.id], parts, result, seconds)
-        except Exception as error:
+        except BaseException as error:
             outcome = error
-        except BaseException:
-            outcome = _Stopped()
         self._ended.put((step, outcome))
 
     def _wait(self) -> None:
@@ -173,14 +167,14 @@ class Scheduler:
                 step, outcome = self._ended.get(timeout=1.0)
                 break
         del self.running[step.id]
-        if isinstance(outcome, _Stopped):
-            self.watch.ended(step, None)
-            raise KeyboardInterrupt
         if isinstance(outcome, StepRecord):
             if not step.is_cleanup:
                 self.save(step.id, outcome)
             self.records[step.id] = outcome
             self.watch.ended(step, outcome)
+        elif not isinstance(outcome, Exception):  # it was stopped
+            self.watch.ended(step, None)
+            raise KeyboardInterrupt
         else:
             self.failures[step.id] = self._missing(step, outcome)
             self.causes[step.id] = {step.id}

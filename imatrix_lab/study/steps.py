@@ -30,8 +30,7 @@ DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200
 """Usual sizes, only to estimate the time left."""
 QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500
 """What takes about as long as so many tokens through the model; the same use."""
-PARALLEL = ("imatrix", "quant", "score", "loss", "task")
-"""Kinds of steps that use all cores."""
+PARALLEL = ("imatrix", "quant", "score", "loss", "task")  # kinds of steps that use all cores
 TARGETS = ("imatrix", "merge", "score", "loss", "task")
 """Kinds of steps that are run for themselves."""
 
@@ -65,11 +64,9 @@ def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQu
     for quant in quants:
         size = shared.sizes[model.label, quant.type]
         if size > limit:
-            raise UsageError(
-                f"{quant.type} of {model.label} takes {format.size(size)}, more than the"
-                f" {format.size(limit)} of limits.disk_gib",
-                fix="a larger disk_gib, or 0 for no limit",
-            )
+            limits = f"more than the {format.size(limit)} of limits.disk_gib"
+            problem = f"{quant.type} of {model.label} takes {format.size(size)}, {limits}"
+            raise UsageError(problem, fix="a larger disk_gib, or 0 for no limit")
         if used + size > limit:
             result, used = [*result, []], 0
         result[-1].append(quant)

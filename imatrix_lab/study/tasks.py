@@ -36,10 +36,8 @@ def languages_of(task: Task, recipe: Recipe) -> tuple[str, ...]:
         prompts = load_locales()
         codes = tuple(c for c in calibrated if load.has(definition_, c, data) and c in prompts)
         if not codes:
-            raise UsageError(
-                f"{definition_.name} has none of the calibration's languages",
-                fix='languages = ["en"] in its [[tasks]]',
-            )
+            problem = f"{definition_.name} has none of the calibration's languages"
+            raise UsageError(problem, fix='languages = ["en"] in its [[tasks]]')
     for code in codes:
         if not load.has(definition_, code, data):
             load.own_code(definition_, code)  # raises, with the languages that it has

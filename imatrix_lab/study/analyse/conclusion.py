@@ -21,16 +21,12 @@ OWN = "an imatrix of the text's own language"
 
 def answer(results: Results) -> tuple[str, str, str]:
     """Return three sentences: does the matched language help, next to what, and the limits."""
-    texts, tasks = (_cases(results, is_task) for is_task in (False, True))
+    languages = {c.label for c in results.calibrations if c.kind == "language"}
+    own = [c for c in _against_baseline(results) if c.a == c.text and c.a in languages]
+    texts, tasks = [c for c in own if not c.task], [c for c in own if c.task]
     cases = texts or tasks
     yardsticks = f"{_noise(cases)}; {_positive(results, cases)}."
     return _matched(results, texts, tasks), yardsticks, _limits(results, cases)
-
-
-def _cases(results: Results, is_task: bool) -> list[Comparison]:
-    languages = {c.label for c in results.calibrations if c.kind == "language"}
-    own = (c for c in _against_baseline(results) if c.a == c.text and c.a in languages)
-    return [c for c in own if bool(c.task) == is_task]
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
@@ -41,23 +37,18 @@ def _against_baseline(results: Results) -> list[Comparison]:
 def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comparison]) -> str:
     cases = texts or tasks
     if not cases:
-        return _nothing_matched(results)
+        others, baseline = _against_baseline(results), _imatrix(results, results.baseline)
+        if not others:
+            return f"Nothing could be compared with {baseline}, so there is no answer."
+        return (
+            "No comparison of an imatrix of the text's own language was asked for, or could be"
+            f" made; against {baseline}, the others are {_counts(others)}."
+        )
     verdicts = {c.verdict for c in cases}
     sentence = _alike(results, cases) if len(verdicts) == 1 else _mixed(results, cases)
     if texts and tasks:
         sentence += f"; in answers to tasks it is {_counts(tasks)}"
     return f"{sentence}."
-
-
-def _nothing_matched(results: Results) -> str:
-    others = _against_baseline(results)
-    baseline = _imatrix(results, results.baseline)
-    if not others:
-        return f"Nothing could be compared with {baseline}, so there is no answer."
-    return (
-        "No comparison of an imatrix of the text's own language was asked for, or could be made;"
-        f" against {baseline}, the others are {_counts(others)}."
-    )
 
 
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:

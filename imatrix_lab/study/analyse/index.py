@@ -99,10 +99,8 @@ class Index:
             return RecordFile(run, model, "", ALL_SAMPLES, "", text, name, key)
         quant = self._quants.get(sha256)
         if quant is None or quant.calibration != run.calib or quant.type != run.type:
-            raise BadRecords(
-                f"these records are of {run.name()}, which this study did not make",
-                where=run.path,
-                fix="delete this file, then: imatrix-lab study resume",
-            )
+            problem = f"these records are of {run.name()}, which this study did not make"
+            fix = "delete this file, then: imatrix-lab study resume"
+            raise BadRecords(problem, where=run.path, fix=fix)
         sample = quant.sample if run.sample else ALL_SAMPLES
         return RecordFile(run, quant.model, quant.calibration, sample, quant.type, text, name, key)

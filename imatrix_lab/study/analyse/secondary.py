@@ -17,8 +17,7 @@ from imatrix_lab.study.analyse.index import Index, RecordFile
 from imatrix_lab.study.products import Products
 from imatrix_lab.tasks import summary
 
-FLIPS_MAX = 50
-"""Answers that are kept with their text, of each pair of runs; counts are of all."""
+FLIPS_MAX = 50  # answers that are kept with their text, of each pair of runs; counts are of all
 _CALIBRATIONS_MIN = 3  # two are ranked alike or not by a coin toss
 
 

@@ -30,11 +30,9 @@ SPREAD = {
 }
 """Standard deviation of two calibrations' difference in a token, by nominal bits: medians over en,
 nb, ml and none on texts in en, nb and ml (12 documents each), of the demo model's k-quants."""
-CORRELATION = 0.01
-"""Of two differences in one document; they had medians from 0.0 to 0.014."""
+CORRELATION = 0.01  # of two differences in one document; they had medians from 0.0 to 0.014
 DISCORDANCE = DISCORDANCES[1]
-ITEMS = 1000
-"""Of a benchmark that does not say how many it has."""
+ITEMS = 1000  # of a benchmark that does not say how many it has
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ class Effect:
 
 
 Pair = frozenset[str]
-Pilots = dict[tuple[str, str], dict[Pair, Design]]
-"""By text and type, then by the two calibrations."""
+Pilots = dict[tuple[str, str], dict[Pair, Design]]  # by text and type, then by the two calibrations
 
 
 class Planned:
@@ -80,12 +77,9 @@ class Planned:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        sizes: Sequence[TextSize],
-        model: Model | None = None,
+        self, recipe: Recipe, sizes: Sequence[TextSize], model: Model | None = None,
         store: Store | None = None,
-    ):
+    ):  # fmt: skip
         self.recipe, self.sizes = recipe, sizes
         self.metric = recipe.comparison.metrics[0]
         labels = dict.fromkeys(c.label for c in calibrations.calibrations(recipe))

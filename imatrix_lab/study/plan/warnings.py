@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import ask, endpoint, require_network
@@ -17,8 +18,7 @@ from imatrix_lab.study.recipe import NONE, Recipe, is_remote
 from imatrix_lab.tasks import definition
 from imatrix_lab.types import CorpusFacts
 
-FEW_DOCUMENTS = 6
-"""With fewer, no pattern of signs is rare enough for 5 %."""
+FEW_DOCUMENTS = 6  # with fewer, no pattern of signs is rare enough for 5 %
 FEW_SAMPLES = 3
 HUB_TIMEOUT_S = 5.0
 
@@ -88,21 +88,17 @@ def of_tasks(recipe: Recipe) -> Iterator[str]:
             yield f"{benchmark.name} is not on the Hub; try: {get}, then data = FOLDER"
     for hub in dict.fromkeys(b.source.hub for b in without_data if b.source.hub):
         try:
-            _check_dataset(hub)
+            require_network()
+            ask(f"datasets/{hub}", "main", partial(_facts_of, hub))
         except FetchFailed as error:
             fix = f"{error.fix}; or " if error.fix else ""
             yield f"no items of {hub}: {error.what}; try: {fix}data = FILE with the items"
 
 
-def _check_dataset(hub: str) -> None:
-    require_network()
+def _facts_of(hub: str) -> object:
+    from huggingface_hub import HfApi
 
-    def call() -> object:
-        from huggingface_hub import HfApi
-
-        return HfApi(endpoint=endpoint()).dataset_info(hub, timeout=HUB_TIMEOUT_S)
-
-    ask(f"datasets/{hub}", "main", call)
+    return HfApi(endpoint=endpoint()).dataset_info(hub, timeout=HUB_TIMEOUT_S)
 
 
 def of_effects(effects: Sequence[Effect]) -> Iterator[str]:
