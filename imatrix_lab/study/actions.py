@@ -36,8 +36,7 @@ from imatrix_lab.types import (
     TextOptions,
 )
 
-CORPUS, IMATRIX, QUANT, PATH, LOSSES = "corpus", "imatrix", "quant", "path", "losses"
-"""Keys of results."""
+CORPUS, IMATRIX, QUANT, PATH, LOSSES = "corpus", "imatrix", "quant", "path", "losses"  # in results
 Result = dict[str, Any]
 
 

@@ -59,13 +59,10 @@ def mixtures(recipe: Recipe) -> dict[str, Mixture]:
 
 def calibrations(recipe: Recipe) -> list[Calibration]:
     """Return what a recipe calibrates on, in its order; samples, then the pool of them."""
-    planned = []
-    parsed = mixtures(recipe)
+    parsed, none = mixtures(recipe), Calibration(NO_IMATRIX, NO_IMATRIX, NONE, ALL_SAMPLES)
+    planned = list[Calibration]()
     for text in recipe.calibration.texts:
-        if text == NONE:
-            planned.append(Calibration(NO_IMATRIX, NO_IMATRIX, NONE, ALL_SAMPLES))
-        else:
-            planned += _of_mixture(parsed[text], recipe)
+        planned += [none] if text == NONE else _of_mixture(parsed[text], recipe)
     return planned
 
 

@@ -8,7 +8,6 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
-from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import silence
 from imatrix_lab.quantize import run
@@ -30,7 +29,7 @@ class Shared:
     recipe: Recipe
     folder: Folder
     store: Store
-    tools: Toolchain
+    tools: toolchain.Toolchain
     models: tuple[Model, ...]
     sizes: dict[tuple[str, str], int]
     missing: tuple[Missing, ...] = ()
@@ -63,16 +62,13 @@ class Shared:
     def capacity(self, jobs: int | None) -> Capacity:
         """Return what may run at a time; a GPU runs one step."""
         limits = self.recipe.limits
-        most = cores() if self.tools.backend == "cpu" else 1
+        most = toolchain.cores() if self.tools.backend == "cpu" else 1
         jobs = min(jobs or limits.jobs or most, most)
-        return Capacity(jobs, cores(), self.memory_bytes(), limits.threads)
+        return Capacity(jobs, toolchain.cores(), self.memory_bytes(), limits.threads)
 
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
-    """Return what the steps share; llama.cpp is built and models are fetched if necessary.
-
-    Raises ImatrixLabError: no llama.cpp, or none of the models.
-    """
+    """Return what the steps share; llama.cpp is built and models are fetched if necessary."""
     tools = toolchain.get(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []

@@ -31,8 +31,7 @@ from imatrix_lab.study.recipe import Limits, Recipe, load
 STUDIES = Path("studies")
 RECIPE, STATUS = "recipe.toml", "status.json"
 LOCK_WAIT_S = 1.0
-RUNNING, STOPPED = "running", "stopped"
-"""States of a study, and of a step."""
+RUNNING, STOPPED = "running", "stopped"  # states of a study, and of a step
 _START = "imatrix-lab study run recipes/quick-nb.toml"
 
 

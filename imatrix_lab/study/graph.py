@@ -37,7 +37,6 @@ class Step:
 
     Attributes
     ----------
-    id : fit for a file's name.
     run : does it; returns facts as JSON values, files under `FILES`.
     inputs : what determines its result, besides the steps it depends on.
     needs : steps without which it cannot run.
@@ -47,7 +46,6 @@ class Step:
     is_target : run for itself, not only where another step needs it.
     is_cleanup : run each time, and not recorded.
     cost : tokens through the model, roughly: its share of the time left.
-    cores : the most it can use.
     """
 
     id: str
@@ -101,11 +99,8 @@ def keys(steps: Steps) -> dict[str, str]:
 
 def finished(steps: Steps, records: Records) -> dict[str, StepRecord]:
     """Return the records of exactly these steps; files of some may be gone."""
-    return {
-        step: records[step]
-        for step, key in keys(steps).items()
-        if step in records and records[step].key == key
-    }
+    current = keys(steps)
+    return {step: record for step, record in records.items() if record.key == current.get(step)}
 
 
 def lacking(step: Step, record: StepRecord | None) -> tuple[str, ...]:

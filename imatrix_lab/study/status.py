@@ -16,8 +16,7 @@ from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
 from imatrix_lab.study.graph import Step, StepRecord, Steps
 
 WRITE_EVERY_S = 2.0
-WAITING, DONE, FAILED, SKIPPED = "waiting", "done", "failed", "left out"
-"""States in status.json."""
+WAITING, DONE, FAILED, SKIPPED = "waiting", "done", "failed", "left out"  # in status.json
 
 
 class Watch:

@@ -26,20 +26,14 @@ from imatrix_lab.types import Model, TextOptions
 HELDOUT_TOKENS = 1024
 """Of the text of a language that is only scored on: what is held out does not depend on it."""
 SMALL_BYTES = 1 << 29
-DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200
-"""Usual sizes, only to estimate the time left."""
-QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500
-"""What takes about as long as so many tokens through the model; the same use."""
+DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200  # for the time left
+QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500  # taking as long, roughly
 PARALLEL = ("imatrix", "quant", "score", "loss", "task")  # kinds of steps that use all cores
-TARGETS = ("imatrix", "merge", "score", "loss", "task")
-"""Kinds of steps that are run for themselves."""
+TARGETS = ("imatrix", "merge", "score", "loss", "task")  # kinds that are run for themselves
 
 
 def steps(shared: Shared) -> tuple[Step, ...]:
-    """Return the steps of a study, each after those it depends on.
-
-    Raises UsageError: a quant is larger than the disk that may be used.
-    """
+    """Return the steps of a study, each after those it depends on."""
     every: list[Step] = []
     before = ""
     for model in shared.models:

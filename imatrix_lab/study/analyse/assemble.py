@@ -9,21 +9,14 @@ from imatrix_lab.core import config
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.records import parquet
 from imatrix_lab.report import results
-from imatrix_lab.report.results import Results
 from imatrix_lab.study.analyse import comparisons, conclusion, provenance, scores, secondary
-from imatrix_lab.study.analyse.index import Index
+from imatrix_lab.study.analyse.index import Index, Products
 from imatrix_lab.study.plan import power
-from imatrix_lab.study.plan.power import TextSize
-from imatrix_lab.study.products import Products
 from imatrix_lab.study.recipe import without_folders
 
 
-def assemble(products: Products, progress: Progress) -> Results:
-    """Return a study's results; the same records give the same results, in whatever order.
-
-    Raises BadRecords (damaged, of another study, not to be compared with others on its text), or
-    BadImatrix.
-    """
+def assemble(products: Products, progress: Progress) -> results.Results:
+    """Return a study's results; the same records give the same results, in whatever order."""
     index = Index(products)
     recipe = products.recipe
     rows = scores.scores(index, progress)
@@ -32,7 +25,7 @@ def assemble(products: Products, progress: Progress) -> Results:
     flips, flip_counts = secondary.flips(index, compared.comparisons)
     calibration_order = partial(index.order, model="model", calibration="label")
     quant_order = partial(index.order, model="model", type="type", calibration="calibration")
-    result = Results(
+    result = results.Results(
         schema=results.SCHEMA,
         **{key: getattr(recipe, key) for key in ("name", "question", "source", "types", "unknown")},
         answer=(),
@@ -62,21 +55,19 @@ def assemble(products: Products, progress: Progress) -> Results:
     return dataclasses.replace(result, answer=conclusion.answer(result))
 
 
-def _sizes(index: Index) -> list[TextSize]:
+def _sizes(index: Index) -> list[power.TextSize]:
     first = {record.text: record for record in reversed(index.tokens)}
     sizes = []
     for label in sorted(first, key=lambda text: index.rank("text", text)):
         documents = parquet.read(first[label].run.path, ["doc_id"]).words("doc_id").codes.tolist()
-        sizes.append(TextSize(label, tuple(Counter(documents).values()), is_known=True))
+        sizes.append(power.TextSize(label, tuple(Counter(documents).values()), is_known=True))
     return sizes
 
 
 def _notes(products: Products, index: Index) -> Iterator[str]:
     if products.recipe.calibration.samples < 2:
-        yield (
-            "One calibration text a language: what a language does cannot be told from what its one"
-            " text does."
-        )
+        confounded = "what a language does cannot be told from what its one text does"
+        yield f"One calibration text a language: {confounded}."
     else:
         yield (
             "Rows over all samples, and comparisons, take the calibration text as a random draw"

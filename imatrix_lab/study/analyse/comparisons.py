@@ -14,7 +14,6 @@ from imatrix_lab.compare.interactions import Interaction
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.report import results
-from imatrix_lab.report.results import Missing
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS, Metric
@@ -29,7 +28,7 @@ class Compared:
     comparisons: tuple[results.Comparison, ...] = ()
     interactions: tuple[results.Interaction, ...] = ()
     controls: tuple[results.Control, ...] = ()
-    missing: tuple[Missing, ...] = ()
+    missing: tuple[results.Missing, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -60,7 +59,7 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
 class _Part:
     """The records of one model, of texts or of tasks."""
 
-    def __init__(self, records: Sequence[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
+    def __init__(self, records: list[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
         self.records, self.plan, self.metrics = records, plan, metrics
         self.model = records[0].model
 
@@ -81,7 +80,7 @@ class _Part:
                 bad = [r.place() for r in left if str(r.run.path) == error.where]
                 reasons |= dict.fromkeys(bad or [r.place() for r in left], error.what)
         missing = tuple(
-            Missing(" ".join(filter(None, ("compare", *place))), why, "", ())
+            results.Missing(" ".join(filter(None, ("compare", *place))), why, "", ())
             for place, why in reasons.items()
         )
         if report is None:

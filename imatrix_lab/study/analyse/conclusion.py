@@ -40,10 +40,8 @@ def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comp
         others, baseline = _against_baseline(results), _imatrix(results, results.baseline)
         if not others:
             return f"Nothing could be compared with {baseline}, so there is no answer."
-        return (
-            "No comparison of an imatrix of the text's own language was asked for, or could be"
-            f" made; against {baseline}, the others are {_counts(others)}."
-        )
+        nothing = f"No comparison of {OWN} was asked for, or could be made"
+        return f"{nothing}; against {baseline}, the others are {_counts(others)}."
     verdicts = {c.verdict for c in cases}
     sentence = _alike(results, cases) if len(verdicts) == 1 else _mixed(results, cases)
     if texts and tasks:
@@ -117,10 +115,8 @@ def _without_imatrix(results: Results, c: Comparison) -> float:
 def _noise(cases: Sequence[Comparison]) -> str:
     multiples = sorted(c.noise_multiple for c in cases if math.isfinite(c.noise_multiple))
     if not multiples:
-        return (
-            "The difference between two texts of one language was not measured, so a difference"
-            " may come from the calibration texts and not from their languages"
-        )
+        why = "a difference may come from the calibration texts and not from their languages"
+        return f"The difference between two texts of one language was not measured, so {why}"
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"
     return f"{what} {sentences.noise(' to '.join(ends))}"
@@ -138,10 +134,8 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
     seen = sum(r.low > 0 if lower_is_better else r.high < 0 for r in rows)
     share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
-        return (
-            "the positive control fails: not even leaving the imatrix out makes a quant"
-            " significantly worse, so smaller effects could not be seen"
-        )
+        fails = "not even leaving the imatrix out makes a quant significantly worse"
+        return f"the positive control fails: {fails}, so smaller effects could not be seen"
     text = f"without an imatrix (the positive control) quants are significantly worse{share}"
     return text if seen == len(rows) else f"{text}, so small effects may go unseen"
 

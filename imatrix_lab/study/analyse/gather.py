@@ -8,11 +8,11 @@ from imatrix_lab import __version__
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.report.results import Calibration, Prediction, Times
 from imatrix_lab.study import actions
+from imatrix_lab.study.analyse.index import Products
 from imatrix_lab.study.calibrations import calibrations
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RECIPE
 from imatrix_lab.study.graph import FILES, Records, StepRecord, Steps
-from imatrix_lab.study.products import Products
 from imatrix_lab.study.recipe import NONE
 from imatrix_lab.study.scheduler import Outcome
 

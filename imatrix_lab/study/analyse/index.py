@@ -1,4 +1,4 @@
-"""Files of records by model, calibration, sample, type, text and task."""
+"""What a study made; its files of records by model, calibration, sample, type, text and task."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,10 +10,30 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import runs
 from imatrix_lab.records.runs import NO_IMATRIX, Run
-from imatrix_lab.report.results import ALL_SAMPLES
+from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Missing, Prediction, Quant, Times
 from imatrix_lab.study.calibrations import mixtures
-from imatrix_lab.study.products import Products
-from imatrix_lab.study.recipe import NONE
+from imatrix_lab.study.recipe import NONE, Recipe
+from imatrix_lab.types import Model
+
+
+@dataclass(frozen=True)
+class Products:
+    """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
+
+    Predictions are without what was measured; commands are those that repeat the study.
+    """
+
+    recipe: Recipe
+    models: dict[str, Model]
+    calibrations: tuple[Calibration, ...]
+    imatrices: dict[str, Path]
+    quants: tuple[Quant, ...]
+    predictions: tuple[Prediction, ...]
+    token_records: tuple[Path, ...]
+    item_records: tuple[Path, ...]
+    missing: tuple[Missing, ...]
+    times: Times
+    commands: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.records import parquet
 from imatrix_lab.report.results import Licence
-from imatrix_lab.study.analyse.index import Index, RecordFile
-from imatrix_lab.study.products import Products
+from imatrix_lab.study.analyse.index import Index, Products, RecordFile
 from imatrix_lab.tasks import definition
 
 RIGHT_TO_LEFT = {"Adlm", "Arab", "Hebr", "Mand", "Mend", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"}

@@ -10,11 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from imatrix_lab.imatrix import distance, format
-from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Agreement, Prediction, Score, Similarity
-from imatrix_lab.study.analyse.index import Index, RecordFile
-from imatrix_lab.study.products import Products
+from imatrix_lab.study.analyse.index import Index, Products, RecordFile
 from imatrix_lab.tasks import summary
 
 FLIPS_MAX = 50  # answers that are kept with their text, of each pair of runs; counts are of all
@@ -70,8 +68,7 @@ def similarities(products: Products, index: Index) -> list[Similarity]:
     """
     rows: list[Similarity] = []
     for model in products.models:
-        files: dict[str, list[tuple[Path, Imatrix]]] = {}
-        languages = set()
+        languages, files = set[str](), dict[str, list[tuple[Path, format.Imatrix]]]()
         for c in sorted(products.calibrations, key=lambda c: c.sample):
             path = products.imatrices.get(c.imatrix_sha256)
             if c.model == model and path:
@@ -100,8 +97,7 @@ def flips(
     first: dict[tuple[str, ...], RecordFile] = {}
     for r in index.items:
         first.setdefault((*r.place(), r.calibration, r.type), r)
-    texts: list[results.Flip] = []
-    counts: list[results.FlipCount] = []
+    texts, counts = list[results.Flip](), list[results.FlipCount]()
     for c in comparisons:
         if not c.task or c.b != index.baseline:
             continue

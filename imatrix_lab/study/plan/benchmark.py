@@ -1,7 +1,4 @@
-"""The speed of this machine: short runs of what a study does, with all cores.
-
-Kept in the store until llama.cpp, the model or the number of cores changes.
-"""
+"""The speed of this machine: short runs of what a study does, with all cores; kept in the store."""
 
 import dataclasses
 import os
@@ -29,7 +26,6 @@ from imatrix_lab.quantize import run
 from imatrix_lab.score import kernel, text
 from imatrix_lab.score.engine import Engine, Interruptible, Settings
 from imatrix_lab.score.job import Job
-from imatrix_lab.score.text import Text
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.study.context import Shared
 from imatrix_lab.types import Document, ImatrixFacts, Model
@@ -124,7 +120,7 @@ def _score(shared: Shared, model: Model, progress: Progress, scratch: Path) -> f
     settings = Settings(cores(), WINDOW, WINDOW, rows, 1, layers_on_gpu(options))
     session = Session(Store(shared.store.root), progress)
     compiled = kernel.get(shared.tools, settings.threads, session)
-    words = Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
+    words = text.Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
     protocol = Protocol("document", WINDOW, WINDOW // 4)
     with Vocabulary(shared.tools, model.path) as vocabulary:
         plan = text.plan(words, vocabulary, protocol, 1)

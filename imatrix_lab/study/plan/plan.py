@@ -1,7 +1,4 @@
-"""What a study would do, cost and be able to detect: `study run --dry-run`.
-
-Nothing is written but the measured speed of this machine.
-"""
+"""What a study would do, cost and be able to detect; nothing is written but measured speeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +17,8 @@ from imatrix_lab.pipeline import score, tune
 from imatrix_lab.study import actions, graph, steps, validate
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.graph import Step, Turn
 from imatrix_lab.study.plan import power, warnings
 from imatrix_lab.study.plan.benchmark import Benchmark, Speed
-from imatrix_lab.study.plan.power import Effect, TextSize
 from imatrix_lab.study.recipe import Recipe
 from imatrix_lab.types import CorpusFacts, Model, Request
 
@@ -71,7 +66,7 @@ class Plan:
     disk_free_bytes: int
     memory_bytes: int
     memory_limit_bytes: int
-    effects: tuple[Effect, ...]
+    effects: tuple[power.Effect, ...]
     warnings: tuple[str, ...]
 
 
@@ -89,13 +84,13 @@ def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
     return _Planner(shared, session.progress).plan()
 
 
-def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
+def _recipe_warnings(recipe: Recipe, effects: Sequence[power.Effect]) -> tuple[str, ...]:
     return (*warnings.of_tasks(recipe), *warnings.of_samples(recipe), *warnings.of_effects(effects))
 
 
-def _assumed(label: str, recipe: Recipe) -> TextSize:
+def _assumed(label: str, recipe: Recipe) -> power.TextSize:
     n = min(recipe.evaluation.documents or DOCUMENTS, DOCUMENTS)
-    return TextSize(label, (DOCUMENT_TOKENS,) * n, is_known=False)
+    return power.TextSize(label, (DOCUMENT_TOKENS,) * n, is_known=False)
 
 
 class _Planner:
@@ -140,17 +135,17 @@ class _Planner:
             ),
         )
 
-    def _model(self, step: Step) -> Model:
+    def _model(self, step: graph.Step) -> Model:
         return next(m for m in self.shared.models if step.id.startswith(f"{m.label}."))
 
-    def _corpus(self, step: Step) -> CorpusFacts | None:
+    def _corpus(self, step: graph.Step) -> CorpusFacts | None:
         """Return a text if it is built: the steps' store is read-only."""
         try:
-            return actions.corpus_in(step.run(Turn(cores(), Silent(), {})))
+            return actions.corpus_in(step.run(graph.Turn(cores(), Silent(), {})))
         except (NotBuilt, ImatrixLabError):
             return None
 
-    def _size(self, step: Step) -> TextSize:
+    def _size(self, step: graph.Step) -> power.TextSize:
         recipe, label = self.shared.recipe, str(step.inputs["texts"])
         files = dict(t.split("=", 1) for t in recipe.evaluation.texts if "=" in t)
         if label in files:
@@ -161,9 +156,10 @@ class _Planner:
             return _assumed(label, recipe)
         with Vocabulary(self.shared.tools, self._model(step).path) as vocabulary:
             scored = texts[: recipe.evaluation.documents or None]
-            return TextSize(label, tuple(vocabulary.count(d.text) for d in scored), is_known=True)
+            tokens = tuple(vocabulary.count(document.text) for document in scored)
+        return power.TextSize(label, tokens, is_known=True)
 
-    def _has_imatrix(self, step: Step) -> bool:
+    def _has_imatrix(self, step: graph.Step) -> bool:
         shared, corpus, model = self.shared, self.corpora[step.needs[0]], self._model(step)
         if corpus is None:
             return False
@@ -173,14 +169,14 @@ class _Planner:
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
 
-    def _row(self, step: Step) -> PlannedStep:
+    def _row(self, step: graph.Step) -> PlannedStep:
         is_done = step.id not in self.todo or bool(self.corpora.get(step.id))
         is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
         return PlannedStep(step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on)
 
-    def _seconds(self, step: Step) -> tuple[float, str]:
+    def _seconds(self, step: graph.Step) -> tuple[float, str]:
         """Return what a step takes, and the name of the speed that this is from."""
         if step.kind in ASSUMED_S:
             return ASSUMED_S[step.kind], ""
@@ -199,7 +195,7 @@ class _Planner:
         speed = self.speeds[name] = self.benchmark.speed(what, of)
         return units / speed.per_second, name
 
-    def _disk_bytes(self, step: Step) -> int:
+    def _disk_bytes(self, step: graph.Step) -> int:
         label = self._model(step).label
         if step.kind == "quant":
             return self.shared.sizes[label, str(step.inputs["type"])]
@@ -211,7 +207,7 @@ class _Planner:
         column_bytes = {"imatrix": 4, "merge": 4, "loss": 16}
         return column_bytes.get(step.kind, 0) * self.columns[label]  # texts are small
 
-    def _effects(self) -> Iterator[Effect]:
+    def _effects(self) -> Iterator[power.Effect]:
         shared = self.shared
         for model in shared.models:
             own = [s for step, s in self.sizes.items() if self._model(self.by_id[step]) is model]
