@@ -101,14 +101,6 @@ class Folder:
             fix = f"imatrix-lab study status {shlex.quote(str(self.path))}"
             raise UsageError(problem, where=self.path, fix=fix) from None
 
-    def is_locked(self) -> bool:
-        """Whether a process runs the study now."""
-        try:
-            with filelock.FileLock(self.of(".lock"), timeout=0):
-                return False
-        except filelock.Timeout:
-            return True
-
     def status(self) -> dict[str, Any]:
         """Return the status as last written; empty if it cannot be read."""
         try:
@@ -122,10 +114,12 @@ class Folder:
         if "steps" not in status:
             fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
             raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
-        if status["state"] == RUNNING and not self.is_locked():
-            for step in (status, *status["steps"].values()):
-                if step["state"] == RUNNING:
-                    step["state"] = STOPPED
+        if status["state"] == RUNNING:
+            lock = filelock.FileLock(self.of(".lock"), timeout=0)
+            with contextlib.suppress(filelock.Timeout), lock:  # no process runs it now
+                for step in (status, *status["steps"].values()):
+                    if step["state"] == RUNNING:
+                        step["state"] = STOPPED
         return status
 
     def write_status(self, status: Mapping[str, Any]) -> None:

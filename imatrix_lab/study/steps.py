@@ -83,8 +83,7 @@ class _ModelSteps:
         # not known unless the recipe gives it; then one model is loaded at a time
         fits = self._scoring_bytes(self.batches[0]) <= shared.memory_bytes()
         is_known = shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
-        is_live = len(self.batches) == 1 and fits and is_known
-        self.base_logits = "live" if is_live else "cached"
+        self.base_logits = "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
     def _id(self, *names: str) -> str:
         return ".".join((self.model.label, *names))

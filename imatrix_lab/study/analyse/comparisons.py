@@ -69,16 +69,14 @@ class _Part:
         scored = {r.place() for r in self.records if not baseline or r.calibration == baseline}
         places = dict.fromkeys(r.place() for r in self.records)
         reasons = {p: f"{baseline} was not scored on it" for p in places if p not in scored}
-        report = None
-        while report is None:
-            left = [r for r in self.records if r.place() not in reasons]
-            if len(left) < 2:
-                break
+        report, left = None, [r for r in self.records if r.place() in scored]
+        while report is None and len(left) > 1:
             try:
                 report = compare_runs([r.run.path for r in left], self.plan, self.metrics, progress)
             except BadRecords as error:
                 bad = [r.place() for r in left if str(r.run.path) == error.where]
                 reasons |= dict.fromkeys(bad or [r.place() for r in left], error.what)
+                left = [r for r in left if r.place() not in reasons]
         missing = tuple(
             results.Missing(" ".join(filter(None, ("compare", *place))), why, "", ())
             for place, why in reasons.items()

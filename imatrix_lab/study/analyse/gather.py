@@ -73,10 +73,10 @@ def _calibrations(shared: Shared, records: Records) -> Iterator[Calibration]:
 
 def _predictions(losses: Records, quants: Records) -> Iterator[Prediction]:
     for step, record in losses.items():
-        quant_record = quants.get(step.replace(".loss.", ".quant.", 1))
-        if quant_record is None:  # it could not be read
+        quant_step = step.replace(".loss.", ".quant.", 1)
+        if quant_step not in quants:  # its record could not be read
             continue
-        q = actions.quant_in(quant_record.result)
+        q = actions.quant_in(quants[quant_step].result)
         for language, loss in record.result[actions.LOSSES].items():
             yield Prediction(q.model, q.calibration, q.sample, q.type, language, loss, math.nan)
 

@@ -71,8 +71,8 @@ class Benchmark:
         }
         measure, unit, words = measures[what]
         store = Store(self._shared.store.root)
-        label, key = (of, of) if isinstance(of, str) else (of.label, of.sha256)
-        label = f"{what}-{label}"
+        name, key = (of, of) if isinstance(of, str) else (of.label, of.sha256)
+        label = f"{what}-{name}"
         inputs = {
             "what": what,
             "of": key,

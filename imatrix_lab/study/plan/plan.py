@@ -32,10 +32,7 @@ ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step; it is done if it, or what it makes, is cached.
-
-    Its seconds are from the speed called `stands_on`, empty where they are assumed.
-    """
+    """One step, done if cached; its seconds are from the speed `stands_on` (empty: assumed)."""
 
     id: str
     kind: str
@@ -52,9 +49,8 @@ class Plan:
     """A study before it is run; without rows if llama.cpp or the model is missing.
 
     `seconds` is of all that is to do, one step after another with all cores: steps side by side
-    share the cores and take hardly less. The disk's peak and final bytes are what the study takes
-    while it runs and afterwards; `memory_bytes` is that of the largest step. Warnings say where the
-    study cannot answer its question, and how to change that.
+    share the cores and take hardly less. The disk's bytes are those that the study takes at most
+    and afterwards; `memory_bytes` is the largest step's.
     """
 
     name: str
