@@ -59,13 +59,15 @@ class ToolFailed(ImatrixLabError):
     ----------
     tail : the end of its output.
     log : the file with all of its output.
+    crashed : a signal ended it, other than one that asks it to stop.
     """
 
     def __init__(
-        self, what: str, *, tail: str = "", log: Path | None = None, fix: str | None = None
-    ):
+        self, what: str, *, tail: str = "", log: Path | None = None, fix: str | None = None,
+        crashed: bool = False,
+    ):  # fmt: skip
         super().__init__(what, where=None if log is None else f"log {log}", fix=fix)
-        self.tail, self.log = tail, log
+        self.tail, self.log, self.crashed = tail, log, crashed
 
 
 class FetchFailed(ImatrixLabError):

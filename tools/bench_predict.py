@@ -30,7 +30,7 @@ from imatrix_lab.corpus import documents, heldout, packing
 from imatrix_lab.corpus.documents import JOINT, decode
 from imatrix_lab.imatrix import format, predict, quant_error
 from imatrix_lab.imatrix.format import Entry, Imatrix
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -82,7 +82,7 @@ class Bench:
         self.root = root
         self.session = Session(Store(), Terminal())
         self.quiet = Session(self.session.store, Silent())
-        self.tools = toolchain.get("cpu", self.session)
+        self.tools = get_toolchain("cpu", self.session)
         self.model = resolve.resolve(model, self.session)
         self.imatrices: dict[str, Path] = {}
         self.heldout: dict[str, Path] = {}

@@ -27,7 +27,8 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages
 from imatrix_lab.corpus.sources import KINDS
-from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -55,7 +56,7 @@ def main() -> None:
     if arguments.child:
         return child(json.loads(arguments.child))
     store, quiet = Store(), Silent()
-    tools = toolchain.get(default_backend(), Session(store, quiet))
+    tools = get_toolchain(default_backend(), Session(store, quiet))
     model = resolve.resolve("demo", Session(store, quiet))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), tools, model)

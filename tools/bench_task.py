@@ -32,13 +32,14 @@ from typing import Any
 
 import httpx2
 import psutil
-from common import children_cpu_s
+from common import children_cpu_s, multiple_choice_bytes
 
 from imatrix_lab.core import paths, process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.llamacpp import programs, server, toolchain
+from imatrix_lab.llamacpp import programs, server
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores, default_backend
 from imatrix_lab.models import resolve
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("choice", "generate"))
     arguments = parser.parse_args()
     store, quiet = Store(), Silent()
-    tools = toolchain.get(default_backend(), Session(store, quiet))
+    tools = get_toolchain(default_backend(), Session(store, quiet))
     model = resolve.resolve(arguments.model, Session(store, quiet))
     setup = prepare(
         tools, model, Session(store, quiet), ComputeOptions(default_backend(), arguments.threads)
@@ -98,7 +99,7 @@ class Bench:
             (i.prefix + i.context, [o.removeprefix(" ") for o in i.options], gold)
             for i, gold in zip(items, right, strict=True)
         ]
-        items_file.write_bytes(programs.multiple_choice_bytes(tasks))
+        items_file.write_bytes(multiple_choice_bytes(tasks))
         with contextlib.ExitStack() as stack:
             few = items[:n_server]
             sides: dict[str, Side] = {

@@ -1,7 +1,10 @@
 """What several benchmarks share."""
 
+import itertools
 import resource
+import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from imatrix_lab.core import process
@@ -29,3 +32,23 @@ def children_cpu_s() -> float:
     """Return the processor time of programs that have ended, in seconds."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def multiple_choice_bytes(tasks: Sequence[tuple[str, Sequence[str], int]]) -> bytes:
+    """Return (question, answers, right one) as ``llama-perplexity --multiple-choice`` reads them.
+
+    The program puts a blank between question and answer. Source: ``multiple_choice_task`` in
+    llama.cpp's tools/perplexity: a count, each task's place, the tasks; numbers of 32 bits.
+    """
+
+    def string(text: str) -> bytes:
+        raw = text.encode()
+        return struct.pack("<I", len(raw)) + raw
+
+    bodies = []
+    for question, answers, right in tasks:
+        labels = struct.pack(f"<{len(answers)}i", *(int(i == right) for i in range(len(answers))))
+        first = struct.pack("<I", len(answers)) + b"".join(map(string, answers)) + labels
+        bodies.append(string(question) + first + struct.pack("<I", 0))
+    places = itertools.accumulate(map(len, bodies[:-1]), initial=4 + 4 * len(bodies))
+    return struct.pack(f"<{1 + len(bodies)}I", len(bodies), *places) + b"".join(bodies)

@@ -18,7 +18,7 @@ def doctor(as_json: bool) -> None:
     """
     from imatrix_lab.pipeline.doctor import examine
 
-    findings = examine(options.session().store)
+    findings = examine(options.session())
     if as_json:
         options.emit(findings)
     else:

@@ -4,7 +4,7 @@ import click
 
 from imatrix_lab.cli import options
 from imatrix_lab.errors import MissingTool
-from imatrix_lab.llamacpp.toolchain import Toolchain, default_backend, find, get
+from imatrix_lab.llamacpp.toolchain import Toolchain, default_backend, find
 
 
 @click.group()
@@ -21,7 +21,9 @@ def toolchain_build(backend: str | None) -> None:
     Example:
       imatrix-lab toolchain build --backend cuda
     """
-    click.echo(get(backend or default_backend(), options.session()).bin_dir)
+    from imatrix_lab.llamacpp.build import get_toolchain
+
+    click.echo(get_toolchain(backend or default_backend(), options.session()).bin_dir)
 
 
 @toolchain.command("path")

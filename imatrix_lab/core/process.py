@@ -42,6 +42,21 @@ _CANNOT_RUN = {
 }
 
 
+_DEATHS = {
+    "SIGILL": (
+        "an instruction that this processor does not have",
+        "imatrix-lab doctor, which tries each program on this processor",
+    ),
+    "SIGSEGV": ("it crashed", None),
+    "SIGABRT": ("it gave up", None),
+    "SIGKILL": (
+        "killed, most often because memory ran out",
+        "close other programs, or use a smaller --batch, --ctx or model; then run it again",
+    ),
+}
+"""Signals -> (what they mean, what helps)."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """A program that has ended: its status, the end of its output, and its time."""
@@ -51,10 +66,37 @@ class Completed:
     seconds: float
 
 
+_KEPT = {
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TERM", "TZ", "PYTHONPATH",
+    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "CC", "CXX", "CUDACXX", "CUDAARCHS", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "VULKAN_SDK",
+    "SDKROOT", "DEVELOPER_DIR", "MACOSX_DEPLOYMENT_TARGET", "SYSTEMROOT", "APT_CONFIG",
+}  # fmt: skip
+_KEPT_PREFIXES = ("PIP_", "HF_", "XDG_", "NVIDIA_", "VK_", "OPENBLAS_", "IMATRIX_LAB_")
+_READ_BY_LLAMA_CPP = ("GGML_", "LLAMA_", "OMP_", "GOMP_", "KMP_")
+_OURS = {"LLAMA_CPP_DIR", "LLAMA_CPP_LIB_PATH"}
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for children: a UTF-8 locale, and no ``LANG`` from make."""
-    env = {k: v for k, v in os.environ.items() if k not in {"LANG", "LANGUAGE"}}
+    """Return the environment for programs: a UTF-8 locale, and what cannot change a result.
+
+    What a program must know to change a number (threads, types, devices) is in its arguments, and
+    so in the fingerprint; ``LLAMA_ARG_*``, ``GGML_*``, ``CXXFLAGS`` and the like are left out.
+    """
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k in _KEPT or k.startswith(_KEPT_PREFIXES) or k.lower().endswith("_proxy")
+    }
     return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def clean_own_environment() -> None:
+    """Remove from this process what llama.cpp's libraries would read from its environment."""
+    for name in [n for n in os.environ if n.startswith(_READ_BY_LLAMA_CPP) and n not in _OURS]:
+        del os.environ[name]
 
 
 def run(
@@ -111,8 +153,7 @@ def run(
     finally:
         process.stdout.close()  # only now: a program that is ended may still print something
     if check and returncode != 0:
-        what = f"{name} failed ({_status(returncode)}): {_error_line(tail)}"
-        raise ToolFailed(what, tail=tail, log=log)
+        raise _failed(f"{name} failed", returncode, tail, log)
     return Completed(returncode, tail, time.monotonic() - started)
 
 
@@ -157,9 +198,7 @@ class Background:
     def check(self) -> None:
         """Raise `ToolFailed` if it has ended."""
         if (returncode := self._process.poll()) is not None:
-            tail = self.tail()
-            what = f"{self.name} ended ({_status(returncode)}): {_error_line(tail)}"
-            raise ToolFailed(what, tail=tail, log=self.log)
+            raise _failed(f"{self.name} ended", returncode, self.tail(), self.log)
 
 
 _GUARD = "import os, sys; sys.stdin.read() or os.killpg(int(sys.argv[1]), 15)"
@@ -237,6 +276,17 @@ def _status(returncode: int) -> str:
         return signal.Signals(-returncode).name
     except ValueError:
         return f"signal {-returncode}"
+
+
+def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFailed:
+    """Return the error for a program's status: a signal has its own words and remedy."""
+    status = _status(returncode)
+    meaning, fix = _DEATHS.get(status, ("", None))
+    described = f"{status}, {meaning}" if meaning else status
+    return ToolFailed(
+        f"{what} ({described}): {_error_line(tail)}", tail=tail, log=log, fix=fix,
+        crashed=returncode < 0 and status not in ("SIGINT", "SIGTERM"),
+    )  # fmt: skip
 
 
 def _error_line(tail: str) -> str:

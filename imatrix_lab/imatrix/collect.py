@@ -184,7 +184,7 @@ def _run_segments(
         try:
             process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=clock.feed)
         except ToolFailed as error:
-            error.fix = "read the log; run the same command again to continue where it stopped"
+            error.fix = error.fix or "read the log: it has llama-imatrix's reason"
             raise
         whole = scratch / f"windows-{end:06d}.gguf"
         _keep(part, whole)

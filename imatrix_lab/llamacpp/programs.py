@@ -1,8 +1,6 @@
 """llama.cpp's command lines, and parsers of what its programs print; nothing is run here."""
 
-import itertools
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +46,12 @@ class Compute:
     gpu_layers: int | None = None
 
     def argv(self) -> list[str]:
-        """Return the options that llama.cpp's programs share."""
+        """Return the options that llama.cpp's programs share.
+
+        Weights are not repacked, as in process: programs and engine multiply alike.
+        """
         args = ["-t", self.threads, "-c", self.n_ctx, "-b", self.n_batch, "-ub", self.n_ubatch]
+        args.append("--no-repack")
         if self.gpu_layers is not None:
             args += ["-ngl", self.gpu_layers]
         return [str(a) for a in args]
@@ -137,26 +139,6 @@ def server_argv(
     argv += ["-fa", "off", "--no-repack", "--cache-ram", "0"]
     argv += ["-t", str(threads)] if threads else []
     return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
-
-
-def multiple_choice_bytes(tasks: Sequence[tuple[str, Sequence[str], int]]) -> bytes:
-    """Return (question, answers, right one) as ``llama-perplexity --multiple-choice`` reads them.
-
-    The program puts a blank between question and answer. Source: ``multiple_choice_task`` in
-    llama.cpp's tools/perplexity: a count, each task's place, the tasks; numbers of 32 bits.
-    """
-
-    def string(text: str) -> bytes:
-        raw = text.encode()
-        return struct.pack("<I", len(raw)) + raw
-
-    bodies = []
-    for question, answers, right in tasks:
-        labels = struct.pack(f"<{len(answers)}i", *(int(i == right) for i in range(len(answers))))
-        first = struct.pack("<I", len(answers)) + b"".join(map(string, answers)) + labels
-        bodies.append(string(question) + first + struct.pack("<I", 0))
-    places = itertools.accumulate(map(len, bodies[:-1]), initial=4 + 4 * len(bodies))
-    return struct.pack(f"<{1 + len(bodies)}I", len(bodies), *places) + b"".join(bodies)
 
 
 _WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")

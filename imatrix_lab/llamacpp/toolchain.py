@@ -5,26 +5,19 @@ Python bindings are of the same commit. Programs and shared libraries lie in one
 each other by a relative rpath.
 """
 
-import functools
-import hashlib
 import os
 import platform
 import shutil
 import sys
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from imatrix_lab.core import process, pypi
-from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.session import Session
+from imatrix_lab.core import process
 from imatrix_lab.core.store import Artifact, Store
-from imatrix_lab.errors import MissingTool, ToolFailed, UsageError
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.errors import MissingTool, UsageError
+from imatrix_lab.llamacpp import processor, programs
 
 SDIST_VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -35,24 +28,21 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {
     "metal": ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"),
     "vulkan": ("-DGGML_VULKAN=ON", "-DGGML_METAL=OFF"),
 }
-_CMAKE = (
+TRIAL_VERSION = 1
+"""Raise it when builds must be tried anew. 1: each program on a model of every weight type."""
+CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_ALL_WARNINGS=OFF",
     "-DLLAMA_OPENSSL=OFF", "-DGGML_RPC=ON", "-DGGML_CCACHE=OFF", "-DLLAMA_BUILD_NUMBER=0",
     f"-DLLAMA_BUILD_COMMIT={programs.COMMIT}",
 )  # fmt: skip
-_LESS_OPTIMIZED = "".join(
+LESS_OPTIMIZED = "".join(
     f"cmake_language(DEFER CALL target_compile_options {target} PRIVATE -O1)\n"
     for target in ("mtmd", "cpp-httplib")
 )
 """llama-server links these, but no number depends on them; mtmd compiles in half the time."""
-_MEMORY_PER_JOB_BYTES = 1_200 * 2**20
 _REQUIRED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
-_COMPILER_FIX = (
-    "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
-    "   macOS: xcode-select --install"
-)
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,7 @@ class Toolchain:
     Attributes
     ----------
     library_dir : shared libraries for the bindings, always of the pinned commit.
+    build : ``native``, or what was left out because it does not work on this processor.
     """
 
     bin_dir: Path
@@ -70,6 +61,7 @@ class Toolchain:
     commit: str
     backend: str
     compiler: str
+    build: str = "native"
 
     def program(self, name: str) -> Path:
         """Return the path of a program."""
@@ -78,10 +70,12 @@ class Toolchain:
     def signature(self) -> dict[str, str]:
         """Return what makes two results comparable: commit, backend, compiler and processor."""
         names = ("commit", "backend", "compiler")
-        return {**{name: getattr(self, name) for name in names}, "cpu": _cpu()}
+        parts = {**{name: getattr(self, name) for name in names}, "cpu": processor.fingerprint()}
+        return parts if self.build == "native" else {**parts, "build": self.build}
 
     def bindings(self) -> Any:
         """Return the module ``llama_cpp``, bound to this toolchain's libraries."""
+        process.clean_own_environment()
         os.environ["LLAMA_CPP_LIB_PATH"] = str(self.library_dir)
         try:
             import llama_cpp
@@ -109,56 +103,26 @@ def default_backend() -> str:
 
 def find(store: Store, backend: str) -> Toolchain | None:
     """Return the toolchain, or None if it is not built; see `get`."""
-    artifact = store.find("toolchain", _inputs(backend))
-    return _toolchain(artifact, backend) if artifact else None
+    artifact = store.find("toolchain", inputs(backend))
+    return chosen(artifact, backend) if artifact else None
 
 
-def get(backend: str, session: Session, own: bool = True) -> Toolchain:
-    """Return the toolchain, building it (minutes) if needed.
-
-    Parameters
-    ----------
-    own : use the programs of ``$LLAMA_CPP_DIR`` if that is set.
-
-    Raises
-    ------
-    MissingTool : no C++ compiler, or none for the backend.
-    ToolFailed : the build failed; the next run continues it.
-    """
-
-    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        return _build(out, scratch, backend, session.progress)
-
-    label = f"{programs.COMMIT}-{backend}"
-    artifact = session.store.get("toolchain", label, _inputs(backend), build, session.progress)
-    return _toolchain(artifact, backend, own)
-
-
-def _inputs(backend: str) -> dict[str, Any]:
+def inputs(backend: str) -> dict[str, Any]:
+    """Return what determines a build."""
     return {
         "commit": programs.COMMIT,
         "sdist_sha256": SDIST_SHA256,
         "backend": backend,
-        "cmake": [*_CMAKE, *BACKENDS[backend], _LESS_OPTIMIZED],
+        "cmake": [*CMAKE, *BACKENDS[backend], LESS_OPTIMIZED],
         "system": platform.system(),
         "machine": platform.machine(),
-        "cpu": _cpu(),
+        "cpu": processor.fingerprint(),
+        "trial": TRIAL_VERSION,
     }
 
 
-@functools.cache
-def _cpu() -> str:
-    """Return a short hash of this processor's instruction sets, for which llama.cpp is built."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()  # macOS: one kind of instructions a machine type
-    line = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    features = " ".join(sorted(line.partition(":")[2].split()))
-    return hashlib.sha256(features.encode()).hexdigest()[:8]
-
-
-def _toolchain(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
+def chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
+    """Return what was built, with the programs of ``$LLAMA_CPP_DIR`` if `own` and that is set."""
     built = Toolchain(
         bin_dir=artifact.path / "bin",
         library_dir=artifact.path / "bin",
@@ -166,6 +130,7 @@ def _toolchain(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
         commit=artifact.facts["commit"],
         backend=backend,
         compiler=artifact.facts["compiler"],
+        build=artifact.facts["build"],
     )
     return _users_own(built) if own and os.environ.get("LLAMA_CPP_DIR") else built
 
@@ -190,82 +155,6 @@ def _users_own(built: Toolchain) -> Toolchain:
     return Toolchain(folder, built.library_dir, built.convert_script, version[0], "own", version[1])
 
 
-def find_compiler() -> str:
-    """Return the C++ compiler that CMake will use, or raise `MissingTool`."""
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
-            return path
-    what = "no C++ compiler; llama.cpp is built from source"
-    raise MissingTool(what, fix=_COMPILER_FIX)
-
-
-def _require_compilers(backend: str) -> None:
-    find_compiler()
-    if backend == "cuda" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
-        fix = "Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
-        fix += " to PATH; or BACKEND=cpu"
-        raise MissingTool("BACKEND=cuda needs nvcc, the CUDA compiler", fix=fix)
-    if backend == "vulkan" and not shutil.which("glslc"):
-        fix = "Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu"
-        raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
-    if backend == "metal" and sys.platform != "darwin":
-        raise MissingTool("BACKEND=metal is for macOS", fix="BACKEND=cpu")
-
-
-def _script(name: str) -> str:
-    """Return a program that a wheel installed beside this Python, or the system's."""
-    beside = Path(sys.executable).parent / name
-    path = str(beside) if beside.exists() else shutil.which(name)
-    if not path:
-        raise MissingTool(f"{name} is not installed", fix=f"pip install {name}")
-    return path
-
-
-def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mapping[str, Any]:
-    _require_compilers(backend)
-    log = scratch.parent / "build.log"
-    progress.say(f"building llama.cpp {programs.COMMIT} for {backend}, once; log: {log}")
-    source = _unpacked(scratch)
-    tree, ninja = scratch / "build", _script("ninja")
-    rpath = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
-    configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
-    configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
-    (scratch / "less.cmake").write_text(_LESS_OPTIMIZED)
-    configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}"]
-    steps = programs.ninja_steps()
-    try:
-        process.run([*configure, *_CMAKE, *BACKENDS[backend]], log=log)
-        with progress.task("compiling llama.cpp", 1.0, "") as task:
-
-            def show(piece: str) -> None:
-                steps.feed(piece)
-                if steps.total:
-                    task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
-
-            argv = [ninja, "-C", str(tree), "-j", str(_jobs()), *programs.PROGRAMS]
-            process.run(argv, log=log, on_output=show)
-    except ToolFailed as error:
-        error.fix = "read the log; running the same command again continues the build"
-        raise
-    ignore = shutil.ignore_patterns("*.a", "*.metal", "*.h")
-    shutil.copytree(tree / "bin", out / "bin", symlinks=True, ignore=ignore)
-    convert = out / "convert"
-    shutil.copytree(source / "conversion", convert / "conversion")
-    shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
-    shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
-    shutil.copyfile(source / "LICENSE", out / "LICENSE")
-    output = process.run([out / "bin" / "llama-imatrix", "--version"], timeout_s=60).tail
-    version = programs.version_of(output)
-    if version is None or version[0] != programs.COMMIT:
-        raise MissingTool(f"the build calls itself {output.strip()!r}, not {programs.COMMIT}")
-    return {"commit": version[0], "compiler": version[1], "backend": backend}
-
-
-def _jobs() -> int:
-    by_memory = int(psutil.virtual_memory().available // _MEMORY_PER_JOB_BYTES)
-    return max(1, min(cores(), by_memory))
-
-
 def cores() -> int:
     """Return how many cores this process may use."""
     try:
@@ -274,20 +163,16 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def _unpacked(scratch: Path) -> Path:
-    """Return llama.cpp's source tree, unpacked if needed."""
-    source, folder = scratch / "llama.cpp", scratch / "sdist"
-    if source.exists():
-        return source
-    sdist = pypi.download("llama-cpp-python", SDIST_VERSION, SDIST_SHA256, folder, source=True)
-    partial = scratch / "unpacking"
-    shutil.rmtree(partial, ignore_errors=True)
-    with tarfile.open(sdist) as archive:
-        if hasattr(tarfile, "data_filter"):  # Python 3.11.4; the archive's sha256 is pinned
-            archive.extraction_filter = tarfile.data_filter
-        archive.extractall(partial)
-    (vendored,) = partial.glob("*/vendor/llama.cpp")
-    (vendored / ".git").unlink(missing_ok=True)  # a dangling pointer that confuses git
-    vendored.replace(source)
-    shutil.rmtree(partial)
-    return source
+_COMPILER_FIX = (
+    "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
+    "   macOS: xcode-select --install"
+)
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler that CMake will use, or raise `MissingTool`."""
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    what = "no C++ compiler; llama.cpp is built from source"
+    raise MissingTool(what, fix=_COMPILER_FIX)

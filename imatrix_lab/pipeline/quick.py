@@ -19,7 +19,7 @@ from imatrix_lab.corpus import documents, packing
 from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadImatrix, BadText, FetchFailed, ImatrixLabError, MissingTool
 from imatrix_lab.imatrix import collect
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, score, tune
@@ -130,7 +130,7 @@ class Case:
         """Return the case of a run's first file; English text is built if need be."""
         model, corpus, imatrix = result.model, result.corpus, result.imatrix
         assert corpus and imatrix  # `tune` has both
-        tools = toolchain.get(request.compute.backend, session)
+        tools = get_toolchain(request.compute.backend, session)
         english = None
         if corpus.language != ENGLISH:
             n_tokens = min(request.n_tokens, ENGLISH_TOKENS)

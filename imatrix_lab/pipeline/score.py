@@ -11,7 +11,8 @@ from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus.build import HELDOUT, slug
 from imatrix_lab.corpus.documents import decode, read
 from imatrix_lab.errors import BadRecords, BadText, UsageError
-from imatrix_lab.llamacpp import compute, toolchain
+from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.resolve import check_spec, resolve
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -36,7 +37,7 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     BadText : a text with nothing to score.
     """
     _check(request, session)
-    tools = toolchain.get(request.compute.backend, session, own=False)
+    tools = get_toolchain(request.compute.backend, session, own=False)
     reference = resolve(request.reference, session, tools)
     quants = [resolve(spec, session, tools) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)

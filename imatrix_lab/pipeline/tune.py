@@ -14,7 +14,7 @@ from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import collect, expected, format, validate
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -61,7 +61,7 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     UsageError, BadModel : there is no such model; raised before llama.cpp is built.
     """
     resolve.check_spec(request.model, session.store)
-    tools = toolchain.get(request.compute.backend, session)
+    tools = get_toolchain(request.compute.backend, session)
     return tools, resolve.resolve(request.model, session, tools)
 
 

@@ -8,6 +8,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
 from imatrix_lab.llamacpp import compute, toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import silence
 from imatrix_lab.quantize import run
@@ -69,7 +70,7 @@ class Shared:
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     """Return what the steps share; llama.cpp is built and models are fetched if necessary."""
-    tools = toolchain.get(recipe.backend, session)
+    tools = get_toolchain(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []
     missing = []

@@ -11,7 +11,8 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import server, toolchain
+from imatrix_lab.llamacpp import server
+from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chat_template, resolve
@@ -132,7 +133,7 @@ def open_all(
         return [partial(_remote, request, name, session.progress) for name in request.quants]
     for spec in request.quants:
         resolve.check_spec(spec, session.store)  # before llama.cpp is built
-    tools = toolchain.get(request.compute.backend, session, own=False)
+    tools = get_toolchain(request.compute.backend, session, own=False)
     models = [resolve.resolve(spec, session, tools) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
 
@@ -163,7 +164,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
         ) as connected:
             yield connected
         return
-    tools = toolchain.get(request.compute.backend, session, own=False)
+    tools = get_toolchain(request.compute.backend, session, own=False)
     model = resolve.resolve(request.model, session, tools)
     if not chat_template.of(model):
         session.progress.say(

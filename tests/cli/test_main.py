@@ -225,7 +225,7 @@ def test_a_bug_where_no_log_can_be_written(
 
 def test_ctrl_c() -> None:
     """While it waits for a build of another process."""
-    name = f"toolchain-{fingerprint('toolchain', toolchain._inputs('cpu'))[:16]}"
+    name = f"toolchain-{fingerprint('toolchain', toolchain.inputs('cpu'))[:16]}"
     locks = Store().root / "locks"
     locks.mkdir()
     with filelock.FileLock(locks / f"{name}.lock"):

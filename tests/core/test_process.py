@@ -144,7 +144,7 @@ def test_tool_failed_says_status_and_last_error(script: Script, tmp_path: Path) 
 
 
 def test_tool_failed_names_the_signal(script: Script) -> None:
-    with pytest.raises(ToolFailed, match=r"\(SIGSEGV\): it printed nothing"):
+    with pytest.raises(ToolFailed, match=r"\(SIGSEGV, .*\): it printed nothing"):
         process.run([script("kill -SEGV $$")])
 
 
@@ -217,14 +217,41 @@ def test_environment(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LANG", "nb")
     monkeypatch.setenv("LANGUAGE", "nb")
     monkeypatch.setenv("LC_ALL", "nb_NO.ISO-8859-1")
-    monkeypatch.setenv("KEPT", "yes")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    hostile = ("LLAMA_ARG_CACHE_TYPE_K", "GGML_X", "OMP_NUM_THREADS", "CXXFLAGS", "LD_PRELOAD", "X")
+    for name in hostile:
+        monkeypatch.setenv(name, "1" if name != "LD_PRELOAD" else "")
     lines = process.run([script("env")], env={"EXTRA": "more"}).tail.splitlines()
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     assert "LANG" not in found
     assert "LANGUAGE" not in found
     assert found["LC_ALL"] == "C.UTF-8"
-    assert (found["KEPT"], found["EXTRA"]) == ("yes", "more")
+    assert (found["https_proxy"], found["EXTRA"]) == ("http://127.0.0.1:9", "more")
+    assert not found.keys() & set(hostile) and found["PATH"] == os.environ["PATH"]
     assert os.environ["LANG"] == "nb"
+
+
+def test_our_own_environment_is_cleaned_for_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GGML_X", "LLAMA_ARG_THREADS", "OMP_NUM_THREADS", "LLAMA_CPP_DIR", "OTHER"):
+        monkeypatch.setenv(name, "1")
+    process.clean_own_environment()
+    assert {
+        n for n in ("GGML_X", "LLAMA_ARG_THREADS", "OMP_NUM_THREADS") if n in os.environ
+    } == set()
+    assert os.environ["LLAMA_CPP_DIR"] == os.environ["OTHER"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("signum", "fix"),
+    [("ILL", "imatrix-lab doctor"), ("KILL", "--batch"), ("SEGV", None), ("ABRT", None)],
+)
+def test_a_signal_has_its_own_words_and_remedy(
+    script: Script, signum: str, fix: str | None
+) -> None:
+    with pytest.raises(ToolFailed, match=f"SIG{signum}, ") as caught:
+        process.run([script(f"kill -{signum} $$")])
+    assert caught.value.crashed
+    assert caught.value.fix is None if fix is None else fix in str(caught.value.fix)
 
 
 def test_a_child_ends_soon_when_its_parent_is_killed(script: Script, tmp_path: Path) -> None:

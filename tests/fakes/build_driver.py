@@ -3,7 +3,8 @@
     python -m tests.fakes.build_driver ROOT
 
 The fake ninja "compiles" ten files, a tenth of a second each, and like the real one does not
-do again what an earlier, interrupted run has done. ROOT/compiled lists every file compiled.
+do again what an earlier, interrupted run has done. ROOT/compiled lists every file compiled, and
+ROOT/configured what cmake was told. The trial says that builds named in $IMATRIX_LAB_CRASH crash.
 """
 
 import os
@@ -13,12 +14,16 @@ from pathlib import Path
 
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import pypi
+from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
+from imatrix_lab.errors import ToolFailed
+from imatrix_lab.llamacpp import build, toolchain
 from imatrix_lab.llamacpp import programs as llamacpp
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 
 CMAKE = """#!/bin/sh
+echo "$@" >> "{root}/configured"
 while [ "$1" != -B ]; do shift; done
 mkdir -p "$2/bin"
 """
@@ -27,7 +32,7 @@ cd "$2"
 for i in 1 2 3 4 5 6 7 8 9 10; do
   [ -e $i.o ] && continue
   sleep 0.1
-  [ -n "$FAIL_AT" ] && [ $i = "$FAIL_AT" ] && echo "$i.cpp:1: error: no" && exit 1
+  [ "$IMATRIX_LAB_FAIL_AT" = $i ] && echo "$i.cpp:1: error: no" && exit 1
   echo $i >> "{root}/compiled"
   echo > $i.o
   echo "[$i/10] Building $i.o"
@@ -46,7 +51,10 @@ def main(root: Path) -> None:
     bin_dir.mkdir(exist_ok=True)
     programs = " ".join(llamacpp.PROGRAMS)
     ninja = NINJA.replace("{root}", str(root)).replace("{programs}", programs)
-    scripts = {"cmake": CMAKE, "ninja": ninja.replace("{commit}", llamacpp.COMMIT)}
+    scripts = {
+        "cmake": CMAKE.replace("{root}", str(root)),
+        "ninja": ninja.replace("{commit}", llamacpp.COMMIT),
+    }
     for name, text in scripts.items():
         temporary = bin_dir / f"{name}.{os.getpid()}"
         temporary.write_text(text)
@@ -64,9 +72,14 @@ def main(root: Path) -> None:
             archive.add(folder / "x", "x")
         return folder / "sdist.tar.gz"
 
-    toolchain._script = lambda name: str(bin_dir / name)  # type: ignore[assignment]
+    def try_build(tools: toolchain.Toolchain, scratch: Path, progress: Progress) -> None:
+        if tools.build in os.environ.get("IMATRIX_LAB_CRASH", "").split(","):
+            raise ToolFailed("died (SIGILL)", crashed=True)
+
+    build.try_build = try_build
+    build._script = lambda name: str(bin_dir / name)  # type: ignore[assignment]
     pypi.download = download  # type: ignore[assignment]
-    print(toolchain.get("cpu", Session(Store(root / "cache"), Terminal(plain=True))).bin_dir)
+    print(get_toolchain("cpu", Session(Store(root / "cache"), Terminal(plain=True))).bin_dir)
 
 
 if __name__ == "__main__":

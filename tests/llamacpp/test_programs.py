@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.llamacpp import programs
+from tools.common import multiple_choice_bytes
 
 
 def test_windows_are_counted_across_pieces():
@@ -68,7 +69,7 @@ def test_the_types_are_those_of_the_program(tools):
 
 def test_multiple_choice_file():
     """By hand; that llama-perplexity reads it is in tests/score/test_choice.py."""
-    raw = programs.multiple_choice_bytes([("å", ["b", "cd"], 1), ("", ["x"], 0)])
+    raw = multiple_choice_bytes([("å", ["b", "cd"], 1), ("", ["x"], 0)])
     first = b"\x02\0\0\0\xc3\xa5" + b"\x02\0\0\0" + b"\x01\0\0\0b" + b"\x02\0\0\0cd"
     first += b"\0\0\0\0\x01\0\0\0" + b"\0\0\0\0"
     second = b"\0\0\0\0" + b"\x01\0\0\0" + b"\x01\0\0\0x" + b"\x01\0\0\0" + b"\0\0\0\0"

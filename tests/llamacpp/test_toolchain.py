@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,8 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import MissingTool, UsageError
-from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.llamacpp import processor, programs, toolchain
+from imatrix_lab.llamacpp.build import get_toolchain
 
 
 def build(root, **env):
@@ -55,7 +57,7 @@ def test_two_builds_at_once_build_once(tmp_path):
 
 
 def test_a_failing_build_names_its_log_and_is_kept(tmp_path):
-    process = build(tmp_path, FAIL_AT="4")
+    process = build(tmp_path, IMATRIX_LAB_FAIL_AT="4")
     _, err = process.communicate()
     assert process.returncode != 0 and "4.cpp:1: error: no" in err and "build.log" in err
     process = build(tmp_path)
@@ -63,11 +65,57 @@ def test_a_failing_build_names_its_log_and_is_kept(tmp_path):
     assert process.returncode == 0 and compiled(tmp_path) == list(range(1, 11))
 
 
+@pytest.fixture
+def manifest(tmp_path):
+    """A function: the manifest of the one toolchain that was built."""
+    return lambda: json.loads(
+        next((tmp_path / "cache" / "toolchain").glob("*/manifest.json")).read_text()
+    )
+
+
+def test_a_build_that_crashes_is_built_again_with_less(tmp_path, manifest):
+    process = build(tmp_path, IMATRIX_LAB_CRASH="native")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    used = manifest()["facts"]["build"]
+    assert used == processor.builds()[1].name
+    first, second = (tmp_path / "configured").read_text().splitlines()
+    assert "GGML_NATIVE" not in first and "-DGGML_NATIVE=OFF" in second
+    assert err.count("SIGILL") == 1
+    process = build(tmp_path, IMATRIX_LAB_CRASH="native")  # what is built stays
+    assert "compiling" not in process.communicate()[1]
+
+
+def test_a_processor_on_which_nothing_works(tmp_path):
+    names = ",".join(b.name for b in processor.builds())
+    process = build(tmp_path, IMATRIX_LAB_CRASH=names)
+    _, err = process.communicate()
+    assert process.returncode != 0 and "LLAMA_CPP_DIR" in err
+    process = build(tmp_path)  # another day: all are tried again
+    assert process.communicate() and process.returncode == 0
+
+
+def test_builds_leave_out_one_thing_after_another(monkeypatch):
+    flags = frozenset({"sse4_2", "avx2", "fma", "avx512f", "avx512_vnni", "amx_tile", "amx_int8"})
+    monkeypatch.setattr(processor, "features", lambda: flags)
+    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
+    native, no_amx, no_avx512, portable = processor.builds()
+    assert native.cmake == ()
+    assert {"-DGGML_NATIVE=OFF", "-DGGML_AVX512=ON", "-DGGML_AMX_INT8=OFF"} <= set(no_amx.cmake)
+    assert {"-DGGML_AVX2=ON", "-DGGML_AVX512=OFF", "-DGGML_AMX_TILE=OFF"} <= set(no_avx512.cmake)
+    assert {"-DGGML_SSE42=ON", "-DGGML_AVX=OFF", "-DGGML_FMA=OFF"} <= set(portable.cmake)
+
+
+def test_a_build_that_leaves_something_out_says_so_in_signatures(tools):
+    assert "build" not in tools.signature()
+    assert replace(tools, build="portable").signature()["build"] == "portable"
+
+
 def test_no_compiler_is_one_sentence_with_the_commands(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(MissingTool, match="no C\\+\\+ compiler") as caught:
-        toolchain.get("cpu", Session(Store(tmp_path / "cache"), Silent()))
+        get_toolchain("cpu", Session(Store(tmp_path / "cache"), Silent()))
     for command in ("apt install g++", "dnf install gcc-c++", "xcode-select --install"):
         assert command in str(caught.value)
 
@@ -77,7 +125,7 @@ def test_a_backend_without_its_compiler(monkeypatch, tmp_path, backend, word):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: (name == "c++" and "/c++") or None)
     monkeypatch.delenv("CUDACXX", raising=False)
     with pytest.raises(MissingTool, match=word):
-        toolchain.get(backend, Session(Store(tmp_path), Silent()))
+        get_toolchain(backend, Session(Store(tmp_path), Silent()))
 
 
 def test_the_backend_comes_from_the_environment(monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
-from imatrix_lab.llamacpp import programs
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score import choice_layout, multiple_choice
 from imatrix_lab.score.windows import STEP_MIN, Decode
@@ -17,6 +16,7 @@ from imatrix_lab.types import ChoiceItem
 from tests import tiny_model
 from tests.score import items, made
 from tests.score.numpy_llama import NumpyLlama
+from tools.common import multiple_choice_bytes
 
 NOISE = 5e-3
 """Nats a token, beside another order of sums: see test_engine.py."""
@@ -108,7 +108,7 @@ def test_llama_perplexity_chooses_the_same(score, tools, reference, tmp_path):
     assert sum(clear) > 30
     for right in range(2):
         tasks = [(i.prefix + i.context, [o[1:] for o in i.options], right) for i in asked]
-        theirs = accuracies(tools, reference, programs.multiple_choice_bytes(tasks), tmp_path)
+        theirs = accuracies(tools, reference, multiple_choice_bytes(tasks), tmp_path)
         ours = [int(np.argmax(m)) == right for m in means]
         assert [o for o, c in zip(ours, clear, strict=True) if c] == [
             t for t, c in zip(theirs, clear, strict=True) if c

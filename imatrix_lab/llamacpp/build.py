@@ -1,0 +1,188 @@
+"""Building llama.cpp on this machine, and trying what was built."""
+
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from imatrix_lab.core import process, pypi
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.session import Session
+from imatrix_lab.errors import MissingTool, ToolFailed
+from imatrix_lab.llamacpp import processor, programs
+from imatrix_lab.llamacpp.toolchain import (
+    BACKENDS,
+    CMAKE,
+    LESS_OPTIMIZED,
+    SDIST_SHA256,
+    SDIST_VERSION,
+    TRIAL_VERSION,
+    Toolchain,
+    chosen,
+    cores,
+    find_compiler,
+    inputs,
+)
+from imatrix_lab.llamacpp.trial import try_build
+
+_MEMORY_PER_JOB_BYTES = 1_200 * 2**20
+
+
+def get_toolchain(backend: str, session: Session, own: bool = True) -> Toolchain:
+    """Return the toolchain; build it (minutes) if needed, and try it on this machine.
+
+    With `own`, the programs are those of ``$LLAMA_CPP_DIR`` if that is set.
+
+    Raises MissingTool: no C++ compiler, or none for the backend.
+    Raises ToolFailed: the build failed (the next run continues it), or does not work here.
+    """
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        return _build(out, scratch, backend, session.progress)
+
+    label = f"{programs.COMMIT}-{backend}"
+    artifact = session.store.get("toolchain", label, inputs(backend), build, session.progress)
+    tools = chosen(artifact, backend, own)
+    if tools.backend == "own":
+        _try_own(tools, session)
+    return tools
+
+
+def _try_own(tools: Toolchain, session: Session) -> None:
+    """Try the user's own programs, once for each build of them."""
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        try:
+            try_build(tools, scratch, session.progress)
+        except ToolFailed as error:
+            error.fix = "unset LLAMA_CPP_DIR, or build that llama.cpp with -DGGML_NATIVE=OFF"
+            raise
+        shutil.copyfile(scratch / "trial.log", out / "trial.log")
+        return {}
+
+    files = {p.name: sha256_file(p) for p in tools.bin_dir.iterdir() if p.is_file()}
+    inputs_of_trial = {"files": files, "cpu": processor.fingerprint(), "trial": TRIAL_VERSION}
+    session.store.get("trial", tools.commit, inputs_of_trial, build, session.progress)
+
+
+def _require_compilers(backend: str) -> None:
+    find_compiler()
+    if backend == "cuda" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
+        fix = "Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
+        fix += " to PATH; or BACKEND=cpu"
+        raise MissingTool("BACKEND=cuda needs nvcc, the CUDA compiler", fix=fix)
+    if backend == "vulkan" and not shutil.which("glslc"):
+        fix = "Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu"
+        raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
+    if backend == "metal" and sys.platform != "darwin":
+        raise MissingTool("BACKEND=metal is for macOS", fix="BACKEND=cpu")
+
+
+def _script(name: str) -> str:
+    """Return a program that a wheel installed beside this Python, or the system's."""
+    beside = Path(sys.executable).parent / name
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if not path:
+        raise MissingTool(f"{name} is not installed", fix=f"pip install {name}")
+    return path
+
+
+def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mapping[str, Any]:
+    """Compile, and try what was compiled; what dies is compiled again with fewer features."""
+    _require_compilers(backend)
+    log = scratch.parent / "build.log"
+    progress.say(f"building llama.cpp {programs.COMMIT} for {backend}, once; log: {log}")
+    source = _unpacked(scratch)
+    convert = out / "convert"
+    shutil.copytree(source / "conversion", convert / "conversion")
+    shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
+    shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
+    shutil.copyfile(source / "LICENSE", out / "LICENSE")
+    crashed = scratch / "crashed"  # builds that were tried before we were stopped
+    for build in processor.builds():
+        if (crashed / build.name).exists():
+            continue
+        _compile(source, scratch, out, (*CMAKE, *BACKENDS[backend], *build.cmake), progress)
+        tools = _compiled(out, backend, build.name)
+        try:
+            try_build(tools, scratch, progress)
+        except ToolFailed as error:
+            if not error.crashed:
+                raise
+            crash = error
+            (crashed / build.name).mkdir(parents=True)
+            progress.say(f"{error.what}; trying another build")
+        else:
+            return {n: getattr(tools, n) for n in ("commit", "compiler", "backend", "build")}
+    shutil.rmtree(crashed)
+    crash.fix = "LLAMA_CPP_DIR=FOLDER, a llama.cpp that works on this machine"
+    raise crash
+
+
+def _compile(
+    source: Path, scratch: Path, out: Path, definitions: tuple[str, ...], progress: Progress
+) -> None:
+    """Configure and compile; put programs and libraries into ``out/bin``."""
+    log, tree, ninja = scratch.parent / "build.log", scratch / "build", _script("ninja")
+    rpath = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
+    configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
+    (scratch / "less.cmake").write_text(LESS_OPTIMIZED)
+    configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}", *definitions]
+    steps = programs.ninja_steps()
+    try:
+        process.run(configure, log=log)
+        with progress.task("compiling llama.cpp", 1.0, "") as task:
+
+            def show(piece: str) -> None:
+                steps.feed(piece)
+                if steps.total:
+                    task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
+
+            argv = [ninja, "-C", str(tree), "-j", str(_jobs()), *programs.PROGRAMS]
+            process.run(argv, log=log, on_output=show)
+    except ToolFailed as error:
+        error.fix = "read the log; running the same command again continues the build"
+        raise
+    shutil.rmtree(out / "bin", ignore_errors=True)
+    ignore = shutil.ignore_patterns("*.a", "*.metal", "*.h")
+    shutil.copytree(tree / "bin", out / "bin", symlinks=True, ignore=ignore)
+
+
+def _compiled(out: Path, backend: str, build: str) -> Toolchain:
+    output = process.run([out / "bin" / "llama-imatrix", "--version"], timeout_s=60).tail
+    version = programs.version_of(output)
+    if version is None or version[0] != programs.COMMIT:
+        raise MissingTool(f"the build calls itself {output.strip()!r}, not {programs.COMMIT}")
+    script = out / "convert" / "convert_hf_to_gguf.py"
+    return Toolchain(out / "bin", out / "bin", script, version[0], backend, version[1], build)
+
+
+def _jobs() -> int:
+    by_memory = int(psutil.virtual_memory().available // _MEMORY_PER_JOB_BYTES)
+    return max(1, min(cores(), by_memory))
+
+
+def _unpacked(scratch: Path) -> Path:
+    """Return llama.cpp's source tree, unpacked if needed."""
+    source, folder = scratch / "llama.cpp", scratch / "sdist"
+    if source.exists():
+        return source
+    sdist = pypi.download("llama-cpp-python", SDIST_VERSION, SDIST_SHA256, folder, source=True)
+    partial = scratch / "unpacking"
+    shutil.rmtree(partial, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4; the archive's sha256 is pinned
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(partial)
+    (vendored,) = partial.glob("*/vendor/llama.cpp")
+    (vendored / ".git").unlink(missing_ok=True)  # a dangling pointer that confuses git
+    vendored.replace(source)
+    shutil.rmtree(partial)
+    return source
