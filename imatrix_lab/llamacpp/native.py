@@ -21,13 +21,7 @@ _FLAGS = (
 
 
 def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> ctypes.CDLL:
-    """Return a library, compiled (seconds) with llama.cpp's compiler if needed.
-
-    Raises
-    ------
-    MissingTool : no C++ compiler.
-    ToolFailed : it does not compile.
-    """
+    """Return a library, compiled (seconds) with llama.cpp's compiler if needed."""
     library = f"{name}-kernel.so"
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:

@@ -39,12 +39,7 @@ class HeldOut:
     n_tokens: int
 
     def n_ctx(self) -> int:
-        """Return the window length: 512, or less for a short text.
-
-        Raises
-        ------
-        BadText : too short for two windows of 32.
-        """
+        """Return the window length: 512, or less for a short text, but at least 32."""
         n_ctx = min(512, self.n_tokens // 2 // 32 * 32)
         if n_ctx < 32:
             raise BadText(f"{self.n_tokens} held-out tokens are too few to verify a quant with")
@@ -65,13 +60,10 @@ class Options:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """A quantized file to make.
+    """A quantized file to make, with strings for its metadata, of at most 127 bytes each.
 
-    Attributes
-    ----------
-    metadata : strings for the GGUF's metadata, at most 127 bytes each.
-    heldout : None for a file that is scored anyway: then only its headers are checked, and its
-        perplexities are NaN.
+    `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
+    perplexities are NaN.
     """
 
     model: Model
@@ -129,26 +121,19 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
 def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFacts:
     """Return a quantized file, made and verified unless the store has it.
 
-    Raises
-    ------
-    DiskFull : it would not fit; checked before the work.
-    BadModel : the result does not load, or predicts held-out text far worse than the original.
-    UsageError : the type requires an imatrix.
-    ToolFailed : llama-quantize failed.
+    Raises `BadModel` if it predicts held-out text far worse than the original.
     """
-    model, heldout = spec.model, spec.heldout
-    seconds: list[float] = []
+    model, heldout, seconds = spec.model, spec.heldout, list[float]()
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
         need, requires_imatrix = dry_run(toolchain, model, spec.quant_type, spec.options, log)
         if requires_imatrix and not spec.imatrix:
-            raise UsageError(
-                f"{spec.quant_type} requires an imatrix", fix="give one, or choose another type"
-            )
-        reference = (
-            perplexity(toolchain, model, heldout, spec.options, session) if heldout else None
-        )
+            what = f"{spec.quant_type} requires an imatrix"
+            raise UsageError(what, fix="give one, or choose another type")
+        value = reference = None
+        if heldout:
+            reference = perplexity(toolchain, model, heldout, spec.options, session)
         path, notes = scratch / spec.file_name(), scratch / "fallback.json"
         if not path.exists():  # else an earlier run was stopped while verifying
             need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
@@ -158,7 +143,6 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
             notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
             part.replace(path)
         header = resolve.facts((path,))
-        value = None
         if heldout and reference is not None:
             value = _perplexity(toolchain, path, heldout, spec.options, scratch, session.progress)
             _verify(value, reference, spec.quant_type, header.n_vocab, path)
@@ -177,9 +161,8 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
             "gpu_layers": spec.options.compute.gpu_layers,
         }
 
-    artifact = session.store.get(
-        "quant", spec.label(), inputs(spec, toolchain), make, session.progress
-    )
+    key = inputs(spec, toolchain)
+    artifact = session.store.get("quant", spec.label(), key, make, session.progress)
     return facts(artifact, *seconds)
 
 
@@ -303,8 +286,7 @@ def _perplexity(
                 task.update(steps.feed(piece) * n_ctx)
 
             done = process.run(argv, log=log, on_output=show)
-        value = programs.final_perplexity(done.tail, n_windows)
-        if value is not None:
+        if (value := programs.final_perplexity(done.tail, n_windows)) is not None:
             return value
     raise BadModel("llama-perplexity printed no result", where=f"{path.name}, log {log}")
 
@@ -312,8 +294,7 @@ def _perplexity(
 def _verify(value: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
     digits = re.search(r"\d+", quant_type)
     bits = min(4, int(digits[0])) if digits else 4
-    chance = max(float(n_vocab), 2 * reference)
-    worst = min(chance, reference * math.exp(WORSE_NATS[max(1, bits)]))
+    worst = min(max(n_vocab, 2 * reference), reference * math.exp(WORSE_NATS[max(1, bits)]))
     if not math.isfinite(value) or value > worst:
         what = f"{quant_type} is broken: perplexity {value:.4g} on held-out text"
         what += f", {reference:.4g} before quantizing"
