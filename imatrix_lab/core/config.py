@@ -9,7 +9,6 @@ import difflib
 import math
 import sys
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from imatrix_lab.errors import UsageError
 
+Record = TypeVar("Record")
 Keys = Mapping[str, tuple[Any, bool]]
 """Type of each key, and whether it is required."""
 TEXTS = tuple[str, ...]
@@ -46,9 +46,6 @@ def _check_keys(
     for key in required:
         if key not in raw:
             raise UsageError(f"missing key {key!r}{inside}", where=where)
-
-
-Record = TypeVar("Record")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -122,7 +119,7 @@ def plain(value: Any) -> Any:
     """Return a record as JSON values: dataclasses are tables, tuples lists, NaN null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping | types.MappingProxyType):
+    if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]

@@ -203,12 +203,11 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
 
     http_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, or of its successor
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
-    page = f"https://huggingface.co/{repo}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     fix, error_class = _RETRY, FetchFailed
     if isinstance(error, errors.RevisionNotFoundError):
         what = f"{repo} has no revision {revision} (HTTP {status})"
-        fix = f"choose one at {page}/tree/main"
+        fix = f"choose one at https://huggingface.co/{repo}/tree/main"
     elif isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
         error, errors.GatedRepoError
     ):

@@ -172,12 +172,7 @@ class Background:
 
     name: str
     log: Path
-    _process: subprocess.Popen[bytes]
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    process: subprocess.Popen[bytes]
 
     def tail(self) -> str:
         """Return the end of its output so far."""
@@ -187,7 +182,7 @@ class Background:
 
     def check(self) -> None:
         """Raise `ToolFailed` if it has ended."""
-        if (returncode := self._process.poll()) is not None:
+        if (returncode := self.process.poll()) is not None:
             raise _failed(f"{self.name} ended", returncode, self.tail(), self.log)
 
 

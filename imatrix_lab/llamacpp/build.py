@@ -132,14 +132,13 @@ def _compile(
     configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
     configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}", *definitions]
-    steps = programs.ninja_steps()
+    steps = programs.Steps(programs.NINJA)
     try:
         process.run(configure, log=log)
         with progress.task("compiling llama.cpp", 1.0, "") as task:
 
             def show(piece: str) -> None:
-                steps.feed(piece)
-                if steps.total:
+                if steps.feed(piece):
                     task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
 
             by_memory = psutil.virtual_memory().available // _MEMORY_PER_JOB_BYTES

@@ -184,13 +184,10 @@ class Client:
             raise _Failed(f"{type(error).__name__}: {error}", hopeless=hopeless) from error
         if response.status_code != 200:
             raise _refused(response, bytes(raw))
-        try:
-            content = json.loads(raw)
-        except ValueError as error:
-            raise _Failed(f"the answer is not JSON: {_shown(bytes(raw))}") from error
-        if not isinstance(content, dict):
-            raise _Failed(f"the answer is not a JSON object: {_shown(bytes(raw))}")
-        return content
+        with contextlib.suppress(ValueError):
+            if isinstance(content := json.loads(raw), dict):
+                return content
+        raise _Failed(f"the answer is not a JSON object: {_shown(bytes(raw))}")
 
 
 def _refused(response: httpx2.Response, raw: bytes) -> _Failed:

@@ -26,7 +26,7 @@ def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> cty
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         compiler = toolchain.find_compiler()
-        argv: list[str | Path] = [compiler, *_FLAGS, "-o", out / library, source]
+        argv = [compiler, *_FLAGS, "-o", str(out / library), str(source)]
         process.run(argv, log=scratch / "compile.log", timeout_s=300)
         return {"compiler": Path(compiler).name}
 

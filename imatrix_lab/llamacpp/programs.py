@@ -135,22 +135,22 @@ def server_argv(
     return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
 
 
-_WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
+WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
 _FINAL = re.compile(r"Final estimate: PPL = (-?(?:[\d.]+|nan|inf))")
-_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] ")
+TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] ")
 _FALLBACK = re.compile(
     r"warning: (\S+) +- ncols +(\d+) not divisible by +(\d+) \(required for type +(\w+)\)"
     r".*?-> falling back to +(\w+)",
     re.DOTALL,
 )
 _QUANT_SIZE = re.compile(r"quant size += +([\d.]+) MiB \(([\d.]+) BPW\)")
-_NINJA = re.compile(r"\[(\d+)/(\d+)\]")
+NINJA = re.compile(r"\[(\d+)/(\d+)\]")
 _VERSION = re.compile(r"version: .*?\b([0-9a-f]{7,40})\b\)?")
 _COMPILER = re.compile(r"built with (.+)")
 
 
 class Steps:
-    """Finds the last ``[i]`` or ``[i/n]`` in output that arrives in pieces."""
+    """Finds the last ``[i]`` (`WINDOW`) or ``[i/n]`` in output that arrives in pieces."""
 
     def __init__(self, pattern: re.Pattern[str]):
         self._pattern, self._rest = pattern, ""
@@ -161,24 +161,9 @@ class Steps:
         text, end = self._rest + piece, 0
         for match in self._pattern.finditer(text):
             self.last, end = int(match[1]), match.end()
-            self.total = 0 if self._pattern is _WINDOW else int(match[2])
+            self.total = 0 if self._pattern is WINDOW else int(match[2])
         self._rest = text[max(end, len(text) - 200) :]
         return self.last
-
-
-def window_steps() -> Steps:
-    """Count windows of llama-imatrix and llama-perplexity."""
-    return Steps(_WINDOW)
-
-
-def tensor_steps() -> Steps:
-    """Count tensors of llama-quantize."""
-    return Steps(_TENSOR)
-
-
-def ninja_steps() -> Steps:
-    """Count compile steps."""
-    return Steps(_NINJA)
 
 
 def final_perplexity(output: str, n_windows: int) -> float | None:
@@ -187,7 +172,7 @@ def final_perplexity(output: str, n_windows: int) -> float | None:
     llama.cpp's programs print from a thread that is not waited for, so the last lines of a
     successful run can be missing. The running value of the last window is the final one.
     """
-    values = {int(i): float(value) for i, value in _WINDOW.findall(output)}
+    values = {int(i): float(value) for i, value in WINDOW.findall(output)}
     match = _FINAL.search(output)
     return float(match[1]) if match else values.get(n_windows)
 
@@ -201,11 +186,6 @@ def quant_size(output: str) -> tuple[int, float] | None:
     """Return size in bytes (to 0.01 MiB) and bits per weight, as llama-quantize prints them."""
     matches = _QUANT_SIZE.findall(output)
     return (round(float(matches[-1][0]) * 2**20), float(matches[-1][1])) if matches else None
-
-
-def requires_imatrix(output: str) -> bool:
-    """Return whether the output of a dry run says that the type requires an imatrix."""
-    return "will require an imatrix" in output
 
 
 def version_of(output: str) -> tuple[str, str] | None:

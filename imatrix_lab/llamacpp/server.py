@@ -15,8 +15,7 @@ from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 START_LIMIT_S = 600.0
-ANSWER_LIMIT_S = 86_400.0
-"""Many long answers at a time take hours on a CPU."""
+ANSWER_LIMIT_S = 86_400.0  # many long answers at a time take hours on a CPU
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 

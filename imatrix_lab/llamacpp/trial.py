@@ -27,7 +27,6 @@ _CHANNELS, _HEADS, _WINDOW = 256, 4, 64
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _LAYERS = -(-len(WEIGHT_TYPES) // len(_MATRICES))
 _TEXT = "En liten modell leser en liten tekst, og ingen av programmene skal stoppe. " * 8
-_LIMIT_S = 300.0
 
 
 def try_build(tools: Toolchain, scratch: Path, progress: Progress) -> None:
@@ -40,7 +39,7 @@ def try_build(tools: Toolchain, scratch: Path, progress: Progress) -> None:
         environment = {"LLAMA_CPP_LIB_PATH": str(tools.library_dir)}
         for i, argv in enumerate(_argvs(tools, compute, text, original, mixed)):
             log = scratch / "trial.log"
-            process.run(argv, env=environment, log=log, timeout_s=_LIMIT_S)
+            process.run(argv, env=environment, log=log, timeout_s=300)
             task.update(i + 1)
         with serve(tools, mixed, 1, _WINDOW, threads=2, log=scratch / "server.log"):
             task.update(6)

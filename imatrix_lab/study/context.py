@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     for model in models:
         settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
         for quant_type in recipe.types:
-            size = run.estimate(tools, model, quant_type, run.Options(settings))
+            size = run.dry_run(tools, model, quant_type, run.Options(settings))[0]
             sizes[model.label, quant_type] = size
     return Shared(recipe, folder, session.store, tools, tuple(models), sizes, tuple(missing))
 
