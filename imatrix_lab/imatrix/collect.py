@@ -48,15 +48,12 @@ def inputs(
     model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain
 ) -> dict[str, Any]:
     """Return what determines an imatrix; threads do not."""
-    compute = options.compute
+    sizes = ("n_ctx", "n_batch", "n_ubatch", "gpu_layers")
     return {
         "model_sha256": model.sha256,
         "corpus_sha256": corpus.sha256,
         "n_windows": window_count(corpus, options),
-        "n_ctx": compute.n_ctx,
-        "n_batch": compute.n_batch,
-        "n_ubatch": compute.n_ubatch,
-        "gpu_layers": compute.gpu_layers,
+        **{name: getattr(options.compute, name) for name in sizes},
         "parse_special": options.parse_special,
         "process_output": options.process_output,
         "toolchain": toolchain.signature(),
@@ -64,21 +61,13 @@ def inputs(
 
 
 def window_count(corpus: CorpusFacts, options: Options) -> int:
-    """Return how many windows the text has.
-
-    Raises
-    ------
-    BadText : fewer than two.
-    """
-    n_windows = corpus.n_tokens // options.compute.n_ctx
-    if n_windows < 2:
-        raise BadText(
-            f"llama-imatrix needs two windows of {options.compute.n_ctx} tokens;"
-            f" this text has {corpus.n_tokens} tokens",
-            where=corpus.calibration,
-            fix="more text (--tokens), or a smaller context (--ctx)",
-        )
-    return n_windows
+    """Return how many windows the text has; raises BadText for fewer than two."""
+    n_ctx = options.compute.n_ctx
+    if corpus.n_tokens < 2 * n_ctx:
+        what = f"llama-imatrix needs two windows of {n_ctx} tokens; this text has {corpus.n_tokens}"
+        fix = "more text (--tokens), or a smaller context (--ctx)"
+        raise BadText(f"{what} tokens", where=corpus.calibration, fix=fix)
+    return corpus.n_tokens // n_ctx
 
 
 def collect(
@@ -86,10 +75,7 @@ def collect(
 ) -> ImatrixFacts:
     """Return the imatrix of a text, checked; from the store, or collected now.
 
-    Raises
-    ------
-    BadImatrix : the imatrix from llama-imatrix has errors; names the tensors.
-    ToolFailed : llama-imatrix failed; finished segments are kept.
+    Raises BadImatrix, which names the tensors, or ToolFailed; finished segments are kept.
     """
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
@@ -155,14 +141,8 @@ class _Clock:
 
 
 def _run_segments(
-    toolchain: Toolchain,
-    model: Model,
-    corpus: CorpusFacts,
-    options: Options,
-    scratch: Path,
-    task: Task,
+    tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options, scratch: Path, task: Task
 ) -> Path:
-    """Run the windows that are not done yet; return the file with all of them."""
     compute = options.compute
     n_windows = window_count(corpus, options)
     at_once = max(1, compute.n_batch // compute.n_ctx)
@@ -175,10 +155,9 @@ def _run_segments(
         if n_windows - end < max(TAIL_WINDOWS, length // 4):
             end = n_windows
         clock = _Clock(task, done, compute.n_ctx)
-        program, resume = toolchain.program("llama-imatrix"), Path(last.name) if last else None
-        what = programs.ImatrixOptions(
-            (done, end - done), resume, options.parse_special, options.process_output
-        )
+        program, resume = tools.program("llama-imatrix"), Path(last.name) if last else None
+        special, output = options.parse_special, options.process_output
+        what = programs.ImatrixOptions((done, end - done), resume, special, output)
         target = Path(part.name)
         argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
         try:
@@ -206,11 +185,8 @@ def _keep(part: Path, whole: Path) -> None:
         part.replace(whole)
     except (BadImatrix, OSError) as error:
         need_room(part, 0, "the importance matrix")
-        raise BadImatrix(
-            "llama-imatrix did not write a whole file; earlier segments are kept",
-            where=part,
-            fix="run the same command again",
-        ) from error
+        what = "llama-imatrix did not write a whole file; earlier segments are kept"
+        raise BadImatrix(what, where=part, fix="run the same command again") from error
 
 
 def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:

@@ -47,12 +47,8 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
     """Return the mixture of some files; a tensor is mixed from the files that have it.
 
     Counts are whole, as llama.cpp rounds them when it reads; sums are scaled with them, so that
-    the means keep float32 precision. The metadata record the inputs, under `KEY`.
-
-    Raises
-    ------
-    UsageError : a weight that is not a positive number.
-    BadImatrix : files that do not fit each other, or values that must not be merged.
+    the means keep float32 precision. The metadata record the inputs, under `KEY`. Raises
+    UsageError for a weight that is not positive, and BadImatrix for files that do not fit.
     """
     for item in inputs:
         if not (np.isfinite(item.weight) and item.weight > 0):
@@ -74,12 +70,7 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
 
 
 def without_each(inputs: Sequence[MergeInput], by: str) -> Iterator[Imatrix]:
-    """Return an iterator over the mixtures that lack one file each, in order.
-
-    Raises
-    ------
-    UsageError : fewer than three files: nothing would be mixed.
-    """
+    """Return an iterator over the mixtures that lack one file each, in order."""
     if len(inputs) < 3:
         raise UsageError("leaving one out of a mixture takes three files or more")
     return (merge([item for item in inputs if item is not left], by) for left in inputs)
@@ -105,7 +96,6 @@ def label(inputs: Sequence[MergeInput], by: str) -> str:
 
 
 def _mixed(name: str, inputs: Sequence[MergeInput], by: str) -> Entry:
-    """Return a tensor's weighted sum over the files that have it, as the module says."""
     inputs = [item for item in inputs if name in item.imatrix.entries]
     files = [(item.path, item.imatrix) for item in inputs]
     entries = aligned(name, files)
@@ -140,7 +130,6 @@ def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:
 
 
 def _record(inputs: Sequence[MergeInput], by: str) -> str:
-    """Return the inputs as JSON."""
     records = [
         {
             "name": i.path.name,

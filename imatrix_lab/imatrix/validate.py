@@ -74,9 +74,7 @@ def check(
 ) -> Findings:
     """Return what is wrong with an imatrix, by itself and for a model.
 
-    Parameters
-    ----------
-    n_tokens : tokens every dense tensor must have seen; None if unknown.
+    Every dense tensor must have seen `n_tokens`, if given.
     """
     findings = [
         *_values(imatrix, model),
@@ -118,7 +116,6 @@ _IMPOSSIBLE = {
 
 
 def _values(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
-    """Find values that no activation can have."""
     tensors = defaultdict(list)
     for name, entry in sorted(imatrix.entries.items()):
         tensors[_impossible(entry.split(n_matrices(name, model)))].append(name)
@@ -135,8 +132,7 @@ def _impossible(entry: Entry) -> str:
         return "negative"
     if not ((entry.counts >= 0) & (entry.counts < COUNT_MAX)).all():
         return "bad-counts"
-    hit = rounded(entry.counts) > 0
-    if not hit.any():
+    if not (hit := rounded(entry.counts) > 0).any():
         return "no-tokens"
     return "zero" if (~entry.sums.any(axis=1) & hit).any() else ""
 
@@ -156,8 +152,7 @@ def _experts(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
         yield _finding("unhit-experts", f"no token reached {listed}", empty)
     if rare:
         listed = some([f"{name} ({n} experts)" for name, n in rare.items()])
-        what = f"fewer than {RARE_TOKENS} tokens reached {listed}"
-        yield _finding("rare-experts", what, rare)
+        yield _finding("rare-experts", f"fewer than {RARE_TOKENS} tokens reached {listed}", rare)
 
 
 def _counts(
@@ -216,10 +211,10 @@ def _zero_columns(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Find
         zero = (entry.sums == 0) & entry.sums.any(axis=1, keepdims=True)
         if not zero.any():
             continue
-        used = zero
+        used = None
         if model and name in model.tensors and fits(name, entry, model):
-            nonzero = model.with_weights(name, zero.reshape(model.shape(name)))
-            used = zero if nonzero is None else nonzero
+            used = model.with_weights(name, zero.reshape(model.shape(name)))
+        used = zero if used is None else used
         n_dead += bool(used.sum() < zero.sum())
         if used.any():
             alive[name] = int(used.sum())
@@ -239,7 +234,6 @@ def _zero_columns(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Find
 
 
 def _metadata(imatrix: Imatrix, model_sha256: str) -> Iterator[Finding]:
-    """Find problems in the metadata on windows, text and model."""
     n_tokens, window = imatrix.n_tokens(), imatrix.chunk_size
     if not imatrix.complete:
         keys = "imatrix.datasets, chunk_count and chunk_size"
