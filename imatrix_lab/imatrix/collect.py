@@ -31,8 +31,7 @@ FILE = "imatrix.gguf"
 SEGMENT_WINDOWS = 16
 START_SHARE = 0.05
 """Segments are long enough that starting the program takes at most this share of the time."""
-TAIL_WINDOWS = 3
-"""llama-imatrix refuses to start a run with fewer windows than this left."""
+TAIL_WINDOWS = 3  # llama-imatrix refuses to start a run with fewer windows than this left
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,6 @@ def collect(
         findings = validate.check(raw, expected.of(model), n_tokens)
         fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
         findings.require_sound(last, fix, session.progress)
-        dataset = f"{corpus.language} {corpus.source}"
         metadata = {
             "imatrix_lab.language": corpus.language,
             "imatrix_lab.corpus.sha256": corpus.sha256,
@@ -96,6 +94,7 @@ def collect(
             "imatrix_lab.toolchain.commit": toolchain.commit,
             "imatrix_lab.toolchain.backend": toolchain.backend,
         }
+        dataset = f"{corpus.language} {corpus.source}"
         imatrix = format.Imatrix(raw.entries, (dataset,), n_windows, n_ctx)
         format.write(out / FILE, imatrix, metadata)
         return {

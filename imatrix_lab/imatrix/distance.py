@@ -123,7 +123,8 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
     """Return means over every two files: ``matrix`` by measure, ``roles`` and ``layers``.
 
     Those that differ most come first, with each measure, its ``noise``, how many ``tensors`` are
-    ``above_noise`` (in total variation, of every pair of samples), and how many by chance.
+    ``above_noise`` (above every pair of samples in total variation), and how many
+    ``above_by_chance``.
     """
     rows, columns = zip(*distances.pairs(), strict=True)
     values = {m: np.nanmean(distances.values[m][:, rows, columns], axis=1) for m in MEASURES}

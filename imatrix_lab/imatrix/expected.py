@@ -55,12 +55,10 @@ def of(model: Model) -> ModelTensors:
     headers = [read_header(path) for path in model.shards]
     arch = model.facts.architecture
     tensors = {t.name: (h.path, t) for h in headers for t in h.tensors if len(t.shape) > 1}
-    expected = expected_tensors(
-        (info for _, info in tensors.values()),
-        model.facts.n_layers,
-        headers[0].integer(f"{arch}.nextn_predict_layers"),
-        headers[0].integer(f"{arch}.attention.shared_kv_layers"),
-    )
+    n_skipped = headers[0].integer(f"{arch}.nextn_predict_layers")
+    n_shared_kv = headers[0].integer(f"{arch}.attention.shared_kv_layers")
+    infos = [info for _, info in tensors.values()]
+    expected = expected_tensors(infos, model.facts.n_layers, n_skipped, n_shared_kv)
     return ModelTensors(frozenset(expected), tensors, model.sha256)
 
 

@@ -41,8 +41,7 @@ class Findings:
         """Report warnings; raise BadImatrix on errors, or with `force` return them as text."""
         for finding in self.of(WARNING):
             progress.say(f"warning: {finding.what}: {finding.effect}")
-        errors = self.of(ERROR)
-        if not errors:
+        if not (errors := self.of(ERROR)):
             return ""
         problems = "; ".join(f"{e.what} ({e.effect})" for e in errors)
         if not force:

@@ -196,13 +196,11 @@ def _from_dat(file: dat.DatFile) -> Imatrix:
 def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = None) -> None:
     """Write an importance matrix, whole or not at all; as a ``.dat`` if the name ends so.
 
-    A GGUF file has the imatrix's metadata and `metadata`. Raises BadImatrix for counts that a
-    ``.dat`` cannot hold.
+    `metadata` is added to a GGUF file's own. Raises BadImatrix for counts no ``.dat`` can hold.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".dat":
-            last = imatrix.datasets[-1] if imatrix.datasets else ""
-            n_calls = min(imatrix.chunk_count, _I32_MAX)
+            last, n_calls = "".join(imatrix.datasets[-1:]), min(imatrix.chunk_count, _I32_MAX)
             dat.write(file, list(_dat_entries(imatrix)), n_calls, last)
         else:
             _write_gguf(file, imatrix, {**imatrix.metadata, **(metadata or {})})

@@ -53,20 +53,15 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
     for item in inputs:
         if not (np.isfinite(item.weight) and item.weight > 0):
             raise UsageError(f"the weight of {item.path} is {item.weight}, not a positive number")
-    names = sorted({name for item in inputs for name in item.imatrix.entries})
-    entries = {name: _mixed(name, inputs, by) for name in names}
+    names = {name for item in inputs for name in item.imatrix.entries}
+    entries = {name: _mixed(name, inputs, by) for name in sorted(names)}
     largest = max(inputs, key=lambda item: item.imatrix.n_tokens())
     window = largest.imatrix.chunk_size or LEGACY_WINDOW
     n_tokens = Imatrix(entries, (), 0, 0).n_tokens()
     language = label(inputs, by)
-    return Imatrix(
-        entries,
-        tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets)),
-        n_tokens // window,
-        window,
-        language,
-        {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)},
-    )
+    datasets = tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets))
+    metadata = {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)}
+    return Imatrix(entries, datasets, n_tokens // window, window, language, metadata)
 
 
 def without_each(inputs: Sequence[MergeInput], by: str) -> Iterator[Imatrix]:
@@ -77,10 +72,9 @@ def without_each(inputs: Sequence[MergeInput], by: str) -> Iterator[Imatrix]:
 
 
 def label(inputs: Sequence[MergeInput], by: str) -> str:
-    """Return a name such as ``nb75-en25``; ``nb-en`` where all weights are equal.
+    """Return a name for quants such as ``nb75-en25``; ``nb-en`` where all weights are equal.
 
-    Quants get this name. Where whole percents are not the exact weights, or it would be long, it
-    has part of a digest instead.
+    Where whole percents are not exact, or it would be long, it has part of a digest instead.
     """
     names = [re.sub(r"\W+", "-", i.imatrix.language or i.path.stem) for i in inputs]
     percents = [100 * i.weight / sum(j.weight for j in inputs) for i in inputs]

@@ -87,7 +87,6 @@ def losses(
 
 
 def _activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
-    """Return an entry's sums in the shape (matrices, columns) of a tensor."""
     if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
         ours = list(entry.sums.shape)
         raise BadImatrix(f"{name} is for {ours} matrices and columns; the model has {list(shape)}")
@@ -102,11 +101,10 @@ def grid(n_languages: int) -> NDArray[np.float64]:
 
     Shape (mixtures, languages); rows sum to 1; the pure languages are included.
     """
-    n = next(
-        n for n in _STEPS if n == 1 or math.comb(n + n_languages - 1, n_languages - 1) <= GRID_MAX
-    )
-    bars = itertools.combinations(range(n + n_languages - 1), n_languages - 1)
-    cuts = np.array([(-1, *b, n + n_languages - 1) for b in bars])
+    n_bars = n_languages - 1
+    n = next(n for n in _STEPS if n == 1 or math.comb(n + n_bars, n_bars) <= GRID_MAX)
+    bars = itertools.combinations(range(n + n_bars), n_bars)
+    cuts = np.array([(-1, *b, n + n_bars) for b in bars])
     return (np.diff(cuts, axis=1) - 1) / n
 
 
@@ -135,10 +133,7 @@ def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> N
 def objective(
     losses: NDArray[np.float64], importance: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """Return what to minimize, of losses (…, languages).
-
-    The mean weighted by `importance` (in any scale), or without it the worst language.
-    """
+    """Return what to minimize of losses (…, languages): their mean by importance, or the worst."""
     if importance is None:
         return np.asarray(losses.max(axis=-1))
     return np.asarray(losses @ (importance / importance.sum()))

@@ -40,8 +40,7 @@ BLOCK_WEIGHTS = 1 << 22
 LOSS_VERSION = 1
 """Increase it when the same files give other sums. 1: all tensors that llama-quantize quantizes."""
 
-_N_TYPES = 43
-"""GGML_TYPE_COUNT of the pinned llama.cpp."""
+_N_TYPES = 43  # GGML_TYPE_COUNT of the pinned llama.cpp
 _ERROR, _POWER = ".error", ".power"
 
 
@@ -142,10 +141,7 @@ def tensors(model: Model) -> dict[str, FileTensor]:
 def write(
     out: Path, kernel: Kernel, model: Model, quant: Model, threads: int, progress: Progress
 ) -> None:
-    """Write the column sums of every quantizable tensor of a model against a quant of it.
-
-    Raises BadModel: a tensor is missing in the quant, or its shape, type or weights are wrong.
-    """
+    """Write the column sums of every quantizable tensor of a model against a quant of it."""
     pairs = _pairs(kernel, tensors(model), quant)
     n_weights = sum(w.info.n_elements for w, _ in pairs)
     with (

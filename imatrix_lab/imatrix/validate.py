@@ -16,16 +16,12 @@ from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding, Findings, some
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, REPAIRED, Entry, Imatrix, rounded
 
-FEW_TOKENS = 8192
-"""Sixteen windows of 512; 60k to 130k tokens are usual."""
+FEW_TOKENS = 8192  # sixteen windows of 512; 60k to 130k tokens are usual
 RARE_TOKENS = 32
 """A mean of n squares of a normal variable is off by sqrt(2/n) of itself: here a quarter."""
-COUNT_MAX = 2.0**63
-"""From here on llama.cpp's integers overflow and become negative."""
-BLOCK = 32
-"""Columns that share a scale in most types."""
-MISSING_SHARE_MAX = 0.05
-"""Share of a model's tensors that may be missing."""
+COUNT_MAX = 2.0**63  # from here on llama.cpp's integers overflow and become negative
+BLOCK = 32  # columns that share a scale in most types
+MISSING_SHARE_MAX = 0.05  # share of a model's tensors that may be missing
 SHORT_WINDOW = 128
 """In shorter windows the first token, whose activations are unlike all others, weighs much."""
 FILLED = "unhit experts take the mean over the others"
@@ -72,10 +68,7 @@ def _finding(kind: str, what: str, tensors: Iterable[str] = (), severity: str = 
 def check(
     imatrix: Imatrix, model: ModelTensors | None = None, n_tokens: int | None = None
 ) -> Findings:
-    """Return what is wrong with an imatrix, by itself and for a model.
-
-    Every dense tensor must have seen `n_tokens`, if given.
-    """
+    """Return what is wrong with an imatrix; every dense tensor must have seen `n_tokens`."""
     findings = [
         *_values(imatrix, model),
         *_experts(imatrix, model),
@@ -125,7 +118,6 @@ def _values(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
 
 
 def _impossible(entry: Entry) -> str:
-    """Return the first kind of `_IMPOSSIBLE` that holds, or nothing."""
     if not np.isfinite(entry.sums).all():
         return "not-finite"
     if (entry.sums < 0).any():
@@ -250,6 +242,6 @@ def _metadata(imatrix: Imatrix, model_sha256: str) -> Iterator[Finding]:
     if window and n_tokens and not 0 <= n_tokens - imatrix.chunk_count * window < window:
         what = f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens"
         yield _finding("chunks", what)
-    own = imatrix.metadata.get(MODEL, "")
+    own = imatrix.metadata.get(MODEL)
     if own and model_sha256 and own != model_sha256:
         yield _finding("other-model", f"computed with another model file (sha256 {own[:12]}…)")

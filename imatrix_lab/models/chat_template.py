@@ -25,8 +25,7 @@ from imatrix_lab.models.gguf import read_header
 from imatrix_lab.types import Model
 
 CHATS_A_BLOCK = 500
-TIME_LIMIT_S = 20.0
-"""For a block of chats."""
+TIME_LIMIT_S = 20.0  # for a block of chats
 MEMORY_LIMIT_BYTES = 1 << 30
 OUTPUT_LIMIT_BYTES = 16 << 20
 

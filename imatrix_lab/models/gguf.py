@@ -21,8 +21,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from imatrix_lab.errors import BadModel
 
 MAGIC = b"GGUF"
-KEEP_ARRAY_MAX = 64
-"""Arrays up to this long are kept as lists; longer ones as an `ArraySummary`."""
+KEEP_ARRAY_MAX = 64  # arrays up to this long are kept as lists; longer ones as an `ArraySummary`
 
 _NEWER = {42: ("Q2_0", 64, 18)}
 """Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""

@@ -4,11 +4,10 @@ Quants are made by `quantize` and removed again, or given. Only the column sums 
 (`imatrix.quant_error`), from which every table is arithmetic.
 """
 
-import dataclasses
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +254,13 @@ class Predictor:
         predicted = predict.mixture_losses(pure, candidates)
         best = int(predict.objective(predicted, importance).argmin())
         weights = candidates[best]
-        shares = {n: float(w) for n, w in zip(names, weights, strict=True) if w}
-        mixed = len(shares) > 1
-        recomputed = self.mixture(shares, quant_type) if mixed else pure[weights.argmax()]
 
         def by_name(row: Any) -> dict[str, float]:
             return {n: float(v) for n, v in zip(names, row, strict=True)}
 
+        shares = {n: share for n, share in by_name(weights).items() if share}
+        mixed = len(shares) > 1
+        recomputed = self.mixture(shares, quant_type) if mixed else pure[weights.argmax()]
         return BestMixture(
             type=quant_type,
             n_candidates=len(candidates),
@@ -284,10 +283,8 @@ class Predictor:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mixture.imatrix.gguf"
             format.write(path, mixed)
-            any_facts = next(f for f in self.facts.values() if f)
-            facts = dataclasses.replace(
-                any_facts, path=path, sha256=sha256_file(path), language=mixed.language
-            )
+            facts = next(f for f in self.facts.values() if f)
+            facts = replace(facts, path=path, sha256=sha256_file(path), language=mixed.language)
             return self.make(mixed.language, facts, quant_type).losses.overall()
 
     def _merge_command(self, shares: Mapping[str, float]) -> str:
