@@ -70,10 +70,11 @@ test: $(VENV)/.dev  ## all tests, on the real programs
 	@$(BIN)/imatrix-lab toolchain build > /dev/null
 	$(BIN)/pytest
 
-check: $(VENV)/.dev  ## ruff and mypy --strict
+check: $(VENV)/.dev  ## ruff, mypy --strict, structure and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest --quiet tests/test_architecture.py
 
 fix: $(VENV)/.dev  ## fix what ruff can
 	$(BIN)/ruff check --fix .

@@ -30,42 +30,27 @@ def note_on_models(imatrices: Iterable[Imatrix]) -> str:
 
 def labels(files: Files) -> list[str]:
     """Return the shortest names that tell files apart: languages, file names or paths."""
-    candidates = (
-        [imatrix.language for _, imatrix in files],
-        [path.name.partition(".")[0] for path, _ in files],
-        [path.name for path, _ in files],
-    )
-    for names in candidates:
+    candidates = [(i.language, p.name.partition(".")[0], p.name) for p, i in files]
+    for names in zip(*candidates, strict=True):
         if all(names) and len(set(names)) == len(names):
-            return names
+            return list(names)
     return [str(path) for path, _ in files]
 
 
 def aligned(name: str, files: Files) -> list[Entry]:
-    """Return a tensor's entry in each file, all in one shape.
-
-    A ``.dat`` has one row for all experts.
-
-    Raises
-    ------
-    BadImatrix : NaN, infinite or negative values, or different shapes.
-    """
+    """Return a tensor's entry in each file, in one shape (a ``.dat`` has one row for experts)."""
     entries = [imatrix.entries[name] for _, imatrix in files]
     for (path, _), entry in zip(files, entries, strict=True):
-        finite = np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()
-        if not finite or (entry.sums < 0).any() or (entry.counts < 0).any():
-            raise BadImatrix(
-                f"{name} has NaN, infinite or negative values",
-                where=path,
-                fix=f"imatrix-lab imatrix show {path}",
-            )
+        if not all(((v >= 0) & np.isfinite(v)).all() for v in (entry.sums, entry.counts)):
+            what = f"{name} has NaN, infinite or negative values"
+            raise BadImatrix(what, where=path, fix=f"imatrix-lab imatrix show {path}")
     n_matrices = max(_n_experts(name, files[0][1]), *(e.counts.size for e in entries))
     shapes = {(e.sums.size, e.counts.size if e.counts.size > 1 else n_matrices) for e in entries}
     if len(shapes) > 1:
+        sizes = ", ".join(sorted(str(n) for n, _ in shapes))
+        fix = "use only importance matrices of one model"
         raise BadImatrix(
-            f"{name} has different shapes: {', '.join(sorted(str(s[0]) for s in shapes))} values",
-            where=paths(files),
-            fix="use only importance matrices of one model",
+            f"{name} has different shapes: {sizes} values", where=paths(files), fix=fix
         )
     return [e.split(n_matrices) for e in entries]
 

@@ -31,8 +31,7 @@ FILE = "imatrix.gguf"
 SEGMENT_WINDOWS = 16
 START_SHARE = 0.05
 """Segments are long enough that starting the program takes at most this share of the time."""
-TAIL_WINDOWS = 3
-"""llama-imatrix refuses to start a run with fewer windows than this left."""
+TAIL_WINDOWS = 3  # llama-imatrix refuses to start a run with fewer windows than this left
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,12 @@ def inputs(
     model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain
 ) -> dict[str, Any]:
     """Return what determines an imatrix; threads do not."""
-    compute = options.compute
+    sizes = ("n_ctx", "n_batch", "n_ubatch", "gpu_layers")
     return {
         "model_sha256": model.sha256,
         "corpus_sha256": corpus.sha256,
         "n_windows": window_count(corpus, options),
-        "n_ctx": compute.n_ctx,
-        "n_batch": compute.n_batch,
-        "n_ubatch": compute.n_ubatch,
-        "gpu_layers": compute.gpu_layers,
+        **{name: getattr(options.compute, name) for name in sizes},
         "parse_special": options.parse_special,
         "process_output": options.process_output,
         "toolchain": toolchain.signature(),
@@ -64,21 +60,13 @@ def inputs(
 
 
 def window_count(corpus: CorpusFacts, options: Options) -> int:
-    """Return how many windows the text has.
-
-    Raises
-    ------
-    BadText : fewer than two.
-    """
-    n_windows = corpus.n_tokens // options.compute.n_ctx
-    if n_windows < 2:
-        raise BadText(
-            f"llama-imatrix needs two windows of {options.compute.n_ctx} tokens;"
-            f" this text has {corpus.n_tokens} tokens",
-            where=corpus.calibration,
-            fix="more text (--tokens), or a smaller context (--ctx)",
-        )
-    return n_windows
+    """Return how many windows the text has; raises BadText for fewer than two."""
+    n_ctx = options.compute.n_ctx
+    if corpus.n_tokens < 2 * n_ctx:
+        what = f"llama-imatrix needs two windows of {n_ctx} tokens; this text has {corpus.n_tokens}"
+        fix = "more text (--tokens), or a smaller context (--ctx)"
+        raise BadText(f"{what} tokens", where=corpus.calibration, fix=fix)
+    return corpus.n_tokens // n_ctx
 
 
 def collect(
@@ -86,10 +74,7 @@ def collect(
 ) -> ImatrixFacts:
     """Return the imatrix of a text, checked; from the store, or collected now.
 
-    Raises
-    ------
-    BadImatrix : the imatrix from llama-imatrix has errors; names the tensors.
-    ToolFailed : llama-imatrix failed; finished segments are kept.
+    Raises BadImatrix, which names the tensors, or ToolFailed; finished segments are kept.
     """
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
@@ -101,7 +86,6 @@ def collect(
         findings = validate.check(raw, expected.of(model), n_tokens)
         fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
         findings.require_sound(last, fix, session.progress)
-        dataset = f"{corpus.language} {corpus.source}"
         metadata = {
             "imatrix_lab.language": corpus.language,
             "imatrix_lab.corpus.sha256": corpus.sha256,
@@ -110,6 +94,7 @@ def collect(
             "imatrix_lab.toolchain.commit": toolchain.commit,
             "imatrix_lab.toolchain.backend": toolchain.backend,
         }
+        dataset = f"{corpus.language} {corpus.source}"
         imatrix = format.Imatrix(raw.entries, (dataset,), n_windows, n_ctx)
         format.write(out / FILE, imatrix, metadata)
         return {
@@ -136,7 +121,7 @@ class _Clock:
 
     def __init__(self, task: Task, done: int, n_ctx: int):
         self.task, self.done, self.n_ctx = task, done, n_ctx
-        self.steps = programs.window_steps()
+        self.steps = programs.Steps(programs.WINDOW)
         self.started = time.monotonic()
         self.first: float | None = None
 
@@ -155,14 +140,8 @@ class _Clock:
 
 
 def _run_segments(
-    toolchain: Toolchain,
-    model: Model,
-    corpus: CorpusFacts,
-    options: Options,
-    scratch: Path,
-    task: Task,
+    tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options, scratch: Path, task: Task
 ) -> Path:
-    """Run the windows that are not done yet; return the file with all of them."""
     compute = options.compute
     n_windows = window_count(corpus, options)
     at_once = max(1, compute.n_batch // compute.n_ctx)
@@ -175,10 +154,9 @@ def _run_segments(
         if n_windows - end < max(TAIL_WINDOWS, length // 4):
             end = n_windows
         clock = _Clock(task, done, compute.n_ctx)
-        program, resume = toolchain.program("llama-imatrix"), Path(last.name) if last else None
-        what = programs.ImatrixOptions(
-            (done, end - done), resume, options.parse_special, options.process_output
-        )
+        program, resume = tools.program("llama-imatrix"), Path(last.name) if last else None
+        special, output = options.parse_special, options.process_output
+        what = programs.ImatrixOptions((done, end - done), resume, special, output)
         target = Path(part.name)
         argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
         try:
@@ -206,11 +184,8 @@ def _keep(part: Path, whole: Path) -> None:
         part.replace(whole)
     except (BadImatrix, OSError) as error:
         need_room(part, 0, "the importance matrix")
-        raise BadImatrix(
-            "llama-imatrix did not write a whole file; earlier segments are kept",
-            where=part,
-            fix="run the same command again",
-        ) from error
+        what = "llama-imatrix did not write a whole file; earlier segments are kept"
+        raise BadImatrix(what, where=part, fix="run the same command again") from error
 
 
 def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:

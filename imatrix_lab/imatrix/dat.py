@@ -24,7 +24,7 @@ from imatrix_lab.errors import BadImatrix
 
 _NAME_BYTES_MAX = 4096
 _DATASET_BYTES_MAX = 65_536
-_ENTRY_BYTES_MIN = 4 + 1 + 4 + 4 + 4
+_ENTRY_BYTES_MIN = 17
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ class DatFile:
 
 
 def read(path: Path) -> DatFile:
-    """Read a ``.dat`` file.
-
-    Raises
-    ------
-    BadImatrix : not a ``.dat``, truncated, with bytes left over, or with impossible numbers.
-    """
+    """Read a ``.dat``; raises BadImatrix where its bytes or numbers do not fit the format."""
     with path.open("rb") as file:
         return _Reader(path, file, path.stat().st_size).whole()
 
@@ -61,19 +56,15 @@ class _Reader:
         self.path, self.file, self.left = path, file, size_bytes
 
     def bad(self, what: str) -> BadImatrix:
-        return BadImatrix(
-            f"not an importance matrix (neither GGUF nor .dat), or a damaged one: {what}",
-            where=self.path,
-            fix="download or compute it again",
-        )
+        what = f"not an importance matrix (neither GGUF nor .dat), or a damaged one: {what}"
+        return BadImatrix(what, where=self.path, fix="download or compute it again")
 
     def take(self, n: int, what: str) -> bytes:
         if not 0 <= n <= self.left:
             raise self.bad(f"{what} needs {n} bytes, {self.left} are left")
-        raw = self.file.read(n)
-        if len(raw) != n:
-            raise self.bad(f"{what} is cut off")
         self.left -= n
+        if len(raw := self.file.read(n)) != n:
+            raise self.bad(f"{what} is cut off")
         return raw
 
     def number(self, what: str) -> int:

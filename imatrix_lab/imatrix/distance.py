@@ -38,16 +38,10 @@ TOP_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Distances:
-    """The measures between every two files, by tensor.
+    """The measures between every two files, by tensor that all of them have.
 
-    Attributes
-    ----------
-    labels : of the files.
-    tensors : those that all files have.
-    values : by measure: shape (tensors, files, files), symmetric, float64; NaN where two files
-        have no expert in common.
-    tokens : of each tensor, shape (tensors, files); over all experts.
-    n_skipped : tensors that only some of the files have.
+    ``values``, by measure, have shape (tensors, files, files), and NaN where two files have no
+    expert in common; ``tokens`` has shape (tensors, files). Some files lack ``n_skipped`` tensors.
     """
 
     labels: tuple[str, ...]
@@ -66,20 +60,13 @@ class Distances:
 
 
 def compare(files: Files, labels: Sequence[str]) -> Distances:
-    """Compare every two files, tensor by tensor.
-
-    Raises
-    ------
-    BadImatrix : no tensor in common, different shapes, or values that cannot be compared.
-    """
-    names = set.intersection(*(set(imatrix.entries) for _, imatrix in files))
-    union = set.union(*(set(imatrix.entries) for _, imatrix in files))
+    """Compare every two files, tensor by tensor; raises BadImatrix if they do not fit."""
+    tensors = [set(imatrix.entries) for _, imatrix in files]
+    names, union = set.intersection(*tensors), set.union(*tensors)
     if not names:
-        raise BadImatrix(
-            "these importance matrices have no tensor in common",
-            where=paths(files),
-            fix="compare only importance matrices of one model",
-        )
+        what = "these importance matrices have no tensor in common"
+        fix = "compare only importance matrices of one model"
+        raise BadImatrix(what, where=paths(files), fix=fix)
     ordered = sorted(names, key=_by_layer)
     values = {m: np.full((len(ordered), len(files), len(files)), np.nan) for m in MEASURES}
     tokens = np.zeros((len(ordered), len(files)))
@@ -97,13 +84,10 @@ def compare(files: Files, labels: Sequence[str]) -> Distances:
 class NoiseFloor:
     """How far samples of one language are from each other: the scale for a difference.
 
-    Attributes
-    ----------
-    by_tensor : by measure: mean over the pairs of samples, for each tensor of a `Distances`.
-    highest : the highest total variation of the pairs, for each tensor.
-    n_pairs : of samples. One more pair of the same language is above the highest of n with a
-        probability of 1 / (n + 1), tensor by tensor.
-    n_tokens : in the smallest sample. With fewer tokens samples differ more.
+    For each tensor, ``by_tensor`` has the mean of each measure over the pairs of samples, and
+    ``highest`` the highest total variation. One more pair is above the highest of n with a
+    probability of 1 / (n + 1). ``n_tokens`` are those of the smallest sample: the fewer, the
+    more samples differ.
     """
 
     by_tensor: dict[str, NDArray[np.float64]]
@@ -117,27 +101,14 @@ class NoiseFloor:
 
 
 def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> NoiseFloor:
-    """Return how far the two samples of each pair are from each other.
-
-    Parameters
-    ----------
-    samples : pairs of files of one language; the text of the two must not overlap.
-
-    Raises
-    ------
-    BadImatrix : as `compare`, or a tensor is missing.
-    """
+    """Return how far pairs of samples of one language are apart; their texts must not overlap."""
     values: dict[str, list[NDArray[np.float64]]] = {m: [] for m in MEASURES}
     for pair in samples:
         distances = compare(pair, ["", ""])
-        rows = {name: i for i, name in enumerate(distances.tensors)}
-        if missing := [name for name in tensors if name not in rows]:
-            raise BadImatrix(
-                f"the noise samples have no {missing[0]}",
-                where=paths(pair),
-                fix="use samples of the same model",
-            )
-        order = [rows[name] for name in tensors]
+        if missing := [name for name in tensors if name not in distances.tensors]:
+            what, fix = f"the noise samples have no {missing[0]}", "use samples of the same model"
+            raise BadImatrix(what, where=paths(pair), fix=fix)
+        order = [distances.tensors.index(name) for name in tensors]
         for measure in MEASURES:
             values[measure].append(distances.values[measure][order, 0, 1])
     n_tokens = min(imatrix.n_tokens() for pair in samples for _, imatrix in pair)
@@ -149,13 +120,11 @@ def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> NoiseFloor:
 
 
 def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
-    """Return means over every two files.
+    """Return means over every two files: ``matrix`` by measure, ``roles`` and ``layers``.
 
-    Returns
-    -------
-    ``matrix`` by measure; ``roles`` and ``layers``, those that differ most first, with each
-    measure, its ``noise``, how many ``tensors`` are ``above_noise`` in total variation (above
-    every pair of samples), and how many would be ``above_by_chance``.
+    Those that differ most come first, with each measure, its ``noise``, how many ``tensors`` are
+    ``above_noise`` (above every pair of samples in total variation), and how many
+    ``above_by_chance``.
     """
     rows, columns = zip(*distances.pairs(), strict=True)
     values = {m: np.nanmean(distances.values[m][:, rows, columns], axis=1) for m in MEASURES}
@@ -197,13 +166,7 @@ def _by_layer(name: str) -> tuple[int, str]:
 def _measures(
     energies: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return each measure, shape (files, files).
-
-    Parameters
-    ----------
-    energies : mean squared activations, shape (files, matrices, columns).
-    counts : tokens, shape (files, matrices).
-    """
+    """Return each measure (files, files) of energies (files, matrices, columns) and tokens."""
     from scipy.stats import rankdata
 
     energies = energies[:, :, energies.any(axis=(0, 1))]
@@ -216,8 +179,8 @@ def _measures(
     ranks = _unit(ranks - ranks.mean(axis=2, keepdims=True))
     n_top = max(1, round(TOP_SHARE * n_columns))
     top = np.zeros(energies.shape, bool)
-    order = np.argsort(-energies, axis=2, kind="stable")[:, :, :n_top]
-    np.put_along_axis(top, order, True, axis=2)
+    order = np.argsort(-energies, axis=2, kind="stable")
+    np.put_along_axis(top, order[:, :, :n_top], True, axis=2)
     measures = {m: np.full((n_files, n_files), np.nan) for m in MEASURES}
     for i, j in itertools.combinations_with_replacement(range(n_files), 2):
         weights = np.minimum(counts[i], counts[j]) * (known[i] & known[j])

@@ -20,14 +20,7 @@ _SLAB_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """The matrices of a model.
-
-    Attributes
-    ----------
-    expected : the tensors that a complete imatrix has.
-    tensors : all matrices, with the file that holds each.
-    model_sha256 : of the model; empty if unknown.
-    """
+    """A model's matrices, each with its file, and which of them a complete imatrix has."""
 
     expected: frozenset[str]
     tensors: Mapping[str, tuple[Path, TensorInfo]]
@@ -39,12 +32,7 @@ class ModelTensors:
         return (shape[2] if len(shape) > 2 else 1), shape[0]
 
     def with_weights(self, name: str, columns: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-        """Return which of some columns have a nonzero weight; None for quantized weights.
-
-        Parameters
-        ----------
-        columns : shape (matrices, columns).
-        """
+        """Return which of some (matrices, columns) have a nonzero weight; None if quantized."""
         path, info = self.tensors[name]
         if info.type_name not in _BITS_BUT_SIGN:
             return None
@@ -67,12 +55,10 @@ def of(model: Model) -> ModelTensors:
     headers = [read_header(path) for path in model.shards]
     arch = model.facts.architecture
     tensors = {t.name: (h.path, t) for h in headers for t in h.tensors if len(t.shape) > 1}
-    expected = expected_tensors(
-        (info for _, info in tensors.values()),
-        model.facts.n_layers,
-        headers[0].integer(f"{arch}.nextn_predict_layers"),
-        headers[0].integer(f"{arch}.attention.shared_kv_layers"),
-    )
+    n_skipped = headers[0].integer(f"{arch}.nextn_predict_layers")
+    n_shared_kv = headers[0].integer(f"{arch}.attention.shared_kv_layers")
+    infos = [info for _, info in tensors.values()]
+    expected = expected_tensors(infos, model.facts.n_layers, n_skipped, n_shared_kv)
     return ModelTensors(frozenset(expected), tensors, model.sha256)
 
 

@@ -12,15 +12,9 @@ ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem, or one thing worth knowing.
+    """One problem, its effect on a quant, and the fix; `repair.repair` does it if ``mendable``.
 
-    Attributes
-    ----------
-    severity : `ERROR` stops the file before the quantizer, `WARNING` costs quality, `NOTE` nothing.
-    kind : an identifier for programs.
-    what, effect, remedy : the problem, its effect on a quant, and the fix.
-    tensors : the tensors concerned.
-    mendable : `repair.repair` fixes it.
+    `ERROR` stops the file before the quantizer, `WARNING` costs quality, `NOTE` nothing.
     """
 
     severity: str
@@ -44,16 +38,10 @@ class Findings:
         return [f for f in self.all if f.severity == severity]
 
     def require_sound(self, where: Path, fix: str, progress: Progress, force: bool = False) -> str:
-        """Report the warnings, and raise on errors unless `force`; return the errors as text.
-
-        Raises
-        ------
-        BadImatrix : there are errors.
-        """
+        """Report warnings; raise BadImatrix on errors, or with `force` return them as text."""
         for finding in self.of(WARNING):
             progress.say(f"warning: {finding.what}: {finding.effect}")
-        errors = self.of(ERROR)
-        if not errors:
+        if not (errors := self.of(ERROR)):
             return ""
         problems = "; ".join(f"{e.what} ({e.effect})" for e in errors)
         if not force:

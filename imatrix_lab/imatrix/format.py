@@ -39,13 +39,9 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Entry:
-    """Statistics of one tensor's input.
+    """Sums of squared activations (matrices, columns) and counts of tokens (matrices,); float32.
 
-    Attributes
-    ----------
-    sums : sum of squared activations, float32 in files, shape (matrices, columns).
-    counts : tokens summed, float32 too, shape (matrices,): one, or one an expert. Matrices without
-        experts (MLA), and everything from a ``.dat``, are one row with one count.
+    Matrices without experts (MLA), and everything from a ``.dat``, are one row with one count.
     """
 
     sums: NDArray[Any]
@@ -88,13 +84,9 @@ def rounded(counts: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix in memory: tensor name -> `Entry`, and the file's metadata.
+    """An importance matrix; ``language`` and ``metadata`` as this project writes them, or empty.
 
-    Attributes
-    ----------
-    language, metadata : written by this project, or empty; metadata are strings by key.
-    legacy : read from a ``.dat``, whose windows are assumed to have `LEGACY_WINDOW` tokens.
-    complete : has the keys that llama-quantize requires.
+    A ``legacy`` one is from a ``.dat``; a ``complete`` one has the keys llama-quantize requires.
     """
 
     entries: dict[str, Entry]
@@ -121,12 +113,7 @@ def layer_and_role(tensor: str) -> tuple[int | None, str]:
 
 
 def read(path: Path) -> Imatrix:
-    """Read an importance matrix, GGUF or legacy ``.dat``, whatever its name.
-
-    Raises
-    ------
-    BadImatrix : not an imatrix, damaged, or sums and counts that do not match.
-    """
+    """Read an importance matrix, GGUF or legacy ``.dat``, whatever its name."""
     try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == MAGIC
@@ -166,8 +153,7 @@ def _read_gguf(path: Path) -> Imatrix:
     )
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
     complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
-    sizes = max(0, n_chunks), max(0, window)
-    language = header.text(OURS + "language")
+    sizes, language = (max(0, n_chunks), max(0, window)), ours.get(OURS + "language", "")
     return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete)
 
 
@@ -187,7 +173,7 @@ def _datasets(header: GgufHeader) -> tuple[str, ...]:
 
 
 def _floats(path: Path, info: TensorInfo) -> NDArray[Any]:
-    values = np.fromfile(path, np.float32, count=info.n_elements, offset=info.offset)
+    values = np.fromfile(path, np.float32, info.n_elements, offset=info.offset)
     if values.size != info.n_elements:
         raise BadImatrix(f"{info.name} is cut off", where=path)
     return values
@@ -210,19 +196,11 @@ def _from_dat(file: dat.DatFile) -> Imatrix:
 def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = None) -> None:
     """Write an importance matrix, whole or not at all; as a ``.dat`` if the name ends so.
 
-    Parameters
-    ----------
-    metadata : strings for a GGUF file, in addition to those of `imatrix`.
-
-    Raises
-    ------
-    BadImatrix : counts that a ``.dat`` cannot hold.
-    DiskFull : it does not fit.
+    `metadata` is added to a GGUF file's own. Raises BadImatrix for counts no ``.dat`` can hold.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".dat":
-            last = imatrix.datasets[-1] if imatrix.datasets else ""
-            n_calls = min(imatrix.chunk_count, _I32_MAX)
+            last, n_calls = "".join(imatrix.datasets[-1:]), min(imatrix.chunk_count, _I32_MAX)
             dat.write(file, list(_dat_entries(imatrix)), n_calls, last)
         else:
             _write_gguf(file, imatrix, {**imatrix.metadata, **(metadata or {})})

@@ -47,49 +47,34 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
     """Return the mixture of some files; a tensor is mixed from the files that have it.
 
     Counts are whole, as llama.cpp rounds them when it reads; sums are scaled with them, so that
-    the means keep float32 precision. The metadata record the inputs, under `KEY`.
-
-    Raises
-    ------
-    UsageError : a weight that is not a positive number.
-    BadImatrix : files that do not fit each other, or values that must not be merged.
+    the means keep float32 precision. The metadata record the inputs, under `KEY`. Raises
+    UsageError for a weight that is not positive, and BadImatrix for files that do not fit.
     """
     for item in inputs:
         if not (np.isfinite(item.weight) and item.weight > 0):
             raise UsageError(f"the weight of {item.path} is {item.weight}, not a positive number")
-    names = sorted({name for item in inputs for name in item.imatrix.entries})
-    entries = {name: _mixed(name, inputs, by) for name in names}
+    names = {name for item in inputs for name in item.imatrix.entries}
+    entries = {name: _mixed(name, inputs, by) for name in sorted(names)}
     largest = max(inputs, key=lambda item: item.imatrix.n_tokens())
     window = largest.imatrix.chunk_size or LEGACY_WINDOW
     n_tokens = Imatrix(entries, (), 0, 0).n_tokens()
     language = label(inputs, by)
-    return Imatrix(
-        entries,
-        tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets)),
-        n_tokens // window,
-        window,
-        language,
-        {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)},
-    )
+    datasets = tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets))
+    metadata = {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)}
+    return Imatrix(entries, datasets, n_tokens // window, window, language, metadata)
 
 
 def without_each(inputs: Sequence[MergeInput], by: str) -> Iterator[Imatrix]:
-    """Return an iterator over the mixtures that lack one file each, in order.
-
-    Raises
-    ------
-    UsageError : fewer than three files: nothing would be mixed.
-    """
+    """Return an iterator over the mixtures that lack one file each, in order."""
     if len(inputs) < 3:
         raise UsageError("leaving one out of a mixture takes three files or more")
     return (merge([item for item in inputs if item is not left], by) for left in inputs)
 
 
 def label(inputs: Sequence[MergeInput], by: str) -> str:
-    """Return a name such as ``nb75-en25``; ``nb-en`` where all weights are equal.
+    """Return a name for quants such as ``nb75-en25``; ``nb-en`` where all weights are equal.
 
-    Quants get this name. Where whole percents are not the exact weights, or it would be long, it
-    has part of a digest instead.
+    Where whole percents are not exact, or it would be long, it has part of a digest instead.
     """
     names = [re.sub(r"\W+", "-", i.imatrix.language or i.path.stem) for i in inputs]
     percents = [100 * i.weight / sum(j.weight for j in inputs) for i in inputs]
@@ -105,7 +90,6 @@ def label(inputs: Sequence[MergeInput], by: str) -> str:
 
 
 def _mixed(name: str, inputs: Sequence[MergeInput], by: str) -> Entry:
-    """Return a tensor's weighted sum over the files that have it, as the module says."""
     inputs = [item for item in inputs if name in item.imatrix.entries]
     files = [(item.path, item.imatrix) for item in inputs]
     entries = aligned(name, files)
@@ -140,7 +124,6 @@ def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:
 
 
 def _record(inputs: Sequence[MergeInput], by: str) -> str:
-    """Return the inputs as JSON."""
     records = [
         {
             "name": i.path.name,

@@ -29,8 +29,7 @@ _STYLE = {
     "figure.dpi": 150,
 }
 
-Panel = tuple[str, list[int]]
-"""A title, and the rows of `Distances.tensors` it shows."""
+Panel = tuple[str, list[int]]  # a title, and the rows of `Distances.tensors` it shows
 
 
 def draw(path: Path, distances: Distances, floor: NoiseFloor | None) -> None:
@@ -39,10 +38,6 @@ def draw(path: Path, distances: Distances, floor: NoiseFloor | None) -> None:
     With three files or more: a heat map of every two. Always: each other file against the first,
     layer by layer, in a panel for each role; roles with the same input have the same values and
     share a panel.
-
-    Raises
-    ------
-    UsageError : another suffix.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"a plot is {' or '.join(SUFFIXES)}, not {path.name}")
@@ -50,8 +45,7 @@ def draw(path: Path, distances: Distances, floor: NoiseFloor | None) -> None:
 
     with mpl.rc_context(_STYLE), replacing(path) as temporary:
         metadata = {"Date": None} if path.suffix == ".svg" else {}
-        figure = _figure(distances, floor)
-        figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+        _figure(distances, floor).savefig(temporary, format=path.suffix[1:], metadata=metadata)
 
 
 def _figure(distances: Distances, floor: NoiseFloor | None) -> Any:
@@ -63,12 +57,12 @@ def _figure(distances: Distances, floor: NoiseFloor | None) -> Any:
     down = -(-len(panels) // across)
     heat = 2.4 + _HEAT_INCHES * n_files if n_files > 2 else 0.0
     width, height = across * _PANEL_INCHES[0], down * _PANEL_INCHES[1] + _LEGEND_INCHES
-    figure = Figure(figsize=(heat + width, max(height + 0.4, heat * 0.8)), layout="constrained")
-    right: Any = figure
+    figsize = heat + width, max(height + 0.4, heat * 0.8)
+    figure: Any = Figure(figsize=figsize, layout="constrained")
+    right = figure
     if heat:
-        halves: Any = figure.subfigures(1, 2, width_ratios=(heat, width))
-        _heat_map(halves[0], distances, floor)
-        right = halves[1]
+        left, right = figure.subfigures(1, 2, width_ratios=(heat, width))
+        _heat_map(left, distances, floor)
     axes = right.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     _profiles(right, axes, distances, floor, panels)
     return figure
@@ -131,7 +125,6 @@ def _profiles(
 
 
 def _panels(distances: Distances) -> list[Panel]:
-    """Return the panels; roles with equal values in the same layers share one."""
     roles: dict[str, list[int]] = {}
     for i, name in enumerate(distances.tensors):
         layer, role = layer_and_role(name)

@@ -34,12 +34,9 @@ _STEPS = (20, 10, 5, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Losses:
-    """What one quant loses, by tensor and language.
+    """Numerator and denominator of what one quant loses, shape (tensors, languages).
 
-    Attributes
-    ----------
-    lost, energy : numerator and denominator, float64, shape (tensors, languages); in squared
-        activations times squared weights, summed over the tokens of the language's imatrix.
+    In squared activations times squared weights, summed over the tokens of a language's imatrix.
     """
 
     tensors: tuple[str, ...]
@@ -56,10 +53,7 @@ class Losses:
         return np.asarray(self.relative().mean(axis=0))
 
     def grouped(self, by: str) -> dict[str, NDArray[np.float64]]:
-        """Return the mean over the tensors of each ``role`` (``attn_q``) or ``layer`` (``7``).
-
-        What is in no layer keeps its name.
-        """
+        """Return means by ``role`` (``attn_q``) or ``layer`` (``7``); outside of layers by name."""
         rows = defaultdict(list)
         for name, row in zip(self.tensors, self.relative(), strict=True):
             layer, role = layer_and_role(name)
@@ -72,15 +66,8 @@ def losses(
 ) -> Losses:
     """Return what a quant loses in each language, over the tensors that all imatrices have.
 
-    A tensor in which a language's activations meet only zero weights has no loss and is skipped.
-
-    Parameters
-    ----------
-    columns : the quant's sums, from `quant_error.read`.
-
-    Raises
-    ------
-    BadImatrix : no tensor in common, or a tensor of another shape.
+    `columns` are the quant's sums, from `quant_error.read`. A tensor in which a language's
+    activations meet only zero weights has no loss and is skipped.
     """
     names = [n for n in columns if all(n in i.entries for i in languages.values())]
     if not names:
@@ -100,12 +87,9 @@ def losses(
 
 
 def _activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
-    """Return an entry's sums in the shape (matrices, columns) of a tensor."""
     if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
-        raise BadImatrix(
-            f"{name} is for {list(entry.sums.shape)} matrices and columns; the model has"
-            f" {list(shape)}"
-        )
+        ours = list(entry.sums.shape)
+        raise BadImatrix(f"{name} is for {ours} matrices and columns; the model has {list(shape)}")
     return entry.split(shape[0]).sums.reshape(shape).astype(np.float64)
 
 
@@ -115,15 +99,12 @@ def _activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.
 def grid(n_languages: int) -> NDArray[np.float64]:
     """Return every mixture in steps of a twentieth, or coarser above `GRID_MAX` mixtures.
 
-    Returns
-    -------
-    float64, shape (mixtures, languages); rows sum to 1; the pure languages are included.
+    Shape (mixtures, languages); rows sum to 1; the pure languages are included.
     """
-    n = next(
-        n for n in _STEPS if n == 1 or math.comb(n + n_languages - 1, n_languages - 1) <= GRID_MAX
-    )
-    bars = itertools.combinations(range(n + n_languages - 1), n_languages - 1)
-    cuts = np.array([(-1, *b, n + n_languages - 1) for b in bars])
+    n_bars = n_languages - 1
+    n = next(n for n in _STEPS if n == 1 or math.comb(n + n_bars, n_bars) <= GRID_MAX)
+    bars = itertools.combinations(range(n + n_bars), n_bars)
+    cuts = np.array([(-1, *b, n + n_bars) for b in bars])
     return (np.diff(cuts, axis=1) - 1) / n
 
 
@@ -141,11 +122,7 @@ def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> N
 
     exact at the pure languages; between two of them the excess over the own quant's loss falls
     with the square of the other's weight. Our own; docs/predict.md shows how it compares.
-
-    Parameters
-    ----------
-    pure : (calibration, language), the same languages both ways.
-    weights : (mixtures, languages), rows sum to 1.
+    `pure` is (calibration, language); the rows of `weights` (mixtures, languages) sum to 1.
     """
     excess = pure - np.diagonal(pure)
     distance = (excess + excess.T) / 2
@@ -156,13 +133,7 @@ def mixture_losses(pure: NDArray[np.float64], weights: NDArray[np.float64]) -> N
 def objective(
     losses: NDArray[np.float64], importance: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """Return the quantity to minimize: the mean weighted by importance, or the worst language.
-
-    Parameters
-    ----------
-    losses : (…, languages).
-    importance : of each language, any scale; None for the worst.
-    """
+    """Return what to minimize of losses (…, languages): their mean by importance, or the worst."""
     if importance is None:
         return np.asarray(losses.max(axis=-1))
     return np.asarray(losses @ (importance / importance.sum()))

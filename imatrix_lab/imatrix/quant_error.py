@@ -9,6 +9,7 @@ Both sides go through ggml's own ``to_float`` in blocks of rows, 15 times as fas
 """
 
 import ctypes
+import math
 import sys
 import zipfile
 from collections import deque
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +40,7 @@ BLOCK_WEIGHTS = 1 << 22
 LOSS_VERSION = 1
 """Increase it when the same files give other sums. 1: all tensors that llama-quantize quantizes."""
 
-_N_TYPES = 43
-"""GGML_TYPE_COUNT of the pinned llama.cpp."""
+_N_TYPES = 43  # GGML_TYPE_COUNT of the pinned llama.cpp
 _ERROR, _POWER = ".error", ".power"
 
 
@@ -65,8 +66,7 @@ class Columns:
     power: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class FileTensor:
+class FileTensor(NamedTuple):
     """A tensor in a file."""
 
     path: Path
@@ -75,10 +75,7 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Some rows of one matrix of a tensor and of its quantized self.
-
-    ``first`` counts rows over all matrices of the tensor.
-    """
+    """Some rows of a matrix and of its quantized self; ``first`` counts over all matrices."""
 
     w: FileTensor
     q: FileTensor
@@ -98,7 +95,7 @@ class Kernel:
         """Return error and power over the rows of a block, shape (2, columns)."""
         n_columns = block.w.info.shape[0]
         rows, arguments = [], list[ctypes.c_void_p | ctypes.c_int64]()
-        for path, info in ((block.w.path, block.w.info), (block.q.path, block.q.info)):
+        for path, info in (block.w, block.q):
             row_bytes = info.size_bytes // (info.n_elements // n_columns)
             n_bytes, offset = block.n_rows * row_bytes, info.offset + block.first * row_bytes
             raw = np.fromfile(path, np.uint8, n_bytes, offset=offset)
@@ -115,12 +112,7 @@ class Kernel:
 
 
 def kernel(tools: Toolchain, session: Session) -> Kernel:
-    """Return the kernel, compiled (seconds) unless it is in the store.
-
-    Raises
-    ------
-    MissingTool : no C++ compiler, or libraries that are not the pinned llama.cpp's.
-    """
+    """Return the kernel, compiled (seconds) unless it is in the store."""
     name = "libggml.dylib" if sys.platform == "darwin" else "libggml.so"
     try:
         ggml = ctypes.CDLL(str(tools.library_dir / name))
@@ -128,9 +120,8 @@ def kernel(tools: Toolchain, session: Session) -> Kernel:
         ggml.ggml_cpu_init()  # fills the F16 table for processors without an instruction
         vectorized = {"F16": ggml.ggml_cpu_fp16_to_fp32, "BF16": ggml.ggml_cpu_bf16_to_fp32}
     except (OSError, AttributeError) as error:
-        raise MissingTool(
-            f"llama.cpp's library cannot be used: {error}", fix="imatrix-lab toolchain build"
-        ) from error
+        what = f"llama.cpp's library cannot be used: {error}"
+        raise MissingTool(what, fix="imatrix-lab toolchain build") from error
     traits_of.restype, name_of.restype = ctypes.POINTER(_TypeTraits), ctypes.c_char_p
     conversions: dict[str, int | None] = {"F32": None}
     for code in range(_N_TYPES):
@@ -143,24 +134,14 @@ def kernel(tools: Toolchain, session: Session) -> Kernel:
 
 def tensors(model: Model) -> dict[str, FileTensor]:
     """Return the tensors of a model that llama-quantize quantizes."""
-    return {
-        t.name: FileTensor(path, t)
-        for path in model.shards
-        for t in read_header(path).tensors
-        if quantizable(t)
-    }
+    in_files = ((path, t) for path in model.shards for t in read_header(path).tensors)
+    return {t.name: FileTensor(path, t) for path, t in in_files if quantizable(t)}
 
 
 def write(
     out: Path, kernel: Kernel, model: Model, quant: Model, threads: int, progress: Progress
 ) -> None:
-    """Write the column sums of every quantizable tensor of a model against a quant of it.
-
-    Raises
-    ------
-    BadModel : a tensor is missing in the quant, has another shape, an unknown type, or NaN or
-        infinite weights.
-    """
+    """Write the column sums of every quantizable tensor of a model against a quant of it."""
     pairs = _pairs(kernel, tensors(model), quant)
     n_weights = sum(w.info.n_elements for w, _ in pairs)
     with (
@@ -190,18 +171,15 @@ def read(path: Path) -> Mapping[str, Callable[[], Columns]]:
 def _pairs(
     kernel: Kernel, ours: Mapping[str, FileTensor], quant: Model
 ) -> list[tuple[FileTensor, FileTensor]]:
-    """Return each tensor with its quantized self, in the order of the model's file."""
     theirs = tensors(quant)
     for name, tensor in ours.items():
         other = theirs.get(name)
         if other is None or other.info.shape != tensor.info.shape:
             problem = f"has the shape {list(other.info.shape)}" if other else "is missing"
-            raise BadModel(
-                f"{quant.label} is not a quant of this model: {name} {problem}, not"
-                f" {list(tensor.info.shape)}",
-                where=quant.path,
-                fix="give a quant of this model: --quant NAME=FILE",
-            )
+            what = f"{name} {problem}, not {list(tensor.info.shape)}"
+            what = f"{quant.label} is not a quant of this model: {what}"
+            fix = "give a quant of this model: --quant NAME=FILE"
+            raise BadModel(what, where=quant.path, fix=fix)
         for t in (tensor, other):
             if t.info.type_name not in kernel.conversions:
                 raise BadModel(f"{name} is {t.info.type_name}: not weights", where=t.path)
@@ -216,7 +194,7 @@ def _columns(
     for block, block_sums in _in_order(kernel, blocks(pairs), threads):
         info = block.w.info
         if not sums.size:
-            sums = np.zeros((2, _n_matrices(info), info.shape[0]))
+            sums = np.zeros((2, math.prod(info.shape[2:]), info.shape[0]))
         sums[:, block.matrix] += block_sums
         done += block.n_rows * info.shape[0]
         task.update(done)
@@ -225,16 +203,11 @@ def _columns(
             sums = np.empty(0)
 
 
-def _n_matrices(info: TensorInfo) -> int:
-    return info.n_elements // (info.shape[0] * info.shape[1])
-
-
 def blocks(pairs: Sequence[tuple[FileTensor, FileTensor]]) -> Iterator[RowBlock]:
     """Yield pairs of tensors in blocks of rows, in order; none spans two matrices."""
     for w, q in pairs:
         n_columns, n_rows = w.info.shape[:2]
-        n_matrices = _n_matrices(w.info)
-        step = max(1, BLOCK_WEIGHTS // n_columns)
+        n_matrices, step = math.prod(w.info.shape[2:]), max(1, BLOCK_WEIGHTS // n_columns)
         for matrix in range(n_matrices):
             for start in range(0, n_rows, step):
                 size = min(step, n_rows - start)

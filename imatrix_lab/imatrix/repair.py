@@ -1,6 +1,6 @@
 """Fix what can soundly be fixed in an importance matrix; the rest must be computed again."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,28 +31,19 @@ def repair(imatrix: Imatrix, model: ModelTensors) -> tuple[Imatrix, tuple[str, .
         if filled is not whole:
             changes.append(f"{name}: {validate.FILLED}")
         entries[name] = filled
-    n_chunks, window = imatrix.chunk_count, imatrix.chunk_size
     if not imatrix.complete:
-        window = window or LEGACY_WINDOW
+        window = imatrix.chunk_size or LEGACY_WINDOW
         n_chunks = imatrix.n_tokens() // window
         changes.append(f"set to {n_chunks} windows of {window} tokens")
+        imatrix = replace(imatrix, chunk_count=n_chunks, chunk_size=window, complete=True)
     if not changes:
         return imatrix, ()
-    earlier = imatrix.metadata.get(REPAIRED)
-    log = "; ".join([earlier, *changes] if earlier else changes)
-    repaired = dataclasses.replace(
-        imatrix,
-        entries=entries,
-        chunk_count=n_chunks,
-        chunk_size=window,
-        metadata={**imatrix.metadata, REPAIRED: log},
-        complete=True,
-    )
-    return repaired, tuple(changes)
+    log = "; ".join(filter(None, [imatrix.metadata.get(REPAIRED), *changes]))
+    metadata = {**imatrix.metadata, REPAIRED: log}
+    return replace(imatrix, entries=entries, metadata=metadata), tuple(changes)
 
 
 def _filled(entry: Entry, n_matrices: int) -> Entry:
-    """Return an entry whose matrices without tokens have the mean over the others' tokens."""
     empty = validate.no_tokens(entry, n_matrices)
     if not empty.any():
         return entry

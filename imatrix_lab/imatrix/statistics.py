@@ -13,15 +13,10 @@ _INACTIVE = 1e-5
 class TensorStatistics:
     """What llama.cpp's ``compute_statistics`` prints, over the matrices that a token reached.
 
-    Attributes
-    ----------
-    n_tokens : of an expert tensor, over all experts.
-    n_values : columns, times experts that a token reached.
-    energy : sum of the mean squared activations.
-    active : share of columns above 1e-5.
-    entropy_share : entropy of the normalised energy, as a share of log2(n_values): 1 is even.
-    high_share : share of columns more than one standard deviation above the mean ("ZD").
-    top_share : energy in the 1 % of columns that have most. Not llama.cpp's.
+    ``energy`` is the sum of mean squared activations, ``active`` the share of columns above 1e-5,
+    ``entropy_share`` the entropy as a share of log2(n_values) (1 is even), ``high_share`` the
+    share of columns one standard deviation above the mean ("ZD"). Not llama.cpp's: ``top_share``,
+    the energy in the 1 % of columns that have most.
     """
 
     tensor: str
@@ -59,11 +54,9 @@ def _of(name: str, entry: Entry) -> TensorStatistics:
         mean, deviation = float(values.mean()), float(values.std())
         n_top = max(1, round(values.size / 100))
         top = float(np.sort(values)[-n_top:].sum() / total) if total else 0.0
-    layer, role = layer_and_role(name)
     return TensorStatistics(
-        tensor=name,
-        layer=layer,
-        role=role,
+        name,
+        *layer_and_role(name),
         n_matrices=entry.counts.size,
         n_unhit=int((~hit).sum()),
         n_tokens=float(entry.counts.sum()),

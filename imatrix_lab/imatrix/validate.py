@@ -16,16 +16,12 @@ from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding, Findings, some
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, REPAIRED, Entry, Imatrix, rounded
 
-FEW_TOKENS = 8192
-"""Sixteen windows of 512; 60k to 130k tokens are usual."""
+FEW_TOKENS = 8192  # sixteen windows of 512; 60k to 130k tokens are usual
 RARE_TOKENS = 32
 """A mean of n squares of a normal variable is off by sqrt(2/n) of itself: here a quarter."""
-COUNT_MAX = 2.0**63
-"""From here on llama.cpp's integers overflow and become negative."""
-BLOCK = 32
-"""Columns that share a scale in most types."""
-MISSING_SHARE_MAX = 0.05
-"""Share of a model's tensors that may be missing."""
+COUNT_MAX = 2.0**63  # from here on llama.cpp's integers overflow and become negative
+BLOCK = 32  # columns that share a scale in most types
+MISSING_SHARE_MAX = 0.05  # share of a model's tensors that may be missing
 SHORT_WINDOW = 128
 """In shorter windows the first token, whose activations are unlike all others, weighs much."""
 FILLED = "unhit experts take the mean over the others"
@@ -72,12 +68,7 @@ def _finding(kind: str, what: str, tensors: Iterable[str] = (), severity: str = 
 def check(
     imatrix: Imatrix, model: ModelTensors | None = None, n_tokens: int | None = None
 ) -> Findings:
-    """Return what is wrong with an imatrix, by itself and for a model.
-
-    Parameters
-    ----------
-    n_tokens : tokens every dense tensor must have seen; None if unknown.
-    """
+    """Return what is wrong with an imatrix; every dense tensor must have seen `n_tokens`."""
     findings = [
         *_values(imatrix, model),
         *_experts(imatrix, model),
@@ -118,7 +109,6 @@ _IMPOSSIBLE = {
 
 
 def _values(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
-    """Find values that no activation can have."""
     tensors = defaultdict(list)
     for name, entry in sorted(imatrix.entries.items()):
         tensors[_impossible(entry.split(n_matrices(name, model)))].append(name)
@@ -128,15 +118,13 @@ def _values(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
 
 
 def _impossible(entry: Entry) -> str:
-    """Return the first kind of `_IMPOSSIBLE` that holds, or nothing."""
     if not np.isfinite(entry.sums).all():
         return "not-finite"
     if (entry.sums < 0).any():
         return "negative"
     if not ((entry.counts >= 0) & (entry.counts < COUNT_MAX)).all():
         return "bad-counts"
-    hit = rounded(entry.counts) > 0
-    if not hit.any():
+    if not (hit := rounded(entry.counts) > 0).any():
         return "no-tokens"
     return "zero" if (~entry.sums.any(axis=1) & hit).any() else ""
 
@@ -156,8 +144,7 @@ def _experts(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Finding]:
         yield _finding("unhit-experts", f"no token reached {listed}", empty)
     if rare:
         listed = some([f"{name} ({n} experts)" for name, n in rare.items()])
-        what = f"fewer than {RARE_TOKENS} tokens reached {listed}"
-        yield _finding("rare-experts", what, rare)
+        yield _finding("rare-experts", f"fewer than {RARE_TOKENS} tokens reached {listed}", rare)
 
 
 def _counts(
@@ -216,10 +203,10 @@ def _zero_columns(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Find
         zero = (entry.sums == 0) & entry.sums.any(axis=1, keepdims=True)
         if not zero.any():
             continue
-        used = zero
+        used = None
         if model and name in model.tensors and fits(name, entry, model):
-            nonzero = model.with_weights(name, zero.reshape(model.shape(name)))
-            used = zero if nonzero is None else nonzero
+            used = model.with_weights(name, zero.reshape(model.shape(name)))
+        used = zero if used is None else used
         n_dead += bool(used.sum() < zero.sum())
         if used.any():
             alive[name] = int(used.sum())
@@ -239,7 +226,6 @@ def _zero_columns(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Find
 
 
 def _metadata(imatrix: Imatrix, model_sha256: str) -> Iterator[Finding]:
-    """Find problems in the metadata on windows, text and model."""
     n_tokens, window = imatrix.n_tokens(), imatrix.chunk_size
     if not imatrix.complete:
         keys = "imatrix.datasets, chunk_count and chunk_size"
@@ -256,6 +242,6 @@ def _metadata(imatrix: Imatrix, model_sha256: str) -> Iterator[Finding]:
     if window and n_tokens and not 0 <= n_tokens - imatrix.chunk_count * window < window:
         what = f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens"
         yield _finding("chunks", what)
-    own = imatrix.metadata.get(MODEL, "")
+    own = imatrix.metadata.get(MODEL)
     if own and model_sha256 and own != model_sha256:
         yield _finding("other-model", f"computed with another model file (sha256 {own[:12]}…)")

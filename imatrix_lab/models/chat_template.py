@@ -25,8 +25,7 @@ from imatrix_lab.models.gguf import read_header
 from imatrix_lab.types import Model
 
 CHATS_A_BLOCK = 500
-TIME_LIMIT_S = 20.0
-"""For a block of chats."""
+TIME_LIMIT_S = 20.0  # for a block of chats
 MEMORY_LIMIT_BYTES = 1 << 30
 OUTPUT_LIMIT_BYTES = 16 << 20
 
@@ -61,14 +60,8 @@ def render(
 ) -> list[Rendered]:
     """Return each chat as the model's template writes it, without BOS and EOS.
 
-    Parameters
-    ----------
-    scratch : folder for files between the processes.
-    answer : end with what opens the assistant's answer.
-
-    Raises
-    ------
-    BadModel : no template, an invalid one, or one that takes too much time or memory.
+    With `answer`, texts end with what opens the assistant's answer. Raises BadModel: no template,
+    an invalid one, or one that takes too much time or memory.
     """
     if not (template := of(model)):
         raise BadModel("this model has no chat template", where=model.path)
@@ -94,10 +87,7 @@ def _block(job: Mapping[str, Any], scratch: Path) -> list[Rendered]:
 
 
 def compiled(template: str) -> Callable[[Chat, bool], str]:
-    """Return a function that writes a chat by the template, in Jinja's sandbox.
-
-    Templates can use the names of Hugging Face's transformers.
-    """
+    """Return a function that writes a chat by the template, with transformers' names, sandboxed."""
 
     class Generation(Extension):  # marks what to train on, and writes nothing itself
         tags = {"generation"}  # noqa: RUF012

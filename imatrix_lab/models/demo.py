@@ -44,13 +44,7 @@ _ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
 
 
 def fetch(session: Session) -> Artifact:
-    """Return the artefact of the demo model: ``demo-f16.gguf`` and its licence notices.
-
-    Raises
-    ------
-    MissingTool : the demo packages are not installed.
-    FetchFailed : the assembled file is not the pinned one.
-    """
+    """Return the artefact of the demo model: ``demo-f16.gguf`` and its licence notices."""
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         session.progress.say(
@@ -107,8 +101,7 @@ def widen(narrow: Path, wide: Path, progress: Progress) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    total = sum(t.n_elements for t in header.tensors)
-    done = 0
+    done, total = 0, sum(t.n_elements for t in header.tensors)
     with progress.task("widening the demo model", total, "weights") as task:
         for tensor in header.tensors:
             writer.write_tensor_data(_wide_tensor(narrow, tensor))

@@ -21,8 +21,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from imatrix_lab.errors import BadModel
 
 MAGIC = b"GGUF"
-KEEP_ARRAY_MAX = 64
-"""Arrays up to this long are kept as lists; longer ones as an `ArraySummary`."""
+KEEP_ARRAY_MAX = 64  # arrays up to this long are kept as lists; longer ones as an `ArraySummary`
 
 _NEWER = {42: ("Q2_0", 64, 18)}
 """Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""
@@ -49,10 +48,9 @@ class ArraySummary:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a GGUF file.
+    """One tensor of a GGUF file; ``offset`` is absolute, in bytes.
 
     ``shape`` is in ggml's order: ``shape[0]`` is the row length (columns, input channels).
-    ``offset`` is absolute, in bytes.
     """
 
     name: str
@@ -69,10 +67,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata and tensor list of one GGUF file.
-
-    ``types`` has each pair's type codes: its own, and an array's element type.
-    """
+    """One file's header; ``types`` has each pair's type code, and an array's element type."""
 
     path: Path
     metadata: dict[str, Any]
@@ -93,13 +88,8 @@ class GgufHeader:
 def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
     """Read and check the header of a GGUF file (versions 2 and 3, little-endian).
 
-    Parameters
-    ----------
-    keep_arrays : keep long arrays too, as lists (a vocabulary takes about 100 bytes a token).
-
-    Raises
-    ------
-    BadModel : not GGUF, truncated, or with counts, lengths, types or offsets that cannot be.
+    With `keep_arrays` long arrays are lists too (a vocabulary takes about 100 bytes a token).
+    Raises BadModel: not GGUF, truncated, or with impossible counts, lengths, types or offsets.
     """
     try:
         with path.open("rb") as file:
@@ -127,11 +117,8 @@ class _Parser:
 
     def bad(self, what: str) -> BadModel:
         shown = "".join(c if c.isprintable() else "\ufffd" for c in what[:500])
-        return BadModel(
-            f"damaged GGUF file, at byte {self.at}: {shown}",
-            where=self.path,
-            fix="download or convert it again, and compare its sha256 with the publisher's",
-        )
+        fix = "download or convert it again, and compare its sha256 with the publisher's"
+        return BadModel(f"damaged GGUF file, at byte {self.at}: {shown}", where=self.path, fix=fix)
 
     def take(self, n: int, what: str) -> bytes:
         self.skip(n, what)
@@ -168,10 +155,8 @@ class _Parser:
         n_tensors, n_pairs = self.number("Q", "tensor count"), self.number("Q", "pair count")
         # A pair takes at least 13 bytes, a tensor at least 32.
         if 13 * n_pairs + 32 * n_tensors > self.size_bytes - self.at:
-            raise self.bad(
-                f"{n_tensors} tensors and {n_pairs} metadata pairs do not fit a file of"
-                f" {self.size_bytes} bytes"
-            )
+            what = f"{n_tensors} tensors and {n_pairs} metadata pairs do not fit"
+            raise self.bad(f"{what} a file of {self.size_bytes} bytes")
         metadata: dict[str, Any] = {}
         types: dict[str, tuple[int, ...]] = {}
         for _ in range(n_pairs):
@@ -262,13 +247,10 @@ class _Parser:
             type_name, size_bytes = self.tensor_size(name, shape, code)
             if offset % alignment:
                 raise self.bad(f"tensor {name!r} is off the alignment of {alignment} bytes")
-            if start + offset + size_bytes > self.size_bytes:
-                raise BadModel(
-                    f"truncated GGUF file: tensor {name!r:.200} ends at byte"
-                    f" {start + offset + size_bytes}, the file at {self.size_bytes}",
-                    where=self.path,
-                    fix="finish the download, or fetch it again",
-                )
+            if (end := start + offset + size_bytes) > self.size_bytes:
+                what = f"tensor {name!r:.200} ends at byte {end}, the file at {self.size_bytes}"
+                what, fix = f"truncated GGUF file: {what}", "finish the download, or fetch it again"
+                raise BadModel(what, where=self.path, fix=fix)
             tensors.append(TensorInfo(name, shape, type_name, start + offset, size_bytes))
         ordered = sorted(tensors, key=lambda t: t.offset)
         for first, second in itertools.pairwise(ordered):
@@ -297,12 +279,7 @@ def _size_bytes(element: int) -> int:
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
-    """Return all shards of a split model, given any of them; else the path alone.
-
-    Raises
-    ------
-    BadModel : a shard is missing.
-    """
+    """Return all shards of a split model, given any of them; else the path alone."""
     match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
     if not match:
         return (path,)
@@ -310,9 +287,9 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     names = [f"{match[1]}-{i:05d}-of-{total:05d}.gguf" for i in range(1, total + 1)]
     if missing := [name for name in names if not path.with_name(name).exists()]:
         more = " …" if len(missing) > 1 else ""
-        raise BadModel(
-            f"{len(missing)} of {total} parts of this split model are missing: {missing[0]}{more}",
-            where=path.parent,
-            fix="fetch the missing parts into the same folder",
+        what = (
+            f"{len(missing)} of {total} parts of this split model are missing: {missing[0]}{more}"
         )
+        fix = "fetch the missing parts into the same folder"
+        raise BadModel(what, where=path.parent, fix=fix)
     return tuple(map(path.with_name, names))

@@ -82,12 +82,8 @@ def parse(spec: str) -> HubRef:
 def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Path]:
     """Return a model's GGUF files, shards in order; without GGUF, its safetensors are converted.
 
-    Raises
-    ------
-    UsageError : no model matches, or several do.
-    FetchFailed : the Hub refuses, is unreachable, or sends other bytes than it lists.
-    MissingTool : the converter, or a package it imports, is missing.
-    ToolFailed : the converter failed.
+    Raises UsageError unless one model matches; FetchFailed if the Hub is unreachable, refuses, or
+    sends other bytes than it lists; MissingTool or ToolFailed about the converter.
     """
     listing, kind, inputs = _settle(ref, session, converter)
     files: Files = inputs["files"]
@@ -240,8 +236,8 @@ def _convert(
     converter: Converter, folder: Path, target: Path, log: Path, progress: Progress
 ) -> None:
     log.unlink(missing_ok=True)
-    argv = [sys.executable, str(converter.script), str(folder)]
-    argv += ["--outfile", str(target), "--outtype", "auto"]
+    options = ["--outfile", str(target), "--outtype", "auto"]
+    argv = [sys.executable, str(converter.script), str(folder), *options]
     # Nothing is to be fetched any more, neither files nor code; so no token is needed either.
     env = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
     with progress.task(f"converting {folder.name}", 100, "%") as task:

@@ -37,14 +37,7 @@ _UNQUANTIZED = re.compile(
 def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Model:
     """Return the model a user named, fetched or built if needed.
 
-    Parameters
-    ----------
-    tools : for ``hf:`` repositories without GGUF files; by default what is built already.
-
-    Raises
-    ------
-    UsageError : the name has no known form.
-    BadModel : the file is damaged, or not a model.
+    `tools` convert ``hf:`` repositories without GGUF files; by default those built already.
     """
     notice: tuple[Path, ...] = ()
     known: dict[Path, str] = {}  # sha256 recorded in the store
@@ -73,16 +66,7 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
 
 
 def check_spec(spec: str, store: Store | None = None) -> None:
-    """Raise what `resolve` would raise for a wrong name or a bad file, without any work.
-
-    Nothing is fetched, hashed or built: of files only the headers are read.
-
-    Raises
-    ------
-    UsageError : the name has no known form.
-    BadModel : the file is damaged, or not a model.
-    MissingTool : the demo model's packages are not installed.
-    """
+    """Raise what `resolve` would for a wrong name or a bad file; only headers are read."""
     if spec == "demo":
         demo.check(store or Store())
     elif spec.startswith("hf:"):
@@ -94,10 +78,8 @@ def check_spec(spec: str, store: Store | None = None) -> None:
 def _local(spec: str) -> Path:
     path = Path(spec).expanduser().absolute()  # programs run in folders of their own
     if path.suffix != ".gguf" and not path.exists():
-        raise UsageError(
-            f"{spec!r} is not a model",
-            fix="--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]",
-        )
+        fix = "--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]"
+        raise UsageError(f"{spec!r} is not a model", fix=fix)
     return path
 
 
@@ -117,12 +99,7 @@ def _label(path: Path) -> str:
 
 
 def facts(shards: tuple[Path, ...]) -> ModelFacts:
-    """Return the facts in the headers of a model's shards.
-
-    Raises
-    ------
-    BadModel : a damaged file, not a model, or shards of different models.
-    """
+    """Return the facts in the headers of a model's shards."""
     headers = [read_header(path) for path in shards]
     first, tensors = headers[0], [t for h in headers for t in h.tensors]
     arch = first.text("general.architecture")
@@ -130,8 +107,7 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         raise BadModel("this GGUF file is not a model", where=shards[0])
     if not tensors:
         raise BadModel("this GGUF file has no tensors (a vocabulary only?)", where=shards[0])
-    expected = first.integer("split.tensors.count", len(tensors))
-    if expected != len(tensors):
+    if (expected := first.integer("split.tensors.count", len(tensors))) != len(tensors):
         what = f"{len(tensors)} tensors in all parts, {expected} announced"
         raise BadModel(what, where=shards[0])
     n_parameters = sum(t.n_elements for t in tensors)
@@ -166,11 +142,8 @@ def _calibration(header: GgufHeader) -> str:
 
 def quantizable(tensor: TensorInfo) -> bool:
     """Return whether llama-quantize would quantize a tensor (see llama-quant.cpp)."""
-    return (
-        any(n > 1 for n in tensor.shape[1:])
-        and tensor.name.endswith("weight")
-        and not _UNQUANTIZED.search(tensor.name)
-    )
+    is_matrix = any(n > 1 for n in tensor.shape[1:]) and tensor.name.endswith("weight")
+    return is_matrix and not _UNQUANTIZED.search(tensor.name)
 
 
 def _n_vocab(header: GgufHeader) -> int:

@@ -20,15 +20,8 @@ _last_error: deque[str] = deque(maxlen=1)
 class Vocabulary:
     """Tokenizes as llama-imatrix does: with BOS where the model adds it.
 
-    On first use it loads the vocabulary, without the weights.
-
-    Parameters
-    ----------
-    parse_special : tokenize chat tokens as such, as ``llama-imatrix --parse-special``.
-
-    Raises
-    ------
-    BadModel : on first use, if llama.cpp cannot load it.
+    On first use it loads the vocabulary, without the weights; BadModel if llama.cpp cannot. With
+    `parse_special` it takes chat tokens as such, as ``llama-imatrix --parse-special``.
     """
 
     def __init__(self, toolchain: Toolchain, model: Path, parse_special: bool = False):
@@ -42,19 +35,19 @@ class Vocabulary:
         if self._model:
             self._llama.llama_model_free(self._model)
 
-    def _load(self) -> None:
-        self._llama = self._toolchain.bindings()
-        silence(self._llama)
+    @functools.cached_property
+    def _llama(self) -> Any:
+        llama = self._toolchain.bindings()
+        silence(llama)
+        return llama
+
+    @functools.cached_property
+    def _vocab(self) -> Any:
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
         self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
             raise BadModel("llama.cpp cannot load this model's vocabulary", where=self._path)
-
-    @property
-    def _vocab(self) -> Any:
-        if not self._model:
-            self._load()
         return self._llama.llama_model_get_vocab(self._model)
 
     def tokens(
@@ -65,34 +58,32 @@ class Vocabulary:
         `parse_special` is by default what the vocabulary was opened with.
         """
         special = self.parse_special if parse_special is None else parse_special
-        vocab, raw = self._vocab, text.encode()
+        raw = text.encode()
         room = len(raw) + 8
         buffer = (self._llama.llama_token * room)()
-        n = self._llama.llama_tokenize(vocab, raw, len(raw), buffer, room, add_special, special)
+        n = self._llama.llama_tokenize(
+            self._vocab, raw, len(raw), buffer, room, add_special, special
+        )
         return list(buffer[:n])
 
     def bos(self) -> int | None:
         """Return the token that begins every text, or None if the model adds none."""
-        vocab = self._vocab
-        adds = self._llama.llama_vocab_get_add_bos(vocab)
-        bos = int(self._llama.llama_vocab_bos(vocab))
+        adds = self._llama.llama_vocab_get_add_bos(self._vocab)
+        bos = int(self._llama.llama_vocab_bos(self._vocab))
         return bos if adds and bos >= 0 else None
 
     def size_bytes(self, token: int) -> int:
         """Return the length of a token's text in bytes of UTF-8."""
-        vocab = self._vocab
         # without a buffer it returns the length, negated
-        return -int(self._llama.llama_token_to_piece(vocab, token, None, 0, 0, True))
+        return -int(self._llama.llama_token_to_piece(self._vocab, token, None, 0, 0, True))
 
     def n_tokens(self) -> int:
         """Return the size of the vocabulary."""
-        vocab = self._vocab
-        return int(self._llama.llama_vocab_n_tokens(vocab))
+        return int(self._llama.llama_vocab_n_tokens(self._vocab))
 
     def word(self, token: int) -> str:
         """Return a token's text, or "" for control tokens, unused ones and parts of characters."""
-        vocab = self._vocab
-        if self._llama.llama_vocab_get_attr(vocab, token) != _NORMAL:
+        if self._llama.llama_vocab_get_attr(self._vocab, token) != _NORMAL:
             return ""
         try:
             return self.piece(token).decode()
@@ -101,16 +92,14 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         """Return the bytes a token adds to an answer (perhaps part of a character)."""
-        vocab = self._vocab
         room = max(1, self.size_bytes(token))
         buffer = ctypes.create_string_buffer(room)
-        n = self._llama.llama_token_to_piece(vocab, token, buffer, room, 0, False)
+        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
         return buffer.raw[: max(0, n)]
 
     def is_end(self, token: int) -> bool:
         """Return whether a token ends a text, a turn or a message."""
-        vocab = self._vocab
-        return bool(self._llama.llama_vocab_is_eog(vocab, token))
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
 
     def count(self, text: str) -> int:
         """Return the number of tokens that llama-imatrix will read."""

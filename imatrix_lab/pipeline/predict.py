@@ -4,11 +4,10 @@ Quants are made by `quantize` and removed again, or given. Only the column sums 
 (`imatrix.quant_error`), from which every table is arithmetic.
 """
 
-import dataclasses
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,9 @@ _FIX_QUANT = "--quant NAME=FILE takes a quant of this --model, made with the ima
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What to predict.
+    """Quants of each type to make with each imatrix (`NONE` has no file); `quants` exist already.
 
-    Attributes
-    ----------
-    imatrices : name and file of each; `NONE` and no file for a quant without one.
-    types : quant types to make with each of them.
-    quants : name of an imatrix and an existing quant made with it, which need not be made.
-    select : `worst`, or a weight for each language, to search for a mixture; None for no search.
+    ``select`` is `worst`, or a weight for each language, to search for a mixture.
     """
 
     model: str
@@ -66,16 +60,11 @@ class QuantLosses:
 
 @dataclass(frozen=True)
 class BestMixture:
-    """The best mixture for one type, predicted and then quantized with.
+    """The best mixture for one type, by normalized energy; predicted and then quantized with.
 
-    Attributes
-    ----------
-    weights : of each language, by normalized energy.
-    predicted, recomputed : relative loss in each language: by `predict.mixture_losses`, and of
-        the quant made with the mixture.
-    objective, pure_objective : the quantity minimized, for the mixture's quant and for each
-        language's own.
-    command : makes the mixture's imatrix; empty if it is of one language.
+    The relative loss in each language is ``predicted`` by `predict.mixture_losses`, and
+    ``recomputed`` from the mixture's quant. The objective is that quant's, and each language's
+    own. ``command`` makes the mixture's imatrix; empty if it is of one language.
     """
 
     type: str
@@ -101,10 +90,7 @@ class Predictions:
 def predict_losses(request: PredictRequest, session: Session) -> Predictions:
     """Return what each quant loses in each language that has an imatrix.
 
-    Raises
-    ------
-    UsageError : no language, two of one name, or a quant of none of them.
-    BadImatrix, BadModel : a file that does not belong to the model.
+    Raises UsageError for wrong names; BadImatrix or BadModel for files that do not belong together.
     """
     predictor = Predictor(request, session)
     rows = [predictor.given(name, path) for name, path in request.quants]
@@ -136,11 +122,8 @@ def columns(
     kernel: quant_error.Kernel, model: Model, quant: Model, threads: int, session: Session
 ) -> Artifact:
     """Return the column sums of a quant of a model, from the store or computed."""
-    inputs = {
-        "version": quant_error.LOSS_VERSION,
-        "model_sha256": model.sha256,
-        "quant_sha256": quant.sha256,
-    }
+    shas = {"model_sha256": model.sha256, "quant_sha256": quant.sha256}
+    inputs = {"version": quant_error.LOSS_VERSION, **shas}
 
     def make(out: Path, scratch: Path) -> dict[str, Any]:
         quant_error.write(out, kernel, model, quant, threads, session.progress)
@@ -182,25 +165,21 @@ class Predictor:
         return self._losses(name, quant.facts.file_type, sums)
 
     def _check_calibration(self, name: str, quant: Model) -> None:
-        """Raise unless a quant can have been made with the imatrix of that name."""
         imatrix, facts = self.facts[name], quant.facts
         own = imatrix.sha256 if imatrix else ""
         used = facts.calibration or facts.imatrix_sha256[:12]
         if (facts.imatrix_sha256 or own) != own or bool(used) != bool(imatrix):
             origin = f"with another imatrix ({used})" if used else "without an imatrix"
-            raise BadModel(
-                f"this quant was made {origin}, not {name}", where=quant.path, fix=_FIX_QUANT
-            )
+            what = f"this quant was made {origin}, not {name}"
+            raise BadModel(what, where=quant.path, fix=_FIX_QUANT)
         if imatrix and not facts.imatrix_sha256:
-            self.session.progress.say(
-                f"note: {quant.label} records its calibration only as {used};"
-                f" that it is {name} was not verified"
-            )
+            note = f"note: {quant.label} records its calibration only as {used}"
+            self.session.progress.say(f"{note}; that it is {name} was not verified")
 
     def make(self, name: str, imatrix: ImatrixFacts | None, quant_type: str) -> QuantLosses:
         """Return what a quant loses that is made now, and removed again."""
-        tools, model = self.tools, self.model
-        store, progress = self.session.store, self.session.progress
+        tools, model, store = self.tools, self.model, self.session.store
+        progress = self.session.progress
         label = f"{model.label}-{slug(name)}-{quant_type}"
 
         def make(out: Path, scratch: Path) -> dict[str, Any]:
@@ -208,7 +187,7 @@ class Predictor:
             path = stored or scratch / "quant.gguf"
             if not stored and not path.exists():  # else an earlier run was stopped after it
                 part, log = scratch / "part.gguf", scratch / "llama-quantize.log"
-                n_bytes = run.estimate(tools, model, quant_type, self.options)
+                n_bytes = run.dry_run(tools, model, quant_type, self.options)[0]
                 need_room(store.root, n_bytes, f"{quant_type} of {model.label}")
                 spec = run.QuantSpec(model, imatrix, quant_type, self.options)
                 run.run_quantize(tools, spec, part, log, progress)
@@ -232,7 +211,6 @@ class Predictor:
         return {"version": quant_error.LOSS_VERSION, **self._inputs(imatrix, quant_type)}
 
     def _stored(self, imatrix: ImatrixFacts | None, quant_type: str) -> Path | None:
-        """Return a quant that the store already has."""
         artifact = self.session.store.like("quant", self._inputs(imatrix, quant_type))
         return artifact.path / str(artifact.facts["file"]) if artifact else None
 
@@ -243,22 +221,17 @@ class Predictor:
     def possible(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the (imatrix, type) pairs that llama-quantize can make; report the disk needed."""
         new = [pair for pair in pairs if not self._is_known(*pair)]
-        plans = {
-            quant_type: run.dry_run(self.tools, self.model, quant_type, self.options)
-            for quant_type in dict.fromkeys(quant_type for _, quant_type in new)
-        }
+        types = dict.fromkeys(quant_type for _, quant_type in new)
+        plans = {t: run.dry_run(self.tools, self.model, t, self.options) for t in types}
         refused = [(name, t) for name, t in new if not self.facts[name] and plans[t][1]]
         for name, quant_type in refused:
             self.session.progress.say(f"note: {quant_type} requires an imatrix: skipped for {name}")
         if sizes := [plans[pair[1]][0] for pair in new if pair not in refused]:
-            self.session.progress.say(
-                f"{len(sizes)} quants are made one at a time and removed:"
-                f" up to {size(max(sizes))} in {self.session.store.root}"
-            )
+            note = f"{len(sizes)} quants are made one at a time and removed: up to"
+            self.session.progress.say(f"{note} {size(max(sizes))} in {self.session.store.root}")
         return [pair for pair in pairs if pair not in refused]
 
     def _is_known(self, name: str, quant_type: str) -> bool:
-        """Return whether the store has a quant or its sums."""
         imatrix = self.facts[name]
         sums = self.session.store.find("loss", self._loss_inputs(imatrix, quant_type))
         return bool(sums or self._stored(imatrix, quant_type))
@@ -266,7 +239,7 @@ class Predictor:
     def outside(self, losses: Losses) -> tuple[tuple[str, ...], float]:
         """Return the tensors that no prediction covers, and their share of the weights."""
         sizes = {n: t.info.n_elements for n, t in quant_error.tensors(self.model).items()}
-        names = tuple(name for name in sizes if name not in losses.tensors)
+        names = tuple(n for n in sizes if n not in losses.tensors)
         return names, sum(sizes[n] for n in names) / sum(sizes.values())
 
     def select(self, quant_type: str, rows: Sequence[QuantLosses]) -> BestMixture:
@@ -281,13 +254,13 @@ class Predictor:
         predicted = predict.mixture_losses(pure, candidates)
         best = int(predict.objective(predicted, importance).argmin())
         weights = candidates[best]
-        shares = {n: float(w) for n, w in zip(names, weights, strict=True) if w}
-        mixed = len(shares) > 1
-        recomputed = self.mixture(shares, quant_type) if mixed else pure[weights.argmax()]
 
         def by_name(row: Any) -> dict[str, float]:
             return {n: float(v) for n, v in zip(names, row, strict=True)}
 
+        shares = {n: share for n, share in by_name(weights).items() if share}
+        mixed = len(shares) > 1
+        recomputed = self.mixture(shares, quant_type) if mixed else pure[weights.argmax()]
         return BestMixture(
             type=quant_type,
             n_candidates=len(candidates),
@@ -310,13 +283,10 @@ class Predictor:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mixture.imatrix.gguf"
             format.write(path, mixed)
-            any_facts = next(f for f in self.facts.values() if f)
-            facts = dataclasses.replace(
-                any_facts, path=path, sha256=sha256_file(path), language=mixed.language
-            )
+            facts = next(f for f in self.facts.values() if f)
+            facts = replace(facts, path=path, sha256=sha256_file(path), language=mixed.language)
             return self.make(mixed.language, facts, quant_type).losses.overall()
 
     def _merge_command(self, shares: Mapping[str, float]) -> str:
-        """Return the command that writes the same imatrix as `mixture` quantizes with."""
         inputs = [f"{self.paths[name]}={share!r}" for name, share in shares.items()]
         return shlex.join(["imatrix-lab", "imatrix", "merge", *inputs, "-o", "mixture.gguf"])

@@ -11,7 +11,6 @@ from imatrix_lab.core import config
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, quant_error
-from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.imatrix.predict import losses
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.models import resolve
@@ -37,9 +36,7 @@ from imatrix_lab.types import (
     TextOptions,
 )
 
-CORPUS, IMATRIX, QUANT, PATH, LOSSES = "corpus", "imatrix", "quant", "path", "losses"
-"""Keys of results."""
-_LANGUAGE = "imatrix_lab.language"
+CORPUS, IMATRIX, QUANT, PATH, LOSSES = "corpus", "imatrix", "quant", "path", "losses"  # in results
 Result = dict[str, Any]
 
 
@@ -52,14 +49,9 @@ class PlannedQuant:
     imatrix_step: str
     step: str
 
-    def label(self, model: Model) -> str:
-        """Return its name in files of records."""
-        return f"{model.label}-{self.calibration.id}-{self.type}"
-
 
 Quants = Sequence[PlannedQuant]
 Samples = Mapping[str, Sequence[str]]
-"""Steps of imatrices, by language."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +90,14 @@ def corpus(
 
 
 def _request(shared: Shared, model: Model, turn: Turn) -> Request:
-    """Return what all requests of the pipeline have in common."""
     n_tokens, out = shared.recipe.calibration.tokens, shared.folder.path
     return Request("", (), model.origin, n_tokens, out, shared.compute(turn.threads))
 
 
 def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
     """Run a model on the text of a step."""
-    text = corpus_in(turn.results[step])
+    text, session = corpus_in(turn.results[step]), shared.session(turn.progress)
     assert text is not None
-    session = shared.session(turn.progress)
     facts = tune.imatrix_of(_request(shared, model, turn), shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
     place(facts.path, path)
@@ -123,7 +113,7 @@ def merged(
         facts = imatrix_in(turn.results[steps[part.id]])
         parts.append(merge.MergeInput(facts.path, format.read(facts.path), weight, facts.sha256))
     mixed = merge.merge(parts, planned.by)
-    metadata = {**mixed.metadata, _LANGUAGE: planned.label}
+    metadata = {**mixed.metadata, "imatrix_lab.language": planned.label}
     path = imatrix_path(shared, model, planned)
     path.parent.mkdir(exist_ok=True)
     format.write(path, dataclasses.replace(mixed, language=planned.label, metadata=metadata))
@@ -148,12 +138,10 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     spec = run.QuantSpec(model, matrix, planned.type, options, metadata)
     inputs = run.inputs(spec, shared.tools)
     unchecked = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
-    if artefact := shared.store.like("quant", unchecked):
-        facts = run.facts(artefact)
-    else:
-        session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
-        facts = run.quantize(shared.tools, spec, session)
-    label, path = planned.label(model), facts.path
+    session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
+    stored = shared.store.like("quant", unchecked)
+    facts = run.facts(stored) if stored else run.quantize(shared.tools, spec, session)
+    label, path = f"{model.label}-{planned.calibration.id}-{planned.type}", facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
         place(facts.path, path)
@@ -163,10 +151,8 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
         sample=planned.calibration.sample,
         type=planned.type,
         label=label,
-        sha256=facts.sha256,
-        size_bytes=facts.size_bytes,
-        bits_per_weight=facts.bits_per_weight,
         n_fallback=len(facts.fallback),
+        **{name: getattr(facts, name) for name in ("sha256", "size_bytes", "bits_per_weight")},
     )
     return {QUANT: config.plain(quant), PATH: str(path), FILES: [str(path)], "inputs": inputs}
 
@@ -181,10 +167,8 @@ def score(
 ) -> Result:
     """Score the quants that were made, and not scored yet, in one pass over a text."""
     evaluation = shared.recipe.evaluation
-    path = text.path
-    if text.step:
-        corpus = corpus_in(turn.results[text.step])
-        path = corpus.heldout if corpus else None
+    corpus = corpus_in(turn.results[text.step]) if text.step else None
+    path = corpus.heldout if corpus else text.path
     new = [q.step for q in quants if q.step in turn.results and q.step not in turn.parts]
     request = ScoreRequest(
         reference=model.origin,
@@ -197,8 +181,7 @@ def score(
         base_logits=base_logits,
     )
     models = [_as_model(turn.results[step]) for step in new]
-    session = shared.session(turn.progress)
-    files = score_models(request, shared.tools, model, models, session)
+    files = score_models(request, shared.tools, model, models, shared.session(turn.progress))
     return {FILES: [*turn.before.get(FILES, ()), *map(str, files)]}
 
 
@@ -213,16 +196,11 @@ def predict_losses(
     imatrices = {}
     for code, steps in samples.items():
         if paths := [imatrix_in(turn.results[s]).path for s in steps if s in turn.results]:
-            imatrices[code] = _pooled(paths)
+            parts = [merge.MergeInput(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
+            imatrices[code] = parts[0].imatrix if len(parts) == 1 else merge.merge(parts, POOLED_BY)
     predicted = losses(quant_error.read(sums.path / quant_error.FILE), imatrices)
     values = dict(zip(predicted.languages, predicted.overall().tolist(), strict=True))
     return {LOSSES: {**turn.before.get(LOSSES, {}), **values}}
-
-
-def _pooled(paths: Sequence[Path]) -> Imatrix:
-    """Return the samples of a language as one."""
-    parts = [merge.MergeInput(p, format.read(p), 1.0, sha256_file(p)) for p in paths]
-    return merge.merge(parts, POOLED_BY) if len(parts) > 1 else parts[0].imatrix
 
 
 def items(
@@ -231,7 +209,7 @@ def items(
     """Fetch and check a task's items, so that a problem with them is reported once."""
     request = _task_request(shared, task, languages, turn)
     chosen = pairs([definition.get(task.name)], request, turn.progress)
-    ready = [prepare(*pair, request, turn.progress) for pair in chosen]
+    ready = (prepare(*pair, request, turn.progress) for pair in chosen)
     return {"n_items": {prepared.locale.code: len(prepared.items) for prepared in ready}}
 
 
@@ -239,12 +217,10 @@ def answers(
     shared: Shared, model: Model, task: Task, languages: tuple[str, ...], step: str, turn: Turn
 ) -> Result:
     """Run a task on a quant, or without a step on the original."""
-    request = _task_request(shared, task, languages, turn)
+    request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = _as_model(turn.results[step]) if step else model
-    session = shared.session(turn.progress)
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    files = run_task(request, [backend], turn.progress)
-    return {FILES: [str(file) for file in files]}
+    return {FILES: [str(file) for file in run_task(request, [backend], turn.progress)]}
 
 
 def _task_request(

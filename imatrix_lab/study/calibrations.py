@@ -12,24 +12,20 @@ from imatrix_lab.report.results import ALL_SAMPLES
 from imatrix_lab.study.recipe import NONE, Recipe
 
 LANGUAGE, MIXTURE, POOLED, CONTROL = "language", "mixture", "pooled", "control"
-POOLED_BY = "tokens"
-"""As if one run had seen all samples."""
+POOLED_BY = "tokens"  # as if one run had seen all samples
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An importance matrix to be made: collected on a text, merged from others, or none.
+    """An importance matrix to be made: collected on a text, merged from parts by `by`, or none.
 
     Attributes
     ----------
     label : as `compare` reads it from a quant: ``nb``, ``shuffled-nb``, ``nb50-en50``.
-    name : in words.
     kind : `LANGUAGE`, `CONTROL`, `MIXTURE`, `POOLED` or `NONE`.
     sample : from 1; `ALL_SAMPLES` of a pool, and without an imatrix.
-    text : to collect it on, as `corpus.mixture.parse` takes it; empty for what is not collected.
+    text : as `corpus.mixture.parse` takes it; empty for what is not collected.
     language : code of that text's language; empty for random tokens.
-    parts : what it is merged from, with weights.
-    by : how parts are merged.
     """
 
     label: str
@@ -44,16 +40,13 @@ class Calibration:
     @property
     def id(self) -> str:
         """Name in steps and files."""
-        if self.kind == NONE:
-            return NONE
-        return f"{self.label}.{self.sample}" if self.sample else self.label
+        label = NONE if self.kind == NONE else self.label
+        return f"{label}.{self.sample}" if self.sample else label
 
     def shares(self) -> dict[str, float]:
         """Return the share of each language."""
-        if not self.parts:
-            return {self.language: 1.0} if self.language else {}
         shares: dict[str, float] = {}
-        for part, weight in self.parts:
+        for part, weight in self.parts or ((self, 1.0),):
             if part.language:
                 shares[part.language] = shares.get(part.language, 0.0) + weight
         return shares
@@ -66,13 +59,10 @@ def mixtures(recipe: Recipe) -> dict[str, Mixture]:
 
 def calibrations(recipe: Recipe) -> list[Calibration]:
     """Return what a recipe calibrates on, in its order; samples, then the pool of them."""
-    planned = []
-    parsed = mixtures(recipe)
+    parsed, none = mixtures(recipe), Calibration(NO_IMATRIX, NO_IMATRIX, NONE, ALL_SAMPLES)
+    planned = list[Calibration]()
     for text in recipe.calibration.texts:
-        if text == NONE:
-            planned.append(Calibration(NO_IMATRIX, NO_IMATRIX, NONE, ALL_SAMPLES))
-        else:
-            planned += _of_mixture(parsed[text], recipe)
+        planned += [none] if text == NONE else _of_mixture(parsed[text], recipe)
     return planned
 
 
@@ -96,13 +86,11 @@ def _of_mixture(text: Mixture, recipe: Recipe) -> Iterator[Calibration]:
 def _label(text: Mixture) -> str:
     """Return a mixture's label as it survives in the metadata of imatrices and quants."""
     label = slug(text.label)
-    if len(label) == len(text.label):
-        return label
-    return f"{label[:31]}-{sha256(text.label.encode()).hexdigest()[:8]}"
+    digest = sha256(text.label.encode()).hexdigest()
+    return label if len(label) == len(text.label) else f"{label[:31]}-{digest[:8]}"
 
 
 def _collected(part: Part, sample: int) -> Calibration:
-    """Return one sample of a part of a mixture, on which an imatrix is collected."""
     code = part.language.code if part.language else ""
     text = f"{SHUFFLED}:{code}" if part.shuffled else code or part.label
     kind = CONTROL if part.shuffled or not code else LANGUAGE

@@ -7,9 +7,8 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
-from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp import compute, toolchain
 from imatrix_lab.llamacpp.build import get_toolchain
-from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import silence
 from imatrix_lab.quantize import run
@@ -24,17 +23,14 @@ from imatrix_lab.types import ComputeOptions, Model
 class Shared:
     """What every step may look at.
 
-    Attributes
-    ----------
-    models : each with a label of its own.
-    sizes : bytes of a quant, by model's label and type.
-    missing : models that could not be fetched or read.
+    Each model has a label of its own; `sizes` are bytes of a quant, by that label and type;
+    `missing` are models that could not be fetched or read.
     """
 
     recipe: Recipe
     folder: Folder
     store: Store
-    tools: Toolchain
+    tools: toolchain.Toolchain
     models: tuple[Model, ...]
     sizes: dict[tuple[str, str], int]
     missing: tuple[Missing, ...] = ()
@@ -67,18 +63,13 @@ class Shared:
     def capacity(self, jobs: int | None) -> Capacity:
         """Return what may run at a time; a GPU runs one step."""
         limits = self.recipe.limits
-        most = cores() if self.tools.backend == "cpu" else 1
+        most = toolchain.cores() if self.tools.backend == "cpu" else 1
         jobs = min(jobs or limits.jobs or most, most)
-        return Capacity(jobs, cores(), self.memory_bytes(), limits.threads)
+        return Capacity(jobs, toolchain.cores(), self.memory_bytes(), limits.threads)
 
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
-    """Return what the steps share; llama.cpp is built and models are fetched if necessary.
-
-    Raises
-    ------
-    ImatrixLabError : no llama.cpp, or none of the models.
-    """
+    """Return what the steps share; llama.cpp is built and models are fetched if necessary."""
     tools = get_toolchain(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []
@@ -99,9 +90,8 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     sizes = {}
     for model in models:
         settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
-        for quant_type in recipe.types:
-            size = run.estimate(tools, model, quant_type, run.Options(settings))
-            sizes[model.label, quant_type] = size
+        for t in recipe.types:
+            sizes[model.label, t] = run.dry_run(tools, model, t, run.Options(settings))[0]
     return Shared(recipe, folder, session.store, tools, tuple(models), sizes, tuple(missing))
 
 

@@ -31,8 +31,7 @@ from imatrix_lab.study.recipe import Limits, Recipe, load
 STUDIES = Path("studies")
 RECIPE, STATUS = "recipe.toml", "status.json"
 LOCK_WAIT_S = 1.0
-RUNNING, STOPPED = "running", "stopped"
-"""States of a study, and of a step."""
+RUNNING, STOPPED = "running", "stopped"  # states of a study, and of a step
 _START = "imatrix-lab study run recipes/quick-nb.toml"
 
 
@@ -53,33 +52,27 @@ class Folder:
         paths = [path.parent for path in STUDIES.glob(f"*/{RECIPE}")]
         if not paths:
             raise UsageError("there is no study yet", where=STUDIES, fix=_START)
-        return cls(max(paths, key=_changed_ns))
+        names = (RECIPE, STATUS, results.FILE)
+        files = (path / name for path in paths for name in names if (path / name).exists())
+        return cls(max(files, key=lambda file: file.stat().st_mtime_ns).parent)
 
     def of(self, *names: str) -> Path:
         """Return a path in it."""
         return self.path.joinpath(*names)
 
     def begin(self, recipe: Path) -> None:
-        """Make the folder for a recipe, or check that it is this recipe's; copy the recipe.
-
-        Raises
-        ------
-        UsageError : it is another recipe's, or has other files in it.
-        """
+        """Make the folder for a recipe and copy it, or refuse a folder with anything else."""
         copy, text = self.of(RECIPE), recipe.read_bytes().decode()
         if copy.exists() and self.of("steps").is_dir():
             old = _determining(load(copy, recipe.parent))
             if field := _difference(old, _determining(load(recipe))):
-                raise UsageError(
-                    f"this is the study of another recipe: {field} differs",
-                    where=self.path,
-                    fix=f"imatrix-lab study run {shlex.quote(str(recipe))} --out ANOTHER_FOLDER;"
-                    " or remove this one",
-                )
+                problem = f"this is the study of another recipe: {field} differs"
+                command = f"imatrix-lab study run {shlex.quote(str(recipe))} --out ANOTHER_FOLDER"
+                fix = f"{command}; or remove this one"
+                raise UsageError(problem, where=self.path, fix=fix)
         elif self.path.exists() and (not self.path.is_dir() or self._has_other_files()):
-            raise UsageError(
-                "this is not an empty folder", where=self.path, fix="--out ANOTHER_FOLDER"
-            )
+            fix = "--out ANOTHER_FOLDER"
+            raise UsageError("this is not an empty folder", where=self.path, fix=fix)
         else:
             try:
                 self.of("steps").mkdir(parents=True)
@@ -88,7 +81,6 @@ class Folder:
         write_whole(copy, text)
 
     def _has_other_files(self) -> bool:
-        """Whether it is more than the start of a study's folder."""
         return any(p.name != "steps" or any(p.iterdir()) for p in self.path.iterdir())
 
     def recipe(self) -> Recipe:
@@ -105,19 +97,9 @@ class Folder:
             with filelock.FileLock(self.of(".lock"), timeout=LOCK_WAIT_S):
                 yield
         except filelock.Timeout:
-            raise UsageError(
-                f"process {self.status().get('pid')} is running this study",
-                where=self.path,
-                fix=f"imatrix-lab study status {shlex.quote(str(self.path))}",
-            ) from None
-
-    def is_locked(self) -> bool:
-        """Whether a process runs the study now."""
-        try:
-            with filelock.FileLock(self.of(".lock"), timeout=0):
-                return False
-        except filelock.Timeout:
-            return True
+            problem = f"process {self.status().get('pid')} is running this study"
+            fix = f"imatrix-lab study status {shlex.quote(str(self.path))}"
+            raise UsageError(problem, where=self.path, fix=fix) from None
 
     def status(self) -> dict[str, Any]:
         """Return the status as last written; empty if it cannot be read."""
@@ -130,17 +112,14 @@ class Folder:
         """Return the status, with "stopped" for what was running in a process that is gone."""
         status = self.status()
         if "steps" not in status:
-            raise UsageError(
-                "no step of a study has begun here",
-                where=self.path,
-                fix=f"imatrix-lab study resume {shlex.quote(str(self.path))}",
-            )
-        if status["state"] == RUNNING and not self.is_locked():
-            steps = {
-                name: {**step, "state": STOPPED} if step["state"] == RUNNING else step
-                for name, step in status["steps"].items()
-            }
-            return {**status, "state": STOPPED, "steps": steps}
+            fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
+            raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
+        if status["state"] == RUNNING:
+            lock = filelock.FileLock(self.of(".lock"), timeout=0)
+            with contextlib.suppress(filelock.Timeout), lock:  # no process runs it now
+                for step in (status, *status["steps"].values()):
+                    if step["state"] == RUNNING:
+                        step["state"] = STOPPED
         return status
 
     def write_status(self, status: Mapping[str, Any]) -> None:
@@ -175,8 +154,3 @@ def _difference(a: Any, b: Any) -> str:
             nested = dataclasses.is_dataclass(x)
             return f"{field.name}.{_difference(x, y)}" if nested else field.name
     return ""
-
-
-def _changed_ns(folder: Path) -> int:
-    files = [folder / name for name in (RECIPE, STATUS, results.FILE)]
-    return max(file.stat().st_mtime_ns for file in files if file.exists())

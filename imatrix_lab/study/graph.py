@@ -12,20 +12,15 @@ from typing import Any
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.store import fingerprint
 
-FILES = "files"
-"""In a result: the files that the step made."""
+FILES = "files"  # in a result: the files that the step made
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a step is given when it runs.
+    """What a step is given when it runs: results of the steps it depends on or comes after.
 
-    Attributes
-    ----------
-    results : of the steps it depends on or comes after, by step.
-    before : its own result of an earlier run that lacked some of the steps it uses; else empty.
-    parts : of the steps it uses, those that are in `before`.
-    before_s : seconds of that run.
+    `before` is its own result of an earlier run that lacked some of the steps it uses, else empty;
+    `parts` are the steps in it, `before_s` that run's seconds.
     """
 
     threads: int
@@ -42,8 +37,6 @@ class Step:
 
     Attributes
     ----------
-    id : fit for a file's name.
-    what : in words.
     run : does it; returns facts as JSON values, files under `FILES`.
     inputs : what determines its result, besides the steps it depends on.
     needs : steps without which it cannot run.
@@ -53,8 +46,6 @@ class Step:
     is_target : run for itself, not only where another step needs it.
     is_cleanup : run each time, and not recorded.
     cost : tokens through the model, roughly: its share of the time left.
-    cores : the most it can use.
-    memory_bytes : roughly what it takes.
     """
 
     id: str
@@ -78,12 +69,9 @@ class Step:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a step that ran leaves.
+    """What a step that ran leaves: the fingerprint of what determined its result, and that.
 
-    Attributes
-    ----------
-    key : fingerprint of what determined the result.
-    parts : of the steps it uses, those whose products are in it.
+    `parts` are, of the steps it uses, those whose products are in it.
     """
 
     key: str
@@ -111,11 +99,8 @@ def keys(steps: Steps) -> dict[str, str]:
 
 def finished(steps: Steps, records: Records) -> dict[str, StepRecord]:
     """Return the records of exactly these steps; files of some may be gone."""
-    return {
-        step: records[step]
-        for step, key in keys(steps).items()
-        if step in records and records[step].key == key
-    }
+    current = keys(steps)
+    return {step: record for step, record in records.items() if record.key == current.get(step)}
 
 
 def lacking(step: Step, record: StepRecord | None) -> tuple[str, ...]:

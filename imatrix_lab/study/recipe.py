@@ -20,11 +20,8 @@ NONE = "none"
 DEMO = "demo"
 KEEP = ("all", "scores")
 REFERENCE = "docs/recipe.toml"
-TOKENS_MIN = 1024
-"""llama-imatrix needs two windows of 512."""
+TOKENS_MIN = 1024  # llama-imatrix needs two windows of 512
 SAMPLES_MAX = 100
-_FIXED = ("schema", "name", "models", "reduced")
-"""What [reduced] cannot replace."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,7 @@ class CalibrationSettings:
         " controls (shuffled:nb, random-tokens), and none for quants without an imatrix",
     ]
     tokens: Annotated[int, "tokens of each sample, in the model's vocabulary"] = 65_536
-    samples: Annotated[
-        int, "disjoint samples of each language; their differences are the noise"
-    ] = 1
+    samples: Annotated[int, "disjoint samples of each language; their differences are noise"] = 1
     pooled: Annotated[bool, "also merge the samples of each language into one imatrix"] = False
     merge_by: Annotated[str, "weights in a merge: energy or tokens"] = "energy"
 
@@ -48,9 +43,7 @@ class CalibrationSettings:
 class Evaluation:
     """The held-out text on which quants are compared with the original."""
 
-    texts: Annotated[
-        tuple[str, ...], "languages (their held-out text) or NAME=FILE; empty: tasks only"
-    ] = ()
+    texts: Annotated[tuple[str, ...], "languages (held out) or NAME=FILE; empty: tasks only"] = ()
     documents: Annotated[int, "use the first N documents of each text; 0: all"] = 0
     protocol: Annotated[str, "document or llamacpp; see docs/scoring.md"] = "document"
     ctx: Annotated[int, "window size in tokens; 0: chosen by protocol"] = 0
@@ -61,9 +54,7 @@ class Task:
     """A benchmark; imatrix-lab task list shows them."""
 
     name: Annotated[str, "name of a task, or your own TOML file"]
-    languages: Annotated[
-        tuple[str, ...], "empty: those of the calibration texts that the task has"
-    ] = ()
+    languages: Annotated[tuple[str, ...], "empty: calibration languages that the task has"] = ()
     limit: Annotated[int, "items per language; 0: all"] = 0
     data: Annotated[str, "a local file or folder instead of the Hub"] = ""
     variant: Annotated[str, "how options are scored; empty: the task's default"] = ""
@@ -85,10 +76,7 @@ class ComparisonSettings:
         "smallest difference that matters, by metric: nats per token for kld_nats and nll_nats,"
         " points for score and top1_agreement; without one nothing is called equivalent",
     ] = field(default_factory=dict)
-    metrics: Annotated[tuple[str, ...], "metrics of texts; the first one decides"] = (
-        "kld_nats",
-        "nll_nats",
-    )
+    metrics: Annotated[tuple[str, ...], "on texts; the first decides"] = ("kld_nats", "nll_nats")
     resamples: Annotated[int, "number of bootstrap/permutation resamples"] = 10_000
 
 
@@ -99,9 +87,7 @@ class Limits:
     jobs: Annotated[int, "steps at a time; 0: as many as cores and memory allow"] = 0
     threads: Annotated[int, "threads per step; 0: all cores shared among the jobs"] = 0
     memory_gib: Annotated[float, "0: four fifths of the machine's memory; set it for a GPU"] = 0.0
-    disk_gib: Annotated[
-        float, "for quants waiting to be scored, with keep = scores; 0: no limit"
-    ] = 0.0
+    disk_gib: Annotated[float, "for quants to be scored, with keep = scores; 0: no limit"] = 0.0
     backend: Annotated[str, "cpu, cuda, metal or vulkan; empty: this machine's default"] = ""
     gpu_layers: Annotated[int, "layers on the GPU; -1: automatic"] = -1
 
@@ -152,40 +138,29 @@ def find(name: str) -> Path:
     shipped = {p.stem: p for p in sorted(paths.data_dir("recipes").glob("*.toml"))}
     if path.stem in shipped and path.parent.name in ("", "recipes"):
         return shipped[path.stem]
-    raise UsageError(
-        f"no recipe {name!r}{config.nearest(path.stem, shipped)}",
-        fix=f"a TOML file ({REFERENCE} has every key), or one of: {' '.join(shipped)}",
-    )
+    fix = f"a TOML file ({REFERENCE} has every key), or one of: {' '.join(shipped)}"
+    raise UsageError(f"no recipe {name!r}{config.nearest(path.stem, shipped)}", fix=fix)
 
 
 def load(path: Path, folder: Path | None = None) -> Recipe:
     """Return a recipe, with [reduced] laid over it if the model is the demo model.
 
-    Parameters
-    ----------
-    folder : where the files that it names are; None for its own folder.
-
-    Raises
-    ------
-    UsageError : unreadable, an unknown key, or an invalid value.
+    The files that it names are in `folder`; None: in its own folder.
     """
     raw = config.read_toml(path)
     if raw.get("schema") != SCHEMA:
-        raise UsageError(
-            f"schema is {raw.get('schema')!r}; this version reads {SCHEMA}",
-            where=path,
-            fix=f"schema = {SCHEMA}; or, if it is newer, a newer imatrix-lab",
-        )
+        problem = f"schema is {raw.get('schema')!r}; this version reads {SCHEMA}"
+        fix = f"schema = {SCHEMA}; or, if it is newer, a newer imatrix-lab"
+        raise UsageError(problem, where=path, fix=fix)
     full = config.build(Recipe, raw, path)
-    if fixed := [key for key in _FIXED if key in full.reduced]:
+    if fixed := [key for key in ("schema", "name", "models", "reduced") if key in full.reduced]:
         raise UsageError(f"{fixed[0]!r} is not allowed in [reduced]", where=path)
     reduced = config.build(Recipe, _merged(raw, full.reduced), path, "reduced")
     # both are checked, so that a mistake in either form is reported at once
     checked = [_checked(recipe, path) for recipe in (full, reduced)]
-    base = path.parent if folder is None else folder
-    return _with_paths(
-        checked[full.is_reduced], lambda file: os.path.relpath(base / Path(file).expanduser())
-    )
+    base = folder or path.parent
+    chosen = checked[full.is_reduced]
+    return _with_paths(chosen, lambda file: os.path.relpath(base / Path(file).expanduser()))
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,20 +172,16 @@ def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _checked(recipe: Recipe, path: Path) -> Recipe:
-    """Return a recipe with canonical names of types and languages."""
     for problem in _problems(recipe):
         raise UsageError(problem, where=path, fix=f"{REFERENCE} explains each key")
-    texts = tuple(
-        text if "=" in text else languages.get(text).code for text in recipe.evaluation.texts
-    )
+    texts = tuple(t if "=" in t else languages.get(t).code for t in recipe.evaluation.texts)
     if repeated := _repeated([text.partition("=")[0] for text in texts]):
         raise UsageError(f"evaluation.texts: two are called {repeated!r}", where=path)
-    types = programs.quant_types(recipe.types)
-    return replace(recipe, types=types, evaluation=replace(recipe.evaluation, texts=texts))
+    evaluation = replace(recipe.evaluation, texts=texts)
+    return replace(recipe, types=programs.quant_types(recipe.types), evaluation=evaluation)
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    """Yield every problem in the recipe."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,59}", recipe.name):
         yield f"name: {recipe.name!r} has more than small letters, digits, - and _"
     yield from _list_problems(recipe)
@@ -233,13 +204,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _list_problems(recipe: Recipe) -> Iterator[str]:
-    """Yield lists that are empty, or have an empty or repeated name."""
-    for key, names in {
-        "models": recipe.models,
-        "types": recipe.types,
-        "calibration.texts": recipe.calibration.texts,
-        "comparison.metrics": recipe.comparison.metrics,
-    }.items():
+    lists = {"models": recipe.models, "types": recipe.types}
+    lists["calibration.texts"] = recipe.calibration.texts
+    lists["comparison.metrics"] = recipe.comparison.metrics
+    for key, names in lists.items():
         if not names:
             yield f"{key} must not be empty"
         if not all(name.strip() for name in names):
@@ -251,7 +219,6 @@ def _list_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _ranges(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
-    """Yield every number with the least and the most it may be."""
     most = float(1 << 53)
     yield "seed", recipe.seed, 0, most
     yield "calibration.tokens", recipe.calibration.tokens, TOKENS_MIN, most

@@ -49,12 +49,10 @@ def resume(folder: Folder, jobs: int | None, session: Session) -> Finished:
 def _run(folder: Folder, jobs: int | None, session: Session) -> Finished:
     folder.write_status(status.preparing(folder.status()))
     shared = prepare(folder.recipe(), folder, session)
-    every = steps(shared)
-    records = folder.records()
+    every, records = steps(shared), folder.records()
     finished = graph.finished(every, records)
     todo = graph.to_run(every, finished)
-    ids = {step.id for step in todo}
-    done = [step for step in every if step.id in finished and step.id not in ids]
+    done = [step for step in every if step.id in finished and step not in todo]
     state = STOPPED
     with contextlib.ExitStack() as stack:
         title, cost = f"study {shared.recipe.name}", max(1.0, sum(s.cost for s in todo))

@@ -20,12 +20,7 @@ from imatrix_lab.study.status import Watch
 
 @dataclass(frozen=True)
 class Capacity:
-    """What may be used at a time.
-
-    Attributes
-    ----------
-    threads : of each step; 0 shares the cores among the steps that can run.
-    """
+    """What may be used at a time; threads are those of each step, 0 to share the cores."""
 
     jobs: int
     cores: int
@@ -35,41 +30,22 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Records of everything that was done, in this run or an earlier one; steps that failed.
-
-    The files of a record may be gone; its result still holds.
-    """
+    """Records of all that was done, in this run or earlier (files may be gone); what failed."""
 
     records: dict[str, StepRecord]
     missing: tuple[Missing, ...]
 
 
-@dataclass(frozen=True)
-class _Stopped:
-    """A step was interrupted."""
-
-
-Save = Callable[[str, StepRecord], None]
-
-
 class Scheduler:
-    """Runs the steps that are not done yet.
+    """Runs the steps that are not done yet; `save` stores each record as soon as it is there.
 
-    Parameters
-    ----------
-    save : stores a record; called as soon as its step is done.
-    logs : folder for the tracebacks of bugs.
+    Tracebacks of bugs go into the folder `logs`.
     """
 
     def __init__(
-        self,
-        steps: Steps,
-        records: Records,
-        capacity: Capacity,
-        watch: Watch,
-        save: Save,
-        logs: Path,
-    ):
+        self, steps: Steps, records: Records, capacity: Capacity, watch: Watch,
+        save: Callable[[str, StepRecord], None], logs: Path,
+    ):  # fmt: skip
         self.capacity, self.watch, self.save, self.logs = capacity, watch, save, logs
         self.steps, self.keys = steps, graph.keys(steps)
         self.records = graph.finished(steps, records)
@@ -79,8 +55,7 @@ class Scheduler:
         self.causes: dict[str, set[str]] = {}
         """Of each step that failed or was skipped, the steps at fault."""
         self._stop = threading.Event()
-        self._ended: queue.SimpleQueue[tuple[Step, StepRecord | Exception | _Stopped]]
-        self._ended = queue.SimpleQueue()
+        self._ended = queue.SimpleQueue[tuple[Step, StepRecord | BaseException]]()
 
     def run(self) -> Outcome:
         """Run the steps; none is left running when this returns or raises."""
@@ -92,21 +67,14 @@ class Scheduler:
         except BaseException:
             self._interrupt()
             raise
-        missing = (
-            replace(failure, left_out=self._skipped(cause))
-            for cause, failure in self.failures.items()
-        )
+        missing = []
+        for cause, failure in self.failures.items():
+            skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()))
+            left_out = tuple(step.what for step in skipped if step.id != cause)
+            missing.append(replace(failure, left_out=left_out))
         return Outcome(dict(self.records), tuple(missing))
 
-    def _skipped(self, cause: str) -> tuple[str, ...]:
-        """Return the steps skipped because of one, in an order that does not depend on time."""
-        skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()) and s.id != cause)
-        return tuple(step.what for step in skipped)
-
-    # -- which
-
     def _start_ready(self) -> None:
-        """Skip what cannot run any more, and start what can run now."""
         ready = []
         unfinished = {step.id for step in self.waiting} | self.running.keys()
         for step in list(self.waiting):
@@ -148,8 +116,7 @@ class Scheduler:
         cores = capacity.cores - sum(threads for _, threads, _ in self.running.values())
         memory = capacity.memory_bytes - sum(s.memory_bytes for s, _, _ in self.running.values())
         places = min(capacity.jobs - len(self.running), cores // max(1, capacity.threads))
-        if not self.running:
-            places = max(1, places)
+        places = places if self.running else max(1, places)
         chosen: list[Step] = []
         for step in ready:
             fits = step.memory_bytes <= memory or not (self.running or chosen)
@@ -163,8 +130,6 @@ class Scheduler:
             cores -= threads
             fitting.append((step, threads))
         return fitting
-
-    # -- how
 
     def _start(self, step: Step, threads: int) -> None:
         results = {
@@ -183,17 +148,15 @@ class Scheduler:
 
     def _work(self, step: Step, turn: Turn) -> None:
         began = time.monotonic()
-        outcome: StepRecord | Exception | _Stopped
+        outcome: StepRecord | BaseException
         try:
             with interrupt.interruptible(self._stop):
                 result = dict(step.run(turn))
             parts = tuple(n for n in step.uses if n in turn.results or n in turn.parts)
             seconds = turn.before_s + time.monotonic() - began
             outcome = StepRecord(self.keys[step.id], parts, result, seconds)
-        except Exception as error:
+        except BaseException as error:
             outcome = error
-        except BaseException:
-            outcome = _Stopped()
         self._ended.put((step, outcome))
 
     def _wait(self) -> None:
@@ -204,14 +167,14 @@ class Scheduler:
                 step, outcome = self._ended.get(timeout=1.0)
                 break
         del self.running[step.id]
-        if isinstance(outcome, _Stopped):
-            self.watch.ended(step, None)
-            raise KeyboardInterrupt
         if isinstance(outcome, StepRecord):
             if not step.is_cleanup:
                 self.save(step.id, outcome)
             self.records[step.id] = outcome
             self.watch.ended(step, outcome)
+        elif not isinstance(outcome, Exception):  # it was stopped
+            self.watch.ended(step, None)
+            raise KeyboardInterrupt
         else:
             self.failures[step.id] = self._missing(step, outcome)
             self.causes[step.id] = {step.id}
@@ -233,14 +196,11 @@ class Scheduler:
     def _interrupt(self) -> None:
         """Interrupt what runs, and wait until it has ended, whatever signals come."""
         self._stop.set()
-        while True:
-            try:
+        while any(thread.is_alive() for _, _, thread in self.running.values()):
+            with contextlib.suppress(KeyboardInterrupt):
                 for _, _, thread in self.running.values():
-                    if thread.ident is not None:
+                    if thread.is_alive():
                         thread.join()
-                break
-            except KeyboardInterrupt:
-                continue
         while not self._ended.empty():
             step, outcome = self._ended.get()
             if isinstance(outcome, StepRecord) and not step.is_cleanup:  # done just before

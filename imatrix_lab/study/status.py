@@ -16,18 +16,11 @@ from imatrix_lab.study.folder import RUNNING, STOPPED, Folder
 from imatrix_lab.study.graph import Step, StepRecord, Steps
 
 WRITE_EVERY_S = 2.0
-WAITING, DONE, FAILED, SKIPPED = "waiting", "done", "failed", "left out"
-"""States in status.json."""
+WAITING, DONE, FAILED, SKIPPED = "waiting", "done", "failed", "left out"  # in status.json
 
 
 class Watch:
-    """Writes the status of every step.
-
-    Parameters
-    ----------
-    done : steps that were finished before.
-    task : of all that is to do, in units of `Step.cost`.
-    """
+    """Writes the status of every step, those `done` before too; the task counts `Step.cost`."""
 
     def __init__(self, todo: Steps, done: Steps, folder: Folder, terminal: Progress, task: Task):
         self._folder, self._terminal, self._task = folder, terminal, task
@@ -43,8 +36,6 @@ class Watch:
         self._earlier_s = float(before.get("total_s", 0.0))
         self._status = preparing(before)
         self._write(now=True)
-
-    # -- from the thread that starts the steps
 
     def progress(self, step: Step) -> Progress:
         """Return where a step reports."""
@@ -85,8 +76,6 @@ class Watch:
             self._count()
             self._write(now=True)
 
-    # -- from the threads of steps
-
     def update(self, step: Step, share: float, details: dict[str, Any]) -> None:
         """Take note of how far a step is."""
         with self._lock:
@@ -104,13 +93,8 @@ class Watch:
         if not now and time.monotonic() - self._written < WRITE_EVERY_S:
             return
         self._written = time.monotonic()
-        status = {
-            "told": _now(),
-            "total_s": self.total_s(),
-            "share": self.meter.share(),
-            "left_s": self.meter.left_s(),
-            "steps": self._steps,
-        }
+        status = {"told": _now(), "total_s": self.total_s(), "steps": self._steps}
+        status |= {"share": self.meter.share(), "left_s": self.meter.left_s()}
         with contextlib.suppress(DiskFull):  # the steps will report it
             self._folder.write_status(self._status | status)
 
@@ -123,7 +107,6 @@ class _StepProgress(Relay):
         self._step, self._watch = step, watch
 
     def say(self, message: str) -> None:
-        """Print one line, with the step's name before it."""
         interrupt.check()
         self.inner.say(f"{self._step.what}: {message}")
 
@@ -134,18 +117,10 @@ class _StepProgress(Relay):
         return what if {*name.split()} <= {*what.split()} else f"{what}: {name}"
 
     def updated(self, meter: Meter, note: str) -> None:
-        """Write the task's state to the study's status."""
         interrupt.check()
-        details = {
-            "task": meter.name,
-            "done": meter.done,
-            "total": meter.total,
-            "unit": meter.unit,
-            "per_s": meter.per_s(),
-            "left_s": meter.left_s(),
-            "note": note,
-        }
-        self._watch.update(self._step, meter.share(), details)
+        details = {"task": meter.name, "done": meter.done, "total": meter.total}
+        details |= {"unit": meter.unit, "per_s": meter.per_s(), "left_s": meter.left_s()}
+        self._watch.update(self._step, meter.share(), {**details, "note": note})
 
 
 def preparing(before: Mapping[str, Any]) -> dict[str, Any]:

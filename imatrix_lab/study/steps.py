@@ -26,36 +26,26 @@ from imatrix_lab.types import Model, TextOptions
 HELDOUT_TOKENS = 1024
 """Of the text of a language that is only scored on: what is held out does not depend on it."""
 SMALL_BYTES = 1 << 29
-DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200
-"""Usual sizes, only to estimate the time left."""
-QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500
-"""What takes about as long as so many tokens through the model; the same use."""
-PARALLEL = ("imatrix", "quant", "score", "loss", "task")
-"""Kinds of steps that use all cores."""
-TARGETS = ("imatrix", "merge", "score", "loss", "task")
-"""Kinds of steps that are run for themselves."""
+DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200  # for the time left
+QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500  # taking as long, roughly
+PARALLEL = ("imatrix", "quant", "score", "loss", "task")  # kinds of steps that use all cores
+TARGETS = ("imatrix", "merge", "score", "loss", "task")  # kinds that are run for themselves
 
 
 def steps(shared: Shared) -> tuple[Step, ...]:
-    """Return the steps of a study, each after those it depends on.
-
-    Raises
-    ------
-    UsageError : a quant is larger than the disk that may be used.
-    """
+    """Return the steps of a study, each after those it depends on."""
     every: list[Step] = []
     before = ""
     for model in shared.models:
         own = _ModelSteps(shared, model)
-        every += own.texts()
-        every += own.imatrices()
+        every += [*own.texts(), *own.imatrices()]
         for number, batch in enumerate(own.batches, 1):
             every += own.batch(batch, number, before)
             before = every[-1].id if shared.recipe.limits.disk_gib else ""
-        every += own.originals()
-    repeated = [name for name, n in Counter(step.id for step in every).items() if n > 1]
-    if repeated:  # records are kept by it
-        raise ValueError(f"several steps are called {repeated[0]}")
+        every += [own.answers(task, None) for task in shared.recipe.tasks]
+    (name, n), *_ = Counter(step.id for step in every).most_common(1)
+    if n > 1:  # records are kept by it
+        raise ValueError(f"several steps are called {name}")
     return tuple(every)
 
 
@@ -64,27 +54,21 @@ def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQu
     limit = int(shared.recipe.limits.disk_gib * 2**30)
     if shared.keeps_quants or not limit:
         return [list(quants)]
-    result: list[list[PlannedQuant]] = [[]]
-    used = 0
+    result, used = [list[PlannedQuant]()], 0
     for quant in quants:
         size = shared.sizes[model.label, quant.type]
         if size > limit:
-            raise UsageError(
-                f"{quant.type} of {model.label} takes {format.size(size)}, more than the"
-                f" {format.size(limit)} of limits.disk_gib",
-                fix="a larger disk_gib, or 0 for no limit",
-            )
+            limits = f"more than the {format.size(limit)} of limits.disk_gib"
+            problem = f"{quant.type} of {model.label} takes {format.size(size)}, {limits}"
+            raise UsageError(problem, fix="a larger disk_gib, or 0 for no limit")
         if used + size > limit:
-            result.append([])
-            used = 0
+            result, used = [*result, []], 0
         result[-1].append(quant)
         used += size
     return result
 
 
 class _ModelSteps:
-    """The steps of one model."""
-
     def __init__(self, shared: Shared, model: Model):
         self.shared, self.model, self.recipe = shared, model, shared.recipe
         self.calibrations = calibrations(self.recipe)
@@ -95,7 +79,11 @@ class _ModelSteps:
         """What determines everything of this model."""
         quants = [self._quant(c, type_) for type_ in self.recipe.types for c in self.calibrations]
         self.batches = batches(shared, model, quants)
-        self.base_logits = self._base_logits()
+        # decided once, so that numbers compare: are models in memory together? A GPU's memory is
+        # not known unless the recipe gives it; then one model is loaded at a time
+        fits = self._scoring_bytes(self.batches[0]) <= shared.memory_bytes()
+        is_known = shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
+        self.base_logits = "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
     def _id(self, *names: str) -> str:
         return ".".join((self.model.label, *names))
@@ -118,26 +106,12 @@ class _ModelSteps:
     def _size(self, quant: PlannedQuant) -> int:
         return self.shared.sizes[self.model.label, quant.type]
 
-    def _base_logits(self) -> str:
-        """Return whether models are in memory together: decided once, so that numbers compare.
-
-        A GPU's memory is not known unless the recipe gives it; then one model is loaded at a time.
-        """
-        fits = self._scoring_bytes(self.batches[0]) <= self.shared.memory_bytes()
-        is_known = self.shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
-        return "live" if len(self.batches) == 1 and fits and is_known else "cached"
-
     def _scoring_bytes(self, quants: Quants) -> int:
-        sizes = [self._size(q) for q in quants]
-        logits = (1 + len(sizes)) * logits_bytes(self.model, self.shared)
-        return self.model.facts.size_bytes + sum(sizes) + logits
-
-    # -- texts and imatrices
+        logits = (1 + len(quants)) * logits_bytes(self.model, self.shared)
+        return self.model.facts.size_bytes + sum(map(self._size, quants)) + logits
 
     def texts(self) -> Iterator[Step]:
-        """Yield texts to calibrate on, and those that are only scored on."""
-        settings = self.recipe.calibration
-        options = TextOptions(seed=self.recipe.seed)
+        settings, options = self.recipe.calibration, TextOptions(seed=self.recipe.seed)
         for c in self.collected:
             own = dataclasses.replace(options, n_samples=settings.samples, sample=c.sample)
             step = self._text(c.id, self._words(c), c.text, settings.tokens, own)
@@ -148,9 +122,8 @@ class _ModelSteps:
                 yield self._text(code, code, code, HELDOUT_TOKENS, options)
 
     def _text(self, name: str, words: str, text: str, n_tokens: int, options: TextOptions) -> Step:
-        inputs = {"text": text, "n_tokens": n_tokens, "options": config.plain(options)}
+        inputs = {"text": text, "n_tokens": n_tokens, "options": config.plain(options), **self.base}
         step, run = self._id("corpus", name), self._action(actions.corpus, text, n_tokens, options)
-        inputs |= self.base
         return self._step(step, "corpus", f"text {words}", run, inputs=inputs, cost=TEXT_TOKENS)
 
     def _words(self, calibration: Calibration) -> str:
@@ -158,7 +131,6 @@ class _ModelSteps:
         return f"{calibration.label} {calibration.sample}/{n}" if n > 1 else calibration.label
 
     def imatrices(self) -> Iterator[Step]:
-        """Yield imatrices by running the model, then those that are merged from them."""
         cost = self.recipe.calibration.tokens
         memory = self.model.facts.size_bytes + 4 * 4 * 512 * self.model.facts.n_vocab
         for c in self.collected:
@@ -174,18 +146,14 @@ class _ModelSteps:
                 rest = {"inputs": inputs, "needs": tuple(parts.values())}
                 yield self._step(step, "merge", f"imatrix {c.id}", run, **rest)
 
-    # -- quants and what is measured on them
-
     def batch(self, quants: Quants, number: int, before: str) -> list[Step]:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
         batch = [self._quantize(q, before) for q in quants]
-        if number == 1:
-            batch += self._items()
-        batch += self._scores(quants, suffix)
-        batch += self._losses(quants)
+        batch += self._items() if number == 1 else ()
+        batch += [*self._scores(quants, suffix), *self._losses(quants)]
         for task in self.recipe.tasks:
-            batch += [self._answers(task, q) for q in quants]
+            batch += [self.answers(task, q) for q in quants]
         if not self.shared.keeps_quants:
             step, run = self._id("tidy", str(number)), self._action(actions.cleanup, tuple(quants))
             rest = {"after": tuple(s.id for s in batch), "is_cleanup": True, "memory_bytes": 0}
@@ -210,8 +178,7 @@ class _ModelSteps:
 
     def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
-        n = evaluation.documents
-        tokens = n * DOCUMENT_TOKENS if n else HELDOUT_ALL_TOKENS
+        tokens = evaluation.documents * DOCUMENT_TOKENS or HELDOUT_ALL_TOKENS
         loaded = quants if self.base_logits == "live" else quants[:1]
         for entry in evaluation.texts:
             label, is_file, file = entry.partition("=")
@@ -246,34 +213,25 @@ class _ModelSteps:
             rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
             yield self._step(step, "loss", what, run, **rest)
 
-    # -- tasks
-
-    def originals(self) -> Iterator[Step]:
-        """Yield the tasks on the original."""
-        return (self._answers(task, None) for task in self.recipe.tasks)
-
     def _items(self) -> Iterator[Step]:
         for task, name in self.tasks.items():
             languages = tasks.languages_of(task, self.recipe)
-            run = self._action(actions.items, task, languages)
+            step, run = self._id("items", name), self._action(actions.items, task, languages)
             inputs = {"task": tasks.inputs(task, languages)}
-            step = self._id("items", name)
             yield self._step(step, "items", f"items of {name}", run, inputs=inputs)
 
-    def _answers(self, task: Task, quant: PlannedQuant | None) -> Step:
+    def answers(self, task: Task, quant: PlannedQuant | None) -> Step:
         name, languages = self.tasks[task], tasks.languages_of(task, self.recipe)
-        who, needs = ["original"], [self._id("items", name)]
-        size = self.model.facts.size_bytes
+        who, size = ["original"], self.model.facts.size_bytes
         if quant:
             who, size = [quant.calibration.id, quant.type], self._size(quant)
-            needs.append(quant.step)
         return self._step(
             self._id("task", name, *who),
             "task",
             " ".join((name, *who)),
             self._action(actions.answers, task, languages, quant.step if quant else ""),
             inputs=self.base,
-            needs=tuple(needs),
+            needs=(self._id("items", name), *([quant.step] if quant else ())),
             cost=(task.limit or 1000) * len(languages) * ITEM_TOKENS,
             memory_bytes=size + logits_bytes(self.model, self.shared) + SMALL_BYTES,
         )

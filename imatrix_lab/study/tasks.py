@@ -25,27 +25,19 @@ def names(recipe: Recipe) -> dict[Task, str]:
 def languages_of(task: Task, recipe: Recipe) -> tuple[str, ...]:
     """Return the languages in which a benchmark is run.
 
-    Raises
-    ------
-    UsageError : no such benchmark; it lacks the language, or there are no prompts in it.
+    Raises UsageError: no such benchmark; it lacks the language, or there are no prompts in it.
     """
     definition_ = definition.get(task.name)
     data = Path(task.data) if task.data else None
     codes = task.languages
     if not codes:
         parts = [part for text in mixtures(recipe).values() for part in text.parts]
-        with_prompts = load_locales()
         calibrated = dict.fromkeys(part.language.code for part in parts if part.language)
-        codes = tuple(
-            code
-            for code in calibrated
-            if load.has(definition_, code, data) and code in with_prompts
-        )
+        prompts = load_locales()
+        codes = tuple(c for c in calibrated if load.has(definition_, c, data) and c in prompts)
         if not codes:
-            raise UsageError(
-                f"{definition_.name} has none of the calibration's languages",
-                fix='languages = ["en"] in its [[tasks]]',
-            )
+            problem = f"{definition_.name} has none of the calibration's languages"
+            raise UsageError(problem, fix='languages = ["en"] in its [[tasks]]')
     for code in codes:
         if not load.has(definition_, code, data):
             load.own_code(definition_, code)  # raises, with the languages that it has

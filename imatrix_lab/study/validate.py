@@ -1,6 +1,6 @@
 """Check before any work what only the stages know of a recipe, so that no hours are lost."""
 
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 from imatrix_lab.compare import design
@@ -15,27 +15,26 @@ from imatrix_lab.study.calibrations import mixtures
 from imatrix_lab.study.recipe import Recipe, is_remote
 from imatrix_lab.tasks import definition
 
-ITEM_METRIC = "score"
-
 
 def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be carried out as it stands, with a `UsageError`."""
     if design.parse_family(recipe.comparison.family)[0] != "calib":
-        raise UsageError(
-            f"comparison.family: {recipe.comparison.family!r} does not compare calibrations",
-            fix="calibxlangxtype",
-        )
+        problem = f"comparison.family: {recipe.comparison.family!r} does not compare calibrations"
+        raise UsageError(problem, fix="calibxlangxtype")
     _check_names(recipe)
     _check_calibrations(recipe)
-    for path in _files(recipe):
-        if not path.exists():
+    models = (model for model in recipe.models if not is_remote(model))
+    texts = (text.partition("=")[2] for text in recipe.evaluation.texts)
+    for file in (*models, *texts, *(task.data for task in recipe.tasks)):
+        path = Path(file)
+        if file and not path.exists():
             raise UsageError("the recipe names a file that does not exist", where=path)
     _check_tasks(recipe)
 
 
 def _check_names(recipe: Recipe) -> None:
     comparison = recipe.comparison
-    text_metrics = [key for key in METRICS if key != ITEM_METRIC]
+    text_metrics = [key for key in METRICS if key != "score"]
     names = [
         ("calibration.merge_by", recipe.calibration.merge_by, merge.BY),
         ("evaluation.protocol", recipe.evaluation.protocol, score.CONTEXT),
@@ -47,9 +46,8 @@ def _check_names(recipe: Recipe) -> None:
     ]
     for key, name, known in names:
         if name not in known:
-            raise UsageError(
-                f"{key}: no {name!r}{nearest(name, known)}", fix=f"one of {', '.join(known)}"
-            )
+            problem = f"{key}: no {name!r}{nearest(name, known)}"
+            raise UsageError(problem, fix=f"one of {', '.join(known)}")
 
 
 def _check_calibrations(recipe: Recipe) -> None:
@@ -62,28 +60,17 @@ def _check_calibrations(recipe: Recipe) -> None:
         raise UsageError("calibration.pooled needs more than one sample", fix="samples = 2")
     baseline, texts = recipe.comparison.baseline, recipe.calibration.texts
     if baseline and baseline not in texts:
-        raise UsageError(
-            f"comparison.baseline: {baseline!r} is not in calibration.texts"
-            f"{nearest(baseline, texts)}",
-            fix=f"one of {', '.join(texts)}",
-        )
+        problem = f"comparison.baseline: {baseline!r} is not in calibration.texts"
+        raise UsageError(f"{problem}{nearest(baseline, texts)}", fix=f"one of {', '.join(texts)}")
 
 
 def _check_tasks(recipe: Recipe) -> None:
     """Refuse a task twice in one language: records are told apart by the two."""
-    seen = set()
+    counts: Counter[tuple[str, str]] = Counter()
     for task in recipe.tasks:
         name = definition.get(task.name).name
-        for code in tasks.languages_of(task, recipe):
-            if (name, code) in seen:
-                raise UsageError(
-                    f"tasks: {name} is listed twice in {code!r}",
-                    fix="give each of its [[tasks]] other languages",
-                )
-            seen.add((name, code))
-
-
-def _files(recipe: Recipe) -> Iterator[Path]:
-    yield from (Path(model) for model in recipe.models if not is_remote(model))
-    yield from (Path(text.partition("=")[2]) for text in recipe.evaluation.texts if "=" in text)
-    yield from (Path(task.data) for task in recipe.tasks if task.data)
+        counts.update((name, code) for code in tasks.languages_of(task, recipe))
+    for (name, code), n in counts.items():
+        if n > 1:
+            problem = f"tasks: {name} is listed twice in {code!r}"
+            raise UsageError(problem, fix="give each of its [[tasks]] other languages")

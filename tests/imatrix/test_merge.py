@@ -146,6 +146,21 @@ def test_files_of_two_models_are_told_apart(tmp_path):
     assert format.MODEL not in found.metadata
 
 
+def test_a_merged_file_keeps_the_model_and_the_toolchain_of_its_inputs(tmp_path):
+    shared = {
+        "imatrix_lab.toolchain.commit": "c" * 40,
+        "imatrix_lab.model.sha256": "a" * 64,
+    }
+    pair = []
+    for name in ("nb", "en"):
+        path = tmp_path / f"{name}.gguf"
+        format.write(path, made_up([1, 2], [8], language=name), shared)
+        pair.append(path)
+    format.write(tmp_path / "mix.gguf", merge.merge(inputs(*pair), "energy"))
+    back = format.read(tmp_path / "mix.gguf").metadata
+    assert {key: back.get(key) for key in shared} == shared
+
+
 def test_names_of_mixtures():
     def named(*weights, by="energy"):
         some = [

@@ -10,7 +10,6 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, BadText, UsageError
 from imatrix_lab.imatrix import format
-from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.pipeline import plan, predict, score, tune
 from imatrix_lab.types import ComputeOptions, Request, ScoreRequest
 from tests.imatrix.made_up import imatrix
@@ -26,7 +25,7 @@ def session(tmp_path, monkeypatch):
     def build(*_):
         raise AssertionError("llama.cpp would be built")
 
-    monkeypatch.setattr(toolchain, "_build", build)
+    monkeypatch.setattr("imatrix_lab.llamacpp.build._build", build)
     store = Store(tmp_path / "store")
     yield Session(store, Silent())
     assert not store.root.exists() or not list(store.artifacts())

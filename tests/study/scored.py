@@ -12,7 +12,7 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.imatrix import format
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Prediction, Quant, Times
-from imatrix_lab.study.products import Products
+from imatrix_lab.study.analyse.index import Products
 from imatrix_lab.study.recipe import (
     CalibrationSettings,
     ComparisonSettings,

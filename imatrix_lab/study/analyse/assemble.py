@@ -9,24 +9,14 @@ from imatrix_lab.core import config
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.records import parquet
 from imatrix_lab.report import results
-from imatrix_lab.report.results import Results
 from imatrix_lab.study.analyse import comparisons, conclusion, provenance, scores, secondary
-from imatrix_lab.study.analyse.index import Index
+from imatrix_lab.study.analyse.index import Index, Products
 from imatrix_lab.study.plan import power
-from imatrix_lab.study.plan.power import TextSize
-from imatrix_lab.study.products import Products
 from imatrix_lab.study.recipe import without_folders
 
 
-def assemble(products: Products, progress: Progress) -> Results:
-    """Return a study's results; the same records give the same results, in whatever order.
-
-    Raises
-    ------
-    BadRecords : a file of records is damaged, of another study, or must not be compared with
-        others on its text.
-    BadImatrix : an importance matrix that cannot be read.
-    """
+def assemble(products: Products, progress: Progress) -> results.Results:
+    """Return a study's results; the same records give the same results, in whatever order."""
     index = Index(products)
     recipe = products.recipe
     rows = scores.scores(index, progress)
@@ -35,23 +25,18 @@ def assemble(products: Products, progress: Progress) -> Results:
     flips, flip_counts = secondary.flips(index, compared.comparisons)
     calibration_order = partial(index.order, model="model", calibration="label")
     quant_order = partial(index.order, model="model", type="type", calibration="calibration")
-    result = Results(
+    result = results.Results(
         schema=results.SCHEMA,
-        name=recipe.name,
-        question=recipe.question,
-        source=recipe.source,
+        **{key: getattr(recipe, key) for key in ("name", "question", "source", "types", "unknown")},
         answer=(),
         baseline=index.baseline,
         metric=recipe.comparison.metrics[0],
         languages=provenance.named(products, index),
         models=provenance.models(products),
-        types=recipe.types,
         calibrations=tuple(sorted(products.calibrations, key=calibration_order)),
         quants=tuple(sorted(products.quants, key=quant_order)),
         scores=tuple(rows),
-        comparisons=compared.comparisons,
-        interactions=compared.interactions,
-        controls=compared.controls,
+        **{key: getattr(compared, key) for key in ("comparisons", "interactions", "controls")},
         predictions=tuple(predictions),
         agreements=tuple(secondary.agreements(predictions)),
         similarities=tuple(secondary.similarities(products, index)),
@@ -62,7 +47,6 @@ def assemble(products: Products, progress: Progress) -> Results:
         licences=tuple(provenance.licences(products, index)),
         commands=products.commands,
         notes=(*_notes(products, index), *compared.notes),
-        unknown=recipe.unknown,
         reduced=recipe.is_reduced,
         recipe=config.plain(without_folders(recipe)),
         signatures=index.signatures,
@@ -71,23 +55,19 @@ def assemble(products: Products, progress: Progress) -> Results:
     return dataclasses.replace(result, answer=conclusion.answer(result))
 
 
-def _sizes(index: Index) -> list[TextSize]:
-    """Return how long the documents are that were scored, text by text."""
+def _sizes(index: Index) -> list[power.TextSize]:
     first = {record.text: record for record in reversed(index.tokens)}
     sizes = []
     for label in sorted(first, key=lambda text: index.rank("text", text)):
         documents = parquet.read(first[label].run.path, ["doc_id"]).words("doc_id").codes.tolist()
-        sizes.append(TextSize(label, tuple(Counter(documents).values()), is_known=True))
+        sizes.append(power.TextSize(label, tuple(Counter(documents).values()), is_known=True))
     return sizes
 
 
 def _notes(products: Products, index: Index) -> Iterator[str]:
-    """Yield what a reader must know besides the numbers."""
     if products.recipe.calibration.samples < 2:
-        yield (
-            "One calibration text a language: what a language does cannot be told from what its one"
-            " text does."
-        )
+        confounded = "what a language does cannot be told from what its one text does"
+        yield f"One calibration text a language: {confounded}."
     else:
         yield (
             "Rows over all samples, and comparisons, take the calibration text as a random draw"

@@ -14,15 +14,11 @@ from imatrix_lab.compare.interactions import Interaction
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.report import results
-from imatrix_lab.report.results import Missing
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS, Metric
 from imatrix_lab.study.analyse.index import Index, RecordFile
 from imatrix_lab.study.recipe import Recipe
-
-DIFFERENCES = ("estimate", "low", "high", "detectable", "margin", "noise")
-"""Fields in the metric's unit."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Compared:
     comparisons: tuple[results.Comparison, ...] = ()
     interactions: tuple[results.Interaction, ...] = ()
     controls: tuple[results.Control, ...] = ()
-    missing: tuple[Missing, ...] = ()
+    missing: tuple[results.Missing, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -56,62 +52,48 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
         for _, members in itertools.groupby(records, key=lambda r: r.model):
             part = _Part(index.for_comparison(members), plan, metrics)
             parts.append(part.compared(progress))
-    return Compared(
-        *(
-            tuple(row for part in parts for row in getattr(part, field.name))
-            for field in dataclasses.fields(Compared)
-        )
-    )
+    names = (field.name for field in dataclasses.fields(Compared))
+    return Compared(*(tuple(r for part in parts for r in getattr(part, name)) for name in names))
 
 
 class _Part:
     """The records of one model, of texts or of tasks."""
 
-    def __init__(self, records: Sequence[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
+    def __init__(self, records: list[RecordFile], plan: ComparisonPlan, metrics: Sequence[str]):
         self.records, self.plan, self.metrics = records, plan, metrics
         self.model = records[0].model
-        self.missing: list[Missing] = []
 
     def compared(self, progress: Progress) -> Compared:
-        """Return the comparisons in display units."""
-        report = self._report(progress)
+        """Compare what can be compared; the rest is missing."""
+        baseline = self.plan.baseline
+        scored = {r.place() for r in self.records if not baseline or r.calibration == baseline}
+        places = dict.fromkeys(r.place() for r in self.records)
+        reasons = {p: f"{baseline} was not scored on it" for p in places if p not in scored}
+        report, left = None, [r for r in self.records if r.place() in scored]
+        while report is None and len(left) > 1:
+            try:
+                report = compare_runs([r.run.path for r in left], self.plan, self.metrics, progress)
+            except BadRecords as error:
+                bad = [r.place() for r in left if str(r.run.path) == error.where]
+                reasons |= dict.fromkeys(bad or [r.place() for r in left], error.what)
+                left = [r for r in left if r.place() not in reasons]
+        missing = tuple(
+            results.Missing(" ".join(filter(None, ("compare", *place))), why, "", ())
+            for place, why in reasons.items()
+        )
         if report is None:
-            return Compared(missing=tuple(self.missing))
+            return Compared(missing=missing)
+        controls_ = (
+            _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
+            for r in report.controls
+        )
         return Compared(
             tuple(self._comparison(c, report) for c in report.comparisons),
             tuple(self._interaction(x) for x in report.interactions),
-            tuple(self._control(r) for r in report.controls),
-            tuple(self.missing),
+            tuple(controls_),
+            missing,
             report.notes,
         )
-
-    def _report(self, progress: Progress) -> Report | None:
-        """Compare what can be compared; the rest is noted as missing."""
-        left = self._with_baseline()
-        while len(left) > 1:
-            try:
-                paths = [r.run.path for r in left]
-                return compare_runs(paths, self.plan, self.metrics, progress)
-            except BadRecords as error:
-                bad = [r.place() for r in left if str(r.run.path) == error.where]
-                bad = bad or [r.place() for r in left]
-                for place in dict.fromkeys(bad):
-                    self._lose(place, error.what)
-                left = [r for r in left if r.place() not in bad]
-        return None
-
-    def _with_baseline(self) -> list[RecordFile]:
-        """Return the records of texts on which the planned baseline was scored."""
-        baseline = self.plan.baseline
-        places = {r.place() for r in self.records if not baseline or r.calibration == baseline}
-        for place in dict.fromkeys(r.place() for r in self.records):
-            if place not in places:
-                self._lose(place, f"{baseline} was not scored on it")
-        return [r for r in self.records if r.place() in places]
-
-    def _lose(self, place: tuple[str, str, str], why: str) -> None:
-        step = " ".join(filter(None, ("compare", *place)))
-        self.missing.append(Missing(step, why, "", ()))
 
     def _place(self, title: str) -> dict[str, str]:
         """Return model, task and text of what `compare` calls a text."""
@@ -157,9 +139,6 @@ class _Part:
             formal=sentences.formal_interaction(*facts),
         )
 
-    def _control(self, r: controls.Control) -> results.Control:
-        return _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
-
 
 Row = TypeVar("Row", results.Comparison, results.Interaction, results.Control)
 
@@ -170,7 +149,7 @@ def _displayed(cls: type[Row], metric: Metric, values: dict[str, Any], **own: An
     A difference that is unknown or unbounded is NaN.
     """
     every = {**vars(metric), **values, **own, "metric": metric.key}
-    for name in DIFFERENCES:
+    for name in ("estimate", "low", "high", "detectable", "margin", "noise"):
         if name in every:
             every[name] = every[name] * metric.scale if math.isfinite(every[name]) else math.nan
     return cls(**{field.name: every[field.name] for field in dataclasses.fields(cls)})

@@ -21,31 +21,27 @@ OWN = "an imatrix of the text's own language"
 
 def answer(results: Results) -> tuple[str, str, str]:
     """Return three sentences: does the matched language help, next to what, and the limits."""
-    texts, tasks = (_cases(results, is_task) for is_task in (False, True))
+    languages = {c.label for c in results.calibrations if c.kind == "language"}
+    own = [c for c in _against_baseline(results) if c.a == c.text and c.a in languages]
+    texts, tasks = [c for c in own if not c.task], [c for c in own if c.task]
     cases = texts or tasks
     yardsticks = f"{_noise(cases)}; {_positive(results, cases)}."
     return _matched(results, texts, tasks), yardsticks, _limits(results, cases)
 
 
-def _cases(results: Results, is_task: bool) -> list[Comparison]:
-    languages = {c.label for c in results.calibrations if c.kind == "language"}
-    own = (c for c in _against_baseline(results) if c.a == c.text and c.a in languages)
-    return [c for c in own if bool(c.task) == is_task]
-
-
 def _against_baseline(results: Results) -> list[Comparison]:
-    """Return the comparisons with the baseline in the metrics that decide."""
     with_baseline = (c for c in results.comparisons if c.b == results.baseline)
     return [c for c in with_baseline if c.metric == ("score" if c.task else results.metric)]
-
-
-# -- does it help
 
 
 def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comparison]) -> str:
     cases = texts or tasks
     if not cases:
-        return _nothing_matched(results)
+        others, baseline = _against_baseline(results), _imatrix(results, results.baseline)
+        if not others:
+            return f"Nothing could be compared with {baseline}, so there is no answer."
+        nothing = f"No comparison of {OWN} was asked for, or could be made"
+        return f"{nothing}; against {baseline}, the others are {_counts(others)}."
     verdicts = {c.verdict for c in cases}
     sentence = _alike(results, cases) if len(verdicts) == 1 else _mixed(results, cases)
     if texts and tasks:
@@ -53,19 +49,7 @@ def _matched(results: Results, texts: Sequence[Comparison], tasks: Sequence[Comp
     return f"{sentence}."
 
 
-def _nothing_matched(results: Results) -> str:
-    others = _against_baseline(results)
-    baseline = _imatrix(results, results.baseline)
-    if not others:
-        return f"Nothing could be compared with {baseline}, so there is no answer."
-    return (
-        "No comparison of an imatrix of the text's own language was asked for, or could be made;"
-        f" against {baseline}, the others are {_counts(others)}."
-    )
-
-
 def _alike(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the verdict that all cases have, and the size of the difference."""
     c, b = cases[0], _imatrix(results, results.baseline)
     if len(cases) == 1:
         a, where = _imatrix(results, c.a), f"on {_place(results, c)}"
@@ -104,19 +88,16 @@ def _counts(cases: Sequence[Comparison]) -> str:
 
 
 def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the smallest and the largest difference; all have one sign."""
     if len(cases) == 1:
         return _size(results, cases[0])
-    ordered = sorted(cases, key=lambda c: abs(c.estimate))
-    ends = (_size(results, c, _place(results, c)) for c in (ordered[0], ordered[-1]))
-    return " to ".join(ends)
+    smallest, *_, largest = sorted(cases, key=lambda c: abs(c.estimate))
+    return " to ".join(_size(results, c, _place(results, c)) for c in (smallest, largest))
 
 
 def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
     details = [place] if place else []
-    whole = _without_imatrix(results, c)
-    if whole > 0:
+    if (whole := _without_imatrix(results, c)) > 0:
         details.append(f"{100 * abs(c.estimate) / whole:.2g} % of the loss without an imatrix")
     error = (c.high - c.low) / 4
     return sentences.difference(c.estimate, c.low, c.high, error, c.unit, *details)
@@ -131,16 +112,11 @@ def _without_imatrix(results: Results, c: Comparison) -> float:
     return math.nan
 
 
-# -- next to what
-
-
 def _noise(cases: Sequence[Comparison]) -> str:
     multiples = sorted(c.noise_multiple for c in cases if math.isfinite(c.noise_multiple))
     if not multiples:
-        return (
-            "The difference between two texts of one language was not measured, so a difference"
-            " may come from the calibration texts and not from their languages"
-        )
+        why = "a difference may come from the calibration texts and not from their languages"
+        return f"The difference between two texts of one language was not measured, so {why}"
     ends = dict.fromkeys(f"{x:.2g}" for x in (multiples[0], multiples[-1]))
     what = "The difference is" if len(cases) == 1 else "The differences are"
     return f"{what} {sentences.noise(' to '.join(ends))}"
@@ -158,21 +134,15 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
     seen = sum(r.low > 0 if lower_is_better else r.high < 0 for r in rows)
     share = f" in {seen} of {len(rows)} cases" if len(rows) > 1 else ""
     if not seen:
-        return (
-            "the positive control fails: not even leaving the imatrix out makes a quant"
-            " significantly worse, so smaller effects could not be seen"
-        )
+        fails = "not even leaving the imatrix out makes a quant significantly worse"
+        return f"the positive control fails: {fails}, so smaller effects could not be seen"
     text = f"without an imatrix (the positive control) quants are significantly worse{share}"
     return text if seen == len(rows) else f"{text}, so small effects may go unseen"
 
 
-# -- limits
-
-
 def _limits(results: Results, cases: Sequence[Comparison]) -> str:
     demo = [label for label, facts in results.models.items() if facts["origin"] == DEMO]
-    n = len(results.models)
-    model = "one model" if n == 1 else f"{n} models"
+    model = "one model" if len(results.models) == 1 else f"{len(results.models)} models"
     if demo:
         model += f" ({_joined(demo)}, a stand-in that was quantized once before)"
     parts = [f"This holds for {model} and one collection of text per language only"]
@@ -186,7 +156,6 @@ def _limits(results: Results, cases: Sequence[Comparison]) -> str:
 
 
 def _blind(cases: Sequence[Comparison]) -> list[str]:
-    """Return what these data could not have shown."""
     parts = []
     fewest = min((c.n_clusters for c in cases), default=FEW_CLUSTERS)
     if fewest < FEW_CLUSTERS:
@@ -201,9 +170,6 @@ def _blind(cases: Sequence[Comparison]) -> list[str]:
     elif unseen:
         parts.append("where undecided, there is too little text to exclude any difference")
     return parts
-
-
-# -- words
 
 
 def _imatrix(results: Results, label: str) -> str:
@@ -228,15 +194,12 @@ def _place(results: Results, c: Comparison) -> str:
 
 
 def _places(results: Results, cases: Sequence[Comparison]) -> str:
-    """Return the cases in words: the types of each text."""
     texts: dict[tuple[str, str], list[str]] = {}
     for c in cases:
         texts.setdefault((_text(results, c), _of_model(results, [c.model])), []).append(c.type)
-    if len({tuple(types) for types in texts.values()}) == 1:  # the same of each
-        models = dict.fromkeys(model for _, model in texts)
-        if len(models) == 1:
-            names = _listed([text for text, _ in texts])
-            return f"{names} at {_listed(next(iter(texts.values())))}{next(iter(models))}"
+    (_, model), types = next(iter(texts.items()))
+    if all(key[1] == model and own == types for key, own in texts.items()):
+        return f"{_listed([text for text, _ in texts])} at {_listed(types)}{model}"
     parts = [f"{text} at {_listed(types)}{model}" for (text, model), types in texts.items()]
     return "; ".join(_cut(parts))
 

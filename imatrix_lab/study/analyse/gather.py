@@ -8,22 +8,17 @@ from imatrix_lab import __version__
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.report.results import Calibration, Prediction, Times
 from imatrix_lab.study import actions
+from imatrix_lab.study.analyse.index import Products
 from imatrix_lab.study.calibrations import calibrations
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RECIPE
 from imatrix_lab.study.graph import FILES, Records, StepRecord, Steps
-from imatrix_lab.study.products import Products
 from imatrix_lab.study.recipe import NONE
 from imatrix_lab.study.scheduler import Outcome
 
 
 def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> Products:
-    """Return what was made, in the order of the steps.
-
-    Parameters
-    ----------
-    total_s : that all runs of the study took.
-    """
+    """Return what was made, in the order of the steps; all runs of the study took `total_s`."""
     records = {s.id: outcome.records[s.id] for s in steps if s.id in outcome.records}
     kinds = {s.id: s.kind for s in steps}
 
@@ -31,6 +26,10 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         return {step: record for step, record in records.items() if kinds[step] in names}
 
     imatrices = of("imatrix", "merge")
+    # the recipe is one that ships, or lies beside the results
+    shipped, own = data_dir("recipes") / f"{shared.recipe.name}.toml", shared.folder.of(RECIPE)
+    is_shipped = shipped.is_file() and shipped.read_bytes() == own.read_bytes()
+    command = f"imatrix-lab study run {shared.recipe.name if is_shipped else RECIPE}"
     facts = [actions.imatrix_in(record.result) for record in imatrices.values()]
     seconds = {step: record.seconds for step, record in records.items() if kinds[step] != "tidy"}
     return Products(
@@ -44,17 +43,8 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         item_records=_files(of("task")),
         missing=(*shared.missing, *outcome.missing),
         times=Times(seconds, total_s),
-        commands=_commands(shared),
+        commands=(f"imatrix-lab --version  # {__version__}", command),
     )
-
-
-def _commands(shared: Shared) -> tuple[str, ...]:
-    """Return what repeats the study: the recipe is one that ships, or lies beside the results."""
-    recipe = shared.folder.of(RECIPE).read_bytes()
-    shipped = data_dir("recipes") / f"{shared.recipe.name}.toml"
-    is_shipped = shipped.is_file() and shipped.read_bytes() == recipe
-    name = shared.recipe.name if is_shipped else RECIPE
-    return (f"imatrix-lab --version  # {__version__}", f"imatrix-lab study run {name}")
 
 
 def _calibrations(shared: Shared, records: Records) -> Iterator[Calibration]:
@@ -68,10 +58,7 @@ def _calibrations(shared: Shared, records: Records) -> Iterator[Calibration]:
             parts = [f"{model.label}.imatrix.{part.id}" for part, _ in planned.parts]
             yield Calibration(
                 model=model.label,
-                label=planned.label,
-                name=planned.name,
-                kind=planned.kind,
-                sample=planned.sample,
+                **{key: getattr(planned, key) for key in ("label", "name", "kind", "sample")},
                 shares=planned.shares(),
                 n_tokens=facts.n_tokens if facts else 0,
                 imatrix_sha256=facts.sha256 if facts else "",
@@ -86,10 +73,10 @@ def _calibrations(shared: Shared, records: Records) -> Iterator[Calibration]:
 
 def _predictions(losses: Records, quants: Records) -> Iterator[Prediction]:
     for step, record in losses.items():
-        quant_record = quants.get(step.replace(".loss.", ".quant.", 1))
-        if quant_record is None:  # it could not be read
+        quant_step = step.replace(".loss.", ".quant.", 1)
+        if quant_step not in quants:  # its record could not be read
             continue
-        q = actions.quant_in(quant_record.result)
+        q = actions.quant_in(quants[quant_step].result)
         for language, loss in record.result[actions.LOSSES].items():
             yield Prediction(q.model, q.calibration, q.sample, q.type, language, loss, math.nan)
 

@@ -1,4 +1,4 @@
-"""Files of records by model, calibration, sample, type, text and task."""
+"""What a study made; its files of records by model, calibration, sample, type, text and task."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,22 +10,38 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import runs
 from imatrix_lab.records.runs import NO_IMATRIX, Run
-from imatrix_lab.report.results import ALL_SAMPLES
+from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Missing, Prediction, Quant, Times
 from imatrix_lab.study.calibrations import mixtures
-from imatrix_lab.study.products import Products
-from imatrix_lab.study.recipe import NONE
+from imatrix_lab.study.recipe import NONE, Recipe
+from imatrix_lab.types import Model
+
+
+@dataclass(frozen=True)
+class Products:
+    """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
+
+    Predictions are without what was measured; commands are those that repeat the study.
+    """
+
+    recipe: Recipe
+    models: dict[str, Model]
+    calibrations: tuple[Calibration, ...]
+    imatrices: dict[str, Path]
+    quants: tuple[Quant, ...]
+    predictions: tuple[Prediction, ...]
+    token_records: tuple[Path, ...]
+    item_records: tuple[Path, ...]
+    missing: tuple[Missing, ...]
+    times: Times
+    commands: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records.
+    """A file of records; calibration and type are empty for the original.
 
-    Attributes
-    ----------
-    calibration, type : empty for the original.
-    sample : from 1; `ALL_SAMPLES` without an imatrix, and where all went into one.
-    text : label of the text, or the task's language; `task` is empty for texts.
-    signature : key of `signatures`.
+    Samples count from 1; `ALL_SAMPLES` without an imatrix, and where all went into one. `text` is a
+    text's label, or the language of the task; `signature` is a key of `Index.signatures`.
     """
 
     run: Run
@@ -45,11 +61,8 @@ class RecordFile:
 class Index:
     """A study's records in an order that does not depend on that of the files.
 
-    Attributes
-    ----------
-    baseline : the calibration that others are compared with, by label.
-    tokens, items : records, by model, text, calibration, type and sample.
-    signatures : of all records, each once.
+    `tokens` and `items` are by model, text, calibration, type and sample; `baseline` is the label
+    of the calibration that others are compared with.
     """
 
     def __init__(self, products: Products):
@@ -87,14 +100,12 @@ class Index:
         The baseline is last, and no imatrix next to it: differences are then what a calibration
         does to them.
         """
-        return sorted(
-            records, key=lambda r: (r.calibration == self.baseline, r.calibration == NO_IMATRIX)
-        )
+        last = (self.baseline, NO_IMATRIX)
+        return sorted(records, key=lambda r: [r.calibration == label for label in last])
 
     def _records(self, paths: Iterable[Path], kind: str) -> list[RecordFile]:
-        records = [
-            self._record(run) for path in paths for run in runs.find(path) if run.kind == kind
-        ]
+        every = (run for path in paths for run in runs.find(path) if run.kind == kind)
+        records = [self._record(run) for run in every]
         factors = {name: name for name in ("model", "task", "text", "calibration", "type")}
         return sorted(records, key=lambda r: (self.order(r, **factors), r.run.sample))
 
@@ -108,10 +119,8 @@ class Index:
             return RecordFile(run, model, "", ALL_SAMPLES, "", text, name, key)
         quant = self._quants.get(sha256)
         if quant is None or quant.calibration != run.calib or quant.type != run.type:
-            raise BadRecords(
-                f"these records are of {run.name()}, which this study did not make",
-                where=run.path,
-                fix="delete this file, then: imatrix-lab study resume",
-            )
+            problem = f"these records are of {run.name()}, which this study did not make"
+            fix = "delete this file, then: imatrix-lab study resume"
+            raise BadRecords(problem, where=run.path, fix=fix)
         sample = quant.sample if run.sample else ALL_SAMPLES
         return RecordFile(run, quant.model, quant.calibration, sample, quant.type, text, name, key)

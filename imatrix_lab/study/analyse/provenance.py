@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from imatrix_lab.corpus import languages
-from imatrix_lab.corpus.languages import Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.records import parquet
 from imatrix_lab.report.results import Licence
-from imatrix_lab.study.analyse.index import Index, RecordFile
-from imatrix_lab.study.products import Products
+from imatrix_lab.study.analyse.index import Index, Products, RecordFile
 from imatrix_lab.tasks import definition
-from imatrix_lab.types import Model
 
 RIGHT_TO_LEFT = {"Adlm", "Arab", "Hebr", "Mand", "Mend", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"}
 """Scripts of ISO 15924 that are written from right to left, of those in use."""
@@ -22,18 +19,14 @@ UNKNOWN = "not known"
 
 def models(products: Products) -> dict[str, dict[str, Any]]:
     """Return the facts of each model, by label."""
-    return {label: _model(model) for label, model in products.models.items()}
-
-
-def _model(model: Model) -> dict[str, Any]:
-    f = model.facts
-    return {
-        "name": f.name, "origin": model.origin, "base_model": model.base_model,
-        "sha256": model.sha256, "licence": f.license, "architecture": f.architecture,
-        "n_parameters": f.n_parameters, "n_layers": f.n_layers, "n_vocab": f.n_vocab,
-        "type": f.file_type, "size_bytes": f.size_bytes,
-        "bits_per_weight": round(f.bits_per_weight, 4),
-    }  # fmt: skip
+    same = ("name", "architecture", "n_parameters", "n_layers", "n_vocab", "size_bytes")
+    rows = {}
+    for label, model in products.models.items():
+        row = {key: getattr(model, key) for key in ("origin", "base_model", "sha256")}
+        row |= {key: getattr(model.facts, key) for key in same}
+        row |= {"licence": model.facts.license, "type": model.facts.file_type}
+        rows[label] = row | {"bits_per_weight": round(model.facts.bits_per_weight, 4)}
+    return rows
 
 
 def named(products: Products, index: Index) -> dict[str, dict[str, str]]:
@@ -41,16 +34,11 @@ def named(products: Products, index: Index) -> dict[str, dict[str, str]]:
     known = languages.load_all()
     codes = {code for c in products.calibrations for code in c.shares}
     codes |= {r.text for r in (*index.tokens, *index.items)}
-    return {code: _language(known[code]) for code in sorted(codes & known.keys())}
-
-
-def _language(language: Language) -> dict[str, str]:
-    return {
-        "name": language.name,
-        "native_name": language.native_name,
-        "script": language.script,
-        "direction": "rtl" if language.script in RIGHT_TO_LEFT else "ltr",
-    }
+    rows = {}
+    for code in sorted(codes & known.keys()):
+        rows[code] = {key: getattr(known[code], key) for key in ("name", "native_name", "script")}
+        rows[code]["direction"] = "rtl" if known[code].script in RIGHT_TO_LEFT else "ltr"
+    return rows
 
 
 def licences(products: Products, index: Index) -> list[Licence]:
@@ -59,11 +47,9 @@ def licences(products: Products, index: Index) -> list[Licence]:
         Licence(f"model {label}", model.facts.license or UNKNOWN, model.origin)
         for label, model in products.models.items()
     ]
-    for c in sorted(
-        (c for c in products.calibrations if c.corpus_sha256),
-        key=lambda c: (index.rank("calibration", c.label), c.source, c.licence),
-    ):
-        rows.append(Licence(f"calibration text {c.label}", c.licence, c.source))
+    texts = [c for c in products.calibrations if c.corpus_sha256]
+    texts.sort(key=lambda c: (index.rank("calibration", c.label), c.source, c.licence))
+    rows += [Licence(f"calibration text {c.label}", c.licence, c.source) for c in texts]
     for _, records in itertools.groupby(index.tokens, key=RecordFile.place):
         rows += _heldout(next(records))
     rows += _of_tasks(products, index)
@@ -77,10 +63,9 @@ def _heldout(record: RecordFile) -> Iterator[Licence]:
     sources = {s.name: s for s in language.sources} if language else {}
     ids = parquet.read(record.run.path, ["doc_id"]).words("doc_id").names
     for name in sorted({i.partition("/")[0].partition("@")[0] for i in ids}):
-        if source := sources.get(name):
-            yield Licence(what, source.licence, source.origin)
-        else:
-            yield Licence(what, UNKNOWN, "documents of one's own")
+        source = sources.get(name)
+        facts = (source.licence, source.origin) if source else (UNKNOWN, "documents of one's own")
+        yield Licence(what, *facts)
 
 
 def _of_tasks(products: Products, index: Index) -> Iterator[Licence]:

@@ -4,21 +4,22 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from imatrix_lab.compare import design
 from imatrix_lab.compare.comparer import TextComparer
-from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.records import parquet
 from imatrix_lab.records.runs import Block, blocks
 from imatrix_lab.report.results import ALL_SAMPLES, Score
 from imatrix_lab.stats import interaction
-from imatrix_lab.stats.interaction import Cell, Contrast
+from imatrix_lab.stats.interaction import Cell
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study.analyse.index import Index, RecordFile
 
+Records = Sequence[RecordFile]
 KLD, LOSS, TOP, ITEM = "kld_nats", "nll_nats", "top1_agreement", "score"
 
 
@@ -59,23 +60,23 @@ def scores(index: Index, progress: Progress) -> list[Score]:
     return rows
 
 
-def _of_task(records: Sequence[RecordFile]) -> Iterator[Score]:
+def _of_task(records: Records) -> Iterator[Score]:
     comparer = _comparer(records, (ITEM,))
     for level in design.levels(comparer.runs, comparer.block.text):
         cells = comparer.cells(level, ITEM, 1.0, [level])
         yield from _rows(records, level, SCORE, cells, cells[0].sizes)
 
 
-def _of_text(records: Sequence[RecordFile]) -> Iterator[Score]:
+def _of_text(records: Records) -> Iterator[Score]:
     comparer = _comparer(records, (KLD, LOSS, TOP))
     table = parquet.read(records[0].run.path, ["n_bytes", "nll_ref"])
     n_bytes, reference = table.array("n_bytes"), table.array("nll_ref")
     block = comparer.block
     tokens, in_bytes = _cell(block, reference), _cell(block, reference, n_bytes)
     original = replace(records[0], calibration="", type="", sample=ALL_SAMPLES)
-    signatures = tuple(dict.fromkeys(r.signature for r in records))
+    signed = list({r.signature: r for r in records}.values())
     for measure, cell in ((PERPLEXITY, tokens), (BITS, in_bytes)):
-        yield _score(original, measure, [cell], tokens.sizes, signatures)
+        yield _score(original, measure, [cell], tokens.sizes, signed)
     for level in design.levels(comparer.runs, block.text):
         if not records[level.runs[0]].calibration:  # the original against itself: a control
             continue
@@ -89,62 +90,38 @@ def _of_text(records: Sequence[RecordFile]) -> Iterator[Score]:
             yield from _rows(records, level, measure, cells, n)
 
 
-def _comparer(records: Sequence[RecordFile], metrics: Sequence[str]) -> TextComparer:
+def _comparer(records: Records, metrics: Sequence[str]) -> TextComparer:
     runs = {i: r.run for i, r in enumerate(records)}
-    return TextComparer(blocks(runs, metrics)[0], runs, ComparisonPlan())
+    return TextComparer(blocks(runs, metrics)[0], runs, design.ComparisonPlan())
 
 
 def _rows(
-    records: Sequence[RecordFile],
-    level: Level,
-    measure: Measure,
-    cells: list[Cell],
-    sizes: np.ndarray,
+    records: Records, level: design.Level, measure: Measure, cells: list[Cell], sizes: np.ndarray
 ) -> Iterator[Score]:
     """Yield the row of all samples of a level, and each sample's."""
     members = [records[i] for i in level.runs]
     together = replace(members[0], sample=ALL_SAMPLES)
-    yield _score(together, measure, cells, sizes, tuple(m.signature for m in members))
+    yield _score(together, measure, cells, sizes, members)
     for member, cell in zip(members, cells, strict=True):
         if member.sample != ALL_SAMPLES:
-            single = [replace(cell, weight=1.0)]
-            yield _score(member, measure, single, sizes, (member.signature,))
+            yield _score(member, measure, [replace(cell, weight=1.0)], sizes, [member])
 
 
 def _score(
-    record: RecordFile,
-    measure: Measure,
-    cells: list[Cell],
-    sizes: np.ndarray,
-    signatures: tuple[str, ...],
+    row: RecordFile, measure: Measure, cells: list[Cell], sizes: np.ndarray, of: Records
 ) -> Score:
-    n = int(sizes.sum())
-    mean = _mean(cells) if n else None
-    ends = (mean.estimate, mean.low, mean.high) if mean else (math.nan,) * 3
-    estimate, low, high = (measure.shown(x) for x in ends)
-    return Score(
-        model=record.model,
-        text=record.text,
-        task=record.task,
-        calibration=record.calibration,
-        sample=record.sample,
-        type=record.type,
-        metric=measure.key,
-        words=measure.words,
-        unit=measure.unit,
-        estimate=estimate,
-        low=low,
-        high=high,
-        n=n,
-        n_clusters=int((sizes > 0).sum()),
-        signatures=signatures,
-    )
-
-
-def _mean(cells: list[Cell]) -> Contrast:
-    """Return a mean of samples as its contrast with a constant 0."""
-    zero = replace(cells[0], weight=-1.0, group="", sample="", totals=np.zeros(len(cells[0].sizes)))
-    return interaction.contrast([*cells, zero])
+    n, n_clusters = int(sizes.sum()), int((sizes > 0).sum())
+    values: dict[str, Any] = {"estimate": math.nan, "low": math.nan, "high": math.nan}
+    if n:  # the mean of samples, as its contrast with a constant 0
+        totals = np.zeros(len(cells[0].sizes))
+        zero = replace(cells[0], weight=-1.0, group="", sample="", totals=totals)
+        mean = interaction.contrast([*cells, zero])
+        values = {key: measure.shown(getattr(mean, key)) for key in values}
+    values |= {"metric": measure.key, "words": measure.words, "unit": measure.unit}
+    for key in ("model", "text", "task", "calibration", "sample", "type"):
+        values[key] = getattr(row, key)
+    signatures = tuple(record.signature for record in of)
+    return Score(**values, n=n, n_clusters=n_clusters, signatures=signatures)
 
 
 def _cell(block: Block, values: np.ndarray, weights: np.ndarray | None = None) -> Cell:

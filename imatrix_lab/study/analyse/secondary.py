@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from imatrix_lab.imatrix import distance, format
-from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Agreement, Prediction, Score, Similarity
-from imatrix_lab.study.analyse.index import Index, RecordFile
-from imatrix_lab.study.products import Products
+from imatrix_lab.study.analyse.index import Index, Products, RecordFile
 from imatrix_lab.tasks import summary
 
-FLIPS_MAX = 50
-"""Answers that are kept with their text, of each pair of runs; counts are of all."""
+FLIPS_MAX = 50  # answers that are kept with their text, of each pair of runs; counts are of all
 _CALIBRATIONS_MIN = 3  # two are ranked alike or not by a coin toss
 
 
@@ -48,14 +47,10 @@ def agreements(rows: Sequence[Prediction]) -> list[Agreement]:
     agreements = []
     for place, calibrations in places.items():
         samples = list(calibrations.values())
-        predicted = [_mean([p.predicted_loss for p in each]) for each in samples]
-        measured = [_mean([p.measured_kld_nats for p in each]) for each in samples]
+        predicted = [fmean(p.predicted_loss for p in each) for each in samples]
+        measured = [fmean(p.measured_kld_nats for p in each) for each in samples]
         agreements.append(Agreement(*place, _spearman(predicted, measured), len(samples)))
     return agreements
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -73,8 +68,7 @@ def similarities(products: Products, index: Index) -> list[Similarity]:
     """
     rows: list[Similarity] = []
     for model in products.models:
-        files: dict[str, list[tuple[Path, Imatrix]]] = {}
-        languages = set()
+        languages, files = set[str](), dict[str, list[tuple[Path, format.Imatrix]]]()
         for c in sorted(products.calibrations, key=lambda c: c.sample):
             path = products.imatrices.get(c.imatrix_sha256)
             if c.model == model and path:
@@ -84,18 +78,12 @@ def similarities(products: Products, index: Index) -> list[Similarity]:
         if len(labels) < 2:
             continue
         distances = distance.compare([files[label][0] for label in labels], labels)
-        pairs = [
-            pair
-            for label in labels
-            if label in languages
-            for pair in itertools.combinations(files[label], 2)
-        ]
+        samples = [files[label] for label in labels if label in languages]
+        pairs = [pair for each in samples for pair in itertools.combinations(each, 2)]
         noise = distance.noise_floor(pairs, distances.tensors).overall("tv") if pairs else math.nan
         values = distances.matrix("tv")
-        rows += [
-            Similarity(model, labels[i], labels[j], float(values[i, j]), noise)
-            for i, j in distances.pairs()
-        ]
+        for i, j in distances.pairs():
+            rows.append(Similarity(model, labels[i], labels[j], float(values[i, j]), noise))
     return rows
 
 
@@ -109,8 +97,7 @@ def flips(
     first: dict[tuple[str, ...], RecordFile] = {}
     for r in index.items:
         first.setdefault((*r.place(), r.calibration, r.type), r)
-    texts: list[results.Flip] = []
-    counts: list[results.FlipCount] = []
+    texts, counts = list[results.Flip](), list[results.FlipCount]()
     for c in comparisons:
         if not c.task or c.b != index.baseline:
             continue
@@ -118,8 +105,6 @@ def flips(
         flips = summary.flips(a.run.path, b.run.path)
         place = (c.model, c.task, c.text, c.type, c.a, c.b)
         counts.append(results.FlipCount(*place, flips.n_items, flips.n_lost, flips.n_gained))
-        texts += [
-            replace(flip, model=c.model, task=c.task, language=c.text, type=c.type, a=c.a, b=c.b)
-            for flip in flips.items[:FLIPS_MAX]
-        ]
+        own: dict[str, Any] = {key: getattr(c, key) for key in ("model", "task", "type", "a", "b")}
+        texts += [replace(flip, language=c.text, **own) for flip in flips.items[:FLIPS_MAX]]
     return texts, counts

@@ -1,7 +1,4 @@
-"""The speed of this machine: short runs of what a study does, with all cores.
-
-Kept in the store until llama.cpp, the model or the number of cores changes.
-"""
+"""The speed of this machine: short runs of what a study does, with all cores; kept in the store."""
 
 import dataclasses
 import os
@@ -29,7 +26,6 @@ from imatrix_lab.quantize import run
 from imatrix_lab.score import kernel, text
 from imatrix_lab.score.engine import Engine, Interruptible, Settings
 from imatrix_lab.score.job import Job
-from imatrix_lab.score.text import Text
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.study.context import Shared
 from imatrix_lab.types import Document, ImatrixFacts, Model
@@ -64,10 +60,8 @@ class Benchmark:
     def speed(self, what: str, of: Model | str) -> Speed:
         """Return what was measured before, or measure it now.
 
-        Parameters
-        ----------
-        what : ``imatrix`` and ``score`` a model (tokens), ``quantize`` and predict ``loss`` of a
-            type (weights).
+        `what` is ``imatrix`` or ``score`` of a model (tokens), ``quantize`` or predicted ``loss``
+        of a type (weights).
         """
         measures: dict[str, tuple[Callable[..., float], str, str]] = {
             "imatrix": (_imatrix, "tokens", f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW}"),
@@ -77,10 +71,11 @@ class Benchmark:
         }
         measure, unit, words = measures[what]
         store = Store(self._shared.store.root)
-        label = f"{what}-{of if isinstance(of, str) else of.label}"
+        name, key = (of, of) if isinstance(of, str) else (of.label, of.sha256)
+        label = f"{what}-{name}"
         inputs = {
             "what": what,
-            "of": of if isinstance(of, str) else of.sha256,
+            "of": key,
             "cores": cores(),
             "gpu_layers": self._shared.compute().gpu_layers,
             "toolchain": self._shared.tools.signature(),
@@ -103,7 +98,7 @@ def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
     compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
     words = scratch / "text.txt"
     words.write_text(_random_text(shared, model, WINDOW * (WINDOWS + 1)), encoding="utf-8")
-    times, steps = list[float](), programs.window_steps()
+    times, steps = list[float](), programs.Steps(programs.WINDOW)
 
     def note(piece: str) -> None:
         while len(times) < steps.feed(piece):
@@ -125,7 +120,7 @@ def _score(shared: Shared, model: Model, progress: Progress, scratch: Path) -> f
     settings = Settings(cores(), WINDOW, WINDOW, rows, 1, layers_on_gpu(options))
     session = Session(Store(shared.store.root), progress)
     compiled = kernel.get(shared.tools, settings.threads, session)
-    words = Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
+    words = text.Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
     protocol = Protocol("document", WINDOW, WINDOW // 4)
     with Vocabulary(shared.tools, model.path) as vocabulary:
         plan = text.plan(words, vocabulary, protocol, 1)
@@ -166,11 +161,9 @@ def _probe(
     _write_probe(path, matrix)
     source = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
     imatrix = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)
-    options = run.Options(programs.Compute(cores()))
+    spec = run.QuantSpec(source, imatrix, quant_type, run.Options(programs.Compute(cores())))
     out, log = scratch / QUANT, scratch / "log.txt"
-    spec = run.QuantSpec(source, imatrix, quant_type, options)
-    done = run.run_quantize(shared.tools, spec, out, log, progress)
-    return source, done.seconds
+    return source, run.run_quantize(shared.tools, spec, out, log, progress).seconds
 
 
 def _random_text(shared: Shared, model: Model, n_tokens: int) -> str:
@@ -187,11 +180,9 @@ def _write_probe(path: Path, matrix: Path) -> None:
     """Write one layer of a Llama with random weights, F16, and an importance matrix for it."""
     rng, n, wide = np.random.default_rng(_SEED), PROBE_CHANNELS, PROBE_FORWARD
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(WINDOW)
-    writer.add_embedding_length(n)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(wide)
-    writer.add_head_count(8)
+    numbers = {"context_length": WINDOW, "embedding_length": n, "feed_forward_length": wide}
+    for key, number in {**numbers, "block_count": 1, "head_count": 8}.items():
+        getattr(writer, f"add_{key}")(number)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     shapes = {"token_embd": (256, n), "output": (256, n)}

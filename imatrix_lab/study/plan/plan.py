@@ -1,7 +1,4 @@
-"""What a study would do, cost and be able to detect: `study run --dry-run`.
-
-Nothing is written but the measured speed of this machine.
-"""
+"""What a study would do, cost and be able to detect; nothing is written but measured speeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +17,8 @@ from imatrix_lab.pipeline import score, tune
 from imatrix_lab.study import actions, graph, steps, validate
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.graph import Step, Turn
 from imatrix_lab.study.plan import power, warnings
 from imatrix_lab.study.plan.benchmark import Benchmark, Speed
-from imatrix_lab.study.plan.power import Effect, TextSize
 from imatrix_lab.study.recipe import Recipe
 from imatrix_lab.types import CorpusFacts, Model, Request
 
@@ -37,13 +32,7 @@ ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step.
-
-    Attributes
-    ----------
-    is_done : it, or what it makes, is cached.
-    stands_on : name of the speed that its seconds are from; empty where they are assumed.
-    """
+    """One step, done if cached; its seconds are from the speed `stands_on` (empty: assumed)."""
 
     id: str
     kind: str
@@ -59,15 +48,9 @@ class PlannedStep:
 class Plan:
     """A study before it is run; without rows if llama.cpp or the model is missing.
 
-    Attributes
-    ----------
-    rates : measured speed of this machine, by name.
-    seconds : of all that is to do, one step after another with all cores. Side by side steps
-        share the cores and take hardly less.
-    disk_peak_bytes, disk_final_bytes : that the study takes while it runs, and afterwards.
-    memory_bytes : of the largest step.
-    effects : what the planned comparisons can detect.
-    warnings : where the study cannot answer its question, and how to change that.
+    `seconds` is of all that is to do, one step after another with all cores: steps side by side
+    share the cores and take hardly less. The disk's bytes are those that the study takes at most
+    and afterwards; `memory_bytes` is the largest step's.
     """
 
     name: str
@@ -79,7 +62,7 @@ class Plan:
     disk_free_bytes: int
     memory_bytes: int
     memory_limit_bytes: int
-    effects: tuple[Effect, ...]
+    effects: tuple[power.Effect, ...]
     warnings: tuple[str, ...]
 
 
@@ -89,30 +72,24 @@ def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
     try:
         shared = prepare(recipe, folder, session.read_only())
     except (NotBuilt, FetchFailed, MissingTool) as error:
-        return _without_model(recipe, folder, error)
+        sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
+        effects = tuple(power.Planned(recipe, sizes).effects())
+        problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
+        free = free_bytes(folder.path)
+        return Plan(recipe.name, (), {}, 0.0, 0, 0, free, 0, 0, effects, problems)
     return _Planner(shared, session.progress).plan()
 
 
-def _without_model(recipe: Recipe, folder: Folder, error: Exception) -> Plan:
-    sizes = [_assumed(text.partition("=")[0], recipe) for text in recipe.evaluation.texts]
-    effects = tuple(power.Planned(recipe, sizes).effects())
-    problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
-    free = free_bytes(folder.path)
-    return Plan(recipe.name, (), {}, 0.0, 0, 0, free, 0, 0, effects, problems)
-
-
-def _recipe_warnings(recipe: Recipe, effects: Sequence[Effect]) -> tuple[str, ...]:
+def _recipe_warnings(recipe: Recipe, effects: Sequence[power.Effect]) -> tuple[str, ...]:
     return (*warnings.of_tasks(recipe), *warnings.of_samples(recipe), *warnings.of_effects(effects))
 
 
-def _assumed(label: str, recipe: Recipe) -> TextSize:
+def _assumed(label: str, recipe: Recipe) -> power.TextSize:
     n = min(recipe.evaluation.documents or DOCUMENTS, DOCUMENTS)
-    return TextSize(label, (DOCUMENT_TOKENS,) * n, is_known=False)
+    return power.TextSize(label, (DOCUMENT_TOKENS,) * n, is_known=False)
 
 
 class _Planner:
-    """The steps of a study, which of them are done, and the speed of the machine."""
-
     def __init__(self, shared: Shared, progress: Progress):
         self.shared = shared
         self.steps = steps.steps(shared)
@@ -121,21 +98,18 @@ class _Planner:
         self.todo = {step.id for step in graph.to_run(self.steps, finished)}
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
         self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == "score"}
-        self.columns = {
-            m.label: sum(p.info.shape[0] for p in quant_error.tensors(m).values())
-            for m in shared.models
-        }
+        self.columns = {}
+        for m in shared.models:
+            self.columns[m.label] = sum(p.info.shape[0] for p in quant_error.tensors(m).values())
         self.benchmark = Benchmark(shared, progress)
         self.speeds: dict[str, Speed] = {}
 
     def plan(self) -> Plan:
-        """Return the plan."""
         shared, recipe = self.shared, self.shared.recipe
         rows = tuple(self._row(step) for step in self.steps)
         final, peak = _disk(rows, shared.keeps_quants)
-        memory = max(row.memory_bytes for row in rows)
-        disk_free, memory_limit = free_bytes(shared.folder.path), shared.memory_bytes()
-        effects = tuple(self._effects())
+        memory, memory_limit = max(row.memory_bytes for row in rows), shared.memory_bytes()
+        free, effects = free_bytes(shared.folder.path), tuple(self._effects())
         return Plan(
             name=recipe.name,
             rows=rows,
@@ -143,7 +117,7 @@ class _Planner:
             seconds=sum(row.seconds for row in rows if not row.is_done),
             disk_peak_bytes=peak,
             disk_final_bytes=final,
-            disk_free_bytes=disk_free,
+            disk_free_bytes=free,
             memory_bytes=memory,
             memory_limit_bytes=memory_limit,
             effects=effects,
@@ -153,23 +127,21 @@ class _Planner:
                 *warnings.of_types(shared),
                 *_recipe_warnings(recipe, effects),
                 *warnings.of_speeds(self.speeds),
-                *warnings.of_space(peak, disk_free, memory, memory_limit),
+                *warnings.of_space(peak, free, memory, memory_limit),
             ),
         )
 
-    def _model(self, step: Step) -> Model:
+    def _model(self, step: graph.Step) -> Model:
         return next(m for m in self.shared.models if step.id.startswith(f"{m.label}."))
 
-    # -- what is cached
-
-    def _corpus(self, step: Step) -> CorpusFacts | None:
+    def _corpus(self, step: graph.Step) -> CorpusFacts | None:
         """Return a text if it is built: the steps' store is read-only."""
         try:
-            return actions.corpus_in(step.run(Turn(cores(), Silent(), {})))
+            return actions.corpus_in(step.run(graph.Turn(cores(), Silent(), {})))
         except (NotBuilt, ImatrixLabError):
             return None
 
-    def _size(self, step: Step) -> TextSize:
+    def _size(self, step: graph.Step) -> power.TextSize:
         recipe, label = self.shared.recipe, str(step.inputs["texts"])
         files = dict(t.split("=", 1) for t in recipe.evaluation.texts if "=" in t)
         if label in files:
@@ -180,44 +152,35 @@ class _Planner:
             return _assumed(label, recipe)
         with Vocabulary(self.shared.tools, self._model(step).path) as vocabulary:
             scored = texts[: recipe.evaluation.documents or None]
-            return TextSize(label, tuple(vocabulary.count(d.text) for d in scored), is_known=True)
+            tokens = tuple(vocabulary.count(document.text) for document in scored)
+        return power.TextSize(label, tokens, is_known=True)
 
-    def _has_imatrix(self, step: Step) -> bool:
+    def _has_imatrix(self, step: graph.Step) -> bool:
         shared, corpus, model = self.shared, self.corpora[step.needs[0]], self._model(step)
         if corpus is None:
             return False
-        origin, path = model.origin, shared.folder.path
-        request = Request("", (), origin, corpus.n_tokens, path, shared.compute())
+        n_tokens, out = corpus.n_tokens, shared.folder.path
+        request = Request("", (), model.origin, n_tokens, out, shared.compute())
         options = tune.imatrix_options(request, model, corpus)
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
 
-    def _is_done(self, step: Step) -> bool:
-        if step.id not in self.todo:
-            return True
-        if step.kind == "corpus":
-            return self.corpora[step.id] is not None
-        return step.kind == "imatrix" and self._has_imatrix(step)
-
-    # -- what it takes
-
-    def _row(self, step: Step) -> PlannedStep:
-        is_done = self._is_done(step)
+    def _row(self, step: graph.Step) -> PlannedStep:
+        is_done = step.id not in self.todo or bool(self.corpora.get(step.id))
+        is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
         return PlannedStep(step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on)
 
-    def _seconds(self, step: Step) -> tuple[float, str]:
+    def _seconds(self, step: graph.Step) -> tuple[float, str]:
         """Return what a step takes, and the name of the speed that this is from."""
         if step.kind in ASSUMED_S:
             return ASSUMED_S[step.kind], ""
-        model = self._model(step)
-        what = "score"
+        model, units = self._model(step), step.cost
         of: Model | str = model
-        name, units = f"score {model.label}", step.cost
-        if step.kind == "imatrix":
-            what, name = "imatrix", f"imatrix {model.label}"
-        elif step.kind == "quant":
+        what = step.kind if step.kind == "imatrix" else "score"
+        name = f"{what} {model.label}"
+        if step.kind == "quant":
             what, of = "quantize", str(step.inputs["type"])
             name, units = f"quantize {of}", model.facts.n_parameters
         elif step.kind == "loss":
@@ -225,38 +188,27 @@ class _Planner:
             name, units = "predicted loss", model.facts.n_parameters
         elif step.kind == "score":  # through all the models
             units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
-        speed = self.benchmark.speed(what, of)
-        self.speeds[name] = speed
+        speed = self.speeds[name] = self.benchmark.speed(what, of)
         return units / speed.per_second, name
 
-    def _disk_bytes(self, step: Step) -> int:
+    def _disk_bytes(self, step: graph.Step) -> int:
         label = self._model(step).label
-        match step.kind:
-            case "imatrix" | "merge":
-                return 4 * self.columns[label]
-            case "quant":
-                return self.shared.sizes[label, str(step.inputs["type"])]
-            case "score":
-                tokens = sum(self.sizes[step.id].tokens)
-                return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
-            case "loss":
-                return 16 * self.columns[label]
-            case "task":
-                return int(step.cost) * ANSWER_BYTES
-        return 0  # texts are small
+        if step.kind == "quant":
+            return self.shared.sizes[label, str(step.inputs["type"])]
+        if step.kind == "score":
+            tokens = sum(self.sizes[step.id].tokens)
+            return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
+        if step.kind == "task":
+            return int(step.cost) * ANSWER_BYTES
+        column_bytes = {"imatrix": 4, "merge": 4, "loss": 16}
+        return column_bytes.get(step.kind, 0) * self.columns[label]  # texts are small
 
-    # -- what it can detect
-
-    def _effects(self) -> Iterator[Effect]:
+    def _effects(self) -> Iterator[power.Effect]:
         shared = self.shared
         for model in shared.models:
-            sizes = {
-                size.label: size
-                for step, size in self.sizes.items()
-                if self._model(self.by_id[step]) is model
-            }
-            planned = power.Planned(shared.recipe, list(sizes.values()), model, shared.store)
-            yield from planned.effects()
+            own = [s for step, s in self.sizes.items() if self._model(self.by_id[step]) is model]
+            sizes = list({size.label: size for size in own}.values())
+            yield from power.Planned(shared.recipe, sizes, model, shared.store).effects()
 
 
 def _disk(rows: Sequence[PlannedStep], keeps_quants: bool) -> tuple[int, int]:

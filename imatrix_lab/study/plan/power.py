@@ -30,22 +30,14 @@ SPREAD = {
 }
 """Standard deviation of two calibrations' difference in a token, by nominal bits: medians over en,
 nb, ml and none on texts in en, nb and ml (12 documents each), of the demo model's k-quants."""
-CORRELATION = 0.01
-"""Of two differences in one document; they had medians from 0.0 to 0.014."""
+CORRELATION = 0.01  # of two differences in one document; they had medians from 0.0 to 0.014
 DISCORDANCE = DISCORDANCES[1]
-ITEMS = 1000
-"""Of a benchmark that does not say how many it has."""
+ITEMS = 1000  # of a benchmark that does not say how many it has
 
 
 @dataclass(frozen=True)
 class TextSize:
-    """A text that quants will be compared on.
-
-    Attributes
-    ----------
-    tokens : of each document.
-    is_known : counted, not assumed.
-    """
+    """A text that quants will be compared on: tokens of each document, counted or assumed."""
 
     label: str
     tokens: tuple[int, ...]
@@ -56,14 +48,9 @@ class TextSize:
 class Effect:
     """What some comparisons of calibrations at one type can detect on a text, or in a task.
 
-    Attributes
-    ----------
-    power : in the metric's unit; its margin is NaN where none was declared.
-    on, type : the text, or task and language; the type of quant.
-    n_family : comparisons that are adjusted for together.
-    clusters : documents or items available.
-    clusters_needed : to find a difference of the margin, and to show that there is none; 0
-        without a margin.
+    Power is in the metric's unit, its margin NaN where none was declared. `n_family` comparisons
+    are adjusted for together. `clusters_needed` (documents or items) suffice to find a difference
+    of the margin, and to show that there is none; 0 without a margin.
     """
 
     power: results.Power
@@ -79,17 +66,14 @@ class Effect:
 
 
 Pair = frozenset[str]
-Pilots = dict[tuple[str, str], dict[Pair, Design]]
-"""By text and type, then by the two calibrations."""
+Pilots = dict[tuple[str, str], dict[Pair, Design]]  # by text and type, then by the two calibrations
 
 
 class Planned:
     """The comparisons of a recipe on one model, before anything is computed.
 
-    Parameters
-    ----------
-    model, store : whose earlier scores show how much calibrations differ; None to use the spreads
-        assumed above.
+    Earlier scores of the model in the store show how much calibrations differ; without them, the
+    spreads above are assumed.
     """
 
     def __init__(
@@ -98,10 +82,9 @@ class Planned:
     ):  # fmt: skip
         self.recipe, self.sizes = recipe, sizes
         self.metric = recipe.comparison.metrics[0]
-        labels = {c.label: c for c in calibrations.calibrations(recipe)}
+        labels = dict.fromkeys(c.label for c in calibrations.calibrations(recipe))
         self.pairs = [frozenset(pair) for pair in itertools.combinations(labels, 2)]
-        if recipe.comparison.baseline:
-            word = recipe.comparison.baseline
+        if word := recipe.comparison.baseline:
             baseline = NO_IMATRIX if word == NONE else calibrations.mixtures(recipe)[word].label
             self.pairs = [pair for pair in self.pairs if baseline in pair]
         self.pilots = self._pilots(model, store) if model and store else {}
@@ -117,7 +100,6 @@ class Planned:
                     yield self._in_task(quant_type, task, code, len(languages))
 
     def _on_text(self, quant_type: str, size: TextSize) -> Iterator[Effect]:
-        """Yield an effect for each pair that was scored before, and one for all the others."""
         known = self.pilots.get((size.label, quant_type), {})
         scored = [pair for pair in self.pairs if pair in known]
         for pair in scored:
@@ -125,13 +107,12 @@ class Planned:
             yield self._of_text(" and ".join(sorted(pair)), quant_type, size, known[pair], assumed)
         if n_rest := len(self.pairs) - len(scored):
             names = f"{n_rest} other pairs" if scored else "any two"
+            bits = nominal_bits(quant_type)
+            widest = Design(SPREAD[self.metric][bits], CORRELATION)
+            assumed = f"the spread of the demo model at {bits} bits"
             if known:
                 widest = max(known.values(), key=lambda d: d.sd)
                 assumed = "earlier scores of others"
-            else:
-                bits = nominal_bits(quant_type)
-                widest = Design(SPREAD[self.metric][bits], CORRELATION)
-                assumed = f"the spread of the demo model at {bits} bits"
             yield self._of_text(names, quant_type, size, widest, assumed)
 
     def _of_text(
@@ -151,7 +132,7 @@ class Planned:
     def _in_task(self, quant_type: str, task: Task, code: str, n_languages: int) -> Effect:
         definition = get_definition(task.name)
         n = definition.unique or definition.items or ITEMS
-        n = min(n, task.limit) if task.limit else n
+        n = min(n, task.limit or n)
         item_design = task_design(definition.name, DISCORDANCE)
         assumed = f"{100 * DISCORDANCE:g} % of answers differ"
         if not (definition.items or task.limit):
@@ -167,7 +148,6 @@ class Planned:
         self, what: str, assumed: str, metric: str, pair_design: Design, n_clusters: int,
         n_family: int,
     ) -> tuple[results.Power, int]:  # fmt: skip
-        """Return what can be detected, and the clusters needed."""
         unit, scale = METRICS[metric].unit, METRICS[metric].scale
         margin = self.recipe.comparison.margins.get(metric, math.nan)
         analysis = power.analyse(pair_design, n_clusters, margin / scale, ALPHA / n_family)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import ask, endpoint, require_network
@@ -17,8 +18,7 @@ from imatrix_lab.study.recipe import NONE, Recipe, is_remote
 from imatrix_lab.tasks import definition
 from imatrix_lab.types import CorpusFacts
 
-FEW_DOCUMENTS = 6
-"""With fewer, no pattern of signs is rare enough for 5 %."""
+FEW_DOCUMENTS = 6  # with fewer, no pattern of signs is rare enough for 5 %
 FEW_SAMPLES = 3
 HUB_TIMEOUT_S = 5.0
 
@@ -43,20 +43,17 @@ def of_corpora(
     for step, corpus in corpora.items():
         n_tokens = int(steps[step].inputs["n_tokens"])
         if corpus and corpus.n_tokens < 0.9 * n_tokens:
-            yield (
-                f"{steps[step].what} has {corpus.n_tokens:,} of {n_tokens:,} tokens; try: fewer"
-                " tokens or samples, or more text (imatrix-lab corpus add)"
-            )
+            fix = "fewer tokens or samples, or more text (imatrix-lab corpus add)"
+            have = f"{corpus.n_tokens:,} of {n_tokens:,} tokens"
+            yield f"{steps[step].what} has {have}; try: {fix}"
 
 
 def of_samples(recipe: Recipe) -> Iterator[str]:
     """Yield what so few samples cannot show."""
     n = recipe.calibration.samples
     if n == 1:
-        yield (
-            "one sample per language: an effect of the language cannot be separated from an effect"
-            f" of its one text; try: calibration.samples = {FEW_SAMPLES}"
-        )
+        confounded = "an effect of the language cannot be separated from an effect of its one text"
+        yield f"one sample per language: {confounded}; try: calibration.samples = {FEW_SAMPLES}"
     elif n < FEW_SAMPLES:
         yield (
             f"{n} samples per language leave {n - 1} degree of freedom for the noise: only effects"
@@ -73,51 +70,37 @@ def of_types(shared: Shared) -> Iterator[str]:
         options = run.Options(compute.compute_for(model.facts, shared.compute()))
         for quant_type in shared.recipe.types:
             if run.dry_run(shared.tools, model, quant_type, options)[1]:
-                yield (
-                    f"{quant_type} requires an imatrix: the 'none' baseline of {model.label} will"
-                    " be skipped for it"
-                )
+                skipped = f"the 'none' baseline of {model.label} will be skipped for it"
+                yield f"{quant_type} requires an imatrix: {skipped}"
 
 
 def of_tasks(recipe: Recipe) -> Iterator[str]:
     """Yield benchmarks whose items cannot be fetched."""
-    hubs = []
-    for task in recipe.tasks:
-        definition_ = definition.get(task.name)
-        if task.data:
-            continue
-        if definition_.source.hub:
-            hubs.append(definition_.source.hub)
-        else:
-            get = definition_.source.get or "fetch it"
-            yield f"{definition_.name} is not on the Hub; try: {get}, then data = FOLDER"
-    for hub in dict.fromkeys(hubs):
+    without_data = [definition.get(task.name) for task in recipe.tasks if not task.data]
+    for benchmark in without_data:
+        if not benchmark.source.hub:
+            get = benchmark.source.get or "fetch it"
+            yield f"{benchmark.name} is not on the Hub; try: {get}, then data = FOLDER"
+    for hub in dict.fromkeys(b.source.hub for b in without_data if b.source.hub):
         try:
-            _check_dataset(hub)
+            require_network()
+            ask(f"datasets/{hub}", "main", partial(_facts_of, hub))
         except FetchFailed as error:
             fix = f"{error.fix}; or " if error.fix else ""
             yield f"no items of {hub}: {error.what}; try: {fix}data = FILE with the items"
 
 
-def _check_dataset(hub: str) -> None:
-    require_network()
+def _facts_of(hub: str) -> object:
+    from huggingface_hub import HfApi
 
-    def call() -> object:
-        from huggingface_hub import HfApi
-
-        return HfApi(endpoint=endpoint()).dataset_info(hub, timeout=HUB_TIMEOUT_S)
-
-    ask(f"datasets/{hub}", "main", call)
+    return HfApi(endpoint=endpoint()).dataset_info(hub, timeout=HUB_TIMEOUT_S)
 
 
 def of_effects(effects: Sequence[Effect]) -> Iterator[str]:
     """Yield texts and tasks on which a difference of the margin would not be detected."""
-    units = {e.power.unit for e in effects if math.isnan(e.power.margin)}
-    for unit in sorted(units):
-        yield (
-            f"no margin is declared in {unit}, so no two calibrations can come out as equivalent;"
-            " try: comparison.margins"
-        )
+    for unit in sorted({e.power.unit for e in effects if math.isnan(e.power.margin)}):
+        why = "so no two calibrations can come out as equivalent"
+        yield f"no margin is declared in {unit}, {why}; try: comparison.margins"
     few = {e.on: e.clusters for e in effects if e.clusters < FEW_DOCUMENTS}
     for on, n in few.items():
         yield f"{on}: {n} documents are too few for any test; at least {FEW_DOCUMENTS} are needed"
@@ -143,21 +126,16 @@ def _span(values: Sequence[float], form: str) -> str:
 def of_speeds(speeds: Mapping[str, Speed]) -> Iterator[str]:
     """Yield that times are too long."""
     if any(speed.was_busy for speed in speeds.values()):
-        yield (
-            "the machine was busy when its speed was measured: the study will take a fraction of"
-            " these times; try: the same command once it is idle"
-        )
+        slow = "the machine was busy when its speed was measured"
+        fix = "the same command once it is idle"
+        yield f"{slow}: the study will take a fraction of these times; try: {fix}"
 
 
 def of_space(disk: int, free: int, memory: int, limit: int) -> Iterator[str]:
     """Yield that disk or memory is too small."""
     if disk > free:
-        yield (
-            f"the study needs {size(disk)} of disk; {size(free)} is free; try: keep ="
-            ' "scores" with limits.disk_gib'
-        )
+        fix = 'keep = "scores" with limits.disk_gib'
+        yield f"the study needs {size(disk)} of disk; {size(free)} is free; try: {fix}"
     if memory > limit:
-        yield (
-            f"largest step needs {size(memory)} of memory; limit is {size(limit)}; try:"
-            " limits.disk_gib, which makes batches of quants"
-        )
+        fix = "limits.disk_gib, which makes batches of quants"
+        yield f"largest step needs {size(memory)} of memory; limit is {size(limit)}; try: {fix}"
