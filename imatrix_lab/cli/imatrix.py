@@ -132,7 +132,6 @@ def _print_facts(path: Path, imatrix: Imatrix) -> None:
 
 
 def _print_roles(tensors: list[TensorStatistics]) -> None:
-    """Print means over the tensors of each role."""
     roles = defaultdict(list)
     for tensor in tensors:
         roles[tensor.role].append(tensor)

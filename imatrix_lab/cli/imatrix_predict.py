@@ -33,7 +33,6 @@ def _named_file(word: str) -> tuple[str, Path | None]:
 
 
 def _quant(word: str) -> tuple[str, Path]:
-    """Return name and file of ``nb=some.gguf``."""
     name, _, file = word.partition("=")
     if not (name and file):
         raise click.BadParameter(f"{word!r} is not NAME=FILE, with the name of an imatrix or none")

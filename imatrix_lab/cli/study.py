@@ -127,7 +127,6 @@ def _note(text: str) -> None:
 
 
 def _print_results(finished: Finished, as_json: bool) -> int:
-    """Print the answer, what is missing and the files; return the exit status."""
     answer, missing = finished.results.answer, finished.results.missing
     if as_json:
         data = {"folder": finished.folder, "answer": answer, "missing": missing}
@@ -146,7 +145,6 @@ def _print_results(finished: Finished, as_json: bool) -> int:
 
 
 def _detail(step: dict[str, Any]) -> str:
-    """Return how far a step is, or why it failed."""
     if "why" in step:
         return str(step["why"]) + (f"; try: {step['fix']}" if step["fix"] else "")
     if "task" not in step or step["state"] != "running":

@@ -59,13 +59,10 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_optio
         n_a, n_b, n_ties = verdict.n_a, verdict.n_b, verdict.n_ties
         click.echo(f"A is better {n_a:,} times, B {n_b:,}, neither {n_ties:,}")
     else:
-        kappa = f"{verdict.kappa:.3f}"
-        if math.isnan(verdict.kappa):
-            kappa = "undefined (both give every item the same verdict)"
-        click.echo(
-            f"judge {verdict.mean:.2%}, rule {verdict.mean_rule:.2%}, Cohen's kappa {kappa}"
-            f" on {verdict.n:,} items"
-        )
+        undefined = "undefined (both give every item the same verdict)"
+        kappa = undefined if math.isnan(verdict.kappa) else f"{verdict.kappa:.3f}"
+        means = f"judge {verdict.mean:.2%}, rule {verdict.mean_rule:.2%}"
+        click.echo(f"{means}, Cohen's kappa {kappa} on {verdict.n:,} items")
     for reason, n in verdict.failed.items():
         stderr.print(f"{n:,} without a verdict: {reason}", markup=False, soft_wrap=True)
     stderr.print(f"judge {verdict.model}; {verdict.file}", markup=False, soft_wrap=True)

@@ -16,10 +16,7 @@ Record = TypeVar("Record")
 
 
 class Journal(Generic[Record]):
-    """A file of records by id; a later one replaces an earlier one of its id.
-
-    Records are dataclasses with an `id`, and an `error` where the item failed.
-    """
+    """A file of dataclasses with `id` and `error`; a later one of an id replaces an earlier one."""
 
     def __init__(self, path: Path, record_type: type[Record]):
         self._path, self._type, self._lock = path, record_type, threading.Lock()

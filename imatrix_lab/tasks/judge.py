@@ -52,10 +52,7 @@ class Preferences:
 
 
 def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) -> Grades:
-    """Grade the free-form answers of a run; judgements of an earlier call are kept.
-
-    `ImatrixLabError` where the judge gave no grade at all.
-    """
+    """Grade the free-form answers of a run; judgements of an earlier call are kept."""
     run, rows = free_form(path)
     rows = [row for row in rows if not row["task"].endswith("/multiple-choice")][:limit]
     if run.signature["task"]["scorer"] not in ("mixeval", "number") or not rows:

@@ -228,7 +228,6 @@ def _outcomes(prepared: Prepared, items: list[Item], answerer: Answerer) -> Iter
 
 
 def _prompts(prepared: Prepared, is_chat: bool) -> dict[str, str]:
-    """Return what was asked after the examples, by item."""
     items, task, locale, variant = prepared.items, prepared.task, prepared.locale, prepared.variant
     if not task.generates():
         return {i.id: prompt.choice_item(i, task, locale, variant).context for i in items}

@@ -35,9 +35,8 @@ class Translation:
 
 def columns(task: Definition) -> dict[str, str]:
     """Return which columns hold text to translate, and the field of each."""
-    fields = task.fields
-    templates = [("context", fields.context), ("question", fields.question)]
-    templates += [("options", text) for text in fields.options]
+    fields, options = task.fields, [("options", text) for text in task.fields.options]
+    templates = [("context", fields.context), ("question", fields.question), *options]
     templates.append(("gold", fields.gold))
     by_column = {column: name for name, text in templates for column in template.places(text)}
     return {c: name for c, name in by_column.items() if c not in ("words", "beside")}
