@@ -19,14 +19,7 @@ from pathlib import Path
 
 
 class ImatrixLabError(Exception):
-    """An expected failure.
-
-    Parameters
-    ----------
-    what : the failure in one sentence.
-    where : the file, tensor or address it concerns.
-    fix : the command or action that fixes it.
-    """
+    """An expected failure: what happened, in which file, tensor or address, and what fixes it."""
 
     exit_code = 1
 
@@ -55,11 +48,8 @@ class MissingTool(ImatrixLabError):
 class ToolFailed(ImatrixLabError):
     """A program ran and failed.
 
-    Parameters
-    ----------
-    tail : the end of its output.
-    log : the file with all of its output.
-    crashed : a signal ended it, other than one that asks it to stop.
+    `tail` is the end of its output and `log` the file with all of it; `crashed` says that a signal
+    ended it, other than one that asks it to stop.
     """
 
     def __init__(

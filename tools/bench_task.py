@@ -209,7 +209,7 @@ class Bench:
             argv += ["-ngl", str(self.setup.engine.gpu_layers)]
         with process.background(argv, log=self.folder / f"server-{len(more)}.log") as running:
             url = f"http://127.0.0.1:{server.port_of(running)}"
-            yield url, lambda: sum(psutil.Process(running.pid).cpu_times()[:2])
+            yield url, lambda: sum(psutil.Process(running.process.pid).cpu_times()[:2])
 
 
 def ask_options(

@@ -14,6 +14,7 @@ from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
 
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 NEEDS = {
     "hub": "the Hugging Face Hub",
     "pypi": "PyPI",
@@ -54,16 +55,10 @@ def corpus_list(language: str | None, as_json: bool) -> None:
         rows = _source_rows(listed[0])
         _print_table(("code", "language", "source", "licence", "tokens", "needs"), rows, 6)
     else:
-        _print_table(
-            ("code", "language", "tokens offline", "sources, in order"),
-            map(_language_row, listed),
-            4,
-        )
-    stderr.print(
-        "tokens: about, of the demo model; offline: with the package registries alone;"
-        f" mixtures by name: {' '.join(mixture.files())}",
-        style="dim",
-    )
+        columns = ("code", "language", "tokens offline", "sources, in order")
+        _print_table(columns, map(_language_row, listed), 4)
+    note = "tokens: about, of the demo model; offline: with the package registries alone"
+    stderr.print(f"{note}; mixtures by name: {' '.join(mixture.files())}", style="dim")
 
 
 def _language_row(language: Language) -> tuple[str, ...]:
@@ -99,8 +94,7 @@ BUILD = options.several(
                      show_default=True, help="How many disjoint calibration samples."),
         click.option("--chat", type=click.FloatRange(0, 0.9), default=0.0, metavar="SHARE",
                      help="Share of the tokens that is chats, in the model's own template."),
-        click.option("--exclude", multiple=True, metavar="FILE",
-                     type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        click.option("--exclude", multiple=True, metavar="FILE", type=FILE,
                      help="An evaluation set; text that overlaps with it is dropped."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
@@ -141,17 +135,15 @@ def corpus_build(
     corpora = []
     for k in range(1, text_options.n_samples + 1):
         sample = dataclasses.replace(text_options, sample=k, renew=text_options.renew and k == 1)
-        sample_request = dataclasses.replace(request, corpus=sample)
-        corpora.append(tune.corpus_of(sample_request, tools, resolved, session))
+        request = dataclasses.replace(request, corpus=sample)
+        corpora.append(tune.corpus_of(request, tools, resolved, session))
     if as_json:
         return options.emit(corpora if text_options.n_samples > 1 else corpora[0])
     for built in corpora:
-        sample_name = f"sample {built.sample}: " if built.sample else ""
-        session.progress.say(
-            f"{sample_name}{built.n_tokens:,} tokens in {built.n_documents} documents for"
-            f" calibration, {built.n_heldout_tokens:,} in {built.n_heldout} held out;"
-            f" {built.licence}"
-        )
+        name = f"sample {built.sample}: " if built.sample else ""
+        heldout = f"{built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
+        counts = f"{built.n_tokens:,} tokens in {built.n_documents} documents"
+        session.progress.say(f"{name}{counts} for calibration, {heldout}")
         click.echo(built.calibration.parent)
     if names or text_options.heldout:
         session.progress.say(
@@ -160,9 +152,7 @@ def corpus_build(
 
 
 @corpus.command("add")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
-)
+@click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("--lang", required=True, metavar="LANGUAGE", help="What language it is in.")
 @click.option("--name", required=True, help="What to call the source.")
 @click.option("--licence", required=True, help="SPDX name of its licence, e.g. CC0-1.0.")
@@ -204,9 +194,8 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     session = options.session()
     artifact = show.find(text, session.store)
     if artifact is None:
-        raise UsageError(
-            f"no corpus of {text!r} has been built", fix=f"imatrix-lab corpus build {text}"
-        )
+        fix = f"imatrix-lab corpus build {text}"
+        raise UsageError(f"no corpus of {text!r} has been built", fix=fix)
     if as_json:
         return options.emit(artifact.manifest)
     session.progress.say(str(artifact.path))
@@ -215,10 +204,8 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     for key, value in show.summary(facts).items():
         table.add_row(key, escape(value))
     stdout.print(table)
-    for columns, rows in (
-        (show.SOURCE_COLUMNS, show.sources(facts)),
-        (show.DROPPED_COLUMNS, show.dropped(facts)),
-    ):
+    tables = {show.SOURCE_COLUMNS: show.sources(facts), show.DROPPED_COLUMNS: show.dropped(facts)}
+    for columns, rows in tables.items():
         if rows:
             stdout.print()
             _print_table(columns, rows, 3)

@@ -20,7 +20,6 @@ from imatrix_lab.errors import BadImatrix, UsageError
 if TYPE_CHECKING:
     from imatrix_lab.imatrix.findings import Findings
     from imatrix_lab.imatrix.format import Imatrix
-    from imatrix_lab.imatrix.merge import MergeInput
     from imatrix_lab.imatrix.statistics import TensorStatistics
 
 FILE = click.Path(path_type=Path)
@@ -140,12 +139,8 @@ def _print_roles(tensors: list[TensorStatistics]) -> None:
     names = ("role", "tensors", "tokens", "energy", "in top 1 %", "evenness", "active", "no tokens")
     table = new_table(*names)
     for role, group in roles.items():
-        shares = [
-            f"{100 * fmean(values):.1f} %"
-            for values in zip(
-                *((t.top_share, t.entropy_share, t.active) for t in group), strict=True
-            )
-        ]
+        columns = zip(*((t.top_share, t.entropy_share, t.active) for t in group), strict=True)
+        shares = [f"{100 * fmean(values):.1f} %" for values in columns]
         n_tokens, energy = fmean(t.n_tokens for t in group), fmean(t.energy for t in group)
         n_unhit = sum(t.n_unhit for t in group)
         cells = (f"{n_tokens:,.0f}", f"{energy:.4g}", *shares, str(n_unhit))
@@ -166,10 +161,7 @@ def _print_findings(findings: Findings) -> None:
 @imatrix.command()
 @click.argument("path", metavar="FILE", type=FILE)
 @click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
-@click.option(
-    "--repair", "target", type=FILE, metavar="OUT",
-    help="Write a copy with everything fixed that can be.",
-)  # fmt: skip
+@click.option("--repair", "target", type=FILE, metavar="OUT", help="Write a repaired copy.")
 @options.JSON
 def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
     """Check whether an importance matrix can be used for a model; exit status 1 if not.
@@ -223,12 +215,7 @@ def _weighted(word: str) -> tuple[Path, float]:
 
 
 def _by_language(name: str) -> Path:
-    """Return the one file in this folder that a language's code can mean.
-
-    Raises
-    ------
-    UsageError : there are several.
-    """
+    """Return the one file in this folder that a language's code can mean."""
     exact = {f"{name}.gguf", f"{name}.imatrix.gguf"}
     ending = f"-{name}.imatrix.gguf"
     paths = [p for p in sorted(Path().iterdir()) if p.name in exact or p.name.endswith(ending)]
@@ -268,7 +255,10 @@ def merge(
         stderr.print(note, markup=False, soft_wrap=True)
     targets, mixtures = [out], iter([mix(inputs, by)])
     if leave_one_out:
-        targets += _without(out, inputs)
+        names = [Path(n).stem for n in align.labels([(i.path, i.imatrix) for i in inputs])]
+        if len({n.casefold() for n in names}) < len(names):  # several files have one name
+            names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
+        targets += [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]
         mixtures = itertools.chain(mixtures, without_each(inputs, by))
     written = []
     for target, mixture in zip(targets, mixtures, strict=True):
@@ -279,13 +269,3 @@ def merge(
             click.echo(target)
     if as_json:
         options.emit(written)
-
-
-def _without(out: Path, inputs: list[MergeInput]) -> list[Path]:
-    """Return a name for each mixture that lacks one file; numbered if files have one name."""
-    from imatrix_lab.imatrix import align
-
-    names = [Path(n).stem for n in align.labels([(i.path, i.imatrix) for i in inputs])]
-    if len({n.casefold() for n in names}) < len(names):
-        names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
-    return [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]

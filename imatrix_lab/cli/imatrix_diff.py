@@ -96,9 +96,8 @@ def _print_groups(name: str, groups: list[dict[str, Any]]) -> None:
 
 
 def _print_verdict(overall: dict[str, Any], floor: NoiseFloor | None, n_tokens: int) -> None:
-    verdict = (
-        f"{100 * overall['tv']:.1f} % of the energy moves, mean over {overall['tensors']} tensors"
-    )
+    mean = f"mean over {overall['tensors']} tensors"
+    verdict = f"{100 * overall['tv']:.1f} % of the energy moves, {mean}"
     if floor is None:
         verdict += "; compare it with two samples of one language: --noise"
     else:
@@ -111,8 +110,5 @@ def _print_verdict(overall: dict[str, Any], floor: NoiseFloor | None, n_tokens: 
         )
     stdout.print(verdict, markup=False, soft_wrap=True)
     if floor and floor.n_tokens < 0.9 * n_tokens:
-        stderr.print(
-            f"note: the samples have {floor.n_tokens:,} tokens, the files at least {n_tokens:,}:"
-            " larger samples would have less noise",
-            markup=False,
-        )
+        sizes = f"the samples have {floor.n_tokens:,} tokens, the files at least {n_tokens:,}"
+        stderr.print(f"note: {sizes}: larger samples would have less noise", markup=False)

@@ -65,21 +65,15 @@ def _select(text: str) -> str | dict[str, float]:
     help="Importance matrices, NAME=FILE or a file: each is a calibration and a language to"
     " predict for. none: a quant without one.",
 )  # fmt: skip
-@click.option(
-    "--type", "types", type=options.Types(), multiple=True, metavar="TYPE…",
-    help="Quant types. [default: Q4_K_M, or those of --quant]",
-)  # fmt: skip
-@click.option(
-    "--quant", "quants", multiple=True, type=_quant, metavar="NAME=FILE…",
-    help="Existing quants, by the name of their imatrix; the others are made and removed.",
-)  # fmt: skip
+@click.option("--type", "types", type=options.Types(), multiple=True, metavar="TYPE…",
+              help="Quant types. [default: Q4_K_M, or those of --quant]")  # fmt: skip
+@click.option("--quant", "quants", multiple=True, type=_quant, metavar="NAME=FILE…",
+              help="Quants to use, by the name of their imatrix; others are made.")  # fmt: skip
 @click.option("--by", type=click.Choice(["role", "layer"]), help="Also print by role or layer.")
-@click.option(
-    "--select", type=_select, metavar="worst|NAME=WEIGHT,…",
-    help="Search for the mixture that loses least: in its worst language, or on weighted average.",
-)  # fmt: skip
+@click.option("--select", type=_select, metavar="worst|NAME=WEIGHT,…", help="Find the mixture that"
+              " loses least: in its worst language, or on weighted average.")  # fmt: skip
 @options.BACKEND
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@options.THREADS
 @options.JSON
 def predict(types: Any, by: str | None, as_json: bool, **rest: Any) -> None:
     """Predict what each calibration and type loses in each language, without running a model.
@@ -107,14 +101,12 @@ def predict(types: Any, by: str | None, as_json: bool, **rest: Any) -> None:
         _print_mixture(mixture)
     names = predictions.outside
     outside = ", ".join(names[:3]) + (" …" if len(names) > 3 else "") if names else "nothing"
-    stderr.print(
+    note = (
         f"share of the squared output that is lost, x1e-4, mean over"
         f" {len(predictions.rows[0].losses.tensors)} tensors; not covered: {outside}"
-        f" ({predictions.outside_share:.0%} of the weights)",
-        style="dim",
-        markup=False,
-        soft_wrap=True,
+        f" ({predictions.outside_share:.0%} of the weights)"
     )
+    stderr.print(note, style="dim", markup=False, soft_wrap=True)
 
 
 def _print_type(rows: list[QuantLosses], by: str | None) -> None:
@@ -148,11 +140,9 @@ def _print_mixture(mixture: BestMixture) -> None:
     stdout.print(table)
     best, least = min(mixture.pure_objective.items(), key=lambda item: item[1])
     verdict = "better than" if mixture.objective < least else "not better than"
-    stdout.print(
-        f"requantized, it is {verdict} the best single language, {best}:"
-        f" {SCALE * mixture.objective:.2f} against {SCALE * least:.2f}",
-        markup=False,
-    )
+    losses_text = f"{SCALE * mixture.objective:.2f} against {SCALE * least:.2f}"
+    head = f"requantized, it is {verdict} the best single language, {best}: {losses_text}"
+    stdout.print(head, markup=False)
     stdout.print(f"to make its imatrix: {mixture.command}", markup=False, soft_wrap=True)
 
 

@@ -89,26 +89,23 @@ BACKEND = click.option(
     "--backend", type=click.Choice(list(toolchain.BACKENDS)),
     help="Backend of llama.cpp. [default: $BACKEND, else metal on Apple silicon, else cpu]",
 )  # fmt: skip
+THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
+GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 COMPUTE = several(
     [
         BACKEND,
         click.option("--ctx", "n_ctx", type=click.IntRange(32), default=WINDOW, show_default=True,
                      help="Context window in tokens."),
-        click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
+        THREADS,
         click.option("--batch", "n_batch", type=click.IntRange(32),
                      help="Batch size in tokens, a multiple of --ctx. [default: by memory]"),
-        click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU."),
+        GPU_LAYERS,
     ]
 )  # fmt: skip
 
 
 def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Request:
-    """Return the request that the options describe.
-
-    Raises
-    ------
-    click.UsageError : llama-imatrix would abort on this batch size.
-    """
+    """Return the request that the options describe; llama-imatrix aborts on some batch sizes."""
     quant_types = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
     compute = compute_options(rest)
     n_ctx, n_batch = compute.n_ctx or WINDOW, compute.n_batch
@@ -147,9 +144,6 @@ def session() -> Session:
 
 def emit(value: Any) -> None:
     """Print data on stdout as JSON; non-finite numbers become null."""
-    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+    text = json.dumps(value, default=lambda v: str(v) if isinstance(v, Path) else vars(v))
+    plain = json.loads(text, parse_constant=lambda _: None)
     click.echo(json.dumps(plain, ensure_ascii=False, indent=1))
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else vars(value)

@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from imatrix_lab.study.run import Finished
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-JOBS = click.option(
-    "--jobs",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Steps at a time. [default: the recipe's, or as cores and memory allow]",
-)
+JOBS_HELP = "Steps at a time. [default: the recipe's, or as cores and memory allow]"
+JOBS = click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help=JOBS_HELP)
 
 
 @click.group()
@@ -37,9 +33,7 @@ def study() -> None:
 
 @study.command("run")
 @click.argument("recipe")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The study's folder. [default: studies/NAME]"
-)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: studies/NAME]")
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, time, disk, power.")
 @JOBS
 @options.JSON
@@ -136,9 +130,8 @@ def _print_results(finished: Finished, as_json: bool) -> int:
     """Print the answer, what is missing and the files; return the exit status."""
     answer, missing = finished.results.answer, finished.results.missing
     if as_json:
-        options.emit(
-            config.plain({"folder": finished.folder, "answer": answer, "missing": missing})
-        )
+        data = {"folder": finished.folder, "answer": answer, "missing": missing}
+        options.emit(config.plain(data))
         return 1 if missing else 0
     for sentence in answer:
         click.echo(sentence)
@@ -173,7 +166,12 @@ def show(plan: Plan) -> None:
     """Print steps and what they cost, what can be detected, and warnings."""
     if plan.rows:
         _show_steps(plan)
-        _show_speed(plan)
+        table = new_table("this machine", "per second", "measured on")
+        table.columns[2].justify = "left"
+        for name, speed in plan.rates.items():
+            per_s = quantity(speed.per_second, speed.unit)
+            table.add_row(escape(name), per_s, speed.stands_on)
+        stdout.print(table)
     stdout.print("\nsmallest difference detected with 80 % power")
     table = new_table("between", "min. detectable", "margin", "clusters", "needed", "based on")
     table.columns[5].justify = "left"
@@ -213,14 +211,6 @@ def _show_steps(plan: Plan) -> None:
         f" {size(plan.disk_final_bytes)} at the end, {size(plan.disk_free_bytes)} free; memory:"
         f" {size(plan.memory_bytes)} of {size(plan.memory_limit_bytes)}\n"
     )
-
-
-def _show_speed(plan: Plan) -> None:
-    table = new_table("this machine", "per second", "measured on")
-    table.columns[2].justify = "left"
-    for name, speed in plan.rates.items():
-        table.add_row(escape(name), quantity(speed.per_second, speed.unit), speed.stands_on)
-    stdout.print(table)
 
 
 def _value(value: float, power: Power) -> str:

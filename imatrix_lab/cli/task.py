@@ -21,7 +21,6 @@ RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
 ENDPOINT = click.option("--endpoint", metavar="URL", default="", help="OpenAI-compatible server"
                         f" to ask instead; its key is read from ${API_KEY}.")  # fmt: skip
-GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 SHOWN_MAX = 600
 """Characters of a prompt or an answer that `task flips` prints; --json has all."""
 LIMIT = click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N items.")
@@ -88,8 +87,7 @@ def _facts(task: Definition) -> dict[str, Any]:
 @LIMIT
 @click.option("--variant", type=click.Choice(VARIANTS),
               help="How options are scored by likelihood. [default: the task's]")  # fmt: skip
-@click.option("--shots", type=click.IntRange(0),
-              help="Solved examples before each item. [default: the task's]")  # fmt: skip
+@click.option("--shots", type=click.IntRange(0), help="Solved examples. [default: the task's]")
 @click.option("--keep-text", is_flag=True, help="Keep prompts and outputs in the records.")
 @ENDPOINT
 @click.option("--out", type=click.Path(path_type=Path), default=Path("task-runs"),
@@ -99,8 +97,8 @@ def _facts(task: Definition) -> dict[str, Any]:
               help="Tokens of prompt and answer. [default: 4096, or the model's]")  # fmt: skip
 @click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
               help="Answers at a time.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
-@GPU_LAYERS
+@options.THREADS
+@options.GPU_LAYERS
 @options.JSON
 def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     """Run benchmarks on quants; every answer is kept, and a stopped run continues.
@@ -113,10 +111,9 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     """
     from imatrix_lab.tasks.run import run_quants
 
-    if not rest["quants"]:
-        if rest["endpoint"]:
-            raise click.UsageError("missing --quant: the server's name for its model")
-        rest["quants"] = ("demo",)
+    if rest["endpoint"] and not rest["quants"]:
+        raise click.UsageError("missing --quant: the server's name for its model")
+    rest["quants"] = rest["quants"] or ("demo",)
     session = options.session()
     words = langs.replace(",", " ").split()
     codes = tuple(dict.fromkeys(options.language(word, session.progress) for word in words))
@@ -150,9 +147,11 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
     for s in scores:
         failed = sum(s.failed.values())
         counts = (s.n_items, s.n_clusters, s.n_unparsed, s.n_cut, s.n_ties, failed)
-        interval = _interval(s.score.estimate, s.score.low, s.score.high)
+        mean, low, high = s.score.estimate, s.score.low, s.score.high
+        interval = "none: one cluster" if math.isnan(low) else f"{low:.2%} … {high:.2%}"
+        cells = ("none", "none") if math.isnan(mean) else (f"{mean:.2%}", interval)
         names = map(escape, (s.task, s.language, s.quant))
-        table.add_row(*names, *interval, *(f"{n:,}" for n in counts))
+        table.add_row(*names, *cells, *(f"{n:,}" for n in counts))
     stdout.print(table)
     for s in scores:
         name = f"{s.task} {s.language} {s.quant}"
@@ -161,18 +160,8 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
         if q := s.quality:
             stdout.print(f"{name}: chrF++ {q.chrf:.2f}, BLEU {q.bleu:.2f}", markup=False)
             stderr.print(f"  {q.chrf_signature}\n  {q.bleu_signature}", style="dim", markup=False)
-    stderr.print(
-        "failed items are in no score; unread answers are wrong. Two quants: imatrix-lab compare",
-        style="dim", soft_wrap=True,
-    )  # fmt: skip
-
-
-def _interval(estimate: float, low: float, high: float) -> tuple[str, str]:
-    """Return a score and its interval, or why there is none."""
-    if math.isnan(estimate):
-        return "none", "none"
-    interval = "none: one cluster" if math.isnan(low) else f"{low:.2%} … {high:.2%}"
-    return f"{estimate:.2%}", interval
+    note = "failed items are in no score; unread answers are wrong. Two quants: imatrix-lab compare"
+    stderr.print(note, style="dim", soft_wrap=True)
 
 
 @task.command("flips")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.task import API_KEY, ENDPOINT, GPU_LAYERS, LIMIT, RUN
+from imatrix_lab.cli.task import API_KEY, ENDPOINT, LIMIT, RUN
 from imatrix_lab.cli.terminal import stderr
 from imatrix_lab.core.session import Session
 from imatrix_lab.types import ChatRequest
@@ -23,7 +23,7 @@ MODEL = click.option("--model", required=True, metavar="MODEL",
                      help="A GGUF to serve here; with --endpoint, its model's name.")  # fmt: skip
 PARALLEL = click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
                         help="Requests at a time.")  # fmt: skip
-CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, GPU_LAYERS])
+CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, options.GPU_LAYERS])
 
 
 @click.command()

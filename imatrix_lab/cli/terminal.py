@@ -96,7 +96,12 @@ class Terminal:
     def _display(self) -> Iterator[RichProgress]:
         """Yield the one display that all tasks share while any of them runs."""
         with self._lock:
-            bars = self._bars = self._bars or _new_bars()
+            bars = self._bars = self._bars or RichProgress(
+                TextColumn("{task.description}"), BarColumn(24),
+                TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+                _RateColumn(), TextColumn("[dim]{task.fields[note]}"),
+                console=stderr, transient=True,
+            )  # fmt: skip
             self._n_shown += 1
             bars.start()
         try:
@@ -107,12 +112,3 @@ class Terminal:
                 if not self._n_shown:
                     self._bars = None
                     bars.stop()
-
-
-def _new_bars() -> RichProgress:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(24),
-        TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-        _RateColumn(), TextColumn("[dim]{task.fields[note]}"),
-    )  # fmt: skip
-    return RichProgress(*columns, console=stderr, transient=True)

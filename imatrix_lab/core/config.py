@@ -9,7 +9,6 @@ import difflib
 import math
 import sys
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from imatrix_lab.errors import UsageError
 
+Record = TypeVar("Record")
 Keys = Mapping[str, tuple[Any, bool]]
 """Type of each key, and whether it is required."""
 TEXTS = tuple[str, ...]
@@ -26,10 +26,7 @@ TABLE = dict[str, Any]
 def check(raw: Any, keys: Keys, where: Path | str, table: str = "") -> None:
     """Raise `UsageError` for unknown keys, missing ones, and values of another type.
 
-    Parameters
-    ----------
-    where : the file, for messages.
-    table : the table's name in it, for messages.
+    `where` is the file and `table` the table in it, for messages.
     """
     required = [key for key, (_, is_required) in keys.items() if is_required]
     _check_keys(raw, required, keys, where, table)
@@ -51,16 +48,8 @@ def _check_keys(
             raise UsageError(f"missing key {key!r}{inside}", where=where)
 
 
-Record = TypeVar("Record")
-
-
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return a file's table.
-
-    Raises
-    ------
-    UsageError : it is missing, not UTF-8 or not TOML.
-    """
+    """Return a file's table; raise `UsageError` if it is missing, not UTF-8 or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,27 +59,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def build(cls: type[Record], raw: Any, where: Path | str, at: str = "") -> Record:
-    """Return a record of a table; fields without a default are required.
+    """Return a record of a table, or raise `UsageError` as `check` does.
 
-    Parameters
-    ----------
-    where : the file, for messages.
-    at : the table's name in it, for messages.
-
-    Raises
-    ------
-    UsageError : an unknown key (the nearest known one is named), a missing one, another type.
+    Fields without a default are required.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     no = dataclasses.MISSING
     required = [n for n, f in fields.items() if f.default is no and f.default_factory is no]
     _check_keys(raw, required, fields, where, at)
-    types_of = typing.get_type_hints(cls)
-    values = {
-        key: _value(types_of[key], value, where, f"{at}.{key}" if at else key)
-        for key, value in raw.items()
-    }
-    return cls(**values)
+    hints, prefix = typing.get_type_hints(cls), f"{at}." if at else ""
+    return cls(**{k: _value(hints[k], v, where, f"{prefix}{k}") for k, v in raw.items()})
 
 
 def _value(type_: Any, value: Any, where: Path | str, at: str) -> Any:
@@ -141,7 +119,7 @@ def plain(value: Any) -> Any:
     """Return a record as JSON values: dataclasses are tables, tuples lists, NaN null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping | types.MappingProxyType):
+    if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]

@@ -25,8 +25,7 @@ def canonical_json(value: Any) -> str:
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     """Return the sha256 (hex) of a file; `on_bytes` is called with the bytes read so far."""
-    digest = hashlib.sha256()
-    done = 0
+    digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
@@ -38,12 +37,7 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, which then replaces `path`: never a partial file.
-
-    Raises
-    ------
-    DiskFull : the old file stays.
-    """
+    """Give a temporary name to write to, which then replaces `path`: never a partial file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -62,10 +56,6 @@ def place(source: Path, target: Path) -> None:
     """Put `source` at `target` too: a hard link, or a copy on another disk.
 
     A linked file is the store's own, so it is made read-only.
-
-    Raises
-    ------
-    DiskFull : a copy does not fit.
     """
     if target.exists():
         ours, theirs = source.stat(), target.stat()

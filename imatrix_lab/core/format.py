@@ -4,7 +4,6 @@ import math
 import re
 
 UNKNOWN = "–"
-
 _MINUS = "\N{MINUS SIGN}"
 _SE_IN_INTERVAL = 3.92
 """Standard errors in a 95 % interval."""
@@ -13,9 +12,7 @@ _SE_IN_INTERVAL = 3.92
 def number(value: float, low: float = math.nan, high: float = math.nan, plus: bool = False) -> str:
     """Return a value with as many digits as its 95 % interval justifies: two of its error's.
 
-    Parameters
-    ----------
-    plus : show the sign of positive values too, as for differences.
+    `plus` shows the sign of positive values too, as for differences.
 
     >>> number(-0.0863123, -0.0924, -0.0801)
     '−0.0863'
@@ -60,12 +57,7 @@ def interval(low: float, high: float, plus: bool = False) -> str:
 
 
 def probability(p: float, equals: str = "") -> str:
-    """Return p as papers print it: ``< 0.0001``, ``0.0123``, ``0.50``.
-
-    Parameters
-    ----------
-    equals : written before a p that is not ``< 0.0001``: ``"= "`` in sentences.
-    """
+    """Return p as papers print it: ``< 0.0001``, or `equals` and ``0.0123`` or ``0.50``."""
     if math.isnan(p):
         return UNKNOWN
     return "< 0.0001" if p < 1e-4 else f"{equals}{p:.4f}" if p < 0.1 else f"{equals}{p:.2f}"
@@ -80,11 +72,9 @@ def size(n_bytes: float) -> str:
     """Return bytes in MiB or GiB.
 
     >>> size(1_500_000), size(5_000_000_000)
-    ('1.43 MiB', '4.657 GiB')
+    ('1.43 MiB', '4.66 GiB')
     """
-    if n_bytes < 2**30:
-        return f"{n_bytes / 2**20:.2f} MiB"
-    return f"{n_bytes / 2**30:,.3f} GiB"
+    return f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:,.2f} GiB"
 
 
 def quantity(n: float, unit: str) -> str:
@@ -116,9 +106,7 @@ def rate(per_s: float, left_s: float, unit: str) -> str:
     """
     if math.isnan(left_s):
         return ""
-    speed = ""
-    if unit:
-        slow = per_s < 1 and unit != "B"
-        speed = f"{per_s:.2f} {unit}/s" if slow else f"{quantity(per_s, unit)}/s"
-    left = f"{duration(left_s)} left" if left_s else ""
-    return ", ".join(part for part in (speed, left) if part)
+    slow = per_s < 1 and unit != "B"
+    speed = f"{per_s:.2f} {unit}/s" if slow else f"{quantity(per_s, unit)}/s"
+    parts = (speed if unit else "", f"{duration(left_s)} left" if left_s else "")
+    return ", ".join(filter(None, parts))

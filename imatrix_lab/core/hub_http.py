@@ -17,7 +17,6 @@ from imatrix_lab.errors import FetchFailed
 
 LARGEST_HTTP_BYTES = 50_000_000_000
 """The Hub serves larger files over Xet only."""
-
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
 RETRY_S = (1.0, 2.0, 4.0, 8.0)
@@ -50,12 +49,9 @@ def list_files(repo: str, revision: str) -> Listing:
     require_network()
     from huggingface_hub import HfApi
 
+    options: dict[str, Any] = {"files_metadata": True, "timeout": TIMEOUT_S}
     api = HfApi(endpoint=endpoint())
-    info = ask(
-        repo,
-        revision,
-        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
-    )
+    info = ask(repo, revision, lambda: api.model_info(repo, revision=revision, **options))
     files: Files = {}
     for sibling in info.siblings or []:
         name, lfs = PurePosixPath(sibling.rfilename), sibling.lfs
@@ -76,11 +72,9 @@ def total_bytes(files: Files) -> int:
 def download(
     repo: str, commit: str, files: Files, folder: Path, progress: Progress, then_bytes: int = 0
 ) -> None:
-    """Download files into a folder; an unfinished one is called ``.part``.
+    """Download files into a folder, and leave room for `then_bytes` on the disk.
 
-    Parameters
-    ----------
-    then_bytes : room that must be left on the disk afterwards.
+    An unfinished file is called ``.part``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total, done = total_bytes(files), 0
@@ -123,8 +117,7 @@ def _transfer(
         except Unreachable:
             if _bytes_at(part) > have:
                 waits = iter(RETRY_S)
-            wait_s = next(waits, None)
-            if wait_s is None:
+            if (wait_s := next(waits, None)) is None:
                 raise
             task.update(before + _bytes_at(part), "the connection broke; trying again")
             time.sleep(wait_s)
@@ -158,24 +151,21 @@ def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    folder = part.with_name(f".{part.name}.xet")
-    path = ask(
-        repo,
-        commit,
-        lambda: hf_hub_download(repo, name, revision=commit, endpoint=endpoint(), local_dir=folder),
-    )
+    options: dict[str, Any] = {"endpoint": endpoint()}
+    options["local_dir"] = part.with_name(f".{part.name}.xet")
+    path = ask(repo, commit, lambda: hf_hub_download(repo, name, revision=commit, **options))
     Path(path).replace(part)
 
 
 def _check(name: str, entry: dict[str, Any], part: Path) -> None:
-    what = None
     if _bytes_at(part) != entry["size_bytes"]:
         what = f"{name} has {_bytes_at(part)} bytes, and the Hub lists {entry['size_bytes']}"
     elif entry["sha256"] and (sha256 := sha256_file(part)) != entry["sha256"]:
         what = f"{name} has sha256 {sha256}, and the Hub lists {entry['sha256']}"
-    if what:
-        part.unlink()
-        raise FetchFailed(what, fix="run again: the bad file was deleted and will be fetched again")
+    else:
+        return
+    part.unlink()
+    raise FetchFailed(what, fix="run again: the bad file was deleted and will be fetched again")
 
 
 def _bytes_at(path: Path) -> int:
@@ -189,9 +179,8 @@ def endpoint() -> str:
 
 def login(repo: str) -> str:
     """Return how to get access to a gated repository."""
-    return (
-        f"accept the licence at https://huggingface.co/{repo}, then `hf auth login` or set HF_TOKEN"
-    )
+    page = f"https://huggingface.co/{repo}"
+    return f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
 
 
 def require_network() -> None:
@@ -214,12 +203,11 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
 
     http_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, or of its successor
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
-    page = f"https://huggingface.co/{repo}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     fix, error_class = _RETRY, FetchFailed
     if isinstance(error, errors.RevisionNotFoundError):
         what = f"{repo} has no revision {revision} (HTTP {status})"
-        fix = f"choose one at {page}/tree/main"
+        fix = f"choose one at https://huggingface.co/{repo}/tree/main"
     elif isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
         error, errors.GatedRepoError
     ):

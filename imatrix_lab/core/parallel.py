@@ -33,12 +33,11 @@ def each(call: Callable[[Item], Result], items: Iterable[Item], parallel: int) -
 
     for _ in range(parallel):
         threading.Thread(target=work, daemon=True).start()
-    working = parallel
     try:
-        while working:
+        while parallel:
             result = results.get()
             if result is None:
-                working -= 1
+                parallel -= 1
             elif isinstance(result, BaseException):
                 raise result
             else:

@@ -16,6 +16,4 @@ def data_dir(name: str) -> Path:
 def user_dir() -> Path:
     """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
     override = os.environ.get("IMATRIX_LAB_DATA")
-    if override:
-        return Path(override) / "corpora"
-    return Path(platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+    return Path(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"

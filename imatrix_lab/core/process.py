@@ -41,7 +41,6 @@ _CANNOT_RUN = {
     errno.ENOEXEC: "not a program for this machine",
 }
 
-
 _DEATHS = {
     "SIGILL": (
         "an instruction that this processor does not have",
@@ -55,15 +54,6 @@ _DEATHS = {
     ),
 }
 """Signals -> (what they mean, what helps)."""
-
-
-@dataclass(frozen=True)
-class Completed:
-    """A program that has ended: its status, the end of its output, and its time."""
-
-    returncode: int
-    tail: str
-    seconds: float
 
 
 _KEPT = {
@@ -99,6 +89,15 @@ def clean_own_environment() -> None:
         del os.environ[name]
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A program that has ended: its status, the end of its output, and its time."""
+
+    returncode: int
+    tail: str
+    seconds: float
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -109,23 +108,14 @@ def run(
     on_output: Callable[[str], None] | None = None,
     check: bool = True,
 ) -> Completed:
-    """Run a program to its end; standard output and error are one stream.
+    """Run a program to its end; standard output and error are one stream, appended to `log`.
 
-    Parameters
-    ----------
-    log : file to which the whole output is appended.
-    on_output : called with each piece of decoded output as it comes, not line by line
-        (llama-imatrix prints its windows on one line).
-    check : raise `ToolFailed` on a non-zero status.
-
-    Raises
-    ------
-    MissingTool : the program does not exist.
-    ToolFailed : non-zero status with `check`, or `timeout_s` exceeded.
+    `on_output` is called with each piece of decoded output as it comes, not line by line:
+    llama-imatrix prints its windows on one line. Raises `MissingTool` if there is no such program,
+    and `ToolFailed` after `timeout_s` or, with `check`, for a non-zero status.
     """
-    args = [str(a) for a in argv]
+    args, started = [str(a) for a in argv], time.monotonic()
     name = Path(args[0]).name
-    started = time.monotonic()
     until = None if timeout_s is None else started + timeout_s
     process = _started(args, subprocess.PIPE, cwd, env)
     assert process.stdout is not None
@@ -182,12 +172,7 @@ class Background:
 
     name: str
     log: Path
-    _process: subprocess.Popen[bytes]
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    process: subprocess.Popen[bytes]
 
     def tail(self) -> str:
         """Return the end of its output so far."""
@@ -197,7 +182,7 @@ class Background:
 
     def check(self) -> None:
         """Raise `ToolFailed` if it has ended."""
-        if (returncode := self._process.poll()) is not None:
+        if (returncode := self.process.poll()) is not None:
             raise _failed(f"{self.name} ended", returncode, self.tail(), self.log)
 
 
@@ -213,10 +198,6 @@ def background(
 
     Its output goes to a new file `log`, so no SIGPIPE ends it if we are killed: a guard process
     does, whose input closes when we end.
-
-    Raises
-    ------
-    MissingTool : the program does not exist.
     """
     args = [str(a) for a in argv]
     with contextlib.ExitStack() as stack:
@@ -240,12 +221,11 @@ def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
             interrupt.check()
-            if not selector.select(timeout=0.5):
-                continue
-            raw = os.read(stdout.fileno(), 65536)
-            yield raw
-            if not raw:
-                return
+            if selector.select(timeout=0.5):
+                raw = os.read(stdout.fileno(), 65536)
+                yield raw
+                if not raw:
+                    return
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -269,24 +249,15 @@ def _signal(process: subprocess.Popen[bytes], signum: int) -> bool:
     return True
 
 
-def _status(returncode: int) -> str:
-    if returncode >= 0:
-        return f"exit {returncode}"
-    try:
-        return signal.Signals(-returncode).name
-    except ValueError:
-        return f"signal {-returncode}"
-
-
 def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFailed:
     """Return the error for a program's status: a signal has its own words and remedy."""
-    status = _status(returncode)
+    status = f"exit {returncode}" if returncode >= 0 else f"signal {-returncode}"
+    with contextlib.suppress(ValueError):
+        status = signal.Signals(-returncode).name
     meaning, fix = _DEATHS.get(status, ("", None))
-    described = f"{status}, {meaning}" if meaning else status
-    return ToolFailed(
-        f"{what} ({described}): {_error_line(tail)}", tail=tail, log=log, fix=fix,
-        crashed=returncode < 0 and status not in ("SIGINT", "SIGTERM"),
-    )  # fmt: skip
+    message = f"{what} ({status}{', ' if meaning else ''}{meaning}): {_error_line(tail)}"
+    crashed = returncode < 0 and status not in ("SIGINT", "SIGTERM")
+    return ToolFailed(message, tail=tail, log=log, fix=fix, crashed=crashed)
 
 
 def _error_line(tail: str) -> str:
@@ -304,22 +275,12 @@ def in_order(
     """Yield `function` of each item, in order, from several processes (1: this process).
 
     At most a few items are in flight. Ctrl-C reaches this process alone; workers end with the
-    iterator, and when this process dies.
-
-    Parameters
-    ----------
-    function : picklable, as are items and results; processes are spawned, not forked.
-
-    Raises
-    ------
-    ToolFailed : a worker died, most likely for lack of memory.
+    iterator, and when this process dies. They are spawned, not forked, so all is pickled.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -30,11 +30,9 @@ class Progress(Protocol):
 
 
 class Meter:
-    """A `Task` that knows its speed and the time left, and passes each update on.
+    """A `Task` that knows its speed and the time left.
 
-    Parameters
-    ----------
-    then : called after each update with the meter and the note.
+    After each update it calls `then` with itself and the note.
     """
 
     def __init__(

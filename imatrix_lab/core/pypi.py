@@ -9,12 +9,7 @@ from imatrix_lab.errors import FetchFailed, ToolFailed
 
 
 def download(name: str, version: str, sha256: str, folder: Path, *, source: bool = False) -> Path:
-    """Return the path of a wheel or (with `source`) an sdist; one in `folder` is not fetched again.
-
-    Raises
-    ------
-    FetchFailed : it cannot be fetched, or its sha256 is not the pinned one.
-    """
+    """Return the path of a wheel or an sdist; one in `folder` is not fetched again."""
     folder.mkdir(parents=True, exist_ok=True)
     if path := _pinned(folder, sha256):
         return path

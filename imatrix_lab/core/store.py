@@ -89,12 +89,7 @@ class NotBuilt(Exception):
 
 
 class Store:
-    """Artefacts under one root directory.
-
-    Parameters
-    ----------
-    read_only : `get` raises `NotBuilt` instead of building, for plans.
-    """
+    """Artefacts under one root; `get` of a `read_only` store raises `NotBuilt`, for plans."""
 
     def __init__(self, root: Path | None = None, *, read_only: bool = False):
         self.root = (root or default_root()).absolute()
@@ -113,24 +108,13 @@ class Store:
         return None
 
     def get(
-        self,
-        kind: str,
-        label: str,
-        inputs: Inputs,
-        build: Build,
-        progress: Progress | None = None,
+        self, kind: str, label: str, inputs: Inputs, build: Build, progress: Progress | None = None
     ) -> Artifact:
-        """Return the artefact for these inputs, building it if needed.
+        """Return the artefact for these inputs, building it with the lock held if needed.
 
-        Parameters
-        ----------
-        kind, label : words for the directory's name; `label` has no part in the key.
-        inputs : everything that changes the result, JSON-able, free of paths and times.
-        build : see `Build`; called with the lock held.
-
-        Raises
-        ------
-        DiskFull : what was built so far stays in ``work/`` for the next run.
+        `inputs` are everything that changes the result, JSON-able, free of paths and times;
+        `label` has no part in the key. On an error, what was built so far stays in ``work/`` for
+        the next run.
         """
         progress = progress or Silent()
         key = fingerprint(kind, inputs)
@@ -191,12 +175,9 @@ class Store:
         build: BuildTogether,
         progress: Progress | None = None,
     ) -> list[Artifact]:
-        """Return artefacts that are cheaper to build at one time.
+        """Return artefacts, by label and inputs, that are cheaper to build at one time.
 
-        Parameters
-        ----------
-        items : label and inputs of each; no two the same.
-        build : called once with those that are missing, all their locks held.
+        `build` is called once with those that are missing, all their locks held.
         """
         order = sorted(range(len(items)), key=lambda i: fingerprint(kind, items[i][1]))
         artifacts: dict[int, Artifact] = {}
@@ -239,38 +220,37 @@ class Store:
     def unfinished(self) -> Iterator[tuple[Path, int]]:
         """Yield the directories of unfinished builds and their sizes in bytes."""
         for path in sorted(self.root.glob("work/*")):
-            yield path, _size_bytes(path)
+            size_bytes = 0
+            for file in path.rglob("*"):
+                with contextlib.suppress(OSError):  # it vanished meanwhile
+                    size_bytes += file.lstat().st_size if file.is_file() else 0
+            yield path, size_bytes
 
     def collect_garbage(self, unused_for_s: float) -> list[tuple[Path, int]]:
         """Remove artefacts and unfinished builds unused for a time; return them and their bytes.
 
         What is being built is skipped, and so is what a link leads to outside the root.
         """
-        before = time.time() - unused_for_s
-        candidates = [(a.path, a.size_bytes()) for a in self.artifacts()]
-        candidates += self.unfinished()
-        removed = []
-        root = self.root.resolve()
-        for path, size_bytes in candidates:
-            if path.is_symlink() or not path.resolve().is_relative_to(root):
+        before, removed = time.time() - unused_for_s, list[tuple[Path, int]]()
+        artifacts = [(a.path, a.size_bytes()) for a in self.artifacts()]
+        for path, size_bytes in [*artifacts, *self.unfinished()]:
+            if path.is_symlink() or not path.resolve().is_relative_to(self.root.resolve()):
                 continue
             name = path.name
             if path.parent.name != "work":
                 name = f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}"
-            try:
-                with filelock.FileLock(self._lock_path(name), timeout=0):
-                    if _last_used_s(path) > before:  # or gone: its builder has just finished
-                        continue
+            with (
+                contextlib.suppress(filelock.Timeout),
+                filelock.FileLock(self._lock_path(name), timeout=0),
+            ):
+                if _last_used_s(path) <= before:
                     _remove(path)
                     removed.append((path, size_bytes))
-            except filelock.Timeout:
-                continue
         return removed
 
     def _find(self, kind: str, key: str) -> Artifact | None:
         for path in (self.root / kind).glob(f"*-{key[:FINGERPRINT_CHARS]}"):
-            artifact = _read(path)
-            if artifact and artifact.fingerprint == key:
+            if (artifact := _read(path)) and artifact.fingerprint == key:
                 return artifact
         return None
 
@@ -320,15 +300,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def _size_bytes(folder: Path) -> int:
-    """Return the size of a folder's files; some may vanish meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size if path.is_file() else 0
-    return total
-
-
 def _last_used_s(path: Path) -> float:
     """Return when an artefact or an unfinished build was last used; infinity if it is gone."""
     try:
@@ -344,11 +315,9 @@ def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         size_bytes = path.stat().st_size
-        if size_bytes < SHOW_HASHING_BYTES:
-            sha256 = sha256_file(path)
-        else:
-            with progress.task(f"sha256 of {path.name}", size_bytes, "B") as task:
-                sha256 = sha256_file(path, task.update)
+        shown = progress if size_bytes >= SHOW_HASHING_BYTES else Silent()
+        with shown.task(f"sha256 of {path.name}", size_bytes, "B") as task:
+            sha256 = sha256_file(path, task.update)
         name = path.relative_to(out).as_posix()
         inventory[name] = {"size_bytes": size_bytes, "sha256": sha256}
     return inventory

@@ -52,16 +52,7 @@ def assemble(
     n_tokens: int,
     options: TextOptions,
 ) -> Corpus:
-    """Return the corpus of a mixture.
-
-    Parameters
-    ----------
-    selections : one for each part of the mixture; None for random tokens.
-
-    Raises
-    ------
-    BadText : too little text to calibrate on, or nothing to hold out.
-    """
+    """Return the corpus of a mixture; a selection for each part, None for random tokens."""
     selected = list(zip(mixture.parts, selections, strict=True))
     sources = [s for part, selection in selected if selection for s in _sources(part, selection)]
     heldout = list({d.id: d for source in sources for d in source.heldout}.values())
@@ -73,17 +64,21 @@ def assemble(
     groups: Groups = []
     for part in mixture.parts:
         if part.language is None:
-            lanes = [_random_lane(part, vocabulary, n_tokens, options)]
+            n_drawn = int(n_tokens * options.n_samples * 1.5)
+            drawn = list(controls.random_tokens(vocabulary, n_drawn, options.seed))
+            lanes = [Lane(part.label, _blocks(drawn, vocabulary))]
         else:
             lanes = [
-                _lane(source, _cleared(source.calibration, seen, removed), vocabulary, options)
+                _lane(source, _cleared(source, seen, removed), vocabulary, options)
                 for source in sources
                 if source.part is part and source.calibration
             ]
         if not any(lane.n_tokens for lane in lanes):
             raise BadText(f"there is too little text in {part.name} to calibrate on")
         groups.append((part.weight, lanes))
-    sample = _sample(groups, _chat_lane(chats, vocabulary), n_tokens, options)
+    # chats are blocks of one, so that each sample has some
+    chat_blocks = tuple(Block((d,), (vocabulary.count(d.text),)) for d in chats)
+    sample = _sample(groups, Lane("chats", chat_blocks), n_tokens, options)
     order = [d for _, d in packing.interleave(sample.lanes, sample.quotas, vocabulary.count)]
     text, used = packing.within_budget(order, sample.n_tokens, vocabulary.count)
     facts = {
@@ -97,7 +92,6 @@ def assemble(
 
 
 def _sources(part: Part, selection: Selection) -> list[_PartSource]:
-    """Return a part's sources, each without its cut, and what is held out."""
     sources = []
     for pool in selection.calibration:
         basis, everything = pool.basis_and_all()
@@ -111,41 +105,26 @@ def _sources(part: Part, selection: Selection) -> list[_PartSource]:
     return sources
 
 
-def _cleared(
-    documents: Sequence[Document], seen: Shingles, removed: Counter[str]
-) -> list[Document]:
-    cleared = list(without_overlap(documents, seen))
+def _cleared(source: _PartSource, seen: Shingles, removed: Counter[str]) -> list[Document]:
+    cleared = list(without_overlap(source.calibration, seen))
     removed["paragraphs"] += sum(n_paragraphs for _, n_paragraphs in cleared)
-    kept = [document for document, _ in cleared if document]
-    removed["documents"] += len(cleared) - len(kept)
-    return kept
+    removed["documents"] += sum(document is None for document, _ in cleared)
+    return [document for document, _ in cleared if document]
 
 
 def _lane(
     source: _PartSource, documents: list[Document], vocabulary: Vocabulary, options: TextOptions
 ) -> Lane:
-    """Return a source's blocks in seeded order, with its words shuffled if the part asks for it."""
     part = source.part
     if part.shuffled and part.language:
         script = part.language.script
         documents = [controls.shuffled(d, options.seed, script) for d in documents]
-    name = f"{part.label}/{source.pool.pinned.source.name}"
-    return packing.shuffled(Lane(name, _blocks(documents, vocabulary)), options.seed)
-
-
-def _random_lane(part: Part, vocabulary: Vocabulary, n_tokens: int, options: TextOptions) -> Lane:
-    n_drawn = int(n_tokens * options.n_samples * 1.5)
-    documents = list(controls.random_tokens(vocabulary, n_drawn, options.seed))
-    return Lane(part.label, _blocks(documents, vocabulary))
+    lane = Lane(f"{part.label}/{source.pool.pinned.source.name}", _blocks(documents, vocabulary))
+    return packing.shuffled(lane, options.seed)
 
 
 def _blocks(documents: Sequence[Document], vocabulary: Vocabulary) -> tuple[Block, ...]:
     return tuple(packing.blocks(documents, [vocabulary.count(d.text) for d in documents]))
-
-
-def _chat_lane(chats: Sequence[Document], vocabulary: Vocabulary) -> Lane:
-    """Return chats as blocks of one, so that each sample has some."""
-    return Lane("chats", tuple(Block((d,), (vocabulary.count(d.text),)) for d in chats))
 
 
 @dataclass(frozen=True)
@@ -178,11 +157,7 @@ def _sample(groups: Groups, chats: Lane, n_tokens: int, options: TextOptions) ->
 
 
 def _with_quotas(groups: Groups, chats: Lane, n_tokens: int, chat_share: float) -> _Sample:
-    """Return all lanes and their quotas.
-
-    A mixture keeps its weights: where one part is short, the others give less too. Chats are an
-    addition: where there are few, the parts fill up.
-    """
+    """A mixture keeps its weights: a short part shortens the others; missing chats are made up."""
     budget = n_tokens * SLACK
     n_chat = min(chats.n_tokens, round(chat_share * budget)) if chat_share else 0
     capacities = [sum(lane.n_tokens for lane in lanes) / weight for weight, lanes in groups]
@@ -204,7 +179,6 @@ def _provenance(
     heldout: Sequence[Document],
     chats: Sequence[Document],
 ) -> dict[str, Any]:
-    """Return licence, origin and counts of every source of a corpus."""
     used_ids = {d.id.removeprefix("shuffled/") for d in used}
     heldout_ids = {d.id for d in heldout}
     sources = []

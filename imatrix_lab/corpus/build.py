@@ -39,13 +39,7 @@ def build(
     options: TextOptions,
     session: Session,
 ) -> CorpusFacts:
-    """Return a corpus of at most `n_tokens` tokens, from the store or built now.
-
-    Raises
-    ------
-    BadText : the sources hold no usable text.
-    FetchFailed : a source cannot be fetched as pinned.
-    """
+    """Return a corpus of at most `n_tokens` tokens, from the store or built now."""
 
     def select(language: Language) -> Selection:
         count = vocabulary.count
@@ -105,7 +99,6 @@ def _inputs(
 
 
 def _budget(model: Model, vocabulary: Vocabulary, n_tokens: int) -> dict[str, Any]:
-    """Return the inputs of every corpus."""
     return {
         "corpus_version": CORPUS_VERSION,
         "n_tokens": n_tokens,
@@ -121,7 +114,6 @@ def _chat_files(mixture: Mixture) -> list[Path]:
 
 
 def _chats(mixture: Mixture, model: Model, scratch: Path) -> list[Document]:
-    """Return the chats of a mixture's languages in the model's template."""
     chats = [entry for path in _chat_files(mixture) for entry in chat.read(path)]
     if not chats:
         raise BadText(f"there are no chats in {mixture.name}", fix="leave out --chat")
@@ -150,12 +142,7 @@ def _write(out: Path, text: str, heldout: Iterable[Document]) -> None:
 
 
 def from_folder(folder: Path) -> CorpusFacts:
-    """Return a corpus that was built before, from its folder.
-
-    Raises
-    ------
-    BadText : its manifest cannot be read, or its files are not those of the manifest.
-    """
+    """Return a corpus that was built before, from its folder, its files checked."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         corpus = facts(Artifact(folder, manifest))

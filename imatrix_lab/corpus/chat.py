@@ -30,8 +30,7 @@ def documents(
 ) -> list[Document]:
     """Return each chat as a document, with the special tokens that the model was trained on.
 
-    BOS is left out: llama-imatrix puts it where a window begins. `BadModel` if the model has no
-    template, or one that fails, takes too long or writes too much.
+    BOS is left out: llama-imatrix puts it where a window begins.
     """
     try:
         rendered = chat_template.render(model, [c for _, c in chats], scratch)

@@ -63,15 +63,8 @@ def limit_bytes(n_tokens: int) -> int:
 def declared(source: Source) -> dict[str, Any]:
     """Return what a source's file says of it, without the paths of a user's own files."""
     settings = {k: v for k, v in source.settings.items() if (source.kind, k) != ("files", "files")}
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "licence": source.licence,
-        "licence_class": source.licence_class,
-        "origin": source.origin,
-        "note": source.note,
-        "settings": settings,
-    }
+    facts = {k: v for k, v in vars(source).items() if k not in {"heldout", "tokens"}}
+    return facts | {"settings": settings}
 
 
 def identity(pinned: Pinned) -> dict[str, Any]:
@@ -85,10 +78,8 @@ def restored(remembered: Mapping[str, Any], language: Language) -> Pinned:
         pinned = Pinned(source, remembered["version"], remembered["sha256"])
         if identity(pinned) == remembered:
             return pinned
-    raise BadText(
-        f"{language.name} no longer has the source {remembered['name']} as it was",
-        fix=f"imatrix-lab corpus build {language.code} --renew",
-    )
+    what = f"{language.name} no longer has the source {remembered['name']} as it was"
+    raise BadText(what, fix=f"imatrix-lab corpus build {language.code} --renew")
 
 
 def inputs(language: Language, pinned: Pinned, limit: int) -> dict[str, Any]:
@@ -104,19 +95,12 @@ def inputs(language: Language, pinned: Pinned, limit: int) -> dict[str, Any]:
 
 
 def build(language: Language, pinned: Pinned, limit: int, workers: int, session: Session) -> Pool:
-    """Return a source's clean documents, about `limit` bytes of them at most.
-
-    Raises
-    ------
-    BadText : nothing is left after cleaning, or the source's text is damaged.
-    FetchFailed : the source cannot be fetched as pinned.
-    """
+    """Return a source's clean documents, about `limit` bytes of them at most."""
     source = pinned.source
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        session.progress.say(
-            f"text {language.code}: {source.origin} ({source.licence}; {source.note})"
-        )
+        origin = f"{source.origin} ({source.licence}; {source.note})"
+        session.progress.say(f"text {language.code}: {origin}")
         report = Report()
         raw = KINDS[source.kind].documents(pinned, language, session)
         pieces = _pieces(clean.clean(raw, Rules.of(language), report, workers))
@@ -162,7 +146,6 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pieces(cleaned: Iterable[Document]) -> Iterator[Document]:
-    """Yield documents of at most about `DOCUMENT_CHARS_MAX`, cut between paragraphs."""
     for document in cleaned:
         if len(document.text) <= DOCUMENT_CHARS_MAX:
             yield document

@@ -15,10 +15,7 @@ from imatrix_lab.types import Document
 
 
 def shuffled(document: Document, seed: int, script: str) -> Document:
-    """Return a document with its words in random order; its characters in unspaced scripts.
-
-    The words, and so nearly all tokens, stay the same; the meaning is lost.
-    """
+    """Return a document with its words in random order; its characters in unspaced scripts."""
     spaces = SCRIPT_PARTS.get(script, (script,))[0] not in scripts.UNSPACED
     rng = random.Random(f"{seed} {document.id}")
     units = document.text.split() if spaces else [c for c in document.text if not c.isspace()]
@@ -28,9 +25,8 @@ def shuffled(document: Document, seed: int, script: str) -> Document:
 
 
 def random_tokens(vocabulary: Vocabulary, n_tokens: int, seed: int) -> Iterator[Document]:
-    """Yield documents of tokens drawn evenly from the vocabulary, about `n_tokens` in all.
+    """Yield documents of tokens drawn evenly from the vocabulary's that are text by themselves.
 
-    Only tokens that are text by themselves are drawn: no control tokens, no parts of a character.
     Tokenized again they may merge in other ways, so the count is approximate.
     """
     rng = random.Random(f"{seed} {vocabulary.n_tokens()}")

@@ -49,10 +49,7 @@ def _not_utf8(byte: int, where: str | Path) -> BadText:
 
 
 def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
-    r"""Yield the lines of a UTF-8 file with their ``\n``, streamed; long ones in pieces.
-
-    A byte-order mark is left out. `BadText` names the first byte that is not UTF-8.
-    """
+    r"""Yield the lines of a UTF-8 file with their ``\n``, without a BOM; long ones in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     n_read = 0
     with path.open("rb") as file:
@@ -150,10 +147,7 @@ def line(document: Document) -> str:
 
 
 def stream(path: Path) -> Iterator[Document]:
-    """Yield the documents of a file with one JSON object on each line.
-
-    Only ``text`` is required; a document without an ``id`` is named after its line.
-    """
+    """Yield the documents of JSON lines; only ``text`` is required, ``id`` is else the line's."""
     for number, entry, text in json_texts(path):
         document_id = str(entry.get("id") or f"{path.stem}/{number:06d}")
         source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))

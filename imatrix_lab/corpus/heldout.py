@@ -18,10 +18,7 @@ CUTS = 4
 
 
 def cut_of(basis: Sequence[Document]) -> list[Document]:
-    """Return what is held out of a source that is also calibrated on.
-
-    It depends on the source alone, so no corpus calibrates on it.
-    """
+    """Return what every corpus holds out of a source that is also calibrated on."""
     sizes = [len(d.text.encode()) for d in basis]
     return cut(basis, sizes, min(HELDOUT_BYTES, sum(sizes) * HELDOUT_SHARE))[1]
 
@@ -37,14 +34,9 @@ def heldout_of(basis: Sequence[Document], everything: bool) -> list[Document]:
 def cut(
     documents: Sequence[Document], sizes: Sequence[int], total: float
 ) -> tuple[list[Document], list[Document]]:
-    """Return (rest, held out): contiguous runs, of about the size `total` together.
+    """Return (rest, held out): the ends of `CUTS` stretches, of about the size `total` together.
 
-    The source is divided into `CUTS` stretches, and the end of each is held out: neighbours are
-    often parts of one text, so a few runs leak less than many single documents would.
-
-    Parameters
-    ----------
-    sizes : of each document, in the unit of `total`.
+    Neighbours are often parts of one text, so a few runs leak less than many single documents.
     """
     heldout: set[int] = set()
     n_cuts = min(CUTS, len(documents) // 2)
@@ -64,10 +56,9 @@ def cut(
 def without_overlap(
     documents: Iterable[Document], seen: Shingles
 ) -> Iterator[tuple[Document | None, int]]:
-    """Yield each document without the paragraphs that share a run of words with `seen`.
+    """Yield documents without the paragraphs that share a run with `seen`, and how many these are.
 
-    The second value is how many paragraphs were dropped. The document is None if nothing is left,
-    or if a run across its paragraphs is still shared.
+    A document is None if nothing is left, or if a run across its paragraphs is still shared.
     """
     for document in documents:
         if not seen.hits(document.text):

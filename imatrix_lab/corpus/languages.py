@@ -68,15 +68,10 @@ _LANGUAGE = _keys(
 
 @dataclass(frozen=True)
 class Source:
-    """One place that text in a language comes from.
+    """One place that text in a language comes from, read by `corpus.sources`' module `kind`.
 
-    Attributes
-    ----------
-    kind : which module of `corpus.sources` reads it; `settings` are for that module.
-    licence, licence_class : SPDX expression, and one of `LICENCE_CLASSES`.
-    origin, note : where it is from and how it was made, in words.
-    heldout : kept for evaluation; calibrated on only if named by the user.
-    tokens : rough count after cleaning, in the demo model's vocabulary; 0: not measured.
+    `licence` is an SPDX expression. A `heldout` source is calibrated on only if the user names it.
+    `tokens` is a rough count after cleaning, in the demo model's vocabulary; 0: not measured.
     """
 
     name: str
@@ -92,16 +87,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Language:
-    """One language, or program code.
+    """One language, or program code; its code is BCP 47, its script ISO 15924 (code: `Zyyy`).
 
-    Attributes
-    ----------
-    code, script : BCP 47 and ISO 15924 (`Zyyy` for program code).
-    aliases : other codes for it.
-    labels : what language identification may call it; empty if it does not know it.
-    clean : thresholds for cleaning, of those in `CLEAN`.
-    sources : in order of preference.
-    faults : the user's own texts that could not be added: file -> why.
+    `labels` are what language identification may call it; empty if it does not know it.
+    `sources` are in order of preference; `faults` say why a file of the user's was not added.
     """
 
     code: str
@@ -118,8 +107,7 @@ class Language:
 def load_all(folder: Path | None = None) -> dict[str, Language]:
     """Return every language by code: the package's and the user's, or those of one folder.
 
-    `UsageError` names the file and its fault; a fault in a text of the user's own breaks only its
-    language, in `get`.
+    A fault in a text of the user's own breaks only its language, in `get`.
     """
     folders = (folder,) if folder else (data_dir("corpora"), user_dir())
     return dict(_loaded(folders, tuple(_stamps(folders))))
@@ -214,7 +202,6 @@ def check_name(name: str, path: Path | None = None) -> None:
 
 
 def _with_own(language: Language, folders: Sequence[Path]) -> Language:
-    """Add the user's own texts to a language, after its other sources."""
     sources = {s.name: s for s in language.sources}
     faults = {}
     for folder in folders:
@@ -238,7 +225,6 @@ def get(word: str, folder: Path | None = None) -> Language:
             for path, why in language.faults.items():
                 raise UsageError(why, where=path, fix="correct or delete this file")
             return language
-    near = difflib.get_close_matches(name, languages, 3, 0.5)
-    what = f"no corpus for a language called {word!r}"
-    what += f" (near: {', '.join(near)})" if near else ""
+    near = ", ".join(difflib.get_close_matches(name, languages, 3, 0.5))
+    what = f"no corpus for a language called {word!r}" + (f" (near: {near})" if near else "")
     raise UsageError(what, fix=f"one of: {' '.join(languages)}")

@@ -46,13 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Parts whose weights sum to one; usually one language.
-
-    Attributes
-    ----------
-    label : ``nb``, ``multi10``, or ``nb75-en25`` in per cent.
-    name : in words.
-    """
+    """Parts whose weights sum to one; labelled ``nb``, ``multi10`` or (per cent) ``nb75-en25``."""
 
     label: str
     name: str
@@ -72,24 +66,6 @@ def parse(word: str) -> Mixture:
     labels = [p.label for p in parts]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UsageError(f"{twice} is named twice in {word!r}")
-    return _mixture(parts)
-
-
-def parse_or_path(text: str, file: str) -> Mixture | Path:
-    """Return the mixture of that name, or else the path: a file, or a folder with `file` in it.
-
-    A language comes first: ``./nb`` is the folder.
-    """
-    try:
-        return parse(text)
-    except UsageError:
-        path = Path(text)
-        if path.is_file() or (path / file).is_file():
-            return path
-        raise
-
-
-def _mixture(parts: list[Part]) -> Mixture:
     if len(parts) == 1:
         return Mixture(parts[0].label, parts[0].name, tuple(parts))
     label = "-".join(f"{p.label}{_percent(p.weight)}" for p in parts)
@@ -97,6 +73,17 @@ def _mixture(parts: list[Part]) -> Mixture:
         label = f"mix-of-{len(parts)}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
     name = ", ".join(f"{_percent(p.weight)} % {p.name}" for p in parts)
     return Mixture(label, name, tuple(parts))
+
+
+def parse_or_path(text: str, file: str) -> Mixture | Path:
+    """Return the mixture of that name, or else the path of a file, or of a folder with `file`."""
+    try:
+        return parse(text)
+    except UsageError:
+        path = Path(text)
+        if path.is_file() or (path / file).is_file():
+            return path
+        raise
 
 
 def _percent(weight: float) -> str:

@@ -100,8 +100,7 @@ def interleave(
 ) -> Iterator[tuple[str, Document]]:
     """Yield (lane, document) so that every prefix has the quotas' proportions.
 
-    The next block is of the lane furthest behind its quota, the first of them where they tie; the
-    document that meets a lane's quota is cut there.
+    The document that meets a lane's quota is cut there.
     """
     blocks = [list(reversed(lane.blocks)) for lane in lanes]
     taken = [0] * len(lanes)
@@ -126,14 +125,9 @@ def joined(documents: Sequence[Document]) -> str:
 def within_budget(
     documents: Sequence[Document], n_tokens: int, count: Callable[[str], int]
 ) -> tuple[str, list[Document]]:
-    """Return (text, documents used) for a token budget.
+    """Return (text, documents used): the documents joined, and cut in the last that fits.
 
-    The text is the documents in order, joined by blank lines. It is cut in the last one, to
-    exactly `n_tokens` tokens if the tokenizer allows it and never more; shorter text stays whole.
-
-    Parameters
-    ----------
-    count : tokens of a text in the target model's vocabulary, BOS included.
+    It has exactly `n_tokens` tokens (BOS included) if the tokenizer allows it, and never more.
     """
     estimate = 0
     for i, document in enumerate(documents, 1):
@@ -145,10 +139,9 @@ def within_budget(
 
 
 def _shortened(text: str, n_last: int, n_tokens: int, count: Callable[[str], int]) -> str:
-    """Return a text that is cut in its last `n_last` characters to fit the budget.
+    """Cut the last `n_last` characters by their own tokens, then correct by the whole's count.
 
-    The last document is cut by its own tokens, and the cut corrected by the count of the whole:
-    two or three counts of the whole, where a search over it would take a dozen.
+    This takes two or three counts of the whole, where a search over it would take a dozen.
     """
     before, last = text[:-n_last], text[-n_last:]
     budget = n_tokens - count(before)

@@ -32,14 +32,10 @@ USUAL_LIMIT = cleaned.limit_bytes(TOKENS_DEFAULT)
 
 @dataclass(frozen=True)
 class Selection:
-    """The sources of a corpus, as pools of clean text.
+    """The sources of a corpus, as pools of clean text; `skipped` says why others are not used.
 
-    Attributes
-    ----------
-    calibration : to calibrate on, less the cut of each (`heldout.cut_of`).
-    cut : of these, the ones whose cuts are held out; empty if there is a pool held out whole.
-    heldout : the pool that is held out whole, or None.
-    skipped : source -> why it is not used.
+    All of `calibration` lose their cut (`heldout.cut_of`). Held out are the cuts of those in `cut`,
+    or else one pool, `heldout`, whole.
     """
 
     calibration: tuple[Pool, ...]
@@ -64,18 +60,7 @@ def select(
     count: Callable[[str], int],
     session: Session,
 ) -> Selection:
-    """Return the sources for a budget, as remembered or decided now.
-
-    Parameters
-    ----------
-    vocabulary_sha256 : of the model whose tokens are counted.
-    count : tokens of a text.
-
-    Raises
-    ------
-    UsageError : a source is named that the language does not have.
-    BadText, FetchFailed, MissingTool : no source is available; says why for each.
-    """
+    """Return the sources for a budget, as remembered or decided now."""
     _check(language, options)
     selector = _Selector(language, options, session)
     usual = selector.remembered({}, selector.usual)
@@ -99,9 +84,8 @@ def _check(language: Language, options: TextOptions) -> None:
     known = [s.name for s in language.sources]
     for name in (*options.sources, *filter(None, [options.heldout])):
         if name not in known:
-            raise UsageError(
-                f"{language.name} has no source called {name!r}", fix=f"one of: {' '.join(known)}"
-            )
+            what = f"{language.name} has no source called {name!r}"
+            raise UsageError(what, fix=f"one of: {' '.join(known)}")
     if options.heldout in options.sources:
         raise UsageError(f"{options.heldout} cannot both be calibrated on and held out")
 
@@ -231,17 +215,13 @@ class _Selector:
                     raise
                 why = f"{error.what} ({error.where})" if error.where else error.what
                 if not any(error.what in reason for reason in skipped.values()):
-                    self.session.progress.say(
-                        f"note: {self.language.code}: without {source.name}: {why}"
-                    )
+                    note = f"note: {self.language.code}: without {source.name}: {why}"
+                    self.session.progress.say(note)
                 skipped[source.name] = why
 
 
 def _spare(pools: Sequence[Pool]) -> Pool | None:
-    """Return the smallest source that can be held out whole without starving calibration.
-
-    It may take what exceeds the usual budget, or a quarter of a text that is short anyway.
-    """
+    """Return the smallest source beyond the budget, or of at most a quarter where text is short."""
     total = sum(p.n_bytes for p in pools)
     for candidate in sorted(pools, key=lambda p: p.n_bytes)[: len(pools) - 1]:
         rest = total - candidate.n_bytes

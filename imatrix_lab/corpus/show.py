@@ -75,10 +75,7 @@ def samples(corpus: Artifact, store: Store, n_dropped: int) -> dict[str, list[st
     """Return a page of the calibration text, one of the held-out text, and what was dropped."""
     calibration = (corpus.path / build.CALIBRATION).read_text(encoding="utf-8")
     heldout = documents.read(corpus.path / build.HELDOUT)
-    pages = {
-        "calibration": [_page(calibration)],
-        "held out": [_page(d.text) for d in heldout[:1]],
-    }
+    pages = {"calibration": [_page(calibration)], "held out": [_page(d.text) for d in heldout[:1]]}
     parts = corpus.manifest["inputs"].get("parts", ())
     fingerprints = {fingerprint for part in parts for fingerprint in part["calibration"]}
     lines = [

@@ -120,7 +120,7 @@ class _Clock:
 
     def __init__(self, task: Task, done: int, n_ctx: int):
         self.task, self.done, self.n_ctx = task, done, n_ctx
-        self.steps = programs.window_steps()
+        self.steps = programs.Steps(programs.WINDOW)
         self.started = time.monotonic()
         self.first: float | None = None
 

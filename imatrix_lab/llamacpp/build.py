@@ -37,10 +37,8 @@ _MEMORY_PER_JOB_BYTES = 1_200 * 2**20
 def get_toolchain(backend: str, session: Session, own: bool = True) -> Toolchain:
     """Return the toolchain; build it (minutes) if needed, and try it on this machine.
 
-    With `own`, the programs are those of ``$LLAMA_CPP_DIR`` if that is set.
-
-    Raises MissingTool: no C++ compiler, or none for the backend.
-    Raises ToolFailed: the build failed (the next run continues it), or does not work here.
+    With `own`, the programs are those of ``$LLAMA_CPP_DIR`` if that is set. A build that failed is
+    continued by the next run.
     """
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
@@ -86,8 +84,7 @@ def _require_compilers(backend: str) -> None:
 
 def _script(name: str) -> str:
     """Return a program that a wheel installed beside this Python, or the system's."""
-    beside = Path(sys.executable).parent / name
-    path = str(beside) if beside.exists() else shutil.which(name)
+    path = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
     if not path:
         raise MissingTool(f"{name} is not installed", fix=f"pip install {name}")
     return path
@@ -131,21 +128,22 @@ def _compile(
     """Configure and compile; put programs and libraries into ``out/bin``."""
     log, tree, ninja = scratch.parent / "build.log", scratch / "build", _script("ninja")
     rpath = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
+    (scratch / "less.cmake").write_text(LESS_OPTIMIZED)
     configure = [_script("cmake"), "-S", str(source), "-B", str(tree), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_INSTALL_RPATH={rpath}"]
-    (scratch / "less.cmake").write_text(LESS_OPTIMIZED)
     configure += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={scratch / 'less.cmake'}", *definitions]
-    steps = programs.ninja_steps()
+    steps = programs.Steps(programs.NINJA)
     try:
         process.run(configure, log=log)
         with progress.task("compiling llama.cpp", 1.0, "") as task:
 
             def show(piece: str) -> None:
-                steps.feed(piece)
-                if steps.total:
+                if steps.feed(piece):
                     task.update(steps.last / steps.total, f"{steps.last}/{steps.total} files")
 
-            argv = [ninja, "-C", str(tree), "-j", str(_jobs()), *programs.PROGRAMS]
+            by_memory = psutil.virtual_memory().available // _MEMORY_PER_JOB_BYTES
+            jobs = str(max(1, min(cores(), by_memory)))
+            argv = [ninja, "-C", str(tree), "-j", jobs, *programs.PROGRAMS]
             process.run(argv, log=log, on_output=show)
     except ToolFailed as error:
         error.fix = "read the log; running the same command again continues the build"
@@ -162,11 +160,6 @@ def _compiled(out: Path, backend: str, build: str) -> Toolchain:
         raise MissingTool(f"the build calls itself {output.strip()!r}, not {programs.COMMIT}")
     script = out / "convert" / "convert_hf_to_gguf.py"
     return Toolchain(out / "bin", out / "bin", script, version[0], backend, version[1], build)
-
-
-def _jobs() -> int:
-    by_memory = int(psutil.virtual_memory().available // _MEMORY_PER_JOB_BYTES)
-    return max(1, min(cores(), by_memory))
 
 
 def _unpacked(scratch: Path) -> Path:

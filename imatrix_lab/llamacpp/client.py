@@ -33,10 +33,8 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 class _Failed(Exception):
     """A request that failed.
 
-    Attributes
-    ----------
-    again : it may succeed later; after `wait_s`, if the server said when.
-    hopeless : every other request will fail too: no connection, or no permission.
+    With `again` it may succeed later; after `wait_s`, if the server said when. `hopeless`: every
+    other request will fail too, for lack of a connection or permission.
     """
 
     def __init__(self, why: str, again: bool = True, wait_s: float = 0.0, hopeless: bool = False):
@@ -49,21 +47,11 @@ class Client:
 
     Time-outs, lost connections, 408, 409, 425, 429, 5xx and malformed answers are tried again,
     with exponential back-off and jitter, or when the endpoint says (``Retry-After``). A request
-    that still fails gives an answer with an error.
+    that still fails gives an answer with an error; `HOPELESS_MAX` hopeless ones in a row end it
+    with `FetchFailed`.
 
-    Parameters
-    ----------
-    url : with or without ``/v1``.
-    model : name in each request; a server with one model ignores it.
-    api_key : sent as a bearer token; it appears in no error and no log.
-    timeout_s : for a whole answer; connecting may take at most 10 s of it.
-    retries : attempts after the first.
-    parallel : requests at a time.
-
-    Raises
-    ------
-    UsageError : the address is not http or https.
-    FetchFailed : later, after `HOPELESS_MAX` hopeless failures in a row.
+    The URL may end in ``/v1`` or not. The key appears in no error and no log. The time-out is for
+    a whole answer; connecting may take at most 10 s of it.
     """
 
     def __init__(
@@ -158,9 +146,8 @@ class Client:
         ``/v1/models`` is every server's; ``/props`` is llama-server's, with its build.
         """
         props = self._get("/props") or {}
-        about: dict[str, Any] = {
-            key: props[key] for key in ("model_path", "build_info") if key in props
-        }
+        names = ("model_path", "build_info")
+        about: dict[str, Any] = {name: props[name] for name in names if name in props}
         data = (self._get("/v1/models") or {}).get("data")
         models = [m for m in data if isinstance(m, dict)] if isinstance(data, list) else []
         for model in models:
@@ -192,19 +179,15 @@ class Client:
                         raise _Failed(f"no complete answer within {self._timeout_s:g} s")
         except httpx2.TimeoutException as error:
             raise _Failed(f"no answer within {self._timeout_s:g} s") from error
-        except httpx2.ConnectError as error:
-            raise _Failed(f"{type(error).__name__}: {error}", hopeless=True) from error
         except (httpx2.HTTPError, RuntimeError) as error:  # the latter: closed meanwhile
-            raise _Failed(f"{type(error).__name__}: {error}") from error
+            hopeless = isinstance(error, httpx2.ConnectError)
+            raise _Failed(f"{type(error).__name__}: {error}", hopeless=hopeless) from error
         if response.status_code != 200:
             raise _refused(response, bytes(raw))
-        try:
-            content = json.loads(raw)
-        except ValueError as error:
-            raise _Failed(f"the answer is not JSON: {_shown(bytes(raw))}") from error
-        if not isinstance(content, dict):
-            raise _Failed(f"the answer is not a JSON object: {_shown(bytes(raw))}")
-        return content
+        with contextlib.suppress(ValueError):
+            if isinstance(content := json.loads(raw), dict):
+                return content
+        raise _Failed(f"the answer is not a JSON object: {_shown(bytes(raw))}")
 
 
 def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
@@ -230,8 +213,7 @@ def retry_after_s(value: str) -> float:
         then = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return 0.0
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=datetime.UTC)
+    then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
     return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
@@ -246,15 +228,12 @@ def _answer(content: dict[str, Any], has_stop: bool) -> Generated:
         finish = choice.get("finish_reason")
         n_tokens = (content.get("usage") or {}).get("completion_tokens", 0)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _Failed(
-            f"the answer has no choice: {_shown(json.dumps(content).encode())}"
-        ) from error
+        shown = _shown(json.dumps(content).encode())
+        raise _Failed(f"the answer has no choice: {shown}") from error
     if text is None:  # a refusal, or thoughts alone: greedy, it would be the same again
         raise _Failed("the answer has no text", again=False)
     if not isinstance(text, str) or not isinstance(n_tokens, int):
         raise _Failed("the answer has no text")
     if finish not in {"stop", "length"}:
         raise _Failed(f"the answer was ended by {finish!r}", again=False)
-    if finish == "stop" and not has_stop:
-        finish = "eos"
-    return Generated("", text, n_tokens, finish)
+    return Generated("", text, n_tokens, "eos" if finish == "stop" and not has_stop else finish)

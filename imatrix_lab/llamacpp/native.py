@@ -21,18 +21,12 @@ _FLAGS = (
 
 
 def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> ctypes.CDLL:
-    """Return a library, compiled (seconds) with llama.cpp's compiler if needed.
-
-    Raises
-    ------
-    MissingTool : no C++ compiler.
-    ToolFailed : it does not compile.
-    """
+    """Return a library, compiled (seconds) with llama.cpp's compiler if needed."""
     library = f"{name}-kernel.so"
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         compiler = toolchain.find_compiler()
-        argv: list[str | Path] = [compiler, *_FLAGS, "-o", out / library, source]
+        argv = [compiler, *_FLAGS, "-o", str(out / library), str(source)]
         process.run(argv, log=scratch / "compile.log", timeout_s=300)
         return {"compiler": Path(compiler).name}
 

@@ -18,13 +18,7 @@ _CMAKE_OPTIONS = {
 
 @dataclass(frozen=True)
 class Build:
-    """Options for one build.
-
-    Attributes
-    ----------
-    name : what it leaves out; ``native`` leaves out nothing.
-    cmake : definitions for CMake.
-    """
+    """A build's definitions for CMake, named for what it leaves out (``native``: nothing)."""
 
     name: str
     cmake: tuple[str, ...] = ()

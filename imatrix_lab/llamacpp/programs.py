@@ -33,10 +33,8 @@ OVERRIDE_BYTES_MAX = 127
 class Compute:
     """How a program may use the machine.
 
-    Attributes
-    ----------
-    n_batch : tokens per decode; a multiple of the window, several windows at once when larger.
-    gpu_layers : layers to offload; None leaves it to llama.cpp.
+    `n_batch`, the tokens of a decode, is a multiple of the window when larger: several windows at
+    once. `gpu_layers` None leaves it to llama.cpp.
     """
 
     threads: int
@@ -51,9 +49,7 @@ class Compute:
         Weights are not repacked, as in process: programs and engine multiply alike.
         """
         args = ["-t", self.threads, "-c", self.n_ctx, "-b", self.n_batch, "-ub", self.n_ubatch]
-        args.append("--no-repack")
-        if self.gpu_layers is not None:
-            args += ["-ngl", self.gpu_layers]
+        args += ["--no-repack", *([] if self.gpu_layers is None else ["-ngl", self.gpu_layers])]
         return [str(a) for a in args]
 
 
@@ -99,9 +95,7 @@ def quantize_argv(
 ) -> list[str]:
     """Return a llama-quantize command; a dry run when `out` is None.
 
-    Raises
-    ------
-    ValueError : a metadata value that llama-quantize would refuse.
+    Raises ValueError for a metadata value that llama-quantize would refuse.
     """
     argv = [str(program), *([] if out else ["--dry-run"])]
     argv += ["--allow-requantize"] if options.allow_requantize else []
@@ -141,53 +135,35 @@ def server_argv(
     return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
 
 
-_WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
+WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
 _FINAL = re.compile(r"Final estimate: PPL = (-?(?:[\d.]+|nan|inf))")
-_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] ")
+TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] ")
 _FALLBACK = re.compile(
     r"warning: (\S+) +- ncols +(\d+) not divisible by +(\d+) \(required for type +(\w+)\)"
     r".*?-> falling back to +(\w+)",
     re.DOTALL,
 )
 _QUANT_SIZE = re.compile(r"quant size += +([\d.]+) MiB \(([\d.]+) BPW\)")
-_NINJA = re.compile(r"\[(\d+)/(\d+)\]")
+NINJA = re.compile(r"\[(\d+)/(\d+)\]")
 _VERSION = re.compile(r"version: .*?\b([0-9a-f]{7,40})\b\)?")
 _COMPILER = re.compile(r"built with (.+)")
 
 
 class Steps:
-    """Finds the last ``[i]`` or ``[i/n]`` in output that arrives in pieces."""
+    """Finds the last ``[i]`` (`WINDOW`) or ``[i/n]`` in output that arrives in pieces."""
 
-    def __init__(self, pattern: re.Pattern[str] = _WINDOW):
+    def __init__(self, pattern: re.Pattern[str]):
         self._pattern, self._rest = pattern, ""
-        self.last = 0
-        self.total = 0
+        self.last = self.total = 0
 
     def feed(self, piece: str) -> int:
         """Take a piece of output; return the last step so far."""
-        text = self._rest + piece
-        end = 0
+        text, end = self._rest + piece, 0
         for match in self._pattern.finditer(text):
             self.last, end = int(match[1]), match.end()
-            if self._pattern is not _WINDOW:
-                self.total = int(match[2])
+            self.total = 0 if self._pattern is WINDOW else int(match[2])
         self._rest = text[max(end, len(text) - 200) :]
         return self.last
-
-
-def window_steps() -> Steps:
-    """Count windows of llama-imatrix and llama-perplexity."""
-    return Steps(_WINDOW)
-
-
-def tensor_steps() -> Steps:
-    """Count tensors of llama-quantize."""
-    return Steps(_TENSOR)
-
-
-def ninja_steps() -> Steps:
-    """Count compile steps."""
-    return Steps(_NINJA)
 
 
 def final_perplexity(output: str, n_windows: int) -> float | None:
@@ -196,10 +172,9 @@ def final_perplexity(output: str, n_windows: int) -> float | None:
     llama.cpp's programs print from a thread that is not waited for, so the last lines of a
     successful run can be missing. The running value of the last window is the final one.
     """
-    values = {int(i): float(value) for i, value in _WINDOW.findall(output)}
-    if match := _FINAL.search(output):
-        return float(match[1])
-    return values.get(n_windows)
+    values = {int(i): float(value) for i, value in WINDOW.findall(output)}
+    match = _FINAL.search(output)
+    return float(match[1]) if match else values.get(n_windows)
 
 
 def fallbacks(output: str) -> tuple[tuple[str, str, str], ...]:
@@ -209,15 +184,8 @@ def fallbacks(output: str) -> tuple[tuple[str, str, str], ...]:
 
 def quant_size(output: str) -> tuple[int, float] | None:
     """Return size in bytes (to 0.01 MiB) and bits per weight, as llama-quantize prints them."""
-    if not (matches := _QUANT_SIZE.findall(output)):
-        return None
-    mib, bits_per_weight = matches[-1]
-    return round(float(mib) * 2**20), float(bits_per_weight)
-
-
-def requires_imatrix(output: str) -> bool:
-    """Return whether the output of a dry run says that the type requires an imatrix."""
-    return "will require an imatrix" in output
+    matches = _QUANT_SIZE.findall(output)
+    return (round(float(matches[-1][0]) * 2**20), float(matches[-1][1])) if matches else None
 
 
 def version_of(output: str) -> tuple[str, str] | None:
@@ -229,10 +197,7 @@ def version_of(output: str) -> tuple[str, str] | None:
 def quant_types(words: Sequence[str]) -> tuple[str, ...]:
     """Return the canonical names of quant types, in the order given, each once.
 
-    Raises
-    ------
-    KeyError : an unknown type.
+    Raises KeyError for an unknown type.
     """
-    known = {t.upper(): t for t in QUANT_TYPES}
-    names = [ALIASES.get(w.upper(), w.upper()) for w in words]
-    return tuple(dict.fromkeys(known[n] for n in names))
+    known = {t: t for t in QUANT_TYPES}
+    return tuple(dict.fromkeys(known[ALIASES.get(w.upper(), w.upper())] for w in words))

@@ -15,8 +15,7 @@ from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 START_LIMIT_S = 600.0
-ANSWER_LIMIT_S = 86_400.0
-"""Many long answers at a time take hours on a CPU."""
+ANSWER_LIMIT_S = 86_400.0  # many long answers at a time take hours on a CPU
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 
@@ -33,23 +32,12 @@ def serve(
 ) -> Iterator[Client]:
     """Run llama-server on a model until the block ends, and give a client of it.
 
-    It listens on 127.0.0.1, at a port of the system's choice, with a random key.
-
-    Parameters
-    ----------
-    parallel : answers at a time.
-    n_ctx : tokens of a prompt and its answer.
-    log : file for its output; None: a temporary one.
-
-    Raises
-    ------
-    ToolFailed : it does not start.
+    It listens on 127.0.0.1, at a port of the system's choice, with a random key. `parallel` is how
+    many answers at a time, `n_ctx` the tokens of a prompt and its answer.
     """
-    key = secrets.token_hex(16)
-    argv = programs.server_argv(
-        toolchain.program("llama-server"), model_path, parallel, n_ctx, threads,
-        0 if toolchain.backend == "cpu" else gpu_layers,
-    )  # fmt: skip
+    key, program = secrets.token_hex(16), toolchain.program("llama-server")
+    gpu_layers = 0 if toolchain.backend == "cpu" else gpu_layers
+    argv = programs.server_argv(program, model_path, parallel, n_ctx, threads, gpu_layers)
     with contextlib.ExitStack() as stack:
         if log is None:
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"

@@ -47,12 +47,9 @@ _REQUIRED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Programs and libraries of one llama.cpp.
+    """Programs of one llama.cpp, and libraries for the bindings, always of the pinned commit.
 
-    Attributes
-    ----------
-    library_dir : shared libraries for the bindings, always of the pinned commit.
-    build : ``native``, or what was left out because it does not work on this processor.
+    `build` is ``native``, or what was left out because it does not work on this processor.
     """
 
     bin_dir: Path
@@ -69,8 +66,8 @@ class Toolchain:
 
     def signature(self) -> dict[str, str]:
         """Return what makes two results comparable: commit, backend, compiler and processor."""
-        names = ("commit", "backend", "compiler")
-        parts = {**{name: getattr(self, name) for name in names}, "cpu": processor.fingerprint()}
+        parts = {name: getattr(self, name) for name in ("commit", "backend", "compiler")}
+        parts["cpu"] = processor.fingerprint()
         return parts if self.build == "native" else {**parts, "build": self.build}
 
     def bindings(self) -> Any:
@@ -88,12 +85,7 @@ class Toolchain:
 
 
 def default_backend() -> str:
-    """Return ``$BACKEND``, else metal on Apple silicon, else cpu.
-
-    Raises
-    ------
-    UsageError : ``$BACKEND`` is unknown.
-    """
+    """Return ``$BACKEND``, else metal on Apple silicon, else cpu."""
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
     backend = os.environ.get("BACKEND") or ("metal" if apple else "cpu")
     if backend not in BACKENDS:
@@ -102,7 +94,7 @@ def default_backend() -> str:
 
 
 def find(store: Store, backend: str) -> Toolchain | None:
-    """Return the toolchain, or None if it is not built; see `get`."""
+    """Return the toolchain, or None if it is not built."""
     artifact = store.find("toolchain", inputs(backend))
     return chosen(artifact, backend) if artifact else None
 
@@ -139,16 +131,15 @@ def _users_own(built: Toolchain) -> Toolchain:
     """Return a toolchain with the programs of ``$LLAMA_CPP_DIR`` and the pinned libraries."""
     root = Path(os.environ["LLAMA_CPP_DIR"]).expanduser().absolute()
     for folder in (root, root / "bin", root / "build" / "bin"):
-        program = folder / _REQUIRED[0]
         if all((folder / name).exists() for name in _REQUIRED):
             break
     else:
         fix = "point it at a llama.cpp build folder, or unset LLAMA_CPP_DIR"
         what = f"LLAMA_CPP_DIR does not hold {', '.join(_REQUIRED)}"
         raise MissingTool(what, where=root, fix=fix)
+    program = folder / _REQUIRED[0]
     output = process.run([program, "--version"], check=False, timeout_s=60).tail
-    version = programs.version_of(output)
-    if version is None:
+    if (version := programs.version_of(output)) is None:
         what = "the llama.cpp in LLAMA_CPP_DIR prints no version, so results could not be signed"
         fix = "build it from a git checkout, or unset LLAMA_CPP_DIR"
         raise MissingTool(what, where=program, fix=fix)
@@ -163,16 +154,11 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-_COMPILER_FIX = (
-    "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
-    "   macOS: xcode-select --install"
-)
-
-
 def find_compiler() -> str:
     """Return the C++ compiler that CMake will use, or raise `MissingTool`."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return path
-    what = "no C++ compiler; llama.cpp is built from source"
-    raise MissingTool(what, fix=_COMPILER_FIX)
+    fix = "Debian/Ubuntu: sudo apt install g++   Fedora: sudo dnf install gcc-c++"
+    fix += "   macOS: xcode-select --install"
+    raise MissingTool("no C++ compiler; llama.cpp is built from source", fix=fix)

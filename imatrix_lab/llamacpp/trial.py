@@ -23,33 +23,24 @@ WEIGHT_TYPES = (
     "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
     "TQ2_0", "TQ1_0", "MXFP4", "NVFP4", "Q2_0", "Q1_0",
 )  # fmt: skip
-_CHANNELS, _HEADS, _WINDOW, _WINDOWS = 256, 4, 64, 2
+_CHANNELS, _HEADS, _WINDOW = 256, 4, 64
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _LAYERS = -(-len(WEIGHT_TYPES) // len(_MATRICES))
 _TEXT = "En liten modell leser en liten tekst, og ingen av programmene skal stoppe. " * 8
-_LIMIT_S = 300.0
 
 
 def try_build(tools: Toolchain, scratch: Path, progress: Progress) -> None:
-    """Run every program and the bindings on a tiny model of all weight types.
-
-    Raises ToolFailed: a program failed, or crashed.
-    """
+    """Run every program and the bindings on a tiny model of all weight types."""
     compute = Compute(threads=2, n_ctx=_WINDOW, n_batch=_WINDOW, n_ubatch=_WINDOW)
     text, original, mixed = (scratch / name for name in ("trial.txt", "f16.gguf", "mixed.gguf"))
     text.write_text(_TEXT, encoding="utf-8")
     write_model(original)
     with progress.task("trying llama.cpp on this machine", 6, "") as task:
+        environment = {"LLAMA_CPP_LIB_PATH": str(tools.library_dir)}
         for i, argv in enumerate(_argvs(tools, compute, text, original, mixed)):
-            process.run(argv, log=scratch / "trial.log", timeout_s=_LIMIT_S)
+            log = scratch / "trial.log"
+            process.run(argv, env=environment, log=log, timeout_s=300)
             task.update(i + 1)
-        process.run(
-            [sys.executable, "-P", "-m", "imatrix_lab.llamacpp.trial", str(mixed)],
-            env={"LLAMA_CPP_LIB_PATH": str(tools.library_dir)},
-            log=scratch / "trial.log",
-            timeout_s=_LIMIT_S,
-        )
-        task.update(5)
         with serve(tools, mixed, 1, _WINDOW, threads=2, log=scratch / "server.log"):
             task.update(6)
 
@@ -59,7 +50,7 @@ def _argvs(
 ) -> Iterator[list[str]]:
     imatrix = original.with_name("trial.imatrix.gguf")
     collect = [str(tools.program("llama-imatrix")), "-f", str(text), *compute.argv()]
-    collect += ["--chunks", str(_WINDOWS), "-o", str(imatrix)]
+    collect += ["--chunks", "2", "-o", str(imatrix)]
     yield [*collect, "-m", str(original)]
     types = [
         word
@@ -68,10 +59,9 @@ def _argvs(
     ]
     quantize = [str(tools.program("llama-quantize")), "--imatrix", str(imatrix), *types]
     yield [*quantize, str(original), str(mixed), "Q8_0", "2"]
-    yield perplexity_argv(
-        tools.program("llama-perplexity"), mixed, text, compute, n_windows=_WINDOWS
-    )
+    yield perplexity_argv(tools.program("llama-perplexity"), mixed, text, compute, n_windows=2)
     yield [*collect, "-m", str(mixed)]
+    yield [sys.executable, "-P", "-m", "imatrix_lab.llamacpp.trial", str(mixed)]
 
 
 def write_model(path: Path) -> None:
@@ -96,21 +86,15 @@ def write_model(path: Path) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 
-    def matrix(name: str, n_rows: int) -> None:
-        weights = rng.normal(0, 0.06, (n_rows, _CHANNELS)).astype(np.float16)
+    blocks = [f"blk.{layer}" for layer in range(_LAYERS)]
+    n_rows = {"token_embd": len(tokens), "output": len(tokens)}
+    n_rows |= {f"{block}.{name}": _CHANNELS for block in blocks for name in _MATRICES}
+    for name, n in n_rows.items():
+        weights = rng.normal(0, 0.06, (n, _CHANNELS)).astype(np.float16)
         writer.add_tensor(f"{name}.weight", weights)
-
-    def norm(name: str) -> None:
+    norms = (f"{block}.{name}" for block in blocks for name in ("attn_norm", "ffn_norm"))
+    for name in ("output_norm", *norms):
         writer.add_tensor(f"{name}.weight", np.ones(_CHANNELS, np.float32))
-
-    matrix("token_embd", len(tokens))
-    matrix("output", len(tokens))
-    norm("output_norm")
-    for layer in range(_LAYERS):
-        norm(f"blk.{layer}.attn_norm")
-        norm(f"blk.{layer}.ffn_norm")
-        for name in _MATRICES:
-            matrix(f"blk.{layer}.{name}", _CHANNELS)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -127,9 +111,8 @@ def _decode(model: str) -> None:
     loaded = llama.llama_model_load_from_file(model.encode(), parameters)
     context = llama.llama_init_from_model(loaded, llama.llama_context_default_params())
     tokens = (llama.llama_token * _WINDOW)(*range(3, 3 + _WINDOW))
-    if not loaded or not context or llama.llama_decode(
-        context, llama.llama_batch_get_one(tokens, _WINDOW)
-    ):  # fmt: skip
+    batch = llama.llama_batch_get_one(tokens, _WINDOW)
+    if not loaded or not context or llama.llama_decode(context, batch):
         raise SystemExit("the bindings cannot decode the trial model")
 
 

@@ -65,8 +65,8 @@ def plan(request: Request, session: Session) -> list[Step]:
     for quant_type, quant in zip(request.types, quants, strict=True):
         detail = "size known once toolchain and model are there"
         if tools and model:
-            size_bytes = run.estimate(tools, model, quant_type, tune.quant_options(request, model))
-            detail = format.size(size_bytes)
+            options = tune.quant_options(request, model)
+            detail = format.size(run.dry_run(tools, model, quant_type, options)[0])
         steps.append(Step(f"quantize {quant_type}", quant is not None, detail))
     if request.quick is not False:
         detail = "scored beside one without and one with an English imatrix, if that is quick"

@@ -184,7 +184,7 @@ class Predictor:
             path = stored or scratch / "quant.gguf"
             if not stored and not path.exists():  # else an earlier run was stopped after it
                 part, log = scratch / "part.gguf", scratch / "llama-quantize.log"
-                n_bytes = run.estimate(tools, model, quant_type, self.options)
+                n_bytes = run.dry_run(tools, model, quant_type, self.options)[0]
                 need_room(store.root, n_bytes, f"{quant_type} of {model.label}")
                 spec = run.QuantSpec(model, imatrix, quant_type, self.options)
                 run.run_quantize(tools, spec, part, log, progress)

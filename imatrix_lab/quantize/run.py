@@ -39,12 +39,7 @@ class HeldOut:
     n_tokens: int
 
     def n_ctx(self) -> int:
-        """Return the window length: 512, or less for a short text.
-
-        Raises
-        ------
-        BadText : too short for two windows of 32.
-        """
+        """Return the window length: 512, or less for a short text, but at least 32."""
         n_ctx = min(512, self.n_tokens // 2 // 32 * 32)
         if n_ctx < 32:
             raise BadText(f"{self.n_tokens} held-out tokens are too few to verify a quant with")
@@ -65,13 +60,10 @@ class Options:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """A quantized file to make.
+    """A quantized file to make, with strings for its metadata, of at most 127 bytes each.
 
-    Attributes
-    ----------
-    metadata : strings for the GGUF's metadata, at most 127 bytes each.
-    heldout : None for a file that is scored anyway: then only its headers are checked, and its
-        perplexities are NaN.
+    `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
+    perplexities are NaN.
     """
 
     model: Model
@@ -92,25 +84,17 @@ class QuantSpec:
         return f"{self.model.label}{language}-{self.quant_type}.gguf"
 
 
-def estimate(
-    toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
-) -> int:
-    """Return a quant's size in bytes, by llama-quantize's dry run (to 0.01 MiB)."""
-    return dry_run(toolchain, model, quant_type, options, log)[0]
-
-
 def dry_run(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> tuple[int, bool]:
-    """Return a quant's size in bytes, and whether its type requires an imatrix."""
+    """Return a quant's size in bytes (to 0.01 MiB), and whether its type requires an imatrix."""
     flags = QuantizeOptions(options.compute.threads, allow_requantize=options.allow_requantize)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, None, quant_type, flags)
     output = process.run(argv, log=log, timeout_s=600).tail
-    size = programs.quant_size(output)
-    if size is None:
+    if (size := programs.quant_size(output)) is None:
         raise BadModel(f"llama-quantize printed no size for {quant_type}", where=model.path)
-    return size[0], programs.requires_imatrix(output)
+    return size[0], "will require an imatrix" in output
 
 
 def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
@@ -127,38 +111,27 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
 
 
 def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFacts:
-    """Return a quantized file, made and verified unless the store has it.
-
-    Raises
-    ------
-    DiskFull : it would not fit; checked before the work.
-    BadModel : the result does not load, or predicts held-out text far worse than the original.
-    UsageError : the type requires an imatrix.
-    ToolFailed : llama-quantize failed.
-    """
-    model, heldout = spec.model, spec.heldout
-    seconds: list[float] = []
+    """Return a quantized file, made and verified unless the store has it."""
+    model, heldout, seconds = spec.model, spec.heldout, list[float]()
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
         need, requires_imatrix = dry_run(toolchain, model, spec.quant_type, spec.options, log)
         if requires_imatrix and not spec.imatrix:
-            raise UsageError(
-                f"{spec.quant_type} requires an imatrix", fix="give one, or choose another type"
-            )
-        reference = (
-            perplexity(toolchain, model, heldout, spec.options, session) if heldout else None
-        )
-        path, notes = scratch / spec.file_name(), scratch / "fallback.json"
+            what = f"{spec.quant_type} requires an imatrix"
+            raise UsageError(what, fix="give one, or choose another type")
+        value = reference = None
+        if heldout:
+            reference = perplexity(toolchain, model, heldout, spec.options, session)
+        names = (spec.file_name(), "part.gguf", "fallback.json")
+        path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
             need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
-            part = scratch / "part.gguf"
             done = run_quantize(toolchain, spec, part, log, session.progress)
             seconds.append(done.seconds)
             notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
             part.replace(path)
         header = resolve.facts((path,))
-        value = None
         if heldout and reference is not None:
             value = _perplexity(toolchain, path, heldout, spec.options, scratch, session.progress)
             _verify(value, reference, spec.quant_type, header.n_vocab, path)
@@ -177,29 +150,24 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
             "gpu_layers": spec.options.compute.gpu_layers,
         }
 
-    artifact = session.store.get(
-        "quant", spec.label(), inputs(spec, toolchain), make, session.progress
-    )
+    key = inputs(spec, toolchain)
+    artifact = session.store.get("quant", spec.label(), key, make, session.progress)
     return facts(artifact, *seconds)
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
     """Return the facts in a quant's manifest."""
-    recorded = artifact.facts
-    name = recorded["file"]
-    value, reference = recorded["perplexity"], recorded["perplexity_reference"]
+    recorded, name = artifact.facts, artifact.facts["file"]
+    values = {key: recorded[key] for key in ("type", "bits_per_weight", "n_tensors", "n_windows")}
+    for key in ("perplexity", "perplexity_reference"):
+        values[key] = math.nan if recorded[key] is None else recorded[key]
     return QuantFacts(
-        type=recorded["type"],
         path=artifact.path / name,
         size_bytes=artifact.manifest["files"][name]["size_bytes"],
         sha256=artifact.sha256(name),
-        bits_per_weight=recorded["bits_per_weight"],
-        n_tensors=recorded["n_tensors"],
         fallback=tuple(recorded["fallback"]),
-        perplexity=math.nan if value is None else value,
-        perplexity_reference=math.nan if reference is None else reference,
-        n_windows=recorded["n_windows"],
         seconds=seconds,
+        **values,
     )
 
 
@@ -215,29 +183,26 @@ def run_quantize(
     toolchain: Toolchain, spec: QuantSpec, target: Path, log: Path, progress: Progress
 ) -> QuantizeRun:
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
-    model, imatrix_name = spec.model, None
+    model, options, imatrix_name = spec.model, spec.options, None
     if spec.imatrix:
         path = spec.imatrix.path
         suffix = ".dat" if path.suffix == ".dat" else ".gguf"  # it reads both, by content
         imatrix_name = f"{model.label}-{spec.imatrix.language}.imatrix{suffix}"
-        link = log.parent / imatrix_name
-        link.unlink(missing_ok=True)
-        link.symlink_to(path)
-    flags = QuantizeOptions(
-        spec.options.compute.threads, imatrix_name, spec.metadata, spec.options.allow_requantize
-    )
+        (log.parent / imatrix_name).unlink(missing_ok=True)
+        (log.parent / imatrix_name).symlink_to(path)
+    threads, allow_requantize = options.compute.threads, options.allow_requantize
+    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, target, spec.quant_type, flags)
-    steps, output = programs.tensor_steps(), list[str]()
-    n_weights = float(model.facts.n_parameters)
+    steps, output = programs.Steps(programs.TENSOR), list[str]()
+    n_weights = model.facts.n_parameters
     with progress.task(f"quantize {spec.quant_type}", n_weights, "weights") as task:
 
         def show(piece: str) -> None:
             output.append(piece)
-            steps.feed(piece)
-            if steps.total:
-                share = steps.last / steps.total
-                task.update(share * n_weights, f"tensor {steps.last}/{steps.total}")
+            if steps.feed(piece):
+                note = f"tensor {steps.last}/{steps.total}"
+                task.update(n_weights * steps.last / steps.total, note)
 
         try:
             done = process.run(argv, log=log, cwd=log.parent, on_output=show)
@@ -261,7 +226,7 @@ def perplexity(
     toolchain: Toolchain, model: Model, heldout: HeldOut, options: Options, session: Session
 ) -> float:
     """Return a model's perplexity over the first held-out windows; cached in the store."""
-    inputs_of = {
+    key = {
         "model_sha256": model.sha256,
         "heldout_sha256": heldout.sha256,
         "n_ctx": heldout.n_ctx(),
@@ -277,7 +242,7 @@ def perplexity(
         return {"perplexity": value}
 
     label = f"{model.label}-{heldout.sha256[:8]}"
-    artifact = session.store.get("perplexity", label, inputs_of, make, session.progress)
+    artifact = session.store.get("perplexity", label, key, make, session.progress)
     return float(artifact.facts["perplexity"])
 
 
@@ -296,15 +261,14 @@ def _perplexity(
     program = toolchain.program("llama-perplexity")
     argv = programs.perplexity_argv(program, path, text, compute, n_windows=n_windows)
     for _ in range(TRIES):  # see programs.final_perplexity
-        steps = programs.window_steps()
+        steps = programs.Steps(programs.WINDOW)
         with progress.task(f"perplexity of {path.name}", n_windows * n_ctx, "tokens") as task:
 
             def show(piece: str, task: Task = task, steps: programs.Steps = steps) -> None:
                 task.update(steps.feed(piece) * n_ctx)
 
             done = process.run(argv, log=log, on_output=show)
-        value = programs.final_perplexity(done.tail, n_windows)
-        if value is not None:
+        if (value := programs.final_perplexity(done.tail, n_windows)) is not None:
             return value
     raise BadModel("llama-perplexity printed no result", where=f"{path.name}, log {log}")
 
@@ -312,8 +276,7 @@ def _perplexity(
 def _verify(value: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
     digits = re.search(r"\d+", quant_type)
     bits = min(4, int(digits[0])) if digits else 4
-    chance = max(float(n_vocab), 2 * reference)
-    worst = min(chance, reference * math.exp(WORSE_NATS[max(1, bits)]))
+    worst = min(max(n_vocab, 2 * reference), reference * math.exp(WORSE_NATS[max(1, bits)]))
     if not math.isfinite(value) or value > worst:
         what = f"{quant_type} is broken: perplexity {value:.4g} on held-out text"
         what += f", {reference:.4g} before quantizing"

@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     for model in models:
         settings = compute.compute_for(model.facts, ComputeOptions(tools.backend, threads=1))
         for t in recipe.types:
-            sizes[model.label, t] = run.estimate(tools, model, t, run.Options(settings))
+            sizes[model.label, t] = run.dry_run(tools, model, t, run.Options(settings))[0]
     return Shared(recipe, folder, session.store, tools, tuple(models), sizes, tuple(missing))
 
 

@@ -12,10 +12,8 @@ Messages = tuple[tuple[str, str], ...]
 class Chat(Protocol):
     """A model behind an OpenAI-compatible endpoint, which retries by itself.
 
-    Attributes
-    ----------
-    identity : what tells it from another model of the same name: a hash, or a host.
-    parallel : how many may ask at a time, each in a thread of its own.
+    `identity` (a hash, or a host) tells it from another model of the same name; `parallel` threads
+    may ask at a time.
     """
 
     model: str

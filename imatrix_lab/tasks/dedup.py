@@ -21,13 +21,10 @@ SKETCH = 12
 
 @dataclass(frozen=True)
 class Unique:
-    """Items without repeats, each with its cluster.
+    """The first item of every group of repeats, with the gold answers of all, and its cluster.
 
-    Attributes
-    ----------
-    items : the first of every group of repeats, with the gold answers of all.
-    n_near : items that are near-duplicates of an earlier one.
-    n_conflicts : repeats whose right option was another; the first one's counts.
+    `n_near` are near-duplicates of an earlier item; `n_conflicts` are repeats whose right option
+    was another.
     """
 
     items: tuple[Item, ...]
@@ -51,13 +48,13 @@ def merge(items: Sequence[Item]) -> Unique:
     unique = list(first.values())
     groups = _Groups(len(unique))
     texts = [f"{item.context} {item.question} {' '.join(item.options)}" for item in unique]
-    n_near = len(_join_near(texts, groups))
+    n_near = _join_near(texts, groups)
     seen: dict[str, int] = {}
     for i, item in enumerate(unique):
         if item.cluster:
             groups.join(i, seen.setdefault(item.cluster, i))
-    clusters = (_name(unique[groups.first(i)]) for i in range(len(unique)))
-    clustered = (replace(i, cluster=name) for i, name in zip(unique, clusters, strict=True))
+    names = [_name(unique[groups.first(i)]) for i in range(len(unique))]
+    clustered = (replace(item, cluster=names[i]) for i, item in enumerate(unique))
     return Unique(tuple(clustered), n_near, n_conflicts)
 
 
@@ -67,7 +64,6 @@ def _name(item: Item) -> str:
 
 
 def _flat(text: str) -> str:
-    """Return a text without case, runs of spaces and what ends a sentence; signs stay."""
     flat = " ".join(text.casefold().split())
     return flat.rstrip(" .?!…。？！।؟") or flat
 
@@ -89,28 +85,24 @@ class _Groups:
         self._root[other] = first
 
 
-def _join_near(texts: Sequence[str], groups: _Groups) -> set[int]:
-    """Join texts that are nearly the same; return the later place of each such pair.
-
-    Pairs that earlier ones have connected already are not compared.
-    """
+def _join_near(texts: Sequence[str], groups: _Groups) -> int:
+    """Join texts that are nearly the same; return how many are like an earlier one."""
     sets, later = [_shingles(text) for text in texts], set()
     by_hash: dict[int, list[int]] = {}
     for place, shingles in enumerate(sets):
         if len(shingles) < SHINGLES_MIN:
             continue
         sketch = sorted(shingles)[:SKETCH]
-        candidates = {i for value in sketch for i in by_hash.get(value, ())}
-        for other in sorted(candidates):
+        for other in sorted({i for value in sketch for i in by_hash.get(value, ())}):
             if groups.first(other) == groups.first(place):
-                continue
+                continue  # connected by others
             n_shared = len(shingles & sets[other])
             if n_shared >= SHARE_MIN * (len(shingles) + len(sets[other]) - n_shared):
                 groups.join(other, place)
                 later.add(place)
         for value in sketch:
             by_hash.setdefault(value, []).append(place)
-    return later
+    return len(later)
 
 
 def _shingles(text: str) -> set[int]:

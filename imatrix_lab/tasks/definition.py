@@ -23,15 +23,13 @@ VARIANTS = ("letter", "raw", "token", "byte")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the items are.
+    """Where the items are; ``{language}`` in a name is the benchmark's own code of it.
 
     Attributes
     ----------
     hub : Hub repository; empty where there is none, and `get` says what to fetch.
     revision : commit; else the newest is looked up and recorded, and the task is not pinned.
-    config, files : templates with ``{language}``, the benchmark's own code of it.
-    splits : of the Hub repository.
-    data_files : files in that repository, a pattern with ``{language}``, in place of `config`.
+    data_files : pattern of files in that repository, in place of `config`.
     files : in a local folder; one table each, or the lines of a text each (``column=file``).
     columns : names, for tables without a header.
     beside : the code of the language whose rows are ``{beside.…}``, joined by place.
@@ -85,15 +83,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Definition:
-    """One benchmark.
+    """One benchmark, as the file `path` defines it.
 
-    Attributes
-    ----------
-    scorer : one of `SCORERS`.
-    items, unique : how many there are in a language, and how many are not repeats; 0: not known.
-        What the Hub gives must have so many, unless it is pinned.
-    languages : our code -> the benchmark's own. Empty: any, as the data says.
-    path : the file it was read from.
+    In a language it has `items`, of which `unique` are not repeats (0: not known); what the Hub
+    gives must have so many, unless it is pinned. `languages` are our codes with the benchmark's
+    own; empty: any, as the data says.
     """
 
     name: str
@@ -161,9 +155,8 @@ def load(path: Path) -> Definition:
             names = ", ".join(filter(None, known))
             what = f"{key} is one of {names}, not {value!r}{nearest(value, known)}"
             raise UsageError(what, where=path)
-    if task.scorer == "choice":
-        if not task.fields.options:
-            raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
-        if task.prompt.variant == "letter" and not task.shows_letters():
-            raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
+    if task.scorer == "choice" and not task.fields.options:
+        raise UsageError("scorer = 'choice' needs options in [fields]", where=path)
+    if (task.scorer, task.prompt.variant) == ("choice", "letter") and not task.shows_letters():
+        raise UsageError("variant = 'letter' needs {lettered} in the prompt", where=path)
     return task

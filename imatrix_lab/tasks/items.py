@@ -14,24 +14,18 @@ from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 
 NO_GOLD = "no gold answer"
 TOO_MANY = "more options than letters"
-NO_OPTIONS = "fewer than two options"
 NO_QUESTION = "no question"
-BAD_GOLD = "a gold answer that is none of the options"
 TWICE = "an id that another item has"
+BAD_GOLD = "a gold answer that is none of the options"
+NO_OPTIONS = "fewer than two options"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
+    """One question, with an id of its own in its language.
 
-    Attributes
-    ----------
-    id : unique in its language.
-    part : of the benchmark, where it has some.
-    golds : right answers in words; for options, the option's.
-    right : place of the right option, from 0; None without options.
-    cluster : items with the same one are not independent.
-    row : the columns it is from, for the prompt.
+    `golds` are right answers in words; `right` is the place of the right option, from 0. Items of
+    the same cluster are not independent.
     """
 
     id: str
@@ -47,7 +41,7 @@ class Item:
 
 
 class _Reject(Exception):
-    """A row that is no item; says why."""
+    """Why a row is no item."""
 
 
 def make_items(
@@ -110,12 +104,10 @@ def _options(values: Mapping[str, Any], task: Definition) -> tuple[str, ...]:
 def _gold(
     values: Mapping[str, Any], task: Definition, options: tuple[str, ...]
 ) -> tuple[tuple[str, ...], int | None]:
-    """Return the right answers in words, and the place of the right option."""
     if not task.fields.gold:
         return (), None
     raw = template.whole(task.fields.gold, values)
-    texts = [str(gold).strip() for gold in (raw if isinstance(raw, list) else [raw])
-             if gold is not None]  # fmt: skip
+    texts = [str(g).strip() for g in (raw if isinstance(raw, list) else [raw]) if g is not None]
     golds = tuple(dict.fromkeys(filter(None, texts)))
     if not golds:
         raise _Reject(NO_GOLD)
@@ -128,7 +120,6 @@ def _gold(
 
 
 def _place(gold: str, gold_is: str, options: tuple[str, ...]) -> int | None:
-    """Return which option a gold answer is, from 0."""
     if gold_is == "letter":
         letter = gold.strip(" ().").upper()
         return string.ascii_uppercase.find(letter) if len(letter) == 1 else None

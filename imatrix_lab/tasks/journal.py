@@ -18,9 +18,7 @@ Record = TypeVar("Record")
 class Journal(Generic[Record]):
     """A file of records by id; a later one replaces an earlier one of its id.
 
-    Parameters
-    ----------
-    record_type : dataclass with an `id`, and an `error` where the item failed.
+    Records are dataclasses with an `id`, and an `error` where the item failed.
     """
 
     def __init__(self, path: Path, record_type: type[Record]):

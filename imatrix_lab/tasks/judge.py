@@ -24,14 +24,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Grades:
-    """A judge's grades of a run's free-form answers.
+    """A judge's mean grade of a run's free-form answers, and the rule's on the same items.
 
-    Attributes
-    ----------
-    mean : of the grades; `mean_rule` of the rule's scores on the same items.
-    kappa : Cohen's, between judge and rule, right being a half or more.
-    failed : answers that the judge gave no grade for, by what went wrong.
-    file : every judgement, one a line, with the hash of its prompt, and the model.
+    `kappa` is Cohen's, right being a half or more; `failed` counts answers without a grade by
+    reason; `file` has every judgement, one a line.
     """
 
     model: str
@@ -67,13 +63,14 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
     locale = get_locale(run.signature["task"]["language"])
     file = path.with_suffix(f".judge.{records.name_part(chat.model)}.jsonl")
     judgements = _judge(rows, judge_prompts.grade, file, chat, locale, progress)
-    pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)
-             if math.isfinite(j.value) and math.isfinite(row["score"])]  # fmt: skip
+    pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)]
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
     grades, rule = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     n = len(pairs) or math.nan
+    mean, mean_rule = sum(grades) / n, sum(rule) / n
+    failed = records.error_classes([judgement.error for judgement in judgements])
     kappa = judge_prompts.kappa(grades, rule)
-    means = (sum(grades) / n, sum(rule) / n)
-    return Grades(chat.model, len(pairs), _failed(judgements), *means, kappa, file)
+    return Grades(chat.model, len(pairs), failed, mean, mean_rule, kappa, file)
 
 
 def prefer(
@@ -92,11 +89,8 @@ def prefer(
     judgements = _judge(rows[:limit], judge_prompts.prefer, file, chat, locale, progress)
     values = [judgement.value for judgement in judgements]
     counts = (values.count(1.0), values.count(0.0), values.count(0.5))
-    return Preferences(chat.model, *counts, _failed(judgements), file)
-
-
-def _failed(judgements: Sequence[Judgement]) -> dict[str, int]:
-    return records.error_classes([judgement.error for judgement in judgements])
+    failed = records.error_classes([judgement.error for judgement in judgements])
+    return Preferences(chat.model, *counts, failed, file)
 
 
 def _judge(

@@ -24,13 +24,10 @@ _PREFERENCES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class Judgement:
-    """One reply of a judge.
+    """What a judge replied to one prompt, or to both of a preference; `prompts` are hashes.
 
-    Attributes
-    ----------
-    value : grade from 0 to 1, or the preference for the first quant (1), neither (0.5) or the
-        second (0); NaN where the judge failed or its reply says nothing.
-    prompts, replies : hash of each prompt, and each reply as it came: two for a preference.
+    `value` is a grade from 0 to 1, or the preference for the first quant (1), neither (0.5) or the
+    second (0); NaN where the judge failed or its reply says nothing.
     """
 
     id: str
@@ -113,9 +110,7 @@ def _verdicts(reply: str, pattern: re.Pattern[str], lead: str) -> list[str]:
     """Return the verdicts in a reply, a line each; the first may go on from the prompt's end."""
     lines = [line for line in reply.strip().splitlines() if line.strip()]
     matches = [match for line in lines if (match := pattern.match(line))]
-    if not matches and lines and (match := pattern.match(lead + lines[0])):
-        matches = [match]
-    return [match[1] for match in matches]
+    return [m[1] for m in matches or map(pattern.match, [lead + line for line in lines[:1]]) if m]
 
 
 def kappa(a: Sequence[float], b: Sequence[float]) -> float:

@@ -26,17 +26,9 @@ class Rows:
 
 
 def rows(task: Definition, language: str, data: Path | None = None) -> Rows:
-    """Return the rows of one language.
+    """Return the rows of one language, from the Hub or a file or folder.
 
-    Parameters
-    ----------
-    data : a file, or a folder that has the definition's files; None for the Hub. Where neither
-        says its language, it is in `language`.
-
-    Raises
-    ------
-    UsageError : the benchmark does not have the language, or no place to fetch it from.
-    FetchFailed, BadText : the Hub does not give it; a file that is missing or damaged.
+    Data that do not say their language are in `language`; `UsageError` if the benchmark lacks it.
     """
     check_data(task, data)
     code = language if in_one(task, data) else own_code(task, language)
@@ -86,7 +78,6 @@ def check_data(task: Definition, data: Path | None) -> None:
 
 
 def _read(task: Definition, code: str, data: Path | None) -> Rows:
-    """Return all rows but those to drop."""
     everything = _from_hub(task.source, code) if data is None else _local(task, code, data)
     rows = everything.rows
     for column, _, value in (word.partition("=") for word in task.source.drop):
@@ -95,15 +86,17 @@ def _read(task: Definition, code: str, data: Path | None) -> Rows:
 
 
 def _from_hub(source: Source, code: str) -> Rows:
+    from huggingface_hub import HfApi
+
     repo, revision = f"datasets/{source.hub}", source.revision
     try:
         require_network()
         if not source.is_pinned():
-            revision = ask(repo, revision or "main", partial(_commit, source))
-        parts = [
-            ask(repo, revision, partial(_split, source, code, split, revision))
-            for split in source.splits
-        ]
+            info = partial(HfApi(endpoint=endpoint()).dataset_info, timeout=TIMEOUT_S)
+            find = partial(info, source.hub, revision=source.revision or None)
+            revision = str(ask(repo, revision or "main", find).sha)
+        fetch = partial(_split, source, code, revision)
+        parts = [ask(repo, revision, partial(fetch, split)) for split in source.splits]
     except Unreachable as error:
         names = ", ".join(_names(source, code))
         by_hand = f"--data with a folder that has {names}" if names else "--data with its file"
@@ -111,26 +104,16 @@ def _from_hub(source: Source, code: str) -> Rows:
     return Rows(tuple(row for part in parts for row in part), {source.hub: revision})
 
 
-def _commit(source: Source) -> str:
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=endpoint())
-    info = api.dataset_info(source.hub, revision=source.revision or None, timeout=TIMEOUT_S)
-    return str(info.sha)
-
-
-def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
-    """Return the rows of a split at a commit."""
+def _split(source: Source, code: str, revision: str, split: str) -> list[Row]:
     import datasets
 
     datasets.disable_progress_bars()
     pattern = source.data_files.replace("{language}", code)
     config = None if pattern else source.config.replace("{language}", code) or None
     files = {split: pattern} if pattern else None
+    load = partial(datasets.load_dataset, source.hub, config, revision=revision)
     try:
-        rows = datasets.load_dataset(
-            source.hub, config, split=split, revision=revision, data_files=files
-        )
+        rows = load(split=split, data_files=files)
         return [readers.plain(row) for row in rows.to_list()]
     except (ValueError, FileNotFoundError, pyarrow.ArrowException,
             datasets.exceptions.DatasetsError) as error:  # fmt: skip
@@ -141,7 +124,6 @@ def _split(source: Source, code: str, split: str, revision: str) -> list[Row]:
 
 
 def _names(source: Source, code: str) -> list[str]:
-    """Return the names of local files, without the columns that they are."""
     names = (name.replace("{language}", code) for name in source.files)
     return [name.partition("=")[2] or name for name in names]
 
@@ -163,8 +145,7 @@ def _local(task: Definition, code: str, data: Path) -> Rows:
     if "=" in source.files[0]:
         columns = [name.partition("=")[0] for name in source.files]
         return Rows(tuple(readers.beside(columns, paths)), origin)
-    tables = (readers.table(path, source.columns) for path in paths)
-    return Rows(tuple(row for table in tables for row in table), origin)
+    return Rows(tuple(row for p in paths for row in readers.table(p, source.columns)), origin)
 
 
 def _translator(data: Path) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """What tasks need to know of a language: ``tasks/languages/<code>.toml``.
 
-Words of prompts, the phrases that announce an answer, how numbers are written, and what tells
-the language from its neighbours. A new language is one file and touches no code; there is no
-default language.
+A new language is one file and touches no code; there is no default language.
 """
 
 from dataclasses import dataclass
@@ -12,18 +10,13 @@ from imatrix_lab.core.config import build, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
 from imatrix_lab.errors import UsageError
 
-_WORDS = ("question", "answer", "translate")
-"""What every language needs; others, where a task's prompt has them."""
-
 
 @dataclass(frozen=True)
 class Answer:
-    """How answers are announced.
+    """How answers are announced: `letter` before an option's letter, `tail` before a short answer.
 
     Attributes
     ----------
-    letter : phrases after which an option's letter stands.
-    tail : words after which a short answer stands.
     head : words that come after the answer, as in languages that end with the verb.
     inside_words : the rules are MixEval's own, for English: `tail` also matches inside words.
     one_letter : words of one letter, as they are at the start of a sentence.
@@ -101,7 +94,7 @@ def _load(path: Path) -> Locale:
     locale = build(Locale, read_toml(path), path)
     if locale.code != path.stem:
         raise UsageError(f"code is {locale.code!r}, the file is called {path.name}", where=path)
-    for word in _WORDS:
+    for word in ("question", "answer", "translate"):  # others, where a task's prompt has them
         if word not in locale.words:
             raise UsageError(f"missing key {word!r} in [words]", where=path)
     return locale

@@ -72,12 +72,10 @@ def generate_item(
 def stops(task: Definition, locale: Locale) -> tuple[str, ...]:
     """Return what ends an answer of a model without a template for chats, which would go on."""
     ends = ("\n{question}:", *_STOPS.get(task.scorer, ()))
-    own = (end.format(**locale.words) for end in ends)
-    return tuple(dict.fromkeys((*task.prompt.stop, *own)))
+    return tuple(dict.fromkeys((*task.prompt.stop, *(e.format(**locale.words) for e in ends))))
 
 
 def _opened(text: str, locale: Locale) -> str:
-    """Return a text that ends with what opens an answer."""
     opening = f"{locale.words['answer']}:"
     return text if text.endswith(opening) else f"{text}\n{opening}"
 
@@ -101,9 +99,8 @@ def examples(
             chosen.setdefault(item.cluster, item)
     if len(chosen) < n:
         raise UsageError(f"{task.name} has too few items for {n} examples")
-    prefix = ""
+    prefix, by_letter = "", variant == "letter"
     for item in chosen.values():
-        by_letter = variant == "letter"
         text = ask(item, task, locale, by_letter or task.generates())
         text = _opened(text, locale) if task.generates() else text
         gold = LETTERS[item.right] if by_letter and item.right is not None else item.golds[0]

@@ -26,12 +26,7 @@ def beside(columns: list[str], paths: list[Path]) -> Iterator[Row]:
 
 
 def table(path: Path, columns: Sequence[str] = ()) -> list[Row]:
-    """Return the rows of a JSON, JSON lines, TSV, CSV or Parquet file; `BadText` if damaged.
-
-    Parameters
-    ----------
-    columns : names, for TSV and CSV without a header.
-    """
+    """Return the rows of a file; `columns` name those of a TSV or CSV file without a header."""
     import datasets
 
     _check_size(path)
@@ -55,10 +50,7 @@ def table(path: Path, columns: Sequence[str] = ()) -> list[Row]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value of text that UTF-8 can hold, and dates as text again.
-
-    JSON has no dates, but its reader makes some; and it can spell half a character.
-    """
+    """Return text that UTF-8 can hold, and the dates that the JSON reader makes as text again."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
@@ -74,19 +66,16 @@ def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     """Return options for reading a table of texts, in which NA and 007 stay as they are."""
     import datasets
 
-    is_tsv = path.suffix.lower() == ".tsv"
-    quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if is_tsv else {}
-    mark = "\t" if is_tsv else ","
+    mark = "\t" if path.suffix.lower() == ".tsv" else ","
+    quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if mark == "\t" else {}
     head = next(csv.reader(_lines(path), delimiter=mark, **quoting), [])
     names = list(columns or head)
     features = datasets.Features({name: datasets.Value("string") for name in names})
-    header = None if columns else 0
-    layout = {"sep": mark, "names": names, "header": header, "features": features}
+    layout = {"sep": mark, "names": names, "header": None if columns else 0, "features": features}
     return {**layout, "keep_default_na": False, **quoting}
 
 
 def _json(path: Path) -> list[Row]:
-    """Return the rows of a JSON list of objects, or of an object of them by id."""
     try:
         raw = json.loads(decoded(path))
     except (ValueError, RecursionError) as error:

@@ -24,10 +24,8 @@ def write(
 ) -> None:
     """Write a file of records, whole or not at all.
 
-    Parameters
-    ----------
-    prompts : by item; with them, examples, prompts and outputs are columns too.
-    examples : what stood before every prompt.
+    With `prompts`, by item, and the `examples` before each of them, these and the outputs are
+    columns too.
     """
     columns: dict[str, np.ndarray | Coded] = {
         "task": coded([f"{task}/{i.part}" if i.part else task for i, _ in rows]),

@@ -42,10 +42,9 @@ class Prepared:
 
 
 def run_quants(request: TaskRequest, session: Session) -> list[Path]:
-    """Run benchmarks on the quants of a request; return the files of records.
+    """Return the files of records of benchmarks on quants.
 
-    Wrong tasks, languages, data and quants are errors before llama.cpp is built or anything
-    fetched.
+    What is wrong with the request is an error before llama.cpp is built or anything fetched.
     """
     if not request.endpoint:
         for spec in request.quants:
@@ -76,8 +75,7 @@ def pairs(
 ) -> list[tuple[Definition, str]]:
     """Return every task with each of the request's languages that it has; note which it lacks.
 
-    `UsageError` if nothing is left, a task cannot be scored by the request's variant, or several
-    languages are to be read from one file.
+    `UsageError` if nothing is left, or the request's variant, languages and data disagree.
     """
     every = [(task, code) for task in tasks for code in _languages(task, request)]
     for task, _ in every:
@@ -127,7 +125,10 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     variant = request.variant or task.prompt.variant
     shots = task.prompt.shots if request.shots is None else request.shots
     prefix, items = prompt.examples(unique.items, task, locale, variant, shots)
-    items = _limited(items, request.limit)
+    if request.limit:  # drawn by the hash of their ids: the same items in every language
+        ids = sorted((i.id for i in items), key=lambda name: sha256(name.encode()).digest())
+        drawn = set(ids[: request.limit])
+        items = [item for item in items if item.id in drawn]
     skipped = [f"{n:,} skipped: {reason}" for reason, n in rejected.items()]
     if not items:
         what = f"{task.name} in {code}: no item that can be scored"
@@ -153,13 +154,6 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     return Prepared(task, locale, tuple(items), prefix, variant, facts)
 
 
-def _limited(items: list[Item], limit: int | None) -> list[Item]:
-    """Return so many items, drawn by the hash of their ids: the same in every language."""
-    drawn = sorted(items, key=lambda item: sha256(item.id.encode()).digest())[:limit]
-    ids = {item.id for item in drawn}
-    return [item for item in items if item.id in ids]
-
-
 def _sha256(
     prefix: str, items: Iterable[Item], task: Definition, locale: Locale, variant: str
 ) -> str:
@@ -178,7 +172,6 @@ def _sha256(
 
 
 def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress: Progress) -> Path:
-    """Ask the items that are not answered yet, and write the records."""
     signature = {
         "kind": "item", "metrics_version": METRICS_VERSION, "package_version": __version__,
         "task": prepared.facts, "quant": answerer.quant(), **answerer.instrument(),
@@ -192,9 +185,7 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
         return path
     journal = Journal(request.out / ".unfinished" / f"{name}.{key}.jsonl", Outcome)
     outcomes = _answer(prepared, answerer, journal, name, progress)
-    prompts = None
-    if request.keep_text:
-        prompts = {item.id: _prompt(prepared, item, answerer.is_chat) for item in prepared.items}
+    prompts = _prompts(prepared, answerer.is_chat) if request.keep_text else None
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
@@ -209,7 +200,6 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
 def _answer(
     prepared: Prepared, answerer: Answerer, journal: Journal[Outcome], name: str, progress: Progress
 ) -> dict[str, Outcome]:
-    """Return the outcome of every item; those of an earlier run that did not fail are kept."""
     items = prepared.items
     outcomes = {item.id: outcome for item in items if (outcome := journal.get(item.id))}
     if outcomes:
@@ -231,18 +221,19 @@ def _outcomes(prepared: Prepared, items: list[Item], answerer: Answerer) -> Iter
         texts = [prompt.generate_item(i, task, locale, prefix, answerer.is_chat) for i in items]
         for answer in answerer.generate(texts):
             yield score.of_text(by_id[answer.id], answer, task.scorer, locale)
-    else:
-        choices = [prompt.choice_item(i, task, locale, prepared.variant, prefix) for i in items]
-        for scores in answerer.choose(choices):
-            yield score.of_likelihoods(by_id[scores.id], scores, prepared.variant)
+        return
+    choices = [prompt.choice_item(i, task, locale, prepared.variant, prefix) for i in items]
+    for scores in answerer.choose(choices):
+        yield score.of_likelihoods(by_id[scores.id], scores, prepared.variant)
 
 
-def _prompt(prepared: Prepared, item: Item, is_chat: bool) -> str:
-    """Return what was asked after the examples."""
-    task, locale = prepared.task, prepared.locale
-    if task.generates():
-        return prompt.generate_item(item, task, locale, is_chat=is_chat).messages[0][1]
-    return prompt.choice_item(item, task, locale, prepared.variant).context
+def _prompts(prepared: Prepared, is_chat: bool) -> dict[str, str]:
+    """Return what was asked after the examples, by item."""
+    items, task, locale, variant = prepared.items, prepared.task, prepared.locale, prepared.variant
+    if not task.generates():
+        return {i.id: prompt.choice_item(i, task, locale, variant).context for i in items}
+    texts = [prompt.generate_item(i, task, locale, is_chat=is_chat) for i in items]
+    return {text.id: text.messages[0][1] for text in texts}
 
 
 def _place(

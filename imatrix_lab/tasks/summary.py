@@ -26,15 +26,9 @@ _COLUMNS = ("task", "cluster_id", "score", "prediction", "gold", "parsed", "tie"
 class TaskScore:
     """The score of one quant on a task, or on a part of it, in a language.
 
-    Attributes
-    ----------
-    score : mean over the items that did not fail, with an interval by cluster.
-    n_unparsed : answers that could not be read; they score 0.
-    n_ties : items whose best options were equally likely.
-    n_cut : answers that were cut off at the most tokens they may have.
-    failed : items that failed, by kind; they are not in the mean.
-    n_given, n_unique : rows of the data, and items after repeats were merged.
-    quality : chrF++ and BLEU of all, for translations.
+    `score` is the mean over the items that did not fail, with an interval by cluster; answers that
+    could not be read (`n_unparsed`) score 0. `failed` counts items by kind of failure. Of `n_given`
+    rows, `n_unique` are left after repeats were merged.
     """
 
     task: str
@@ -67,16 +61,15 @@ def scores(paths: Sequence[Path]) -> list[TaskScore]:
     item_runs = [run for path in paths for run in runs.find(path) if run.kind == "item"]
     if not item_runs:
         raise BadRecords("no records of tasks here", where=paths[0], fix="imatrix-lab task run")
-    return [score for run in item_runs for score in _scores(run)]
-
-
-def _scores(run: Run) -> list[TaskScore]:
-    table = parquet.read(run.path, list(_COLUMNS))
-    names = records.words(table, "task")
-    parts = {part: np.array([name == part for name in names]) for part in dict.fromkeys(names)}
-    if len(parts) > 1:
-        parts[str(run.signature["task"]["name"])] = np.ones(len(table), bool)
-    return [_score(run, table, part, chosen) for part, chosen in parts.items()]
+    results: list[TaskScore] = []
+    for run in item_runs:
+        table = parquet.read(run.path, list(_COLUMNS))
+        names = np.array(records.words(table, "task"))
+        parts = {part: names == part for part in dict.fromkeys(names.tolist())}
+        if len(parts) > 1:
+            parts[str(run.signature["task"]["name"])] = np.ones(len(table), bool)
+        results += [_score(run, table, part, chosen) for part, chosen in parts.items()]
+    return results
 
 
 def _score(run: Run, table: Table, part: str, chosen: np.ndarray) -> TaskScore:
@@ -112,7 +105,10 @@ def flips(path_a: Path, path_b: Path) -> Flips:
     if len(both) != 2 or any(run.kind != "item" for run in both):
         raise UsageError("flips are between two files of item records")
     runs.require_comparable(both)
-    rows_a, rows_b = (_rows(run) for run in both)
+    rows_a, rows_b = (
+        {(row["task"], row["language"], row["item_id"]): row for row in rows}
+        for rows in (records.table_rows(parquet.read(run.path)) for run in both)
+    )
     pairs = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if not pairs:
         raise BadRecords("these runs have no item in common", where=path_b)
@@ -121,12 +117,6 @@ def flips(path_a: Path, path_b: Path) -> Flips:
     items.sort(key=lambda flip: -abs(flip.score_a - flip.score_b))
     n_gained = sum(flip.score_b > flip.score_a for flip in items)
     return Flips(tuple(items), len(pairs), n_gained, len(items) - n_gained)
-
-
-def _rows(run: Run) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return the rows of a run by task, language and item."""
-    rows = records.table_rows(parquet.read(run.path))
-    return {(row["task"], row["language"], row["item_id"]): row for row in rows}
 
 
 def _flip(run_a: Run, run_b: Run, a: dict[str, Any], b: dict[str, Any]) -> Flip:

@@ -25,14 +25,10 @@ _ORDER = ("context", "question", "options", "gold")
 
 @dataclass(frozen=True)
 class Translated:
-    """The files of a translated task.
+    """The files of a translated task: its items in the benchmark's own schema, as a JSON list.
 
-    Attributes
-    ----------
-    items : the benchmark in its own schema, as a JSON list.
-    review : every text beside its translation, TSV, flagged ones first.
-    manifest : that it is machine-translated, by what, from what.
-    n_left_out : items of which a text could not be translated.
+    `review` has every text beside its translation, TSV, flagged ones first; `manifest` says that
+    it is machine-translated, by what, from what. Items with a text that failed are left out.
     """
 
     items: Path
@@ -45,7 +41,7 @@ class Translated:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row with its texts translated; `notes` are what is wrong with it as a whole."""
+    """A row with its texts translated; `notes` say what is wrong with it as a whole."""
 
     name: str
     row: dict[str, Any]
@@ -139,7 +135,6 @@ class _Translator:
 
 
 def _belongs_to(text: str, parts: Sequence[tuple[str, str]]) -> str:
-    """Return the text that a gold answer or option belongs to: see `translate_prompts`."""
     contexts = [t for field, t in parts if field == "context" and text.casefold() in t.casefold()]
     questions = [t for field, t in parts if field == "question"]
     return next(iter(contexts or questions), "")
@@ -155,13 +150,11 @@ def _write(task: Definition, to: str, out: Path, rows: Sequence[_Row]) -> Transl
             lines.append((row.name, text.field, flags, text.source, text.text))
     lines.sort(key=lambda line: line[2] == "")
     table = io.StringIO()
-    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
-    writer.writerow(["item", "field", "flags", "source", "translation"])
-    writer.writerows(lines)
+    header = ("item", "field", "flags", "source", "translation")
+    csv.writer(table, delimiter="\t", lineterminator="\n").writerows([header, *lines])
     whole = [row.row for row in rows if not row.failed()]
-    items, review, manifest = (
-        out / f"{task.name}.{to}.{suffix}" for suffix in ("json", "review.tsv", "manifest.json")
-    )
+    suffixes = ("json", "review.tsv", "manifest.json")
+    items, review, manifest = (out / f"{task.name}.{to}.{suffix}" for suffix in suffixes)
     write_whole(items, canonical_json(whole))
     write_whole(review, table.getvalue())
     n_flagged = sum(bool(line[2]) for line in lines)

@@ -23,10 +23,7 @@ _SHORT = 40
 
 @dataclass(frozen=True)
 class Translation:
-    """One text and its translation; where there is an error, the source is left in its place.
-
-    `id` is a hash of the prompt and the model; `flags` are what a person should look at.
-    """
+    """One text and its translation, or the source if there is an error; `flags` are to review."""
 
     id: str
     field: str
@@ -47,10 +44,7 @@ def columns(task: Definition) -> dict[str, str]:
 
 
 def texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the texts of a row as (field, text); numbers, and golds of options, are none.
-
-    A gold answer that names an option by its place or letter is left out with them.
-    """
+    """Return the texts of a row as (field, text), without numbers, letters and golds of options."""
     has_options = any(field == "options" and row.get(c) for c, field in columns.items())
     return [
         (field, text)
@@ -80,11 +74,9 @@ def translate(field: str, source: str, messages: Messages, chat: Chat) -> Transl
     reply = chat.chat(messages, MAX_TOKENS)
     lines = reply.text.strip().splitlines()  # without the fence that it may have repeated
     text = "\n".join(x for x in lines if not re.match(r"----- \w{12} -----", x)).strip()
-    error = reply.error or ("" if text else "an empty answer")
-    if not error and reply.finish == "length":
-        error = "the answer was cut off"
+    cut = "the answer was cut off" if reply.finish == "length" else ""
     key = key_of(messages, chat)
-    if error:
+    if error := reply.error or (cut if text else "an empty answer"):
         return Translation(key, field, source, source, error=error)
     return Translation(key, field, source, text, flags_of(field, source, text))
 
@@ -96,9 +88,8 @@ def key_of(messages: Messages, chat: Chat) -> str:
 
 def flags_of(field: str, source: str, text: str) -> tuple[str, ...]:
     """Return what a person should look at in a translation."""
-    digits, old_digits = (
-        sorted(re.findall(r"\d+", numbers.plain_digits(words))) for words in (text, source)
-    )
+    runs = (re.findall(r"\d+", numbers.plain_digits(words)) for words in (text, source))
+    digits, old_digits = map(sorted, runs)
     is_long = len(source) > _SHORT
     flags = {
         "not translated": is_long and source.strip() == text,

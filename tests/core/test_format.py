@@ -60,7 +60,7 @@ def test_digits_follow_the_error(value, std_error, text):
 
 def test_sizes_counts_and_amounts():
     assert format.size(2**20) == "1.00 MiB"
-    assert format.size(4_920_000_000) == "4.582 GiB"
+    assert format.size(4_920_000_000) == "4.58 GiB"
     assert [format.count(n) for n in (0, 7, 12_345)] == ["", "7", "12,345"]
     assert format.quantity(512, "tokens") == "512 tokens"
     assert format.quantity(123_456, "tokens") == "123k tokens"

@@ -279,16 +279,16 @@ def test_background_runs_beside_us_and_ends_with_the_block(script: Script, tmp_p
     with process.background([program], log=log, env={"WORD": "hello"}) as running:
         wait_for(log)
         running.check()
-        assert running.tail().split()[0] == str(running.pid)
-        assert alive(running.pid)
-    assert not alive(running.pid)
+        assert running.tail().split()[0] == str(running.process.pid)
+        assert alive(running.process.pid)
+    assert not alive(running.process.pid)
     assert log.read_text().endswith("hello\n")
 
 
 def test_background_that_ended_says_why(script: Script, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with process.background([script("echo 'error: no port'; exit 3")], log=log) as running:
-        assert gone_within(running.pid, 20)
+        assert gone_within(running.process.pid, 20)
         with pytest.raises(ToolFailed, match=r"ended \(exit 3\): error: no port") as caught:
             running.check()
     assert caught.value.log == log
@@ -303,7 +303,7 @@ def test_background_that_ignores_sigterm(
     with pytest.raises(ZeroDivisionError), process.background([program], log=log) as running:
         wait_for(log)
         _ = 1 / 0
-    assert gone_within(running.pid, 2)
+    assert gone_within(running.process.pid, 2)
 
 
 def test_background_without_a_program(tmp_path: Path) -> None:

@@ -590,7 +590,7 @@ def test_place_on_a_full_disk(
 
 def test_need_room(tmp_path: Path) -> None:
     files.need_room(tmp_path / "not" / "there" / "yet", 0, "nothing")
-    with pytest.raises(DiskFull, match=r"the lot needs 1,073,741,824\.000 GiB"):
+    with pytest.raises(DiskFull, match=r"the lot needs 1,073,741,824\.00 GiB"):
         files.need_room(tmp_path, 1 << 60, "the lot")
 
 

@@ -9,7 +9,7 @@ from tools.common import multiple_choice_bytes
 
 
 def test_windows_are_counted_across_pieces():
-    steps = programs.window_steps()
+    steps = programs.Steps(programs.WINDOW)
     text = "ETA 0.2 minutes\n[1]13.9850,[2]18.4046,[3]nan,[12]1"
     for character in text:
         steps.feed(character)
@@ -18,7 +18,7 @@ def test_windows_are_counted_across_pieces():
 
 
 def test_tensors_are_counted_with_their_total():
-    steps = programs.tensor_steps()
+    steps = programs.Steps(programs.TENSOR)
     steps.feed("[ 235/ 236] blk.17.post_attention_norm.weight - [ 768, 1, 1, 1], type = f32")
     assert (steps.last, steps.total) == (235, 236)
 

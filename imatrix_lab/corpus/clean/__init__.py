@@ -21,12 +21,7 @@ from imatrix_lab.corpus.clean import (
     personal,
 )
 from imatrix_lab.corpus.clean.report import DOCUMENTS, Report
-from imatrix_lab.corpus.clean.rules import (
-    Draft,
-    Rules,
-    drop_short_document,
-    drop_short_paragraphs,
-)
+from imatrix_lab.corpus.clean.rules import Draft, Rules, drop_short_document, drop_short_paragraphs
 from imatrix_lab.corpus.documents import batches
 from imatrix_lab.types import Document
 
@@ -61,16 +56,8 @@ def clean(
 ) -> Iterator[Document]:
     """Yield what is left of documents, in their order; `report` grows as they pass.
 
-    Memory does not grow with the text beyond the bounds of `duplicates`; the output is the same
-    for any number of workers.
-
-    Parameters
-    ----------
-    workers : processes for `STEPS`; duplicates are found in this one.
-
-    Raises
-    ------
-    ToolFailed : a worker died.
+    Memory does not grow with the text beyond the bounds of `duplicates`. The output is the same for
+    any number of workers, which do the `STEPS`; duplicates are found in this process.
     """
     report.labels = rules.labels
     seen = duplicates.Duplicates(rules)

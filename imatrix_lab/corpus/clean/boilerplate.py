@@ -47,7 +47,10 @@ def drop(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
         where = draft.document.id
         draft.paragraphs = [_lines(p, where, rules, report) for p in draft.paragraphs]
         reasons = [_reason(p, rules) if p else "" for p in draft.paragraphs]
-        _forgive_headings(reasons)
+        for i, reason in enumerate(reasons[:-1]):
+            alone = i == 0 or reasons[i - 1] != "fragment"
+            if reason == "fragment" and alone and not reasons[i + 1]:
+                reasons[i] = ""  # before running text it is a heading
         draft.drop({i: reason for i, reason in enumerate(reasons) if reason}, report)
         draft.paragraphs = [p for p in draft.paragraphs if p]
 
@@ -61,7 +64,9 @@ def _reason(paragraph: str, rules: Rules) -> str:
             return "notice"
         if _is_menu(paragraph):
             return "menu"
-        if _is_fragment(paragraph, rules):
+        is_short = len(paragraph) <= rules.chars(FRAGMENT_MAX)
+        has_end = rules.script in WITHOUT_ENDS or SENTENCE_END.search(paragraph[-10:])
+        if is_short and not has_end:
             return "fragment"
     if "\n" in paragraph and _is_list(paragraph.split("\n"), rules):
         return "list"
@@ -78,21 +83,6 @@ def _is_notice(text: str, rules: Rules) -> bool:
 
 def _is_menu(text: str) -> bool:
     return any(map(text.__contains__, _SEPARATORS)) and _SEPARATED.fullmatch(text) is not None
-
-
-def _is_fragment(text: str, rules: Rules) -> bool:
-    """Return whether a paragraph is a few words that do not end like a sentence."""
-    if len(text) > rules.chars(FRAGMENT_MAX) or rules.script in WITHOUT_ENDS:
-        return False
-    return not SENTENCE_END.search(text[-10:])
-
-
-def _forgive_headings(reasons: list[str]) -> None:
-    """Keep a single fragment before running text: it is a heading."""
-    for i, reason in enumerate(reasons[:-1]):
-        alone = i == 0 or reasons[i - 1] != "fragment"
-        if reason == "fragment" and alone and not reasons[i + 1]:
-            reasons[i] = ""
 
 
 def _is_list(lines: Sequence[str], rules: Rules) -> bool:
@@ -112,14 +102,12 @@ def _is_list(lines: Sequence[str], rules: Rules) -> bool:
 
 
 def _lines(paragraph: str, where: str, rules: Rules, report: Report) -> str:
-    """Return a paragraph of several lines without those that are notices or menus."""
     if "\n" not in paragraph:
         return paragraph
     kept = []
     for line in paragraph.split("\n"):
-        short = len(line) <= rules.chars(NOTICE_MAX)
-        if short and (_is_notice(line, rules) or _is_menu(line)):
-            report.count("notice or menu", LINES, where, line)
-        else:
+        if len(line) > rules.chars(NOTICE_MAX) or not (_is_notice(line, rules) or _is_menu(line)):
             kept.append(line)
+        else:
+            report.count("notice or menu", LINES, where, line)
     return "\n".join(kept)

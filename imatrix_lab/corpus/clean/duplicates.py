@@ -43,12 +43,7 @@ class Duplicates:
         self._repeat_min = rules.chars(40)
 
     def drop(self, draft: Draft, draft_bands: Sequence[int], report: Report) -> None:
-        """Empty a draft that was seen before, or take out its paragraphs and lines that were.
-
-        Parameters
-        ----------
-        draft_bands : the draft's `bands`.
-        """
+        """Empty a draft that was seen before, or take out its paragraphs and lines that were."""
         report.step, where = "duplicates", draft.document.id
         reason = ""
         if not self._documents.add(_hash(draft.text)):
@@ -131,21 +126,16 @@ class HashSet:
             self._old = self._table
             self._start()
         elif 4 * self._n >= 3 * len(self._table):
-            self._grow()
+            before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
+            for known in filter(None, before):
+                self._table[_place(self._table, known)] = known
         value = value or 1
         self._table[_place(self._table, value)] = value
         self._n += 1
         return True
 
-    def _grow(self) -> None:
-        before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
-        for value in before:
-            if value:
-                self._table[_place(self._table, value)] = value
-
 
 def _place(table: array[int], value: int) -> int:
-    """Return where a value is, or the free place where it belongs."""
     mask = len(table) - 1
     # not the low bits of the value: neighbours in the table would then share them
     place = (value * 0x9E3779B97F4A7C15 >> 40) & mask

@@ -87,13 +87,10 @@ def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 def _check(labels: Sequence[str]) -> None:
     known = identifier().labels
-    for label in labels:
-        if label not in known:
-            near = difflib.get_close_matches(label, known, 3, 0.5)
-            raise UsageError(
-                f"language identification has no label {label!r}",
-                fix=f"labels = [] in the language's file, or of: {' '.join(near or known)}",
-            )
+    for label in sorted(set(labels).difference(known)):
+        near = " ".join(difflib.get_close_matches(label, known, 3, 0.5) or known)
+        fix = f"labels = [] in the language's file, or of: {near}"
+        raise UsageError(f"language identification has no label {label!r}", fix=fix)
 
 
 class Guess(NamedTuple):
@@ -120,13 +117,6 @@ def _guesses(
 def _drop(
     draft: Draft, whole: Guess, guesses: dict[int, Guess], rules: Rules, report: Report
 ) -> None:
-    """Empty a draft that is foreign as a whole, or drop its foreign paragraphs.
-
-    Parameters
-    ----------
-    guesses : by place, of the paragraphs long enough.
-    """
-
     def is_foreign(guess: Guess) -> bool:
         return guess.label not in rules.labels and guess.lead > MARGIN
 
@@ -158,9 +148,7 @@ def _surrounded(n: int, identified: Collection[int], foreign: set[int]) -> set[i
 class Identifier:
     """The multinomial naive Bayes model of py3langid (Lui and Baldwin, 2012).
 
-    Attributes
-    ----------
-    labels : one a column of the scores; a label may occur twice (scripts of one language).
+    Its labels, one a column of the scores, may repeat (scripts of one language).
     """
 
     def __init__(self) -> None:
@@ -180,7 +168,10 @@ class Identifier:
         return scores
 
     def _scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        features = self._walk([_encoded(text) for text in texts])
+        # the model was trained on NFC, and not on capitals alone
+        cased = (text.lower() if text.isupper() else text for text in texts)
+        composed = (unicodedata.normalize("NFC", text) for text in cased)
+        features = self._walk([text.encode("utf-8", "surrogatepass") for text in composed])
         hit = features >= 0
         rows = np.concatenate([[0], np.cumsum(hit.sum(axis=1))])
         ones = np.ones(int(rows[-1]), np.float32)
@@ -211,13 +202,6 @@ class Identifier:
         in_order = np.empty_like(features.T, order="C")
         in_order[order] = features.T
         return in_order
-
-
-def _encoded(text: str) -> bytes:
-    """Return a text as the model was trained on it."""
-    if text.isupper():
-        text = text.lower()
-    return unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
 
 
 @functools.cache

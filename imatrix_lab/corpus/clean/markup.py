@@ -29,7 +29,6 @@ def _mark(reason: str, sign: str, pattern: str, new: str | Callable[[re.Match[st
 
 
 def _link(match: re.Match[str]) -> str:
-    """Return what a wiki link shows; "" for pictures, categories and other languages."""
     target, _, shown = match.group(1).partition("|")
     return "" if re.match(r"\s*:?[^\W\d_]{2,14}:\S", target) else shown or target
 
@@ -153,7 +152,6 @@ def _without_marks(text: str, draft: Draft, report: Report) -> str:
 
 
 def _without_addresses(text: str, draft: Draft, report: Report) -> str:
-    """Take out lines with nothing but web or mail addresses."""
     if "://" not in text and "www." not in text and "@" not in text:
         return text
     for line in ADDRESS_LINE.finditer(text):

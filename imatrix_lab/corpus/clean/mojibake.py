@@ -52,19 +52,14 @@ def repair(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
 
 
 def _repaired(text: str, script: str) -> str | None:
-    """Return the repaired text, or None where it is not certain."""
     for _ in range(3):  # some text was misread twice
         try:
             text = text.translate(_TABLE).encode("latin-1").decode("utf-8")
         except UnicodeError:
             return None
         if not SIGN.search(text):
-            return text if _plausible(text, script) else None
+            points = scripts.code_points(text)
+            own, latin = scripts.letters_of(script)[points], scripts.letters_of("Latn")[points]
+            is_foreign = ((own == 1) & (latin == 1)).any()
+            return None if is_foreign or _CONTROLS.search(text) else text
     return None
-
-
-def _plausible(text: str, script: str) -> bool:
-    """Return whether all letters are of the script or Latin, without control characters."""
-    points = scripts.code_points(text)
-    own, latin = scripts.letters_of(script)[points], scripts.letters_of("Latn")[points]
-    return not ((own == 1) & (latin == 1)).any() and not _CONTROLS.search(text)

@@ -45,10 +45,6 @@ _ARABIC = "\u0620-\u064a\u066e-\u06d3\u06fa-\u06ff\u0750-\u077f"
 _Change = tuple[str, str, str | Callable[[re.Match[str]], str]]
 
 
-def _compatible(match: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKC", match.group())
-
-
 def _changes(script: str, prose: bool) -> Iterator[_Change]:
     """Yield (reason, pattern, replacement) in order."""
     yield "control", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufff9-\ufffb]", ""
@@ -59,7 +55,8 @@ def _changes(script: str, prose: bool) -> Iterator[_Change]:
     hidden += "" if script in RIGHT_TO_LEFT else "\u200e\u200f\u202a-\u202e\u2066-\u2069"
     yield "invisible", f"[{hidden}]", ""
     # of Arabic presentation forms the ligatures FDF0–FDFF stand for words and are written so
-    yield "compatibility", "[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]", _compatible
+    forms = "[ﬀ-ﬆ\ufb50-\ufd3d\ufd50-\ufdc7\ufe70-\ufefc]"
+    yield "compatibility", forms, lambda m: unicodedata.normalize("NFKC", m.group())
     if script == "Mlym":
         yield "chillu", "[ണനരലളക]\u0d4d\u200d", lambda m: CHILLU[m.group()[0]]
     yield "joiners", _idle_joiners(script), ""
@@ -111,7 +108,11 @@ def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Normalise every paragraph, and drop those in which characters were lost (U+FFFD)."""
     for draft in drafts:
         before = draft.text
-        text = _composed(_changed(before, draft, rules, report), draft, report)
+        text = _changed(before, draft, rules, report)
+        # is_normalized() does the same work where it is not sure, as in Malayalam
+        if not text.isascii() and (composed := unicodedata.normalize("NFC", text)) != text:
+            report.count("NFC", CHANGES, draft.document.id, _around(text, composed))
+            text = composed
         if text is not before:
             draft.paragraphs = split(text)
         if rules.prose:
@@ -121,15 +122,7 @@ def normalise(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
             draft.drop(dict.fromkeys(damaged, "replacement character"), report)
 
 
-def _composed(text: str, draft: Draft, report: Report) -> str:
-    if text.isascii() or (new := unicodedata.normalize("NFC", text)) == text:
-        return text  # is_normalized() does the same work where it is not sure, as in Malayalam
-    report.count("NFC", CHANGES, draft.document.id, _around(text, new))
-    return new
-
-
 def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:
-    """Return a text with the changes that apply to it."""
     bits, changes = _compiled(rules.script, rules.prose)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     may_apply = int(np.bitwise_or.reduce(bits[points], initial=0))
@@ -143,7 +136,6 @@ def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:
 
 
 def _spaced(paragraph: str) -> str:
-    """Return a paragraph without double spaces or spaces at the ends of lines."""
     if "  " in paragraph:
         paragraph = _SPACES.sub(" ", paragraph)
     if " \n" in paragraph or "\n " in paragraph:
@@ -152,7 +144,6 @@ def _spaced(paragraph: str) -> str:
 
 
 def _around(before: str, after: str) -> str:
-    """Return the text around the first difference, as it was."""
     places = range(min(len(before), len(after)))
     n_equal = bisect_left(places, True, key=lambda i: before[: i + 1] != after[: i + 1])
     return before[max(0, n_equal - 40) : n_equal + 40]

@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.corpus import documents
 from imatrix_lab.corpus.clean.shingles import shingles
-from imatrix_lab.corpus.documents import (
-    batches,
-    decode,
-    json_lines,
-    lines,
-    paragraphs,
-    parquet_rows,
-)
 from imatrix_lab.errors import BadText
 
 N_WORDS, N_CHARACTERS = 8, 20
@@ -33,10 +26,7 @@ _BATCH_CHARS = 1 << 18
 
 
 class Shingles:
-    """The runs of words and characters of some texts, 8 bytes each.
-
-    A text shorter than a run (an answer of a word) has none, and never hits.
-    """
+    """The runs of words and characters of some texts, 8 bytes each; shorter texts have none."""
 
     def __init__(self) -> None:
         self._known: NDArray[np.uint64] = np.empty(0, np.uint64)
@@ -47,7 +37,7 @@ class Shingles:
     def of(cls, texts: Iterable[str]) -> Shingles:
         """Return the shingles of texts."""
         known = cls()
-        for batch in batches(texts, _BATCH_CHARS, len):
+        for batch in documents.batches(texts, _BATCH_CHARS, len):
             known.add(*batch)
         return known
 
@@ -83,23 +73,22 @@ class Shingles:
 def task_strings(path: Path) -> Iterator[str]:
     """Yield every string of a task file: .json, .jsonl, .csv, .tsv, .parquet, else plain text.
 
-    Lines and rows are streamed. JSON objects give their values at any depth, not the keys; plain
-    text gives paragraphs, since lines may end anywhere.
+    JSON gives its values at any depth, not the keys; plain text gives paragraphs.
     """
     try:
         match path.suffix.lower():
             case ".json":
                 yield from _json(path)
             case ".jsonl" | ".ndjson":
-                for _, value in json_lines(path):
+                for _, value in documents.json_lines(path):
                     yield from _strings(value)
             case ".csv" | ".tsv":
                 yield from _csv(path)
             case ".parquet":
-                for row in parquet_rows(path):
+                for row in documents.parquet_rows(path):
                     yield from _strings(row)
             case _:
-                yield from paragraphs(lines(path))
+                yield from documents.paragraphs(documents.lines(path))
     except OSError as error:
         raise BadText(f"cannot be read: {error.strerror or error}", where=path) from error
 
@@ -122,7 +111,7 @@ def _json(path: Path) -> Iterator[str]:
         fix = f"jq -c '.[]' {path} > {path.with_suffix('.jsonl')}"
         raise BadText(f"{size_bytes / 1e6:,.0f} MB of JSON in one piece", where=path, fix=fix)
     try:
-        yield from _strings(json.loads(decode(path.read_bytes(), str(path))))
+        yield from _strings(json.loads(documents.decode(path.read_bytes(), str(path))))
     except (ValueError, RecursionError) as error:
         raise BadText(f"not valid JSON: {error}", where=path) from error
 
@@ -131,7 +120,7 @@ def _csv(path: Path) -> Iterator[str]:
     csv.field_size_limit(1 << 24)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        for row in csv.reader(lines(path), delimiter=delimiter):
+        for row in csv.reader(documents.lines(path), delimiter=delimiter):
             yield from row
     except csv.Error as error:
         raise BadText(f"not a table: {error}", where=path) from error

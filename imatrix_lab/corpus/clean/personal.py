@@ -18,12 +18,6 @@ from dataclasses import dataclass
 from imatrix_lab.corpus.clean.report import CHANGES, Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 
-_VERHOEFF_D = (
-    (0, 1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 0, 6, 7, 8, 9, 5), (2, 3, 4, 0, 1, 7, 8, 9, 5, 6),
-    (3, 4, 0, 1, 2, 8, 9, 5, 6, 7), (4, 0, 1, 2, 3, 9, 5, 6, 7, 8), (5, 9, 8, 7, 6, 0, 4, 3, 2, 1),
-    (6, 5, 9, 8, 7, 1, 0, 4, 3, 2), (7, 6, 5, 9, 8, 2, 1, 0, 4, 3), (8, 7, 6, 5, 9, 3, 2, 1, 0, 4),
-    (9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-)  # fmt: skip
 _VERHOEFF_P = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 _FINNISH = "0123456789ABCDEFHJKLMNPRSTUVWXY"
 
@@ -44,7 +38,8 @@ def verhoeff(digits: str) -> bool:
         value = int(digit)
         for _ in range(i % 8):
             value = _VERHOEFF_P[value]
-        check = _VERHOEFF_D[check][value]
+        turned = check + value if check < 5 else check - value  # in the dihedral group of order 10
+        check = turned % 5 + 5 * ((check < 5) != (value < 5))
     return check == 0
 
 
@@ -152,8 +147,7 @@ def _is_phone(text: str) -> bool:
 
 def _is_card(text: str) -> bool:
     issuers = r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|35(?:2[89]|[3-8])"
-    digits = _bare(text)
-    return luhn(digits) and re.match(issuers, digits) is not None
+    return luhn(digits := _bare(text)) and re.match(issuers, digits) is not None
 
 
 def _checked(test: Callable[[str], bool]) -> Callable[[str], bool]:

@@ -11,18 +11,15 @@ SAMPLE_CHARS = 300
 
 DOCUMENTS, PARAGRAPHS, LINES = "documents_dropped", "paragraphs_dropped", "lines_dropped"
 CHANGES = "changes"
+_SIZES = ("documents_in", "documents_out", "bytes_in", "bytes_out")
 
 
 @dataclass
 class Report:
-    """Counts that grow while documents pass.
+    """Counts that grow while documents pass, by (`step`, reason, unit: a constant here).
 
-    Attributes
-    ----------
-    counts : by (step, reason, unit); the units are the four constants of this module.
-    language_bytes : bytes of identified paragraphs by (label, whether they were kept).
-    step : the current step.
-    samples : ``{"step", "reason", "id", "text"}``, `SAMPLES` of each reason.
+    `language_bytes` are those of identified paragraphs, by (label, whether they were kept);
+    `samples` are ``{"step", "reason", "id", "text"}``, `SAMPLES` of each reason.
     """
 
     documents_in: int = 0
@@ -37,15 +34,9 @@ class Report:
     _sampled: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count(self, reason: str, unit: str, where: str, text: str, n: int = 1) -> None:
-        """Count what the step did `n` times in document `where`; keep the first texts as samples.
-
-        Parameters
-        ----------
-        unit : `DOCUMENTS`, `PARAGRAPHS`, `LINES` or `CHANGES`.
-        """
+        """Count what the step did `n` times in document `where`; keep the first texts."""
         self.counts[self.step, reason, unit] += n
-        if self._sampled[self.step, reason] < SAMPLES:
-            self._sample({"step": self.step, "reason": reason, "id": where, "text": text})
+        self._sample({"step": self.step, "reason": reason, "id": where, "text": text})
 
     def _sample(self, sample: dict[str, str]) -> None:
         key = sample["step"], sample["reason"]
@@ -55,10 +46,8 @@ class Report:
 
     def add(self, other: Report) -> None:
         """Add the counts and samples of a later report."""
-        self.documents_in += other.documents_in
-        self.documents_out += other.documents_out
-        self.bytes_in += other.bytes_in
-        self.bytes_out += other.bytes_out
+        for name in _SIZES:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.labels = self.labels or other.labels
         self.counts.update(other.counts)
         self.language_bytes.update(other.language_bytes)
@@ -80,10 +69,7 @@ class Report:
             steps.setdefault(step, {}).setdefault(reason, {})[unit] = n
         kept = {key: n for key, n in self.language_bytes.items() if key[1]}
         return {
-            "documents_in": self.documents_in,
-            "documents_out": self.documents_out,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
+            **{name: getattr(self, name) for name in _SIZES},
             "language_share_in": self._share(self.language_bytes),
             "language_share": self._share(kept),
             "duplicates_removed": self.total("duplicates", DOCUMENTS),

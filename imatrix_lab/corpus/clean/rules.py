@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from imatrix_lab.corpus.clean.report import DOCUMENTS, PARAGRAPHS, Report
+from imatrix_lab.corpus.languages import Language
 from imatrix_lab.types import Document
 
 DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
@@ -16,28 +17,14 @@ DENSITY = {"Jpan": 0.4, "Hans": 0.33, "Hant": 0.33, "Hani": 0.33, "Kore": 0.5}
 _BREAK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 
 
-class _Language(Protocol):
-    @property
-    def script(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def clean(self) -> Mapping[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class Rules:
-    """One language's thresholds.
+    """One language's thresholds; None for the script's default.
 
-    Attributes
-    ----------
-    script : ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is program code: it keeps
-        spaces and marks, and is neither identified nor judged as prose.
-    labels : what the identifier may call it; empty if it does not know the language, which is
-        then recognised by its script alone.
-    document_chars_min, paragraph_chars_min : characters; None for the script's default.
-    script_share_min : the least share of a paragraph's letters (weighed by `density`) in the
-        script.
+    The script is ISO 15924, as in BCP 47 ("Latn", "Mlym", "Jpan"). "Zyyy" is program code: it keeps
+    spaces and marks, and is neither identified nor judged as prose. A language without labels is
+    recognised by its script alone: at least `script_share_min` of a paragraph's letters, weighed
+    by `density`.
     """
 
     script: str
@@ -47,9 +34,10 @@ class Rules:
     script_share_min: float = 0.5
 
     @classmethod
-    def of(cls, language: _Language) -> Rules:
+    def of(cls, language: Language) -> Rules:
         """Return the rules of a language."""
-        return cls(language.script, tuple(language.labels), **language.clean)
+        limits: dict[str, Any] = dict(language.clean)
+        return cls(language.script, tuple(language.labels), **limits)
 
     @property
     def prose(self) -> bool:

@@ -21,7 +21,6 @@ def _characters() -> str:
 
 
 def _of(pattern: str) -> NDArray[np.bool_]:
-    """Return which code points match a pattern of the regex module."""
     matches = np.zeros(_ASSIGNED + 1, bool)
     for run in regex.finditer(f"(?:{pattern})+", _characters()):
         matches[run.start() : run.end()] = True

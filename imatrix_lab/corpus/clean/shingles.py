@@ -18,14 +18,9 @@ def shingles(
     r"""Return 64-bit hashes of all runs of `n_words` words and of `n_characters` characters.
 
     Words are ``[\p{L}\p{M}\p{N}]+`` without regard to case; what is between them is ignored.
-    In scripts without spaces (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan) the unit is the
-    character. A text shorter than a run has none.
+    In scripts without spaces the unit is the character. A text shorter than a run has none.
     The hash is a polynomial modulo 2^64 over the words' CRC-32: the same on every machine.
-
-    Returns
-    -------
-    hashes : of all texts, one text after the other.
-    offsets : where each text's hashes begin, (texts + 1).
+    With the hashes, one text after the other, are the offsets where each text's begin, (texts + 1).
     """
     folded = [text.casefold() for text in texts]
     ends = np.cumsum([len(text) for text in folded], dtype=np.intp)
@@ -49,12 +44,7 @@ def shingles(
 def _runs(
     units: NDArray[np.uint64], ends: NDArray[np.intp], n: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the hash of every run of n units that is inside one text, and offsets by text.
-
-    Parameters
-    ----------
-    ends : where each text's units end.
-    """
+    """Return the hash of every run of n units inside one text, and offsets by text."""
     sizes = np.diff(ends, prepend=0)
     offsets = np.concatenate([[0], np.cumsum(np.maximum(sizes - n + 1, 0))]).astype(np.uint64)
     if units.size < n:

@@ -1,8 +1,7 @@
 """From the bytes of a file to documents: one module for each format.
 
 Each has ``extract(name, raw)``, or ``strings(name, raw)`` for the strings of a user interface. They
-keep prose (paragraphs of sentences), leave out menus,
-listings and code, and raise `BadText` for a file that is damaged, of another format or not UTF-8.
+keep prose, leave out menus, listings and code, and raise `BadText` for a file that is damaged.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -40,20 +39,11 @@ EXTRACTORS: dict[str, Extractor] = {
 
 
 def extract(source: Source, files: Iterable[tuple[str, bytes]]) -> Iterator[Document]:
-    """Yield the documents in the files of a source.
-
-    Short ones join the next, across files too: a catalogue may hold no more than a sentence.
-
-    Parameters
-    ----------
-    files : name and content of each.
-    """
+    """Yield the documents in files (name, content); short ones join the next, across files too."""
     extractor = str(source.settings["extractor"])
     if extractor not in EXTRACTORS:
-        raise UsageError(
-            f"{source.name}: no extractor is called {extractor!r}",
-            fix=f"one of: {' '.join(EXTRACTORS)}",
-        )
+        what = f"{source.name}: no extractor is called {extractor!r}"
+        raise UsageError(what, fix=f"one of: {' '.join(EXTRACTORS)}")
     pending: list[str] = []
     first_id = ""
     for name, raw in files:

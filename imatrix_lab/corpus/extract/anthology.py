@@ -22,8 +22,7 @@ def articles(text: str) -> Iterator[str]:
     """Yield the articles of an anthology, which begin at its headings.
 
     What is before the first heading is the assistant talking about the task, and is dropped, as
-    are separators and the numbered headings that repeat the prompt. Pieces under
-    `DOCUMENT_CHARS_MIN` join the next; ones over `DOCUMENT_CHARS` end at a paragraph.
+    are separators and the numbered headings that repeat the prompt.
     """
     paragraphs = [p.strip() for p in re.split(r"\n\s*\n", text)]
     paragraphs = [p for p in paragraphs if p and not _SEPARATOR.fullmatch(p)]

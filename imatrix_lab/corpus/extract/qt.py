@@ -17,21 +17,16 @@ def strings(name: str, raw: bytes) -> Iterator[str]:
     if not raw.startswith(_MAGIC):
         raise BadText("this is not a Qt translation", where=name)
     try:
-        yield from _translations(_section(raw))
+        at = len(_MAGIC)
+        while at < len(raw):
+            tag, length = struct.unpack_from(">BI", raw, at)
+            at += 5
+            if tag == _MESSAGES:
+                yield from _translations(raw[at : at + length])
+                return
+            at += length
     except (struct.error, UnicodeDecodeError) as error:
         raise BadText(f"this Qt translation is damaged: {error}", where=name) from error
-
-
-def _section(raw: bytes) -> bytes:
-    """Return the section of messages, or b"" if there is none."""
-    at = len(_MAGIC)
-    while at < len(raw):
-        tag, length = struct.unpack_from(">BI", raw, at)
-        at += 5
-        if tag == _MESSAGES:
-            return raw[at : at + length]
-        at += length
-    return b""
 
 
 def _translations(messages: bytes) -> Iterator[str]:

@@ -40,12 +40,10 @@ def documents(strings: Iterable[str]) -> Iterator[str]:
 
 def _sentences(strings: Iterable[str]) -> Iterator[str]:
     seen: set[str] = set()
-    for raw in strings:
-        for line in raw.split("\n\n"):
-            text = sentence(line)
-            if text and text not in seen:
-                seen.add(text)
-                yield text
+    for text in (sentence(line) for raw in strings for line in raw.split("\n\n")):
+        if text and text not in seen:
+            seen.add(text)
+            yield text
 
 
 def sentence(raw: str) -> str:

@@ -12,13 +12,10 @@ from imatrix_lab.types import Document
 
 @dataclass(frozen=True)
 class Pinned:
-    """A source and the exact bytes it gives: version and sha256.
+    """A source and the exact bytes it gives: version (a commit on the Hub) and sha256.
 
-    Attributes
-    ----------
-    version : of the package or the data set; a commit on the Hub.
-    sha256 : of the wheel or package; of several files, that of the list of their sha256. A commit
-        of the Hub names its bytes, so there it is that of repository, commit and configuration.
+    The sha256 is of the wheel or package; of several files, of the list of their sha256; on the
+    Hub, where a commit names its bytes, of repository, commit and configuration.
     """
 
     source: Source
@@ -34,10 +31,8 @@ def row_id(number: int, own_id: object) -> str:
 def check_unchanged(pinned: Pinned, now: Pinned, language: Language) -> None:
     """Raise `BadText` if a text on this machine is not the one that was pinned."""
     if now.sha256 != pinned.sha256:
-        raise BadText(
-            f"the text {pinned.source.name} has changed since it was chosen",
-            fix=f"imatrix-lab corpus build {language.code} --renew",
-        )
+        what = f"the text {pinned.source.name} has changed since it was chosen"
+        raise BadText(what, fix=f"imatrix-lab corpus build {language.code} --renew")
 
 
 class Kind(Protocol):
@@ -46,16 +41,8 @@ class Kind(Protocol):
     def reach(self, source: Source, session: Session) -> Pinned:
         """Return which bytes this source would give now, at little cost.
 
-        Raises
-        ------
-        FetchFailed, MissingTool, BadText : it is not available here now; says why and what helps.
+        Raises `FetchFailed`, `MissingTool` or `BadText` if it is not available here now.
         """
 
     def documents(self, pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
-        """Yield the documents in the source's own order; what is fetched is kept in the store.
-
-        Raises
-        ------
-        FetchFailed : it cannot be fetched as pinned, or not to its end.
-        BadText : a file of it is missing, damaged or not UTF-8.
-        """
+        """Yield the documents in the source's own order; what is fetched is kept in the store."""

@@ -8,6 +8,7 @@ import bz2
 import contextlib
 import gzip
 import io
+import itertools
 import lzma
 import re
 import shutil
@@ -51,11 +52,7 @@ _SHORT = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
 
 
 def reach(source: Source, session: Session) -> Pinned:
-    """Ask apt for the package's version, from the system's package lists or else our own.
-
-    Where apt has never been updated, lists of our own are fetched into the store, which needs
-    no root.
-    """
+    """Ask apt for the package's version, by the system's lists or our own, which need no root."""
     name = str(source.settings["package"])
     facts = _show(name, [])
     if not facts:
@@ -65,26 +62,19 @@ def reach(source: Source, session: Session) -> Pinned:
                 _refresh(lists, session.progress)
         facts = _show(name, _with(lists)) if lists.exists() else {}
     if not facts:
-        raise FetchFailed(
-            f"apt knows no package {name}",
-            fix="sudo apt-get update; a distribution other than Debian may lack this package",
-        )
+        fix = "sudo apt-get update; a distribution other than Debian may lack this package"
+        raise FetchFailed(f"apt knows no package {name}", fix=fix)
     return Pinned(source, facts["Version"], facts["SHA256"])
 
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:
     """Yield what the extractor reads from the files named, which may be patterns."""
-    return extract(pinned.source, _files(pinned, session))
-
-
-def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
     source = pinned.source
-    is_empty = True
-    for file in members(_package(pinned, session), source.settings["files"]):
-        is_empty = False
-        yield file
-    if is_empty:
+    files = members(_package(pinned, session), source.settings["files"])
+    first = next(files, None)
+    if first is None:
         raise BadText(f"{source.origin} {pinned.version} has no {source.settings['files'][0]}")
+    yield from extract(source, itertools.chain([first], files))
 
 
 def _package(pinned: Pinned, session: Session) -> Path:
@@ -120,16 +110,13 @@ def _show(name: str, lists: Sequence[str]) -> dict[str, str]:
     try:
         done = process.run(argv, check=False, timeout_s=60)
     except MissingTool as error:
-        raise MissingTool(
-            "apt is missing: Debian packages need Debian, Ubuntu or a relative",
-            fix="choose another source: --source NAME",
-        ) from error
+        what = "apt is missing: Debian packages need Debian, Ubuntu or a relative"
+        raise MissingTool(what, fix="choose another source: --source NAME") from error
     fields = dict(re.findall(r"^(Version|SHA256|Size): (\S+)$", done.tail, re.MULTILINE))
     return fields if {"Version", "SHA256"} <= fields.keys() else {}
 
 
 def _with(folder: Path) -> list[str]:
-    """Return the options that make apt use the lists and caches in a folder."""
     paths = {
         "Dir::State::lists": folder / "lists",
         "Dir::Cache::archives": folder / "archives",
@@ -140,7 +127,6 @@ def _with(folder: Path) -> list[str]:
 
 
 def _refresh(folder: Path, progress: Progress) -> None:
-    """Fetch lists of our own if there are none; if they are old, keep them where that fails."""
     if not folder.exists():
         progress.say("apt does not know this package: fetching lists of packages into the store")
         _update(folder)
@@ -158,20 +144,14 @@ def _update(folder: Path) -> None:
     try:
         process.run(argv, log=temporary / "update.log", timeout_s=UPDATE_TIMEOUT_S)
     except ToolFailed as error:
-        raise FetchFailed(
-            f"apt's lists of packages cannot be fetched: {error.what}",
-            where=error.where,
-            fix="sudo apt-get update",
-        ) from error
+        what = f"apt's lists of packages cannot be fetched: {error.what}"
+        raise FetchFailed(what, where=error.where, fix="sudo apt-get update") from error
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
 
 
 def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the regular files that fit a pattern, in the package's order.
-
-    Names have no ``./`` before them; what ends in ``.gz`` is unpacked.
-    """
+    """Yield (name, content) of the files that fit a pattern, in order; ``.gz`` are unpacked."""
     total = 0
     try:
         with package.open("rb") as file, _data(file, package) as archive:
@@ -185,14 +165,17 @@ def members(package: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes
                     raise BadText(f"{name} is too large", where=package)
                 raw = content.read()
                 if name.endswith(".gz"):
-                    raw = _gunzipped(raw, name, package)
+                    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                    raw = unpacker.decompress(raw, FILE_BYTES_MAX)
+                    if unpacker.unconsumed_tail:
+                        what = f"{name} unpacks to more than {FILE_BYTES_MAX >> 20} MiB"
+                        raise BadText(what, where=package)
                 yield name.removesuffix(".gz"), raw
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise BadText(f"this Debian package is damaged: {error}", where=package) from error
 
 
 def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
-    """Return the tar of a package's files, to be read once from its beginning."""
     if file.read(len(_MAGIC)) != _MAGIC:
         raise BadText("this is not a Debian package", where=package)
     while header := file.read(_HEADER_BYTES):
@@ -204,9 +187,8 @@ def _data(file: IO[bytes], package: Path) -> tarfile.TarFile:
         if name.startswith("data.tar"):
             unpack = _UNPACKERS.get(name.removeprefix("data.tar"))
             if unpack is None:
-                raise BadText(
-                    f"this Debian package uses unknown compression: {name}", where=package
-                )
+                what = f"this Debian package uses unknown compression: {name}"
+                raise BadText(what, where=package)
             part = io.BufferedReader(_Part(file, size_bytes))
             return tarfile.open(fileobj=unpack(part), mode="r|")
         file.seek(size_bytes + size_bytes % 2, 1)
@@ -227,11 +209,3 @@ class _Part(io.RawIOBase):
         buffer[: len(block)] = block
         self._left -= len(block)
         return len(block)
-
-
-def _gunzipped(raw: bytes, name: str, package: Path) -> bytes:
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    text = unpacker.decompress(raw, FILE_BYTES_MAX)
-    if unpacker.unconsumed_tail:
-        raise BadText(f"{name} unpacks to more than {FILE_BYTES_MAX >> 20} MiB", where=package)
-    return text

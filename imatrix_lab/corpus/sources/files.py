@@ -36,11 +36,9 @@ _CLASSES = {
 
 
 def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = "") -> Source:
-    """Register the user's files as a source of a language; return it.
+    """Register the user's files as a source of a language, in a file of `user_dir`; return it.
 
-    The files stay where they are and are read once, for their sha256. One file is written, in
-    `paths.user_dir`; it replaces an earlier source of that language and name. `field` holds the
-    text in jsonl and parquet (default ``text``).
+    The texts stay where they are; `field` holds the text in jsonl and parquet (default ``text``).
     """
     language = languages.get(code)
     languages.check_name(name)
@@ -144,10 +142,7 @@ def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[
 
 
 def text_file(path: Path, field: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (number, text) of a plain text: cut at form feeds, or at paragraphs after a page.
-
-    It has form feeds if there is one in the first mebibyte.
-    """
+    """Yield (number, text): cut at form feeds if the first MiB has any, else after each page."""
     with path.open("rb") as file:
         has_feeds = b"\f" in file.read(PIECE_CHARS_MAX)
     chars = PIECE_CHARS_MAX if has_feeds else DOCUMENT_CHARS
@@ -164,7 +159,6 @@ def _pages(path: Path) -> Iterator[Iterator[str]]:
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (page, line) of a text with form feeds."""
     page = 0
     for line in _lines(path):
         for i, part in enumerate(line.split("\f")):
@@ -173,7 +167,6 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text, with any line ends; very long ones in pieces."""
     for line in lines(path, PIECE_CHARS_MAX):
         yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 

@@ -48,10 +48,7 @@ def reach(source: Source, session: Session) -> Pinned:
 
 
 def _within(seconds: float, call: Callable[[], str]) -> str:
-    """Return what a call returns; `ConnectionError` if it takes longer.
-
-    The library's own time-out does not cover the look-up of a host's name.
-    """
+    """Call within a time; the library's own time-out does not cover looking up a host's name."""
     results: list[str] = []
     errors: list[Exception] = []
 
@@ -99,11 +96,9 @@ def _call(pinned: Pinned, call: Callable[[], T]) -> T:
     except (
         OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError
     ) as error:  # fmt: skip
-        failed = FetchFailed(
-            f"{pinned.source.origin} cannot be read to its end ({type(error).__name__})",
-            fix="run the same command again, or choose another source: --source NAME",
-        )
-    raise failed
+        what = f"{pinned.source.origin} cannot be read to its end ({type(error).__name__})"
+    fix = "run the same command again, or choose another source: --source NAME"
+    raise FetchFailed(what, fix=fix)
 
 
 def _rows(pinned: Pinned) -> Iterator[dict[str, Any]]:

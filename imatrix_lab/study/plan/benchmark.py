@@ -98,7 +98,7 @@ def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
     compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
     words = scratch / "text.txt"
     words.write_text(_random_text(shared, model, WINDOW * (WINDOWS + 1)), encoding="utf-8")
-    times, steps = list[float](), programs.window_steps()
+    times, steps = list[float](), programs.Steps(programs.WINDOW)
 
     def note(piece: str) -> None:
         while len(times) < steps.feed(piece):

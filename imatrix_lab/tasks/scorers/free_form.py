@@ -19,13 +19,7 @@ _ALONE = frozenset(":,.!?;'।。")
 
 @dataclass(frozen=True)
 class Match:
-    """What was read from an answer, and whether it is right.
-
-    Attributes
-    ----------
-    keys : the parts of the answer that were compared with the gold answers.
-    gold : the gold answer that matched; empty where none did.
-    """
+    """Whether an answer is right; `keys` are its parts that were compared, `gold` what matched."""
 
     is_right: bool
     keys: tuple[str, ...]
@@ -40,11 +34,8 @@ def match(answer: str, golds: Sequence[str], locale: Locale) -> Match:
     texts = [key for key, value in zip(keys, values, strict=True) if value is None]
     for gold in golds:
         number = numbers.value(gold, marks)
-        if number is None:
-            is_right = any(_contains(text, gold) for text in texts)
-        else:
-            is_right = number in key_numbers
-        if is_right:
+        in_text = number is None and any(_contains(text, gold) for text in texts)
+        if in_text or (number is not None and number in key_numbers):
             return Match(True, keys, gold)
     return Match(False, keys)
 
@@ -52,16 +43,13 @@ def match(answer: str, golds: Sequence[str], locale: Locale) -> Match:
 def key_parts(answer: str, locale: Locale) -> tuple[str, ...]:
     """Return the parts of an answer that may hold the short answer, in lower case."""
     whole = numbers.plain_digits(unicodedata.normalize("NFC", answer)).strip().strip(".").lower()
-    lines = whole.split("\n")
-    keys = []
+    lines, keys = whole.split("\n"), []
     for line in lines:
         tails = list(_tails(line, locale))
         if line is lines[-1] and "=" in line:
             tails.append(line.rpartition("=")[2].strip())
-        if tails:
-            key = min(tails, key=len)
-            if key not in _ALONE:
-                keys.append(key)
+        if tails and (key := min(tails, key=len)) not in _ALONE:
+            keys.append(key)
     return tuple(keys) or (whole,)
 
 

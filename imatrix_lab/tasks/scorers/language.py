@@ -24,13 +24,9 @@ _WIDE = 3
 
 @dataclass(frozen=True)
 class Share:
-    """How much of an answer is in the expected language.
+    """The shares of an answer's lines and words in the language, of `n_lines` long enough to tell.
 
-    Attributes
-    ----------
-    lines, words : shares. Words are those of lines in the language; where it has another script,
-        without those in Latin script.
-    n_lines : how many were long enough to tell.
+    Words are those of lines in the language; where it has another script, without Latin ones.
     """
 
     lines: float

@@ -3,8 +3,7 @@
 After Ni et al., 2024 (arXiv 2406.06565). In this order: the letter after a phrase that announces
 the answer (the last one), the first letter in parentheses, the first letter that stands alone, and
 the one option that is written out. Where several are, the original takes the first of them, and
-where none is, it draws one at random. Here a letter in bold, quotes or code is read instead,
-and without one nothing is parsed.
+where none is, it draws one; here a letter in bold, quotes or code is read, or nothing is parsed.
 
 That is the order for English, which the original reads. In other languages a marked letter at the
 very start comes first, a word of one letter («I», «O») is no option unless a mark follows it or the
@@ -30,25 +29,14 @@ _NO_WORD = r"(?![^\W\d_\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|\p{M})"
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from an answer.
-
-    Attributes
-    ----------
-    option : place of the option, from 0; None where nothing was parsed.
-    how : the rule that matched: ``announced``, ``parenthesis``, ``letter``, ``text``, ``marked``.
-    """
+    """Place of the chosen option, from 0 (None: not parsed), and the rule that matched."""
 
     option: int | None
     how: str = ""
 
 
 def read(answer: str, options: Sequence[str], locale: Locale) -> Reading:
-    """Return the option that an answer chose.
-
-    Parameters
-    ----------
-    options : as they were shown, at most 26.
-    """
+    """Return which of the options that were shown, at most 26, an answer chose."""
     text = " " + " ".join(answer.translate(_NARROW).split()) + " "
     known = LETTERS[: len(options)]
     for how, pattern, which in _rules(locale, known):
@@ -79,9 +67,8 @@ def _rules(locale: Locale, known: str) -> list[tuple[str, str, int]]:
         ("parenthesis", rf"{not_negated}\(([{known}])\)", 0),
         ("letter", rf"(?<![\w°]){not_negated}{not_a_word}([{known}])[.:),]?\s", 0),
     ]
-    if answer.inside_words:
-        return rules
-    return [("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0), *rules]
+    marked = ("marked", rf"^\s*{_MARKS}+([{known}]){_NO_WORD}", 0)
+    return rules if answer.inside_words else [marked, *rules]
 
 
 def _written(text: str, options: Sequence[str]) -> list[int]:

@@ -60,12 +60,7 @@ def _group_marks(marks: Numbers) -> str:
 
 
 def answer(text: str, phrases: Sequence[str], marks: Numbers) -> float | None:
-    """Return the number a solution ends with: after the last announcing phrase, or the last one.
-
-    Parameters
-    ----------
-    phrases : what announces an answer, such as «the answer is».
-    """
+    """Return the number after the last phrase such as «the answer is», else the last one."""
     text = plain_digits(text)
     lower = text.lower()
     ends = [lower.rfind(p.lower()) + len(p) for p in phrases if p.lower() in lower]

@@ -15,15 +15,10 @@ METRICS_VERSION = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """An item's result.
+    """An item's score from 0 to 1; NaN where the item failed (`error`), which is not wrong.
 
-    Attributes
-    ----------
-    score : 0 to 1; NaN where the item failed, which is not the same as wrong.
-    parsed : whether an answer could be read at all; without one the score is 0.
-    tie : several options were equally likely.
-    cut : the answer has as many tokens as it may, and goes on.
-    error : why it failed; empty otherwise.
+    An answer that could not be read is not `parsed` and scores 0; one that is `cut` has as many
+    tokens as it may.
     """
 
     id: str
@@ -55,11 +50,9 @@ def of_likelihoods(item: Item, scores: ChoiceScores, variant: str) -> Outcome:
     """
     if scores.error:
         return failed(item, scores.error)
-    sizes = {"token": scores.n_tokens, "byte": scores.n_bytes}.get(variant)
-    values = [
-        total / sizes[i] if sizes and sizes[i] else total
-        for i, total in enumerate(scores.logprobs_nats)
-    ]
+    totals = scores.logprobs_nats
+    sizes = {"token": scores.n_tokens, "byte": scores.n_bytes}.get(variant, [1] * len(totals))
+    values = [total / (size or 1) for total, size in zip(totals, sizes, strict=False)]
     if len(values) != len(item.options) or not all(map(math.isfinite, values)):
         return failed(item, "no finite likelihood")
     best = [i for i, value in enumerate(values) if value == max(values)]
@@ -73,7 +66,9 @@ def of_text(item: Item, answer: Generated, scorer: str, locale: Locale) -> Outco
     """Score an answer in free text."""
     if answer.error:
         return failed(item, answer.error)
-    outcome = _SCORERS[scorer](item, answer.text, locale)
+    translated = {"translation": _translation, "language": _language}
+    scorers = {"mixeval": _mixeval, "number": _number, **translated}
+    outcome = scorers[scorer](item, answer.text, locale)
     return replace(outcome, cut=answer.finish == "length")
 
 
@@ -109,11 +104,3 @@ def _language(item: Item, answer: str, locale: Locale) -> Outcome:
         return Outcome(item.id, 0.0, "", locale.code, False, answer)
     shares = f"lines {share.lines:.3f}, words {share.words:.3f} of {share.n_lines} lines"
     return Outcome(item.id, share.lines, shares, locale.code, True, answer)
-
-
-_SCORERS = {
-    "mixeval": _mixeval,
-    "number": _number,
-    "translation": _translation,
-    "language": _language,
-}

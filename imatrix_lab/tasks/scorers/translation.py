@@ -29,10 +29,6 @@ def sentence_chrf(text: str, references: Sequence[str]) -> float:
 def corpus(texts: Sequence[str], references: Sequence[str], language: str) -> Quality:
     """Return the scores of all translations together."""
     bleu = BLEU(tokenize=_TOKENIZERS.get(language, "13a"))
-    streams = [list(references)]
-    return Quality(
-        float(_CHRF.corpus_score(list(texts), streams).score),
-        float(bleu.corpus_score(list(texts), streams).score),
-        str(_CHRF.get_signature()),
-        str(bleu.get_signature()),
-    )
+    metrics, streams = (_CHRF, bleu), [list(references)]
+    chrf, bleu_score = (float(m.corpus_score(list(texts), streams).score) for m in metrics)
+    return Quality(chrf, bleu_score, *(str(m.get_signature()) for m in metrics))
