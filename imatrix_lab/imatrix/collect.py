@@ -106,8 +106,7 @@ def collect(
             "unhit_experts": findings.n_without_tokens,
         }
 
-    key = inputs(model, corpus, options, toolchain)
-    label = f"{model.label}-{corpus.language}"
+    key, label = inputs(model, corpus, options, toolchain), f"{model.label}-{corpus.language}"
     return facts(session.store.get("imatrix", label, key, make, session.progress))
 
 
@@ -142,8 +141,7 @@ class _Clock:
 def _run_segments(
     tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options, scratch: Path, task: Task
 ) -> Path:
-    compute = options.compute
-    n_windows = window_count(corpus, options)
+    compute, n_windows = options.compute, window_count(corpus, options)
     at_once = max(1, compute.n_batch // compute.n_ctx)
     length = -(-SEGMENT_WINDOWS // at_once) * at_once
     done, last = _done(scratch, n_windows)

@@ -85,9 +85,8 @@ class NoiseFloor:
     """How far samples of one language are from each other: the scale for a difference.
 
     For each tensor, ``by_tensor`` has the mean of each measure over the pairs of samples, and
-    ``highest`` the highest total variation. One more pair is above the highest of n with a
-    probability of 1 / (n + 1). ``n_tokens`` are those of the smallest sample: the fewer, the
-    more samples differ.
+    ``highest`` the highest total variation; one more pair is above that of n with a probability
+    of 1 / (n + 1). ``n_tokens`` is of the smallest sample: with fewer tokens samples differ more.
     """
 
     by_tensor: dict[str, NDArray[np.float64]]
@@ -123,8 +122,7 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
     """Return means over every two files: ``matrix`` by measure, ``roles`` and ``layers``.
 
     Those that differ most come first, with each measure, its ``noise``, how many ``tensors`` are
-    ``above_noise`` (above every pair of samples in total variation), and how many
-    ``above_by_chance``.
+    ``above_noise`` (every pair's total variation), and how many would be ``above_by_chance``.
     """
     rows, columns = zip(*distances.pairs(), strict=True)
     values = {m: np.nanmean(distances.values[m][:, rows, columns], axis=1) for m in MEASURES}

@@ -36,8 +36,7 @@ def draw(path: Path, distances: Distances, floor: NoiseFloor | None) -> None:
     """Plot the total variation as SVG or PNG, by the file name's suffix.
 
     With three files or more: a heat map of every two. Always: each other file against the first,
-    layer by layer, in a panel for each role; roles with the same input have the same values and
-    share a panel.
+    layer by layer, in a panel for each role; roles with the same values share a panel.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"a plot is {' or '.join(SUFFIXES)}, not {path.name}")
@@ -51,8 +50,7 @@ def draw(path: Path, distances: Distances, floor: NoiseFloor | None) -> None:
 def _figure(distances: Distances, floor: NoiseFloor | None) -> Any:
     from matplotlib.figure import Figure
 
-    panels = _panels(distances)
-    n_files = len(distances.labels)
+    panels, n_files = _panels(distances), len(distances.labels)
     across = min(len(panels), 2 if n_files > 2 else 3)
     down = -(-len(panels) // across)
     heat = 2.4 + _HEAT_INCHES * n_files if n_files > 2 else 0.0

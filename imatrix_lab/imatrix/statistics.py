@@ -40,8 +40,7 @@ class TensorStatistics:
 
 def of(imatrix: Imatrix) -> list[TensorStatistics]:
     """Return the statistics of every tensor that a token reached, by name."""
-    entries = sorted(imatrix.entries.items())
-    return [_of(name, entry) for name, entry in entries if (entry.counts > 0).any()]
+    return [_of(name, e) for name, e in sorted(imatrix.entries.items()) if (e.counts > 0).any()]
 
 
 def _of(name: str, entry: Entry) -> TensorStatistics:

@@ -88,10 +88,7 @@ class Predictions:
 
 
 def predict_losses(request: PredictRequest, session: Session) -> Predictions:
-    """Return what each quant loses in each language that has an imatrix.
-
-    Raises UsageError for wrong names; BadImatrix or BadModel for files that do not belong together.
-    """
+    """Return what each quant loses in each language that has an imatrix."""
     predictor = Predictor(request, session)
     rows = [predictor.given(name, path) for name, path in request.quants]
     given = {(r.calibration, r.type) for r in rows}
