@@ -355,9 +355,7 @@ class TaskRequest:
 class ChatRequest:
     """Which model judges or translates; fields as in `TaskRequest`.
 
-    Attributes
-    ----------
-    parallel : requests at a time; a local server needs memory for the context of each.
+    `parallel`: requests at a time; a local server needs memory for the context of each.
     """
 
     model: str

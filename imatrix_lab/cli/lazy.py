@@ -10,9 +10,7 @@ import click
 class LazyGroup(click.Group):
     """A group that lists its commands without importing them.
 
-    Parameters
-    ----------
-    lazy : command -> (module below ``imatrix_lab.cli``, one line of help). The module has an
+    `lazy`: command -> (module below ``imatrix_lab.cli``, one line of help). The module has an
         attribute of the command's name.
     """
 

@@ -24,9 +24,7 @@ def adjusted(
     Benjamini-Hochberg over all comparisons and interactions of a metric. Max-T is left out where
     calibration samples are repeated: flipping documents does not account for samples.
 
-    Parameters
-    ----------
-    totals : for each comparison, the sum of differences of each document.
+    `totals`: for each comparison, the sum of differences of each document.
     """
     result = list(comparisons)
     families: dict[tuple[str, str], list[int]] = {}

@@ -100,9 +100,7 @@ def noise(
 ) -> float:
     """Return by how much two samples differ: root mean square; NaN if unknown.
 
-    Parameters
-    ----------
-    calibs : only samples of these calibrations; None for all.
+    `calibs`: only samples of these calibrations; None for all.
     """
     squares = [
         r.estimate**2

@@ -155,9 +155,7 @@ def _designs(request: PowerRequest) -> tuple[Metric, list[tuple[str, Design]], i
 def task_design(task: str, discordance: float, icc: float | None = None) -> Design:
     """Return the design of a task's items: in the groups of a known benchmark, else single ones.
 
-    Parameters
-    ----------
-    icc : correlation of answers in a group; None for 1, the worst case: a group answers as one.
+    `icc`: correlation of answers in a group; None for 1, the worst case: a group answers as one.
     """
     if task not in KNOWN:
         return power.binary_design(discordance)

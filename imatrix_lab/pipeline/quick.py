@@ -48,9 +48,7 @@ _OTHER = {"better": "worse", "worse": "better"}
 class Watch(Relay):
     """Progress that measures how fast tokens are processed.
 
-    Attributes
-    ----------
-    tokens_per_s : of the last step counted in tokens; NaN before one.
+    `tokens_per_s`: of the last step counted in tokens; NaN before one.
     """
 
     def __init__(self, inner: Progress):
@@ -66,9 +64,8 @@ class Watch(Relay):
 def answer(request: Request, result: Result, store: Store, watch: Watch) -> Answer | None:
     """Compare the first quant type with its rivals; the answer goes into manifest and card too.
 
-    Returns
-    -------
-    None if it was declined or would take long, or if it fails without having been asked for.
+    Returns: None if it was declined or would take long, or if it fails without having been asked
+        for.
 
     Raises ImatrixLabError: it was asked for and fails.
     """

@@ -182,9 +182,8 @@ class Agreement:
 def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
     """Return the noise between two backends, builds or settings next to the quantization effect.
 
-    Returns
-    -------
-    Rows for each quant and text in both runs, and the fields in which the signatures differ.
+    Returns: Rows for each quant and text in both runs, and the fields in which the signatures
+        differ.
 
     Raises BadRecords: the runs have no quant and text in common, or differ in more than the
         machine.

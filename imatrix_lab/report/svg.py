@@ -82,9 +82,7 @@ class Sheet:
 def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
     """Return a picture with title and description for screen readers.
 
-    Parameters
-    ----------
-    number : of the picture on its page: no two may have ids in common.
+    `number`: of the picture on its page: no two may have ids in common.
     """
     import matplotlib as mpl
 

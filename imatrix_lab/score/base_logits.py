@@ -61,9 +61,7 @@ def size_bytes(n_scored: int, n_vocab: int, k: int) -> int:
 def get(job: Job, rest_share: float, session: Session) -> Artifact:
     """Return the reference's distributions on a text, made in one pass if they are missing.
 
-    Parameters
-    ----------
-    rest_share : mean probability that may be left outside the K.
+    `rest_share`: mean probability that may be left outside the K.
 
     Raises DiskFull: before the pass, if its files will not fit.
     """
@@ -247,9 +245,7 @@ def _score_batch(
 def lower_bound(logp: np.ndarray, logq: np.ndarray) -> np.ndarray:
     """Return the lower bound of KL(p || q) in nats, float64 (n,); see the module's docstring.
 
-    Parameters
-    ----------
-    logp, logq : (n, k) log-probabilities of the same tokens, the most probable of p.
+    `logp`, `logq`: (n, k) log-probabilities of the same tokens, the most probable of p.
     """
     p, q = np.exp(logp.astype(np.float64)), np.exp(logq.astype(np.float64))
     # sums are known to about 1e-7: rather too large a rest of q than too small a one

@@ -61,9 +61,7 @@ def tokenized(
     letters join the context's last token is scored from that token on, and so are the others of
     the item: all are conditional on the same text.
 
-    Parameters
-    ----------
-    prefix : see `shared_prefix`.
+    `prefix`: see `shared_prefix`.
 
     Raises BadText: nothing to score, or more tokens than the context has.
     """

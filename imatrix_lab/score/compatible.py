@@ -29,10 +29,8 @@ Tensors = dict[str, tuple[Path, TensorInfo]]
 def check(reference: Model, quants: list[Model]) -> list[str]:
     """Raise unless every quant has the reference's architecture, vocabulary and tensors.
 
-    Returns
-    -------
-    Warnings about quants whose normalization weights, which no quantizer changes, are not the
-    reference's: their divergence is not that of quantization alone.
+    Returns: Warnings about quants whose normalization weights, which no quantizer changes, are not
+        the reference's: their divergence is not that of quantization alone.
 
     Raises BadModel: names what differs.
     """

@@ -73,9 +73,7 @@ class Interruptible:
 class Engine:
     """A model loaded for scoring; a context manager.
 
-    Parameters
-    ----------
-    streams : give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
+    `streams`: give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
         reads no other sequence's.
 
     Attributes
@@ -181,9 +179,7 @@ class Engine:
     def decode(self, step: Decode) -> np.ndarray:
         """Decode a step and return the logits of its selected rows.
 
-        Returns
-        -------
-        float32 (rows, vocabulary): llama.cpp's own memory, valid until the next decode.
+        Returns: float32 (rows, vocabulary): llama.cpp's own memory, valid until the next decode.
 
         Raises ImatrixLabError: llama.cpp reports an error.
         """

@@ -154,9 +154,7 @@ class _Answer:
 class _Slots:
     """Sequences of an engine, each with an answer or none.
 
-    Parameters
-    ----------
-    report : called after each step with the number of answers done; each open one counts by its
+    `report`: called after each step with the number of answers done; each open one counts by its
         share of `max_tokens`.
 
     Attributes

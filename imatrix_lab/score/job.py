@@ -109,9 +109,8 @@ def decoding(
 ) -> Iterator[tuple[list[Engine], Callable[[int], None]]]:
     """Load models to decode the batches that are not complete; report progress.
 
-    Yields
-    ------
-    The engines, and a function to be called with the number of tokens after each decode or batch.
+    Yields: The engines, and a function to be called with the number of tokens after each decode or
+        batch.
     """
     interruptible = Interruptible()
     sizes = job.plan.sizes()

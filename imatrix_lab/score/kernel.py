@@ -89,9 +89,7 @@ class Kernel:
     def top(self, logits: np.ndarray, k: int) -> np.ndarray:
         """Return the tokens of the k largest logits of each row, in increasing order.
 
-        Returns
-        -------
-        int32 (n, k); the lowest id on a tie at the edge.
+        Returns: int32 (n, k); the lowest id on a tie at the edge.
         """
         n, n_vocab = logits.shape
         if not 0 < k <= n_vocab:

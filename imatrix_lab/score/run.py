@@ -43,9 +43,7 @@ def cached(
 ) -> list[Artifact]:
     """Return the scores of quants, with a lower bound of the divergence.
 
-    Parameters
-    ----------
-    rest_share : see `base_logits.get`.
+    `rest_share`: see `base_logits.get`.
     """
     scores = []
     for quant in quants:

@@ -87,9 +87,7 @@ class Decode:
 class Step(Decode):
     """A decode of text whose next tokens are known.
 
-    Attributes
-    ----------
-    targets : int32 (rows,), the true next token of each output row.
+    `targets`: int32 (rows,), the true next token of each output row.
     """
 
     targets: np.ndarray

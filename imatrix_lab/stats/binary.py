@@ -68,9 +68,7 @@ def mcnemar(differences: np.ndarray) -> McNemar:
 
     Assumes independent clusters and a null under which swapping the systems changes nothing.
 
-    Parameters
-    ----------
-    differences : (G,), items of the cluster only A got right less those only B did; integers.
+    `differences`: (G,), items of the cluster only A got right less those only B did; integers.
 
     Raises ValueError: not integers.
     """

@@ -42,9 +42,7 @@ def max_t(totals: np.ndarray, rng: np.random.Generator, n_resamples: int = 10_00
     denominator no flip changes. Controls the family-wise error, exactly where swapping the runs
     changes nothing under the nulls. No p can fall below 2^(1-G).
 
-    Parameters
-    ----------
-    totals : (G, m), sum of differences of each cluster in each comparison; 0 where a cluster is
+    `totals`: (G, m), sum of differences of each cluster in each comparison; 0 where a cluster is
         not part of one. A comparison in which nothing differs gets p = 1.
     """
     totals = np.asarray(totals, float)

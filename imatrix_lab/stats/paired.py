@@ -22,9 +22,7 @@ FEW_CLUSTERS = 12
 class Sums:
     """Sums by cluster: all that inference on a mean needs.
 
-    Attributes
-    ----------
-    totals, sizes, squares : (G,), sum of values, number of values, sum of squared values.
+    `totals`, `sizes`, `squares`: (G,), sum of values, number of values, sum of squared values.
     """
 
     totals: np.ndarray
@@ -194,9 +192,7 @@ def one_document(
     the share of centred replicates as far from 0 as the estimate. It holds for text like this
     document and no other: nothing here measures how documents differ.
 
-    Parameters
-    ----------
-    totals, sizes : (windows,), sums and counts of A minus B, in the order of the text.
+    `totals`, `sizes`: (windows,), sums and counts of A minus B, in the order of the text.
 
     Raises ValueError: fewer than 20 windows.
     """

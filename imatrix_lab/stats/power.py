@@ -79,9 +79,7 @@ def binary_design(
 
     With probability `icc` a group answers as one, else each item for itself.
 
-    Parameters
-    ----------
-    sizes : (G,), items of each group; None for single items.
+    `sizes`: (G,), items of each group; None for single items.
 
     Raises ValueError: a discordance outside 0…1.
     """
