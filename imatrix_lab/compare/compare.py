@@ -93,10 +93,8 @@ def compare_runs(
     paths : files of records, or folders of them; one folder may hold two quants' records.
     metrics : empty for all that are usual for these records.
 
-    Raises
-    ------
-    UsageError : fewer than two runs, or more than two without a family.
-    BadRecords : no records, or records that cannot be compared.
+    Raises UsageError: fewer than two runs, or more than two without a family.
+    Raises BadRecords: no records, or records that cannot be compared.
     """
     sides = _sides(paths, plan)
     runs = [run for side in sides for run in side]

@@ -32,9 +32,7 @@ class TextComparer:
     def compare(self, a: Level, b: Level, metric: str) -> Comparison:
         """Return A against B.
 
-        Raises
-        ------
-        BadRecords : nothing finite, or a single document that is too short.
+        Raises BadRecords: nothing finite, or a single document that is too short.
         """
         counted = ("tokens", "documents") if self.block.windows is not None else (
             "items", "item groups"

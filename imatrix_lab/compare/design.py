@@ -40,9 +40,7 @@ class ComparisonPlan:
 def parse_family(text: str) -> tuple[str, ...]:
     """Return the factors of e.g. ``calib×lang×type``.
 
-    Raises
-    ------
-    UsageError : an unknown factor, one twice, or one that cannot be compared.
+    Raises UsageError: an unknown factor, one twice, or one that cannot be compared.
     """
     words = tuple(text.replace("×", " ").replace("*", " ").replace(",", " ").split())
     if len(words) == 1 and words[0] not in FACTORS:
@@ -88,9 +86,7 @@ class Level:
 def levels(runs: Mapping[int, Run], text: str) -> list[Level]:
     """Return the levels among runs on one text.
 
-    Raises
-    ------
-    UsageError : one quant scored twice, which would count as two samples.
+    Raises UsageError: one quant scored twice, which would count as two samples.
     """
     members: dict[tuple[str, str], list[int]] = {}
     quants: dict[str, Run] = {}
@@ -107,9 +103,7 @@ def levels(runs: Mapping[int, Run], text: str) -> list[Level]:
 def pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Level]]:
     """Return the pairs of levels of one text that a family compares.
 
-    Raises
-    ------
-    UsageError : no level is the baseline.
+    Raises UsageError: no level is the baseline.
     """
     factor = plan.family[0]
     names = {x.factor(factor) for x in levels}

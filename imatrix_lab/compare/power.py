@@ -82,9 +82,8 @@ class PowerRow:
 def plan_comparisons(request: PowerRequest) -> tuple[Metric, list[PowerRow]]:
     """Return what the planned comparisons can detect and need.
 
-    Raises
-    ------
-    UsageError : neither a known task nor a pilot; a margin that is not positive, or too small.
+    Raises UsageError: neither a known task nor a pilot; a margin that is not positive, or too
+        small.
     """
     if not request.margin > 0:
         raise UsageError(f"the margin must be positive, not {request.margin:g}")

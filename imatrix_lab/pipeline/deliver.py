@@ -29,9 +29,7 @@ _OTHER_FOLDER = "choose another folder: make quant OUT=..., or --out"
 def check_folder(out: Path) -> None:
     """Check that files can be put into a folder without loss.
 
-    Raises
-    ------
-    UsageError : it is a file, or has a manifest or card of someone else's.
+    Raises UsageError: it is a file, or has a manifest or card of someone else's.
     """
     if out.exists() and not out.is_dir():
         raise UsageError("the output folder is a file", where=out, fix=_OTHER_FOLDER)

@@ -108,9 +108,7 @@ def _signature(signature: Mapping[str, Any]) -> str:
 def of_study(study: Results, model: Model, language: str) -> dict[str, Any]:
     """Return what a study says of a language's calibration, for the manifest and the card.
 
-    Raises
-    ------
-    UsageError : it is of another model, or compares no calibration of this language.
+    Raises UsageError: it is of another model, or compares no calibration of this language.
     """
     labels = [name for name, facts in study.models.items() if facts.get("sha256") == model.sha256]
     if not labels:

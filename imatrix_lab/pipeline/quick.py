@@ -70,9 +70,7 @@ def answer(request: Request, result: Result, store: Store, watch: Watch) -> Answ
     -------
     None if it was declined or would take long, or if it fails without having been asked for.
 
-    Raises
-    ------
-    ImatrixLabError : it was asked for and fails.
+    Raises ImatrixLabError: it was asked for and fails.
     """
     if request.quick is False:
         return None

@@ -31,10 +31,8 @@ CONTEXT = {"document": 1024, "llamacpp": 512}
 def score(request: ScoreRequest, session: Session) -> list[Path]:
     """Score every quant on every text; return the files of records, text by text.
 
-    Raises
-    ------
-    BadModel : a quant is damaged, or of another vocabulary or architecture; before any work.
-    BadText : a text with nothing to score.
+    Raises BadModel: a quant is damaged, or of another vocabulary or architecture; before any work.
+    Raises BadText: a text with nothing to score.
     """
     _check(request, session)
     tools = get_toolchain(request.compute.backend, session, own=False)
@@ -190,9 +188,7 @@ def _documents(
 def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document]:
     """Return the documents of a file (``.jsonl``, or one document) or of a corpus folder.
 
-    Raises
-    ------
-    BadText : the file is missing, or not UTF-8.
+    Raises BadText: the file is missing, or not UTF-8.
     """
     if (path / HELDOUT).is_file():
         return read(path / HELDOUT)

@@ -56,9 +56,7 @@ def tune(request: Request, session: Session) -> Result:
 def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """Return toolchain and model, built and fetched if need be.
 
-    Raises
-    ------
-    UsageError, BadModel : there is no such model; raised before llama.cpp is built.
+    Raises UsageError, BadModel: there is no such model; raised before llama.cpp is built.
     """
     resolve.check_spec(request.model, session.store)
     tools = get_toolchain(request.compute.backend, session)
@@ -89,9 +87,7 @@ def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session
 def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
     """Return the language or mixture of that name, or else a corpus folder (or a text file).
 
-    Raises
-    ------
-    UsageError : none of these.
+    Raises UsageError: none of these.
     """
     parsed = mixture.parse_or_path(text, CALIBRATION)
     if isinstance(parsed, Path) and parsed.is_file() and not allow_file:
@@ -131,10 +127,8 @@ def imatrix(request: Request, out: Path | None, session: Session) -> Path:
 def quants(request: Request, imatrix_path: Path | None, session: Session) -> Result:
     """Quantize with an existing importance matrix (None: without); verify on text `text`.
 
-    Raises
-    ------
-    BadImatrix : it is damaged, does not fit the model, or has errors.
-    UsageError : no text to verify with.
+    Raises BadImatrix: it is damaged, does not fit the model, or has errors.
+    Raises UsageError: no text to verify with.
     """
     deliver.check_folder(request.out)
     text = request.text
@@ -168,9 +162,7 @@ def existing_imatrix(
 ) -> ImatrixFacts:
     """Return a user's importance matrix, checked against the model.
 
-    Raises
-    ------
-    BadImatrix : it has errors, and `force` is not given.
+    Raises BadImatrix: it has errors, and `force` is not given.
     """
     matrix = format.read(path)
     findings = validate.check(matrix, expected.of(model))

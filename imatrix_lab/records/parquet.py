@@ -61,9 +61,7 @@ def write(
 ) -> None:
     """Write records; the same records give the same bytes.
 
-    Raises
-    ------
-    ValueError : columns of different lengths.
+    Raises ValueError: columns of different lengths.
     """
     arrays = {
         name: pyarrow.DictionaryArray.from_arrays(column.codes, list(column.names))
@@ -88,9 +86,7 @@ def write(
 def read(path: Path, columns: Sequence[str] | None = None) -> Table:
     """Return the records of a file, or only some columns.
 
-    Raises
-    ------
-    BadRecords : it cannot be read, lacks a column, or has no signature.
+    Raises BadRecords: it cannot be read, lacks a column, or has no signature.
     """
     try:
         if missing := set(columns or ()) - set(pyarrow.parquet.read_schema(path).names):

@@ -59,9 +59,7 @@ class Run:
 def find(path: Path) -> list[Run]:
     """Return the runs of a file, or of a folder's ``*.parquet``.
 
-    Raises
-    ------
-    BadRecords : there are none, or one cannot be read.
+    Raises BadRecords: there are none, or one cannot be read.
     """
     if not path.exists():
         raise BadRecords("no such file or folder", where=path, fix="check the path")
@@ -109,9 +107,7 @@ def differing(a: Run, b: Run) -> list[str]:
 def require_comparable(runs: Sequence[Run]) -> None:
     """Raise if runs must not be compared.
 
-    Raises
-    ------
-    BadRecords : names the first field that differs.
+    Raises BadRecords: names the first field that differs.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -156,10 +152,8 @@ class Block:
 def blocks(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
     """Return the values of runs on one text (one block) or of items (a block a language).
 
-    Raises
-    ------
-    BadRecords : they must not be compared, or did not score the same.
-    UsageError : a metric that these records do not have.
+    Raises BadRecords: they must not be compared, or did not score the same.
+    Raises UsageError: a metric that these records do not have.
     """
     members = list(runs.values())
     require_comparable(members)

@@ -114,9 +114,7 @@ def _exp(x: float) -> float:
 def summaries(paths: Sequence[Path]) -> list[Summary]:
     """Return a summary of each file of token records, in order of text and type.
 
-    Raises
-    ------
-    BadRecords : a file that is damaged, not of tokens, or has no finite token.
+    Raises BadRecords: a file that is damaged, not of tokens, or has no finite token.
     """
     rows = [_summary(run) for path in paths for run in _token_runs(path)]
     return sorted(rows, key=lambda s: (s.text, s.type, s.calibration, s.quant))
@@ -188,9 +186,8 @@ def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
     -------
     Rows for each quant and text in both runs, and the fields in which the signatures differ.
 
-    Raises
-    ------
-    BadRecords : the runs have no quant and text in common, or differ in more than the machine.
+    Raises BadRecords: the runs have no quant and text in common, or differ in more than the
+        machine.
     """
     runs_a, runs_b = (
         {(r.text, r.signature["quant"]["sha256"]): r for r in _token_runs(path)} for path in (a, b)

@@ -358,9 +358,7 @@ def write(path: Path, results: Results) -> None:
 def read(path: Path) -> Results:
     """Return the results in a file or in a study's folder.
 
-    Raises
-    ------
-    UsageError : no such file, damaged, or of another schema.
+    Raises UsageError: no such file, damaged, or of another schema.
     """
     file = path / FILE if path.is_dir() else path
     try:

@@ -65,9 +65,7 @@ def get(job: Job, rest_share: float, session: Session) -> Artifact:
     ----------
     rest_share : mean probability that may be left outside the K.
 
-    Raises
-    ------
-    DiskFull : before the pass, if its files will not fit.
+    Raises DiskFull: before the pass, if its files will not fit.
     """
     sizes = job.plan.sizes()
 

@@ -65,9 +65,7 @@ def tokenized(
     ----------
     prefix : see `shared_prefix`.
 
-    Raises
-    ------
-    BadText : nothing to score, or more tokens than the context has.
+    Raises BadText: nothing to score, or more tokens than the context has.
     """
     text = item.prefix + item.context
     before = tokens(text)

@@ -34,9 +34,7 @@ def check(reference: Model, quants: list[Model]) -> list[str]:
     Warnings about quants whose normalization weights, which no quantizer changes, are not the
     reference's: their divergence is not that of quantization alone.
 
-    Raises
-    ------
-    BadModel : names what differs.
+    Raises BadModel: names what differs.
     """
     header, tensors = _read(reference)
     norms = _norms(tensors)

@@ -185,9 +185,7 @@ class Engine:
         -------
         float32 (rows, vocabulary): llama.cpp's own memory, valid until the next decode.
 
-        Raises
-        ------
-        ImatrixLabError : llama.cpp reports an error.
+        Raises ImatrixLabError: llama.cpp reports an error.
         """
         batch, n = self._batch, len(step.tokens)
         batch.n_tokens = n

@@ -99,9 +99,7 @@ def generate(
 ) -> Iterator[Generated]:
     """Yield answers as they end; failed items, which have an error, come first.
 
-    Raises
-    ------
-    BadModel : llama.cpp cannot load the model, or its chat template takes too long.
+    Raises BadModel: llama.cpp cannot load the model, or its chat template takes too long.
     """
     items = list(items)
     with (

@@ -33,9 +33,7 @@ def settings_for(
 ) -> Settings:
     """Return how to run a model with windows of `n_ctx` tokens.
 
-    Raises
-    ------
-    BadModel : it has no vocabulary.
+    Raises BadModel: it has no vocabulary.
     """
     if not model.facts.n_vocab:
         raise BadModel("this model has no vocabulary", where=model.path)

@@ -123,9 +123,7 @@ def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:
 def get(tools: Toolchain, threads: int, session: Session) -> Kernel:
     """Return the kernel, compiled (in seconds) if it is missing.
 
-    Raises
-    ------
-    MissingTool : no C++ compiler.
-    ToolFailed : it does not compile.
+    Raises MissingTool: no C++ compiler.
+    Raises ToolFailed: it does not compile.
     """
     return Kernel(native.compiled(SOURCE, "score", tools, session), threads)

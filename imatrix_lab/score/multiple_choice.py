@@ -34,9 +34,7 @@ def score(
     scores depend only on its own text, to the last bit: not on the batch, the rows in a decode,
     the threads, or the other items.
 
-    Raises
-    ------
-    BadModel : llama.cpp cannot load the model.
+    Raises BadModel: llama.cpp cannot load the model.
     """
     items = list(items)
     waiting: dict[int, ChoiceScores] = {}

@@ -56,9 +56,7 @@ class Batches:
 def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: int) -> Batches:
     """Return a text's windows in batches.
 
-    Raises
-    ------
-    BadText : there is nothing to score.
+    Raises BadText: there is nothing to score.
     """
     bos = vocabulary.bos()
     if protocol.name == "llamacpp":

@@ -24,9 +24,7 @@ class PairedCounts:
     def of(a: np.ndarray, b: np.ndarray) -> PairedCounts:
         """Count `a` and `b`, (n,) of 0 and 1.
 
-        Raises
-        ------
-        ValueError : other values, or different lengths.
+        Raises ValueError: other values, or different lengths.
         """
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
@@ -74,9 +72,7 @@ def mcnemar(differences: np.ndarray) -> McNemar:
     ----------
     differences : (G,), items of the cluster only A got right less those only B did; integers.
 
-    Raises
-    ------
-    ValueError : not integers.
+    Raises ValueError: not integers.
     """
     from scipy import stats
 

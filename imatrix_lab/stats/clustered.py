@@ -60,9 +60,7 @@ def mean(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> Interval
     totals : (G,), sum of the values of each cluster.
     sizes : (G,), number of values of each; clusters of size 0 are left out.
 
-    Raises
-    ------
-    ValueError : different shapes, no values, or something not finite.
+    Raises ValueError: different shapes, no values, or something not finite.
     """
     totals, sizes = checked(totals, sizes)
     n_clusters = len(sizes)

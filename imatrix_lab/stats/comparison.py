@@ -139,9 +139,7 @@ def compare(
     codes : (n,), cluster of each; integers from 0.
     windows : (n,), window of each token, for a text of one document; see `paired.one_document`.
 
-    Raises
-    ------
-    ValueError : nothing to compare, or one document that is too short.
+    Raises ValueError: nothing to compare, or one document that is too short.
     """
     finite = np.isfinite(values[0]) & np.isfinite(values[1])
     a, b = (np.asarray(v, np.float64)[finite] for v in values)

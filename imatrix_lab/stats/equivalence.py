@@ -24,9 +24,7 @@ def tost(interval: Interval, margin: float) -> float:
     The usual a = 5 % is wrong in 6 to 8 % of cases where KLD is heavy-tailed, since one-sided
     tests suffer from skew; `verdict` therefore takes a = 2.5 %.
 
-    Raises
-    ------
-    ValueError : a margin that is not positive.
+    Raises ValueError: a margin that is not positive.
     """
     _require_positive(margin)
     distance = margin - abs(interval.estimate)  # from the nearer margin
@@ -42,9 +40,7 @@ def tost_by_permutation(
 
     Exact, with few clusters too, if differences lie symmetrically around their mean.
 
-    Raises
-    ------
-    ValueError : a margin that is not positive.
+    Raises ValueError: a margin that is not positive.
     """
     _require_positive(margin)
     above = -(sums.totals + margin * sums.sizes)
@@ -100,9 +96,7 @@ def clusters_to_decide(interval: Interval, margin: float, alpha: float = 0.05) -
     |estimate| + w > margin; once 2 w <= margin that cannot be. The width is scaled from the one
     observed as 1/sqrt(G), which assumes more clusters of the same kind.
 
-    Raises
-    ------
-    ValueError : a margin that is not positive, or an interval without a standard error.
+    Raises ValueError: a margin that is not positive, or an interval without a standard error.
     """
     _require_positive(margin)
     if not interval.std_error >= 0:

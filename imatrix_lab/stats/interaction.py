@@ -76,9 +76,7 @@ def contrast(cells: list[Cell], level: float = 0.95) -> Contrast:
 
     Assumes independent documents and, within a group, samples drawn alike.
 
-    Raises
-    ------
-    ValueError : weights that do not sum to 0, or a cell that is empty.
+    Raises ValueError: weights that do not sum to 0, or a cell that is empty.
     """
     weights = np.array([c.weight for c in cells])
     if abs(weights.sum()) > 1e-9 * max(np.abs(weights).max(initial=0), 1e-300):

@@ -43,9 +43,7 @@ class Sums:
 
         Clusters without values are kept, with size 0, so that runs stay aligned.
 
-        Raises
-        ------
-        ValueError : a value that is not finite.
+        Raises ValueError: a value that is not finite.
         """
         values = np.asarray(values, np.float64)
         if not np.isfinite(values).all():
@@ -125,9 +123,7 @@ def mean_difference(
     Do not use with one cluster: see `one_document`. With all differences equal the standard
     error is 0, and p is 1 if they are 0 and the permutation's otherwise.
 
-    Raises
-    ------
-    ValueError : no values, or fewer than two clusters that have any.
+    Raises ValueError: no values, or fewer than two clusters that have any.
     """
     totals, sizes = clustered.checked(sums.totals, sums.sizes)
     n_clusters = len(sizes)
@@ -202,9 +198,7 @@ def one_document(
     ----------
     totals, sizes : (windows,), sums and counts of A minus B, in the order of the text.
 
-    Raises
-    ------
-    ValueError : fewer than 20 windows.
+    Raises ValueError: fewer than 20 windows.
     """
     from arch.bootstrap import StationaryBootstrap, optimal_block_length
 

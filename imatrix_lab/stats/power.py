@@ -83,9 +83,7 @@ def binary_design(
     ----------
     sizes : (G,), items of each group; None for single items.
 
-    Raises
-    ------
-    ValueError : a discordance outside 0…1.
+    Raises ValueError: a discordance outside 0…1.
     """
     if not 0 < discordance <= 1:
         raise ValueError(f"discordance must be between 0 and 1, not {discordance}")
@@ -111,9 +109,7 @@ def from_pilot(sums: Sums) -> Design:
     Itself an estimate: with 20 clusters a standard deviation is uncertain by 16 %, and the number
     of clusters needed by twice that.
 
-    Raises
-    ------
-    ValueError : a pilot in which nothing differs.
+    Raises ValueError: a pilot in which nothing differs.
     """
     kept = sums.sizes > 0
     totals, sizes = sums.totals[kept], sums.sizes[kept]
@@ -277,9 +273,7 @@ def clusters_for_equivalence(
 def smallest(enough: Callable[[int], bool], limit: float = 2**40) -> int:
     """Return the smallest integer above 1 from which on `enough` is true.
 
-    Raises
-    ------
-    ValueError : it is above the limit.
+    Raises ValueError: it is above the limit.
     """
     low, high = 1, 2
     while not enough(high):
@@ -316,9 +310,7 @@ def analyse(
 ) -> PowerAnalysis:
     """Return what `n_clusters` can detect; margin NaN for none.
 
-    Raises
-    ------
-    ValueError : the margin takes more clusters than anyone could score.
+    Raises ValueError: the margin takes more clusters than anyone could score.
     """
     least = detectable(design, n_clusters, power, alpha)
     if math.isnan(margin):

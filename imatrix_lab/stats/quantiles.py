@@ -35,9 +35,7 @@ def quantile(
     clusters : (n,), integers; equal means same cluster.
     q : between 0 and 1, neither of them.
 
-    Raises
-    ------
-    ValueError : different shapes, no values, something not finite, or no quantile.
+    Raises ValueError: different shapes, no values, something not finite, or no quantile.
     """
     values, clusters = np.asarray(values), np.asarray(clusters)
     if values.shape != clusters.shape or values.ndim != 1 or not len(values):

@@ -68,9 +68,7 @@ class LocalModel:
     def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
         """Yield answers, in any order.
 
-        Raises
-        ------
-        UsageError : the context has no room for any prompt beside its answer.
+        Raises UsageError: the context has no room for any prompt beside its answer.
         """
         longest, n_ctx = max(item.max_tokens for item in items), self._setup.engine.n_ctx
         if longest >= n_ctx:
@@ -125,9 +123,7 @@ def open_all(
 ) -> list[Callable[[], AbstractContextManager[Answerer]]]:
     """Return what opens each quant of a request; each is looked up before any is opened.
 
-    Raises
-    ------
-    BadModel : a quant is damaged.
+    Raises BadModel: a quant is damaged.
     """
     if request.endpoint:
         return [partial(_remote, request, name, session.progress) for name in request.quants]
