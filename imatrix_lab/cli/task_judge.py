@@ -73,7 +73,6 @@ def chat_with(chat_options: dict[str, Any], session: Session) -> AbstractContext
     """Return a chat with the model that the options name."""
     from imatrix_lab.tasks import backends
 
-    compute = options.compute_options(chat_options)
-    api_key = os.environ.get(API_KEY, "")
+    compute, api_key = options.compute_options(chat_options), os.environ.get(API_KEY, "")
     request = ChatRequest(**chat_options, compute=compute, api_key=api_key)
     return backends.open_chat(request, session)

@@ -57,11 +57,7 @@ def choice_item(
 def generate_item(
     item: Item, task: Definition, locale: Locale, prefix: str = "", is_chat: bool = True
 ) -> GenerateItem:
-    """Return an item to be answered in free text.
-
-    For a model without a chat template the text ends where the answer begins, and the answer
-    where another begins.
-    """
+    """Return an item to be answered in free text, which a model without a template continues."""
     text = chat_template.unmarked(prefix + ask(item, task, locale, True))
     role, stop = "user", task.prompt.stop
     if not is_chat:
@@ -70,7 +66,7 @@ def generate_item(
 
 
 def stops(task: Definition, locale: Locale) -> tuple[str, ...]:
-    """Return what ends an answer of a model without a template for chats, which would go on."""
+    """Return what ends an answer of a model without a chat template, which would go on."""
     ends = ("\n{question}:", *_STOPS.get(task.scorer, ()))
     return tuple(dict.fromkeys((*task.prompt.stop, *(e.format(**locale.words) for e in ends))))
 

@@ -209,9 +209,8 @@ def _answer(
         for outcome in _outcomes(prepared, left, answerer) if left else ():
             journal.add(outcome)
             outcomes[outcome.id] = outcome
-    for item in items:
-        outcomes.setdefault(item.id, score.failed(item, "no answer came"))
-    return outcomes
+    failed = {item.id: score.failed(item, "no answer came") for item in items}
+    return failed | outcomes
 
 
 def _outcomes(prepared: Prepared, items: list[Item], answerer: Answerer) -> Iterator[Outcome]:

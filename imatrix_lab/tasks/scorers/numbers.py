@@ -47,9 +47,8 @@ def find(text: str, marks: Numbers = ENGLISH) -> list[float]:
     """Return the numbers in a text, in order."""
     decimal, groups = re.escape(marks.decimal + "."), _group_marks(marks)
     grouped = rf"\d{{1,3}}(?:[{groups}]\d{{3}})+(?!\d)" if groups else r"(?!)"
-    pattern = (
-        rf"(?<![\w.])-?(?:{grouped}|\d+|(?=[{decimal}]\d))(?:[{decimal}]\d+)?(?:[eE][-+]?\d+)?"
-    )
+    whole = rf"(?<![\w.])-?(?:{grouped}|\d+|(?=[{decimal}]\d))"
+    pattern = rf"{whole}(?:[{decimal}]\d+)?(?:[eE][-+]?\d+)?"
     values = (value(word, marks) for word in re.findall(pattern, plain_digits(text)))
     return [number for number in values if number is not None]
 
