@@ -11,12 +11,9 @@ TOKENS_DEFAULT = 65_536
 class ModelFacts:
     """What the headers of a GGUF model say.
 
-    Attributes
-    ----------
-    channels : embedding length.
-    fallback : tensors whose rows are not a multiple of 256: llama-quantize falls back to a
-        32-wide type for them.
-    imatrix_sha256, calibration : of a quant: its imatrix, and that one's language or text.
+    `channels` is the embedding length. `fallback`: tensors whose rows are not a multiple of 256,
+    for which llama-quantize falls back to a 32-wide type. Only a quant has an imatrix and a
+    calibration.
     """
 
     architecture: str
@@ -41,14 +38,10 @@ class ModelFacts:
 class Model:
     """A model on this disk.
 
-    Attributes
-    ----------
-    label : short name for file names.
-    path : the file for llama.cpp (the first shard of a split model).
-    sha256 : of the file; of the joined sha256 of the shards for a split model.
-    origin : the name to fetch it again; no path of this machine.
-    base_model : Hub repository of the original, where known.
-    notice : licence files that must accompany its quants.
+    `path` is the file for llama.cpp (the first shard of a split model), `sha256` that of the file
+    or of the shards' joined sha256. `origin` is the name to fetch it again, no path of this
+    machine; `base_model` the original's Hub repository; `notice` licence files that must accompany
+    quants.
     """
 
     label: str
@@ -73,19 +66,12 @@ class Document:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How a corpus is built, apart from its language and budget.
+    """How a corpus is built, apart from its language and budget; what is empty is chosen.
 
-    Attributes
-    ----------
-    sources : names of the sources; none: in the language's order, until the budget is met.
-    heldout : name of the held-out source; empty: the one written for that, or an unused one.
-    licence : the most restrictive licence class allowed; empty: any.
-    seed : for every random choice.
-    sample, n_samples : which of how many disjoint calibration samples, from 1.
-    chat : share of the tokens that is chats, in the model's own template.
-    exclude : evaluation sets whose text must not be in the calibration text.
-    workers : processes for cleaning; does not change the result.
-    renew : choose the sources again.
+    `sources` and `heldout` name sources, `licence` the most restrictive class allowed. `sample` of
+    `n_samples` disjoint calibration samples counts from 1. `chat` is the share of tokens in chats,
+    in the model's template. No text of the evaluation sets `exclude` gets into the calibration
+    text. `workers` does not change the result. `renew` chooses the sources again.
     """
 
     sources: tuple[str, ...] = ()
@@ -104,12 +90,9 @@ class TextOptions:
 class CorpusFacts:
     """A corpus on this disk, as its manifest describes it.
 
-    Attributes
-    ----------
-    n_tokens, n_heldout_tokens : tokens of each text in the model's vocabulary, BOS included.
-    sha256 : of calibration.txt.
-    sample : ``2/5`` for the second of five samples; empty for the only one.
-    parse_special : it has chat tokens, which llama-imatrix must parse.
+    Tokens are in the model's vocabulary, BOS included; `sha256` is of calibration.txt. `sample` is
+    ``2/5`` for the second of five, empty for the only one. `parse_special`: it has chat tokens,
+    which llama-imatrix must parse.
     """
 
     language: str
@@ -132,11 +115,8 @@ class CorpusFacts:
 class ImatrixFacts:
     """A checked importance matrix on this disk.
 
-    Attributes
-    ----------
-    n_tokens, n_ctx : tokens in all and in a window; 0 if unknown, as from a ``.dat``.
-    unhit_experts : number of (tensor, expert) pairs without a token.
-    forced : the errors that the user chose to ignore.
+    `n_tokens` in all and `n_ctx` in a window are 0 if unknown, as from a ``.dat``. `unhit_experts`
+    counts (tensor, expert) pairs without a token. `forced`: the errors that the user ignored.
     """
 
     path: Path
@@ -154,12 +134,9 @@ class ImatrixFacts:
 class QuantFacts:
     """A verified quantized GGUF.
 
-    Attributes
-    ----------
-    fallback : tensors that could not get the type they should have.
-    perplexity, perplexity_reference : over `n_windows` held-out windows of 512 tokens; NaN if
-        not measured.
-    seconds : time that quantizing took; None if the file was in the store.
+    `fallback`: tensors that could not get the type they should have. Perplexities are over
+    `n_windows` held-out windows of 512 tokens, NaN if not measured. `seconds` is the time to
+    quantize; None if the file was in the store.
     """
 
     type: str
@@ -179,10 +156,7 @@ class QuantFacts:
 class ComputeOptions:
     """How to run llama.cpp; None chooses by machine and model.
 
-    Attributes
-    ----------
-    n_ctx : tokens in a window, or in a prompt with its answer.
-    n_batch : batch size in tokens.
+    `n_ctx`: tokens in a window, or in a prompt with its answer. `n_batch` is in tokens.
     """
 
     backend: str
@@ -194,18 +168,11 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """A tuning run: from text to quantized files.
+    """A tuning run: from text to quantized files, which go to the folder `out`.
 
-    Attributes
-    ----------
-    text : a language or mixture, a corpus folder, or a text file.
-    types : canonical names of quant types.
-    model : see `models.resolve`.
-    n_tokens : calibration budget in the model's tokens.
-    out : folder for finished files.
-    force : use an imatrix of the user's own in spite of its errors.
-    quick : compare the first file with others; None: if that is quick.
-    study : folder of a study for the model card.
+    `text`: a language or mixture, a corpus folder, or a text file. `model`: see `models.resolve`.
+    `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
+    file with others; None: if that is quick. `study` is a folder for the model card.
     """
 
     text: str
@@ -227,15 +194,10 @@ class Request:
 class ScoreRequest:
     """Which quants to score on which texts, and how; None chooses.
 
-    Attributes
-    ----------
-    reference, quants : see `models.resolve`.
-    texts : label and file of each; a label alone is a language, for its held-out text.
-    protocol : `document` or `llamacpp`.
-    limit : at most so many documents of each text.
-    base_logits : `live` (all models in memory at once), `cached` (one at a time) or `auto`.
-    rest_share : with `cached`, the probability that may be outside the top K.
-    n_rows : rows of logits in a decode.
+    Models: see `models.resolve`. `texts`: label and file; a label alone is a language, for its
+    held-out text. `protocol` is `document` or `llamacpp`; `limit` the most documents of a text.
+    `base_logits`: `live` (all models in memory at once), `cached` (one at a time; the probability
+    outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode.
     """
 
     reference: str
@@ -255,10 +217,8 @@ class ScoreRequest:
 class ChoiceItem:
     """A multiple-choice question, scored by likelihood.
 
-    Attributes
-    ----------
-    prefix : text before the context that many items share (few-shot examples).
-    options : continuations of the context, with their leading space.
+    `prefix` is text before the context that many items share (few-shot examples); `options`
+    continue the context, with their leading space.
     """
 
     id: str
@@ -269,12 +229,9 @@ class ChoiceItem:
 
 @dataclass(frozen=True)
 class ChoiceScores:
-    """The likelihoods of an item's options, one entry for each.
+    """The likelihoods of an item's options, each summed over its tokens.
 
-    Attributes
-    ----------
-    logprobs_nats : summed over the option's `n_tokens` tokens.
-    error : why the item has no scores.
+    `error`: why the item has no scores.
     """
 
     id: str
@@ -288,10 +245,7 @@ class ChoiceScores:
 class GenerateItem:
     """A chat, or plain text, to be continued.
 
-    Attributes
-    ----------
-    messages : (role, content); the role of plain text is "".
-    stop : strings that end the answer and are not part of it.
+    `messages` are (role, content); the role of plain text is "". The answer ends before a `stop`.
     """
 
     id: str
@@ -302,13 +256,9 @@ class GenerateItem:
 
 @dataclass(frozen=True)
 class Generated:
-    """A model's answer.
+    """A model's answer, or the `error` that is why there is none.
 
-    Attributes
-    ----------
-    n_tokens : generated tokens, the end token included.
-    finish : `stop` (a stop string), `eos` (an end token) or `length` (`max_tokens`).
-    error : why there is no answer.
+    `n_tokens` includes the end token. `finish` is `stop` (a stop string), `eos` or `length`.
     """
 
     id: str
@@ -320,20 +270,12 @@ class Generated:
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """Which benchmarks to run on which quants, and how.
+    """Which benchmarks to run on which quants, and how; None chooses, as each task says.
 
-    Attributes
-    ----------
-    tasks : names, or TOML files of the user's own.
-    languages : codes; empty: every language of a task.
-    quants : see `models.resolve`; with `endpoint`, the server's names of models.
-    data : a local file or folder in place of the Hub.
-    limit : at most so many items of each task and language, drawn by their ids.
-    variant, shots : scoring of options and number of solved examples; None: the task's own.
-    keep_text : write prompts and outputs into the records.
-    endpoint : address of an OpenAI-compatible server; empty: answer in this process.
-    api_key : of the endpoint; never written to disk.
-    parallel : answers at a time.
+    `tasks` are names or TOML files; without `languages`, every language of a task. `quants`: see
+    `models.resolve`; with `endpoint`, an OpenAI-compatible server's address, its names of models.
+    `data` replaces the Hub. `limit`: at most so many items of each task and language, drawn by id.
+    `keep_text` writes prompts and outputs into the records; `api_key` is never written to disk.
     """
 
     tasks: tuple[str, ...]
@@ -355,7 +297,7 @@ class TaskRequest:
 class ChatRequest:
     """Which model judges or translates; fields as in `TaskRequest`.
 
-    `parallel`: requests at a time; a local server needs memory for the context of each.
+    `parallel` requests at a time: a local server needs memory for the context of each.
     """
 
     model: str

@@ -203,8 +203,7 @@ class Bench:
                 path = self.root / f"{name.replace(' ', '-')}.imatrix.gguf"
                 format.write(path, imatrix, {})
                 quant = resolve.resolve(
-                    str(self.quant(path.name.partition(".")[0], quant_type, path)),
-                    self.quiet,
+                    str(self.quant(path.name.partition(".")[0], quant_type, path)), self.quiet
                 )
                 quant_error.write(self.root, kernel, self.model, quant, cores(), Silent())
                 sums = quant_error.read(self.root / quant_error.FILE)

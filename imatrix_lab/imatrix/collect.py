@@ -55,6 +55,7 @@ def inputs(
         **{name: getattr(options.compute, name) for name in sizes},
         "parse_special": options.parse_special,
         "process_output": options.process_output,
+        "repack": False,
         "toolchain": toolchain.signature(),
     }
 

@@ -106,6 +106,7 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
         "allow_requantize": spec.options.allow_requantize,
         "heldout_sha256": spec.heldout.sha256 if spec.heldout else None,
         "metadata": dict(spec.metadata),
+        "repack": False,
         "toolchain": toolchain.signature(),
     }
 
@@ -232,6 +233,7 @@ def perplexity(
         "n_ctx": heldout.n_ctx(),
         "n_windows": heldout.n_windows(),
         "gpu_layers": options.compute.gpu_layers,
+        "repack": False,
         "toolchain": toolchain.signature(),
     }
 

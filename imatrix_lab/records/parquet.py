@@ -30,10 +30,9 @@ class Coded:
 
 @dataclass(frozen=True)
 class Table:
-    """The records of a file: equally long columns by name, and the signature.
+    """The records of a file: equally long columns by name (words are `Coded`), and the signature.
 
-    Numbers are arrays, words are `Coded`. The signature has models, text, protocol, toolchain
-    and versions.
+    The signature has models, text, protocol, toolchain and versions.
     """
 
     columns: Mapping[str, np.ndarray | Coded]
@@ -59,19 +58,14 @@ class Table:
 def write(
     path: Path, columns: Mapping[str, np.ndarray | Coded], signature: Mapping[str, Any]
 ) -> None:
-    """Write records; the same records give the same bytes.
-
-    Raises ValueError: columns of different lengths.
-    """
+    """Write equally long columns; the same records give the same bytes."""
     arrays = {
         name: pyarrow.DictionaryArray.from_arrays(column.codes, list(column.names))
         if isinstance(column, Coded)
         else pyarrow.array(column)
         for name, column in columns.items()
     }
-    table = pyarrow.table(arrays).replace_schema_metadata(
-        {_KEY: canonical_json(dict(signature)).encode()}
-    )
+    table = pyarrow.table(arrays, metadata={_KEY: canonical_json(dict(signature)).encode()})
     # floats have no repeats worth a dictionary; ids do, or are nearly sorted
     floats = {f.name for f in table.schema if pyarrow.types.is_floating(f.type)}
     pyarrow.parquet.write_table(
@@ -84,10 +78,7 @@ def write(
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> Table:
-    """Return the records of a file, or only some columns.
-
-    Raises BadRecords: it cannot be read, lacks a column, or has no signature.
-    """
+    """Return the records of a file, or only some columns; BadRecords: it does not have them."""
     try:
         if missing := set(columns or ()) - set(pyarrow.parquet.read_schema(path).names):
             raise BadRecords(f"these records have no {', '.join(sorted(missing))}", where=path)

@@ -27,15 +27,10 @@ DEFAULT_METRICS = {"token": ("kld_nats", "nll_nats"), "item": ("score",)}
 
 @dataclass(frozen=True)
 class Run:
-    """One quant scored on one text or set of items.
+    """One quant scored on one text or set of items; `kind` is token or item.
 
-    Attributes
-    ----------
-    kind : token or item.
-    calib : what its imatrix was calibrated on, or `NO_IMATRIX`.
-    type : quant type.
-    sample : sha256 of its imatrix; "" without.
-    text : label of the text; "" for items, whose languages are in the file.
+    `calib`: what its imatrix was calibrated on, or `NO_IMATRIX`. `sample`: sha256 of its imatrix,
+    "" without. `text`: label of the text, "" for items, whose languages are in the file.
     """
 
     path: Path
@@ -57,10 +52,7 @@ class Run:
 
 
 def find(path: Path) -> list[Run]:
-    """Return the runs of a file, or of a folder's ``*.parquet``.
-
-    Raises BadRecords: there are none, or one cannot be read.
-    """
+    """Return the runs of a file, or of a folder's ``*.parquet``; BadRecords: there are none."""
     if not path.exists():
         raise BadRecords("no such file or folder", where=path, fix="check the path")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -105,10 +97,7 @@ def differing(a: Run, b: Run) -> list[str]:
 
 
 def require_comparable(runs: Sequence[Run]) -> None:
-    """Raise if runs must not be compared.
-
-    Raises BadRecords: names the first field that differs.
-    """
+    """Raise BadRecords with the first field that differs, if runs must not be compared."""
     first = runs[0]
     for run in runs[1:]:
         if fields := differing(first, run):
@@ -125,15 +114,10 @@ def require_comparable(runs: Sequence[Run]) -> None:
 class Block:
     """The same tokens or items in several runs.
 
-    Attributes
-    ----------
-    text : label of the text; language of the items.
-    task : name of the items' benchmark; "" for tokens.
-    names : of the clusters.
-    codes : (n,), cluster of each value, numbered in order of appearance.
-    values : by run's place in the list, then metric: (n,) float64.
-    windows : (n,), window of each token; None for items.
-    n_unmatched : items that not every run has.
+    `text`: label of the text, or language of the items; `task`: their benchmark, "" for tokens.
+    `names`: of the clusters; `codes` (n,): cluster of each value, numbered in order of appearance.
+    `values`: by run's place in the list, then metric: (n,) float64. `windows`: (n,), of each token;
+    None for items. `n_unmatched`: items that not every run has.
     """
 
     text: str
@@ -152,8 +136,8 @@ class Block:
 def blocks(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
     """Return the values of runs on one text (one block) or of items (a block a language).
 
-    Raises BadRecords: they must not be compared, or did not score the same.
-    Raises UsageError: a metric that these records do not have.
+    Raises BadRecords: they must not be compared, or did not score the same; UsageError: no such
+    metric.
     """
     members = list(runs.values())
     require_comparable(members)
@@ -178,7 +162,10 @@ def _tokens(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
                 where=run.path,
                 fix="score again: one of them is incomplete",
             )
-        values[i] = {m: _metric(table, m) for m in metrics}
+        for metric in metrics:
+            array, *others = map(table.array, _READS[metric])
+            scores = array == others[0] if others else array
+            values.setdefault(i, {})[metric] = scores.astype(np.float64)
     names, codes = _numbered(tokens.words("doc_id"))
     windows = np.asarray(tokens.array("window"), np.int64)
     return [Block(first.text, names, codes, values, windows=windows)]
@@ -186,36 +173,24 @@ def _tokens(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
 
 def same_tokens(a: parquet.Table, b: parquet.Table) -> bool:
     """Return whether two files of token records scored the same tokens, in the same order."""
-    if len(a) != len(b):
-        return False
     ids_a, ids_b = a.words("doc_id"), b.words("doc_id")
-    codes = ids_b.codes
-    if ids_a.names != ids_b.names:
-        if set(ids_a.names) != set(ids_b.names):
-            return False
-        places = {name: i for i, name in enumerate(ids_a.names)}
-        codes = np.array([places[name] for name in ids_b.names])[codes]
+    if len(a) != len(b) or set(ids_a.names) != set(ids_b.names):
+        return False
+    places = {name: i for i, name in enumerate(ids_a.names)}
+    codes = np.array([places[name] for name in ids_b.names], np.int32)[ids_b.codes]
     return np.array_equal(ids_a.codes, codes) and all(
         np.array_equal(a.array(c), b.array(c)) for c in _TOKEN_COLUMNS[1:]
     )
-
-
-def _metric(table: parquet.Table, metric: str) -> np.ndarray:
-    values, *others = (table.array(c) for c in _READS[metric])
-    return (values == others[0] if others else values).astype(np.float64)
 
 
 def _numbered(words: parquet.Coded) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the words that occur, in order of appearance, and codes for them."""
     present, first, inverse = np.unique(words.codes, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return tuple(words.names[present[i]] for i in order), rank[inverse]
+    return tuple(words.names[present[i]] for i in order), np.argsort(order)[inverse]
 
 
 def _items(runs: dict[int, Run]) -> list[Block]:
-    """Join item records by task, language and item."""
     items = {i: _scores(run) for i, run in runs.items()}
     every = set.union(*(set(scores) for scores in items.values()))
     shared = set.intersection(*(set(scores) for scores in items.values()))

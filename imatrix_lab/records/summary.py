@@ -26,15 +26,11 @@ _MAY_DIFFER = ("toolchain.", "compute.")
 class Summary:
     """One quant on one text, with 95 % intervals clustered by document.
 
-    Attributes
-    ----------
-    ppl_reference, ppl : perplexity, exp of the mean NLL.
-    ln_ppl_ratio : mean NLL of the quant less the reference's, nats.
-    kld_mean, kld_median, kld_q99, kld_q999 : KL(reference || quant) of a token, nats.
-    same_top : share of tokens whose most probable token is the reference's.
-    rms_delta_p : root mean square of p - p_ref, the probability of the true token.
-    bits_per_byte : NLL in bits over the text's bytes: comparable across vocabularies.
-    n_nonfinite : tokens without a finite score, in none of the figures.
+    Perplexity is exp of the mean NLL; `ln_ppl_ratio` the mean NLL of the quant less the
+    reference's, and KLD KL(reference || quant) of a token, both in nats. `same_top`: share of
+    tokens whose most probable token is the reference's. `rms_delta_p`: root mean square of p -
+    p_ref, the probability of the true token. `bits_per_byte` of the text is comparable across
+    vocabularies. `n_nonfinite` tokens without a finite score are in none of the figures.
     """
 
     text: str
@@ -85,7 +81,6 @@ class _Tokens:
         return quantiles.quantile(values, self.clusters, q, np.random.default_rng(SEED))
 
     def rms(self, values: np.ndarray) -> Interval:
-        """Return the root mean square."""
         return _mapped(self.mean(values**2), lambda x: math.sqrt(max(x, 0.0)))
 
 
@@ -112,10 +107,7 @@ def _exp(x: float) -> float:
 
 
 def summaries(paths: Sequence[Path]) -> list[Summary]:
-    """Return a summary of each file of token records, in order of text and type.
-
-    Raises BadRecords: a file that is damaged, not of tokens, or has no finite token.
-    """
+    """Return a summary of each file of token records, in order of text and type."""
     rows = [_summary(run) for path in paths for run in _token_runs(path)]
     return sorted(rows, key=lambda s: (s.text, s.type, s.calibration, s.quant))
 
@@ -162,12 +154,9 @@ def _summary(run: Run) -> Summary:
 class Agreement:
     """How far apart two sets of scores of the same tokens are, with 95 % intervals.
 
-    Attributes
-    ----------
-    what : noise of the reference or of the quant between runs A and B, or the effect of
-        quantization within one of them.
-    ln_ppl_ratio : difference of mean NLL, nats.
-    kld_mean : nats; None between runs, which do not have both distributions.
+    `what`: noise of the reference or quant between runs A and B, or the effect of quantization in
+    one of them. `ln_ppl_ratio`: difference of mean NLL, nats. `kld_mean`: nats; None between runs,
+    which do not have both distributions.
     """
 
     text: str
@@ -182,11 +171,8 @@ class Agreement:
 def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
     """Return the noise between two backends, builds or settings next to the quantization effect.
 
-    Returns: Rows for each quant and text in both runs, and the fields in which the signatures
-        differ.
-
-    Raises BadRecords: the runs have no quant and text in common, or differ in more than the
-        machine.
+    The rows are for each quant and text in both runs; the fields are those in which the signatures
+    differ. Raises BadRecords: nothing in common, or they differ in more than the machine.
     """
     runs_a, runs_b = (
         {(r.text, r.signature["quant"]["sha256"]): r for r in _token_runs(path)} for path in (a, b)

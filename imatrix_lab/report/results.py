@@ -23,11 +23,9 @@ ALL_SAMPLES = 0
 class Calibration:
     """An imatrix that was made, or the absence of one, and what it was computed on.
 
-    Attributes
-    ----------
-    label : as other rows name it: ``nb``, ``nb50-en50``, ``nb-pooled``, ``no imatrix``.
-    kind : language, mixture, pooled, control or none.
-    merged_from : sha256 of the imatrices that a mixture or pool is merged from.
+    `label` is as in other rows: ``nb``, ``nb50-en50``, ``nb-pooled``, ``no imatrix``. `kind`:
+    language, mixture, pooled, control or none. `merged_from`: sha256 of a mixture's or pool's
+    imatrices.
     """
 
     model: str
@@ -63,14 +61,9 @@ class Quant:
 class Score:
     """One measure of a calibration and type on a text or task, with its 95 % interval.
 
-    Attributes
-    ----------
-    text : label of the text, or language of the task.
-    task : empty for texts.
-    calibration : empty for the original.
-    metric, words, unit : key (``kld_nats``, ``perplexity``, ``score`` …), in words, unit.
-    n, n_clusters : tokens in documents, or items in groups.
-    signatures : keys of `Results.signatures`.
+    `text`: label of the text, or language of the task; `task` is empty for texts, `calibration` for
+    the original. `metric` is a key (``kld_nats``, ``perplexity``, ``score`` …), `n` counts tokens
+    in documents or items in groups, `signatures` are keys of `Results.signatures`.
     """
 
     model: str
@@ -94,15 +87,11 @@ class Score:
 class Comparison:
     """Calibration A minus calibration B at one type, paired on the same text or items.
 
-    Attributes
-    ----------
-    a, b : labels of calibrations; the study's baseline is never `a`.
-    verdict : of A: better, worse, equivalent or undecided.
-    margin : smallest difference that matters, as it was declared; NaN if none was.
-    noise : root-mean-square difference of two samples of one language; NaN if unknown.
-    noise_multiple : |estimate| / noise.
-    detectable : smallest difference seen with 80 % power.
-    n_to_decide, clusters_to_decide : needed to decide it; 0 where more would not decide.
+    The baseline is never `a`. `verdict`, of A: better, worse, equivalent or undecided. `margin`:
+    the smallest difference declared to matter, or NaN. `noise`: root mean square difference of two
+    samples of one language, or NaN; `noise_multiple`: |estimate| / noise. `detectable`: smallest
+    difference seen with 80 % power. `n_to_decide` and `clusters_to_decide` are 0 where more would
+    not decide.
     """
 
     model: str
@@ -180,10 +169,8 @@ class Control:
 class Prediction:
     """The quantizer's own objective and the measured divergence, for one quant and language.
 
-    Attributes
-    ----------
-    predicted_loss : relative squared error of the layers' outputs, without inference.
-    measured_kld_nats : on the language's held-out text; NaN if it was not scored.
+    `predicted_loss`: relative squared error of the layers' outputs, without inference. The
+    divergence is on the language's held-out text; NaN if it was not scored.
     """
 
     model: str
@@ -210,9 +197,7 @@ class Agreement:
 class Similarity:
     """Total variation between two imatrices' energies, 0 (same) to 1.
 
-    Attributes
-    ----------
-    noise : between two samples of one language; NaN with one sample.
+    `noise` is between two samples of one language; NaN with one sample.
     """
 
     model: str
@@ -277,12 +262,9 @@ class Licence:
 
 @dataclass(frozen=True)
 class Power:
-    """What a comparison could detect, planned before its data were seen.
+    """What a comparison could detect with 80 % power, planned before its data were seen.
 
-    Attributes
-    ----------
-    detectable : smallest difference seen with 80 % power; of the plan, from a pilot or assumptions.
-    assumed : in words, what the plan is based on.
+    `assumed`, in words: the pilot or the assumptions that the plan is based on.
     """
 
     what: str
@@ -304,17 +286,12 @@ class Times:
 class Results:
     """Everything a report shows.
 
-    Attributes
-    ----------
-    answer : three sentences, for someone who wants to know which file to use.
-    baseline : the calibration that the verdict matrix compares with.
-    metric : the metric that decides texts (``kld_nats``).
-    languages : code -> name in English and direction (``ltr``, ``rtl``), script (``Mlym``).
-    recipe : the recipe as it was run, all defaults filled in, files without their folders.
-    unknown : details that a paper does not give.
-    reduced : in the recipe's reduced form.
-    commands : that repeat the study, in order.
-    notes : what a reader must know in addition.
+    `answer`: three sentences, for someone who wants to know which file to use. `baseline`: the
+    calibration of the verdict matrix; `metric`: the one that decides texts (``kld_nats``).
+    `languages`: code -> English name, direction (``ltr``, ``rtl``) and script (``Mlym``). `recipe`:
+    as it was run, defaults filled in, files without folders. `unknown`: details that a paper does
+    not give. `commands` repeat the study, in order; `notes` are what a reader must know in
+    addition.
     """
 
     schema: int
@@ -356,10 +333,7 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """Return the results in a file or in a study's folder.
-
-    Raises UsageError: no such file, damaged, or of another schema.
-    """
+    """Return the results in a file or in a study's folder; UsageError: there are none to read."""
     file = path / FILE if path.is_dir() else path
     try:
         raw = json.loads(file.read_bytes())

@@ -153,10 +153,7 @@ def t_test(interval: Interval) -> float:
 
 
 def sign_flip(
-    totals: np.ndarray,
-    rng: np.random.Generator,
-    n_resamples: int = 10_000,
-    one_sided: bool = False,
+    totals: np.ndarray, rng: np.random.Generator, n_resamples: int = 10_000, one_sided: bool = False
 ) -> tuple[float, bool]:
     """Return p of the total under random sign flips of whole clusters, and if all were tried.
 

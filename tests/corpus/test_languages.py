@@ -146,11 +146,7 @@ def test_a_new_language_is_a_file(folder: Path) -> None:
     [
         ("native_name", "native_nmae", r"'native_nmae'; 'native_name'\?"),
         ("aliases", "zzz", "key 'zzz'"),
-        (
-            "script_share_min",
-            "script_shear_min",
-            r"\[clean\]; 'script_share_min'\?",
-        ),
+        ("script_share_min", "script_shear_min", r"\[clean\]; 'script_share_min'\?"),
         ("script_share_min = 1", 'script_share_min = "1"', "script_share_min: '1'"),
         ('labels = ["fo"]', "labels = [1]", "labels: 1"),
         ('labels = ["fo"]', 'labels = "fo"', "labels: 'fo'"),

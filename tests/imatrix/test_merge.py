@@ -147,10 +147,7 @@ def test_files_of_two_models_are_told_apart(tmp_path):
 
 
 def test_a_merged_file_keeps_the_model_and_the_toolchain_of_its_inputs(tmp_path):
-    shared = {
-        "imatrix_lab.toolchain.commit": "c" * 40,
-        "imatrix_lab.model.sha256": "a" * 64,
-    }
+    shared = {"imatrix_lab.toolchain.commit": "c" * 40, "imatrix_lab.model.sha256": "a" * 64}
     pair = []
     for name in ("nb", "en"):
         path = tmp_path / f"{name}.gguf"

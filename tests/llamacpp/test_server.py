@@ -89,10 +89,7 @@ def listening(url):
 
 
 def test_the_server_ends_with_the_block(tools, tiny):
-    with (
-        pytest.raises(ZeroDivisionError),
-        server.serve(tools, tiny, 1, 100, threads=1) as client,
-    ):
+    with pytest.raises(ZeroDivisionError), server.serve(tools, tiny, 1, 100, threads=1) as client:
         assert listening(client.url)
         _ = 1 / 0
     assert not listening(client.url)

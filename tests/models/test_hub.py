@@ -75,9 +75,7 @@ def store(tmp_path: Path) -> Store:
 
 @contextmanager
 def serving(
-    monkeypatch: pytest.MonkeyPatch,
-    files: dict[str, bytes],
-    repo: str = REPO,
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], repo: str = REPO
 ) -> Iterator[HubServer]:
     with HubServer({repo: {"main": files}}, card={"license": "apache-2.0"}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
@@ -133,9 +131,7 @@ def test_parse_says_what_is_right(spec: str) -> None:
 
 
 def test_single_gguf(
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture,
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     files = {
         "tiny-Q4_K_M.gguf": Q4,
@@ -176,9 +172,7 @@ SPLIT = {f"big/m-Q8_0-{i:05d}-of-00003.gguf": content(3000, i) for i in (1, 2, 3
     "wanted", ["", ":big/m-Q8_0-00002-of-00003.gguf", ":*Q8_0*", ":m-Q8_0-00003-of-00003.gguf"]
 )
 def test_split_model_is_fetched_whole(
-    wanted: str,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
+    wanted: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(monkeypatch, SPLIT):
         paths = hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
@@ -207,10 +201,7 @@ SEVERAL = {"tiny-Q4_K_M.gguf": Q4, "tiny-Q8_0.gguf": Q8, "old/tiny-Q8_0.gguf": Q
     ],
 )
 def test_glob_chooses(
-    pattern: str,
-    expected: str,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
+    pattern: str, expected: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(monkeypatch, SEVERAL):
         hub.fetch(hub.parse(f"hf:{REPO}:{pattern}"), Session(store, Silent()), None)
@@ -518,9 +509,7 @@ def _packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_packages")
 def test_safetensors_are_converted(
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     converter = fake_converter(

@@ -21,12 +21,7 @@ from imatrix_lab.study.recipe import (
     Task,
 )
 from imatrix_lab.tasks import run
-from imatrix_lab.types import (
-    ComputeOptions,
-    Model,
-    ModelFacts,
-    TaskRequest,
-)
+from imatrix_lab.types import ComputeOptions, Model, ModelFacts, TaskRequest
 from tests.compare.made_up import Text, quant
 from tests.imatrix.made_up import imatrix
 from tests.tasks.fakes import Answerer
