@@ -5,16 +5,9 @@ import math
 from collections.abc import Sequence
 
 from imatrix_lab.core import config, format
-from imatrix_lab.report import text
+from imatrix_lab.report import cells, text
 from imatrix_lab.report.blocks import Block, Code, Section, Statements, Table
-from imatrix_lab.report.cells import (
-    Cell,
-    count_cell,
-    interval_cells,
-    multiple_cell,
-    number_cell,
-    row,
-)
+from imatrix_lab.report.cells import Cell, row
 from imatrix_lab.report.lookup import View
 from imatrix_lab.report.results import Control
 
@@ -40,7 +33,7 @@ def _controls(view: View, caption: str, shown: Sequence[Control], folded: bool) 
         row(
             view.of_model(c.model) + c.name, c.expected,
             " ".join(filter(None, (c.task, view.text(c.text)))), c.type, f"{c.metric}, {c.unit}",
-            *interval_cells(c.estimate, c.low, c.high, plus=True), multiple_cell(c.noise_multiple),
+            *cells.interval(c, plus=True), cells.multiple(c.noise_multiple),
         )
         for c in shown
     ]  # fmt: skip
@@ -55,7 +48,7 @@ def power(view: View) -> Section | None:
         enough = "yes" if p.detectable <= p.margin else "no: it may be missed"
         if not math.isfinite(p.margin):
             enough = "no margin declared"
-        numbers = (number_cell(p.detectable), number_cell(p.margin))
+        numbers = (cells.number(p.detectable), cells.number(p.margin))
         rows.append(row(p.what, *numbers, p.unit, enough, p.assumed))
     columns = ("comparison", "min. detectable", "margin", "unit", "detects the margin", "assumed")
     words = (
@@ -130,7 +123,7 @@ def files(view: View) -> Section | None:
         row(
             view.of_model(c.model) + c.label, c.kind, Cell(str(c.sample), c.sample),
             ", ".join(f"{code} {100 * share:.0f} %" for code, share in c.shares.items()),
-            count_cell(c.n_tokens), c.source, c.licence,
+            cells.count(c.n_tokens), c.source, c.licence,
             _sha(c.imatrix_sha256), _sha(c.corpus_sha256), _sha(*c.merged_from),
         )
         for c in results.calibrations
