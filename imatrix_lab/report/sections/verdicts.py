@@ -8,10 +8,11 @@ from imatrix_lab.report import cells
 from imatrix_lab.report.blocks import Block, Forest, ForestRow, Picture, Section, Statements, Table
 from imatrix_lab.report.cells import Cell, row
 from imatrix_lab.report.lookup import Measure, View
-from imatrix_lab.report.results import Comparison, Interaction
+from imatrix_lab.report.results import Comparison
 
 SQUEEZED = 2.5
 """Controls may widen a picture's axis by at most this factor."""
+NOT_MEASURED = (math.nan, math.nan, math.nan, "not measured", math.nan)
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
@@ -108,22 +109,17 @@ def _forests(
         first, x_range = same_type[0], _range(view, same_type)
         forests = []
         for text in dict.fromkeys(c.text for c in same_type):
-            rows = [_forest_row(view, by_place.get((text, a)), measure, a, text) for a in labels]
+            rows = []
+            for label in labels:
+                c = by_place.get((text, label))
+                values = (c.estimate, c.low, c.high, c.verdict, c.noise) if c else NOT_MEASURED
+                rows.append(ForestRow(label, *values, view.is_own(measure.model, label, text)))
             words = (f"{quant_type} · {view.text(text)}", f"{measure.unit}, minus {base}")
             forests.append(Forest(*words, rows, first.margin, x_range, first.lower_is_better))
         groups.append(forests)
     description = f"Paired differences from {base} with 95 % CI, noise and margin"
     folded = not view.decides(measure.task, measure.metric)
     return Picture(view.title(measure), description, groups, table, folded=folded)
-
-
-def _forest_row(
-    view: View, c: Comparison | None, measure: Measure, label: str, text: str
-) -> ForestRow:
-    own = view.is_own(measure.model, label, text)
-    if c is None:
-        return ForestRow(label, math.nan, math.nan, math.nan, "not measured", math.nan, own)
-    return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
 
 
 def _range(view: View, comparisons: Sequence[Comparison]) -> tuple[float, float]:
@@ -166,12 +162,20 @@ def _comparisons(view: View, measure: Measure) -> Table:
 
 def interactions(view: View) -> Section | None:
     """Return whether languages gain more from their own calibration than others do."""
-    shown = view.results.interactions
-    first = [x for x in shown if view.decides(x.task, x.metric)]
-    rest = [x for x in shown if not view.decides(x.task, x.metric)]
-    blocks: list[Block] = [_contrasts(view, "Contrasts", first, False)] if first else []
-    blocks += [_contrasts(view, "Contrasts in other metrics", rest, True)] if rest else []
-    pairs = [(x.plain, x.formal) for x in (*first, *rest)]
+    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)")
+    blocks: list[Block] = []
+    shown, pairs = view.results.interactions, []
+    for caption, folded in (("Contrasts", False), ("Contrasts in other metrics", True)):
+        contrasts = [x for x in shown if view.decides(x.task, x.metric) != folded]
+        rows = [
+            row(
+                f"{view.of_model(x.model)}{x.a} and {x.b}", x.type, f"{x.task} {x.metric}".strip(),
+                *cells.interval(x, plus=True), x.unit, *map(cells.p_value, (x.p_value, x.p_holm)),
+            )
+            for x in contrasts
+        ]  # fmt: skip
+        blocks += [Table(caption, columns, rows, folded)] if rows else []
+        pairs += [(x.plain, x.formal) for x in contrasts]
     blocks.append(Statements("Every contrast in words", pairs, folded=True))
     words = (
         "The interaction of calibration and language: for two languages A and B, the contrast"
@@ -181,16 +185,3 @@ def interactions(view: View) -> Section | None:
     )
     title = "Does each language gain from its own text?"
     return Section("own-language", title, [words], blocks) if shown else None
-
-
-def _contrasts(view: View, caption: str, contrasts: Sequence[Interaction], folded: bool) -> Table:
-    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)")
-    rows = [
-        row(
-            f"{view.of_model(x.model)}{x.a} and {x.b}", x.type, f"{x.task} {x.metric}".strip(),
-            *cells.interval(x, plus=True), x.unit,
-            cells.p_value(x.p_value), cells.p_value(x.p_holm),
-        )
-        for x in contrasts
-    ]  # fmt: skip
-    return Table(caption, columns, rows, folded)
