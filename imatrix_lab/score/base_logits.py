@@ -62,8 +62,6 @@ def get(job: Job, rest_share: float, session: Session) -> Artifact:
     """Return the reference's distributions on a text, made in one pass if they are missing.
 
     `rest_share`: mean probability that may be left outside the K.
-
-    Raises DiskFull: before the pass, if its files will not fit.
     """
     sizes = job.plan.sizes()
 

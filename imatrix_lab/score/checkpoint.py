@@ -11,13 +11,9 @@ from imatrix_lab.core.files import replacing
 
 
 class Checkpoint:
-    """One file for each batch, complete or absent.
+    """One file for each batch, complete or absent, in a folder that outlives a killed run.
 
-    Parameters
-    ----------
-    folder : outlives a killed run.
-    sizes : rows of each batch.
-    name : kind of rows, where a folder holds several kinds.
+    `sizes`: rows of each batch. `name`: kind of rows, where a folder holds several.
     """
 
     def __init__(self, folder: Path, sizes: list[int], name: str = "rows"):

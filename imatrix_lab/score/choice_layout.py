@@ -31,8 +31,6 @@ _SEAM = 2
 class Tokenized:
     """An item's tokens.
 
-    Attributes
-    ----------
     prefix : tokens decoded once for many items; empty if this item begins otherwise.
     options : prefix, context and option of each, as one text.
     start : index of the first scored token, the same for all options.
@@ -60,8 +58,6 @@ def tokenized(
     Context and option are tokenized as one text, as a model reads them. An option whose first
     letters join the context's last token is scored from that token on, and so are the others of
     the item: all are conditional on the same text.
-
-    `prefix`: see `shared_prefix`.
 
     Raises BadText: nothing to score, or more tokens than the context has.
     """
@@ -92,8 +88,6 @@ def common(lists: Sequence[Sequence[int]]) -> int:
 class Unit:
     """Options of one item that are decoded together.
 
-    Attributes
-    ----------
     item : its number.
     block : the decode by itself, its sequences counted from 0; a multiple of `ALIGN` tokens.
     n_sequences : how many it has.
@@ -164,15 +158,12 @@ def rounds(
 
 def merged(group: Sequence[Unit], first: int = FIRST) -> Decode:
     """Return units as one decode, each with its own sequences, from `first` on."""
-    blocks = [unit.block for unit in group]
     starts = itertools.accumulate((u.n_sequences for u in group[:-1]), initial=first)
-    return Decode(
-        np.concatenate([b.tokens for b in blocks]),
-        np.concatenate([b.positions for b in blocks]),
-        np.concatenate([b.sequences + n for b, n in zip(blocks, starts, strict=True)]),
-        np.concatenate([b.spans for b in blocks]),
-        np.concatenate([b.outputs for b in blocks]),
-    )
+    blocks = [
+        (u.block.tokens, u.block.positions, u.block.sequences + n, u.block.spans, u.block.outputs)
+        for u, n in zip(group, starts, strict=True)
+    ]
+    return Decode(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
 def prefix_block(tokens: tuple[int, ...]) -> Decode:

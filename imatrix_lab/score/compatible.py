@@ -29,14 +29,11 @@ Tensors = dict[str, tuple[Path, TensorInfo]]
 def check(reference: Model, quants: list[Model]) -> list[str]:
     """Raise unless every quant has the reference's architecture, vocabulary and tensors.
 
-    Returns: Warnings about quants whose normalization weights, which no quantizer changes, are not
-        the reference's: their divergence is not that of quantization alone.
-
-    Raises BadModel: names what differs.
+    Returns warnings about quants whose normalization weights, which no quantizer changes, are not
+    the reference's: their divergence is not that of quantization alone.
     """
     header, tensors = _read(reference)
-    norms = _norms(tensors)
-    warnings = []
+    norms, warnings = _norms(tensors), []
     for quant in quants:
         quant_header, quant_tensors = _read(quant)
         _same_metadata(header, quant_header, quant)

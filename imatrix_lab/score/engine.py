@@ -27,8 +27,6 @@ _SMALLER = "close other programs, score fewer quants at once, or use --base-logi
 class Settings:
     """How a model is run.
 
-    Attributes
-    ----------
     n_ctx : tokens in a batch.
     n_batch : tokens in a decode.
     n_rows : rows of logits in a decode; each takes 8 bytes x vocabulary.
@@ -75,11 +73,7 @@ class Engine:
 
     `streams`: give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
         reads no other sequence's.
-
-    Attributes
-    ----------
-    label : of the model.
-    seconds, n_tokens : time spent in llama_decode, and tokens decoded in it.
+    `seconds`, `n_tokens`: time spent in llama_decode, and tokens decoded in it.
     """
 
     def __init__(
@@ -177,11 +171,9 @@ class Engine:
         return self._llama.llama_get_memory(self._context)
 
     def decode(self, step: Decode) -> np.ndarray:
-        """Decode a step and return the logits of its selected rows.
+        """Return the logits of a step's output rows, float32 (rows, vocabulary).
 
-        Returns: float32 (rows, vocabulary): llama.cpp's own memory, valid until the next decode.
-
-        Raises ImatrixLabError: llama.cpp reports an error.
+        They are llama.cpp's own memory, valid until the next decode.
         """
         batch, n = self._batch, len(step.tokens)
         batch.n_tokens = n

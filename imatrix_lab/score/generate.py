@@ -97,10 +97,7 @@ def generate(
     setup: Setup,
     progress: Progress,
 ) -> Iterator[Generated]:
-    """Yield answers as they end; failed items, which have an error, come first.
-
-    Raises BadModel: llama.cpp cannot load the model, or its chat template takes too long.
-    """
+    """Yield answers as they end; failed items, which have an error, come first."""
     items = list(items)
     with (
         progress.task(f"answers, {model.label}", len(items), "items") as task,
@@ -156,9 +153,6 @@ class _Slots:
 
     `report`: called after each step with the number of answers done; each open one counts by its
         share of `max_tokens`.
-
-    Attributes
-    ----------
     _kept : of each slot, the tokens at the start of its memory.
     _spoilt : some memory holds a value that is not finite, and is wiped before the next item.
     """

@@ -31,10 +31,7 @@ PARALLEL = 16
 def settings_for(
     model: Model, options: ComputeOptions, n_ctx: int, n_rows: int | None = None
 ) -> Settings:
-    """Return how to run a model with windows of `n_ctx` tokens.
-
-    Raises BadModel: it has no vocabulary.
-    """
+    """Return how to run a model with windows of `n_ctx` tokens; it must have a vocabulary."""
     if not model.facts.n_vocab:
         raise BadModel("this model has no vocabulary", where=model.path)
     return Settings(
@@ -51,10 +48,7 @@ def settings_for(
 class Setup:
     """What `multiple_choice.score` and `generate.generate` run with.
 
-    Attributes
-    ----------
-    engine : its `n_ctx` is the limit of a prompt and its answer together, in tokens.
-    parallel : answers generated at once.
+    `engine`: its `n_ctx` limits a prompt and its answer together. `parallel`: answers at once.
     """
 
     kernel: Kernel
@@ -107,13 +101,8 @@ class Job:
 def decoding(
     job: Job, models: Sequence[Model], name: str, complete: Sequence[bool], progress: Progress
 ) -> Iterator[tuple[list[Engine], Callable[[int], None]]]:
-    """Load models to decode the batches that are not complete; report progress.
-
-    Yields: The engines, and a function to be called with the number of tokens after each decode or
-        batch.
-    """
-    interruptible = Interruptible()
-    sizes = job.plan.sizes()
+    """Load models; give them, and what reports progress, called with the tokens just decoded."""
+    interruptible, sizes = Interruptible(), job.plan.sizes()
     done = sum(n for n, is_done in zip(sizes, complete, strict=True) if is_done)
     with ExitStack() as stack:
         task = stack.enter_context(progress.task(name, sum(sizes), "tokens"))

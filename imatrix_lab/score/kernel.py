@@ -26,8 +26,6 @@ SOURCE = Path(__file__).with_name("kernel.cpp")
 class Rows:
     """Results for a block of n rows of logits.
 
-    Attributes
-    ----------
     maximum : float32 (n,), the largest logit.
     log_sum : float64 (n,), log of the sum of exp over the vocabulary.
     top : int32 (n,), the token of the largest logit; the lowest id on a tie; -1 if all are NaN.
@@ -47,9 +45,8 @@ class Kernel:
     """
 
     def __init__(self, library: ctypes.CDLL, threads: int):
-        self.library = library
+        self.library, self._threads = library, threads
         self._pool = ThreadPoolExecutor(threads)
-        self._threads = threads
 
     def rows(self, logits: np.ndarray) -> Rows:
         """Return maximum, log-sum-exp and top token of float32 (n, vocabulary) logits."""
@@ -87,9 +84,9 @@ class Kernel:
         return out
 
     def top(self, logits: np.ndarray, k: int) -> np.ndarray:
-        """Return the tokens of the k largest logits of each row, in increasing order.
+        """Return each row's k tokens with the largest logits, int32 (n, k), in order of ids.
 
-        Returns: int32 (n, k); the lowest id on a tie at the edge.
+        On a tie at the edge the lowest id is taken.
         """
         n, n_vocab = logits.shape
         if not 0 < k <= n_vocab:
@@ -119,9 +116,5 @@ def _at(array: np.ndarray, row: int) -> ctypes.c_void_p:
 
 
 def get(tools: Toolchain, threads: int, session: Session) -> Kernel:
-    """Return the kernel, compiled (in seconds) if it is missing.
-
-    Raises MissingTool: no C++ compiler.
-    Raises ToolFailed: it does not compile.
-    """
+    """Return the kernel, compiled (in seconds) if it is missing."""
     return Kernel(native.compiled(SOURCE, "score", tools, session), threads)

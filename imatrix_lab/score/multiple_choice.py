@@ -33,8 +33,6 @@ def score(
     Items with the same prefix are scored together, so that it is decoded once. On a CPU an item's
     scores depend only on its own text, to the last bit: not on the batch, the rows in a decode,
     the threads, or the other items.
-
-    Raises BadModel: llama.cpp cannot load the model.
     """
     items = list(items)
     waiting: dict[int, ChoiceScores] = {}
@@ -80,8 +78,6 @@ def _failed(item: ChoiceItem, error: str) -> ChoiceScores:
 class _Scorer:
     """Scores items on an engine.
 
-    Attributes
-    ----------
     _prefix : the prefix in the engine's memory; None when the memory must be wiped.
     _first : the first option's sequence; 0 for models that cannot share, which run one option
         at a time, from its first token on.

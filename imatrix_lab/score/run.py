@@ -41,10 +41,7 @@ def live(job: Job, quants: Sequence[Model], session: Session) -> list[Artifact]:
 def cached(
     job: Job, quants: Sequence[Model], rest_share: float, session: Session
 ) -> list[Artifact]:
-    """Return the scores of quants, with a lower bound of the divergence.
-
-    `rest_share`: see `base_logits.get`.
-    """
+    """Return the scores of quants, with a lower bound of the divergence."""
     scores = []
     for quant in quants:
         label, inputs = _key(job, quant, rest_share)
@@ -75,8 +72,9 @@ def decode_together(
     with decoding(job, models, f"score {job.text.label}", complete, progress) as (loaded, advance):
         reference, *engines = loaded
         turn = 0
-        for batch in (b for b, lacking in enumerate(missing) if lacking):
-            lacking = missing[batch]
+        for batch, lacking in enumerate(missing):
+            if not lacking:
+                continue
             rows: dict[int, list[np.ndarray]] = {i: [] for i in lacking}
             for engine in (reference, *(engines[i] for i in lacking)):
                 engine.begin()
@@ -107,6 +105,7 @@ def _write_records(
     names = ("nll_ref", "nll", "kld", "top1_ref", "top1")
     columns: dict[str, Any] = {**job.plan.columns, **{n: rows[n] for n in names}}
     columns["p_ref"], columns["p"] = np.exp(-rows["nll_ref"]), np.exp(-rows["nll"])
+    text = job.text
     divergence = f"lower bound, top {base.facts['k']}" if base else "exact"
     signature = {
         "kind": "token",
@@ -115,11 +114,7 @@ def _write_records(
         "toolchain": job.tools.signature(),
         "reference": identity(job.reference),
         "quant": {**identity(quant), **origin(quant)},
-        "text": {
-            "label": job.text.label,
-            "sha256": job.text.sha256(),
-            "n_documents": len(job.text.documents),
-        },
+        "text": {"label": text.label, "sha256": text.sha256(), "n_documents": len(text.documents)},
         "protocol": {**vars(job.protocol), "divergence": divergence},
         "compute": job.settings.signature(),
     }

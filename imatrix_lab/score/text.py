@@ -38,10 +38,8 @@ class Text:
 class Batches:
     """A text's windows in batches, and the columns that do not depend on a model's output.
 
-    Attributes
-    ----------
-    columns : doc_id, window, pos, token, n_bytes of every scored token, in order.
-    n_skipped : documents too short to have a scored token.
+    `columns`: doc_id, window, pos, token, n_bytes of every scored token, in order.
+    `n_skipped`: documents too short to have a scored token.
     """
 
     batches: tuple[tuple[Window, ...], ...]
@@ -54,10 +52,7 @@ class Batches:
 
 
 def plan(text: Text, vocabulary: Vocabulary, protocol: Protocol, sequences_max: int) -> Batches:
-    """Return a text's windows in batches.
-
-    Raises BadText: there is nothing to score.
-    """
+    """Return a text's windows in batches; raise `BadText` if there is nothing to score."""
     bos = vocabulary.bos()
     if protocol.name == "llamacpp":
         windows = stream_windows(vocabulary.tokens(flat(text)), bos, protocol)

@@ -26,13 +26,9 @@ ROWS_MIN = 2 * STEP_MIN
 
 @dataclass(frozen=True)
 class Protocol:
-    """How text is cut into windows.
+    """How text is cut into windows of `n_ctx` tokens; `name` is `document` or `llamacpp`.
 
-    Attributes
-    ----------
-    name : `document` or `llamacpp`.
-    n_ctx : tokens in a window.
-    overlap : tokens of context at the start of a document's later windows; 0 for `llamacpp`.
+    `overlap`: tokens of context at the start of a document's later windows; 0 for `llamacpp`.
     """
 
     name: str = "document"
@@ -44,8 +40,6 @@ class Protocol:
 class Window:
     """One window of one document.
 
-    Attributes
-    ----------
     document : index of the document; of the window for `llamacpp`.
     number : of the window in its document.
     tokens : int32 (n,), BOS included.
@@ -70,10 +64,8 @@ class Window:
 class Decode:
     """The input of one llama_decode: int32 (n,) but for `outputs`.
 
-    Attributes
-    ----------
-    spans : how many sequences a token belongs to, from ``sequences`` on.
-    outputs : bool (n,), which tokens' logits are returned.
+    `spans`: how many sequences a token belongs to, from `sequences` on.
+    `outputs`: bool (n,), which tokens' logits are returned.
     """
 
     tokens: np.ndarray
@@ -85,10 +77,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Step(Decode):
-    """A decode of text whose next tokens are known.
-
-    `targets`: int32 (rows,), the true next token of each output row.
-    """
+    """A decode of text, with the true next token of each output row: int32 (rows,)."""
 
     targets: np.ndarray
 
@@ -128,8 +117,7 @@ def stream_windows(tokens: Sequence[int], bos: int | None, protocol: Protocol) -
     Source: ``perplexity()`` and ``kl_divergence()`` in llama.cpp's tools/perplexity: logits of
     positions n_ctx/2 to n_ctx - 2 are scored against the tokens that follow; the rest is dropped.
     """
-    n_ctx = protocol.n_ctx
-    windows = []
+    n_ctx, windows = protocol.n_ctx, []
     for index in range(len(tokens) // n_ctx):
         piece = np.array(tokens[index * n_ctx : (index + 1) * n_ctx], np.int32)
         if bos is not None:
@@ -173,11 +161,6 @@ def steps(batch: Sequence[Window], n_batch: int, n_rows: int) -> Iterator[Step]:
         cuts[-2] = max(min(cuts[-2], cuts[-1] - STEP_MIN), cuts[-3] + 1)
     for start, end in itertools.pairwise(cuts):
         cut = slice(start, end)
-        yield Step(
-            tokens=tokens[cut],
-            positions=positions[cut],
-            sequences=sequences[cut],
-            spans=np.ones(end - start, np.int32),
-            outputs=outputs[cut],
-            targets=targets[cut][outputs[cut]],
-        )
+        spans, output = np.ones(end - start, np.int32), outputs[cut]
+        decode = tokens[cut], positions[cut], sequences[cut], spans, output
+        yield Step(*decode, targets[cut][output])
