@@ -69,9 +69,8 @@ def main() -> None:
     store, quiet = Store(), Silent()
     tools = get_toolchain(default_backend(), Session(store, quiet))
     model = resolve.resolve(arguments.model, Session(store, quiet))
-    setup = prepare(
-        tools, model, Session(store, quiet), ComputeOptions(default_backend(), arguments.threads)
-    )
+    options = ComputeOptions(default_backend(), arguments.threads)
+    setup = prepare(tools, model, Session(store, quiet), options, PARALLEL)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(tools, model, setup, Path(folder), arguments.rounds)
         print(f"{model.label}, {arguments.threads} threads, {arguments.rounds} rounds")

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from imatrix_lab.records.summary import Summary
     from imatrix_lab.stats.clustered import Interval
 
-ROWS_MIN = 32
-"""`score.windows.ROWS_MIN`, whose module takes 0.1 s to import."""
-
 
 class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """``nb=heldout.jsonl``, a file, or a language."""
@@ -36,11 +33,9 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if path.is_file():
             return path.stem, path
         label, equals, file = str(value).partition("=")
-        if not equals:
-            return value, None
-        if not (label and file):
+        if equals and not (label and file):
             self.fail(f"{value!r} is not NAME=FILE")
-        return label, Path(file).expanduser()
+        return label, Path(file).expanduser() if equals else None
 
 
 @click.group()
@@ -79,7 +74,7 @@ def score() -> None:
               help="Folder for the records.")  # fmt: skip
 @options.BACKEND
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
-@click.option("--rows", "n_rows", type=click.IntRange(ROWS_MIN, 1 << 16), hidden=True)
+@click.option("--rows", "n_rows", type=click.IntRange(32, 1 << 16), hidden=True)
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
 @options.JSON
 def score_run(as_json: bool, **rest: Any) -> None:
@@ -90,7 +85,6 @@ def score_run(as_json: bool, **rest: Any) -> None:
       imatrix-lab score run --reference model-f16.gguf --quant nb-Q4_K_M.gguf en-Q4_K_M.gguf
           --text nb=heldout.jsonl ml
     """  # fmt: skip
-
     from imatrix_lab.pipeline import score
 
     request = ScoreRequest(compute=options.compute_options(rest), **rest)
@@ -114,7 +108,6 @@ def score_show(runs: tuple[Path, ...], as_json: bool) -> None:
     Example:
       imatrix-lab score show scores
     """
-
     from imatrix_lab.records.summary import summaries
 
     quants = summaries(runs)
@@ -157,9 +150,8 @@ def _print_text(quants: list[Summary]) -> None:
     )
     table = _table("text", "measure", "quant")
     for name, field, form in _MEASURES:
-        rows = [(quant.quant, getattr(quant, field)) for quant in quants]
-        if field == "ppl":
-            rows.insert(0, ("(original)", first.ppl_reference))
+        rows = [("(original)", first.ppl_reference)] if field == "ppl" else []
+        rows += [(quant.quant, getattr(quant, field)) for quant in quants]
         for i, (label, interval) in enumerate(rows):
             text = escape(first.text) if field == "ppl" and not i else ""
             table.add_row(text, "" if i else name, escape(label), *_cells(interval, form))
@@ -195,7 +187,6 @@ def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
     Example:
       imatrix-lab score agree scores-cpu scores-cuda
     """
-
     from imatrix_lab.records import summary
 
     rows, fields = summary.agree(run_a, run_b)
@@ -228,7 +219,6 @@ def score_export(run: Path, out: Path | None) -> None:
     Example:
       imatrix-lab score export scores/nb.demo-nb-Q4_K_M.parquet --out nb.csv
     """
-
     from imatrix_lab.records import parquet
 
     if out is None:

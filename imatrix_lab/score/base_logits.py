@@ -30,8 +30,7 @@ from imatrix_lab.score.job import Job, decoding, nll, row_type
 from imatrix_lab.types import Model
 
 K_MIN, K_MAX = 64, 8192
-SAMPLE_BYTES = 64 << 20
-SAMPLE_SEED = 0
+SAMPLE_BYTES, SAMPLE_SEED = 64 << 20, 0
 
 
 def base_type(k: int) -> np.dtype[Any]:
@@ -132,7 +131,7 @@ def _decode(
         part["logp"] = _at(logits, part["ids"]) - rows.log_sum[:, None]
         parts.append(part)
         inside = sampled[(sampled >= before) & (sampled < before + n)] - before
-        full.append(logits[inside].copy())
+        full.append(logits[inside])
         before += n
     return np.concatenate(parts), np.concatenate(full)
 
@@ -198,23 +197,18 @@ def score(job: Job, quant: Model, base: Artifact, rows: Checkpoint, progress: Pr
 
 
 def _score_batch(
-    job: Job,
-    engine: Engine,
-    batch: int,
-    base_rows: np.ndarray,
-    full: np.ndarray,
-    sampled: np.ndarray,
+    job: Job, engine: Engine, batch: int, stored: np.ndarray, full: np.ndarray, sampled: np.ndarray
 ) -> np.ndarray:
     """Return a batch's rows of `row_type`; `kld_full` is NaN outside the sample."""
-    result = np.empty(len(base_rows), row_type())
-    result["nll_ref"], result["top1_ref"] = base_rows["nll_ref"], base_rows["top1_ref"]
+    result = np.empty(len(stored), row_type())
+    result["nll_ref"], result["top1_ref"] = stored["nll_ref"], stored["top1_ref"]
     result["kld_full"] = np.nan
     before = 0
     engine.begin()
     for step in job.steps(batch):
         logits = engine.decode(step)
         n = len(step.targets)
-        part, base = result[before : before + n], base_rows[before : before + n]
+        part, base = result[before : before + n], stored[before : before + n]
         rows = job.kernel.rows(logits)
         part["nll"], part["top1"] = nll(step.targets, logits, rows), rows.top
         logq = _at(logits, base["ids"]) - rows.log_sum[:, None]

@@ -23,8 +23,6 @@ from imatrix_lab.types import ChoiceItem
 ALIGN = STEP_MIN
 PREFIX, FILLER, FIRST = 0, 1, 2
 """Sequences: the prefix, what fills it up to `ALIGN`, and the first option's."""
-_SEAM = 2
-"""Tokens at the end of a prefix that the text after it may change; they go with the items."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,10 @@ class Tokenized:
     options: tuple[tuple[int, ...], ...]
     start: int
 
-    def n_tokens(self) -> tuple[int, ...]:
-        """Return how many tokens of each option are scored."""
-        return tuple(len(option) - self.start for option in self.options)
-
 
 def shared_prefix(tokens: Sequence[int]) -> tuple[int, ...]:
     """Return the tokens of a prefix that can be decoded once."""
-    return tuple(tokens[: max(0, len(tokens) - _SEAM)])
+    return tuple(tokens[:-2])  # the text after a prefix may change its last two
 
 
 def tokenized(
@@ -195,7 +189,7 @@ def cut(whole: Decode, n_batch: int, n_rows: int) -> Iterator[tuple[slice, Decod
         outputs = whole.outputs[place].copy()
         if 0 < outputs.sum() < STEP_MIN:
             outputs[np.flatnonzero(~outputs)[: STEP_MIN - outputs.sum()]] = True
-        tokens, positions = whole.tokens[place], whole.positions[place]
-        sequences, spans = whole.sequences[place], whole.spans[place]
+        inputs = whole.tokens, whole.positions, whole.sequences, whole.spans
+        tokens, positions, sequences, spans = (column[place] for column in inputs)
         yield place, Decode(tokens, positions, sequences, spans, outputs)
         start = end

@@ -39,10 +39,8 @@ def check(reference: Model, quants: list[Model]) -> list[str]:
         _same_shapes(tensors, quant_tensors, quant)
         _same_weights(tensors, quant_tensors, quant)
         if norms != _norms(quant_tensors):
-            warnings.append(
-                f"{quant.label}: its norm weights are not the reference's, so it is not"
-                " a quantization of this reference alone (another fine-tune?)"
-            )
+            why = "so it is not a quantization of this reference alone (another fine-tune?)"
+            warnings.append(f"{quant.label}: its norm weights are not the reference's, {why}")
     return warnings
 
 
@@ -58,11 +56,9 @@ def _read(model: Model) -> tuple[GgufHeader, Tensors]:
 
 
 def _other_model(quant: Model, what: str) -> BadModel:
-    return BadModel(
-        f"{quant.label} is not a quant of the reference: {what}",
-        where=quant.path,
-        fix="score each quant against the model it was made from: --reference",
-    )
+    what = f"{quant.label} is not a quant of the reference: {what}"
+    fix = "score each quant against the model it was made from: --reference"
+    return BadModel(what, where=quant.path, fix=fix)
 
 
 def _same_metadata(reference: GgufHeader, other: GgufHeader, quant: Model) -> None:

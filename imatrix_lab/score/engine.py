@@ -4,8 +4,9 @@ import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from imatrix_lab.score.windows import Decode
 from imatrix_lab.types import Model
 
 T = TypeVar("T")
-_ABORTED = 2
 _SMALLER = "close other programs, score fewer quants at once, or use --base-logits cached"
 
 
@@ -68,8 +68,8 @@ class Interruptible:
             raise
 
 
-class Engine:
-    """A model loaded for scoring; a context manager.
+class Engine(AbstractContextManager["Engine"]):
+    """A model loaded for scoring.
 
     `streams`: give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
         reads no other sequence's.
@@ -94,11 +94,9 @@ class Engine:
         self._batch: Any = None
         self._model = run(self._load)
         if not self._model:
-            raise BadModel(
-                f"llama.cpp cannot load this model: {last_error() or 'no reason given'}",
-                where=model.path,
-                fix=f"check the file; if memory is short: {_SMALLER}",
-            )
+            what = f"llama.cpp cannot load this model: {last_error() or 'no reason given'}"
+            fix = f"check the file; if memory is short: {_SMALLER}"
+            raise BadModel(what, where=model.path, fix=fix)
         try:
             self._open(kernel, streams)
         except BaseException:
@@ -136,9 +134,6 @@ class Engine:
             raise ImatrixLabError(what, where=self._record.path, fix=_SMALLER)
         self._batch = llama.llama_batch_init(settings.n_batch, 0, settings.sequences_max)
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -187,16 +182,12 @@ class Engine:
         code = self._run(self._decode)
         self.seconds += time.monotonic() - began
         self.n_tokens += n
-        if code == _ABORTED:
+        if code == 2:  # aborted
             raise KeyboardInterrupt
         if code:
-            raise ImatrixLabError(
-                f"llama_decode failed (code {code})",
-                where=self._record.path,
-                fix=f"if memory is short: {_SMALLER}",
-            )
-        rows = int(step.outputs.sum())
-        if not rows:
+            what, fix = f"llama_decode failed (code {code})", f"if memory is short: {_SMALLER}"
+            raise ImatrixLabError(what, where=self._record.path, fix=fix)
+        if not (rows := int(step.outputs.sum())):
             return np.empty((0, self._n_vocab), np.float32)
         logits = self._llama.llama_get_logits(self._context)
         if not logits:

@@ -86,17 +86,13 @@ def _chats(model: Model, items: Sequence[GenerateItem]) -> list[Rendered | None]
 
 
 def generate(
-    toolchain: Toolchain,
-    model: Model,
-    items: Iterable[GenerateItem],
-    setup: Setup,
-    progress: Progress,
+    tools: Toolchain, model: Model, items: Iterable[GenerateItem], setup: Setup, progress: Progress
 ) -> Iterator[Generated]:
     """Yield answers as they end; failed items, which have an error, come first."""
     items = list(items)
     with (
         progress.task(f"answers, {model.label}", len(items), "items") as task,
-        Vocabulary(toolchain, model.path) as vocabulary,
+        Vocabulary(tools, model.path) as vocabulary,
     ):
         possible, failed = prompts(vocabulary, model, items, setup.engine.n_ctx)
         yield from failed
@@ -106,7 +102,7 @@ def generate(
         n_ctx = math.ceil(longest / 256) * 256  # what llama.cpp gives a sequence is a multiple
         settings = dataclasses.replace(setup.engine, n_ctx=n_ctx, sequences_max=setup.parallel)
         runner = Interruptible()
-        with Engine(toolchain, setup.kernel, model, settings, runner, streams=True) as engine:
+        with Engine(tools, setup.kernel, model, settings, runner, streams=True) as engine:
             task.update(len(failed))  # no note: nothing was done by an earlier run
 
             def report(done: float) -> None:
@@ -129,13 +125,12 @@ class _Answer:
 
     def cut_at_stop(self, n_new: int) -> bool:
         """Cut the text before the first stop string; its last `n_new` bytes are new."""
-        ends = []
-        for stop in filter(None, (s.encode() for s in self.prompt.item.stop)):
-            start = max(0, len(self.raw) - n_new - len(stop) + 1)
-            ends.append(self.raw.find(stop, start))
-        if end := [e for e in ends if e >= 0]:
-            del self.raw[min(end) :]
-        return bool(end)
+        before = len(self.raw) - n_new + 1
+        stops = [stop.encode() for stop in self.prompt.item.stop if stop]
+        ends = [self.raw.find(stop, max(0, before - len(stop))) for stop in stops]
+        if complete := [end for end in ends if end >= 0]:
+            del self.raw[min(complete) :]
+        return bool(complete)
 
     def text(self) -> str:
         """Return the text so far, without an incomplete character at its end."""

@@ -23,9 +23,7 @@ METRICS_VERSION = 1
 """Raise it when the same models and text give other numbers. 1: first records."""
 NOT_FINITE = "the model gives a logit that is not finite"
 """The error of an item, in its scores or its answer."""
-CONTEXT_MAX = 8192
-BATCH_TOKENS = 512
-PARALLEL = 16
+CONTEXT_MAX, BATCH_TOKENS, PARALLEL = 8192, 512, 16
 
 
 def settings_for(
@@ -57,11 +55,7 @@ class Setup:
 
 
 def prepare(
-    tools: Toolchain,
-    model: Model,
-    session: Session,
-    options: ComputeOptions,
-    parallel: int = PARALLEL,
+    tools: Toolchain, model: Model, session: Session, options: ComputeOptions, parallel: int
 ) -> Setup:
     """Return the setup of a model on this machine; it must have a vocabulary."""
     n_ctx = options.n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)

@@ -22,11 +22,7 @@ from imatrix_lab.types import ChoiceItem, ChoiceScores, Model
 
 
 def score(
-    toolchain: Toolchain,
-    model: Model,
-    items: Iterable[ChoiceItem],
-    setup: Setup,
-    progress: Progress,
+    tools: Toolchain, model: Model, items: Iterable[ChoiceItem], setup: Setup, progress: Progress
 ) -> Iterator[ChoiceScores]:
     """Yield the scores of items, in their order.
 
@@ -42,8 +38,8 @@ def score(
     settings = dataclasses.replace(setup.engine, n_ctx=n_ctx)
     with (
         progress.task(f"choices, {model.label}", len(items), "items") as task,
-        Vocabulary(toolchain, model.path) as vocabulary,
-        Engine(toolchain, setup.kernel, model, settings, Interruptible()) as engine,
+        Vocabulary(tools, model.path) as vocabulary,
+        Engine(tools, setup.kernel, model, settings, Interruptible()) as engine,
     ):
         task.update(0)  # no note: nothing was done by an earlier run
         scorer = _Scorer(engine, vocabulary, setup)
@@ -86,9 +82,8 @@ class _Scorer:
     def __init__(self, engine: Engine, vocabulary: Vocabulary, setup: Setup):
         self._engine, self._setup, self._tokens = engine, setup, vocabulary.tokens
         self._prefix: tuple[int, ...] | None = None
-        shares = setup.engine.sequences_max > FIRST
-        self._first = FIRST if shares else 0
-        self._n_sequences = setup.engine.sequences_max - FIRST if shares else 1
+        n = setup.engine.sequences_max
+        self._first, self._n_sequences = (FIRST, n - FIRST) if n > FIRST else (0, 1)
 
     def run(self, items: Sequence[ChoiceItem]) -> Iterator[tuple[int, ChoiceScores]]:
         """Yield scores with the items' numbers: prefix by prefix, then items without one."""
@@ -125,8 +120,8 @@ class _Scorer:
                 if tokenized.prefix != prefix:
                     others.append(number)
                     continue
-                n = len(item.options)
-                pending[number] = _Pending(item, tokenized.n_tokens(), np.zeros(n), n)
+                lengths = tuple(len(option) - tokenized.start for option in tokenized.options)
+                pending[number] = _Pending(item, lengths, np.zeros(len(lengths)), len(lengths))
                 yield from choice_layout.units(number, tokenized, cells, self._n_sequences)
 
         limits = engine.n_batch, engine.n_rows, self._n_sequences

@@ -80,14 +80,13 @@ def flat(text: Text) -> str:
 def _columns(
     windows: Sequence[Window], ids: Sequence[str], vocabulary: Vocabulary
 ) -> dict[str, np.ndarray | Coded]:
-    used = sorted({w.document for w in windows})  # only documents with a scored token
-    code = {document: i for i, document in enumerate(used)}
-    codes = joined([np.full(w.n_scored, code[w.document]) for w in windows])
+    documents = np.repeat([w.document for w in windows], [w.n_scored for w in windows])
+    used, codes = np.unique(documents, return_inverse=True)  # only those with a scored token
     tokens = joined([w.tokens[w.first :] for w in windows])
     distinct, inverse = np.unique(tokens, return_inverse=True)
     n_bytes = np.array([vocabulary.size_bytes(int(t)) for t in distinct], np.uint32)
     return {
-        "doc_id": Coded(codes, tuple(ids[d] for d in used)),
+        "doc_id": Coded(codes.astype(np.int32), tuple(ids[d] for d in used)),
         "window": joined([np.full(w.n_scored, w.number) for w in windows]),
         "pos": joined([w.offset + np.arange(w.first, len(w.tokens)) for w in windows]),
         "token": tokens,

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SEQUENCES_MAX = 64
-STEP_MIN = 16
+SEQUENCES_MAX, STEP_MIN = 64, 16
 ROWS_MIN = 2 * STEP_MIN
 """With fewer rows in a decode, some steps would be shorter than `STEP_MIN`."""
 
@@ -95,18 +94,16 @@ def document_windows(
     A document of one token has a window only if there is a BOS to predict it from.
     """
     lead = [] if bos is None else [bos]
-    room = protocol.n_ctx - len(lead)
     windows = []
     for index, document in enumerate(documents):
         start, number = 0, 0
         while start < len(document):
             context = min(start, protocol.overlap)
-            end = min(len(document), start - context + room)
+            end = min(len(document), start - context + protocol.n_ctx - len(lead))
             tokens = np.array([*lead, *document[start - context : end]], np.int32)
             first = max(1, len(lead) + context)
             if first < len(tokens):
-                offset = start - context  # BOS stands before the document's own tokens
-                windows.append(Window(index, number, tokens, first, offset))
+                windows.append(Window(index, number, tokens, first, start - context))
             start, number = end, number + 1
     return windows
 
