@@ -21,8 +21,7 @@ from imatrix_lab.score.windows import STEP_MIN, Decode
 from imatrix_lab.types import ChoiceItem
 
 ALIGN = STEP_MIN
-PREFIX, FILLER, FIRST = 0, 1, 2
-"""Sequences: the prefix, what fills it up to `ALIGN`, and the first option's."""
+PREFIX, FILLER, FIRST = 0, 1, 2  # sequences: the prefix, what fills up to ALIGN, the first option
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,6 @@ class Tokenized:
     prefix: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
     start: int
-
-
-def shared_prefix(tokens: Sequence[int]) -> tuple[int, ...]:
-    """Return the tokens of a prefix that can be decoded once."""
-    return tuple(tokens[:-2])  # the text after a prefix may change its last two
 
 
 def tokenized(
@@ -181,9 +175,8 @@ def cut(whole: Decode, n_batch: int, n_rows: int) -> Iterator[tuple[slice, Decod
     start, n = 0, len(whole.tokens)
     while start < n:
         end = min(start + ALIGN, n)
-        while end < n and end + ALIGN - start <= n_batch:
-            if rows[min(end + ALIGN, n)] - rows[start] > n_rows:
-                break
+        most = rows[start] + n_rows
+        while end < n and end + ALIGN - start <= n_batch and rows[min(end + ALIGN, n)] <= most:
             end = min(end + ALIGN, n)
         place = slice(start, end)
         outputs = whole.outputs[place].copy()

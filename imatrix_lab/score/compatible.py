@@ -21,8 +21,7 @@ _VOCABULARY = tuple(
 _LEAST_COSINE = 0.5
 """Of a quantized matrix with its original. One bit a weight leaves 0.8; unrelated ones have 0.0."""
 
-Tensors = dict[str, tuple[Path, TensorInfo]]
-"""A model's tensors by name, with their files."""
+Tensors = dict[str, tuple[Path, TensorInfo]]  # by name, with the file each is in
 
 
 def check(reference: Model, quants: list[Model]) -> list[str]:

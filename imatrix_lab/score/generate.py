@@ -99,7 +99,7 @@ def generate(
         if not possible:
             return
         longest = max(len(p.tokens) + p.item.max_tokens for p in possible)
-        n_ctx = math.ceil(longest / 256) * 256  # what llama.cpp gives a sequence is a multiple
+        n_ctx = math.ceil(longest / 256) * 256  # llama.cpp's unit of a sequence's memory
         settings = dataclasses.replace(setup.engine, n_ctx=n_ctx, sequences_max=setup.parallel)
         runner = Interruptible()
         with Engine(tools, setup.kernel, model, settings, runner, streams=True) as engine:

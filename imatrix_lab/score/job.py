@@ -21,8 +21,7 @@ from imatrix_lab.types import ComputeOptions, Model
 
 METRICS_VERSION = 1
 """Raise it when the same models and text give other numbers. 1: first records."""
-NOT_FINITE = "the model gives a logit that is not finite"
-"""The error of an item, in its scores or its answer."""
+NOT_FINITE = "the model gives a logit that is not finite"  # an item's error
 CONTEXT_MAX, BATCH_TOKENS, PARALLEL = 8192, 512, 16
 
 
@@ -98,8 +97,7 @@ def decoding(
     """Load models; give them, and what reports progress, called with the tokens just decoded."""
     interruptible, sizes = Interruptible(), job.plan.sizes()
     done = sum(n for n, is_done in zip(sizes, complete, strict=True) if is_done)
-    with ExitStack() as stack:
-        task = stack.enter_context(progress.task(name, sum(sizes), "tokens"))
+    with progress.task(name, sum(sizes), "tokens") as task, ExitStack() as stack:
         engines = [
             stack.enter_context(Engine(job.tools, job.kernel, model, job.settings, interruptible))
             for model in models

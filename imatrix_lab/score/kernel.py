@@ -84,10 +84,7 @@ class Kernel:
         return out
 
     def top(self, logits: np.ndarray, k: int) -> np.ndarray:
-        """Return each row's k tokens with the largest logits, int32 (n, k), in order of ids.
-
-        On a tie at the edge the lowest id is taken.
-        """
+        """Return each row's top k tokens, int32 (n, k), in order of ids; the lowest id on a tie."""
         n, n_vocab = logits.shape
         if not 0 < k <= n_vocab:
             raise ValueError(f"k = {k} of {n_vocab} tokens")

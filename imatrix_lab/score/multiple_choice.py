@@ -92,7 +92,8 @@ class _Scorer:
             groups.setdefault(item.prefix, []).append(number)
         others: list[int] = []
         for text, numbers in groups.items():
-            prefix = choice_layout.shared_prefix(self._tokens(text)) if self._first else ()
+            # the text after a prefix may change its last two tokens: they go with the items
+            prefix = tuple(self._tokens(text)[:-2]) if self._first else ()
             yield from self._group(items, numbers, prefix, others)
         yield from self._group(items, others, (), [])
 
@@ -146,9 +147,7 @@ class _Scorer:
         if all(np.isfinite(s).all() for s in sums):
             return sums
         self._prefix = None
-        if len(group) == 1:
-            return sums
-        return [self._summed(prefix, [unit])[0] for unit in group]
+        return sums if len(group) == 1 else [self._summed(prefix, [u])[0] for u in group]
 
     def _decoded(self, prefix: tuple[int, ...], group: Sequence[Unit]) -> list[np.ndarray]:
         self._load_prefix(prefix)

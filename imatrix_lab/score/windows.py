@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SEQUENCES_MAX, STEP_MIN = 64, 16
-ROWS_MIN = 2 * STEP_MIN
-"""With fewer rows in a decode, some steps would be shorter than `STEP_MIN`."""
+ROWS_MIN = 2 * STEP_MIN  # with fewer rows in a decode, some steps would be shorter than STEP_MIN
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class Window:
     """One window of one document.
 
     document : index of the document; of the window for `llamacpp`.
-    number : of the window in its document.
     tokens : int32 (n,), BOS included.
     first : index of the first token that is scored, at least 1.
     offset : where the window begins: ``tokens[i]`` has position ``offset + i`` in the document,
