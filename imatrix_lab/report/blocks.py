@@ -86,7 +86,7 @@ class Forest:
 class Picture:
     """Small pictures in groups, and below a folded table of the same numbers.
 
-    The legend has the number of a series and its name; verdicts have a legend of their own.
+    The legend has a series' number and name; verdicts have a legend of their own.
     """
 
     title: str

@@ -168,10 +168,9 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The quantizer's own objective and the measured divergence, for one quant and language.
+    """The quantizer's own objective and the divergence on the language's held-out text, or NaN.
 
-    `predicted_loss`: relative squared error of the layers' outputs, without inference. The
-    divergence is on the language's held-out text; NaN if it was not scored.
+    `predicted_loss`: relative squared error of the layers' outputs, without inference.
     """
 
     model: str
@@ -196,10 +195,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Total variation between two imatrices' energies, 0 (same) to 1.
-
-    `noise` is between two samples of one language; NaN with one sample.
-    """
+    """Total variation between imatrices' energies, 0 (same) to 1; `noise` of samples, or NaN."""
 
     model: str
     a: str
@@ -263,10 +259,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class Power:
-    """What a comparison could detect with 80 % power, planned before its data were seen.
-
-    `assumed`, in words: the pilot or the assumptions that the plan is based on.
-    """
+    """What a comparison could detect with 80 % power, planned on what was `assumed`."""
 
     what: str
     unit: str

@@ -80,10 +80,7 @@ class Sheet:
 
 
 def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
-    """Return a picture with title and description for screen readers.
-
-    `number`: of the picture on its page: no two may have ids in common.
-    """
+    """Return a picture with title and description; `number` is unique on a page, for the ids."""
     import matplotlib as mpl
 
     style = {

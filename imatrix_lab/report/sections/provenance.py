@@ -173,11 +173,9 @@ def signatures(view: View) -> Section | None:
     values = {f: [signature.get(f) for signature in flat.values()] for f in fields}
     shared = [f for f in fields if len(set(values[f])) == 1]
     rest = [f for f in fields if f not in shared]
-    shared_rows = [row(f, Cell(values[f][0] or "", mark="sha")) for f in shared]
-    rest_rows = [
-        row(name, *(Cell(values[f][i] or "", mark="sha") for f in rest))
-        for i, name in enumerate(flat)
-    ]
+    hashes = {f: [Cell(value or "", mark="sha") for value in values[f]] for f in fields}
+    shared_rows = [row(f, hashes[f][0]) for f in shared]
+    rest_rows = [row(name, *(hashes[f][i] for f in rest)) for i, name in enumerate(flat)]
     tables = [
         Table("Shared by all", ("field", "value"), shared_rows),
         Table("What differs", ["signature", *rest], rest_rows, folded=True, look="signatures"),
@@ -200,11 +198,11 @@ def licences(view: View) -> Section | None:
 def missing(view: View, absent: Sequence[str]) -> Section | None:
     """Return the failed steps, unknown details of a paper, and the parts that are absent."""
     results = view.results
+    columns = ("step", "error", "fix", "skipped because of it")
     rows = [
         row(m.step, text.cut(m.why, WHY_CHARS), m.fix, ", ".join(m.left_out))
         for m in results.missing
     ]
-    columns = ("step", "error", "fix", "skipped because of it")
     blocks: list[Block] = [Table("Failed steps", columns, rows)] if rows else []
     blocks += _list("Details that the paper does not give", results.unknown)
     words = [f"Not part of this study: {', '.join(absent)}."] if absent else []

@@ -126,17 +126,15 @@ def _range(view: View, comparisons: Sequence[Comparison]) -> tuple[float, float]
     """Return the ends of the axis: of all, unless far-off controls would squeeze the others."""
     calibrations = {c.a: view.calibrations.get((c.model, c.a)) for c in comparisons}
     far = {a for a, c in calibrations.items() if c is None or c.kind in ("none", "control")}
-    everything, others = (
-        _span(end for c in shown for end in (c.estimate, c.low, c.high, c.margin, -c.margin))
-        for shown in (comparisons, [c for c in comparisons if c.a not in far])
-    )
+    everything, others = map(_span, (comparisons, [c for c in comparisons if c.a not in far]))
     is_squeezed = everything[1] - everything[0] > SQUEEZED * (others[1] - others[0])
     return others if is_squeezed and len(far) < len(calibrations) else everything
 
 
-def _span(values: Iterable[float]) -> tuple[float, float]:
+def _span(comparisons: Iterable[Comparison]) -> tuple[float, float]:
     """Return the ends of an axis that shows 0 and all values, with a little room."""
-    known = [0.0, *(v for v in values if math.isfinite(v))]
+    values = (v for c in comparisons for v in (c.estimate, c.low, c.high, c.margin, -c.margin))
+    known = [0.0, *filter(math.isfinite, values)]
     room = 0.06 * (max(known) - min(known)) or 1.0
     return min(known) - room, max(known) + room
 
