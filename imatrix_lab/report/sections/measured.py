@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from imatrix_lab.core import format
 from imatrix_lab.report import cells
@@ -13,6 +13,7 @@ from imatrix_lab.report.results import Score
 
 KLD = "kld_nats"
 HEAT_STEPS = 8
+Steps = list[tuple[float, Score]]
 NUMBERS = "The same in numbers"
 ENDS = ("low", "high", "signature")
 
@@ -72,7 +73,7 @@ def mixtures(view: View) -> Section | None:
         for quant_type in view.types(s.type for s in text_scores):
             same_type = [s for s in text_scores if s.type == quant_type]
             series = []
-            for other, steps in _doses(view, model, text, same_type):
+            for other, steps in _doses(view, model, text, same_type).items():
                 partners[other] = view.number(other)
                 points = [Point(share, s.estimate, s.low, s.high) for share, s in steps]
                 series.append(Series(other, view.number(other), points))
@@ -95,11 +96,9 @@ def mixtures(view: View) -> Section | None:
     return Section("mixtures", "Mixtures", [words], [picture]) if groups else None
 
 
-def _doses(
-    view: View, model: str, text: str, scores: Sequence[Score]
-) -> Iterator[tuple[str, list[tuple[float, Score]]]]:
-    """Yield the other language of each two-language mixture, with the steps from none to all."""
-    steps: dict[str, list[tuple[float, Score]]] = {}
+def _doses(view: View, model: str, text: str, scores: Sequence[Score]) -> dict[str, Steps]:
+    """Return the other language of each two-language mixture, with the steps from none to all."""
+    steps: dict[str, Steps] = {}
     pure: dict[str, Score] = {}
     for s in scores:
         calibration = view.calibrations.get((model, s.calibration))
@@ -111,9 +110,9 @@ def _doses(
         elif calibration.kind == "mixture" and len(others) == 1 and text in calibration.shares:
             steps.setdefault(others[0], []).append((calibration.shares[text], s))
     for other, mixed in steps.items():
-        ends = [(0.0, pure[other])] if other in pure else []
-        ends += [(1.0, pure[text])] if text in pure else []
-        yield other, sorted((*mixed, *ends), key=lambda step: step[0])
+        mixed += [(share, pure[x]) for share, x in ((0.0, other), (1.0, text)) if x in pure]
+        mixed.sort(key=lambda step: step[0])
+    return steps
 
 
 def predicted(view: View) -> Section | None:

@@ -98,11 +98,8 @@ def methods(view: View) -> Section:
             " mean over tensors."
         )
     words.append("Derivations and references are in docs/statistics.md of imatrix_lab.")
-    return Section("methods", "Methods", words, _list("Notes", results.notes))
-
-
-def _list(title: str, sentences: Sequence[str]) -> list[Statements]:
-    return [Statements(title, [(s, "") for s in sentences])] if sentences else []
+    notes = Statements("Notes", [(note, "") for note in results.notes])
+    return Section("methods", "Methods", words, [notes] if notes.pairs else [])
 
 
 def files(view: View) -> Section | None:
@@ -204,7 +201,8 @@ def missing(view: View, absent: Sequence[str]) -> Section | None:
         for m in results.missing
     ]
     blocks: list[Block] = [Table("Failed steps", columns, rows)] if rows else []
-    blocks += _list("Details that the paper does not give", results.unknown)
+    if details := [(detail, "") for detail in results.unknown]:
+        blocks.append(Statements("Details that the paper does not give", details))
     words = [f"Not part of this study: {', '.join(absent)}."] if absent else []
     if results.reduced:
         words.append("The recipe ran in its reduced form, on the demo model.")

@@ -23,7 +23,7 @@ def matrix(view: View) -> Section | None:
         comparisons = view.against_baseline(measure)
         for quant_type in view.types(c.type for c in comparisons):
             same_type = [c for c in comparisons if c.type == quant_type]
-            blocks.append(_matrix_of(view, measure, quant_type, same_type))
+            blocks.append(_matrix_of(view, measure, same_type))
     base = view.results.baseline
     words = (
         f"Each cell compares the calibration of its row with the baseline “{base}” on the text of"
@@ -35,10 +35,8 @@ def matrix(view: View) -> Section | None:
     return Section("verdicts", "Verdicts", [words], blocks) if blocks else None
 
 
-def _matrix_of(
-    view: View, measure: Measure, quant_type: str, comparisons: Sequence[Comparison]
-) -> Table:
-    base, model = view.results.baseline, measure.model
+def _matrix_of(view: View, measure: Measure, comparisons: Sequence[Comparison]) -> Table:
+    base, model, quant_type = view.results.baseline, measure.model, comparisons[0].type
     texts = dict.fromkeys(c.text for c in comparisons)
     by_place = {(c.a, c.text): c for c in comparisons}
     rows = [(_row_head(view, model, base), *(_base(view, measure, quant_type, t) for t in texts))]
@@ -86,7 +84,7 @@ def differences(view: View) -> Section | None:
     for measure in view.measures():
         table = _comparisons(view, measure)
         comparisons = view.against_baseline(measure)
-        blocks.append(_forests(view, measure, comparisons, table) if comparisons else table)
+        blocks.append(_forests(view, measure, table) if comparisons else table)
         pairs += [(c.plain, c.formal) for c in comparisons]
     if pairs:
         blocks.append(Statements("Every comparison with the baseline in words", pairs, folded=True))
@@ -98,10 +96,8 @@ def differences(view: View) -> Section | None:
     return Section("differences", "Differences", [words], blocks) if blocks else None
 
 
-def _forests(
-    view: View, measure: Measure, comparisons: Sequence[Comparison], table: Table
-) -> Picture:
-    base, groups = view.results.baseline, []
+def _forests(view: View, measure: Measure, table: Table) -> Picture:
+    base, groups, comparisons = view.results.baseline, [], view.against_baseline(measure)
     for quant_type in view.types(c.type for c in comparisons):
         same_type = [c for c in comparisons if c.type == quant_type]
         labels = view.ordered(c.a for c in same_type)
