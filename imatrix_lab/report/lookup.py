@@ -35,8 +35,7 @@ class View:
             key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)
             if key not in self.scores or s.sample < self.scores[key].sample:
                 self.scores[key] = s
-        keys = sorted(results.signatures)
-        self.signature_names = {key: f"S{i}" for i, key in enumerate(keys, 1)}
+        self.signature_names = {k: f"S{i}" for i, k in enumerate(sorted(results.signatures), 1)}
 
     def measures(self) -> tuple[Measure, ...]:
         """Return every scale of the comparisons: first the deciding metric, tasks last."""

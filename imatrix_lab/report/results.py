@@ -168,10 +168,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The quantizer's own objective and the divergence on the language's held-out text, or NaN.
-
-    `predicted_loss`: relative squared error of the layers' outputs, without inference.
-    """
+    """Relative squared error of the layers' outputs, without inference; measured KLD, or NaN."""
 
     model: str
     calibration: str

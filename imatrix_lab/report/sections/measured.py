@@ -118,8 +118,6 @@ def _doses(view: View, model: str, text: str, scores: Sequence[Score]) -> dict[s
 def predicted(view: View) -> Section | None:
     """Return predicted loss against measured divergence."""
     known = [p for p in view.results.predictions if math.isfinite(p.measured_kld_nats)]
-    if not known:
-        return None
     groups = []
     for model, language in dict.fromkeys((p.model, p.language) for p in known):
         panels = []
@@ -153,7 +151,7 @@ def predicted(view: View) -> Section | None:
     legend = [(view.number(a), a) for a in view.ordered(p.calibration for p in known)]
     picture = Picture("", words, groups, Table(NUMBERS, columns, rows, True), legend)
     blocks: list[Block] = [picture, *([_agreements(view)] if view.results.agreements else [])]
-    return Section("predicted", "Predicted against measured", [words], blocks)
+    return Section("predicted", "Predicted against measured", [words], blocks) if known else None
 
 
 def _sample(sample: int) -> Cell:

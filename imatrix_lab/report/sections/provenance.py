@@ -149,10 +149,8 @@ def commands(view: View) -> Section:
     """Return the commands, the recipe and the time it took."""
     results = view.results
     recipe = json.dumps(config.plain(results.recipe), ensure_ascii=False, indent=2)
-    blocks: list[Block] = []
-    if results.commands:
-        blocks.append(Code("Commands", "\n".join(results.commands)))
-    blocks.append(Code("Recipe with all defaults", recipe, folded=True))
+    blocks: list[Block] = [Code("Commands", "\n".join(results.commands))]
+    blocks = [*(blocks if results.commands else []), Code("Recipe with all defaults", recipe, True)]
     if results.times.steps_s:
         steps = sorted(results.times.steps_s.items(), key=lambda step: (-step[1], step[0]))
         rows = [row(name, Cell(format.duration(t), t)) for name, t in steps]
