@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from imatrix_lab.report.cells import Row
 from imatrix_lab.report.results import Flip
@@ -13,7 +12,6 @@ from imatrix_lab.report.results import Flip
 class Table:
     """Rows under columns; the first cell names its row. `look` is a CSS class."""
 
-    kind: ClassVar[str] = "table"
     caption: str
     columns: Sequence[str]
     rows: Sequence[Row]
@@ -51,7 +49,6 @@ class Series:
 class Chart:
     """One small picture of points."""
 
-    kind: ClassVar[str] = "chart"
     caption: str
     x_label: str
     y_label: str
@@ -77,7 +74,6 @@ class ForestRow:
 class Forest:
     """Paired differences on one text at one type."""
 
-    kind: ClassVar[str] = "forest"
     caption: str
     x_label: str
     rows: Sequence[ForestRow]
@@ -93,7 +89,6 @@ class Picture:
     The legend has the number of a series and its name; verdicts have a legend of their own.
     """
 
-    kind: ClassVar[str] = "picture"
     title: str
     words: str
     groups: Sequence[Sequence[Chart | Forest]]
@@ -106,7 +101,6 @@ class Picture:
 class Flips:
     """Answers side by side; `n_more` are in the results only."""
 
-    kind: ClassVar[str] = "flips"
     title: str
     shown: Sequence[Flip]
     n_more: int
@@ -116,7 +110,6 @@ class Flips:
 class Code:
     """Text to be copied."""
 
-    kind: ClassVar[str] = "code"
     title: str
     text: str
     folded: bool = False
@@ -126,7 +119,6 @@ class Code:
 class Statements:
     """Sentences, each with a detail behind it or an empty string."""
 
-    kind: ClassVar[str] = "statements"
     title: str
     pairs: Sequence[tuple[str, str]]
     folded: bool = False

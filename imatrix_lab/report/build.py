@@ -45,13 +45,18 @@ def outline(results: Results) -> Outline:
     """Return the parts that a study has; the last one names those it does not have."""
     view = View(results)
     parts = [(name, build(view)) for name, build in _PARTS]
+    warnings = []
+    if n := len(results.missing):
+        warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
+    if results.reduced:
+        warnings.append("This is the recipe’s reduced form on the demo model, not the full study.")
     missing = provenance.missing(view, [name for name, part in parts if part is None])
     return Outline(
         title=results.question or results.name,
         name=results.name,
         answer=results.answer,
         facts=_facts(view),
-        warnings=_warnings(results),
+        warnings=tuple(warnings),
         sections=tuple(part for _, part in [*parts, ("", missing)] if part),
     )
 
@@ -68,12 +73,3 @@ def _facts(view: View) -> tuple[tuple[str, str], ...]:
         ("After", results.source),
     )
     return tuple((name, text.visible(value)) for name, value in facts if value)
-
-
-def _warnings(results: Results) -> tuple[str, ...]:
-    warnings = []
-    if n := len(results.missing):
-        warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
-    if results.reduced:
-        warnings.append("This is the recipe’s reduced form on the demo model, not the full study.")
-    return tuple(warnings)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from imatrix_lab.core import format
+from imatrix_lab.report.results import Comparison, Control, Interaction, Score
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,26 @@ def row(*cells: Cell | str) -> Row:
     return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in cells)
 
 
-def number_cell(value: float, low: float = math.nan, high: float = math.nan) -> Cell:
+def number(value: float, low: float = math.nan, high: float = math.nan) -> Cell:
     """Return a value with the digits that its interval justifies."""
     return Cell(format.number(value, low, high), value)
 
 
-def interval_cells(estimate: float, low: float, high: float, plus: bool = False) -> list[Cell]:
+def interval(x: Comparison | Control | Interaction | Score, plus: bool = False) -> list[Cell]:
     """Return an estimate and the ends of its interval."""
-    return [Cell(format.number(v, low, high, plus=plus), v) for v in (estimate, low, high)]
+    return [Cell(format.number(v, x.low, x.high, plus), v) for v in (x.estimate, x.low, x.high)]
 
 
-def count_cell(n: int) -> Cell:
+def count(n: int) -> Cell:
     """Return a count; empty for 0."""
     return Cell(format.count(n), n)
 
 
-def p_cell(p: float) -> Cell:
+def p_value(p: float) -> Cell:
     """Return a p value."""
     return Cell(format.probability(p), p)
 
 
-def multiple_cell(multiple: float) -> Cell:
+def multiple(times: float) -> Cell:
     """Return how many times as large as the noise a difference is."""
-    return Cell(f"{multiple:.1f}" if math.isfinite(multiple) else format.UNKNOWN, multiple)
+    return Cell(f"{times:.1f}" if math.isfinite(times) else format.UNKNOWN, times)

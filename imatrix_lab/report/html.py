@@ -5,7 +5,6 @@ two, which it names by hash. Jinja escapes all text, and hidden characters are s
 """
 
 import base64
-import functools
 import hashlib
 import itertools
 from importlib import resources
@@ -16,7 +15,6 @@ from markupsafe import Markup
 
 from imatrix_lab.core.files import write_whole
 from imatrix_lab.report import svg
-from imatrix_lab.report.blocks import Chart, Forest
 from imatrix_lab.report.build import outline
 from imatrix_lab.report.results import Results
 from imatrix_lab.report.sections import flips
@@ -38,15 +36,15 @@ def page(results: Results) -> str:
         autoescape=True, finalize=visible, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    drawing = _Drawing()
+    sheet, numbers, panels = svg.Sheet(), itertools.count(1), itertools.count(1)
     environment.globals.update(
-        draw=drawing, mark=svg.look, right=flips.right, tally=flips.tally,
-        verdicts=VERDICTS, symbols=Markup(_symbols()),
-        count=functools.partial(next, itertools.count(1)),
+        draw=lambda panel: Markup(svg.svg(panel, next(panels), sheet)), mark=svg.look,
+        right=flips.right, tally=flips.tally, verdicts=VERDICTS, symbols=Markup(_symbols()),
+        count=lambda: next(numbers), kind=lambda block: type(block).__name__.lower(),
     )  # fmt: skip
     report = outline(results)
     body = environment.from_string(inside).render(report=report)
-    css += drawing.sheet.css()  # of the pictures, which were drawn with the body
+    css += sheet.css()  # of the pictures, which were drawn with the body
     return environment.from_string(shell).render(
         title=report.title, body=Markup(body), css=Markup(css), script=Markup(script),
         css_hash=_hash(css), script_hash=_hash(script),
@@ -58,21 +56,7 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
-class _Drawing:
-    """Numbers the pictures of a page and collects their styles."""
-
-    def __init__(self) -> None:
-        self.sheet = svg.Sheet()
-        self.n = 0
-
-    def __call__(self, panel: Chart | Forest) -> str:
-        self.n += 1
-        return Markup(svg.svg(panel, self.n, self.sheet))
-
-
-@functools.cache
 def _symbols() -> str:
-    """Return the marks of series and verdicts, to be used by reference."""
     marks = {str(i): m for i, m in enumerate(svg.MARKS)} | svg.VERDICT_MARKS
     paths = {n: "L".join(f"{x} {-y}" for x, y in corners) for n, corners in marks.items()}
     return "".join(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imatrix_lab.report.cells import Cell
-from imatrix_lab.report.results import Calibration, Comparison, Quant, Results, Score
+from imatrix_lab.report.results import Comparison, Results, Score
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class View:
         labels += [s.calibration for s in results.scores if s.calibration]
         self.labels = tuple(dict.fromkeys(labels))
         # of several samples the first
-        self._calibrations = {(c.model, c.label): c for c in reversed(results.calibrations)}
-        self._quants = {(q.model, q.calibration, q.type): q for q in reversed(results.quants)}
-        self.scores = _one_each(results.scores)
+        self.calibrations = {(c.model, c.label): c for c in reversed(results.calibrations)}
+        self.quants = {(q.model, q.calibration, q.type): q for q in reversed(results.quants)}
+        self.scores: dict[tuple[str, ...], Score] = {}  # over all samples, or else of the first
+        for s in results.scores:
+            key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)
+            if key not in self.scores or s.sample < self.scores[key].sample:
+                self.scores[key] = s
         keys = sorted(results.signatures)
         self.signature_names = {key: f"S{i}" for i, key in enumerate(keys, 1)}
 
@@ -39,9 +43,8 @@ class View:
         measures = dict.fromkeys(
             Measure(c.model, c.task, c.metric, c.words, c.unit) for c in self.results.comparisons
         )
-        return tuple(
-            sorted(measures, key=lambda m: (m.task != "", not self.decides(m.task, m.metric)))
-        )
+        decided = sorted(measures, key=lambda m: not self.decides(m.task, m.metric))
+        return tuple(sorted(decided, key=lambda m: m.task != ""))
 
     def against_baseline(self, measure: Measure) -> tuple[Comparison, ...]:
         """Return the comparisons of a measure that the verdict matrix shows."""
@@ -76,22 +79,10 @@ class View:
         """Return whether a measure is shown open: a task's, or the deciding metric of texts."""
         return bool(task) or metric == self.results.metric
 
-    def calibration(self, model: str, label: str) -> Calibration | None:
-        """Return the first sample of a calibration."""
-        return self._calibrations.get((model, label))
-
-    def quant(self, model: str, calibration: str, quant_type: str) -> Quant | None:
-        """Return the first sample's file."""
-        return self._quants.get((model, calibration, quant_type))
-
     def is_own(self, model: str, label: str, text: str) -> bool:
         """Return whether a calibration is on the text's own language and no other."""
-        calibration = self.calibration(model, label)
-        return (
-            calibration is not None
-            and calibration.kind in ("language", "pooled")
-            and list(calibration.shares) == [text]
-        )
+        c = self.calibrations.get((model, label))
+        return c is not None and c.kind in ("language", "pooled") and list(c.shares) == [text]
 
     def number(self, label: str) -> int:
         """Return which colour and mark a calibration has, the same in every picture."""
@@ -99,7 +90,7 @@ class View:
 
     def about(self, model: str, label: str) -> str:
         """Return what stands under a calibration's label."""
-        calibration = self.calibration(model, label)
+        calibration = self.calibrations.get((model, label))
         if calibration is None or calibration.kind == "none":
             return ""
         languages, samples = self.results.languages, self.results.calibrations
@@ -118,13 +109,3 @@ class View:
     def ordered(self, labels: Iterable[str]) -> tuple[str, ...]:
         """Return calibrations in the study's order."""
         return tuple(sorted(dict.fromkeys(labels), key=self.number))
-
-
-def _one_each(scores: Iterable[Score]) -> tuple[Score, ...]:
-    """Return a row for each quant: over all samples, or else of the first one."""
-    best: dict[tuple[str, ...], Score] = {}
-    for s in scores:
-        key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)
-        if key not in best or s.sample < best[key].sample:
-            best[key] = s
-    return tuple(best.values())

@@ -15,6 +15,7 @@ from imatrix_lab.errors import UsageError
 
 SCHEMA = 1
 FILE = "results.json"
+_RESUME = "imatrix-lab study resume"
 ALL_SAMPLES = 0
 """A row over all calibration samples; single samples are numbered from 1."""
 
@@ -338,15 +339,10 @@ def read(path: Path) -> Results:
     try:
         raw = json.loads(file.read_bytes())
     except OSError as error:
-        raise UsageError(
-            f"no results of a study: {error.strerror}",
-            where=file,
-            fix="imatrix-lab study run recipes/quick-nb.toml",
-        ) from error
+        fix = "imatrix-lab study run recipes/quick-nb.toml"
+        raise UsageError(f"no results of a study: {error.strerror}", where=file, fix=fix) from error
     except ValueError as error:
-        raise UsageError(f"damaged: {error}", where=file, fix="imatrix-lab study resume") from error
+        raise UsageError(f"damaged: {error}", where=file, fix=_RESUME) from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        raise UsageError(
-            f"not results of schema {SCHEMA}", where=file, fix="imatrix-lab study resume"
-        )
+        raise UsageError(f"not results of schema {SCHEMA}", where=file, fix=_RESUME)
     return config.build(Results, raw, file)

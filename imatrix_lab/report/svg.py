@@ -16,7 +16,7 @@ from markupsafe import escape
 
 from imatrix_lab.core import format
 from imatrix_lab.report import text
-from imatrix_lab.report.blocks import Chart, Forest, ForestRow, Point
+from imatrix_lab.report.blocks import Chart, Forest, ForestRow
 
 WIDTH, HEIGHT, ROW_HEIGHT = 300.0, 210.0, 22.0
 """In units of the picture; one is a pixel or a little more."""
@@ -145,8 +145,12 @@ def _chart(panel: Chart) -> Any:
         colour, mark = look(series.number)
         points = [p for p in series.points if math.isfinite(p.x) and math.isfinite(p.y)]
         style = {"color": _SERIES[colour], "linewidth": 1.4}
+        errors = [  # lengths of the intervals below and above; none where they are unknown
+            [max(e, 0.0) if math.isfinite(e) else 0.0 for e in lengths]
+            for lengths in ([p.y - p.low for p in points], [p.high - p.y for p in points])
+        ]
         axes.errorbar(
-            [p.x for p in points], [p.y for p in points], yerr=_errors(points), capsize=0,
+            [p.x for p in points], [p.y for p in points], yerr=errors, capsize=0,
             marker=MARKS[mark], markersize=_extent(MARKS[mark], 6.5), markeredgewidth=0.8,
             markeredgecolor=_ROLES["paper"], elinewidth=1.2,
             linestyle="-" if series.joined else "none", **style,
@@ -172,13 +176,6 @@ def _extent(mark: Sequence[tuple[float, float]], size: float) -> float:
     return size * max(abs(v) for corner in mark for v in corner)
 
 
-def _errors(points: Sequence[Point]) -> list[list[float]]:
-    """Return the lengths of the intervals below and above; none where they are unknown."""
-    below = [p.y - p.low if math.isfinite(p.low) else 0.0 for p in points]
-    above = [p.high - p.y if math.isfinite(p.high) else 0.0 for p in points]
-    return [[max(b, 0.0) for b in below], [max(a, 0.0) for a in above]]
-
-
 def _ticks(axis: Any, n_most: int = 4, is_log: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -202,8 +199,10 @@ def _forest(panel: Forest) -> Any:
             axes.axvline(margin, color=_ROLES["ink"], linewidth=1, linestyle=(0, (4, 3)))
     for place, row in enumerate(panel.rows):
         _draw_row(axes, place, row)
+    labels = [" ".join(text.visible(r.label).split()) for r in panel.rows]
     most = int(0.4 * WIDTH / 6.2) - 2
-    axes.set_yticks(range(n), [_shortened(r.label, most) for r in panel.rows])
+    short = [label if len(label) <= most else f"{label[: most - 1]}…" for label in labels]
+    axes.set_yticks(range(n), short)
     for tick, row in zip(axes.get_yticklabels(), panel.rows, strict=True):
         tick.set_color(_ROLES["ink"])
         tick.set_fontweight("bold" if row.is_own else "normal")
@@ -243,11 +242,6 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
     estimate = format.number(row.estimate, row.low, row.high, plus=True)
     style = {"va": "center", "ha": "left", "color": _ROLES["ink"]}
     axes.text(1.02, place, estimate, transform=axes.get_yaxis_transform(), **style)
-
-
-def _shortened(label: str, n_chars: int) -> str:
-    label = " ".join(text.visible(label).split())
-    return label if len(label) <= n_chars else f"{label[: n_chars - 1]}…"
 
 
 def describe(panel: Chart | Forest) -> str:

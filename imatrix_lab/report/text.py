@@ -37,10 +37,8 @@ def flat(table: Any, at: str = "") -> dict[str, str]:
     {'a.b': '1', 'c': '1, x'}
     """
     if isinstance(table, dict):
-        flattened: dict[str, str] = {}
-        for key, value in table.items():
-            flattened |= flat(value, f"{at}.{key}" if at else str(key))
-        return flattened
+        parts = (flat(v, f"{at}.{key}" if at else str(key)) for key, v in table.items())
+        return {key: value for part in parts for key, value in part.items()}
     if isinstance(table, list | tuple):
         inside = (flat(v)[""] if not isinstance(v, dict) else str(flat(v)) for v in table)
         return {at: ", ".join(inside)}

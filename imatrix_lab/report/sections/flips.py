@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from imatrix_lab.core import format
 from imatrix_lab.report import text
@@ -12,7 +13,7 @@ from imatrix_lab.report.results import Flip
 
 EACH_MAX, ALL_MAX = 6, 90
 """Flips on the page: of one comparison, and in all."""
-PROMPT_CHARS, ANSWER_CHARS = 1200, 800
+CHARS_MAX = {"item_id": 80, "prompt": 1200, "gold": 800, "output_a": 800, "output_b": 800}
 
 
 def flips(view: View) -> Section | None:
@@ -21,7 +22,13 @@ def flips(view: View) -> Section | None:
     groups: dict[tuple[str, ...], list[Flip]] = {}
     for f in results.flips:
         groups.setdefault((f.model, f.task, f.language, f.type, f.a, f.b), []).append(f)
-    blocks: list[Block] = [_counts(view)] if results.flip_counts else []
+    rows = []
+    for c in results.flip_counts:
+        counts = (Cell(f"{n:,}", n) for n in (c.n_items, c.n_gained, c.n_lost))
+        task = view.of_model(c.model) + c.task
+        rows.append(row(task, view.text(c.language), c.type, c.a, c.b, *counts))
+    columns = ("task", "language", "type", "A", "B", "items", "gained by A", "lost by A")
+    blocks: list[Block] = [Table("How many answers change", columns, rows)] if rows else []
     room = ALL_MAX
     for (model, task, language, quant_type, a, b), group in groups.items():
         n_shown = min(EACH_MAX, room, len(group))
@@ -37,24 +44,8 @@ def flips(view: View) -> Section | None:
 
 
 def _shortened(f: Flip) -> Flip:
-    return dataclasses.replace(
-        f,
-        item_id=text.cut(f.item_id, 80),
-        prompt=text.cut(f.prompt, PROMPT_CHARS),
-        gold=text.cut(f.gold, ANSWER_CHARS),
-        output_a=text.cut(f.output_a, ANSWER_CHARS),
-        output_b=text.cut(f.output_b, ANSWER_CHARS),
-    )
-
-
-def _counts(view: View) -> Table:
-    rows = []
-    for c in view.results.flip_counts:
-        counts = (Cell(f"{n:,}", n) for n in (c.n_items, c.n_gained, c.n_lost))
-        task = view.of_model(c.model) + c.task
-        rows.append(row(task, view.text(c.language), c.type, c.a, c.b, *counts))
-    columns = ("task", "language", "type", "A", "B", "items", "gained by A", "lost by A")
-    return Table("How many answers change", columns, rows)
+    fields: dict[str, Any] = {n: text.cut(getattr(f, n), most) for n, most in CHARS_MAX.items()}
+    return dataclasses.replace(f, **fields)
 
 
 def right(score: float) -> str:

@@ -5,37 +5,40 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from imatrix_lab.core import format
+from imatrix_lab.report import cells
 from imatrix_lab.report.blocks import Block, Chart, Picture, Point, Section, Series, Table
-from imatrix_lab.report.cells import Cell, Row, count_cell, interval_cells, number_cell, row
+from imatrix_lab.report.cells import Cell, row
 from imatrix_lab.report.lookup import View
 from imatrix_lab.report.results import Score
 
 KLD = "kld_nats"
 HEAT_STEPS = 8
+ENDS = ("low", "high", "signature")
 
 
 def size(view: View) -> Section | None:
     """Return the divergence by bits per weight, for each text."""
     panels, rows = [], []
-    for (model, text), text_scores in _by_text(view).items():
+    by_text, axis = _by_text(view)
+    for (model, text), text_scores in by_text.items():
         title = view.of_model(model) + view.text(text)
         series = []
         for label in view.ordered(s.calibration for s in text_scores):
             points = []
             for s in text_scores:
-                quant = view.quant(model, label, s.type)
+                quant = view.quants.get((model, label, s.type))
                 if s.calibration != label or quant is None:
                     continue
-                points.append(_point(quant.bits_per_weight, s))
+                points.append(Point(quant.bits_per_weight, s.estimate, s.low, s.high))
                 file_size = Cell(format.size(quant.size_bytes), quant.size_bytes)
                 bits = Cell(f"{quant.bits_per_weight:.2f}", quant.bits_per_weight)
-                cells = (*_estimate(s), view.signed(s.signatures))
-                rows.append(row(title, label, s.type, file_size, bits, *cells))
+                numbers = (*cells.interval(s), view.signed(s.signatures))
+                rows.append(row(title, label, s.type, file_size, bits, *numbers))
             points.sort(key=lambda p: p.x)
             series.append(Series(label, view.number(label), points))
         if any(s.points for s in series):
-            panels.append(Chart(title, "bits per weight", _axis(view), series, log_y=True))
-    columns = ("text", "calibration", "type", "size", "bits per weight", *_axes(view))
+            panels.append(Chart(title, "bits per weight", axis, series, log_y=True))
+    columns = ("text", "calibration", "type", "size", "bits per weight", axis, *ENDS)
     words = (
         "Divergence from the original by size, with 95 % CI; down and to the left is better. Bits"
         " per weight are over all tensors, fallback included."
@@ -44,41 +47,21 @@ def size(view: View) -> Section | None:
     return Section("size", "Divergence by size", [words], [picture]) if panels else None
 
 
-def _divergences(view: View) -> Iterator[Score]:
-    metrics = {s.metric for s in view.scores if not s.task}
-    metric = KLD if KLD in metrics else view.results.metric
-    for s in view.scores:
-        is_text = not s.task and s.metric == metric and s.calibration
-        if is_text and math.isfinite(s.estimate):
-            yield s
-
-
-def _by_text(view: View) -> dict[tuple[str, str], list[Score]]:
-    """Return the divergences on each text, by model and text."""
+def _by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
+    """Return the divergences by model and text, and the label of their axis."""
+    on_texts = [s for s in view.scores.values() if not s.task]
+    metric = KLD if any(s.metric == KLD for s in on_texts) else view.results.metric
     groups: dict[tuple[str, str], list[Score]] = {}
-    for s in _divergences(view):
-        groups.setdefault((s.model, s.text), []).append(s)
-    return groups
+    axis = ""
+    for s in on_texts:
+        if s.metric == metric and s.calibration and math.isfinite(s.estimate):
+            groups.setdefault((s.model, s.text), []).append(s)
+            axis = axis or f"{s.words}, {s.unit}"
+    return groups, axis
 
 
-def _axis(view: View) -> str:
-    return next((f"{s.words}, {s.unit}" for s in _divergences(view)), "")
-
-
-def _axes(view: View) -> tuple[str, str, str, str]:
-    return _axis(view), "low", "high", "signature"
-
-
-def _numbers(columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def _numbers(columns: Sequence[str], rows: Sequence[cells.Row]) -> Table:
     return Table("The same in numbers", columns, rows, folded=True)
-
-
-def _point(x: float, s: Score) -> Point:
-    return Point(x, s.estimate, s.low, s.high)
-
-
-def _estimate(s: Score) -> list[Cell]:
-    return interval_cells(s.estimate, s.low, s.high)
 
 
 def _legend(view: View, labels: Iterable[str] = ()) -> list[tuple[int, str]]:
@@ -88,7 +71,8 @@ def _legend(view: View, labels: Iterable[str] = ()) -> list[tuple[int, str]]:
 def mixtures(view: View) -> Section | None:
     """Return the divergence by a language's share of the calibration text."""
     groups, rows, partners = [], [], {}
-    for (model, text), text_scores in _by_text(view).items():
+    by_text, axis = _by_text(view)
+    for (model, text), text_scores in by_text.items():
         panels = []
         title = view.of_model(model) + view.text(text)
         for quant_type in view.types(s.type for s in text_scores):
@@ -96,18 +80,18 @@ def mixtures(view: View) -> Section | None:
             series = []
             for other, steps in _doses(view, model, text, same_type):
                 partners[other] = view.number(other)
-                points = [_point(share, s) for share, s in steps]
+                points = [Point(share, s.estimate, s.low, s.high) for share, s in steps]
                 series.append(Series(other, view.number(other), points))
                 for share, s in steps:
                     percent = Cell(f"{100 * share:.0f} %", share)
-                    cells = (percent, *_estimate(s), view.signed(s.signatures))
-                    rows.append(row(title, quant_type, s.calibration, *cells))
+                    numbers = (percent, *cells.interval(s), view.signed(s.signatures))
+                    rows.append(row(title, quant_type, s.calibration, *numbers))
             if series:
                 caption = f"{view.of_model(model)}{quant_type} · {view.text(text)}"
                 x_label = f"share of {text} in the calibration"
-                panels.append(Chart(caption, x_label, _axis(view), series, x_range=(-0.05, 1.05)))
+                panels.append(Chart(caption, x_label, axis, series, x_range=(-0.05, 1.05)))
         groups += [panels] if panels else []
-    columns = ("text", "type", "calibration", "share", *_axes(view))
+    columns = ("text", "type", "calibration", "share", axis, *ENDS)
     words = (
         "The effect of a language’s share of the calibration text. From left to right the text’s"
         " language replaces the language of the line."
@@ -124,7 +108,7 @@ def _doses(
     steps: dict[str, list[tuple[float, Score]]] = {}
     pure: dict[str, Score] = {}
     for s in scores:
-        calibration = view.calibration(model, s.calibration)
+        calibration = view.calibrations.get((model, s.calibration))
         if calibration is None:
             continue
         others = [code for code in calibration.shares if code != text]
@@ -165,7 +149,7 @@ def predicted(view: View) -> Section | None:
         row(
             view.of_model(p.model) + view.text(p.language), p.calibration, _sample(p.sample),
             p.type, Cell(f"{p.predicted_loss:.5f}", p.predicted_loss),
-            number_cell(p.measured_kld_nats),
+            cells.number(p.measured_kld_nats),
         )
         for p in view.results.predictions
     ]  # fmt: skip
@@ -177,8 +161,7 @@ def predicted(view: View) -> Section | None:
     )
     legend = _legend(view, {p.calibration for p in known})
     picture = Picture("", words, groups, _numbers(columns, rows), legend)
-    blocks: list[Block] = [picture]
-    blocks += [_agreements(view)] if view.results.agreements else []
+    blocks: list[Block] = [picture, *([_agreements(view)] if view.results.agreements else [])]
     return Section("predicted", "Predicted against measured", [words], blocks)
 
 
@@ -192,7 +175,7 @@ def _agreements(view: View) -> Table:
         spearman = f"{a.spearman:+.2f}".replace("-", "−")
         spearman = spearman if math.isfinite(a.spearman) else format.UNKNOWN
         language = view.of_model(a.model) + view.text(a.language)
-        rows.append(row(language, a.type, Cell(spearman, a.spearman), count_cell(a.n)))
+        rows.append(row(language, a.type, Cell(spearman, a.spearman), cells.count(a.n)))
     columns = ("language", "type", "Spearman correlation", "calibrations")
     return Table("Does the prediction rank them alike?", columns, rows)
 
@@ -244,8 +227,8 @@ def scores(view: View) -> Section | None:
             row(
                 view.text(text), label or "(original)", quant_type, _sample(sample),
                 *(_score(by_metric.get(metric)) for metric, _, _ in metrics),
-                count_cell(max(s.n for s in by_metric.values())),
-                count_cell(max(s.n_clusters for s in by_metric.values())),
+                cells.count(max(s.n for s in by_metric.values())),
+                cells.count(max(s.n_clusters for s in by_metric.values())),
                 view.signed(sorted({k for s in by_metric.values() for k in s.signatures})),
             )
             for (text, label, quant_type, sample), by_metric in grid.items()

@@ -5,47 +5,33 @@ import math
 from collections.abc import Sequence
 
 from imatrix_lab.core import config, format
-from imatrix_lab.report import text
+from imatrix_lab.report import cells, text
 from imatrix_lab.report.blocks import Block, Code, Section, Statements, Table
-from imatrix_lab.report.cells import (
-    Cell,
-    count_cell,
-    interval_cells,
-    multiple_cell,
-    number_cell,
-    row,
-)
+from imatrix_lab.report.cells import Cell, row
 from imatrix_lab.report.lookup import View
-from imatrix_lab.report.results import Control
 
 WHY_CHARS = 2000
 
 
 def controls(view: View) -> Section | None:
     """Return the comparisons with a known outcome."""
-    shown = view.results.controls
-    first = [c for c in shown if view.decides(c.task, c.metric)]
-    rest = [c for c in shown if not view.decides(c.task, c.metric)]
-    blocks = [_controls(view, "Controls", first, False)] if first else []
-    blocks += [_controls(view, "Controls in other metrics", rest, True)] if rest else []
+    columns = ("control", "expected", "on", "type", "metric", "measured", "low", "high", "× noise")
+    blocks = []
+    for caption, folded in (("Controls", False), ("Controls in other metrics", True)):
+        rows = [
+            row(
+                view.of_model(c.model) + c.name, c.expected,
+                f"{c.task} {view.text(c.text)}".strip(), c.type, f"{c.metric}, {c.unit}",
+                *cells.interval(c, plus=True), cells.multiple(c.noise_multiple),
+            )
+            for c in view.results.controls if view.decides(c.task, c.metric) != folded
+        ]  # fmt: skip
+        blocks += [Table(caption, columns, rows, folded)] if rows else []
     words = (
         "Comparisons with a known outcome. If one of these comes out otherwise, do not trust the"
         " rest of this page."
     )
     return Section("controls", "Controls", [words], blocks) if blocks else None
-
-
-def _controls(view: View, caption: str, shown: Sequence[Control], folded: bool) -> Table:
-    rows = [
-        row(
-            view.of_model(c.model) + c.name, c.expected,
-            " ".join(filter(None, (c.task, view.text(c.text)))), c.type, f"{c.metric}, {c.unit}",
-            *interval_cells(c.estimate, c.low, c.high, plus=True), multiple_cell(c.noise_multiple),
-        )
-        for c in shown
-    ]  # fmt: skip
-    columns = ("control", "expected", "on", "type", "metric", "measured", "low", "high", "× noise")
-    return Table(caption, columns, rows, folded)
 
 
 def power(view: View) -> Section | None:
@@ -55,7 +41,7 @@ def power(view: View) -> Section | None:
         enough = "yes" if p.detectable <= p.margin else "no: it may be missed"
         if not math.isfinite(p.margin):
             enough = "no margin declared"
-        numbers = (number_cell(p.detectable), number_cell(p.margin))
+        numbers = (cells.number(p.detectable), cells.number(p.margin))
         rows.append(row(p.what, *numbers, p.unit, enough, p.assumed))
     columns = ("comparison", "min. detectable", "margin", "unit", "detects the margin", "assumed")
     words = (
@@ -130,7 +116,7 @@ def files(view: View) -> Section | None:
         row(
             view.of_model(c.model) + c.label, c.kind, Cell(str(c.sample), c.sample),
             ", ".join(f"{code} {100 * share:.0f} %" for code, share in c.shares.items()),
-            count_cell(c.n_tokens), c.source, c.licence,
+            cells.count(c.n_tokens), c.source, c.licence,
             _sha(c.imatrix_sha256), _sha(c.corpus_sha256), _sha(*c.merged_from),
         )
         for c in results.calibrations
@@ -183,8 +169,6 @@ def signatures(view: View) -> Section | None:
     """Return what every number was measured with: first what all share, then what differs."""
     names = {name: key for key, name in view.signature_names.items()}  # S1, S2 … in order
     flat = {name: text.flat(view.results.signatures[key]) for name, key in names.items()}
-    if not flat:
-        return None
     fields = sorted({field for signature in flat.values() for field in signature})
     values = {f: [signature.get(f) for signature in flat.values()] for f in fields}
     shared = [f for f in fields if len(set(values[f])) == 1]
@@ -202,7 +186,8 @@ def signatures(view: View) -> Section | None:
         "S1, S2 … in the tables lead here: with which models, files, text, protocol and programs a"
         " number was measured."
     )
-    return Section("signatures", "Signatures", [words], [t for t in tables if t.rows])
+    blocks = [table for table in tables if table.rows]
+    return Section("signatures", "Signatures", [words], blocks) if flat else None
 
 
 def licences(view: View) -> Section | None:

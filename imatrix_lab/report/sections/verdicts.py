@@ -4,21 +4,15 @@ import math
 from collections.abc import Iterable, Sequence
 
 from imatrix_lab.core import format
+from imatrix_lab.report import cells
 from imatrix_lab.report.blocks import Block, Forest, ForestRow, Picture, Section, Statements, Table
-from imatrix_lab.report.cells import (
-    Cell,
-    count_cell,
-    interval_cells,
-    multiple_cell,
-    number_cell,
-    p_cell,
-    row,
-)
+from imatrix_lab.report.cells import Cell, row
 from imatrix_lab.report.lookup import Measure, View
-from imatrix_lab.report.results import Comparison, Interaction
+from imatrix_lab.report.results import Comparison
 
 SQUEEZED = 2.5
 """Controls may widen a picture's axis by at most this factor."""
+NOT_MEASURED = (math.nan, math.nan, math.nan, "not measured", math.nan)
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
@@ -49,8 +43,8 @@ def _matrix_of(
     by_place = {(c.a, c.text): c for c in comparisons}
     rows = [(_row_head(view, model, base), *(_base(view, measure, quant_type, t) for t in texts))]
     for label in view.ordered(c.a for c in comparisons):
-        cells = (_verdict(view, by_place.get((label, t)), model, label, t) for t in texts)
-        rows.append((_row_head(view, model, label), *cells))
+        verdicts = (_verdict(view, by_place.get((label, t)), model, label, t) for t in texts)
+        rows.append((_row_head(view, model, label), *verdicts))
     lower = "less" if comparisons[0].lower_is_better else "more"
     caption = f"{quant_type} · {view.title(measure)} ({lower} is better)"
     folded = not view.decides(measure.task, measure.metric)
@@ -65,13 +59,12 @@ def _row_head(view: View, model: str, label: str) -> Cell:
 def _base(view: View, measure: Measure, quant_type: str, text: str) -> Cell:
     """Return the baseline's own value, which gives the differences their scale."""
     base = view.results.baseline
-    key = (measure.model, measure.task, measure.metric, quant_type, base, text)
-    own = " own" if view.is_own(measure.model, base, text) else ""
-    for s in view.scores:
-        if (s.model, s.task, s.metric, s.type, s.calibration, s.text) == key:
-            value = format.number(s.estimate, s.low, s.high)
-            return Cell(value, math.nan, (format.interval(s.low, s.high),), f"base{own}")
-    return Cell(format.UNKNOWN, math.nan, (), f"base{own}")
+    key = (measure.model, measure.task, text, measure.metric, quant_type, base)
+    mark = "base own" if view.is_own(measure.model, base, text) else "base"
+    if (s := view.scores.get(key)) is None:
+        return Cell(format.UNKNOWN, math.nan, (), mark)
+    value = format.number(s.estimate, s.low, s.high)
+    return Cell(value, math.nan, (format.interval(s.low, s.high),), mark)
 
 
 def _verdict(view: View, c: Comparison | None, model: str, label: str, text: str) -> Cell:
@@ -116,29 +109,22 @@ def _forests(
         first, x_range = same_type[0], _range(view, same_type)
         forests = []
         for text in dict.fromkeys(c.text for c in same_type):
-            rows = [
-                _forest_row(view, by_place.get((text, a)), measure.model, a, text) for a in labels
-            ]
-            caption, x_label = f"{quant_type} · {view.text(text)}", f"{measure.unit}, minus {base}"
-            forests.append(
-                Forest(caption, x_label, rows, first.margin, x_range, first.lower_is_better)
-            )
+            rows = []
+            for label in labels:
+                c = by_place.get((text, label))
+                values = (c.estimate, c.low, c.high, c.verdict, c.noise) if c else NOT_MEASURED
+                rows.append(ForestRow(label, *values, view.is_own(measure.model, label, text)))
+            words = (f"{quant_type} · {view.text(text)}", f"{measure.unit}, minus {base}")
+            forests.append(Forest(*words, rows, first.margin, x_range, first.lower_is_better))
         groups.append(forests)
-    words = f"Paired differences from {base} with 95 % CI, noise and margin"
+    description = f"Paired differences from {base} with 95 % CI, noise and margin"
     folded = not view.decides(measure.task, measure.metric)
-    return Picture(view.title(measure), words, groups, table, folded=folded)
-
-
-def _forest_row(view: View, c: Comparison | None, model: str, label: str, text: str) -> ForestRow:
-    own = view.is_own(model, label, text)
-    if c is None:
-        return ForestRow(label, math.nan, math.nan, math.nan, "not measured", math.nan, own)
-    return ForestRow(c.a, c.estimate, c.low, c.high, c.verdict, c.noise, own)
+    return Picture(view.title(measure), description, groups, table, folded=folded)
 
 
 def _range(view: View, comparisons: Sequence[Comparison]) -> tuple[float, float]:
     """Return the ends of the axis: of all, unless far-off controls would squeeze the others."""
-    calibrations = {c.a: view.calibration(c.model, c.a) for c in comparisons}
+    calibrations = {c.a: view.calibrations.get((c.model, c.a)) for c in comparisons}
     far = {a for a, c in calibrations.items() if c is None or c.kind in ("none", "control")}
     everything, others = (
         _span(end for c in shown for end in (c.estimate, c.low, c.high, c.margin, -c.margin))
@@ -162,11 +148,12 @@ def _comparisons(view: View, measure: Measure) -> Table:
     rows = [
         row(
             c.type, view.text(c.text), c.a, c.b,
-            *interval_cells(c.estimate, c.low, c.high, plus=True),
-            Cell(c.verdict, mark=c.verdict), p_cell(c.p_value), p_cell(c.p_adjusted),
-            number_cell(c.margin), p_cell(c.p_equivalence), number_cell(c.noise, c.low, c.high),
-            multiple_cell(c.noise_multiple), number_cell(c.detectable, c.low, c.high),
-            *map(count_cell, (c.n, c.n_clusters, c.n_to_decide)), view.signed(c.signatures),
+            *cells.interval(c, plus=True),
+            Cell(c.verdict, mark=c.verdict), *map(cells.p_value, (c.p_value, c.p_adjusted)),
+            cells.number(c.margin), cells.p_value(c.p_equivalence),
+            cells.number(c.noise, c.low, c.high), cells.multiple(c.noise_multiple),
+            cells.number(c.detectable, c.low, c.high),
+            *map(cells.count, (c.n, c.n_clusters, c.n_to_decide)), view.signed(c.signatures),
         )
         for c in view.comparisons(measure)
     ]  # fmt: skip
@@ -175,12 +162,20 @@ def _comparisons(view: View, measure: Measure) -> Table:
 
 def interactions(view: View) -> Section | None:
     """Return whether languages gain more from their own calibration than others do."""
-    shown = view.results.interactions
-    first = [x for x in shown if view.decides(x.task, x.metric)]
-    rest = [x for x in shown if not view.decides(x.task, x.metric)]
-    blocks: list[Block] = [_contrasts(view, "Contrasts", first, False)] if first else []
-    blocks += [_contrasts(view, "Contrasts in other metrics", rest, True)] if rest else []
-    pairs = [(x.plain, x.formal) for x in (*first, *rest)]
+    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)")
+    blocks: list[Block] = []
+    shown, pairs = view.results.interactions, []
+    for caption, folded in (("Contrasts", False), ("Contrasts in other metrics", True)):
+        contrasts = [x for x in shown if view.decides(x.task, x.metric) != folded]
+        rows = [
+            row(
+                f"{view.of_model(x.model)}{x.a} and {x.b}", x.type, f"{x.task} {x.metric}".strip(),
+                *cells.interval(x, plus=True), x.unit, *map(cells.p_value, (x.p_value, x.p_holm)),
+            )
+            for x in contrasts
+        ]  # fmt: skip
+        blocks += [Table(caption, columns, rows, folded)] if rows else []
+        pairs += [(x.plain, x.formal) for x in contrasts]
     blocks.append(Statements("Every contrast in words", pairs, folded=True))
     words = (
         "The interaction of calibration and language: for two languages A and B, the contrast"
@@ -190,16 +185,3 @@ def interactions(view: View) -> Section | None:
     )
     title = "Does each language gain from its own text?"
     return Section("own-language", title, [words], blocks) if shown else None
-
-
-def _contrasts(view: View, caption: str, contrasts: Sequence[Interaction], folded: bool) -> Table:
-    columns = ("languages", "type", "metric", "contrast", "low", "high", "unit", "p", "p (Holm)")
-    rows = [
-        row(
-            f"{view.of_model(x.model)}{x.a} and {x.b}", x.type, f"{x.task} {x.metric}".strip(),
-            *interval_cells(x.estimate, x.low, x.high, plus=True), x.unit,
-            p_cell(x.p_value), p_cell(x.p_holm),
-        )
-        for x in contrasts
-    ]  # fmt: skip
-    return Table(caption, columns, rows, folded)
