@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
-from imatrix_lab.core.files import write_whole
+from imatrix_lab.core.files import replacing
 from imatrix_lab.types import ScoreRequest
 
 if TYPE_CHECKING:
@@ -95,11 +94,10 @@ def score_run(as_json: bool, **rest: Any) -> None:
     from imatrix_lab.pipeline import score
 
     request = ScoreRequest(compute=options.compute_options(rest), **rest)
-    files = score.score(request, options.session())
+    files = [str(file) for file in score.score(request, options.session())]
     if as_json:
-        return options.emit([str(f) for f in files])
-    for file in files:
-        click.echo(file)
+        return options.emit(files)
+    click.echo("\n".join(files))
 
 
 RUN = click.Path(path_type=Path, exists=True)
@@ -167,10 +165,8 @@ def _print_text(quants: list[Summary]) -> None:
             table.add_row(text, "" if i else name, escape(label), *_cells(interval, form))
     stdout.print(table)
     for quant in quants:
-        if quant.n_nonfinite:
-            stderr.print(
-                f"{quant.quant}: {quant.n_nonfinite:,} tokens without a finite score, left out"
-            )
+        if n := quant.n_nonfinite:
+            stderr.print(f"{quant.quant}: {n:,} tokens without a finite score, left out")
 
 
 def _table(*names: str) -> Table:
@@ -183,10 +179,9 @@ def _table(*names: str) -> Table:
 
 
 def _cells(interval: Interval, form: str) -> tuple[str, str]:
-    estimate, low, high = (
-        format(x, form) for x in (interval.estimate, interval.low, interval.high)
-    )
-    return estimate, "none: one cluster" if math.isnan(interval.low) else f"{low} … {high}"
+    bounds = f"{interval.low:{form}} … {interval.high:{form}}"
+    no_bounds = math.isnan(interval.low)
+    return f"{interval.estimate:{form}}", "none: one cluster" if no_bounds else bounds
 
 
 @score.command("agree")
@@ -238,7 +233,6 @@ def score_export(run: Path, out: Path | None) -> None:
 
     if out is None:
         return parquet.export_csv(run, sys.stdout.buffer)
-    stream = io.BytesIO()
-    parquet.export_csv(run, stream)
-    write_whole(out, stream.getvalue().decode())
+    with replacing(out) as temporary, temporary.open("wb") as file:
+        parquet.export_csv(run, file)
     click.echo(out)

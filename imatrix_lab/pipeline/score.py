@@ -19,7 +19,6 @@ from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.score import compatible, kernel, run
-from imatrix_lab.score.engine import Settings
 from imatrix_lab.score.job import Job, settings_for
 from imatrix_lab.score.text import Text, plan
 from imatrix_lab.score.windows import Protocol
@@ -29,11 +28,7 @@ CONTEXT = {"document": 1024, "llamacpp": 512}
 
 
 def score(request: ScoreRequest, session: Session) -> list[Path]:
-    """Score every quant on every text; return the files of records, text by text.
-
-    Raises BadModel: a quant is damaged, or of another vocabulary or architecture; before any work.
-    Raises BadText: a text with nothing to score.
-    """
+    """Score every quant on every text; return the files of records, text by text."""
     _check(request, session)
     tools = get_toolchain(request.compute.backend, session, own=False)
     reference = resolve(request.reference, session, tools)
@@ -61,8 +56,7 @@ def score_models(
     request: ScoreRequest, tools: Toolchain, reference: Model, quants: list[Model], session: Session
 ) -> list[Path]:
     """Score models that are resolved already; the request's own are not looked at."""
-    progress = session.progress
-    protocol = _protocol(request, reference)
+    progress, protocol = session.progress, _protocol(request, reference)
     quants = _distinct(quants, progress)
     for warning in compatible.check(reference, quants):
         progress.say(f"note: {warning}")
@@ -73,7 +67,10 @@ def score_models(
     settings = settings_for(reference, request.compute, protocol.n_ctx, request.n_rows)
     settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)
-    is_live = _is_live(request, reference, quants, settings)
+    logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
+    needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *quants))
+    fits = needed <= compute.MEMORY_SHARE * compute.memory_bytes()
+    is_live = fits if request.base_logits == "auto" else request.base_logits == "live"
     files = []
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]
@@ -186,31 +183,16 @@ def _documents(
 
 
 def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document]:
-    """Return the documents of a file (``.jsonl``, or one document) or of a corpus folder.
-
-    Raises BadText: the file is missing, or not UTF-8.
-    """
+    """Return the documents of a file (``.jsonl``, or one document) or of a corpus folder."""
     if (path / HELDOUT).is_file():
         return read(path / HELDOUT)
     if not path.is_file():
-        raise BadText(
-            "no such text", where=path, fix=f"--text {label}=FILE, or a language: --text nb"
-        )
+        fix = f"--text {label}=FILE, or a language: --text nb"
+        raise BadText("no such text", where=path, fix=fix)
     if path.suffix == ".jsonl":
         return read(path)
     content = decode(path.read_bytes(), str(path), keep_cr)
     return [Document(path.stem, content, path.name, "unknown")]
-
-
-def _is_live(
-    request: ScoreRequest, reference: Model, quants: list[Model], settings: Settings
-) -> bool:
-    """Return whether all models are to be in memory at once."""
-    if request.base_logits != "auto":
-        return request.base_logits == "live"
-    logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
-    needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *quants))
-    return needed <= compute.MEMORY_SHARE * compute.memory_bytes()
 
 
 def _note_facts(facts: dict[str, Any], text: str, quant: str, progress: Progress) -> None:

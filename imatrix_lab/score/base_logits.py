@@ -13,7 +13,6 @@ K is the smallest power of two that leaves at most `rest_share` of the reference
 outside, on average over the first batch.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ from imatrix_lab.types import Model
 K_MIN, K_MAX = 64, 8192
 SAMPLE_BYTES = 64 << 20
 SAMPLE_SEED = 0
-_TOKEN_BYTES = 8
-"""Bytes kept of each of the K tokens: an id and a log-probability."""
-_SUM_ERROR = 1e-7
 
 
 def base_type(k: int) -> np.dtype[Any]:
@@ -48,14 +44,12 @@ def base_type(k: int) -> np.dtype[Any]:
 def sample(n_scored: int, n_vocab: int) -> np.ndarray:
     """Return which scored tokens keep their whole rows: sorted indices, without repeats."""
     n = min(n_scored, max(1, SAMPLE_BYTES // (4 * n_vocab)))
-    rng = np.random.default_rng(SAMPLE_SEED)
-    return np.sort(rng.choice(n_scored, n, replace=False))
+    return np.sort(np.random.default_rng(SAMPLE_SEED).choice(n_scored, n, replace=False))
 
 
 def size_bytes(n_scored: int, n_vocab: int, k: int) -> int:
     """Return the size on disk."""
-    n_sample = len(sample(n_scored, n_vocab))
-    return n_scored * (8 + _TOKEN_BYTES * k) + n_sample * 4 * n_vocab
+    return n_scored * base_type(k).itemsize + len(sample(n_scored, n_vocab)) * 4 * n_vocab
 
 
 def get(job: Job, rest_share: float, session: Session) -> Artifact:
@@ -94,7 +88,7 @@ def _decode_reference(
     """Decode the missing batches of the reference; return K."""
     rows, full = checkpoints
     sizes, n_vocab = job.plan.sizes(), job.reference.facts.n_vocab
-    k = int(json.loads(k_file.read_text())) if k_file.exists() else None
+    k = int(k_file.read_text()) if k_file.exists() else None
     complete = [k is not None and rows.has(b) and full.has(b) for b in range(len(sizes))]
     if k is not None and all(complete):
         return k
@@ -133,8 +127,7 @@ def _decode(
         rows = job.kernel.rows(logits)
         n = len(step.targets)
         part = np.empty(n, base_type(k))
-        part["nll_ref"] = nll(step.targets, logits, rows)
-        part["top1_ref"] = rows.top
+        part["nll_ref"], part["top1_ref"] = nll(step.targets, logits, rows), rows.top
         part["ids"] = job.kernel.top(logits, k) if n else 0
         part["logp"] = _at(logits, part["ids"]) - rows.log_sum[:, None]
         parts.append(part)
@@ -173,13 +166,10 @@ def _cut(rows: np.ndarray, k: int) -> np.ndarray:
 
 def sample_by_batch(job: Job) -> list[np.ndarray]:
     """Return the sampled rows of each batch, as indices in the batch."""
-    sizes = job.plan.sizes()
-    ends = np.cumsum(sizes)
-    sampled = sample(int(ends[-1]), job.reference.facts.n_vocab)
-    return [
-        sampled[(sampled >= end - size) & (sampled < end)] - (end - size)
-        for end, size in zip(ends, sizes, strict=True)
-    ]
+    starts = np.cumsum([0, *job.plan.sizes()])
+    sampled = sample(int(starts[-1]), job.reference.facts.n_vocab)
+    parts = np.split(sampled, np.searchsorted(sampled, starts[1:-1]))
+    return [part - start for part, start in zip(parts, starts[:-1], strict=True)]
 
 
 def _mean_rest(rows: Checkpoint, n_batches: int) -> float:
@@ -231,11 +221,10 @@ def _score_batch(
         part["kld"] = lower_bound(base["logp"], logq)
         inside = np.flatnonzero((sampled >= before) & (sampled < before + n))
         if len(inside):
-            places = sampled[inside] - before
-            ref_logits = np.ascontiguousarray(full[inside])
+            places, ref_logits = sampled[inside] - before, np.ascontiguousarray(full[inside])
+            ref_rows = job.kernel.rows(ref_logits)
             own = np.ascontiguousarray(logits[places])
-            exact = job.kernel.compare(ref_logits, job.kernel.rows(ref_logits), own)
-            part["kld_full"][places] = exact.kld
+            part["kld_full"][places] = job.kernel.compare(ref_logits, ref_rows, own).kld
         before += n
     return result
 
@@ -247,8 +236,8 @@ def lower_bound(logp: np.ndarray, logq: np.ndarray) -> np.ndarray:
     """
     p, q = np.exp(logp.astype(np.float64)), np.exp(logq.astype(np.float64))
     # sums are known to about 1e-7: rather too large a rest of q than too small a one
-    rest_p = np.maximum(1 - p.sum(1), _SUM_ERROR)
-    rest_q = np.maximum(1 - q.sum(1), 0) + 5 * _SUM_ERROR
+    rest_p = np.maximum(1 - p.sum(1), 1e-7)
+    rest_q = np.maximum(1 - q.sum(1), 0) + 5e-7
     top = (p * (logp.astype(np.float64) - logq)).sum(1)
     bound: np.ndarray = top + rest_p * (np.log(rest_p) - np.log(rest_q))
     return bound

@@ -18,12 +18,11 @@ _VOCABULARY = tuple(
         "bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token", "add_space_prefix",
     )
 )  # fmt: skip
-_ROWS = 16
 _LEAST_COSINE = 0.5
 """Of a quantized matrix with its original. One bit a weight leaves 0.8; unrelated ones have 0.0."""
 
 Tensors = dict[str, tuple[Path, TensorInfo]]
-"""A model's tensors by name, with the file each is in."""
+"""A model's tensors by name, with their files."""
 
 
 def check(reference: Model, quants: list[Model]) -> list[str]:
@@ -87,9 +86,7 @@ def _value(header: GgufHeader, key: str) -> Any:
 
 
 def _bytes(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    return np.fromfile(path, np.uint8, size, offset=offset).tobytes()
 
 
 def _same_shapes(reference: Tensors, other: Tensors, quant: Model) -> None:
@@ -102,7 +99,8 @@ def _same_shapes(reference: Tensors, other: Tensors, quant: Model) -> None:
 
 def _same_weights(reference: Tensors, other: Tensors, quant: Model) -> None:
     """Raise if some rows of a matrix have nothing to do with the reference's."""
-    name = next((n for n in sorted(reference) if _is_layer_matrix(reference[n][1])), None)
+    weights = (n for n in sorted(reference) if n.startswith("blk.") and n.endswith(".weight"))
+    name = next((n for n in weights if sum(d > 1 for d in reference[n][1].shape) == 2), None)
     if name is None:
         return
     rows = []
@@ -110,7 +108,7 @@ def _same_weights(reference: Tensors, other: Tensors, quant: Model) -> None:
         try:
             quant_type = gguf.GGMLQuantizationType[tensor.type_name]
             n_rows = tensor.n_elements // tensor.shape[0]
-            n_read = min(_ROWS, n_rows)
+            n_read = min(16, n_rows)
             raw = _bytes(path, tensor.offset, tensor.size_bytes // n_rows * n_read)
             packed = np.frombuffer(raw, np.uint8).reshape(n_read, -1)
             rows.append(gguf.dequantize(packed, quant_type).ravel().astype(np.float64))
@@ -120,11 +118,6 @@ def _same_weights(reference: Tensors, other: Tensors, quant: Model) -> None:
     scale = float(np.sqrt((a @ a) * (b @ b)))
     if scale > 0 and a @ b < _LEAST_COSINE * scale:
         raise _other_model(quant, f"{name} is another matrix")
-
-
-def _is_layer_matrix(tensor: TensorInfo) -> bool:
-    is_weight = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
-    return is_weight and len([n for n in tensor.shape if n > 1]) == 2
 
 
 def _norms(tensors: Tensors) -> dict[str, bytes]:

@@ -111,8 +111,7 @@ class Engine:
             params.n_gpu_layers = self._settings.gpu_layers
         # repacked weights would be a copy in memory beside the mapped file, and no faster here
         params.use_extra_bufts = False
-        path = str(self._record.path).encode()
-        return self._llama.llama_model_load_from_file(path, params)
+        return self._llama.llama_model_load_from_file(str(self._record.path).encode(), params)
 
     def _open(self, kernel: Kernel, streams: bool) -> None:
         llama, settings = self._llama, self._settings

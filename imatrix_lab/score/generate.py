@@ -33,9 +33,6 @@ from imatrix_lab.score.job import NOT_FINITE, Setup
 from imatrix_lab.score.windows import STEP_MIN, Decode
 from imatrix_lab.types import Generated, GenerateItem, Model
 
-_CELLS = 256
-"""llama.cpp gives a sequence memory in multiples of this many tokens."""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -63,10 +60,8 @@ def prompts(
         else:
             tokens = vocabulary.tokens(chat.text, parse_special=True)
         if len(tokens) + item.max_tokens > n_ctx:
-            error = (
-                f"prompt longer than the context: {len(tokens)} tokens, and {item.max_tokens} to"
-                f" answer, of {n_ctx}"
-            )
+            n = f"{len(tokens)} tokens, and {item.max_tokens} to answer, of {n_ctx}"
+            error = f"prompt longer than the context: {n}"
         elif not tokens and not error:
             error = "the prompt is empty"
         elif item.max_tokens < 1:
@@ -108,9 +103,8 @@ def generate(
         if not possible:
             return
         longest = max(len(p.tokens) + p.item.max_tokens for p in possible)
-        settings = dataclasses.replace(
-            setup.engine, n_ctx=math.ceil(longest / _CELLS) * _CELLS, sequences_max=setup.parallel
-        )
+        n_ctx = math.ceil(longest / 256) * 256  # what llama.cpp gives a sequence is a multiple
+        settings = dataclasses.replace(setup.engine, n_ctx=n_ctx, sequences_max=setup.parallel)
         runner = Interruptible()
         with Engine(toolchain, setup.kernel, model, settings, runner, streams=True) as engine:
             task.update(len(failed))  # no note: nothing was done by an earlier run
@@ -198,7 +192,8 @@ class _Slots:
         n_parts = math.ceil((len(tokens) - kept) / self._setup.engine.n_batch)
         for part in np.array_split(np.arange(kept, len(tokens)), max(1, n_parts)):
             if n := len(part):
-                self._engine.decode(_decode([tokens[i] for i in part], part, [slot] * n, False))
+                own = tokens[part[0] : part[0] + n]
+                self._engine.decode(_decode(own, part, [slot] * n, output=False))
         self._kept[slot] = tokens
         self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1)
 
@@ -212,7 +207,8 @@ class _Slots:
         last = max(busy[-1] + 1, min(busy[0] + STEP_MIN, len(self._answers)))
         slots = range(min(busy[0], max(0, last - STEP_MIN)), last)
         tokens, positions = zip(*map(self._next, slots), strict=True)
-        rows = self._setup.kernel.rows(self._engine.decode(_decode(tokens, positions, slots, True)))
+        decode = _decode(tokens, positions, slots, output=True)
+        rows = self._setup.kernel.rows(self._engine.decode(decode))
         finite = np.isfinite(rows.log_sum)
         for slot, top, is_finite in zip(slots, rows.top, finite, strict=True):
             if answer := self._answers[slot]:
@@ -263,12 +259,7 @@ class _Slots:
         return Generated(item.id, answer.text(), answer.n_tokens, finish)
 
 
-def _decode(
-    tokens: Sequence[int],
-    positions: Sequence[int] | np.ndarray,
-    sequences: Sequence[int],
-    output: bool,
-) -> Decode:
-    """Return a decode in which all rows are outputs, or none."""
-    token, position, sequence = (np.array(c, np.int32) for c in (tokens, positions, sequences))
-    return Decode(token, position, sequence, np.ones_like(token), np.full(len(token), output))
+def _decode(*columns: Sequence[int] | np.ndarray, output: bool) -> Decode:
+    """Return a decode of tokens, positions and sequences; all rows are outputs, or none."""
+    tokens, positions, sequences = (np.array(c, np.int32) for c in columns)
+    return Decode(tokens, positions, sequences, np.ones_like(tokens), np.full(len(tokens), output))

@@ -129,9 +129,8 @@ class _Scorer:
                 pending[number] = _Pending(item, tokenized.n_tokens(), np.zeros(n), n)
                 yield from choice_layout.units(number, tokenized, cells, self._n_sequences)
 
-        for group in choice_layout.rounds(
-            units(), engine.n_batch, engine.n_rows, self._n_sequences
-        ):
+        limits = engine.n_batch, engine.n_rows, self._n_sequences
+        for group in choice_layout.rounds(units(), *limits):
             for unit, sums in zip(group, self._summed(prefix, group), strict=True):
                 item = pending[unit.item]
                 item.sums[: len(sums)] += sums
@@ -181,11 +180,9 @@ class _Scorer:
 
     def _load_prefix(self, prefix: tuple[int, ...]) -> None:
         """Make a prefix all that is in the engine's memory."""
-        if self._prefix == prefix:
-            return
-        self._engine.begin()
-        if prefix:
+        if self._prefix != prefix:
+            self._engine.begin()
             settings, block = self._setup.engine, choice_layout.prefix_block(prefix)
             for _, decode in choice_layout.cut(block, settings.n_batch, settings.n_rows):
                 self._engine.decode(decode)
-        self._prefix = prefix
+            self._prefix = prefix

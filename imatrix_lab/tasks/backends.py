@@ -34,13 +34,7 @@ CONTEXT, CHAT_CONTEXT = 4096, 8192
 
 
 class LocalModel:
-    """A GGUF file, run in this process.
-
-    Attributes
-    ----------
-    label : short name, for files.
-    is_chat : whether it has a chat template; otherwise it continues plain text.
-    """
+    """A GGUF file, run in this process; without a chat template it continues plain text."""
 
     def __init__(self, tools: Toolchain, model: Model, setup: Setup, progress: Progress):
         self._tools, self._model, self._setup, self._progress = tools, model, setup, progress
@@ -66,10 +60,7 @@ class LocalModel:
         return multiple_choice.score(self._tools, self._model, items, self._setup, self._progress)
 
     def generate(self, items: Sequence[GenerateItem]) -> Iterator[Generated]:
-        """Yield answers, in any order.
-
-        Raises UsageError: the context has no room for any prompt beside its answer.
-        """
+        """Yield answers, in any order."""
         longest, n_ctx = max(item.max_tokens for item in items), self._setup.engine.n_ctx
         if longest >= n_ctx:
             raise UsageError(
@@ -121,10 +112,7 @@ Answerer = LocalModel | RemoteModel
 def open_all(
     request: TaskRequest, session: Session
 ) -> list[Callable[[], AbstractContextManager[Answerer]]]:
-    """Return what opens each quant of a request; each is looked up before any is opened.
-
-    Raises BadModel: a quant is damaged.
-    """
+    """Return what opens each quant of a request; each is looked up before any is opened."""
     if request.endpoint:
         return [partial(_remote, request, name, session.progress) for name in request.quants]
     for spec in request.quants:
@@ -155,10 +143,9 @@ def open_local(
 def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
     """Give a model to talk to: a server's, or a GGUF file that is served here during the block."""
     if request.endpoint:
-        with Client(
-            request.endpoint, request.model, request.api_key, parallel=request.parallel
-        ) as connected:
-            yield connected
+        parallel = request.parallel
+        with Client(request.endpoint, request.model, request.api_key, parallel=parallel) as client:
+            yield client
         return
     tools = get_toolchain(request.compute.backend, session, own=False)
     model = resolve.resolve(request.model, session, tools)
@@ -167,8 +154,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
             f"note: {model.label} has no chat template: it was not trained to follow instructions"
         )
     n_ctx = min(CHAT_CONTEXT, model.facts.n_ctx_train or CHAT_CONTEXT)
-    with server.serve(
-        tools, model.path, request.parallel, n_ctx, gpu_layers=request.compute.gpu_layers
-    ) as served:
+    on_gpu = request.compute.gpu_layers
+    with server.serve(tools, model.path, request.parallel, n_ctx, gpu_layers=on_gpu) as served:
         served.model, served.identity = model.label, model.sha256
         yield served
