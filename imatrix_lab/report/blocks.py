@@ -84,10 +84,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class Picture:
-    """Small pictures in groups, and below a folded table of the same numbers.
-
-    The legend has the number of a series and its name; verdicts have a legend of their own.
-    """
+    """Small pictures, in groups, and a table of their numbers; verdicts need no `legend`."""
 
     title: str
     words: str

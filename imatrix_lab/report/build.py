@@ -50,19 +50,6 @@ def outline(results: Results) -> Outline:
         warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
     if results.reduced:
         warnings.append("This is the recipe’s reduced form on the demo model, not the full study.")
-    missing = provenance.missing(view, [name for name, part in parts if part is None])
-    return Outline(
-        title=results.question or results.name,
-        name=results.name,
-        answer=results.answer,
-        facts=_facts(view),
-        warnings=tuple(warnings),
-        sections=tuple(part for _, part in [*parts, ("", missing)] if part),
-    )
-
-
-def _facts(view: View) -> tuple[tuple[str, str], ...]:
-    results = view.results
     texts = dict.fromkeys(s.text for s in results.scores)
     facts = (
         ("Model" if len(results.models) == 1 else "Models", ", ".join(results.models)),
@@ -72,4 +59,12 @@ def _facts(view: View) -> tuple[tuple[str, str], ...]:
         ("Baseline", results.baseline),
         ("After", results.source),
     )
-    return tuple((name, text.visible(value)) for name, value in facts if value)
+    missing = provenance.missing(view, [name for name, part in parts if part is None])
+    return Outline(
+        title=results.question or results.name,
+        name=results.name,
+        answer=results.answer,
+        facts=tuple((name, text.visible(value)) for name, value in facts if value),
+        warnings=tuple(warnings),
+        sections=tuple(part for _, part in [*parts, ("", missing)] if part),
+    )

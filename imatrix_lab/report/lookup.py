@@ -35,14 +35,12 @@ class View:
             key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)
             if key not in self.scores or s.sample < self.scores[key].sample:
                 self.scores[key] = s
-        keys = sorted(results.signatures)
-        self.signature_names = {key: f"S{i}" for i, key in enumerate(keys, 1)}
+        self.signature_names = {k: f"S{i}" for i, k in enumerate(sorted(results.signatures), 1)}
 
     def measures(self) -> tuple[Measure, ...]:
         """Return every scale of the comparisons: first the deciding metric, tasks last."""
-        measures = dict.fromkeys(
-            Measure(c.model, c.task, c.metric, c.words, c.unit) for c in self.results.comparisons
-        )
+        shown = self.results.comparisons
+        measures = dict.fromkeys(Measure(c.model, c.task, c.metric, c.words, c.unit) for c in shown)
         decided = sorted(measures, key=lambda m: not self.decides(m.task, m.metric))
         return tuple(sorted(decided, key=lambda m: m.task != ""))
 
@@ -72,8 +70,7 @@ class View:
     def types(self, present: Iterable[str]) -> tuple[str, ...]:
         """Return types in the recipe's order."""
         present = dict.fromkeys(present)
-        known = [t for t in self.results.types if t in present]
-        return tuple(dict.fromkeys([*known, *present]))
+        return tuple(dict.fromkeys([*(t for t in self.results.types if t in present), *present]))
 
     def decides(self, task: str, metric: str) -> bool:
         """Return whether a measure is shown open: a task's, or the deciding metric of texts."""

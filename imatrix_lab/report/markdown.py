@@ -8,7 +8,7 @@ from imatrix_lab.core.files import write_whole
 from imatrix_lab.report.blocks import Block, Code, Picture, Statements, Table
 from imatrix_lab.report.build import outline
 from imatrix_lab.report.cells import Cell
-from imatrix_lab.report.results import Flip, Results
+from imatrix_lab.report.results import Results
 from imatrix_lab.report.sections.flips import right, tally
 from imatrix_lab.report.text import visible
 
@@ -43,10 +43,8 @@ def plain(value: str) -> str:
 
 
 def _block(block: Block) -> Iterator[str]:
-    if isinstance(block, Table):
-        yield from table(block)
-    elif isinstance(block, Picture):
-        yield from table(block.table)
+    if isinstance(block, Table | Picture):
+        yield from table(block.table if isinstance(block, Picture) else block)
     elif isinstance(block, Code):
         yield f"{plain(block.title)}:"
         yield from ("", fenced(block.text))
@@ -56,8 +54,14 @@ def _block(block: Block) -> Iterator[str]:
         yield from (f"- {plain(s)} {plain(detail)}".rstrip() for s, detail in block.pairs)
     else:
         yield f"### {plain(block.title)} ({tally(block.shown, block.n_more)})"
-        for flip in block.shown:
-            yield from _flip(flip)
+        for f in block.shown:
+            for name, value in {
+                f"Item {f.item_id}": f.prompt,
+                "Right": f.gold,
+                f"{f.a}: {right(f.score_a)}": f.output_a,
+                f"{f.b}: {right(f.score_b)}": f.output_b,
+            }.items():
+                yield from ("", f"{plain(name)}:", "", fenced(value))
 
 
 def table(block: Table) -> Iterator[str]:
@@ -84,13 +88,3 @@ def fenced(value: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{value}\n{fence}"
-
-
-def _flip(f: Flip) -> Iterator[str]:
-    for name, value in {
-        f"Item {f.item_id}": f.prompt,
-        "Right": f.gold,
-        f"{f.a}: {right(f.score_a)}": f.output_a,
-        f"{f.b}: {right(f.score_b)}": f.output_b,
-    }.items():
-        yield from ("", f"{plain(name)}:", "", fenced(value))

@@ -168,11 +168,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The quantizer's own objective and the measured divergence, for one quant and language.
-
-    `predicted_loss`: relative squared error of the layers' outputs, without inference. The
-    divergence is on the language's held-out text; NaN if it was not scored.
-    """
+    """Relative squared error of the layers' outputs, without inference; measured KLD, or NaN."""
 
     model: str
     calibration: str
@@ -196,10 +192,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Total variation between two imatrices' energies, 0 (same) to 1.
-
-    `noise` is between two samples of one language; NaN with one sample.
-    """
+    """Total variation between imatrices' energies, 0 (same) to 1; `noise` of samples, or NaN."""
 
     model: str
     a: str
@@ -263,10 +256,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class Power:
-    """What a comparison could detect with 80 % power, planned before its data were seen.
-
-    `assumed`, in words: the pilot or the assumptions that the plan is based on.
-    """
+    """What a comparison could detect with 80 % power, planned on what was `assumed`."""
 
     what: str
     unit: str

@@ -80,10 +80,7 @@ class Sheet:
 
 
 def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
-    """Return a picture with title and description for screen readers.
-
-    `number`: of the picture on its page: no two may have ids in common.
-    """
+    """Return a picture with title and description; `number` is unique on a page, for the ids."""
     import matplotlib as mpl
 
     style = {
@@ -118,15 +115,14 @@ def _themed(raw: str, sheet: Sheet) -> str:
     inside = inside[inside.index(">") + 1 : inside.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", inside, flags=re.DOTALL)
     inside = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", inside, flags=re.DOTALL)
+
+    def themed_tag(match: re.Match[str]) -> str:
+        tag = re.sub(r'^<g id="[^"]*"', "<g", match[0]).replace("xlink:href", "href")
+        tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a pixel
+        return re.sub(r' style="([^"]*)"', lambda m: f' class="{sheet.name(m[1])}"', tag)
+
     # within tags only: what stands between them is data, and may look like anything
-    inside = re.sub(r"<[^>]+>", lambda tag: _themed_tag(tag[0], sheet), inside)
-    return re.sub(r">\s+<", "><", inside).strip()
-
-
-def _themed_tag(tag: str, sheet: Sheet) -> str:
-    tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
-    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a pixel
-    return re.sub(r' style="([^"]*)"', lambda m: f' class="{sheet.name(m[1])}"', tag)
+    return re.sub(r">\s+<", "><", re.sub(r"<[^>]+>", themed_tag, inside)).strip()
 
 
 def _figure(*sizes: float) -> Any:

@@ -14,10 +14,7 @@ _HIDDEN = re.compile(
 
 
 def visible(value: Any) -> Any:
-    """Return text with hidden characters named: ``‹U+202E›``.
-
-    Other values, and text marked as safe, are returned as they are.
-    """
+    """Return text with hidden characters named: ``‹U+202E›``; what is not plain text, as it is."""
     if type(value) is not str:
         return value
     return _HIDDEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", value)

@@ -34,18 +34,16 @@ def flips(view: View) -> Section | None:
         n_shown = min(EACH_MAX, room, len(group))
         room -= n_shown
         title = f"{view.of_model(model)}{task}, {view.text(language)}, {quant_type}: {a} and {b}"
-        shown = list(map(_shortened, group[:n_shown]))
+        shown = []
+        for f in group[:n_shown]:
+            short: dict[str, Any] = {n: text.cut(getattr(f, n), k) for n, k in CHARS_MAX.items()}
+            shown.append(dataclasses.replace(f, **short))
         blocks.append(Flips(title, shown, len(group) - n_shown))
     words = (
         "Items on which two calibrations of one quant type differ: “gained” are right with A only,"
         " “lost” with B only. A model wrote these answers; they may be wrong, odd or offensive."
     )
     return Section("flips", "Answers that change", [words], blocks) if blocks else None
-
-
-def _shortened(f: Flip) -> Flip:
-    fields: dict[str, Any] = {n: text.cut(getattr(f, n), most) for n, most in CHARS_MAX.items()}
-    return dataclasses.replace(f, **fields)
 
 
 def right(score: float) -> str:

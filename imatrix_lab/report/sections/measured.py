@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from imatrix_lab.core import format
 from imatrix_lab.report import cells
@@ -13,6 +13,8 @@ from imatrix_lab.report.results import Score
 
 KLD = "kld_nats"
 HEAT_STEPS = 8
+Steps = list[tuple[float, Score]]
+NUMBERS = "The same in numbers"
 ENDS = ("low", "high", "signature")
 
 
@@ -43,7 +45,8 @@ def size(view: View) -> Section | None:
         "Divergence from the original by size, with 95 % CI; down and to the left is better. Bits"
         " per weight are over all tensors, fallback included."
     )
-    picture = Picture("", words, [panels], _numbers(columns, rows), _legend(view))
+    legend = [(view.number(label), label) for label in view.labels]
+    picture = Picture("", words, [panels], Table(NUMBERS, columns, rows, True), legend)
     return Section("size", "Divergence by size", [words], [picture]) if panels else None
 
 
@@ -60,14 +63,6 @@ def _by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
     return groups, axis
 
 
-def _numbers(columns: Sequence[str], rows: Sequence[cells.Row]) -> Table:
-    return Table("The same in numbers", columns, rows, folded=True)
-
-
-def _legend(view: View, labels: Iterable[str] = ()) -> list[tuple[int, str]]:
-    return [(view.number(label), label) for label in view.ordered(labels) or view.labels]
-
-
 def mixtures(view: View) -> Section | None:
     """Return the divergence by a language's share of the calibration text."""
     groups, rows, partners = [], [], {}
@@ -78,7 +73,7 @@ def mixtures(view: View) -> Section | None:
         for quant_type in view.types(s.type for s in text_scores):
             same_type = [s for s in text_scores if s.type == quant_type]
             series = []
-            for other, steps in _doses(view, model, text, same_type):
+            for other, steps in _doses(view, model, text, same_type).items():
                 partners[other] = view.number(other)
                 points = [Point(share, s.estimate, s.low, s.high) for share, s in steps]
                 series.append(Series(other, view.number(other), points))
@@ -97,15 +92,13 @@ def mixtures(view: View) -> Section | None:
         " language replaces the language of the line."
     )
     legend = [(n, f"mixed with {label}") for label, n in partners.items()]
-    picture = Picture("", words, groups, _numbers(columns, rows), legend)
+    picture = Picture("", words, groups, Table(NUMBERS, columns, rows, True), legend)
     return Section("mixtures", "Mixtures", [words], [picture]) if groups else None
 
 
-def _doses(
-    view: View, model: str, text: str, scores: Sequence[Score]
-) -> Iterator[tuple[str, list[tuple[float, Score]]]]:
-    """Yield the other language of each two-language mixture, with the steps from none to all."""
-    steps: dict[str, list[tuple[float, Score]]] = {}
+def _doses(view: View, model: str, text: str, scores: Sequence[Score]) -> dict[str, Steps]:
+    """Return the other language of each two-language mixture, with the steps from none to all."""
+    steps: dict[str, Steps] = {}
     pure: dict[str, Score] = {}
     for s in scores:
         calibration = view.calibrations.get((model, s.calibration))
@@ -117,16 +110,14 @@ def _doses(
         elif calibration.kind == "mixture" and len(others) == 1 and text in calibration.shares:
             steps.setdefault(others[0], []).append((calibration.shares[text], s))
     for other, mixed in steps.items():
-        ends = [(0.0, pure[other])] if other in pure else []
-        ends += [(1.0, pure[text])] if text in pure else []
-        yield other, sorted((*mixed, *ends), key=lambda step: step[0])
+        mixed += [(share, pure[x]) for share, x in ((0.0, other), (1.0, text)) if x in pure]
+        mixed.sort(key=lambda step: step[0])
+    return steps
 
 
 def predicted(view: View) -> Section | None:
     """Return predicted loss against measured divergence."""
     known = [p for p in view.results.predictions if math.isfinite(p.measured_kld_nats)]
-    if not known:
-        return None
     groups = []
     for model, language in dict.fromkeys((p.model, p.language) for p in known):
         panels = []
@@ -137,10 +128,8 @@ def predicted(view: View) -> Section | None:
                 if (p.model, p.language, p.type) == key:
                     point = Point(p.predicted_loss, p.measured_kld_nats)
                     points.setdefault(p.calibration, []).append(point)
-            series = [
-                Series(label, view.number(label), points[label], joined=False)
-                for label in view.ordered(points)
-            ]
+            labels = view.ordered(points)
+            series = [Series(a, view.number(a), points[a], joined=False) for a in labels]
             if series:
                 title = f"{view.of_model(model)}{quant_type} · {view.text(language)}"
                 panels.append(Chart(title, "predicted loss", "measured KLD, nats a token", series))
@@ -159,10 +148,10 @@ def predicted(view: View) -> Section | None:
         " model, against the measured divergence. Where it ranks calibrations as the measurement"
         " does, it can choose between them at no cost."
     )
-    legend = _legend(view, {p.calibration for p in known})
-    picture = Picture("", words, groups, _numbers(columns, rows), legend)
+    legend = [(view.number(a), a) for a in view.ordered(p.calibration for p in known)]
+    picture = Picture("", words, groups, Table(NUMBERS, columns, rows, True), legend)
     blocks: list[Block] = [picture, *([_agreements(view)] if view.results.agreements else [])]
-    return Section("predicted", "Predicted against measured", [words], blocks)
+    return Section("predicted", "Predicted against measured", [words], blocks) if known else None
 
 
 def _sample(sample: int) -> Cell:
@@ -172,8 +161,8 @@ def _sample(sample: int) -> Cell:
 def _agreements(view: View) -> Table:
     rows = []
     for a in view.results.agreements:
-        spearman = f"{a.spearman:+.2f}".replace("-", "−")
-        spearman = spearman if math.isfinite(a.spearman) else format.UNKNOWN
+        is_known = math.isfinite(a.spearman)
+        spearman = f"{a.spearman:+.2f}".replace("-", "−") if is_known else format.UNKNOWN
         language = view.of_model(a.model) + view.text(a.language)
         rows.append(row(language, a.type, Cell(spearman, a.spearman), cells.count(a.n)))
     columns = ("language", "type", "Spearman correlation", "calibrations")
@@ -185,14 +174,10 @@ def similarity(view: View) -> Section | None:
     tables = []
     for model in dict.fromkeys(s.model for s in view.results.similarities):
         pairs = [s for s in view.results.similarities if s.model == model]
-        values = {(s.a, s.b): s.total_variation for s in pairs}
-        values |= {(s.b, s.a): s.total_variation for s in pairs}
+        values = {k: s.total_variation for s in pairs for k in ((s.a, s.b), (s.b, s.a))}
         labels = view.ordered(itertools.chain.from_iterable((s.a, s.b) for s in pairs))
         top = max((v for v in values.values() if math.isfinite(v)), default=0.0)
-        rows = [
-            row(a, *(_heat(values.get((a, b), math.nan), a == b, top) for b in labels))
-            for a in labels
-        ]
+        rows = [row(a, *(_heat(values.get((a, b)), a == b, top) for b in labels)) for a in labels]
         noise = next((s.noise for s in pairs if math.isfinite(s.noise)), None)
         note = "" if noise is None else f"Two samples of one language: {noise:.3f}."
         caption = f"{view.of_model(model)}Total variation, 0 (same) to 1"
@@ -205,8 +190,8 @@ def similarity(view: View) -> Section | None:
     return Section("similarity", title, [words], tables) if tables else None
 
 
-def _heat(value: float, is_self: bool, top: float) -> Cell:
-    if not math.isfinite(value):
+def _heat(value: float | None, is_self: bool, top: float) -> Cell:
+    if value is None or not math.isfinite(value):
         return Cell("" if is_self else format.UNKNOWN, math.nan, (), "missing")
     step = min(int(HEAT_STEPS * value / top), HEAT_STEPS - 1) if top > 0 else 0
     return Cell(f"{value:.3f}", value, (), f"heat-{max(step, 0)}")

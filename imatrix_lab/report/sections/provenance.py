@@ -98,11 +98,8 @@ def methods(view: View) -> Section:
             " mean over tensors."
         )
     words.append("Derivations and references are in docs/statistics.md of imatrix_lab.")
-    return Section("methods", "Methods", words, _list("Notes", results.notes))
-
-
-def _list(title: str, sentences: Sequence[str]) -> list[Statements]:
-    return [Statements(title, [(s, "") for s in sentences])] if sentences else []
+    notes = Statements("Notes", [(note, "") for note in results.notes])
+    return Section("methods", "Methods", words, [notes] if notes.pairs else [])
 
 
 def files(view: View) -> Section | None:
@@ -152,10 +149,8 @@ def commands(view: View) -> Section:
     """Return the commands, the recipe and the time it took."""
     results = view.results
     recipe = json.dumps(config.plain(results.recipe), ensure_ascii=False, indent=2)
-    blocks: list[Block] = []
-    if results.commands:
-        blocks.append(Code("Commands", "\n".join(results.commands)))
-    blocks.append(Code("Recipe with all defaults", recipe, folded=True))
+    blocks: list[Block] = [Code("Commands", "\n".join(results.commands))]
+    blocks = [*(blocks if results.commands else []), Code("Recipe with all defaults", recipe, True)]
     if results.times.steps_s:
         steps = sorted(results.times.steps_s.items(), key=lambda step: (-step[1], step[0]))
         rows = [row(name, Cell(format.duration(t), t)) for name, t in steps]
@@ -173,11 +168,9 @@ def signatures(view: View) -> Section | None:
     values = {f: [signature.get(f) for signature in flat.values()] for f in fields}
     shared = [f for f in fields if len(set(values[f])) == 1]
     rest = [f for f in fields if f not in shared]
-    shared_rows = [row(f, Cell(values[f][0] or "", mark="sha")) for f in shared]
-    rest_rows = [
-        row(name, *(Cell(values[f][i] or "", mark="sha") for f in rest))
-        for i, name in enumerate(flat)
-    ]
+    hashes = {f: [Cell(value or "", mark="sha") for value in values[f]] for f in fields}
+    shared_rows = [row(f, hashes[f][0]) for f in shared]
+    rest_rows = [row(name, *(hashes[f][i] for f in rest)) for i, name in enumerate(flat)]
     tables = [
         Table("Shared by all", ("field", "value"), shared_rows),
         Table("What differs", ["signature", *rest], rest_rows, folded=True, look="signatures"),
@@ -200,13 +193,14 @@ def licences(view: View) -> Section | None:
 def missing(view: View, absent: Sequence[str]) -> Section | None:
     """Return the failed steps, unknown details of a paper, and the parts that are absent."""
     results = view.results
+    columns = ("step", "error", "fix", "skipped because of it")
     rows = [
         row(m.step, text.cut(m.why, WHY_CHARS), m.fix, ", ".join(m.left_out))
         for m in results.missing
     ]
-    columns = ("step", "error", "fix", "skipped because of it")
     blocks: list[Block] = [Table("Failed steps", columns, rows)] if rows else []
-    blocks += _list("Details that the paper does not give", results.unknown)
+    if details := [(detail, "") for detail in results.unknown]:
+        blocks.append(Statements("Details that the paper does not give", details))
     words = [f"Not part of this study: {', '.join(absent)}."] if absent else []
     if results.reduced:
         words.append("The recipe ran in its reduced form, on the demo model.")

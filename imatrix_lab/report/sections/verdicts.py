@@ -23,7 +23,7 @@ def matrix(view: View) -> Section | None:
         comparisons = view.against_baseline(measure)
         for quant_type in view.types(c.type for c in comparisons):
             same_type = [c for c in comparisons if c.type == quant_type]
-            blocks.append(_matrix_of(view, measure, quant_type, same_type))
+            blocks.append(_matrix_of(view, measure, same_type))
     base = view.results.baseline
     words = (
         f"Each cell compares the calibration of its row with the baseline “{base}” on the text of"
@@ -35,10 +35,8 @@ def matrix(view: View) -> Section | None:
     return Section("verdicts", "Verdicts", [words], blocks) if blocks else None
 
 
-def _matrix_of(
-    view: View, measure: Measure, quant_type: str, comparisons: Sequence[Comparison]
-) -> Table:
-    base, model = view.results.baseline, measure.model
+def _matrix_of(view: View, measure: Measure, comparisons: Sequence[Comparison]) -> Table:
+    base, model, quant_type = view.results.baseline, measure.model, comparisons[0].type
     texts = dict.fromkeys(c.text for c in comparisons)
     by_place = {(c.a, c.text): c for c in comparisons}
     rows = [(_row_head(view, model, base), *(_base(view, measure, quant_type, t) for t in texts))]
@@ -86,7 +84,7 @@ def differences(view: View) -> Section | None:
     for measure in view.measures():
         table = _comparisons(view, measure)
         comparisons = view.against_baseline(measure)
-        blocks.append(_forests(view, measure, comparisons, table) if comparisons else table)
+        blocks.append(_forests(view, measure, table) if comparisons else table)
         pairs += [(c.plain, c.formal) for c in comparisons]
     if pairs:
         blocks.append(Statements("Every comparison with the baseline in words", pairs, folded=True))
@@ -98,10 +96,8 @@ def differences(view: View) -> Section | None:
     return Section("differences", "Differences", [words], blocks) if blocks else None
 
 
-def _forests(
-    view: View, measure: Measure, comparisons: Sequence[Comparison], table: Table
-) -> Picture:
-    base, groups = view.results.baseline, []
+def _forests(view: View, measure: Measure, table: Table) -> Picture:
+    base, groups, comparisons = view.results.baseline, [], view.against_baseline(measure)
     for quant_type in view.types(c.type for c in comparisons):
         same_type = [c for c in comparisons if c.type == quant_type]
         labels = view.ordered(c.a for c in same_type)
@@ -126,17 +122,15 @@ def _range(view: View, comparisons: Sequence[Comparison]) -> tuple[float, float]
     """Return the ends of the axis: of all, unless far-off controls would squeeze the others."""
     calibrations = {c.a: view.calibrations.get((c.model, c.a)) for c in comparisons}
     far = {a for a, c in calibrations.items() if c is None or c.kind in ("none", "control")}
-    everything, others = (
-        _span(end for c in shown for end in (c.estimate, c.low, c.high, c.margin, -c.margin))
-        for shown in (comparisons, [c for c in comparisons if c.a not in far])
-    )
+    everything, others = map(_span, (comparisons, [c for c in comparisons if c.a not in far]))
     is_squeezed = everything[1] - everything[0] > SQUEEZED * (others[1] - others[0])
     return others if is_squeezed and len(far) < len(calibrations) else everything
 
 
-def _span(values: Iterable[float]) -> tuple[float, float]:
+def _span(comparisons: Iterable[Comparison]) -> tuple[float, float]:
     """Return the ends of an axis that shows 0 and all values, with a little room."""
-    known = [0.0, *(v for v in values if math.isfinite(v))]
+    values = (v for c in comparisons for v in (c.estimate, c.low, c.high, c.margin, -c.margin))
+    known = [0.0, *filter(math.isfinite, values)]
     room = 0.06 * (max(known) - min(known)) or 1.0
     return min(known) - room, max(known) + room
 
