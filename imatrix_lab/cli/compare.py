@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--family", metavar="FACTORS",
-    help="Compare a grid: the factor to compare, then those adjusted for together;"
+    help="Compare a grid: factors joined by x. The first is compared, the rest adjusted for;"
     " of calib, lang, type.",
 )  # fmt: skip
-@click.option("--baseline", default="", help="Compare with this level only. [default: all pairs]")
+@click.option(
+    "--baseline", default="", help="Compare with this one only, e.g. en. [default: all pairs]"
+)
 @click.option(
     "--margin", "margins", multiple=True, metavar="[METRIC=]VALUE",
     help="Smallest difference that matters, chosen beforehand: nats, or points of a score.",

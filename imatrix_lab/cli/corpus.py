@@ -86,10 +86,10 @@ BUILD = options.several(
         options.MODEL,
         options.TOKENS,
         click.option("--source", "sources", default="", metavar="A,B",
-                     help="Calibrate on these of the language's sources. [default: in order]"),
+                     help="Calibrate on these of the language's sources. [default: all, in order]"),
         click.option("--heldout", default="", metavar="SOURCE", help="The source to hold out."),
         click.option("--licence", default="", type=click.Choice(["", *LICENCE_CLASSES]),
-                     help="The most binding kind of licence admitted."),
+                     help="Allow licences up to this class. [default: any]"),
         click.option("--samples", "n_samples", type=click.IntRange(1), default=1,
                      show_default=True, help="How many disjoint calibration samples."),
         click.option("--chat", type=click.FloatRange(0, 0.9), default=0.0, metavar="SHARE",
@@ -99,7 +99,7 @@ BUILD = options.several(
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
                      help="Processes for cleaning."),
-        click.option("--renew", is_flag=True, help="Choose the sources anew."),
+        click.option("--renew", is_flag=True, help="Forget which sources were chosen."),
         options.JSON,
     ]
 )  # fmt: skip
@@ -156,7 +156,12 @@ def corpus_build(
 @click.option("--lang", required=True, metavar="LANGUAGE", help="What language it is in.")
 @click.option("--name", required=True, help="What to call the source.")
 @click.option("--licence", required=True, help="SPDX name of its licence, e.g. CC0-1.0.")
-@click.option("--field", default="text", show_default=True, help="Of JSON lines and Parquet.")
+@click.option(
+    "--field",
+    default="text",
+    show_default=True,
+    help="Field or column with the text (JSON lines, Parquet).",
+)
 def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, field: str) -> None:
     """Make text of your own (txt, jsonl, parquet) a source of a language.
 

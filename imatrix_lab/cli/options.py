@@ -98,7 +98,7 @@ COMPUTE = several(
                      help="Context window in tokens."),
         THREADS,
         click.option("--batch", "n_batch", type=click.IntRange(32),
-                     help="Batch size in tokens, a multiple of --ctx. [default: by memory]"),
+                     help="Batch in tokens: a multiple of --ctx, or less. [default: by memory]"),
         GPU_LAYERS,
     ]
 )  # fmt: skip

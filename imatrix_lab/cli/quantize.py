@@ -25,7 +25,8 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 @click.option(
     "--heldout",
     metavar="TEXT",
-    help="Language or text file to check the quant with. [default: the imatrix's language]",
+    help="Language or text file to check the quant with; required with none."
+    " [default: the imatrix's language]",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
 @options.COMPUTE

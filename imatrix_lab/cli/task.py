@@ -130,7 +130,7 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
 @RUNS
 @options.JSON
 def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show the score of each quant on each task, with 95 % CIs by cluster.
+    """Show the score of each quant on each task, with 95 % CIs by group of questions.
 
     \b
     Example:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Folder for the finished files.",
 )
 @options.COMPUTE
-@click.option("--parse-special", is_flag=True, help="Read chat tokens in the text as tokens.")
+@click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
     "--quick/--no-quick",
