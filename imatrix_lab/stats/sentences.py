@@ -58,10 +58,14 @@ def difference(
 
 
 def no_clear_difference(words: str, low: float, high: float, std_error: float, unit: str) -> str:
-    """Return what is known where the verdict is undecided."""
+    """Return what is known where the verdict is undecided.
+
+    The interval is of this comparison alone, so that it may exclude 0 where the adjusted p does not.
+    """
     if low == high == 0:
         return f"no difference in {words}"
-    return f"no clear difference in {words} ({ci(low, high, std_error, unit)})"
+    side = f" {unit} {direction(low)}, before adjustment" if low * high > 0 else ""
+    return f"no clear difference in {words} ({ci(low, high, std_error, unit)}{side})"
 
 
 def within_margin(words: str, margin: float, unit: str) -> str:

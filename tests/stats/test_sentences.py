@@ -150,3 +150,10 @@ def test_interaction(shift, samples, p, words, golden):
     golden("formal", formal)
     assert words in plain
     assert ("not separable" in formal) == (samples == 1)
+
+
+def test_an_interval_without_zero_says_its_direction_where_the_verdict_is_undecided():
+    text = sentences.no_clear_difference("KLD", -0.0223, -0.0009, 0.005, "nats")
+    assert "nats lower" in text and "adjust" in text
+    text = sentences.no_clear_difference("KLD", -0.007, 0.005, 0.003, "nats")
+    assert "lower" in text and "higher" in text and "adjust" not in text
