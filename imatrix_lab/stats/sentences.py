@@ -60,7 +60,7 @@ def difference(
 def no_clear_difference(words: str, low: float, high: float, std_error: float, unit: str) -> str:
     """Return what is known where the verdict is undecided.
 
-    The interval is of this comparison alone, so that it may exclude 0 where the adjusted p does not.
+    The interval is of this comparison alone; it may exclude 0 where the adjusted p does not.
     """
     if low == high == 0:
         return f"no difference in {words}"
