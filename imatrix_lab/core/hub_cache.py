@@ -18,6 +18,7 @@ import filelock
 
 from imatrix_lab.core import interrupt
 
+_COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -49,10 +50,19 @@ class CachedRepo:
         """Return where the bytes of a file are, or will be, on a disk with links."""
         return self.folder / "blobs" / etag
 
-    def commit(self, revision: str) -> str:
-        """Return the commit that a revision was when last seen, or ""."""
-        if re.fullmatch("[0-9a-f]{40}", revision):
-            return revision if self.snapshot(revision).is_dir() else ""
+    def commits(self, revision: str | None) -> list[str]:
+        """Return the commits here that a revision was, the last one first; any for the default."""
+        if revision and _COMMIT.fullmatch(revision):
+            commits = [revision]
+        else:
+            commits = [self._seen(revision or "main")]
+        if revision is None:
+            paths = (self.folder / "snapshots").glob("*")
+            newest = sorted(paths, key=lambda p: (-p.stat().st_mtime, p.name))
+            commits += [path.name for path in newest]
+        return [c for c in dict.fromkeys(commits) if c and self.snapshot(c).is_dir()]
+
+    def _seen(self, revision: str) -> str:
         try:
             return (self.folder / "refs" / revision).read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
@@ -61,13 +71,13 @@ class CachedRepo:
     def files(self, commit: str) -> dict[str, Path]:
         """Return the files that are here of a commit, by name."""
         snapshot = self.snapshot(commit)
-        paths = sorted(p for p in snapshot.rglob("*") if p.is_file()) if commit else []
+        paths = sorted(p for p in snapshot.rglob("*") if p.is_file())
         return {p.relative_to(snapshot).as_posix(): p for p in paths}
 
     def remember(self, revision: str, commit: str) -> None:
         """Record which commit a revision is."""
         path = self.folder / "refs" / revision
-        if revision != commit and self.commit(revision) != commit:
+        if revision != commit and self._seen(revision) != commit:
             with contextlib.suppress(OSError):  # a cache that others keep
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(commit, encoding="utf-8")

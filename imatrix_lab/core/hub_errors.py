@@ -92,7 +92,10 @@ def _refused(error: Any, repo: str, revision: str) -> FetchFailed:
         what = f"a file of {repo}, revision {revision}, is missing (HTTP 404)"
     elif status == 429:
         after = f" for {wait_s} s" if wait_s.isdigit() else ""
-        what, error_class = f"the Hub asks to wait{after}: too many requests (HTTP 429)", Unreachable
+        what, error_class = (
+            f"the Hub asks to wait{after}: too many requests (HTTP 429)",
+            Unreachable,
+        )
         fix = "run again later; `hf auth login` raises the limit"
     else:
         what, error_class = f"the Hub cannot be reached (HTTP {status})", Unreachable
@@ -107,18 +110,18 @@ def _of_proxy(error: Exception, library: str) -> Unreachable | None:
     names = [*_set()]
     if not names:
         return None
-    unset = f"env {' '.join(f'-u {name}' for name in names)}"
     where = " or ".join(names)
     if isinstance(error, ImportError) and "SOCKS" in str(error):
+        unset = " ".join(f"-u {name}" for name in names)
         install = f"{shlex.quote(sys.executable)} -m pip install '{library}[socks]' PySocks"
         what = f"a SOCKS proxy ({where}) needs a package that is not installed"
-        return Unreachable(what, fix=f"{unset} {install}")
+        return Unreachable(what, fix=f"env {unset} {install}")
     if type(error).__name__ == "ProxyError":
         what = f"the proxy in {where} refuses ({_reason(error)})"
         return Unreachable(what, fix=f"correct {where}, with user and password if it asks for them")
     if type(error).__name__ == "InvalidURL" or "proxy URL" in str(error):
         what = f"the address in {where} is not one of a proxy: http://HOST:PORT or socks5://…"
-        return Unreachable(what, fix=f"correct {where}, or unset it: {unset} imatrix-lab …")
+        return Unreachable(what, fix=f"unset {' '.join(names)}, or correct the address")
     return None
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -105,13 +105,8 @@ def total_bytes(files: Files) -> int:
     return sum(int(entry["size_bytes"]) for entry in files.values())
 
 
-def download(
-    cached: CachedRepo, commit: str, files: Files, progress: Progress, then_bytes: int = 0
-) -> list[str]:
-    """Put files into the Hub's cache, and return those that had to be fetched, which are checked.
-
-    Leaves room for `then_bytes` on that disk.
-    """
+def download(cached: CachedRepo, commit: str, files: Files, progress: Progress) -> list[str]:
+    """Put files into the Hub's cache, and return those that were fetched now and are checked."""
     snapshot = cached.snapshot(commit)
     missing = {name: entry for name, entry in files.items() if not (snapshot / name).exists()}
     with _errors_of(cached.folder):
@@ -120,9 +115,8 @@ def download(
         if missing:
             snapshot.mkdir(parents=True, exist_ok=True)
         if to_fetch:
-            room = max(total_bytes(to_fetch) - present, 0) + then_bytes
-            need_room(cached.folder, room, cached.name)
             total = total_bytes(to_fetch)
+            need_room(cached.folder, max(total - present, 0), cached.name)
             with progress.task(f"fetching {cached.name}", total, "B") as task:
                 _fetch(cached, commit, to_fetch, progress, task)
         links = [cached.link(cached.blob(e["blob"]), commit, n) for n, e in missing.items()]
@@ -136,9 +130,7 @@ def download(
     return list(to_fetch)
 
 
-def _fetch(
-    cached: CachedRepo, commit: str, files: Files, progress: Progress, task: Task
-) -> None:
+def _fetch(cached: CachedRepo, commit: str, files: Files, progress: Progress, task: Task) -> None:
     done = 0
     for name, entry in files.items():
         require_network()

@@ -7,24 +7,26 @@ named exactly at a pinned commit is not asked for again.
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import digests, hub_cache, process
+from imatrix_lab.core.files import need_room
 from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_cache import CachedRepo
 from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.core.hub_http import Files, Listing, download, list_files, total_bytes
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Artifact, NotBuilt, Store
+from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool, ToolFailed
 from imatrix_lab.models import hub_choice
 from imatrix_lab.models.hub_choice import Choice
@@ -63,14 +65,15 @@ def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Pa
     def plan(listing: Listing) -> _Plan:
         return _of_model(ref, listing, converter)
 
-    if (earlier := _converted_earlier(ref, session.store, converter)) and ref.revision:
+    earlier = _converted_earlier(ref, session.store, converter)
+    if earlier and earlier.manifest["inputs"]["commit"] == ref.revision:
         return _files_of(earlier)
     try:
         settled = _settle(ref, plan, session)
     except Unreachable:
-        if earlier := _converted_earlier(ref, session.store, converter):
-            return _files_of(earlier)
-        raise
+        if not earlier:
+            raise
+        return _files_of(earlier)
     if settled.is_converted:
         assert converter is not None
         return _files_of(_converted(ref, settled, converter, session))
@@ -100,49 +103,48 @@ def origin_of(path: Path, repo: str) -> str:
     for folder in path.parents:
         if folder.parent.name == "snapshots":
             return str(HubRef(repo, folder.name, path.relative_to(folder).as_posix()))
-    artifact = Store.at(path.parent)
-    return str(HubRef(repo, artifact.manifest["inputs"]["commit"] if artifact else None))
+    manifest = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))
+    return str(HubRef(repo, manifest["inputs"]["commit"]))
 
 
-def _settle(ref: HubRef, plan: Any, session: Session) -> _Plan:
+def _settle(ref: HubRef, plan: Callable[[Listing], _Plan], session: Session) -> _Plan:
     """Choose a commit and its files, asking the Hub only if needed."""
     cached = CachedRepo(hub_cache.default_root(), ref.repo)
-    local = _in_cache(cached, ref)
-    if local and local.commit == ref.revision and hub_choice.is_exact(ref, local.files):
-        return plan(local)
+    local = [_in_cache(cached, commit) for commit in cached.commits(ref.revision)]
+    for listing in local:
+        if listing.commit == ref.revision and hub_choice.is_exact(ref, listing.files):
+            return plan(listing)
     try:
-        listing = list_files(ref.repo, ref.revision or "main")
+        newest = list_files(ref.repo, ref.revision or "main")
     except Unreachable as error:
+        reasons = []
+        for listing in local:
+            try:
+                settled = plan(listing)
+            except ImatrixLabError as reason:
+                reasons.append(reason.what)
+                continue
+            commit = f"the last fetched commit {listing.commit} of {ref.repo}"
+            session.progress.say(f"{error.what}: using {commit}")
+            return settled
         what = f"{error.what}, and nothing fetched earlier answers {ref}"
-        if not local:
-            raise _still(error, what) from None
-        try:
-            settled = plan(local)
-        except ImatrixLabError as reason:
-            raise _still(error, f"{what}: {reason.what}") from None
-        commit = f"the last fetched commit {local.commit} of {ref.repo}"
-        session.progress.say(f"{error.what}: using {commit}")
-        return settled
+        what = ": ".join([what, *reasons[:1]])
+        raise Unreachable(what, where=ref.repo, fix=error.fix) from None
     except FetchFailed as error:
         if local:
             error.fix = f"{error.fix}; or HF_HUB_OFFLINE=1, to use what is in the Hub's cache"
         raise
-    return plan(listing)
+    return plan(newest)
 
 
-def _still(error: Unreachable, what: str) -> Unreachable:
-    return type(error)(what, where=error.where, fix=error.fix)
-
-
-def _in_cache(cached: CachedRepo, ref: HubRef) -> Listing | None:
-    """Return what the Hub's cache has of the requested commit."""
-    commit = cached.commit(ref.revision or "main")
+def _in_cache(cached: CachedRepo, commit: str) -> Listing:
+    """Return what the Hub's cache has of a commit."""
     files: Files = {}
     for name, path in cached.files(commit).items():
         sha256 = hub_cache.announced_sha256(path) or None
         blob = path.resolve().name
         files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256, "blob": blob}
-    return Listing(commit, files) if files else None
+    return Listing(commit, files)
 
 
 def _of_model(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
@@ -159,7 +161,7 @@ def _of_model(ref: HubRef, listing: Listing, converter: Converter | None) -> _Pl
     return _Plan(listing, Choice(tuple(sorted({*weights, *beside}))), True)
 
 
-def _download(ref: HubRef, plan: _Plan, session: Session, then_bytes: int = 0) -> list[Path]:
+def _download(ref: HubRef, plan: _Plan, session: Session) -> list[Path]:
     """Return the chosen files in the Hub's cache, fetched if they are not there."""
     cached = CachedRepo(hub_cache.default_root(), ref.repo)
     commit, files = plan.listing.commit, plan.files()
@@ -168,7 +170,7 @@ def _download(ref: HubRef, plan: _Plan, session: Session, then_bytes: int = 0) -
         raise NotBuilt("hub")
     if plan.choice.why:
         session.progress.say(plan.choice.why)
-    for name in download(cached, commit, files, session.progress, then_bytes):
+    for name in download(cached, commit, files, session.progress):
         if sha256 := files[name]["sha256"]:
             digests.remember(cached.snapshot(commit) / name, sha256, session)
     cached.remember(ref.revision or "main", commit)
@@ -182,6 +184,7 @@ def _converted(ref: HubRef, plan: _Plan, converter: Converter, session: Session)
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         _require_packages()
+        need_room(out, total_bytes(plan.files()), name)
         paths = _download(ref, plan, session)
         folder = _alone(paths, scratch / name)
         target = out / f"{name}-{{OUTTYPE}}.gguf"  # the converter fills it in
@@ -210,16 +213,16 @@ def _alone(paths: list[Path], folder: Path) -> Path:
     return folder
 
 
-def _converted_earlier(
-    ref: HubRef, store: Store, converter: Converter | None
-) -> Artifact | None:
+def _converted_earlier(ref: HubRef, store: Store, converter: Converter | None) -> Artifact | None:
     """Return what was converted of a request: of its commit, or of the one the cache knows."""
     if ref.pattern or not converter:
         return None
-    commit = CachedRepo(hub_cache.default_root(), ref.repo).commit(ref.revision or "main")
-    commit = ref.revision if ref.revision and len(ref.revision) == 40 else commit
-    inputs = {"repo": ref.repo, "commit": commit, "toolchain": converter.version}
-    return store.like("converted", inputs) if commit else None
+    commits = CachedRepo(hub_cache.default_root(), ref.repo).commits(ref.revision)
+    inputs = {"repo": ref.repo, "toolchain": converter.version}
+    for commit in [*commits, ref.revision]:
+        if commit and (artifact := store.like("converted", {**inputs, "commit": commit})):
+            return artifact
+    return None
 
 
 def _files_of(artifact: Artifact) -> list[Path]:

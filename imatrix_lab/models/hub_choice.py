@@ -39,15 +39,19 @@ def of_model(ref: HubRef, listing: Listing, has_weights: bool) -> Choice:
     gguf = _models(files)
     models = [key for key in gguf if not _is_beside(key)]
     others = [key for key in gguf if key not in models and "mmproj" not in key.lower()]
-    if named := _named(ref, files):
+    if ref.pattern and (first := _first_shard(ref.pattern)) in gguf:
+        keys, why = [first], ""
+    elif named := _named(ref, files):
         if not named[0].lower().endswith(".gguf"):
             fix = f"name no file, and safetensors are converted: hf:{ref.repo}"
             raise UsageError(f"{named[0]} is not a GGUF model", where=where, fix=fix)
         keys, why = list(dict.fromkeys(map(_first_shard, named))), ""
     elif ref.pattern:
         keys, why = _fitting(ref.pattern, gguf, models, others)
-    elif models or others:
-        keys, why = _usual(models or others)
+    elif models:
+        keys, why = _usual(models)
+    elif others:
+        raise _unclear(ref, listing, gguf, others, False)
     else:
         fix = "name a repository with GGUF or safetensors files"
         raise UsageError("there is no GGUF model in this repository", where=where, fix=fix)

@@ -1,7 +1,7 @@
 """What a user may write for a file on the Hub: ``hf:`` and the Hub's own addresses.
 
-    hf:org/repo[@revision][:type, file or glob]     hf:org/repo[@revision]/file
-    https://huggingface.co/org/repo[/blob/main/x.gguf], hf.co/org/repo:Q8_0
+hf:org/repo[@revision][:type, file or glob]     hf:org/repo[@revision]/file
+https://huggingface.co/org/repo[/blob/main/x.gguf], hf.co/org/repo:Q8_0
 """
 
 import re
@@ -12,7 +12,9 @@ from imatrix_lab.core.hub_http import endpoint
 from imatrix_lab.errors import UsageError
 
 _REPO = r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-_COLON = re.compile(rf"{_REPO}(?:@(?P<revision>[^@:\s]+))?(?::(?P<pattern>[^:\s/][^:]*))?", re.ASCII)
+_COLON = re.compile(
+    rf"{_REPO}(?:@(?P<revision>[^@:\s]+))?(?::(?P<pattern>[^:\s/][^:]*))?", re.ASCII
+)
 _SLASH = re.compile(
     rf"{_REPO}(?:@(?P<revision>refs/(?:pr|convert)/[^@:/\s]+|[^@:/\s]+))?/(?P<pattern>[^:\s/][^:]*)",
     re.ASCII,
@@ -47,6 +49,8 @@ def parse(spec: str) -> HubRef:
     word = re.sub("^hf:(//)?", "", spec)
     if _URL.match(word) or _host(word) in _HOSTS:
         return _of_url(word, spec)
+    if word == spec:
+        raise _wrong(spec)
     match = _COLON.fullmatch(word)
     revision = (match and match["revision"]) or ""
     if not match or ("/" in revision and not match["pattern"] and _FILE.fullmatch(revision)):

@@ -112,8 +112,8 @@ def _split(source: Source, code: str, revision: str, split: str) -> list[Row]:
     try:
         rows = load(split=split, data_files=files)
         return [readers.plain(row) for row in rows.to_list()]
-    except (ValueError, FileNotFoundError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException,
-            datasets.exceptions.DatasetsError) as error:  # fmt: skip
+    except (ValueError, FileNotFoundError, RuntimeError, KeyError, TypeError,
+            pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:  # fmt: skip
         repo, is_gated = f"datasets/{source.hub}", "gated" in str(error)
         why = (str(error).splitlines() or [type(error).__name__])[0]
         what = f"{source.hub} cannot be loaded: {why[:300]}"
