@@ -25,10 +25,10 @@ def _named_file(word: str) -> tuple[str, Path | None]:
 
     if word == NONE:
         return NONE, None
-    path = Path(word).expanduser()
     name, equals, file = word.partition("=")
-    if equals and not path.is_file():
-        return name, Path(file).expanduser()
+    if equals and not Path(word).expanduser().is_file():
+        return name, options.imatrix_file(file, options.session())
+    path = options.imatrix_file(word, options.session())
     return path.name.partition(".")[0], path
 
 

@@ -28,7 +28,7 @@ PART = ".imatrix-lab.incomplete"
 """Ends the name of an unfinished file: `hf cache prune` knows it by its last word."""
 
 _RETRY = "run again: a download continues where it stopped"
-_OTHER_DISK = "hf cache prune, or set HF_HUB_CACHE to a folder on a larger disk; then run again"
+_OTHER_DISK = "set HF_HUB_CACHE=/a/folder on another disk, or hf cache prune; then run again"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 Files = dict[str, dict[str, Any]]

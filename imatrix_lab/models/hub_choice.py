@@ -99,11 +99,12 @@ def _first_shard(name: str) -> str:
 def _named(ref: HubRef, files: Files) -> list[str]:
     """Return the file of that path, else those of that name in any folder and any case."""
     pattern = ref.pattern or ""
-    folded = pattern.casefold()
+    words = {pattern, f"{pattern}.gguf"}
+    folded = {word.casefold() for word in words}
     tests = (
-        lambda name: name == pattern,
-        lambda name: PurePosixPath(name).name == pattern,
-        lambda name: folded in (name.casefold(), PurePosixPath(name).name.casefold()),
+        lambda name: name in words,
+        lambda name: PurePosixPath(name).name in words,
+        lambda name: not folded.isdisjoint((name.casefold(), PurePosixPath(name.casefold()).name)),
     )
     named = ([name for name in sorted(files) if test(name)] for test in tests)
     return next(filter(None, named), [])

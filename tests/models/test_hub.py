@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from imatrix_lab.core import hub_http
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import DiskFull, FetchFailed, MissingTool, ToolFailed, UsageError
+from imatrix_lab.errors import DiskFull, FetchFailed, ImatrixLabError, MissingTool, ToolFailed
 from imatrix_lab.models import hub, hub_spec
 from tests.fakes.hub_server import HubServer
 
@@ -343,12 +345,17 @@ def test_offline_knows_a_branch_that_was_first_asked_for_by_its_commit(
         old = hub.fetch(hub_spec.parse(pinned), Session(store, Silent()), None)
         for revision in ("main", "v2"):
             server.push(REPO, revision, SEVERAL)
-            hub.fetch(hub_spec.parse(f"hf:{REPO}@{revision}:*Q4_K*"), Session(store, Silent()), None)
+            hub.fetch(
+                hub_spec.parse(f"hf:{REPO}@{revision}:*Q4_K*"), Session(store, Silent()), None
+            )
         server.push(REPO, "main", {"tiny-Q8_0.gguf": Q4})
         new = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert new != old
     for spec, expected in ((":*Q4_K*", old), ("@v2:*Q4_K*", old), (":tiny-Q8*", new)):
-        assert hub.fetch(hub_spec.parse(f"hf:{REPO}{spec}"), Session(store, Silent()), None) == expected
+        assert (
+            hub.fetch(hub_spec.parse(f"hf:{REPO}{spec}"), Session(store, Silent()), None)
+            == expected
+        )
     with pytest.raises(FetchFailed, match="nothing fetched earlier"):
         hub.fetch(hub_spec.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), Session(store, Silent()), None)
 
@@ -513,3 +520,196 @@ def test_real_conversion(
     shapes = {t.name: [int(n) for n in t.shape] for t in reader.tensors}
     assert shapes["token_embd.weight"] == [256, 512]
     assert shapes["blk.1.ffn_down.weight"] == [512, 256]
+
+
+# -- the Hub's own cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "shared cache"))
+    return tmp_path / "shared cache"
+
+
+def by_the_library(server: HubServer, name: str, cache: Path) -> Path:
+    """Fetch as transformers or `hf download` would."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(REPO, name, cache_dir=cache, endpoint=server.endpoint))
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_others_fetched_is_used_where_it_lies(
+    offline: bool, cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        theirs = by_the_library(server, "tiny-Q8_0.gguf", cache)
+        server.requests.clear()
+        if offline:
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        for pattern in ("tiny-Q8_0.gguf", "tiny-Q8_0"):
+            ref = hub_spec.parse(f"hf:{REPO}:{pattern}")
+            [ours] = hub.fetch(ref, Session(store, Silent()), None)
+            assert ours == theirs and ours.read_bytes() == Q8
+        assert not [r for r in server.requests if r.path.startswith("/cdn/")]
+    assert not list(store.artifacts())
+
+
+def test_what_we_fetch_is_there_for_others(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    with serving(monkeypatch, SEVERAL) as server:
+        [ours] = hub.fetch(hub_spec.parse(f"hf:{REPO}:Q4_K_M"), Session(store, Silent()), None)
+        server.requests.clear()
+        assert by_the_library(server, "tiny-Q4_K_M.gguf", cache) == ours
+        assert not [r for r in server.requests if r.path.startswith("/cdn/")]
+    [repo] = scan_cache_dir(cache).repos
+    assert (repo.repo_id, repo.size_on_disk, list(repo.refs)) == (REPO, len(Q4), ["main"])
+    assert not scan_cache_dir(cache).warnings
+    store.collect_garbage(0)
+    assert ours.read_bytes() == Q4
+
+
+def test_a_new_commit_with_the_same_file_fetches_nothing(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        [old] = hub.fetch(ref, Session(store, Silent()), None)
+        server.push(REPO, "main", {"a.gguf": Q4, "README.md": b"new"})
+        server.requests.clear()
+        [new] = hub.fetch(ref, Session(store, Silent()), None)
+        assert len(server.requests) == 1
+    assert new != old and new.samefile(old)
+
+
+def test_a_cache_on_a_disk_without_links(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    progress = Recorder()
+    ref = hub_spec.parse(f"hf:{REPO}:Q8_0")
+    with serving(monkeypatch, SPLIT) as server:
+        paths = hub.fetch(ref, Session(store, progress), None)
+        server.requests.clear()
+        assert hub.fetch(ref, Session(store, progress), None) == paths
+        assert by_the_library(server, next(iter(SPLIT)), cache) == paths[0]
+        assert not [r for r in server.requests if r.path.startswith("/cdn/")]
+    assert [p.read_bytes() for p in paths] == list(SPLIT.values())
+    assert not any(p.is_symlink() for p in paths)
+    assert sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) < 2 * 9000
+    [said] = progress.said
+    assert "no links" in said
+
+
+def test_a_cache_that_cannot_be_written_is_used_all_the_same(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        theirs = by_the_library(server, "tiny-Q8_0.gguf", cache)
+
+        def refuse(path: Path, *args: object, **options: object) -> None:
+            raise OSError(30, "Read-only file system", str(path))
+
+        monkeypatch.setattr(Path, "touch", refuse)
+        [ours] = hub.fetch(hub_spec.parse(f"hf:{REPO}:tiny-Q8_0"), Session(store, Silent()), None)
+        assert ours == theirs
+        with pytest.raises(ImatrixLabError, match="cannot write") as caught:
+            hub.fetch(hub_spec.parse(f"hf:{REPO}:Q4_K_M"), Session(store, Silent()), None)
+    assert "HF_HUB_CACHE" in str(caught.value)
+
+
+def test_a_damaged_cache_is_told_with_what_to_delete(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}:tiny-Q8_0")
+    with serving(monkeypatch, SEVERAL) as server:
+        blob = by_the_library(server, "tiny-Q8_0.gguf", cache).resolve()
+        blob.write_bytes(Q8[:-1])
+        with pytest.raises(FetchFailed, match="8999 bytes") as caught:
+            hub.fetch(ref, Session(store, Silent()), None)
+        assert f"rm '{blob}'" in str(caught.value)
+        blob.write_bytes(Q8[:-1] + b"?")
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
+        with pytest.raises(FetchFailed, match="damaged") as caught:
+            hub.sha256_of(path, Session(store, Silent()))
+        subprocess.run(caught.value.fix.partition(",")[0], shell=True, check=True)
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
+        assert hub.sha256_of(path, Session(store, Silent())) == hashlib.sha256(Q8).hexdigest()
+
+
+def test_a_shard_that_is_missing_in_the_cache_is_fetched(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}:Q8_0")
+    with serving(monkeypatch, SPLIT) as server:
+        by_the_library(server, list(SPLIT)[1], cache)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(FetchFailed, match="lacks 2 of 3") as caught:
+            hub.fetch(ref, Session(store, Silent()), None)
+        assert "unset HF_HUB_OFFLINE" in str(caught.value)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        server.requests.clear()
+        assert len(hub.fetch(ref, Session(store, Silent()), None)) == 3
+        assert len([r for r in server.requests if r.path.startswith("/cdn/")]) == 2
+
+
+def test_an_imatrix_of_the_hub(cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {**SEVERAL, "imatrix.dat": b"dat", "sub/m.imatrix": b"other"}
+    with serving(monkeypatch, files):
+        for spec, expected in (
+            (f"hf:{REPO}/imatrix.dat", b"dat"),
+            (f"https://huggingface.co/{REPO}/blob/main/sub/m.imatrix", b"other"),
+        ):
+            path = hub.fetch_imatrix(hub_spec.parse(spec), Session(store, Silent()))
+            assert path.read_bytes() == expected and cache in path.parents
+
+
+def test_a_repository_that_refuses_leaves_what_the_cache_has(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}):
+        hub.fetch(ref, Session(store, Silent()), None)
+    with serving(monkeypatch, {"a.gguf": Q4}, "org/renamed"):
+        with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE=1"):
+            hub.fetch(ref, Session(store, Silent()), None)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+
+
+# -- what may come in place of a file
+
+
+def test_a_page_in_place_of_a_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        for path in ("/api/", "/cdn/"):
+            server.trouble(path, 200, page, b"<html>Please log in</html>")
+            with pytest.raises(FetchFailed, match="wants a login"):
+                hub.fetch(ref, Session(store, Silent()), None)
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+
+
+def test_the_hub_asks_to_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(hub_http.time, "sleep", waits.append)
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        server.trouble("/cdn/", 429, {"Retry-After": "7"})
+        server.trouble("/cdn/", 503)
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+        assert waits == [7.0, 0.0]
+        server.push(REPO, "main", {"a.gguf": Q8})
+        server.trouble("/cdn/", 429, {"Retry-After": "3600"})
+        with pytest.raises(FetchFailed, match="wait for 3600 s"):
+            hub.fetch(ref, Session(store, Silent()), None)
+        server.trouble("/api/", 429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
+        with pytest.raises(FetchFailed, match="too many requests"):
+            hub.fetch(hub_spec.parse(f"hf:{REPO}@v2"), Session(store, Silent()), None)
