@@ -1,7 +1,7 @@
 """Which files of a repository a user means. Names only rank: what is named exactly is taken."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -101,7 +101,7 @@ def _named(ref: HubRef, files: Files) -> list[str]:
     pattern = ref.pattern or ""
     words = {pattern, f"{pattern}.gguf"}
     folded = {word.casefold() for word in words}
-    tests = (
+    tests: tuple[Callable[[str], bool], ...] = (
         lambda name: name in words,
         lambda name: PurePosixPath(name).name in words,
         lambda name: not folded.isdisjoint((name.casefold(), PurePosixPath(name.casefold()).name)),

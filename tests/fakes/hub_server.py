@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -141,6 +142,10 @@ class HubServer:
     ) -> None:
         """Answer the next request whose path has this in it as a proxy or an ill Hub would."""
         self._troubles.append((path, status, dict(headers or {}), body))
+
+    def encrypt(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from now on."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def gate(self, repo: str, token: str | None = None) -> None:
         """Give this repository's files only to this token."""
