@@ -10,6 +10,8 @@ from imatrix_lab.models import chat_template
 from imatrix_lab.models.chat_template import Chat
 from imatrix_lab.types import Document, Model
 
+VERSION = 2
+"""2: templates that take messages in parts get them so, and leave none empty."""
 _ROLES = ("user", "assistant")
 
 
