@@ -66,4 +66,4 @@ def model_fetch(spec: str) -> None:
     """
     from imatrix_lab.models.resolve import resolve
 
-    click.echo(resolve(spec, options.session()).path)
+    options.echo(resolve(spec, options.session()).path)

@@ -83,6 +83,18 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
 
 
+def require_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode if names of files have another encoding.
+
+    In ``LC_ALL=C`` with ``PYTHONUTF8=0`` no name with ø can be written. Streams keep theirs.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        encoding = sys.stdout.encoding if sys.stdout else "ascii"
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        args = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, args, env)
+
+
 def clean_own_environment() -> None:
     """Remove from this process what llama.cpp's libraries would read from its environment."""
     for name in [n for n in os.environ if n.startswith(_READ_BY_LLAMA_CPP) and n not in _OURS]:

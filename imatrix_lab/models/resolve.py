@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 import gguf
 
 from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.errors import BadModel, UsageError
@@ -76,7 +77,7 @@ def check_spec(spec: str, store: Store | None = None) -> None:
 
 
 def _local(spec: str) -> Path:
-    path = Path(spec).expanduser().absolute()  # programs run in folders of their own
+    path = expanded(spec).absolute()  # programs run in folders of their own
     if path.suffix != ".gguf" and not path.exists():
         fix = "--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]"
         raise UsageError(f"{spec!r} is not a model", fix=fix)

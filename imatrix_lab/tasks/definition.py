@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imatrix_lab.core.config import build, nearest, read_toml
-from imatrix_lab.core.paths import data_dir, user_dir
+from imatrix_lab.core.paths import data_dir, expanded, user_dir
 from imatrix_lab.errors import UsageError
 from imatrix_lab.tasks import template
 
@@ -127,7 +127,7 @@ def load_all() -> dict[str, Definition]:
 def get(word: str) -> Definition:
     """Return a task by name or TOML file; for an unknown name `UsageError` has the nearest one."""
     if word.endswith(".toml"):
-        return load(Path(word).expanduser())
+        return load(expanded(word))
     known = paths()
     if word in known:
         return load(known[word])
