@@ -1,5 +1,6 @@
 """``imatrix-lab``: the list of commands, and the one place where errors are caught."""
 
+import codecs
 import contextlib
 import io
 import shlex
@@ -12,7 +13,6 @@ import click
 from imatrix_lab import __version__
 from imatrix_lab.cli import terminal_text
 from imatrix_lab.cli.lazy import LazyGroup
-from imatrix_lab.core import process
 from imatrix_lab.core.names import readable
 from imatrix_lab.errors import ImatrixLabError
 
@@ -52,7 +52,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line; exit 0, 1 (expected error), 2 (usage), 130 (Ctrl-C), 3 (a bug)."""
-    process.require_utf8()
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        from imatrix_lab.core.process import restart_in_utf8
+
+        restart_in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=terminal_text.ERRORS)

@@ -5,14 +5,11 @@ import re
 import unicodedata
 from pathlib import Path
 
-import regex
-
 LABEL_CHARS, LABEL_BYTES = 40, 90
 """Of a text's label, which is in file names, and in llama-quantize's strings of 127 bytes."""
 MODEL_BYTES = 110
 """Of a model's: with a text's, a type and what the store adds, a file's name has at most 255."""
 _SEPARATORS = frozenset(" -_.,()[]'")
-_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}_\u200c\u200d]+")  # joiners are spelling
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029<>:\"/\\|?*]+")
 """What a disk of another system, or a terminal, does not take."""
 
@@ -40,9 +37,13 @@ def slug(name: str | Path) -> str:
     A part of the hash tells names apart of which more is lost than blanks, hyphens and the like.
     """
     text = unicodedata.normalize("NFC", readable(name))
-    label = _LETTERS.sub("-", text).strip("-")
-    is_lost = not set("".join(_LETTERS.findall(text))) <= _SEPARATORS or not label
+    label = re.sub("-+", "-", "".join(c if _is_letter(c) else "-" for c in text)).strip("-")
+    is_lost = not label or any(c not in _SEPARATORS and not _is_letter(c) for c in text)
     return _within(label or "text", LABEL_CHARS, LABEL_BYTES, text if is_lost else "")
+
+
+def _is_letter(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LMN" or char in "_\u200c\u200d"
 
 
 def model_label(name: str) -> str:
