@@ -60,7 +60,7 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """
     resolve.check_spec(request.model, session.store)
     tools = get_toolchain(request.compute.backend, session)
-    return tools, resolve.resolve(request.model, session, tools)
+    return tools, resolve.resolve_to_run(request.model, session, tools)
 
 
 def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:
