@@ -27,6 +27,7 @@ def write(
     nan_token: int | None = None,
     chat_template: str = "",
     eos: int = 2,
+    adds_end: bool = False,
 ) -> Path:
     """Write an F16 model; with `experts`, a mixture of which two are used for each token.
 
@@ -36,6 +37,7 @@ def write(
     output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
     nan_token : the token whose embedding is NaN.
     eos : the token that ends a text.
+    adds_end : whether the tokenizer adds it.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -55,7 +57,7 @@ def write(
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
-    n_vocab = _vocabulary(writer, pieces, bos, eos)
+    n_vocab = _vocabulary(writer, pieces, bos, eos, adds_end)
     if chat_template:
         writer.add_chat_template(chat_template)
 
@@ -93,7 +95,7 @@ def write(
     return path
 
 
-def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: int) -> int:
+def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: int, adds_end: bool) -> int:
     kinds = gguf.TokenType
     tokens: list[tuple[str, float, int]] = [
         ("<unk>", 0.0, kinds.UNKNOWN),
@@ -109,6 +111,8 @@ def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: 
     writer.add_token_types([t[2] for t in tokens])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(eos)
+    if adds_end:
+        writer.add_add_eos_token(adds_end)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(bos)
     return len(tokens)

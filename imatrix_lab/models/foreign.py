@@ -27,7 +27,9 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"[\x00-\xff]{8}\{", "a safetensors file", _CONVERT),
     (rb"\s*[\[{]", "JSON", "give the GGUF file itself"),
 )  # fmt: skip
-_PIECE = re.compile(r"\.gguf\.(part\d+of\d+|part-?[a-z0-9]+|split-?[a-z0-9]+|\d{3})", re.IGNORECASE)
+_PIECE = re.compile(
+    r"\.gguf[.-](part\d+of\d+|part-?[a-z0-9]+|split-?[a-z0-9]+|\d{3})$", re.IGNORECASE
+)
 
 
 def require_gguf(path: Path, head: bytes) -> None:
@@ -37,8 +39,13 @@ def require_gguf(path: Path, head: bytes) -> None:
         whole = path.name[: path.name.lower().index(".gguf") + 5]
         fix = f"cat PIECES > {whole}, all of them in order; then give {whole}"
         raise BadModel(what, where=path, fix=fix)
+    if not head:
+        raise BadModel("this file is empty", where=path, fix="fetch it again")
     if not head.startswith(MAGIC):
         raise _not_gguf(path, head)
+    if len(head) < 8:
+        what = f"truncated GGUF file: only {len(head)} bytes long"
+        raise BadModel(what, where=path, fix="finish the download, or fetch it again")
     (version,) = struct.unpack_from("<I", head, 4)
     if version in VERSIONS:
         return

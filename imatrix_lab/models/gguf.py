@@ -98,7 +98,7 @@ def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
     try:
         with path.open("rb") as file:
             size_bytes = path.stat().st_size
-            foreign.require_gguf(path, file.read(64).ljust(8, b"\0"))
+            foreign.require_gguf(path, file.read(64))
             if size_bytes < 24:
                 what = f"truncated GGUF file: only {size_bytes} bytes long"
                 raise BadModel(what, where=path, fix="finish the download, or fetch it again")
