@@ -1,6 +1,6 @@
 """A small Llama made for tests: 2 layers, 256 channels, every byte a token of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def write(
     nan_token: int | None = None,
     chat_template: str = "",
     eos: int = 2,
-    adds_end: bool = False,
+    extra: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """Write an F16 model; with `experts`, a mixture of which two are used for each token.
 
@@ -37,7 +37,7 @@ def write(
     output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
     nan_token : the token whose embedding is NaN.
     eos : the token that ends a text.
-    adds_end : whether the tokenizer adds it.
+    extra : adds metadata or tensors.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -51,15 +51,17 @@ def write(
     writer.add_head_count_kv(HEADS)
     writer.add_rope_dimension_count(channels // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    whole = dtype == np.float32
     kinds = gguf.LlamaFileType
-    writer.add_file_type(kinds.ALL_F32 if whole else kinds.MOSTLY_F16)
+    writer.add_file_type(kinds.ALL_F32 if dtype == np.float32 else kinds.MOSTLY_F16)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
-    n_vocab = _vocabulary(writer, pieces, bos, eos, adds_end)
+    n_vocab = _vocabulary(writer, pieces, bos, eos)
     if chat_template:
         writer.add_chat_template(chat_template)
+
+    if extra:
+        extra(writer)
 
     def matrix(name: str, *shape: int, scale: float = 0.06) -> None:
         values = rng.normal(0, scale, shape).astype(dtype)
@@ -95,7 +97,7 @@ def write(
     return path
 
 
-def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: int, adds_end: bool) -> int:
+def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: int) -> int:
     kinds = gguf.TokenType
     tokens: list[tuple[str, float, int]] = [
         ("<unk>", 0.0, kinds.UNKNOWN),
@@ -111,8 +113,6 @@ def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: 
     writer.add_token_types([t[2] for t in tokens])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(eos)
-    if adds_end:
-        writer.add_add_eos_token(adds_end)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(bos)
     return len(tokens)

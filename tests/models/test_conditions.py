@@ -122,7 +122,9 @@ def with_metadata(source, target, *options):
 def test_a_model_that_adds_an_end_token_has_the_imatrix_of_one_that_does_not(
     tiny, own_text, tmp_path
 ):
-    ends = tiny_model.write(tmp_path / "ends-f16.gguf", adds_end=True)
+    ends = tiny_model.write(
+        tmp_path / "ends-f16.gguf", extra=lambda writer: writer.add_add_eos_token(True)
+    )
     text, session = own_text(5 * 128), Session(Store(), heard := Heard())
     theirs = format.read(tune.imatrix(request(tiny, text), tmp_path / "a.gguf", session))
     ours = format.read(tune.imatrix(request(ends, text), tmp_path / "b.gguf", session))
