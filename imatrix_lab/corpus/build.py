@@ -105,6 +105,7 @@ def _budget(model: Model, vocabulary: Vocabulary, n_tokens: int) -> dict[str, An
         "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
         "vocabulary_of": model.sha256,
+        **({"ends": "left out"} if model.facts.adds_end else {}),
     }
 
 

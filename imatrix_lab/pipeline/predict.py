@@ -140,7 +140,7 @@ class Predictor:
             resolve.check_spec(spec, session.store)
         self.session, self.selecting = session, request.select
         self.tools: Toolchain = get_toolchain(request.compute.backend, session)
-        self.model: Model = resolve.resolve(request.model, session, self.tools)
+        self.model: Model = resolve.resolve_to_run(request.model, session, self.tools)
         self.facts: dict[str, ImatrixFacts | None] = {name: None for name, _ in request.imatrices}
         for name, path in self.paths.items():
             self.facts[name] = tune.existing_imatrix(path, self.model, session.progress)

@@ -15,7 +15,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.resolve import check_spec, resolve
+from imatrix_lab.models.resolve import check_spec, resolve_to_run
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
@@ -32,8 +32,8 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     """Score every quant on every text; return the files of records, text by text."""
     _check(request, session)
     tools = get_toolchain(request.compute.backend, session, own=False)
-    reference = resolve(request.reference, session, tools)
-    quants = [resolve(spec, session, tools) for spec in request.quants]
+    reference = resolve_to_run(request.reference, session, tools)
+    quants = [resolve_to_run(spec, session, tools) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from imatrix_lab.core.config import build, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, expanded, user_dir
 from imatrix_lab.errors import UsageError
-from imatrix_lab.tasks import template
+from imatrix_lab.tasks import golds, template
 
 SCORERS = ("choice", "mixeval", "number", "translation", "language")
-GOLDS = ("", "from 0", "from 1", "letter", "text")
-"""How a definition says which option is right; `text` is an answer, not an option."""
+GOLDS = ("", *golds.KINDS)
+"""How a definition says which option is right; empty: as the data show."""
 VARIANTS = ("letter", "raw", "token", "byte")
 
 
