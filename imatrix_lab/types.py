@@ -8,12 +8,24 @@ TOKENS_DEFAULT = 65_536
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What llama.cpp makes of a model, known from its header; `stops`: it cannot run it as text."""
+
+    what: str
+    fix: str
+    stops: bool = True
+
+    def __str__(self) -> str:
+        return self.what + (f"\n  try: {self.fix}" if self.fix else "")
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What the headers of a GGUF model say.
 
     `channels` is the embedding length. `fallback`: tensors whose rows are not a multiple of 256,
     for which llama-quantize falls back to a 32-wide type. Only a quant has an imatrix and a
-    calibration.
+    calibration. `adds_end`: llama.cpp would end every text with an end token.
     """
 
     architecture: str
@@ -32,6 +44,8 @@ class ModelFacts:
     fallback: tuple[str, ...]
     imatrix_sha256: str = ""
     calibration: str = ""
+    adds_end: bool = False
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A small Llama made for tests: 2 layers, 256 channels, every byte a token of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def write(
     nan_token: int | None = None,
     chat_template: str = "",
     eos: int = 2,
+    extra: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """Write an F16 model; with `experts`, a mixture of which two are used for each token.
 
@@ -36,6 +37,7 @@ def write(
     output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
     nan_token : the token whose embedding is NaN.
     eos : the token that ends a text.
+    extra : adds metadata or tensors.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -49,15 +51,17 @@ def write(
     writer.add_head_count_kv(HEADS)
     writer.add_rope_dimension_count(channels // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    whole = dtype == np.float32
     kinds = gguf.LlamaFileType
-    writer.add_file_type(kinds.ALL_F32 if whole else kinds.MOSTLY_F16)
+    writer.add_file_type(kinds.ALL_F32 if dtype == np.float32 else kinds.MOSTLY_F16)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
     n_vocab = _vocabulary(writer, pieces, bos, eos)
     if chat_template:
         writer.add_chat_template(chat_template)
+
+    if extra:
+        extra(writer)
 
     def matrix(name: str, *shape: int, scale: float = 0.06) -> None:
         values = rng.normal(0, scale, shape).astype(dtype)

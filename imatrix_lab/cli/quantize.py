@@ -9,6 +9,7 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core.format import duration, size
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 
 
@@ -28,7 +29,7 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     help="Language or text file to check the quant with; required with none."
     " [default: the imatrix's language]",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
+@click.option("--out", type=options.PathType(), default=Path("quants"), show_default=True)
 @options.COMPUTE
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
@@ -49,8 +50,9 @@ def quantize(
     from imatrix_lab.pipeline.tune import quants
 
     session = options.session()
-    request = options.request(heldout or "", types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
-    source = None if imatrix_path == "none" else Path(imatrix_path)
+    heldout = options.language(heldout, session.progress) if heldout else ""
+    request = options.request(heldout, types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
+    source = None if imatrix_path == "none" else expanded(imatrix_path)
     result = quants(request, source, session)
     if as_json:
         return options.emit(result)

@@ -1,19 +1,24 @@
 """The whole path: text in a language -> importance matrix -> language-tuned GGUF files."""
 
 import dataclasses
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import place, sha256_file
+from imatrix_lab.core.names import slug
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, mixture
-from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text, slug
+from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text
 from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import collect, expected, format, validate
+from imatrix_lab.imatrix import collect, expected, format, repair, validate
+from imatrix_lab.imatrix.findings import some
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
@@ -60,7 +65,7 @@ def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
     """
     resolve.check_spec(request.model, session.store)
     tools = get_toolchain(request.compute.backend, session)
-    return tools, resolve.resolve(request.model, session, tools)
+    return tools, resolve.resolve_to_run(request.model, session, tools)
 
 
 def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session) -> CorpusFacts:
@@ -91,7 +96,11 @@ def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
     """
     parsed = mixture.parse_or_path(text, CALIBRATION)
     if isinstance(parsed, Path) and parsed.is_file() and not allow_file:
-        return mixture.parse(text)  # raises: no such language
+        file = shlex.quote(text)
+        fix = f"imatrix-lab corpus add {file} --lang CODE --name mine --licence CC0-1.0, to make it"
+        fix += f" text of a language; or imatrix-lab imatrix build --corpus {file}, and quantize"
+        what = "a language or a corpus folder is needed here, with held-out text; this is a file"
+        raise UsageError(what, where=text, fix=fix)
     return parsed
 
 
@@ -141,7 +150,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     tools, model = prepare(request, session)
     imatrix = None
     if imatrix_path:
-        imatrix = existing_imatrix(imatrix_path, model, session.progress, request.force)
+        imatrix = given_imatrix(imatrix_path, model, session, request.force)
     if isinstance(source, Mixture) or source.is_dir():
         text_request = dataclasses.replace(request, text=text)
         heldout = heldout_in(corpus_of(text_request, tools, model, session))
@@ -155,6 +164,32 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
 def heldout_in(corpus: CorpusFacts) -> HeldOut:
     """Return the held-out documents of a corpus."""
     return HeldOut(corpus.heldout_sha256, heldout_text(corpus), corpus.n_heldout_tokens)
+
+
+def given_imatrix(path: Path, model: Model, session: Session, force: bool = False) -> ImatrixFacts:
+    """Return a user's importance matrix, checked; what siblings know of it is filled in.
+
+    Raises BadImatrix: it has errors, and `force` is not given.
+    """
+    matrix = format.read(path)
+    whole, changes = repair.from_siblings(matrix, expected.of(model))
+    if not changes:
+        return existing_imatrix(path, model, session.progress, force)
+    session.progress.say(
+        f"note: {path.name} lacks {len(changes)} tensors, which read the same input as others that"
+        f" it has: {some(changes)}"
+    )
+    name = f"imatrix.{'dat' if matrix.legacy else 'gguf'}"
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        format.write(out / name, whole)
+        return {"changes": changes}
+
+    inputs = {"mended_sha256": sha256_file(path), "model_sha256": model.sha256}
+    language = slug(matrix.language or path.stem)
+    mended = session.store.get("imatrix", f"{language}-mended", inputs, make, session.progress)
+    facts = existing_imatrix(mended.path / name, model, session.progress, force)
+    return dataclasses.replace(facts, language=language)
 
 
 def existing_imatrix(

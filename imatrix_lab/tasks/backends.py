@@ -127,7 +127,7 @@ def open_all(
     for spec in request.quants:
         resolve.check_spec(spec, session.store)  # before llama.cpp is built
     tools = get_toolchain(request.compute.backend, session, own=False)
-    models = [resolve.resolve(spec, session, tools) for spec in request.quants]
+    models = [resolve.resolve_to_run(spec, session, tools) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
 
 
@@ -157,7 +157,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
             yield client
         return
     tools = get_toolchain(request.compute.backend, session, own=False)
-    model = resolve.resolve(request.model, session, tools)
+    model = resolve.resolve_to_run(request.model, session, tools)
     if not chat_template.of(model):
         session.progress.say(
             f"note: {model.label} has no chat template: it was not trained to follow instructions"

@@ -19,7 +19,7 @@ from imatrix_lab.records import parquet
 from imatrix_lab.tasks import backends, dedup, definition, load, prompt, records
 from imatrix_lab.tasks.backends import Answerer
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.items import Item, make_items
+from imatrix_lab.tasks.items import Item, make_items, with_gold_kind
 from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.tasks.locale import Locale, get_locale, load_locales
 from imatrix_lab.tasks.scorers import score
@@ -131,6 +131,7 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     if request.data is None and task.source.hub:
         progress.say(f"{task.name} {code}: from the Hub, {task.source.hub} …")
     source = load.rows(task, code, request.data)
+    task, golds_note = with_gold_kind(source.rows, task, locale)
     items, rejected = make_items(source.rows, task, locale)
     unique = dedup.merge(items)
     variant = request.variant or task.prompt.variant
@@ -162,6 +163,8 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     notes = [f"{n:,} {what}" for what, n in counts.items() if n]
     summary = f"{task.name} {code}: {len(items):,} items in {n_clusters:,} clusters"
     progress.say("; ".join([summary, *notes, *skipped]))
+    if golds_note:
+        progress.say(f"{task.name} {code}: {golds_note}")
     return Prepared(task, locale, tuple(items), prefix, variant, facts)
 
 

@@ -88,6 +88,19 @@ def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
     assert back.entries.keys() == imatrix.entries.keys() and back.metadata[format.REPAIRED]
 
 
+def test_check_mends_what_a_sibling_knows(lab, two, tiny, tmp_path):
+    """As ik_llama.cpp records gate and up."""
+    imatrix = format.read(two / "nb.gguf")
+    entries = {n: e for n, e in imatrix.entries.items() if "ffn_gate" not in n}
+    format.write(tmp_path / "fused.dat", dataclasses.replace(imatrix, entries=entries))
+    done = lab("imatrix", "check", tmp_path / "fused.dat", "--model", tiny, status=1)
+    assert "--repair" in done.stdout
+    mended = tmp_path / "mended.gguf"
+    lab("imatrix", "check", tmp_path / "fused.dat", "--model", tiny, "--repair", mended)
+    assert format.read(mended).entries.keys() == imatrix.entries.keys()
+    assert "error" not in lab("imatrix", "check", mended, "--model", tiny).stdout
+
+
 def test_merge_offers_every_way_of_merging():
     assert MERGE_BY == merge.BY
 
