@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LAYERS_SHOWN = 5
 """The layers that differ most; ``--json`` has all."""
 MEASURES = {"tv": "total variation", "cosine": "cosine", "rank": "rank", "top": "top 1 %"}
-FILE = click.Path(path_type=Path)
+FILE = options.PathType()
 
 
 @click.command()

@@ -33,5 +33,5 @@ def _known(session: Session) -> dict[str, str]:
 
 
 def _key(path: Path) -> str:
-    stat = path.stat()
-    return f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    stat, name = path.stat(), os.fsencode(os.path.realpath(path))
+    return f"{name.decode('utf-8', 'backslashreplace')}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"

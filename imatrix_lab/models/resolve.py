@@ -11,17 +11,19 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import gguf
 
 from imatrix_lab.core import digests
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import demo, hub, hub_spec
+from imatrix_lab.models import conditions, demo, hub, hub_spec, tokenizer
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
 
@@ -66,18 +68,39 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
     return Model(label, shards[0], shards, sha256, header, origin, base_model, notice)
 
 
+def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
+    """Return the model a user named, to run text through; what is odd about it is said once.
+
+    Raises BadModel, with llama.cpp's reason: it cannot run text through it.
+    """
+    model = resolve(spec, session, tools)
+    conditions.require_text(model.facts, model.path)
+    for condition in model.facts.conditions:
+        session.say_once(model.path.name, str(condition))
+    if spec != "demo":
+        say_warnings(tokenizer.warnings_of(tools, model.path), model, session)
+    return model
+
+
+def say_warnings(warnings: Iterable[str], model: Model, session: Session) -> None:
+    """Pass on what llama.cpp warns of in a model, once; what it says of the demo is known."""
+    for warning in warnings if model.origin != "demo" else ():
+        session.say_once(f"llama.cpp warns of {model.path.name}", warning)
+
+
 def check_spec(spec: str, store: Store | None = None) -> None:
-    """Raise what `resolve` would for a wrong name or a bad file; only headers are read."""
+    """Raise what `resolve_to_run` would for a wrong name or a bad file; only headers are read."""
     if spec == "demo":
         demo.check(store or Store())
     elif hub_spec.is_spec(spec):
         hub_spec.parse(spec)
     else:
-        facts(shard_paths(_local(spec)))
+        shards = shard_paths(_local(spec))
+        conditions.require_text(facts(shards), shards[0])
 
 
 def _local(spec: str) -> Path:
-    path = Path(spec).expanduser().absolute()  # programs run in folders of their own
+    path = expanded(spec).absolute()  # programs run in folders of their own
     if path.suffix == ".safetensors" and path.is_file():
         path = path.parent
     if path.is_dir():
@@ -123,13 +146,9 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
     headers = [read_header(path) for path in shards]
     first, tensors = headers[0], [t for h in headers for t in h.tensors]
     arch = first.text("general.architecture")
-    if first.text("general.type", "model") != "model" or not arch:
-        raise BadModel("this GGUF file is not a model", where=shards[0])
-    if not tensors:
-        raise BadModel("this GGUF file has no tensors (a vocabulary only?)", where=shards[0])
+    conditions.require_model(first, shards[0])
     if (expected := first.integer("split.tensors.count", len(tensors))) != len(tensors):
-        what = f"{len(tensors)} tensors in all parts, {expected} announced"
-        raise BadModel(what, where=shards[0])
+        raise _incomplete(first, shards, len(tensors), expected)
     n_parameters = sum(t.n_elements for t in tensors)
     data_bytes = sum(t.size_bytes for t in tensors)
     return ModelFacts(
@@ -149,7 +168,24 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         fallback=tuple(t.name for t in tensors if quantizable(t) and t.shape[0] % K_QUANT_COLUMNS),
         imatrix_sha256=first.text("imatrix_lab.imatrix.sha256"),
         calibration=_calibration(first),
+        adds_end=conditions.adds_end(first),
+        conditions=conditions.of(first, tensors),
     )
+
+
+def _incomplete(
+    header: GgufHeader, shards: tuple[Path, ...], n_tensors: int, expected: int
+) -> BadModel:
+    """Return the error for a split model that is not all there."""
+    n_parts = header.integer("split.count")
+    if n_parts > 1 and len(shards) == 1:
+        number = header.integer("split.no") + 1
+        what = f"this is part {number} of {n_parts} of a split model, under another name"
+        fix = f"name the parts NAME-{number:05d}-of-{n_parts:05d}.gguf and so on, in one folder"
+    else:
+        what = f"{n_tensors} tensors in all parts, {expected} announced: parts of two models?"
+        fix = "fetch all parts again, from one place"
+    return BadModel(what, where=shards[0], fix=fix)
 
 
 def _calibration(header: GgufHeader) -> str:

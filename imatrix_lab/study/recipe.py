@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from imatrix_lab.core import config, paths
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, toolchain
@@ -133,7 +134,7 @@ class Recipe:
 
 def find(name: str) -> Path:
     """Return a recipe's file: a path, or the name of one that comes with the package."""
-    path = Path(name)
+    path = expanded(name)
     if path.exists():
         return path
     shipped = {p.stem: p for p in sorted(paths.data_dir("recipes").glob("*.toml"))}
@@ -161,7 +162,7 @@ def load(path: Path, folder: Path | None = None) -> Recipe:
     checked = [_checked(recipe, path) for recipe in (full, reduced)]
     base = folder or path.parent
     chosen = checked[full.is_reduced]
-    return _with_paths(chosen, lambda file: os.path.relpath(base / Path(file).expanduser()))
+    return _with_paths(chosen, lambda file: os.path.relpath(base / expanded(file)))
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +180,11 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
     if repeated := _repeated([text.partition("=")[0] for text in texts]):
         raise UsageError(f"evaluation.texts: two are called {repeated!r}", where=path)
     evaluation = replace(recipe.evaluation, texts=texts)
-    return replace(recipe, types=programs.quant_types(recipe.types), evaluation=evaluation)
+    tasks = tuple(
+        replace(t, languages=tuple(map(languages.code, t.languages))) for t in recipe.tasks
+    )
+    types = programs.quant_types(recipe.types)
+    return replace(recipe, types=types, evaluation=evaluation, tasks=tasks)
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
