@@ -33,5 +33,6 @@ def _known(session: Session) -> dict[str, str]:
 
 
 def _key(path: Path) -> str:
-    stat, name = path.stat(), os.fsencode(os.path.realpath(path))
-    return f"{name.decode('utf-8', 'backslashreplace')}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    stat = path.stat()
+    name = os.fsencode(os.path.realpath(path)).decode("utf-8", "backslashreplace")
+    return f"{name}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
