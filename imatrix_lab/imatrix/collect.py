@@ -7,6 +7,7 @@ before (``--in-file``, ``--chunk``). Sums start from the stored float32 and grow
 order, so on CPU the result is bit for bit that of one long run, however often it was killed.
 """
 
+import contextlib
 import os
 import re
 import time
@@ -25,9 +26,10 @@ from imatrix_lab.imatrix import expected, format, validate
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models.resolve import say_warnings
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
-FILE = "imatrix.gguf"
+FILE, LOG = "imatrix.gguf", "llama-imatrix.log"
 SEGMENT_WINDOWS = 16
 START_SHARE = 0.05
 """Segments are long enough that starting the program takes at most this share of the time."""
@@ -83,6 +85,9 @@ def collect(
         n_tokens = n_windows * n_ctx
         with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
             last = _run_segments(toolchain, model, corpus, options, scratch, task)
+        with contextlib.suppress(FileNotFoundError):
+            output = (scratch / LOG).read_text(encoding="utf-8", errors="replace")
+            say_warnings(programs.warnings(output), model, session)
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
         fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
@@ -159,7 +164,7 @@ def _run_segments(
         target = Path(part.name)
         argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
         try:
-            process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=clock.feed)
+            process.run(argv, log=scratch / LOG, cwd=scratch, on_output=clock.feed)
         except ToolFailed as error:
             error.fix = error.fix or "read the log: it has llama-imatrix's reason"
             raise

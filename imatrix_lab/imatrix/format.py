@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from imatrix_lab.core.files import replacing
 from imatrix_lab.errors import BadImatrix, BadModel
 from imatrix_lab.imatrix import dat
-from imatrix_lab.models.gguf import MAGIC, GgufHeader, TensorInfo, read_header
+from imatrix_lab.models.foreign import MAGIC
+from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
 
 LEGACY_WINDOW = 512
 """Assumed window length of a ``.dat``, which does not record it; llama.cpp assumes its own ``-c``,

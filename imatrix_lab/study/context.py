@@ -76,7 +76,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     missing = []
     for spec, name in zip(recipe.models, without_folders(recipe).models, strict=True):
         try:
-            model = resolve.resolve(spec, session, tools)
+            model = resolve.resolve_to_run(spec, session, tools)
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise
