@@ -15,7 +15,7 @@ V = 32_000
 
 def model(n_vocab):
     facts = ModelFacts("llama", "m", "", 1, 1, 1, n_vocab, 1, 0, "F16", 1, 16.0, {}, ())
-    return Model("m", Path("m.gguf"), (), "", facts)
+    return Model("m", Path("m.gguf"), (), "", facts, "m.gguf")
 
 
 @pytest.mark.parametrize(("nats", "good"), [(2.0, True), (10.3, True), (10.4, False), (18, False)])
