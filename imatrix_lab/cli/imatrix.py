@@ -71,9 +71,9 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
 
 
 @imatrix.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.JSON
-def show(files: tuple[Path, ...], as_json: bool) -> None:
+def show(files: tuple[str, ...], as_json: bool) -> None:
     """Show importance matrices: tokens, text, problems, and the energy of each role.
 
     \b
@@ -82,7 +82,9 @@ def show(files: tuple[Path, ...], as_json: bool) -> None:
     """
     from imatrix_lab.imatrix import format, statistics, validate
 
-    imatrices = {path: format.read(path) for path in files}
+    session = options.session()
+    paths = [options.imatrix_file(word, session) for word in files]
+    imatrices = {path: format.read(path) for path in paths}
     if as_json:
         return options.emit([_facts(path, imatrix) for path, imatrix in imatrices.items()])
     for path, imatrix in imatrices.items():
@@ -159,11 +161,11 @@ def _print_findings(findings: Findings) -> None:
 
 
 @imatrix.command()
-@click.argument("path", metavar="FILE", type=FILE)
+@click.argument("file", metavar="FILE")
 @click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
 @click.option("--repair", "target", type=FILE, metavar="OUT", help="Write a repaired copy.")
 @options.JSON
-def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
+def check(file: str, model: str, target: Path | None, as_json: bool) -> None:
     """Check whether an importance matrix can be used for a model; exit status 1 if not.
 
     \b
@@ -175,6 +177,7 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
 
     session = options.session()
     tensors = expected.of(resolve(model, session))
+    path = options.imatrix_file(file, session)
     imatrix = format.read(path)
     changes: tuple[str, ...] = ()
     if target:
@@ -199,7 +202,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     name, _, number = word.rpartition("=")
     if expanded(word).exists() or not name:
         name, number = word, "1"
-    path = expanded(name)
+    path = options.imatrix_file(name, options.session())
     if not path.exists() and not path.suffix and len(path.parts) == 1:
         path = _by_language(options.language(name, Terminal()))
     try:
