@@ -14,6 +14,7 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Other, Rules, check_file, replaceable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import BadImatrix, UsageError
 
@@ -47,6 +48,7 @@ def imatrix() -> None:
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
 @click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
+@options.FORCE
 @options.JSON
 def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
     """Run llama-imatrix on a text; continues an interrupted run.
@@ -162,8 +164,9 @@ def _print_findings(findings: Findings) -> None:
 @click.argument("path", metavar="FILE", type=FILE)
 @click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
 @click.option("--repair", "target", type=FILE, metavar="OUT", help="Write a repaired copy.")
+@options.FORCE
 @options.JSON
-def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
+def check(path: Path, model: str, target: Path | None, force: bool, as_json: bool) -> None:
     """Check whether an importance matrix can be used for a model; exit status 1 if not.
 
     \b
@@ -171,11 +174,14 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
       imatrix-lab imatrix check some-download.dat --model model-f16.gguf
     """
     from imatrix_lab.imatrix import expected, format, repair, validate
-    from imatrix_lab.models.resolve import resolve
+    from imatrix_lab.models.resolve import files_of, resolve
 
     session = options.session()
+    imatrix = format.read(path)  # and other errors before a large model is hashed
+    rules = Rules((path, *files_of(model)), force, session.progress)
+    if target:
+        check_file(target, rules, _other(target, ""))
     tensors = expected.of(resolve(model, session))
-    imatrix = format.read(path)
     changes: tuple[str, ...] = ()
     if target:
         imatrix, changes = repair.repair(imatrix, tensors)
@@ -189,9 +195,16 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
         problems = "; ".join(e.what for e in errors)
         raise BadImatrix(f"cannot be repaired: {problems}", where=path, fix=errors[0].remedy)
     if target:
-        format.write(target, imatrix)
+        format.write(target, imatrix, rules=rules)
         session.progress.say(f"{target}: {'; '.join(changes) or 'nothing to repair, a copy'}")
     click.get_current_context().exit(1 if errors else 0)
+
+
+def _other(target: Path, key: str) -> Other:
+    """Return what tells files that are no imatrix with `key`; bytes tell the rest, and a .dat."""
+    from imatrix_lab.imatrix import format
+
+    return replaceable if target.suffix == ".dat" else format.other_than({}, key)
 
 
 def _weighted(word: str) -> tuple[Path, float]:
@@ -233,10 +246,12 @@ def _by_language(name: str) -> Path:
     help="energy: by weight alone; tokens: also by number of tokens, as llama-imatrix does.",
 )  # fmt: skip
 @click.option("--leave-one-out", is_flag=True, help="Also write each mixture that lacks one file.")
+@options.FORCE
 @options.JSON
 def merge(
-    files: tuple[tuple[Path, float], ...], out: Path, by: str, leave_one_out: bool, as_json: bool
-) -> None:
+    files: tuple[tuple[Path, float], ...], out: Path, by: str, leave_one_out: bool, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Mix importance matrices of one model; no model is run.
 
     \b
@@ -247,9 +262,11 @@ def merge(
     """
     from imatrix_lab.core.files import sha256_file
     from imatrix_lab.imatrix import align, format
-    from imatrix_lab.imatrix.merge import MergeInput, without_each
+    from imatrix_lab.imatrix.merge import KEY, MergeInput, without_each
     from imatrix_lab.imatrix.merge import merge as mix
 
+    rules = Rules(tuple(path for path, _ in files), force, Terminal())
+    check_file(out, rules, _other(out, KEY))
     inputs = [MergeInput(p, format.read(p), weight, sha256_file(p)) for p, weight in files]
     if note := align.note_on_models(i.imatrix for i in inputs):
         stderr.print(note, markup=False, soft_wrap=True)
@@ -260,9 +277,11 @@ def merge(
             names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
         targets += [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]
         mixtures = itertools.chain(mixtures, without_each(inputs, by))
+        for target in targets:
+            check_file(target, rules, _other(target, KEY))
     written = []
     for target, mixture in zip(targets, mixtures, strict=True):
-        format.write(target, mixture)
+        format.write(target, mixture, rules=rules)
         written.append({"file": target, **mixture.metadata})
         stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:

@@ -9,7 +9,8 @@ import click
 from rich.markup import escape
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules, check_file, replaceable
 from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ FILE = options.PathType()
     help="Plot the first file against each other one by layer, and with three files or more a"
     " heat map, to OUT.svg or OUT.png. [without OUT: diff.svg]",
 )  # fmt: skip
+@options.FORCE
 @options.JSON
 def diff(
-    files: tuple[Path, ...], noise: tuple[tuple[Path, Path], ...], plot: Path | None, as_json: bool
-) -> None:
+    files: tuple[Path, ...], noise: tuple[tuple[Path, Path], ...], plot: Path | None, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Compare importance matrices of one model: overall, by role and by layer.
 
     \b
@@ -46,6 +49,12 @@ def diff(
 
     if len(files) < 2:
         raise UsageError("need two files or more", fix="imatrix-lab imatrix diff A B")
+    rules = Rules((*files, *(path for pair in noise for path in pair)), force, Terminal())
+    if plot:
+        from imatrix_lab.imatrix import plots
+
+        plots.check(plot)
+        check_file(plot, rules, replaceable)
     compared = [(path, format.read(path)) for path in files]
     distances = distance.compare(compared, align.labels(compared))
     samples = [[(path, format.read(path)) for path in pair] for pair in noise]
@@ -53,9 +62,7 @@ def diff(
     if note := align.note_on_models(i for group in (compared, *samples) for _, i in group):
         stderr.print(note, markup=False, soft_wrap=True)
     if plot:
-        from imatrix_lab.imatrix import plots
-
-        plots.draw(plot, distances, floor)
+        plots.draw(plot, distances, floor, rules)
         stderr.print(f"plot: {plot}", markup=False)
     summary = distance.summary(distances, floor)
     tokens = [imatrix.n_tokens() for _, imatrix in compared]
