@@ -73,9 +73,9 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
 
 
 @imatrix.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.JSON
-def show(files: tuple[Path, ...], as_json: bool) -> None:
+def show(files: tuple[str, ...], as_json: bool) -> None:
     """Show importance matrices: tokens, text, problems, and the energy of each role.
 
     \b
@@ -84,7 +84,9 @@ def show(files: tuple[Path, ...], as_json: bool) -> None:
     """
     from imatrix_lab.imatrix import format, statistics, validate
 
-    imatrices = {path: format.read(path) for path in files}
+    session = options.session()
+    paths = [options.imatrix_file(word, session) for word in files]
+    imatrices = {path: format.read(path) for path in paths}
     if as_json:
         return options.emit([_facts(path, imatrix) for path, imatrix in imatrices.items()])
     for path, imatrix in imatrices.items():
@@ -161,12 +163,12 @@ def _print_findings(findings: Findings) -> None:
 
 
 @imatrix.command()
-@click.argument("path", metavar="FILE", type=FILE)
+@click.argument("file", metavar="FILE")
 @click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
 @click.option("--repair", "target", type=FILE, metavar="OUT", help="Write a repaired copy.")
 @options.FORCE
 @options.JSON
-def check(path: Path, model: str, target: Path | None, force: bool, as_json: bool) -> None:
+def check(file: str, model: str, target: Path | None, force: bool, as_json: bool) -> None:
     """Check whether an importance matrix can be used for a model; exit status 1 if not.
 
     \b
@@ -177,6 +179,7 @@ def check(path: Path, model: str, target: Path | None, force: bool, as_json: boo
     from imatrix_lab.models.resolve import files_of, resolve
 
     session = options.session()
+    path = options.imatrix_file(file, session)
     imatrix = format.read(path)  # and other errors before a large model is hashed
     rules = Rules((path, *files_of(model)), force, session.progress)
     if target:
@@ -212,7 +215,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     name, _, number = word.rpartition("=")
     if expanded(word).exists() or not name:
         name, number = word, "1"
-    path = expanded(name)
+    path = options.imatrix_file(name, options.session())
     if not path.exists() and not path.suffix and len(path.parts) == 1:
         path = _by_language(options.language(name, Terminal()))
     try:
