@@ -14,7 +14,7 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
-from imatrix_lab.core.outputs import Other, Rules, check_file, replaceable
+from imatrix_lab.core.outputs import Rules, check_file, replaceable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import BadImatrix, UsageError
 
@@ -183,7 +183,8 @@ def check(file: str, model: str, target: Path | None, force: bool, as_json: bool
     imatrix = format.read(path)  # and other errors before a large model is hashed
     rules = Rules((path, *files_of(model)), force, session.progress)
     if target:
-        check_file(target, rules, _other(target, ""))
+        is_dat = target.suffix == ".dat"
+        check_file(target, rules, replaceable if is_dat else format.other_than({}, ""))
     tensors = expected.of(resolve(model, session))
     changes: tuple[str, ...] = ()
     if target:
@@ -201,13 +202,6 @@ def check(file: str, model: str, target: Path | None, force: bool, as_json: bool
         format.write(target, imatrix, rules=rules)
         session.progress.say(f"{target}: {'; '.join(changes) or 'nothing to repair, a copy'}")
     click.get_current_context().exit(1 if errors else 0)
-
-
-def _other(target: Path, key: str) -> Other:
-    """Return what tells files that are no imatrix with `key`; bytes tell the rest, and a .dat."""
-    from imatrix_lab.imatrix import format
-
-    return replaceable if target.suffix == ".dat" else format.other_than({}, key)
 
 
 def _weighted(word: str) -> tuple[Path, float]:
@@ -265,11 +259,11 @@ def merge(
     """
     from imatrix_lab.core.files import sha256_file
     from imatrix_lab.imatrix import align, format
-    from imatrix_lab.imatrix.merge import KEY, MergeInput, without_each
+    from imatrix_lab.imatrix.merge import MergeInput, other_than, without_each
     from imatrix_lab.imatrix.merge import merge as mix
 
     rules = Rules(tuple(path for path, _ in files), force, Terminal())
-    check_file(out, rules, _other(out, KEY))
+    check_file(out, rules, other_than(files, by))
     inputs = [MergeInput(p, format.read(p), weight, sha256_file(p)) for p, weight in files]
     if note := align.note_on_models(i.imatrix for i in inputs):
         stderr.print(note, markup=False, soft_wrap=True)
@@ -280,11 +274,12 @@ def merge(
             names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
         targets += [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]
         mixtures = itertools.chain(mixtures, without_each(inputs, by))
-        for target in targets:
-            check_file(target, rules, _other(target, KEY))
+        rests = ([f for f in files if f is not left] for left in files)
+        for target, rest in zip(targets[1:], rests, strict=True):
+            check_file(target, rules, other_than(rest, by))
     written = []
     for target, mixture in zip(targets, mixtures, strict=True):
-        format.write(target, mixture, rules=rules)
+        format.write(target, mixture, rules=rules if out.suffix == ".dat" else None)
         written.append({"file": target, **mixture.metadata})
         stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:

@@ -225,6 +225,7 @@ def write(
     `metadata` is added to a GGUF file's own. With `rules`, no other file is replaced. Raises
     BadImatrix for counts no ``.dat`` can hold.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     place = replacing_equal(path, rules) if rules else replacing(path)
     with place as temporary, temporary.open("wb") as file:
         if path.suffix == ".dat":

@@ -50,8 +50,8 @@ def tune(request: Request, session: Session) -> Result:
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
+    deliver.check_files(request, deliver.Names(model.label, _language(request), model), rules)
     corpus = corpus_of(request, tools, model, session)
-    deliver.check_files(request, deliver.Names(model.label, corpus.language, model), rules)
     compared = model_card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
     result = _quantize(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
@@ -64,15 +64,20 @@ def tune(request: Request, session: Session) -> Result:
 
 def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
-    text = parse_text(request.text)
+    parse_text(request.text)
     resolve.check_spec(request.model, session.store)
     _check_quantized(request)
     rules = rules_of(request, session)
     deliver.check_folder(request.out, rules)
     if label := resolve.label_of(request.model):
-        language = text.label if isinstance(text, Mixture) else from_folder(text).language
-        deliver.check_files(request, deliver.Names(label, language), rules)
+        deliver.check_files(request, deliver.Names(label, _language(request)), rules)
     return rules
+
+
+def _language(request: Request) -> str:
+    """Return the label of a corpus that is built, or will be."""
+    text = parse_text(request.text)
+    return text.label if isinstance(text, Mixture) else from_folder(text).language
 
 
 def _check_quantized(request: Request) -> None:
