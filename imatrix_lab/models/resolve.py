@@ -22,7 +22,7 @@ from imatrix_lab.core.store import MANIFEST, Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import conditions, demo, hub, tokenizer
+from imatrix_lab.models import conditions, demo, hub, loading
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
 
@@ -76,7 +76,7 @@ def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
     for condition in model.facts.conditions:
         session.say_once(model.path.name, str(condition))
     if spec != "demo":
-        say_warnings(tokenizer.warnings_of(tools, model.path), model, session)
+        say_warnings(loading.warnings_of(tools, model, session), model, session)
     return model
 
 
