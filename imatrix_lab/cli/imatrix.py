@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +13,8 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
-from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import BadImatrix, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imatrix_lab.imatrix.format import Imatrix
     from imatrix_lab.imatrix.statistics import TensorStatistics
 
-FILE = click.Path(path_type=Path)
+FILE = options.PathType()
 MERGE_BY = ("energy", "tokens")
 """`merge.BY`, which is slow to import."""
 MORE = {
@@ -59,6 +59,7 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     from imatrix_lab.pipeline import tune
 
     session = options.session()
+    text = options.language(text, session.progress)
     path = tune.imatrix(options.request(text, (), model=model, **rest), out, session)
     built = format.read(path)
     if as_json:
@@ -66,13 +67,13 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
         return options.emit({**facts, "n_ctx": built.chunk_size, "language": built.language})
     windows = f"{built.chunk_count} windows of {built.chunk_size} tokens"
     session.progress.say(f"{len(built.entries)} tensors over {windows}")
-    click.echo(path)
+    options.echo(path)
 
 
 @imatrix.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.JSON
-def show(files: tuple[Path, ...], as_json: bool) -> None:
+def show(files: tuple[str, ...], as_json: bool) -> None:
     """Show importance matrices: tokens, text, problems, and the energy of each role.
 
     \b
@@ -81,7 +82,9 @@ def show(files: tuple[Path, ...], as_json: bool) -> None:
     """
     from imatrix_lab.imatrix import format, statistics, validate
 
-    imatrices = {path: format.read(path) for path in files}
+    session = options.session()
+    paths = [options.imatrix_file(word, session) for word in files]
+    imatrices = {path: format.read(path) for path in paths}
     if as_json:
         return options.emit([_facts(path, imatrix) for path, imatrix in imatrices.items()])
     for path, imatrix in imatrices.items():
@@ -158,11 +161,11 @@ def _print_findings(findings: Findings) -> None:
 
 
 @imatrix.command()
-@click.argument("path", metavar="FILE", type=FILE)
+@click.argument("file", metavar="FILE")
 @click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
 @click.option("--repair", "target", type=FILE, metavar="OUT", help="Write a repaired copy.")
 @options.JSON
-def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
+def check(file: str, model: str, target: Path | None, as_json: bool) -> None:
     """Check whether an importance matrix can be used for a model; exit status 1 if not.
 
     \b
@@ -174,6 +177,7 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
 
     session = options.session()
     tensors = expected.of(resolve(model, session))
+    path = options.imatrix_file(file, session)
     imatrix = format.read(path)
     changes: tuple[str, ...] = ()
     if target:
@@ -196,11 +200,11 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
 def _weighted(word: str) -> tuple[Path, float]:
     """Return file and weight of ``FILE`` or ``FILE=WEIGHT``; FILE may be a language's code."""
     name, _, number = word.rpartition("=")
-    if Path(word).exists() or not name:
+    if expanded(word).exists() or not name:
         name, number = word, "1"
-    path = Path(name)
-    if not path.exists() and re.fullmatch(r"[\w-]+", name):
-        path = _by_language(name)
+    path = options.imatrix_file(name, options.session())
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        path = _by_language(options.language(name, Terminal()))
     try:
         weight = float(number)
     except ValueError:
@@ -265,6 +269,6 @@ def merge(
         written.append({"file": target, **mixture.metadata})
         stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:
-            click.echo(target)
+            options.echo(target)
     if as_json:
         options.emit(written)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 LAYERS_SHOWN = 5
 """The layers that differ most; ``--json`` has all."""
 MEASURES = {"tv": "total variation", "cosine": "cosine", "rank": "rank", "top": "top 1 %"}
-FILE = click.Path(path_type=Path)
+FILE = options.PathType()
 
 
 @click.command()
-@click.argument("files", metavar="FILE FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE FILE...", nargs=-1, required=True)
 @click.option(
-    "--noise", nargs=2, multiple=True, type=FILE, metavar="SAMPLE SAMPLE",
+    "--noise", nargs=2, multiple=True, metavar="SAMPLE SAMPLE",
     help="Two files from different text of one language, as the noise level; repeatable.",
 )  # fmt: skip
 @click.option(
@@ -34,7 +34,7 @@ FILE = click.Path(path_type=Path)
 )  # fmt: skip
 @options.JSON
 def diff(
-    files: tuple[Path, ...], noise: tuple[tuple[Path, Path], ...], plot: Path | None, as_json: bool
+    files: tuple[str, ...], noise: tuple[tuple[str, str], ...], plot: Path | None, as_json: bool
 ) -> None:
     """Compare importance matrices of one model: overall, by role and by layer.
 
@@ -46,9 +46,15 @@ def diff(
 
     if len(files) < 2:
         raise UsageError("need two files or more", fix="imatrix-lab imatrix diff A B")
-    compared = [(path, format.read(path)) for path in files]
+    session = options.session()
+
+    def read(word: str) -> tuple[Path, format.Imatrix]:
+        path = options.imatrix_file(word, session)
+        return path, format.read(path)
+
+    compared = [read(word) for word in files]
     distances = distance.compare(compared, align.labels(compared))
-    samples = [[(path, format.read(path)) for path in pair] for pair in noise]
+    samples = [[read(word) for word in pair] for pair in noise]
     floor = distance.noise_floor(samples, distances.tensors) if samples else None
     if note := align.note_on_models(i for group in (compared, *samples) for _, i in group):
         stderr.print(note, markup=False, soft_wrap=True)

@@ -70,4 +70,4 @@ def model_fetch(spec: str) -> None:
     """
     from imatrix_lab.models.resolve import resolve
 
-    click.echo(resolve(spec, options.session()).path)
+    options.echo(resolve(spec, options.session()).path)

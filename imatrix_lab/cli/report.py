@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
+from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import stderr
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = options.PathType(dir_okay=False)
 
 
 @click.command()
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=options.PathType())
 @click.option("--html", "page", type=FILE, help="Write one self-contained HTML file.")
 @click.option("--md", "text", type=FILE, help="Write Markdown.")
 @click.option("--json", "data", type=FILE, help="Write JSON.")

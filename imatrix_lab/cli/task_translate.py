@@ -19,7 +19,7 @@ from imatrix_lab.tasks import definition
 @CHAT
 @DATA
 @LIMIT
-@click.option("--out", type=click.Path(path_type=Path), default=Path("translated"),
+@click.option("--out", type=options.PathType(), default=Path("translated"),
               show_default=True, help="Folder for the items and the review file.")  # fmt: skip
 @options.JSON
 def translate(
@@ -38,6 +38,7 @@ def translate(
 
     session = options.session()
     task, to = definition.get(name), options.language(to, session.progress)
+    source = options.language(source, session.progress)
     get_locale(to)
     check_data(task, data)  # what is wrong is told before llama.cpp is built
     with chat_with(chat_options, session) as chat:
@@ -45,7 +46,7 @@ def translate(
         files = translate(request, chat, session.progress)
     if as_json:
         return options.emit(files)
-    click.echo(files.items)
+    options.echo(files.items)
     n_left_out = files.n_left_out
     left_out = f"{n_left_out:,} items left out, not translated; " if n_left_out else ""
     stderr.print(

@@ -6,6 +6,14 @@ from pathlib import Path
 import platformdirs
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` as the home folder, if there is one; shells leave ``--x=~/y``."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def data_dir(name: str) -> Path:
     """Return a folder of data files: the checkout's, or the wheel's copy."""
     package = Path(__file__).parents[1]
@@ -16,4 +24,4 @@ def data_dir(name: str) -> Path:
 def user_dir() -> Path:
     """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
     override = os.environ.get("IMATRIX_LAB_DATA")
-    return Path(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+    return expanded(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"

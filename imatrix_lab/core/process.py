@@ -23,7 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 from imatrix_lab.core import interrupt
 from imatrix_lab.errors import MissingTool, ToolFailed
@@ -85,6 +85,16 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         if k in _KEPT or k.startswith(_KEPT_PREFIXES) or k.lower().endswith("_proxy")
     }
     return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def restart_in_utf8() -> NoReturn:
+    """Start this program again in Python's UTF-8 mode; its streams keep their encoding.
+
+    In ``LC_ALL=C`` with ``PYTHONUTF8=0``, for example, no file can have a name with ø.
+    """
+    encoding = sys.stdout.encoding if sys.stdout else "ascii"
+    args = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    os.execve(sys.executable, args, {**os.environ, "PYTHONIOENCODING": encoding})
 
 
 def clean_own_environment() -> None:

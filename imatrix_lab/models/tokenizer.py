@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import BadModel
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import programs, thoughts
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _NORMAL = 4  # LLAMA_TOKEN_ATTR_NORMAL
+_CONTROL = 8  # LLAMA_TOKEN_ATTR_CONTROL
 _errors: deque[str] = deque(maxlen=100)
 
 
@@ -106,11 +107,25 @@ class Vocabulary:
             return ""
 
     def piece(self, token: int) -> bytes:
-        """Return the bytes a token adds to an answer (perhaps part of a character)."""
+        """Return the bytes a token adds to an answer (perhaps part of a character).
+
+        Special tokens add none, but for the marks of thoughts.
+        """
+        plain = self._piece(token, special=False)
+        if plain or not self.is_control(token):
+            return plain
+        mark = self._piece(token, special=True)
+        return mark if thoughts.is_mark(mark.decode("utf-8", "replace")) else b""
+
+    def _piece(self, token: int, special: bool) -> bytes:
         room = max(1, self.size_bytes(token))
         buffer = ctypes.create_string_buffer(room)
-        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
         return buffer.raw[: max(0, n)]
+
+    def is_control(self, token: int) -> bool:
+        """Return whether a token is a special one, which stands for no text."""
+        return bool(self._llama.llama_vocab_get_attr(self._vocab, token) & _CONTROL)
 
     def is_end(self, token: int) -> bool:
         """Return whether a token ends a text, a turn or a message."""

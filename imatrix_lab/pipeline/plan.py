@@ -13,7 +13,7 @@ from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import conditions, resolve
+from imatrix_lab.models import conditions, hub_spec, resolve
 from imatrix_lab.pipeline import deliver, quick, tune
 from imatrix_lab.quantize import run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -52,7 +52,7 @@ def plan(request: Request, session: Session) -> list[Step]:
     n_ctx = request.compute.n_ctx or WINDOW
     windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
     model_detail = "fetched and prepared once"
-    if model and request.model != "demo" and not request.model.startswith("hf:"):
+    if model and request.model != "demo" and not hub_spec.is_spec(request.model):
         model_detail = format.size(model.facts.size_bytes)
     backend = f"llama.cpp for {request.compute.backend}, minutes to build"
     steps = [

@@ -15,9 +15,9 @@ import numpy as np
 
 from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.format import size
+from imatrix_lab.core.names import slug
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.predict import Losses

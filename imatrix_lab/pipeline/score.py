@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import place, replacing
+from imatrix_lab.core.names import slug
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus.build import HELDOUT, slug
+from imatrix_lab.corpus.build import HELDOUT
 from imatrix_lab.corpus.documents import decode, read
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute

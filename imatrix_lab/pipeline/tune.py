@@ -1,6 +1,7 @@
 """The whole path: text in a language -> importance matrix -> language-tuned GGUF files."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import place, sha256_file
+from imatrix_lab.core.names import slug
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, mixture
-from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text, slug
+from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text
 from imatrix_lab.corpus.documents import decode
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import UsageError
@@ -94,7 +96,11 @@ def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
     """
     parsed = mixture.parse_or_path(text, CALIBRATION)
     if isinstance(parsed, Path) and parsed.is_file() and not allow_file:
-        return mixture.parse(text)  # raises: no such language
+        file = shlex.quote(text)
+        fix = f"imatrix-lab corpus add {file} --lang CODE --name mine --licence CC0-1.0, to make it"
+        fix += f" text of a language; or imatrix-lab imatrix build --corpus {file}, and quantize"
+        what = "a language or a corpus folder is needed here, with held-out text; this is a file"
+        raise UsageError(what, where=text, fix=fix)
     return parsed
 
 

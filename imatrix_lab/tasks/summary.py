@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.records.parquet import Table
 from imatrix_lab.records.runs import Run
@@ -122,7 +123,10 @@ def flips(path_a: Path, path_b: Path) -> Flips:
 def _flip(run_a: Run, run_b: Run, a: dict[str, Any], b: dict[str, Any]) -> Flip:
     is_choice = run_a.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
     output_a, output_b = (
-        row["prediction"] if is_choice else row.get("output") or row["prediction"] for row in (a, b)
+        row["prediction"]
+        if is_choice
+        else thoughts.answer(row.get("output", "")) or row["prediction"]
+        for row in (a, b)
     )
     name_a, name_b = (str(run.signature["quant"]["name"]) for run in (run_a, run_b))
     return Flip(

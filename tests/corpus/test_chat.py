@@ -53,8 +53,8 @@ def test_marks_for_training_are_read_over():
 
 
 def test_the_same_text_on_every_day(tmp_path, own_store):
-    first, _ = rendered("{{ strftime_now('%Y-%m-%d') }}", tmp_path, own_store)
-    assert first.text == "2026-01-01"
+    first, _ = rendered("{{ strftime_now('%Y-%m-%d') }}" + CHATML, tmp_path, own_store)
+    assert first.text.startswith("2026-01-01<|im_start|>")
 
 
 @pytest.mark.parametrize(

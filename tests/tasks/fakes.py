@@ -15,7 +15,7 @@ Reply = Callable[[str], Any]
 class Answerer:
     """Answers by two functions; keeps the ids of the items."""
 
-    is_chat = True
+    is_chat, has_switch, opened = True, False, ""
 
     def __init__(self, label, choose=None, generate=None, commit="c0ffee"):
         self.label, self._choose, self._generate, self._commit = label, choose, generate, commit
