@@ -209,10 +209,13 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
-    if n := sum(outcome.cut and not outcome.parsed for _, outcome in rows):
+    if unread := [outcome.output for _, outcome in rows if outcome.cut and not outcome.parsed]:
+        n_thinking = sum(map(thoughts.has_marks, unread))
+        whose = f", {n_thinking:,} of them in thoughts" if n_thinking else ""
+        more = max(4 * prepared.task.prompt.max_tokens, _thought_tokens(prepared, answerer) // 2)
         progress.say(
-            f"note: {name}: {n:,} of {len(rows):,} answers were cut off before they could be read,"
-            f" perhaps in thoughts; try: --max-tokens {4 * prepared.task.prompt.max_tokens}"
+            f"note: {name}: {len(unread):,} of {len(rows):,} answers were cut off before they could"
+            f" be read{whose}; try: --max-tokens {more}"
         )
     for reason, n in records.error_classes(errors).items():
         first = next(error for error in errors if error.startswith(reason))
