@@ -196,6 +196,12 @@ def _calibration(header: GgufHeader) -> str:
     return PurePath(named.replace("\\", "/")).name.partition(".")[0]
 
 
+def spec_of(model: Model) -> str:
+    """Return how to name a model in a shell's command line; a file by its path on this machine."""
+    named = model.origin == "demo" or model.origin.startswith("hf:")
+    return shlex.quote(model.origin if named else str(model.path))
+
+
 def quantizable(tensor: TensorInfo) -> bool:
     """Return whether llama-quantize would quantize a tensor (see llama-quant.cpp)."""
     is_matrix = any(n > 1 for n in tensor.shape[1:]) and tensor.name.endswith("weight")
