@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
@@ -219,7 +220,8 @@ def _weighted(word: str) -> tuple[Path, float]:
     if not path.exists():
         raise UsageError(
             f"no file {name!r}; a mixture is made of imatrix files",
-            fix=f"imatrix-lab imatrix build --model MODEL --corpus {name} --out {name}.gguf",
+            fix="check the path, or compute it: imatrix-lab imatrix build --model MODEL"
+            f" --corpus LANGUAGE --out {shlex.quote(f'{path.stem}.gguf')}",
         )
     return path, weight
 
@@ -231,7 +233,7 @@ def _by_language(name: str) -> Path:
     paths = [p for p in sorted(Path().iterdir()) if p.name in exact or p.name.endswith(ending)]
     if len(paths) > 1:
         what = f"{name} is ambiguous: {' or '.join(map(str, paths))}"
-        raise UsageError(what, fix=f"name the file: {paths[0]}=WEIGHT")
+        raise UsageError(what, fix=f"name the file: {shlex.quote(str(paths[0]))}=0.5")
     return paths[0] if paths else Path(name)
 
 

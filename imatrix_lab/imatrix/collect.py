@@ -10,6 +10,7 @@ order, so on CPU the result is bit for bit that of one long run, however often i
 import contextlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def collect(
             say_warnings(programs.warnings(output), model, session)
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
-        fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
+        fix = "use another text or backend; to compute it again: rm -r "
+        fix += shlex.quote(str(scratch.parent))
         findings.require_sound(last, fix, session.progress)
         metadata = {
             "imatrix_lab.language": corpus.language,

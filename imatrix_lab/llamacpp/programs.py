@@ -221,6 +221,13 @@ def distinct(lines: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def reason(errors: Iterable[str]) -> str:
+    """Return why a model was not loaded, from the library's error messages, or ""."""
+    lines = [re.sub(r"^(\w+: )*(error loading model: )?", "", line) for line in errors]
+    told = [line for line in lines if line and not line.startswith("failed to load model")]
+    return "; ".join(dict.fromkeys(told))
+
+
 def version_of(output: str) -> tuple[str, str] | None:
     """Return (commit, compiler) from ``--version``."""
     commit, compiler = _VERSION.search(output), _COMPILER.search(output)

@@ -36,7 +36,7 @@ DEMO_NOTE = (
     " to the Gemma Terms of Use found at ai.google.dev/gemma/terms; the notice lies beside the"
     " files."
 )
-_OTHER_FOLDER = "choose another folder: make quant OUT=..., or --out"
+_OTHER_FOLDER = "choose another folder: OUT=FOLDER for make, or --out FOLDER"
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,9 @@ def existing_imatrix(
     """
     matrix = format.read(path)
     findings = validate.check(matrix, expected.of(model))
-    fix = f"imatrix-lab imatrix check {path} --model {model.origin}; or compute it again:"
-    fix += f" imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
+    spec = resolve.spec_of(model)
+    fix = f"imatrix-lab imatrix check {shlex.quote(str(path))} --model {spec}; or compute it again:"
+    fix += f" imatrix-lab imatrix build --model {spec} --corpus LANGUAGE"
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),

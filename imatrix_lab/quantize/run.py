@@ -18,7 +18,7 @@ from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import resolve
+from imatrix_lab.models import chance, resolve
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -151,6 +151,7 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         value = reference = None
         if heldout:
             reference = perplexity(toolchain, model, heldout, spec.options, session)
+            chance.require_better(math.log(reference), model)
         names = (spec.file_name(), "part.gguf", "fallback.json")
         path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
