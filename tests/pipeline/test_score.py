@@ -310,11 +310,11 @@ def test_a_cached_run_says_when_its_files_will_not_fit(
 
 @pytest.fixture
 def nothing_done(monkeypatch, store):
-    """Fail if anything is decoded, and see that nothing was stored."""
+    """Fail if anything is decoded, and see that nothing but a model's loading was stored."""
     seen = made.count_decodes(monkeypatch)
     yield
     assert seen == []
-    assert set(kinds(store)) == {"toolchain"}
+    assert set(kinds(store)) <= {"toolchain", "load"}
     assert list(store.unfinished()) == []
 
 
