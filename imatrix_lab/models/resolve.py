@@ -89,11 +89,11 @@ def say_warnings(warnings: Iterable[str], model: Model, session: Session) -> Non
 
 
 def check_spec(spec: str, store: Store | None = None) -> None:
-    """Raise what `resolve_to_run` would for a wrong name or a bad file; only headers are read."""
+    """Raise what `resolve_to_run` would for a wrong name or a bad file, before any work."""
     if spec == "demo":
         demo.check(store or Store())
     elif hub_spec.is_spec(spec):
-        hub_spec.parse(spec)
+        hub.check(hub_spec.parse(spec), store or Store())
     else:
         shards = shard_paths(_local(spec))
         conditions.require_text(facts(shards), shards[0])
