@@ -198,7 +198,8 @@ class _Selector:
             reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
             raise BadText(
                 f"no text in {self.language.name} is available: {reasons or 'it has no sources'}",
-                fix=f"imatrix-lab corpus add FILE --lang {self.language.code}, or a network",
+                fix=f"imatrix-lab corpus add FILE --lang {self.language.code} --name mine"
+                " --licence CC0-1.0, or a network",
             )
         return Selection(tuple(calibration), () if heldout else tuple(cut), heldout, skipped)
 

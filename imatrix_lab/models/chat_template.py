@@ -91,7 +91,7 @@ def render(
             raise BadModel(f"its chat template cannot be used: {why}", where=model.path) from error
     if rendered and all(chat.error == LEFT_OUT for chat in rendered):
         fix = f"llama-server -m {model.path} --chat-template-file FILE, and ask it with --endpoint"
-        raise BadModel(f"{LEFT_OUT}, of every one", where=model.path, fix=fix)
+        raise BadModel(f"{LEFT_OUT}, whichever it is", where=model.path, fix=fix)
     return rendered
 
 

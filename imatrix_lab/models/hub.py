@@ -25,6 +25,7 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_cache import CachedRepo
 from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.core.hub_http import Files, Listing, download, list_files, total_bytes
+from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store
@@ -248,7 +249,7 @@ def _files_of(artifact: Artifact) -> list[Path]:
 def _require_packages() -> None:
     missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
     if missing:
-        fix = "pip install 'imatrix_lab[convert]', or name a repository with GGUF files"
+        fix = f"{pip_install('imatrix_lab[convert]')}, or name a repository with GGUF files"
         raise MissingTool(f"converting safetensors needs {' and '.join(missing)}", fix=fix)
 
 

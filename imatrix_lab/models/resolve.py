@@ -23,7 +23,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import conditions, demo, hub, hub_spec, tokenizer
+from imatrix_lab.models import conditions, demo, hub, hub_spec, loading
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
 
@@ -78,7 +78,7 @@ def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
     for condition in model.facts.conditions:
         session.say_once(model.path.name, str(condition))
     if spec != "demo":
-        say_warnings(tokenizer.warnings_of(tools, model.path), model, session)
+        say_warnings(loading.warnings_of(tools, model, session), model, session)
     return model
 
 
@@ -97,6 +97,21 @@ def check_spec(spec: str, store: Store | None = None) -> None:
     else:
         shards = shard_paths(_local(spec))
         conditions.require_text(facts(shards), shards[0])
+
+
+def is_local(spec: str) -> bool:
+    """Whether a model is a file of the user's."""
+    return spec != "demo" and not hub_spec.is_spec(spec)
+
+
+def files_of(spec: str) -> tuple[Path, ...]:
+    """Return the user's own files that a model is read from."""
+    return shard_paths(_local(spec)) if is_local(spec) else ()
+
+
+def label_of(spec: str) -> str:
+    """Return the name of a model as far as it is known before it is fetched; "" if not."""
+    return _label(_local(spec)) if is_local(spec) else "demo" if spec == "demo" else ""
 
 
 def _local(spec: str) -> Path:
@@ -194,6 +209,12 @@ def _calibration(header: GgufHeader) -> str:
         return ours  # a mixture's may have a dot: nb33.3-en66.7
     named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")
     return PurePath(named.replace("\\", "/")).name.partition(".")[0]
+
+
+def spec_of(model: Model) -> str:
+    """Return how to name a model in a shell's command line; a file by its path on this machine."""
+    named = model.origin == "demo" or model.origin.startswith("hf:")
+    return shlex.quote(model.origin if named else str(model.path))
 
 
 def quantizable(tensor: TensorInfo) -> bool:

@@ -132,7 +132,7 @@ def free_form(path: Path) -> tuple[Run, list[Row]]:
     table = parquet.read(path)
     if "output" not in table.columns:
         what = "these records have no prompts and outputs"
-        raise BadRecords(what, where=path, fix="task run --keep-text")
+        raise BadRecords(what, where=path, fix="run the task again with --keep-text")
     rows = [
         {**row, "output": thoughts.answer(row["output"])}
         for row in records.table_rows(table)

@@ -10,6 +10,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
@@ -47,6 +48,7 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
 
     What is wrong with the request is an error before llama.cpp is built or anything fetched.
     """
+    check_folder(request.out)
     if not request.endpoint:
         for spec in request.quants:
             resolve.check_spec(spec, session.store)
@@ -209,10 +211,13 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
-    if n := sum(outcome.cut and not outcome.parsed for _, outcome in rows):
+    if unread := [outcome.output for _, outcome in rows if outcome.cut and not outcome.parsed]:
+        n_thinking = sum(map(thoughts.has_marks, unread))
+        whose = f", {n_thinking:,} of them in thoughts" if n_thinking else ""
+        more = max(4 * prepared.task.prompt.max_tokens, _thought_tokens(prepared, answerer) // 2)
         progress.say(
-            f"note: {name}: {n:,} of {len(rows):,} answers were cut off before they could be read,"
-            f" perhaps in thoughts; try: --max-tokens {4 * prepared.task.prompt.max_tokens}"
+            f"note: {name}: {len(unread):,} of {len(rows):,} answers were cut off before they could"
+            f" be read{whose}; try: --max-tokens {more}"
         )
     for reason, n in records.error_classes(errors).items():
         first = next(error for error in errors if error.startswith(reason))

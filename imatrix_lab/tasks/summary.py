@@ -61,7 +61,11 @@ def scores(paths: Sequence[Path]) -> list[TaskScore]:
     """Return the scores in files or folders of item records, part by part."""
     item_runs = [run for path in paths for run in runs.find(path) if run.kind == "item"]
     if not item_runs:
-        raise BadRecords("no records of tasks here", where=paths[0], fix="imatrix-lab task run")
+        raise BadRecords(
+            "no records of tasks here",
+            where=paths[0],
+            fix="imatrix-lab task run TASK --langs nb --quant FILE",
+        )
     results: list[TaskScore] = []
     for run in item_runs:
         table = parquet.read(run.path, list(_COLUMNS))

@@ -42,7 +42,8 @@ def of_corpora(
     for step, corpus in corpora.items():
         n_tokens = int(steps[step].inputs["n_tokens"])
         if corpus and corpus.n_tokens < 0.9 * n_tokens:
-            fix = "fewer tokens or samples, or more text (imatrix-lab corpus add)"
+            fix = "fewer tokens or samples, or more text: imatrix-lab corpus add FILE"
+            fix += " --lang LANGUAGE --name mine --licence CC0-1.0"
             have = f"{corpus.n_tokens:,} of {n_tokens:,} tokens"
             yield f"{steps[step].what} has {have}; try: {fix}"
 
