@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules, check_file, replaceable
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,10 +34,12 @@ FILE = options.PathType()
     help="Plot the first file against each other one by layer, and with three files or more a"
     " heat map, to OUT.svg or OUT.png. [without OUT: diff.svg]",
 )  # fmt: skip
+@options.FORCE
 @options.JSON
 def diff(
-    files: tuple[str, ...], noise: tuple[tuple[str, str], ...], plot: Path | None, as_json: bool
-) -> None:
+    files: tuple[str, ...], noise: tuple[tuple[str, str], ...], plot: Path | None, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Compare importance matrices of one model: overall, by role and by layer.
 
     \b
@@ -52,6 +56,13 @@ def diff(
         path = options.imatrix_file(word, session)
         return path, format.read(path)
 
+    names = (*files, *(word for pair in noise for word in pair))
+    rules = Rules(tuple(map(expanded, names)), force, session.progress)
+    if plot:
+        from imatrix_lab.imatrix import plots
+
+        plots.check(plot)
+        check_file(plot, rules, replaceable)
     compared = [read(word) for word in files]
     distances = distance.compare(compared, align.labels(compared))
     samples = [[read(word) for word in pair] for pair in noise]
@@ -59,9 +70,7 @@ def diff(
     if note := align.note_on_models(i for group in (compared, *samples) for _, i in group):
         stderr.print(note, markup=False, soft_wrap=True)
     if plot:
-        from imatrix_lab.imatrix import plots
-
-        plots.draw(plot, distances, floor)
+        plots.draw(plot, distances, floor, rules)
         stderr.print(f"plot: {plot}", markup=False)
     summary = distance.summary(distances, floor)
     tokens = [imatrix.n_tokens() for _, imatrix in compared]

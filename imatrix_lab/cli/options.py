@@ -101,6 +101,10 @@ TOKENS = click.option(
     "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
     help="Length of the calibration text in tokens of the model.",
 )  # fmt: skip
+FORCE = click.option(
+    "--force", is_flag=True,
+    help="Replace files that are there and are something else; each is named first.",
+)  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 BACKEND = click.option(
     "--backend", type=click.Choice(list(toolchain.BACKENDS)),

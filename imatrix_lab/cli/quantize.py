@@ -34,7 +34,8 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 @click.option(
     "--force",
     is_flag=True,
-    help="Use an imatrix that fails its check; the quant's metadata says so.",
+    help="Use an imatrix that fails its check, which the quant's metadata then says; replace files"
+    " that are there and are something else. Each is named first.",
 )
 @options.JSON
 def quantize(

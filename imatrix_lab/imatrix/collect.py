@@ -63,6 +63,17 @@ def inputs(
     }
 
 
+def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, Any]:
+    """Return what an imatrix file of these has in its metadata, whatever built it."""
+    return {
+        "imatrix_lab.model.sha256": model.sha256,
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.sha256": corpus.sha256,
+        "imatrix.chunk_size": options.compute.n_ctx,
+        "imatrix.chunk_count": window_count(corpus, options),
+    }
+
+
 def window_count(corpus: CorpusFacts, options: Options) -> int:
     """Return how many windows the text has; raises BadText for fewer than two."""
     n_ctx = options.compute.n_ctx

@@ -99,6 +99,21 @@ def check_spec(spec: str, store: Store | None = None) -> None:
         conditions.require_text(facts(shards), shards[0])
 
 
+def is_local(spec: str) -> bool:
+    """Whether a model is a file of the user's."""
+    return spec != "demo" and not hub_spec.is_spec(spec)
+
+
+def files_of(spec: str) -> tuple[Path, ...]:
+    """Return the user's own files that a model is read from."""
+    return shard_paths(_local(spec)) if is_local(spec) else ()
+
+
+def label_of(spec: str) -> str:
+    """Return the name of a model as far as it is known before it is fetched; "" if not."""
+    return _label(_local(spec)) if is_local(spec) else "demo" if spec == "demo" else ""
+
+
 def _local(spec: str) -> Path:
     path = expanded(spec).absolute()  # programs run in folders of their own
     if path.suffix == ".safetensors" and path.is_file():

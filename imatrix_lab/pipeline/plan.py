@@ -45,7 +45,7 @@ def plan(request: Request, session: Session) -> list[Step]:
     What depends on a step that has not run is unknown until then.
     """
     text = tune.parse_text(request.text)
-    deliver.check_folder(request.out)
+    deliver.check_folder(request.out, tune.rules_of(request, session))
     stored = _look(request, session)
     tools, model, corpus = stored.tools, stored.model, stored.corpus
     label = text.label if isinstance(text, Mixture) else text.name

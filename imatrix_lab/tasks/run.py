@@ -10,6 +10,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
@@ -47,6 +48,7 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
 
     What is wrong with the request is an error before llama.cpp is built or anything fetched.
     """
+    check_folder(request.out)
     if not request.endpoint:
         for spec in request.quants:
             resolve.check_spec(spec, session.store)
