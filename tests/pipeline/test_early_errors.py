@@ -17,8 +17,12 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, BadText, UsageError
 from imatrix_lab.imatrix import format
 from imatrix_lab.pipeline import plan, predict, score, tune
+from imatrix_lab.study import context
+from imatrix_lab.study.folder import Folder
 from imatrix_lab.types import ComputeOptions, Request, ScoreRequest
 from tests.imatrix.made_up import imatrix
+from tests.models import headers
+from tests.study import scored
 
 CPU = ComputeOptions("cpu")
 DAMAGED = b"GGUF" + bytes(20)
@@ -246,3 +250,18 @@ def test_every_command(command, there, session, capsys):
     assert status in (1, 2) and "rror: " in err, err
     assert time.process_time() - began < 2
     assert {path: path.read_bytes() for path in there} == there
+
+
+def test_the_model_of_a_study(session, files):
+    study = scored.recipe(models=(str(files / "damaged.gguf"),))
+    with pytest.raises(BadModel):
+        context.prepare(study, Folder(files / "study"), session)
+
+
+def test_a_model_that_llama_cpp_cannot_run(request_, scoring, session, files):
+    tower = str(headers.write(files / "tower.gguf", "clip"))
+    for run in (tuned, built, quantized):
+        with pytest.raises(BadModel, match="vision tower"):
+            run(replace(request_, model=tower), session)
+    with pytest.raises(BadModel, match="vision tower"):
+        score.score(replace(scoring, quants=(tower,)), session)
