@@ -109,6 +109,13 @@ def files_of(spec: str) -> tuple[Path, ...]:
     return shard_paths(_local(spec)) if is_local(spec) else ()
 
 
+def unhashed(spec: str) -> Model | None:
+    """Return a model that is a file here as its header has it, or None; its sha256 is empty."""
+    if not (files := files_of(spec)):
+        return None
+    return Model(_label(files[0]), files[0], files, "", facts(files), files[0].name)
+
+
 def label_of(spec: str) -> str:
     """Return the name of a model as far as it is known before it is fetched; "" if not."""
     return _label(_local(spec)) if is_local(spec) else "demo" if spec == "demo" else ""
