@@ -26,6 +26,7 @@ class ModelFacts:
     `channels` is the embedding length. `fallback`: tensors whose rows are not a multiple of 256,
     for which llama-quantize falls back to a 32-wide type. Only a quant has an imatrix and a
     calibration. `adds_end`: llama.cpp would end every text with an end token.
+    `n_mtp_layers` predict several tokens, and see no text.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class ModelFacts:
     imatrix_sha256: str = ""
     calibration: str = ""
     adds_end: bool = False
+    n_mtp_layers: int = 0
     conditions: tuple[Condition, ...] = ()
 
 

@@ -50,6 +50,7 @@ def tune(request: Request, session: Session) -> Result:
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
+    run.check_layers(model.facts, model.path, request.types)
     deliver.check_files(request, deliver.Names(model.label, _language(request), model), rules)
     corpus = corpus_of(request, tools, model, session)
     compared = model_card.of_study(study, model, corpus.language) if study else None

@@ -113,6 +113,15 @@ def check_spec(spec: str, types: Iterable[str], allow_requantize: bool | None = 
         check(resolve.facts(files), files[0], types, allow_requantize)
 
 
+def check_layers(facts: ModelFacts, path: Path, types: Iterable[str]) -> None:
+    """Raise BadModel if an imatrix of our own lacks layers that a type needs it for."""
+    needing = [t for t in types if t in programs.NEED_EVERY_LAYER]
+    if facts.n_mtp_layers and needing:
+        what = f"{needing[0]} needs an imatrix of every layer, but llama-imatrix does not run this"
+        what += f" model's layers for multi-token prediction (MTP, {facts.n_mtp_layers} of them)"
+        raise BadModel(what, where=path, fix="choose a larger type, IQ3_S for example")
+
+
 def check_types(types: Iterable[str]) -> None:
     """Raise UsageError for a type that llama-quantize does not make without an imatrix."""
     for quant_type in types:
