@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 import gguf
 
 from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
+from imatrix_lab.core.names import model_label, readable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Store
@@ -58,7 +59,7 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
         origin, known = _on_the_hub(path, base_model)
     else:
         path = _local(spec)
-        label, origin, base_model = _label(path), path.name, ""
+        label, origin, base_model = _label(path), readable(path.name), ""
     shards = shard_paths(path)
     header = facts(shards)
     digests = [known.get(p) or sha256_of(p, session) for p in shards]
@@ -118,7 +119,7 @@ def _on_the_hub(path: Path, repo: str) -> tuple[str, dict[Path, str]]:
 def _label(path: Path) -> str:
     """Return a file's name without shard number, suffix and full-precision type."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-    return re.sub(r"[-_.](f16|bf16|f32)$", "", stem, flags=re.IGNORECASE)
+    return model_label(re.sub(r"[-_.](f16|bf16|f32)$", "", stem, flags=re.IGNORECASE))
 
 
 def facts(shards: tuple[Path, ...]) -> ModelFacts:
@@ -133,7 +134,7 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
     data_bytes = sum(t.size_bytes for t in tensors)
     return ModelFacts(
         architecture=arch,
-        name=first.text("general.name", shards[0].stem),
+        name=first.text("general.name", readable(shards[0].stem)),
         license=first.text("general.license"),
         n_parameters=n_parameters,
         n_layers=first.integer(f"{arch}.block_count"),
@@ -207,7 +208,7 @@ def sha256_of(path: Path, session: Session) -> str:
     except (OSError, ValueError):
         known = {}
     stat = path.stat()
-    key = f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    key = f"{readable(os.path.realpath(path))}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
     if key not in known:
         with session.progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
             known[key] = sha256_file(path, task.update)
