@@ -265,19 +265,24 @@ class GenerateItem:
     """A chat, or plain text, to be continued.
 
     `messages` are (role, content); the role of plain text is "". The answer ends before a `stop`.
+    `thinking`: whether the model is let think first, where that can be chosen; `thought_tokens` are
+    how many more it may write then.
     """
 
     id: str
     messages: tuple[tuple[str, str], ...]
     max_tokens: int
     stop: tuple[str, ...] = ()
+    thinking: bool = False
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Generated:
     """A model's answer, or the `error` that is why there is none.
 
-    `n_tokens` includes the end token. `finish` is `stop` (a stop string), `eos` or `length`.
+    `text` begins with the model's thoughts, if it has any: see `llamacpp.thoughts`. `n_tokens`
+    includes the end token. `finish` is `stop` (a stop string), `eos` or `length`.
     """
 
     id: str
@@ -294,7 +299,8 @@ class TaskRequest:
     `tasks` are names or TOML files; without `languages`, every language of a task. `quants`: see
     `models.resolve`; with `endpoint`, an OpenAI-compatible server's address, its names of models.
     `data` replaces the Hub. `limit`: at most so many items of each task and language, drawn by id.
-    `keep_text` writes prompts and outputs into the records; `api_key` is never written to disk.
+    `max_tokens` of an answer; `thinking`: whether models that can may think first. `keep_text`
+    writes prompts and outputs into the records; `api_key` is never written to disk.
     """
 
     tasks: tuple[str, ...]
@@ -306,6 +312,8 @@ class TaskRequest:
     limit: int | None = None
     variant: str | None = None
     shots: int | None = None
+    max_tokens: int | None = None
+    thinking: bool | None = None
     keep_text: bool = False
     endpoint: str = ""
     api_key: str = field(default="", repr=False)

@@ -33,6 +33,7 @@ def write(
 
     Parameters
     ----------
+    pieces : tokens beside the bytes; those that begin with a bracket are special.
     bos : whether the tokenizer adds BOS.
     output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
     nan_token : the token whose embedding is NaN.
@@ -106,7 +107,10 @@ def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: 
         ("<|chat|>", 0.0, kinds.CONTROL),
     ]
     tokens += [(f"<0x{i:02X}>", 0.0, kinds.BYTE) for i in range(256)]
-    tokens += [(piece, -float(i), kinds.NORMAL) for i, piece in enumerate(pieces)]
+    tokens += [
+        (piece, -float(i), kinds.CONTROL if piece[0] in "<[" else kinds.NORMAL)
+        for i, piece in enumerate(pieces)
+    ]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([t[0] for t in tokens])
     writer.add_token_scores([t[1] for t in tokens])

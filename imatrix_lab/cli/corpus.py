@@ -1,6 +1,7 @@
 """The commands for text: corpus list, build, add, show."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     session = options.session()
     artifact = show.find(text, session.store)
     if artifact is None:
-        fix = f"imatrix-lab corpus build {text}"
+        fix = f"imatrix-lab corpus build {shlex.quote(text)}"
         raise UsageError(f"no corpus of {text!r} has been built", fix=fix)
     if as_json:
         return options.emit(artifact.manifest)

@@ -26,10 +26,10 @@ def _named_file(word: str) -> tuple[str, Path | None]:
 
     if word == NONE:
         return NONE, None
-    path = expanded(word)
     name, equals, file = word.partition("=")
-    if equals and not path.is_file():
-        return name, expanded(file)
+    if equals and not expanded(word).is_file():
+        return name, options.imatrix_file(file, options.session())
+    path = options.imatrix_file(word, options.session())
     return path.name.partition(".")[0], path
 
 

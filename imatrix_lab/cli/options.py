@@ -91,7 +91,7 @@ class Spread(click.Command):
 
 MODEL = click.option(
     "--model", default="demo", show_default=True, metavar="MODEL",
-    help="demo, a path to a GGUF file, or hf:org/repo[@revision][:file].",
+    help="demo, a path to a GGUF file, or hf:org/repo[@revision][:type or file].",
 )  # fmt: skip
 TYPES = click.option(
     "--type", "types", type=Types(), multiple=True, metavar="TYPE",
@@ -100,6 +100,10 @@ TYPES = click.option(
 TOKENS = click.option(
     "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
     help="Length of the calibration text in tokens of the model.",
+)  # fmt: skip
+FORCE = click.option(
+    "--force", is_flag=True,
+    help="Replace files that are there and are something else; each is named first.",
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 BACKEND = click.option(
@@ -153,6 +157,15 @@ def language(word: str, progress: Progress) -> str:
     if (code := languages.code(word)) != word:
         progress.say(f"{readable(word)} means {code}, {languages.get(code).name}")
     return code
+
+
+def imatrix_file(word: str | Path, session: Session) -> Path:
+    """Return the path of an importance matrix, fetched if it is one on the Hub."""
+    from imatrix_lab.models import hub, hub_spec
+
+    if not hub_spec.is_spec(str(word)):
+        return expanded(str(word))
+    return hub.fetch_imatrix(hub_spec.parse(str(word)), session)
 
 
 def session() -> Session:

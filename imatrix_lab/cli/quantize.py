@@ -9,7 +9,6 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core.format import duration, size
-from imatrix_lab.core.paths import expanded
 from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 
 
@@ -20,7 +19,7 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     "imatrix_path",
     required=True,
     metavar="FILE",
-    help="An importance matrix (GGUF or .dat), or none.",
+    help="An importance matrix (GGUF or .dat; hf:org/repo/file on the Hub), or none.",
 )
 @options.TYPES
 @click.option(
@@ -35,7 +34,8 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 @click.option(
     "--force",
     is_flag=True,
-    help="Use an imatrix that fails its check; the quant's metadata says so.",
+    help="Use an imatrix that fails its check, which the quant's metadata then says; replace files"
+    " that are there and are something else. Each is named first.",
 )
 @options.JSON
 def quantize(
@@ -47,12 +47,15 @@ def quantize(
     Example:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
     """  # fmt: skip
+    from imatrix_lab.models.resolve import check_spec
     from imatrix_lab.pipeline.tune import quants
 
     session = options.session()
     heldout = options.language(heldout, session.progress) if heldout else ""
     request = options.request(heldout, types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
-    source = None if imatrix_path == "none" else expanded(imatrix_path)
+    if imatrix_path != "none":
+        check_spec(model, session.store)  # before an imatrix is fetched
+    source = None if imatrix_path == "none" else options.imatrix_file(imatrix_path, session)
     result = quants(request, source, session)
     if as_json:
         return options.emit(result)

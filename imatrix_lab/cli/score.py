@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import new_table, stderr, stdout
-from imatrix_lab.core.files import replacing
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules, check_file, replaceable, replacing_equal
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.types import ScoreRequest
 
@@ -215,8 +215,9 @@ def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
 
 @score.command("export")
 @click.argument("run", metavar="RUN", type=options.PathType(exists=True, dir_okay=False))
-@click.option("--out", type=options.PathType(dir_okay=False), help="The file. [default: stdout]")
-def score_export(run: Path, out: Path | None) -> None:
+@click.option("--out", type=options.PathType(), help="The file. [default: stdout]")
+@options.FORCE
+def score_export(run: Path, out: Path | None, force: bool) -> None:
     """Write the records of one run as CSV.
 
     \b
@@ -227,6 +228,8 @@ def score_export(run: Path, out: Path | None) -> None:
 
     if out is None:
         return parquet.export_csv(run, sys.stdout.buffer)
-    with replacing(out) as temporary, temporary.open("wb") as file:
+    rules = Rules((run,), force, Terminal())
+    check_file(out, rules, replaceable)
+    with replacing_equal(out, rules) as temporary, temporary.open("wb") as file:
         parquet.export_csv(run, file)
     options.echo(out)

@@ -88,6 +88,10 @@ def _facts(task: Definition) -> dict[str, Any]:
 @click.option("--variant", type=click.Choice(VARIANTS),
               help="How options are scored by likelihood. [default: the task's]")  # fmt: skip
 @click.option("--shots", type=click.IntRange(0), help="Solved examples. [default: the task's]")
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N",
+              help="Of an answer; thoughts get more. [default: the task's]")  # fmt: skip
+@click.option("--thinking/--no-thinking", default=None,
+              help="Whether models that can think first. [default: the task's; off]")  # fmt: skip
 @click.option("--keep-text", is_flag=True, help="Keep prompts and outputs in the records.")
 @ENDPOINT
 @click.option("--out", type=options.PathType(), default=Path("task-runs"),
@@ -160,6 +164,9 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
         if q := s.quality:
             stdout.print(f"{name}: chrF++ {q.chrf:.2f}, BLEU {q.bleu:.2f}", markup=False)
             stderr.print(f"  {q.chrf_signature}\n  {q.bleu_signature}", style="dim", markup=False)
+    if any(s.n_unparsed and s.n_cut for s in scores):
+        more = "cut off and unread: task run --max-tokens N gives answers and thoughts more room"
+        stderr.print(more, style="dim", soft_wrap=True)
     note = "failed items are in no score; unread answers are wrong. Two quants: imatrix-lab compare"
     stderr.print(note, style="dim", soft_wrap=True)
 

@@ -9,6 +9,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.task import DATA, LIMIT
 from imatrix_lab.cli.task_judge import CHAT, chat_with
 from imatrix_lab.cli.terminal import stderr
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.tasks import definition
 
 
@@ -21,6 +22,7 @@ from imatrix_lab.tasks import definition
 @LIMIT
 @click.option("--out", type=options.PathType(), default=Path("translated"),
               show_default=True, help="Folder for the items and the review file.")  # fmt: skip
+@options.FORCE
 @options.JSON
 def translate(
     name: str, to: str, source: str, as_json: bool, data: Path | None, out: Path,
@@ -34,15 +36,18 @@ def translate(
     """
     from imatrix_lab.tasks.load import check_data
     from imatrix_lab.tasks.locale import get_locale
-    from imatrix_lab.tasks.translate import TranslateRequest, translate
+    from imatrix_lab.tasks.translate import TranslateRequest, check, translate
 
     session = options.session()
     task, to = definition.get(name), options.language(to, session.progress)
     source = options.language(source, session.progress)
     get_locale(to)
     check_data(task, data)  # what is wrong is told before llama.cpp is built
+    request = TranslateRequest(task, source, to, data, out, limit)
+    rules = Rules((data,) if data else (), chat_options.pop("force"), session.progress)
+    check(request, rules)
     with chat_with(chat_options, session) as chat:
-        request = TranslateRequest(task, source, to, data, out, limit)
+        check(request, rules, chat.model)
         files = translate(request, chat, session.progress)
     if as_json:
         return options.emit(files)

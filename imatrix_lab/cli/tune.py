@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Put this study's comparisons into the model card.",
 )
+@options.FORCE
 @click.option(
     "--dry-run", is_flag=True, help="Show the steps, their sizes and what is cached; do nothing."
 )

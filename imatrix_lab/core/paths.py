@@ -1,6 +1,8 @@
 """Where the package's data files and the user's own lie."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -25,3 +27,8 @@ def user_dir() -> Path:
     """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
     override = os.environ.get("IMATRIX_LAB_DATA")
     return expanded(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+
+
+def pip_install(*words: str) -> str:
+    """Return the command that installs into this Python, whose ``pip`` need not be on the path."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *words])

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -55,6 +56,9 @@ _DEATHS = {
 }
 """Signals -> (what they mean, what helps)."""
 
+
+_REASON = re.compile(r"(?:error loading model|failed to quantize): (.+)")
+"""What llama.cpp prints before lines that only say that it failed."""
 
 _KEPT = {
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TERM", "TZ", "PYTHONPATH",
@@ -271,8 +275,11 @@ def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFail
 
 
 def _error_line(tail: str) -> str:
-    """Return the last line that looks like an error, else the last line."""
+    """Return llama.cpp's own reason, else the last line like an error, else the last line."""
     lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
+    for line in reversed(lines):
+        if match := _REASON.search(line):
+            return match[1][:300]
     for line in reversed(lines[-60:]):
         if "error" in line.lower() or "failed" in line.lower():
             return line[:300]

@@ -94,7 +94,7 @@ def _inputs(
         "seed": options.seed,
         "sample": [options.sample, options.n_samples],
         "chat": options.chat,
-        "chats": [sha256_file(p) for p in _chat_files(mixture)] if options.chat else [],
+        "chats": [chat.VERSION, *map(sha256_file, _chat_files(mixture))] if options.chat else [],
         "exclude": [sha256_file(p) for p in options.exclude],
     }
 

@@ -10,6 +10,7 @@ order, so on CPU the result is bit for bit that of one long run, however often i
 import contextlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -62,6 +63,17 @@ def inputs(
     }
 
 
+def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, Any]:
+    """Return what an imatrix file of these has in its metadata, whatever built it."""
+    return {
+        "imatrix_lab.model.sha256": model.sha256,
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.sha256": corpus.sha256,
+        "imatrix.chunk_size": options.compute.n_ctx,
+        "imatrix.chunk_count": window_count(corpus, options),
+    }
+
+
 def window_count(corpus: CorpusFacts, options: Options) -> int:
     """Return how many windows the text has; raises BadText for fewer than two."""
     n_ctx = options.compute.n_ctx
@@ -90,7 +102,8 @@ def collect(
             say_warnings(programs.warnings(output), model, session)
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
-        fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
+        fix = "use another text or backend; to compute it again: rm -r "
+        fix += shlex.quote(str(scratch.parent))
         findings.require_sound(last, fix, session.progress)
         metadata = {
             "imatrix_lab.language": corpus.language,

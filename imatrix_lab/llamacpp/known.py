@@ -32,6 +32,8 @@ TOKENIZERS = frozenset((
     "llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "test", "plamo2", "gemma4",
 ))  # fmt: skip
 BPE = frozenset(("gpt2", "hybriddna", "whitespace", "gemma4"))
+BOS = {"llama": 1, "bert": 101, "gpt2": 11, "hybriddna": 11, "whitespace": 11, "plamo2": 1}
+"""The tokens that begin a text where a file does not say."""
 NO_TOKENIZER = frozenset(("none", "no_vocab"))
 
 ENCODERS = frozenset(("t5", "t5encoder", "eagle3", "dflash"))

@@ -22,6 +22,10 @@ QUANT_TYPES = (
     "TQ2_0", "TQ1_0", "Q1_0", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 """File types of llama-quantize at `COMMIT`, from many bits to few."""
+NEED_IMATRIX = frozenset(
+    ("Q2_K_S", "IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_M", "IQ1_S")
+)
+"""Types that llama-quantize makes of no model without an imatrix."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
@@ -215,6 +219,13 @@ def distinct(lines: Iterable[str]) -> tuple[str, ...]:
         first + (f" (and {len(more)} more like it)" if more else "")
         for first, *more in kinds.values()
     )
+
+
+def reason(errors: Iterable[str]) -> str:
+    """Return why a model was not loaded, from the library's error messages, or ""."""
+    lines = [re.sub(r"^(\w+: )*(error loading model: )?", "", line) for line in errors]
+    told = [line for line in lines if line and not line.startswith("failed to load model")]
+    return "; ".join(dict.fromkeys(told))
 
 
 def version_of(output: str) -> tuple[str, str] | None:

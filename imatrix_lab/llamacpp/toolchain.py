@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
-from imatrix_lab.core.paths import expanded
+from imatrix_lab.core.paths import expanded, pip_install
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import MissingTool, UsageError
 from imatrix_lab.llamacpp import processor, programs
@@ -79,7 +79,7 @@ class Toolchain:
             import llama_cpp
         except ImportError as error:
             fix = "make setup, or: CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF'"
-            fix += f" pip install llama-cpp-python=={SDIST_VERSION}"
+            fix += " " + pip_install("--no-cache-dir", f"llama-cpp-python=={SDIST_VERSION}")
             what = f"the llama.cpp bindings are not installed ({error})"
             raise MissingTool(what, fix=fix) from error
         return llama_cpp

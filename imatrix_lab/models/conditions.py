@@ -4,6 +4,7 @@ Its programs abort, fail or warn in the middle of the work; here it is said what
 whether text can be run through it, and what to do. The names are those of `llamacpp.known`.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _QUANTIZE = '"$(imatrix-lab toolchain path)/llama-quantize" {name} OUT.gguf Q8_0
 _ALONE = f"to quantize it without an imatrix: {_QUANTIZE}"
 _CONVERT = "imatrix-lab model fetch hf:ORG/REPO, the original on the Hub: it is converted anew"
 _SET_PRE = "gguf-new-metadata --pre-tokenizer NAME {name} NEW.gguf, NAME as in llama.cpp's source"
+_SET_BOS = "gguf-new-metadata --special-token-by-id bos N {name} NEW.gguf, N as in the original"
 _POOLS_BY_RANK = 4
 
 
@@ -47,6 +49,8 @@ def require_model(header: GgufHeader, path: Path) -> None:
 def of(header: GgufHeader, tensors: Sequence[TensorInfo]) -> tuple[Condition, ...]:
     """Return what there is to know before a model is run; first what stops it."""
     every = [*_types(tensors), *_architecture(header), *_tokenizer(header)]
+    if not any(c.stops for c in every):
+        every += _whole(header, tensors)
     name = header.path.name
     every = [Condition(c.what, c.fix.format(name=name), c.stops) for c in every]
     return tuple(sorted(every, key=lambda c: not c.stops))
@@ -101,6 +105,25 @@ def _architecture(header: GgufHeader) -> Iterator[Condition]:
         what += " so their tensors are quantized without an imatrix"
         fix = "types that need an imatrix for every tensor (IQ1, IQ2, IQ3_XXS, Q2_K_S) fail: take"
         yield Condition(what, f"{fix} a larger one", stops=False)
+
+
+def _whole(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
+    """Yield what a model of a known architecture lacks, however it came about."""
+    arch = header.text("general.architecture")
+    keys = [f"{arch}.{name}" for name in ("block_count", "context_length", "embedding_length")]
+    missing = [key for key in keys if header.integer(key) < 1]
+    missing += [] if any(t.name == "token_embd.weight" for t in tensors) else ["token_embd.weight"]
+    if missing:
+        what = f"llama.cpp cannot load this model, which lacks {', '.join(missing)}"
+        yield Condition(what, _CONVERT)
+    adds = header.metadata.get("tokenizer.ggml.add_bos_token", False) is True
+    known_bos = "tokenizer.ggml.bos_token_id" in header.metadata
+    by_default = known.BOS.get(header.text("tokenizer.ggml.model"), sys.maxsize)
+    bos = header.integer("tokenizer.ggml.bos_token_id", by_default)
+    if adds and bos >= _length(header, "tokenizer.ggml.tokens"):
+        token = f"{bos}, which it does not have" if known_bos else "that the file does not name"
+        what = f"its tokenizer begins every text with a token {token}: llama.cpp would abort"
+        yield Condition(what, _SET_BOS)
 
 
 def _tower(header: GgufHeader) -> str:

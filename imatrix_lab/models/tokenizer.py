@@ -5,19 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import re
 import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import BadModel
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import programs, thoughts
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
-_WARNING, _ERROR = 3, 4  # GGML_LOG_LEVEL_*
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _NORMAL = 4  # LLAMA_TOKEN_ATTR_NORMAL
-_log: dict[int, deque[str]] = {level: deque(maxlen=100) for level in (_WARNING, _ERROR)}
+_CONTROL = 8  # LLAMA_TOKEN_ATTR_CONTROL
+_errors: deque[str] = deque(maxlen=100)
 
 
 class Vocabulary:
@@ -66,10 +66,13 @@ class Vocabulary:
         special = self.parse_special if parse_special is None else parse_special
         raw = text.encode()
         room = len(raw) + 8
-        buffer = (self._llama.llama_token * room)()
-        n = self._llama.llama_tokenize(
-            self._vocab, raw, len(raw), buffer, room, add_special, special
-        )
+        n = -1
+        while n < 0:  # the room it needs, negated, if that was too little
+            buffer = (self._llama.llama_token * room)()
+            n = self._llama.llama_tokenize(
+                self._vocab, raw, len(raw), buffer, room, add_special, special
+            )
+            room = -n
         tokens = list(buffer[:n])
         if add_special and self._adds_end and tokens:
             tokens.pop()
@@ -105,11 +108,25 @@ class Vocabulary:
             return ""
 
     def piece(self, token: int) -> bytes:
-        """Return the bytes a token adds to an answer (perhaps part of a character)."""
+        """Return the bytes a token adds to an answer (perhaps part of a character).
+
+        Special tokens add none, but for the marks of thoughts.
+        """
+        plain = self._piece(token, special=False)
+        if plain or not self.is_control(token):
+            return plain
+        mark = self._piece(token, special=True)
+        return mark if thoughts.is_mark(mark.decode("utf-8", "replace")) else b""
+
+    def _piece(self, token: int, special: bool) -> bytes:
         room = max(1, self.size_bytes(token))
         buffer = ctypes.create_string_buffer(room)
-        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
         return buffer.raw[: max(0, n)]
+
+    def is_control(self, token: int) -> bool:
+        """Return whether a token is a special one, which stands for no text."""
+        return bool(self._llama.llama_vocab_get_attr(self._vocab, token) & _CONTROL)
 
     def is_end(self, token: int) -> bool:
         """Return whether a token ends a text, a turn or a message."""
@@ -123,19 +140,8 @@ class Vocabulary:
 _one_at_a_time = threading.Lock()
 
 
-@functools.cache
-def warnings_of(toolchain: Toolchain, model: Path) -> tuple[str, ...]:
-    """Return what llama.cpp warns of in a model's vocabulary, each kind of warning once.
-
-    Raises BadModel, with llama.cpp's reason, if it cannot load it.
-    """
-    with Vocabulary(toolchain, model) as vocabulary:
-        vocabulary.n_tokens()
-        return programs.distinct(_log[_WARNING])
-
-
 def silence(llama: Any) -> None:
-    """Keep llama.cpp's log from our output; its latest errors and warnings are remembered."""
+    """Keep llama.cpp's log from our output; its latest errors are remembered."""
     with _one_at_a_time:
         _silenced(llama)
 
@@ -145,8 +151,8 @@ def _silenced(llama: Any) -> Any:
     """Return a new log callback; cached, since the library calls it as long as we live."""
 
     def keep(level: int, text: bytes, data: object) -> None:
-        if level in _log:
-            _log[level].append(text.decode("utf-8", "replace").strip())
+        if level == _ERROR:
+            _errors.append(text.decode("utf-8", "replace").strip())
 
     callback = llama.llama_log_callback(keep)
     llama.llama_log_set(callback, ctypes.c_void_p(0))
@@ -155,12 +161,9 @@ def _silenced(llama: Any) -> Any:
 
 def forget_log() -> None:
     """Forget what llama.cpp logged, before a call whose reasons matter."""
-    for lines in _log.values():
-        lines.clear()
+    _errors.clear()
 
 
 def reason() -> str:
-    """Return why llama.cpp failed, in its own words, or "no reason given"."""
-    lines = [re.sub(r"^(\w+: )*(error loading model: )?", "", line) for line in _log[_ERROR]]
-    told = [line for line in lines if line and not line.startswith("failed to load model")]
-    return "; ".join(dict.fromkeys(told)) or "no reason given"
+    """Return why llama.cpp failed, in its own words."""
+    return programs.reason(_errors) or "no reason given"

@@ -6,6 +6,7 @@ from typing import Any
 
 from imatrix_lab.core.files import place, replacing
 from imatrix_lab.core.names import slug
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -39,6 +40,7 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
 
 def _check(request: ScoreRequest, session: Session) -> None:
     """Check models, texts and output folder before llama.cpp is built."""
+    check_folder(request.out)
     for spec in (request.reference, *request.quants):
         check_spec(spec, session.store)
     labels = [slug(label) for label, _ in request.texts]
@@ -49,8 +51,6 @@ def _check(request: ScoreRequest, session: Session) -> None:
             tune.parse_text(label, allow_file=True)
         else:
             documents_in(path, label)
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError("the output folder is a file", where=request.out, fix="--out FOLDER")
 
 
 def score_models(

@@ -10,6 +10,7 @@ from typing import Any
 from imatrix_lab import __version__
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.names import readable, slug
+from imatrix_lab.core.outputs import Rules, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, mixture
@@ -45,17 +46,51 @@ class Result:
 
 def tune(request: Request, session: Session) -> Result:
     """Run the whole path; what the store has already is not made again."""
-    parse_text(request.text)
-    deliver.check_folder(request.out)
+    rules = check(request, session)
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
+    run.check(model.facts, model.path, request.types, request.allow_requantize)
+    deliver.check_files(request, deliver.Names(model.label, _language(request), model), rules)
     corpus = corpus_of(request, tools, model, session)
     compared = model_card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
     result = _quantize(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
     if compared:
-        deliver.add(request.out, deliver.imatrix_name(model, imatrix), {"study": compared})
+        deliver.add(
+            request.out, deliver.imatrix_name(model.label, imatrix.language), {"study": compared}
+        )
     return result
+
+
+def check(request: Request, session: Session) -> Rules:
+    """Raise what is wrong with text, model or output folder; only headers are read."""
+    parse_text(request.text)
+    resolve.check_spec(request.model, session.store)
+    _check_quantized(request)
+    rules = rules_of(request, session)
+    deliver.check_folder(request.out, rules)
+    if label := resolve.label_of(request.model):
+        deliver.check_files(request, deliver.Names(label, _language(request)), rules)
+    return rules
+
+
+def _language(request: Request) -> str:
+    """Return the label of a corpus that is built, or will be."""
+    text = parse_text(request.text)
+    return text.label if isinstance(text, Mixture) else from_folder(text).language
+
+
+def _check_quantized(request: Request) -> None:
+    if files := resolve.files_of(request.model):
+        run.check(resolve.facts(files), files[0], request.types, request.allow_requantize)
+
+
+def rules_of(request: Request, session: Session, *inputs: Path) -> Rules:
+    """Return which files a request must not replace."""
+    text = parse_text(request.text, allow_file=True)
+    texts = (text,) if isinstance(text, Path) else ()
+    files = (*resolve.files_of(request.model), *texts, *inputs)
+    return Rules(files, request.force, session.progress)
 
 
 def prepare(request: Request, session: Session) -> tuple[Toolchain, Model]:
@@ -122,13 +157,21 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
 
 def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     """Compute an importance matrix and put it at `out`; return its path."""
-    parse_text(request.text, allow_file=True)
-    if out and out.is_dir():
-        raise UsageError("this is a folder, not a file", where=out, fix=f"--out {out}/imatrix.gguf")
+    text = parse_text(request.text, allow_file=True)
+    resolve.check_spec(request.model, session.store)
+    rules, label = rules_of(request, session), resolve.label_of(request.model)
+    if out:
+        check_file(out, rules, format.other_than({}))
+    elif label and isinstance(text, Mixture):
+        check_file(Path(deliver.imatrix_name(label, text.label)), rules, format.other_than({}))
+    else:
+        check_folder(Path())
     tools, model = prepare(request, session)
     corpus = corpus_of(request, tools, model, session)
+    target = out or Path(deliver.imatrix_name(model.label, corpus.language))
+    same = collect.identity(model, corpus, imatrix_options(request, model, corpus))
+    check_file(target, rules, format.other_than(same))
     facts = imatrix_of(request, tools, model, corpus, session)
-    target = out or Path(f"{model.label}-{corpus.language}.imatrix.gguf")
     place(facts.path, target)
     return target
 
@@ -139,21 +182,29 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     Raises BadImatrix: it is damaged, does not fit the model, or has errors.
     Raises UsageError: no text to verify with.
     """
-    deliver.check_folder(request.out)
+    resolve.check_spec(request.model, session.store)
+    _check_quantized(request)
     text = request.text
-    if imatrix_path:
+    if not imatrix_path:
+        run.check_types(request.types)
+    else:
         matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
         text = text or slug(matrix.language or imatrix_path.stem)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
     source = parse_text(text, allow_file=True)
+    verified = dataclasses.replace(request, text=text)
+    rules = rules_of(verified, session, *filter(None, [imatrix_path]))
+    deliver.check_folder(request.out, rules)
     tools, model = prepare(request, session)
+    run.check(model.facts, model.path, request.types, request.allow_requantize)
     imatrix = None
     if imatrix_path:
         imatrix = given_imatrix(imatrix_path, model, session, request.force)
+    language = imatrix.language if imatrix else ""
+    deliver.check_files(request, deliver.Names(model.label, language, model, imatrix), rules)
     if isinstance(source, Mixture) or source.is_dir():
-        text_request = dataclasses.replace(request, text=text)
-        heldout = heldout_in(corpus_of(text_request, tools, model, session))
+        heldout = heldout_in(corpus_of(verified, tools, model, session))
     else:
         content = decode(source.read_bytes(), str(source))
         with Vocabulary(tools, model.path) as vocabulary:
@@ -204,8 +255,9 @@ def existing_imatrix(
     """
     matrix = format.read(path)
     findings = validate.check(matrix, expected.of(model))
-    fix = f"imatrix-lab imatrix check {path} --model {model.origin}; or compute it again:"
-    fix += f" imatrix-lab imatrix build --model {model.origin} --corpus LANGUAGE"
+    spec = resolve.spec_of(model)
+    fix = f"imatrix-lab imatrix check {shlex.quote(str(path))} --model {spec}; or compute it again:"
+    fix += f" imatrix-lab imatrix build --model {spec} --corpus LANGUAGE"
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),

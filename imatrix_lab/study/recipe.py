@@ -15,6 +15,7 @@ from imatrix_lab.core.paths import expanded
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.models import hub_spec
 
 SCHEMA = 1
 NONE = "none"
@@ -267,4 +268,4 @@ def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
 
 def is_remote(model: str) -> bool:
     """Whether a model is the demo model or on the Hub, and not a file."""
-    return model == DEMO or model.startswith("hf:")
+    return model == DEMO or hub_spec.is_spec(model)

@@ -71,7 +71,8 @@ class Prompt:
     """How an item is asked, after so many examples (`shots`), and scored (`variant`).
 
     A line of the template with ``{lettered}``, the options with letters before them, is left out
-    where options are scored by their text.
+    where options are scored by their text. With `enable_thinking` a model whose chat template
+    knows of thoughts may think before an answer, and write more tokens.
     """
 
     ask: str
@@ -79,6 +80,7 @@ class Prompt:
     max_tokens: int = 0
     stop: tuple[str, ...] = ()
     shots: int = 0
+    enable_thinking: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
 from imatrix_lab.types import ComputeOptions, Request
+from tests.fakes.hub_server import HubServer
 
 QUERY = "blk.0.attn_q.weight"
 
@@ -153,6 +154,26 @@ def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
     (tmp_path / "nb.gguf").symlink_to(two / "nb.gguf")
     done = lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "x.gguf", status=2)
     assert "demo-nb.imatrix.gguf=WEIGHT" in done.stderr and "nb.gguf" in done.stderr
+
+
+def test_imatrices_of_the_hub_wherever_one_is_taken(lab, two, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    repo = {"m.imatrix.gguf": two / "nb.gguf", "sub/en.imatrix": two / "en.gguf"}
+    with HubServer({"org/x-imatrix": {"main": repo}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        nb, en = "hf:org/x-imatrix/m.imatrix.gguf", "hf:org/x-imatrix@main:sub/en.imatrix"
+        assert "6 windows" in lab("imatrix", "show", nb).stdout
+        lab("imatrix", "check", en, "--model", tiny)
+        lab("imatrix", "diff", nb, f"{server.endpoint}/org/x-imatrix/blob/main/sub/en.imatrix")
+        lab("imatrix", "merge", f"{nb}=0.5", f"{en}=0.5", "-o", tmp_path / "m.gguf")
+        words = ("--type", "Q4_K_M", "--out", tmp_path / "q", "--heldout", two / "nb.txt")
+        lab("quantize", "--model", tiny, "--imatrix", nb, *words)
+        assert (
+            "no file matches" in lab("imatrix", "show", "hf:org/x-imatrix/y.dat", status=2).stderr
+        )
+        n_downloads = sum(r.path.startswith("/cdn/") for r in server.requests)
+    assert format.read(tmp_path / "m.gguf").n_tokens() == (6 + 4) * 128
+    assert n_downloads == 1  # each file once; the other is not in LFS
 
 
 def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):

@@ -13,6 +13,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel
 from imatrix_lab.imatrix import format
 from imatrix_lab.models import resolve
+from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.types import ComputeOptions, Request
 from tests import tiny_model
@@ -37,6 +38,18 @@ STOPPED = {
     "encoder": ("t5", [SPM], "encoder"),
     "diffusion": ("llada", [SPM], "diffusion"),
     "draft": ("eagle3", [SPM], "drafts"),
+    "no layers": ("llama", [SPM, {"llama.block_count": None}], "llama.block_count"),
+    "0 layers": ("llama", [SPM, {"llama.block_count": 0}], "llama.block_count"),
+    "no first token": (
+        "llama",
+        [BPE, {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.model": "gemma4"}],
+        "does not name",
+    ),
+    "first token of none": (
+        "llama",
+        [BPE, {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 7}],
+        "token 7",
+    ),
     "speech": ("wavtokenizer-dec", [{}], "sound"),
 }
 NOTED = {
@@ -91,7 +104,7 @@ def test_a_plain_model_has_nothing_to_note(tiny, tmp_path):
 @pytest.mark.parametrize("name", NO_MODELS)
 def test_what_is_no_model(name, tmp_path):
     metadata, n_tensors, word = NO_MODELS[name]
-    path = headers.write(tmp_path / "m.gguf", "llama", metadata, n_tensors=n_tensors)
+    path = headers.write(tmp_path / "m.gguf", "llama", metadata, n=n_tensors)
     with pytest.raises(BadModel) as caught:
         resolve.check_spec(str(path))
     assert word in str(caught.value) and caught.value.fix
@@ -135,7 +148,7 @@ def test_a_model_that_adds_an_end_token_has_the_imatrix_of_one_that_does_not(
 
 
 def test_a_missing_pre_tokenizer_is_said_once_and_the_remedy_helps(tools, tmp_path):
-    old = headers.write(tmp_path / "old.gguf", "llama", BPE, {"tokenizer.ggml.pre": None})
+    old = headers.whole(tmp_path / "old.gguf", BPE, {"tokenizer.ggml.pre": None})
     session = Session(Store(), heard := Heard())
     for _ in range(2):
         resolve.resolve_to_run(str(old), session, tools)
@@ -145,10 +158,20 @@ def test_a_missing_pre_tokenizer_is_said_once_and_the_remedy_helps(tools, tmp_pa
     assert conditions(new) == ()
 
 
+def test_a_first_token_that_is_missing_can_be_named(tools, tmp_path):
+    adds = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 7}
+    path = headers.whole(tmp_path / "m.gguf", BPE, adds)
+    assert "gguf-new-metadata --special-token-by-id bos N m.gguf" in conditions(path)[0].fix
+    new = with_metadata(path, tmp_path / "new.gguf", "--special-token-by-id", "bos", "0", "--force")
+    assert conditions(new) == ()
+    with Vocabulary(tools, new) as vocabulary:
+        assert vocabulary.tokens("ab") == [0, 3]
+
+
 def test_what_llama_cpp_warns_of_is_said_once(tools, tmp_path):
     tokens = {"tokenizer.ggml.tokens": ["</s>", "<eos>", "a", "b"], "tokenizer.ggml.merges": []}
     kinds = {"tokenizer.ggml.token_type": [1, 1, 1, 1], "tokenizer.ggml.merges": ["a b"]}
-    path = headers.write(tmp_path / "m.gguf", "llama", BPE, tokens, kinds)
+    path = headers.whole(tmp_path / "m.gguf", BPE, tokens, kinds)
     session = Session(Store(), heard := Heard())
     for _ in range(2):
         resolve.resolve_to_run(str(path), session, tools)
@@ -156,12 +179,25 @@ def test_what_llama_cpp_warns_of_is_said_once(tools, tmp_path):
     assert "m.gguf" in line and "load:" not in line
 
 
-def test_what_llama_cpp_refuses_comes_with_its_reason(tools, tmp_path):
-    few = {"tokenizer.ggml.token_type": [1]}
-    path = headers.write(tmp_path / "m.gguf", "llama", BPE, few)
-    resolve.check_spec(str(path))
-    with pytest.raises(BadModel, match="Index out of array bounds for toktypes"):
-        resolve.resolve_to_run(str(path), Session(Store(), Silent()), tools)
+REFUSED = {
+    "token types": ({"tokenizer.ggml.token_type": [1]}, "Index out of array bounds for toktypes"),
+    "heads": ({"llama.attention.head_count": None}, "attn_q.weight' has wrong shape"),
+    "layers": ({"llama.block_count": 2}, "tensor 'blk.1.attn_norm.weight' not found"),
+    "shapes": ({"llama.feed_forward_length": 64}, "ffn_gate.weight' has wrong shape"),
+    "an abort": ({"tokenizer.ggml.pre": "llama-bpe"}, r"GGML_ASSERT\(vocab.token_bos"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_llama_cpp_refuses_comes_with_its_reason_before_any_work(name, tools, tmp_path):
+    metadata, why = REFUSED[name]
+    good, bad = headers.whole(tmp_path / "a.gguf", BPE), tmp_path / "b.gguf"
+    resolve.resolve_to_run(str(good), Session(Store(), Silent()), tools)
+    headers.whole(bad, BPE, metadata)
+    resolve.check_spec(str(bad))
+    with pytest.raises(BadModel, match=why) as caught:
+        resolve.resolve_to_run(str(bad), Session(Store(), Silent()), tools)
+    assert str(bad) == caught.value.where
 
 
 def test_a_tower_can_be_quantized_as_it_is_said(tools, tmp_path, monkeypatch):
