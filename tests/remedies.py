@@ -11,6 +11,8 @@ import imatrix_lab
 PACKAGE = Path(imatrix_lab.__file__).parent
 FILLED = "\N{BULLET}"
 """Stands for what is only known when the error occurs."""
+_TABLES = {"_DEATHS": 1, "_KINDS": 2}
+"""Tables of remedies, and the place of each in its row."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ def _in_module(tree: ast.Module) -> Iterator[tuple[int, str]]:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
+    for name, column in _TABLES.items():
+        if isinstance(table := constants.get(name), ast.Dict):
+            for row in table.values:
+                assert isinstance(row, ast.Tuple), f"{name} has rows that are no tuples"
+                yield from ((row.lineno, text) for text in _texts(row.elts[column], constants))
     for scope in _scopes(tree):
         begun: list[tuple[int, str]] = []
         for node in scope:
@@ -46,6 +53,8 @@ def _in_module(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield from ((value.lineno, text) for text in _texts(value, constants))
                 case ast.keyword("fix", ast.Name(name)) if name in constants:
                     value = constants[name]
+                    yield from ((value.lineno, text) for text in _texts(value, constants))
+                case ast.Call(ast.Name("Finding"), [_, _, _, value]):
                     yield from ((value.lineno, text) for text in _texts(value, constants))
                 case ast.Assign([ast.Name("fix") | ast.Attribute(attr="fix")], value):
                     yield from begun

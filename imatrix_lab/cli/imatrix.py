@@ -199,6 +199,9 @@ def check(file: str, model: str, target: Path | None, force: bool, as_json: bool
     if target and errors:
         problems = "; ".join(e.what for e in errors)
         raise BadImatrix(f"cannot be repaired: {problems}", where=path, fix=errors[0].remedy)
+    if not target and any(finding.mendable for finding in findings.all):
+        words = ["imatrix-lab", "imatrix", "check", str(path), "--model", model, "--repair"]
+        session.progress.say(f"to repair: {shlex.join([*words, f'{path.stem}-repaired.gguf'])}")
     if target:
         format.write(target, imatrix, rules=rules)
         session.progress.say(f"{target}: {'; '.join(changes) or 'nothing to repair, a copy'}")
@@ -218,11 +221,11 @@ def _weighted(word: str) -> tuple[Path, float]:
     except ValueError:
         raise click.BadParameter(f"{number!r} in {word!r} is not a weight, such as 0.75") from None
     if not path.exists():
-        raise UsageError(
-            f"no file {name!r}; a mixture is made of imatrix files",
-            fix="check the path, or compute it: imatrix-lab imatrix build --model MODEL"
-            f" --corpus LANGUAGE --out {shlex.quote(f'{path.stem}.gguf')}",
-        )
+        fix = "check the path"
+        if path.name == name and not path.suffix:
+            fix = f"imatrix-lab imatrix build --model MODEL --corpus {shlex.quote(name)}"
+            fix += f" --out {shlex.quote(f'{name}.gguf')}"
+        raise UsageError(f"no file {name!r}; a mixture is made of imatrix files", fix=fix)
     return path, weight
 
 
@@ -233,7 +236,7 @@ def _by_language(name: str) -> Path:
     paths = [p for p in sorted(Path().iterdir()) if p.name in exact or p.name.endswith(ending)]
     if len(paths) > 1:
         what = f"{name} is ambiguous: {' or '.join(map(str, paths))}"
-        raise UsageError(what, fix=f"name the file: {shlex.quote(str(paths[0]))}=0.5")
+        raise UsageError(what, fix=f"name the file: {shlex.quote(str(paths[0]))}=WEIGHT")
     return paths[0] if paths else Path(name)
 
 

@@ -70,6 +70,8 @@ class Shared:
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     """Return what the steps share; llama.cpp is built and models are fetched if necessary."""
+    if len(recipe.models) == 1:  # of several, the others go on
+        resolve.check_spec(recipe.models[0], session.store)
     tools = get_toolchain(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from types import SimpleNamespace
 
 import gguf
@@ -89,13 +91,17 @@ def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
     assert back.entries.keys() == imatrix.entries.keys() and back.metadata[format.REPAIRED]
 
 
-def test_check_mends_what_a_sibling_knows(lab, two, tiny, tmp_path):
-    """As ik_llama.cpp records gate and up."""
+def test_check_mends_what_a_sibling_knows(lab, two, tiny, tmp_path, monkeypatch):
+    """As ik_llama.cpp records gate and up; the command that is printed does it."""
+    monkeypatch.chdir(tmp_path)
     imatrix = format.read(two / "nb.gguf")
     entries = {n: e for n, e in imatrix.entries.items() if "ffn_gate" not in n}
     format.write(tmp_path / "fused.dat", dataclasses.replace(imatrix, entries=entries))
     done = lab("imatrix", "check", tmp_path / "fused.dat", "--model", tiny, status=1)
-    assert "--repair" in done.stdout
+    command = shlex.split(done.stderr.partition("to repair: imatrix-lab ")[2].splitlines()[0])
+    lab(*command)
+    repaired = tmp_path / command[-1]
+    assert format.read(repaired).entries.keys() == imatrix.entries.keys()
     mended = tmp_path / "mended.gguf"
     lab("imatrix", "check", tmp_path / "fused.dat", "--model", tiny, "--repair", mended)
     assert format.read(mended).entries.keys() == imatrix.entries.keys()
@@ -260,3 +266,24 @@ def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):
     (quant,) = (tmp_path / "out").glob("*.gguf")
     assert quant.name == "tiny-nb75-en25-Q4_K_M.gguf"
     assert read_header(quant).metadata["imatrix_lab.language"] == "nb75-en25"
+
+
+def test_the_remedies_for_a_bad_imatrix_name_files_that_are_there(
+    lab, two, tiny, tmp_path, monkeypatch
+):
+    """From another folder, with blanks in both names."""
+    model = tmp_path / "a model-f16.gguf"
+    model.symlink_to(tiny)
+    bad = spoilt(two / "nb.gguf", tmp_path / "bad one.gguf", np.nan)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = ("--type", "Q4_K_M", "--heldout", two / "nb.txt")
+    done = lab("quantize", "--model", model, "--imatrix", bad, *text, status=1)
+    check, build = re.findall(r"imatrix-lab (imatrix .+?)(?:; or|$)", done.stderr, re.MULTILINE)
+    again = lab(*shlex.split(check), status=1)
+    assert QUERY in again.stdout and "no such file" not in again.stderr
+    small = ("--ctx", "128", "--threads", "1")
+    lab(*shlex.split(build.replace("LANGUAGE", shlex.quote(str(two / "nb.txt")))), *small)
+    merged = lab("imatrix", "merge", bad, two / "en.gguf", "-o", "m.gguf", status=1)
+    shown = re.search(r"imatrix-lab (imatrix show .+)", merged.stderr)
+    assert shown and "NaN" in lab(*shlex.split(shown[1])).stdout
