@@ -29,9 +29,10 @@ def require_model(header: GgufHeader, path: Path) -> None:
     kind, arch = header.text("general.type", "model"), header.text("general.architecture")
     if kind == "imatrix":
         what, fix = "an importance matrix, not a model", f"imatrix-lab imatrix show {path.name}"
-    elif kind == "adapter" or arch == "controlvector":
-        name = "a control vector" if arch == "controlvector" else "an adapter (LoRA)"
-        what = f"{name}, not a model: it has no weights of its own to quantize"
+    elif arch == "controlvector":
+        what, fix = "a control vector, not a model", "give the model that it steers"
+    elif kind == "adapter":
+        what = "an adapter (LoRA), not a model: it has no weights of its own to quantize"
         fix = "give its base model; or merge both with llama.cpp's llama-export-lora, which is not"
         fix += " built here, and give the merged model"
     elif kind not in ("model", "mmproj"):
@@ -47,16 +48,17 @@ def require_model(header: GgufHeader, path: Path) -> None:
 
 
 def of(header: GgufHeader, tensors: Sequence[TensorInfo]) -> tuple[Condition, ...]:
-    """Return what there is to know before a model is run; first what stops it."""
-    every = [*_types(tensors), *_architecture(header), *_tokenizer(header)]
-    if not any(c.stops for c in every):
-        every += _whole(header, tensors)
+    """Return what there is to know before a model is run; if something stops it, that first."""
+    every: list[Condition] = []
+    for look in (_types, _architecture, _tokenizer, _whole):
+        if not any(condition.stops for condition in every):  # else what follows from it
+            every += look(header, tensors)
     name = header.path.name
     every = [Condition(c.what, c.fix.format(name=name), c.stops) for c in every]
     return tuple(sorted(every, key=lambda c: not c.stops))
 
 
-def _types(tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
+def _types(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
     known_types = {t.type_name for t in tensors if not t.type_name.startswith("type ")}
     names = {t.type_name for t in tensors} - known_types
     if codes := sorted(int(name.removeprefix("type ")) for name in names):
@@ -68,7 +70,7 @@ def _types(tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
         yield Condition(what, f"{fix} were made for")
 
 
-def _architecture(header: GgufHeader) -> Iterator[Condition]:
+def _architecture(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
     arch = header.text("general.architecture")
     causal = header.metadata.get(f"{arch}.attention.causal", True)
     if arch.startswith("clip") or header.text("general.type") == "mmproj":
@@ -101,10 +103,10 @@ def _architecture(header: GgufHeader) -> Iterator[Condition]:
         what += " say little of its vectors or ranks"
         yield Condition(what, "measure the quants on your retrieval task too", stops=False)
     if n := header.integer(f"{arch}.nextn_predict_layers"):
-        what = f"its last {n} layers predict further tokens (MTP): llama-imatrix does not run them,"
-        what += " so their tensors are quantized without an imatrix"
-        fix = "types that need an imatrix for every tensor (IQ1, IQ2, IQ3_XXS, Q2_K_S) fail: take"
-        yield Condition(what, f"{fix} a larger one", stops=False)
+        what = f"it has layers for multi-token prediction (MTP, {n} of them): llama-imatrix does"
+        what += " not run them, so their tensors are quantized without an imatrix"
+        types = ", ".join(t for t in programs.QUANT_TYPES if t in programs.NEED_EVERY_LAYER)
+        yield Condition(what, f"types other than {types}, which need one", stops=False)
 
 
 def _whole(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
@@ -133,7 +135,7 @@ def _tower(header: GgufHeader) -> str:
     return f"{' and '.join(has) or 'vision'} tower"
 
 
-def _tokenizer(header: GgufHeader) -> Iterator[Condition]:
+def _tokenizer(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator[Condition]:
     arch, name = header.text("general.architecture"), header.text("tokenizer.ggml.model")
     if arch.startswith("clip") or header.text("general.type") == "mmproj":
         return

@@ -90,5 +90,5 @@ def type_origin(codes: list[int]) -> str:
     return "newer than this llama.cpp, or of another program"
 
 
-_REMOVED = {4, 5, 31, 32, 33, 36, 37, 38}
+_REMOVED = {4, 5, 31, 32, 33, 37, 38}  # 36 is also BitNet's
 _IK_FIRST = 97

@@ -70,6 +70,8 @@ class Shared:
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     """Return what the steps share; llama.cpp is built and models are fetched if necessary."""
+    if len(recipe.models) == 1:  # of several, the others go on
+        resolve.check_spec(recipe.models[0], session.store)
     tools = get_toolchain(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []
@@ -77,6 +79,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     for spec, name in zip(recipe.models, without_folders(recipe).models, strict=True):
         try:
             model = resolve.resolve_to_run(spec, session, tools)
+            run.check_layers(model.facts, model.path, recipe.types)
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise
