@@ -30,8 +30,8 @@ CLAUSES = re.compile(r"; (?:or )?|, (?:or |and |then )?|: | or | then | with | {
 """What stands between the parts of a remedy."""
 METAVARS = ("MODEL", "FILE", "LANGUAGE", "CODE", "TASK", "A", "B", "RUN_A", "RUN_B")
 PLAIN = re.compile(
-    r"(a|add|build|check|choose|close|compare|complete|compute|convert|correct|delete|download|fetch"
-    r"|fewer|finish|give|if|install|leave|let|look|more|name|one|open|pin|point|put|read|remove|run|score"
+    r"(a|add|another|build|check|choose|close|compare|complete|compute|convert|correct|delete|download|fetch"
+    r"|fewer|finish|give|if|install|leave|let|look|mend|more|name|one|open|pin|point|put|read|remove|run|score"
     r"|set|the|types|use|write)\b"
 )
 """How remedies in plain words begin."""
@@ -120,6 +120,11 @@ def installed_script(name: str) -> Callable[[list[str]], None]:
     return check
 
 
+def own_modules(words: list[str]) -> None:
+    """A module of Python's own library, of any version."""
+    assert words[0] == "-m" and words[1] in sys.stdlib_module_names | {"json.tool"}
+
+
 def standard(*options: str) -> Callable[[list[str]], None]:
     """A standard program, with options that it has everywhere."""
 
@@ -135,7 +140,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "imatrix-lab": imatrix_lab, "make": make, "pip": pip, "sudo": sudo, "hf": hub,
     "gguf-convert-endian": installed_script("gguf-convert-endian"),
     "rm": standard("-r", "-rf"), "mkdir": standard("-p"), "cat": standard(), "ls": standard("-l"),
-    "unset": standard(), "jq": standard("-c"), "iconv": standard("-f", "-t"), "df": standard("-h"),
+    "unset": standard(), "sed": standard("-n"), "python3": own_modules, "jq": standard("-c"), "iconv": standard("-f", "-t"), "df": standard("-h"),
     "env": standard("-u"), "xcode-select": lambda words: standard("--install")([*words, "x"]),
     "llama-server": standard("-m", "--chat-template-file"),
 }  # fmt: skip
