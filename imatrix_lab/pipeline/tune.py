@@ -9,9 +9,17 @@ from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, mixture
-from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text, slug
-from imatrix_lab.corpus.documents import decode
+from imatrix_lab.corpus.build import (
+    CALIBRATION,
+    build,
+    from_file,
+    from_folder,
+    heldout_of_file,
+    heldout_text,
+    slug,
+)
 from imatrix_lab.corpus.mixture import Mixture
+from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import collect, expected, format, validate
 from imatrix_lab.llamacpp.build import get_toolchain
@@ -72,7 +80,8 @@ def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session
     n_tokens = request.n_tokens
     with Vocabulary(tools, model.path, special) as vocabulary:
         if isinstance(text, Path):
-            corpus = from_file(text, model, vocabulary, n_tokens, session)
+            own = UserText(text, request.field)
+            corpus = from_file(own, model, vocabulary, n_tokens, session)
         else:
             corpus = build(text, model, vocabulary, n_tokens, request.corpus, session)
     if corpus.n_tokens < n_tokens:
@@ -95,6 +104,17 @@ def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
     return parsed
 
 
+def check_text(request: Request) -> Mixture | Path:
+    """Return the text of a request as `parse_text`, a file if it begins as text can be read.
+
+    Raises UsageError, BadText: there is no such text, or there is none in it.
+    """
+    text = parse_text(request.text, allow_file=True)
+    if isinstance(text, Path) and text.is_file():
+        next(UserText(text, request.field).paragraphs())
+    return text
+
+
 def imatrix_of(
     request: Request, tools: Toolchain, model: Model, corpus: CorpusFacts, session: Session
 ) -> ImatrixFacts:
@@ -113,7 +133,7 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
 
 def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     """Compute an importance matrix and put it at `out`; return its path."""
-    parse_text(request.text, allow_file=True)
+    check_text(request)
     if out and out.is_dir():
         raise UsageError("this is a folder, not a file", where=out, fix=f"--out {out}/imatrix.gguf")
     tools, model = prepare(request, session)
@@ -137,18 +157,18 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         text = text or slug(matrix.language or imatrix_path.stem)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
-    source = parse_text(text, allow_file=True)
+    text_request = dataclasses.replace(request, text=text)
+    source = check_text(text_request)
     tools, model = prepare(request, session)
     imatrix = None
     if imatrix_path:
         imatrix = existing_imatrix(imatrix_path, model, session.progress, request.force)
     if isinstance(source, Mixture) or source.is_dir():
-        text_request = dataclasses.replace(request, text=text)
         heldout = heldout_in(corpus_of(text_request, tools, model, session))
     else:
-        content = decode(source.read_bytes(), str(source))
+        own = UserText(source, request.field)
         with Vocabulary(tools, model.path) as vocabulary:
-            heldout = HeldOut(sha256_file(source), content, vocabulary.count(content))
+            heldout = HeldOut(*heldout_of_file(own, vocabulary, run.VERIFY_TOKENS, session))
     return _quantize(request, tools, model, imatrix, heldout, None, session)
 
 

@@ -22,6 +22,8 @@ from imatrix_lab.models import resolve
 from imatrix_lab.types import ImatrixFacts, Model, QuantFacts
 
 VERIFY_WINDOWS = 4
+VERIFY_TOKENS = 2 * VERIFY_WINDOWS * 512
+"""More of a text is not read; twice what is, as what follows may change the last tokens."""
 TRIES = 5
 WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
 """By nominal bits: how much the held-out loss may grow, in nats a token, before a file is broken.
