@@ -8,7 +8,6 @@ All readers raise `BadText` for a damaged file, and name the line or byte.
 import codecs
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +70,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 what = f"line {number} is not a document: not valid JSON: {error}"
-                fix = f"mend or remove it: sed -n {number}p {shlex.quote(str(path))}"
+                command = opened.piped(path, f"sed {number}d")
+                fix = f"{command} > {opened.copy_name(path, 'mended')}"
                 raise BadText(what, where=path, fix=fix) from error
             yield number, value
 

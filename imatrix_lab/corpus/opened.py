@@ -25,6 +25,8 @@ HEAD_BYTES = 1 << 16
 """What a file is, so many bytes tell."""
 _BLOCK_BYTES = 1 << 18
 _SAMPLE_BYTES = 1 << 14
+_LETTERS_MIN = 0.7
+"""What is text has at least this share of letters and blanks."""
 
 
 @dataclass(frozen=True)
@@ -163,19 +165,26 @@ def require_text(path: Path, start: bytes) -> None:
     for magic, name, fix in _NO_TEXT:
         if magic in (start[257:262] if name == "a tar archive" else start[: len(magic)]):
             quoted = shlex.quote(str(path))
-            out = shlex.quote(str(path.with_suffix(".txt")))
+            out = copy_name(path.with_suffix(".txt"), "text")
             raise BadText(f"this is {name}, not text", where=path, fix=fix.format(quoted, out))
-    if start.count(0) > len(start) // 10:
-        encoding = "UTF-16LE" if start[1::2].count(0) > start[::2].count(0) else "UTF-16BE"
-        if max(start[1::2].count(0), start[::2].count(0)) > len(start) // 4:
+    if start.count(0) > len(start) // 100:
+        encoding = max(("UTF-16LE", "UTF-16BE"), key=lambda name: _letters(start, name))
+        if _letters(start, encoding) > _LETTERS_MIN:
             what = f"this is {encoding} without a byte order mark"
             raise BadText(what, where=path, fix=_iconv(path, encoding))
-        raise BadText("this is not text: it is full of zero bytes", where=path, fix="check it")
+        raise BadText("this is not text: it has zero bytes", where=path, fix="check the file")
+
+
+def _letters(sample: bytes, encoding: str) -> float:
+    """Return the share of letters and blanks, of scripts that have no 20,000, in an encoding."""
+    text = sample.decode(encoding, "replace")
+    usual = sum(c.isspace() or (c.isalpha() and not "\u3400" <= c <= "\ud7a3") for c in text)
+    return usual / max(1, len(text))
 
 
 _NO_TEXT = (
     (b"%PDF", "a PDF", "pdftotext {} {}"),
-    (b"PK\x03\x04", "a zip archive (or a document in one)", "unzip {}"),
+    (b"PK\x03\x04", "a zip archive (or a document in one)", "pandoc {} -t plain -o {}, or unzip"),
     (b"ustar", "a tar archive", "tar -xf {}"),
     (b"GGUF", "a GGUF file", "--model takes models, --imatrix importance matrices"),
     (b"ARROW1", "an Arrow file", "save it as Parquet"),
@@ -187,7 +196,7 @@ def _guess(sample: bytes) -> str:
     """Return the encoding that bytes probably have, as iconv calls it."""
     western = {*sample.decode("cp1252", "replace")} - {*map(chr, range(128))}
     n_high = sum(byte > 127 for byte in sample)
-    if western <= _WESTERN and n_high < len(sample) / 4:  # where the library says cp1250
+    if western <= _WESTERN and n_high < len(sample) / 3:  # where the library says cp1250
         return "CP1252"
     best = charset_normalizer.from_bytes(sample, cp_isolation=list(_ENCODINGS)).best()
     name = best.encoding if best else "latin_1"
@@ -196,12 +205,19 @@ def _guess(sample: bytes) -> str:
 
 def _iconv(path: Path, encoding: str) -> str:
     """Return the command that writes a copy in UTF-8."""
+    return f"{piped(path, f'iconv -f {encoding} -t UTF-8')} -o {copy_name(path, 'utf8')}"
+
+
+def piped(path: Path, command: str) -> str:
+    """Return a command on a file as the shell takes it, on what is in it if it is packed."""
     with path.open("rb") as file:
         packing = _packing(file.read(8))
-    base = path.with_suffix("") if packing and path.suffix == packing.suffix else path
-    out = shlex.quote(str(base.with_name(f"{base.stem}.utf8{base.suffix}")))
     name = shlex.quote(str(path))
-    convert = f"iconv -f {encoding} -t UTF-8"
-    if packing:
-        return f"{packing.command} {name} | {convert} -o {out}"
-    return f"{convert} {name} -o {out}"
+    return f"{packing.command} {name} | {command}" if packing else f"{command} {name}"
+
+
+def copy_name(path: Path, word: str) -> str:
+    """Return a name for an unpacked copy, quoted for the shell: ``text.utf8.txt``."""
+    is_packed = path.suffix.lower() in {packing.suffix for packing in _PACKINGS}
+    base = path.with_suffix("") if is_packed else path
+    return shlex.quote(str(base.with_name(f"{base.stem}.{word}{base.suffix}")))

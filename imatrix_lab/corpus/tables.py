@@ -40,6 +40,8 @@ _CELL_CHARS_MAX = 1 << 27
 _NAME_CHARS_MAX = 64
 _BLOCK_CHARS = 1 << 20
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_OBJECT = re.compile(r"(\[\s*)?\{\s*\"")
+_COLUMN = re.compile(r"[\w.-]{1,40}")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -73,7 +75,7 @@ def _json_format(path: Path, text: str, is_whole: bool, declared: str) -> str:
         return JSON_LINES if is_declared else ""
     value = values[0] if len(values) == 1 else _parsed(text) if is_whole else _NOT_JSON
     if value is _NOT_JSON:
-        return JSON if not is_whole and _begins_json(text) else ""
+        return JSON if not is_whole and _begins_json(text, is_declared) else ""
     entry = next(iter(value), None) if isinstance(value, list) else value
     return JSON if is_declared or (entry and isinstance(entry, dict | list | str)) else ""
 
@@ -88,15 +90,14 @@ def _parsed(text: str) -> Any:
         return _NOT_JSON
 
 
-def _begins_json(text: str) -> bool:
+def _begins_json(text: str, is_declared: bool) -> bool:
     """Return whether text that was cut somewhere is JSON as far as it goes."""
     try:
         json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
-        is_cut_string = error.msg.startswith("Unterminated string") and re.match(
-            r"[\[{]\s*[\[{\"]", text
-        )
-        return bool(is_cut_string) or error.pos >= len(text) - 8
+        if error.msg.startswith("Unterminated string"):  # as long as that, prose may be, too
+            return is_declared or bool(_OBJECT.match(text))
+        return error.pos >= len(text) - 8
     except RecursionError:
         return False
     return False  # a whole value, and then something else
@@ -110,8 +111,8 @@ def _table_format(text: str, is_whole: bool) -> str:
     except csv.Error:
         return ""
     rows = table if is_whole and len(table) < 20 else table[:-1]
-    names = [name.strip().lower() for name in rows[0]] if rows else []
-    is_header = len(names) > 1 and len({*names}) == len(names) and {*names} & {*TEXT_COLUMNS}
+    names = [name.lower() for name in rows[0] if _COLUMN.fullmatch(name)] if rows else []
+    is_header = len({*names}) == len(rows[0]) > 1 and {*names} & {*TEXT_COLUMNS} if rows else False
     fits = len(rows) > 1 and all(len(row) in (0, len(names)) for row in rows)
     return TABLE if is_header and fits else ""
 
@@ -274,12 +275,12 @@ def _entries(path: Path) -> Iterator[Any]:
             at = end + (text[end] == ",")
             if at < _BLOCK_CHARS:
                 continue
-        piece = (
-            "" if is_at_end else "".join(itertools.islice(pieces, 1 + len(text) // _BLOCK_CHARS))
-        )
-        is_at_end = not piece
-        if is_at_end and not is_entry:
+            piece = ""
+        elif is_at_end:
             raise _not_json(path, problem, n_lines)
+        else:  # twice as much each time
+            piece = "".join(itertools.islice(pieces, 1 + len(text) // _BLOCK_CHARS))
+            is_at_end = not piece
         n_lines += text.count("\n", 0, at)
         text, at = text[at:] + piece, 0
 

@@ -65,34 +65,39 @@ class UserText:
         """Whether it is plain text that needs no conversion: then its bytes are the text."""
         return not self.has_rows and opened.is_as_it_is(self.path)
 
-    def passages(self) -> Iterator[Passage]:
-        """Yield the texts of the rows, streamed; `BadText` if no row has any."""
+    def passages(self, keep_blank: bool = False) -> Iterator[Passage]:
+        """Yield the texts of the rows, streamed; `BadText` if no row has any.
+
+        With `keep_blank` also those that are empty or blank, which may then be all.
+        """
         self.left_out.clear()
         self.n_rows = n_texts = 0
         needed = list(dict.fromkeys([self.column, *BESIDE])) if self.column else None
         for number, value in tables.rows(self.path, needed):
             self.n_rows += 1
             row = value if isinstance(value, Mapping) else {}
-            text, problem = self._text(value)
+            text, problem = self._text(value, keep_blank)
             if problem:
                 self.first_left_out = self.first_left_out if self.left_out else number
                 self.left_out[problem] += 1
                 continue
             n_texts += 1
             yield Passage(number, text, row)
-        if not n_texts:
+        if not self.n_rows and not keep_blank:
+            raise BadText("this file has no rows", where=self.path, fix="check the file")
+        if self.n_rows and not n_texts:
             reasons = "; ".join(f"{n:,} {why}" for why, n in self.left_out.items())
             what = f"this file has no text in its {self.n_rows:,} rows{self._in()}: {reasons}"
-            raise BadText(what, where=self.path, fix="another file, or another column: --field")
+            raise BadText(what, where=self.path, fix="--field NAME, or another file")
 
-    def _text(self, value: Any) -> tuple[str, str]:
+    def _text(self, value: Any, keep_blank: bool) -> tuple[str, str]:
         """Return (text, "") of a row, or ("", why it has none)."""
         if isinstance(value, Mapping):
             if None in value:
                 return "", "with more cells than columns"
             value = value.get(self.column)
         text = text_of(value)
-        if text is None or not text.strip():
+        if text is None or not (keep_blank or text.strip()):
             return "", "without text"
         try:
             text.encode()  # JSON can spell half a character
@@ -106,17 +111,18 @@ class UserText:
     def documents(self, keep_cr: bool = False) -> Iterator[Document]:
         """Yield a document for each row, or one for a plain text.
 
-        An id is the row's own, if no other has it, with the source and licence that the row names.
+        Id, source and licence are the row's own, if it has them; `BadText` if an id repeats.
         """
         if not self.has_rows:
             yield Document(self.path.stem, self.whole(keep_cr), self.path.name, "unknown")
             return
         ids: set[str] = set()
-        for passage in self.passages():
-            own, place = passage.row.get("id"), f"{passage.number:06d}"
-            document_id = str(own or f"{self.path.stem}/{place}")
+        for passage in self.passages(keep_blank=True):
+            own = passage.row.get("id")
+            document_id = str(own or f"{self.path.stem}/{passage.number:06d}")
             if document_id in ids:
-                document_id = f"{document_id}/{place}"
+                what = f"the id {document_id!r} occurs twice: again in row {passage.number}"
+                raise BadText(what, where=self.path, fix="a file with other ids, or with none")
             ids.add(document_id)
             facts = (str(passage.row.get(key) or "unknown") for key in BESIDE[1:])
             yield Document(document_id, passage.text, *facts)
@@ -179,6 +185,8 @@ def text_of(value: Any) -> str | None:
     """Return the text of a string, a list of paragraphs, a message or a chat; None: it has none."""
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, Mapping):
         return next((text for key in _PARTS if (text := text_of(value.get(key)))), None)
     if isinstance(value, list | tuple):
@@ -200,7 +208,8 @@ def _column(rows: Sequence[Any], field: str, path: Path) -> str:
     if known := next((name for name in usual if _texts(rows, name)), ""):
         return known
     written = [name for name in names if _texts(rows, name)]
-    prose = [name for name in written if _is_prose(name, _texts(rows, name))] or written or usual
+    words = [name for name in written if not _ABOUT.fullmatch(name.lower())]
+    prose = [name for name in words if _is_prose(_texts(rows, name))] or words or usual
     if len(prose) == 1:
         return prose[0]
     if not prose:
@@ -214,9 +223,8 @@ def _texts(rows: Sequence[Any], name: str) -> list[str]:
     return [text for text in values if text and text.strip()]
 
 
-def _is_prose(name: str, texts: Sequence[str]) -> bool:
-    is_long = statistics.fmean(map(len, texts)) >= _PROSE_CHARS
-    return is_long and not _ABOUT.fullmatch(name.lower())
+def _is_prose(texts: Sequence[str]) -> bool:
+    return statistics.fmean(map(len, texts)) >= _PROSE_CHARS
 
 
 def _best(rows: Sequence[Any], names: Sequence[str]) -> str:
