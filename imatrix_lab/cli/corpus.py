@@ -1,6 +1,7 @@
 """The commands for text: corpus list, build, add, show."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FILE = options.PathType(exists=True, dir_okay=False)
 NEEDS = {
     "hub": "the Hugging Face Hub",
     "pypi": "PyPI",
@@ -122,14 +123,16 @@ def corpus_build(
       imatrix-lab corpus build nb=0.75,en=0.15,code=0.10
     """
 
-    from imatrix_lab.corpus import mixture
+    from imatrix_lab.corpus import mixture, selection
     from imatrix_lab.pipeline import tune
 
     session = options.session()
     names = tuple(sources.replace(",", " ").split())
     text_options = TextOptions(sources=names, **rest)
     text = options.language(text, session.progress)
-    mixture.parse(text)  # not a folder
+    for part in mixture.parse(text).parts:  # not a folder
+        if part.language:
+            selection.check(part.language, text_options)
     request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=text_options)
     tools, resolved = tune.prepare(request, session)
     corpora = []
@@ -144,7 +147,7 @@ def corpus_build(
         heldout = f"{built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
         counts = f"{built.n_tokens:,} tokens in {built.n_documents} documents"
         session.progress.say(f"{name}{counts} for calibration, {heldout}")
-        click.echo(built.calibration.parent)
+        options.echo(built.calibration.parent)
     if names or text_options.heldout:
         session.progress.say(
             f"score on the text held out here: --text {corpora[0].language}={corpora[0].heldout}"
@@ -194,7 +197,7 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     session = options.session()
     artifact = show.find(text, session.store)
     if artifact is None:
-        fix = f"imatrix-lab corpus build {text}"
+        fix = f"imatrix-lab corpus build {shlex.quote(text)}"
         raise UsageError(f"no corpus of {text!r} has been built", fix=fix)
     if as_json:
         return options.emit(artifact.manifest)

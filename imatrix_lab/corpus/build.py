@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
@@ -97,7 +98,7 @@ def _inputs(
         "seed": options.seed,
         "sample": [options.sample, options.n_samples],
         "chat": options.chat,
-        "chats": [sha256_file(p) for p in _chat_files(mixture)] if options.chat else [],
+        "chats": [chat.VERSION, *map(sha256_file, _chat_files(mixture))] if options.chat else [],
         "exclude": [sha256_file(p) for p in options.exclude],
     }
 
@@ -108,6 +109,7 @@ def _budget(model: Model, vocabulary: Vocabulary, n_tokens: int) -> dict[str, An
         "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
         "vocabulary_of": model.sha256,
+        **({"ends": "left out"} if model.facts.adds_end else {}),
     }
 
 
@@ -163,18 +165,18 @@ def from_file(
 ) -> CorpusFacts:
     """Return a user's own text, cut to the budget, as a corpus without held-out documents."""
     path = text.path
-    label = slug(path.stem)
+    label, name = slug(path.stem), readable(path.name)
     inputs = _budget(model, vocabulary, n_tokens)
-    inputs |= {"file": path.name, "file_sha256": _sha256(path, session)}
+    inputs |= {"file": name, "file_sha256": _sha256(path, session)}
     if not text.is_exact:
         inputs |= {"read_as": [text.format, text.column]}
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         parts = (
-            Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
+            Document(f"{readable(path.stem)}/{i:04d}", part, name, "unknown")
             for i, part in enumerate(text.paragraphs())
         )
-        with session.progress.task(f"text {path.name}", n_tokens, "tokens") as task:
+        with session.progress.task(f"text {name}", n_tokens, "tokens") as task:
             calibration, used = packing.within_budget(
                 parts, n_tokens, vocabulary.count, task.update
             )
@@ -183,7 +185,7 @@ def from_file(
         return {
             "language": label,
             "language_name": label,
-            "source": path.name,
+            "source": name,
             "licence": "unknown",
             "n_tokens": vocabulary.count(calibration),
             "n_tokens_asked": n_tokens,
@@ -193,7 +195,8 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress))
+    built = session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress)
+    return replace(facts(built), language=label, language_name=label)  # not an older version's
 
 
 def heldout_of_file(
@@ -220,13 +223,9 @@ def heldout_of_file(
 def _sha256(path: Path, session: Session) -> str:
     if path.stat().st_size < LARGE_BYTES:
         return sha256_file(path)
-    with session.progress.task(f"hashing {path.name}", path.stat().st_size, "B") as task:
+    title = f"hashing {readable(path.name)}"
+    with session.progress.task(title, path.stat().st_size, "B") as task:
         return sha256_file(path, task.update)
-
-
-def slug(name: str) -> str:
-    """Return a name that is safe in file names and metadata: letters, digits and hyphens."""
-    return re.sub(r"[^\w]+", "-", name, flags=re.ASCII).strip("-")[:40] or "text"
 
 
 def facts(artifact: Artifact) -> CorpusFacts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imatrix_lab.core.names import readable
 from imatrix_lab.corpus import opened, tables
 from imatrix_lab.corpus.documents import JOINT, lines
 from imatrix_lab.errors import BadText
@@ -47,6 +48,7 @@ class UserText:
 
     def __init__(self, path: Path, field: str = ""):
         self.path, self.field = path, field
+        self.name, self.stem = readable(path.name), readable(path.stem)
         self.format = tables.format_of(path)
         self.column = ""
         self.left_out: Counter[str] = Counter()
@@ -114,12 +116,12 @@ class UserText:
         Id, source and licence are the row's own, if it has them; `BadText` if an id repeats.
         """
         if not self.has_rows:
-            yield Document(self.path.stem, self.whole(keep_cr), self.path.name, "unknown")
+            yield Document(self.stem, self.whole(keep_cr), self.name, "unknown")
             return
         ids: set[str] = set()
         for passage in self.passages(keep_blank=True):
             own = passage.row.get("id")
-            document_id = str(own or f"{self.path.stem}/{passage.number:06d}")
+            document_id = str(own or f"{self.stem}/{passage.number:06d}")
             if document_id in ids:
                 what = f"the id {document_id!r} occurs twice: again in row {passage.number}"
                 raise BadText(what, where=self.path, fix="a file with other ids, or with none")
@@ -161,12 +163,12 @@ class UserText:
     def say(self, say: Callable[[str], None]) -> None:
         """Tell which column was read, where that was chosen, and which rows were left out."""
         if self.column not in ("", "text", self.field):
-            say(f"note: {self.path.name} is read as {self.format}, its text from {self.column}")
+            say(f"note: {self.name} is read as {self.format}, its text from {self.column}")
         if self.left_out:
             n = sum(self.left_out.values())
             reasons = ", ".join(f"{k:,} {why}" for why, k in self.left_out.items())
             what = f"{n:,} of {self.n_rows:,} rows{self._in()} left out: {reasons}"
-            say(f"note: {self.path.name}: {what}; the first is row {self.first_left_out}")
+            say(f"note: {self.name}: {what}; the first is row {self.first_left_out}")
 
 
 def _split(pieces: Iterator[str]) -> Iterator[str]:

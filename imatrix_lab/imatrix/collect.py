@@ -7,8 +7,10 @@ before (``--in-file``, ``--chunk``). Sums start from the stored float32 and grow
 order, so on CPU the result is bit for bit that of one long run, however often it was killed.
 """
 
+import contextlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +27,10 @@ from imatrix_lab.imatrix import expected, format, validate
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models.resolve import say_warnings
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
-FILE = "imatrix.gguf"
+FILE, LOG = "imatrix.gguf", "llama-imatrix.log"
 SEGMENT_WINDOWS = 16
 START_SHARE = 0.05
 """Segments are long enough that starting the program takes at most this share of the time."""
@@ -60,6 +63,17 @@ def inputs(
     }
 
 
+def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, Any]:
+    """Return what an imatrix file of these has in its metadata, whatever built it."""
+    return {
+        "imatrix_lab.model.sha256": model.sha256,
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.sha256": corpus.sha256,
+        "imatrix.chunk_size": options.compute.n_ctx,
+        "imatrix.chunk_count": window_count(corpus, options),
+    }
+
+
 def window_count(corpus: CorpusFacts, options: Options) -> int:
     """Return how many windows the text has; raises BadText for fewer than two."""
     n_ctx = options.compute.n_ctx
@@ -83,9 +97,13 @@ def collect(
         n_tokens = n_windows * n_ctx
         with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
             last = _run_segments(toolchain, model, corpus, options, scratch, task)
+        with contextlib.suppress(FileNotFoundError):
+            output = (scratch / LOG).read_text(encoding="utf-8", errors="replace")
+            say_warnings(programs.warnings(output), model, session)
         raw = format.read(last)
         findings = validate.check(raw, expected.of(model), n_tokens)
-        fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
+        fix = "use another text or backend; to compute it again: rm -r "
+        fix += shlex.quote(str(scratch.parent))
         findings.require_sound(last, fix, session.progress)
         metadata = {
             "imatrix_lab.language": corpus.language,
@@ -159,7 +177,7 @@ def _run_segments(
         target = Path(part.name)
         argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
         try:
-            process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=clock.feed)
+            process.run(argv, log=scratch / LOG, cwd=scratch, on_output=clock.feed)
         except ToolFailed as error:
             error.fix = error.fix or "read the log: it has llama-imatrix's reason"
             raise

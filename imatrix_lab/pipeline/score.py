@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import place, replacing
+from imatrix_lab.core.names import slug
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus.build import HELDOUT, slug
+from imatrix_lab.corpus.build import HELDOUT
 from imatrix_lab.corpus.documents import read
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.resolve import check_spec, resolve
+from imatrix_lab.models import resolve
+from imatrix_lab.models.resolve import check_spec, resolve_to_run
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
@@ -25,7 +28,7 @@ from imatrix_lab.score import compatible, kernel, run
 from imatrix_lab.score.job import Job, settings_for
 from imatrix_lab.score.text import Text, plan
 from imatrix_lab.score.windows import Protocol
-from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest
+from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, ModelFacts, Request, ScoreRequest
 
 CONTEXT = {"document": 1024, "llamacpp": 512}
 
@@ -34,13 +37,14 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     """Score every quant on every text; return the files of records, text by text."""
     _check(request, session)
     tools = get_toolchain(request.compute.backend, session, own=False)
-    reference = resolve(request.reference, session, tools)
-    quants = [resolve(spec, session, tools) for spec in request.quants]
+    reference = resolve_to_run(request.reference, session, tools)
+    quants = [resolve_to_run(spec, session, tools) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)
 
 
 def _check(request: ScoreRequest, session: Session) -> None:
     """Check models, texts and output folder before llama.cpp is built."""
+    check_folder(request.out)
     for spec in (request.reference, *request.quants):
         check_spec(spec, session.store)
     labels = [slug(label) for label, _ in request.texts]
@@ -51,15 +55,16 @@ def _check(request: ScoreRequest, session: Session) -> None:
             tune.parse_text(label, allow_file=True)
         else:
             documents_in(path, label, request, session.progress.say)
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError("the output folder is a file", where=request.out, fix="--out FOLDER")
+    if reference := resolve.unhashed(request.reference):
+        _protocol(request, reference.facts)
+        compatible.check(reference, list(filter(None, map(resolve.unhashed, request.quants))))
 
 
 def score_models(
     request: ScoreRequest, tools: Toolchain, reference: Model, quants: list[Model], session: Session
 ) -> list[Path]:
     """Score models that are resolved already; the request's own are not looked at."""
-    progress, protocol = session.progress, _protocol(request, reference)
+    progress, protocol = session.progress, _protocol(request, reference.facts)
     quants = _distinct(quants, progress)
     for warning in compatible.check(reference, quants):
         progress.say(f"note: {warning}")
@@ -134,8 +139,8 @@ def _same_run(path: Path, signature: dict[str, Any]) -> bool:
     )
 
 
-def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
-    trained = reference.facts.n_ctx_train or CONTEXT[request.protocol]
+def _protocol(request: ScoreRequest, reference: ModelFacts) -> Protocol:
+    trained = reference.n_ctx_train or CONTEXT[request.protocol]
     n_ctx = request.compute.n_ctx or min(CONTEXT[request.protocol], trained)
     if n_ctx > trained:
         raise UsageError(f"--ctx {n_ctx} is more than the model's context of {trained} tokens")

@@ -9,6 +9,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import merge
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.pipeline import score
+from imatrix_lab.quantize import run
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study import tasks
 from imatrix_lab.study.calibrations import mixtures
@@ -30,6 +31,8 @@ def check(recipe: Recipe) -> None:
         if file and not path.exists():
             raise UsageError("the recipe names a file that does not exist", where=path)
     _check_tasks(recipe)
+    for model in recipe.models:
+        run.check_spec(model, recipe.types)
 
 
 def _check_names(recipe: Recipe) -> None:
