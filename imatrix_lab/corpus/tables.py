@@ -244,7 +244,7 @@ def _rows_in(value: Any) -> list[Any]:
         lists = [v for v in values if isinstance(v, list) and _is_rows(v)]
         if len(lists) == 1:
             return lists[0]
-        if values and all(isinstance(v, str) for v in values):
+        if len(values) > 1 and all(isinstance(v, str) for v in values):
             return [{"id": key, "text": v} for key, v in value.items()]
     return [value]
 
