@@ -201,16 +201,22 @@ def _column(rows: Sequence[Any], field: str, path: Path) -> str:
     """Return the column with the text: the one asked for, a usual one, or the only one."""
     names = tables.columns_of(rows)
     listed = ", ".join(names)
+    if not names:  # rows are texts
+        return ""
     if field and field not in names:
-        what = f"this file has no column {field}; it has: {listed or 'none'}"
+        what = f"this file has no column {field}; it has: {listed}"
         raise BadText(what, where=path, fix=f"--field {_best(rows, names)}")
-    if field or not names:
+    if field:
         return field
     usual = [n for key in tables.TEXT_COLUMNS for n in names if n.lower() == key]
     if known := next((name for name in usual if _texts(rows, name)), ""):
         return known
     written = [name for name in names if _texts(rows, name)]
-    words = [name for name in written if not _ABOUT.fullmatch(name.lower())]
+    words = [
+        name
+        for name in written
+        if not _ABOUT.fullmatch(name.lower()) and any(map(str.isalpha, "".join(_texts(rows, name))))
+    ]
     prose = [name for name in words if _is_prose(_texts(rows, name))] or words or usual
     if len(prose) == 1:
         return prose[0]

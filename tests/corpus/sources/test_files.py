@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import tracemalloc
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from imatrix_lab.cli import main as cli_main
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
@@ -142,8 +144,9 @@ def test_a_changed_file_must_be_added_again(tmp_path, own_store):
     path.write_text("To..")
     with pytest.raises(BadText) as caught:
         files.reach(source, Session(own_store, Silent()))
-    assert "corpus add" in caught.value.fix
-    _, source = added([path])
+    program, *words = shlex.split(caught.value.fix)
+    assert (program, cli_main.run(words)) == ("imatrix-lab", 0)
+    (source,) = (s for s in languages.get("nn").sources if s.name == "mine")
     assert files.reach(source, Session(own_store, Silent())).sha256 != before.sha256
     path.unlink()
     with pytest.raises(BadText):
@@ -260,3 +263,15 @@ def test_written_text_comes_with_the_package(monkeypatch, tmp_path):
         written.reach(source, Session(store, Silent()))
     assert local_sha256(source) == ""
     assert local_sha256(languages.get("nb").sources[0]) == ""
+
+
+def test_files_of_every_kind_together(tmp_path, own_store):
+    texts = ["Ein fin dag.", "To fine dagar."]
+    lists, plain, rows = (tmp_path / name for name in ("a.json", "b.txt", "c.CSV"))
+    lists.write_text(json.dumps(texts))
+    plain.write_text("\f".join(texts))
+    rows.write_text("\n".join(["text", *texts]))
+    assert [d.text for d in read([lists, plain, rows], own_store)] == texts * 3
+    (tmp_path / "d.csv").write_text("tekst,n\nTre fine dagar.,3\n")
+    with pytest.raises(UsageError, match=r"tekst of d\.csv"):
+        added([rows, tmp_path / "d.csv"])
