@@ -89,11 +89,11 @@ def say_warnings(warnings: Iterable[str], model: Model, session: Session) -> Non
 
 
 def check_spec(spec: str, store: Store | None = None) -> None:
-    """Raise what `resolve_to_run` would for a wrong name or a bad file; only headers are read."""
+    """Raise what `resolve_to_run` would for a wrong name or a bad file, before any work."""
     if spec == "demo":
         demo.check(store or Store())
     elif hub_spec.is_spec(spec):
-        hub_spec.parse(spec)
+        hub.check(hub_spec.parse(spec), store or Store())
     else:
         shards = shard_paths(_local(spec))
         conditions.require_text(facts(shards), shards[0])
@@ -107,6 +107,13 @@ def is_local(spec: str) -> bool:
 def files_of(spec: str) -> tuple[Path, ...]:
     """Return the user's own files that a model is read from."""
     return shard_paths(_local(spec)) if is_local(spec) else ()
+
+
+def unhashed(spec: str) -> Model | None:
+    """Return a model that is a file here as its header has it, or None; its sha256 is empty."""
+    if not (files := files_of(spec)):
+        return None
+    return Model(_label(files[0]), files[0], files, "", facts(files), files[0].name)
 
 
 def label_of(spec: str) -> str:

@@ -66,7 +66,7 @@ def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
     parse_text(request.text)
     resolve.check_spec(request.model, session.store)
-    _check_quantized(request)
+    run.check_spec(request.model, request.types, request.allow_requantize)
     rules = rules_of(request, session)
     deliver.check_folder(request.out, rules)
     if label := resolve.label_of(request.model):
@@ -78,11 +78,6 @@ def _language(request: Request) -> str:
     """Return the label of a corpus that is built, or will be."""
     text = parse_text(request.text)
     return text.label if isinstance(text, Mixture) else from_folder(text).language
-
-
-def _check_quantized(request: Request) -> None:
-    if files := resolve.files_of(request.model):
-        run.check(resolve.facts(files), files[0], request.types, request.allow_requantize)
 
 
 def rules_of(request: Request, session: Session, *inputs: Path) -> Rules:
@@ -183,7 +178,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     Raises UsageError: no text to verify with.
     """
     resolve.check_spec(request.model, session.store)
-    _check_quantized(request)
+    run.check_spec(request.model, request.types, request.allow_requantize)
     text = request.text
     if not imatrix_path:
         run.check_types(request.types)

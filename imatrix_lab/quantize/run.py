@@ -22,7 +22,8 @@ from imatrix_lab.models import chance, resolve
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
-_NOT_QUANTIZED = "use an F16, BF16 or F32 model, or add --allow-requantize"
+_ORIGINAL = "use an F16, BF16 or F32 model"
+_NOT_QUANTIZED = f"{_ORIGINAL}, or add --allow-requantize"
 _NOT_REQUANTIZED = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "MXFP4", "NVFP4"}
 """Types of tensors in originals; models are published in the last two."""
 VERIFY_WINDOWS = 4
@@ -93,11 +94,23 @@ def file_name(label: str, language: str, quant_type: str) -> str:
     return "-".join(filter(None, (label, language, quant_type))) + ".gguf"
 
 
-def check(facts: ModelFacts, path: Path, types: Iterable[str], allow_requantize: bool) -> None:
-    """Raise BadModel if a model is quantized already, as llama-quantize does after other work."""
+def check(
+    facts: ModelFacts, path: Path, types: Iterable[str], allow_requantize: bool | None
+) -> None:
+    """Raise BadModel if a model is quantized already, as llama-quantize does after other work.
+
+    `allow_requantize` is None where there is no such option.
+    """
     quantized = set(facts.tensor_types) - _NOT_REQUANTIZED
     if quantized and not allow_requantize and any(quantized != {t} for t in types):
-        raise BadModel(_REQUANTIZED, where=path, fix=_NOT_QUANTIZED)
+        fix = _ORIGINAL if allow_requantize is None else _NOT_QUANTIZED
+        raise BadModel(_REQUANTIZED, where=path, fix=fix)
+
+
+def check_spec(spec: str, types: Iterable[str], allow_requantize: bool | None = None) -> None:
+    """Do as `check` does for a model that a user named, if it is a file here."""
+    if files := resolve.files_of(spec):
+        check(resolve.facts(files), files[0], types, allow_requantize)
 
 
 def check_types(types: Iterable[str]) -> None:
