@@ -91,7 +91,7 @@ def _facts(task: Definition) -> dict[str, Any]:
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N",
               help="Tokens of an answer, without thoughts. [default: the task's]")  # fmt: skip
 @click.option("--thinking/--no-thinking", default=None,
-              help="Let models that can think do so before they answer. [default: the task's]")  # fmt: skip
+              help="Let models that can think do so first. [default: the task's]")  # fmt: skip
 @click.option("--keep-text", is_flag=True, help="Keep prompts and outputs in the records.")
 @ENDPOINT
 @click.option("--out", type=options.PathType(), default=Path("task-runs"),
