@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import place, replacing
-from imatrix_lab.core.names import slug
+from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
@@ -197,7 +197,7 @@ def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document
     if path.suffix == ".jsonl":
         return read(path)
     content = decode(path.read_bytes(), str(path), keep_cr)
-    return [Document(path.stem, content, path.name, "unknown")]
+    return [Document(readable(path.stem), content, readable(path.name), "unknown")]
 
 
 def _note_facts(facts: dict[str, Any], text: str, quant: str, progress: Progress) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file, write_whole
+from imatrix_lab.core.names import readable
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages
@@ -78,6 +79,8 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
+    if readable(path) != str(path):  # a source is a TOML file, which is text
+        raise UsageError("this name is not text", where=readable(path), fix="rename it: mv")
     _reader(path)
     try:
         facts = path.stat()
