@@ -6,7 +6,8 @@ from imatrix_lab.corpus import languages, mixture
 from imatrix_lab.errors import UsageError
 
 WORDS = {
-    "nb": "nb_NO nb-NO nb_NO.UTF-8 nb_NO.utf8 no_NO nob nor norsk Norsk Bokmål bokmal bokmaal Norwegian",
+    "nb": "nb_NO nb-NO nb_NO.UTF-8 nb_NO.utf8 no_NO nob nor norsk Norsk Bokmål bokmal bokmaal"
+    " Norwegian",
     "nn": "nn_NO nno nynorsk",
     "zh": "zh-CN zh_Hans zh-SG zho cmn Mandarin Chinese 中文 cn",
     "de": "de_AT@euro deu ger deutsch German tysk",
