@@ -26,6 +26,7 @@ class ModelFacts:
     `channels` is the embedding length. `fallback`: tensors whose rows are not a multiple of 256,
     for which llama-quantize falls back to a 32-wide type. Only a quant has an imatrix and a
     calibration. `adds_end`: llama.cpp would end every text with an end token.
+    `n_mtp_layers` predict several tokens, and see no text.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class ModelFacts:
     imatrix_sha256: str = ""
     calibration: str = ""
     adds_end: bool = False
+    n_mtp_layers: int = 0
     conditions: tuple[Condition, ...] = ()
 
 
@@ -207,6 +209,7 @@ class Request:
     force: bool = False
     quick: bool | None = None
     study: Path | None = None
+    field: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,8 @@ class ScoreRequest:
     Models: see `models.resolve`. `texts`: label and file; a label alone is a language, for its
     held-out text. `protocol` is `document` or `llamacpp`; `limit` the most documents of a text.
     `base_logits`: `live` (all models in memory at once), `cached` (one at a time; the probability
-    outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode.
+    outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode. `field`:
+    as in `Request`.
     """
 
     reference: str
@@ -230,6 +234,7 @@ class ScoreRequest:
     base_logits: str = "auto"
     rest_share: float = 0.01
     n_rows: int | None = None
+    field: str = ""
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,7 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         imatrix_sha256=first.text("imatrix_lab.imatrix.sha256"),
         calibration=_calibration(first),
         adds_end=conditions.adds_end(first),
+        n_mtp_layers=first.integer(f"{arch}.nextn_predict_layers"),
         conditions=conditions.of(first, tensors),
     )
 

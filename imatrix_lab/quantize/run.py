@@ -27,6 +27,8 @@ _NOT_QUANTIZED = f"{_ORIGINAL}, or add --allow-requantize"
 _NOT_REQUANTIZED = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "MXFP4", "NVFP4"}
 """Types of tensors in originals; models are published in the last two."""
 VERIFY_WINDOWS = 4
+VERIFY_TOKENS = 2 * VERIFY_WINDOWS * 512
+"""More of a text is not read; twice what is, as what follows may change the last tokens."""
 TRIES = 5
 WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
 """By nominal bits: how much the held-out loss may grow, in nats a token, before a file is broken.
@@ -113,6 +115,15 @@ def check_spec(spec: str, types: Iterable[str], allow_requantize: bool | None = 
     """Do as `check` does for a model that a user named, if it is a file here."""
     if files := resolve.files_of(spec):
         check(resolve.facts(files), files[0], types, allow_requantize)
+
+
+def check_layers(facts: ModelFacts, path: Path, types: Iterable[str]) -> None:
+    """Raise BadModel if an imatrix of our own lacks layers that a type needs it for."""
+    needing = [t for t in types if t in programs.NEED_EVERY_LAYER]
+    if facts.n_mtp_layers and needing:
+        what = f"{needing[0]} needs an imatrix of every layer, but llama-imatrix does not run this"
+        what += f" model's layers for multi-token prediction (MTP, {facts.n_mtp_layers} of them)"
+        raise BadModel(what, where=path, fix="choose a larger type, IQ3_S for example")
 
 
 def check_types(types: Iterable[str]) -> None:
