@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
@@ -165,7 +166,10 @@ def corpus_build(
     show_default=True,
     help="Field or column with the text (JSON lines, Parquet).",
 )
-def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, field: str) -> None:
+@options.FORCE
+def corpus_add(
+    files: tuple[Path, ...], lang: str, name: str, licence: str, field: str, force: bool
+) -> None:
     """Make text of your own (txt, jsonl, parquet) a source of a language.
 
     \b
@@ -177,7 +181,7 @@ def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, fiel
 
     terminal = Terminal()
     code = options.language(lang, terminal)
-    source = add(files, code, name, licence, field)
+    source = add(files, code, name, licence, field, Rules(files, force, terminal))
     terminal.say(
         f"{name} is now a source of {code} ({source.licence}, counted as {source.licence_class});"
         f" to use it: imatrix-lab corpus build {code} --source {name}"

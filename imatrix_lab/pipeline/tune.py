@@ -281,6 +281,7 @@ def _quantize(
         )
         for quant_type in request.types
     )
+    request = dataclasses.replace(request, force=bool(imatrix and imatrix.forced))  # as recorded
     files = deliver.deliver(request, model, corpus, imatrix, facts)
     return Result(model, corpus, imatrix, facts, files)
 
