@@ -160,17 +160,12 @@ def corpus_build(
 @click.option("--lang", required=True, metavar="LANGUAGE", help="What language it is in.")
 @click.option("--name", required=True, help="What to call the source.")
 @click.option("--licence", required=True, help="SPDX name of its licence, e.g. CC0-1.0.")
-@click.option(
-    "--field",
-    default="text",
-    show_default=True,
-    help="Field or column with the text (JSON lines, Parquet).",
-)
+@options.FIELD
 @options.FORCE
 def corpus_add(
     files: tuple[Path, ...], lang: str, name: str, licence: str, field: str, force: bool
 ) -> None:
-    """Make text of your own (txt, jsonl, parquet) a source of a language.
+    """Make text of your own (txt, jsonl, json, csv, parquet; packed too) a source of a language.
 
     \b
     Example:

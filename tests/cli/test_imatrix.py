@@ -315,6 +315,29 @@ def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):
     assert read_header(quant).metadata["imatrix_lab.language"] == "nb75-en25"
 
 
+def test_a_text_in_rows_is_the_text_in_plain(lab, tiny, two, tmp_path):
+    """Calibrated and verified on the texts in a file, not on its syntax."""
+    paragraphs = (two / "nb.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    rows = tmp_path / "nb.txt"  # by content
+    rows.write_text("".join(json.dumps({"tekst": text}) + "\n" for text in paragraphs))
+    build = ("imatrix", "build", "--model", tiny, "--ctx", 128, "--threads", 1, "--backend", "cpu")
+    shas = []
+    for text in (rows, two / "nb.txt"):
+        out = tmp_path / f"{len(shas)}.gguf"
+        lab(*build, "--corpus", text, "--out", out)
+        shas.append(format.read(out).metadata["imatrix_lab.corpus.sha256"])
+    assert shas[0] == shas[1]
+    failed = lab(*build, "--corpus", rows, "--field", "text", "--out", out, status=1)
+    assert "--field tekst" in failed.stderr
+    verified = [
+        lab("quantize", "--model", tiny, "--imatrix", out, "--type", "Q4_K_M", "--threads", 1,
+            "--heldout", text, "--out", tmp_path / f"quants-{i}", "--json").stdout
+        for i, text in enumerate((rows, two / "nb.txt"))
+    ]  # fmt: skip
+    values = [json.loads(result)["quants"][0]["perplexity"] for result in verified]
+    assert values[0] == values[1]
+
+
 def test_the_remedies_for_a_bad_imatrix_name_files_that_are_there(
     lab, two, tiny, tmp_path, monkeypatch
 ):
