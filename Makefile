@@ -29,6 +29,9 @@ $(error unknown setting $(UNKNOWN); there are: $(SETTINGS))
 endif
 # One word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(value $(1)))'
+ifneq ($(filter-out 0 1,$(QUICK)),)
+$(error QUICK is 0 or 1, not $(QUICK))
+endif
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36

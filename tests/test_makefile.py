@@ -141,6 +141,15 @@ def test_a_small_answer_is_refused_or_demanded(checkout: Path, quick: str, optio
     assert quant(checkout, "LANG=nb", f"QUICK={quick}").arguments[-1] == option
 
 
+@pytest.mark.parametrize("word", ["QUICK=no", "QUICK=yes", "TOKEN=2048", "TYPE=Q3_K_S"])
+def test_a_setting_or_value_that_make_does_not_know_starts_nothing(
+    checkout: Path, word: str
+) -> None:
+    done = make(checkout, "quant", "LANG=nb", word)
+    assert done.returncode == 2 and word.partition("=")[0] in done.stderr
+    assert "argument" not in done.stdout
+
+
 def test_a_study_for_the_card(checkout: Path) -> None:
     call = quant(checkout, "LANG=nb", "STUDY=my studies/one")
     assert call.option("--study") == "my studies/one"
