@@ -19,12 +19,13 @@ from imatrix_lab.corpus import controls
 from imatrix_lab.imatrix import format, quant_error
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.compute import compute_for, layers_on_gpu, logit_rows
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.quantize import run
 from imatrix_lab.score import kernel, text
-from imatrix_lab.score.engine import Engine, Interruptible, Settings
+from imatrix_lab.score.engine import Engine, Settings
 from imatrix_lab.score.job import Job
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.study.context import Shared
