@@ -49,7 +49,7 @@ def imatrix() -> None:
 @click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
 @options.JSON
 def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
-    """Run llama-imatrix on a text; continues an interrupted run.
+    """Collect an importance matrix on a text; continues an interrupted run.
 
     \b
     Example:

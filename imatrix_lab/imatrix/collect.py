@@ -129,6 +129,27 @@ def collect(
     return facts(session.store.get("imatrix", label, key, make, session.progress))
 
 
+def tokens_per_second(
+    toolchain: Toolchain,
+    model: Model,
+    windows: NDArray[np.int32],
+    options: Options,
+    session: Session,
+) -> float:
+    """Return how fast a model is collected, over all windows but the first, which loads it."""
+    settings = collector.Settings(options.compute.threads, options.compute.n_ctx)
+    run = Interruptible()
+    with (
+        Collector(toolchain, settings, run.flag, session) as sums,
+        _Context(toolchain, model, sums, options, run) as context,
+    ):
+        context.read(windows[:1])
+        began = time.monotonic()
+        for window in windows[1:]:
+            context.read(window[None])
+        return windows[1:].size / (time.monotonic() - began)
+
+
 def facts(artifact: Artifact) -> ImatrixFacts:
     """Return an imatrix's manifest as a record."""
     return ImatrixFacts(path=artifact.path / FILE, sha256=artifact.sha256(FILE), **artifact.facts)
