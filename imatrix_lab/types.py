@@ -8,12 +8,24 @@ TOKENS_DEFAULT = 65_536
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What llama.cpp makes of a model, known from its header; `stops`: it cannot run it as text."""
+
+    what: str
+    fix: str
+    stops: bool = True
+
+    def __str__(self) -> str:
+        return self.what + (f"\n  try: {self.fix}" if self.fix else "")
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What the headers of a GGUF model say.
 
     `channels` is the embedding length. `fallback`: tensors whose rows are not a multiple of 256,
     for which llama-quantize falls back to a 32-wide type. Only a quant has an imatrix and a
-    calibration.
+    calibration. `adds_end`: llama.cpp would end every text with an end token.
     """
 
     architecture: str
@@ -32,6 +44,8 @@ class ModelFacts:
     fallback: tuple[str, ...]
     imatrix_sha256: str = ""
     calibration: str = ""
+    adds_end: bool = False
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,19 +260,24 @@ class GenerateItem:
     """A chat, or plain text, to be continued.
 
     `messages` are (role, content); the role of plain text is "". The answer ends before a `stop`.
+    `thinking`: whether the model is let think first, where that can be chosen; `thought_tokens` are
+    how many more it may write then.
     """
 
     id: str
     messages: tuple[tuple[str, str], ...]
     max_tokens: int
     stop: tuple[str, ...] = ()
+    thinking: bool = False
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Generated:
     """A model's answer, or the `error` that is why there is none.
 
-    `n_tokens` includes the end token. `finish` is `stop` (a stop string), `eos` or `length`.
+    `text` begins with the model's thoughts, if it has any: see `llamacpp.thoughts`. `n_tokens`
+    includes the end token. `finish` is `stop` (a stop string), `eos` or `length`.
     """
 
     id: str
@@ -275,7 +294,8 @@ class TaskRequest:
     `tasks` are names or TOML files; without `languages`, every language of a task. `quants`: see
     `models.resolve`; with `endpoint`, an OpenAI-compatible server's address, its names of models.
     `data` replaces the Hub. `limit`: at most so many items of each task and language, drawn by id.
-    `keep_text` writes prompts and outputs into the records; `api_key` is never written to disk.
+    `max_tokens` of an answer; `thinking`: whether models that can may think first. `keep_text`
+    writes prompts and outputs into the records; `api_key` is never written to disk.
     """
 
     tasks: tuple[str, ...]
@@ -287,6 +307,8 @@ class TaskRequest:
     limit: int | None = None
     variant: str | None = None
     shots: int | None = None
+    max_tokens: int | None = None
+    thinking: bool | None = None
     keep_text: bool = False
     endpoint: str = ""
     api_key: str = field(default="", repr=False)

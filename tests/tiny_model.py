@@ -1,6 +1,6 @@
 """A small Llama made for tests: 2 layers, 256 channels, every byte a token of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,18 @@ def write(
     nan_token: int | None = None,
     chat_template: str = "",
     eos: int = 2,
+    extra: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """Write an F16 model; with `experts`, a mixture of which two are used for each token.
 
     Parameters
     ----------
+    pieces : tokens beside the bytes; those that begin with a bracket are special.
     bos : whether the tokenizer adds BOS.
     output_scale : 0.06 gives flat distributions, 0.25 some that are sharper than 16 nats.
     nan_token : the token whose embedding is NaN.
     eos : the token that ends a text.
+    extra : adds metadata or tensors.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -49,15 +52,17 @@ def write(
     writer.add_head_count_kv(HEADS)
     writer.add_rope_dimension_count(channels // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    whole = dtype == np.float32
     kinds = gguf.LlamaFileType
-    writer.add_file_type(kinds.ALL_F32 if whole else kinds.MOSTLY_F16)
+    writer.add_file_type(kinds.ALL_F32 if dtype == np.float32 else kinds.MOSTLY_F16)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
     n_vocab = _vocabulary(writer, pieces, bos, eos)
     if chat_template:
         writer.add_chat_template(chat_template)
+
+    if extra:
+        extra(writer)
 
     def matrix(name: str, *shape: int, scale: float = 0.06) -> None:
         values = rng.normal(0, scale, shape).astype(dtype)
@@ -102,7 +107,10 @@ def _vocabulary(writer: gguf.GGUFWriter, pieces: Sequence[str], bos: bool, eos: 
         ("<|chat|>", 0.0, kinds.CONTROL),
     ]
     tokens += [(f"<0x{i:02X}>", 0.0, kinds.BYTE) for i in range(256)]
-    tokens += [(piece, -float(i), kinds.NORMAL) for i, piece in enumerate(pieces)]
+    tokens += [
+        (piece, -float(i), kinds.CONTROL if piece[0] in "<[" else kinds.NORMAL)
+        for i, piece in enumerate(pieces)
+    ]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([t[0] for t in tokens])
     writer.add_token_scores([t[1] for t in tokens])

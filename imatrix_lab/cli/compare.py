@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=options.PathType())
 @click.option(
     "--family", metavar="FACTORS",
     help="Compare a grid: factors joined by x. The first is compared, the rest adjusted for;"

@@ -1,6 +1,7 @@
 """The commands for text: corpus list, build, add, show."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FILE = options.PathType(exists=True, dir_okay=False)
 NEEDS = {
     "hub": "the Hugging Face Hub",
     "pypi": "PyPI",
@@ -144,7 +145,7 @@ def corpus_build(
         heldout = f"{built.n_heldout_tokens:,} in {built.n_heldout} held out; {built.licence}"
         counts = f"{built.n_tokens:,} tokens in {built.n_documents} documents"
         session.progress.say(f"{name}{counts} for calibration, {heldout}")
-        click.echo(built.calibration.parent)
+        options.echo(built.calibration.parent)
     if names or text_options.heldout:
         session.progress.say(
             f"score on the text held out here: --text {corpora[0].language}={corpora[0].heldout}"
@@ -199,7 +200,7 @@ def corpus_show(text: str, n_dropped: int, as_json: bool) -> None:
     session = options.session()
     artifact = show.find(text, session.store)
     if artifact is None:
-        fix = f"imatrix-lab corpus build {text}"
+        fix = f"imatrix-lab corpus build {shlex.quote(text)}"
         raise UsageError(f"no corpus of {text!r} has been built", fix=fix)
     if as_json:
         return options.emit(artifact.manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,9 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.lazy import LazyGroup
-from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules, check_file, replaceable
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import BadImatrix, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from imatrix_lab.imatrix.format import Imatrix
     from imatrix_lab.imatrix.statistics import TensorStatistics
 
-FILE = click.Path(path_type=Path)
+FILE = options.PathType()
 MERGE_BY = ("energy", "tokens")
 """`merge.BY`, which is slow to import."""
 MORE = {
@@ -47,6 +49,7 @@ def imatrix() -> None:
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
 @click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
+@options.FORCE
 @options.JSON
 def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
     """Collect an importance matrix on a text; continues an interrupted run.
@@ -59,6 +62,7 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     from imatrix_lab.pipeline import tune
 
     session = options.session()
+    text = options.language(text, session.progress)
     path = tune.imatrix(options.request(text, (), model=model, **rest), out, session)
     built = format.read(path)
     if as_json:
@@ -66,13 +70,13 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
         return options.emit({**facts, "n_ctx": built.chunk_size, "language": built.language})
     windows = f"{built.chunk_count} windows of {built.chunk_size} tokens"
     session.progress.say(f"{len(built.entries)} tensors over {windows}")
-    click.echo(path)
+    options.echo(path)
 
 
 @imatrix.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.JSON
-def show(files: tuple[Path, ...], as_json: bool) -> None:
+def show(files: tuple[str, ...], as_json: bool) -> None:
     """Show importance matrices: tokens, text, problems, and the energy of each role.
 
     \b
@@ -81,7 +85,9 @@ def show(files: tuple[Path, ...], as_json: bool) -> None:
     """
     from imatrix_lab.imatrix import format, statistics, validate
 
-    imatrices = {path: format.read(path) for path in files}
+    session = options.session()
+    paths = [options.imatrix_file(word, session) for word in files]
+    imatrices = {path: format.read(path) for path in paths}
     if as_json:
         return options.emit([_facts(path, imatrix) for path, imatrix in imatrices.items()])
     for path, imatrix in imatrices.items():
@@ -158,11 +164,12 @@ def _print_findings(findings: Findings) -> None:
 
 
 @imatrix.command()
-@click.argument("path", metavar="FILE", type=FILE)
+@click.argument("file", metavar="FILE")
 @click.option("--model", required=True, metavar="MODEL", help="Its model; see `model show`.")
 @click.option("--repair", "target", type=FILE, metavar="OUT", help="Write a repaired copy.")
+@options.FORCE
 @options.JSON
-def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
+def check(file: str, model: str, target: Path | None, force: bool, as_json: bool) -> None:
     """Check whether an importance matrix can be used for a model; exit status 1 if not.
 
     \b
@@ -170,11 +177,16 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
       imatrix-lab imatrix check some-download.dat --model model-f16.gguf
     """
     from imatrix_lab.imatrix import expected, format, repair, validate
-    from imatrix_lab.models.resolve import resolve
+    from imatrix_lab.models.resolve import files_of, resolve
 
     session = options.session()
+    path = options.imatrix_file(file, session)
+    imatrix = format.read(path)  # and other errors before a large model is hashed
+    rules = Rules((path, *files_of(model)), force, session.progress)
+    if target:
+        is_dat = target.suffix == ".dat"
+        check_file(target, rules, replaceable if is_dat else format.other_than({}, ""))
     tensors = expected.of(resolve(model, session))
-    imatrix = format.read(path)
     changes: tuple[str, ...] = ()
     if target:
         imatrix, changes = repair.repair(imatrix, tensors)
@@ -187,8 +199,11 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
     if target and errors:
         problems = "; ".join(e.what for e in errors)
         raise BadImatrix(f"cannot be repaired: {problems}", where=path, fix=errors[0].remedy)
+    if not target and any(finding.mendable for finding in findings.all):
+        words = ["imatrix-lab", "imatrix", "check", str(path), "--model", model, "--repair"]
+        session.progress.say(f"to repair: {shlex.join([*words, f'{path.stem}-repaired.gguf'])}")
     if target:
-        format.write(target, imatrix)
+        format.write(target, imatrix, rules=rules)
         session.progress.say(f"{target}: {'; '.join(changes) or 'nothing to repair, a copy'}")
     click.get_current_context().exit(1 if errors else 0)
 
@@ -196,20 +211,21 @@ def check(path: Path, model: str, target: Path | None, as_json: bool) -> None:
 def _weighted(word: str) -> tuple[Path, float]:
     """Return file and weight of ``FILE`` or ``FILE=WEIGHT``; FILE may be a language's code."""
     name, _, number = word.rpartition("=")
-    if Path(word).exists() or not name:
+    if expanded(word).exists() or not name:
         name, number = word, "1"
-    path = Path(name)
-    if not path.exists() and re.fullmatch(r"[\w-]+", name):
-        path = _by_language(name)
+    path = options.imatrix_file(name, options.session())
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        path = _by_language(options.language(name, Terminal()))
     try:
         weight = float(number)
     except ValueError:
         raise click.BadParameter(f"{number!r} in {word!r} is not a weight, such as 0.75") from None
     if not path.exists():
-        raise UsageError(
-            f"no file {name!r}; a mixture is made of imatrix files",
-            fix=f"imatrix-lab imatrix build --model MODEL --corpus {name} --out {name}.gguf",
-        )
+        fix = "check the path"
+        if path.name == name and not path.suffix:
+            fix = f"imatrix-lab imatrix build --model MODEL --corpus {shlex.quote(name)}"
+            fix += f" --out {shlex.quote(f'{name}.gguf')}"
+        raise UsageError(f"no file {name!r}; a mixture is made of imatrix files", fix=fix)
     return path, weight
 
 
@@ -220,7 +236,7 @@ def _by_language(name: str) -> Path:
     paths = [p for p in sorted(Path().iterdir()) if p.name in exact or p.name.endswith(ending)]
     if len(paths) > 1:
         what = f"{name} is ambiguous: {' or '.join(map(str, paths))}"
-        raise UsageError(what, fix=f"name the file: {paths[0]}=WEIGHT")
+        raise UsageError(what, fix=f"name the file: {shlex.quote(str(paths[0]))}=WEIGHT")
     return paths[0] if paths else Path(name)
 
 
@@ -232,10 +248,12 @@ def _by_language(name: str) -> Path:
     help="energy: by weight alone; tokens: also by number of tokens, as llama-imatrix does.",
 )  # fmt: skip
 @click.option("--leave-one-out", is_flag=True, help="Also write each mixture that lacks one file.")
+@options.FORCE
 @options.JSON
 def merge(
-    files: tuple[tuple[Path, float], ...], out: Path, by: str, leave_one_out: bool, as_json: bool
-) -> None:
+    files: tuple[tuple[Path, float], ...], out: Path, by: str, leave_one_out: bool, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Mix importance matrices of one model; no model is run.
 
     \b
@@ -246,9 +264,11 @@ def merge(
     """
     from imatrix_lab.core.files import sha256_file
     from imatrix_lab.imatrix import align, format
-    from imatrix_lab.imatrix.merge import MergeInput, without_each
+    from imatrix_lab.imatrix.merge import MergeInput, other_than, without_each
     from imatrix_lab.imatrix.merge import merge as mix
 
+    rules = Rules(tuple(path for path, _ in files), force, Terminal())
+    check_file(out, rules, other_than(files, by))
     inputs = [MergeInput(p, format.read(p), weight, sha256_file(p)) for p, weight in files]
     if note := align.note_on_models(i.imatrix for i in inputs):
         stderr.print(note, markup=False, soft_wrap=True)
@@ -259,12 +279,15 @@ def merge(
             names = [f"{name}-{i}" for i, name in enumerate(names, 1)]
         targets += [out.with_name(f"{out.stem}-without-{name}{out.suffix}") for name in names]
         mixtures = itertools.chain(mixtures, without_each(inputs, by))
+        rests = ([f for f in files if f is not left] for left in files)
+        for target, rest in zip(targets[1:], rests, strict=True):
+            check_file(target, rules, other_than(rest, by))
     written = []
     for target, mixture in zip(targets, mixtures, strict=True):
-        format.write(target, mixture)
+        format.write(target, mixture, rules=rules if out.suffix == ".dat" else None)
         written.append({"file": target, **mixture.metadata})
         stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:
-            click.echo(target)
+            options.echo(target)
     if as_json:
         options.emit(written)

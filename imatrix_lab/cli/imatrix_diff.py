@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules, check_file, replaceable
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,13 +20,13 @@ if TYPE_CHECKING:
 LAYERS_SHOWN = 5
 """The layers that differ most; ``--json`` has all."""
 MEASURES = {"tv": "total variation", "cosine": "cosine", "rank": "rank", "top": "top 1 %"}
-FILE = click.Path(path_type=Path)
+FILE = options.PathType()
 
 
 @click.command()
-@click.argument("files", metavar="FILE FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE FILE...", nargs=-1, required=True)
 @click.option(
-    "--noise", nargs=2, multiple=True, type=FILE, metavar="SAMPLE SAMPLE",
+    "--noise", nargs=2, multiple=True, metavar="SAMPLE SAMPLE",
     help="Two files from different text of one language, as the noise level; repeatable.",
 )  # fmt: skip
 @click.option(
@@ -32,10 +34,12 @@ FILE = click.Path(path_type=Path)
     help="Plot the first file against each other one by layer, and with three files or more a"
     " heat map, to OUT.svg or OUT.png. [without OUT: diff.svg]",
 )  # fmt: skip
+@options.FORCE
 @options.JSON
 def diff(
-    files: tuple[Path, ...], noise: tuple[tuple[Path, Path], ...], plot: Path | None, as_json: bool
-) -> None:
+    files: tuple[str, ...], noise: tuple[tuple[str, str], ...], plot: Path | None, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Compare importance matrices of one model: overall, by role and by layer.
 
     \b
@@ -46,16 +50,27 @@ def diff(
 
     if len(files) < 2:
         raise UsageError("need two files or more", fix="imatrix-lab imatrix diff A B")
-    compared = [(path, format.read(path)) for path in files]
+    session = options.session()
+
+    def read(word: str) -> tuple[Path, format.Imatrix]:
+        path = options.imatrix_file(word, session)
+        return path, format.read(path)
+
+    names = (*files, *(word for pair in noise for word in pair))
+    rules = Rules(tuple(map(expanded, names)), force, session.progress)
+    if plot:
+        from imatrix_lab.imatrix import plots
+
+        plots.check(plot)
+        check_file(plot, rules, replaceable)
+    compared = [read(word) for word in files]
     distances = distance.compare(compared, align.labels(compared))
-    samples = [[(path, format.read(path)) for path in pair] for pair in noise]
+    samples = [[read(word) for word in pair] for pair in noise]
     floor = distance.noise_floor(samples, distances.tensors) if samples else None
     if note := align.note_on_models(i for group in (compared, *samples) for _, i in group):
         stderr.print(note, markup=False, soft_wrap=True)
     if plot:
-        from imatrix_lab.imatrix import plots
-
-        plots.draw(plot, distances, floor)
+        plots.draw(plot, distances, floor, rules)
         stderr.print(f"plot: {plot}", markup=False)
     summary = distance.summary(distances, floor)
     tokens = [imatrix.n_tokens() for _, imatrix in compared]

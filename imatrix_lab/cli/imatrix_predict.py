@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ def _named_file(word: str) -> tuple[str, Path | None]:
 
     if word == NONE:
         return NONE, None
-    path = Path(word).expanduser()
     name, equals, file = word.partition("=")
-    if equals and not path.is_file():
-        return name, Path(file).expanduser()
+    if equals and not expanded(word).is_file():
+        return name, options.imatrix_file(file, options.session())
+    path = options.imatrix_file(word, options.session())
     return path.name.partition(".")[0], path
 
 
@@ -36,7 +37,7 @@ def _quant(word: str) -> tuple[str, Path]:
     name, _, file = word.partition("=")
     if not (name and file):
         raise click.BadParameter(f"{word!r} is not NAME=FILE, with the name of an imatrix or none")
-    return name, Path(file).expanduser()
+    return name, expanded(file)
 
 
 def _select(text: str) -> str | dict[str, float]:

@@ -1,14 +1,19 @@
 """``imatrix-lab``: the list of commands, and the one place where errors are caught."""
 
+import codecs
+import contextlib
+import io
+import shlex
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from imatrix_lab import __version__
+from imatrix_lab.cli import terminal_text
 from imatrix_lab.cli.lazy import LazyGroup
+from imatrix_lab.core.names import readable
 from imatrix_lab.errors import ImatrixLabError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -47,6 +52,13 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line; exit 0, 1 (expected error), 2 (usage), 130 (Ctrl-C), 3 (a bug)."""
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        from imatrix_lab.core.process import restart_in_utf8
+
+        restart_in_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=terminal_text.ERRORS)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -61,7 +73,7 @@ def run(argv: list[str]) -> int:
         print("\nstopped; run the same command to continue", file=sys.stderr)
         return 130
     except ImatrixLabError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_tame(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -71,6 +83,11 @@ def run(argv: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _tame(text: str) -> str:
+    """Return a message without what steers a terminal; names of files have it."""
+    return "\n".join(map(readable, text.split("\n")))
+
+
 def _bug(error: Exception) -> int:
     """Write a traceback to a log, and say so."""
     import platform
@@ -78,21 +95,23 @@ def _bug(error: Exception) -> int:
     from imatrix_lab.core.files import disk_error
     from imatrix_lab.core.store import default_root
 
-    if isinstance(error, OSError) and isinstance(
-        full := disk_error(error, default_root()), ImatrixLabError
-    ):
-        print(f"error: {full}", file=sys.stderr)
-        return full.exit_code
-    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(Exception):  # which would hide the error itself
+        if isinstance(error, OSError) and isinstance(
+            full := disk_error(error, default_root()), ImatrixLabError
+        ):
+            print(f"error: {_tame(str(full))}", file=sys.stderr)
+            return full.exit_code
     versions = (
         f"imatrix_lab {__version__}, Python {platform.python_version()}, {platform.platform()}"
     )
-    log = Path(default_root()) / "crash.log"
+    details = f"{versions}\n{shlex.join(sys.argv[1:])}\n"
+    details = _tame(details + "".join(traceback.format_exception(error)))
     try:
+        log = default_root() / "crash.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"{versions}\n{' '.join(sys.argv[1:])}\n{text}", encoding="utf-8")
+        log.write_text(details, encoding="utf-8")
         where = f"the details are in {log}"
-    except OSError:
-        where = f"the details follow\n{versions}\n{text}"
-    print(f"bug: {type(error).__name__}: {error}\n  {where}", file=sys.stderr)
+    except Exception:
+        where = f"the details follow\n{details}"
+    print(_tame(f"bug: {type(error).__name__}: {error}\n  {where}"), file=sys.stderr)
     return 3

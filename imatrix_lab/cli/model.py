@@ -49,10 +49,14 @@ def _print(resolved: Model) -> None:
             f"{len(facts.fallback)} tensors have rows that are no multiple of 256: "
             + ", ".join(facts.fallback[:4]) + more
         )  # fmt: skip
+    del rows["conditions"]
     table = new_table("key", "value", n_text=2, header=False)
     for key, value in rows.items():
         table.add_row(key, escape(str(value)))
     stdout.print(table)
+    for condition in facts.conditions:
+        word = "cannot be run" if condition.stops else "note"
+        click.echo(f"{word}: {condition}")
 
 
 @model.command("fetch")
@@ -66,4 +70,4 @@ def model_fetch(spec: str) -> None:
     """
     from imatrix_lab.models.resolve import resolve
 
-    click.echo(resolve(spec, options.session()).path)
+    options.echo(resolve(spec, options.session()).path)

@@ -1,7 +1,11 @@
 """Options shared by several commands, and printing results as JSON."""
 
+import codecs
 import dataclasses
 import json
+import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,17 +13,30 @@ from typing import Any, TypeVar
 import click
 
 from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.core.names import readable
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages
-from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request
 
+_HALF = re.compile("[\ud800-\udfff]")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PathType(click.Path):  # type: ignore[type-arg,unused-ignore]
+    """A path; ``~`` is the home folder in ``--out=~/x`` too, which shells leave as it is."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Expand the home folder, then check as `click.Path` does."""
+        return super().convert(expanded(value), param, ctx)
 
 
 class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -74,7 +91,7 @@ class Spread(click.Command):
 
 MODEL = click.option(
     "--model", default="demo", show_default=True, metavar="MODEL",
-    help="demo, a path to a GGUF file, or hf:org/repo[@revision][:file].",
+    help="demo, a path to a GGUF file, or hf:org/repo[@revision][:type or file].",
 )  # fmt: skip
 TYPES = click.option(
     "--type", "types", type=Types(), multiple=True, metavar="TYPE",
@@ -83,6 +100,10 @@ TYPES = click.option(
 TOKENS = click.option(
     "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
     help="Length of the calibration text in tokens of the model.",
+)  # fmt: skip
+FORCE = click.option(
+    "--force", is_flag=True,
+    help="Replace files that are there and are something else; each is named first.",
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 BACKEND = click.option(
@@ -122,14 +143,24 @@ def compute_options(options: dict[str, Any]) -> ComputeOptions:
 
 
 def language(word: str, progress: Progress) -> str:
-    """Return the code of a language given by another name; any other word unchanged."""
-    try:
-        known = languages.get(word)
-    except UsageError:
+    """Return the code of a language given by another name; any other word unchanged.
+
+    A file is taken for a language only if that is what our own files call it.
+    """
+    if Path(word).exists() and not languages.is_name(word):
         return word
-    if word != known.code:
-        progress.say(f"{word} means {known.code}, {known.name}")
-    return known.code
+    if (code := languages.code(word)) != word:
+        progress.say(f"{readable(word)} means {code}, {languages.get(code).name}")
+    return code
+
+
+def imatrix_file(word: str | Path, session: Session) -> Path:
+    """Return the path of an importance matrix, fetched if it is one on the Hub."""
+    from imatrix_lab.models import hub, hub_spec
+
+    if not hub_spec.is_spec(str(word)):
+        return expanded(str(word))
+    return hub.fetch_imatrix(hub_spec.parse(str(word)), session)
 
 
 def session() -> Session:
@@ -138,7 +169,29 @@ def session() -> Session:
 
 
 def emit(value: Any) -> None:
-    """Print data on stdout as JSON; non-finite numbers become null."""
+    """Print data on stdout as JSON; non-finite numbers become null.
+
+    Names of files whose bytes are no UTF-8 are readable, not usable: JSON is text.
+    """
     text = json.dumps(value, default=lambda v: str(v) if isinstance(v, Path) else vars(v))
-    plain = json.loads(text, parse_constant=lambda _: None)
-    click.echo(json.dumps(plain, ensure_ascii=False, indent=1))
+    plain = _readable(json.loads(text, parse_constant=lambda _: None))
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    click.echo(json.dumps(plain, ensure_ascii=not is_utf8, indent=1))
+
+
+def _readable(value: Any) -> Any:
+    """Return JSON values without halves of characters."""
+    match value:
+        case str():
+            return value if value.isprintable() else _HALF.sub(lambda m: readable(m[0]), value)
+        case list():
+            return [_readable(v) for v in value]
+        case dict():
+            return {_readable(k): _readable(v) for k, v in value.items()}
+    return value
+
+
+def echo(*paths: Path) -> None:
+    """Print paths on stdout for scripts: their bytes, whatever the terminal's encoding is."""
+    for path in paths:
+        click.echo(os.fsencode(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--langs", default="", metavar="L,L", help="Languages to compare.")
 @click.option(
-    "--pilot", multiple=True, type=click.Path(path_type=Path),
+    "--pilot", multiple=True, type=options.PathType(),
     help="Two runs that show how much quants differ; give it twice.",
 )  # fmt: skip
 @click.option("--metric", type=click.Choice(list(METRICS)), help="Metric measured in the pilot.")

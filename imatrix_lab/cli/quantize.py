@@ -19,7 +19,7 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     "imatrix_path",
     required=True,
     metavar="FILE",
-    help="An importance matrix (GGUF or .dat), or none.",
+    help="An importance matrix (GGUF or .dat; hf:org/repo/file on the Hub), or none.",
 )
 @options.TYPES
 @click.option(
@@ -28,13 +28,14 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     help="Language or text file to check the quant with; required with none."
     " [default: the imatrix's language]",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("quants"), show_default=True)
+@click.option("--out", type=options.PathType(), default=Path("quants"), show_default=True)
 @options.COMPUTE
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Use an imatrix that fails its check; the quant's metadata says so.",
+    help="Use an imatrix that fails its check, which the quant's metadata then says; replace files"
+    " that are there and are something else. Each is named first.",
 )
 @options.JSON
 def quantize(
@@ -46,11 +47,15 @@ def quantize(
     Example:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
     """  # fmt: skip
+    from imatrix_lab.models.resolve import check_spec
     from imatrix_lab.pipeline.tune import quants
 
     session = options.session()
-    request = options.request(heldout or "", types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
-    source = None if imatrix_path == "none" else Path(imatrix_path)
+    heldout = options.language(heldout, session.progress) if heldout else ""
+    request = options.request(heldout, types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
+    if imatrix_path != "none":
+        check_spec(model, session.store)  # before an imatrix is fetched
+    source = None if imatrix_path == "none" else options.imatrix_file(imatrix_path, session)
     result = quants(request, source, session)
     if as_json:
         return options.emit(result)

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from imatrix_lab.cli import options
-from imatrix_lab.cli.terminal import new_table, stderr, stdout
-from imatrix_lab.core.files import replacing
+from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules, check_file, replaceable, replacing_equal
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.types import ScoreRequest
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ class _Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Path | None]:
         if isinstance(value, tuple):
             return value
-        path = Path(value).expanduser()
+        path = expanded(value)
         if path.is_file():
             return path.stem, path
         label, equals, file = str(value).partition("=")
         if equals and not (label and file):
             self.fail(f"{value!r} is not NAME=FILE")
-        return label, Path(file).expanduser() if equals else None
+        return label, expanded(file) if equals else None
 
 
 @click.group()
@@ -70,7 +71,7 @@ def score() -> None:
     " time, the full model's logits on disk; KLD is then a lower bound. auto: live if it fits.",
 )  # fmt: skip
 @click.option("--rest-share", type=click.FloatRange(1e-6, 0.5), default=0.01, hidden=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("scores"), show_default=True,
+@click.option("--out", type=options.PathType(), default=Path("scores"), show_default=True,
               help="Folder for the records.")  # fmt: skip
 @options.BACKEND
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
@@ -87,14 +88,19 @@ def score_run(as_json: bool, **rest: Any) -> None:
     """  # fmt: skip
     from imatrix_lab.pipeline import score
 
+    session, texts = options.session(), rest.pop("texts")
+    rest["texts"] = tuple(
+        (label if path else options.language(label, session.progress), path)
+        for label, path in texts
+    )
     request = ScoreRequest(compute=options.compute_options(rest), **rest)
-    files = [str(file) for file in score.score(request, options.session())]
+    files = score.score(request, session)
     if as_json:
         return options.emit(files)
-    click.echo("\n".join(files))
+    options.echo(*files)
 
 
-RUN = click.Path(path_type=Path, exists=True)
+RUN = options.PathType(exists=True)
 RUNS = click.argument("runs", nargs=-1, required=True, metavar="RUN…", type=RUN)
 
 
@@ -208,11 +214,10 @@ def score_agree(run_a: Path, run_b: Path, as_json: bool) -> None:
 
 
 @score.command("export")
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file. [default: stdout]"
-)
-def score_export(run: Path, out: Path | None) -> None:
+@click.argument("run", metavar="RUN", type=options.PathType(exists=True, dir_okay=False))
+@click.option("--out", type=options.PathType(), help="The file. [default: stdout]")
+@options.FORCE
+def score_export(run: Path, out: Path | None, force: bool) -> None:
     """Write the records of one run as CSV.
 
     \b
@@ -223,6 +228,8 @@ def score_export(run: Path, out: Path | None) -> None:
 
     if out is None:
         return parquet.export_csv(run, sys.stdout.buffer)
-    with replacing(out) as temporary, temporary.open("wb") as file:
+    rules = Rules((run,), force, Terminal())
+    check_file(out, rules, replaceable)
+    with replacing_equal(out, rules) as temporary, temporary.open("wb") as file:
         parquet.export_csv(run, file)
-    click.echo(out)
+    options.echo(out)

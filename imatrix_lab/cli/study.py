@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from imatrix_lab.study.plan.plan import Plan
     from imatrix_lab.study.run import Finished
 
-FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+FOLDER = options.PathType(exists=True, file_okay=False)
 JOBS_HELP = "Steps at a time. [default: the recipe's, or as cores and memory allow]"
 JOBS = click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help=JOBS_HELP)
 
@@ -33,7 +33,7 @@ def study() -> None:
 
 @study.command("run")
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: studies/NAME]")
+@click.option("--out", type=options.PathType(), help="[default: studies/NAME]")
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, time, disk, power.")
 @JOBS
 @options.JSON

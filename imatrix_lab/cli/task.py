@@ -17,14 +17,14 @@ from imatrix_lab.tasks import definition
 from imatrix_lab.tasks.definition import VARIANTS, Definition
 from imatrix_lab.types import TaskRequest
 
-RUN = click.Path(path_type=Path, exists=True, dir_okay=False)
+RUN = options.PathType(exists=True, dir_okay=False)
 API_KEY = "IMATRIX_LAB_API_KEY"
 ENDPOINT = click.option("--endpoint", metavar="URL", default="", help="OpenAI-compatible server"
                         f" to ask instead; its key is read from ${API_KEY}.")  # fmt: skip
 SHOWN_MAX = 600
 """Characters of a prompt or an answer that `task flips` prints; --json has all."""
 LIMIT = click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N items.")
-DATA = click.option("--data", type=click.Path(path_type=Path),
+DATA = click.option("--data", type=options.PathType(),
                     help="A file or folder of the benchmark, in place of the Hub.")  # fmt: skip
 LEGEND = (
     "scorer: choice is by likelihood, on the GGUF itself; for the others the model writes",
@@ -88,9 +88,13 @@ def _facts(task: Definition) -> dict[str, Any]:
 @click.option("--variant", type=click.Choice(VARIANTS),
               help="How options are scored by likelihood. [default: the task's]")  # fmt: skip
 @click.option("--shots", type=click.IntRange(0), help="Solved examples. [default: the task's]")
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N",
+              help="Of an answer; thoughts get more. [default: the task's]")  # fmt: skip
+@click.option("--thinking/--no-thinking", default=None,
+              help="Whether models that can think first. [default: the task's; off]")  # fmt: skip
 @click.option("--keep-text", is_flag=True, help="Keep prompts and outputs in the records.")
 @ENDPOINT
-@click.option("--out", type=click.Path(path_type=Path), default=Path("task-runs"),
+@click.option("--out", type=options.PathType(), default=Path("task-runs"),
               show_default=True, help="Folder for the records.")  # fmt: skip
 @options.BACKEND
 @click.option("--ctx", "n_ctx", type=click.IntRange(32, 1 << 20),
@@ -123,7 +127,7 @@ def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     if as_json:
         return options.emit([str(file) for file in files])
     for file in files:
-        click.echo(file)
+        options.echo(file)
 
 
 @task.command("show")
@@ -160,6 +164,9 @@ def task_show(runs: tuple[Path, ...], as_json: bool) -> None:
         if q := s.quality:
             stdout.print(f"{name}: chrF++ {q.chrf:.2f}, BLEU {q.bleu:.2f}", markup=False)
             stderr.print(f"  {q.chrf_signature}\n  {q.bleu_signature}", style="dim", markup=False)
+    if any(s.n_unparsed and s.n_cut for s in scores):
+        more = "cut off and unread: task run --max-tokens N gives answers and thoughts more room"
+        stderr.print(more, style="dim", soft_wrap=True)
     note = "failed items are in no score; unread answers are wrong. Two quants: imatrix-lab compare"
     stderr.print(note, style="dim", soft_wrap=True)
 

@@ -13,6 +13,7 @@ import click
 from imatrix_lab.cli import options
 from imatrix_lab.cli.task import API_KEY, ENDPOINT, LIMIT, RUN
 from imatrix_lab.cli.terminal import stderr
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.session import Session
 from imatrix_lab.types import ChatRequest
 
@@ -47,6 +48,7 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_optio
     session = options.session()
     for run in runs:
         free_form(run)  # what is wrong is told before llama.cpp is built
+    check_folder(runs[0].parent)
     with chat_with(chat_options, session) as chat:
         verdict = (
             prefer(*runs, chat, session.progress, limit)

@@ -9,6 +9,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.task import DATA, LIMIT
 from imatrix_lab.cli.task_judge import CHAT, chat_with
 from imatrix_lab.cli.terminal import stderr
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.tasks import definition
 
 
@@ -19,8 +20,9 @@ from imatrix_lab.tasks import definition
 @CHAT
 @DATA
 @LIMIT
-@click.option("--out", type=click.Path(path_type=Path), default=Path("translated"),
+@click.option("--out", type=options.PathType(), default=Path("translated"),
               show_default=True, help="Folder for the items and the review file.")  # fmt: skip
+@options.FORCE
 @options.JSON
 def translate(
     name: str, to: str, source: str, as_json: bool, data: Path | None, out: Path,
@@ -34,18 +36,22 @@ def translate(
     """
     from imatrix_lab.tasks.load import check_data
     from imatrix_lab.tasks.locale import get_locale
-    from imatrix_lab.tasks.translate import TranslateRequest, translate
+    from imatrix_lab.tasks.translate import TranslateRequest, check, translate
 
     session = options.session()
     task, to = definition.get(name), options.language(to, session.progress)
+    source = options.language(source, session.progress)
     get_locale(to)
     check_data(task, data)  # what is wrong is told before llama.cpp is built
+    request = TranslateRequest(task, source, to, data, out, limit)
+    rules = Rules((data,) if data else (), chat_options.pop("force"), session.progress)
+    check(request, rules)
     with chat_with(chat_options, session) as chat:
-        request = TranslateRequest(task, source, to, data, out, limit)
+        check(request, rules, chat.model)
         files = translate(request, chat, session.progress)
     if as_json:
         return options.emit(files)
-    click.echo(files.items)
+    options.echo(files.items)
     n_left_out = files.n_left_out
     left_out = f"{n_left_out:,} items left out, not translated; " if n_left_out else ""
     stderr.print(

@@ -23,7 +23,7 @@ def toolchain_build(backend: str | None) -> None:
     """
     from imatrix_lab.llamacpp.build import get_toolchain
 
-    click.echo(get_toolchain(backend or default_backend(), options.session()).bin_dir)
+    options.echo(get_toolchain(backend or default_backend(), options.session()).bin_dir)
 
 
 @toolchain.command("path")
@@ -35,7 +35,7 @@ def toolchain_path(backend: str | None) -> None:
     Example:
       $(imatrix-lab toolchain path)/llama-bench --help
     """
-    click.echo(_built(backend).bin_dir)
+    options.echo(_built(backend).bin_dir)
 
 
 @toolchain.command("version")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @options.TOKENS
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.PathType(),
     default=Path("quants"),
     show_default=True,
     help="Folder for the finished files.",
@@ -42,10 +42,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--study",
-    type=click.Path(path_type=Path),
+    type=options.PathType(),
     metavar="DIR",
     help="Put this study's comparisons into the model card.",
 )
+@options.FORCE
 @click.option(
     "--dry-run", is_flag=True, help="Show the steps, their sizes and what is cached; do nothing."
 )

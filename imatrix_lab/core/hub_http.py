@@ -1,19 +1,20 @@
-"""Requests to the Hugging Face Hub, and downloads from it.
+"""Requests to the Hugging Face Hub, and downloads from it into its own cache."""
 
-Errors of the Hub's library hold the request, and the request holds the token. So they are never
-passed on, not even as a cause, but replaced by our own.
-"""
-
+import contextlib
 import os
+import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from imatrix_lab.core.files import need_room, sha256_file
+from imatrix_lab.core.files import disk_error, need_room, sha256_file
+from imatrix_lab.core.hub_cache import CachedRepo
+from imatrix_lab.core.hub_errors import Unreachable, check_is_hub, explained
 from imatrix_lab.core.progress import Progress, Task
-from imatrix_lab.errors import FetchFailed
+from imatrix_lab.errors import DiskFull, FetchFailed, ImatrixLabError
 
 LARGEST_HTTP_BYTES = 50_000_000_000
 """The Hub serves larger files over Xet only."""
@@ -21,12 +22,17 @@ BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
 RETRY_S = (1.0, 2.0, 4.0, 8.0)
 """Waits before each retry; a try that received something starts over."""
+WAIT_S_MAX = 120.0
+"""How long to wait if the Hub asks for it."""
+PART = ".imatrix-lab.incomplete"
+"""Ends the name of an unfinished file: `hf cache prune` knows it by its last word."""
 
-_LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "hf_xet"}
-_RETRY = "check the connection, then run again: a download continues where it stopped"
+_RETRY = "run again: a download continues where it stopped"
+_OTHER_DISK = "set HF_HUB_CACHE=/a/folder on another disk, or hf cache prune; then run again"
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 Files = dict[str, dict[str, Any]]
-"""name -> size_bytes, and the sha256 if Git LFS knows it (else None)"""
+"""name -> size_bytes, the sha256 if Git LFS knows it (else None), and its name among the blobs"""
 
 T = TypeVar("T")
 
@@ -37,11 +43,6 @@ class Listing:
 
     commit: str
     files: Files
-    license: str | None
-
-
-class Unreachable(FetchFailed):
-    """The Hub cannot be reached."""
 
 
 def list_files(repo: str, revision: str) -> Listing:
@@ -59,9 +60,44 @@ def list_files(repo: str, revision: str) -> Listing:
         if size_bytes is None:
             raise FetchFailed(f"the Hub lists no size for {name}", where=repo)
         if ".." not in name.parts and not name.is_absolute():
-            files[str(name)] = {"size_bytes": size_bytes, "sha256": lfs.sha256 if lfs else None}
-    card = info.card_data
-    return Listing(str(info.sha), files, card.get("license") if card else None)
+            sha256 = lfs.sha256 if lfs else None
+            blob = sha256 or sibling.blob_id
+            files[str(name)] = {"size_bytes": size_bytes, "sha256": sha256, "blob": blob}
+    return Listing(str(info.sha), files)
+
+
+def dataset_commit(repo: str, revision: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Ask for the commit of a data set's revision, for so many seconds at most."""
+    require_network()
+    from huggingface_hub import HfApi  # not within the seconds: on a slow disk it takes longer
+
+    api = HfApi(endpoint=endpoint())
+
+    def commit() -> str:
+        return str(api.dataset_info(repo, revision=revision, timeout=timeout_s).sha)
+
+    return ask(f"datasets/{repo}", revision, lambda: _within(timeout_s, commit))
+
+
+def _within(seconds: float, call: Callable[[], str]) -> str:
+    """Call within a time; the library's own time-out does not cover looking up a host's name."""
+    results: list[str] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise ConnectionError(f"no answer in {seconds:g} s")
+    return results[0]
 
 
 def total_bytes(files: Files) -> int:
@@ -69,32 +105,67 @@ def total_bytes(files: Files) -> int:
     return sum(int(entry["size_bytes"]) for entry in files.values())
 
 
-def download(
-    repo: str, commit: str, files: Files, folder: Path, progress: Progress, then_bytes: int = 0
-) -> None:
-    """Download files into a folder, and leave room for `then_bytes` on the disk.
+def download(cached: CachedRepo, commit: str, files: Files, progress: Progress) -> list[str]:
+    """Put files into the Hub's cache, and return those that were fetched now and are checked."""
+    snapshot = cached.snapshot(commit)
+    missing = {name: entry for name, entry in files.items() if not (snapshot / name).exists()}
+    with _errors_of(cached.folder):
+        to_fetch = {n: e for n, e in missing.items() if not cached.blob(e["blob"]).exists()}
+        present = sum(_bytes_at(_part(cached, entry)) for entry in to_fetch.values())
+        if missing:
+            snapshot.mkdir(parents=True, exist_ok=True)
+        if to_fetch:
+            total = total_bytes(to_fetch)
+            need_room(cached.folder, max(total - present, 0), cached.name)
+            with progress.task(f"fetching {cached.name}", total, "B") as task:
+                _fetch(cached, commit, to_fetch, progress, task)
+        links = [cached.link(cached.blob(e["blob"]), commit, n) for n, e in missing.items()]
+        if not all(links):
+            progress.say(f"no links on this disk: files lie in {snapshot} and are used from there")
+    for name, entry in files.items():
+        if _bytes_at(path := snapshot / name) != entry["size_bytes"]:
+            what = f"{name} in the Hub's cache has {_bytes_at(path)} bytes, and the Hub lists"
+            what += f" {entry['size_bytes']}"
+            raise FetchFailed(what, where=path, fix=f"rm '{path.resolve()}', then run again")
+    return list(to_fetch)
 
-    An unfinished file is called ``.part``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    total, done = total_bytes(files), 0
-    present = sum(_bytes_at(folder / name) + _bytes_at(folder / f"{name}.part") for name in files)
-    need_room(folder, max(total - present, 0) + then_bytes, repo)
-    with progress.task(f"fetching {repo}", total, "B") as task:
-        for name, entry in files.items():
-            part = folder / f"{name}.part"
-            if not (folder / name).exists():
-                require_network()
-                part.parent.mkdir(parents=True, exist_ok=True)
+
+def _fetch(cached: CachedRepo, commit: str, files: Files, progress: Progress, task: Task) -> None:
+    done = 0
+    for name, entry in files.items():
+        require_network()
+        blob, part = cached.blob(entry["blob"]), _part(cached, entry)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        with cached.locked(entry["blob"]):
+            # another program may have fetched it while we waited
+            if not (blob.exists() or (cached.snapshot(commit) / name).exists()):
                 if entry["size_bytes"] > LARGEST_HTTP_BYTES:
                     progress.say(f"{name} comes over Xet: if interrupted, it starts over")
-                    _transfer_xet(repo, commit, name, part)
+                    _transfer_xet(cached.name, commit, name, part)
                 else:
-                    _transfer(repo, commit, name, entry["size_bytes"], part, task, done)
+                    _transfer(cached.name, commit, name, entry["size_bytes"], part, task, done)
                 _check(name, entry, part)
-                part.replace(folder / name)
-            done += entry["size_bytes"]
-            task.update(done)
+                part.replace(blob)
+        done += entry["size_bytes"]
+        task.update(done)
+
+
+def _part(cached: CachedRepo, entry: dict[str, Any]) -> Path:
+    return cached.blob(f"{entry['blob']}{PART}")
+
+
+@contextlib.contextmanager
+def _errors_of(folder: Path) -> Iterator[None]:
+    """Say what helps where the cache's disk is full or read-only."""
+    try:
+        yield
+    except DiskFull as error:
+        raise DiskFull(error.what, where=error.where, fix=_OTHER_DISK) from None
+    except OSError as error:
+        ours = disk_error(error, folder)
+        if isinstance(ours, ImatrixLabError):
+            raise type(ours)(ours.what, where=ours.where, fix=_OTHER_DISK) from error
+        raise
 
 
 def _transfer(
@@ -114,13 +185,14 @@ def _transfer(
             ask(repo, commit, stream)
             if _bytes_at(part) <= have:
                 raise FetchFailed(f"the Hub sends nothing of {name}", where=repo, fix=_RETRY)
-        except Unreachable:
+        except Unreachable as error:
             if _bytes_at(part) > have:
                 waits = iter(RETRY_S)
-            if (wait_s := next(waits, None)) is None:
+            wait_s = next(waits, None)
+            if wait_s is None or not error.may_pass or error.wait_s > WAIT_S_MAX:
                 raise
             task.update(before + _bytes_at(part), "the connection broke; trying again")
-            time.sleep(wait_s)
+            time.sleep(max(wait_s, error.wait_s))
 
 
 def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[int], None]) -> None:
@@ -137,6 +209,7 @@ def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[i
         get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response,
     ):
         hf_raise_for_status(response)
+        check_is_hub(response, repo)
         if response.status_code != 206:
             file.truncate(0)
             have = 0
@@ -147,14 +220,16 @@ def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[i
 
 
 def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
+    """Download with the library, which cannot continue; not into its cache: we hold its lock."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    options: dict[str, Any] = {"endpoint": endpoint()}
-    options["local_dir"] = part.with_name(f".{part.name}.xet")
+    folder = part.with_name(f".{part.name}.xet")
+    options: dict[str, Any] = {"endpoint": endpoint(), "local_dir": folder}
     path = ask(repo, commit, lambda: hf_hub_download(repo, name, revision=commit, **options))
     Path(path).replace(part)
+    shutil.rmtree(folder)
 
 
 def _check(name: str, entry: dict[str, Any], part: Path) -> None:
@@ -177,53 +252,26 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def login(repo: str) -> str:
-    """Return how to get access to a gated repository."""
-    page = f"https://huggingface.co/{repo}"
-    return f"accept the licence at {page}, then `hf auth login` or set HF_TOKEN"
-
-
 def require_network() -> None:
     """Raise `Unreachable` if HF_HUB_OFFLINE is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        raise Unreachable("HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE and run again")
+    for name in _OFFLINE:
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise Unreachable(f"{name} is set", fix=f"unset {name} and run again")
 
 
 def ask(repo: str, revision: str, call: Callable[[], T]) -> T:
     """Call the Hub's library; its errors are replaced by ours, without a link to the original."""
+    _trust_own_certificates()
     try:
         return call()
     except Exception as error:
-        ours = _explained(error, repo, revision)
+        ours = explained(error, repo, revision)
     raise ours
 
 
-def _explained(error: Exception, repo: str, revision: str) -> Exception:
-    from huggingface_hub import errors
-
-    http_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, or of its successor
-    name, library = type(error).__name__, type(error).__module__.partition(".")[0]
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    fix, error_class = _RETRY, FetchFailed
-    if isinstance(error, errors.RevisionNotFoundError):
-        what = f"{repo} has no revision {revision} (HTTP {status})"
-        fix = f"choose one at https://huggingface.co/{repo}/tree/main"
-    elif isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
-        error, errors.GatedRepoError
-    ):
-        kind = "data set" if repo.startswith("datasets/") else "model"
-        what = f"the Hub shows no {kind} {repo} (revision {revision})"
-        fix = f"check the spelling; if it is gated or private, {login(repo)}"
-    elif status in (401, 403):
-        what, fix = f"the Hub denies access to the files of {repo} (HTTP {status})", login(repo)
-    elif status == 404:
-        what = f"a file of {repo}, revision {revision}, is missing (HTTP 404)"
-    elif isinstance(error, (http_error, ConnectionError, errors.LocalEntryNotFoundError)):
-        named = " in HF_ENDPOINT" if os.environ.get("HF_ENDPOINT") else ""
-        what = f"the Hub{named} cannot be reached ({f'HTTP {status}' if status else name})"
-        error_class = Unreachable
-    elif library in _LIBRARIES or isinstance(error, ValueError):
-        what = f"unexpected answer from the Hub or a proxy ({name})"
-    else:
-        return error
-    return error_class(what, where=repo, fix=fix)
+def _trust_own_certificates() -> None:
+    """Let the Hub's library use the certificates that a user gave to other programs."""
+    named = (os.environ.get(n, "") for n in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
+    path = next((path for path in named if Path(path).is_file()), "")
+    if path and not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+        os.environ["SSL_CERT_FILE"] = path

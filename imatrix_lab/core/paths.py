@@ -1,9 +1,19 @@
 """Where the package's data files and the user's own lie."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import platformdirs
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` as the home folder, if there is one; shells leave ``--x=~/y``."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def data_dir(name: str) -> Path:
@@ -16,4 +26,9 @@ def data_dir(name: str) -> Path:
 def user_dir() -> Path:
     """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
     override = os.environ.get("IMATRIX_LAB_DATA")
-    return Path(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+    return expanded(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+
+
+def pip_install(*words: str) -> str:
+    """Return the command that installs into this Python, whose ``pip`` need not be on the path."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *words])

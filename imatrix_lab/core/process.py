@@ -10,6 +10,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 from imatrix_lab.core import interrupt
 from imatrix_lab.errors import MissingTool, ToolFailed
@@ -56,6 +57,9 @@ _DEATHS = {
 """Signals -> (what they mean, what helps)."""
 
 
+_REASON = re.compile(r"(?:error loading model|failed to quantize): (.+)")
+"""What llama.cpp prints before lines that only say that it failed."""
+
 _KEPT = {
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TERM", "TZ", "PYTHONPATH",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH",
@@ -81,6 +85,16 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         if k in _KEPT or k.startswith(_KEPT_PREFIXES) or k.lower().endswith("_proxy")
     }
     return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def restart_in_utf8() -> NoReturn:
+    """Start this program again in Python's UTF-8 mode; its streams keep their encoding.
+
+    In ``LC_ALL=C`` with ``PYTHONUTF8=0``, for example, no file can have a name with ø.
+    """
+    encoding = sys.stdout.encoding if sys.stdout else "ascii"
+    args = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    os.execve(sys.executable, args, {**os.environ, "PYTHONIOENCODING": encoding})
 
 
 def clean_own_environment() -> None:
@@ -261,8 +275,11 @@ def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFail
 
 
 def _error_line(tail: str) -> str:
-    """Return the last line that looks like an error, else the last line."""
+    """Return llama.cpp's own reason, else the last line like an error, else the last line."""
     lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
+    for line in reversed(lines):
+        if match := _REASON.search(line):
+            return match[1][:300]
     for line in reversed(lines[-60:]):
         if "error" in line.lower() or "failed" in line.lower():
             return line[:300]

@@ -1,5 +1,6 @@
 """Pinned files from PyPI, fetched by pip, so that a user's mirror and proxy settings apply."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def download(name: str, version: str, sha256: str, folder: Path, *, source: bool
     try:
         process.run(argv, log=folder / "pip.log", timeout_s=1800)
     except ToolFailed as error:
-        what = f"pip could not download {name} {version}: {error.what}"
+        what = f"pip could not download {name} {version}: {_last_error(error)}"
         fix = "check the network, then run the same command again"
         raise FetchFailed(what, where=error.where, fix=fix) from error
     if path := _pinned(folder, sha256):
@@ -31,3 +32,11 @@ def download(name: str, version: str, sha256: str, folder: Path, *, source: bool
 def _pinned(folder: Path, sha256: str) -> Path | None:
     paths = (path for path in folder.glob("*") if path.suffix in {".whl", ".gz"})
     return next((path for path in paths if sha256_file(path) == sha256), None)
+
+
+def _last_error(error: ToolFailed) -> str:
+    """Return pip's own reason: its last line of that kind, or the end of its traceback."""
+    reasons = re.findall(r"^ERROR: (?!Exception:)(.+?)\s*$", error.tail, re.MULTILINE)
+    if "ERROR: Exception:" in error.tail:
+        reasons = error.tail.split("ERROR: Exception:")[-1].split("\n")
+    return next((line.strip() for line in reversed(reasons) if line.strip()), error.what)

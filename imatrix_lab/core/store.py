@@ -26,6 +26,7 @@ import platformdirs
 
 from imatrix_lab.core import interrupt
 from imatrix_lab.core.files import canonical_json, disk_error, sha256_file, write_whole
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress, Silent
 
 STORE_VERSION = 1
@@ -45,7 +46,7 @@ BuildTogether = Callable[[Mapping[int, tuple[Path, Path]]], Mapping[int, Mapping
 def default_root() -> Path:
     """Return ``$IMATRIX_LAB_CACHE``, else the user's cache directory."""
     override = os.environ.get("IMATRIX_LAB_CACHE")
-    return Path(override) if override else Path(platformdirs.user_cache_dir("imatrix-lab"))
+    return expanded(override) if override else Path(platformdirs.user_cache_dir("imatrix-lab"))
 
 
 def fingerprint(kind: str, inputs: Inputs) -> str:

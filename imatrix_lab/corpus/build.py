@@ -1,12 +1,13 @@
 """A corpus: ``calibration.txt``, ``heldout.jsonl`` and a manifest."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
@@ -93,7 +94,7 @@ def _inputs(
         "seed": options.seed,
         "sample": [options.sample, options.n_samples],
         "chat": options.chat,
-        "chats": [sha256_file(p) for p in _chat_files(mixture)] if options.chat else [],
+        "chats": [chat.VERSION, *map(sha256_file, _chat_files(mixture))] if options.chat else [],
         "exclude": [sha256_file(p) for p in options.exclude],
     }
 
@@ -104,6 +105,7 @@ def _budget(model: Model, vocabulary: Vocabulary, n_tokens: int) -> dict[str, An
         "n_tokens": n_tokens,
         "parse_special": vocabulary.parse_special,
         "vocabulary_of": model.sha256,
+        **({"ends": "left out"} if model.facts.adds_end else {}),
     }
 
 
@@ -158,16 +160,16 @@ def from_file(
     path: Path, model: Model, vocabulary: Vocabulary, n_tokens: int, session: Session
 ) -> CorpusFacts:
     """Return a user's own text, cut to the budget, as a corpus without held-out documents."""
-    label = slug(path.stem)
+    label, name = slug(path.stem), readable(path.name)
     inputs = _budget(model, vocabulary, n_tokens)
-    inputs |= {"file": path.name, "file_sha256": sha256_file(path)}
+    inputs |= {"file": name, "file_sha256": sha256_file(path)}
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         text = decode(path.read_bytes(), str(path)).strip()
         if not text:
             raise BadText("this text is empty", where=path)
         parts = [
-            Document(f"{path.stem}/{i:04d}", part, path.name, "unknown")
+            Document(f"{readable(path.stem)}/{i:04d}", part, name, "unknown")
             for i, part in enumerate(text.split(JOINT))
         ]
         text, used = packing.within_budget(parts, n_tokens, vocabulary.count)
@@ -175,7 +177,7 @@ def from_file(
         return {
             "language": label,
             "language_name": label,
-            "source": path.name,
+            "source": name,
             "licence": "unknown",
             "n_tokens": vocabulary.count(text),
             "n_tokens_asked": n_tokens,
@@ -185,12 +187,8 @@ def from_file(
             "n_heldout_tokens": 0,
         }
 
-    return facts(session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress))
-
-
-def slug(name: str) -> str:
-    """Return a name that is safe in file names and metadata: letters, digits and hyphens."""
-    return re.sub(r"[^\w]+", "-", name, flags=re.ASCII).strip("-")[:40] or "text"
+    built = session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress)
+    return replace(facts(built), language=label, language_name=label)  # not an older version's
 
 
 def facts(artifact: Artifact) -> CorpusFacts:

@@ -6,7 +6,6 @@ The user's folder (`user_dir`) adds to the package's: a language or a source the
 of the same name, and each ``own/<code>/<name>.toml`` adds a text of the user's to that language.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import regex
 
 from imatrix_lab.core.config import TABLE, TEXTS, Keys, check, nearest, read_toml
 from imatrix_lab.core.paths import data_dir, user_dir
+from imatrix_lab.corpus import language_names
 from imatrix_lab.errors import UsageError
 
 LICENCE_CLASSES = ("public-domain", "permissive", "share-alike", "copyleft")
@@ -196,7 +196,7 @@ def source(name: str, raw: Mapping[str, Any], path: Path) -> Source:
 
 def check_name(name: str, path: Path | None = None) -> None:
     """Raise `UsageError` for a source's name that cannot be part of ids and names of folders."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name, re.ASCII):
+    if not regex.fullmatch(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}_.-]{0,39}", name):
         what = f"a source's name has up to 40 letters, digits, dots and hyphens, not {name!r}"
         raise UsageError(what, where=path)
 
@@ -216,15 +216,37 @@ def _with_own(language: Language, folders: Sequence[Path]) -> Language:
 
 
 def get(word: str, folder: Path | None = None) -> Language:
-    """Return the language a user named by code, alias or name."""
+    """Return the language a user named: by code, name, tag or locale (`language_names`).
+
+    Raises `UsageError` for a word that means none, or several.
+    """
     languages = load_all(folder)
-    name = word.strip().casefold()
-    for language in languages.values():
-        names = (language.code, *language.aliases, language.name, language.native_name)
-        if name in {n.casefold() for n in names}:
-            for path, why in language.faults.items():
-                raise UsageError(why, where=path, fix="correct or delete this file")
-            return language
-    near = ", ".join(difflib.get_close_matches(name, languages, 3, 0.5))
-    what = f"no corpus for a language called {word!r}" + (f" (near: {near})" if near else "")
-    raise UsageError(what, fix=f"one of: {' '.join(languages)}")
+    codes = _named(word, languages) or language_names.meanings(word, languages)
+    if not codes:
+        what = f"no corpus for a language called {word!r}{language_names.unknown(word, languages)}"
+        raise UsageError(what, fix=f"one of: {' '.join(languages)}")
+    if len(codes) > 1:
+        which = " or ".join(f"{c} ({languages[c].name})" for c in codes)
+        raise UsageError(f"{word!r} can mean {which}", fix="use the code")
+    language = languages[codes[0]]
+    for path, why in language.faults.items():
+        raise UsageError(why, where=path, fix="correct or delete this file")
+    return language
+
+
+def code(word: str) -> str:
+    """Return the code of the language that a word means; any other word unchanged."""
+    try:
+        return get(word).code
+    except UsageError:
+        return word
+
+
+def is_name(word: str) -> bool:
+    """Return whether a word is a code or a name in our own files."""
+    return bool(_named(word, load_all()))
+
+
+def _named(word: str, languages: Mapping[str, Language]) -> list[str]:
+    name = language_names.plain(word)
+    return [code for code, n in languages.items() if name in language_names.own_names(n)]

@@ -8,13 +8,14 @@ random-tokens           tokens of the model's vocabulary, drawn evenly
 code                    program code, treated as a language
 """
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from imatrix_lab.core import config
-from imatrix_lab.core.paths import data_dir
+from imatrix_lab.core.paths import data_dir, expanded
 from imatrix_lab.corpus import languages
 from imatrix_lab.corpus.languages import Language
 from imatrix_lab.errors import UsageError
@@ -57,7 +58,7 @@ def parse(word: str) -> Mixture:
     """Return the mixture a user named; see the module's docstring for the forms."""
     if named := _named(word.strip()):
         return named
-    entries = [e.strip() for e in word.replace(",", " ").split()]
+    entries = _entries(word)
     if not entries:
         raise UsageError("no text is named", fix="a language (nb), or shares: nb=0.75,en=0.25")
     parts = [_part(*_share(entry, len(entries))) for entry in entries]
@@ -75,15 +76,23 @@ def parse(word: str) -> Mixture:
     return Mixture(label, name, tuple(parts))
 
 
+def _entries(word: str) -> list[str]:
+    entries = word.replace(",", " ").split()
+    if len(entries) > 1 and "=" not in word:
+        with contextlib.suppress(UsageError):
+            return [languages.get(word).code]  # "Norwegian Bokmål"
+    return entries
+
+
 def parse_or_path(text: str, file: str) -> Mixture | Path:
-    """Return the mixture of that name, or else the path of a file, or of a folder with `file`."""
-    try:
-        return parse(text)
-    except UsageError:
-        path = Path(text)
-        if path.is_file() or (path / file).is_file():
-            return path
-        raise
+    """Return the path of a file, or of a folder with `file`, or else the mixture of that name.
+
+    What is a code, or a name in our own files, is no path.
+    """
+    path = expanded(text)
+    is_path = path.is_file() or (path / file).is_file()
+    is_name = text in {*files(), RANDOM_TOKENS} or languages.is_name(text)
+    return path if is_path and not is_name else parse(text)
 
 
 def _percent(weight: float) -> str:

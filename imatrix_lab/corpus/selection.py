@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus import clean, cleaned
 from imatrix_lab.corpus.cleaned import Pool
 from imatrix_lab.corpus.heldout import HELDOUT_BYTES_MIN
 from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language, Source
 from imatrix_lab.corpus.sources import KINDS, local_sha256
 from imatrix_lab.corpus.sources.base import Pinned
-from imatrix_lab.errors import BadText, FetchFailed, MissingTool, UsageError
+from imatrix_lab.errors import (
+    BadText,
+    FetchFailed,
+    ImatrixLabError,
+    MissingTool,
+    ToolFailed,
+    UsageError,
+)
 from imatrix_lab.types import TOKENS_DEFAULT, TextOptions
 
 USUAL_BYTES = cleaned.BYTES_PER_TOKEN * TOKENS_DEFAULT
@@ -190,7 +198,8 @@ class _Selector:
             reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
             raise BadText(
                 f"no text in {self.language.name} is available: {reasons or 'it has no sources'}",
-                fix=f"imatrix-lab corpus add FILE --lang {self.language.code}, or a network",
+                fix=f"imatrix-lab corpus add FILE --lang {self.language.code} --name mine"
+                " --licence CC0-1.0, or a network",
             )
         return Selection(tuple(calibration), () if heldout else tuple(cut), heldout, skipped)
 
@@ -210,14 +219,33 @@ class _Selector:
                 continue
             try:
                 yield self._pool(KINDS[source.kind].reach(source, self.session), limit)
-            except (FetchFailed, MissingTool, BadText) as error:
-                if strict:
+            except Exception as error:
+                if strict or not _is_of_source(error):
                     raise
-                why = f"{error.what} ({error.where})" if error.where else error.what
-                if not any(error.what in reason for reason in skipped.values()):
-                    note = f"note: {self.language.code}: without {source.name}: {why}"
+                what, where, fix = _reason(error)
+                if not any(what in reason for reason in skipped.values()):
+                    note = f"note: {self.language.code}: without {source.name}: {what}{where}{fix}"
                     self.session.progress.say(note)
-                skipped[source.name] = why
+                skipped[source.name] = what + where
+
+
+def _is_of_source(error: Exception) -> bool:
+    """Return whether another source may do better: not if settings, store or disk are the matter.
+
+    What a library or a network does is not foreseen: any error that is not ours is the source's.
+    """
+    if isinstance(error, ImatrixLabError):
+        return isinstance(error, (FetchFailed, MissingTool, BadText, ToolFailed))
+    return not isinstance(error, (NotBuilt, MemoryError))
+
+
+def _reason(error: Exception) -> tuple[str, str, str]:
+    """Return what happened, where, and what would help."""
+    if not isinstance(error, ImatrixLabError):
+        first = (str(error).splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first[:200]}", "", ""
+    where = f" ({error.where})" if error.where else ""
+    return error.what, where, f"; try: {error.fix}" if error.fix else ""
 
 
 def _spare(pools: Sequence[Pool]) -> Pool | None:

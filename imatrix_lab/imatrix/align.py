@@ -1,5 +1,6 @@
 """Several importance matrices at once: short names for them, and tensors in one shape."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def aligned(name: str, files: Files) -> list[Entry]:
     for (path, _), entry in zip(files, entries, strict=True):
         if not all(((v >= 0) & np.isfinite(v)).all() for v in (entry.sums, entry.counts)):
             what = f"{name} has NaN, infinite or negative values"
-            raise BadImatrix(what, where=path, fix=f"imatrix-lab imatrix show {path}")
+            raise BadImatrix(
+                what, where=path, fix=f"imatrix-lab imatrix show {shlex.quote(str(path))}"
+            )
     n_matrices = max(_n_experts(name, files[0][1]), *(e.counts.size for e in entries))
     shapes = {(e.sums.size, e.counts.size if e.counts.size > 1 else n_matrices) for e in entries}
     if len(shapes) > 1:

@@ -7,6 +7,8 @@ windows in a decode change a bit on a CPU. Sums are saved between decodes; a run
 goes on from there and ends with the same bytes.
 """
 
+import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -27,7 +29,7 @@ from imatrix_lab.imatrix.collector import Collector
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.tokenizer import Vocabulary, last_error, silence
+from imatrix_lab.models.tokenizer import Vocabulary, forget_log, reason, silence
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
 FILE = "imatrix.gguf"
@@ -69,6 +71,17 @@ def inputs(
     }
 
 
+def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, Any]:
+    """Return what an imatrix file of these has in its metadata, whatever built it."""
+    return {
+        "imatrix_lab.model.sha256": model.sha256,
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.sha256": corpus.sha256,
+        "imatrix.chunk_size": options.compute.n_ctx,
+        "imatrix.chunk_count": window_count(corpus, options),
+    }
+
+
 def window_count(corpus: CorpusFacts, options: Options) -> int:
     """Return how many windows the text has; raises BadText if it does not fill one."""
     n_ctx = options.compute.n_ctx
@@ -103,7 +116,8 @@ def collect(
         findings = validate.check(
             format.Imatrix(entries, (), n_windows, n_ctx), expected.of(model), n_tokens
         )
-        fix = f"use another text or backend; to compute it again: rm -r {scratch.parent}"
+        fix = "use another text or backend; to compute it again: rm -r "
+        fix += shlex.quote(str(scratch.parent))
         findings.require_sound(model.path, fix, session.progress)
         metadata = {
             "imatrix_lab.language": corpus.language,
@@ -234,7 +248,7 @@ class _Context(AbstractContextManager["_Context"]):
         with ExitStack() as stack:
             self._model = run(self._load, compute)
             if not self._model:
-                what = f"llama.cpp cannot load this model: {last_error() or 'no reason given'}"
+                what = f"llama.cpp cannot load this model: {reason()}"
                 raise BadModel(what, where=model.path, fix=f"check the file; {_SMALLER}")
             stack.callback(self._llama.llama_model_free, self._model)
             self._context = self._open(compute)
@@ -248,7 +262,8 @@ class _Context(AbstractContextManager["_Context"]):
         if compute.gpu_layers is not None:
             params.n_gpu_layers = compute.gpu_layers
         params.use_extra_bufts = False  # repacked weights: other sums
-        return self._llama.llama_model_load_from_file(str(self.path).encode(), params)
+        forget_log()
+        return self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
 
     def _open(self, compute: Compute) -> Any:
         llama = self._llama
@@ -286,7 +301,7 @@ class _Context(AbstractContextManager["_Context"]):
             if code == _ABORTED and not self._sums.ended and not self._sums.fault:
                 raise KeyboardInterrupt
             if code not in (0, _ABORTED):
-                what = f"llama_decode failed (code {code}): {last_error() or 'no reason given'}"
+                what = f"llama_decode failed (code {code}): {reason()}"
                 raise ImatrixLabError(what, where=self.path, fix=_SMALLER)
 
     def _fill(self, tokens: NDArray[Any], positions: NDArray[Any], sequences: NDArray[Any]) -> None:

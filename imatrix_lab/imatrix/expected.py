@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.imatrix.format import layer_and_role
+from imatrix_lab.imatrix.format import Entry, layer_and_role
 from imatrix_lab.models.gguf import TensorInfo, read_header
 from imatrix_lab.models.resolve import quantizable
 from imatrix_lab.types import Model
@@ -30,6 +30,11 @@ class ModelTensors:
         """Return a tensor's number of matrices and of columns."""
         shape = self.tensors[name][1].shape
         return (shape[2] if len(shape) > 2 else 1), shape[0]
+
+    def fits(self, name: str, entry: Entry) -> bool:
+        """Return whether llama-quantize accepts an entry for a tensor: by its number of values."""
+        matrices, columns = self.shape(name)
+        return entry.sums.size == matrices * columns and entry.counts.size in (1, matrices)
 
     def with_weights(self, name: str, columns: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
         """Return which of some (matrices, columns) have a nonzero weight; None if quantized."""

@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.files import replacing
+from imatrix_lab.core.outputs import Other, Rules, any_file, replacing_equal
 from imatrix_lab.errors import BadImatrix, BadModel
 from imatrix_lab.imatrix import dat
-from imatrix_lab.models.gguf import MAGIC, GgufHeader, TensorInfo, read_header
+from imatrix_lab.models.foreign import MAGIC
+from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
 
 LEGACY_WINDOW = 512
 """Assumed window length of a ``.dat``, which does not record it; llama.cpp assumes its own ``-c``,
@@ -193,12 +195,39 @@ def _from_dat(file: dat.DatFile) -> Imatrix:
     return Imatrix(entries, datasets, n_chunks, LEGACY_WINDOW, legacy=True)
 
 
-def write(path: Path, imatrix: Imatrix, metadata: Mapping[str, str] | None = None) -> None:
+def other_than(same: Mapping[str, Any], key: str = MODEL) -> Other:
+    """Return what tells an imatrix of this project with `key`, and `same` in its metadata."""
+
+    def other(path: Path) -> str:
+        try:
+            header = read_header(path)
+        except BadModel:
+            return any_file(path)
+        metadata = header.metadata
+        if header.text("general.type") != "imatrix" or (key and key not in metadata):
+            return any_file(path)
+        of = f"an imatrix of {header.text(OURS + 'language', 'some text')}"
+        if differing := [name for name, value in same.items() if metadata.get(name) != value]:
+            return f"{of} that differs in {', '.join(n.removeprefix(OURS) for n in differing)}"
+        return ""
+
+    return other
+
+
+def write(
+    path: Path,
+    imatrix: Imatrix,
+    metadata: Mapping[str, str] | None = None,
+    rules: Rules | None = None,
+) -> None:
     """Write an importance matrix, whole or not at all; as a ``.dat`` if the name ends so.
 
-    `metadata` is added to a GGUF file's own. Raises BadImatrix for counts no ``.dat`` can hold.
+    `metadata` is added to a GGUF file's own. With `rules`, no other file is replaced. Raises
+    BadImatrix for counts no ``.dat`` can hold.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = replacing_equal(path, rules) if rules else replacing(path)
+    with place as temporary, temporary.open("wb") as file:
         if path.suffix == ".dat":
             last, n_calls = "".join(imatrix.datasets[-1:]), min(imatrix.chunk_count, _I32_MAX)
             dat.write(file, list(_dat_entries(imatrix)), n_calls, last)

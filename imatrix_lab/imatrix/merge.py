@@ -13,6 +13,7 @@ and however large its activations are. Of a tensor with experts the whole has th
 one expert files count by the tokens that reached it, so that three do not outvote three thousand.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -22,9 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
+from imatrix_lab.core.outputs import Other, any_file
 from imatrix_lab.errors import BadImatrix, UsageError
+from imatrix_lab.imatrix import format
 from imatrix_lab.imatrix.align import aligned, paths
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, Entry, Imatrix
+from imatrix_lab.models.gguf import read_header
 
 BY = ("energy", "tokens")
 KEY = "imatrix_lab.merge"
@@ -62,6 +66,27 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
     datasets = tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets))
     metadata = {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)}
     return Imatrix(entries, datasets, n_tokens // window, window, language, metadata)
+
+
+def other_than(files: Sequence[tuple[Path, float]], by: str) -> Other:
+    """Return what tells mixtures of these files and weights, in any of their states, from others.
+
+    A ``.dat`` does not say what it is: there it lets any pass.
+    """
+    same = {"by": by, "inputs": [(path.name, weight) for path, weight in files]}
+
+    def other(path: Path) -> str:
+        if path.suffix == ".dat":
+            return ""
+        if what := format.other_than({}, KEY)(path):
+            return what
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = dict(json.loads(read_header(path).text(KEY)))
+            record["inputs"] = [(i["name"], i["weight"]) for i in record["inputs"]]
+            return "" if record == same else "another mixture of imatrices"
+        return any_file(path)
+
+    return other
 
 
 def without_each(inputs: Sequence[MergeInput], by: str) -> Iterator[Imatrix]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from imatrix_lab.core.files import replacing
+from imatrix_lab.core.outputs import Rules, replacing_equal
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix.distance import Distances, NoiseFloor
 from imatrix_lab.imatrix.format import layer_and_role
@@ -32,17 +32,24 @@ _STYLE = {
 Panel = tuple[str, list[int]]  # a title, and the rows of `Distances.tensors` it shows
 
 
-def draw(path: Path, distances: Distances, floor: NoiseFloor | None) -> None:
+def check(path: Path) -> None:
+    """Raise UsageError for a suffix that is not drawn."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"a plot is {' or '.join(SUFFIXES)}, not {path.name}")
+
+
+def draw(
+    path: Path, distances: Distances, floor: NoiseFloor | None, rules: Rules | None = None
+) -> None:
     """Plot the total variation as SVG or PNG, by the file name's suffix.
 
     With three files or more: a heat map of every two. Always: each other file against the first,
     layer by layer, in a panel for each role; roles with the same values share a panel.
     """
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"a plot is {' or '.join(SUFFIXES)}, not {path.name}")
+    check(path)
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE), replacing(path) as temporary:
+    with mpl.rc_context(_STYLE), replacing_equal(path, rules or Rules()) as temporary:
         metadata = {"Date": None} if path.suffix == ".svg" else {}
         _figure(distances, floor).savefig(temporary, format=path.suffix[1:], metadata=metadata)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from imatrix_lab.imatrix import validate
+from imatrix_lab.imatrix import siblings, validate
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
 
@@ -12,6 +12,7 @@ from imatrix_lab.imatrix.format import LEGACY_WINDOW, REPAIRED, Entry, Imatrix
 def repair(imatrix: Imatrix, model: ModelTensors) -> tuple[Imatrix, tuple[str, ...]]:
     """Return an imatrix with every mendable finding fixed, and a description of each change.
 
+    - a tensor that is missing takes the sums of one that reads the same input;
     - an expert that no token reached gets the mean over the others, as one token;
     - fractional counts are rounded, and sums scaled so that the means stay;
     - tensors that are not in the model are dropped;
@@ -19,6 +20,7 @@ def repair(imatrix: Imatrix, model: ModelTensors) -> tuple[Imatrix, tuple[str, .
 
     The changes are also recorded in the metadata, under `format.REPAIRED`.
     """
+    imatrix, taken = from_siblings(imatrix, model)
     changes = []
     entries = {n: e for n, e in imatrix.entries.items() if n in model.tensors}
     if len(entries) < len(imatrix.entries):
@@ -36,11 +38,23 @@ def repair(imatrix: Imatrix, model: ModelTensors) -> tuple[Imatrix, tuple[str, .
         n_chunks = imatrix.n_tokens() // window
         changes.append(f"set to {n_chunks} windows of {window} tokens")
         imatrix = replace(imatrix, chunk_count=n_chunks, chunk_size=window, complete=True)
-    if not changes:
-        return imatrix, ()
+    if changes:
+        imatrix = _logged(replace(imatrix, entries=entries), changes)
+    return imatrix, (*taken, *changes)
+
+
+def from_siblings(imatrix: Imatrix, model: ModelTensors) -> tuple[Imatrix, list[str]]:
+    """Return an imatrix with the tensors that it lacks and a sibling has, and what was done."""
+    if not (donors := siblings.lacking(imatrix.entries, model)):
+        return imatrix, []
+    taken = {name: imatrix.entries[donor] for name, donor in donors.items()}
+    changes = [f"{name}: taken from {donor}, same input" for name, donor in donors.items()]
+    return _logged(replace(imatrix, entries={**imatrix.entries, **taken}), changes), changes
+
+
+def _logged(imatrix: Imatrix, changes: list[str]) -> Imatrix:
     log = "; ".join(filter(None, [imatrix.metadata.get(REPAIRED), *changes]))
-    metadata = {**imatrix.metadata, REPAIRED: log}
-    return replace(imatrix, entries=entries, metadata=metadata), tuple(changes)
+    return replace(imatrix, metadata={**imatrix.metadata, REPAIRED: log})
 
 
 def _filled(entry: Entry, n_matrices: int) -> Entry:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.imatrix import siblings
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding, Findings, some
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, REPAIRED, Entry, Imatrix, rounded
@@ -42,21 +43,26 @@ _KINDS = {
     "counts": (WARNING, "little: each tensor has its own count", "let a running llama-imatrix end"),
     "lost-counts": (WARNING, "quantized unweighted", "--repair sets them to 1, keeps the means"),
     "fractions": (NOTE, "none: llama.cpp rounds them, one common factor", "--repair rounds them"),
+    "siblings": (
+        ERROR,
+        f"{_UNUSED}; llama-quantize stops at 2 bits and below",
+        "--repair takes them from tensors that read the same input",
+    ),
     "missing": (ERROR, f"{_UNUSED}; llama-quantize stops at 2 bits and below", _SAME_MODEL),
     "shape": (ERROR, "llama-quantize stops", _SAME_MODEL),
-    "foreign": (WARNING, "ignored by llama-quantize", "is it for this model? --repair drops them"),
-    "zero-blocks": (WARNING, "their weights become zero in some types", "text of more kinds"),
+    "foreign": (WARNING, "ignored by llama-quantize", "use its own model; --repair drops them"),
+    "zero-blocks": (WARNING, "their weights become zero in some types", "use text of more kinds"),
     "zero-columns": (NOTE, "their weights are ignored, which matters if other text needs them", ""),
     "dead-columns": (NOTE, "none", ""),
     "metadata": (ERROR, "llama-quantize refuses the file", "--repair adds them"),
     "few-tokens": (WARNING, "noisy weights; 60,000 to 130,000 tokens are usual", "more text"),
     "legacy": (NOTE, f"none; its windows are assumed to have {LEGACY_WINDOW} tokens", ""),
-    "window": (WARNING, "first tokens have unusual activations", "windows of 512 (--ctx 512)"),
+    "window": (WARNING, "first tokens have unusual activations", "use windows of 512: --ctx 512"),
     "chunks": (NOTE, "none; the quant's metadata repeat the number", ""),
     "other-model": (NOTE, "none if it is the same model at another precision", ""),
 }
 """Kind -> severity, effect on a quant, and remedy."""
-_MENDABLE = ("unhit-experts", "lost-counts", "fractions", "foreign", "metadata")
+_MENDABLE = ("siblings", "unhit-experts", "lost-counts", "fractions", "foreign", "metadata")
 
 
 def _finding(kind: str, what: str, tensors: Iterable[str] = (), severity: str = "") -> Finding:
@@ -85,12 +91,6 @@ def check(
 def n_matrices(name: str, model: ModelTensors | None) -> int:
     """Return how many matrices a tensor has in the model; 1 if unknown."""
     return model.shape(name)[0] if model and name in model.tensors else 1
-
-
-def fits(name: str, entry: Entry, model: ModelTensors) -> bool:
-    """Return whether llama-quantize accepts an entry for a tensor: by its number of values."""
-    matrices, columns = model.shape(name)
-    return entry.sums.size == matrices * columns and entry.counts.size in (1, matrices)
 
 
 def no_tokens(entry: Entry, matrices: int) -> NDArray[np.bool_]:
@@ -181,12 +181,16 @@ def _counts(
 
 def _tensors(imatrix: Imatrix, model: ModelTensors) -> Iterator[Finding]:
     entries = imatrix.entries
-    if missing := sorted(model.expected - entries.keys()):
+    missing, donors = sorted(model.expected - entries.keys()), siblings.lacking(entries, model)
+    if missing and len(donors) == len(missing):
+        what = f"{len(missing)} of {len(model.expected)} tensors are missing: {some(missing)}"
+        yield _finding("siblings", what, missing)
+    elif missing:
         few = len(missing) < MISSING_SHARE_MAX * len(model.expected)
         what = f"{len(missing)} of {len(model.expected)} tensors are missing: {some(missing)}"
         yield _finding("missing", what, missing, WARNING if few else ERROR)
     common = sorted(entries.keys() & model.tensors.keys())
-    if wrong := [n for n in common if not fits(n, entries[n], model)]:
+    if wrong := [n for n in common if not model.fits(n, entries[n])]:
         sums, counts = entries[wrong[0]].sums.size, entries[wrong[0]].counts.size
         matrices, columns = model.shape(wrong[0])
         what = f"{some(wrong)}: {sums} values and {counts} counts for {matrices} matrices"
@@ -204,7 +208,7 @@ def _zero_columns(imatrix: Imatrix, model: ModelTensors | None) -> Iterator[Find
         if not zero.any():
             continue
         used = None
-        if model and name in model.tensors and fits(name, entry, model):
+        if model and name in model.tensors and model.fits(name, entry):
             used = model.with_weights(name, zero.reshape(model.shape(name)))
         used = zero if used is None else used
         n_dead += bool(used.sum() < zero.sum())

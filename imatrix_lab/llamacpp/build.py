@@ -12,6 +12,7 @@ import psutil
 
 from imatrix_lab.core import process, pypi
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import MissingTool, ToolFailed
@@ -79,14 +80,16 @@ def _require_compilers(backend: str) -> None:
         fix = "Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu"
         raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
     if backend == "metal" and sys.platform != "darwin":
-        raise MissingTool("BACKEND=metal is for macOS", fix="BACKEND=cpu")
+        raise MissingTool(
+            "BACKEND=metal is for macOS", fix="BACKEND=cpu for make, or --backend cpu"
+        )
 
 
 def _script(name: str) -> str:
     """Return a program that a wheel installed beside this Python, or the system's."""
     path = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
     if not path:
-        raise MissingTool(f"{name} is not installed", fix=f"pip install {name}")
+        raise MissingTool(f"{name} is not installed", fix=pip_install(name))
     return path
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import email.utils
+import functools
 import json
 import random
 import threading
@@ -19,6 +20,7 @@ import httpx2
 from imatrix_lab.core.format import size
 from imatrix_lab.core.parallel import each
 from imatrix_lab.errors import FetchFailed, UsageError
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.types import Generated, GenerateItem
 
 ANSWER_BYTES_MAX = 16 << 20
@@ -27,6 +29,8 @@ HOPELESS_MAX = 8
 """Hopeless failures in a row that end the run."""
 _TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
 _TRY_AGAIN = {408, 409, 425, 429}
+_PASS_VARIABLES = {"vllm", "sglang"}
+"""Servers, as they call themselves, that take `chat_template_kwargs`; others may refuse them."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -92,11 +96,13 @@ class Client:
         max_tokens: int,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
+        thinking: bool = False,
     ) -> Generated:
         """Return the answer to a chat; if all roles are "", the continuation of the text.
 
-        The endpoint does not tell a stop string from an end token: with stop strings, `finish`
-        is ``stop`` for both.
+        A server that passes variables to chat templates is told whether the model may think first.
+        Its thoughts are in the text, before the answer: see `thoughts`. The endpoint does not tell
+        a stop string from an end token: with stop strings, `finish` is ``stop`` for both.
         """
         body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         body |= {"model": self.model} if self.model else {}
@@ -104,6 +110,8 @@ class Client:
         if any(role for role, _ in messages):
             path = "/chat/completions"
             body["messages"] = [{"role": role, "content": content} for role, content in messages]
+            if self.has_switch:
+                body["chat_template_kwargs"] = thoughts.variables(thinking)
         else:
             path = "/completions"
             body["prompt"] = "\n\n".join(content for _, content in messages)
@@ -131,10 +139,27 @@ class Client:
         """Yield the answers to items as they come."""
 
         def ask(item: GenerateItem) -> Generated:
-            answer = self.chat(item.messages, item.max_tokens, item.stop)
-            return dataclasses.replace(answer, id=item.id)
+            most = item.max_tokens + item.thought_tokens
+            stop = () if item.thought_tokens else item.stop  # which would end thoughts
+            answer = self.chat(item.messages, most, stop, thinking=item.thinking)
+            text = thoughts.before_stop(answer.text, item.stop)
+            finish = answer.finish if text == answer.text else "stop"
+            return dataclasses.replace(answer, id=item.id, text=text, finish=finish)
 
         return each(ask, items, self.parallel)
+
+    @functools.cached_property
+    def has_switch(self) -> bool:
+        """Whether the server is known to tell its model's template if the model may think."""
+        if self.template:
+            return thoughts.has_switch(self.template)
+        return self.about().get("model_owned_by") in _PASS_VARIABLES
+
+    @functools.cached_property
+    def template(self) -> str:
+        """The model's chat template, which llama-server gives; "" for other servers."""
+        template = (self._get("/props") or {}).get("chat_template")
+        return template if isinstance(template, str) else ""
 
     def is_ready(self) -> bool:
         """Return whether a llama-server has its model loaded."""
@@ -161,7 +186,7 @@ class Client:
         try:
             response = self._http.get(self.url.removesuffix("/v1") + path)
             content = response.json() if response.status_code == 200 else None
-        except (httpx2.HTTPError, ValueError):
+        except (httpx2.HTTPError, ValueError, RuntimeError):  # the latter: closed meanwhile
             return None
         return content if isinstance(content, dict) else None
 
@@ -224,16 +249,37 @@ def _shown(raw: bytes) -> str:
 def _answer(content: dict[str, Any], has_stop: bool) -> Generated:
     try:
         choice = content["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        message = choice.get("message")
+        text = choice["text"] if message is None else _text(message, choice.get("finish_reason"))
         finish = choice.get("finish_reason")
         n_tokens = (content.get("usage") or {}).get("completion_tokens", 0)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         shown = _shown(json.dumps(content).encode())
         raise _Failed(f"the answer has no choice: {shown}") from error
-    if text is None:  # a refusal, or thoughts alone: greedy, it would be the same again
+    if text is None:  # a refusal: greedy, it would be the same again
         raise _Failed("the answer has no text", again=False)
     if not isinstance(text, str) or not isinstance(n_tokens, int):
         raise _Failed("the answer has no text")
     if finish not in {"stop", "length"}:
         raise _Failed(f"the answer was ended by {finish!r}", again=False)
     return Generated("", text, n_tokens, "eos" if finish == "stop" and not has_stop else finish)
+
+
+def _text(message: dict[str, Any], finish: str | None) -> Any:
+    """Return a message's thoughts, from whichever field they are in, and its content."""
+    thinking = message.get("reasoning_content") or message.get("reasoning") or ""
+    content = message.get("content") if thinking else message["content"]
+    if isinstance(content, list):  # of parts, as Mistral's
+        thinking = thinking or _spoken(content, "thinking")
+        content = _spoken(content, "text")
+    if content is None and (thinking or finish == "length"):
+        content = ""
+    if not isinstance(content, str) or not isinstance(thinking, str):
+        return content
+    return thoughts.joined(thinking, content, finish == "length")
+
+
+def _spoken(parts: list[Any], kind: str) -> str:
+    """Return the texts of one kind of part, joined; a part of thoughts has parts of its own."""
+    texts = (part[kind] for part in parts if part.get("type") == kind)
+    return "".join(t if isinstance(t, str) else _spoken(t, "text") for t in texts)

@@ -1,7 +1,7 @@
 """llama.cpp's command lines, and parsers of what its programs print; nothing is run here."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,18 @@ QUANT_TYPES = (
     "TQ2_0", "TQ1_0", "Q1_0", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 """File types of llama-quantize at `COMMIT`, from many bits to few."""
+NEED_IMATRIX = frozenset(
+    ("Q2_K_S", "IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_M", "IQ1_S")
+)
+"""Types that llama-quantize makes of no model without an imatrix."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 OVERRIDE_BYTES_MAX = 127
 """llama-quantize refuses longer ``--override-kv`` strings, and truncates its own."""
+
+
+_NO_END = ("--override-kv", "tokenizer.ggml.add_eos_token=bool:false")
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,15 @@ class Compute:
     def argv(self) -> list[str]:
         """Return the options that llama.cpp's programs share.
 
-        Weights are not repacked, as in process: programs and engine multiply alike.
+        Weights are not repacked, as in process: programs and engine multiply alike. Texts get no
+        end token: llama-imatrix and llama-perplexity abort on models that add one.
         """
         args = ["-t", self.threads, "-c", self.n_ctx, "-b", self.n_batch, "-ub", self.n_ubatch]
-        args += ["--no-repack", *([] if self.gpu_layers is None else ["-ngl", self.gpu_layers])]
+        args += [
+            *_NO_END,
+            "--no-repack",
+            *([] if self.gpu_layers is None else ["-ngl", self.gpu_layers]),
+        ]
         return [str(a) for a in args]
 
 
@@ -114,7 +126,7 @@ def server_argv(
     """
     argv = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
     argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", "off"]
-    argv += ["-fa", "off", "--no-repack", "--cache-ram", "0"]
+    argv += ["-fa", "off", "--no-repack", "--cache-ram", "0", *_NO_END]
     argv += ["-t", str(threads)] if threads else []
     return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
 
@@ -129,6 +141,9 @@ _FALLBACK = re.compile(
 )
 _QUANT_SIZE = re.compile(r"quant size += +([\d.]+) MiB \(([\d.]+) BPW\)")
 NINJA = re.compile(r"\[(\d+)/(\d+)\]")
+_WARNING = re.compile(r"^[\d.]+ W (.*)", re.MULTILINE)
+_TOLD = re.compile(r"[A-Z* !]*|missing pre-tokenizer.*|entry '.*|storing only .*")
+"""Warnings that are told in other words: from the header, and of tensors without data."""
 _VERSION = re.compile(r"version: .*?\b([0-9a-f]{7,40})\b\)?")
 _COMPILER = re.compile(r"built with (.+)")
 
@@ -170,6 +185,31 @@ def quant_size(output: str) -> tuple[int, float] | None:
     """Return size in bytes (to 0.01 MiB) and bits per weight, as llama-quantize prints them."""
     matches = _QUANT_SIZE.findall(output)
     return (round(float(matches[-1][0]) * 2**20), float(matches[-1][1])) if matches else None
+
+
+def warnings(output: str) -> tuple[str, ...]:
+    """Return what a program warns of, each kind of warning once."""
+    return distinct(match[1] for match in _WARNING.finditer(output))
+
+
+def distinct(lines: Iterable[str]) -> tuple[str, ...]:
+    """Return warnings without the names of functions; of those that differ in names, the first."""
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        text = re.sub(r"^\w+:\s*", "", line.strip())
+        if not _TOLD.fullmatch(text):
+            kinds.setdefault(re.sub(r"'[^']*'|\d+|\S*\.\S+", "", text), []).append(text)
+    return tuple(
+        first + (f" (and {len(more)} more like it)" if more else "")
+        for first, *more in kinds.values()
+    )
+
+
+def reason(errors: Iterable[str]) -> str:
+    """Return why a model was not loaded, from the library's error messages, or ""."""
+    lines = [re.sub(r"^(\w+: )*(error loading model: )?", "", line) for line in errors]
+    told = [line for line in lines if line and not line.startswith("failed to load model")]
+    return "; ".join(dict.fromkeys(told))
 
 
 def version_of(output: str) -> tuple[str, str] | None:

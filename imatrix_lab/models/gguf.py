@@ -6,6 +6,7 @@ allocated or skipped, so a truncated or hostile file gives one clear error. Long
 tensor types are gguf-py's.
 """
 
+import bisect
 import itertools
 import math
 import mmap
@@ -19,8 +20,8 @@ from typing import Any
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from imatrix_lab.errors import BadModel
+from imatrix_lab.models import foreign
 
-MAGIC = b"GGUF"
 KEEP_ARRAY_MAX = 64  # arrays up to this long are kept as lists; longer ones as an `ArraySummary`
 
 _NEWER = {42: ("Q2_0", 64, 18)}
@@ -31,6 +32,7 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9
 _ALIGNMENT_MAX = 1 << 20
 _KEY_BYTES_MAX = 65_535
 _DIMS_MAX = 4
+_TYPE_MAX = 9_999
 _NEST_MAX = 4
 _STRING_BYTES_MAX = 64 << 20
 _WALK_MAX = 1 << 22
@@ -50,7 +52,8 @@ class ArraySummary:
 class TensorInfo:
     """One tensor of a GGUF file; ``offset`` is absolute, in bytes.
 
-    ``shape`` is in ggml's order: ``shape[0]`` is the row length (columns, input channels).
+    ``shape`` is in ggml's order: ``shape[0]`` is the row length (columns, input channels). Of a
+    type that is not known here, ``type 153``, the size is the room to the next tensor.
     """
 
     name: str
@@ -89,13 +92,16 @@ def read_header(path: Path, keep_arrays: bool = False) -> GgufHeader:
     """Read and check the header of a GGUF file (versions 2 and 3, little-endian).
 
     With `keep_arrays` long arrays are lists too (a vocabulary takes about 100 bytes a token).
-    Raises BadModel: not GGUF, truncated, or with impossible counts, lengths, types or offsets.
+    Raises BadModel: not GGUF, another version, truncated, or with impossible counts, lengths,
+    types or offsets. Tensor types that this llama.cpp does not know are no error.
     """
     try:
         with path.open("rb") as file:
             size_bytes = path.stat().st_size
+            foreign.require_gguf(path, file.read(64))
             if size_bytes < 24:
-                raise BadModel(f"not a GGUF file: only {size_bytes} bytes long", where=path)
+                what = f"truncated GGUF file: only {size_bytes} bytes long"
+                raise BadModel(what, where=path, fix="finish the download, or fetch it again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return _Parser(path, view, size_bytes, keep_arrays).header()
     except OSError as error:
@@ -145,13 +151,7 @@ class _Parser:
         return name
 
     def header(self) -> GgufHeader:
-        if self.take(4, "magic") != MAGIC:
-            raise BadModel("not a GGUF file: it does not begin with 'GGUF'", where=self.path)
-        version = self.number("I", "version")
-        if version not in (2, 3):
-            if version in (2 << 24, 3 << 24):
-                raise self.bad("big-endian GGUF is not supported")
-            raise self.bad(f"GGUF version {version} is not known")
+        self.skip(8, "magic and version")  # checked
         n_tensors, n_pairs = self.number("Q", "tensor count"), self.number("Q", "pair count")
         # A pair takes at least 13 bytes, a tensor at least 32.
         if 13 * n_pairs + 32 * n_tensors > self.size_bytes - self.at:
@@ -239,12 +239,14 @@ class _Parser:
 
     def placed(self, raw: list[_RawTensor], alignment: int) -> list[TensorInfo]:
         start = -(-self.at // alignment) * alignment
+        starts = [*sorted(offset for *_, offset in raw), self.size_bytes - start]
         tensors, seen = [], set()
         for name, shape, code, offset in raw:
             if name in seen:
                 raise self.bad(f"tensor {name!r} occurs twice")
             seen.add(name)
-            type_name, size_bytes = self.tensor_size(name, shape, code)
+            room = starts[bisect.bisect_right(starts, offset, 0, len(raw))] - offset
+            type_name, size_bytes = self.tensor_size(name, shape, code, room)
             if offset % alignment:
                 raise self.bad(f"tensor {name!r} is off the alignment of {alignment} bytes")
             if (end := start + offset + size_bytes) > self.size_bytes:
@@ -258,8 +260,12 @@ class _Parser:
                 raise self.bad(f"tensors {first.name!r} and {second.name!r} overlap")
         return tensors
 
-    def tensor_size(self, name: str, shape: tuple[int, ...], code: int) -> tuple[str, int]:
-        """Return type name and size; rows are whole blocks."""
+    def tensor_size(
+        self, name: str, shape: tuple[int, ...], code: int, room: int
+    ) -> tuple[str, int]:
+        """Return type name and size; rows are whole blocks. An unknown type fills its room."""
+        if any(n < 1 for n in shape):
+            raise self.bad(f"tensor {name!r} has the impossible shape {shape}")
         try:
             if code in _NEWER:
                 type_name, block, block_bytes = _NEWER[code]
@@ -267,8 +273,10 @@ class _Parser:
                 type_name = GGMLQuantizationType(code).name
                 block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
         except (ValueError, KeyError):
-            raise self.bad(f"tensor {name!r} has the unknown type {code}") from None
-        if any(n < 1 for n in shape) or shape[0] % block:
+            if code > _TYPE_MAX or room <= 0:
+                raise self.bad(f"tensor {name!r} has the impossible type {code}") from None
+            return foreign.type_name(code), room
+        if shape[0] % block:
             raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {type_name}")
         return type_name, math.prod(shape) // block * block_bytes
 

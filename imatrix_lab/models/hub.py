@@ -1,61 +1,39 @@
-"""Models on the Hugging Face Hub: ``hf:org/repo[@revision][:file-or-glob]`` -> local GGUF.
+"""Files of models on the Hugging Face Hub, in its own cache on this machine.
 
-A revision is resolved to a commit, and each artefact keeps the list of files at its commit. So a
-file can be chosen again without the network: always for a pinned commit, and while the Hub is
-unreachable for a commit fetched earlier under the same revision.
+A revision is resolved to a commit. What is in the cache of that commit is used from there, and
+what is missing is fetched into it (`core.hub_cache`); safetensors are converted into the store.
+While the Hub is unreachable, the commit that the cache last saw of a revision is used; a file
+named exactly at a pinned commit is not asked for again.
 """
 
-import contextlib
 import importlib.util
 import json
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core import process
-from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core import digests, hub_cache, process
+from imatrix_lab.core.files import need_room
 from imatrix_lab.core.format import size
-from imatrix_lab.core.hub_http import Files, Listing, Unreachable, download, list_files, total_bytes
+from imatrix_lab.core.hub_cache import CachedRepo
+from imatrix_lab.core.hub_errors import Unreachable
+from imatrix_lab.core.hub_http import Files, Listing, download, list_files, total_bytes
+from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Artifact, Store
-from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool, ToolFailed, UsageError
+from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store
+from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool, ToolFailed
+from imatrix_lab.models import hub_choice
+from imatrix_lab.models.hub_choice import Choice
+from imatrix_lab.models.hub_spec import HubRef
 
-REFS = "hub-refs.json"
-"""In the store's root: ``repo@revision`` -> the commits fetched under that name."""
-
-_SPEC = re.compile(
-    r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-    r"(?:@(?P<revision>[^@:\s]+))?(?::(?P<pattern>[^:\s/][^:]*))?",
-    re.ASCII,
-)
-_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf\Z")
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model", "LICENSE*", "README.md")
-
-_Plan = tuple[Listing, str, dict[str, Any]]
-"""A repository's files, and kind and inputs of the artefact that answers a request."""
-
-
-@dataclass(frozen=True)
-class HubRef:
-    """A requested model: a repository, a revision of it, and which of its files."""
-
-    repo: str
-    revision: str | None = None
-    pattern: str | None = None
-
-    def name(self) -> str:
-        """Return repository and revision."""
-        return f"{self.repo}@{self.revision or 'main'}"
-
-    def __str__(self) -> str:
-        """Return it as written on the command line."""
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"hf:{self.repo}{revision}" + (f":{self.pattern}" if self.pattern else "")
 
 
 @dataclass(frozen=True)
@@ -66,17 +44,16 @@ class Converter:
     script: Path
 
 
-def parse(spec: str) -> HubRef:
-    """Return the parts of ``hf:org/repo[@revision][:file-or-glob]``, or raise `UsageError`."""
-    match = _SPEC.fullmatch(spec)
-    if not match or ".." in match["repo"] or "--" in match["repo"]:
-        example = "for example 'hf:org/model-GGUF@main:*Q8_0*.gguf'"
-        fix = f"write hf:org/repo[@revision][:file-or-glob], {example}"
-        raise UsageError(f"not a model on the Hub: {spec}", fix=fix)
-    revision = match["revision"]
-    if revision and re.fullmatch("[0-9A-Fa-f]{40}", revision):
-        revision = revision.lower()
-    return HubRef(match["repo"], revision, match["pattern"])
+@dataclass(frozen=True)
+class _Plan:
+    """A commit, which of its files are used, and whether they are converted."""
+
+    listing: Listing
+    choice: Choice
+    is_converted: bool = False
+
+    def files(self) -> Files:
+        return {name: self.listing.files[name] for name in self.choice.names}
 
 
 def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Path]:
@@ -85,150 +62,178 @@ def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Pa
     Raises UsageError unless one model matches; FetchFailed if the Hub is unreachable, refuses, or
     sends other bytes than it lists; MissingTool or ToolFailed about the converter.
     """
-    listing, kind, inputs = _settle(ref, session, converter)
-    files: Files = inputs["files"]
-    name = ref.repo.partition("/")[2]
 
-    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        folder = scratch / "model" / name
-        if kind == "converted" and converter:
-            _require_packages()
-            download(ref.repo, listing.commit, files, folder, session.progress, total_bytes(files))
-            target = out / f"{name}-{{OUTTYPE}}.gguf"  # the converter fills it in
-            _convert(converter, folder, target, scratch / "convert.log", session.progress)
-        else:
-            download(ref.repo, listing.commit, files, folder, session.progress)
-            for file in files:
-                (out / file).parent.mkdir(parents=True, exist_ok=True)
-                (folder / file).replace(out / file)
-        return {"license": listing.license, "repo_files": listing.files}
+    def plan(listing: Listing) -> _Plan:
+        return _of_model(ref, listing, converter)
 
-    artifact = session.store.get(kind, ref.repo.replace("/", "--"), inputs, build, session.progress)
-    _remember(ref, listing.commit, session.store)
-    return sorted(artifact.path / file for file in artifact.manifest["files"])
+    earlier = _converted_earlier(ref, session.store, converter)
+    if earlier and earlier.manifest["inputs"]["commit"] == ref.revision:
+        return _files_of(earlier)
+    try:
+        settled = _settle(ref, plan, session)
+    except Unreachable:
+        if not earlier:
+            raise
+        return _files_of(earlier)
+    if settled.is_converted:
+        assert converter is not None
+        return _files_of(_converted(ref, settled, converter, session))
+    return _download(ref, settled, session)
 
 
-def _settle(ref: HubRef, session: Session, converter: Converter | None) -> _Plan:
+def fetch_imatrix(ref: HubRef, session: Session) -> Path:
+    """Return an importance matrix on the Hub: the file that is named, else the only one."""
+    settled = _settle(ref, lambda ls: _Plan(ls, hub_choice.of_imatrix(ref, ls)), session)
+    [path] = _download(ref, settled, session)
+    sha256_of(path, session)
+    return path
+
+
+def sha256_of(path: Path, session: Session) -> str:
+    """Return the sha256 of a file in the Hub's cache; FetchFailed if the cache says another."""
+    sha256 = digests.sha256_of(path, session)
+    if (announced := hub_cache.announced_sha256(path)) not in ("", sha256):
+        what = f"{path.name} is damaged in the Hub's cache: its sha256 is {sha256}, not {announced}"
+        fix = f"rm {shlex.quote(str(path.resolve()))}, then run again"
+        raise FetchFailed(what, where=path, fix=fix)
+    return sha256
+
+
+def origin_of(path: Path, repo: str) -> str:
+    """Return the name of a fetched model, with its commit."""
+    for folder in path.parents:
+        if folder.parent.name == "snapshots":
+            return str(HubRef(repo, folder.name, path.relative_to(folder).as_posix()))
+    manifest = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))
+    return str(HubRef(repo, manifest["inputs"]["commit"]))
+
+
+def _settle(ref: HubRef, plan: Callable[[Listing], _Plan], session: Session) -> _Plan:
     """Choose a commit and its files, asking the Hub only if needed."""
-    earlier = _earlier(ref, session.store)
-    for listing in earlier:
-        if listing.commit == ref.revision:
-            return _plan(ref, listing, converter)
+    cached = CachedRepo(hub_cache.default_root(), ref.repo)
+    local = [_in_cache(cached, commit) for commit in cached.commits(ref.revision)]
+    for listing in local:
+        if listing.commit == ref.revision and hub_choice.is_exact(ref, listing.files):
+            return plan(listing)
     try:
-        listing = list_files(ref.repo, ref.revision or "main")
+        newest = list_files(ref.repo, ref.revision or "main")
     except Unreachable as error:
-        for listing in earlier:
-            with contextlib.suppress(ImatrixLabError):
-                plan = _plan(ref, listing, converter)
-                if session.store.find(*plan[1:]):
-                    commit = f"the last fetched commit {listing.commit} of {ref.repo}"
-                    session.progress.say(f"{error.what}: using {commit}")
-                    return plan
+        reasons = []
+        for listing in local:
+            try:
+                settled = plan(listing)
+            except ImatrixLabError as reason:
+                reasons.append(reason.what)
+                continue
+            commit = f"the last fetched commit {listing.commit} of {ref.repo}"
+            session.progress.say(f"{error.what}: using {commit}")
+            return settled
         what = f"{error.what}, and nothing fetched earlier answers {ref}"
-        raise FetchFailed(what, where=ref.repo, fix=error.fix) from None
-    return _plan(ref, listing, converter)
+        what = ": ".join([what, *reasons[:1]])
+        raise Unreachable(what, where=ref.repo, fix=error.fix) from None
+    except FetchFailed as error:
+        if local:
+            error.fix = f"{error.fix}; or HF_HUB_OFFLINE=1, to use what is in the Hub's cache"
+        raise
+    return plan(newest)
 
 
-def _earlier(ref: HubRef, store: Store) -> list[Listing]:
-    """Return the store's listings of this repository and revision, last used first."""
-    commits = {ref.revision, *_refs(store).get(ref.name(), [])}
-    listings = []
-    for artifact in sorted(store.artifacts(), key=Artifact.last_used_s, reverse=True):
-        inputs, facts = artifact.manifest["inputs"], artifact.facts
-        if "repo_files" in facts and inputs["repo"] == ref.repo and inputs["commit"] in commits:
-            listings.append(Listing(inputs["commit"], facts["repo_files"], facts["license"]))
-    return listings
+def _in_cache(cached: CachedRepo, commit: str) -> Listing:
+    """Return what the Hub's cache has of a commit."""
+    files: Files = {}
+    for name, path in cached.files(commit).items():
+        sha256 = hub_cache.announced_sha256(path) or None
+        blob = path.resolve().name
+        files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256, "blob": blob}
+    return Listing(commit, files)
 
 
-def _remember(ref: HubRef, commit: str, store: Store) -> None:
-    """Record a commit under its revision; the manifest is the same for any revision."""
-    refs = _refs(store)
-    commits = refs.setdefault(ref.name(), [])
-    if commit not in (ref.revision, *commits):
-        commits.append(commit)
-        write_whole(store.root / REFS, canonical_json(refs))
-
-
-def _refs(store: Store) -> dict[str, list[str]]:
-    try:
-        return dict(json.loads((store.root / REFS).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _plan(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
+def _of_model(ref: HubRef, listing: Listing, converter: Converter | None) -> _Plan:
     """Choose the files, and whether they are converted."""
     top = [n for n in listing.files if "/" not in n]
     weights = [n for n in top if fnmatchcase(n, "model*.safetensors") and "config.json" in top]
-    kind, how = "hub", {}
-    if ref.pattern or not weights or _models(listing.files):
-        names = _choose(ref, listing, bool(weights))
-    elif converter:
-        beside = [n for n in top if any(fnmatchcase(n, p) for p in _BESIDE_WEIGHTS)]
-        names = sorted({*weights, *beside})
-        kind, how = "converted", {"toolchain": converter.version, "outtype": "auto"}
-    else:
+    if ref.pattern or not weights or any(n.lower().endswith(".gguf") for n in listing.files):
+        return _Plan(listing, hub_choice.of_model(ref, listing, bool(weights)))
+    if not converter:
         what = "these safetensors need llama.cpp's converter, which is not built"
         where = f"{ref.repo} at commit {listing.commit}"
         raise MissingTool(what, where=where, fix="imatrix-lab toolchain build")
-    files = {name: listing.files[name] for name in names}
-    return listing, kind, {"repo": ref.repo, "commit": listing.commit, "files": files, **how}
+    beside = [n for n in top if any(fnmatchcase(n, p) for p in _BESIDE_WEIGHTS)]
+    return _Plan(listing, Choice(tuple(sorted({*weights, *beside}))), True)
 
 
-def _models(files: Files) -> dict[str, list[str]]:
-    """Return the GGUF models: name of the first file -> files."""
-    models: dict[str, list[str]] = {}
-    for name in sorted(files):
-        base = PurePosixPath(name).name.lower()
-        if base.endswith(".gguf") and "mmproj" not in base and "imatrix" not in base:
-            models.setdefault(_first_shard(name), []).append(name)
-    return models
+def _download(ref: HubRef, plan: _Plan, session: Session) -> list[Path]:
+    """Return the chosen files in the Hub's cache, fetched if they are not there."""
+    cached = CachedRepo(hub_cache.default_root(), ref.repo)
+    commit, files = plan.listing.commit, plan.files()
+    paths = [cached.snapshot(commit) / name for name in files]
+    if session.store.read_only and not all(path.exists() for path in paths):
+        raise NotBuilt("hub")
+    if plan.choice.why:
+        session.progress.say(plan.choice.why)
+    for name in download(cached, commit, files, session.progress):
+        if sha256 := files[name]["sha256"]:
+            digests.remember(cached.snapshot(commit) / name, sha256, session)
+    cached.remember(ref.revision or "main", commit)
+    return paths
 
 
-def _first_shard(name: str) -> str:
-    return _SHARD.sub(r"\g<stem>-00001-of-\g<count>.gguf", name)
+def _converted(ref: HubRef, plan: _Plan, converter: Converter, session: Session) -> Artifact:
+    """Return the GGUF file that safetensors are converted to, from the store or made now."""
+    name = ref.repo.partition("/")[2]
+    files = {n: {k: e[k] for k in ("size_bytes", "sha256")} for n, e in plan.files().items()}
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        _require_packages()
+        need_room(out, total_bytes(plan.files()), name)
+        paths = _download(ref, plan, session)
+        folder = _alone(paths, scratch / name)
+        target = out / f"{name}-{{OUTTYPE}}.gguf"  # the converter fills it in
+        _convert(converter, folder, target, scratch / "convert.log", session.progress)
+        session.progress.say(
+            f"the safetensors stay in the Hub's cache; to free {size(total_bytes(plan.files()))}:"
+            f" hf cache rm model/{ref.repo}"
+        )
+        return {}
+
+    inputs = {"repo": ref.repo, "commit": plan.listing.commit, "files": files}
+    inputs |= {"toolchain": converter.version, "outtype": "auto"}
+    label = ref.repo.replace("/", "--")
+    return session.store.get("converted", label, inputs, build, session.progress)
 
 
-def _choose(ref: HubRef, listing: Listing, has_weights: bool) -> list[str]:
-    """Return the files of the one GGUF model that matches, with all its shards."""
-    models = _models(listing.files)
-    where = f"{ref.repo} at commit {listing.commit}"
-    if not models:
-        fix = "name a repository with GGUF or safetensors files"
-        if has_weights:
-            fix = f"name no file, and the safetensors are converted: hf:{ref.repo}"
-        raise UsageError("there is no GGUF model in this repository", where=where, fix=fix)
-    matching = list(models)
-    if pattern := ref.pattern:
-        matching = [key for key in models if key == _first_shard(pattern)] or [
-            key
-            for key, names in models.items()
-            if any(fnmatchcase(n, pattern) or fnmatchcase(Path(n).name, pattern) for n in names)
-        ]
-    if len(matching) != 1:
-        shown = matching or list(models)
-        sizes = {k: total_bytes({n: listing.files[n] for n in models[k]}) for k in shown}
-        listed = [f"\n    {key}  {size(n_bytes)}" for key, n_bytes in sizes.items()]
-        what = f"{len(matching)} models match" if matching else "no model matches"
-        what += f" {ref}; candidates:" + "".join(listed)
-        fix = f"--model '{HubRef(ref.repo, ref.revision, shown[0])}'"
-        raise UsageError(what, where=where, fix=fix)
-    shard = _SHARD.fullmatch(matching[0])
-    if not shard:
-        return matching
-    count = int(shard["count"])
-    whole = [f"{shard['stem']}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
-    if missing := [name for name in whole if name not in listing.files]:
-        what = f"the split model lacks {len(missing)} of {count} files: {', '.join(missing[:3])}"
-        fix = "choose another file or revision, or tell the publisher"
-        raise FetchFailed(what, where=where, fix=fix)
-    return whole
+def _alone(paths: list[Path], folder: Path) -> Path:
+    """Return a folder with these files and no others, which might be code; as links."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        for path in paths:
+            (folder / path.name).symlink_to(path)
+    except OSError:  # no links on this disk
+        return paths[0].parent
+    return folder
+
+
+def _converted_earlier(ref: HubRef, store: Store, converter: Converter | None) -> Artifact | None:
+    """Return what was converted of a request: of its commit, or of the one the cache knows."""
+    if ref.pattern or not converter:
+        return None
+    commits = CachedRepo(hub_cache.default_root(), ref.repo).commits(ref.revision)
+    inputs = {"repo": ref.repo, "toolchain": converter.version}
+    for commit in [*commits, ref.revision]:
+        if commit and (artifact := store.like("converted", {**inputs, "commit": commit})):
+            return artifact
+    return None
+
+
+def _files_of(artifact: Artifact) -> list[Path]:
+    return sorted(artifact.path / file for file in artifact.manifest["files"])
 
 
 def _require_packages() -> None:
     missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
     if missing:
-        fix = "pip install 'imatrix_lab[convert]', or name a repository with GGUF files"
+        fix = f"{pip_install('imatrix_lab[convert]')}, or name a repository with GGUF files"
         raise MissingTool(f"converting safetensors needs {' and '.join(missing)}", fix=fix)
 
 

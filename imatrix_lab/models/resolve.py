@@ -2,26 +2,28 @@
 
 demo                            the embedded default (demo.py)
 path/model.gguf                 a file; any shard of a split model
-hf:org/repo[@revision][:glob]   the Hugging Face Hub (hub.py)
+hf:org/repo[@revision][:file]   the Hugging Face Hub, or an address of it (hub_spec.py)
 """
 
 import contextlib
 import hashlib
-import json
-import os
 import re
+import shlex
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import gguf
 
-from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
+from imatrix_lab.core import digests
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST, Store
+from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import demo, hub
+from imatrix_lab.models import conditions, demo, hub, hub_spec, loading
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
 
@@ -47,49 +49,105 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
         notice = tuple(sorted(p for p in artifact.path.iterdir() if p.suffix in {".md", ".html"}))
         label, origin, base_model = "demo", "demo", str(artifact.facts["base_model"])
         known = {path: artifact.sha256(demo.FILE)}
-    elif spec.startswith("hf:"):
-        ref = hub.parse(spec)
+    elif hub_spec.is_spec(spec):
+        ref = hub_spec.parse(spec)
         tools = tools or toolchain.find(session.store, toolchain.default_backend())
         converter = hub.Converter(tools.commit, tools.convert_script) if tools else None
         path = hub.fetch(ref, session, converter)[0]
         label, base_model = _label(path), ref.repo
-        origin, known = _on_the_hub(path, base_model)
+        origin = hub.origin_of(path, base_model)
+        known = {p: hub.sha256_of(p, session) for p in shard_paths(path)}
     else:
         path = _local(spec)
         label, origin, base_model = _label(path), path.name, ""
     shards = shard_paths(path)
     header = facts(shards)
-    digests = [known.get(p) or sha256_of(p, session) for p in shards]
-    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
-    sha256 = digests[0] if len(digests) == 1 else joined
+    sha256s = [known.get(p) or digests.sha256_of(p, session) for p in shards]
+    joined = hashlib.sha256("".join(sha256s).encode()).hexdigest()
+    sha256 = sha256s[0] if len(sha256s) == 1 else joined
     return Model(label, shards[0], shards, sha256, header, origin, base_model, notice)
 
 
+def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
+    """Return the model a user named, to run text through; what is odd about it is said once.
+
+    Raises BadModel, with llama.cpp's reason: it cannot run text through it.
+    """
+    model = resolve(spec, session, tools)
+    conditions.require_text(model.facts, model.path)
+    for condition in model.facts.conditions:
+        session.say_once(model.path.name, str(condition))
+    if spec != "demo":
+        say_warnings(loading.warnings_of(tools, model, session), model, session)
+    return model
+
+
+def say_warnings(warnings: Iterable[str], model: Model, session: Session) -> None:
+    """Pass on what llama.cpp warns of in a model, once; what it says of the demo is known."""
+    for warning in warnings if model.origin != "demo" else ():
+        session.say_once(f"llama.cpp warns of {model.path.name}", warning)
+
+
 def check_spec(spec: str, store: Store | None = None) -> None:
-    """Raise what `resolve` would for a wrong name or a bad file; only headers are read."""
+    """Raise what `resolve_to_run` would for a wrong name or a bad file; only headers are read."""
     if spec == "demo":
         demo.check(store or Store())
-    elif spec.startswith("hf:"):
-        hub.parse(spec)
+    elif hub_spec.is_spec(spec):
+        hub_spec.parse(spec)
     else:
-        facts(shard_paths(_local(spec)))
+        shards = shard_paths(_local(spec))
+        conditions.require_text(facts(shards), shards[0])
+
+
+def is_local(spec: str) -> bool:
+    """Whether a model is a file of the user's."""
+    return spec != "demo" and not hub_spec.is_spec(spec)
+
+
+def files_of(spec: str) -> tuple[Path, ...]:
+    """Return the user's own files that a model is read from."""
+    return shard_paths(_local(spec)) if is_local(spec) else ()
+
+
+def label_of(spec: str) -> str:
+    """Return the name of a model as far as it is known before it is fetched; "" if not."""
+    return _label(_local(spec)) if is_local(spec) else "demo" if spec == "demo" else ""
 
 
 def _local(spec: str) -> Path:
-    path = Path(spec).expanduser().absolute()  # programs run in folders of their own
+    path = expanded(spec).absolute()  # programs run in folders of their own
+    if path.suffix == ".safetensors" and path.is_file():
+        path = path.parent
+    if path.is_dir():
+        raise _folder(path)
     if path.suffix != ".gguf" and not path.exists():
         fix = "--model demo, --model path/x.gguf or --model hf:org/repo[@revision][:file]"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", spec, re.ASCII):
+            fix = f"if it is on the Hub: --model hf:{spec}"
         raise UsageError(f"{spec!r} is not a model", fix=fix)
     return path
 
 
-def _on_the_hub(path: Path, repo: str) -> tuple[str, dict[Path, str]]:
-    """Return a fetched model's name with its commit, and the sha256 of its files."""
-    root = next(p for p in path.parents if (p / MANIFEST).exists())
-    manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    name = f":{path.relative_to(root).as_posix()}" if manifest["kind"] == "hub" else ""
-    known = {root / file: str(entry["sha256"]) for file, entry in manifest["files"].items()}
-    return f"hf:{repo}@{manifest['inputs']['commit']}{name}", known
+def _folder(path: Path) -> UsageError:
+    """Return what a folder holds that a model can be made of, and how."""
+    if models := sorted(path.glob("*.gguf")):
+        what = f"this is a folder, with {len(models)} GGUF files; name one of them"
+        return UsageError(what, where=path, fix=f"--model {shlex.quote(str(models[0]))}")
+    if path.name.startswith("models--"):
+        repo = path.name.removeprefix("models--").replace("--", "/")
+        what = "this is the Hub's cache of a repository"
+        return UsageError(what, where=path, fix=f"--model hf:{repo}")
+    weights = [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if not weights or not (path / "config.json").is_file():
+        return UsageError("this is a folder without a model", where=path, fix="name a GGUF file")
+    what = f"this folder holds {weights[0].suffix} files; llama.cpp's converter makes GGUF of them"
+    what += " (it needs the convert extra: torch)"
+    tools = toolchain.find(Store(), toolchain.default_backend())
+    if not tools:
+        return UsageError(what, where=path, fix="imatrix-lab toolchain build")
+    target = f"{path.name}-{{OUTTYPE}}.gguf"
+    words = [sys.executable, str(tools.convert_script), str(path), "--outfile", target]
+    return UsageError(what, where=path, fix=f"{shlex.join(words)} --outtype auto")
 
 
 def _label(path: Path) -> str:
@@ -103,13 +161,9 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
     headers = [read_header(path) for path in shards]
     first, tensors = headers[0], [t for h in headers for t in h.tensors]
     arch = first.text("general.architecture")
-    if first.text("general.type", "model") != "model" or not arch:
-        raise BadModel("this GGUF file is not a model", where=shards[0])
-    if not tensors:
-        raise BadModel("this GGUF file has no tensors (a vocabulary only?)", where=shards[0])
+    conditions.require_model(first, shards[0])
     if (expected := first.integer("split.tensors.count", len(tensors))) != len(tensors):
-        what = f"{len(tensors)} tensors in all parts, {expected} announced"
-        raise BadModel(what, where=shards[0])
+        raise _incomplete(first, shards, len(tensors), expected)
     n_parameters = sum(t.n_elements for t in tensors)
     data_bytes = sum(t.size_bytes for t in tensors)
     return ModelFacts(
@@ -129,7 +183,24 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         fallback=tuple(t.name for t in tensors if quantizable(t) and t.shape[0] % K_QUANT_COLUMNS),
         imatrix_sha256=first.text("imatrix_lab.imatrix.sha256"),
         calibration=_calibration(first),
+        adds_end=conditions.adds_end(first),
+        conditions=conditions.of(first, tensors),
     )
+
+
+def _incomplete(
+    header: GgufHeader, shards: tuple[Path, ...], n_tensors: int, expected: int
+) -> BadModel:
+    """Return the error for a split model that is not all there."""
+    n_parts = header.integer("split.count")
+    if n_parts > 1 and len(shards) == 1:
+        number = header.integer("split.no") + 1
+        what = f"this is part {number} of {n_parts} of a split model, under another name"
+        fix = f"name the parts NAME-{number:05d}-of-{n_parts:05d}.gguf and so on, in one folder"
+    else:
+        what = f"{n_tensors} tensors in all parts, {expected} announced: parts of two models?"
+        fix = "fetch all parts again, from one place"
+    return BadModel(what, where=shards[0], fix=fix)
 
 
 def _calibration(header: GgufHeader) -> str:
@@ -138,6 +209,12 @@ def _calibration(header: GgufHeader) -> str:
         return ours  # a mixture's may have a dot: nb33.3-en66.7
     named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")
     return PurePath(named.replace("\\", "/")).name.partition(".")[0]
+
+
+def spec_of(model: Model) -> str:
+    """Return how to name a model in a shell's command line; a file by its path on this machine."""
+    named = model.origin == "demo" or model.origin.startswith("hf:")
+    return shlex.quote(model.origin if named else str(model.path))
 
 
 def quantizable(tensor: TensorInfo) -> bool:
@@ -161,20 +238,3 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
     for tensor in tensors:
         bits[tensor.type_name] += tensor.n_elements
     return f"mostly {bits.most_common(1)[0][0]}"
-
-
-def sha256_of(path: Path, session: Session) -> str:
-    """Return a file's sha256; cached by path, size, inode and time of change."""
-    cache = session.store.root / "sha256.json"
-    try:
-        known = dict(json.loads(cache.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        known = {}
-    stat = path.stat()
-    key = f"{os.path.realpath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-    if key not in known:
-        with session.progress.task(f"sha256 of {path.name}", stat.st_size, "B") as task:
-            known[key] = sha256_file(path, task.update)
-        session.store.root.mkdir(parents=True, exist_ok=True)
-        write_whole(cache, canonical_json(known))
-    return str(known[key])

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp import programs, thoughts
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _NORMAL = 4  # LLAMA_TOKEN_ATTR_NORMAL
-_last_error: deque[str] = deque(maxlen=1)
+_CONTROL = 8  # LLAMA_TOKEN_ATTR_CONTROL
+_errors: deque[str] = deque(maxlen=100)
 
 
 class Vocabulary:
@@ -45,26 +47,40 @@ class Vocabulary:
     def _vocab(self) -> Any:
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
+        forget_log()
         self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
-            raise BadModel("llama.cpp cannot load this model's vocabulary", where=self._path)
+            what = f"llama.cpp cannot load this model's vocabulary: {reason()}"
+            fix = "imatrix-lab model fetch hf:ORG/REPO, the original on the Hub: it is converted"
+            raise BadModel(what, where=self._path, fix=fix)
         return self._llama.llama_model_get_vocab(self._model)
 
     def tokens(
         self, text: str, add_special: bool = True, parse_special: bool | None = None
     ) -> list[int]:
-        """Return the token ids of a text, with BOS if `add_special` and the model adds it.
+        """Return the token ids of a text, with BOS if `add_special` and the model adds it, no EOS.
 
         `parse_special` is by default what the vocabulary was opened with.
         """
         special = self.parse_special if parse_special is None else parse_special
         raw = text.encode()
         room = len(raw) + 8
-        buffer = (self._llama.llama_token * room)()
-        n = self._llama.llama_tokenize(
-            self._vocab, raw, len(raw), buffer, room, add_special, special
-        )
-        return list(buffer[:n])
+        n = -1
+        while n < 0:  # the room it needs, negated, if that was too little
+            buffer = (self._llama.llama_token * room)()
+            n = self._llama.llama_tokenize(
+                self._vocab, raw, len(raw), buffer, room, add_special, special
+            )
+            room = -n
+        tokens = list(buffer[:n])
+        if add_special and self._adds_end and tokens:
+            tokens.pop()
+        return tokens
+
+    @functools.cached_property
+    def _adds_end(self) -> bool:
+        """Whether llama.cpp ends every text with an end token: the programs are told not to."""
+        return bool(self._llama.llama_vocab_get_add_eos(self._vocab))
 
     def bos(self) -> int | None:
         """Return the token that begins every text, or None if the model adds none."""
@@ -91,11 +107,25 @@ class Vocabulary:
             return ""
 
     def piece(self, token: int) -> bytes:
-        """Return the bytes a token adds to an answer (perhaps part of a character)."""
+        """Return the bytes a token adds to an answer (perhaps part of a character).
+
+        Special tokens add none, but for the marks of thoughts.
+        """
+        plain = self._piece(token, special=False)
+        if plain or not self.is_control(token):
+            return plain
+        mark = self._piece(token, special=True)
+        return mark if thoughts.is_mark(mark.decode("utf-8", "replace")) else b""
+
+    def _piece(self, token: int, special: bool) -> bytes:
         room = max(1, self.size_bytes(token))
         buffer = ctypes.create_string_buffer(room)
-        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
         return buffer.raw[: max(0, n)]
+
+    def is_control(self, token: int) -> bool:
+        """Return whether a token is a special one, which stands for no text."""
+        return bool(self._llama.llama_vocab_get_attr(self._vocab, token) & _CONTROL)
 
     def is_end(self, token: int) -> bool:
         """Return whether a token ends a text, a turn or a message."""
@@ -110,7 +140,7 @@ _one_at_a_time = threading.Lock()
 
 
 def silence(llama: Any) -> None:
-    """Discard llama.cpp's log, which would mix with our own output."""
+    """Keep llama.cpp's log from our output; its latest errors are remembered."""
     with _one_at_a_time:
         _silenced(llama)
 
@@ -121,13 +151,18 @@ def _silenced(llama: Any) -> Any:
 
     def keep(level: int, text: bytes, data: object) -> None:
         if level == _ERROR:
-            _last_error.append(text.decode("utf-8", "replace").strip())
+            _errors.append(text.decode("utf-8", "replace").strip())
 
     callback = llama.llama_log_callback(keep)
     llama.llama_log_set(callback, ctypes.c_void_p(0))
     return callback
 
 
-def last_error() -> str:
-    """Return the last error that llama.cpp logged, or ""."""
-    return _last_error[-1] if _last_error else ""
+def forget_log() -> None:
+    """Forget what llama.cpp logged, before a call whose reasons matter."""
+    _errors.clear()
+
+
+def reason() -> str:
+    """Return why llama.cpp failed, in its own words."""
+    return programs.reason(_errors) or "no reason given"

@@ -1,49 +1,140 @@
 """Puts finished files into the output folder, with a manifest and a model card."""
 
+import dataclasses
+import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import canonical_json, place, write_whole
+from imatrix_lab.core import outputs
+from imatrix_lab.core.files import canonical_json, place, sha256_file, write_whole
+from imatrix_lab.core.names import readable
+from imatrix_lab.core.outputs import Rules, check_file
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.store import MANIFEST
-from imatrix_lab.errors import UsageError
+from imatrix_lab.errors import BadModel, UsageError
+from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp.compute import WINDOW
+from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline.model_card import card
+from imatrix_lab.quantize import run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 
 CARD = "README.md"
+_CARD_SHA256 = "card_sha256"
+_QUANT = "imatrix_lab.version"
+"""In the metadata of every quant that was made here."""
 DEMO_NOTE = (
     "The demo model was quantized once before it was dequantized and widened: it is a stand-in"
     " for trying the tool, not a base for publishing quants. Gemma is provided under and subject"
     " to the Gemma Terms of Use found at ai.google.dev/gemma/terms; the notice lies beside the"
     " files."
 )
-_OTHER_FOLDER = "choose another folder: make quant OUT=..., or --out"
+_OTHER_FOLDER = "choose another folder: OUT=FOLDER for make, or --out FOLDER"
 
 
-def check_folder(out: Path) -> None:
+@dataclass(frozen=True)
+class Names:
+    """What names files: the label of a model, that of its imatrix, or none; and what is known."""
+
+    model_label: str
+    language: str
+    model: Model | None = None
+    imatrix: ImatrixFacts | None = None
+    """A user's own: it stays where it is."""
+
+
+def check_folder(out: Path, rules: Rules) -> None:
     """Check that files can be put into a folder without loss.
 
-    Raises UsageError: it is a file, or has a manifest or card of someone else's.
+    Raises UsageError: it is a file, or has a manifest or card of someone else's; ImatrixLabError:
+    the disk does not take them.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError("the output folder is a file", where=out, fix=_OTHER_FOLDER)
-    if _entries(out) is None:
+    try:
+        outputs.check_folder(out)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where, fix=_OTHER_FOLDER) from error
+    manifest = _manifest(out)
+    if manifest is None:
         for name in (MANIFEST, CARD):
             if (out / name).exists():
                 raise UsageError(f"{name} would be overwritten", where=out, fix=_OTHER_FOLDER)
+    elif (digest := manifest.get(_CARD_SHA256)) and (out / CARD).exists():
+
+        def other(path: Path) -> str:
+            return "" if sha256_file(path) == digest else "a model card that was changed since"
+
+        check_file(out / CARD, rules, other)
+
+
+def check_files(request: Request, names: Names, rules: Rules) -> None:
+    """Check that the files of a request replace nothing but those of the same one.
+
+    Raises UsageError: a file stands there that is something else, or made by another request.
+    """
+    out, label, language, model = request.out, names.model_label, names.language, names.model
+    same = _settings(request) | ({"model_sha256": model.sha256} if model else {})
+    if names.imatrix:
+        same["imatrix_sha256"] = names.imatrix.sha256
+    files = [run.file_name(label, language, t) for t in request.types]
+    if language and not names.imatrix:
+        files.append(imatrix_name(label, language))
+    if model:
+        rules = dataclasses.replace(rules, inputs=(*rules.inputs, *model.shards))
+    entries = _entries(out) or {}
+    for name in files:
+        check_file(out / name, rules, _other_than(same, entries.get(name, {})))
+    for path in model.notice if model else ():
+        check_file(out / path.name, rules, outputs.other_bytes(path))
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    """Return what a request says that changes its files, for the manifest."""
+    return {
+        "text": portable(request.text),
+        "n_tokens": request.n_tokens,
+        "n_ctx": request.compute.n_ctx or WINDOW,
+        "parse_special": request.parse_special,
+        "process_output": request.process_output,
+    }
+
+
+def _other_than(same: Mapping[str, Any], entry: Mapping[str, Any]) -> outputs.Other:
+    """Return what tells files of a manifest's `entry` that have the `same` facts from others."""
+    known = {**entry, **entry.get("request", {})}
+
+    def other(path: Path) -> str:
+        try:
+            header = read_header(path)
+        except BadModel:
+            return outputs.any_file(path)
+        if not entry or not any(key in header.metadata for key in (_QUANT, format.MODEL)):
+            return outputs.any_file(path)
+        for name, value in same.items():
+            if (old := known.get(name, value)) != value:
+                return f"a file made by another request: its {name} is {old}, not {value}"
+        return ""
+
+    return other
 
 
 def _entries(out: Path) -> dict[str, Any] | None:
     """Return the files of a manifest of ours, or None."""
+    manifest = _manifest(out)
+    return dict(manifest["files"]) if manifest else None
+
+
+def _manifest(out: Path) -> dict[str, Any] | None:
+    """Return a manifest of ours, or None."""
     try:
-        files = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return dict(files) if all("kind" in e for e in files.values()) else None
+        manifest = dict(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+        return manifest if all("kind" in e for e in manifest["files"].values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -62,7 +153,7 @@ def deliver(
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
         if imatrix and corpus:  # a user's own file stays where it is
-            name = imatrix_name(model, imatrix)
+            name = imatrix_name(model.label, imatrix.language)
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
         for q in quants:
@@ -75,9 +166,9 @@ def deliver(
     return tuple(out / q.path.name for q in quants)
 
 
-def imatrix_name(model: Model, imatrix: ImatrixFacts) -> str:
-    """Return the name of an importance matrix in the output folder."""
-    return f"{model.label}-{imatrix.language}.imatrix.gguf"
+def imatrix_name(label: str, language: str) -> str:
+    """Return the name of an importance matrix in the output folder, by its model's label."""
+    return f"{label}-{language}.imatrix.gguf"
 
 
 def _provenance(
@@ -100,6 +191,7 @@ def _provenance(
         "license": model.facts.license,
         "imatrix_sha256": imatrix.sha256 if imatrix else "",
         "corpus_sha256": corpus.sha256 if corpus else "",
+        "request": _settings(request),
         "command": command(request, model, tuned=corpus is not None),
         "provenance": provenance,
         "forced": imatrix.forced if imatrix else "",
@@ -126,6 +218,12 @@ def command(request: Request, model: Model, tuned: bool) -> str:
     return shlex.join(words + flags)
 
 
+def portable(text: str) -> str:
+    """Return a text's name without the folders of this machine."""
+    path = expanded(text)
+    return readable(path.name) if path.exists() else text
+
+
 def add(out: Path, name: str, facts: Mapping[str, Any]) -> None:
     """Add facts to a file's entry in the manifest and to the card."""
     with filelock.FileLock(out / ".lock"):
@@ -143,5 +241,9 @@ def _write(out: Path, entries: Mapping[str, Any]) -> None:
         old = files.get(name, {})
         files[name] = {**old, **entry} if old.get("sha256") == entry["sha256"] else entry
     files = {name: entry for name, entry in files.items() if (out / name).exists()}
+    text = card(files)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    # a run that is killed in between must not take the new card for one that a person changed
     write_whole(out / MANIFEST, canonical_json({"files": files}))
-    write_whole(out / CARD, card(files))
+    write_whole(out / CARD, text)
+    write_whole(out / MANIFEST, canonical_json({"files": files, _CARD_SHA256: digest}))

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import psutil
 from imatrix_lab import __version__
 from imatrix_lab.core.files import free_bytes
 from imatrix_lab.core.format import size
+from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -114,7 +116,7 @@ def _tried(built: Toolchain, name: str, progress: Progress) -> Finding:
         with tempfile.TemporaryDirectory() as folder:
             try_build(built, Path(folder), progress)
     except ToolFailed as error:
-        fix = f"rm -rf {built.bin_dir.parent}; imatrix-lab toolchain build"
+        fix = f"rm -rf {shlex.quote(str(built.bin_dir.parent))}; imatrix-lab toolchain build"
         own = "unset LLAMA_CPP_DIR, or build that llama.cpp with -DGGML_NATIVE=OFF"
         return Finding(name, False, error.what, own if built.backend == "own" else fix)
     return Finding(name, True, f"{detail}; works with every weight type")
@@ -133,7 +135,7 @@ def _bindings(store: Store) -> Finding:
 
 def _optional(name: str, modules: list[str], extra: str) -> Finding:
     installed = all(importlib.util.find_spec(module) for module in modules)
-    fix = "" if installed else f"pip install 'imatrix_lab[{extra}]'"
+    fix = "" if installed else pip_install(f"imatrix_lab[{extra}]")
     return Finding(
         name, installed, "installed" if installed else "not installed", fix, needed=False
     )

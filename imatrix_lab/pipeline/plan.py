@@ -13,7 +13,7 @@ from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import resolve
+from imatrix_lab.models import conditions, hub_spec, resolve
 from imatrix_lab.pipeline import deliver, quick, tune
 from imatrix_lab.quantize import run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -45,14 +45,14 @@ def plan(request: Request, session: Session) -> list[Step]:
     What depends on a step that has not run is unknown until then.
     """
     text = tune.parse_text(request.text)
-    deliver.check_folder(request.out)
+    deliver.check_folder(request.out, tune.rules_of(request, session))
     stored = _look(request, session)
     tools, model, corpus = stored.tools, stored.model, stored.corpus
     label = text.label if isinstance(text, Mixture) else text.name
     n_ctx = request.compute.n_ctx or WINDOW
     windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
     model_detail = "fetched and prepared once"
-    if model and request.model != "demo" and not request.model.startswith("hf:"):
+    if model and request.model != "demo" and not hub_spec.is_spec(request.model):
         model_detail = format.size(model.facts.size_bytes)
     backend = f"llama.cpp for {request.compute.backend}, minutes to build"
     steps = [
@@ -80,6 +80,7 @@ def _look(request: Request, session: Session) -> _Stored:
     stored, read_only = _Stored(tools, None), session.read_only()
     try:
         stored.model = resolve.resolve(request.model, read_only, tools)
+        conditions.require_text(stored.model.facts, stored.model.path)
         if tools:
             stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
             options = tune.imatrix_options(request, stored.model, stored.corpus)

@@ -15,9 +15,9 @@ import numpy as np
 
 from imatrix_lab.core.files import need_room, sha256_file
 from imatrix_lab.core.format import size
+from imatrix_lab.core.names import slug
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, merge, predict, quant_error
 from imatrix_lab.imatrix.predict import Losses
@@ -140,7 +140,7 @@ class Predictor:
             resolve.check_spec(spec, session.store)
         self.session, self.selecting = session, request.select
         self.tools: Toolchain = get_toolchain(request.compute.backend, session)
-        self.model: Model = resolve.resolve(request.model, session, self.tools)
+        self.model: Model = resolve.resolve_to_run(request.model, session, self.tools)
         self.facts: dict[str, ImatrixFacts | None] = {name: None for name, _ in request.imatrices}
         for name, path in self.paths.items():
             self.facts[name] = tune.existing_imatrix(path, self.model, session.progress)

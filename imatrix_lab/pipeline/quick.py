@@ -12,11 +12,11 @@ from imatrix_lab.compare.compare import compare_runs
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core import config
 from imatrix_lab.core.files import need_room
+from imatrix_lab.core.names import slug
 from imatrix_lab.core.progress import Meter, Progress, Relay
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import documents, packing
-from imatrix_lab.corpus.build import slug
 from imatrix_lab.errors import BadImatrix, BadText, FetchFailed, ImatrixLabError, MissingTool
 from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp.build import get_toolchain

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import place, replacing
+from imatrix_lab.core.names import slug
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.corpus.build import HELDOUT, slug
+from imatrix_lab.corpus.build import HELDOUT
 from imatrix_lab.corpus.documents import decode, read
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.resolve import check_spec, resolve
+from imatrix_lab.models.resolve import check_spec, resolve_to_run
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
@@ -31,13 +33,14 @@ def score(request: ScoreRequest, session: Session) -> list[Path]:
     """Score every quant on every text; return the files of records, text by text."""
     _check(request, session)
     tools = get_toolchain(request.compute.backend, session, own=False)
-    reference = resolve(request.reference, session, tools)
-    quants = [resolve(spec, session, tools) for spec in request.quants]
+    reference = resolve_to_run(request.reference, session, tools)
+    quants = [resolve_to_run(spec, session, tools) for spec in request.quants]
     return score_models(request, tools, reference, quants, session)
 
 
 def _check(request: ScoreRequest, session: Session) -> None:
     """Check models, texts and output folder before llama.cpp is built."""
+    check_folder(request.out)
     for spec in (request.reference, *request.quants):
         check_spec(spec, session.store)
     labels = [slug(label) for label, _ in request.texts]
@@ -48,8 +51,6 @@ def _check(request: ScoreRequest, session: Session) -> None:
             tune.parse_text(label, allow_file=True)
         else:
             documents_in(path, label)
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError("the output folder is a file", where=request.out, fix="--out FOLDER")
 
 
 def score_models(

@@ -4,7 +4,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import resolve
-from imatrix_lab.types import ImatrixFacts, Model, QuantFacts
+from imatrix_lab.models import chance, resolve
+from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
+_REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
+_NOT_QUANTIZED = "use an F16, BF16 or F32 model, or add --allow-requantize"
+_NOT_REQUANTIZED = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "MXFP4", "NVFP4"}
+"""Types of tensors in originals; models are published in the last two."""
 VERIFY_WINDOWS = 4
 TRIES = 5
 WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
@@ -80,8 +84,32 @@ class QuantSpec:
 
     def file_name(self) -> str:
         """Return the name of the GGUF file."""
-        language = f"-{self.imatrix.language}" if self.imatrix else ""
-        return f"{self.model.label}{language}-{self.quant_type}.gguf"
+        language = self.imatrix.language if self.imatrix else ""
+        return file_name(self.model.label, language, self.quant_type)
+
+
+def file_name(label: str, language: str, quant_type: str) -> str:
+    """Return the name of a quant's file; no language: without an imatrix."""
+    return "-".join(filter(None, (label, language, quant_type))) + ".gguf"
+
+
+def check(facts: ModelFacts, path: Path, types: Iterable[str], allow_requantize: bool) -> None:
+    """Raise BadModel if a model is quantized already, as llama-quantize does after other work."""
+    quantized = set(facts.tensor_types) - _NOT_REQUANTIZED
+    if quantized and not allow_requantize and any(quantized != {t} for t in types):
+        raise BadModel(_REQUANTIZED, where=path, fix=_NOT_QUANTIZED)
+
+
+def check_types(types: Iterable[str]) -> None:
+    """Raise UsageError for a type that llama-quantize does not make without an imatrix."""
+    for quant_type in types:
+        if quant_type in programs.NEED_IMATRIX:
+            raise _needs_imatrix(quant_type)
+
+
+def _needs_imatrix(quant_type: str) -> UsageError:
+    fix = "give one (--imatrix FILE), or choose another type"
+    return UsageError(f"{quant_type} requires an imatrix", fix=fix)
 
 
 def dry_run(
@@ -119,11 +147,11 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         log = scratch / "llama-quantize.log"
         need, requires_imatrix = dry_run(toolchain, model, spec.quant_type, spec.options, log)
         if requires_imatrix and not spec.imatrix:
-            what = f"{spec.quant_type} requires an imatrix"
-            raise UsageError(what, fix="give one, or choose another type")
+            raise _needs_imatrix(spec.quant_type)
         value = reference = None
         if heldout:
             reference = perplexity(toolchain, model, heldout, spec.options, session)
+            chance.require_better(math.log(reference), model)
         names = (spec.file_name(), "part.gguf", "fallback.json")
         path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
@@ -215,9 +243,7 @@ def run_quantize(
 def _explained(error: ToolFailed, target: Path) -> Exception:
     """Return a clearer error for a known cause."""
     if "requantizing from type" in error.tail:
-        what = "this model is already quantized; quantizing it again loses quality"
-        fix = "use an F16, BF16 or F32 model, or add --allow-requantize"
-        return BadModel(what, fix=fix)
+        return BadModel(_REQUANTIZED, fix=_NOT_QUANTIZED)
     if "iostream error" in error.tail and free_bytes(target) < 64 << 20:
         return disk_error(OSError(errno.ENOSPC, ""), target)
     return error

@@ -22,6 +22,8 @@ _READS = {
     "top1_agreement": ("top1", "top1_ref"),
     "score": ("score",),
 }
+SCORE = "imatrix-lab score run --reference MODEL --quant FILE --text nb"
+"""What makes records of tokens."""
 DEFAULT_METRICS = {"token": ("kld_nats", "nll_nats"), "item": ("score",)}
 
 
@@ -57,7 +59,7 @@ def find(path: Path) -> list[Run]:
         raise BadRecords("no such file or folder", where=path, fix="check the path")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise BadRecords("this folder has no *.parquet", where=path, fix="score a quant first")
+        raise BadRecords("this folder has no *.parquet", where=path, fix=SCORE)
     return [_run(file) for file in files]
 
 

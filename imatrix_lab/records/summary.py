@@ -115,7 +115,7 @@ def summaries(paths: Sequence[Path]) -> list[Summary]:
 def _token_runs(path: Path) -> list[Run]:
     token_runs = [run for run in runs.find(path) if run.kind == "token"]
     if not token_runs:
-        raise BadRecords("no token records here", where=path, fix="imatrix-lab score run …")
+        raise BadRecords("no token records here", where=path, fix=runs.SCORE)
     return token_runs
 
 

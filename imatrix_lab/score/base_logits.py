@@ -24,6 +24,7 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
+from imatrix_lab.models.chance import Chance
 from imatrix_lab.score.checkpoint import Checkpoint
 from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.job import Job, decoding, nll, row_type
@@ -94,12 +95,13 @@ def _decode_reference(
     name = f"base logits {job.text.label}"
     most = size_bytes(sum(sizes), n_vocab, min(K_MAX, n_vocab))
     progress.say(f"{name}: at most {size(most)} on disk; K is chosen on the first batch")
-    samples = sample_by_batch(job)
+    samples, chance = sample_by_batch(job), Chance(job.reference)
     with decoding(job, [job.reference], name, complete, progress) as ((engine,), advance):
         for batch, n_tokens in enumerate(sizes):
             if complete[batch]:
                 continue
             decoded, logits = _decode(job, engine, batch, k or min(K_MAX, n_vocab), samples[batch])
+            chance.add(decoded["nll_ref"])
             if k is None:
                 k = _smallest_k(decoded["logp"], rest_share)
                 total = size_bytes(sum(sizes), n_vocab, k)

@@ -8,18 +8,19 @@ import gguf
 import numpy as np
 
 from imatrix_lab.errors import BadModel
+from imatrix_lab.models import effective
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header
 from imatrix_lab.types import Model
 
-_VOCABULARY = tuple(
-    f"tokenizer.ggml.{name}"
-    for name in (
-        "model", "pre", "tokens", "merges", "scores", "token_type",
-        "bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token", "add_space_prefix",
-    )
-)  # fmt: skip
+_MERGED_BY = {"gpt2": ("merges",), "gemma4": ("merges",), "llama": ("scores",), "t5": ("scores",)}
+"""The lists by which a kind of tokenizer cuts text, beside its tokens."""
+_UNUSED = ("pre", "eos_token_id")
+"""What is noted alone: the reference's tokenizer cuts the text, and nothing is generated."""
 _LEAST_COSINE = 0.5
 """Of a quantized matrix with its original. One bit a weight leaves 0.8; unrelated ones have 0.0."""
+
+_EMBEDDING, _TIED_COSINE = "token_embd.weight", 0.9
+"""llama.cpp multiplies by the embedding where a model has no output matrix of its own."""
 
 Tensors = dict[str, tuple[Path, TensorInfo]]  # by name, with the file each is in
 
@@ -34,7 +35,7 @@ def check(reference: Model, quants: list[Model]) -> list[str]:
     norms, warnings = _norms(tensors), []
     for quant in quants:
         quant_header, quant_tensors = _read(quant)
-        _same_metadata(header, quant_header, quant)
+        warnings += _same_metadata(header, quant_header, quant)
         _same_shapes(tensors, quant_tensors, quant)
         _same_weights(tensors, quant_tensors, quant)
         if norms != _norms(quant_tensors):
@@ -60,19 +61,40 @@ def _other_model(quant: Model, what: str) -> BadModel:
     return BadModel(what, where=quant.path, fix=fix)
 
 
-def _same_metadata(reference: GgufHeader, other: GgufHeader, quant: Model) -> None:
+def _same_metadata(reference: GgufHeader, other: GgufHeader, quant: Model) -> list[str]:
+    """Raise if a setting of the architecture or the tokenizer differs, written out or by default.
+
+    Returns warnings about what differs without changing a score.
+    """
     architecture = reference.text("general.architecture")
-    shared = reference.metadata.keys() & other.metadata.keys()
-    hyperparameters = sorted(key for key in shared if key.startswith(f"{architecture}."))
-    for key in ("general.architecture", *_VOCABULARY, *hyperparameters):
-        expected, value = _value(reference, key), _value(other, key)
-        if expected != value:
-            both = f" ({value!r}, in the reference {expected!r})"
-            raise _other_model(quant, f"{key} differs{'' if isinstance(expected, bytes) else both}")
+    if (own := other.text("general.architecture")) != architecture:
+        raise _differs(quant, "general.architecture", own, architecture)
+    ours, others = effective.hyperparameters(reference), effective.hyperparameters(other)
+    for key in sorted(ours.keys() & others.keys()):
+        if ours[key] != others[key]:
+            raise _differs(quant, f"{architecture}.{key}", others[key], ours[key])
+    ours, others = effective.tokenizer(reference), effective.tokenizer(other)
+    differing = [key for key in ours if ours[key] != others[key]]
+    for key in differing:
+        if key not in _UNUSED:
+            raise _differs(quant, f"tokenizer.ggml.{key}", others[key], ours[key])
+    for name in ("tokens", *_MERGED_BY.get(ours["model"], ())):
+        digests = [_digest(header, f"tokenizer.ggml.{name}") for header in (reference, other)]
+        if digests[0] != digests[1] and (name == "tokens" or None not in digests):
+            raise _other_model(quant, f"tokenizer.ggml.{name} differs")
+    return [
+        f"{quant.label}: tokenizer.ggml.{key} is {others[key]!r}, in the reference {ours[key]!r};"
+        " no score changes, since the reference's tokenizer is used for both"
+        for key in differing
+    ]
 
 
-def _value(header: GgufHeader, key: str) -> Any:
-    """Return a value; of a long array the sha256 of its bytes."""
+def _differs(quant: Model, key: str, value: Any, expected: Any) -> BadModel:
+    return _other_model(quant, f"{key} differs ({value!r}, in the reference {expected!r})")
+
+
+def _digest(header: GgufHeader, key: str) -> Any:
+    """Return a list, or of a long one the sha256 of its bytes."""
     value = header.metadata.get(key)
     if not isinstance(value, ArraySummary):
         return value
@@ -87,9 +109,18 @@ def _bytes(path: Path, offset: int, size: int) -> bytes:
 def _same_shapes(reference: Tensors, other: Tensors, quant: Model) -> None:
     for name in sorted(reference.keys() | other.keys()):
         shapes = [t[name][1].shape if name in t else None for t in (other, reference)]
-        if shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1] and not _is_tied_output(name, reference, other):
             words = [str(list(s)) if s else "missing" for s in shapes]
             raise _other_model(quant, f"tensor {name} is {words[0]}, in the reference {words[1]}")
+
+
+def _is_tied_output(name: str, *models: Tensors) -> bool:
+    """Whether an output matrix that one model lacks is the other's token embedding, repeated."""
+    tensors = next((t for t in models if name in t), {})
+    if name != "output.weight" or _EMBEDDING not in tensors or all(name in t for t in models):
+        return False
+    embedding, output = tensors[_EMBEDDING], tensors[name]
+    return embedding[1].shape == output[1].shape and _cosine(embedding, output) > _TIED_COSINE
 
 
 def _same_weights(reference: Tensors, other: Tensors, quant: Model) -> None:
@@ -98,8 +129,14 @@ def _same_weights(reference: Tensors, other: Tensors, quant: Model) -> None:
     name = next((n for n in weights if sum(d > 1 for d in reference[n][1].shape) == 2), None)
     if name is None:
         return
+    if _cosine(reference[name], other[name]) < _LEAST_COSINE:
+        raise _other_model(quant, f"{name} is another matrix")
+
+
+def _cosine(*matrices: tuple[Path, TensorInfo]) -> float:
+    """Return how alike the first rows of two matrices are; 1 where gguf-py cannot read them."""
     rows = []
-    for path, tensor in (reference[name], other[name]):
+    for path, tensor in matrices:
         try:
             quant_type = gguf.GGMLQuantizationType[tensor.type_name]
             n_rows = tensor.n_elements // tensor.shape[0]
@@ -107,12 +144,11 @@ def _same_weights(reference: Tensors, other: Tensors, quant: Model) -> None:
             raw = _bytes(path, tensor.offset, tensor.size_bytes // n_rows * n_read)
             packed = np.frombuffer(raw, np.uint8).reshape(n_read, -1)
             rows.append(gguf.dequantize(packed, quant_type).ravel().astype(np.float64))
-        except (KeyError, NotImplementedError):  # a type that gguf-py cannot read
-            return
+        except (KeyError, NotImplementedError):
+            return 1.0
     a, b = rows
     scale = float(np.sqrt((a @ a) * (b @ b)))
-    if scale > 0 and a @ b < _LEAST_COSINE * scale:
-        raise _other_model(quant, f"{name} is another matrix")
+    return float(a @ b) / scale if scale > 0 else 1.0
 
 
 def _norms(tensors: Tensors) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.tokenizer import last_error, silence
+from imatrix_lab.models.tokenizer import forget_log, reason, silence
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.windows import Decode
 from imatrix_lab.types import Model
@@ -67,9 +67,10 @@ class Engine(AbstractContextManager["Engine"]):
         self.seconds, self.n_tokens = 0.0, 0
         self._context: Any = None
         self._batch: Any = None
+        forget_log()
         self._model = run(self._load)
         if not self._model:
-            what = f"llama.cpp cannot load this model: {last_error() or 'no reason given'}"
+            what = f"llama.cpp cannot load this model: {reason()}"
             fix = f"check the file; if memory is short: {_SMALLER}"
             raise BadModel(what, where=model.path, fix=fix)
         try:

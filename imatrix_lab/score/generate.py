@@ -14,6 +14,7 @@ the same order, with the same settings, give the same answers.
 import codecs
 import dataclasses
 import math
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chat_template
@@ -37,10 +39,11 @@ from imatrix_lab.types import Generated, GenerateItem, Model
 
 @dataclass(frozen=True)
 class Prompt:
-    """An item's prompt in tokens."""
+    """An item's prompt in tokens; it ends with the beginning of thoughts if it `opened` them."""
 
     item: GenerateItem
     tokens: tuple[int, ...]
+    opened: str = ""
 
 
 def prompts(
@@ -49,15 +52,18 @@ def prompts(
     """Return the prompts of items, and failed answers for items without a possible prompt.
 
     A chat is written with the model's template. Where the model has none, and for messages whose
-    roles are "", the prompt is the plain contents, with a blank line between them.
+    roles are "", the prompt is the plain contents, with a blank line between them. Thoughts have
+    room beyond `n_ctx`, as far as the model was trained.
     """
     possible, failed = [], []
+    longest = max(n_ctx, model.facts.n_ctx_train or sys.maxsize)
     for item, chat in zip(items, _chats(model, items), strict=True):
         tokens, error = [], ""
         if chat is None:
             tokens = vocabulary.tokens("\n\n".join(content for _, content in item.messages))
         elif chat.error:
-            error = f"the chat template refuses it: {chat.error}"
+            is_ours = chat.error == chat_template.LEFT_OUT
+            error = chat.error if is_ours else f"the chat template refuses it: {chat.error}"
         else:
             tokens = vocabulary.tokens(chat.text, parse_special=True)
         if len(tokens) + item.max_tokens > n_ctx:
@@ -70,7 +76,11 @@ def prompts(
         if error:
             failed.append(Generated(item.id, "", 0, "", error))
         else:
-            possible.append(Prompt(item, tuple(tokens)))
+            room = min(n_ctx + item.thought_tokens, longest) - len(tokens)
+            most = min(item.max_tokens + item.thought_tokens, room)
+            opened = chat.opened if chat else ""
+            longer = dataclasses.replace(item, max_tokens=most)
+            possible.append(Prompt(longer, tuple(tokens), opened))
     return possible, failed
 
 
@@ -81,7 +91,8 @@ def _chats(model: Model, items: Sequence[GenerateItem]) -> list[Rendered | None]
     if numbers and chat_template.of(model):
         chats = [[{"role": r, "content": c} for r, c in items[i].messages] for i in numbers]
         with tempfile.TemporaryDirectory() as scratch:
-            texts = chat_template.render(model, chats, Path(scratch), answer=True)
+            thinking = any(item.thinking for item in items)
+            texts = chat_template.render(model, chats, Path(scratch), True, thinking)
         rendered = dict(zip(numbers, texts, strict=True))
     return [rendered.get(i) for i in range(len(items))]
 
@@ -125,13 +136,19 @@ class _Answer:
     n_tokens: int = 0
 
     def cut_at_stop(self, n_new: int) -> bool:
-        """Cut the text before the first stop string; its last `n_new` bytes are new."""
+        """Cut the text before the first stop string; its last `n_new` bytes are new.
+
+        A stop string ends an answer, not the thoughts before it.
+        """
         before = len(self.raw) - n_new + 1
         stops = [stop.encode() for stop in self.prompt.item.stop if stop]
         ends = [self.raw.find(stop, max(0, before - len(stop))) for stop in stops]
-        if complete := [end for end in ends if end >= 0]:
-            del self.raw[min(complete) :]
-        return bool(complete)
+        if not any(end >= 0 for end in ends):
+            return False
+        text = self.raw.decode("utf-8", "surrogateescape")
+        kept = thoughts.before_stop(text, self.prompt.item.stop)
+        self.raw = bytearray(kept.encode("utf-8", "surrogateescape"))
+        return kept != text
 
     def text(self) -> str:
         """Return the text so far, without an incomplete character at its end."""
@@ -191,7 +208,8 @@ class _Slots:
                 own = tokens[part[0] : part[0] + n]
                 self._engine.decode(_decode(own, part, [slot] * n, output=False))
         self._kept[slot] = tokens
-        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1)
+        raw = bytearray(prompt.opened.encode())
+        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1, raw)
 
     def _step(self) -> Iterator[Generated]:
         """Advance every slot by one token; yield the answers that end.

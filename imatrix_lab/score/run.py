@@ -14,10 +14,20 @@ from imatrix_lab import __version__
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
+from imatrix_lab.models.chance import Chance
 from imatrix_lab.records import parquet
 from imatrix_lab.score import base_logits
 from imatrix_lab.score.checkpoint import Checkpoint
-from imatrix_lab.score.job import METRICS_VERSION, Job, decoding, identity, origin, packed, row_type
+from imatrix_lab.score.job import (
+    METRICS_VERSION,
+    Job,
+    decoding,
+    identity,
+    nll,
+    origin,
+    packed,
+    row_type,
+)
 from imatrix_lab.types import Model
 
 RECORDS = "records.parquet"
@@ -71,7 +81,7 @@ def decode_together(
     models, complete = [job.reference, *quants], [not lacking for lacking in missing]
     with decoding(job, models, f"score {job.text.label}", complete, progress) as (loaded, advance):
         reference, *engines = loaded
-        turn = 0
+        turn, chance = 0, Chance(job.reference)
         for batch, lacking in enumerate(missing):
             if not lacking:
                 continue
@@ -81,6 +91,7 @@ def decode_together(
             for step in job.steps(batch):
                 ref_logits = reference.decode(step)
                 ref_rows = job.kernel.rows(ref_logits)
+                chance.add(nll(step.targets, ref_logits, ref_rows))
                 turn += 1
                 for i in np.roll(lacking, -(turn % len(lacking))):
                     logits = engines[i].decode(step)

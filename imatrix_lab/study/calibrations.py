@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from imatrix_lab.core.names import slug
 from imatrix_lab.corpus import mixture
-from imatrix_lab.corpus.build import slug
 from imatrix_lab.corpus.mixture import SHUFFLED, Mixture, Part
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES

@@ -70,13 +70,15 @@ class Shared:
 
 def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     """Return what the steps share; llama.cpp is built and models are fetched if necessary."""
+    if len(recipe.models) == 1:  # of several, the others go on
+        resolve.check_spec(recipe.models[0], session.store)
     tools = get_toolchain(recipe.backend, session)
     silence(tools.bindings())  # once, before there are threads
     models: list[Model] = []
     missing = []
     for spec, name in zip(recipe.models, without_folders(recipe).models, strict=True):
         try:
-            model = resolve.resolve(spec, session, tools)
+            model = resolve.resolve_to_run(spec, session, tools)
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from imatrix_lab.core import config, paths
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.models import hub_spec
 
 SCHEMA = 1
 NONE = "none"
@@ -132,7 +134,7 @@ class Recipe:
 
 def find(name: str) -> Path:
     """Return a recipe's file: a path, or the name of one that comes with the package."""
-    path = Path(name)
+    path = expanded(name)
     if path.exists():
         return path
     shipped = {p.stem: p for p in sorted(paths.data_dir("recipes").glob("*.toml"))}
@@ -160,7 +162,7 @@ def load(path: Path, folder: Path | None = None) -> Recipe:
     checked = [_checked(recipe, path) for recipe in (full, reduced)]
     base = folder or path.parent
     chosen = checked[full.is_reduced]
-    return _with_paths(chosen, lambda file: os.path.relpath(base / Path(file).expanduser()))
+    return _with_paths(chosen, lambda file: os.path.relpath(base / expanded(file)))
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +180,11 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
     if repeated := _repeated([text.partition("=")[0] for text in texts]):
         raise UsageError(f"evaluation.texts: two are called {repeated!r}", where=path)
     evaluation = replace(recipe.evaluation, texts=texts)
-    return replace(recipe, types=programs.quant_types(recipe.types), evaluation=evaluation)
+    tasks = tuple(
+        replace(t, languages=tuple(map(languages.code, t.languages))) for t in recipe.tasks
+    )
+    types = programs.quant_types(recipe.types)
+    return replace(recipe, types=types, evaluation=evaluation, tasks=tasks)
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
@@ -262,4 +268,4 @@ def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
 
 def is_remote(model: str) -> bool:
     """Whether a model is the demo model or on the Hub, and not a file."""
-    return model == DEMO or model.startswith("hf:")
+    return model == DEMO or hub_spec.is_spec(model)

@@ -11,7 +11,7 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import server
+from imatrix_lab.llamacpp import server, thoughts
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -34,12 +34,18 @@ CONTEXT, CHAT_CONTEXT = 4096, 8192
 
 
 class LocalModel:
-    """A GGUF file, run in this process; without a chat template it continues plain text."""
+    """A GGUF file, run in this process; without a chat template it continues plain text.
+
+    `has_switch`: the template takes a variable that lets the model think first; `opened` is what
+    it begins thoughts with, if it does so always.
+    """
 
     def __init__(self, tools: Toolchain, model: Model, setup: Setup, progress: Progress):
         self._tools, self._model, self._setup, self._progress = tools, model, setup, progress
         self.label = model.label
-        self.is_chat = bool(chat_template.of(model))
+        template = chat_template.of(model)
+        self.is_chat, self.has_switch = bool(template), thoughts.has_switch(template)
+        self.opened = chat_template.thoughts_opened(template)
 
     def quant(self) -> dict[str, Any]:
         """Return what answers, for the signature: sha256, name, type, calibration."""
@@ -78,7 +84,8 @@ class RemoteModel:
 
     def __init__(self, client: Client, progress: Progress):
         self._client, self._progress = client, progress
-        self.label = name_part(client.model)
+        self.label, self.has_switch = name_part(client.model), client.has_switch
+        self.opened = chat_template.thoughts_opened(client.template)
 
     def quant(self) -> dict[str, Any]:
         """Return what the server says; `sha256` is of that."""
@@ -102,7 +109,9 @@ class RemoteModel:
         """Yield answers as they come."""
         with self._progress.task(f"answers, {self.label}", len(items), "items") as task:
             for done, answer in enumerate(self._client.generate(items), 1):
-                yield answer
+                in_thoughts = answer.finish == "length" and not thoughts.has_marks(answer.text)
+                opened = self.opened if in_thoughts else ""
+                yield dataclasses.replace(answer, text=opened + answer.text)
                 task.update(done)
 
 
@@ -118,7 +127,7 @@ def open_all(
     for spec in request.quants:
         resolve.check_spec(spec, session.store)  # before llama.cpp is built
     tools = get_toolchain(request.compute.backend, session, own=False)
-    models = [resolve.resolve(spec, session, tools) for spec in request.quants]
+    models = [resolve.resolve_to_run(spec, session, tools) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
 
 
@@ -148,7 +157,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
             yield client
         return
     tools = get_toolchain(request.compute.backend, session, own=False)
-    model = resolve.resolve(request.model, session, tools)
+    model = resolve.resolve_to_run(request.model, session, tools)
     if not chat_template.of(model):
         session.progress.say(
             f"note: {model.label} has no chat template: it was not trained to follow instructions"

@@ -1,9 +1,11 @@
 """What judging and translating need of a chat model behind a server."""
 
+import dataclasses
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Protocol
 
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.types import Generated
 
 Messages = tuple[tuple[str, str], ...]
@@ -22,6 +24,15 @@ class Chat(Protocol):
 
     def chat(self, messages: Messages, max_tokens: int, stop: Sequence[str] = ()) -> Generated:
         """Return its answer at temperature 0, or one with an error."""
+
+
+def reply_to(messages: Messages, chat: Chat, max_tokens: int) -> Generated:
+    """Return the reply to a chat; one with more tokens if thoughts took all of them."""
+    for most in (max_tokens, max_tokens + thoughts.EXTRA_TOKENS):
+        reply = chat.chat(messages, most)
+        if not thoughts.is_cut(reply):
+            return reply
+    return dataclasses.replace(reply, error=f"thoughts alone took {most} tokens")
 
 
 def fenced(text: str) -> str:

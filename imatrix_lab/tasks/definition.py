@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imatrix_lab.core.config import build, nearest, read_toml
-from imatrix_lab.core.paths import data_dir, user_dir
+from imatrix_lab.core.paths import data_dir, expanded, user_dir
 from imatrix_lab.errors import UsageError
-from imatrix_lab.tasks import template
+from imatrix_lab.tasks import golds, template
 
 SCORERS = ("choice", "mixeval", "number", "translation", "language")
-GOLDS = ("", "from 0", "from 1", "letter", "text")
-"""How a definition says which option is right; `text` is an answer, not an option."""
+GOLDS = ("", *golds.KINDS)
+"""How a definition says which option is right; empty: as the data show."""
 VARIANTS = ("letter", "raw", "token", "byte")
 
 
@@ -71,7 +71,8 @@ class Prompt:
     """How an item is asked, after so many examples (`shots`), and scored (`variant`).
 
     A line of the template with ``{lettered}``, the options with letters before them, is left out
-    where options are scored by their text.
+    where options are scored by their text. With `enable_thinking` a model whose chat template
+    knows of thoughts may think before an answer, and write more tokens.
     """
 
     ask: str
@@ -79,6 +80,7 @@ class Prompt:
     max_tokens: int = 0
     stop: tuple[str, ...] = ()
     shots: int = 0
+    enable_thinking: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def load_all() -> dict[str, Definition]:
 def get(word: str) -> Definition:
     """Return a task by name or TOML file; for an unknown name `UsageError` has the nearest one."""
     if word.endswith(".toml"):
-        return load(Path(word).expanduser())
+        return load(expanded(word))
     known = paths()
     if word in known:
         return load(known[word])

@@ -1,13 +1,12 @@
 """Items: what a benchmark's rows say, in one form."""
 
-import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imatrix_lab.errors import BadText
-from imatrix_lab.tasks import template
+from imatrix_lab.tasks import golds, template
 from imatrix_lab.tasks.definition import Definition
 from imatrix_lab.tasks.locale import Locale
 from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
@@ -44,15 +43,54 @@ class _Reject(Exception):
     """Why a row is no item."""
 
 
-def make_items(
+def with_gold_kind(
     rows: Iterable[Mapping[str, Any]], task: Definition, locale: Locale
+) -> tuple[Definition, str]:
+    """Return a definition that says what golds are, as the data show it, and a note on that.
+
+    `BadText`: the data contradict each other, or the definition.
+    """
+    pairs = [pair for row in rows if (pair := _gold_and_options(row, task, locale))]
+    kind, note = task.fields.gold_is, ""
+    try:
+        if kind:
+            golds.check(pairs, kind)
+        elif pairs:
+            kind, is_sure = golds.kind_of(pairs)
+            note = f"right answers {golds.WORDS[kind]}, as the data show"
+            if not is_sure:
+                note = f"right answers are taken to {golds.WORDS[kind]}; the data do not tell"
+            note += f" (gold_is = {kind!r})"
+    except golds.Contradiction as error:
+        kinds = " or ".join(f'"{kind}"' for kind in ([error.kind] if error.kind else golds.KINDS))
+        fix = f"gold_is = {kinds} in [fields] of {task.path.name}, or correct the data"
+        raise BadText(f"{task.name}: {error}", where=task.path, fix=fix) from None
+    return replace(task, fields=replace(task.fields, gold_is=kind)), note
+
+
+def _gold_and_options(
+    row: Mapping[str, Any], task: Definition, locale: Locale
+) -> tuple[Any, Sequence[str]] | None:
+    """Return a row's gold as it is and its options; None where it lacks one, or is no item."""
+    values = {**row, "words": locale.words, "place": 0}
+    try:
+        options = _options(values, task)
+        gold = template.whole(task.fields.gold, values) if task.fields.gold else None
+    except (_Reject, KeyError):
+        return None
+    return (gold, options) if options and _texts(gold) else None
+
+
+def make_items(
+    rows: Sequence[Mapping[str, Any]], task: Definition, locale: Locale
 ) -> tuple[list[Item], dict[str, int]]:
     """Return the items in rows, in order, and how many rows are no items, by reason.
 
-    `BadText` names a column of the definition that the data lack.
+    `BadText` names a column of the definition that the data lack, or golds that disagree.
     """
     items: dict[str, Item] = {}
     rejected: Counter[str] = Counter()
+    task, _ = with_gold_kind(rows, task, locale)
     for place, row in enumerate(rows):
         try:
             item = _item({**row, "words": locale.words, "place": place}, task, locale.code)
@@ -107,25 +145,16 @@ def _gold(
     if not task.fields.gold:
         return (), None
     raw = template.whole(task.fields.gold, values)
-    texts = [str(g).strip() for g in (raw if isinstance(raw, list) else [raw]) if g is not None]
-    golds = tuple(dict.fromkeys(filter(None, texts)))
-    if not golds:
+    if not (texts := _texts(raw)):
         raise _Reject(NO_GOLD)
     if not options:
-        return golds, None
-    right = _place(golds[0], task.fields.gold_is or "from 0", options)
-    if right is None or not 0 <= right < len(options):
+        return texts, None
+    right = golds.place(raw, task.fields.gold_is or golds.FROM_0, options)
+    if right is None:
         raise _Reject(BAD_GOLD)
     return (options[right],), right
 
 
-def _place(gold: str, gold_is: str, options: tuple[str, ...]) -> int | None:
-    if gold_is == "letter":
-        letter = gold.strip(" ().").upper()
-        return string.ascii_uppercase.find(letter) if len(letter) == 1 else None
-    if gold_is == "text":
-        return options.index(gold) if gold in options else None
-    try:
-        return int(float(gold)) - (gold_is == "from 1")
-    except (ValueError, OverflowError):
-        return None
+def _texts(raw: Any) -> tuple[str, ...]:
+    texts = [str(g).strip() for g in (raw if isinstance(raw, list) else [raw]) if g is not None]
+    return tuple(dict.fromkeys(filter(None, texts)))

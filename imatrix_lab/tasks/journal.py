@@ -3,7 +3,9 @@
 A killed run loses nothing that was answered; a line that was cut off is dropped. Threads may add.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import threading
@@ -11,8 +13,20 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.outputs import any_file
 
 Record = TypeVar("Record")
+
+
+def other_than_journal(path: Path) -> str:
+    """Return what a file is that has no journal's entries; for `outputs.check_file`."""
+    with path.open("rb") as file:
+        for line in itertools.islice(file, 3):  # the first may have been cut off
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and {"id", "error"} <= entry.keys():
+                    return ""
+    return any_file(path) if path.stat().st_size else ""
 
 
 class Journal(Generic[Record]):

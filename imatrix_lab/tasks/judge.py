@@ -11,6 +11,7 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.parallel import each
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords, ImatrixLabError, UsageError
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.records.runs import Run
 from imatrix_lab.tasks import judge_prompts, records
@@ -131,8 +132,12 @@ def free_form(path: Path) -> tuple[Run, list[Row]]:
     table = parquet.read(path)
     if "output" not in table.columns:
         what = "these records have no prompts and outputs"
-        raise BadRecords(what, where=path, fix="task run --keep-text")
-    rows = [row for row in records.table_rows(table) if not row["error"]]
+        raise BadRecords(what, where=path, fix="run the task again with --keep-text")
+    rows = [
+        {**row, "output": thoughts.answer(row["output"])}
+        for row in records.table_rows(table)
+        if not row["error"]
+    ]
     if every[0].signature["task"]["scorer"] == "choice" or not rows:
         raise BadRecords("no free-form answers to judge", where=path)
     return every[0], rows

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from imatrix_lab.errors import UsageError
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.models.chat_template import unmarked
-from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash
+from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash, reply_to
 from imatrix_lab.tasks.locale import Locale
 
 MAX_TOKENS = 512
@@ -42,8 +43,8 @@ class Judgement:
 def grade(row: Mapping[str, str], locale: Locale, chat: Chat) -> Judgement:
     """Ask how right an answer is; `UsageError` in a language without instructions for a judge."""
     messages = grade_prompt(row["prompt"], row["gold"], row["output"], locale)
-    reply = chat.chat(messages, MAX_TOKENS)
-    value = None if reply.error else read_grade(reply.text)
+    reply = reply_to(messages, chat, MAX_TOKENS)
+    value = None if reply.error else read_grade(thoughts.answer(reply.text))
     error = reply.error or ("the reply has no score" if value is None else "")
     value = math.nan if value is None else value
     hashes = (prompt_hash(messages),)
@@ -60,8 +61,9 @@ def prefer(row: Mapping[str, str], locale: Locale, chat: Chat) -> Judgement:
     if answers[0].strip() == answers[1].strip():
         return Judgement(item_id, "prefer", 0.5, chat.model, (), ())
     prompts = [prefer_prompt(row["prompt"], pair, locale) for pair in (answers, answers[::-1])]
-    replies = [chat.chat(messages, MAX_TOKENS) for messages in prompts]
-    first, swapped = (None if r.error else read_choice(r.text) for r in replies)
+    replies = [reply_to(messages, chat, MAX_TOKENS) for messages in prompts]
+    verdicts = (None if r.error else read_choice(thoughts.answer(r.text)) for r in replies)
+    first, swapped = verdicts
     error = replies[0].error or replies[1].error
     value = math.nan
     if first is not None and swapped is not None:

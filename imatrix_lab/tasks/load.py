@@ -10,7 +10,8 @@ import pyarrow
 
 from imatrix_lab.core.config import nearest
 from imatrix_lab.core.files import sha256_file
-from imatrix_lab.core.hub_http import TIMEOUT_S, Unreachable, ask, endpoint, login, require_network
+from imatrix_lab.core.hub_errors import Unreachable, login
+from imatrix_lab.core.hub_http import ask, dataset_commit, require_network
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.tasks import readers
 from imatrix_lab.tasks.definition import Definition, Source
@@ -86,15 +87,11 @@ def _read(task: Definition, code: str, data: Path | None) -> Rows:
 
 
 def _from_hub(source: Source, code: str) -> Rows:
-    from huggingface_hub import HfApi
-
     repo, revision = f"datasets/{source.hub}", source.revision
     try:
         require_network()
         if not source.is_pinned():
-            info = partial(HfApi(endpoint=endpoint()).dataset_info, timeout=TIMEOUT_S)
-            find = partial(info, source.hub, revision=source.revision or None)
-            revision = str(ask(repo, revision or "main", find).sha)
+            revision = dataset_commit(source.hub, revision or "main")
         fetch = partial(_split, source, code, revision)
         parts = [ask(repo, revision, partial(fetch, split)) for split in source.splits]
     except Unreachable as error:
@@ -115,10 +112,11 @@ def _split(source: Source, code: str, revision: str, split: str) -> list[Row]:
     try:
         rows = load(split=split, data_files=files)
         return [readers.plain(row) for row in rows.to_list()]
-    except (ValueError, FileNotFoundError, pyarrow.ArrowException,
-            datasets.exceptions.DatasetsError) as error:  # fmt: skip
+    except (ValueError, FileNotFoundError, RuntimeError, KeyError, TypeError,
+            pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:  # fmt: skip
         repo, is_gated = f"datasets/{source.hub}", "gated" in str(error)
-        what = f"{source.hub} cannot be loaded: {str(error).splitlines()[0][:300]}"
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        what = f"{source.hub} cannot be loaded: {why[:300]}"
         fix = login(repo) if is_gated else "check the definition, or --data"
         raise FetchFailed(what, where=f"https://huggingface.co/{repo}", fix=fix) from None
 

@@ -55,14 +55,16 @@ def choice_item(
 
 
 def generate_item(
-    item: Item, task: Definition, locale: Locale, prefix: str = "", is_chat: bool = True
-) -> GenerateItem:
+    item: Item, task: Definition, locale: Locale, prefix: str = "", is_chat: bool = True,
+    thought_tokens: int = 0,
+) -> GenerateItem:  # fmt: skip
     """Return an item to be answered in free text, which a model without a template continues."""
     text = chat_template.unmarked(prefix + ask(item, task, locale, True))
     role, stop = "user", task.prompt.stop
     if not is_chat:
         role, stop, text = "", stops(task, locale), _opened(text, locale)
-    return GenerateItem(item.id, ((role, text),), task.prompt.max_tokens, stop)
+    most, thinking = task.prompt.max_tokens, task.prompt.enable_thinking
+    return GenerateItem(item.id, ((role, text),), most, stop, thinking, thought_tokens)
 
 
 def stops(task: Definition, locale: Locale) -> tuple[str, ...]:

@@ -10,19 +10,21 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.models import resolve
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import backends, dedup, definition, load, prompt, records
 from imatrix_lab.tasks.backends import Answerer
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.items import Item, make_items
+from imatrix_lab.tasks.items import Item, make_items, with_gold_kind
 from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.tasks.locale import Locale, get_locale, load_locales
 from imatrix_lab.tasks.scorers import score
-from imatrix_lab.tasks.scorers.score import METRICS_VERSION, Outcome
+from imatrix_lab.tasks.scorers.score import METRICS_VERSION, TEXT_METRICS_VERSION, Outcome
 from imatrix_lab.types import TaskRequest
 
 Openers = Iterable[Callable[[], AbstractContextManager[Answerer]]]
@@ -46,6 +48,7 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
 
     What is wrong with the request is an error before llama.cpp is built or anything fetched.
     """
+    check_folder(request.out)
     if not request.endpoint:
         for spec in request.quants:
             resolve.check_spec(spec, session.store)
@@ -95,6 +98,9 @@ def _check(task: Definition, request: TaskRequest) -> None:
     if variant and task.generates():
         what = f"{task.name} is answered in free text: --variant has no meaning for it"
         raise UsageError(what, fix="leave --variant out")
+    if not task.generates() and (request.max_tokens or request.thinking):
+        what = f"{task.name} is scored by likelihood: nothing is written, and nothing thought"
+        raise UsageError(what, fix="leave --max-tokens and --thinking out")
     if variant == "letter" and not task.shows_letters():
         what = f"the prompt of {task.name} does not show letters"
         raise UsageError(what, fix="--variant raw, token or byte")
@@ -114,12 +120,20 @@ def _languages(task: Definition, request: TaskRequest) -> tuple[str, ...]:
     return tuple(code for code in task.languages if code in known)
 
 
+def _as_requested(task: Definition, request: TaskRequest) -> Definition:
+    chosen = {"max_tokens": request.max_tokens, "enable_thinking": request.thinking}
+    options: dict[str, Any] = {k: value for k, value in chosen.items() if value is not None}
+    return dataclasses.replace(task, prompt=dataclasses.replace(task.prompt, **options))
+
+
 def prepare(task: Definition, code: str, request: TaskRequest, progress: Progress) -> Prepared:
     """Return the items of a task in a language, without repeats, and the examples before them."""
     locale = get_locale(code)
+    task = _as_requested(task, request)
     if request.data is None and task.source.hub:
         progress.say(f"{task.name} {code}: from the Hub, {task.source.hub} …")
     source = load.rows(task, code, request.data)
+    task, golds_note = with_gold_kind(source.rows, task, locale)
     items, rejected = make_items(source.rows, task, locale)
     unique = dedup.merge(items)
     variant = request.variant or task.prompt.variant
@@ -151,6 +165,8 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     notes = [f"{n:,} {what}" for what, n in counts.items() if n]
     summary = f"{task.name} {code}: {len(items):,} items in {n_clusters:,} clusters"
     progress.say("; ".join([summary, *notes, *skipped]))
+    if golds_note:
+        progress.say(f"{task.name} {code}: {golds_note}")
     return Prepared(task, locale, tuple(items), prefix, variant, facts)
 
 
@@ -172,9 +188,13 @@ def _sha256(
 
 
 def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress: Progress) -> Path:
+    generates, instrument = prepared.task.generates(), answerer.instrument()
+    if generates:
+        instrument["protocol"] |= _thinking(prepared, answerer)
     signature = {
-        "kind": "item", "metrics_version": METRICS_VERSION, "package_version": __version__,
-        "task": prepared.facts, "quant": answerer.quant(), **answerer.instrument(),
+        "kind": "item", "metrics_version": TEXT_METRICS_VERSION if generates else METRICS_VERSION,
+        "package_version": __version__, "task": prepared.facts, "quant": answerer.quant(),
+        **instrument,
     }  # fmt: skip
     fingerprint = {name: part for name, part in signature.items() if name != "package_version"}
     key = sha256(canonical_json(fingerprint).encode()).hexdigest()[:16]
@@ -183,12 +203,22 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
     if is_complete:
         progress.say(f"{path.name} is complete")
         return path
+    if prepared.task.prompt.enable_thinking and not (answerer.has_switch or answerer.opened):
+        progress.say(f"note: {answerer.label} is not known to think: nothing changes for it")
     journal = Journal(request.out / ".unfinished" / f"{name}.{key}.jsonl", Outcome)
     outcomes = _answer(prepared, answerer, journal, name, progress)
     prompts = _prompts(prepared, answerer.is_chat) if request.keep_text else None
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
+    if unread := [outcome.output for _, outcome in rows if outcome.cut and not outcome.parsed]:
+        n_thinking = sum(map(thoughts.has_marks, unread))
+        whose = f", {n_thinking:,} of them in thoughts" if n_thinking else ""
+        more = max(4 * prepared.task.prompt.max_tokens, _thought_tokens(prepared, answerer) // 2)
+        progress.say(
+            f"note: {name}: {len(unread):,} of {len(rows):,} answers were cut off before they could"
+            f" be read{whose}; try: --max-tokens {more}"
+        )
     for reason, n in records.error_classes(errors).items():
         first = next(error for error in errors if error.startswith(reason))
         progress.say(f"note: {name}: {n:,} of {len(rows):,} items failed, not counted: {first}")
@@ -210,20 +240,48 @@ def _answer(
             journal.add(outcome)
             outcomes[outcome.id] = outcome
     failed = {item.id: score.failed(item, "no answer came") for item in items}
-    return failed | outcomes
+    return failed | _without_thoughts(outcomes)
+
+
+def _without_thoughts(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Return outcomes, those unread that were cut off in thoughts which a server's prompt began.
+
+    That it does shows in the outputs that end such thoughts.
+    """
+    if not any(thoughts.begun_by_prompt(outcome.output) for outcome in outcomes.values()):
+        return outcomes
+    return {
+        name: score.within_thoughts(outcome)
+        if outcome.cut and not thoughts.has_marks(outcome.output)
+        else outcome
+        for name, outcome in outcomes.items()
+    }
 
 
 def _outcomes(prepared: Prepared, items: list[Item], answerer: Answerer) -> Iterator[Outcome]:
     by_id = {item.id: item for item in items}
     task, locale, prefix = prepared.task, prepared.locale, prepared.prefix
     if task.generates():
-        texts = [prompt.generate_item(i, task, locale, prefix, answerer.is_chat) for i in items]
+        more, is_chat = _thought_tokens(prepared, answerer), answerer.is_chat
+        texts = [prompt.generate_item(i, task, locale, prefix, is_chat, more) for i in items]
         for answer in answerer.generate(texts):
             yield score.of_text(by_id[answer.id], answer, task.scorer, locale)
         return
     choices = [prompt.choice_item(i, task, locale, prepared.variant, prefix) for i in items]
     for scores in answerer.choose(choices):
         yield score.of_likelihoods(by_id[scores.id], scores, prepared.variant)
+
+
+def _thought_tokens(prepared: Prepared, answerer: Answerer) -> int:
+    thinks = answerer.has_switch and prepared.task.prompt.enable_thinking
+    return thoughts.EXTRA_TOKENS if thinks or answerer.opened else 0
+
+
+def _thinking(prepared: Prepared, answerer: Answerer) -> dict[str, Any]:
+    """Return what the signature says of thinking: nothing where the model cannot."""
+    wish = {"enable_thinking": prepared.task.prompt.enable_thinking} if answerer.has_switch else {}
+    more = _thought_tokens(prepared, answerer)
+    return {**wish, "thought_tokens": more} if more else wish
 
 
 def _prompts(prepared: Prepared, is_chat: bool) -> dict[str, str]:

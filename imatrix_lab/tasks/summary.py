@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.records.parquet import Table
 from imatrix_lab.records.runs import Run
@@ -60,7 +61,11 @@ def scores(paths: Sequence[Path]) -> list[TaskScore]:
     """Return the scores in files or folders of item records, part by part."""
     item_runs = [run for path in paths for run in runs.find(path) if run.kind == "item"]
     if not item_runs:
-        raise BadRecords("no records of tasks here", where=paths[0], fix="imatrix-lab task run")
+        raise BadRecords(
+            "no records of tasks here",
+            where=paths[0],
+            fix="imatrix-lab task run TASK --langs nb --quant FILE",
+        )
     results: list[TaskScore] = []
     for run in item_runs:
         table = parquet.read(run.path, list(_COLUMNS))
@@ -122,7 +127,10 @@ def flips(path_a: Path, path_b: Path) -> Flips:
 def _flip(run_a: Run, run_b: Run, a: dict[str, Any], b: dict[str, Any]) -> Flip:
     is_choice = run_a.signature["task"]["scorer"] == "choice"  # whose output is likelihoods
     output_a, output_b = (
-        row["prediction"] if is_choice else row.get("output") or row["prediction"] for row in (a, b)
+        row["prediction"]
+        if is_choice
+        else thoughts.answer(row.get("output", "")) or row["prediction"]
+        for row in (a, b)
     )
     name_a, name_b = (str(run.signature["quant"]["name"]) for run in (run_a, run_b))
     return Flip(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder, replaceable
 from imatrix_lab.core.parallel import each
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.tasks import load, translate_prompts
 from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.tasks.definition import Definition
-from imatrix_lab.tasks.journal import Journal
+from imatrix_lab.tasks.journal import Journal, other_than_journal
 from imatrix_lab.tasks.locale import Locale, get_locale
 from imatrix_lab.tasks.translate_prompts import Translation
 
@@ -64,13 +66,36 @@ class TranslateRequest:
     limit: int | None = None
 
 
+def check(request: TranslateRequest, rules: Rules, model: str = "") -> None:
+    """Raise unless the files can be written; those of the same translation are replaced."""
+    *written, manifest, journal = _paths(request.task, request.to, request.out)
+    same = {"task": request.task.name, "language": request.to, "from": request.source}
+    same |= {"model": model} if model else {}
+    try:
+        old = dict(json.loads(manifest.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        old = {}
+    is_ours = same.items() <= old.items()
+    check_folder(request.out)
+    for path in (*written, manifest):
+        check_file(path, rules, replaceable if is_ours else any_file)
+    check_file(journal, rules, other_than_journal)
+
+
+def _paths(task: Definition, to: str, out: Path) -> tuple[Path, Path, Path, Path]:
+    """Return where items, review, manifest and single texts are written."""
+    suffixes = ("json", "review.tsv", "manifest.json", "texts.jsonl")
+    items, review, manifest, journal = (out / f"{task.name}.{to}.{s}" for s in suffixes)
+    return items, review, manifest, journal
+
+
 def translate(request: TranslateRequest, chat: Chat, progress: Progress) -> Translated:
     """Translate a task; `ImatrixLabError` if nothing at all could be translated."""
     task, to, out = request.task, request.to, request.out
     locale = get_locale(to)
     benchmark = load.rows(task, request.source, request.data)
     chosen = benchmark.rows[: request.limit]
-    journal = Journal(out / f"{task.name}.{to}.texts.jsonl", Translation)
+    journal = Journal(_paths(task, to, out)[-1], Translation)
     translator = _Translator(locale, chat, translate_prompts.columns(task), journal)
     done: dict[int, _Row] = {}
     name = f"translate {task.name} to {to}"
@@ -153,8 +178,7 @@ def _write(task: Definition, to: str, out: Path, rows: Sequence[_Row]) -> Transl
     header = ("item", "field", "flags", "source", "translation")
     csv.writer(table, delimiter="\t", lineterminator="\n").writerows([header, *lines])
     whole = [row.row for row in rows if not row.failed()]
-    suffixes = ("json", "review.tsv", "manifest.json")
-    items, review, manifest = (out / f"{task.name}.{to}.{suffix}" for suffix in suffixes)
+    items, review, manifest, _ = _paths(task, to, out)
     write_whole(items, canonical_json(whole))
     write_whole(review, table.getvalue())
     n_flagged = sum(bool(line[2]) for line in lines)

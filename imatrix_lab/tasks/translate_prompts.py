@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.tasks import template
-from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash
+from imatrix_lab.tasks.chat import Chat, Messages, fenced, prompt_hash, reply_to
 from imatrix_lab.tasks.definition import Definition
 from imatrix_lab.tasks.locale import Locale
 from imatrix_lab.tasks.scorers import numbers
@@ -70,8 +71,10 @@ def prompt(field: str, text: str, beside: str, locale: Locale) -> Messages:
 
 def translate(field: str, source: str, messages: Messages, chat: Chat) -> Translation:
     """Return the translation of one text by its `prompt`."""
-    reply = chat.chat(messages, MAX_TOKENS)
-    lines = reply.text.strip().splitlines()  # without the fence that it may have repeated
+    reply = reply_to(messages, chat, MAX_TOKENS)
+    lines = (
+        thoughts.answer(reply.text).strip().splitlines()
+    )  # without the fence that it may have repeated
     text = "\n".join(x for x in lines if not re.match(r"----- \w{12} -----", x)).strip()
     cut = "the answer was cut off" if reply.finish == "length" else ""
     key = key_of(messages, chat)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from types import SimpleNamespace
 
 import gguf
@@ -17,6 +19,7 @@ from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
 from imatrix_lab.types import ComputeOptions, Request
+from tests.fakes.hub_server import HubServer
 
 QUERY = "blk.0.attn_q.weight"
 
@@ -88,6 +91,23 @@ def test_check_repairs_what_can_be(lab, two, tiny, tmp_path):
     assert back.entries.keys() == imatrix.entries.keys() and back.metadata[format.REPAIRED]
 
 
+def test_check_mends_what_a_sibling_knows(lab, two, tiny, tmp_path, monkeypatch):
+    """As ik_llama.cpp records gate and up; the command that is printed does it."""
+    monkeypatch.chdir(tmp_path)
+    imatrix = format.read(two / "nb.gguf")
+    entries = {n: e for n, e in imatrix.entries.items() if "ffn_gate" not in n}
+    format.write(tmp_path / "fused.dat", dataclasses.replace(imatrix, entries=entries))
+    done = lab("imatrix", "check", tmp_path / "fused.dat", "--model", tiny, status=1)
+    command = shlex.split(done.stderr.partition("to repair: imatrix-lab ")[2].splitlines()[0])
+    lab(*command)
+    repaired = tmp_path / command[-1]
+    assert format.read(repaired).entries.keys() == imatrix.entries.keys()
+    mended = tmp_path / "mended.gguf"
+    lab("imatrix", "check", tmp_path / "fused.dat", "--model", tiny, "--repair", mended)
+    assert format.read(mended).entries.keys() == imatrix.entries.keys()
+    assert "error" not in lab("imatrix", "check", mended, "--model", tiny).stdout
+
+
 def test_merge_offers_every_way_of_merging():
     assert MERGE_BY == merge.BY
 
@@ -140,6 +160,26 @@ def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
     (tmp_path / "nb.gguf").symlink_to(two / "nb.gguf")
     done = lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "x.gguf", status=2)
     assert "demo-nb.imatrix.gguf=WEIGHT" in done.stderr and "nb.gguf" in done.stderr
+
+
+def test_imatrices_of_the_hub_wherever_one_is_taken(lab, two, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    repo = {"m.imatrix.gguf": two / "nb.gguf", "sub/en.imatrix": two / "en.gguf"}
+    with HubServer({"org/x-imatrix": {"main": repo}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        nb, en = "hf:org/x-imatrix/m.imatrix.gguf", "hf:org/x-imatrix@main:sub/en.imatrix"
+        assert "6 windows" in lab("imatrix", "show", nb).stdout
+        lab("imatrix", "check", en, "--model", tiny)
+        lab("imatrix", "diff", nb, f"{server.endpoint}/org/x-imatrix/blob/main/sub/en.imatrix")
+        lab("imatrix", "merge", f"{nb}=0.5", f"{en}=0.5", "-o", tmp_path / "m.gguf")
+        words = ("--type", "Q4_K_M", "--out", tmp_path / "q", "--heldout", two / "nb.txt")
+        lab("quantize", "--model", tiny, "--imatrix", nb, *words)
+        assert (
+            "no file matches" in lab("imatrix", "show", "hf:org/x-imatrix/y.dat", status=2).stderr
+        )
+        n_downloads = sum(r.path.startswith("/cdn/") for r in server.requests)
+    assert format.read(tmp_path / "m.gguf").n_tokens() == (6 + 4) * 128
+    assert n_downloads == 1  # each file once; the other is not in LFS
 
 
 def test_files_of_two_models_are_said_to_be(lab, two, tmp_path):
@@ -226,3 +266,24 @@ def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):
     (quant,) = (tmp_path / "out").glob("*.gguf")
     assert quant.name == "tiny-nb75-en25-Q4_K_M.gguf"
     assert read_header(quant).metadata["imatrix_lab.language"] == "nb75-en25"
+
+
+def test_the_remedies_for_a_bad_imatrix_name_files_that_are_there(
+    lab, two, tiny, tmp_path, monkeypatch
+):
+    """From another folder, with blanks in both names."""
+    model = tmp_path / "a model-f16.gguf"
+    model.symlink_to(tiny)
+    bad = spoilt(two / "nb.gguf", tmp_path / "bad one.gguf", np.nan)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = ("--type", "Q4_K_M", "--heldout", two / "nb.txt")
+    done = lab("quantize", "--model", model, "--imatrix", bad, *text, status=1)
+    check, build = re.findall(r"imatrix-lab (imatrix .+?)(?:; or|$)", done.stderr, re.MULTILINE)
+    again = lab(*shlex.split(check), status=1)
+    assert QUERY in again.stdout and "no such file" not in again.stderr
+    small = ("--ctx", "128", "--threads", "1")
+    lab(*shlex.split(build.replace("LANGUAGE", shlex.quote(str(two / "nb.txt")))), *small)
+    merged = lab("imatrix", "merge", bad, two / "en.gguf", "-o", "m.gguf", status=1)
+    shown = re.search(r"imatrix-lab (imatrix show .+)", merged.stderr)
+    assert shown and "NaN" in lab(*shlex.split(shown[1])).stdout

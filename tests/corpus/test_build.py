@@ -21,7 +21,7 @@ from imatrix_lab.corpus import (
 )
 from imatrix_lab.corpus.clean.overlap import Shingles
 from imatrix_lab.corpus.sources import files
-from imatrix_lab.errors import BadText, FetchFailed, UsageError
+from imatrix_lab.errors import BadText, DiskFull, FetchFailed, ToolFailed, UsageError
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.types import TextOptions
@@ -276,6 +276,50 @@ def test_the_choice_is_remembered_until_it_is_renewed(languages_of_ours, make, m
     with pytest.raises(BadText, match="no network"):
         make("qaa", renew=True)
     assert used(make("qaa")).keys() == {"a", "b"}  # what was remembered stays
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("Using SOCKS proxy, but a package is not installed"),
+        RuntimeError(""),
+        ConnectionResetError(104, "Connection reset by peer"),
+        ToolFailed("apt-cache failed (SIGSEGV)"),
+        KeyError("sha256"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["reach", "documents"])
+def test_a_source_that_fails_in_any_way_leads_to_the_next(
+    stage, error, languages_of_ours, make, monkeypatch
+):
+    languages_of_ours("qaa", a=250, b=100, c=100)
+    real = getattr(files, stage)
+
+    def failing(source, *rest):
+        if getattr(source, "source", source).name in "ac":
+            raise error
+        return real(source, *rest)
+
+    monkeypatch.setattr(files, stage, failing)
+    heard = Heard()
+    corpus = make("qaa", heard=heard)
+    assert used(corpus).keys() == {"b"} and facts(corpus)["skipped"]["qaa"].keys() == {"a", "c"}
+    reason = str(error).strip("'") or type(error).__name__
+    assert [reason in line for line in heard.lines if "without" in line] == [True]  # said once
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("no such setting"), DiskFull("the disk is full"), KeyboardInterrupt()]
+)
+def test_what_is_no_fault_of_a_source_ends_the_run(error, languages_of_ours, make, monkeypatch):
+    languages_of_ours("qaa", a=250, b=100)
+
+    def failing(source, *rest):
+        raise error
+
+    monkeypatch.setattr(files, "reach", failing)
+    with pytest.raises(type(error)):
+        make("qaa")
 
 
 def test_text_that_was_added_again_is_read_again(languages_of_ours, make, tmp_path):

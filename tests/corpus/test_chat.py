@@ -53,8 +53,8 @@ def test_marks_for_training_are_read_over():
 
 
 def test_the_same_text_on_every_day(tmp_path, own_store):
-    first, _ = rendered("{{ strftime_now('%Y-%m-%d') }}", tmp_path, own_store)
-    assert first.text == "2026-01-01"
+    first, _ = rendered("{{ strftime_now('%Y-%m-%d') }}" + CHATML, tmp_path, own_store)
+    assert first.text.startswith("2026-01-01<|im_start|>")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,15 @@ def test_a_template_that_takes_all_memory_is_stopped(tmp_path, own_store):
         rendered("{{ 'x' * 10000000000 }}", tmp_path, own_store)
 
 
+def test_a_template_that_takes_parts_or_leaves_messages_out(tmp_path, own_store):
+    parts = "{% for m in messages %}{{ m.role }}{% for p in m.content %}{{ p.text }}{% endfor %}"
+    first, second = rendered(parts + "{% endfor %}", tmp_path, own_store)
+    assert (first.text, second.text) == ("userHva er 2 + 2?assistant4 <b>", "userHva er 2 + 2?")
+    with pytest.raises(BadModel, match="leaves out") as caught:
+        rendered("{% for m in messages %}{{ m.role }}{% endfor %}", tmp_path, own_store)
+    assert caught.value.fix == "leave out --chat"
+
+
 def test_a_model_without_a_template(tiny, tmp_path, own_store):
     model = resolve.resolve(str(tiny), Session(own_store, Silent()))
     with pytest.raises(BadModel):
@@ -94,6 +103,9 @@ def test_reading(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"id": "x", "messages": ASKED}) + "\n\n", encoding="utf-8")
     assert list(chat.read(path)) == [("x", ASKED)]
+    parts = [{**ASKED[0], "content": [{"type": "image"}, {"type": "text", "text": "Se her"}]}]
+    path.write_text(json.dumps({"id": "x", "messages": parts}))
+    assert list(chat.read(path)) == [("x", [{"role": "user", "content": "Se her"}])]
     for bad in ('{"messages": 1}', "x", json.dumps({"messages": ASKED[1:]}), '{"messages": []}'):
         path.write_text(bad)
         with pytest.raises(BadText, match="line 1"):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class HubServer:
         self._cuts: dict[str, int] = {}
         self._corrupt: set[str] = set()
         self._broken: dict[str, int] = {}
+        self._troubles: list[tuple[str, int, dict[str, str], bytes]] = []
         self._gates: dict[str, str | None] = {}
         self._connections: list[socket.socket] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -135,6 +137,16 @@ class HubServer:
         else:
             self._broken[name] = status
 
+    def trouble(
+        self, path: str, status: int, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> None:
+        """Answer the next request whose path has this in it as a proxy or an ill Hub would."""
+        self._troubles.append((path, status, dict(headers or {}), body))
+
+    def encrypt(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from now on."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+
     def gate(self, repo: str, token: str | None = None) -> None:
         """Give this repository's files only to this token."""
         self._gates[repo] = token
@@ -180,6 +192,14 @@ class _Handler(BaseHTTPRequestHandler):
             Request(self.command, self.path, get("Range"), get("Authorization"), get("Host") or "")
         )
         url = urlsplit(self.path)
+        for trouble in self.hub._troubles:
+            if trouble[0] in self.path:
+                self.hub._troubles.remove(trouble)
+                _, status, headers, body = trouble
+                self._start(status, len(body), headers)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+                return
         if match := _API.fullmatch(url.path):
             self._info(match, with_metadata="blobs" in parse_qs(url.query))
         elif match := _TREE.fullmatch(url.path):

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -197,6 +198,42 @@ def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, sub
     assert not out.exists()
     subprocess.run([*argv, "--out", str(out)], check=True, env=rough)
     assert out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
+
+
+HOSTILE = {
+    "LLAMA_ARG_CACHE_TYPE_K": "q4_0",
+    "LLAMA_ARG_CACHE_TYPE_V": "q4_0",
+    "LLAMA_ARG_FLASH_ATTN": "on",
+    "LLAMA_ARG_THREADS": "2",
+    "LLAMA_ARG_N_PREDICT": "7",
+    "LLAMA_ARG_ROPE_SCALE": "4",
+    "GGML_NO_REPACK": "0",
+    "OMP_NUM_THREADS": "3",
+}
+
+
+def test_the_environment_reaches_no_bit(tools, tiny, tmp_path, own_text, subprocess_env):
+    text = own_text(6 * 128)
+    argv = [*SAVES_OFTEN, "imatrix", "build", "--model", str(tiny), "--corpus", str(text)]
+    argv += ["--ctx", "128", "--threads", "1"]
+    results = []
+    for name, more in (("clean", {}), ("hostile", HOSTILE)):
+        out = tmp_path / f"{name}.gguf"
+        env = subprocess_env(tmp_path / name, tools) | more  # two stores: nothing is taken over
+        subprocess.run([*argv, "--out", str(out)], check=True, env=env)
+        results.append(out.read_bytes())
+    assert results[0] == results[1]
+    # the same settings do change what the program itself collects
+    direct = {}
+    for name, more in (("plain", {}), ("bent", HOSTILE)):
+        out = tmp_path / f"{name}.gguf"
+        alone = [tools.program("llama-imatrix"), "-m", tiny, "-f", text, "-o", out, "-t", "1"]
+        alone += ["-c", "128", "-b", "128", "-fa", "off"]
+        subprocess.run([*map(str, alone)], check=True, env=os.environ | more, capture_output=True)
+        direct[name] = format.read(out).entries
+    sums = [direct[name]["blk.1.ffn_down.weight"].sums for name in ("plain", "bent")]
+    assert not np.array_equal(*sums)
+    same(format.read(tmp_path / "hostile.gguf").entries, direct["plain"])
 
 
 def saved_windows(store):

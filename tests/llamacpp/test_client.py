@@ -165,6 +165,79 @@ def test_what_a_server_tells_of_its_model(monkeypatch):
         assert client.about() == {}
 
 
+# -- thoughts
+
+
+def thinking(message, finish="stop"):
+    return Reply(json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode())
+
+
+PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "A?"}]},
+    {"type": "text", "text": "B"},
+]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "B", "reasoning_content": "A?"}, "<think>\nA?\n</think>\n\nB"),
+        ({"content": "B", "reasoning": "A?"}, "<think>\nA?\n</think>\n\nB"),
+        ({"content": PARTS}, "<think>\nA?\n</think>\n\nB"),
+        ({"content": "<think>A?</think>B", "reasoning_content": "A?"}, "<think>A?</think>B"),
+        ({"content": "B", "reasoning_content": None, "reasoning": ""}, "B"),
+        ({"content": [{"type": "text", "text": "B"}]}, "B"),
+        ({"content": None, "reasoning_content": "A?"}, "<think>\nA?\n</think>\n\n"),
+        ({"reasoning": "A?"}, "<think>\nA?\n</think>\n\n"),
+    ],
+)
+def test_thoughts_in_a_field_of_their_own(message, text):
+    with serve(thinking(message)) as server:
+        assert ask(server) == Generated("", text, 0, "eos")
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+def test_thoughts_in_a_field_that_are_cut_off(content):
+    with serve(thinking({"content": content, "reasoning_content": "A?"}, "length")) as server:
+        assert ask(server) == Generated("", "<think>\nA?", 0, "length")
+    with serve(thinking({"content": content}, "length")) as server:
+        assert ask(server).text.strip() == ""  # hidden thoughts: unread, not failed
+
+
+@pytest.mark.parametrize(
+    ("told", "sent"),
+    [
+        ({"/props": {"chat_template": "{% if enable_thinking %}{% endif %}"}}, True),
+        ({"/props": {"chat_template": "{{ messages }}"}}, False),
+        ({"/v1/models": {"data": [{"id": "m", "owned_by": "vllm"}]}}, True),
+        ({"/v1/models": {"data": [{"id": "m", "owned_by": "openai"}]}}, False),
+        ({}, False),
+    ],
+    ids=["llama-server", "its template has no switch", "vLLM", "one that may refuse it", "unknown"],
+)
+def test_who_is_told_whether_to_think(told, sent, monkeypatch):
+    monkeypatch.setattr(Client, "_get", lambda _, path: told.get(path))
+    with serve(good("B")) as server, Client(server.url, "m") as client:
+        client.chat(ASKED, 5)
+        asked = GenerateItem("a", tuple(ASKED), 5, ("\n",), True, 70)
+        assert [g.text for g in client.generate([asked])] == ["B"]
+    first, second = server.bodies
+    kwargs = (
+        [{"enable_thinking": on, "thinking": on} for on in (False, True)] if sent else [None] * 2
+    )
+    assert [first.get("chat_template_kwargs"), second.get("chat_template_kwargs")] == kwargs
+    assert (first["max_tokens"], second["max_tokens"]) == (5, 75)
+    assert "stop" not in second  # it would end the thoughts
+
+
+def test_a_stop_string_after_thoughts():
+    text = "<think>\nA?\n</think>\n\nB\nC"
+    asked = GenerateItem("a", tuple(ASKED), 5, ("\n",), True, 70)
+    with serve(good(text)) as server, Client(server.url) as client:
+        (answer,) = client.generate([asked])
+    assert (answer.text, answer.finish) == ("<think>\nA?\n</think>\n\nB", "stop")
+
+
 def test_a_content_filter_is_no_answer():
     with serve(good(finish="content_filter")) as server:
         assert ask(server).error == "the answer was ended by 'content_filter'"

@@ -1,5 +1,6 @@
 """The real llama-server, started, asked and ended."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -47,6 +48,23 @@ def test_llama_server_answers_as_we_do(real, tools, kernel, own_store):
     same = [printable(ours[i].text) == printable(theirs[i].text) for i in ours]
     assert sum(same) >= 8  # one near tie may part
     assert [theirs[i].n_tokens for i in ours] == [ours[i].n_tokens for i in ours]
+
+
+def test_llama_server_lets_think_as_we_do(tools, kernel, own_store, tmp_path):
+    template = (
+        "{% for m in messages %}<|chat|>{{ m['content'] }}{% endfor %}{% if enable_thinking is"
+        " defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    )
+    path = tiny_model.write(tmp_path / "t-f16.gguf", output_scale=0.25, chat_template=template)
+    model, setup = made.load(path, own_store), items.setup(kernel, n_ctx=200)
+    asked = [GenerateItem("off", (("user", "en to tre"),), 20)]
+    asked += [dataclasses.replace(asked[0], id="on", thinking=True)]
+    with server.serve(tools, path, 1, 200, threads=1) as client:
+        assert client.has_switch
+        for item in asked:
+            (ours,) = generate.generate(tools, model, [item], setup, Silent())
+            (theirs,) = client.generate([item])
+            assert printable(ours.text) == printable(theirs.text)
 
 
 def test_llama_server_says_that_a_prompt_is_too_long(real):

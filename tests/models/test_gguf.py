@@ -160,8 +160,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "key without a name": (blob((pair("", U32, bytes(4)),)), "empty"),
     "tensor without a name": (blob(tensors=(tensor(""),)), "empty"),
-    "tensor of an unknown type": (blob(tensors=(tensor("t", code=999),)), "unknown type 999"),
-    "tensor of a type that was removed": (blob(tensors=(tensor("t", code=4),)), "unknown type 4"),
+    "tensor of an impossible type": (blob(tensors=(tensor("t", code=2**31),)), "impossible type"),
+    "tensor of an unknown type beyond the end": (
+        blob(tensors=(tensor("t", offset=2**40, code=153),)),
+        "impossible type",
+    ),
     "key twice": (blob((pair("k", 0, b"\0"), pair("k", 0, b"\0"))), "'k' occurs twice"),
     "tensor twice": (blob(tensors=(tensor("t"), tensor("t", offset=128))), "'t' occurs twice"),
     "offset beyond the end": (blob(tensors=(tensor("t", offset=2**40),)), "truncated"),
@@ -174,10 +177,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "overlap",
     ),
     "version 1": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
-    "version 2**32 - 1": (b"GGUF" + struct.pack("<IQQ", 2**32 - 1, 0, 0), "not known"),
+    "version 2**32 - 1": (b"GGUF" + struct.pack("<IQQ", 2**32 - 1, 0, 0), "not exist"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-    "another format": (b"PK\x03\x04" + bytes(100), "does not begin"),
-    "empty": (b"", "0 bytes"),
+    "another format": (b"PK\x03\x04" + bytes(100), "PyTorch"),
+    "empty": (b"", "empty"),
+    "no more than a magic": (b"GGUF\x03\0\0\0", "truncated"),
 }
 
 
@@ -297,6 +301,20 @@ def test_a_split_model(tmp_path: Path) -> None:
 def test_a_model_that_is_not_split(tmp_path: Path) -> None:
     path = tmp_path / "model-1-of-3.gguf"
     assert shard_paths(path) == (path,)
+
+
+def test_types_that_are_not_known_here_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "ik.gguf"
+    parts = (tensor("last", (64, 4), 153, 288), tensor("b"), tensor("a", (64,), 4, 128))
+    path.write_bytes(blob(tensors=parts, data=4096))
+    header = read_header(path)
+    assert {t.name: t.type_name for t in header.tensors} == {
+        "last": "type 153", "b": "F32", "a": "type 4"
+    }  # fmt: skip
+    sizes = {t.name: t.size_bytes for t in header.tensors}
+    assert sizes["a"] == 288 - 128
+    last = next(t for t in header.tensors if t.name == "last")
+    assert last.offset + last.size_bytes == path.stat().st_size
 
 
 @pytest.mark.parametrize("name", HOSTILE)

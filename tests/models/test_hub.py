@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import shutil
+import subprocess
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +18,8 @@ from imatrix_lab.core import hub_http
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import DiskFull, FetchFailed, MissingTool, ToolFailed, UsageError
-from imatrix_lab.models import hub
+from imatrix_lab.errors import DiskFull, FetchFailed, ImatrixLabError, MissingTool, ToolFailed
+from imatrix_lab.models import hub, hub_spec
 from tests.fakes.hub_server import HubServer
 
 REPO = "org/tiny-GGUF"
@@ -86,48 +89,9 @@ def names(requests: list) -> list[str]:
     return [r.path for r in requests]
 
 
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("hf:org/repo", hub.HubRef("org/repo")),
-        ("hf:org/repo@v1.0", hub.HubRef("org/repo", "v1.0")),
-        ("hf:org/repo@refs/pr/1:*Q4*.gguf", hub.HubRef("org/repo", "refs/pr/1", "*Q4*.gguf")),
-        ("hf:o-1/r.2_x:sub/a b.gguf", hub.HubRef("o-1/r.2_x", None, "sub/a b.gguf")),
-        ("hf:org/repo@" + "AB" * 20, hub.HubRef("org/repo", "ab" * 20)),
-        ("hf:org/a@b:[QX]4?.gguf", hub.HubRef("org/a", "b", "[QX]4?.gguf")),
-    ],
-)
-def test_parse(spec: str, expected: hub.HubRef) -> None:
-    assert hub.parse(spec) == expected
-    assert hub.parse(str(expected)) == expected
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "",
-        "hf:",
-        "hf:repo",
-        "hf:org/",
-        "hf:org/repo/file.gguf",
-        "org/repo",
-        "hf:org/repo@",
-        "hf:org/repo:",
-        "hf:org/repo@a@b",
-        "hf:../repo",
-        "hf:org/..",
-        "hf:org/re po",
-        "hf:org/a--b",
-        "hf:org/repo:/etc/passwd",
-        "hf:https://huggingface.co/org/repo",
-        "hf:org/repo\n",
-        "hf:ørg/repo",
-    ],
-)
-def test_parse_says_what_is_right(spec: str) -> None:
-    with pytest.raises(UsageError, match="hf:org/repo") as caught:
-        hub.parse(spec)
-    assert "for example" in str(caught.value)
+def folder_of(paths: list[Path]) -> Path:
+    """Where the Hub's cache keeps the repository of a file at the top of it."""
+    return paths[0].parents[2]
 
 
 def test_single_gguf(
@@ -141,25 +105,15 @@ def test_single_gguf(
     }
     progress = Recorder()
     with serving(monkeypatch, files) as server:
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, progress), None)
-        [artifact] = store.artifacts()
-        assert artifact.manifest["inputs"] == {
-            "repo": REPO,
-            "commit": server.commit(REPO),
-            "files": {
-                "tiny-Q4_K_M.gguf": {
-                    "size_bytes": len(Q4),
-                    "sha256": artifact.sha256("tiny-Q4_K_M.gguf"),
-                }
-            },
-        }
-        again = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, progress), None)
+        first = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, progress), None)
+        again = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, progress), None)
         downloads = [r for r in server.requests if r.path.startswith("/cdn/")]
-    assert (artifact.path / "tiny-Q4_K_M.gguf").read_bytes() == Q4
-    assert again == [artifact.path / "tiny-Q4_K_M.gguf"]
+        commit = server.commit(REPO)
+    assert [p.name for p in first] == ["tiny-Q4_K_M.gguf"]
+    assert first[0].read_bytes() == Q4
+    assert again == first
     assert len(downloads) == 1
-    assert artifact.facts["license"] == "apache-2.0"
-    assert sorted(p.name for p in artifact.path.iterdir()) == ["manifest.json", "tiny-Q4_K_M.gguf"]
+    assert first[0].parent.name == commit
     name = f"fetching {REPO}"
     assert progress.totals[name] == len(Q4) == progress.tasks[name][-1]
     assert "".join(capfd.readouterr()) == ""  # no bars of the library's own
@@ -175,7 +129,7 @@ def test_split_model_is_fetched_whole(
     wanted: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(monkeypatch, SPLIT):
-        paths = hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
+        paths = hub.fetch(hub_spec.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
     assert [p.name for p in paths] == [Path(n).name for n in SPLIT]
     assert [p.read_bytes() for p in paths] == list(SPLIT.values())
 
@@ -184,73 +138,18 @@ def test_split_model_is_fetched_whole(
 def test_missing_shard_is_named(wanted: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {n: c for n, c in SPLIT.items() if "00002-of" not in n}
     with serving(monkeypatch, files), pytest.raises(FetchFailed) as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
     assert "big/m-Q8_0-00002-of-00003.gguf" in str(caught.value)
 
 
 SEVERAL = {"tiny-Q4_K_M.gguf": Q4, "tiny-Q8_0.gguf": Q8, "old/tiny-Q8_0.gguf": Q4, **SPLIT}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("*Q4_K*", "tiny-Q4_K_M.gguf"),
-        ("old/*", "old/tiny-Q8_0.gguf"),
-        ("tiny-Q8_0.gguf", "tiny-Q8_0.gguf"),  # the exact path wins over the same name elsewhere
-        ("t*4_K_M.gguf", "tiny-Q4_K_M.gguf"),
-    ],
-)
-def test_glob_chooses(
-    pattern: str, expected: str, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(monkeypatch, SEVERAL):
-        hub.fetch(hub.parse(f"hf:{REPO}:{pattern}"), Session(store, Silent()), None)
-    [artifact] = store.artifacts()
-    assert list(artifact.manifest["files"]) == [expected]
-    assert (artifact.path / expected).read_bytes() == SEVERAL[expected]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "listed"),
-    [
-        (
-            "",
-            [
-                "tiny-Q4_K_M.gguf",
-                "tiny-Q8_0.gguf",
-                "old/tiny-Q8_0.gguf",
-                "big/m-Q8_0-00001-of-00003.gguf",
-            ],
-        ),
-        (":tiny-Q8*", ["tiny-Q8_0.gguf", "old/tiny-Q8_0.gguf"]),
-        (":*Q2_K*", ["tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf"]),
-    ],
-)
-def test_several_candidates_are_listed(
-    wanted: str, listed: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(monkeypatch, SEVERAL) as server, pytest.raises(UsageError) as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}{wanted}"), Session(store, Silent()), None)
-    text = str(caught.value)
-    assert all(f"\n    {name}  0.0" in text for name in listed)
-    assert "00002-of" not in text
-    assert f"--model 'hf:{REPO}:" in text
-    assert len(server.requests) == 1  # nothing was fetched
-
-
-def test_nothing_to_fetch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        serving(monkeypatch, {"mmproj-x.gguf": Q4, "x.imatrix.gguf": Q4, "pytorch_model.bin": Q4}),
-        pytest.raises(UsageError, match="no GGUF model"),
-    ):
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
-
-
 def test_token_goes_to_the_hub_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
         server.gate(REPO, TOKEN)
-        paths = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        paths = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert paths[0].read_bytes() == Q4
     sent = {r.host.partition(":")[0]: r.authorization for r in server.requests}
     assert sent == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": None}
@@ -271,7 +170,7 @@ def test_gated(
         monkeypatch.setenv("HF_TOKEN", token)
     with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(Exception) as caught:
         server.gate(REPO, "another")
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert isinstance(caught.value, FetchFailed)
     if token in (None, TOKEN):
         assert f"https://huggingface.co/{REPO}" in str(caught.value)
@@ -297,7 +196,7 @@ def test_not_found(
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with serving(monkeypatch, {"a.gguf": Q4}), pytest.raises(FetchFailed) as caught:
-        hub.fetch(hub.parse(spec), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(spec), Session(store, Silent()), None)
     assert all(words in str(caught.value) for words in said)
     assert TOKEN not in everything_said(caught.value)
 
@@ -307,7 +206,7 @@ def test_resumes_by_itself_after_a_cut(store: Store, monkeypatch: pytest.MonkeyP
     big = content(50_000)
     with serving(monkeypatch, {"a.gguf": big}) as server:
         server.cut("a.gguf", 20_500)
-        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        [path] = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
         ranges = [r.range for r in server.requests if r.path.startswith("/cdn/")]
     assert path.read_bytes() == big
     assert ranges == ["bytes=0-", "bytes=20000-"]
@@ -322,7 +221,7 @@ def test_resumes_in_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(hub_http, "BLOCK_BYTES", 1000)
     files = {"a-00001-of-00002.gguf": content(20_000, 1), "a-00002-of-00002.gguf": content(30_000)}
-    ref = hub.parse(f"hf:{REPO}")
+    ref = hub_spec.parse(f"hf:{REPO}")
     with serving(monkeypatch, files) as server:
         with pytest.raises(KeyboardInterrupt):
             hub.fetch(ref, Session(store, Interrupting()), None)
@@ -339,7 +238,7 @@ def test_gives_up_when_the_hub_stays_away_and_goes_on_later(
 ) -> None:
     monkeypatch.setattr(hub_http, "BLOCK_BYTES", 1000)
     big = content(50_000)
-    ref = hub.parse(f"hf:{REPO}")
+    ref = hub_spec.parse(f"hf:{REPO}")
     with serving(monkeypatch, {"a.gguf": big}) as server:
         server.cut("a.gguf", 20_500)
         server.fail("a.gguf", 503)
@@ -352,7 +251,7 @@ def test_gives_up_when_the_hub_stays_away_and_goes_on_later(
 
 
 def test_corrupt_bytes_then_recovery(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    ref = hub.parse(f"hf:{REPO}")
+    ref = hub_spec.parse(f"hf:{REPO}")
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
         server.corrupt("a.gguf")
         with pytest.raises(FetchFailed, match="sha256"):
@@ -366,7 +265,7 @@ def test_corrupt_bytes_then_recovery(store: Store, monkeypatch: pytest.MonkeyPat
 def test_disk_room_is_checked_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imatrix_lab.core.files.free_bytes", lambda path: 64 << 20)
     with serving(monkeypatch, {"a.gguf": Q4}) as server, pytest.raises(DiskFull):
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert len(server.requests) == 1
 
 
@@ -375,47 +274,29 @@ def test_large_files_take_the_librarys_way(
 ) -> None:
     monkeypatch.setattr(hub_http, "LARGEST_HTTP_BYTES", 1000)
     with serving(monkeypatch, {"sub/a.gguf": Q4}):
-        [path] = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        [path] = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert path.read_bytes() == Q4
     assert "".join(capfd.readouterr()) == ""
 
 
-def test_pinned_commit_needs_no_network(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_at_a_pinned_commit_needs_no_network(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(monkeypatch, SEVERAL) as server:
         commit = server.commit(REPO)
-        ref = hub.parse(f"hf:{REPO}@{commit}:*Q4_K_M*")
+        ref = hub_spec.parse(f"hf:{REPO}@{commit}:tiny-Q4_K_M.gguf")
         first = hub.fetch(ref, Session(store, Silent()), None)
         server.requests.clear()
         assert hub.fetch(ref, Session(store, Silent()), None) == first
         assert server.requests == []
-        with pytest.raises(UsageError, match="models match"):  # as it would say when asked anew
-            hub.fetch(hub.parse(f"hf:{REPO}@{commit}"), Session(store, Silent()), None)
-        assert server.requests == []
-        other = hub.fetch(
-            hub.parse(f"hf:{REPO}@{commit}:tiny-Q8_0.gguf"), Session(store, Silent()), None
-        )
-        assert other[0].read_bytes() == Q8
-    assert hub.fetch(ref, Session(store, Silent()), None) == first  # the server is gone
-
-
-def test_the_manifest_does_not_tell_how_it_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(monkeypatch, SEVERAL) as server:
-        specs = [REPO, f"{REPO}@main", f"{REPO}@{server.commit(REPO)}"]
-        server.push(REPO, "v2", SEVERAL)
-        found = [
-            hub.fetch(
-                hub.parse(f"hf:{spec}:{pattern}"), Session(Store(tmp_path / str(i)), Silent()), None
-            )
-            for i, spec in enumerate([*specs, f"{REPO}@v2"])
-            for pattern in ("*Q4_K*", "tiny-Q4_K_M.gguf")
-        ]
-    assert len({path.with_name("manifest.json").read_bytes() for [path] in found}) == 1
+        other = hub_spec.parse(f"hf:{REPO}@{commit}:tiny-Q8_0.gguf")
+        assert hub.fetch(other, Session(store, Silent()), None)[0].read_bytes() == Q8
+    glob = hub_spec.parse(f"hf:{REPO}@{commit}:*Q4_K*")
+    assert hub.fetch(glob, Session(store, Silent()), None) == first  # the server is gone
 
 
 def test_moved_branch_is_followed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    ref = hub.parse(f"hf:{REPO}")
+    ref = hub_spec.parse(f"hf:{REPO}")
     with serving(monkeypatch, {"a.gguf": Q4}) as server:
         hub.fetch(ref, Session(store, Silent()), None)
         server.push(REPO, "main", {"a.gguf": Q8})
@@ -426,14 +307,14 @@ def test_moved_branch_is_followed(store: Store, monkeypatch: pytest.MonkeyPatch)
 def test_odd_endpoint(endpoint: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(FetchFailed):
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
 
 
 @pytest.mark.parametrize("how", ["flag", "gone", "broken"])
 def test_offline_uses_the_last_fetched_commit(
     how: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = hub.parse(f"hf:{REPO}:*Q4*")
+    ref = hub_spec.parse(f"hf:{REPO}:*Q4*")
     progress = Recorder()
     with serving(monkeypatch, SEVERAL) as server:
         first = hub.fetch(ref, Session(store, Silent()), None)
@@ -452,7 +333,7 @@ def test_offline_uses_the_last_fetched_commit(
     assert "last fetched commit" in said
     for spec in (f"hf:{REPO}:*Q8*", f"hf:{REPO}@v2:*Q4*", "hf:org/other"):
         with pytest.raises(FetchFailed) as caught:
-            hub.fetch(hub.parse(spec), Session(store, progress), None)
+            hub.fetch(hub_spec.parse(spec), Session(store, progress), None)
         assert caught.value.fix
 
 
@@ -461,23 +342,28 @@ def test_offline_knows_a_branch_that_was_first_asked_for_by_its_commit(
 ) -> None:
     with serving(monkeypatch, SEVERAL) as server:
         pinned = f"hf:{REPO}@{server.commit(REPO)}:*Q4_K*"
-        old = hub.fetch(hub.parse(pinned), Session(store, Silent()), None)
+        old = hub.fetch(hub_spec.parse(pinned), Session(store, Silent()), None)
         for revision in ("main", "v2"):
             server.push(REPO, revision, SEVERAL)
-            hub.fetch(hub.parse(f"hf:{REPO}@{revision}:*Q4_K*"), Session(store, Silent()), None)
+            hub.fetch(
+                hub_spec.parse(f"hf:{REPO}@{revision}:*Q4_K*"), Session(store, Silent()), None
+            )
         server.push(REPO, "main", {"tiny-Q8_0.gguf": Q4})
-        new = hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        new = hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert new != old
     for spec, expected in ((":*Q4_K*", old), ("@v2:*Q4_K*", old), (":tiny-Q8*", new)):
-        assert hub.fetch(hub.parse(f"hf:{REPO}{spec}"), Session(store, Silent()), None) == expected
+        assert (
+            hub.fetch(hub_spec.parse(f"hf:{REPO}{spec}"), Session(store, Silent()), None)
+            == expected
+        )
     with pytest.raises(FetchFailed, match="nothing fetched earlier"):
-        hub.fetch(hub.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}@v2:tiny-Q8_0.gguf"), Session(store, Silent()), None)
 
 
 def test_offline_without_anything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE") as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
     assert "unset HF_HUB_OFFLINE" in str(caught.value)
 
 
@@ -520,7 +406,7 @@ seen = " ".join(sorted(os.listdir(folder))) + os.environ["HF_TOKEN"]
 Path(out.format(OUTTYPE="BF16")).write_text(seen)
 """,
     )
-    ref = hub.parse(f"hf:{REPO}")
+    ref = hub_spec.parse(f"hf:{REPO}")
     progress = Recorder()
     with serving(monkeypatch, SAFETENSORS) as server:
         [path] = hub.fetch(ref, Session(store, progress), converter)
@@ -531,16 +417,18 @@ Path(out.format(OUTTYPE="BF16")).write_text(seen)
     assert (inputs["commit"], inputs["toolchain"], inputs["outtype"]) == (commit, "test", "auto")
     assert progress.tasks["converting tiny-GGUF"] == [40]
     assert not list(store.unfinished())  # the weights are gone
-    assert hub.fetch(ref, Session(store, progress), converter) == [path]  # the server is gone
-    with pytest.raises(FetchFailed):
-        hub.fetch(ref, Session(store, progress), hub.Converter("newer", converter.script))
+    newer = hub.Converter("newer", converter.script)  # the server is gone
+    assert hub.fetch(ref, Session(store, progress), newer)[0].parent != path.parent
+    assert hub.fetch(ref, Session(store, progress), converter) == [path]
+    shutil.rmtree(tmp_path / "hf" / "hub" / "models--org--tiny-GGUF" / "blobs")
+    assert hub.fetch(ref, Session(store, progress), converter) == [path]
 
 
 @pytest.mark.usefixtures("_packages")
 def test_failing_converter(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converter = fake_converter(tmp_path, "sys.exit('ERROR: Model OddForCausalLM is not supported')")
     with serving(monkeypatch, SAFETENSORS), pytest.raises(ToolFailed) as caught:
-        hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), converter)
+        hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), converter)
     assert "OddForCausalLM is not supported" in str(caught.value)
     assert "architecture" in str(caught.value)
     assert caught.value.log
@@ -553,7 +441,7 @@ def test_packages_are_checked_before_the_download(
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     for converter in (fake_converter(tmp_path, ""), None):
         with serving(monkeypatch, SAFETENSORS) as server, pytest.raises(MissingTool) as caught:
-            hub.fetch(hub.parse(f"hf:{REPO}"), Session(store, Silent()), converter)
+            hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), converter)
         assert len(server.requests) == 1
         if converter:
             assert "pip install 'imatrix_lab[convert]'" in str(caught.value)
@@ -622,7 +510,7 @@ def test_real_conversion(
     progress = Recorder()
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
     with serving(monkeypatch, files, "org/tiny-llama"):
-        [path] = hub.fetch(hub.parse("hf:org/tiny-llama"), Session(store, progress), converter)
+        [path] = hub.fetch(hub_spec.parse("hf:org/tiny-llama"), Session(store, progress), converter)
     assert progress.tasks["converting tiny-llama"][-1] == 100
     assert path.name == "tiny-llama-BF16.gguf"
     reader = gguf.GGUFReader(path)
@@ -632,3 +520,196 @@ def test_real_conversion(
     shapes = {t.name: [int(n) for n in t.shape] for t in reader.tensors}
     assert shapes["token_embd.weight"] == [256, 512]
     assert shapes["blk.1.ffn_down.weight"] == [512, 256]
+
+
+# -- the Hub's own cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "shared cache"))
+    return tmp_path / "shared cache"
+
+
+def by_the_library(server: HubServer, name: str, cache: Path) -> Path:
+    """Fetch as transformers or `hf download` would."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(REPO, name, cache_dir=cache, endpoint=server.endpoint))
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_others_fetched_is_used_where_it_lies(
+    offline: bool, cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        theirs = by_the_library(server, "tiny-Q8_0.gguf", cache)
+        server.requests.clear()
+        if offline:
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        for pattern in ("tiny-Q8_0.gguf", "tiny-Q8_0"):
+            ref = hub_spec.parse(f"hf:{REPO}:{pattern}")
+            [ours] = hub.fetch(ref, Session(store, Silent()), None)
+            assert ours == theirs and ours.read_bytes() == Q8
+        assert not [r for r in server.requests if r.path.startswith("/cdn/")]
+    assert not list(store.artifacts())
+
+
+def test_what_we_fetch_is_there_for_others(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    with serving(monkeypatch, SEVERAL) as server:
+        [ours] = hub.fetch(hub_spec.parse(f"hf:{REPO}:Q4_K_M"), Session(store, Silent()), None)
+        server.requests.clear()
+        assert by_the_library(server, "tiny-Q4_K_M.gguf", cache) == ours
+        assert not [r for r in server.requests if r.path.startswith("/cdn/")]
+    [repo] = scan_cache_dir(cache).repos
+    assert (repo.repo_id, repo.size_on_disk, list(repo.refs)) == (REPO, len(Q4), ["main"])
+    assert not scan_cache_dir(cache).warnings
+    store.collect_garbage(0)
+    assert ours.read_bytes() == Q4
+
+
+def test_a_new_commit_with_the_same_file_fetches_nothing(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        [old] = hub.fetch(ref, Session(store, Silent()), None)
+        server.push(REPO, "main", {"a.gguf": Q4, "README.md": b"new"})
+        server.requests.clear()
+        [new] = hub.fetch(ref, Session(store, Silent()), None)
+        assert len(server.requests) == 1
+    assert new != old and new.samefile(old)
+
+
+def test_a_cache_on_a_disk_without_links(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    progress = Recorder()
+    ref = hub_spec.parse(f"hf:{REPO}:Q8_0")
+    with serving(monkeypatch, SPLIT) as server:
+        paths = hub.fetch(ref, Session(store, progress), None)
+        server.requests.clear()
+        assert hub.fetch(ref, Session(store, progress), None) == paths
+        assert by_the_library(server, next(iter(SPLIT)), cache) == paths[0]
+        assert not [r for r in server.requests if r.path.startswith("/cdn/")]
+    assert [p.read_bytes() for p in paths] == list(SPLIT.values())
+    assert not any(p.is_symlink() for p in paths)
+    assert sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) < 2 * 9000
+    [said] = progress.said
+    assert "no links" in said
+
+
+def test_a_cache_that_cannot_be_written_is_used_all_the_same(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch, SEVERAL) as server:
+        theirs = by_the_library(server, "tiny-Q8_0.gguf", cache)
+
+        def refuse(path: Path, *args: object, **options: object) -> None:
+            raise OSError(30, "Read-only file system", str(path))
+
+        monkeypatch.setattr(Path, "touch", refuse)
+        [ours] = hub.fetch(hub_spec.parse(f"hf:{REPO}:tiny-Q8_0"), Session(store, Silent()), None)
+        assert ours == theirs
+        with pytest.raises(ImatrixLabError, match="cannot write") as caught:
+            hub.fetch(hub_spec.parse(f"hf:{REPO}:Q4_K_M"), Session(store, Silent()), None)
+    assert "HF_HUB_CACHE" in str(caught.value)
+
+
+def test_a_damaged_cache_is_told_with_what_to_delete(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}:tiny-Q8_0")
+    with serving(monkeypatch, SEVERAL) as server:
+        blob = by_the_library(server, "tiny-Q8_0.gguf", cache).resolve()
+        blob.write_bytes(Q8[:-1])
+        with pytest.raises(FetchFailed, match="8999 bytes") as caught:
+            hub.fetch(ref, Session(store, Silent()), None)
+        assert f"rm '{blob}'" in str(caught.value)
+        blob.write_bytes(Q8[:-1] + b"?")
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
+        with pytest.raises(FetchFailed, match="damaged") as caught:
+            hub.sha256_of(path, Session(store, Silent()))
+        subprocess.run(caught.value.fix.partition(",")[0], shell=True, check=True)
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
+        assert hub.sha256_of(path, Session(store, Silent())) == hashlib.sha256(Q8).hexdigest()
+
+
+def test_a_shard_that_is_missing_in_the_cache_is_fetched(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}:Q8_0")
+    with serving(monkeypatch, SPLIT) as server:
+        by_the_library(server, list(SPLIT)[1], cache)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(FetchFailed, match="lacks 2 of 3") as caught:
+            hub.fetch(ref, Session(store, Silent()), None)
+        assert "unset HF_HUB_OFFLINE" in str(caught.value)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        server.requests.clear()
+        assert len(hub.fetch(ref, Session(store, Silent()), None)) == 3
+        assert len([r for r in server.requests if r.path.startswith("/cdn/")]) == 2
+
+
+def test_an_imatrix_of_the_hub(cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {**SEVERAL, "imatrix.dat": b"dat", "sub/m.imatrix": b"other"}
+    with serving(monkeypatch, files):
+        for spec, expected in (
+            (f"hf:{REPO}/imatrix.dat", b"dat"),
+            (f"https://huggingface.co/{REPO}/blob/main/sub/m.imatrix", b"other"),
+        ):
+            path = hub.fetch_imatrix(hub_spec.parse(spec), Session(store, Silent()))
+            assert path.read_bytes() == expected and cache in path.parents
+
+
+def test_a_repository_that_refuses_leaves_what_the_cache_has(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}):
+        hub.fetch(ref, Session(store, Silent()), None)
+    with serving(monkeypatch, {"a.gguf": Q4}, "org/renamed"):
+        with pytest.raises(FetchFailed, match="HF_HUB_OFFLINE=1"):
+            hub.fetch(ref, Session(store, Silent()), None)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+
+
+# -- what may come in place of a file
+
+
+def test_a_page_in_place_of_a_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        for path in ("/api/", "/cdn/"):
+            server.trouble(path, 200, page, b"<html>Please log in</html>")
+            with pytest.raises(FetchFailed, match="wants a login"):
+                hub.fetch(ref, Session(store, Silent()), None)
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+
+
+def test_the_hub_asks_to_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(hub_http.time, "sleep", waits.append)
+    ref = hub_spec.parse(f"hf:{REPO}")
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        server.trouble("/cdn/", 429, {"Retry-After": "7"})
+        server.trouble("/cdn/", 503)
+        assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+        assert waits == [7.0, 0.0]
+        server.push(REPO, "main", {"a.gguf": Q8})
+        server.trouble("/cdn/", 429, {"Retry-After": "3600"})
+        with pytest.raises(FetchFailed, match="wait for 3600 s"):
+            hub.fetch(ref, Session(store, Silent()), None)
+        server.trouble("/api/", 429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
+        with pytest.raises(FetchFailed, match="too many requests"):
+            hub.fetch(hub_spec.parse(f"hf:{REPO}@v2"), Session(store, Silent()), None)

@@ -3,7 +3,9 @@
 import os
 import random
 import re
+import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +149,46 @@ def test_usage_error_shows_the_forms():
     with pytest.raises(UsageError) as caught:
         resolve.resolve("nonsense", Session(Store(), Silent()))
     assert "hf:org/repo" in str(caught.value) and "demo" in str(caught.value)
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_folder_of_safetensors_is_said_to_be_convertible(named, tools, tmp_path):
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"x")
+    spec = folder if named == "folder" else folder / "model-00001-of-00001.safetensors"
+    with pytest.raises(UsageError, match="convert") as caught:
+        resolve.check_spec(str(spec))
+    # the remedy is a command that llama.cpp's converter understands
+    words = shlex.split(caught.value.fix)
+    assert Path(words[1]).is_file() and words[2] == str(folder)
+    assert words[3:] == ["--outfile", "my model-{OUTTYPE}.gguf", "--outtype", "auto"]
+
+
+def test_other_folders_say_what_to_name(tiny, tmp_path):
+    (tmp_path / "models--org--tiny").mkdir()
+    for folder, said in ((tiny.parent, str(tiny)), (tmp_path, "name a GGUF file"),
+                         (tmp_path / "models--org--tiny", "hf:org/tiny")):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            resolve.check_spec(str(folder))
+        assert said in caught.value.fix
+    with pytest.raises(UsageError) as caught:
+        resolve.check_spec("org/tiny:Q8_0")
+    assert "hf:org/tiny:Q8_0" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "spec", ["https://huggingface.co/org/tiny/blob/main/gguf/tiny-f16.gguf", "hf.co/org/tiny:F16"]
+)
+def test_an_address_of_the_hub_is_a_model(spec, tiny, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    files = {"gguf/tiny-f16.gguf": tiny.read_bytes(), "gguf/tiny-Q8_0.gguf": b"x"}
+    with HubServer({"org/tiny": {"main": files}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        found = resolve.resolve(spec, Session(Store(), Silent()))
+    assert found.sha256 == sha256_file(tiny) and found.base_model == "org/tiny"
+    assert found.path.name == "tiny-f16.gguf"
 
 
 def test_a_model_of_the_hub_is_named_by_its_commit(tiny, tmp_path, monkeypatch):

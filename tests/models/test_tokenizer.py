@@ -8,6 +8,7 @@ import pytest
 from imatrix_lab.errors import BadModel
 from imatrix_lab.models.tokenizer import Vocabulary
 from tests import tiny_model
+from tests.models import headers
 
 AFTERWARDS = """
 import gc, sys
@@ -41,6 +42,12 @@ def test_counts_are_those_of_the_program(tools, tiny, own_text):
     with Vocabulary(tools, tiny) as vocabulary:
         tokens = vocabulary.tokens(text.read_text())
     assert tokens[0] == 1 and len(tokens) == 300  # BOS counts
+
+
+def test_text_of_more_tokens_than_bytes(tools, tmp_path):
+    path = headers.whole(tmp_path / "m.gguf", headers.SPM)  # a blank is three bytes, each a token
+    with Vocabulary(tools, path) as vocabulary:
+        assert vocabulary.count(" a" * 100) == 1 + 3 + 100 * 4
 
 
 def test_special_tokens_are_text_unless_asked(tools, tiny):

@@ -11,8 +11,12 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, BadText, UsageError
 from imatrix_lab.imatrix import format
 from imatrix_lab.pipeline import plan, predict, score, tune
+from imatrix_lab.study import context
+from imatrix_lab.study.folder import Folder
 from imatrix_lab.types import ComputeOptions, Request, ScoreRequest
 from tests.imatrix.made_up import imatrix
+from tests.models import headers
+from tests.study import scored
 
 CPU = ComputeOptions("cpu")
 DAMAGED = b"GGUF" + bytes(20)
@@ -149,3 +153,18 @@ def test_the_folder_of_scores(scoring, session, files):
     with pytest.raises(UsageError) as caught:
         score.score(replace(scoring, out=files / "file"), session)
     assert caught.value.fix == "--out FOLDER"
+
+
+def test_the_model_of_a_study(session, files):
+    study = scored.recipe(models=(str(files / "damaged.gguf"),))
+    with pytest.raises(BadModel):
+        context.prepare(study, Folder(files / "study"), session)
+
+
+def test_a_model_that_llama_cpp_cannot_run(request_, scoring, session, files):
+    tower = str(headers.write(files / "tower.gguf", "clip"))
+    for run in (tuned, built, quantized):
+        with pytest.raises(BadModel, match="vision tower"):
+            run(replace(request_, model=tower), session)
+    with pytest.raises(BadModel, match="vision tower"):
+        score.score(replace(scoring, quants=(tower,)), session)

@@ -310,11 +310,11 @@ def test_a_cached_run_says_when_its_files_will_not_fit(
 
 @pytest.fixture
 def nothing_done(monkeypatch, store):
-    """Fail if anything is decoded, and see that nothing was stored."""
+    """Fail if anything is decoded, and see that nothing but a model's loading was stored."""
     seen = made.count_decodes(monkeypatch)
     yield
     assert seen == []
-    assert set(kinds(store)) == {"toolchain"}
+    assert set(kinds(store)) <= {"toolchain", "load"}
     assert list(store.unfinished()) == []
 
 
@@ -564,3 +564,13 @@ def test_records_are_those_of_the_store(ask, quants, store):
     (artifact,) = (a for a in store.artifacts() if a.manifest["kind"] == "score")
     assert file.samefile(artifact.path / run.RECORDS)
     assert not file.stat().st_mode & 0o222
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_reference_worse_than_chance_is_refused(ask, tmp_path, mode):
+    """Random and sure of itself, over a vocabulary that is no toy's."""
+    pieces = [*tiny_model.PIECES, *(f"piece{i}" for i in range(1000))]
+    path = tiny_model.write(tmp_path / "wrong-f16.gguf", pieces=pieces, output_scale=0.25)
+    with pytest.raises(BadModel, match="worse than chance"):
+        ask(path, reference=path, base_logits=mode)
+    assert not list(tmp_path.glob("out/*.parquet"))

@@ -82,13 +82,21 @@ def test_a_second_run_does_nothing_again(calm, tiny):
     assert manifests(folder / "cache") == before
 
 
-def test_a_deleted_or_changed_output_is_put_back(calm, tiny):
+def test_a_deleted_output_is_put_back_and_a_foreign_file_replaced_only_by_force(calm, tiny):
     folder, env, _, _ = calm
     target = folder / "out" / "tiny-et-Q4_K_M.gguf"
     digest = sha256_file(target)
     target.unlink()
-    target.write_bytes(b"something else")
     subprocess.run(tune(tiny, folder / "out"), env=env, capture_output=True, check=True)
+    assert sha256_file(target) == digest
+    target.unlink()
+    target.write_bytes(b"something else")
+    argv = tune(tiny, folder / "out")
+    run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and str(target) in run.stderr
+    assert target.read_bytes() == b"something else"
+    run = subprocess.run([*argv, "--force"], env=env, capture_output=True, text=True, check=True)
+    assert str(target) in run.stderr and "replaced" in run.stderr
     assert sha256_file(target) == digest
 
 
@@ -211,7 +219,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(
     assert not (small_disk / "out").exists()
     kinds = {p.parts[-3] for p in made_in(small_disk / "cache")}
     corpus = {"fetched", "text", "sources", "corpus"}
-    assert kinds == corpus | {"imatrix", "perplexity"}  # what fitted is whole
+    assert kinds == corpus | {"load", "imatrix", "perplexity"}  # what fitted is whole
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     again = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

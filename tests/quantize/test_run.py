@@ -1,5 +1,6 @@
 """llama-quantize driven: sizes, metadata, fallback, refusal."""
 
+import dataclasses
 import math
 import subprocess
 from pathlib import Path
@@ -115,11 +116,34 @@ def test_a_quantized_model_is_refused_unless_allowed(tools, tiny, own_text, tmp_
 
 def test_a_foreign_imatrix_is_refused(tools, tiny, tiny_imatrix, own_text, tmp_path):
     found = format.read(tiny_imatrix)
-    short = dict(list(found.entries.items())[:-1])
+    short = {name: e for name, e in found.entries.items() if name != "blk.1.ffn_down.weight"}
     format.write(tmp_path / "short.gguf", format.Imatrix(short, ("x",), 4, 128), {})
     with pytest.raises(BadImatrix, match="1 of 14 tensors are missing"):
         run(tiny, tmp_path / "short.gguf", ["Q4_K_M"], own_text(600), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "dat"])
+def test_a_tensor_that_a_sibling_knows_is_filled_in(
+    tools, tiny, tiny_imatrix, own_text, tmp_path, suffix
+):
+    """The same bytes as with the whole imatrix: up reads what gate reads, v and k what q reads."""
+    whole, text = format.read(tiny_imatrix), own_text(600)
+    gone = ("ffn_gate", "attn_k", "attn_v")
+    short = {n: e for n, e in whole.entries.items() if not any(part in n for part in gone)}
+    part = dataclasses.replace(whole, entries=short)
+    path = tmp_path / f"nb.{suffix}"
+    format.write(path, part)
+    (q,) = run(tiny, path, ["Q4_K_M"], text, tmp_path / "a").quants
+    (expected,) = run(tiny, tiny_imatrix, ["Q4_K_M"], text, tmp_path / "b").quants
+    values = [_values(p) for p in (q.path, expected.path)]
+    assert values[0] == values[1]
+
+
+def _values(path):
+    header = read_header(path)
+    raw = path.read_bytes()
+    return {t.name: raw[t.offset : t.offset + t.size_bytes] for t in header.tensors}
 
 
 def test_without_text_to_verify_with_it_asks(tools, tiny):

@@ -245,6 +245,71 @@ def test_a_chat_without_a_template_is_plain(tools, reference, store):
         assert possible[0].tokens == tuple(vocabulary.tokens("en\n\nto"))
 
 
+# -- thoughts
+
+OPENS = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ '<think>\n' }}"
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    """A model whose template begins thoughts, as R1's."""
+    path = tmp_path_factory.mktemp("thinker") / "thinker-f16.gguf"
+    return tiny_model.write(path, output_scale=0.25, chat_template=OPENS)
+
+
+def test_thoughts_that_the_prompt_begins_are_in_the_text(answer, thinker, reference):
+    asked = [GenerateItem("x", (("user", "en to"),), 12)]
+    plain_text = [GenerateItem("x", (("", "en to<think>\n"),), 12)]
+    thought = answer(thinker, asked)["x"]
+    assert thought.text == "<think>\n" + answer(reference, plain_text)["x"].text
+    assert (thought.n_tokens, thought.finish) == (12, "length")
+
+
+def test_thoughts_have_room_beside_the_answer(tools, thinker, store):
+    """Beyond the context that is asked for, but not beyond what the model was trained on."""
+    long = GenerateItem("long", (("user", made.prose(60)),), 9, thought_tokens=50)
+    with Vocabulary(tools, thinker) as vocabulary:
+
+        def tokens(n_ctx, **more):
+            item = dataclasses.replace(long, **more)
+            possible, failed = generate.prompts(
+                vocabulary, made.load(thinker, store), [item], n_ctx
+            )
+            return possible[0].item.max_tokens if possible else failed[0].error.partition(":")[0]
+
+        (prompt,), _ = generate.prompts(vocabulary, made.load(thinker, store), [long], 1000)
+        n = len(prompt.tokens)
+        assert prompt.opened == "<think>\n"
+        assert tokens(n + 9) == 59
+        assert tokens(n + 9, thought_tokens=0) == 9
+        assert tokens(n + 8) == "prompt longer than the context"
+        assert tokens(n + 9, thought_tokens=9999) == 2048 - n
+
+
+def test_a_stop_string_in_thoughts_ends_nothing():
+    item = GenerateItem("x", (("", "x"),), 9, ("\n", "å"))
+    result = generate._Answer(Prompt(item, (1,)), 0, 0, bytearray(b"<think>\n"))
+    ended = []
+    for piece in ("A", "\n", "å", "</think>", "\n\n", "B", "\n", "C"):
+        result.raw += piece.encode()
+        ended.append(result.cut_at_stop(len(piece.encode())))
+        if ended[-1]:
+            break
+    assert ended == [False] * 6 + [True]
+    assert result.text() == "<think>\nA\nå</think>\n\nB"
+
+
+def test_marks_that_are_special_tokens_are_in_the_text(tools, tmp_path):
+    marks = ["[THINK]", "[/THINK]", "<|channel|>", "<|other|>"]
+    pieces = [*tiny_model.PIECES, *marks]
+    path = tiny_model.write(tmp_path / "marks-f16.gguf", pieces=pieces)
+    with Vocabulary(tools, path) as vocabulary:
+        tokens = vocabulary.tokens("".join(marks), add_special=False, parse_special=True)
+        assert len(tokens) == 4
+        assert b"".join(map(vocabulary.piece, tokens)) == b"[THINK][/THINK]<|channel|>"
+        assert vocabulary.piece(3) == b""
+
+
 # -- items that fail
 
 

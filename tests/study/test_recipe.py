@@ -58,7 +58,7 @@ def test_defaults_and_names(write) -> None:
         ("[evaluation]", "samples = 1000\n[evaluation]", "samples = 1000 .* 100"),
         ("[evaluation]", "tokens = 1000\n[evaluation]", "tokens = 1000 .* 1,024"),
         ("[evaluation]", "tokns = 1\n[evaluation]", r"unknown key 'tokns' in \[calibration\]"),
-        ("bokmål", "bokmal", "'norwegian bokmal'"),
+        ("bokmål", "bokml", "'norwegian bokml'"),
         ('"norwegian bokmål"', '"no"', None),
         ('"norwegian bokmål"', '"en=a.txt"', "evaluation.texts: .*'en'"),
         ("[evaluation]", "[comparison]\nmargins = {kld_nats = 0}\n[evaluation]",

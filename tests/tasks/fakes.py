@@ -15,7 +15,7 @@ Reply = Callable[[str], Any]
 class Answerer:
     """Answers by two functions; keeps the ids of the items."""
 
-    is_chat = True
+    is_chat, has_switch, opened = True, False, ""
 
     def __init__(self, label, choose=None, generate=None, commit="c0ffee"):
         self.label, self._choose, self._generate, self._commit = label, choose, generate, commit
@@ -59,15 +59,29 @@ class Answerer:
 
 
 @contextmanager
-def chat_server(reply: Reply) -> Iterator[str]:
-    """Serve chat completions: `reply` makes the answer, a status, or raw bytes, of a prompt."""
+def chat_server(
+    reply: Reply, bodies: list[dict[str, Any]] | None = None, props: dict[str, Any] | None = None
+) -> Iterator[str]:
+    """Serve chat completions: `reply` makes the answer, a status, or raw bytes, of a prompt.
+
+    Requests are added to `bodies`; `props` is what llama-server says of itself.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
             pass
 
+        def do_GET(self) -> None:
+            raw = json.dumps(props or {}).encode()
+            self.send_response(200 if self.path == "/props" and props else 404)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if bodies is not None:
+                bodies.append(body)
             content = reply(body["messages"][-1]["content"])
             status = content if isinstance(content, int) else 200
             if isinstance(content, str):

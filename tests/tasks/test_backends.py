@@ -11,6 +11,7 @@ from imatrix_lab.llamacpp import client
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import backends, records
 from imatrix_lab.tasks import judge_prompts as judges
+from tests import tiny_model
 from tests.tasks.fakes import chat_server
 
 
@@ -98,6 +99,58 @@ def test_an_endpoint_of_ones_own(data, tmp_path, monkeypatch):
         command("task", "translate", "mixeval", "--to", "nb", "--endpoint", url, "--model", "j",
                 "--data", data / "mixeval.json", "--out", tmp_path / "nb")  # fmt: skip
     assert len(json.loads((tmp_path / "nb" / "mixeval.nb.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "switch", "thinking", "text"),
+    [
+        ("{% if enable_thinking %}{% endif %}", {"enable_thinking": False}, False, "x"),
+        ("{{ '<think>' }}", {"thought_tokens": 4096}, None, "</think>\nx"),
+        ("", {}, None, "x"),
+    ],
+    ids=["switch", "always", "neither"],
+)
+def test_what_a_server_says_of_its_template(template, switch, thinking, text, data, tmp_path):
+    bodies = []
+    question = "{% for m in messages %}{{ m.content }}{% endfor %}" if template else ""
+    with chat_server(lambda _: text, bodies, {"chat_template": question + template}) as url:
+        done = command(
+            "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json",
+            "--quant", "a", "--endpoint", url, "--out", tmp_path / "out", "--keep-text",
+        )  # fmt: skip
+    table = parquet.read(tmp_path / done.stdout.strip())
+    assert table.signature["protocol"] == {"name": "endpoint", **switch}
+    sent = bodies[0].get("chat_template_kwargs", {})
+    assert sent.get("enable_thinking") is thinking
+    assert set(records.words(table, "prediction")) == {"x"}
+
+
+def test_thinking_in_process(data, tmp_path, own_store):
+    """Templates as of Qwen3 (a switch), R1 (always), and one that knows nothing of thoughts."""
+    question = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    off = (
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>{% endif %}"
+    )
+    seen = {}
+    for name, end in (("switch", off), ("always", "<think>"), ("never", "")):
+        model = tiny_model.write(
+            tmp_path / f"{name}-f16.gguf", output_scale=0.25, chat_template=question + end
+        )
+        for word in ("--no-thinking", "--thinking"):
+            done = command(
+                "task", "run", "mixeval", "--langs", "en", "--data", data / "mixeval.json",
+                "--quant", model, "--out", tmp_path / "out", "--threads", 1, "--keep-text",
+                "--parallel", 2, "--max-tokens", 4, "--limit", 1, word,
+            )  # fmt: skip
+            table = parquet.read(tmp_path / done.stdout.strip())
+            output, protocol = records.words(table, "output")[0], table.signature["protocol"]
+            seen[name, word] = (done.stdout, output, protocol.get("enable_thinking"))
+            if name == "always":
+                assert output.startswith("<think>")
+    assert seen["never", "--thinking"] == seen["never", "--no-thinking"]
+    assert seen["always", "--thinking"] == seen["always", "--no-thinking"]
+    assert [seen["switch", word][2] for word in ("--no-thinking", "--thinking")] == [False, True]
+    assert len(seen["switch", "--thinking"][1]) > 20 > len(seen["switch", "--no-thinking"][1])
 
 
 def test_a_judge_on_this_machine(data, quants, tmp_path, monkeypatch):

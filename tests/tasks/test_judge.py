@@ -17,6 +17,7 @@ from imatrix_lab.records import parquet
 from imatrix_lab.tasks import judge, judge_prompts, records, run
 from imatrix_lab.tasks.chat import fenced
 from imatrix_lab.tasks.locale import get_locale
+from imatrix_lab.types import Generated
 from tests.tasks.fakes import Answerer, chat_server
 from tests.tasks.test_run import request
 
@@ -104,6 +105,38 @@ def test_preferences_are_asked_in_both_orders(tmp_path):
             preferences = judge.prefer(*paths, chat, Silent())
         assert (preferences.n_a, preferences.n_b, preferences.n_ties) == counts
         assert preferences.failed == {}
+
+
+def test_a_judge_that_thinks(tmp_path):
+    """Its thoughts are no verdict, and it sees none of the answer's."""
+    thoughts = "<think>\n{}\n</think>\n\n{}"
+    (path,) = runs(tmp_path, lambda item: thoughts.format("Score: 0.3", number(item) + 1))
+    prompts = []
+
+    def reply(text):
+        prompts.append(text)
+        return thoughts.format("Score: 0.0", "Score: 1.0")
+
+    with chat_server(reply) as url, Client(url, "j", timeout_s=10) as chat:
+        assert judge.grade(path, chat, Silent()).mean == 1.0
+    assert not any("0.3" in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize(("n_needed", "n_graded"), [(600, 8), (9999, 0)])
+def test_a_judge_whose_thoughts_take_all_the_tokens(n_needed, n_graded):
+    class Judge:
+        model = identity = "j"
+        parallel = 1
+
+        def chat(self, messages, max_tokens, stop=()):
+            if max_tokens < n_needed:
+                return Generated("", "<think>\nScore: 0", max_tokens, "length")
+            return Generated("", "<think>\nScore: 0\n</think>\nScore: 1", n_needed, "stop")
+
+    row = {"item_id": "1", "prompt": "?", "gold": "x", "output": "x"}
+    judgement = judge_prompts.grade(row, get_locale("en"), Judge())
+    assert judgement.error == ("" if n_graded else "thoughts alone took 4608 tokens")
+    assert (judgement.value == 1.0) == bool(n_graded)
 
 
 def test_several_are_judged_at_a_time(tmp_path):

@@ -364,6 +364,104 @@ def test_nothing_to_ask(exam, tmp_path):
     assert raised.value.fix == "--langs en,nb"
 
 
+# -- thoughts
+
+
+class Thinker(Answerer):
+    """A model that thinks aloud; its template may have the switch, or begin thoughts itself."""
+
+    def __init__(self, say, has_switch=False, opened=""):
+        super().__init__("T", None, say)
+        self.has_switch, self.opened, self.items = has_switch, opened, []
+
+    def generate(self, items):
+        self.items += items
+        return super().generate(items)
+
+
+def plus_one(item):
+    return str(int(re.findall(r"er (\d+)", item.messages[0][1])[-1]) + 1)
+
+
+def thinks(item):
+    return f"<think>\nIs it 7, or 8?\n</think>\n\n{plus_one(item)}"
+
+
+def test_thoughts_are_kept_and_not_scored(quiz, tmp_path):
+    plain, thinking = (
+        run.run(request("mixeval", tmp_path / name, data=quiz, keep_text=True), [t], Silent())
+        for name, t in (("a", Answerer("T", None, plus_one)), ("b", Thinker(thinks)))
+    )
+    assert [s.score for s in summary.scores(plain)] == [s.score for s in summary.scores(thinking)]
+    assert summary.scores(thinking)[0].score.estimate == 1.0
+    table = parquet.read(thinking[0])
+    assert all(text.startswith("<think>\nIs it 7") for text in records.words(table, "output"))
+    assert records.words(table, "prediction") == records.words(parquet.read(plain[0]), "prediction")
+    assert summary.flips(*plain, *thinking).items == ()
+
+
+def test_flips_show_answers_without_thoughts(quiz, tmp_path):
+    paths = [
+        run.run(request("mixeval", tmp_path / str(i), data=quiz, keep_text=True), [t], Silent())[0]
+        for i, t in enumerate([Thinker(thinks), Thinker(lambda _: "<think>8\n</think>\nX")])
+    ]
+    flip = summary.flips(*paths).items[0]
+    assert flip.output_a in map(str, range(1, 21)) and flip.output_b == "X"
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_thoughts_that_are_cut_off_are_unread(opened, quiz, tmp_path):
+    """Where a server's prompt begins them, no mark is in what is cut off: the others show it."""
+    begin = "<think>\n" if opened else ""
+
+    def some(item):
+        ends = int(plus_one(item)) > 5
+        return f"{begin}is it {plus_one(item)}" + (f"</think>\n{plus_one(item)}" if ends else "…")
+
+    progress = Notes()
+    paths = run.run(request("mixeval", tmp_path, data=quiz), [Thinker(some)], progress)
+    (score,) = summary.scores(paths)
+    assert (score.n_unparsed, score.n_cut, score.n_items) == (5, 5, 20)
+    assert score.score.estimate == 0.75
+    (note,) = [note for note in progress.notes if "cut off" in note]
+    assert "5 of 20 answers" in note and "5 of them in thoughts" in note
+    assert "--max-tokens 2048" in note
+
+
+def test_the_switch_is_an_option_of_a_task(quiz, tmp_path):
+    own = tmp_path / "own.toml"
+    text = (definition.paths()["mixeval"]).read_text().replace('name = "mixeval"', 'name = "own"')
+
+    def asked(answerer, setting="", out=None, **changes):
+        own.write_text(text + setting)
+        folder = out or tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        task = request(own, tmp_path, data=quiz, out=folder, **changes)
+        (path,) = run.run(task, [answerer], progress := Notes())
+        protocol = parquet.read(path).signature["protocol"]
+        del protocol["name"]
+        has_note = any("not known to think" in note for note in progress.notes)
+        tokens = [(i.thinking, i.max_tokens, i.thought_tokens) for i in answerer.items[:1]]
+        return *(tokens or [None]), protocol, has_note
+
+    on = "enable_thinking = true\n"
+    more = {"thought_tokens": 4096}
+    off, enabled = {"enable_thinking": False}, {"enable_thinking": True, **more}
+    assert asked(Thinker(thinks, True)) == ((False, 512, 0), off, False)
+    assert asked(Thinker(thinks, True), on) == ((True, 512, 4096), enabled, False)
+    assert asked(Thinker(thinks, True), thinking=True) == ((True, 512, 4096), enabled, False)
+    changes = {"thinking": False, "max_tokens": 9}
+    assert asked(Thinker(thinks, True), on, **changes) == ((False, 9, 0), off, False)
+    always = Thinker(thinks, opened="<think>")
+    assert asked(always) == ((False, 512, 4096), more, False)
+    first = asked(Thinker(thinks), out=tmp_path / "same")
+    assert first == ((False, 512, 0), {}, False)
+    assert asked(Thinker(thinks), on, out=tmp_path / "same")[0] is None  # the same, nothing asked
+    assert asked(Thinker(thinks), on) == ((True, 512, 0), {}, True)
+    with pytest.raises(UsageError, match="likelihood"):
+        likelihoods = request("xcopa", tmp_path, thinking=True, languages=("it",))
+        run.run(likelihoods, [], Silent())
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "fix"),
     [

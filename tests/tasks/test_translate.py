@@ -81,6 +81,13 @@ def test_a_task_in_its_own_schema(tmp_path):
     assert len(make_items(benchmark.rows, task, get_locale("nb"))[0]) == 3
 
 
+def test_a_translator_that_thinks(tmp_path):
+    files = run(tmp_path, lambda text: f"<think>\nHm, 1 2 3.\n</think>\n\n{WORDS[last(text)]}")
+    rows = json.loads(files.items.read_text())
+    assert (rows[0]["prompt"], rows[2]["options"]) == ("Hvor bodde Ada?", ["kua", "lerka"])
+    assert files.n_flagged == 0
+
+
 def test_the_review_has_what_looks_wrong_first(tmp_path):
     words = {**WORDS, "the red house": "rødhuset", "the cow": "lerka",
              "How many legs has a spider?": "Hvor mange bein har 2 edderkopper?"}  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _json(path: Path) -> Iterator[str]:
     if (size_bytes := path.stat().st_size) > JSON_BYTES_MAX:
-        fix = f"jq -c '.[]' {path} > {path.with_suffix('.jsonl')}"
+        fix = "jq -c '.[]' "
+        fix += f"{shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.jsonl')))}"
         raise BadText(f"{size_bytes / 1e6:,.0f} MB of JSON in one piece", where=path, fix=fix)
     try:
         yield from _strings(json.loads(documents.decode(path.read_bytes(), str(path))))

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _toml(value: Any) -> str:
 
 def reach(source: Source, session: Session) -> Pinned:
     """Check that the files are as they were added; hash only one whose time has changed."""
-    fix = f"imatrix-lab corpus add … --name {source.name}"
+    fix = _add_again(source)
     for entry in source.settings["files"]:
         path = Path(entry["path"])
         try:
@@ -120,6 +121,15 @@ def reach(source: Source, session: Session) -> Pinned:
         if not is_same:
             raise BadText(f"the text {source.name} has changed", where=path, fix=fix)
     return Pinned(source, "own", sha256_of(source))
+
+
+def _add_again(source: Source) -> str:
+    """Return the command that takes a source's files as they are now."""
+    files = shlex.join(entry["path"] for entry in source.settings["files"])
+    known = (user_dir() / "own").glob(f"*/{source.name}.toml")
+    code = next((path.parent.name for path in known), "LANGUAGE")
+    licence = shlex.quote(source.licence)
+    return f"imatrix-lab corpus add {files} --lang {code} --name {source.name} --licence {licence}"
 
 
 def sha256_of(source: Source) -> str:

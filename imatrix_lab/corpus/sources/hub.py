@@ -1,13 +1,13 @@
 """Data sets on the Hugging Face Hub, streamed at one commit with `datasets`."""
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pyarrow
 
-from imatrix_lab.core.hub_http import Unreachable, ask, endpoint, require_network
+from imatrix_lab.core.hub_errors import Unreachable
+from imatrix_lab.core.hub_http import ask, dataset_commit, endpoint, require_network
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT, tidy
 from imatrix_lab.corpus.languages import Language, Source
@@ -31,41 +31,13 @@ def reach(source: Source, session: Session) -> Pinned:
     require_network()
     if why := _unreachable.get(endpoint()):
         raise Unreachable(why, where=repo)
-
-    from huggingface_hub import HfApi  # not within the seconds: on a slow disk it takes longer
-
-    def current_commit() -> str:
-        api = HfApi(endpoint=endpoint())
-        return str(api.dataset_info(repo, revision=revision, timeout=REACH_S).sha)
-
     try:
-        commit = ask(f"datasets/{repo}", revision, lambda: _within(REACH_S, current_commit))
+        commit = dataset_commit(repo, revision, REACH_S)
     except Unreachable as error:
         _unreachable[endpoint()] = error.what
         raise
     parts = (repo, str(settings["config"]), str(settings["split"]), commit)
     return Pinned(source, commit, hashlib.sha256("\n".join(parts).encode()).hexdigest())
-
-
-def _within(seconds: float, call: Callable[[], str]) -> str:
-    """Call within a time; the library's own time-out does not cover looking up a host's name."""
-    results: list[str] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise ConnectionError("no answer")
-    return results[0]
 
 
 def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[Document]:

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 from imatrix_lab.core.format import size
-from imatrix_lab.core.hub_http import ask, endpoint, require_network
+from imatrix_lab.core.hub_http import dataset_commit
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.errors import FetchFailed, ImatrixLabError
 from imatrix_lab.llamacpp import compute
@@ -43,7 +42,8 @@ def of_corpora(
     for step, corpus in corpora.items():
         n_tokens = int(steps[step].inputs["n_tokens"])
         if corpus and corpus.n_tokens < 0.9 * n_tokens:
-            fix = "fewer tokens or samples, or more text (imatrix-lab corpus add)"
+            fix = "fewer tokens or samples, or more text: imatrix-lab corpus add FILE"
+            fix += " --lang LANGUAGE --name mine --licence CC0-1.0"
             have = f"{corpus.n_tokens:,} of {n_tokens:,} tokens"
             yield f"{steps[step].what} has {have}; try: {fix}"
 
@@ -83,17 +83,10 @@ def of_tasks(recipe: Recipe) -> Iterator[str]:
             yield f"{benchmark.name} is not on the Hub; try: {get}, then data = FOLDER"
     for hub in dict.fromkeys(b.source.hub for b in without_data if b.source.hub):
         try:
-            require_network()
-            ask(f"datasets/{hub}", "main", partial(_facts_of, hub))
+            dataset_commit(hub, "main", HUB_TIMEOUT_S)
         except FetchFailed as error:
             fix = f"{error.fix}; or " if error.fix else ""
             yield f"no items of {hub}: {error.what}; try: {fix}data = FILE with the items"
-
-
-def _facts_of(hub: str) -> object:
-    from huggingface_hub import HfApi
-
-    return HfApi(endpoint=endpoint()).dataset_info(hub, timeout=HUB_TIMEOUT_S)
 
 
 def of_effects(effects: Sequence[Effect]) -> Iterator[str]:

@@ -3,14 +3,18 @@
 import math
 from dataclasses import dataclass, replace
 
+from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.tasks.items import Item
 from imatrix_lab.tasks.locale import Locale
 from imatrix_lab.tasks.scorers import free_form, language, multiple_choice, numbers, translation
 from imatrix_lab.tasks.scorers.multiple_choice import LETTERS
 from imatrix_lab.types import ChoiceScores, Generated
 
-METRICS_VERSION = 1
-"""Raise it when the same answers give other scores. 1: first scorers."""
+METRICS_VERSION, TEXT_METRICS_VERSION = 1, 2
+"""Of likelihoods, and of answers in free text; raised when the same answers give other scores.
+
+1: first scorers. 2: thoughts are no part of an answer.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,20 @@ def of_likelihoods(item: Item, scores: ChoiceScores, variant: str) -> Outcome:
     return Outcome(item.id, score, prediction, gold_of(item), True, output, tie=len(best) > 1)
 
 
+def within_thoughts(outcome: Outcome) -> Outcome:
+    """Return the outcome of an answer that turned out to be thoughts, begun by the prompt."""
+    output = f"<think>\n{outcome.output}"
+    return replace(outcome, score=0.0, prediction="", parsed=False, output=output)
+
+
 def of_text(item: Item, answer: Generated, scorer: str, locale: Locale) -> Outcome:
-    """Score an answer in free text."""
+    """Score an answer in free text, without the thoughts before it."""
     if answer.error:
         return failed(item, answer.error)
     translated = {"translation": _translation, "language": _language}
     scorers = {"mixeval": _mixeval, "number": _number, **translated}
-    outcome = scorers[scorer](item, answer.text, locale)
-    return replace(outcome, cut=answer.finish == "length")
+    outcome = scorers[scorer](item, thoughts.answer(answer.text), locale)
+    return replace(outcome, output=answer.text, cut=answer.finish == "length")
 
 
 def _mixeval(item: Item, answer: str, locale: Locale) -> Outcome:

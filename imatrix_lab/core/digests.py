@@ -1,0 +1,38 @@
+"""The sha256 of large files, computed once: kept by path, size, inode and time of change."""
+
+import json
+import os
+from pathlib import Path
+
+from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
+from imatrix_lab.core.session import Session
+
+
+def sha256_of(path: Path, session: Session) -> str:
+    """Return a file's sha256, computed if it is not known yet."""
+    known, key, n_bytes = _known(session), _key(path), path.stat().st_size
+    if key not in known:
+        with session.progress.task(f"sha256 of {path.name}", n_bytes, "B") as task:
+            remember(path, sha256_file(path, task.update), session)
+        known = _known(session)
+    return known[key]
+
+
+def remember(path: Path, sha256: str, session: Session) -> None:
+    """Keep a sha256 that was computed while a file was fetched."""
+    session.store.root.mkdir(parents=True, exist_ok=True)
+    known = {**_known(session), _key(path): sha256}
+    write_whole(session.store.root / "sha256.json", canonical_json(known))
+
+
+def _known(session: Session) -> dict[str, str]:
+    try:
+        return dict(json.loads((session.store.root / "sha256.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _key(path: Path) -> str:
+    stat = path.stat()
+    name = os.fsencode(os.path.realpath(path)).decode("utf-8", "backslashreplace")
+    return f"{name}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
