@@ -8,6 +8,7 @@ goes on from there and ends with the same bytes.
 """
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.core.files import need_room
 from imatrix_lab.core.progress import Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.errors import BadImatrix, BadModel, BadText, ImatrixLabError
-from imatrix_lab.imatrix import collector, expected, format, validate
+from imatrix_lab.errors import BadImatrix, BadModel, BadText, ImatrixLabError, UsageError
+from imatrix_lab.imatrix import collector, expected, format, moments, validate
 from imatrix_lab.imatrix.collector import Collector
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
@@ -43,11 +45,17 @@ _SMALLER = "if memory is short, use a smaller --batch or --ctx"
 
 @dataclass(frozen=True)
 class Options:
-    """How the model runs, and what is collected."""
+    """How the model runs, and what is collected.
+
+    moments : E[x] and blocks of E[x xᵀ] too (see `moments`).
+    full : a regular expression; inputs of the matrices that it matches are kept whole.
+    """
 
     compute: Compute
     parse_special: bool = False
     process_output: bool = False
+    moments: bool = False
+    full: str = ""
 
 
 def inputs(
@@ -56,6 +64,7 @@ def inputs(
     """Return what determines an imatrix; threads do not, nor does the batch on a CPU."""
     compute = options.compute
     on_cpu = toolchain.backend == "cpu" or compute.gpu_layers == 0
+    more = {"moments": collector.BLOCK, "full": options.full} if options.moments else {}
     return {
         "model_sha256": model.sha256,
         "corpus_sha256": corpus.sha256,
@@ -68,6 +77,7 @@ def inputs(
         "repack": False,
         "flash_attention": False,
         "toolchain": toolchain.signature(),
+        **more,
     }
 
 
@@ -103,8 +113,7 @@ def collect(
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
         n_tokens = n_windows * n_ctx
-        settings = collector.Settings(options.compute.threads, n_ctx, head=options.process_output)
-        run = Interruptible()
+        settings, run = _settings(model, options), Interruptible()
         with (
             session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
             Collector(toolchain, settings, run.flag, session) as sums,
@@ -113,23 +122,24 @@ def collect(
             context = partial(_Context, toolchain, model, sums, options, run)
             _run(windows, sums, context, scratch / SAVED, task)
             entries = sums.entries()
-        findings = validate.check(
-            format.Imatrix(entries, (), n_windows, n_ctx), expected.of(model), n_tokens
-        )
-        fix = "use another text or backend; to compute it again: rm -r "
-        fix += shlex.quote(str(scratch.parent))
-        findings.require_sound(model.path, fix, session.progress)
-        metadata = {
-            "imatrix_lab.language": corpus.language,
-            "imatrix_lab.corpus.sha256": corpus.sha256,
-            "imatrix_lab.corpus.licence": corpus.licence,
-            "imatrix_lab.model.sha256": model.sha256,
-            "imatrix_lab.toolchain.commit": toolchain.commit,
-            "imatrix_lab.toolchain.backend": toolchain.backend,
-        }
-        dataset = f"{corpus.language} {corpus.source}"
-        imatrix = format.Imatrix(entries, (dataset,), n_windows, n_ctx)
-        format.write(out / FILE, imatrix, metadata)
+            findings = validate.check(
+                format.Imatrix(entries, (), n_windows, n_ctx), expected.of(model), n_tokens
+            )
+            fix = "use another text or backend; to compute it again: rm -r "
+            fix += shlex.quote(str(scratch.parent))
+            findings.require_sound(model.path, fix, session.progress)
+            about, tensors = moments.of(sums) if options.moments else ({}, ())
+            imatrix = format.Imatrix(
+                entries,
+                (f"{corpus.language} {corpus.source}",),
+                n_windows,
+                n_ctx,
+                metadata=_metadata(toolchain, model, corpus) | about,
+                more=tensors,
+            )
+            need_room(out, sum(t.size_bytes() for t in tensors), "the importance matrix")
+            format.write(out / FILE, imatrix)
+        (scratch / SAVED).unlink(missing_ok=True)
         return {
             "language": corpus.language,
             "n_tensors": len(entries),
@@ -162,6 +172,28 @@ def tokens_per_second(
         for window in windows[1:]:
             context.read(window[None])
         return windows[1:].size / (time.monotonic() - began)
+
+
+def _settings(model: Model, options: Options) -> collector.Settings:
+    block, full = (collector.BLOCK, options.full) if options.moments else (0, "")
+    matrices = expected.of(model).expected
+    names = tuple(sorted(n for n in matrices if re.search(full, n))) if full else ()
+    if full and not names:
+        what = f"--full {full} matches none of this model's {len(matrices)} matrices"
+        raise UsageError(what, where=model.path, fix=f"name one, such as {min(matrices)}")
+    threads, n_ctx = options.compute.threads, options.compute.n_ctx
+    return collector.Settings(threads, n_ctx, block, names, options.process_output)
+
+
+def _metadata(toolchain: Toolchain, model: Model, corpus: CorpusFacts) -> dict[str, str]:
+    return {
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.sha256": corpus.sha256,
+        "imatrix_lab.corpus.licence": corpus.licence,
+        "imatrix_lab.model.sha256": model.sha256,
+        "imatrix_lab.toolchain.commit": toolchain.commit,
+        "imatrix_lab.toolchain.backend": toolchain.backend,
+    }
 
 
 def facts(artifact: Artifact) -> ImatrixFacts:

@@ -200,6 +200,13 @@ class Collector(AbstractContextManager["Collector"]):
             return Entry(squares, counts)
         return Entry(squares.reshape(1, -1), counts.sum(keepdims=True) / source.n_matrices)
 
+    def blocks(self, source: Input, matrix: int) -> NDArray[np.float64]:
+        """Return the sums of x xᵀ, float64 (blocks, block, block), symmetric."""
+        products = self.sums(source, matrix).products
+        if products is None:
+            products = np.zeros(source.n_products)
+        return unpacked(products, source.n_columns, source.block)
+
     def save(self, path: Path, n_windows: int) -> None:
         """Write all sums, whole or not at all; `n_windows` is what they have seen."""
         inputs, rows, arrays = self.inputs(), [], list[NDArray[np.float64]]()

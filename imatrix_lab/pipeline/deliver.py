@@ -166,9 +166,9 @@ def deliver(
     return tuple(out / q.path.name for q in quants)
 
 
-def imatrix_name(label: str, language: str) -> str:
+def imatrix_name(label: str, language: str, has_moments: bool = False) -> str:
     """Return the name of an importance matrix in the output folder, by its model's label."""
-    return f"{label}-{language}.imatrix.gguf"
+    return f"{label}-{language}.{'moments' if has_moments else 'imatrix'}.gguf"
 
 
 def _provenance(
