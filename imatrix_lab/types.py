@@ -26,6 +26,7 @@ class ModelFacts:
     `channels` is the embedding length. `fallback`: tensors whose rows are not a multiple of 256,
     for which llama-quantize falls back to a 32-wide type. Only a quant has an imatrix and a
     calibration. `adds_end`: llama.cpp would end every text with an end token.
+    `n_mtp_layers` predict several tokens, and see no text.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class ModelFacts:
     imatrix_sha256: str = ""
     calibration: str = ""
     adds_end: bool = False
+    n_mtp_layers: int = 0
     conditions: tuple[Condition, ...] = ()
 
 
@@ -131,6 +133,8 @@ class ImatrixFacts:
 
     `n_tokens` in all and `n_ctx` in a window are 0 if unknown, as from a ``.dat``. `unhit_experts`
     counts (tensor, expert) pairs without a token. `forced`: the errors that the user ignored.
+    `language` is a label: a language or mixture, or the name of a text; if the file records none,
+    that of the file, which is then in `unnamed`.
     """
 
     path: Path
@@ -142,6 +146,7 @@ class ImatrixFacts:
     n_ctx: int
     unhit_experts: int
     forced: str = ""
+    unnamed: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,13 @@ class QuantFacts:
 
     `fallback`: tensors that could not get the type they should have. Perplexities are over
     `n_windows` held-out windows of 512 tokens, NaN if not measured. `seconds` is the time to
-    quantize; None if the file was in the store.
+    quantize; None if the file was in the store. `name` is the file's name in this request; in the
+    store it may have an earlier one's.
     """
 
     type: str
     path: Path
+    name: str
     size_bytes: int
     sha256: str
     bits_per_weight: float

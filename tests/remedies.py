@@ -40,6 +40,11 @@ def _in_module(tree: ast.Module) -> Iterator[tuple[int, str]]:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            returned = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
+            values = [value for value in returned if value is not None]
+            constants[f"{function.name}()"] = ast.BoolOp(ast.Or(), values)
     for name, column in _TABLES.items():
         if isinstance(table := constants.get(name), ast.Dict):
             for row in table.values:
@@ -105,8 +110,9 @@ def _parts(node: ast.expr, constants: dict[str, ast.expr]) -> list[ast.expr]:
             return [body, orelse]
         case ast.BoolOp(_, values):
             return values
-        case ast.Name(name) | ast.Attribute(_, name) if name in constants:
-            return [constants[name]]
+        case ast.Name(name) | ast.Attribute(_, name) | ast.Call(ast.Name(name)):
+            name += "()" if isinstance(node, ast.Call) else ""
+            return [constants[name]] if name in constants else []
         case ast.Call(ast.Attribute(ast.Constant(str()), "join"), [ast.GeneratorExp(element)]):
             return [element]
     return []

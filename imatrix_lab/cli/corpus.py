@@ -123,14 +123,16 @@ def corpus_build(
       imatrix-lab corpus build nb=0.75,en=0.15,code=0.10
     """
 
-    from imatrix_lab.corpus import mixture
+    from imatrix_lab.corpus import mixture, selection
     from imatrix_lab.pipeline import tune
 
     session = options.session()
     names = tuple(sources.replace(",", " ").split())
     text_options = TextOptions(sources=names, **rest)
     text = options.language(text, session.progress)
-    mixture.parse(text)  # not a folder
+    for part in mixture.parse(text).parts:  # not a folder
+        if part.language:
+            selection.check(part.language, text_options)
     request = options.request(text, (), model=model, n_tokens=n_tokens, corpus=text_options)
     tools, resolved = tune.prepare(request, session)
     corpora = []

@@ -231,7 +231,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     if expanded(word).exists() or not name:
         name, number = word, "1"
     path = options.imatrix_file(name, options.session())
-    if not path.exists() and not path.suffix and len(path.parts) == 1:
+    if not path.exists() and not Path(name).suffix and len(Path(name).parts) == 1:
         path = _by_language(options.language(name, Terminal()))
     try:
         weight = float(number)

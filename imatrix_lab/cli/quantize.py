@@ -47,13 +47,14 @@ def quantize(
     Example:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
     """  # fmt: skip
+    from imatrix_lab.models import hub_spec
     from imatrix_lab.models.resolve import check_spec
     from imatrix_lab.pipeline.tune import quants
 
     session = options.session()
     heldout = options.language(heldout, session.progress) if heldout else ""
     request = options.request(heldout, types, model=model, n_tokens=TOKENS_DEFAULT, **rest)
-    if imatrix_path != "none":
+    if hub_spec.is_spec(imatrix_path):
         check_spec(model, session.store)  # before an imatrix is fetched
     source = None if imatrix_path == "none" else options.imatrix_file(imatrix_path, session)
     result = quants(request, source, session)

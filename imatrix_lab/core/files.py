@@ -38,7 +38,8 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to, which then replaces `path`: never a partial file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    beginning = path.name[:40]  # the whole name and more may be too long
+    temporary = path.with_name(f".{beginning}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
         yield temporary
@@ -69,7 +70,19 @@ def place(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             need_room(target, source.stat().st_size, f"the copy {target.name}")
-            shutil.copy2(source, temporary)
+            shutil.copyfile(source, temporary)
+            with contextlib.suppress(OSError):  # FAT, and others' disks
+                shutil.copystat(source, temporary)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` lead to `source`: a symbolic link, or a copy where the disk has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(source)
+    except OSError:
+        need_room(target, source.stat().st_size, f"the copy {target.name}")
+        shutil.copyfile(source, target)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -87,6 +100,10 @@ def disk_error(error: OSError, where: Path) -> Exception:
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and beside and not where.parent.is_dir():
         fix = f"mkdir -p {shlex.quote(str(where.parent))}, or choose another place"
         return ImatrixLabError(f"there is no folder {where.parent}", where=where, fix=fix)
+    if error.errno == errno.ENAMETOOLONG:
+        name = Path(str(error.filename or where)).name
+        what = f"this name is too long: {len(os.fsencode(name))} bytes, and a disk takes 255"
+        return ImatrixLabError(what, where=error.filename or where, fix="choose a shorter name")
     if error.errno == errno.EISDIR and beside and where.is_dir():
         return ImatrixLabError("this is a folder, not a file", where=where, fix="name a file in it")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -114,7 +114,12 @@ class CachedRepo:
             lock.release()
 
 
+def blob_of(path: Path) -> str:
+    """Return the name of the blob that a file of a commit is, or "" on a disk without links."""
+    return path.readlink().name if path.is_symlink() else ""
+
+
 def announced_sha256(path: Path) -> str:
     """Return the sha256 that the cache says a file has, or ""."""
-    name = path.resolve().name
-    return name if path.is_symlink() and _SHA256.fullmatch(name) else ""
+    name = blob_of(path)
+    return name if _SHA256.fullmatch(name) else ""

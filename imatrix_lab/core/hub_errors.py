@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from imatrix_lab.errors import FetchFailed
+from imatrix_lab.errors import FetchFailed, ImatrixLabError
 
 _LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "hf_xet", "httpcore", "httpcore2"}
 _RETRY = "check the connection, then run again: a download continues where it stopped"
@@ -34,7 +34,7 @@ def login(repo: str) -> str:
 
 
 def explained(error: Exception, repo: str, revision: str) -> Exception:
-    """Return our error for one of the Hub's library; what is neither is returned as it is."""
+    """Return our error for one of the Hub's library; an error of the disk is returned as it is."""
     from huggingface_hub import errors
 
     http_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, or of its successor
@@ -52,10 +52,13 @@ def explained(error: Exception, repo: str, revision: str) -> Exception:
         return ours
     if isinstance(error, ValueError) and "JSON" in type(error).__name__:
         return _not_the_hub(repo)
-    if library in _LIBRARIES or isinstance(error, (ValueError, ImportError)):
+    if library in _LIBRARIES or isinstance(error, ValueError):
         what = f"unexpected answer from the Hub or a proxy ({_reason(error)})"
-        return FetchFailed(what, where=repo, fix=_RETRY)
-    return error
+    elif isinstance(error, (OSError, ImatrixLabError)):  # a disk; or ours already
+        return error
+    else:
+        what = f"the Hub's library failed ({_reason(error)})"
+    return FetchFailed(what, where=repo, fix=_RETRY)
 
 
 def check_is_hub(response: Any, repo: str) -> None:

@@ -308,7 +308,7 @@ def in_order(
         while waiting:
             yield interrupt.result(waiting.popleft())
     except BrokenProcessPool as error:
-        fix = "use fewer workers: each needs about 300 MB of memory"
+        fix = "use fewer --workers: each needs about 300 MB of memory"
         raise ToolFailed("a worker process died", fix=fix) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -69,7 +69,7 @@ def select(
     session: Session,
 ) -> Selection:
     """Return the sources for a budget, as remembered or decided now."""
-    _check(language, options)
+    check(language, options)
     selector = _Selector(language, options, session)
     usual = selector.remembered({}, selector.usual)
     n_needed = n_tokens * options.n_samples
@@ -88,7 +88,8 @@ def select(
     return selector.remembered(key, lambda: selector.special(usual, limit, n_needed, count), limit)
 
 
-def _check(language: Language, options: TextOptions) -> None:
+def check(language: Language, options: TextOptions) -> None:
+    """Raise UsageError if the options name sources that the language does not have."""
     known = [s.name for s in language.sources]
     for name in (*options.sources, *filter(None, [options.heldout])):
         if name not in known:

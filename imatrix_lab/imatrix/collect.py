@@ -13,7 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,26 @@ def collect(
         }
 
     key, label = inputs(model, corpus, options, toolchain), f"{model.label}-{corpus.language}"
-    return facts(session.store.get("imatrix", label, key, make, session.progress))
+    artifact = session.store.get("imatrix", label, key, make, session.progress)
+    return facts(_named(artifact, label, corpus, session))
+
+
+def _named(artifact: Artifact, label: str, corpus: CorpusFacts, session: Session) -> Artifact:
+    """Return an imatrix with the names of this corpus: the store knows texts by their content."""
+    imatrix, dataset = format.read(artifact.path / FILE), f"{corpus.language} {corpus.source}"
+    metadata = {
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.licence": corpus.licence,
+    }
+    if imatrix.datasets == (dataset,) and metadata.items() <= imatrix.metadata.items():
+        return artifact
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        format.write(out / FILE, replace(imatrix, datasets=(dataset,)), metadata)
+        return {**artifact.facts, "language": corpus.language}
+
+    inputs = {"named_sha256": artifact.sha256(FILE), "dataset": dataset, **metadata}
+    return session.store.get("imatrix", label, inputs, make, session.progress)
 
 
 def tokens_per_second(

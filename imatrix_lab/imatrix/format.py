@@ -6,6 +6,7 @@ Both are written byte for byte as llama-imatrix writes them.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -35,6 +36,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS = "imatrix.datasets"
 _SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
 _ALIGNMENT = 32
+_PIECE = 1 << 22  # values of a tensor that are copied at a time
 _U32_MAX, _I32_MAX = 2**32 - 1, 2**31 - 1
 _F32, _UINT32, _STRING, _ARRAY = 0, 4, 8, 9
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
@@ -108,7 +110,7 @@ class Imatrix:
     """An importance matrix; ``language`` and ``metadata`` as this project writes them, or empty.
 
     A ``legacy`` one is from a ``.dat``; a ``complete`` one has the keys llama-quantize requires.
-    `more` tensors are written into a GGUF file too; they are not read (see `moments`).
+    `more`: other float32 tensors of a GGUF file, read when they are written (see `moments`).
     """
 
     entries: dict[str, Entry]
@@ -177,7 +179,12 @@ def _read_gguf(path: Path) -> Imatrix:
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
     complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
     sizes, language = (max(0, n_chunks), max(0, window)), ours.get(OURS + "language", "")
-    return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete)
+    more = [
+        Tensor(name, info.shape[::-1], functools.partial(_pieces, path, info))
+        for name, info in tensors.items()
+        if info.type_name == "F32" and not name.endswith((_SUMS, _COUNTS))
+    ]
+    return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete, more=more)
 
 
 def _datasets(header: GgufHeader) -> tuple[str, ...]:
@@ -200,6 +207,12 @@ def _floats(path: Path, info: TensorInfo) -> NDArray[Any]:
     if values.size != info.n_elements:
         raise BadImatrix(f"{info.name} is cut off", where=path)
     return values
+
+
+def _pieces(path: Path, info: TensorInfo) -> Iterator[NDArray[Any]]:
+    for at in range(0, info.n_elements, _PIECE):
+        n = min(_PIECE, info.n_elements - at)
+        yield np.fromfile(path, np.float32, n, offset=info.offset + 4 * at)
 
 
 def _from_dat(file: dat.DatFile) -> Imatrix:
@@ -275,7 +288,8 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
     offset = 0
     for tensor in tensors:
         # ggml's order, columns first; dimensions of 1 at the end are not written
-        shape = tensor.shape[::-1] if tensor.shape[0] > 1 else tensor.shape[:0:-1]
+        shape = tensor.shape[:0:-1] if tensor.shape[0] == 1 else tensor.shape[::-1]
+        shape = shape or (1,)
         head += _string(tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
         head += struct.pack("<IQ", _F32, offset)
         offset += tensor.size_bytes() + -tensor.size_bytes() % _ALIGNMENT

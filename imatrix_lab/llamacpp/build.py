@@ -32,6 +32,7 @@ from imatrix_lab.llamacpp.toolchain import (
 )
 from imatrix_lab.llamacpp.trial import try_build
 
+_ON_CPU = "BACKEND=cpu for make, or --backend cpu"
 _MEMORY_PER_JOB_BYTES = 1_200 * 2**20
 
 
@@ -74,15 +75,13 @@ def _require_compilers(backend: str) -> None:
     find_compiler()
     if backend == "cuda" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
         fix = "Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
-        fix += " to PATH; or BACKEND=cpu"
+        fix += f" to PATH; or {_ON_CPU}"
         raise MissingTool("BACKEND=cuda needs nvcc, the CUDA compiler", fix=fix)
     if backend == "vulkan" and not shutil.which("glslc"):
-        fix = "Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or BACKEND=cpu"
+        fix = f"Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or {_ON_CPU}"
         raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
     if backend == "metal" and sys.platform != "darwin":
-        raise MissingTool(
-            "BACKEND=metal is for macOS", fix="BACKEND=cpu for make, or --backend cpu"
-        )
+        raise MissingTool("BACKEND=metal is for macOS", fix=_ON_CPU)
 
 
 def _script(name: str) -> str:

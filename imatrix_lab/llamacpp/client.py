@@ -46,6 +46,13 @@ class _Failed(Exception):
         self.why, self.again, self.wait_s, self.hopeless = why, again, wait_s, hopeless
 
 
+def check_url(url: str) -> None:
+    """Raise UsageError for what is not an endpoint's address."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise UsageError(f"{url!r} is not an endpoint's address", fix="http://host:port/v1")
+
+
 class Client:
     """Sends requests to an OpenAI-compatible endpoint; a context manager, for any thread.
 
@@ -67,9 +74,8 @@ class Client:
         retries: int = 4,
         parallel: int = 1,
     ):
+        check_url(url)
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UsageError(f"{url!r} is not an endpoint's address", fix="http://host:port/v1")
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.host = parts.netloc.rpartition("@")[2]
         self.model, self.identity, self.parallel = model, self.host, parallel

@@ -26,6 +26,8 @@ NEED_IMATRIX = frozenset(
     ("Q2_K_S", "IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_M", "IQ1_S")
 )
 """Types that llama-quantize makes of no model without an imatrix."""
+NEED_EVERY_LAYER = NEED_IMATRIX | {"IQ3_XS"}
+"""Types that it does not make where the imatrix lacks a layer."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 

@@ -16,20 +16,24 @@ VARIABLES = ("enable_thinking", "thinking")
 EXTRA_TOKENS = 4096
 """What a model that may think first may write beside its answer."""
 
-_TAGS = r"(?:think|thinking|thoughts?|reasoning|seed:think|mm:think)"
+_TAGS = r"(?:think|thinking|thoughts?|reasoning|seed:think|mm:think|think:\w+)"
 _TOKENS = (
     (rf"<{_TAGS}>", rf"</{_TAGS}>"),
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"◁think▷", r"◁/think▷"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
+    (r"<\|think\|>", r"<\|content\|>"),
+    (r"<\|open\|>think<\|sep\|>", r"<\|close\|>think<\|sep\|>"),
     (r"<\|channel>thought\b", r"<channel\|>"),
     (r"<\|channel\|>(?:analysis|commentary)\b", r"<\|channel\|>final\s*<\|message\|>"),
 )
+_STEPS = r"here are my reasoning steps:"
 _WORDS = (
     (r"(?-i:\A\s*analysis(?=[A-Z]))", r"assistantfinal"),  # the last, without its special tokens
     (r"\A\s*here(?:'s| is) (?:my )?thought process:", r"here(?:'s| is) (?:my )?response:"),
-    (r"\A\s*here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),
+    (rf"\A\s*{_STEPS}", r"\[BEGIN FINAL RESPONSE\]"),
 )
 
 
@@ -41,17 +45,22 @@ _OPEN = "|".join(opening for opening, _ in (*_TOKENS, *_WORDS))
 _OPENING, _CLOSING = _pattern(_OPEN), _pattern("|".join(closing for _, closing in _TOKENS))
 _CLOSED = _pattern("|".join(closing for _, closing in (*_TOKENS, *_WORDS)))
 _BLOCKS = [_pattern(f"{opening}.*?{closing}") for opening, closing in (*_TOKENS, *_WORDS)]
+_PROMPT_OPENING = _pattern(rf"{_OPEN}|{_STEPS}")
 _OPEN_LINE = _pattern(rf"(?:\A|\n)\s*(?:{_OPEN})")
 _NAMES = r"(?:response|answer|output|solution)"
 _WRAPPER = _pattern(
-    rf"\A\s*(?:<{_NAMES}>|<\|START_RESPONSE\|>|<\|begin_of_solution\|>)|"
-    rf"(?:</{_NAMES}>|<\|END_RESPONSE\|>|<\|end_of_solution\|>|\[END FINAL RESPONSE\])\s*\Z"
+    rf"\A\s*(?:<{_NAMES}>|<\|START_RESPONSE\|>|<\|begin_of_solution\|>"
+    rf"|<\|open\|>response<\|sep\|>)"
+    rf"|(?:</{_NAMES}>|<\|END_RESPONSE\|>|<\|end_of_solution\|>"
+    rf"|<\|close\|>response<\|sep\|>|\[END FINAL RESPONSE\])\s*\Z"
 )
 """Around an answer that follows thoughts."""
-_CONTROL = _pattern(rf"{_OPENING.pattern}|{_CLOSING.pattern}|<\|?(?:channel|message|start|end)\|?>")
+_CONTROL = _pattern(
+    rf"{_OPEN}|{_CLOSING.pattern}|<\|?(?:channel|message|start|end|open|close|sep)\|?>"
+)
 _JINJA = _pattern(r"\{#.*?#\}|(\{%.*?%\}|\{\{.*?\}\})")
 _STRING = _pattern(r"'[^']*'|\"[^\"]*\"")
-_SWITCH = _pattern(rf"(?<![\w.])(?:{'|'.join(VARIABLES)})(?!\w)")
+_SWITCH = _pattern(rf"(?<![\w.])(?:{'|'.join(VARIABLES)})(?!\w|\s*=[^=])")
 
 
 def answer(text: str) -> str:
@@ -94,7 +103,7 @@ def before_stop(text: str, stops: Iterable[str]) -> str:
 def opened(end: str) -> str:
     """Return the thoughts that a prompt's end has begun, from their mark on, or ""."""
     *_, last = ["", *_CLOSING.split(end)]
-    opening = _OPENING.search(last)
+    opening = _PROMPT_OPENING.search(last)
     return last[opening.start() :] if opening else ""
 
 

@@ -5,6 +5,7 @@ and every program that multiplies such weights dies by SIGILL (llama.cpp issue 2
 program, and the bindings, run once on a model that has a matrix of every type. It takes seconds.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def _decode(model: str) -> None:
     llama.llama_backend_init()
     parameters = llama.llama_model_default_params()
     parameters.use_extra_bufts = False
-    loaded = llama.llama_model_load_from_file(model.encode(), parameters)
+    loaded = llama.llama_model_load_from_file(os.fsencode(model), parameters)
     context = llama.llama_init_from_model(loaded, llama.llama_context_default_params())
     tokens = (llama.llama_token * _WINDOW)(*range(3, 3 + _WINDOW))
     batch = llama.llama_batch_get_one(tokens, _WINDOW)

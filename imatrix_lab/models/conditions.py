@@ -105,8 +105,8 @@ def _architecture(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator
     if n := header.integer(f"{arch}.nextn_predict_layers"):
         what = f"it has layers for multi-token prediction (MTP, {n} of them): llama-imatrix does"
         what += " not run them, so their tensors are quantized without an imatrix"
-        fix = "types that need an imatrix for every tensor (IQ1, IQ2, IQ3_XXS, Q2_K_S) fail: take"
-        yield Condition(what, f"{fix} a larger one", stops=False)
+        types = ", ".join(t for t in programs.QUANT_TYPES if t in programs.NEED_EVERY_LAYER)
+        yield Condition(what, f"types other than {types}, which need one", stops=False)
 
 
 def _whole(header: GgufHeader, tensors: Sequence[TensorInfo]) -> Iterator[Condition]:

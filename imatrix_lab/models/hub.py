@@ -6,6 +6,7 @@ While the Hub is unreachable, the commit that the cache last saw of a revision i
 named exactly at a pinned commit is not asked for again.
 """
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -25,7 +26,7 @@ from imatrix_lab.core.hub_cache import CachedRepo
 from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.core.hub_http import Files, Listing, download, list_files, total_bytes
 from imatrix_lab.core.paths import pip_install
-from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool, ToolFailed
@@ -79,6 +80,21 @@ def fetch(ref: HubRef, session: Session, converter: Converter | None) -> list[Pa
         assert converter is not None
         return _files_of(_converted(ref, settled, converter, session))
     return _download(ref, settled, session)
+
+
+def check(ref: HubRef, store: Store) -> None:
+    """Raise what `fetch` would, before anything is built or fetched.
+
+    That the Hub is unreachable is left to `fetch`: it may be back by then.
+    """
+    any_converter = Converter("", Path())
+    with contextlib.suppress(Unreachable):
+        settled = _settle(
+            ref, lambda ls: _of_model(ref, ls, any_converter), Session(store, Silent())
+        )
+        inputs = {"repo": ref.repo, "commit": settled.listing.commit}
+        if settled.is_converted and not store.like("converted", inputs):
+            _require_packages()
 
 
 def fetch_imatrix(ref: HubRef, session: Session) -> Path:
@@ -143,7 +159,7 @@ def _in_cache(cached: CachedRepo, commit: str) -> Listing:
     files: Files = {}
     for name, path in cached.files(commit).items():
         sha256 = hub_cache.announced_sha256(path) or None
-        blob = path.resolve().name
+        blob = hub_cache.blob_of(path)
         files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256, "blob": blob}
     return Listing(commit, files)
 

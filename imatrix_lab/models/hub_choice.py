@@ -17,7 +17,11 @@ _BESIDE = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _FULL_PRECISION = ("bf16", "f16", "fp16", "f32", "fp32")
 _USUAL = ("Q4_K_M", "Q8_0")
 """What llama.cpp takes if no type is named."""
-_IMATRIX_NAMES = ("*imatrix*.gguf", "*imatrix*.gguf_file", "*imatrix*.dat", "*.imatrix")
+_IMATRIX_NAMES = (
+    ("imatrix*.gguf", "imatrix*.gguf_file", "imatrix*.dat", "*.imatrix", "*.imatrix.*"),
+    ("*imatrix*.gguf", "*imatrix*.gguf_file", "*imatrix*.dat"),
+)
+"""Names of an imatrix; the second also those of models that were made with one."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,8 @@ def of_model(ref: HubRef, listing: Listing, has_weights: bool) -> Choice:
 def of_imatrix(ref: HubRef, listing: Listing) -> Choice:
     """Return the importance matrix that is meant: what is named, else the only one."""
     names = _named(ref, listing.files)
-    if not names:
-        patterns = (ref.pattern,) if ref.pattern else _IMATRIX_NAMES
-        names = [n for n in listing.files if any(_fits(n, pattern) for pattern in patterns)]
+    for patterns in ((ref.pattern,),) if ref.pattern else _IMATRIX_NAMES:
+        names = names or [n for n in listing.files if any(_fits(n, p) for p in patterns)]
     if len(names) != 1:
         shown = {name: [name] for name in names or listing.files}
         raise _unclear(ref, listing, shown, list(shown), bool(names))

@@ -62,7 +62,13 @@ def parse(spec: str) -> HubRef:
 
 def _of_url(word: str, spec: str) -> HubRef:
     """Return what an address of the Hub shows: a repository, a folder of it, or a file."""
-    url = urlsplit(word if _URL.match(word) else f"https://{word}")
+    try:
+        url = urlsplit(word if _URL.match(word) else f"https://{word}")
+    except ValueError:
+        raise _wrong(spec) from None
+    if "@" in url.netloc:  # nothing of it is repeated
+        what = "an address with a user or a token in it"
+        raise UsageError(what, fix="hf auth login, and the address without it")
     if (url.hostname or "") not in {*_HOSTS, urlsplit(endpoint()).hostname}:
         what = "an address that is not the Hub's"
         raise UsageError(what, where=spec, fix="download the file, and name its path")

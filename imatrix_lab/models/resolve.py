@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 import gguf
 
 from imatrix_lab.core import digests
+from imatrix_lab.core.names import model_label, readable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -59,7 +60,7 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
         known = {p: hub.sha256_of(p, session) for p in shard_paths(path)}
     else:
         path = _local(spec)
-        label, origin, base_model = _label(path), path.name, ""
+        label, origin, base_model = _label(path), readable(path.name), ""
     shards = shard_paths(path)
     header = facts(shards)
     sha256s = [known.get(p) or digests.sha256_of(p, session) for p in shards]
@@ -89,11 +90,11 @@ def say_warnings(warnings: Iterable[str], model: Model, session: Session) -> Non
 
 
 def check_spec(spec: str, store: Store | None = None) -> None:
-    """Raise what `resolve_to_run` would for a wrong name or a bad file; only headers are read."""
+    """Raise what `resolve_to_run` would for a wrong name or a bad file, before any work."""
     if spec == "demo":
         demo.check(store or Store())
     elif hub_spec.is_spec(spec):
-        hub_spec.parse(spec)
+        hub.check(hub_spec.parse(spec), store or Store())
     else:
         shards = shard_paths(_local(spec))
         conditions.require_text(facts(shards), shards[0])
@@ -107,6 +108,13 @@ def is_local(spec: str) -> bool:
 def files_of(spec: str) -> tuple[Path, ...]:
     """Return the user's own files that a model is read from."""
     return shard_paths(_local(spec)) if is_local(spec) else ()
+
+
+def unhashed(spec: str) -> Model | None:
+    """Return a model that is a file here as its header has it, or None; its sha256 is empty."""
+    if not (files := files_of(spec)):
+        return None
+    return Model(_label(files[0]), files[0], files, "", facts(files), files[0].name)
 
 
 def label_of(spec: str) -> str:
@@ -153,7 +161,7 @@ def _folder(path: Path) -> UsageError:
 def _label(path: Path) -> str:
     """Return a file's name without shard number, suffix and full-precision type."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-    return re.sub(r"[-_.](f16|bf16|f32)$", "", stem, flags=re.IGNORECASE)
+    return model_label(re.sub(r"[-_.](f16|bf16|f32)$", "", stem, flags=re.IGNORECASE))
 
 
 def facts(shards: tuple[Path, ...]) -> ModelFacts:
@@ -168,7 +176,7 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
     data_bytes = sum(t.size_bytes for t in tensors)
     return ModelFacts(
         architecture=arch,
-        name=first.text("general.name", shards[0].stem),
+        name=first.text("general.name", readable(shards[0].stem)),
         license=first.text("general.license"),
         n_parameters=n_parameters,
         n_layers=first.integer(f"{arch}.block_count"),
@@ -184,6 +192,7 @@ def facts(shards: tuple[Path, ...]) -> ModelFacts:
         imatrix_sha256=first.text("imatrix_lab.imatrix.sha256"),
         calibration=_calibration(first),
         adds_end=conditions.adds_end(first),
+        n_mtp_layers=first.integer(f"{arch}.nextn_predict_layers"),
         conditions=conditions.of(first, tensors),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 from collections import deque
 from pathlib import Path
@@ -48,7 +49,7 @@ class Vocabulary:
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
         forget_log()
-        self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
+        self._model = self._llama.llama_model_load_from_file(os.fsencode(self._path), params)
         if not self._model:
             what = f"llama.cpp cannot load this model's vocabulary: {reason()}"
             fix = "imatrix-lab model fetch hf:ORG/REPO, the original on the Hub: it is converted"

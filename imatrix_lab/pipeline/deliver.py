@@ -139,31 +139,35 @@ def _manifest(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def deliver(
-    request: Request,
-    model: Model,
-    corpus: CorpusFacts | None,
-    imatrix: ImatrixFacts | None,
-    quants: tuple[QuantFacts, ...],
-) -> tuple[Path, ...]:
+@dataclass(frozen=True)
+class Made:
+    """What quants were made of, and verified with; no `corpus` for a user's own imatrix."""
+
+    model: Model
+    corpus: CorpusFacts | None
+    imatrix: ImatrixFacts | None
+    heldout: run.HeldOut
+
+
+def deliver(request: Request, made: Made, quants: tuple[QuantFacts, ...]) -> tuple[Path, ...]:
     """Put the files, then manifest and card into the output folder; return the quants' paths."""
-    out = request.out
+    out, imatrix = request.out, made.imatrix
     out.mkdir(parents=True, exist_ok=True)
-    common = _provenance(request, model, corpus, imatrix)
+    common = _provenance(request, made)
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
-        if imatrix and corpus:  # a user's own file stays where it is
-            name = imatrix_name(model.label, imatrix.language)
+        if imatrix and made.corpus:  # a user's own file stays where it is
+            name = imatrix_name(made.model.label, imatrix.language)
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
         for q in quants:
-            place(q.path, out / q.path.name)
-            facts = {k: v for k, v in vars(q).items() if k not in {"path", "seconds"}}
-            entries[q.path.name] = {"kind": "quant", **facts, **common}
-        for path in model.notice:
+            place(q.path, out / q.name)
+            facts = {k: v for k, v in vars(q).items() if k not in {"path", "name", "seconds"}}
+            entries[q.name] = {"kind": "quant", **facts, **common}
+        for path in made.model.notice:
             place(path, out / path.name)
         _write(out, entries)
-    return tuple(out / q.path.name for q in quants)
+    return tuple(out / q.name for q in quants)
 
 
 def imatrix_name(label: str, language: str, has_moments: bool = False) -> str:
@@ -171,10 +175,9 @@ def imatrix_name(label: str, language: str, has_moments: bool = False) -> str:
     return f"{label}-{language}.{'moments' if has_moments else 'imatrix'}.gguf"
 
 
-def _provenance(
-    request: Request, model: Model, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
-) -> dict[str, Any]:
+def _provenance(request: Request, made: Made) -> dict[str, Any]:
     """Return what the manifest says of every file of a run; no path of this machine."""
+    model, corpus, imatrix, heldout = made.model, made.corpus, made.imatrix, made.heldout
     provenance = f"imatrix_lab {__version__}"
     if corpus and imatrix:
         provenance = (
@@ -183,7 +186,8 @@ def _provenance(
             f" ({corpus.licence}); {provenance}"
         )
     return {
-        "language": imatrix.language if imatrix else "",
+        "language": imatrix.language if imatrix and not imatrix.unnamed else "",
+        "imatrix": imatrix.unnamed or imatrix.language if imatrix else "",
         "model": model.origin,
         "model_name": model.facts.name,
         "model_sha256": model.sha256,
@@ -191,21 +195,25 @@ def _provenance(
         "license": model.facts.license,
         "imatrix_sha256": imatrix.sha256 if imatrix else "",
         "corpus_sha256": corpus.sha256 if corpus else "",
+        "heldout": heldout.name,
+        "heldout_sha256": heldout.sha256,
         "request": _settings(request),
-        "command": command(request, model, tuned=corpus is not None),
+        "command": command(request, model, corpus is not None, imatrix is not None),
         "provenance": provenance,
         "forced": imatrix.forced if imatrix else "",
         "note": DEMO_NOTE if model.origin == "demo" else "",
     }
 
 
-def command(request: Request, model: Model, tuned: bool) -> str:
+def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -> str:
     """Return the command that repeats a request, without paths of this machine."""
     compute = request.compute
     words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
-    if not tuned:
-        words = ["imatrix-lab", "quantize", "--model", model.origin, "--imatrix", "FILE"]
+    if not is_tuned:
+        words = ["imatrix-lab", "quantize", "--model", model.origin]
+        words += ["--imatrix", "FILE" if has_imatrix else "none"]
+        words += ["--heldout", portable(request.text)] if request.text else []
         words += ["--type", " ".join(request.types), "--backend", compute.backend]
     settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
@@ -213,7 +221,7 @@ def command(request: Request, model: Model, tuned: bool) -> str:
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
-    if tuned and flags:
+    if is_tuned and flags:
         flags = [f"FLAGS={' '.join(flags)}"]
     return shlex.join(words + flags)
 

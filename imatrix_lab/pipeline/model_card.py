@@ -32,12 +32,8 @@ def card(files: Entries) -> str:
     lines += ["", "## How these files were made", ""]
     lines += [f"    {command}" for command in sorted({e["command"] for e in quants.values()})]
     lines += ["", *(f"- {text}" for text in sorted({e["provenance"] for e in quants.values()}))]
-    lines += [
-        "",
-        "Perplexity is over the first held-out windows of the same source as the calibration text,"
-        " by llama-perplexity: a smoke test, not a benchmark.",
-        "",
-    ]
+    lines += ["", *sorted({_perplexity(e) for e in quants.values()})]
+    lines += ["", "Perplexity is by llama-perplexity: a smoke test, not a benchmark.", ""]
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
     lines += [f"{note}\n" for note in notes]
     for name, e in quants.items():
@@ -67,11 +63,30 @@ def _table(quants: Entries) -> list[str]:
         "|---|---|---|---:|---:|---:|---:|",
     ]
     return lines + [
-        f"| {name} | {e['language'] or 'none'} | {e['type']} | {format.size(e['size_bytes'])}"
+        f"| {name} | {_imatrix(e)} | {e['type']} | {format.size(e['size_bytes'])}"
         f" | {e['bits_per_weight']:.2f} | {e['perplexity']:.4f} / {e['perplexity_reference']:.4f}"
         f" | {len(e['fallback'])} |"
         for name, e in quants.items()
     ]
+
+
+def _imatrix(e: Mapping[str, Any]) -> str:
+    """Return the language of a quant's imatrix; that of another's file only if it records one."""
+    if e["language"] or not (name := e.get("imatrix")):
+        return e["language"] or "none"
+    return f"not recorded ({name.replace('|', chr(92) + '|')})"
+
+
+def _perplexity(e: Mapping[str, Any]) -> str:
+    """Return what text a quant's perplexity is of, as far as it is recorded."""
+    windows = f"the first {e['n_windows']} windows" if e.get("n_windows") else "some windows"
+    line = f"- perplexity over {windows} of "
+    if not (text := e.get("heldout")):
+        return f"{line}a text that is not recorded"
+    line += f"{text} (sha256 {e['heldout_sha256'][:12]})"
+    if e["imatrix_sha256"] and not e["corpus_sha256"]:
+        line += "; whether the imatrix was computed from the same text is not recorded"
+    return line
 
 
 def _quick(quants: Entries) -> list[str]:

@@ -138,6 +138,7 @@ class Predictor:
         self.languages = {name: format.read(path) for name, path in self.paths.items()}
         for spec in (request.model, *(str(path) for _, path in request.quants)):
             resolve.check_spec(spec, session.store)
+        run.check_spec(request.model, request.types)
         self.session, self.selecting = session, request.select
         self.tools: Toolchain = get_toolchain(request.compute.backend, session)
         self.model: Model = resolve.resolve_to_run(request.model, session, self.tools)

@@ -16,6 +16,7 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import resolve
 from imatrix_lab.models.resolve import check_spec, resolve_to_run
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
@@ -24,7 +25,7 @@ from imatrix_lab.score import compatible, kernel, run
 from imatrix_lab.score.job import Job, settings_for
 from imatrix_lab.score.text import Text, plan
 from imatrix_lab.score.windows import Protocol
-from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, Request, ScoreRequest
+from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, ModelFacts, Request, ScoreRequest
 
 CONTEXT = {"document": 1024, "llamacpp": 512}
 
@@ -51,13 +52,16 @@ def _check(request: ScoreRequest, session: Session) -> None:
             tune.parse_text(label, allow_file=True)
         else:
             documents_in(path, label)
+    if reference := resolve.unhashed(request.reference):
+        _protocol(request, reference.facts)
+        compatible.check(reference, list(filter(None, map(resolve.unhashed, request.quants))))
 
 
 def score_models(
     request: ScoreRequest, tools: Toolchain, reference: Model, quants: list[Model], session: Session
 ) -> list[Path]:
     """Score models that are resolved already; the request's own are not looked at."""
-    progress, protocol = session.progress, _protocol(request, reference)
+    progress, protocol = session.progress, _protocol(request, reference.facts)
     quants = _distinct(quants, progress)
     for warning in compatible.check(reference, quants):
         progress.say(f"note: {warning}")
@@ -132,8 +136,8 @@ def _same_run(path: Path, signature: dict[str, Any]) -> bool:
     )
 
 
-def _protocol(request: ScoreRequest, reference: Model) -> Protocol:
-    trained = reference.facts.n_ctx_train or CONTEXT[request.protocol]
+def _protocol(request: ScoreRequest, reference: ModelFacts) -> Protocol:
+    trained = reference.n_ctx_train or CONTEXT[request.protocol]
     n_ctx = request.compute.n_ctx or min(CONTEXT[request.protocol], trained)
     if n_ctx > trained:
         raise UsageError(f"--ctx {n_ctx} is more than the model's context of {trained} tokens")

@@ -9,7 +9,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import place, sha256_file
-from imatrix_lab.core.names import slug
+from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Rules, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
@@ -50,6 +50,7 @@ def tune(request: Request, session: Session) -> Result:
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
+    run.check_layers(model.facts, model.path, request.types)
     deliver.check_files(request, deliver.Names(model.label, _language(request), model), rules)
     corpus = corpus_of(request, tools, model, session)
     compared = model_card.of_study(study, model, corpus.language) if study else None
@@ -66,7 +67,7 @@ def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
     parse_text(request.text)
     resolve.check_spec(request.model, session.store)
-    _check_quantized(request)
+    run.check_spec(request.model, request.types, request.allow_requantize)
     rules = rules_of(request, session)
     deliver.check_folder(request.out, rules)
     if label := resolve.label_of(request.model):
@@ -78,11 +79,6 @@ def _language(request: Request) -> str:
     """Return the label of a corpus that is built, or will be."""
     text = parse_text(request.text)
     return text.label if isinstance(text, Mixture) else from_folder(text).language
-
-
-def _check_quantized(request: Request) -> None:
-    if files := resolve.files_of(request.model):
-        run.check(resolve.facts(files), files[0], request.types, request.allow_requantize)
 
 
 def rules_of(request: Request, session: Session, *inputs: Path) -> Rules:
@@ -186,7 +182,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     Raises UsageError: no text to verify with.
     """
     resolve.check_spec(request.model, session.store)
-    _check_quantized(request)
+    run.check_spec(request.model, request.types, request.allow_requantize)
     text = request.text
     if not imatrix_path:
         run.check_types(request.types)
@@ -211,13 +207,15 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     else:
         content = decode(source.read_bytes(), str(source))
         with Vocabulary(tools, model.path) as vocabulary:
-            heldout = HeldOut(sha256_file(source), content, vocabulary.count(content))
+            n_tokens = vocabulary.count(content)
+            heldout = HeldOut(sha256_file(source), content, n_tokens, readable(source.name))
     return _quantize(request, tools, model, imatrix, heldout, None, session)
 
 
 def heldout_in(corpus: CorpusFacts) -> HeldOut:
     """Return the held-out documents of a corpus."""
-    return HeldOut(corpus.heldout_sha256, heldout_text(corpus), corpus.n_heldout_tokens)
+    name = f"{corpus.language_name}, held out when the calibration text was chosen"
+    return HeldOut(corpus.heldout_sha256, heldout_text(corpus), corpus.n_heldout_tokens, name)
 
 
 def given_imatrix(path: Path, model: Model, session: Session, force: bool = False) -> ImatrixFacts:
@@ -243,7 +241,8 @@ def given_imatrix(path: Path, model: Model, session: Session, force: bool = Fals
     language = slug(matrix.language or path.stem)
     mended = session.store.get("imatrix", f"{language}-mended", inputs, make, session.progress)
     facts = existing_imatrix(mended.path / name, model, session.progress, force)
-    return dataclasses.replace(facts, language=language)
+    unnamed = "" if matrix.language else readable(path.name)
+    return dataclasses.replace(facts, language=language, unnamed=unnamed)
 
 
 def existing_imatrix(
@@ -262,6 +261,7 @@ def existing_imatrix(
         path=path.absolute(),
         sha256=sha256_file(path),
         language=slug(matrix.language or path.stem),
+        unnamed="" if matrix.language else readable(path.name),
         n_tensors=len(matrix.entries),
         n_tokens=0 if matrix.legacy else matrix.n_tokens(),
         n_chunks=matrix.chunk_count,
@@ -289,7 +289,8 @@ def _quantize(
         )
         for quant_type in request.types
     )
-    files = deliver.deliver(request, model, corpus, imatrix, facts)
+    made = deliver.Made(model, corpus, imatrix, heldout)
+    files = deliver.deliver(request, made, facts)
     return Result(model, corpus, imatrix, facts, files)
 
 

@@ -5,12 +5,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
-from imatrix_lab.core.files import disk_error, free_bytes, need_room
+from imatrix_lab.core.files import disk_error, free_bytes, link, need_room
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -22,7 +22,8 @@ from imatrix_lab.models import chance, resolve
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
-_NOT_QUANTIZED = "use an F16, BF16 or F32 model, or add --allow-requantize"
+_ORIGINAL = "use an F16, BF16 or F32 model"
+_NOT_QUANTIZED = f"{_ORIGINAL}, or add --allow-requantize"
 _NOT_REQUANTIZED = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "MXFP4", "NVFP4"}
 """Types of tensors in originals; models are published in the last two."""
 VERIFY_WINDOWS = 4
@@ -41,6 +42,8 @@ class HeldOut:
     sha256: str
     text: str
     n_tokens: int
+    name: str = ""
+    """What it is, in words, for the model card."""
 
     def n_ctx(self) -> int:
         """Return the window length: 512, or less for a short text, but at least 32."""
@@ -93,11 +96,32 @@ def file_name(label: str, language: str, quant_type: str) -> str:
     return "-".join(filter(None, (label, language, quant_type))) + ".gguf"
 
 
-def check(facts: ModelFacts, path: Path, types: Iterable[str], allow_requantize: bool) -> None:
-    """Raise BadModel if a model is quantized already, as llama-quantize does after other work."""
+def check(
+    facts: ModelFacts, path: Path, types: Iterable[str], allow_requantize: bool | None
+) -> None:
+    """Raise BadModel if a model is quantized already, as llama-quantize does after other work.
+
+    `allow_requantize` is None where there is no such option.
+    """
     quantized = set(facts.tensor_types) - _NOT_REQUANTIZED
     if quantized and not allow_requantize and any(quantized != {t} for t in types):
-        raise BadModel(_REQUANTIZED, where=path, fix=_NOT_QUANTIZED)
+        fix = _ORIGINAL if allow_requantize is None else _NOT_QUANTIZED
+        raise BadModel(_REQUANTIZED, where=path, fix=fix)
+
+
+def check_spec(spec: str, types: Iterable[str], allow_requantize: bool | None = None) -> None:
+    """Do as `check` does for a model that a user named, if it is a file here."""
+    if files := resolve.files_of(spec):
+        check(resolve.facts(files), files[0], types, allow_requantize)
+
+
+def check_layers(facts: ModelFacts, path: Path, types: Iterable[str]) -> None:
+    """Raise BadModel if an imatrix of our own lacks layers that a type needs it for."""
+    needing = [t for t in types if t in programs.NEED_EVERY_LAYER]
+    if facts.n_mtp_layers and needing:
+        what = f"{needing[0]} needs an imatrix of every layer, but llama-imatrix does not run this"
+        what += f" model's layers for multi-token prediction (MTP, {facts.n_mtp_layers} of them)"
+        raise BadModel(what, where=path, fix="choose a larger type, IQ3_S for example")
 
 
 def check_types(types: Iterable[str]) -> None:
@@ -181,7 +205,7 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
 
     key = inputs(spec, toolchain)
     artifact = session.store.get("quant", spec.label(), key, make, session.progress)
-    return facts(artifact, *seconds)
+    return replace(facts(artifact, *seconds), name=spec.file_name())
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
@@ -192,6 +216,7 @@ def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
         values[key] = math.nan if recorded[key] is None else recorded[key]
     return QuantFacts(
         path=artifact.path / name,
+        name=name,
         size_bytes=artifact.manifest["files"][name]["size_bytes"],
         sha256=artifact.sha256(name),
         fallback=tuple(recorded["fallback"]),
@@ -216,9 +241,9 @@ def run_quantize(
     if spec.imatrix:
         path = spec.imatrix.path
         suffix = ".dat" if path.suffix == ".dat" else ".gguf"  # it reads both, by content
-        imatrix_name = f"{model.label}-{spec.imatrix.language}.imatrix{suffix}"
-        (log.parent / imatrix_name).unlink(missing_ok=True)
-        (log.parent / imatrix_name).symlink_to(path)
+        # without the model's name, which is not what the artefact is known by
+        imatrix_name = f"{spec.imatrix.language}.imatrix{suffix}"
+        link(path, log.parent / imatrix_name)
     threads, allow_requantize = options.compute.threads, options.allow_requantize
     flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize)
     program = toolchain.program("llama-quantize")

@@ -5,6 +5,7 @@ in JSON). Only `Times` depends on the clock, the machine's speed or on interrupt
 """
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from imatrix_lab.errors import UsageError
 
 SCHEMA = 1
 FILE = "results.json"
-_RESUME = "imatrix-lab study resume"
 ALL_SAMPLES = 0
 """A row over all calibration samples; single samples are numbered from 1."""
 
@@ -332,7 +332,13 @@ def read(path: Path) -> Results:
         fix = "imatrix-lab study run recipes/quick-nb.toml"
         raise UsageError(f"no results of a study: {error.strerror}", where=file, fix=fix) from error
     except ValueError as error:
-        raise UsageError(f"damaged: {error}", where=file, fix=_RESUME) from error
+        raise UsageError(f"damaged: {error}", where=file, fix=_again(file)) from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        raise UsageError(f"not results of schema {SCHEMA}", where=file, fix=_RESUME)
+        raise UsageError(f"not results of schema {SCHEMA}", where=file, fix=_again(file))
     return config.build(Results, raw, file)
+
+
+def _again(file: Path) -> str:
+    """Return the command that writes a study's results anew."""
+    return f"imatrix-lab study resume {shlex.quote(str(file.parent))}"
+    return f"imatrix-lab study resume {shlex.quote(str(file.parent))}"

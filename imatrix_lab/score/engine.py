@@ -1,6 +1,7 @@
 """One model in process: tokens in, rows of logits out."""
 
 import ctypes
+import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -85,7 +86,7 @@ class Engine(AbstractContextManager["Engine"]):
             params.n_gpu_layers = self._settings.gpu_layers
         # repacked weights would be a copy in memory beside the mapped file, and no faster here
         params.use_extra_bufts = False
-        return self._llama.llama_model_load_from_file(str(self._record.path).encode(), params)
+        return self._llama.llama_model_load_from_file(os.fsencode(self._record.path), params)
 
     def _open(self, kernel: Kernel, streams: bool) -> None:
         llama, settings = self._llama, self._settings

@@ -79,6 +79,7 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
     for spec, name in zip(recipe.models, without_folders(recipe).models, strict=True):
         try:
             model = resolve.resolve_to_run(spec, session, tools)
+            run.check_layers(model.facts, model.path, recipe.types)
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise

@@ -8,7 +8,6 @@ from imatrix_lab.core.config import nearest
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import merge
 from imatrix_lab.llamacpp import toolchain
-from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import score
 from imatrix_lab.quantize import run
 from imatrix_lab.stats.metrics import METRICS
@@ -33,8 +32,7 @@ def check(recipe: Recipe) -> None:
             raise UsageError("the recipe names a file that does not exist", where=path)
     _check_tasks(recipe)
     for model in recipe.models:
-        if files := () if is_remote(model) else resolve.files_of(model):
-            run.check(resolve.facts(files), files[0], recipe.types, allow_requantize=False)
+        run.check_spec(model, recipe.types)
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import server, thoughts
 from imatrix_lab.llamacpp.build import get_toolchain
-from imatrix_lab.llamacpp.client import Client
+from imatrix_lab.llamacpp.client import Client, check_url
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chat_template, resolve
 from imatrix_lab.score import generate, job, multiple_choice
@@ -118,14 +118,21 @@ class RemoteModel:
 Answerer = LocalModel | RemoteModel
 
 
+def check(endpoint: str, models: Iterable[str], session: Session) -> None:
+    """Raise what is wrong with an endpoint's address or, without one, with models' names."""
+    if endpoint:
+        return check_url(endpoint)
+    for spec in models:
+        resolve.check_spec(spec, session.store)
+
+
 def open_all(
     request: TaskRequest, session: Session
 ) -> list[Callable[[], AbstractContextManager[Answerer]]]:
     """Return what opens each quant of a request; each is looked up before any is opened."""
     if request.endpoint:
         return [partial(_remote, request, name, session.progress) for name in request.quants]
-    for spec in request.quants:
-        resolve.check_spec(spec, session.store)  # before llama.cpp is built
+    check(request.endpoint, request.quants, session)  # before llama.cpp is built
     tools = get_toolchain(request.compute.backend, session, own=False)
     models = [resolve.resolve_to_run(spec, session, tools) for spec in request.quants]
     return [partial(open_local, request, tools, model, session) for model in models]
@@ -151,6 +158,7 @@ def open_local(
 @contextmanager
 def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
     """Give a model to talk to: a server's, or a GGUF file that is served here during the block."""
+    check(request.endpoint, (request.model,), session)
     if request.endpoint:
         parallel = request.parallel
         with Client(request.endpoint, request.model, request.api_key, parallel=parallel) as client:

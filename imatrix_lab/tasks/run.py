@@ -15,7 +15,6 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import thoughts
-from imatrix_lab.models import resolve
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import backends, dedup, definition, load, prompt, records
 from imatrix_lab.tasks.backends import Answerer
@@ -49,9 +48,7 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
     What is wrong with the request is an error before llama.cpp is built or anything fetched.
     """
     check_folder(request.out)
-    if not request.endpoint:
-        for spec in request.quants:
-            resolve.check_spec(spec, session.store)
+    backends.check(request.endpoint, request.quants, session)
 
     def openers() -> Openers:
         yield from backends.open_all(request, session)  # after the items are read

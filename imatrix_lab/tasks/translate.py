@@ -77,6 +77,8 @@ def check(request: TranslateRequest, rules: Rules, model: str = "") -> None:
         old = {}
     is_ours = same.items() <= old.items()
     check_folder(request.out)
+    if request.data or not load.has(request.task, request.source, None):
+        load.rows(request.task, request.source, request.data)  # raises what is wrong with it
     for path in (*written, manifest):
         check_file(path, rules, replaceable if is_ours else any_file)
     check_file(journal, rules, other_than_journal)

@@ -159,7 +159,7 @@ def test_short_names_of_the_files_here(lab, two, tmp_path, monkeypatch):
     assert format.read(tmp_path / "mix.gguf").language == "nb75-en25"
     (tmp_path / "nb.gguf").symlink_to(two / "nb.gguf")
     done = lab("imatrix", "merge", "nb=0.75", "en=0.25", "-o", "x.gguf", status=2)
-    assert "demo-nb.imatrix.gguf=WEIGHT" in done.stderr and "nb.gguf" in done.stderr
+    assert "demo-nb.imatrix.gguf=0.5" in done.stderr and "nb.gguf" in done.stderr
 
 
 def test_imatrices_of_the_hub_wherever_one_is_taken(lab, two, tiny, tmp_path, monkeypatch):

@@ -170,3 +170,20 @@ def test_offline_asks_nothing(name, server, monkeypatch):
     monkeypatch.setenv(name, "yes")
     assert f"unset {name}" in failure().fix
     assert server.requests == [] and name in os.environ
+
+
+@pytest.mark.parametrize("error", [RuntimeError(""), AttributeError("x"), ImportError("no y")])
+def test_what_nobody_foresaw_is_a_failed_fetch(error):
+    def call():
+        raise error
+
+    with pytest.raises(FetchFailed, match=type(error).__name__):
+        hub_http.ask("org/x", "main", call)
+
+
+def test_an_error_of_the_disk_stays_one():
+    def call():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        hub_http.ask("org/x", "main", call)

@@ -135,6 +135,8 @@ def test_a_file_agrees_with_its_imatrix_and_is_one(tools, tiny, own_text, tmp_pa
         diagonal = np.concatenate([np.diag(b) for b in matrix_moments.blocks(name)])
         assert np.allclose(diagonal, ours[name].sums[0], rtol=1e-5)
     assert not moments.check(path)
+    format.write(tmp_path / "again.gguf", format.read(path))
+    assert (tmp_path / "again.gguf").read_bytes() == path.read_bytes()
     out = tmp_path / "q.gguf"
     for imatrix, quant in ((path, out), (plain, tmp_path / "p.gguf")):
         argv = [tools.program("llama-quantize"), "--imatrix", imatrix, tiny, quant, "Q4_K"]

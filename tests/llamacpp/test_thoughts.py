@@ -24,6 +24,10 @@ HARMONY = "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>"
         ("<thought>A</thought>\n<Output>\nB\n</Output>", "B"),
         ("[THINK]A[/THINK]B", "B"),
         ("A[/THINK]B", "B"),
+        ("<think:x>A</think:x>B", "B"),
+        ("<|inner_prefix|>A<|inner_suffix|>B", "B"),
+        ("<|think|>A<|end|><|begin|>assistant<|content|>B", "B"),
+        ("A<|close|>think<|sep|><|open|>response<|sep|>B<|close|>response<|sep|>", "B"),
         ("◁think▷A◁/think▷B", "B"),
         ("<|START_THINKING|>A<|END_THINKING|><|START_RESPONSE|>B<|END_RESPONSE|>", "B"),
         ("<|channel>thought\nA<channel|>B", "B"),
@@ -64,6 +68,7 @@ def test_thoughts_alone_are_no_answer(text):
 def test_what_a_prompt_begins():
     assert thoughts.opened("<|im_start|>assistant\n<think>\n") == "<think>\n"
     assert thoughts.opened("<A><think>\nOkay,") == "<think>\nOkay,"
+    assert thoughts.opened("<A>\nHere are my reasoning steps:\n").startswith("Here are")
     for end in ("<think>\n\n</think>\n\n", "<|im_start|>assistant\n", "", "<think></think>"):
         assert thoughts.opened(end) == ""
     assert thoughts.begun_by_prompt("A\n</think>\nB")
@@ -91,6 +96,7 @@ def test_a_stop_string_ends_answers_not_thoughts(text, kept):
         ("{{ '' if thinking else '<think></think>' }}", True),
         ("{# enable_thinking #}{{ m.thinking }}{% if 'thinking' in m %}{% endif %}", False),
         ("enable_thinking {{ 'no thinking please' }}{{ rethinking }}", False),
+        ("{% set ns = namespace(enable_thinking=true) %}{{ ns.enable_thinking }}", False),
         ("", False),
     ],
 )

@@ -643,6 +643,19 @@ def test_a_damaged_cache_is_told_with_what_to_delete(
         assert hub.sha256_of(path, Session(store, Silent())) == hashlib.sha256(Q8).hexdigest()
 
 
+def test_blobs_that_are_links_into_a_shared_store(
+    cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's library keeps what comes over Xet by another hash, of as many digits."""
+    ref = hub_spec.parse(f"hf:{REPO}:tiny-Q8_0")
+    with serving(monkeypatch, SEVERAL) as server:
+        blob = by_the_library(server, "tiny-Q8_0.gguf", cache).resolve()
+        blob.rename(cache / ("e" * 64))
+        blob.symlink_to(cache / ("e" * 64))
+        [path] = hub.fetch(ref, Session(store, Silent()), None)
+    assert hub.sha256_of(path, Session(store, Silent())) == hashlib.sha256(Q8).hexdigest()
+
+
 def test_a_shard_that_is_missing_in_the_cache_is_fetched(
     cache: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -681,6 +694,20 @@ def test_a_repository_that_refuses_leaves_what_the_cache_has(
             hub.fetch(ref, Session(store, Silent()), None)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert hub.fetch(ref, Session(store, Silent()), None)[0].read_bytes() == Q4
+
+
+def test_a_wrong_name_is_told_before_anything_is_fetched(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    with serving(monkeypatch, SEVERAL) as server:
+        server.push("org/st", "main", SAFETENSORS)
+        hub.check(hub_spec.parse(f"hf:{REPO}:Q8_0"), store)
+        for spec in ("org/other", f"{REPO}@v9", f"{REPO}:Q2_K", f"{REPO}:no.gguf", "org/st"):
+            with pytest.raises(ImatrixLabError):
+                hub.check(hub_spec.parse(f"hf:{spec}"), store)
+        assert not [r for r in server.requests if not r.path.startswith("/api/")]
+    hub.check(hub_spec.parse("hf:org/other"), store)  # the server is gone
 
 
 # -- what may come in place of a file

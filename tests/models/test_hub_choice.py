@@ -143,6 +143,11 @@ def test_the_only_imatrix_is_found_under_publishers_names(name):
     assert hub_choice.of_imatrix(HubRef("o/x"), listing([name, "m-Q8_0.gguf"])).names == (name,)
 
 
+def test_models_made_with_an_imatrix_are_not_taken_for_it():
+    names = ["m-Q4_K_M-imatrix.gguf", "m-f16-imatrix.gguf", "imatrix.dat"]
+    assert hub_choice.of_imatrix(HubRef("o/x"), listing(names)).names == ("imatrix.dat",)
+
+
 def test_an_imatrix_is_not_guessed_among_several():
     with pytest.raises(UsageError, match="2 files match"):
         hub_choice.of_imatrix(HubRef("o/x"), listing(["imatrix.dat", "b.imatrix"]))

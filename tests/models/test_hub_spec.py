@@ -106,3 +106,14 @@ def test_addresses_of_other_things(spec, said):
 def test_paths_are_not_on_the_hub():
     for path in ("model.gguf", "./hf.co", "org/repo", "/hf:/x", "~/hf.gguf", "huggingface/x.gguf"):
         assert not hub_spec.is_spec(path)
+
+
+def test_a_token_in_an_address_is_not_repeated():
+    with pytest.raises(UsageError, match="hf auth login") as caught:
+        hub_spec.parse("https://me:hf_secret@huggingface.co/org/repo")
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_an_address_that_cannot_be_read():
+    with pytest.raises(UsageError):
+        hub_spec.parse("https://[huggingface.co/org/repo")

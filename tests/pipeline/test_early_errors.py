@@ -1,10 +1,16 @@
-"""What is wrong with a request is said before llama.cpp is built: with an empty store, at once."""
+"""What is wrong with a request is said before llama.cpp is built: with an empty store, at once.
 
+Nor is a model hashed, which takes minutes for a large one.
+"""
+
+import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from imatrix_lab.cli import main
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -29,7 +35,11 @@ def session(tmp_path, monkeypatch):
     def build(*_):
         raise AssertionError("llama.cpp would be built")
 
+    def read(*_):
+        raise AssertionError("a model would be hashed")
+
     monkeypatch.setattr("imatrix_lab.llamacpp.build._build", build)
+    monkeypatch.setattr("imatrix_lab.core.digests.sha256_of", read)
     store = Store(tmp_path / "store")
     yield Session(store, Silent())
     assert not store.root.exists() or not list(store.artifacts())
@@ -153,6 +163,93 @@ def test_the_folder_of_scores(scoring, session, files):
     with pytest.raises(UsageError) as caught:
         score.score(replace(scoring, out=files / "file"), session)
     assert caught.value.fix == "--out FOLDER"
+
+
+@pytest.fixture
+def there(files, session, tiny, quantized, monkeypatch):
+    """A folder with a model, an already quantized one, an imatrix, and text."""
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(session.store.root))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(files)
+    (files / "model.gguf").symlink_to(tiny)
+    (files / "q8.gguf").symlink_to(quantized(tiny, "Q8_0"))
+    for name in ("a.gguf", "b.gguf"):
+        format.write(files / name, imatrix(**{"blk.0.attn_q.weight": ([1.0] * 4, [1.0])}))
+    (files / "text.txt").write_text("Hei.")
+    (files / "bad.toml").write_text('[[tasks]]\nname = "mixevals"\n')
+    return {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
+
+
+WRONG = """
+tune klingon
+tune nb --type Q9_K
+tune nb --model nope.gguf
+tune nb --model q8.gguf
+tune nb --model model.gguf --out text.txt
+tune nb --model model.gguf --out text.txt/x
+tune nb --model model.gguf --out /dev/null
+tune nb --model model.gguf --study nope
+tune nb --backend nope
+quantize --model model.gguf --imatrix nope.gguf
+quantize --model model.gguf --imatrix model.gguf
+quantize --model model.gguf --imatrix none --heldout klingon
+quantize --model model.gguf --imatrix none --heldout nb --type IQ1_S
+quantize --model q8.gguf --imatrix none --heldout nb
+quantize --model q8.gguf --imatrix a.gguf --heldout nb
+corpus build klingon
+corpus build nb --model nope.gguf
+corpus build nb --model model.gguf --source nope
+corpus build nb --model model.gguf --heldout nope
+imatrix build --model model.gguf --corpus klingon
+imatrix build --model model.gguf --corpus text.txt --out model.gguf
+imatrix build --model model.gguf --corpus text.txt --out text.txt
+imatrix build --model model.gguf --corpus text.txt --out text.txt --force
+imatrix build --model model.gguf --corpus text.txt --out q8.gguf
+imatrix build --model model.gguf --corpus text.txt --out file
+imatrix build --model model.gguf --corpus text.txt --out .
+imatrix build --model model.gguf --corpus nb --out /dev/full
+imatrix check a.gguf --model nope.gguf
+imatrix check a.gguf --model model.gguf --repair a.gguf
+imatrix check a.gguf --model model.gguf --repair model.gguf --force
+imatrix check a.gguf --model model.gguf --repair text.txt
+imatrix check nope.gguf --model model.gguf
+imatrix merge a.gguf b.gguf -o a.gguf
+imatrix merge a.gguf b.gguf -o B.GGUF --force
+imatrix merge a.gguf b.gguf -o model.gguf
+imatrix merge a.gguf b.gguf -o text.txt
+imatrix merge a.gguf b.gguf -o /dev/null
+imatrix diff a.gguf b.gguf --plot x.pdf
+imatrix diff a.gguf b.gguf --plot text.txt
+imatrix predict --model q8.gguf --imatrix a.gguf
+score run --reference model.gguf --quant nope.gguf --text t=text.txt
+score run --reference model.gguf --quant q8.gguf --text klingon
+score run --reference model.gguf --quant q8.gguf --text t=text.txt --out q8.gguf
+score run --reference model.gguf --quant q8.gguf --text t=text.txt --ctx 1000000
+score run --reference model.gguf --quant q8.gguf --text t=text.txt --overlap 100000
+task run mixevals
+task run belebele --langs klingon --quant model.gguf
+task run belebele --langs nb --quant nope.gguf
+task run belebele --langs nb --quant model.gguf --out text.txt
+task run belebele --langs nb --quant x --endpoint nowhere
+task translate mixeval --to klingon --model model.gguf
+task translate mixeval --from klingon --to nb --model model.gguf
+task translate mixeval --to nb --model nope.gguf
+task translate mixeval --to nb --model model.gguf --out text.txt
+study run nope
+study run bad.toml
+study run quick-nb --out text.txt
+report nope
+"""
+
+
+@pytest.mark.parametrize("command", WRONG.strip().splitlines())
+def test_every_command(command, there, session, capsys):
+    began = time.process_time()
+    status = main.run(shlex.split(command))
+    err = capsys.readouterr().err
+    assert status in (1, 2) and "rror: " in err, err
+    assert time.process_time() - began < 2
+    assert {path: path.read_bytes() for path in there} == there
 
 
 def test_the_model_of_a_study(session, files):

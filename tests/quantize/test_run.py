@@ -176,6 +176,29 @@ def test_what_counts_as_broken(found, quant_type, good):
             verify()
 
 
+def test_types_that_need_an_imatrix_of_every_layer(tools, tiny, tiny_imatrix, tmp_path):
+    """llama-imatrix does not run the layers for multi-token prediction."""
+    whole = format.read(tiny_imatrix)
+    entries = {name: e for name, e in whole.entries.items() if name.startswith("blk.0.")}
+    part = tmp_path / "part.gguf"
+    format.write(part, dataclasses.replace(whole, entries=entries), {})
+    mtp = tiny_model.write(
+        tmp_path / "mtp-f16.gguf", extra=lambda w: w.add_uint32("llama.nextn_predict_layers", 1)
+    )
+    facts = resolve.facts((mtp,))
+    program = str(tools.program("llama-quantize"))
+    for quant_type in ("Q2_K_S", "IQ3_XXS", "IQ3_XS", "Q2_K", "Q4_K_M"):
+        argv = [program, "--imatrix", str(part), str(tiny), str(tmp_path / "q"), quant_type, "1"]
+        done = subprocess.run(argv, capture_output=True, check=False)
+        if done.returncode == 0:
+            quantize.check_layers(facts, mtp, [quant_type])
+        else:
+            assert b"Missing importance matrix" in done.stdout + done.stderr
+            with pytest.raises(BadModel, match="MTP"):
+                quantize.check_layers(facts, mtp, ["Q4_K_M", quant_type])
+            quantize.check_layers(resolve.facts((tiny,)), tiny, [quant_type])
+
+
 def test_a_type_that_takes_an_imatrix_says_so(tools, tiny, own_text, tmp_path):
     with pytest.raises(UsageError, match="IQ2_XXS requires an imatrix"):
         run(tiny, None, ["IQ2_XXS"], own_text(600), tmp_path / "out")

@@ -128,8 +128,10 @@ def _add_again(source: Source) -> str:
     files = shlex.join(entry["path"] for entry in source.settings["files"])
     known = (user_dir() / "own").glob(f"*/{source.name}.toml")
     code = next((path.parent.name for path in known), "LANGUAGE")
-    licence = shlex.quote(source.licence)
-    return f"imatrix-lab corpus add {files} --lang {code} --name {source.name} --licence {licence}"
+    field = source.settings.get("field", "")
+    fix = f"imatrix-lab corpus add {files} --lang {code} --name {source.name}"
+    fix += f" --licence {shlex.quote(source.licence)}"
+    return fix + (f" --field {shlex.quote(field)}" if field else "")
 
 
 def sha256_of(source: Source) -> str:

@@ -1,6 +1,7 @@
 """What a study made; its files of records by model, calibration, sample, type, text and task."""
 
 import hashlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ class Index:
         quant = self._quants.get(sha256)
         if quant is None or quant.calibration != run.calib or quant.type != run.type:
             problem = f"these records are of {run.name()}, which this study did not make"
-            fix = "delete this file, then: imatrix-lab study resume"
+            fix = f"rm {shlex.quote(str(run.path))}; imatrix-lab study resume"
             raise BadRecords(problem, where=run.path, fix=fix)
         sample = quant.sample if run.sample else ALL_SAMPLES
         return RecordFile(run, quant.model, quant.calibration, sample, quant.type, text, name, key)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import tracemalloc
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from imatrix_lab.cli import main as cli_main
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
@@ -120,8 +122,9 @@ def test_a_changed_file_must_be_added_again(tmp_path, own_store):
     path.write_text("To..")
     with pytest.raises(BadText) as caught:
         files.reach(source, Session(own_store, Silent()))
-    assert "corpus add" in caught.value.fix
-    _, source = added([path])
+    program, *words = shlex.split(caught.value.fix)
+    assert (program, cli_main.run(words)) == ("imatrix-lab", 0)
+    (source,) = (s for s in languages.get("nn").sources if s.name == "mine")
     assert files.reach(source, Session(own_store, Silent())).sha256 != before.sha256
     path.unlink()
     with pytest.raises(BadText):
