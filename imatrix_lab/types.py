@@ -212,6 +212,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    field: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class ScoreRequest:
     Models: see `models.resolve`. `texts`: label and file; a label alone is a language, for its
     held-out text. `protocol` is `document` or `llamacpp`; `limit` the most documents of a text.
     `base_logits`: `live` (all models in memory at once), `cached` (one at a time; the probability
-    outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode.
+    outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode. `field`:
+    as in `Request`.
     """
 
     reference: str
@@ -235,6 +237,7 @@ class ScoreRequest:
     base_logits: str = "auto"
     rest_share: float = 0.01
     n_rows: int | None = None
+    field: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
@@ -159,14 +160,12 @@ def corpus_build(
 @click.option("--lang", required=True, metavar="LANGUAGE", help="What language it is in.")
 @click.option("--name", required=True, help="What to call the source.")
 @click.option("--licence", required=True, help="SPDX name of its licence, e.g. CC0-1.0.")
-@click.option(
-    "--field",
-    default="text",
-    show_default=True,
-    help="Field or column with the text (JSON lines, Parquet).",
-)
-def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, field: str) -> None:
-    """Make text of your own (txt, jsonl, parquet) a source of a language.
+@options.FIELD
+@options.FORCE
+def corpus_add(
+    files: tuple[Path, ...], lang: str, name: str, licence: str, field: str, force: bool
+) -> None:
+    """Make text of your own (txt, jsonl, json, csv, parquet; packed too) a source of a language.
 
     \b
     Example:
@@ -177,7 +176,7 @@ def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, fiel
 
     terminal = Terminal()
     code = options.language(lang, terminal)
-    source = add(files, code, name, licence, field)
+    source = add(files, code, name, licence, field, Rules(files, force, terminal))
     terminal.say(
         f"{name} is now a source of {code} ({source.licence}, counted as {source.licence_class});"
         f" to use it: imatrix-lab corpus build {code} --source {name}"

@@ -42,8 +42,9 @@ def imatrix() -> None:
 @options.MODEL
 @click.option(
     "--corpus", "text", required=True, metavar="TEXT",
-    help="A language or mixture, a folder made by `corpus build`, or a text file.",
+    help="A language or mixture, a folder made by `corpus build`, or a file of text.",
 )  # fmt: skip
+@options.FIELD
 @options.TOKENS
 @click.option("--out", type=FILE, help="[default: ./MODEL-LANGUAGE.imatrix.gguf]")
 @options.COMPUTE

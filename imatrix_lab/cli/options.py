@@ -101,6 +101,10 @@ TOKENS = click.option(
     "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
     help="Length of the calibration text in tokens of the model.",
 )  # fmt: skip
+FIELD = click.option(
+    "--field", default="", metavar="NAME",
+    help="Column with the text, in a file with rows. [default: text, content, or the only one]",
+)  # fmt: skip
 FORCE = click.option(
     "--force", is_flag=True,
     help="Replace files that are there and are something else; each is named first.",

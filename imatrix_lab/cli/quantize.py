@@ -28,6 +28,7 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     help="Language or text file to check the quant with; required with none."
     " [default: the imatrix's language]",
 )
+@options.FIELD
 @click.option("--out", type=options.PathType(), default=Path("quants"), show_default=True)
 @options.COMPUTE
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")

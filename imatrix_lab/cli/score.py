@@ -53,8 +53,10 @@ def score() -> None:
 )
 @click.option(
     "--text", "texts", multiple=True, required=True, type=_Text(), metavar="NAME=FILE…",
-    help="Held-out text: .jsonl (a document a line), .txt (one document), or a language alone.",
+    help="Held-out text: rows (a document each: .jsonl, .json, .csv, .parquet), plain text (one"
+    " document), or a language alone.",
 )  # fmt: skip
+@options.FIELD
 @click.option(
     "--protocol", type=click.Choice(["document", "llamacpp"]), default="document",
     show_default=True, help="document: every token once, within its document. llamacpp: like"

@@ -89,9 +89,9 @@ def _facts(task: Definition) -> dict[str, Any]:
               help="How options are scored by likelihood. [default: the task's]")  # fmt: skip
 @click.option("--shots", type=click.IntRange(0), help="Solved examples. [default: the task's]")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N",
-              help="Of an answer; thoughts get more. [default: the task's]")  # fmt: skip
+              help="Tokens of an answer, without thoughts. [default: the task's]")  # fmt: skip
 @click.option("--thinking/--no-thinking", default=None,
-              help="Whether models that can think first. [default: the task's; off]")  # fmt: skip
+              help="Let models that can think do so first. [default: the task's]")  # fmt: skip
 @click.option("--keep-text", is_flag=True, help="Keep prompts and outputs in the records.")
 @ENDPOINT
 @click.option("--out", type=options.PathType(), default=Path("task-runs"),

@@ -1,5 +1,6 @@
 """A corpus: ``calibration.txt``, ``heldout.jsonl`` and a manifest."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +13,12 @@ from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact
-from imatrix_lab.corpus import assemble, chat, documents, packing, selection
-from imatrix_lab.corpus.documents import JOINT, decode
+from imatrix_lab.corpus import assemble, chat, documents, packing, selection, tables
+from imatrix_lab.corpus.documents import JOINT
 from imatrix_lab.corpus.languages import Language
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.selection import Selection
+from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import BadText
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.types import CorpusFacts, Document, Model, TextOptions
@@ -27,6 +29,8 @@ CORPUS_VERSION = 2
 1: headings split, every eighth held out. 2: cleaned; held out by source or in contiguous runs.
 """
 
+LARGE_BYTES = 1 << 28
+"""Reading a larger file is worth a word."""
 CALIBRATION, HELDOUT = "calibration.txt", "heldout.jsonl"
 POOR_TOKENS_PER_BYTE = 0.5
 """A vocabulary that takes more tokens hardly covers the language: it spells it in bytes."""
@@ -157,31 +161,35 @@ def from_folder(folder: Path) -> CorpusFacts:
 
 
 def from_file(
-    path: Path, model: Model, vocabulary: Vocabulary, n_tokens: int, session: Session
+    text: UserText, model: Model, vocabulary: Vocabulary, n_tokens: int, session: Session
 ) -> CorpusFacts:
     """Return a user's own text, cut to the budget, as a corpus without held-out documents."""
+    path = text.path
     label, name = slug(path.stem), readable(path.name)
     inputs = _budget(model, vocabulary, n_tokens)
-    inputs |= {"file": name, "file_sha256": sha256_file(path)}
+    inputs |= {"file": name, "file_sha256": _sha256(path, session)}
+    if not text.is_exact:
+        inputs |= {"read_as": [text.format, text.column]}
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        text = decode(path.read_bytes(), str(path)).strip()
-        if not text:
-            raise BadText("this text is empty", where=path)
-        parts = [
+        parts = (
             Document(f"{readable(path.stem)}/{i:04d}", part, name, "unknown")
-            for i, part in enumerate(text.split(JOINT))
-        ]
-        text, used = packing.within_budget(parts, n_tokens, vocabulary.count)
-        _write(out, text, ())
+            for i, part in enumerate(text.paragraphs())
+        )
+        with session.progress.task(f"text {name}", n_tokens, "tokens") as task:
+            calibration, used = packing.within_budget(
+                parts, n_tokens, vocabulary.count, task.update
+            )
+        text.say(session.progress.say)
+        _write(out, calibration, ())
         return {
             "language": label,
             "language_name": label,
             "source": name,
             "licence": "unknown",
-            "n_tokens": vocabulary.count(text),
+            "n_tokens": vocabulary.count(calibration),
             "n_tokens_asked": n_tokens,
-            "n_bytes": len(text.encode()),
+            "n_bytes": len(calibration.encode()),
             "n_documents": len(used),
             "n_heldout": 0,
             "n_heldout_tokens": 0,
@@ -189,6 +197,35 @@ def from_file(
 
     built = session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress)
     return replace(facts(built), language=label, language_name=label)  # not an older version's
+
+
+def heldout_of_file(
+    text: UserText, vocabulary: Vocabulary, n_tokens: int, session: Session
+) -> tuple[str, str, int]:
+    """Return the sha256 that stands for a user's text, its start, and the start's tokens.
+
+    The start has more than `n_tokens` if the text has them.
+    """
+    sha256 = _sha256(text.path, session)
+    if not text.is_exact:
+        sha256 = hashlib.sha256(f"{sha256} {text.format} {text.column}".encode()).hexdigest()
+    start, n = "", 0
+    pieces = text.paragraphs() if text.has_rows else tables.plain_text(text.path)
+    for piece in pieces:
+        joint = JOINT if start and text.has_rows else ""
+        start, n = packing.start_with(f"{start}{joint}{piece}", n_tokens, vocabulary.count)
+        if n > n_tokens:
+            break
+    text.say(session.progress.say)
+    return sha256, start, vocabulary.count(start)
+
+
+def _sha256(path: Path, session: Session) -> str:
+    if path.stat().st_size < LARGE_BYTES:
+        return sha256_file(path)
+    title = f"hashing {readable(path.name)}"
+    with session.progress.task(title, path.stat().st_size, "B") as task:
+        return sha256_file(path, task.update)
 
 
 def facts(artifact: Artifact) -> CorpusFacts:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import clean, documents
@@ -30,6 +31,10 @@ BASIS_BYTES = 1 << 19
 """Held-out text comes from the first so many bytes: half of what the smallest budget takes."""
 DOCUMENT_CHARS_MAX = 4000
 """Longer documents are cut between paragraphs, so that a block is not one long article."""
+PARAGRAPH_CHARS_MAX = 1 << 14
+"""Longer paragraphs are cut too: some tokenizers take time that grows with the square."""
+RAW_TIMES = 64
+"""A source is read to at most so many times the text that is wanted of it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def build(language: Language, pinned: Pinned, limit: int, workers: int, session:
         origin = f"{source.origin} ({source.licence}; {source.note})"
         session.progress.say(f"text {language.code}: {origin}")
         report = Report()
-        raw = KINDS[source.kind].documents(pinned, language, session)
+        raw = _enough(KINDS[source.kind].documents(pinned, language, session), limit, session)
         pieces = _pieces(clean.clean(raw, Rules.of(language), report, workers))
         n_bytes = n_documents = 0
         with (
@@ -152,7 +157,7 @@ def _pieces(cleaned: Iterable[Document]) -> Iterator[Document]:
             continue
         part: list[str] = []
         size, n_parts = 0, 0
-        for paragraph in document.text.split(JOINT):
+        for paragraph in _bounded(document.text.split(JOINT)):
             if part and size + len(paragraph) > DOCUMENT_CHARS_MAX:
                 n_parts += 1
                 yield _part(document, n_parts, part)
@@ -160,6 +165,24 @@ def _pieces(cleaned: Iterable[Document]) -> Iterator[Document]:
             part.append(paragraph)
             size += len(paragraph)
         yield _part(document, n_parts + 1, part)
+
+
+def _enough(raw: Iterable[Document], limit: int, session: Session) -> Iterator[Document]:
+    """Yield documents up to `RAW_TIMES` as much as is wanted: the rest will be no better."""
+    n_bytes = 0
+    for document in raw:
+        yield document
+        n_bytes += len(document.text.encode())
+        if n_bytes > RAW_TIMES * limit:
+            read = f"{size(n_bytes)} of {document.source} were read"
+            session.progress.say(f"note: {read}, of which too little is left after cleaning")
+            return
+
+
+def _bounded(paragraphs: Iterable[str]) -> Iterator[str]:
+    for paragraph in paragraphs:
+        for start in range(0, max(1, len(paragraph)), PARAGRAPH_CHARS_MAX):
+            yield paragraph[start : start + PARAGRAPH_CHARS_MAX]
 
 
 def _part(document: Document, number: int, paragraphs: list[str]) -> Document:

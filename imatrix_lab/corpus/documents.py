@@ -8,13 +8,12 @@ All readers raise `BadText` for a damaged file, and name the line or byte.
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow
-from pyarrow import parquet
-
+from imatrix_lab.core.names import readable
+from imatrix_lab.corpus import opened
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
 
@@ -40,30 +39,28 @@ def decode(raw: bytes, name: str, keep_cr: bool = False) -> str:
     try:
         text = raw.decode("utf-8" if keep_cr else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(error.start, name) from error
+        raise BadText(f"not UTF-8 at byte {error.start}", where=name) from error
     return text if keep_cr else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _not_utf8(byte: int, where: str | Path) -> BadText:
-    return BadText(f"not UTF-8 at byte {byte}", where=where, fix=f"iconv -t UTF-8 {where}")
-
-
 def lines(path: Path, bytes_max: int = LINE_BYTES_MAX) -> Iterator[str]:
-    r"""Yield the lines of a UTF-8 file with their ``\n``, without a BOM; long ones in pieces."""
+    r"""Yield a file's lines with their ``\n``, without a BOM; long ones in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    n_read = 0
-    with path.open("rb") as file:
+    n_read = n_lines = 0
+    with opened.opened(path) as file:
         while True:
             raw = file.readline(bytes_max)
             try:
                 line = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
                 n_pending = len(decoder.getstate()[0])  # of a character that a piece ended in
-                raise _not_utf8(n_read - n_pending + error.start, path) from error
+                byte = n_read - n_pending + error.start
+                raise opened.not_utf8(path, byte, n_lines + 1) from error
             if not raw:
                 return
             yield line if n_read else line.removeprefix("\ufeff")
             n_read += len(raw)
+            n_lines += raw.endswith(b"\n")
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -74,7 +71,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 what = f"line {number} is not a document: not valid JSON: {error}"
-                raise BadText(what, where=path) from error
+                command = opened.piped(path, f"sed {number}d")
+                fix = f"{command} > {opened.copy_name(path, 'mended')}"
+                raise BadText(what, where=path, fix=fix) from error
             yield number, value
 
 
@@ -89,16 +88,6 @@ def json_texts(path: Path, field: str = "text") -> Iterator[tuple[int, dict[str,
         except (ValueError, KeyError, TypeError) as error:
             raise BadText(f"line {number} is not a document: {error}", where=path) from error
         yield number, entry, text
-
-
-def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, with the `columns` that it has (None: all)."""
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadText(f"this Parquet file cannot be read: {error}", where=path) from error
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[str]:
@@ -149,7 +138,7 @@ def line(document: Document) -> str:
 def stream(path: Path) -> Iterator[Document]:
     """Yield the documents of JSON lines; only ``text`` is required, ``id`` is else the line's."""
     for number, entry, text in json_texts(path):
-        document_id = str(entry.get("id") or f"{path.stem}/{number:06d}")
+        document_id = str(entry.get("id") or f"{readable(path.stem)}/{number:06d}")
         source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
         yield Document(document_id, text, source, licence)
 

@@ -47,7 +47,7 @@ _SETTINGS = {
     "hub": _keys("repo config split text", "revision id"),
     "pypi": _keys("package version sha256 extractor", files=(TEXTS, _REQUIRED)),
     "debian": _keys("package extractor", files=(TEXTS, _REQUIRED)),
-    "files": _keys("", "field", files=(tuple[Any, ...], _REQUIRED)),
+    "files": _keys("", "field format", files=(tuple[Any, ...], _REQUIRED)),
     "written": _keys("file"),
 }
 """Settings of each kind of source, for its module in `corpus.sources`."""

@@ -6,7 +6,7 @@ next block is taken from the source that is furthest behind its share.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imatrix_lab.corpus.documents import JOINT
@@ -14,6 +14,10 @@ from imatrix_lab.types import Document
 
 BLOCK_TOKENS = 1024
 """Two windows of llama-imatrix's default size."""
+START_CHARS = 8192
+"""Documents that are longer are counted only as far as needed, but never less than this."""
+SPARE_TOKENS = 64
+"""Where a text is cut changes the tokens before; so many more are out of reach of that."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +127,48 @@ def joined(documents: Sequence[Document]) -> str:
 
 
 def within_budget(
-    documents: Sequence[Document], n_tokens: int, count: Callable[[str], int]
+    documents: Iterable[Document],
+    n_tokens: int,
+    count: Callable[[str], int],
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> tuple[str, list[Document]]:
     """Return (text, documents used): the documents joined, and cut in the last that fits.
 
     It has exactly `n_tokens` tokens (BOS included) if the tokenizer allows it, and never more.
+    No more is read and counted than that takes; `on_tokens` hears how many there are so far.
     """
     estimate = 0
-    for i, document in enumerate(documents, 1):
-        estimate += count(document.text + JOINT)
+    used: list[Document] = []
+    texts: list[str] = []
+    for document in documents:
+        text, n = start_with(document.text, n_tokens - estimate, count)
+        if len(text) < len(document.text):  # not by an estimate
+            estimate = count(JOINT.join(texts))
+            text, n = start_with(document.text, n_tokens - estimate, count)
+        used.append(document)
+        texts.append(text)
+        estimate += n
+        on_tokens(min(estimate, n_tokens))
         # documents count a little more alone than joined: count the whole only near the budget
-        if estimate >= n_tokens and count(text := joined(documents[:i])) >= n_tokens:
-            return _shortened(text, len(document.text), n_tokens, count), list(documents[:i])
-    return joined(documents), list(documents)
+        if estimate >= n_tokens:
+            estimate = count(whole := JOINT.join(texts))
+            if estimate >= n_tokens:
+                return _shortened(whole, len(text), n_tokens, count), used
+    return JOINT.join(texts), used
+
+
+def start_with(text: str, n_tokens: int, count: Callable[[str], int]) -> tuple[str, int]:
+    """Return the start of a text that has more than `n_tokens`, or all of it, and its tokens.
+
+    A long line without blanks can take time that grows with its square, so little is counted.
+    """
+    n_chars = START_CHARS
+    while True:
+        start = text[:n_chars]
+        n = count(start + JOINT)
+        if len(start) == len(text) or n > n_tokens + SPARE_TOKENS:
+            return start, n
+        n_chars *= 2
 
 
 def _shortened(text: str, n_last: int, n_tokens: int, count: Callable[[str], int]) -> str:

@@ -1,17 +1,20 @@
 """Quants against their full model on held-out text: from a request to files of records."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import place, replacing
 from imatrix_lab.core.names import slug
-from imatrix_lab.core.outputs import check_folder
+from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus.build import HELDOUT
-from imatrix_lab.corpus.documents import decode, read
+from imatrix_lab.corpus.documents import read
+from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import compute
 from imatrix_lab.llamacpp.build import get_toolchain
@@ -51,7 +54,7 @@ def _check(request: ScoreRequest, session: Session) -> None:
         if path is None:
             tune.parse_text(label, allow_file=True)
         else:
-            documents_in(path, label)
+            documents_in(path, label, request, session.progress.say)
     if reference := resolve.unhashed(request.reference):
         _protocol(request, reference.facts)
         compatible.check(reference, list(filter(None, map(resolve.unhashed, request.quants))))
@@ -116,6 +119,7 @@ def _place(
     if target.exists() and not _same_run(target, named):
         progress.say(f"note: {target.name} has other records and is kept")
         target = out / f"{text.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
+    check_file(target, Rules(), lambda path: "" if _same_run(path, named) else any_file(path))
     if named == signature:
         place(source, target)
         return target
@@ -179,25 +183,33 @@ def _documents(
     if path is None:
         tuning = Request(label, (), request.reference, TOKENS_DEFAULT, request.out, request.compute)
         documents = read(tune.corpus_of(tuning, tools, reference, session).heldout)
-    else:  # keep_cr: the same bytes as llama-perplexity reads
-        documents = documents_in(path, label, keep_cr=request.protocol == "llamacpp")
+    else:
+        documents = documents_in(path, label, request)
     documents = documents[: request.limit]
     if not any(d.text.strip() for d in documents):
         raise BadText(f"the text {label} is empty", where=path)
     return tuple(documents)
 
 
-def documents_in(path: Path, label: str, keep_cr: bool = False) -> list[Document]:
-    """Return the documents of a file (``.jsonl``, or one document) or of a corpus folder."""
+def documents_in(
+    path: Path,
+    label: str,
+    request: ScoreRequest | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Document]:
+    """Return the documents of a file (its rows, or one document) or of a corpus folder."""
     if (path / HELDOUT).is_file():
         return read(path / HELDOUT)
     if not path.is_file():
         fix = f"--text {label}=FILE, or a language: --text nb"
         raise BadText("no such text", where=path, fix=fix)
-    if path.suffix == ".jsonl":
-        return read(path)
-    content = decode(path.read_bytes(), str(path), keep_cr)
-    return [Document(path.stem, content, path.name, "unknown")]
+    text = UserText(path, request.field if request else "")
+    # the same bytes as llama-perplexity reads
+    keep_cr = bool(request and request.protocol == "llamacpp")
+    limit = request.limit if request else None
+    documents = list(itertools.islice(text.documents(keep_cr), limit))
+    text.say(say)
+    return documents
 
 
 def _note_facts(facts: dict[str, Any], text: str, quant: str, progress: Progress) -> None:

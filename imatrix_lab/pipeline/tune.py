@@ -14,9 +14,16 @@ from imatrix_lab.core.outputs import Rules, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, mixture
-from imatrix_lab.corpus.build import CALIBRATION, build, from_file, from_folder, heldout_text
-from imatrix_lab.corpus.documents import decode
+from imatrix_lab.corpus.build import (
+    CALIBRATION,
+    build,
+    from_file,
+    from_folder,
+    heldout_of_file,
+    heldout_text,
+)
 from imatrix_lab.corpus.mixture import Mixture
+from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import collect, expected, format, repair, validate
 from imatrix_lab.imatrix.findings import some
@@ -108,7 +115,8 @@ def corpus_of(request: Request, tools: Toolchain, model: Model, session: Session
     n_tokens = request.n_tokens
     with Vocabulary(tools, model.path, special) as vocabulary:
         if isinstance(text, Path):
-            corpus = from_file(text, model, vocabulary, n_tokens, session)
+            own = UserText(text, request.field)
+            corpus = from_file(own, model, vocabulary, n_tokens, session)
         else:
             corpus = build(text, model, vocabulary, n_tokens, request.corpus, session)
     if corpus.n_tokens < n_tokens:
@@ -135,6 +143,17 @@ def parse_text(text: str, allow_file: bool = False) -> Mixture | Path:
     return parsed
 
 
+def check_text(request: Request) -> Mixture | Path:
+    """Return the text of a request as `parse_text`, a file if it begins as text can be read.
+
+    Raises UsageError, BadText: there is no such text, or there is none in it.
+    """
+    text = parse_text(request.text, allow_file=True)
+    if isinstance(text, Path) and text.is_file():
+        next(UserText(text, request.field).paragraphs())
+    return text
+
+
 def imatrix_of(
     request: Request, tools: Toolchain, model: Model, corpus: CorpusFacts, session: Session
 ) -> ImatrixFacts:
@@ -155,7 +174,7 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
 
 def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     """Compute an importance matrix and put it at `out`; return its path."""
-    text = parse_text(request.text, allow_file=True)
+    text = check_text(request)
     resolve.check_spec(request.model, session.store)
     rules, label = rules_of(request, session), resolve.label_of(request.model)
     if out:
@@ -191,8 +210,8 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         text = text or slug(matrix.language or imatrix_path.stem)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
-    source = parse_text(text, allow_file=True)
     verified = dataclasses.replace(request, text=text)
+    source = check_text(verified)
     rules = rules_of(verified, session, *filter(None, [imatrix_path]))
     deliver.check_folder(request.out, rules)
     tools, model = prepare(request, session)
@@ -205,10 +224,10 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     if isinstance(source, Mixture) or source.is_dir():
         heldout = heldout_in(corpus_of(verified, tools, model, session))
     else:
-        content = decode(source.read_bytes(), str(source))
+        own = UserText(source, request.field)
         with Vocabulary(tools, model.path) as vocabulary:
-            n_tokens = vocabulary.count(content)
-            heldout = HeldOut(sha256_file(source), content, n_tokens, readable(source.name))
+            start = heldout_of_file(own, vocabulary, run.VERIFY_TOKENS, session)
+            heldout = HeldOut(*start, own.name)
     return _quantize(request, tools, model, imatrix, heldout, None, session)
 
 
@@ -289,6 +308,7 @@ def _quantize(
         )
         for quant_type in request.types
     )
+    request = dataclasses.replace(request, force=bool(imatrix and imatrix.forced))  # as recorded
     made = deliver.Made(model, corpus, imatrix, heldout)
     files = deliver.deliver(request, made, facts)
     return Result(model, corpus, imatrix, facts, files)

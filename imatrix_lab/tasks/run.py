@@ -1,7 +1,7 @@
 """Benchmarks on quants: from a request to files of item records."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,7 +10,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json
-from imatrix_lab.core.outputs import check_folder
+from imatrix_lab.core.outputs import any_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
@@ -208,20 +208,29 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
-    if unread := [outcome.output for _, outcome in rows if outcome.cut and not outcome.parsed]:
-        n_thinking = sum(map(thoughts.has_marks, unread))
-        whose = f", {n_thinking:,} of them in thoughts" if n_thinking else ""
-        more = max(4 * prepared.task.prompt.max_tokens, _thought_tokens(prepared, answerer) // 2)
-        progress.say(
-            f"note: {name}: {len(unread):,} of {len(rows):,} answers were cut off before they could"
-            f" be read{whose}; try: --max-tokens {more}"
-        )
+    if note := _unread(
+        prepared, [outcome for _, outcome in rows], _thought_tokens(prepared, answerer)
+    ):
+        progress.say(f"note: {name}: {note}")
     for reason, n in records.error_classes(errors).items():
         first = next(error for error in errors if error.startswith(reason))
         progress.say(f"note: {name}: {n:,} of {len(rows):,} items failed, not counted: {first}")
     if not errors:
         journal.remove()
     return path
+
+
+def _unread(prepared: Prepared, outcomes: Sequence[Outcome], thought_tokens: int) -> str:
+    """Return how many answers lacked tokens to be read, and what gives them more, or ""."""
+    unread = [outcome for outcome in outcomes if not (outcome.parsed or outcome.error)]
+    n_thinking = sum(thoughts.has_marks(outcome.output) for outcome in unread)
+    n = sum(outcome.cut or thoughts.has_marks(outcome.output) for outcome in unread)
+    if not n:
+        return ""
+    whose = f", {n_thinking:,} of them in thoughts" if n_thinking else ""
+    more = max(4 * prepared.task.prompt.max_tokens, thought_tokens // 2)
+    count = f"{n:,} of {len(outcomes):,} answers ended before they could be read"
+    return f"{count}{whose}; try: --max-tokens {more}"
 
 
 def _answer(
@@ -304,4 +313,4 @@ def _place(
         if canonical_json(old) == canonical_json(signature):
             has_text = "prompt" in table.columns or not request.keep_text
             return path, has_text and not any(records.words(table, "error"))
-    return path, False
+    raise UsageError(f"not replaced: {any_file(path)}", where=path, fix="another --out")

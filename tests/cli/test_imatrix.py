@@ -206,6 +206,53 @@ def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, monkeypa
     assert words in done.stderr
 
 
+def test_a_merge_replaces_mixtures_of_the_same_files_alone(lab, two, tmp_path):
+    nb, en = two / "nb.gguf", two / "en.gguf"
+    for name in ("mix.gguf", "mix.dat"):
+        out = tmp_path / name
+        for _ in range(2):
+            lab("imatrix", "merge", nb, en, "-o", out)
+        before = out.read_bytes()
+        lab("imatrix", "merge", f"{nb}=3", en, "-o", out, status=2)
+        assert out.read_bytes() == before
+        done = lab("imatrix", "merge", f"{nb}=3", en, "-o", out, "--force")
+        assert str(out) in done.stderr.splitlines()[0] and out.read_bytes() != before
+    before = nb.read_bytes()
+    (tmp_path / "link.gguf").symlink_to(nb)
+    (tmp_path / "twin.gguf").hardlink_to(nb)
+    for out in (nb, tmp_path / "link.gguf", tmp_path / "twin.gguf"):
+        lab("imatrix", "merge", nb, en, "-o", out, "--force", status=2)
+        lab("imatrix", "merge", nb, en, "-o", out, status=2)
+    assert nb.read_bytes() == before
+    lab("imatrix", "merge", nb, en, "-o", tmp_path / "new" / "mix.gguf")
+    # each mixture that lacks one file is looked at too, before any is written
+    (tmp_path / "a-without-en.gguf").write_text("mine")
+    files = (nb, en, tmp_path / "mix.gguf")
+    lab("imatrix", "merge", *files, "--leave-one-out", "-o", tmp_path / "a.gguf", status=2)
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_an_imatrix_replaces_one_of_the_same_model_and_text_alone(
+    lab, two, tiny, tools, link_toolchain, tmp_path, monkeypatch
+):
+    link_toolchain(tmp_path / "store")
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(tmp_path / "store"))
+    out, model = tmp_path / "x.gguf", tmp_path / "model-f16.gguf"
+    model.write_bytes(tiny.read_bytes())
+    words = ("imatrix", "build", "--model", model, "--ctx", 128, "--threads", 1, "--out", out)
+    for _ in range(2):
+        lab(*words, "--corpus", two / "nb.txt", "--tokens", 512)
+    before = out.read_bytes()
+    lab(*words, "--corpus", two / "nb.txt", "--tokens", 384, status=2)
+    done = lab(*words, "--corpus", two / "en.txt", "--tokens", 512, status=2)
+    assert str(out) in done.stderr and "--force" in done.stderr
+    assert out.read_bytes() == before
+    done = lab(*words, "--corpus", two / "en.txt", "--tokens", 512, "--force")
+    assert f"{out} will be replaced" in done.stderr and out.read_bytes() != before
+    lab(*words[:-1], model, "--corpus", two / "en.txt", "--force", status=2)
+    assert model.read_bytes() == tiny.read_bytes()
+
+
 def test_diff(lab, two, tmp_path, monkeypatch):
     files = (two / "nb.gguf", two / "en.gguf")
     picture = tmp_path / "p.svg"
@@ -266,6 +313,29 @@ def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):
     (quant,) = (tmp_path / "out").glob("*.gguf")
     assert quant.name == "tiny-nb75-en25-Q4_K_M.gguf"
     assert read_header(quant).metadata["imatrix_lab.language"] == "nb75-en25"
+
+
+def test_a_text_in_rows_is_the_text_in_plain(lab, tiny, two, tmp_path):
+    """Calibrated and verified on the texts in a file, not on its syntax."""
+    paragraphs = (two / "nb.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    rows = tmp_path / "nb.txt"  # by content
+    rows.write_text("".join(json.dumps({"tekst": text}) + "\n" for text in paragraphs))
+    build = ("imatrix", "build", "--model", tiny, "--ctx", 128, "--threads", 1, "--backend", "cpu")
+    shas = []
+    for text in (rows, two / "nb.txt"):
+        out = tmp_path / f"{len(shas)}.gguf"
+        lab(*build, "--corpus", text, "--out", out)
+        shas.append(format.read(out).metadata["imatrix_lab.corpus.sha256"])
+    assert shas[0] == shas[1]
+    failed = lab(*build, "--corpus", rows, "--field", "text", "--out", out, status=1)
+    assert "--field tekst" in failed.stderr
+    verified = [
+        lab("quantize", "--model", tiny, "--imatrix", out, "--type", "Q4_K_M", "--threads", 1,
+            "--heldout", text, "--out", tmp_path / f"quants-{i}", "--json").stdout
+        for i, text in enumerate((rows, two / "nb.txt"))
+    ]  # fmt: skip
+    values = [json.loads(result)["quants"][0]["perplexity"] for result in verified]
+    assert values[0] == values[1]
 
 
 def test_the_remedies_for_a_bad_imatrix_name_files_that_are_there(

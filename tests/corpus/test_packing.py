@@ -125,3 +125,42 @@ def test_the_budget_is_met_exactly_or_all_is_used(count, lengths, budget):
     else:
         assert text == everything and used == found
     assert packing.joined(used).startswith(text)
+
+
+@pytest.mark.parametrize("n_documents", [1, 1000])
+def test_no_more_is_counted_than_the_budget_takes(n_documents):
+    counted = 0
+
+    def count(text):
+        nonlocal counted
+        counted += len(text)
+        return len(text) // 4
+
+    found = documents(["ord " * (1_000_000 // n_documents)] * n_documents)
+    unread = iter(found)
+    text, used = packing.within_budget(unread, 2048, count)
+    assert count(text) == 2048
+    assert counted < 400_000
+    assert len(list(unread)) == n_documents - len(used)
+
+
+@given(st.lists(st.integers(1, 12_000), min_size=1, max_size=4), st.integers(2, 9000))
+def test_a_long_document_is_cut_where_the_whole_would_be(lengths, budget):
+    found = documents([" ".join(["ord"] * n) for n in lengths])
+    text, used = packing.within_budget(found, budget, words)
+    assert packing.joined(found).startswith(text)
+    assert words(text) == min(budget, words(packing.joined(found)))
+    assert [d.id for d in used] == [d.id for d in found[: len(used)]]
+
+
+def test_many_small_documents_are_not_counted_whole_again_and_again():
+    """A token that begins every text makes each document count more alone than joined."""
+    calls = []
+
+    def count(text):
+        calls.append(len(text))
+        return 1 + len(text.split())
+
+    text, _ = packing.within_budget(documents(["ord"] * 20_000), 10_000, count)
+    assert count(text) == 10_000
+    assert sum(size > 10_000 for size in calls) < 40

@@ -383,9 +383,9 @@ class TestRefused:
         ("raw", "said"),
         [
             (b'{"id": "a", "text": "en"}\nto\n', "line 2 is not a document"),
-            (b'{"id": "a"}\n', "line 1 is not a document: 'text'"),
-            (b'{"text": 3}\n', "line 1 is not a document: its text is not a string"),
-            (b'["a"]\n', "line 1 is not a document"),
+            (b'{"id": "a"}\n', "no column of this file is text: id"),
+            (b'{"text": 3}\n', "no text in its 1 rows"),
+            (b"[1]\n", "no text in its 1 rows"),
             (b'{"id": "a", "text": "en"}\n{"id": "a", "text": "to"}\n', "'a' occurs twice"),
             (b'{"text": "bl\xe5b\xe6r"}\n', "not UTF-8 at byte 12"),
             (b"", "the text nb is empty"),

@@ -255,7 +255,7 @@ def test_records_without_text(tmp_path):
     (path,) = run.run(task, [Answerer("A", None, lambda item: "1")], Silent())
     with pytest.raises(BadRecords) as raised:
         judge.grade(path, Client("http://127.0.0.1:9", "j"), Silent())
-    assert (raised.value.where, raised.value.fix) == (str(path), "task run --keep-text")
+    assert raised.value.where == str(path) and "--keep-text" in raised.value.fix
 
 
 def test_mistakes_are_told_before_a_judge_is_started(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Every definition on files in its benchmark's own schema; kinds of files; a loopback Hub."""
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -92,7 +93,12 @@ def test_kinds_of_files(tmp_path):
     keyed.write_text(json.dumps({row["sample_id"]: row for row in rows}))
     parquet = tmp_path / "x.parquet"
     datasets.Dataset.from_list(rows).to_parquet(str(parquet))
-    files = [keyed, parquet, *(write(tmp_path / f"x.{kind}", rows)
+    packed = tmp_path / "x.jsonl.gz"
+    packed.write_bytes(gzip.compress(write(tmp_path / "y.jsonl", rows).read_bytes()))
+    by_content = write(tmp_path / "z.json", rows).rename(tmp_path / "z.jsonl")
+    utf16 = tmp_path / "utf16.csv"
+    utf16.write_text(write(tmp_path / "y.csv", rows).read_text("utf-8"), "utf-16")
+    files = [keyed, parquet, packed, by_content, utf16, *(write(tmp_path / f"x.{kind}", rows)
                                for kind in ("json", "jsonl", "tsv", "csv"))]  # fmt: skip
     locale = get_locale("de")
     first, *others = (make_items(load.rows(task, "de", f).rows, task, locale)[0] for f in files)

@@ -423,7 +423,7 @@ def test_thoughts_that_are_cut_off_are_unread(opened, quiz, tmp_path):
     (score,) = summary.scores(paths)
     assert (score.n_unparsed, score.n_cut, score.n_items) == (5, 5, 20)
     assert score.score.estimate == 0.75
-    (note,) = [note for note in progress.notes if "cut off" in note]
+    (note,) = [note for note in progress.notes if "--max-tokens" in note]
     assert "5 of 20 answers" in note and "5 of them in thoughts" in note
     assert "--max-tokens 2048" in note
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.corpus import documents
+from imatrix_lab.corpus import documents, tables
 from imatrix_lab.corpus.clean.shingles import shingles
-from imatrix_lab.errors import BadText
 
 N_WORDS, N_CHARACTERS = 8, 20
 """Runs of 8 words, or of 20 characters in scripts without spaces, rarely repeat by chance."""
-
-JSON_BYTES_MAX = 1 << 28
-"""A .json file is read whole; larger ones must be JSON lines."""
 
 _PENDING_MAX = 1 << 20
 _BATCH_CHARS = 1 << 18
@@ -72,26 +65,22 @@ class Shingles:
 
 
 def task_strings(path: Path) -> Iterator[str]:
-    """Yield every string of a task file: .json, .jsonl, .csv, .tsv, .parquet, else plain text.
+    """Yield every string of a task file: JSON, JSON lines, CSV, TSV, Parquet, else plain text.
 
     JSON gives its values at any depth, not the keys; plain text gives paragraphs.
     """
-    try:
-        match path.suffix.lower():
-            case ".json":
-                yield from _json(path)
-            case ".jsonl" | ".ndjson":
-                for _, value in documents.json_lines(path):
-                    yield from _strings(value)
-            case ".csv" | ".tsv":
-                yield from _csv(path)
-            case ".parquet":
-                for row in documents.parquet_rows(path):
-                    yield from _strings(row)
-            case _:
-                yield from documents.paragraphs(documents.lines(path))
-    except OSError as error:
-        raise BadText(f"cannot be read: {error.strerror or error}", where=path) from error
+    match tables.format_of(path):
+        case tables.TEXT:
+            yield from documents.paragraphs(documents.lines(path))
+        case tables.TABLE:
+            for _, cells in tables.cells_of(path):
+                yield from cells
+        case tables.JSON:
+            for value in tables.json_values(path):
+                yield from _strings(value)
+        case _:
+            for _, value in tables.rows(path):
+                yield from _strings(value)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -105,24 +94,3 @@ def _strings(value: Any) -> Iterator[str]:
             pending.extend(reversed(value.values()))
         elif isinstance(value, list):
             pending.extend(reversed(value))
-
-
-def _json(path: Path) -> Iterator[str]:
-    if (size_bytes := path.stat().st_size) > JSON_BYTES_MAX:
-        fix = "jq -c '.[]' "
-        fix += f"{shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.jsonl')))}"
-        raise BadText(f"{size_bytes / 1e6:,.0f} MB of JSON in one piece", where=path, fix=fix)
-    try:
-        yield from _strings(json.loads(documents.decode(path.read_bytes(), str(path))))
-    except (ValueError, RecursionError) as error:
-        raise BadText(f"not valid JSON: {error}", where=path) from error
-
-
-def _csv(path: Path) -> Iterator[str]:
-    csv.field_size_limit(1 << 24)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        for row in csv.reader(documents.lines(path), delimiter=delimiter):
-            yield from row
-    except csv.Error as error:
-        raise BadText(f"not a table: {error}", where=path) from error

@@ -1,33 +1,34 @@
-"""The user's own text: txt, jsonl or parquet files of any size, read where they are."""
+"""The user's own text: files of any size, read where they are."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file, write_whole
+from imatrix_lab.core.names import readable
+from imatrix_lab.core.outputs import Other, Rules, any_file, check_file
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.session import Session
-from imatrix_lab.corpus import languages
-from imatrix_lab.corpus.documents import (
-    DOCUMENT_CHARS,
-    gathered,
-    json_texts,
-    lines,
-    paragraphs,
-    parquet_rows,
-    tidy,
-)
+from imatrix_lab.corpus import languages, opened
+from imatrix_lab.corpus.documents import DOCUMENT_CHARS, gathered, lines, paragraphs, tidy
 from imatrix_lab.corpus.languages import Language, Source
 from imatrix_lab.corpus.sources.base import Pinned, check_unchanged, row_id
+from imatrix_lab.corpus.tables import JSON_LINES, PARQUET, TEXT
+from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import BadText, UsageError
 from imatrix_lab.types import Document
 
 PIECE_CHARS_MAX = 1 << 20
+
+_BY_SUFFIX = {".txt": TEXT, ".jsonl": JSON_LINES, ".parquet": PARQUET}
+"""What a source's files are if it does not say."""
 
 _CLASSES = {
     "public-domain": r"CC0|PDDL|Unlicense|0BSD|public.domain",
@@ -36,17 +37,28 @@ _CLASSES = {
 }
 
 
-def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = "") -> Source:
+def add(
+    paths: Sequence[Path],
+    code: str,
+    name: str,
+    licence: str,
+    field: str = "",
+    rules: Rules | None = None,
+) -> Source:
     """Register the user's files as a source of a language, in a file of `user_dir`; return it.
 
-    The texts stay where they are; `field` holds the text in jsonl and parquet (default ``text``).
+    The texts stay where they are; `field` is the column with the text, in files with rows.
     """
     language = languages.get(code)
     languages.check_name(name)
     target = user_dir() / "own" / language.code / f"{name}.toml"
     if not target.exists() and name in {s.name for s in language.sources}:
         raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
+    texts = [UserText(path, field) for path in paths]
+    for text in texts:
+        next(text.passages() if text.has_rows else text.paragraphs())  # raises without any
     entries = [_entry(path) for path in paths]
+    check_file(target, rules or Rules(), _other_than([e["path"] for e in entries]))
     if len({Path(e["path"]).name for e in entries}) < len(entries):
         raise UsageError("two of these files have the same name, but ids are made of names")
     raw: dict[str, Any] = {
@@ -56,13 +68,28 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
         "origin": f"own text: {name}",
         "note": ", ".join(Path(e["path"]).name for e in entries)[:200],
         "files": entries,
+        "field": _column(texts) or "text",
     }
-    if field:
-        raw["field"] = field
+    if any(text.format != _BY_SUFFIX.get(text.path.suffix) for text in texts):
+        raw["format"] = ", ".join(text.format for text in texts)
     source = languages.source(name, raw, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
     return source
+
+
+def _other_than(paths: Sequence[str]) -> Other:
+    """Return what tells sources of other files from one of these, which may have changed."""
+
+    def other(path: Path) -> str:
+        with contextlib.suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            old = [e["path"] for e in tomllib.loads(path.read_text(encoding="utf-8"))["files"]]
+            if sorted(old) == sorted(paths):
+                return ""
+            return f"a source of other files: {', '.join(Path(p).name for p in old)[:200]}"
+        return any_file(path)
+
+    return other
 
 
 def licence_class(licence: str) -> str:
@@ -78,7 +105,8 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
-    _reader(path)
+    if readable(path) != str(path):  # a source is a TOML file, which is text
+        raise UsageError("this name is not text", where=readable(path), fix="rename the file")
     try:
         facts = path.stat()
         return {
@@ -91,10 +119,13 @@ def _entry(path: Path) -> dict[str, Any]:
         raise BadText(f"this text cannot be read: {error.strerror}", where=path) from error
 
 
-def _reader(path: Path) -> Callable[[Path, str], Iterator[tuple[str, str]]]:
-    if path.suffix not in _READERS:
-        raise UsageError(f"{path.name} is not one of {', '.join(_READERS)}", where=path)
-    return _READERS[path.suffix]
+def _column(texts: Sequence[UserText]) -> str:
+    columns = {text.column: text.path.name for text in texts if text.column}
+    if len(columns) > 1:
+        places = ", ".join(f"{column} of {name}" for column, name in columns.items())
+        what = f"the text is in different columns: {places}"
+        raise UsageError(what, fix="add each file under a name of its own, or --field NAME")
+    return next(iter(columns), "")
 
 
 def _toml(value: Any) -> str:
@@ -144,18 +175,29 @@ def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[
     """Yield the documents of every file, streamed."""
     source = pinned.source
     check_unchanged(pinned, reach(source, session), language)
-    field = str(source.settings.get("field", "text"))
     for entry in source.settings["files"]:
-        path = Path(entry["path"])
-        for key, text in _reader(path)(path, field):
-            if text := tidy(text):
-                document_id = f"{source.name}/{path.name}/{key}"
-                yield Document(document_id, text, source.name, source.licence)
+        file = UserText(Path(entry["path"]), str(source.settings.get("field", "")))
+        try:
+            for key, text in _texts(file):
+                if text := tidy(text):
+                    document_id = f"{source.name}/{file.path.name}/{key}"
+                    yield Document(document_id, text, source.name, source.licence)
+        finally:
+            file.say(session.progress.say)
 
 
-def text_file(path: Path, field: str = "") -> Iterator[tuple[str, str]]:
+def _texts(file: UserText) -> Iterator[tuple[str, str]]:
+    """Yield (number, perhaps after an id of its own, and text) of pages or rows."""
+    if not file.has_rows:
+        yield from text_file(file.path)
+        return
+    for passage in file.passages():
+        yield row_id(passage.number, passage.row.get("id")), passage.text
+
+
+def text_file(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (number, text): cut at form feeds if the first MiB has any, else after each page."""
-    with path.open("rb") as file:
+    with opened.opened(path) as file:
         has_feeds = b"\f" in file.read(PIECE_CHARS_MAX)
     chars = PIECE_CHARS_MAX if has_feeds else DOCUMENT_CHARS
     pages = _pages(path) if has_feeds else [paragraphs(_lines(path))]
@@ -181,21 +223,3 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
 def _lines(path: Path) -> Iterator[str]:
     for line in lines(path, PIECE_CHARS_MAX):
         yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-
-
-def jsonl_file(path: Path, field: str = "text") -> Iterator[tuple[str, str]]:
-    """Yield (id and number, text) of a file with a JSON object on each line; see `json_texts`."""
-    for number, entry, text in json_texts(path, field):
-        yield row_id(number, entry.get("id")), text
-
-
-def parquet_file(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    """Yield (id and number, text) of a Parquet file; `BadText` if it has no such column."""
-    for number, row in enumerate(parquet_rows(path, [field, "id"])):
-        if field not in row:
-            raise BadText(f"this file has no column {field}", where=path, fix="--field NAME")
-        if isinstance(row[field], str):
-            yield row_id(number, row.get("id")), row[field]
-
-
-_READERS = {".txt": text_file, ".jsonl": jsonl_file, ".parquet": parquet_file}

@@ -6,10 +6,9 @@ from pathlib import Path
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.session import Session
-from imatrix_lab.corpus.documents import tidy
+from imatrix_lab.corpus.documents import json_texts, tidy
 from imatrix_lab.corpus.languages import Language, Source
-from imatrix_lab.corpus.sources.base import Pinned, check_unchanged
-from imatrix_lab.corpus.sources.files import jsonl_file
+from imatrix_lab.corpus.sources.base import Pinned, check_unchanged, row_id
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
 
@@ -36,5 +35,6 @@ def documents(pinned: Pinned, language: Language, session: Session) -> Iterator[
     """Yield the documents in order."""
     source = pinned.source
     check_unchanged(pinned, reach(source, session), language)
-    for name, text in jsonl_file(_path(source)):
-        yield Document(f"{source.name}/{name}", tidy(text), source.name, source.licence)
+    for number, entry, text in json_texts(_path(source)):
+        document_id = f"{source.name}/{row_id(number, entry.get('id'))}"
+        yield Document(document_id, tidy(text), source.name, source.licence)

@@ -144,7 +144,7 @@ def _probe(
     shared: Shared, quant_type: str, progress: Progress, scratch: Path
 ) -> tuple[Model, float]:
     """Quantize a small model of random weights; return it, and the seconds that took."""
-    path, matrix = scratch / "probe.gguf", scratch / "probe.imatrix.gguf"
+    path, matrix = scratch / "probe.gguf", scratch / "importance.gguf"
     _write_probe(path, matrix)
     source = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
     imatrix = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)

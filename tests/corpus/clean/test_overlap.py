@@ -131,8 +131,8 @@ def test_a_task_file_that_is_not_there(tmp_path: Path) -> None:
 def test_large_json_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imatrix_lab.corpus.clean.overlap.JSON_BYTES_MAX", 10)
-    (tmp_path / "a.json").write_text('["' + "x" * 100 + '"]')
+    monkeypatch.setattr("imatrix_lab.corpus.tables.JSON_BYTES_MAX", 10)
+    (tmp_path / "a.json").write_text('{"a": "' + "x" * 100 + '"}')
     with pytest.raises(BadText) as caught:
         list(task_strings(tmp_path / "a.json"))
     assert caught.value.fix.startswith("jq ")

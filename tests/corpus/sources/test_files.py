@@ -24,6 +24,16 @@ from imatrix_lab.errors import BadText, UsageError
 PARAGRAPH = "Havet er stort og kaldt, og ingen vet hva som finnes der nede. " * 10
 
 
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
 def added(paths, **rest):
     files.add(list(paths), "nn", "mine", "CC0-1.0", **rest)
     language = languages.get("nn")
@@ -90,16 +100,27 @@ def test_a_wrong_encoding_is_named_with_its_byte(tmp_path, own_store, n_bytes, k
     with pytest.raises(BadText) as caught:
         read([path], own_store)
     if "line" not in caught.value.what:  # a cut line of JSON is told first
-        assert caught.value.what == f"not UTF-8 at byte {at}"
+        assert f"not UTF-8 at byte {at} (line {good.count(10) + 1})" in caught.value.what
         assert caught.value.where == str(path)
 
 
-@pytest.mark.parametrize("line", ["[]", "{", '{"text": 1}', '{"txt": "a"}', '{"text": "\\ud800"}'])
-def test_a_line_without_text_is_told(tmp_path, own_store, line):
+@pytest.mark.parametrize("line", ["[]", '{"text": 1}', '{"txt": "a"}', '{"text": "\\ud800"}'])
+def test_a_row_without_text_is_left_out_and_said(tmp_path, own_store, line):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "god"}\n' + line)
+    language, source = added([path])
+    session = Session(own_store, Told())
+    documents = list(files.documents(files.reach(source, session), language, session))
+    assert [d.text for d in documents] == ["god"]
+    (note,) = session.progress.lines
+    assert "1 of 2 rows" in note and "row 2" in note
+
+
+def test_a_line_that_is_not_json_is_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "god"}\n{')
     with pytest.raises(BadText, match="line 2"):
-        read([path], own_store)
+        added([path])
 
 
 def test_a_damaged_table_is_told(tmp_path, own_store):
@@ -108,8 +129,9 @@ def test_a_damaged_table_is_told(tmp_path, own_store):
     with pytest.raises(BadText, match="Parquet"):
         read([path], own_store)
     parquet.write_table(pyarrow.table({"a": ["b"]}), path)
-    with pytest.raises(BadText, match="column text"):
-        read([path], own_store)
+    with pytest.raises(BadText, match="column text; it has: a") as caught:
+        read([path], own_store, field="text")
+    assert caught.value.fix == "--field a"
 
 
 def test_a_changed_file_must_be_added_again(tmp_path, own_store):
@@ -162,16 +184,12 @@ def test_two_languages_may_each_have_a_text_of_one_name(tmp_path):
         files.add([path], "nn", "wikipedia", "CC0-1.0")
 
 
-def test_a_file_of_another_kind_is_told(tmp_path, own_store):
-    path = tmp_path / "a.txt"
-    path.write_text("Ein.")
-    language, source = added([path])
-    (entry,) = source.settings["files"]
-    path = path.rename(tmp_path / "a.pdf")
-    odd = replace(source, settings={"files": [{**entry, "path": str(path)}]})
-    with pytest.raises(UsageError, match=r"\.txt"):
-        pinned = files.reach(odd, Session(own_store, Silent()))
-        list(files.documents(pinned, language, Session(own_store, Silent())))
+def test_a_text_without_text_is_told_when_it_is_added(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["", None]}), path)
+    with pytest.raises(BadText, match="no text"):
+        files.add([path], "nn", "mine", "MIT")
+    assert not user_dir().exists()
 
 
 def test_what_cannot_be_added_is_told(tmp_path):
@@ -180,7 +198,6 @@ def test_what_cannot_be_added_is_told(tmp_path):
     for paths, name, words in (
         ([path], "../x", "name"),
         ([path], "wikipedia", "wikipedia"),
-        ([tmp_path / "a.pdf"], "mine", r"\.txt"),
         ([path, path], "mine", "same name"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -246,3 +263,15 @@ def test_written_text_comes_with_the_package(monkeypatch, tmp_path):
         written.reach(source, Session(store, Silent()))
     assert local_sha256(source) == ""
     assert local_sha256(languages.get("nb").sources[0]) == ""
+
+
+def test_files_of_every_kind_together(tmp_path, own_store):
+    texts = ["Ein fin dag.", "To fine dagar."]
+    lists, plain, rows = (tmp_path / name for name in ("a.json", "b.txt", "c.CSV"))
+    lists.write_text(json.dumps(texts))
+    plain.write_text("\f".join(texts))
+    rows.write_text("\n".join(["text", *texts]))
+    assert [d.text for d in read([lists, plain, rows], own_store)] == texts * 3
+    (tmp_path / "d.csv").write_text("tekst,n\nTre fine dagar.,3\n")
+    with pytest.raises(UsageError, match=r"tekst of d\.csv"):
+        added([rows, tmp_path / "d.csv"])
