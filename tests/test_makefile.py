@@ -121,6 +121,15 @@ def test_a_path_with_a_space(checkout: Path) -> None:
     assert call.option("--out") == "my quants"
 
 
+@pytest.mark.parametrize(
+    "name", ['it\'s "so".gguf', "a$b `c` \\\\d;e", "$(x)", "-a,b=c", "മലയാളം ø"]
+)
+def test_a_path_with_any_character(checkout: Path, name: str) -> None:
+    call = quant(checkout, "LANG=Norwegian Bokmål", f"MODEL={name}", f"OUT={name}")
+    assert call.arguments[1] == "Norwegian Bokmål"
+    assert call.option("--model") == call.option("--out") == name
+
+
 def test_flags_are_words(checkout: Path) -> None:
     call = quant(checkout, "LANG=nb", "TOKENS=1024", "FLAGS=--ctx 256 --dry-run")
     assert call.arguments[-3:] == ["--ctx", "256", "--dry-run"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file, write_whole
+from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Other, Rules, any_file, check_file
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.session import Session
@@ -104,6 +105,8 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
+    if readable(path) != str(path):  # a source is a TOML file, which is text
+        raise UsageError("this name is not text", where=readable(path), fix="rename the file")
     try:
         facts = path.stat()
         return {
