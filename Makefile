@@ -27,6 +27,11 @@ UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
 ifneq ($(UNKNOWN),)
 $(error unknown setting $(UNKNOWN); there are: $(SETTINGS))
 endif
+# One word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(value $(1)))'
+ifneq ($(filter-out 0 1,$(QUICK)),)
+$(error QUICK is 0 or 1, not $(QUICK))
+endif
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
@@ -59,12 +64,12 @@ $(VENV)/.dev: $(VENV)/.ready
 	@touch $@
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
-	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),"$(LANGUAGE_WANTED)") --type "$(TYPES)" --model "$(MODEL)" \
-		--tokens $(TOKENS) --out "$(OUT)" $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
-		$(if $(STUDY),--study "$(STUDY)") $(FLAGS)
+	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
+		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
+		$(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 
 study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
-	@$(BIN)/imatrix-lab study run "$(RECIPE)" $(FLAGS)
+	@$(BIN)/imatrix-lab study run $(call quoted,RECIPE) $(FLAGS)
 
 test: $(VENV)/.dev  ## all tests, on the real programs
 	@$(BIN)/imatrix-lab toolchain build > /dev/null

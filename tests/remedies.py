@@ -42,22 +42,24 @@ def _in_module(tree: ast.Module) -> Iterator[tuple[int, str]]:
     }
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
-            returned = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
-            values = [value for value in returned if value is not None]
-            constants[f"{function.name}()"] = ast.BoolOp(ast.Or(), values)
+            known = _local(list(ast.walk(function)), constants)
+            values = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
+            texts = [text for value in values if value for text in _texts(value, known)]
+            constants[f"{function.name}()"] = _any(texts)
     for name, column in _TABLES.items():
         if isinstance(table := constants.get(name), ast.Dict):
             for row in table.values:
                 assert isinstance(row, ast.Tuple), f"{name} has rows that are no tuples"
                 yield from ((row.lineno, text) for text in _texts(row.elts[column], constants))
+    module = constants
     for scope in _scopes(tree):
+        constants = _local(scope, module)
         begun: list[tuple[int, str]] = []
         for node in scope:
             match node:
                 case ast.keyword("fix", value) if not isinstance(value, ast.Name):
                     yield from ((value.lineno, text) for text in _texts(value, constants))
-                case ast.keyword("fix", ast.Name(name)) if name in constants:
-                    value = constants[name]
+                case ast.keyword("fix", ast.Name(name) as value) if name in constants:
                     yield from ((value.lineno, text) for text in _texts(value, constants))
                 case ast.Call(ast.Name("Finding"), [_, _, _, value]):
                     yield from ((value.lineno, text) for text in _texts(value, constants))
@@ -68,6 +70,24 @@ def _in_module(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     more = _texts(value, constants)
                     begun = [(line, a + b) for (line, a), b in itertools.product(begun, more)]
         yield from begun
+
+
+def _local(nodes: list[ast.AST], constants: dict[str, ast.expr]) -> dict[str, ast.expr]:
+    """Return constants with the texts that a function gives to names of its own."""
+    known = dict(constants)
+    for node in sorted((n for n in nodes if isinstance(n, ast.Assign)), key=_place):
+        match node:
+            case ast.Assign(
+                [ast.Name(name)], ast.Constant(str()) | ast.JoinedStr() | ast.IfExp()
+            ) if name != "fix":
+                old = _texts(known[name], known) if name in known else []
+                known[name] = _any([*old, *_texts(node.value, known)])
+    return known
+
+
+def _any(texts: list[str]) -> ast.expr:
+    """Return an expression that is one of some texts."""
+    return ast.BoolOp(ast.Or(), [ast.Constant(text) for text in dict.fromkeys(texts)])
 
 
 def _scopes(tree: ast.Module) -> list[list[ast.AST]]:

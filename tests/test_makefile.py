@@ -121,6 +121,15 @@ def test_a_path_with_a_space(checkout: Path) -> None:
     assert call.option("--out") == "my quants"
 
 
+@pytest.mark.parametrize(
+    "name", ['it\'s "so".gguf', "a$b `c` \\\\d;e", "$(x)", "-a,b=c", "മലയാളം ø"]
+)
+def test_a_path_with_any_character(checkout: Path, name: str) -> None:
+    call = quant(checkout, "LANG=Norwegian Bokmål", f"MODEL={name}", f"OUT={name}")
+    assert call.arguments[1] == "Norwegian Bokmål"
+    assert call.option("--model") == call.option("--out") == name
+
+
 def test_flags_are_words(checkout: Path) -> None:
     call = quant(checkout, "LANG=nb", "TOKENS=1024", "FLAGS=--ctx 256 --dry-run")
     assert call.arguments[-3:] == ["--ctx", "256", "--dry-run"]
@@ -130,6 +139,15 @@ def test_flags_are_words(checkout: Path) -> None:
 @pytest.mark.parametrize(("quick", "option"), [("0", "--no-quick"), ("1", "--quick")])
 def test_a_small_answer_is_refused_or_demanded(checkout: Path, quick: str, option: str) -> None:
     assert quant(checkout, "LANG=nb", f"QUICK={quick}").arguments[-1] == option
+
+
+@pytest.mark.parametrize("word", ["QUICK=no", "QUICK=yes", "TOKEN=2048", "TYPE=Q3_K_S"])
+def test_a_setting_or_value_that_make_does_not_know_starts_nothing(
+    checkout: Path, word: str
+) -> None:
+    done = make(checkout, "quant", "LANG=nb", word)
+    assert done.returncode == 2 and word.partition("=")[0] in done.stderr
+    assert "argument" not in done.stdout
 
 
 def test_a_study_for_the_card(checkout: Path) -> None:

@@ -3,6 +3,7 @@
 A new ``fix=`` that no rule here knows fails: add a rule that tries it, or word it otherwise.
 """
 
+import gzip
 import importlib.metadata
 import re
 import shlex
@@ -17,7 +18,9 @@ import click
 import huggingface_hub.constants
 import pytest
 
-from imatrix_lab.cli.main import cli
+from imatrix_lab.cli.main import cli, run
+from imatrix_lab.core import files
+from imatrix_lab.errors import ImatrixLabError
 from tests.remedies import FILLED, PACKAGE, Remedy, all_remedies
 
 ROOT = Path(__file__).parent.parent
@@ -30,8 +33,8 @@ CLAUSES = re.compile(r"; (?:or )?|, (?:or |and |then )?|: | or | then | with | {
 """What stands between the parts of a remedy."""
 METAVARS = ("MODEL", "FILE", "LANGUAGE", "CODE", "TASK", "A", "B", "RUN_A", "RUN_B")
 PLAIN = re.compile(
-    r"(a|add|build|check|choose|close|compare|complete|compute|convert|correct|delete|download|fetch"
-    r"|fewer|finish|give|if|install|leave|let|look|more|name|one|open|pin|point|put|read|remove|run|score"
+    r"(a|add|another|build|check|choose|close|compare|complete|compute|convert|correct|delete|download|fetch"
+    r"|fewer|finish|give|if|install|leave|let|look|mend|more|name|one|open|pin|point|put|read|remove|run|score"
     r"|set|the|types|use|write)\b"
 )
 """How remedies in plain words begin."""
@@ -84,7 +87,7 @@ def pip(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     known = {*project["dependencies"], *(d for group in extras.values() for d in group)}
-    names = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in known}
+    names = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in known} | {"pysocks"}
     assert words[0] in {"install", "config"}
     for word in words[1:] if words[0] == "install" else ():
         if word.startswith("-"):
@@ -92,8 +95,13 @@ def pip(words: list[str]) -> None:
         elif extra := re.fullmatch(r"imatrix_lab\[(.+)\]", word):
             assert extra[1] in {*extras, FILLED}
         else:
-            name = re.split(r"[\[=]", word)[0]
+            name = re.split(r"[\[=]", word)[0].lower()
             assert name in names or FILLED in name, name
+
+
+def environment(words: list[str]) -> None:
+    """A command without some variables: here one of pip."""
+    pip(words[words.index("pip") + 1 :])
 
 
 def sudo(words: list[str]) -> None:
@@ -120,6 +128,11 @@ def installed_script(name: str) -> Callable[[list[str]], None]:
     return check
 
 
+def own_modules(words: list[str]) -> None:
+    """A module of Python's own library, of any version."""
+    assert words[0] == "-m" and words[1] in sys.stdlib_module_names | {"json.tool"}
+
+
 def standard(*options: str) -> Callable[[list[str]], None]:
     """A standard program, with options that it has everywhere."""
 
@@ -132,13 +145,26 @@ def standard(*options: str) -> Callable[[list[str]], None]:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "imatrix-lab": imatrix_lab, "make": make, "pip": pip, "sudo": sudo, "hf": hub,
+    "imatrix-lab": imatrix_lab,
+    "make": make,
+    "pip": pip,
+    "sudo": sudo,
+    "hf": hub,
+    "python3": own_modules,
     "gguf-convert-endian": installed_script("gguf-convert-endian"),
-    "rm": standard("-r", "-rf"), "mkdir": standard("-p"), "cat": standard(), "ls": standard("-l"),
-    "unset": standard(), "jq": standard("-c"), "iconv": standard("-f", "-t"), "df": standard("-h"),
-    "env": standard("-u"), "xcode-select": lambda words: standard("--install")([*words, "x"]),
+    "cat": standard(),
+    "df": standard("-h"),
+    "env": environment,
+    "iconv": standard("-f", "-t"),
+    "jq": standard("-c"),
     "llama-server": standard("-m", "--chat-template-file"),
-}  # fmt: skip
+    "ls": standard("-l"),
+    "mkdir": standard("-p"),
+    "rm": standard("-r", "-rf"),
+    "sed": standard("-n"),
+    "unset": standard(),
+    "xcode-select": lambda words: standard("--install")([*words, "x"]),
+}
 
 
 def options_of(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -244,3 +270,26 @@ def test_jq_makes_lines_of_an_array(tmp_path):
     (tmp_path / "a b.json").write_text('[{"text": "en"}, {"text": "to"}]')
     shell("jq -c '.[]' 'a b.json' > 'a b.jsonl'", tmp_path)
     assert (tmp_path / "a b.jsonl").read_text().splitlines() == ['{"text":"en"}', '{"text":"to"}']
+
+
+@pytest.mark.skipif(not shutil.which("iconv"), reason="no iconv")
+@pytest.mark.parametrize("name", ["old text.txt", "old text.txt.gz"])
+def test_iconv_makes_text_that_can_be_read(name, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "Høsten kom tidlig, og bjørkene på åsen gulnet før bærene var modne. " * 100
+    raw = text.encode("cp1252")
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    assert run(["imatrix", "build", "--model", str(tiny), "--corpus", name]) == 1
+    fix = re.search(r"try: (.*iconv -f .+)", capsys.readouterr().err)
+    assert fix
+    shell(fix[1], tmp_path)
+    (copy,) = tmp_path.glob("*utf8*")
+    assert copy.read_text(encoding="utf-8") == text
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path):
+    where = tmp_path / "not yet" / "x.txt"
+    error = files.disk_error(FileNotFoundError(2, "no such file", str(where)), where)
+    assert isinstance(error, ImatrixLabError) and error.fix
+    shell(error.fix.partition(", or")[0], tmp_path)
+    assert where.parent.is_dir()

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import Terminal, new_table, stderr, stdout
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.corpus.languages import LICENCE_CLASSES, Language
 from imatrix_lab.errors import UsageError
 from imatrix_lab.types import TextOptions
@@ -160,7 +161,10 @@ def corpus_build(
 @click.option("--name", required=True, help="What to call the source.")
 @click.option("--licence", required=True, help="SPDX name of its licence, e.g. CC0-1.0.")
 @options.FIELD
-def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, field: str) -> None:
+@options.FORCE
+def corpus_add(
+    files: tuple[Path, ...], lang: str, name: str, licence: str, field: str, force: bool
+) -> None:
     """Make text of your own (txt, jsonl, json, csv, parquet; packed too) a source of a language.
 
     \b
@@ -172,7 +176,7 @@ def corpus_add(files: tuple[Path, ...], lang: str, name: str, licence: str, fiel
 
     terminal = Terminal()
     code = options.language(lang, terminal)
-    source = add(files, code, name, licence, field)
+    source = add(files, code, name, licence, field, Rules(files, force, terminal))
     terminal.say(
         f"{name} is now a source of {code} ({source.licence}, counted as {source.licence_class});"
         f" to use it: imatrix-lab corpus build {code} --source {name}"

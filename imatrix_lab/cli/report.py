@@ -57,7 +57,10 @@ def report(run: Path, page: Path | None, text: Path | None, data: Path | None, f
 def _other_page(study: Results) -> Other:
     from markupsafe import escape
 
-    marks = (b'content="imatrix_lab"', str(escape(study.name)).encode())
+    from imatrix_lab.report.text import visible
+
+    name = f"imatrix_lab study · {escape(visible(study.name))}<"
+    marks = (b'content="imatrix_lab"', name.encode())
 
     def other(path: Path) -> str:
         content = path.read_bytes()

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -13,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.format import size
+from imatrix_lab.core.names import readable
 from imatrix_lab.errors import DiskFull, ImatrixLabError
 
+_HALVES = re.compile("[\\ud800-\\udfff]+")
 _FREE_SPACE = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again"
 
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    # halves of characters are from names of files whose bytes are no UTF-8
+    return _HALVES.sub(lambda m: readable(m[0]).replace("\\", "\\\\"), text)
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -101,9 +106,9 @@ def disk_error(error: OSError, where: Path) -> Exception:
         fix = f"mkdir -p {shlex.quote(str(where.parent))}, or choose another place"
         return ImatrixLabError(f"there is no folder {where.parent}", where=where, fix=fix)
     if error.errno == errno.ENAMETOOLONG:
-        name = Path(str(error.filename or where)).name
-        what = f"this name is too long: {len(os.fsencode(name))} bytes, and a disk takes 255"
-        return ImatrixLabError(what, where=error.filename or where, fix="choose a shorter name")
+        n_bytes = max(len(os.fsencode(p)) for p in (*where.parts, *Path(str(error.filename)).parts))
+        what = f"this name is too long: {n_bytes} bytes, and a disk takes 255"
+        return ImatrixLabError(what, where=where, fix="choose a shorter name")
     if error.errno == errno.EISDIR and beside and where.is_dir():
         return ImatrixLabError("this is a folder, not a file", where=where, fix="name a file in it")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

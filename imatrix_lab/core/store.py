@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,8 +220,9 @@ class Store:
                 yield artifact
 
     def unfinished(self) -> Iterator[tuple[Path, int]]:
-        """Yield the directories of unfinished builds and their sizes in bytes."""
-        for path in sorted(self.root.glob("work/*")):
+        """Yield the directories of unfinished builds, by their names, and their sizes in bytes."""
+        named = re.compile(rf"[\w-]+-[0-9a-f]{{{FINGERPRINT_CHARS}}}")
+        for path in filter(lambda p: named.fullmatch(p.name), sorted(self.root.glob("work/*"))):
             size_bytes = 0
             for file in path.rglob("*"):
                 with contextlib.suppress(OSError):  # it vanished meanwhile

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from imatrix_lab.core.names import readable
 from imatrix_lab.corpus import opened
 from imatrix_lab.errors import BadText
 from imatrix_lab.types import Document
@@ -137,7 +138,7 @@ def line(document: Document) -> str:
 def stream(path: Path) -> Iterator[Document]:
     """Yield the documents of JSON lines; only ``text`` is required, ``id`` is else the line's."""
     for number, entry, text in json_texts(path):
-        document_id = str(entry.get("id") or f"{path.stem}/{number:06d}")
+        document_id = str(entry.get("id") or f"{readable(path.stem)}/{number:06d}")
         source, licence = (str(entry.get(key, "unknown")) for key in ("source", "licence"))
         yield Document(document_id, text, source, licence)
 

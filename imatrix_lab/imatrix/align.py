@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imatrix_lab.core.names import readable
 from imatrix_lab.errors import BadImatrix
 from imatrix_lab.imatrix.format import MODEL, Entry, Imatrix, layer_and_role
 
@@ -31,11 +32,12 @@ def note_on_models(imatrices: Iterable[Imatrix]) -> str:
 
 def labels(files: Files) -> list[str]:
     """Return the shortest names that tell files apart: languages, file names or paths."""
-    candidates = [(i.language, p.name.partition(".")[0], p.name) for p, i in files]
+    names_of = [(i.language, readable(p.name)) for p, i in files]
+    candidates = [(language, name.partition(".")[0], name) for language, name in names_of]
     for names in zip(*candidates, strict=True):
         if all(names) and len(set(names)) == len(names):
             return list(names)
-    return [str(path) for path, _ in files]
+    return [readable(path) for path, _ in files]
 
 
 def aligned(name: str, files: Files) -> list[Entry]:

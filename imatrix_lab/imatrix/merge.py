@@ -16,13 +16,13 @@ one expert files count by the tokens that reached it, so that three do not outvo
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Other, any_file
 from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import format
@@ -73,7 +73,7 @@ def other_than(files: Sequence[tuple[Path, float]], by: str) -> Other:
 
     A ``.dat`` does not say what it is: there it lets any pass.
     """
-    same = {"by": by, "inputs": [(path.name, weight) for path, weight in files]}
+    same = {"by": by, "inputs": [(readable(path.name), weight) for path, weight in files]}
 
     def other(path: Path) -> str:
         if path.suffix == ".dat":
@@ -101,7 +101,7 @@ def label(inputs: Sequence[MergeInput], by: str) -> str:
 
     Where whole percents are not exact, or it would be long, it has part of a digest instead.
     """
-    names = [re.sub(r"\W+", "-", i.imatrix.language or i.path.stem) for i in inputs]
+    names = [slug(i.imatrix.language or i.path.stem) for i in inputs]
     percents = [100 * i.weight / sum(j.weight for j in inputs) for i in inputs]
     exact = True
     if len({i.weight for i in inputs}) > 1:
@@ -151,7 +151,7 @@ def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:
 def _record(inputs: Sequence[MergeInput], by: str) -> str:
     records = [
         {
-            "name": i.path.name,
+            "name": readable(i.path.name),
             "language": i.imatrix.language,
             "weight": i.weight,
             "n_tokens": i.imatrix.n_tokens(),

@@ -8,7 +8,7 @@ from typing import Any
 
 from imatrix_lab.core.files import place, replacing
 from imatrix_lab.core.names import slug
-from imatrix_lab.core.outputs import check_folder
+from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -119,6 +119,7 @@ def _place(
     if target.exists() and not _same_run(target, named):
         progress.say(f"note: {target.name} has other records and is kept")
         target = out / f"{text.label}.{quant.label}.{artifact.fingerprint[:8]}.parquet"
+    check_file(target, Rules(), lambda path: "" if _same_run(path, named) else any_file(path))
     if named == signature:
         place(source, target)
         return target

@@ -305,6 +305,7 @@ def _quantize(
         )
         for quant_type in request.types
     )
+    request = dataclasses.replace(request, force=bool(imatrix and imatrix.forced))  # as recorded
     made = deliver.Made(model, corpus, imatrix, heldout)
     files = deliver.deliver(request, made, facts)
     return Result(model, corpus, imatrix, facts, files)

@@ -12,6 +12,7 @@ from imatrix_lab.core.config import nearest
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.hub_errors import Unreachable, login
 from imatrix_lab.core.hub_http import ask, dataset_commit, require_network
+from imatrix_lab.core.names import readable
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.tasks import readers
 from imatrix_lab.tasks.definition import Definition, Source
@@ -129,7 +130,7 @@ def _names(source: Source, code: str) -> list[str]:
 def _local(task: Definition, code: str, data: Path) -> Rows:
     source = task.source
     if data.is_file():
-        origin = {data.name: sha256_file(data), **_translator(data)}
+        origin = {readable(data.name): sha256_file(data), **_translator(data)}
         return Rows(tuple(readers.table(data, source.columns)), origin)
     paths = [data / name for name in _names(source, code)]
     if not paths:
@@ -139,7 +140,7 @@ def _local(task: Definition, code: str, data: Path) -> Rows:
         if not path.is_file():
             fix = source.get or "check --data"
             raise BadText(f"{task.name}: no such file", where=path, fix=fix)
-    origin = {path.name: sha256_file(path) for path in paths}
+    origin = {readable(path.name): sha256_file(path) for path in paths}
     if "=" in source.files[0]:
         columns = [name.partition("=")[0] for name in source.files]
         return Rows(tuple(readers.beside(columns, paths)), origin)

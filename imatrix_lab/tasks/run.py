@@ -10,7 +10,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import canonical_json
-from imatrix_lab.core.outputs import check_folder
+from imatrix_lab.core.outputs import any_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
@@ -313,4 +313,4 @@ def _place(
         if canonical_json(old) == canonical_json(signature):
             has_text = "prompt" in table.columns or not request.keep_text
             return path, has_text and not any(records.words(table, "error"))
-    return path, False
+    raise UsageError(f"not replaced: {any_file(path)}", where=path, fix="another --out")

@@ -206,6 +206,53 @@ def test_what_is_no_file_gets_the_command_that_makes_one(lab, tmp_path, monkeypa
     assert words in done.stderr
 
 
+def test_a_merge_replaces_mixtures_of_the_same_files_alone(lab, two, tmp_path):
+    nb, en = two / "nb.gguf", two / "en.gguf"
+    for name in ("mix.gguf", "mix.dat"):
+        out = tmp_path / name
+        for _ in range(2):
+            lab("imatrix", "merge", nb, en, "-o", out)
+        before = out.read_bytes()
+        lab("imatrix", "merge", f"{nb}=3", en, "-o", out, status=2)
+        assert out.read_bytes() == before
+        done = lab("imatrix", "merge", f"{nb}=3", en, "-o", out, "--force")
+        assert str(out) in done.stderr.splitlines()[0] and out.read_bytes() != before
+    before = nb.read_bytes()
+    (tmp_path / "link.gguf").symlink_to(nb)
+    (tmp_path / "twin.gguf").hardlink_to(nb)
+    for out in (nb, tmp_path / "link.gguf", tmp_path / "twin.gguf"):
+        lab("imatrix", "merge", nb, en, "-o", out, "--force", status=2)
+        lab("imatrix", "merge", nb, en, "-o", out, status=2)
+    assert nb.read_bytes() == before
+    lab("imatrix", "merge", nb, en, "-o", tmp_path / "new" / "mix.gguf")
+    # each mixture that lacks one file is looked at too, before any is written
+    (tmp_path / "a-without-en.gguf").write_text("mine")
+    files = (nb, en, tmp_path / "mix.gguf")
+    lab("imatrix", "merge", *files, "--leave-one-out", "-o", tmp_path / "a.gguf", status=2)
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_an_imatrix_replaces_one_of_the_same_model_and_text_alone(
+    lab, two, tiny, tools, link_toolchain, tmp_path, monkeypatch
+):
+    link_toolchain(tmp_path / "store")
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(tmp_path / "store"))
+    out, model = tmp_path / "x.gguf", tmp_path / "model-f16.gguf"
+    model.write_bytes(tiny.read_bytes())
+    words = ("imatrix", "build", "--model", model, "--ctx", 128, "--threads", 1, "--out", out)
+    for _ in range(2):
+        lab(*words, "--corpus", two / "nb.txt", "--tokens", 512)
+    before = out.read_bytes()
+    lab(*words, "--corpus", two / "nb.txt", "--tokens", 384, status=2)
+    done = lab(*words, "--corpus", two / "en.txt", "--tokens", 512, status=2)
+    assert str(out) in done.stderr and "--force" in done.stderr
+    assert out.read_bytes() == before
+    done = lab(*words, "--corpus", two / "en.txt", "--tokens", 512, "--force")
+    assert f"{out} will be replaced" in done.stderr and out.read_bytes() != before
+    lab(*words[:-1], model, "--corpus", two / "en.txt", "--force", status=2)
+    assert model.read_bytes() == tiny.read_bytes()
+
+
 def test_diff(lab, two, tmp_path, monkeypatch):
     files = (two / "nb.gguf", two / "en.gguf")
     picture = tmp_path / "p.svg"

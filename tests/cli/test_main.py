@@ -223,6 +223,52 @@ def test_a_bug_where_no_log_can_be_written(
     assert "in broken" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+)
+def test_terminals_that_are_not_utf8(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+
+    def run(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([str(PROGRAM), *words], capture_output=True, check=False, timeout=60)
+
+    listed = run("corpus", "list", "Bokmål")
+    assert listed.returncode == 0 and b"fineweb-2" in listed.stdout
+    (language,) = json.loads(run("corpus", "list", "മലയാളം", "--json").stdout)
+    assert language["native_name"] == "മലയാളം"
+    unknown = run("corpus", "list", "ø⋯മ")
+    assert unknown.returncode == 2 and b"no corpus for a language" in unknown.stderr
+    model = tmp_path / "മø.gguf"
+    model.write_bytes(b"GGUF")
+    damaged = run("model", "show", str(model))
+    assert damaged.returncode == 1 and b"Traceback" not in damaged.stderr
+
+
+def test_a_bug_with_a_name_that_is_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_main.cli, "main", lambda *_, **__: {}["\udce9 \ud800 \x1b[2J"])
+    assert cli_main.run(["doctor", "caf\udce9"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("bug: KeyError") and "\x1b" not in said
+
+
+def test_the_home_folder_in_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no records")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = lab("score", "show", "~/x.parquet")
+    assert str(tmp_path / "x.parquet") in done.stderr
+
+
 def test_ctrl_c() -> None:
     """While it waits for a build of another process."""
     name = f"toolchain-{fingerprint('toolchain', toolchain.inputs('cpu'))[:16]}"

@@ -1,5 +1,7 @@
 """report on the command line."""
 
+import dataclasses
+
 import pytest
 
 from imatrix_lab.cli.main import run
@@ -31,6 +33,35 @@ def test_each_form_where_it_is_wanted(study, tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (study / results.FILE).read_bytes()
     assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("# Is text in")
     assert not (study / "report.html").exists()
+
+
+def test_a_report_replaces_reports_of_this_study_alone(study, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    of_another = dataclasses.replace(results.read(study), name="another", question="Is it so?")
+    results.write(other / results.FILE, of_another)
+    for option in ("--html", "--md", "--json"):
+        path = tmp_path / f"report{option}"
+        for _ in range(2):
+            assert run(["report", str(study), option, str(path)]) == 0
+        before = path.read_bytes()
+        assert run(["report", str(other), option, str(path)]) == 2
+        assert path.read_bytes() == before
+        path.write_text("# Notes\n")
+        assert run(["report", str(study), option, str(path)]) == 2
+        assert path.read_text() == "# Notes\n"
+        capsys.readouterr()
+        assert run(["report", str(study), option, str(path), "--force"]) == 0
+        assert str(path) in capsys.readouterr().err.splitlines()[0]
+        assert path.read_bytes() == before
+
+
+def test_the_results_are_not_replaced_by_what_is_made_of_them(study):
+    file = study / results.FILE
+    before = file.read_bytes()
+    for option in ("--html", "--md", "--json"):
+        assert run(["report", str(study), option, str(file), "--force"]) == 2
+    assert file.read_bytes() == before
 
 
 def test_no_study_there(tmp_path, capsys):

@@ -223,6 +223,11 @@ def test_export_gives_every_record_back(scored, tmp_path, capsysbinary):
     assert run(["score", "export", str(file), "--out", str(tmp_path / "x.csv")]) == 0
     assert capsysbinary.readouterr().out.decode() == f"{tmp_path / 'x.csv'}\n"
     assert (tmp_path / "x.csv").read_bytes() == raw
+    assert run(["score", "export", str(file), "--out", str(tmp_path / "x.csv")]) == 0
+    (tmp_path / "x.csv").write_bytes(raw + b"a note\n")
+    assert run(["score", "export", str(file), "--out", str(tmp_path / "x.csv")]) == 2
+    assert run(["score", "export", str(file), "--out", str(file), "--force"]) == 2
+    assert (tmp_path / "x.csv").read_bytes() == raw + b"a note\n"
     rows = list(csv.DictReader(io.StringIO(raw.decode())))
     wanted = made.records(file)
     assert list(rows[0]) == list(wanted)

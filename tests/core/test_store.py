@@ -458,6 +458,15 @@ def test_gc_in_a_store_that_is_itself_a_link(root: Path, tmp_path: Path) -> None
     assert not made.path.exists()
 
 
+def test_gc_leaves_a_folder_of_someone_elses(root: Path) -> None:
+    """IMATRIX_LAB_CACHE may name a folder that was in use before."""
+    thesis = root / "work" / "thesis"
+    thesis.mkdir(parents=True)
+    (thesis / "chapter.txt").write_text("mine")
+    assert Store(root).collect_garbage(0) == []
+    assert (thesis / "chapter.txt").read_text() == "mine"
+
+
 def test_sizes_of_a_build_that_goes_on(root: Path) -> None:
     """A dangling link stands for a file that went while the folder was read."""
     work = root / "work" / "corpus-0123456789abcdef"

@@ -195,3 +195,16 @@ def test_wrong_encoding_names_the_byte(tiny, tmp_path):
     text.write_bytes("blåbær".encode("latin-1") * 100)
     with pytest.raises(BadText, match="byte 2"):
         tune.imatrix(request(tiny, text), tmp_path / "i.gguf", Session(Store(), Silent()))
+
+
+def test_a_second_name_for_the_same_text_is_in_the_file(tools, tiny, own_text, tmp_path):
+    text, session = own_text(3 * 128), Session(Store(), Silent())
+    other = tmp_path / "മലയാളം.txt"
+    other.write_bytes(text.read_bytes())
+    odd = tmp_path / os.fsdecode(b"caf\xe9-f16.gguf")
+    odd.write_bytes(tiny.read_bytes())
+    first = format.read(tune.imatrix(request(tiny, text), tmp_path / "a.gguf", session))
+    second = format.read(tune.imatrix(request(odd, other), tmp_path / "b.gguf", session))
+    assert (second.language, second.datasets) == ("മലയാളം", ("മലയാളം മലയാളം.txt",))
+    assert first.language == text.stem
+    same(second.entries, first.entries)

@@ -1,15 +1,19 @@
 """The user's own text: files of any size, read where they are."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file, write_whole
+from imatrix_lab.core.names import readable
+from imatrix_lab.core.outputs import Other, Rules, any_file, check_file
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages, opened
@@ -33,7 +37,14 @@ _CLASSES = {
 }
 
 
-def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = "") -> Source:
+def add(
+    paths: Sequence[Path],
+    code: str,
+    name: str,
+    licence: str,
+    field: str = "",
+    rules: Rules | None = None,
+) -> Source:
     """Register the user's files as a source of a language, in a file of `user_dir`; return it.
 
     The texts stay where they are; `field` is the column with the text, in files with rows.
@@ -61,9 +72,24 @@ def add(paths: Sequence[Path], code: str, name: str, licence: str, field: str = 
     if any(text.format != _BY_SUFFIX.get(text.path.suffix) for text in texts):
         raw["format"] = ", ".join(text.format for text in texts)
     source = languages.source(name, raw, target)
+    check_file(target, rules or Rules(), _other_than([e["path"] for e in entries]))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
     return source
+
+
+def _other_than(paths: Sequence[str]) -> Other:
+    """Return what tells sources of other files from one of these, which may have changed."""
+
+    def other(path: Path) -> str:
+        with contextlib.suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            old = [e["path"] for e in tomllib.loads(path.read_text(encoding="utf-8"))["files"]]
+            if sorted(old) == sorted(paths):
+                return ""
+            return f"a source of other files: {', '.join(Path(p).name for p in old)[:200]}"
+        return any_file(path)
+
+    return other
 
 
 def licence_class(licence: str) -> str:
@@ -79,6 +105,8 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
+    if readable(path) != str(path):  # a source is a TOML file, which is text
+        raise UsageError("this name is not text", where=readable(path), fix="rename the file")
     try:
         facts = path.stat()
         return {
