@@ -3,6 +3,7 @@
 A new ``fix=`` that no rule here knows fails: add a rule that tries it, or word it otherwise.
 """
 
+import gzip
 import importlib.metadata
 import re
 import shlex
@@ -17,7 +18,9 @@ import click
 import huggingface_hub.constants
 import pytest
 
-from imatrix_lab.cli.main import cli
+from imatrix_lab.cli.main import cli, run
+from imatrix_lab.core import files
+from imatrix_lab.errors import ImatrixLabError
 from tests.remedies import FILLED, PACKAGE, Remedy, all_remedies
 
 ROOT = Path(__file__).parent.parent
@@ -267,3 +270,26 @@ def test_jq_makes_lines_of_an_array(tmp_path):
     (tmp_path / "a b.json").write_text('[{"text": "en"}, {"text": "to"}]')
     shell("jq -c '.[]' 'a b.json' > 'a b.jsonl'", tmp_path)
     assert (tmp_path / "a b.jsonl").read_text().splitlines() == ['{"text":"en"}', '{"text":"to"}']
+
+
+@pytest.mark.skipif(not shutil.which("iconv"), reason="no iconv")
+@pytest.mark.parametrize("name", ["old text.txt", "old text.txt.gz"])
+def test_iconv_makes_text_that_can_be_read(name, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "Høsten kom tidlig, og bjørkene på åsen gulnet før bærene var modne. " * 100
+    raw = text.encode("cp1252")
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    assert run(["imatrix", "build", "--model", str(tiny), "--corpus", name]) == 1
+    fix = re.search(r"try: (.*iconv -f .+)", capsys.readouterr().err)
+    assert fix
+    shell(fix[1], tmp_path)
+    (copy,) = tmp_path.glob("*utf8*")
+    assert copy.read_text(encoding="utf-8") == text
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path):
+    where = tmp_path / "not yet" / "x.txt"
+    error = files.disk_error(FileNotFoundError(2, "no such file", str(where)), where)
+    assert isinstance(error, ImatrixLabError) and error.fix
+    shell(error.fix.partition(", or")[0], tmp_path)
+    assert where.parent.is_dir()
