@@ -193,7 +193,8 @@ class Request:
 
     `text`: a language or mixture, a corpus folder, or a text file. `model`: see `models.resolve`.
     `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
-    file with others; None: if that is quick. `study` is a folder for the model card.
+    file with others; None: if that is quick. `study` is a folder for the model card. `moments`
+    are collected too, whole for the matrices that `full` matches.
     """
 
     text: str
@@ -209,6 +210,8 @@ class Request:
     force: bool = False
     quick: bool | None = None
     study: Path | None = None
+    moments: bool = False
+    full: str = ""
     field: str = ""
 
 

@@ -54,9 +54,8 @@ def main() -> None:
         def plain_imatrix(at_once: int = 1) -> None:
             program, target = tools.program("llama-imatrix"), root / "plain.gguf"
             batch = dataclasses.replace(compute, n_batch=at_once * 512)
-            windows = programs.ImatrixOptions((0, arguments.windows))
-            text = corpus.calibration
-            process.run(programs.imatrix_argv(program, model.path, text, target, batch, windows))
+            text, n = corpus.calibration, arguments.windows
+            process.run(programs.imatrix_argv(program, model.path, text, target, batch, n))
 
         def our_imatrix() -> None:
             collect.collect(tools, model, corpus, options, empty_store())

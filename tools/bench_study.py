@@ -269,10 +269,8 @@ class Bench:
         program = self.tools.program("llama-imatrix")
         out = folder / f"{name}.imatrix.gguf"
         compute = Compute(self.threads, gpu_layers=0)
-        argv = programs.imatrix_argv(
-            program, self.model.path, text, out, compute, programs.ImatrixOptions((0, n_windows))
-        )
-        process.run(argv)
+        path = self.model.path
+        process.run(programs.imatrix_argv(program, path, text, out, compute, n_windows))
 
     def _quant(self, folder: Path, name: str | None) -> Path:
         imatrix = folder / f"{name}.imatrix.gguf" if name else None

@@ -50,10 +50,12 @@ def imatrix() -> None:
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
 @click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
+@click.option("--moments", is_flag=True, help="E[x] and 256-wide blocks of E[x xᵀ] too.")
+@click.option("--full", default="", metavar="REGEX", help="All of E[x xᵀ] for these matrices.")
 @options.FORCE
 @options.JSON
 def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
-    """Run llama-imatrix on a text; continues an interrupted run.
+    """Collect an importance matrix on a text; continues an interrupted run.
 
     \b
     Example:
@@ -62,6 +64,8 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     from imatrix_lab.imatrix import format
     from imatrix_lab.pipeline import tune
 
+    if rest["full"] and not rest["moments"]:
+        raise click.UsageError("--full needs --moments")
     session = options.session()
     text = options.language(text, session.progress)
     path = tune.imatrix(options.request(text, (), model=model, **rest), out, session)
@@ -98,7 +102,7 @@ def show(files: tuple[str, ...], as_json: bool) -> None:
 
 
 def _facts(path: Path, imatrix: Imatrix) -> dict[str, Any]:
-    from imatrix_lab.imatrix import statistics, validate
+    from imatrix_lab.imatrix import moments, statistics, validate
 
     return {
         "file": path,
@@ -110,6 +114,7 @@ def _facts(path: Path, imatrix: Imatrix) -> dict[str, Any]:
         "n_ctx": imatrix.chunk_size,
         "datasets": imatrix.datasets,
         "metadata": dict(imatrix.metadata),
+        "moments": moments.facts(path),
         "findings": validate.check(imatrix).all,
         "tensors": statistics.of(imatrix),
     }
@@ -128,6 +133,7 @@ def _print_facts(path: Path, imatrix: Imatrix) -> None:
         "tensors": str(len(imatrix.entries)),
         "tokens": f"{about}{imatrix.n_tokens():,} in {windows}",
         "text": ", ".join(imatrix.datasets) or "unknown",
+        "moments": _moments(path),
         "repaired": imatrix.metadata.get(REPAIRED, ""),
         "merged": imatrix.metadata.get(KEY, ""),
     }
@@ -136,6 +142,17 @@ def _print_facts(path: Path, imatrix: Imatrix) -> None:
         if value:
             table.add_row(name, escape(value))
     stdout.print(table)
+
+
+def _moments(path: Path) -> str:
+    from imatrix_lab.core.format import size
+    from imatrix_lab.imatrix import moments
+
+    if not (facts := moments.facts(path)):
+        return ""
+    whole = f", {facts['n_whole']} of them whole" if facts["n_whole"] else ""
+    blocks = f"E[x] and {facts['block']}-wide blocks of E[x xᵀ]"
+    return f"{blocks} for {facts['n_inputs']} inputs{whole}; {size(facts['size_bytes'])}"
 
 
 def _print_roles(tensors: list[TensorStatistics]) -> None:
@@ -177,7 +194,7 @@ def check(file: str, model: str, target: Path | None, force: bool, as_json: bool
     Example:
       imatrix-lab imatrix check some-download.dat --model model-f16.gguf
     """
-    from imatrix_lab.imatrix import expected, format, repair, validate
+    from imatrix_lab.imatrix import expected, format, moments, repair, validate
     from imatrix_lab.models.resolve import files_of, resolve
 
     session = options.session()
@@ -191,7 +208,7 @@ def check(file: str, model: str, target: Path | None, force: bool, as_json: bool
     changes: tuple[str, ...] = ()
     if target:
         imatrix, changes = repair.repair(imatrix, tensors)
-    findings = validate.check(imatrix, tensors)
+    findings = validate.check(imatrix, tensors).with_more(moments.check(path))
     errors = findings.of("error")
     if as_json:
         options.emit({"file": path, "findings": findings.all, "repaired": changes})

@@ -130,17 +130,12 @@ COMPUTE = several(
 
 
 def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Request:
-    """Return the request that the options describe; llama-imatrix aborts on some batch sizes."""
+    """Return the request that the options describe."""
     quant_types = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
     compute = compute_options(rest)
     n_ctx, n_batch = compute.n_ctx or WINDOW, compute.n_batch
     if n_batch is not None and n_batch >= n_ctx and n_batch % n_ctx:
         raise click.UsageError(f"--batch {n_batch} is not a multiple of --ctx {n_ctx}")
-    if n_batch is not None and 0 < n_ctx % n_batch < 16:
-        raise click.UsageError(
-            f"--batch {n_batch} leaves {n_ctx % n_batch} tokens of each window over;"
-            " llama-imatrix ignores fewer than 16"
-        )
     return Request(text, quant_types, compute=compute, out=rest.pop("out", Path()), **rest)
 
 

@@ -121,7 +121,9 @@ def opened(path: Path) -> BinaryIO:
 
 
 def _packing(start: bytes) -> _Packing | None:
-    return next((packing for packing in _PACKINGS if start.startswith(packing.magic)), None)
+    packing = next((p for p in _PACKINGS if start.startswith(p.magic)), None)
+    is_word = packing and packing.suffix == ".bz2" and start[4:8] != b"1AY&"  # text may begin so
+    return None if is_word else packing
 
 
 def _unpacked(file: BinaryIO, name: str) -> Any:

@@ -1,65 +1,83 @@
-"""An importance matrix from a model and a text, by llama-imatrix, in segments.
+"""An importance matrix of a model on a text, collected in process.
 
-llama-imatrix's own snapshots cannot be resumed exactly: they are written in the middle of a
-decode, when the first tensors have counted the window and the rest have not. So the text is
-run in segments, each a whole llama-imatrix process that continues from the file of the one
-before (``--in-file``, ``--chunk``). Sums start from the stored float32 and grow in the same
-order, so on CPU the result is bit for bit that of one long run, however often it was killed.
+The text is one stream of tokens, cut into windows whose first token becomes BOS where the model
+adds one, as llama-imatrix does (tools/imatrix/imatrix.cpp). Attention is computed without flash
+attention, which would sum in another order for each batch: so neither threads nor the number of
+windows in a decode change a bit on a CPU. Sums are saved between decodes; a run that was killed
+goes on from there and ends with the same bytes.
 """
 
-import contextlib
 import os
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core import process
+import numpy as np
+from numpy.typing import NDArray
+
 from imatrix_lab.core.files import need_room
 from imatrix_lab.core.progress import Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.errors import BadImatrix, BadText, ToolFailed
-from imatrix_lab.imatrix import expected, format, validate
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.errors import BadImatrix, BadModel, BadText, ImatrixLabError, UsageError
+from imatrix_lab.imatrix import collector, expected, format, moments, validate
+from imatrix_lab.imatrix.collector import Collector
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.resolve import say_warnings
+from imatrix_lab.models.tokenizer import Vocabulary, forget_log, reason, silence
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
-FILE, LOG = "imatrix.gguf", "llama-imatrix.log"
-SEGMENT_WINDOWS = 16
-START_SHARE = 0.05
-"""Segments are long enough that starting the program takes at most this share of the time."""
-TAIL_WINDOWS = 3  # llama-imatrix refuses to start a run with fewer windows than this left
+FILE = "imatrix.gguf"
+SAVED = "sums.bin"
+SAVE_S = 30.0
+"""Seconds of work that a kill may cost, but for disks so slow that saving takes `SAVE_SHARE`."""
+SAVE_SHARE = 0.05
+_ABORTED = 2  # of llama_decode
+_SMALLER = "if memory is short, use a smaller --batch or --ctx"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How llama-imatrix runs, and what it collects."""
+    """How the model runs, and what is collected.
+
+    moments : E[x] and blocks of E[x xᵀ] too (see `moments`).
+    full : a regular expression; inputs of the matrices that it matches are kept whole.
+    """
 
     compute: Compute
     parse_special: bool = False
     process_output: bool = False
+    moments: bool = False
+    full: str = ""
 
 
 def inputs(
     model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain
 ) -> dict[str, Any]:
-    """Return what determines an imatrix; threads do not."""
-    sizes = ("n_ctx", "n_batch", "n_ubatch", "gpu_layers")
+    """Return what determines an imatrix; threads do not, nor does the batch on a CPU."""
+    compute = options.compute
+    on_cpu = toolchain.backend == "cpu" or compute.gpu_layers == 0
+    more = {"moments": collector.BLOCK, "full": options.full} if options.moments else {}
     return {
         "model_sha256": model.sha256,
         "corpus_sha256": corpus.sha256,
         "n_windows": window_count(corpus, options),
-        **{name: getattr(options.compute, name) for name in sizes},
+        "n_ctx": compute.n_ctx,
+        "n_batch": None if on_cpu else compute.n_batch,
+        "gpu_layers": compute.gpu_layers,
         "parse_special": options.parse_special,
         "process_output": options.process_output,
         "repack": False,
+        "flash_attention": False,
         "toolchain": toolchain.signature(),
+        **more,
     }
 
 
@@ -75,12 +93,12 @@ def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, A
 
 
 def window_count(corpus: CorpusFacts, options: Options) -> int:
-    """Return how many windows the text has; raises BadText for fewer than two."""
+    """Return how many windows the text has; raises BadText if it does not fill one."""
     n_ctx = options.compute.n_ctx
-    if corpus.n_tokens < 2 * n_ctx:
-        what = f"llama-imatrix needs two windows of {n_ctx} tokens; this text has {corpus.n_tokens}"
+    if corpus.n_tokens < n_ctx:
+        what = f"an importance matrix needs a window of {n_ctx} tokens; this text has"
         fix = "more text (--tokens), or a smaller context (--ctx)"
-        raise BadText(f"{what} tokens", where=corpus.calibration, fix=fix)
+        raise BadText(f"{what} {corpus.n_tokens} tokens", where=corpus.calibration, fix=fix)
     return corpus.n_tokens // n_ctx
 
 
@@ -89,36 +107,42 @@ def collect(
 ) -> ImatrixFacts:
     """Return the imatrix of a text, checked; from the store, or collected now.
 
-    Raises BadImatrix, which names the tensors, or ToolFailed; finished segments are kept.
+    Raises BadImatrix, which names the tensors. Sums that were saved are kept.
     """
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
         n_tokens = n_windows * n_ctx
-        with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task:
-            last = _run_segments(toolchain, model, corpus, options, scratch, task)
-        with contextlib.suppress(FileNotFoundError):
-            output = (scratch / LOG).read_text(encoding="utf-8", errors="replace")
-            say_warnings(programs.warnings(output), model, session)
-        raw = format.read(last)
-        findings = validate.check(raw, expected.of(model), n_tokens)
-        fix = "use another text or backend; to compute it again: rm -r "
-        fix += shlex.quote(str(scratch.parent))
-        findings.require_sound(last, fix, session.progress)
-        metadata = {
-            "imatrix_lab.language": corpus.language,
-            "imatrix_lab.corpus.sha256": corpus.sha256,
-            "imatrix_lab.corpus.licence": corpus.licence,
-            "imatrix_lab.model.sha256": model.sha256,
-            "imatrix_lab.toolchain.commit": toolchain.commit,
-            "imatrix_lab.toolchain.backend": toolchain.backend,
-        }
-        dataset = f"{corpus.language} {corpus.source}"
-        imatrix = format.Imatrix(raw.entries, (dataset,), n_windows, n_ctx)
-        format.write(out / FILE, imatrix, metadata)
+        settings, run = _settings(model, options), Interruptible()
+        with (
+            session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
+            Collector(toolchain, settings, run.flag, session) as sums,
+        ):
+            windows = _windows(toolchain, model, corpus, options)
+            context = partial(_Context, toolchain, model, sums, options, run)
+            _run(windows, sums, context, scratch / SAVED, task)
+            entries = sums.entries()
+            findings = validate.check(
+                format.Imatrix(entries, (), n_windows, n_ctx), expected.of(model), n_tokens
+            )
+            fix = "use another text or backend; to compute it again: rm -r "
+            fix += shlex.quote(str(scratch.parent))
+            findings.require_sound(model.path, fix, session.progress)
+            about, tensors = moments.of(sums) if options.moments else ({}, ())
+            imatrix = format.Imatrix(
+                entries,
+                (f"{corpus.language} {corpus.source}",),
+                n_windows,
+                n_ctx,
+                metadata=_metadata(toolchain, model, corpus) | about,
+                more=tensors,
+            )
+            need_room(out, sum(t.size_bytes() for t in tensors), "the importance matrix")
+            format.write(out / FILE, imatrix)
+        (scratch / SAVED).unlink(missing_ok=True)
         return {
             "language": corpus.language,
-            "n_tensors": len(raw.entries),
+            "n_tensors": len(entries),
             "n_tokens": n_tokens,
             "n_chunks": n_windows,
             "n_ctx": n_ctx,
@@ -148,93 +172,210 @@ def _named(artifact: Artifact, label: str, corpus: CorpusFacts, session: Session
     return session.store.get("imatrix", label, inputs, make, session.progress)
 
 
+def tokens_per_second(
+    toolchain: Toolchain,
+    model: Model,
+    windows: NDArray[np.int32],
+    options: Options,
+    session: Session,
+) -> float:
+    """Return how fast a model is collected, over all windows but the first, which loads it."""
+    settings = collector.Settings(options.compute.threads, options.compute.n_ctx)
+    run = Interruptible()
+    with (
+        Collector(toolchain, settings, run.flag, session) as sums,
+        _Context(toolchain, model, sums, options, run) as context,
+    ):
+        context.read(windows[:1])
+        began = time.monotonic()
+        for window in windows[1:]:
+            context.read(window[None])
+        return windows[1:].size / (time.monotonic() - began)
+
+
+def _settings(model: Model, options: Options) -> collector.Settings:
+    block, full = (collector.BLOCK, options.full) if options.moments else (0, "")
+    matrices = expected.of(model).expected
+    names = tuple(sorted(n for n in matrices if re.search(full, n))) if full else ()
+    if full and not names:
+        what = f"--full {full} matches none of this model's {len(matrices)} matrices"
+        raise UsageError(what, where=model.path, fix=f"name one, such as {min(matrices)}")
+    threads, n_ctx = options.compute.threads, options.compute.n_ctx
+    return collector.Settings(threads, n_ctx, block, names, options.process_output)
+
+
+def _metadata(toolchain: Toolchain, model: Model, corpus: CorpusFacts) -> dict[str, str]:
+    return {
+        "imatrix_lab.language": corpus.language,
+        "imatrix_lab.corpus.sha256": corpus.sha256,
+        "imatrix_lab.corpus.licence": corpus.licence,
+        "imatrix_lab.model.sha256": model.sha256,
+        "imatrix_lab.toolchain.commit": toolchain.commit,
+        "imatrix_lab.toolchain.backend": toolchain.backend,
+    }
+
+
 def facts(artifact: Artifact) -> ImatrixFacts:
     """Return an imatrix's manifest as a record."""
     return ImatrixFacts(path=artifact.path / FILE, sha256=artifact.sha256(FILE), **artifact.facts)
 
 
-class _Clock:
-    """When a segment's program started and first finished windows, from its output."""
-
-    def __init__(self, task: Task, done: int, n_ctx: int):
-        self.task, self.done, self.n_ctx = task, done, n_ctx
-        self.steps = programs.Steps(programs.WINDOW)
-        self.started = time.monotonic()
-        self.first: float | None = None
-
-    def feed(self, piece: str) -> None:
-        if self.steps.feed(piece):
-            self.first = self.first or time.monotonic()
-            self.task.update((self.done + self.steps.last) * self.n_ctx)
-
-    def best_length(self, n_timed: int) -> int:
-        """Return the windows of a segment in which starting takes `START_SHARE`; 0 if unknown."""
-        if self.first is None:
-            return 0
-        window_s = (time.monotonic() - self.first) / max(1, n_timed)
-        start_s = max(0.0, self.first - self.started - window_s)
-        return max(SEGMENT_WINDOWS, int(start_s / START_SHARE / max(window_s, 1e-3)))
+def _windows(
+    tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options
+) -> NDArray[np.int32]:
+    """Return the tokens that the model reads, int32 (windows, tokens of a window)."""
+    # as llama.cpp's programs read a file: its bytes, but for one newline at the end
+    text = corpus.calibration.read_bytes().removesuffix(b"\n").decode()
+    n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
+    with Vocabulary(tools, model.path, options.parse_special) as vocabulary:
+        tokens, bos = vocabulary.tokens(text), vocabulary.bos()
+    if len(tokens) < n_windows * n_ctx:
+        what = f"this text has {len(tokens)} tokens, and {corpus.n_tokens} were counted before"
+        raise BadText(what, where=corpus.calibration, fix="build the corpus again")
+    windows = np.array(tokens[: n_windows * n_ctx], np.int32).reshape(n_windows, n_ctx)
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
 
 
-def _run_segments(
-    tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options, scratch: Path, task: Task
-) -> Path:
-    compute, n_windows = options.compute, window_count(corpus, options)
-    at_once = max(1, compute.n_batch // compute.n_ctx)
-    length = -(-SEGMENT_WINDOWS // at_once) * at_once
-    done, last = _done(scratch, n_windows)
-    task.update(done * compute.n_ctx, "continuing an earlier run" if done else "")
-    part = scratch / "part.gguf"
-    while done < n_windows:
-        end = done + length
-        if n_windows - end < max(TAIL_WINDOWS, length // 4):
-            end = n_windows
-        clock = _Clock(task, done, compute.n_ctx)
-        program, resume = tools.program("llama-imatrix"), Path(last.name) if last else None
-        special, output = options.parse_special, options.process_output
-        what = programs.ImatrixOptions((done, end - done), resume, special, output)
-        target = Path(part.name)
-        argv = programs.imatrix_argv(program, model.path, corpus.calibration, target, compute, what)
-        try:
-            process.run(argv, log=scratch / LOG, cwd=scratch, on_output=clock.feed)
-        except ToolFailed as error:
-            error.fix = error.fix or "read the log: it has llama-imatrix's reason"
-            raise
-        whole = scratch / f"windows-{end:06d}.gguf"
-        _keep(part, whole)
-        if last:
-            last.unlink()
-        if best := clock.best_length(end - done - at_once):
-            length = -(-best // at_once) * at_once
-        done, last = end, whole
-    assert last is not None
-    return last
+def _run(
+    windows: NDArray[np.int32],
+    sums: Collector,
+    opened: Callable[[], "_Context"],
+    saved: Path,
+    task: Task,
+) -> None:
+    """Let the model read all windows, from the one where an earlier run was stopped."""
+    n_windows, n_ctx = windows.shape
+    done = _restored(sums, saved)
+    task.update(done * n_ctx, "continuing an earlier run" if done else "")
+    if done == n_windows:
+        return
+    saved_s, save_took_s = time.monotonic(), 0.0
+    with opened() as context:
+        while done < n_windows:
+            some = windows[done : done + context.n_windows]
+            context.read(some)
+            if sums.fault:
+                what = f"{sums.fault}, in the windows from {done} on"
+                fix = "use another model file, text or backend; what was collected before is kept"
+                raise BadImatrix(what, where=context.path, fix=fix)
+            done += len(some)
+            task.update(done * n_ctx)
+            since_s = time.monotonic() - saved_s
+            if done == n_windows or since_s > max(SAVE_S, save_took_s / SAVE_SHARE):
+                began = time.monotonic()
+                sums.save(saved, done)
+                saved_s = time.monotonic()
+                save_took_s = saved_s - began
 
 
-def _keep(part: Path, whole: Path) -> None:
-    """Rename a finished segment; llama-imatrix does not report that it could not write."""
+def _restored(sums: Collector, saved: Path) -> int:
+    """Return how many windows an earlier run has summed; its sums are taken over."""
+    if not saved.exists():
+        return 0
     try:
-        format.read(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(whole)
-    except (BadImatrix, OSError) as error:
-        need_room(part, 0, "the importance matrix")
-        what = "llama-imatrix did not write a whole file; earlier segments are kept"
-        raise BadImatrix(what, where=part, fix="run the same command again") from error
+        return sums.restore(saved)
+    except BadImatrix:
+        saved.unlink()
+        return 0
 
 
-def _done(scratch: Path, n_windows: int) -> tuple[int, Path | None]:
-    """Return how many windows an earlier run finished, and its file; remove unusable files."""
-    best: tuple[int, Path | None] = (0, None)
-    for path in sorted(scratch.glob("windows-*.gguf")):
-        done = int(re.sub(r"\D", "", path.stem))
-        try:
-            whole = bool(format.read(path).entries)
-        except BadImatrix:
-            whole = False
-        if whole and (done == n_windows or done <= n_windows - TAIL_WINDOWS):
-            best = (done, path)
-        else:
-            path.unlink()
-    return best
+class _Context(AbstractContextManager["_Context"]):
+    """A model that reads windows for a collector; `n_windows` at once."""
+
+    def __init__(
+        self, tools: Toolchain, model: Model, sums: Collector, options: Options, run: Interruptible
+    ):
+        self._llama, self.path, self._run, self._sums = tools.bindings(), model.path, run, sums
+        silence(self._llama)
+        self._head, compute = options.process_output, options.compute
+        self.n_windows = max(1, compute.n_batch // compute.n_ctx)
+        n_pieces = max(1, -(-compute.n_ctx // compute.n_batch))
+        self._n_tokens = max(
+            -(-compute.n_ctx // n_pieces), self.n_windows * compute.n_ctx // n_pieces
+        )
+        self._pieces = np.array_split(np.arange(compute.n_ctx), n_pieces)
+        with ExitStack() as stack:
+            self._model = run(self._load, compute)
+            if not self._model:
+                what = f"llama.cpp cannot load this model: {reason()}"
+                raise BadModel(what, where=model.path, fix=f"check the file; {_SMALLER}")
+            stack.callback(self._llama.llama_model_free, self._model)
+            self._context = self._open(compute)
+            stack.callback(self._llama.llama_free, self._context)
+            self._batch = self._llama.llama_batch_init(self._n_tokens, 0, 1)
+            stack.callback(self._llama.llama_batch_free, self._batch)
+            self._stack = stack.pop_all()
+
+    def _load(self, compute: Compute) -> Any:
+        params = self._llama.llama_model_default_params()
+        if compute.gpu_layers is not None:
+            params.n_gpu_layers = compute.gpu_layers
+        params.use_extra_bufts = False  # repacked weights: other sums
+        forget_log()
+        return self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
+
+    def _open(self, compute: Compute) -> Any:
+        llama = self._llama
+        if llama.llama_model_has_encoder(self._model) and llama.llama_model_has_decoder(
+            self._model
+        ):
+            what = "importance matrices of encoder-decoder models cannot be collected"
+            raise BadModel(what, where=self.path)
+        params = llama.llama_context_default_params()
+        params.n_ctx = compute.n_ctx * self.n_windows
+        params.n_batch = params.n_ubatch = self._n_tokens
+        params.n_seq_max = self.n_windows
+        params.kv_unified = False
+        params.n_threads = params.n_threads_batch = compute.threads
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.no_perf = True
+        self._sums.attach(params)
+        context = llama.llama_init_from_model(self._model, params)
+        if not context:
+            what = f"there is not enough memory for {self._n_tokens} tokens at once"
+            raise ImatrixLabError(what, where=self.path, fix="use a smaller --batch or --ctx")
+        return context
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def read(self, windows: NDArray[np.int32]) -> None:
+        """Read windows, int32 (windows, tokens), each from an empty memory."""
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        whole = len(self._pieces) == 1
+        for tokens, positions, sequences in _decodes(windows, self._pieces):
+            self._sums.begin(may_end=whole and not self._head)
+            self._fill(tokens, positions, sequences)
+            code = self._run(self._decode)
+            if code == _ABORTED and not self._sums.ended and not self._sums.fault:
+                raise KeyboardInterrupt
+            if code not in (0, _ABORTED):
+                what = f"llama_decode failed (code {code}): {reason()}"
+                raise ImatrixLabError(what, where=self.path, fix=_SMALLER)
+
+    def _fill(self, tokens: NDArray[Any], positions: NDArray[Any], sequences: NDArray[Any]) -> None:
+        batch, n = self._batch, len(tokens)
+        batch.n_tokens = n
+        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
+        np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = 1
+        np.ctypeslib.as_array(batch.logits, (n,))[:] = 1  # or the last layer's FFN sees one token
+        for i, sequence in enumerate(sequences):
+            batch.seq_id[i][0] = int(sequence)
+
+    def _decode(self) -> int:
+        code = int(self._llama.llama_decode(self._context, self._batch))
+        self._llama.llama_synchronize(self._context)
+        return code
+
+
+def _decodes(
+    windows: NDArray[np.int32], pieces: list[NDArray[Any]]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Yield (tokens, positions, sequences) of each decode; one sequence a window."""
+    for piece in pieces:
+        some = windows[:, piece]
+        sequences = np.repeat(np.arange(len(windows)), len(piece))
+        yield some.reshape(-1), np.tile(piece, len(windows)), sequences

@@ -1,5 +1,7 @@
 """What a check of an importance matrix reports."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,11 @@ class Findings:
     def of(self, severity: str) -> list[Finding]:
         """Return the findings of one severity."""
         return [f for f in self.all if f.severity == severity]
+
+    def with_more(self, more: Sequence[Finding]) -> Findings:
+        """Return these and other findings, errors first."""
+        ordered = sorted((*self.all, *more), key=lambda f: SEVERITIES.index(f.severity))
+        return Findings(tuple(ordered), self.n_without_tokens)
 
     def require_sound(self, where: Path, fix: str, progress: Progress, force: bool = False) -> str:
         """Report warnings; raise BadImatrix on errors, or with `force` return them as text."""

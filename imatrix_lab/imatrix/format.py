@@ -6,10 +6,12 @@ Both are written byte for byte as llama-imatrix writes them.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +36,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS = "imatrix.datasets"
 _SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
 _ALIGNMENT = 32
+_PIECE = 1 << 22  # values of a tensor that are copied at a time
 _U32_MAX, _I32_MAX = 2**32 - 1, 2**31 - 1
 _F32, _UINT32, _STRING, _ARRAY = 0, 4, 8, 9
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
@@ -85,10 +88,29 @@ def rounded(counts: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """A float32 tensor to write: numpy's shape, and what gives its values, in order."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: Callable[[], Iterable[NDArray[Any]]]
+
+    @classmethod
+    def of(cls, name: str, values: NDArray[Any]) -> Tensor:
+        """Return a tensor of values in memory."""
+        return cls(name, values.shape, lambda: (values,))
+
+    def size_bytes(self) -> int:
+        """Return its size in a file."""
+        return 4 * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Imatrix:
     """An importance matrix; ``language`` and ``metadata`` as this project writes them, or empty.
 
     A ``legacy`` one is from a ``.dat``; a ``complete`` one has the keys llama-quantize requires.
+    `more`: other float32 tensors of a GGUF file, read when they are written (see `moments`).
     """
 
     entries: dict[str, Entry]
@@ -99,6 +121,7 @@ class Imatrix:
     metadata: Mapping[str, str] = field(default_factory=dict)
     legacy: bool = False
     complete: bool = True
+    more: Sequence[Tensor] = ()
 
     def n_tokens(self) -> int:
         """Return how many tokens most dense tensors have seen (some models loop over layers)."""
@@ -156,7 +179,12 @@ def _read_gguf(path: Path) -> Imatrix:
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
     complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
     sizes, language = (max(0, n_chunks), max(0, window)), ours.get(OURS + "language", "")
-    return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete)
+    more = [
+        Tensor(name, info.shape[::-1], functools.partial(_pieces, path, info))
+        for name, info in tensors.items()
+        if info.type_name == "F32" and not name.endswith((_SUMS, _COUNTS))
+    ]
+    return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete, more=more)
 
 
 def _datasets(header: GgufHeader) -> tuple[str, ...]:
@@ -179,6 +207,12 @@ def _floats(path: Path, info: TensorInfo) -> NDArray[Any]:
     if values.size != info.n_elements:
         raise BadImatrix(f"{info.name} is cut off", where=path)
     return values
+
+
+def _pieces(path: Path, info: TensorInfo) -> Iterator[NDArray[Any]]:
+    for at in range(0, info.n_elements, _PIECE):
+        n = min(_PIECE, info.n_elements - at)
+        yield np.fromfile(path, np.float32, n, offset=info.offset + 4 * at)
 
 
 def _from_dat(file: dat.DatFile) -> Imatrix:
@@ -237,9 +271,11 @@ def write(
 
 def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) -> None:
     """Write the layout of llama.cpp's ``gguf_write_to_file`` (docs/gguf.md, version 3)."""
-    tensors: list[tuple[str, NDArray[np.float32]]] = []
+    tensors = list[Tensor]()
     for name, entry in sorted(imatrix.entries.items()):
-        tensors += [(name + _SUMS, entry.sums), (name + _COUNTS, entry.counts.reshape(-1, 1))]
+        tensors.append(Tensor.of(name + _SUMS, entry.sums))
+        tensors.append(Tensor.of(name + _COUNTS, entry.counts.reshape(-1, 1)))
+    tensors += imatrix.more
     datasets = b"".join(_string(d) for d in imatrix.datasets)
     pairs = [
         _pair("general.type", _STRING) + _string("imatrix"),
@@ -250,15 +286,18 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
     pairs += [_pair(key, _STRING) + _string(value) for key, value in metadata.items()]
     head = MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
     offset = 0
-    for name, values in tensors:
+    for tensor in tensors:
         # ggml's order, columns first; dimensions of 1 at the end are not written
-        shape = values.shape[::-1] if values.shape[0] > 1 else values.shape[1:]
-        head += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        shape = tensor.shape[:0:-1] if tensor.shape[0] == 1 else tensor.shape[::-1]
+        shape = shape or (1,)
+        head += _string(tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
         head += struct.pack("<IQ", _F32, offset)
-        offset += values.nbytes + -values.nbytes % _ALIGNMENT
+        offset += tensor.size_bytes() + -tensor.size_bytes() % _ALIGNMENT
     file.write(head + bytes(-len(head) % _ALIGNMENT))
-    for _, values in tensors:
-        file.write(values.astype("<f4").tobytes() + bytes(-values.nbytes % _ALIGNMENT))
+    for tensor in tensors:
+        for values in tensor.values():
+            file.write(values.astype("<f4").tobytes())
+        file.write(bytes(-tensor.size_bytes() % _ALIGNMENT))
 
 
 def _pair(key: str, value_type: int) -> bytes:

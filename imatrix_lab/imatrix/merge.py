@@ -19,15 +19,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Other, any_file
 from imatrix_lab.errors import BadImatrix, UsageError
-from imatrix_lab.imatrix import format
+from imatrix_lab.imatrix import format, moments
 from imatrix_lab.imatrix.align import aligned, paths
-from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, Entry, Imatrix
+from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, Entry, Imatrix, Tensor
+from imatrix_lab.imatrix.moments import Moments
 from imatrix_lab.models.gguf import read_header
 
 BY = ("energy", "tokens")
@@ -65,7 +68,9 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
     language = label(inputs, by)
     datasets = tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets))
     metadata = {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)}
-    return Imatrix(entries, datasets, n_tokens // window, window, language, metadata)
+    about, tensors = _moments(inputs, by)
+    sizes, metadata = (n_tokens // window, window), metadata | about
+    return Imatrix(entries, datasets, *sizes, language, metadata, more=tensors)
 
 
 def other_than(files: Sequence[tuple[Path, float]], by: str) -> Other:
@@ -116,22 +121,69 @@ def label(inputs: Sequence[MergeInput], by: str) -> str:
 
 def _mixed(name: str, inputs: Sequence[MergeInput], by: str) -> Entry:
     inputs = [item for item in inputs if name in item.imatrix.entries]
-    files = [(item.path, item.imatrix) for item in inputs]
-    entries = aligned(name, files)
-    factors = np.array([item.weight for item in inputs])
-    seen = np.array([e.counts.sum(dtype=np.float64) for e in entries])
-    energy = np.array([e.sums.sum(dtype=np.float64) for e in entries])
-    if not energy.any() or not seen.any():
-        raise BadImatrix(f"{name} is zero throughout", where=paths(files))
-    if by == "energy":
-        factors = np.divide(factors, energy, out=np.zeros(len(entries)), where=energy > 0)
-    factors = factors * seen.sum() / (factors @ seen)
+    entries = aligned(name, [(item.path, item.imatrix) for item in inputs])
     sums, counts = np.zeros(entries[0].sums.shape), np.zeros(entries[0].counts.shape)
-    for factor, entry in zip(factors, entries, strict=True):
+    for factor, entry in zip(_factors(name, inputs, entries, by), entries, strict=True):
         sums += factor * entry.sums
         counts += factor * entry.counts
     whole = Entry(sums, counts).whole()
     return Entry(whole.sums.astype(np.float32), whole.counts.astype(np.float32))
+
+
+def _factors(
+    name: str, inputs: Sequence[MergeInput], entries: Sequence[Entry], by: str
+) -> NDArray[np.float64]:
+    factors = np.array([item.weight for item in inputs])
+    seen = np.array([e.counts.sum(dtype=np.float64) for e in entries])
+    energy = np.array([e.sums.sum(dtype=np.float64) for e in entries])
+    if not energy.any() or not seen.any():
+        files = [(item.path, item.imatrix) for item in inputs]
+        raise BadImatrix(f"{name} is zero throughout", where=paths(files))
+    if by == "energy":
+        factors = np.divide(factors, energy, out=np.zeros(len(entries)), where=energy > 0)
+    return np.asarray(factors * seen.sum() / (factors @ seen))
+
+
+def _moments(inputs: Sequence[MergeInput], by: str) -> tuple[dict[str, str], list[Tensor]]:
+    """Return the mixture's moments; none if a file has none."""
+    files = [moments.read(item.path) for item in inputs if item.path.is_file()]
+    sources = [m for m in files if m is not None]
+    if len(sources) < len(inputs):
+        return {}, []
+    first, names = sources[0].first, sources[0].inputs
+    if any(m.first != first or m.shape(n) != sources[0].shape(n) for m in sources for n in names):
+        where = ", ".join(str(item.path) for item in inputs)
+        fix = "use files that were collected with the same --moments and --full"
+        raise BadImatrix("the files' moments have different blocks", where=where, fix=fix)
+    tensors = list[Tensor]()
+    for name in names:
+        tensors += _mixed_moments(name, sources, inputs, by)
+    return {moments.KEY: sources[0].header.text(moments.KEY)}, tensors
+
+
+def _mixed_moments(
+    name: str, sources: Sequence[Moments], inputs: Sequence[MergeInput], by: str
+) -> tuple[Tensor, Tensor]:
+    entries = aligned(name, [(item.path, item.imatrix) for item in inputs])
+    factors = _factors(name, inputs, entries, by)
+    counts = factors @ np.array([e.counts for e in entries], np.float64)
+    whole = Entry(np.zeros((counts.size, 1)), counts).whole().counts  # as E[x²] is scaled
+    scale = np.divide(whole, counts, out=np.zeros(counts.size), where=counts > 0)
+
+    def sums() -> Iterator[NDArray[Any]]:
+        parts = zip(factors, sources, strict=True)
+        yield sum((f * m.sums(name) for f, m in parts), np.zeros(1)) * scale[:, None]
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        for matrix, share in enumerate(scale):
+            parts = zip(factors, sources, strict=True)
+            yield sum((f * m.blocks(name, matrix) for f, m in parts), np.zeros(1)) * share
+
+    n_matrices, n_blocks, block = sources[0].shape(name)
+    return (
+        Tensor(name + moments.SUMS, sources[0].sums(name).shape, sums),
+        Tensor(name + moments.BLOCKS, (n_matrices * n_blocks, block, block), blocks),
+    )
 
 
 def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:

@@ -2,16 +2,18 @@
 
 import ctypes
 import platform
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from imatrix_lab.core import process
+from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
+
+T = TypeVar("T")
 
 _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared",
@@ -49,3 +51,25 @@ def finish(futures: Sequence[Future[Any]]) -> None:
             return
         except KeyboardInterrupt:
             continue
+
+
+class Interruptible:
+    """Runs native calls in a separate thread, so that Ctrl-C does not wait for them.
+
+    A decode of a large model on a CPU takes minutes, and Python handles signals only between
+    its own instructions. llama.cpp reads `flag` between the operations of its graph.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self.flag = ctypes.c_int32(0)
+
+    def __call__(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function and return its result; Ctrl-C ends the call."""
+        future = self._pool.submit(function, *args)
+        try:
+            return interrupt.result(future)
+        except BaseException:
+            self.flag.value = 1
+            finish([future])
+            raise

@@ -67,31 +67,15 @@ class Compute:
         return [str(a) for a in args]
 
 
-@dataclass(frozen=True)
-class ImatrixOptions:
-    """Which windows llama-imatrix reads (first, number), and the file it continues from."""
-
-    windows: tuple[int, int]
-    in_file: Path | None = None
-    parse_special: bool = False
-    process_output: bool = False
-
-
 def imatrix_argv(
-    program: Path, model: Path, text: Path, out: Path, compute: Compute, options: ImatrixOptions
+    program: Path, model: Path, text: Path, out: Path, compute: Compute, n_windows: int
 ) -> list[str]:
-    """Return a llama-imatrix command.
+    """Return a llama-imatrix command for the first windows of a text.
 
-    Its own snapshots are never used: they are written in the middle of a decode, when some
-    tensors have seen the window and others have not.
+    It is what collecting is compared with. Attention is the same; its snapshots are not written.
     """
-    first, n_windows = options.windows
     argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
-    argv += ["--chunks", str(n_windows), "-ofreq", str(10**9)]
-    argv += ["--chunk", str(first)] if first else []
-    argv += ["--in-file", str(options.in_file)] if options.in_file else []
-    argv += ["--parse-special"] if options.parse_special else []
-    return argv + (["--process-output"] if options.process_output else [])
+    return [*argv, "-fa", "off", "--chunks", str(n_windows), "-ofreq", str(10**9)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from imatrix_lab.core import digests
 from imatrix_lab.core.names import model_label, readable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.store import NotBuilt, Store
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -79,7 +79,8 @@ def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
     for condition in model.facts.conditions:
         session.say_once(model.path.name, str(condition))
     if spec != "demo":
-        say_warnings(loading.warnings_of(tools, model, session), model, session)
+        with contextlib.suppress(NotBuilt):  # a plan loads no model
+            say_warnings(loading.warnings_of(tools, model, session), model, session)
     return model
 
 

@@ -170,9 +170,9 @@ def deliver(request: Request, made: Made, quants: tuple[QuantFacts, ...]) -> tup
     return tuple(out / q.name for q in quants)
 
 
-def imatrix_name(label: str, language: str) -> str:
+def imatrix_name(label: str, language: str, has_moments: bool = False) -> str:
     """Return the name of an importance matrix in the output folder, by its model's label."""
-    return f"{label}-{language}.imatrix.gguf"
+    return f"{label}-{language}.{'moments' if has_moments else 'imatrix'}.gguf"
 
 
 def _provenance(request: Request, made: Made) -> dict[str, Any]:

@@ -167,6 +167,8 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
         compute_for(model.facts, request.compute),
         request.parse_special or corpus.parse_special,
         request.process_output,
+        request.moments,
+        request.full,
     )
 
 
@@ -178,12 +180,13 @@ def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     if out:
         check_file(out, rules, format.other_than({}))
     elif label and isinstance(text, Mixture):
-        check_file(Path(deliver.imatrix_name(label, text.label)), rules, format.other_than({}))
+        name = deliver.imatrix_name(label, text.label, request.moments)
+        check_file(Path(name), rules, format.other_than({}))
     else:
         check_folder(Path())
     tools, model = prepare(request, session)
     corpus = corpus_of(request, tools, model, session)
-    target = out or Path(deliver.imatrix_name(model.label, corpus.language))
+    target = out or Path(deliver.imatrix_name(model.label, corpus.language, request.moments))
     same = collect.identity(model, corpus, imatrix_options(request, model, corpus))
     check_file(target, rules, format.other_than(same))
     facts = imatrix_of(request, tools, model, corpus, session)

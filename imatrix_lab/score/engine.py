@@ -3,24 +3,21 @@
 import ctypes
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from imatrix_lab.core import interrupt
 from imatrix_lab.errors import BadModel, ImatrixLabError
-from imatrix_lab.llamacpp import native
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.tokenizer import forget_log, reason, silence
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.windows import Decode
 from imatrix_lab.types import Model
 
-T = TypeVar("T")
 _SMALLER = "close other programs, score fewer quants at once, or use --base-logits cached"
 
 
@@ -45,28 +42,6 @@ class Settings:
     def signature(self) -> dict[str, int | None]:
         """Return what can change the last bits of a logit: all but the threads."""
         return {name: value for name, value in vars(self).items() if name != "threads"}
-
-
-class Interruptible:
-    """Runs native calls in a separate thread, so that Ctrl-C does not wait for them.
-
-    A decode of a large model on a CPU takes minutes, and Python handles signals only between
-    its own instructions. llama.cpp reads `flag` between the operations of its graph.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self.flag = ctypes.c_int32(0)
-
-    def __call__(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function and return its result; Ctrl-C ends the call."""
-        future = self._pool.submit(function, *args)
-        try:
-            return interrupt.result(future)
-        except BaseException:
-            self.flag.value = 1
-            native.finish([future])
-            raise
 
 
 class Engine(AbstractContextManager["Engine"]):

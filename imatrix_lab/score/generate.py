@@ -25,12 +25,13 @@ import numpy as np
 
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.llamacpp import thoughts
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chat_template
 from imatrix_lab.models.chat_template import Rendered
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score.choice_layout import common
-from imatrix_lab.score.engine import Engine, Interruptible
+from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.job import NOT_FINITE, Setup
 from imatrix_lab.score.windows import STEP_MIN, Decode
 from imatrix_lab.types import Generated, GenerateItem, Model

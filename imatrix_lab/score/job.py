@@ -11,9 +11,10 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
 from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.score import compatible, kernel
-from imatrix_lab.score.engine import Engine, Interruptible, Settings, rates
+from imatrix_lab.score.engine import Engine, Settings, rates
 from imatrix_lab.score.kernel import Kernel, Rows
 from imatrix_lab.score.text import Batches, Text
 from imatrix_lab.score.windows import SEQUENCES_MAX, Protocol, Step, steps

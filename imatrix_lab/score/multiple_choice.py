@@ -12,11 +12,12 @@ import numpy as np
 
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadText
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score import choice_layout
 from imatrix_lab.score.choice_layout import ALIGN, FIRST, PREFIX, Unit
-from imatrix_lab.score.engine import Engine, Interruptible
+from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.job import NOT_FINITE, Setup
 from imatrix_lab.types import ChoiceItem, ChoiceScores, Model
 

@@ -22,7 +22,7 @@ NONE = "none"
 DEMO = "demo"
 KEEP = ("all", "scores")
 REFERENCE = "docs/recipe.toml"
-TOKENS_MIN = 1024  # llama-imatrix needs two windows of 512
+TOKENS_MIN = 1024  # two windows of 512
 SAMPLES_MAX = 100
 
 

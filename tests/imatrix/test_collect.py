@@ -1,8 +1,11 @@
-"""Segments against one plain run of llama-imatrix, killed or not."""
+"""What is collected against llama-imatrix on the same windows, killed or not."""
 
+import ctypes
 import dataclasses
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +15,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadText
-from imatrix_lab.imatrix import collect, format
+from imatrix_lab.imatrix import collect, collector, format
+from imatrix_lab.llamacpp import build
+from imatrix_lab.llamacpp.native import Interruptible
+from imatrix_lab.llamacpp.programs import Compute
+from imatrix_lab.models.resolve import resolve
+from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
-from imatrix_lab.types import ComputeOptions, Request
+from imatrix_lab.types import ComputeOptions, CorpusFacts, Request
 from tests import tiny_model
 
-COMMAND = [str(Path(sys.executable).parent / "imatrix-lab"), "imatrix", "build"]
+SAVES_OFTEN = [
+    sys.executable, "-c",
+    "from imatrix_lab.imatrix import collect; from imatrix_lab.cli.main import main;"
+    "collect.SAVE_S = collect.SAVE_SHARE = 0.2; main()",
+]  # fmt: skip
 
 
 def request(model, text, **rest):
@@ -32,30 +45,101 @@ def request(model, text, **rest):
 
 
 def plain_run(tools, model, text, out, *extra):
-    """The whole text through llama-imatrix itself, in one go."""
+    """The whole text through llama-imatrix itself, with the same kernels."""
     argv = [tools.program("llama-imatrix"), "-m", model, "-f", text, "-o", out, "-t", "1"]
-    subprocess.run(
-        [*map(str, argv), "-c", "128", "-b", "128", *extra], check=True, capture_output=True
-    )
+    settings = ["-c", "128", "-b", "128", "-fa", "off", "--no-repack", *extra]
+    subprocess.run([*map(str, argv), *settings], check=True, capture_output=True)
     return format.read(out).entries
 
 
 def same(ours, theirs):
+    """Counts and shapes are equal, each column's sum to 1e-4 of itself (theirs are float32)."""
     assert ours.keys() == theirs.keys() and ours
     for name, e in theirs.items():
-        assert np.array_equal(ours[name].sums, e.sums), name
         assert np.array_equal(ours[name].counts, e.counts), name
+        assert ours[name].sums.shape == e.sums.shape, name
+        assert np.allclose(ours[name].sums, e.sums, rtol=1e-4, atol=0), name
+
+
+def collected(model, text, out, **rest):
+    """Bytes of an imatrix that is made in a store of its own."""
+    session = Session(Store(out.with_suffix(".store")), Silent())
+    tools = build.get_toolchain("cpu", Session(Store(), Silent()))
+    built = resolve(str(model), session)
+    corpus = text_corpus(tools, built, text, rest.get("parse_special", False))
+    compute = Compute(rest.pop("threads", 1), 128, rest.pop("n_batch", 128), 128, 0)
+    facts = collect.collect(tools, built, corpus, collect.Options(compute, **rest), session)
+    return facts.path.read_bytes()
+
+
+def text_corpus(tools, model, text, parse_special=False):
+    with Vocabulary(tools, model.path, parse_special) as vocabulary:
+        n_tokens = vocabulary.count(text.read_text())
+    facts = {"language": "nb", "language_name": "Bokmål", "licence": "", "source": "test"}
+    numbers = dict.fromkeys(("n_documents", "n_heldout", "n_heldout_tokens"), 1)
+    hashes = {"sha256": sha256_file(text), "heldout_sha256": ""}
+    return CorpusFacts(
+        calibration=text, heldout=text, n_tokens=n_tokens, **facts, **numbers, **hashes
+    )
 
 
 @pytest.mark.parametrize("experts", [0, 4])
-def test_segments_equal_one_run_bit_for_bit(tools, tmp_path, own_text, monkeypatch, experts):
-    monkeypatch.setattr(collect, "SEGMENT_WINDOWS", 4)
+def test_sums_are_those_of_llama_imatrix(tools, tmp_path, own_text, experts):
     model = tiny_model.write(tmp_path / "m.gguf", experts=experts)
     text = own_text(11 * 128 + 5)
     made = tune.imatrix(request(model, text), tmp_path / "i.gguf", Session(Store(), Silent()))
     same(format.read(made).entries, plain_run(tools, model, text, tmp_path / "plain.gguf"))
     if experts:
         assert any(e.counts.size == experts for e in format.read(made).entries.values())
+
+
+def test_the_output_matrix_on_request(tools, tiny, tmp_path, own_text):
+    text = own_text(4 * 128)
+    build = request(tiny, text, process_output=True)
+    made = tune.imatrix(build, tmp_path / "i.gguf", Session(Store(), Silent()))
+    theirs = plain_run(tools, tiny, text, tmp_path / "plain.gguf", "--process-output")
+    assert "output.weight" in theirs
+    same(format.read(made).entries, theirs)
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_neither_threads_nor_windows_at_once_nor_pieces_change_a_bit(tmp_path, own_text, experts):
+    model = tiny_model.write(tmp_path / "m.gguf", experts=experts)
+    text = own_text(11 * 128)
+    one = collected(model, text, tmp_path / "one")
+    for threads, n_batch in [(2, 128), (1, 512), (2, 2048), (1, 64)]:
+        several = collected(model, text, tmp_path / "n", threads=threads, n_batch=n_batch)
+        assert several == one, (threads, n_batch)
+        shutil.rmtree(tmp_path / "n.store")
+
+
+def test_sums_keep_their_digits_over_ten_million_tokens(tools, tiny, own_text, tmp_path):
+    """Windows read once, their sums saved as if they had been read 8,000 times before."""
+    session = Session(Store(), Silent())
+    model, flag = resolve(str(tiny), session), ctypes.c_int32(0)
+    corpus = text_corpus(tools, model, own_text(10 * 128))
+    options = collect.Options(Compute(1, 128, 128, 128, 0))
+    windows = collect._windows(tools, model, corpus, options)
+
+    def read(sums, times):
+        run = Interruptible()
+        with collect._Context(tools, model, sums, options, run) as context:
+            for window in windows:
+                context.read(window[None])
+        return {n: e.sums.astype(float) for n, e in sums.entries().items()}
+
+    settings = collector.Settings(1, 128)
+    with collector.Collector(tools, settings, flag, session) as sums:
+        once = read(sums, 1)
+        for source in sums.inputs():
+            squares = sums.sums(source, 0).squares
+            squares *= 8000  # 10,240,000 tokens
+        before = {s.index: sums.sums(s, 0).squares.copy() for s in sums.inputs()}
+        read(sums, 1)
+        added = {s.index: sums.sums(s, 0).squares - before[s.index] for s in sums.inputs()}
+        index = sums.matrices()
+    for name, values in once.items():
+        assert np.allclose(added[index[name]], values.ravel(), rtol=1e-6), name
 
 
 @pytest.mark.parametrize("n_ctx", [144, 520])
@@ -94,23 +178,24 @@ def test_parse_special_counts_chat_tokens(tools, tiny, tmp_path, own_text):
 
 
 def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, subprocess_env):
-    text = own_text(200 * 128)
-    argv = [*COMMAND, "--model", str(tiny), "--corpus", str(text), "--ctx", "128"]
-    argv += ["--threads", "1"]
+    text = own_text(400 * 128)
+    argv = [*SAVES_OFTEN, "imatrix", "build", "--model", str(tiny), "--corpus", str(text)]
+    argv += ["--ctx", "128", "--threads", "1"]
     calm = subprocess_env(tmp_path / "calm", tools)
-    began = time.monotonic()
     subprocess.run([*argv, "--out", str(tmp_path / "calm.gguf")], check=True, env=calm)
-    seconds = time.monotonic() - began
     rough, out = subprocess_env(tmp_path / "rough", tools), tmp_path / "rough.gguf"
-    rng, killed = random.Random(5), 0
+    rng, done = random.Random(5), set()
     for _ in range(6):
         process = subprocess.Popen([*argv, "--out", str(out)], env=rough)
-        time.sleep(rng.uniform(0.3, 0.6) * seconds)
-        killed += process.poll() is None
+        before = saved_windows(tmp_path / "rough")
+        while process.poll() is None and saved_windows(tmp_path / "rough") == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert killed >= 2
-    assert not out.exists() or out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
+        done.add(saved_windows(tmp_path / "rough"))
+    assert len(done) >= 3  # each run went on from where the one before was killed
+    assert not out.exists()
     subprocess.run([*argv, "--out", str(out)], check=True, env=rough)
     assert out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
 
@@ -129,7 +214,8 @@ HOSTILE = {
 
 def test_the_environment_reaches_no_bit(tools, tiny, tmp_path, own_text, subprocess_env):
     text = own_text(6 * 128)
-    argv = [*COMMAND, "--model", str(tiny), "--corpus", str(text), "--ctx", "128", "--threads", "1"]
+    argv = [*SAVES_OFTEN, "imatrix", "build", "--model", str(tiny), "--corpus", str(text)]
+    argv += ["--ctx", "128", "--threads", "1"]
     results = []
     for name, more in (("clean", {}), ("hostile", HOSTILE)):
         out = tmp_path / f"{name}.gguf"
@@ -147,26 +233,51 @@ def test_the_environment_reaches_no_bit(tools, tiny, tmp_path, own_text, subproc
         direct[name] = format.read(out).entries
     sums = [direct[name]["blk.1.ffn_down.weight"].sums for name in ("plain", "bent")]
     assert not np.array_equal(*sums)
-    same(format.read(tmp_path / "hostile.gguf").entries, direct["plain"])
 
 
-def test_a_torn_segment_is_not_taken_for_whole(tiny, tmp_path, own_text, monkeypatch):
-    monkeypatch.setattr(collect, "SEGMENT_WINDOWS", 4)
+def saved_windows(store):
+    """How many windows the saved sums in a store have seen; 0 without any."""
+    for path in store.rglob(collect.SAVED):
+        return json.loads(path.open("rb").readline())["n_windows"]
+    return 0
+
+
+def test_saved_sums_that_are_torn_are_not_used(tools, tiny, tmp_path, own_text, monkeypatch):
+    monkeypatch.setattr(collect, "SAVE_S", 0.0)
+    monkeypatch.setattr(collect, "SAVE_SHARE", 1.0)
     text = own_text(12 * 128)
-    good = tune.imatrix(request(tiny, text), tmp_path / "a.gguf", Session(Store(), Silent()))
-    segment = good.read_bytes()
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    (scratch / "windows-000004.gguf").write_bytes(segment[: len(segment) // 2])
-    (scratch / "windows-000010.gguf").write_bytes(segment)  # whole, but 2 windows from the end
-    assert collect._done(scratch, 12) == (0, None)
-    assert not list(scratch.iterdir())
-    (scratch / "windows-000004.gguf").write_bytes(segment)
-    (scratch / "part.gguf").write_bytes(segment[:-40])
-    with pytest.raises(BadImatrix) as error:
-        collect._keep(scratch / "part.gguf", scratch / "windows-000008.gguf")
-    assert error.value.where == str(scratch / "part.gguf")
-    assert collect._done(scratch, 12) == (4, scratch / "windows-000004.gguf")
+    whole = collected(tiny, text, tmp_path / "whole")
+    saved = []
+
+    def stopped(sums, path, n_windows):
+        real(sums, path, n_windows)
+        saved.append(path)
+        if n_windows == 5:
+            raise KeyboardInterrupt
+
+    real = collector.Collector.save
+    monkeypatch.setattr(collector.Collector, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        collected(tiny, text, tmp_path / "stopped")
+    monkeypatch.setattr(collector.Collector, "save", real)
+    sums = saved[-1].read_bytes()
+    for torn in (sums[:-8], sums[:100], b"", sums + b"x", b"{}\n"):
+        saved[-1].parent.mkdir(parents=True, exist_ok=True)
+        saved[-1].write_bytes(torn)
+        assert collected(tiny, text, tmp_path / "stopped") == whole
+        for kind in ("imatrix", "kernel"):
+            shutil.rmtree(tmp_path / "stopped.store" / kind, ignore_errors=True)
+
+
+def test_activations_that_are_not_finite_name_the_matrix_and_the_window(
+    tools, tiny, tmp_path, own_text
+):
+    text = own_text(4 * 128)
+    with Vocabulary(tools, tiny) as vocabulary:
+        (token,) = vocabulary.tokens("e", add_special=False)[-1:]
+    model = tiny_model.write(tmp_path / "nan.gguf", nan_token=token)
+    with pytest.raises(BadImatrix, match=r"blk\.0\.attn_[qkv]\.weight.*windows from 0 on"):
+        collected(model, text, tmp_path / "i")
 
 
 def test_a_corpus_folder_keeps_its_language_and_a_code_beats_a_file(
@@ -182,6 +293,12 @@ def test_a_corpus_folder_keeps_its_language_and_a_code_beats_a_file(
     folder = request(tiny, corpus.calibration.parent, n_tokens=1000)
     made = tune.imatrix(folder, tmp_path / "i.gguf", Session(own_store, Silent()))
     assert format.read(made).language == "sw"
+
+
+def test_one_window_is_enough(tiny, own_text, tmp_path):
+    build = request(tiny, own_text(130))
+    made = format.read(tune.imatrix(build, tmp_path / "i.gguf", Session(Store(), Silent())))
+    assert made.chunk_count == 1
 
 
 def test_too_little_text_is_refused_before_anything_runs(tiny, own_text, tmp_path):

@@ -14,13 +14,14 @@ import pytest
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import score as evaluate
 from imatrix_lab.records import parquet
 from imatrix_lab.score import text as texts
-from imatrix_lab.score.engine import Engine, Interruptible, Settings
+from imatrix_lab.score.engine import Engine, Settings
 from imatrix_lab.score.job import Job
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.text import Text

@@ -8,9 +8,10 @@ import pytest
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.score import run
 from imatrix_lab.score.checkpoint import Checkpoint
-from imatrix_lab.score.engine import Engine, Interruptible, rates
+from imatrix_lab.score.engine import Engine, rates
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.types import Document
 from tests import tiny_model

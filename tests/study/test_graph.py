@@ -13,8 +13,8 @@ from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadText
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.report.results import Missing
-from imatrix_lab.score.engine import Interruptible
 from imatrix_lab.study.graph import FILES, Step, StepRecord, Turn, finished, keys, to_run
 from imatrix_lab.study.scheduler import Capacity, Scheduler
 

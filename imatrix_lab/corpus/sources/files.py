@@ -58,7 +58,6 @@ def add(
     for text in texts:
         next(text.passages() if text.has_rows else text.paragraphs())  # raises without any
     entries = [_entry(path) for path in paths]
-    check_file(target, rules or Rules(), _other_than([e["path"] for e in entries]))
     if len({Path(e["path"]).name for e in entries}) < len(entries):
         raise UsageError("two of these files have the same name, but ids are made of names")
     raw: dict[str, Any] = {
@@ -73,6 +72,7 @@ def add(
     if any(text.format != _BY_SUFFIX.get(text.path.suffix) for text in texts):
         raw["format"] = ", ".join(text.format for text in texts)
     source = languages.source(name, raw, target)
+    check_file(target, rules or Rules(), _other_than([e["path"] for e in entries]))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
     return source

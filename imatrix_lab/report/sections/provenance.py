@@ -53,7 +53,7 @@ def power(view: View) -> Section | None:
 
 
 _METHODS = (
-    "Quants are made with llama-imatrix and llama-quantize of one pinned llama.cpp. A mixture’s"
+    "Importance matrices are collected with, and quants made by, one pinned llama.cpp. A mixture’s"
     " imatrix is merged from its languages’ imatrices, without another run of the model."
     " Held-out text shares no document with the calibration text.",
     "Texts: the original and the quant read the same tokens. KLD is the Kullback–Leibler"

@@ -11,27 +11,27 @@ from typing import Any
 import gguf
 import numpy as np
 
-from imatrix_lab.core import process
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import controls
-from imatrix_lab.imatrix import format, quant_error
+from imatrix_lab.imatrix import collect, format, quant_error
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.compute import compute_for, layers_on_gpu, logit_rows
+from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.quantize import run
 from imatrix_lab.score import kernel, text
-from imatrix_lab.score.engine import Engine, Interruptible, Settings
+from imatrix_lab.score.engine import Engine, Settings
 from imatrix_lab.score.job import Job
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.study.context import Shared
 from imatrix_lab.types import Document, ImatrixFacts, Model
 
 WINDOW, WINDOWS = 512, 3
-"""The first window of an imatrix run has the start of the program in it, and is not timed."""
+"""The first window of an imatrix run reads the model from the disk, and is not timed."""
 PROBE_CHANNELS, PROBE_FORWARD = 768, 3072
 QUANT = "quant.gguf"
 _SEED = 1
@@ -64,7 +64,7 @@ class Benchmark:
         of a type (weights).
         """
         measures: dict[str, tuple[Callable[..., float], str, str]] = {
-            "imatrix": (_imatrix, "tokens", f"llama-imatrix on {WINDOWS - 1} windows of {WINDOW}"),
+            "imatrix": (_imatrix, "tokens", f"{WINDOWS - 1} windows of {WINDOW}"),
             "score": (_score, "tokens", "the original on one window"),
             "quantize": (_quantize, "weights", f"{of} of a small model of random weights"),
             "loss": (_quant_error, "weights", "a small model of random weights"),
@@ -95,23 +95,10 @@ class Benchmark:
 
 def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     compute = compute_for(model.facts, shared.compute(n_ctx=WINDOW))
-    compute = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
-    words = scratch / "text.txt"
-    words.write_text(_random_text(shared, model, WINDOW * (WINDOWS + 1)), encoding="utf-8")
-    times, steps = list[float](), programs.Steps(programs.WINDOW)
-
-    def note(piece: str) -> None:
-        while len(times) < steps.feed(piece):
-            times.append(time.monotonic())
-
-    program, out = shared.tools.program("llama-imatrix"), Path("out.gguf")
-    options = programs.ImatrixOptions((0, WINDOWS))
-    argv = programs.imatrix_argv(program, model.path, words, out, compute, options)
-    began = time.monotonic()
-    process.run(argv, log=scratch / "llama-imatrix.log", cwd=scratch, on_output=note)
-    if len(times) < WINDOWS or times[-1] == times[0]:  # its last lines can be missing
-        return WINDOWS * WINDOW / (time.monotonic() - began)
-    return (WINDOWS - 1) * WINDOW / (times[-1] - times[0])
+    options = collect.Options(dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW))
+    tokens = np.random.default_rng(0).integers(0, model.facts.n_vocab, (WINDOWS, WINDOW))
+    session = Session(Store(shared.store.root), progress)
+    return collect.tokens_per_second(shared.tools, model, tokens.astype(np.int32), options, session)
 
 
 def _score(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
@@ -157,7 +144,7 @@ def _probe(
     shared: Shared, quant_type: str, progress: Progress, scratch: Path
 ) -> tuple[Model, float]:
     """Quantize a small model of random weights; return it, and the seconds that took."""
-    path, matrix = scratch / "probe.gguf", scratch / "probe.imatrix.gguf"
+    path, matrix = scratch / "probe.gguf", scratch / "importance.gguf"
     _write_probe(path, matrix)
     source = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
     imatrix = ImatrixFacts(matrix, "", "probe", 0, 0, 0, 0, 0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from imatrix_lab.cli import main as cli_main
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
@@ -275,3 +276,19 @@ def test_files_of_every_kind_together(tmp_path, own_store):
     (tmp_path / "d.csv").write_text("tekst,n\nTre fine dagar.,3\n")
     with pytest.raises(UsageError, match=r"tekst of d\.csv"):
         added([rows, tmp_path / "d.csv"])
+
+
+def test_a_source_of_other_files_is_replaced_only_by_force(tmp_path):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("Ein fin dag.")
+    second.write_text("To fine dagar.")
+    files.add([first], "nn", "mine", "CC0-1.0")
+    first.write_text("Ein finare dag.")
+    files.add([first], "nn", "mine", "CC0-1.0")
+    with pytest.raises(UsageError, match=r"a\.txt"):
+        files.add([second], "nn", "mine", "CC0-1.0")
+    heard = Told()
+    files.add([second], "nn", "mine", "CC0-1.0", rules=Rules((second,), True, heard))
+    assert "a.txt" in heard.lines[0]
+    source = next(s for s in languages.get("nn").sources if s.name == "mine")
+    assert [f["path"] for f in source.settings["files"]] == [str(second)]
