@@ -104,7 +104,7 @@ class UserText:
         try:
             text.encode()  # JSON can spell half a character
         except UnicodeEncodeError:
-            return "", "with half a character"
+            return "", "not in UTF-8" if isinstance(value, bytes) else "with half a character"
         return text, ""
 
     def _in(self) -> str:
@@ -188,7 +188,7 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "surrogateescape")
     if isinstance(value, Mapping):
         return next((text for key in _PARTS if (text := text_of(value.get(key)))), None)
     if isinstance(value, list | tuple):
