@@ -52,6 +52,12 @@ def explained(error: Exception, repo: str, revision: str) -> Exception:
         return ours
     if isinstance(error, ValueError) and "JSON" in type(error).__name__:
         return _not_the_hub(repo)
+    if isinstance(error, UnicodeEncodeError):  # of the one header with text of the user's
+        what = "the Hub's token has characters that no token has"
+        return FetchFailed(what, where=repo, fix="hf auth login, or correct HF_TOKEN")
+    if isinstance(error, NotADirectoryError):
+        what = "the folder of the Hub's library is a file, not a folder"
+        return FetchFailed(what, where=error.filename, fix="correct HF_HOME, or unset it")
     if library in _LIBRARIES or isinstance(error, ValueError):
         what = f"unexpected answer from the Hub or a proxy ({_reason(error)})"
     elif isinstance(error, (OSError, ImatrixLabError)):  # a disk; or ours already
