@@ -34,7 +34,7 @@ CLAUSES = re.compile(r"; (?:or )?|, (?:or |and |then )?|: | or | then | with | {
 METAVARS = ("MODEL", "FILE", "LANGUAGE", "CODE", "TASK", "A", "B", "RUN_A", "RUN_B")
 PLAIN = re.compile(
     r"(a|add|another|build|check|choose|close|compare|complete|compute|convert|correct|delete|download|fetch"
-    r"|fewer|finish|give|if|install|leave|let|look|mend|more|name|one|open|pin|point|put|read|remove|run|score"
+    r"|fewer|finish|give|if|install|leave|let|look|mend|more|name|one|open|pin|point|put|read|remove|rename|run|score"
     r"|set|the|types|use|write)\b"
 )
 """How remedies in plain words begin."""

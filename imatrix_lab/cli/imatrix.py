@@ -254,7 +254,7 @@ def _by_language(name: str) -> Path:
     paths = [p for p in sorted(Path().iterdir()) if p.name in exact or p.name.endswith(ending)]
     if len(paths) > 1:
         what = f"{name} is ambiguous: {' or '.join(map(str, paths))}"
-        raise UsageError(what, fix=f"name the file: {shlex.quote(str(paths[0]))}=WEIGHT")
+        raise UsageError(what, fix=f"name the file: {shlex.quote(str(paths[0]))}=0.5")
     return paths[0] if paths else Path(name)
 
 

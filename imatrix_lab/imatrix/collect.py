@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.files import need_room
+from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadImatrix, BadModel, BadText, ImatrixLabError, UsageError
-from imatrix_lab.imatrix import collector, expected, format, moments, validate
+from imatrix_lab.imatrix import collector, expected, format, moments, passes, validate
 from imatrix_lab.imatrix.collector import Collector
+from imatrix_lab.llamacpp.compute import memory_bytes
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -62,8 +64,7 @@ def inputs(
     model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain
 ) -> dict[str, Any]:
     """Return what determines an imatrix; threads do not, nor does the batch on a CPU."""
-    compute = options.compute
-    on_cpu = toolchain.backend == "cpu" or compute.gpu_layers == 0
+    compute, on_cpu = options.compute, _on_cpu(options, toolchain)
     more = {"moments": collector.BLOCK, "full": options.full} if options.moments else {}
     return {
         "model_sha256": model.sha256,
@@ -114,12 +115,13 @@ def collect(
         n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
         n_tokens = n_windows * n_ctx
         settings, run = _settings(model, options), Interruptible()
+        running = _with_passes(model, corpus, options, toolchain, session)
         with (
             session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
             Collector(toolchain, settings, run.flag, session) as sums,
         ):
             windows = _windows(toolchain, model, corpus, options)
-            context = partial(_Context, toolchain, model, sums, options, run)
+            context = partial(_Context, toolchain, model, sums, running, run)
             _run(windows, sums, context, scratch / SAVED, task)
             entries = sums.entries()
             findings = validate.check(
@@ -137,7 +139,8 @@ def collect(
                 metadata=_metadata(toolchain, model, corpus) | about,
                 more=tensors,
             )
-            need_room(out, sum(t.size_bytes() for t in tensors), "the importance matrix")
+            if tensors:
+                need_room(out, sum(t.size_bytes() for t in tensors), "the moments")
             format.write(out / FILE, imatrix)
         (scratch / SAVED).unlink(missing_ok=True)
         return {
@@ -170,6 +173,30 @@ def _named(artifact: Artifact, label: str, corpus: CorpusFacts, session: Session
 
     inputs = {"named_sha256": artifact.sha256(FILE), "dataset": dataset, **metadata}
     return session.store.get("imatrix", label, inputs, make, session.progress)
+
+
+def _on_cpu(options: Options, toolchain: Toolchain) -> bool:
+    return toolchain.backend == "cpu" or options.compute.gpu_layers == 0
+
+
+def _with_passes(
+    model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain, session: Session
+) -> Options:
+    """Return options that read a model larger than memory as seldom as memory allows."""
+    compute = options.compute
+    if not _on_cpu(options, toolchain) or compute.n_batch != compute.n_ctx:
+        return options
+    n_windows = window_count(corpus, options)
+    tensors, memory = expected.of(model), memory_bytes()
+    plan = passes.plan(model, tensors, compute.n_ctx, n_windows, memory)
+    if plan is None:
+        return options
+    session.progress.say(
+        f"note: the model has {size(plan.model_bytes)}, memory {size(memory)}: its file is read"
+        f" {plan.n_passes} times, for {plan.n_windows} windows at once"
+        f" (about {size(plan.work_bytes)} of memory)"
+    )
+    return replace(options, compute=replace(compute, n_batch=plan.n_windows * compute.n_ctx))
 
 
 def tokens_per_second(

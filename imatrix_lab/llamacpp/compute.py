@@ -1,5 +1,9 @@
 """Compute settings for this machine."""
 
+import contextlib
+import sys
+from pathlib import Path
+
 import psutil
 
 from imatrix_lab.llamacpp.programs import Compute
@@ -28,7 +32,7 @@ def compute_for(facts: ModelFacts, options: ComputeOptions) -> Compute:
         n_batch = n_ctx
         if options.backend != "cpu" and options.gpu_layers != 0:
             # all of the memory, not what is free now: the batch is part of the fingerprint
-            room = psutil.virtual_memory().total // 4
+            room = memory_bytes() // 4
             while n_batch < GPU_BATCH and 2 * n_batch * facts.n_vocab * 4 <= room:
                 n_batch *= 2
     layers = layers_on_gpu(options)
@@ -64,5 +68,26 @@ def logit_rows(n_vocab: int, options: ComputeOptions) -> int:
 
 
 def memory_bytes() -> int:
-    """Return the machine's total memory: what is free now would change choices by the hour."""
-    return int(psutil.virtual_memory().total)
+    """Return how much memory this process may use: the machine's, or its control group's limit.
+
+    Not what is free now, which would change choices by the hour.
+    """
+    return min(int(psutil.virtual_memory().total), *_group_limits(Path("/proc/self/cgroup")))
+
+
+def _group_limits(groups: Path, root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return the limits of a process's control groups, versions 1 and 2, and of those above."""
+    limits = [sys.maxsize]
+    with contextlib.suppress(OSError):
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            folder = root / controllers / path.lstrip("/")
+            for at in (folder, *folder.parents):
+                if not at.is_relative_to(root):
+                    break
+                with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                    limits.append(int((at / name).read_text(encoding="ascii")))
+    return limits

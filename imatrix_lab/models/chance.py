@@ -10,7 +10,7 @@ from imatrix_lab.types import Model
 
 TOKENS_MIN = 256
 """A mean over fewer says little."""
-VOCABULARY_MIN = 1000
+VOCABULARY_MIN = 2000
 """Smaller ones are of toys: chance among a few hundred bytes is soon as good as a real model."""
 
 

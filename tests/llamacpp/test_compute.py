@@ -1,5 +1,7 @@
 """Settings that suit a machine, and none that llama-imatrix would miscount with."""
 
+import sys
+
 import pytest
 
 from imatrix_lab.llamacpp import compute
@@ -35,3 +37,19 @@ def test_nor_with_a_batch_that_splits_a_window():
     found = compute.compute_for(FACTS, ComputeOptions("cpu", n_ctx=1570, n_batch=1050))
     rests = [1050 % found.n_ubatch, 520 % found.n_ubatch]
     assert all(rest == 0 or rest >= 16 for rest in rests)
+
+
+def test_a_container_has_less_memory_than_the_machine(tmp_path):
+    groups = tmp_path / "cgroup"
+    for name, limit in (("memory/a/b", 7 << 30), ("memory/a", 5 << 30)):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (tmp_path / "user.slice").mkdir()
+    (tmp_path / "user.slice" / "memory.max").write_text("max\n")
+    groups.write_text("9:cpu:/a\n4:memory:/a/b\n")
+    assert min(compute._group_limits(groups, tmp_path)) == 5 << 30
+    groups.write_text("0::/user.slice\n")
+    assert min(compute._group_limits(groups, tmp_path)) == sys.maxsize
+    (tmp_path / "user.slice" / "memory.max").write_text(f"{3 << 30}\n")
+    assert min(compute._group_limits(groups, tmp_path)) == 3 << 30
+    assert min(compute._group_limits(tmp_path / "missing", tmp_path)) == sys.maxsize

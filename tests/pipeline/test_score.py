@@ -569,7 +569,7 @@ def test_records_are_those_of_the_store(ask, quants, store):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reference_worse_than_chance_is_refused(ask, tmp_path, mode):
     """Random and sure of itself, over a vocabulary that is no toy's."""
-    pieces = [*tiny_model.PIECES, *(f"piece{i}" for i in range(1000))]
+    pieces = [*tiny_model.PIECES, *(f"piece{i}" for i in range(2000))]
     path = tiny_model.write(tmp_path / "wrong-f16.gguf", pieces=pieces, output_scale=0.25)
     with pytest.raises(BadModel, match="worse than chance"):
         ask(path, reference=path, base_logits=mode)
