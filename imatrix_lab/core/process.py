@@ -56,6 +56,8 @@ _DEATHS = {
 }
 """Signals -> (what they mean, what helps)."""
 
+_CRASHES = {"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS"}
+"""What programs do to themselves; the other signals come from outside."""
 
 _REASON = re.compile(r"(?:error loading model|failed to quantize): (.+)")
 """What llama.cpp prints before lines that only say that it failed."""
@@ -270,8 +272,7 @@ def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFail
         status = signal.Signals(-returncode).name
     meaning, fix = _DEATHS.get(status, ("", None))
     message = f"{what} ({status}{', ' if meaning else ''}{meaning}): {_error_line(tail)}"
-    crashed = returncode < 0 and status not in ("SIGINT", "SIGTERM")
-    return ToolFailed(message, tail=tail, log=log, fix=fix, crashed=crashed)
+    return ToolFailed(message, tail=tail, log=log, fix=fix, crashed=status in _CRASHES)
 
 
 def _error_line(tail: str) -> str:
