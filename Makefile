@@ -37,7 +37,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus bench-cli clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus bench-cli clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -85,8 +85,11 @@ fix: $(VENV)/.dev  ## fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## what segments and checks cost beside the plain llama.cpp programs
+bench: $(VENV)/.dev  ## what a quant with its checks costs beside the plain llama.cpp programs
 	$(BIN)/python tools/bench_quant.py
+
+bench-collect: $(VENV)/.dev  ## how fast imatrices and moments are collected, beside llama-imatrix
+	$(BIN)/python tools/bench_collect.py
 
 bench-score: $(VENV)/.dev  ## what scoring costs beside llama-perplexity
 	$(BIN)/python tools/bench_score.py

@@ -48,8 +48,8 @@ class MissingTool(ImatrixLabError):
 class ToolFailed(ImatrixLabError):
     """A program ran and failed.
 
-    `tail` is the end of its output and `log` the file with all of it; `crashed` says that a signal
-    ended it, other than one that asks it to stop.
+    `tail` is the end of its output and `log` the file with all of it; `crashed` says that it
+    ended by its own fault, not by a signal from outside.
     """
 
     def __init__(

@@ -5,12 +5,11 @@
 
 Each round runs both sides in turn, in changing order, so that a slow spell of the machine does not
 hit only one of them. Figures are wall seconds; the ratio is ours / plain, where ours includes what
-a plain run skips: checks, sha256, manifest, verification. The second line compares llama-imatrix
-with itself: four windows a decode, and one.
+a plain run skips: checks, sha256, manifest, verification. `bench_collect.py` looks at the imatrix
+more closely.
 """
 
 import argparse
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -51,11 +50,10 @@ def main() -> None:
         def empty_store() -> Session:
             return Session(Store(Path(tempfile.mkdtemp(dir=root))), Silent())
 
-        def plain_imatrix(at_once: int = 1) -> None:
+        def plain_imatrix() -> None:
             program, target = tools.program("llama-imatrix"), root / "plain.gguf"
-            batch = dataclasses.replace(compute, n_batch=at_once * 512)
             text, n = corpus.calibration, arguments.windows
-            process.run(programs.imatrix_argv(program, model.path, text, target, batch, n))
+            process.run(programs.imatrix_argv(program, model.path, text, target, compute, n))
 
         def our_imatrix() -> None:
             collect.collect(tools, model, corpus, options, empty_store())
@@ -72,7 +70,6 @@ def main() -> None:
 
         print(f"demo model, {arguments.windows} windows of 512, {compute.threads} threads")
         compare("imatrix", plain_imatrix, our_imatrix, arguments.rounds)
-        compare("four windows a decode", plain_imatrix, lambda: plain_imatrix(4), arguments.rounds)
         compare("quantize and verify", plain_quant, our_quant, arguments.rounds)
 
 

@@ -41,7 +41,8 @@ def explained(error: Exception, repo: str, revision: str) -> Exception:
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, repo, revision)
-    if ours := _of_proxy(error, http_error.__module__.partition(".")[0]) or _of_certificate(error):
+    proxy = _of_proxy(error, http_error.__module__.partition(".")[0])
+    if ours := proxy or _of_certificate(error) or _of_settings(error):
         return type(ours)(ours.what, where=repo, fix=ours.fix)
     if isinstance(error, (http_error, ConnectionError, errors.LocalEntryNotFoundError)):
         named = " in HF_ENDPOINT" if os.environ.get("HF_ENDPOINT") else ""
@@ -135,6 +136,17 @@ def _set() -> Iterator[str]:
         applies = name.upper() in (f"{scheme}_proxy".upper(), "ALL_PROXY")
         if os.environ.get(name) and applies:
             yield name
+
+
+def _of_settings(error: Exception) -> FetchFailed | None:
+    """Return that the token or the folder of the Hub's library is none."""
+    if isinstance(error, UnicodeEncodeError):  # of the one header with text of the user's
+        what = "the Hub's token has characters that no token has"
+        return FetchFailed(what, fix="hf auth login, or correct HF_TOKEN")
+    if isinstance(error, NotADirectoryError):
+        what = f"{error.filename}: its folder is a file"
+        return FetchFailed(what, fix="correct HF_HOME, or unset it")
+    return None
 
 
 def _of_certificate(error: BaseException | None) -> Unreachable | None:

@@ -48,10 +48,8 @@ class Listing:
 def list_files(repo: str, revision: str) -> Listing:
     """Ask for the commit of a revision, and its files."""
     require_network()
-    from huggingface_hub import HfApi
-
     options: dict[str, Any] = {"files_metadata": True, "timeout": TIMEOUT_S}
-    api = HfApi(endpoint=endpoint())
+    api = _api()
     info = ask(repo, revision, lambda: api.model_info(repo, revision=revision, **options))
     files: Files = {}
     for sibling in info.siblings or []:
@@ -69,14 +67,22 @@ def list_files(repo: str, revision: str) -> Listing:
 def dataset_commit(repo: str, revision: str, timeout_s: float = TIMEOUT_S) -> str:
     """Ask for the commit of a data set's revision, for so many seconds at most."""
     require_network()
-    from huggingface_hub import HfApi  # not within the seconds: on a slow disk it takes longer
-
-    api = HfApi(endpoint=endpoint())
+    api = _api()  # not within the seconds: on a slow disk it takes longer
 
     def commit() -> str:
         return str(api.dataset_info(repo, revision=revision, timeout=timeout_s).sha)
 
     return ask(f"datasets/{repo}", revision, lambda: _within(timeout_s, commit))
+
+
+def _api() -> Any:
+    try:
+        from huggingface_hub import HfApi
+    except ValueError as error:  # it reads its settings then
+        what = f"the Hub's library cannot read its settings: {error}"
+        fix = "correct the variable HF_… with this value, or unset it; env | grep ^HF_ lists them"
+        raise FetchFailed(what, fix=fix) from error
+    return HfApi(endpoint=endpoint())
 
 
 def _within(seconds: float, call: Callable[[], str]) -> str:

@@ -56,9 +56,13 @@ _DEATHS = {
 }
 """Signals -> (what they mean, what helps)."""
 
+_CRASHES = {"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS"}
+"""What programs do to themselves; the other signals come from outside."""
 
 _REASON = re.compile(r"(?:error loading model|failed to quantize): (.+)")
 """What llama.cpp prints before lines that only say that it failed."""
+_LOG_PREFIX = re.compile(r"^\d+(?:\.\d+){3} [A-Z](?: |$)")
+"""llama.cpp's time and level."""
 
 _KEPT = {
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TERM", "TZ", "PYTHONPATH",
@@ -269,21 +273,24 @@ def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFail
     with contextlib.suppress(ValueError):
         status = signal.Signals(-returncode).name
     meaning, fix = _DEATHS.get(status, ("", None))
-    message = f"{what} ({status}{', ' if meaning else ''}{meaning}): {_error_line(tail)}"
-    crashed = returncode < 0 and status not in ("SIGINT", "SIGTERM")
-    return ToolFailed(message, tail=tail, log=log, fix=fix, crashed=crashed)
+    reason = _error_line(tail, by_signal=returncode < 0)
+    message = f"{what} ({status}{', ' if meaning else ''}{meaning}): {reason}"
+    return ToolFailed(message, tail=tail, log=log, fix=fix, crashed=status in _CRASHES)
 
 
-def _error_line(tail: str) -> str:
+def _error_line(tail: str, by_signal: bool) -> str:
     """Return llama.cpp's own reason, else the last line like an error, else the last line."""
-    lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
+    stripped = (_LOG_PREFIX.sub("", x.strip()) for x in tail.replace("\r", "\n").splitlines())
+    lines = [line for line in stripped if line]
     for line in reversed(lines):
         if match := _REASON.search(line):
             return match[1][:300]
     for line in reversed(lines[-60:]):
         if "error" in line.lower() or "failed" in line.lower():
             return line[:300]
-    return lines[-1][:300] if lines else "it printed nothing"
+    if not lines:
+        return "it printed nothing"
+    return f"{'its last line was: ' if by_signal else ''}{lines[-1][:300]}"
 
 
 def in_order(

@@ -139,7 +139,8 @@ def collect(
                 metadata=_metadata(toolchain, model, corpus) | about,
                 more=tensors,
             )
-            need_room(out, sum(t.size_bytes() for t in tensors), "the importance matrix")
+            if tensors:
+                need_room(out, sum(t.size_bytes() for t in tensors), "the moments")
             format.write(out / FILE, imatrix)
         (scratch / SAVED).unlink(missing_ok=True)
         return {

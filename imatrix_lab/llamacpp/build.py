@@ -104,24 +104,26 @@ def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mappin
     shutil.copyfile(source / "convert_hf_to_gguf.py", convert / "convert_hf_to_gguf.py")
     shutil.copyfile(source / "LICENSE", out / "LICENSE")
     crashed = scratch / "crashed"  # builds that were tried before we were stopped
-    for build in processor.builds():
+    builds = processor.builds()
+    for build, lesser in zip(builds, [*builds[1:], None], strict=True):
         if (crashed / build.name).exists():
             continue
         _compile(source, scratch, out, (*CMAKE, *BACKENDS[backend], *build.cmake), progress)
-        tools = _compiled(out, backend, build.name)
         try:
+            tools = _compiled(out, backend, build.name)
             try_build(tools, scratch, progress)
         except ToolFailed as error:
             if not error.crashed:
                 raise
-            crash = error
+            if lesser is None:
+                shutil.rmtree(crashed, ignore_errors=True)
+                error.fix = "LLAMA_CPP_DIR=FOLDER, a llama.cpp that works on this machine"
+                raise
             (crashed / build.name).mkdir(parents=True)
-            progress.say(f"{error.what}; trying another build")
+            progress.say(f"{error.what}; trying another build: {lesser.name}")
         else:
             return {n: getattr(tools, n) for n in ("commit", "compiler", "backend", "build")}
-    shutil.rmtree(crashed)
-    crash.fix = "LLAMA_CPP_DIR=FOLDER, a llama.cpp that works on this machine"
-    raise crash
+    raise AssertionError
 
 
 def _compile(

@@ -276,8 +276,8 @@ def _text(message: dict[str, Any], finish: str | None) -> Any:
     thinking = message.get("reasoning_content") or message.get("reasoning") or ""
     content = message.get("content") if thinking else message["content"]
     if isinstance(content, list):  # of parts, as Mistral's
-        thinking = thinking or _spoken(content, "thinking")
-        content = _spoken(content, "text")
+        thinking = thinking or _spoken(content, ("thinking", "reasoning"))
+        content = _spoken(content, ("text", "output_text"))
     if content is None and (thinking or finish == "length"):
         content = ""
     if not isinstance(content, str) or not isinstance(thinking, str):
@@ -285,7 +285,8 @@ def _text(message: dict[str, Any], finish: str | None) -> Any:
     return thoughts.joined(thinking, content, finish == "length")
 
 
-def _spoken(parts: list[Any], kind: str) -> str:
-    """Return the texts of one kind of part, joined; a part of thoughts has parts of its own."""
-    texts = (part[kind] for part in parts if part.get("type") == kind)
-    return "".join(t if isinstance(t, str) else _spoken(t, "text") for t in texts)
+def _spoken(parts: list[Any], kinds: tuple[str, ...]) -> str:
+    """Return the texts of some kinds of parts, joined; a part of thoughts has parts of its own."""
+    chosen = [part for part in parts if part.get("type") in kinds]
+    texts = [part[part["type"] if part["type"] in part else "text"] for part in chosen]
+    return "".join(t if isinstance(t, str) else _spoken(t, ("text",)) for t in texts)

@@ -18,23 +18,28 @@ T = TypeVar("T")
 _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared",
     "-fno-math-errno", "-fno-trapping-math",  # or the compiler may not vectorize exp
-    "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
 )  # fmt: skip
+_NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 
 
 def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> ctypes.CDLL:
-    """Return a library, compiled (seconds) with llama.cpp's compiler if needed."""
+    """Return a library, compiled (seconds) with llama.cpp's compiler if needed.
+
+    Where llama.cpp works only without instructions that the processor is said to have, this does
+    without them too.
+    """
+    flags = [*_FLAGS, _NATIVE] if tools.build in ("native", "without AMX") else [*_FLAGS]
     library = f"{name}-kernel.so"
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         compiler = toolchain.find_compiler()
-        argv = [compiler, *_FLAGS, "-o", str(out / library), str(source)]
+        argv = [compiler, *flags, "-o", str(out / library), str(source)]
         process.run(argv, log=scratch / "compile.log", timeout_s=300)
         return {"compiler": Path(compiler).name}
 
     inputs = {
         "source_sha256": sha256_file(source),
-        "flags": list(_FLAGS),
+        "flags": flags,
         "cpu": tools.signature()["cpu"],
         "compiler": tools.compiler,
         "system": platform.system(),

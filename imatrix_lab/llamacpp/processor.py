@@ -21,7 +21,7 @@ class Build:
     """A build's definitions for CMake, named for what it leaves out (``native``: nothing)."""
 
     name: str
-    cmake: tuple[str, ...] = ()
+    cmake: tuple[str, ...]
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def fingerprint() -> str:
 
 def builds() -> list[Build]:
     """Return the builds to try, from all that the processor has to what every processor has."""
-    tried = [Build("native")]
+    tried = [Build("native", ("-DGGML_NATIVE=ON",))]  # said, since CMake remembers what it was told
     if any(f.startswith("amx") for f in features()):
         tried.append(_without("without AMX", ("amx",)))
     if "avx512f" in features():

@@ -18,7 +18,7 @@ EXTRA_TOKENS = 4096
 
 _TAGS = r"(?:think|thinking|thoughts?|reasoning|seed:think|mm:think|think:\w+)"
 _TOKENS = (
-    (rf"<{_TAGS}>", rf"</{_TAGS}>"),
+    (rf"<{_TAGS}(?:\s[^<>]*)?>", rf"</{_TAGS}\s*>"),
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"◁think▷", r"◁/think▷"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
@@ -42,6 +42,11 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 _OPEN = "|".join(opening for opening, _ in (*_TOKENS, *_WORDS))
+_QUOTES = "[`'\"‘’“”„«»]"
+_QUOTED = _pattern(rf"(?<={_QUOTES})(?:{_OPEN}|{'|'.join(c for _, c in _TOKENS)})(?={_QUOTES})")
+"""Marks that a text speaks of, as answers and thoughts about HTML do."""
+_MASK = str.maketrans("<[◁", "\ufdd0\ufdd1\ufdd2")
+_UNMASK = {after: before for before, after in _MASK.items()}
 _OPENING, _CLOSING = _pattern(_OPEN), _pattern("|".join(closing for _, closing in _TOKENS))
 _CLOSED = _pattern("|".join(closing for _, closing in (*_TOKENS, *_WORDS)))
 _BLOCKS = [_pattern(f"{opening}.*?{closing}") for opening, closing in (*_TOKENS, *_WORDS)]
@@ -65,12 +70,17 @@ _SWITCH = _pattern(rf"(?<![\w.])(?:{'|'.join(VARIABLES)})(?!\w|\s*=[^=])")
 
 def answer(text: str) -> str:
     """Return a text without thoughts: "" if it ends within them, itself if it has none."""
-    rest = text
-    if has_marks(text):
-        rest = _CLOSING.split(_without_blocks(text))[-1]  # a prompt opened what closes alone
+    rest = whole = _masked(text)
+    if has_marks(whole):
+        rest = _CLOSING.split(_without_blocks(whole))[-1]  # a prompt opened what closes alone
     if _OPEN_LINE.search(rest):
         return ""
-    return text if rest == text else _WRAPPER.sub("", rest).strip()
+    return text if rest == whole else _WRAPPER.sub("", rest).strip().translate(_UNMASK)
+
+
+def _masked(text: str) -> str:
+    """Return a text, as long, in which marks between quotes are none."""
+    return _QUOTED.sub(lambda mark: mark[0].translate(_MASK), text)
 
 
 def _without_blocks(text: str) -> str:
@@ -81,7 +91,7 @@ def _without_blocks(text: str) -> str:
 
 def begun_by_prompt(text: str) -> bool:
     """Return whether a text ends thoughts that it does not begin."""
-    return bool(_CLOSING.search(_without_blocks(text)))
+    return bool(_CLOSING.search(_without_blocks(_masked(text))))
 
 
 def is_cut(reply: Generated) -> bool:
@@ -93,7 +103,11 @@ def before_stop(text: str, stops: Iterable[str]) -> str:
     """Return a text up to the first stop string in its answer: those in thoughts end nothing."""
     start = 0
     if has_marks(text):
-        ends = [match.end() for match in _CLOSED.finditer(text)] if answer(text) else [len(text)]
+        ends = (
+            [match.end() for match in _CLOSED.finditer(_masked(text))]
+            if answer(text)
+            else [len(text)]
+        )
         start = max(ends, default=0)
         start += len(text[start:]) - len(text[start:].lstrip())
     places = [place for stop in stops if stop and (place := text.find(stop, start)) >= 0]

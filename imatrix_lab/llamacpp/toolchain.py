@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def _users_own(built: Toolchain) -> Toolchain:
         what = "the llama.cpp in LLAMA_CPP_DIR prints no version, so results could not be signed"
         fix = "build it from a git checkout, or unset LLAMA_CPP_DIR"
         raise MissingTool(what, where=program, fix=fix)
-    return Toolchain(folder, built.library_dir, built.convert_script, version[0], "own", version[1])
+    return replace(built, bin_dir=folder, commit=version[0], backend="own", compiler=version[1])
 
 
 def cores() -> int:

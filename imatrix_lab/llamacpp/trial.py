@@ -1,8 +1,9 @@
 """Does a build of llama.cpp work on this machine? A tiny model of every weight type says.
 
 A compiler and a processor can disagree: GCC 12 drops ggml's AMX tile configuration, for example,
-and every program that multiplies such weights dies by SIGILL (llama.cpp issue 26954). So each
-program, and the bindings, run once on a model that has a matrix of every type. It takes seconds.
+and a program that repacks weights for it dies by SIGILL (llama.cpp issue 26954). So each program,
+and the bindings, run once as they are used (not repacked, so AMX is never reached) on a model that
+has a matrix of every type. It takes seconds.
 """
 
 import os

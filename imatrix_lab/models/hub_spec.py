@@ -6,7 +6,7 @@ https://huggingface.co/org/repo[/blob/main/x.gguf], hf.co/org/repo:Q8_0
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from imatrix_lab.core.hub_http import endpoint
 from imatrix_lab.errors import UsageError
@@ -78,10 +78,11 @@ def _of_url(word: str, spec: str) -> HubRef:
         raise UsageError(what, where=spec, fix="the address of a model's page")
     if len(parts) < 2:
         raise _wrong(spec)
-    name, _, pattern = parts[1].partition(":")
+    name, _, pattern = parts[1].removesuffix(".git").partition(":")
     repo, rest = f"{parts[0]}/{name}", parts[2:]
     if len(rest) < 2 or rest[0] not in {"tree", "blob", "resolve", "raw", "blame"}:
-        return _ref(spec, repo, None, pattern or None)
+        viewed = parse_qs(url.query).get("show_file_info", [""])[0]
+        return _ref(spec, repo, None, pattern or viewed or None)
     n_revision = 3 if rest[1] == "refs" and len(rest) > 3 else 1
     revision, path = "/".join(rest[1 : 1 + n_revision]), "/".join(rest[1 + n_revision :])
     if path and rest[0] == "tree":

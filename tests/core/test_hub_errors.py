@@ -18,6 +18,7 @@ from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.errors import FetchFailed
 from tests.fakes.hub_server import HubServer
 
+MODEL_SHOW = "from imatrix_lab.cli.main import main; main()"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -179,6 +180,23 @@ def test_what_nobody_foresaw_is_a_failed_fetch(error):
 
     with pytest.raises(FetchFailed, match=type(error).__name__):
         hub_http.ask("org/x", "main", call)
+
+
+def test_a_token_that_is_none(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_æ")
+    assert "HF_TOKEN" in failure().fix
+
+
+def test_settings_that_the_library_cannot_read(server, tmp_path, monkeypatch):
+    """In processes of their own: it reads them once."""
+    file = tmp_path / "file"
+    file.touch()
+    for name, value in (("HF_HOME", str(file)), ("HF_HUB_ETAG_TIMEOUT", "soon")):
+        argv = [sys.executable, "-c", MODEL_SHOW, "model", "show", "hf:org/data"]
+        environment = {**os.environ, name: value}
+        shown = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+        assert shown.returncode == 1, shown.stderr
+        assert "HF_" in shown.stderr.partition("try: ")[2]
 
 
 def test_an_error_of_the_disk_stays_one():

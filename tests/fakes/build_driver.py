@@ -4,7 +4,8 @@
 
 The fake ninja "compiles" ten files, a tenth of a second each, and like the real one does not
 do again what an earlier, interrupted run has done. ROOT/compiled lists every file compiled, and
-ROOT/configured what cmake was told. The trial says that builds named in $IMATRIX_LAB_CRASH crash.
+ROOT/configured what cmake was told. The trial says that builds named in $IMATRIX_LAB_CRASH crash;
+with $IMATRIX_LAB_ILL, programs of the native build cannot even say their version.
 """
 
 import os
@@ -38,7 +39,10 @@ for i in 1 2 3 4 5 6 7 8 9 10; do
   echo "[$i/10] Building $i.o"
 done
 for name in {programs}; do
-  printf '#!/bin/sh\\necho "version: 0.5.0 (build 0, commit {commit})"\\n' > bin/$name
+  printf '#!/bin/sh\\n' > bin/$name
+  [ -n "$IMATRIX_LAB_ILL" ] && tail -n 1 "{root}/configured" | grep -q NATIVE=ON &&
+    printf 'kill -ILL $$\\n' >> bin/$name
+  printf 'echo "version: 0.5.0 (build 0, commit {commit})"\\n' >> bin/$name
   printf 'echo "built with fake 1.0 for here"\\n' >> bin/$name
   chmod +x bin/$name
 done

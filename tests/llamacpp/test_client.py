@@ -176,6 +176,7 @@ PARTS = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "A?"}]},
     {"type": "text", "text": "B"},
 ]
+RESPONSES = [{"type": "reasoning", "text": "A?"}, {"type": "output_text", "text": "B"}]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +185,7 @@ PARTS = [
         ({"content": "B", "reasoning_content": "A?"}, "<think>\nA?\n</think>\n\nB"),
         ({"content": "B", "reasoning": "A?"}, "<think>\nA?\n</think>\n\nB"),
         ({"content": PARTS}, "<think>\nA?\n</think>\n\nB"),
+        ({"content": RESPONSES}, "<think>\nA?\n</think>\n\nB"),
         ({"content": "<think>A?</think>B", "reasoning_content": "A?"}, "<think>A?</think>B"),
         ({"content": "B", "reasoning_content": None, "reasoning": ""}, "B"),
         ({"content": [{"type": "text", "text": "B"}]}, "B"),

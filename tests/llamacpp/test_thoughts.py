@@ -14,6 +14,9 @@ HARMONY = "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>"
         ("B, and no thoughts", "B, and no thoughts"),
         (" <b>B</b>\n", " <b>B</b>\n"),
         ("The mark <think> begins it", "The mark <think> begins it"),
+        ("B: `</think>` ends it", "B: `</think>` ends it"),
+        ("<think>Is it `</think>`?</think>B, `<think>`", "B, `<think>`"),
+        ("<think class='x'>A</think >B", "B"),
         ("<think>\nA?\n</think>\n\nB", "B"),
         ("<think>\n\n</think>\n\nB", "B"),
         ("A? Or C?\n</think>\n\nB", "B"),  # the prompt had opened them
@@ -49,6 +52,8 @@ def test_the_answer_is_what_follows_thoughts(text, answer):
         "  <think>",
         "<think>A</think>\n<think>or C",
         "A</think>\n<think>or C",
+        "<think>\nWhat does «</think>» end? A?",
+        "<think class='x'>A",
         "[THINK]A",
         "<|START_THINKING|>A",
         "<|channel>thought\nA",
@@ -73,6 +78,7 @@ def test_what_a_prompt_begins():
         assert thoughts.opened(end) == ""
     assert thoughts.begun_by_prompt("A\n</think>\nB")
     assert not thoughts.begun_by_prompt("<think>A</think>B")
+    assert not thoughts.begun_by_prompt("B: `</think>` ends it")
 
 
 @pytest.mark.parametrize(

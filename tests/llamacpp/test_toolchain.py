@@ -80,19 +80,31 @@ def test_a_build_that_crashes_is_built_again_with_less(tmp_path, manifest):
     used = manifest()["facts"]["build"]
     assert used == processor.builds()[1].name
     first, second = (tmp_path / "configured").read_text().splitlines()
-    assert "GGML_NATIVE" not in first and "-DGGML_NATIVE=OFF" in second
-    assert err.count("SIGILL") == 1
+    assert "-DGGML_NATIVE=ON" in first and "-DGGML_NATIVE=OFF" in second
+    assert err.count("SIGILL") == 1 and f"another build: {used}" in err
     process = build(tmp_path, IMATRIX_LAB_CRASH="native")  # what is built stays
     assert "compiling" not in process.communicate()[1]
 
 
-def test_a_processor_on_which_nothing_works(tmp_path):
+def test_a_build_that_cannot_say_its_version_is_built_again_with_less(tmp_path, manifest):
+    process = build(tmp_path, IMATRIX_LAB_ILL="1")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert manifest()["facts"]["build"] == processor.builds()[1].name
+    assert err.count("llama-imatrix failed (SIGILL") == 1
+
+
+def test_a_processor_on_which_nothing_works(tmp_path, manifest):
     names = ",".join(b.name for b in processor.builds())
     process = build(tmp_path, IMATRIX_LAB_CRASH=names)
     _, err = process.communicate()
     assert process.returncode != 0 and "LLAMA_CPP_DIR" in err
     process = build(tmp_path)  # another day: all are tried again
     assert process.communicate() and process.returncode == 0
+    assert manifest()["facts"]["build"] == "native"
+    # CMake goes on in the tree of the last build, and remembers what it was told there
+    configured = (tmp_path / "configured").read_text().splitlines()
+    assert "-DGGML_NATIVE=OFF" in configured[-2] and "-DGGML_NATIVE=ON" in configured[-1]
 
 
 def test_builds_leave_out_one_thing_after_another(monkeypatch):
@@ -100,7 +112,7 @@ def test_builds_leave_out_one_thing_after_another(monkeypatch):
     monkeypatch.setattr(processor, "features", lambda: flags)
     monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
     native, no_amx, no_avx512, portable = processor.builds()
-    assert native.cmake == ()
+    assert native.cmake == ("-DGGML_NATIVE=ON",)
     assert {"-DGGML_NATIVE=OFF", "-DGGML_AVX512=ON", "-DGGML_AMX_INT8=OFF"} <= set(no_amx.cmake)
     assert {"-DGGML_AVX2=ON", "-DGGML_AVX512=OFF", "-DGGML_AMX_TILE=OFF"} <= set(no_avx512.cmake)
     assert {"-DGGML_SSE42=ON", "-DGGML_AVX=OFF", "-DGGML_FMA=OFF"} <= set(portable.cmake)
@@ -171,6 +183,11 @@ def test_the_users_own_llama_cpp(tools, tmp_path, monkeypatch):
     assert found.commit == "abcdef0123" and found.bin_dir == own
     assert found.library_dir.parent.name == tools.library_dir.parent.name
     assert found.signature()["commit"] == "abcdef0123"
+    lesser = replace(tools, build="without AVX-512")  # its bindings compute too
+    monkeypatch.setattr(toolchain, "Toolchain", lambda **_: lesser)
+    assert toolchain.find(Store(), "cpu").signature()["build"] == "without AVX-512"
+    monkeypatch.undo()
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     (own / "llama-imatrix").write_text("#!/bin/sh\necho hello\n")
     with pytest.raises(MissingTool) as caught:
         toolchain.find(Store(), "cpu")

@@ -51,6 +51,8 @@ FILE = HubRef("org/repo", None, "sub/a b.gguf")
         ),
         ("https://huggingface.co/org/repo/discussions", HubRef("org/repo")),
         ("https://mirror.invalid/org/repo", HubRef("org/repo")),
+        ("https://huggingface.co/org/repo.git", HubRef("org/repo")),
+        ("https://huggingface.co/org/repo?show_file_info=sub%2Fa+b.gguf", FILE),
     ],
 )
 def test_other_ways_to_write_it(spec, expected, monkeypatch):

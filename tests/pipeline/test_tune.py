@@ -219,7 +219,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(
     assert not (small_disk / "out").exists()
     kinds = {p.parts[-3] for p in made_in(small_disk / "cache")}
     corpus = {"fetched", "text", "sources", "corpus"}
-    assert kinds == corpus | {"load", "imatrix", "perplexity"}  # what fitted is whole
+    assert kinds == corpus | {"load", "kernel", "imatrix", "perplexity"}  # what fitted is whole
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     again = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

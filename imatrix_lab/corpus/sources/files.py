@@ -105,7 +105,7 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
-    if readable(path) != str(path):  # a source is a TOML file, which is text
+    if any("\ud800" <= c <= "\udfff" for c in str(path)):  # a source is a TOML file, which is text
         raise UsageError("this name is not text", where=readable(path), fix="rename the file")
     try:
         facts = path.stat()
