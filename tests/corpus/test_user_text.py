@@ -311,3 +311,13 @@ def test_a_table_whose_lines_end_in_cr_alone(name, tmp_path):
     path = tmp_path / name
     path.write_bytes("\r".join(["n,text", *(f'{i},"{t}"' for i, t in enumerate(TEXTS))]).encode())
     assert [p.text for p in UserText(path).passages()] == TEXTS
+
+
+def test_names_beside_text_that_is_nested_are_not_taken_for_it(tmp_path):
+    path = tmp_path / "squad.json"
+    entries = [{"title": f"Emne {i}", "paragraphs": [{"context": t}]} for i, t in enumerate(TEXTS)]
+    path.write_text(json.dumps({"version": "1", "data": entries}))
+    with pytest.raises(BadText, match="title, paragraphs") as caught:
+        UserText(path)
+    assert "--field title" in caught.value.fix
+    assert UserText(path, "title").column == "title"
