@@ -116,6 +116,9 @@ def _check_writable(folder: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
+    except FileNotFoundError as error:  # such as /proc
+        what = "cannot write here: this folder takes no files"
+        raise UsageError(what, where=existing, fix="choose another place for the output") from error
     except OSError as error:
         raise disk_error(OSError(error.errno, error.strerror, str(existing)), existing) from error
 

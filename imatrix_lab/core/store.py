@@ -269,6 +269,8 @@ class Store:
         for path in sorted((self.root / kind).glob(f"{label}-*")):
             if path.name[: -FINGERPRINT_CHARS - 1] == label and (artifact := _read(path)):
                 old = artifact.manifest["inputs"]
+                if not old.keys() & inputs.keys():
+                    continue  # another kind of thing
                 differing = [k for k in {**old, **inputs} if old.get(k) != inputs.get(k)]
                 if not nearest or len(differing) < len(nearest):
                     nearest = differing

@@ -92,7 +92,18 @@ def parse_or_path(text: str, file: str) -> Mixture | Path:
     path = expanded(text)
     is_path = path.is_file() or (path / file).is_file()
     is_name = text in {*files(), RANDOM_TOKENS} or languages.is_name(text)
-    return path if is_path and not is_name else parse(text)
+    if is_path and not is_name:
+        return path
+    try:
+        return parse(text)
+    except UsageError as error:
+        if text.strip() and path.is_dir():
+            what = f"`corpus build` did not make this folder: it has no {file}"
+            fix = "name a file of text in it, or a language"
+            raise UsageError(what, where=path, fix=fix) from error
+        if "=" not in text and ("/" in text or path.suffix[1:].isalnum()) and not path.exists():
+            raise UsageError("no such file", where=path, fix="check the path") from error
+        raise
 
 
 def _percent(weight: float) -> str:

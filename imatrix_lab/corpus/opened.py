@@ -164,6 +164,9 @@ def not_utf8(path: Path, byte: int, line: int) -> BadText:
 
 def require_text(path: Path, start: bytes) -> None:
     """Raise `BadText` for the first bytes of something that is no text."""
+    if inner := _packing(start[:8]):
+        fix = f"{piped(path, inner.command)} > {copy_name(path, 'text')}"
+        raise BadText("this file is packed twice", where=path, fix=fix)
     for magic, name, fix in _NO_TEXT:
         if magic in (start[257:262] if name == "a tar archive" else start[: len(magic)]):
             quoted = shlex.quote(str(path))

@@ -39,6 +39,7 @@ _MARKS = ",;\t|"
 _CELL_CHARS_MAX = 1 << 27
 _NAME_CHARS_MAX = 64
 _BLOCK_CHARS = 1 << 20
+_CR_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _OBJECT = re.compile(r"(\[\s*)?\{\s*\"")
 _COLUMN = re.compile(r"[\w.-]{1,40}")
@@ -105,6 +106,7 @@ def _begins_json(text: str, is_declared: bool) -> bool:
 
 def _table_format(text: str, is_whole: bool) -> str:
     """Return `TABLE` for a header that names a text column and rows of as many cells, else ""."""
+    text = text if "\n" in text else text.replace("\r", "\n")
     mark = _mark(text.split("\n", 1)[0])
     try:
         table = list(itertools.islice(_reader(_LINE.findall(text), mark), 20))
@@ -187,7 +189,10 @@ def _table(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[Any, An
 def cells_of(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each row of a table, its header too."""
     header = next((line for line in lines(path) if line.strip()), "")
-    reader = _reader(lines(path), _mark(header))
+    rows: Iterator[str] = lines(path)
+    if "\r" in header.rstrip("\r\n"):  # which ends lines alone, as in CSV of Excel for Mac
+        rows = (row for line in lines(path) for row in _CR_LINE.findall(line))
+    reader = _reader(rows, _mark(header))
     number = 1
     try:
         for cells in reader:

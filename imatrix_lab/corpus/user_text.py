@@ -104,7 +104,7 @@ class UserText:
         try:
             text.encode()  # JSON can spell half a character
         except UnicodeEncodeError:
-            return "", "with half a character"
+            return "", "not in UTF-8" if isinstance(value, bytes) else "with half a character"
         return text, ""
 
     def _in(self) -> str:
@@ -188,7 +188,7 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "surrogateescape")
     if isinstance(value, Mapping):
         return next((text for key in _PARTS if (text := text_of(value.get(key)))), None)
     if isinstance(value, list | tuple):
@@ -217,11 +217,14 @@ def _column(rows: Sequence[Any], field: str, path: Path) -> str:
         for name in written
         if not _ABOUT.fullmatch(name.lower()) and any(map(str.isalpha, "".join(_texts(rows, name))))
     ]
-    prose = [name for name in words if _is_prose(_texts(rows, name))] or words or usual
+    prose = [name for name in words if _is_prose(_texts(rows, name))]
+    if not prose and not _has_nested(rows, {*names} - {*written}):  # which may hold the text
+        prose = words or usual
     if len(prose) == 1:
         return prose[0]
     if not prose:
-        raise BadText(f"no column of this file is text: {listed}", where=path, fix="another file")
+        fix = f"--field {words[0]}, or another file" if words else "another file"
+        raise BadText(f"no column of this file is text: {listed}", where=path, fix=fix)
     what = f"this file has no column text; which is its text: {listed}?"
     raise BadText(what, where=path, fix=f"--field {_best(rows, names)}")
 
@@ -229,6 +232,11 @@ def _column(rows: Sequence[Any], field: str, path: Path) -> str:
 def _texts(rows: Sequence[Any], name: str) -> list[str]:
     values = (text_of(row.get(name)) for row in rows if isinstance(row, Mapping))
     return [text for text in values if text and text.strip()]
+
+
+def _has_nested(rows: Sequence[Any], names: set[str]) -> bool:
+    values = (row.get(name) for row in rows if isinstance(row, Mapping) for name in names)
+    return any(value and isinstance(value, dict | list) for value in values)
 
 
 def _is_prose(texts: Sequence[str]) -> bool:

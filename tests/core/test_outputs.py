@@ -118,3 +118,9 @@ def test_what_the_disk_does_not_take_is_told_and_leaves_no_trace(read_only):
         with pytest.raises(ImatrixLabError, match="cannot write here") as caught:
             check(out)
         assert caught.value.where == str(read_only)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="no /proc")
+def test_a_folder_that_takes_no_files_is_told():
+    with pytest.raises(UsageError, match="takes no files"):
+        check_file(Path("/proc/a.gguf"), Rules())

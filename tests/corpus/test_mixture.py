@@ -75,3 +75,21 @@ def test_a_damaged_mixture_is_named(text, what, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=what) as caught:
         mixture.parse("mine")
     assert caught.value.where == str(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [("nofile.jsonl", "no such file"), ("no/folder", "no such file"), (".", "did not make this")],
+)
+def test_a_path_to_no_text_is_no_unknown_language(word, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=what) as caught:
+        mixture.parse_or_path(word, "calibration.txt")
+    assert caught.value.where == word
+
+
+@pytest.mark.parametrize(("folder", "code"), [("nb", "nb"), ("norsk", "nb")])
+def test_a_folder_beside_that_is_called_as_a_language(folder, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    assert mixture.parse_or_path(folder, "calibration.txt") == mixture.parse(code)

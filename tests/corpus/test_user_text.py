@@ -287,3 +287,37 @@ def test_the_start_of_one_long_line_is_read_alone(tmp_path):
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 80_000_000
+
+
+def test_bytes_that_are_not_utf8_are_left_out(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(as_parquet({"text": ["på".encode(), "på".encode("latin-1"), "å".encode()]}))
+    text = UserText(path)
+    assert [p.text for p in text.passages()] == ["på", "å"]
+    assert text.left_out == {"not in UTF-8": 1}
+
+
+def test_a_file_that_is_packed_twice_is_told_with_the_remedy(tmp_path):
+    path = tmp_path / "a b.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.compress(json_lines(rows()).encode())))
+    with pytest.raises(BadText, match="packed twice") as caught:
+        UserText(path)
+    subprocess.run(caught.value.fix, shell=True, check=True)
+    assert [p.text for p in UserText(tmp_path / "a b.text.jsonl").passages()] == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+def test_a_table_whose_lines_end_in_cr_alone(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes("\r".join(["n,text", *(f'{i},"{t}"' for i, t in enumerate(TEXTS))]).encode())
+    assert [p.text for p in UserText(path).passages()] == TEXTS
+
+
+def test_names_beside_text_that_is_nested_are_not_taken_for_it(tmp_path):
+    path = tmp_path / "squad.json"
+    entries = [{"title": f"Emne {i}", "paragraphs": [{"context": t}]} for i, t in enumerate(TEXTS)]
+    path.write_text(json.dumps({"version": "1", "data": entries}))
+    with pytest.raises(BadText, match="title, paragraphs") as caught:
+        UserText(path)
+    assert "--field title" in caught.value.fix
+    assert UserText(path, "title").column == "title"
