@@ -99,6 +99,7 @@ def flags_of(field: str, source: str, text: str) -> tuple[str, ...]:
         "length": is_long and not 1 / LENGTH_RATIO_MAX < len(text) / len(source) < LENGTH_RATIO_MAX,
         "more than an answer": field in ("gold", "options") and "\n" in text and "\n" not in source,
         "gap lost": source.count("_") != text.count("_"),
+        "speaks of marks of thoughts": thoughts.has_marks(source),  # they may have cut the text
     }
     return tuple(name for name, is_raised in flags.items() if is_raised)
 

@@ -158,6 +158,7 @@ def test_several_items_at_a_time_and_each_text_once(tmp_path):
         ("question", "This sentence is long enough to be one, really.", "Kort.", ("length",)),
         ("question", "The cup fell because _ was wet", "Koppen falt fordi den var våt",
          ("gap lost",)),
+        ("question", "Does </think> end it?", "?", ("speaks of marks of thoughts",)),
         ("gold", "one line", "to\nlinjer", ("more than an answer",)),
         ("gold", "two\nlines", "to\nlinjer", ()),
         ("question", "one line", "to\nlinjer", ()),
