@@ -5,6 +5,7 @@ another shape or unknown to it comes out at once, with its reason and its warnin
 """
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def _load(path: str) -> None:
     parameters = llama.llama_model_default_params()
     parameters.no_alloc, parameters.load_mode = True, llama.LLAMA_LOAD_MODE_NONE
     parameters.n_gpu_layers, parameters.use_extra_bufts = 0, False
-    model = llama.llama_model_load_from_file(path.encode(), parameters)
+    model = llama.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
         raise SystemExit(1)
     raw = _TEXT.encode()
