@@ -19,11 +19,16 @@ class Chance:
 
     def __init__(self, model: Model):
         self._model, self._sum, self._n = model, 0.0, 0
+        self._n_broken = 0
 
     def add(self, nll_nats: NDArray[np.floating]) -> None:
-        """Count some tokens' losses; raise BadModel if the mean so far is above chance."""
+        """Count tokens' losses; raise BadModel if the mean is above chance, or none is finite."""
         finite = nll_nats[np.isfinite(nll_nats)]
         self._sum, self._n = self._sum + float(finite.sum(dtype=np.float64)), self._n + len(finite)
+        self._n_broken += len(nll_nats) - len(finite)
+        if not self._n and self._n_broken >= TOKENS_MIN:
+            what = f"{self._model.label} gives no finite number for {self._n_broken:,} tokens"
+            raise BadModel(what, where=self._model.path, fix="fetch or convert the model again")
         if self._n >= TOKENS_MIN:
             require_better(self._sum / self._n, self._model)
 

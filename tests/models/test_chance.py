@@ -46,3 +46,15 @@ def test_some_hard_tokens_are_not_enough():
     running = chance.Chance(model(V))
     running.add(np.full(100, 20.0))
     running.add(np.full(400, 5.0))
+
+
+def test_a_reference_that_gives_no_numbers():
+    running = chance.Chance(model(300))  # of toys too
+    broken = np.full(chance.TOKENS_MIN // 2, np.nan)
+    running.add(broken)
+    with pytest.raises(BadModel, match="no finite"):
+        running.add(broken)
+    running = chance.Chance(model(300))
+    running.add(np.full(1, 5.0))
+    for _ in range(3):  # some tokens alone are left out of averages, and counted
+        running.add(broken)
