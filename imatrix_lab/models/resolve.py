@@ -78,7 +78,7 @@ def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
     conditions.require_text(model.facts, model.path)
     for condition in model.facts.conditions:
         session.say_once(model.path.name, str(condition))
-    if spec != "demo":
+    if spec != "demo" and not model.path.is_relative_to(session.store.root):
         with contextlib.suppress(NotBuilt):  # a plan loads no model
             say_warnings(loading.warnings_of(tools, model, session), model, session)
     return model
