@@ -317,12 +317,10 @@ class _Context(AbstractContextManager["_Context"]):
         self._llama, self.path, self._run, self._sums = tools.bindings(), model.path, run, sums
         silence(self._llama)
         self._head, compute = options.process_output, options.compute
-        self.n_windows = max(1, compute.n_batch // compute.n_ctx)
+        self.n_windows = min(max(1, compute.n_batch // compute.n_ctx), passes.WINDOWS_MAX)
         n_pieces = max(1, -(-compute.n_ctx // compute.n_batch))
-        self._n_tokens = max(
-            -(-compute.n_ctx // n_pieces), self.n_windows * compute.n_ctx // n_pieces
-        )
         self._pieces = np.array_split(np.arange(compute.n_ctx), n_pieces)
+        self._n_tokens = self.n_windows * len(self._pieces[0])
         with ExitStack() as stack:
             self._model = run(self._load, compute)
             if not self._model:
@@ -345,9 +343,8 @@ class _Context(AbstractContextManager["_Context"]):
 
     def _open(self, compute: Compute) -> Any:
         llama = self._llama
-        if llama.llama_model_has_encoder(self._model) and llama.llama_model_has_decoder(
-            self._model
-        ):
+        both = (llama.llama_model_has_encoder, llama.llama_model_has_decoder)
+        if all(has(self._model) for has in both):
             what = "importance matrices of encoder-decoder models cannot be collected"
             raise BadModel(what, where=self.path)
         params = llama.llama_context_default_params()
