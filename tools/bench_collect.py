@@ -90,7 +90,10 @@ class Bench:
 
     def ours(self, moments: bool = False) -> Path:
         """Collect into an empty store."""
-        session = Session(Store(self.root / str(next(self.numbers))), Silent())
+        root = self.root / str(next(self.numbers))
+        root.mkdir()
+        (root / "kernel").symlink_to(self.session.store.root / "kernel")  # compiled already
+        session = Session(Store(root), Silent())
         options = collect.Options(self.compute, moments=moments)
         return collect.collect(self.tools, self.model, self.corpus, options, session).path
 

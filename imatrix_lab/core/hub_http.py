@@ -80,7 +80,7 @@ def _api() -> Any:
         from huggingface_hub import HfApi
     except ValueError as error:  # it reads its settings then
         what = f"the Hub's library cannot read its settings: {error}"
-        fix = "correct the variable that has this value, or unset it: env | grep ^HF_ lists them"
+        fix = "correct the variable that has this value (HF_HUB_ETAG_TIMEOUT), or unset it"
         raise FetchFailed(what, fix=fix) from error
     return HfApi(endpoint=endpoint())
 
