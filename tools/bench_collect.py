@@ -19,6 +19,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from common import imatrix_argv
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
@@ -26,7 +27,6 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.imatrix import collect, format
-from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models.resolve import resolve
@@ -85,7 +85,7 @@ class Bench:
         program, out = self.tools.program("llama-imatrix"), self.root / "theirs.gguf"
         text, n_windows = self.corpus.calibration, self.corpus.n_tokens // WINDOW
         path = self.model.path
-        process.run(programs.imatrix_argv(program, path, text, out, self.compute, n_windows))
+        process.run(imatrix_argv(program, path, text, out, self.compute, n_windows))
         return out
 
     def ours(self, moments: bool = False) -> Path:

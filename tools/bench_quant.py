@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import quantize
+from common import imatrix_argv, quantize
 
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.imatrix import collect
-from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.pipeline import tune
 from imatrix_lab.quantize import run
@@ -53,7 +52,7 @@ def main() -> None:
         def plain_imatrix() -> None:
             program, target = tools.program("llama-imatrix"), root / "plain.gguf"
             text, n = corpus.calibration, arguments.windows
-            process.run(programs.imatrix_argv(program, model.path, text, target, compute, n))
+            process.run(imatrix_argv(program, model.path, text, target, compute, n))
 
         def our_imatrix() -> None:
             collect.collect(tools, model, corpus, options, empty_store())

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import children_cpu_s, quantize
+from common import children_cpu_s, imatrix_argv, quantize
 
 from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import process
@@ -270,7 +270,7 @@ class Bench:
         out = folder / f"{name}.imatrix.gguf"
         compute = Compute(self.threads, gpu_layers=0)
         path = self.model.path
-        process.run(programs.imatrix_argv(program, path, text, out, compute, n_windows))
+        process.run(imatrix_argv(program, path, text, out, compute, n_windows))
 
     def _quant(self, folder: Path, name: str | None) -> Path:
         imatrix = folder / f"{name}.imatrix.gguf" if name else None

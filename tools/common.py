@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imatrix_lab.core import process
 from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 
 
@@ -20,6 +21,17 @@ def quantize(
     program = tools.program("llama-quantize")
     process.run(programs.quantize_argv(program, model, target, quant_type, options))
     return target
+
+
+def imatrix_argv(
+    program: Path, model: Path, text: Path, out: Path, compute: Compute, n_windows: int
+) -> list[str]:
+    """Return a llama-imatrix command for the first windows of a text.
+
+    It is what collecting is compared with. Attention is the same; its snapshots are not written.
+    """
+    argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
+    return [*argv, "-fa", "off", "--chunks", str(n_windows), "-ofreq", str(10**9)]
 
 
 def peak_bytes() -> int:

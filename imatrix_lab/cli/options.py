@@ -4,7 +4,6 @@ import codecs
 import dataclasses
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from imatrix_lab.cli.terminal import Terminal
-from imatrix_lab.core.names import readable
+from imatrix_lab.core.names import HALVES, readable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
@@ -24,7 +23,6 @@ from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import default_backend
 from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request
 
-_HALF = re.compile("[\ud800-\udfff]")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -187,7 +185,7 @@ def _readable(value: Any) -> Any:
     """Return JSON values without halves of characters."""
     match value:
         case str():
-            return value if value.isprintable() else _HALF.sub(lambda m: readable(m[0]), value)
+            return value if value.isprintable() else HALVES.sub(lambda m: readable(m[0]), value)
         case list():
             return [_readable(v) for v in value]
         case dict():

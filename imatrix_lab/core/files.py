@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import threading
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.format import size
-from imatrix_lab.core.names import readable
+from imatrix_lab.core.names import HALVES, readable
 from imatrix_lab.errors import DiskFull, ImatrixLabError
 
-_HALVES = re.compile("[\\ud800-\\udfff]+")
 _FREE_SPACE = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again"
 
 
@@ -25,7 +23,7 @@ def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys: equal values give equal bytes."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     # halves of characters are from names of files whose bytes are no UTF-8
-    return _HALVES.sub(lambda m: readable(m[0]).replace("\\", "\\\\"), text)
+    return HALVES.sub(lambda m: readable(m[0]).replace("\\", "\\\\"), text)
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:

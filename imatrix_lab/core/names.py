@@ -9,6 +9,8 @@ LABEL_CHARS, LABEL_BYTES = 40, 90
 """Of a text's label, which is in file names, and in llama-quantize's strings of 127 bytes."""
 MODEL_BYTES = 110
 """Of a model's: with a text's, a type and what the store adds, a file's name has at most 255."""
+HALVES = re.compile("[\ud800-\udfff]+")
+"""Half characters: what a byte of a name that is no UTF-8 becomes (PEP 383)."""
 _SEPARATORS = frozenset(" -_.,()[]'")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029<>:\"/\\|?*]+")
 """What a disk of another system, or a terminal, does not take."""

@@ -7,7 +7,6 @@ windows in a decode change a bit on a CPU. Sums are saved between decodes; a run
 goes on from there and ends with the same bytes.
 """
 
-import os
 import re
 import shlex
 import time
@@ -29,6 +28,8 @@ from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadImatrix, BadModel, BadText, ImatrixLabError, UsageError
 from imatrix_lab.imatrix import collector, expected, format, moments, passes, validate
 from imatrix_lab.imatrix.collector import Collector
+from imatrix_lab.imatrix.expected import ModelTensors
+from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.compute import memory_bytes
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
@@ -114,8 +115,11 @@ def collect(
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
         n_tokens = n_windows * n_ctx
-        settings, run = _settings(model, options), Interruptible()
-        running = _with_passes(model, corpus, options, toolchain, session)
+        tensors, run = expected.of(model), Interruptible()
+        settings = _settings(tensors, model, options)
+        running = options
+        if _on_cpu(options, toolchain) and options.compute.n_batch == n_ctx:
+            running = _with_passes(model, tensors, options, n_windows, session)
         with (
             session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
             Collector(toolchain, settings, run.flag, session) as sums,
@@ -125,22 +129,22 @@ def collect(
             _run(windows, sums, context, scratch / SAVED, task)
             entries = sums.entries()
             findings = validate.check(
-                format.Imatrix(entries, (), n_windows, n_ctx), expected.of(model), n_tokens
+                format.Imatrix(entries, (), n_windows, n_ctx), tensors, n_tokens
             )
             fix = "use another text or backend; to compute it again: rm -r "
             fix += shlex.quote(str(scratch.parent))
             findings.require_sound(model.path, fix, session.progress)
-            about, tensors = moments.of(sums) if options.moments else ({}, ())
+            about, more = moments.of(sums) if options.moments else ({}, ())
             imatrix = format.Imatrix(
                 entries,
                 (f"{corpus.language} {corpus.source}",),
                 n_windows,
                 n_ctx,
                 metadata=_metadata(toolchain, model, corpus) | about,
-                more=tensors,
+                more=more,
             )
-            if tensors:
-                need_room(out, sum(t.size_bytes() for t in tensors), "the moments")
+            if more:
+                need_room(out, sum(t.size_bytes() for t in more), "the moments")
             format.write(out / FILE, imatrix)
         (scratch / SAVED).unlink(missing_ok=True)
         return {
@@ -180,14 +184,10 @@ def _on_cpu(options: Options, toolchain: Toolchain) -> bool:
 
 
 def _with_passes(
-    model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain, session: Session
+    model: Model, tensors: ModelTensors, options: Options, n_windows: int, session: Session
 ) -> Options:
     """Return options that read a model larger than memory as seldom as memory allows."""
-    compute = options.compute
-    if not _on_cpu(options, toolchain) or compute.n_batch != compute.n_ctx:
-        return options
-    n_windows = window_count(corpus, options)
-    tensors, memory = expected.of(model), memory_bytes()
+    compute, memory = options.compute, memory_bytes()
     plan = passes.plan(model, tensors, compute.n_ctx, n_windows, memory)
     if plan is None:
         return options
@@ -220,9 +220,9 @@ def tokens_per_second(
         return windows[1:].size / (time.monotonic() - began)
 
 
-def _settings(model: Model, options: Options) -> collector.Settings:
+def _settings(tensors: ModelTensors, model: Model, options: Options) -> collector.Settings:
     block, full = (collector.BLOCK, options.full) if options.moments else (0, "")
-    matrices = expected.of(model).expected
+    matrices = tensors.expected
     names = tuple(sorted(n for n in matrices if re.search(full, n))) if full else ()
     if full and not names:
         what = f"--full {full} matches none of this model's {len(matrices)} matrices"
@@ -322,7 +322,8 @@ class _Context(AbstractContextManager["_Context"]):
         self._pieces = np.array_split(np.arange(compute.n_ctx), n_pieces)
         self._n_tokens = self.n_windows * len(self._pieces[0])
         with ExitStack() as stack:
-            self._model = run(self._load, compute)
+            forget_log()
+            self._model = run(native.load_model, self._llama, self.path, compute.gpu_layers)
             if not self._model:
                 what = f"llama.cpp cannot load this model: {reason()}"
                 raise BadModel(what, where=model.path, fix=f"check the file; {_SMALLER}")
@@ -332,14 +333,6 @@ class _Context(AbstractContextManager["_Context"]):
             self._batch = self._llama.llama_batch_init(self._n_tokens, 0, 1)
             stack.callback(self._llama.llama_batch_free, self._batch)
             self._stack = stack.pop_all()
-
-    def _load(self, compute: Compute) -> Any:
-        params = self._llama.llama_model_default_params()
-        if compute.gpu_layers is not None:
-            params.n_gpu_layers = compute.gpu_layers
-        params.use_extra_bufts = False  # repacked weights: other sums
-        forget_log()
-        return self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
 
     def _open(self, compute: Compute) -> Any:
         llama = self._llama
@@ -372,7 +365,7 @@ class _Context(AbstractContextManager["_Context"]):
         for tokens, positions, sequences in _decodes(windows, self._pieces):
             self._sums.begin(may_end=whole and not self._head)
             self._fill(tokens, positions, sequences)
-            code = self._run(self._decode)
+            code = self._run(native.decode, self._llama, self._context, self._batch)
             if code == _ABORTED and not self._sums.ended and not self._sums.fault:
                 raise KeyboardInterrupt
             if code not in (0, _ABORTED):
@@ -388,11 +381,6 @@ class _Context(AbstractContextManager["_Context"]):
         np.ctypeslib.as_array(batch.logits, (n,))[:] = 1  # or the last layer's FFN sees one token
         for i, sequence in enumerate(sequences):
             batch.seq_id[i][0] = int(sequence)
-
-    def _decode(self) -> int:
-        code = int(self._llama.llama_decode(self._context, self._batch))
-        self._llama.llama_synchronize(self._context)
-        return code
 
 
 def _decodes(

@@ -88,13 +88,13 @@ def read(path: Path) -> Moments | None:
     header = read_header(path)
     if not (text := header.text(KEY)):
         return None
-    entries = format.read(path).entries
     try:
         first = {str(name): str(other) for name, other in json.loads(text).items()}
         infos = {t.name: t for t in header.tensors}
         shapes = dict[str, tuple[int, ...]]()
         for name in set(first.values()):
-            n_matrices, n_columns = _sizes(entries[name], infos[name + SUMS].n_elements)
+            n_matrices = infos[name + format.COUNTS].n_elements
+            n_columns = infos[name + SUMS].n_elements // n_matrices
             block = infos[name + BLOCKS].shape[0]
             n_blocks = -(-n_columns // block)
             shapes[name + SUMS] = (n_matrices, n_columns)
@@ -104,7 +104,7 @@ def read(path: Path) -> Moments | None:
                     raise ValueError(f"{tensor} has {infos[tensor].n_elements} values")
                 if infos[tensor].type_name != "F32":
                     raise ValueError(f"{tensor} is not float32")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise BadImatrix(f"its moments cannot be read: {error}", where=path) from error
     return Moments(header, first, shapes)
 
@@ -112,12 +112,6 @@ def read(path: Path) -> Moments | None:
 def _is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == MAGIC
-
-
-def _sizes(entry: format.Entry, n_sums: int) -> tuple[int, int]:
-    """Return (matrices, columns): heads that differ are one row in an entry."""
-    n_matrices = entry.counts.size
-    return n_matrices, n_sums // n_matrices
 
 
 def of(collector: Collector) -> tuple[dict[str, str], list[Tensor]]:

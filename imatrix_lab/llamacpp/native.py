@@ -1,6 +1,7 @@
 """C++ kernels: a source beside the module that calls it, compiled once for this machine."""
 
 import ctypes
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -56,6 +57,23 @@ def finish(futures: Sequence[Future[Any]]) -> None:
             return
         except KeyboardInterrupt:
             continue
+
+
+def load_model(llama: Any, path: Path, gpu_layers: int | None) -> Any:
+    """Return a model, or a null pointer; `gpu_layers` None leaves the offload to llama.cpp."""
+    params = llama.llama_model_default_params()
+    if gpu_layers is not None:
+        params.n_gpu_layers = gpu_layers
+    # repacked weights are a copy in memory beside the mapped file, no faster here, with other sums
+    params.use_extra_bufts = False
+    return llama.llama_model_load_from_file(os.fsencode(path), params)
+
+
+def decode(llama: Any, context: Any, batch: Any) -> int:
+    """Decode a batch, wait for the end, and return llama_decode's code."""
+    code = int(llama.llama_decode(context, batch))
+    llama.llama_synchronize(context)
+    return code
 
 
 class Interruptible:

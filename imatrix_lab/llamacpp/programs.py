@@ -67,17 +67,6 @@ class Compute:
         return [str(a) for a in args]
 
 
-def imatrix_argv(
-    program: Path, model: Path, text: Path, out: Path, compute: Compute, n_windows: int
-) -> list[str]:
-    """Return a llama-imatrix command for the first windows of a text.
-
-    It is what collecting is compared with. Attention is the same; its snapshots are not written.
-    """
-    argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
-    return [*argv, "-fa", "off", "--chunks", str(n_windows), "-ofreq", str(10**9)]
-
-
 @dataclass(frozen=True)
 class QuantizeOptions:
     """What llama-quantize is told besides model, output and type."""

@@ -1,7 +1,6 @@
 """One model in process: tokens in, rows of logits out."""
 
 import ctypes
-import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.errors import BadModel, ImatrixLabError
+from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.tokenizer import forget_log, reason, silence
@@ -69,7 +69,7 @@ class Engine(AbstractContextManager["Engine"]):
         self._context: Any = None
         self._batch: Any = None
         forget_log()
-        self._model = run(self._load)
+        self._model = run(native.load_model, self._llama, model.path, settings.gpu_layers)
         if not self._model:
             what = f"llama.cpp cannot load this model: {reason()}"
             fix = f"check the file; if memory is short: {_SMALLER}"
@@ -79,14 +79,6 @@ class Engine(AbstractContextManager["Engine"]):
         except BaseException:
             self.close()
             raise
-
-    def _load(self) -> Any:
-        params = self._llama.llama_model_default_params()
-        if self._settings.gpu_layers is not None:
-            params.n_gpu_layers = self._settings.gpu_layers
-        # repacked weights would be a copy in memory beside the mapped file, and no faster here
-        params.use_extra_bufts = False
-        return self._llama.llama_model_load_from_file(os.fsencode(self._record.path), params)
 
     def _open(self, kernel: Kernel, streams: bool) -> None:
         llama, settings = self._llama, self._settings
@@ -156,7 +148,7 @@ class Engine(AbstractContextManager["Engine"]):
         np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = step.spans
         np.ctypeslib.as_array(batch.logits, (n,))[:] = step.outputs
         began = time.monotonic()
-        code = self._run(self._decode)
+        code = self._run(native.decode, self._llama, self._context, self._batch)
         self.seconds += time.monotonic() - began
         self.n_tokens += n
         if code == 2:  # aborted
@@ -170,11 +162,6 @@ class Engine(AbstractContextManager["Engine"]):
         if not logits:
             raise BadModel("this model gives no logits", where=self._record.path)
         return np.ctypeslib.as_array(logits, (rows, self._n_vocab))
-
-    def _decode(self) -> int:
-        code = int(self._llama.llama_decode(self._context, self._batch))
-        self._llama.llama_synchronize(self._context)
-        return code
 
 
 def rates(engines: Sequence[Engine]) -> str:

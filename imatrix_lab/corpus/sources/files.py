@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import sha256_file, write_whole
-from imatrix_lab.core.names import readable
+from imatrix_lab.core.names import HALVES, readable
 from imatrix_lab.core.outputs import Other, Rules, any_file, check_file
 from imatrix_lab.core.paths import user_dir
 from imatrix_lab.core.session import Session
@@ -105,7 +105,7 @@ def licence_class(licence: str) -> str:
 
 def _entry(path: Path) -> dict[str, Any]:
     path = path.absolute()
-    if any("\ud800" <= c <= "\udfff" for c in str(path)):  # a source is a TOML file, which is text
+    if HALVES.search(str(path)):  # a source is a TOML file, which is text
         raise UsageError("this name is not text", where=readable(path), fix="rename the file")
     try:
         facts = path.stat()
