@@ -2,8 +2,7 @@
 
 Every count, length and offset is checked against the size of the file before anything is
 allocated or skipped, so a truncated or hostile file gives one clear error. Long arrays
-(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``; the sizes of
-tensor types are gguf-py's.
+(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``.
 """
 
 import bisect
@@ -17,15 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp import ggml
 from imatrix_lab.models import foreign
 
 KEEP_ARRAY_MAX = 64  # arrays up to this long are kept as lists; longer ones as an `ArraySummary`
 
-_NEWER = {42: ("Q2_0", 64, 18)}
-"""Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """Type codes of numbers, and how struct calls them."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
@@ -267,18 +263,16 @@ class _Parser:
         if any(n < 1 for n in shape):
             raise self.bad(f"tensor {name!r} has the impossible shape {shape}")
         try:
-            if code in _NEWER:
-                type_name, block, block_bytes = _NEWER[code]
-            else:
-                type_name = GGMLQuantizationType(code).name
-                block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
-        except (ValueError, KeyError):
+            tensor_type = ggml.BY_CODE[code]
+        except KeyError:
             if code > _TYPE_MAX or room <= 0:
                 raise self.bad(f"tensor {name!r} has the impossible type {code}") from None
             return foreign.type_name(code), room
-        if shape[0] % block:
-            raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {type_name}")
-        return type_name, math.prod(shape) // block * block_bytes
+        if shape[0] % tensor_type.block:
+            what = f"tensor {name!r} has the impossible shape {shape} for {tensor_type.name}"
+            raise self.bad(what)
+        n_blocks = math.prod(shape) // tensor_type.block
+        return tensor_type.name, n_blocks * tensor_type.block_bytes
 
 
 def _size_bytes(element: int) -> int:
