@@ -185,7 +185,8 @@ def _off_grid(name: str, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         # every query head reads the one value head
         n_values = HEAD if role == "attn_output" else columns
         factors = _factors(f"{layer}.{_ROWS_UNDONE_BY[role]}.weight", n_values)
-        weights = weights / np.tile(factors, columns // n_values)
+        repeated: NDArray[np.float32] = np.tile(factors, columns // n_values)
+        weights = weights / repeated
     return weights
 
 
