@@ -10,7 +10,6 @@ Both sides go through ggml's own ``to_float`` in blocks of rows, 15 times as fas
 
 import ctypes
 import math
-import sys
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,18 +17,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
-from imatrix_lab.errors import BadModel, MissingTool
-from imatrix_lab.llamacpp import native
+from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp import ggml, native
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.gguf import TensorInfo, read_header
+from imatrix_lab.models import weights
 from imatrix_lab.models.resolve import quantizable
+from imatrix_lab.models.weights import FileTensor
 from imatrix_lab.types import Model
 
 SOURCE = Path(__file__).with_name("quant_error.cpp")
@@ -40,22 +39,7 @@ BLOCK_WEIGHTS = 1 << 22
 LOSS_VERSION = 1
 """Increase it when the same files give other sums. 1: all tensors that llama-quantize quantizes."""
 
-_N_TYPES = 43  # GGML_TYPE_COUNT of the pinned llama.cpp
 _ERROR, _POWER = ".error", ".power"
-
-
-class _TypeTraits(ctypes.Structure):
-    """``struct ggml_type_traits`` of the pinned llama.cpp's ``ggml.h``."""
-
-    _fields_ = (
-        ("type_name", ctypes.c_char_p),
-        ("block_size", ctypes.c_int64),
-        ("block_size_interleave", ctypes.c_int64),
-        ("type_bytes", ctypes.c_size_t),
-        ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.c_void_p),
-        ("from_float_ref", ctypes.c_void_p),
-    )
 
 
 @dataclass(frozen=True)
@@ -64,13 +48,6 @@ class Columns:
 
     error: NDArray[np.float64]
     power: NDArray[np.float64]
-
-
-class FileTensor(NamedTuple):
-    """A tensor in a file."""
-
-    path: Path
-    info: TensorInfo
 
 
 @dataclass(frozen=True)
@@ -95,16 +72,12 @@ class Kernel:
         """Return error and power over the rows of a block, shape (2, columns)."""
         n_columns = block.w.info.shape[0]
         rows, arguments = [], list[ctypes.c_void_p | ctypes.c_int64]()
-        for path, info in (block.w, block.q):
-            row_bytes = info.size_bytes // (info.n_elements // n_columns)
-            n_bytes, offset = block.n_rows * row_bytes, info.offset + block.first * row_bytes
-            raw = np.fromfile(path, np.uint8, n_bytes, offset=offset)
-            if raw.size != n_bytes:
-                raise BadModel(f"{info.name} is cut off", where=path)
+        for tensor in (block.w, block.q):
+            raw = weights.read_raw(tensor, block.first, block.n_rows)
             rows.append(raw)  # kept until the call is over
-            to_float = self.conversions[info.type_name]
+            to_float = self.conversions[tensor.info.type_name]
             arguments += [ctypes.c_void_p(raw.ctypes.data), ctypes.c_void_p(to_float)]
-            arguments.append(ctypes.c_int64(row_bytes))
+            arguments.append(ctypes.c_int64(raw.shape[1]))
         sums = np.empty((2, n_columns))
         arguments += [ctypes.c_int64(block.n_rows), ctypes.c_int64(n_columns)]
         self.library.column_sums(*arguments, *(ctypes.c_void_p(s.ctypes.data) for s in sums))
@@ -113,29 +86,13 @@ class Kernel:
 
 def kernel(tools: Toolchain, session: Session) -> Kernel:
     """Return the kernel, compiled (seconds) unless it is in the store."""
-    name = "libggml.dylib" if sys.platform == "darwin" else "libggml.so"
-    try:
-        ggml = ctypes.CDLL(str(tools.library_dir / name))
-        traits_of, name_of = ggml.ggml_get_type_traits, ggml.ggml_type_name
-        ggml.ggml_cpu_init()  # fills the F16 table for processors without an instruction
-        vectorized = {"F16": ggml.ggml_cpu_fp16_to_fp32, "BF16": ggml.ggml_cpu_bf16_to_fp32}
-    except (OSError, AttributeError) as error:
-        what = f"llama.cpp's library cannot be used: {error}"
-        raise MissingTool(what, fix="imatrix-lab toolchain build") from error
-    traits_of.restype, name_of.restype = ctypes.POINTER(_TypeTraits), ctypes.c_char_p
-    conversions: dict[str, int | None] = {"F32": None}
-    for code in range(_N_TYPES):
-        if name_of(code) and (to_float := traits_of(code).contents.to_float):
-            conversions[name_of(code).decode().upper()] = to_float
-    for half, function in vectorized.items():  # the same values, three times as fast
-        conversions[half] = ctypes.cast(function, ctypes.c_void_p).value
+    conversions = ggml.load(tools).conversions
     return Kernel(native.compiled(SOURCE, "loss", tools, session), conversions)
 
 
 def tensors(model: Model) -> dict[str, FileTensor]:
     """Return the tensors of a model that llama-quantize quantizes."""
-    in_files = ((path, t) for path in model.shards for t in read_header(path).tensors)
-    return {t.name: FileTensor(path, t) for path, t in in_files if quantizable(t)}
+    return {n: t for n, t in weights.tensors(model).items() if quantizable(t.info)}
 
 
 def write(

@@ -2,8 +2,7 @@
 
 Every count, length and offset is checked against the size of the file before anything is
 allocated or skipped, so a truncated or hostile file gives one clear error. Long arrays
-(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``; the sizes of
-tensor types are gguf-py's.
+(vocabularies) are walked but not kept. The layout is llama.cpp's ``docs/gguf.md``.
 """
 
 import bisect
@@ -17,15 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from imatrix_lab.errors import BadModel
+from imatrix_lab.llamacpp import ggml
 from imatrix_lab.models import foreign
 
 KEEP_ARRAY_MAX = 64  # arrays up to this long are kept as lists; longer ones as an `ArraySummary`
 
-_NEWER = {42: ("Q2_0", 64, 18)}
-"""Types of the pinned llama.cpp that the released gguf-py does not know: name, block, bytes."""
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """Type codes of numbers, and how struct calls them."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
@@ -70,11 +66,15 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """One file's header; ``types`` has each pair's type code, and an array's element type."""
+    """One file's header; ``types`` has each pair's type code, and an array's element type.
+
+    ``pair_bytes`` is the size in the file of each pair of the metadata, its key included.
+    """
 
     path: Path
     metadata: dict[str, Any]
     types: dict[str, tuple[int, ...]]
+    pair_bytes: dict[str, int]
     tensors: tuple[TensorInfo, ...]
 
     def text(self, key: str, default: str = "") -> str:
@@ -159,20 +159,24 @@ class _Parser:
             raise self.bad(f"{what} a file of {self.size_bytes} bytes")
         metadata: dict[str, Any] = {}
         types: dict[str, tuple[int, ...]] = {}
+        pair_bytes: dict[str, int] = {}
         for _ in range(n_pairs):
+            start = self.at
             key = self.name("metadata key")
             if key in metadata:
                 raise self.bad(f"metadata key {key!r} occurs twice")
             code = self.number("I", f"type of {key}")
             metadata[key] = self.value(code, key, 0)
             types[key] = (code, self.element_type) if code == _ARRAY else (code,)
+            pair_bytes[key] = self.at - start
         alignment = metadata.get("general.alignment", 32)
         if types.get("general.alignment", (_UINT32,)) != (_UINT32,):
             raise self.bad(f"general.alignment is {alignment!r}, not a 32-bit number")
         if alignment == 0 or alignment & (alignment - 1) or alignment > _ALIGNMENT_MAX:
             raise self.bad(f"general.alignment is {alignment}, not a sensible power of two")
         raw = [self.tensor() for _ in range(n_tensors)]
-        return GgufHeader(self.path, metadata, types, tuple(self.placed(raw, alignment)))
+        tensors = tuple(self.placed(raw, alignment))
+        return GgufHeader(self.path, metadata, types, pair_bytes, tensors)
 
     def value(self, code: int, key: str, depth: int) -> Any:
         if code in _SCALARS:
@@ -267,18 +271,16 @@ class _Parser:
         if any(n < 1 for n in shape):
             raise self.bad(f"tensor {name!r} has the impossible shape {shape}")
         try:
-            if code in _NEWER:
-                type_name, block, block_bytes = _NEWER[code]
-            else:
-                type_name = GGMLQuantizationType(code).name
-                block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
-        except (ValueError, KeyError):
+            tensor_type = ggml.BY_CODE[code]
+        except KeyError:
             if code > _TYPE_MAX or room <= 0:
                 raise self.bad(f"tensor {name!r} has the impossible type {code}") from None
             return foreign.type_name(code), room
-        if shape[0] % block:
-            raise self.bad(f"tensor {name!r} has the impossible shape {shape} for {type_name}")
-        return type_name, math.prod(shape) // block * block_bytes
+        if shape[0] % tensor_type.block:
+            what = f"tensor {name!r} has the impossible shape {shape} for {tensor_type.name}"
+            raise self.bad(what)
+        n_blocks = math.prod(shape) // tensor_type.block
+        return tensor_type.name, n_blocks * tensor_type.block_bytes
 
 
 def _size_bytes(element: int) -> int:

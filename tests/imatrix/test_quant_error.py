@@ -1,6 +1,5 @@
 """Column sums of what the real llama-quantize made, against gguf-py's dequantization."""
 
-import ctypes
 import tracemalloc
 
 import gguf
@@ -8,9 +7,9 @@ import numpy as np
 import pytest
 
 from imatrix_lab.core.progress import Silent
-from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
 from imatrix_lab.imatrix import quant_error
+from imatrix_lab.models.gguf import read_header
 from tests import tiny_model
 
 TYPES = (
@@ -107,7 +106,7 @@ def test_memory_is_a_few_blocks_however_large_the_tensor(loss_kernel, as_model, 
     values = np.ones((n_weights // 8192, 8192), np.float16)
     model = as_model(one_tensor(tmp_path / "large.gguf", values))
     del values
-    quant_error.read_header(model.path)  # what imports cost is not counted
+    read_header(model.path)  # what imports cost is not counted
     threads = 2
     tracemalloc.start()
     try:
@@ -148,24 +147,3 @@ def test_integers_are_no_weights(loss_kernel, as_model, tmp_path):
     model = as_model(one_tensor(tmp_path / "a.gguf", np.ones((8, 256), np.int32)))
     with pytest.raises(BadModel, match="is I32: not weights"):
         written(loss_kernel, model, model, tmp_path / "out")
-
-
-def test_every_type_of_the_pinned_llama_cpp_can_be_read(loss_kernel):
-    """Those that gguf-py knows, without two that only activations become."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    named = {t.name for t in GGML_QUANT_SIZES}
-    quantized = {n for n in named if n.startswith(("Q", "IQ", "TQ", "MX"))} - {"Q8_1", "Q8_K"}
-    assert quantized | {"F32", "F16", "BF16"} <= loss_kernel.conversions.keys()
-
-
-def test_ggml_fills_its_tables_before_they_are_read(loss_store, tools, monkeypatch):
-    class Library(ctypes.CDLL):
-        def __getattr__(self, name):
-            asked.append(name)
-            return super().__getattr__(name)
-
-    asked = []
-    monkeypatch.setattr(quant_error.ctypes, "CDLL", Library)
-    quant_error.kernel(tools, Session(loss_store, Silent()))
-    assert asked.index("ggml_cpu_init") < asked.index("ggml_cpu_fp16_to_fp32")
