@@ -21,7 +21,7 @@ TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
     "torch", "transformers", "requests", "httpx", "httpx2", "pyarrow", "scipy", "statsmodels",
-    "arch", "datasets", "sacrebleu", "py3langid", "regex", "rensa", "multiprocessing",
+    "datasets", "sacrebleu", "py3langid", "regex", "rensa", "multiprocessing",
     "matplotlib", "jinja2", "markupsafe",
 }  # fmt: skip
 STARTERS = re.compile(

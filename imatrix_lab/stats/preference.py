@@ -109,29 +109,46 @@ def strengths(
     counts = np.zeros((n_prompts, len(kinds)))
     np.add.at(counts, (prompts, kind.ravel()), 1)
     counts = counts[counts.any(axis=1)]
-    whole = _fit(kinds, counts.sum(axis=0), n_systems, np.zeros(n_systems + 1))
-    without = np.array([_fit(kinds, counts.sum(axis=0) - own, n_systems, whole) for own in counts])
+    design, chosen = _design(kinds, n_systems)
+    whole = _fit(design, chosen, counts.sum(axis=0))
+    slopes, information = _derivatives(design, chosen, whole)
+    # the jackknife by one step of Newton's method: leaving out a prompt moves the fit so far
+    inverse = np.linalg.pinv(np.einsum("k,kst->st", counts.sum(axis=0), information))
+    moved = counts @ slopes @ inverse
     g = len(counts)
-    errors = np.sqrt((g - 1) / g * np.sum((without - whole) ** 2, axis=0))
+    errors = np.sqrt((g / (g - 1)) * np.sum(moved**2, axis=0))
     return Strengths(whole[:-1], errors[:-1], float(whole[-1]))
 
 
-def _fit(kinds: np.ndarray, counts: np.ndarray, n_systems: int, start: np.ndarray) -> np.ndarray:
-    """Return log strengths, mean 0, and log ν of the greatest likelihood."""
+def _design(kinds: np.ndarray, n_systems: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the log weights of first, tie and second depend on, (k, 3, s + 1); the chosen."""
     first, second, outcome = kinds.T
     rows = np.arange(len(kinds))
-    design = np.zeros((len(kinds), 3, n_systems + 1))  # of first, tie, second: their log weights
+    design = np.zeros((len(kinds), 3, n_systems + 1))
     design[rows, 0, first], design[rows, 2, second] = 1, 1
     design[rows, 1, first], design[rows, 1, second], design[:, 1, -1] = 0.5, 0.5, 1
-    chosen = design[rows, 1 - outcome]
+    return design, design[rows, 1 - outcome]
+
+
+def _derivatives(
+    design: np.ndarray, chosen: np.ndarray, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return slope and information of each kind's log-likelihood, (k, s + 1) and its square."""
+    shares = special.softmax(design @ x, axis=1)
+    mean = np.einsum("kc,kcs->ks", shares, design)
+    square = np.einsum("kc,kcs,kct->kst", shares, design, design)
+    return chosen - mean, square - mean[:, :, None] * mean[:, None, :]
+
+
+def _fit(design: np.ndarray, chosen: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return log strengths, mean 0, and log ν of the greatest likelihood."""
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        logs = design @ x
-        total = special.logsumexp(logs, axis=1)
-        shares = np.exp(logs - total[:, None])
-        slope = chosen - np.einsum("kc,kcs->ks", shares, design)
-        return float(counts @ (total - chosen @ x)), -(counts @ slope)
+        total = special.logsumexp(design @ x, axis=1)
+        slopes, _ = _derivatives(design, chosen, x)
+        return float(counts @ (total - chosen @ x)), -(counts @ slopes)
 
+    start = np.zeros(design.shape[2])
     x = optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-7}).x
     x[:-1] -= x[:-1].mean()
     return np.asarray(x)

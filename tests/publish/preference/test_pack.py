@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, UsageError
@@ -85,13 +86,15 @@ def test_other_files_are_no_keys(tmp_path, content):
         pack.read_key(tmp_path / "absent.json")
 
 
-def test_the_projects_prompts():
-    for language in ("en", "nb", "nn", "ml"):
-        own = prompts.read(language)
-        assert own.language == language
-        assert own.licence == "CC0-1.0"
-        assert len(own.by_id()) == 150
-        assert prompts.texts_of(language).language == language
+@pytest.mark.parametrize("path", sorted(data_dir("prompts").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_projects_prompts(path):
+    own = prompts.read(path.stem)
+    assert (own.language, own.licence) == (path.stem, "CC0-1.0")
+    assert len(own.by_id()) == 150
+    assert prompts.texts_of(path.stem).language == path.stem
+
+
+def test_where_nobody_has_written_the_pages_words_it_speaks_english():
     assert prompts.texts_of("fi").language == "en"
 
 
