@@ -26,6 +26,11 @@
 #include <utility>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 // ggml_tensor of the pinned commit (ggml.h); `layout_agrees` compares it with the library.
@@ -382,6 +387,21 @@ void collector_begin(Collector *c, bool may_end) {
     c->graph.clear();
     c->ended = false;
     c->may_end = may_end;
+}
+
+// Abort the decode that was begun: it allocates what a whole one needs, and computes nothing.
+void collector_abort(Collector *c) { c->ended = true; }
+
+// Give the pages of a buffer of zeros back; where one is touched again, it is zeros again.
+void release(char *buffer, size_t size) {
+#ifdef __linux__
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t first = (page - uintptr_t(buffer) % page) % page;
+    if (size > first) madvise(buffer + first, (size - first) / page * page, MADV_DONTNEED);
+#else
+    (void)buffer;
+    (void)size;
+#endif
 }
 
 bool collector_ended(const Collector *c) { return c->ended; }

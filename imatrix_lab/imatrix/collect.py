@@ -317,6 +317,7 @@ class _Context(AbstractContextManager["_Context"]):
         self._llama, self.path, self._run, self._sums = tools.bindings(), model.path, run, sums
         silence(self._llama)
         self._head, compute = options.process_output, options.compute
+        self._n_ctx = compute.n_ctx
         self.n_windows = min(max(1, compute.n_batch // compute.n_ctx), passes.WINDOWS_MAX)
         n_pieces = max(1, -(-compute.n_ctx // compute.n_batch))
         self._pieces = np.array_split(np.arange(compute.n_ctx), n_pieces)
@@ -332,6 +333,8 @@ class _Context(AbstractContextManager["_Context"]):
             stack.callback(self._llama.llama_free, self._context)
             self._batch = self._llama.llama_batch_init(self._n_tokens, 0, 1)
             stack.callback(self._llama.llama_batch_free, self._batch)
+            if n_pieces == 1 and not self._head and _on_cpu(options, tools):
+                self._release_logits()
             self._stack = stack.pop_all()
 
     def _open(self, compute: Compute) -> Any:
@@ -371,6 +374,19 @@ class _Context(AbstractContextManager["_Context"]):
             if code not in (0, _ABORTED):
                 what = f"llama_decode failed (code {code}): {reason()}"
                 raise ImatrixLabError(what, where=self.path, fix=_SMALLER)
+
+    def _release_logits(self) -> None:
+        """Give the memory of the logits back: llama.cpp fills it with zeros, and none is computed.
+
+        The first decode allocates it, 4 bytes x vocabulary a token, and is aborted here.
+        """
+        llama, n = self._llama, self._n_tokens
+        self._sums.begin(may_end=True)
+        self._sums.abort()
+        self._fill(np.zeros(n), np.arange(n) % self._n_ctx, np.arange(n) // self._n_ctx)
+        self._run(native.decode, llama, self._context, self._batch)
+        n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+        self._sums.release(llama.llama_get_logits(self._context), 4 * n * n_vocab)
 
     def _fill(self, tokens: NDArray[Any], positions: NDArray[Any], sequences: NDArray[Any]) -> None:
         batch, n = self._batch, len(tokens)

@@ -132,6 +132,14 @@ class Collector(AbstractContextManager["Collector"]):
         """Prepare for a decode; `may_end` if nothing needs its tokens' memory afterwards."""
         self._library.collector_begin(self._self, ctypes.c_bool(may_end))
 
+    def abort(self) -> None:
+        """Let the decode that was begun only allocate what it needs."""
+        self._library.collector_abort(self._self)
+
+    def release(self, address: Any, size_bytes: int) -> None:
+        """Give the memory of a buffer of zeros back to the system; its addresses stay valid."""
+        self._library.release(address, ctypes.c_size_t(size_bytes))
+
     @property
     def ended(self) -> bool:
         """Whether the decode was ended before the output head, on purpose."""
