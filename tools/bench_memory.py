@@ -29,7 +29,6 @@ from common import imatrix_argv
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp import build
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
@@ -136,12 +135,9 @@ class Bench:
         }
         began, peak = time.monotonic(), 0
         with memory_group(self.limit_bytes) as group:
-            child = subprocess.Popen(
-                argv,
-                env=environment,
-                stderr=(self.root / "log").open("wb"),
-                preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
-            )
+            enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+            with (self.root / "log").open("wb") as log:
+                child = subprocess.Popen([*enter, *argv], env=environment, stdout=log, stderr=log)
             pid, status, usage = 0, 0, None
             while not pid:
                 peak = max(peak, anonymous_bytes(child.pid))
@@ -224,7 +220,7 @@ def write_model(path: Path, n_layers: int) -> Path:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     blocks = [f"blk.{i}" for i in range(n_layers)]
-    shapes = {name: (VOCABULARY, CHANNELS) for name in ("token_embd", "output")}
+    shapes = dict.fromkeys(("token_embd", "output"), (VOCABULARY, CHANNELS))
     shapes |= {f"{block}.{name}": shape for block in blocks for name, shape in MATRICES.items()}
     norms = ["output_norm", *(f"{b}.{n}" for b in blocks for n in ("attn_norm", "ffn_norm"))]
     half, single = np.dtype(np.float16), np.dtype(np.float32)
