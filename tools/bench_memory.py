@@ -138,7 +138,7 @@ class Bench:
             enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
             with (self.root / "log").open("wb") as log:
                 child = subprocess.Popen([*enter, *argv], env=environment, stdout=log, stderr=log)
-            pid, status, usage = 0, 0, None
+            pid = 0
             while not pid:
                 peak = max(peak, anonymous_bytes(child.pid))
                 pid, status, usage = os.wait4(child.pid, os.WNOHANG)

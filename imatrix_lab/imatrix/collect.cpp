@@ -187,6 +187,7 @@ struct Collector {
     int64_t window = 0;  // tokens of each window of a decode, and how many of them are text
     std::vector<int64_t> lengths;
     bool moments = false, head = false;
+    std::atomic<int64_t> n_multiplied{0};  // in this decode, read by another thread
     const int32_t *interrupted = nullptr;
     bool may_end = false, ended = false;
     std::map<std::string, size_t> input_of;
@@ -394,6 +395,7 @@ bool collect(Tensor *t, bool ask, void *collector) {
         return end || c.wanted(t);
     }
     if (!c.fault.empty() || c.is_end(t)) return false;  // elsewhere no node after this is computed
+    ++c.n_multiplied;
     return c.take(t);
 }
 
@@ -425,6 +427,7 @@ void collector_begin(Collector *c, bool may_end, int64_t window, int64_t n,
     c->window = window;
     c->lengths.assign(lengths, lengths + n);
     c->graph.clear();
+    c->n_multiplied = 0;
     c->ended = false;
     c->may_end = may_end;
 }
@@ -444,6 +447,7 @@ void release(char *buffer, size_t size) {
 #endif
 }
 
+int64_t collector_n_multiplied(const Collector *c) { return c->n_multiplied; }
 bool collector_ended(const Collector *c) { return c->ended; }
 const char *collector_fault(const Collector *c) { return c->fault.c_str(); }
 
