@@ -328,7 +328,7 @@ def _run(
                 fix = "use another model file, text or backend; what was collected before is kept"
                 raise BadImatrix(what, where=context.path, fix=fix)
             done += len(some)
-            task.update(ends[done])
+            report(1.0)
             since_s = time.monotonic() - saved_s
             if done == n_windows or since_s > max(SAVE_S, save_took_s / SAVE_SHARE):
                 began = time.monotonic()

@@ -104,6 +104,23 @@ class Estimate:
         """Seconds of reading, of which llama.cpp does a part while it computes."""
         return self.plan.read_bytes / self.disk.bytes_per_s
 
+    def facts(self) -> dict[str, float | bool]:
+        """Return its numbers by name."""
+        p = self.plan
+        return {
+            "model_bytes": p.model_bytes,
+            "memory_bytes": p.memory_bytes,
+            "used_bytes": p.used_bytes,
+            "n_windows": p.n_windows,
+            "n_windows_at_once": p.n_at_once,
+            "n_passes": p.n_passes,
+            "read_bytes": p.read_bytes,
+            "disk_bytes_per_s": self.disk.bytes_per_s,
+            "disk_past_memory": self.disk.past_memory,
+            "compute_s": self.compute_s,
+            "read_s": self.read_s,
+        }
+
     def lines(self) -> list[str]:
         """Return in words what is read, with how much memory, and how long that takes."""
         p = self.plan
