@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import collect, collector, expected, moments, passes, speed
+from imatrix_lab.imatrix import collect, collector, expected, passes, speed
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.models.resolve import resolve, unhashed
