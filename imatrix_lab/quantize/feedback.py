@@ -15,7 +15,7 @@ which there is no feedback at all (`shrinkage`).
 import ctypes
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.errors import BadModel, UsageError
+from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format, moments
 from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.imatrix.moments import Moments
-from imatrix_lab.llamacpp import ggml, native
-from imatrix_lab.llamacpp.ggml import Ggml
+from imatrix_lab.llamacpp import ggml, native, programs
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import weights
 from imatrix_lab.models.gguf import TensorInfo, read_header
@@ -44,6 +43,10 @@ VERSION = 1
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Types of tensors that have a grid of even steps in each block. IQ types take groups of values
 from a codebook or uneven steps: see docs/feedback.md."""
+KEY = "imatrix_lab.feedback"
+SHRINKAGE_MIN, SHRINKAGE_TOKENS = 0.05, 1.0
+"""See `shrinkage`; measured in docs/feedback.md."""
+_COLLECT = "imatrix-lab imatrix build --model MODEL --corpus LANGUAGE --moments"
 _STRIP_WEIGHTS = 1 << 18
 _STRIP_ROWS = 64
 """Rows that the kernel rounds together: strips are multiples of it."""
@@ -51,7 +54,7 @@ _STRIP_ROWS = 64
 
 def shrinkage(n_tokens: float, n_columns: int) -> float:
     """Return by how much moments of so many tokens are shrunk, from 0 to 1."""
-    return max(0.05, n_columns / (n_columns + n_tokens))
+    return min(1.0, max(SHRINKAGE_MIN, SHRINKAGE_TOKENS * n_columns / n_tokens))
 
 
 def factor(blocks: NDArray[Any], shrink: float) -> NDArray[np.float32]:
@@ -60,10 +63,7 @@ def factor(blocks: NDArray[Any], shrink: float) -> NDArray[np.float32]:
     blocks : E[x xᵀ] or a multiple of it, (blocks, width, width).
     Returns float32 (blocks, width, width): in row c, what column c takes of the errors of the
     columns before it; 0 elsewhere. Moments that are singular are shrunk more, until they are not.
-    Raises ValueError for moments that are no numbers.
     """
-    if not np.isfinite(blocks).all():
-        raise ValueError("moments are NaN or infinite")
     columns = np.empty(blocks.shape, np.float32)
     for i, block in enumerate(blocks):
         columns[i] = _factor(block.astype(np.float64), shrink)
@@ -86,7 +86,7 @@ def _factor(block: NDArray[np.float64], shrink: float) -> NDArray[np.float64]:
             continue
         inverse, _ = scipy.linalg.lapack.dtrtri(upper)
         taken = -inverse * np.outer(upper.diagonal() * size, 1 / size)
-        return np.triu(taken, 1).T
+        return np.asarray(np.triu(taken, 1).T)
 
 
 class _Matrix(ctypes.Structure):
@@ -162,13 +162,49 @@ class _Strip:
     is_last: bool
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a quant was made of: an F16 model, and an imatrix with moments."""
+
+    model: Model
+    imatrix: Path
+
+
+def settings() -> dict[str, Any]:
+    """Return what can change the bytes besides model, imatrix and type."""
+    return {"version": VERSION, "shrinkage": [SHRINKAGE_MIN, SHRINKAGE_TOKENS]}
+
+
+def metadata() -> dict[str, str]:
+    """Return what goes into a file's metadata."""
+    words = f"max({SHRINKAGE_MIN}, {SHRINKAGE_TOKENS} columns/tokens)"
+    return {KEY: f"GPTQ, version {VERSION}", f"{KEY}.shrinkage": words}
+
+
+def check_types(types: Iterable[str]) -> None:
+    """Raise UsageError for a type of llama-quantize whose tensors feedback cannot round."""
+    for name in types:
+        if name in programs.QUANT_TYPES and not name.startswith(TYPES):
+            what = f"{name} has no tensors that can be rounded with feedback"
+            raise UsageError(
+                what, fix=f"choose one of {', '.join(TYPES)} or a mix of them (Q3_K_M)"
+            )
+
+
+def check(imatrix: Path | None, types: Iterable[str]) -> None:
+    """Raise UsageError, BadImatrix for types or an imatrix (or none) that feedback cannot use."""
+    check_types(types)
+    if imatrix is None:
+        raise UsageError("feedback needs an imatrix with moments", fix=_COLLECT)
+    read_moments(imatrix)
+
+
 def read_moments(imatrix: Path) -> Moments:
     """Return an imatrix's moments; raises UsageError if it has none."""
     source = moments.read(imatrix)
     if source is None:
         what = "feedback needs second moments, which this importance matrix does not have"
-        fix = "collect it again: imatrix-lab imatrix build --moments"
-        raise UsageError(what, where=imatrix, fix=fix)
+        raise UsageError(what, where=imatrix, fix=_COLLECT)
     return source
 
 
@@ -196,16 +232,16 @@ def _fits(info: TensorInfo, ours: FileTensor | None, source: Moments) -> bool:
 
 
 def apply(
-    kernel: Kernel, model: Model, quant: Path, imatrix: Path, threads: int, progress: Progress
+    kernel: Kernel, source: Source, quant: Path, threads: int, progress: Progress
 ) -> list[str]:
     """Round a quant's tensors again, in place, and return their names.
 
-    `quant` was made by llama-quantize of the same model and imatrix. A tensor is as it was, or
+    `quant` was made by llama-quantize of the same source. A tensor is as it was, or
     done; what is done is listed beside the file, and a run that was killed goes on from there.
     Matrices of experts that no token reached stay as they are.
     """
-    source = read_moments(imatrix)
-    todo, entries = pairs(model, quant, source), format.read(imatrix).entries
+    measured = read_moments(source.imatrix)
+    todo, entries = pairs(source.model, quant, measured), format.read(source.imatrix).entries
     if not todo:
         types = ", ".join(sorted({t.type_name for t in read_header(quant).tensors}))
         what = f"no tensor of this quant can be rounded with feedback (its types: {types})"
@@ -227,7 +263,7 @@ def apply(
             rows = weights.read_rows(kernel.ggml, strip.pair.weights, strip.first, strip.n_rows)
             return kernel.rounded(rows, info.type_name, strip.factor, strip.importance)
 
-        for strip, raw in native.in_order(rounded, _strips(left, source, entries), threads):
+        for strip, raw in native.in_order(rounded, _strips(left, measured, entries), threads):
             info = strip.pair.quant.info
             file.seek(info.offset + strip.first * raw.shape[1])
             file.write(raw.tobytes())
@@ -237,7 +273,6 @@ def apply(
                 file.flush()
                 os.fsync(file.fileno())
                 print(info.name, file=finished, flush=True)
-    journal.unlink()
     return [p.quant.info.name for p in todo]
 
 
@@ -255,6 +290,9 @@ def _strips(
             key = (source.first[info.name], matrix)
             if key != latest:
                 blocks = source.blocks(info.name, matrix)
+                if not np.isfinite(blocks).all():
+                    what = f"the moments of {key[0]} are NaN or infinite"
+                    raise BadImatrix(what, where=source.header.path, fix="collect it again")
                 columns = factor(blocks, shrinkage(entry.counts[matrix], n_columns))
                 latest = key
             importance = entry.means()[matrix].astype(np.float32)
