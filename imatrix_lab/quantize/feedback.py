@@ -272,7 +272,8 @@ def apply(
             if strip.is_last:
                 file.flush()
                 os.fsync(file.fileno())
-                print(info.name, file=finished, flush=True)
+                finished.write(f"{info.name}\n")
+                finished.flush()
     return [p.quant.info.name for p in todo]
 
 
