@@ -1,6 +1,7 @@
 """What a request would do: the calls of `tune`, with a store that builds nothing."""
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
-from imatrix_lab.imatrix import collect
+from imatrix_lab.imatrix import collect, windows
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -44,13 +45,14 @@ def plan(request: Request, session: Session) -> list[Step]:
 
     What depends on a step that has not run is unknown until then.
     """
+    request = tune.with_moments(request)
     text = tune.parse_text(request.text)
     deliver.check_folder(request.out, tune.rules_of(request, session))
     stored = _look(request, session)
     tools, model, corpus = stored.tools, stored.model, stored.corpus
     label = text.label if isinstance(text, Mixture) else text.name
     n_ctx = request.compute.n_ctx or WINDOW
-    windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
+    n_windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
     model_detail = "fetched and prepared once"
     if model and request.model != "demo" and not hub_spec.is_spec(request.model):
         model_detail = format.size(model.facts.size_bytes)
@@ -59,7 +61,7 @@ def plan(request: Request, session: Session) -> list[Step]:
         Step("toolchain", tools is not None, backend),
         Step(f"model {request.model}", model is not None, model_detail),
         Step(f"corpus {label}", corpus is not None, corpus.source if corpus else _sources(text)),
-        Step(f"imatrix {label}", stored.imatrix is not None, f"{windows} of {n_ctx} tokens"),
+        Step(f"imatrix {label}", stored.imatrix is not None, f"{n_windows} of {n_ctx} tokens"),
     ]
     quants = [_quant(request, quant_type, stored, session) for quant_type in request.types]
     for quant_type, quant in zip(request.types, quants, strict=True):
@@ -84,7 +86,7 @@ def _look(request: Request, session: Session) -> _Stored:
         if tools:
             stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
             options = tune.imatrix_options(request, stored.model, stored.corpus)
-            stored.n_windows = collect.window_count(stored.corpus, options)
+            stored.n_windows = windows.count(stored.corpus, options.compute.n_ctx)
             stored.imatrix = collect.collect(tools, stored.model, stored.corpus, options, read_only)
     except (FetchFailed, MissingTool) as error:
         session.progress.say(f"note: {error.what}")
@@ -101,6 +103,7 @@ def _quant(
         metadata = tune.metadata_of(tools, corpus, imatrix)
         heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout)
+        spec = dataclasses.replace(spec, feedback=request.feedback)
         with contextlib.suppress(NotBuilt):
             return run.quantize(tools, spec, session.read_only())
     return None

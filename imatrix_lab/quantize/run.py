@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
+from imatrix_lab.models.gguf import read_header
+from imatrix_lab.quantize import feedback, sizes
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -69,11 +72,20 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Types by tensor, and the standard type nearest to them, which the file's metadata shows."""
+
+    base: str
+    types: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class QuantSpec:
     """A quantized file to make, with strings for its metadata, of at most 127 bytes each.
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
-    perplexities are NaN.
+    perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
+    `sizes.label`. `feedback` needs an imatrix with moments: see `feedback`.
     """
 
     model: Model
@@ -82,21 +94,36 @@ class QuantSpec:
     options: Options
     metadata: Mapping[str, str] = field(default_factory=dict)
     heldout: HeldOut | None = None
+    mix: Mix | None = None
+    feedback: bool = False
+
+    def base(self) -> str:
+        """Return llama-quantize's type."""
+        return self.mix.base if self.mix else self.quant_type
 
     def label(self) -> str:
         """Return model, language of the imatrix, and type, for names."""
-        language = self.imatrix.language if self.imatrix else "none"
-        return f"{self.model.label}-{language}-{self.quant_type}"
+        language = calibration(self.imatrix.language if self.imatrix else "none", self.feedback)
+        return f"{self.model.label}-{language}-{sizes.in_name(self.quant_type, self.base())}"
 
     def file_name(self) -> str:
         """Return the name of the GGUF file."""
-        language = self.imatrix.language if self.imatrix else ""
-        return file_name(self.model.label, language, self.quant_type)
+        language = calibration(self.imatrix.language if self.imatrix else "", self.feedback)
+        return file_name(self.model.label, language, self.quant_type, self.base())
 
 
-def file_name(label: str, language: str, quant_type: str) -> str:
-    """Return the name of a quant's file; no language: without an imatrix."""
-    return "-".join(filter(None, (label, language, quant_type))) + ".gguf"
+def calibration(language: str, with_feedback: bool) -> str:
+    """Return what quants are called by, beside model and type."""
+    return f"{language}-feedback" if with_feedback else language
+
+
+def file_name(label: str, language: str, quant_type: str, base: str = "") -> str:
+    """Return the name of a quant's file; no language: without an imatrix.
+
+    Its last word is a type of llama-quantize, which the Hub and other programs look for.
+    """
+    name = sizes.in_name(quant_type, base)
+    return "-".join(filter(None, (label, language, name))) + ".gguf"
 
 
 def check(
@@ -143,17 +170,44 @@ def dry_run(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> tuple[int, bool]:
     """Return a quant's size in bytes (to 0.01 MiB), and whether its type requires an imatrix."""
-    flags = QuantizeOptions(options.compute.threads, allow_requantize=options.allow_requantize)
-    program = toolchain.program("llama-quantize")
-    argv = programs.quantize_argv(program, model.path, None, quant_type, flags)
-    output = process.run(argv, log=log, timeout_s=600).tail
+    output = _dry_run(toolchain, model, quant_type, options, log=log)
     if (size := programs.quant_size(output)) is None:
         raise BadModel(f"llama-quantize printed no size for {quant_type}", where=model.path)
     return size[0], "will require an imatrix" in output
 
 
+def standard_types(
+    toolchain: Toolchain, model: Model, quant_type: str, options: Options, imatrix: Path | None
+) -> dict[str, str]:
+    """Return the type of each tensor that llama-quantize quantizes, as it chooses them itself."""
+    return programs.planned_types(_dry_run(toolchain, model, quant_type, options, imatrix))
+
+
+def _dry_run(
+    toolchain: Toolchain,
+    model: Model,
+    quant_type: str,
+    options: Options,
+    imatrix: Path | None = None,
+    log: Path | None = None,
+) -> str:
+    """Return what llama-quantize prints of a file that it does not make."""
+    output = list[str]()
+    flags = QuantizeOptions(
+        options.compute.threads,
+        str(imatrix) if imatrix else None,
+        allow_requantize=options.allow_requantize,
+    )
+    program = toolchain.program("llama-quantize")
+    argv = programs.quantize_argv(program, model.path, None, quant_type, flags)
+    process.run(argv, log=log, timeout_s=600, on_output=output.append)
+    return "".join(output)
+
+
 def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
     """Return what determines a quantized file; threads do not."""
+    mix = {"base": spec.mix.base, "types": dict(spec.mix.types)} if spec.mix else {}
+    fed = {"feedback": feedback.settings()} if spec.feedback else {}
     return {
         "model_sha256": spec.model.sha256,
         "imatrix_sha256": spec.imatrix.sha256 if spec.imatrix else None,
@@ -163,6 +217,8 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
         "metadata": dict(spec.metadata),
         "repack": False,
         "toolchain": toolchain.signature(),
+        **mix,
+        **fed,
     }
 
 
@@ -172,7 +228,7 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
-        need, requires_imatrix = dry_run(toolchain, model, spec.quant_type, spec.options, log)
+        need, requires_imatrix = dry_run(toolchain, model, spec.base(), spec.options, log)
         if requires_imatrix and not spec.imatrix:
             raise _needs_imatrix(spec.quant_type)
         value = reference = None
@@ -182,16 +238,25 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         names = (spec.file_name(), "part.gguf", "fallback.json")
         path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
-            need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
-            done = run_quantize(toolchain, spec, part, log, session.progress)
-            seconds.append(done.seconds)
-            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
-            part.replace(path)
+            began, plain = time.monotonic(), scratch / "plain.gguf"
+            if not plain.exists():  # else one was stopped during feedback
+                need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
+                fallback = run_quantize(toolchain, spec, part, log, session.progress).fallback
+                notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback]))
+                part.replace(plain)
+            if spec.feedback:
+                _feed_back(toolchain, spec, plain, session)
+            plain.replace(path)
+            seconds.append(time.monotonic() - began)
         header = resolve.facts((path,))
+        if spec.mix:
+            _require_types(path, spec.mix.types)
         if heldout and reference is not None:
             value = _perplexity(toolchain, path, heldout, spec.options, scratch, session.progress)
-            _verify(value, reference, spec.quant_type, header.n_vocab, path)
+            _verify(value, reference, spec.base(), header.n_vocab, path)
         path.replace(out / path.name)
+        if spec.mix:
+            types_path(out / path.name).write_text(programs.types_file(spec.mix.types))
         return {
             "type": spec.quant_type,
             "file": path.name,
@@ -211,6 +276,13 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
     return replace(facts(artifact, *seconds), name=spec.file_name())
 
 
+def _feed_back(toolchain: Toolchain, spec: QuantSpec, plain: Path, session: Session) -> None:
+    assert spec.imatrix
+    kernel = feedback.Kernel(toolchain, session)
+    source = feedback.Source(spec.model, spec.imatrix.path)
+    feedback.apply(kernel, source, plain, spec.options.compute.threads, session.progress)
+
+
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
     """Return the facts in a quant's manifest."""
     recorded, name = artifact.facts, artifact.facts["file"]
@@ -228,6 +300,11 @@ def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
     )
 
 
+def types_path(path: Path) -> Path:
+    """Return where the types of a file's tensors lie, if they were chosen."""
+    return path.with_suffix(".types.txt")
+
+
 @dataclass(frozen=True)
 class QuantizeRun:
     """Fallbacks of a llama-quantize run (tensor, requested type, type it got), and its seconds."""
@@ -242,15 +319,18 @@ def run_quantize(
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
     model, options, imatrix_name = spec.model, spec.options, None
     if spec.imatrix:
-        path = spec.imatrix.path
-        suffix = ".dat" if path.suffix == ".dat" else ".gguf"  # it reads both, by content
         # without the model's name, which is not what the artefact is known by
-        imatrix_name = f"{spec.imatrix.language}.imatrix{suffix}"
-        link(path, log.parent / imatrix_name)
+        imatrix_name = sizes.imatrix_name(spec.imatrix)
+        link(spec.imatrix.path, log.parent / imatrix_name)
     threads, allow_requantize = options.compute.threads, options.allow_requantize
-    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize)
+    types_name = None
+    if spec.mix:
+        types_name = "types.txt"
+        (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
+    metadata = {**spec.metadata, **(feedback.metadata() if spec.feedback else {})}
+    flags = QuantizeOptions(threads, imatrix_name, metadata, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
-    argv = programs.quantize_argv(program, model.path, target, spec.quant_type, flags)
+    argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()
     n_weights = model.facts.n_parameters
     with progress.task(f"quantize {spec.quant_type}", n_weights, "weights") as task:
@@ -327,6 +407,15 @@ def _perplexity(
         if (value := programs.final_perplexity(done.tail, n_windows)) is not None:
             return value
     raise BadModel("llama-perplexity printed no result", where=f"{path.name}, log {log}")
+
+
+def _require_types(path: Path, types: Mapping[str, str]) -> None:
+    """Raise BadModel if a file has other types than those chosen."""
+    got = {t.name: t.type_name for t in read_header(path).tensors}
+    if differing := [name for name, chosen in types.items() if got.get(name) != chosen]:
+        name = differing[0]
+        what = f"llama-quantize made {name} {got.get(name)}, not {types[name]}"
+        raise BadModel(f"{what} ({len(differing)} such tensors)", where=path.name)
 
 
 def _verify(value: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:
