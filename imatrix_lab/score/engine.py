@@ -50,7 +50,10 @@ class Engine(AbstractContextManager["Engine"]):
     `streams`: give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
         reads no other sequence's.
     `seconds`, `n_tokens`: time spent in llama_decode, and tokens decoded in it.
+    `writable`: weights are read into memory of their own instead of mapped.
     """
+
+    writable = False
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class Engine(AbstractContextManager["Engine"]):
         self._context: Any = None
         self._batch: Any = None
         forget_log()
-        self._model = run(native.load_model, self._llama, model.path, settings.gpu_layers)
+        weights = model.path, settings.gpu_layers, self.writable
+        self._model = run(native.load_model, self._llama, *weights)
         if not self._model:
             what = f"llama.cpp cannot load this model: {reason()}"
             fix = f"check the file; if memory is short: {_SMALLER}"

@@ -1,0 +1,317 @@
+"""Measuring sensitivities: one group of tensors at a coarse type at a time, in memory.
+
+One model is loaded. It reads a little calibration text, and its logits are kept on disk; then,
+group by group, the tensors are replaced by a coarse quant of themselves (ggml's own search with the
+imatrix), the same text is read, and the divergence of each piece of text is noted. A probe starts
+at the first of `TYPES` and takes a finer one where that diverges by more than `KLD_MAX`, beyond
+which divergence is no longer in proportion to the error. Text is added until two halves of it rank
+the groups alike. Each probe is kept once it is finished: a run that was killed goes on from there.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imatrix_lab.core.files import need_room, write_whole
+from imatrix_lab.core.session import Session
+from imatrix_lab.corpus.documents import JOINT
+from imatrix_lab.errors import BadModel, BadText
+from imatrix_lab.imatrix.format import Imatrix
+from imatrix_lab.llamacpp.ggml import Ggml
+from imatrix_lab.llamacpp.native import Interruptible
+from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import weights
+from imatrix_lab.models.chance import Chance
+from imatrix_lab.models.resolve import quantizable
+from imatrix_lab.models.tokenizer import Vocabulary
+from imatrix_lab.quantize import errors, sensitivity
+from imatrix_lab.quantize.sensitivity import Sensitivity
+from imatrix_lab.score.checkpoint import Checkpoint
+from imatrix_lab.score.engine import Settings, rates
+from imatrix_lab.score.job import nll
+from imatrix_lab.score.kernel import Kernel
+from imatrix_lab.score.patched import Patched
+from imatrix_lab.score.windows import Protocol, Step, Window, batches, document_windows, steps
+from imatrix_lab.types import CorpusFacts, Model
+
+TYPES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""Of probes, coarse to fine."""
+KLD_MAX = 0.5
+"""Nats a token: a probe that diverges by more takes a finer type."""
+PIECE_TOKENS, PIECES_MIN, PIECES_MAX, SEED = 128, 8, 32, 0
+"""Tokens of a piece of text, and how many pieces are read at least and at most."""
+AGREEMENT = 0.95
+"""Spearman's correlation of the coefficients of two halves of the text that is enough."""
+BATCH_PIECES = 2
+_LEAST_TOKENS = 16
+
+Advance = Callable[[int, str], None]
+"""Hears of tokens just read, and what they were read with."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What is probed, and with what; `windows` are pieces of calibration text, in order."""
+
+    tools: Toolchain
+    kernel: Kernel
+    ggml: Ggml
+    model: Model
+    settings: Settings
+    imatrix: Imatrix
+    language: str
+    windows: Sequence[Window]
+
+    def groups(self) -> dict[str, list[str]]:
+        """Return the names of each group's tensors, in the file's order."""
+        groups: dict[str, list[str]] = {}
+        for name, (_, info) in weights.tensors(self.model).items():
+            if quantizable(info) and errors.fallback(TYPES[0], info.shape[0]):
+                group = sensitivity.group_of(name, self.model.facts.n_layers)
+                groups.setdefault(group, []).append(name)
+        return groups
+
+    def n_tokens(self, n_pieces: int) -> int:
+        """Return the scored tokens of the first pieces."""
+        return sum(w.n_scored for w in self.windows[:n_pieces])
+
+
+def settings_for(settings: Settings) -> Settings:
+    """Return how to run a model on pieces of text, from how it is scored."""
+    n_ctx = BATCH_PIECES * (PIECE_TOKENS + 1)
+    sequences_max = min(settings.sequences_max, BATCH_PIECES)
+    n_batch = min(n_ctx, settings.n_batch)
+    return replace(settings, n_ctx=n_ctx, n_batch=n_batch, sequences_max=sequences_max)
+
+
+def pieces(corpus: CorpusFacts, vocabulary: Vocabulary) -> list[Window]:
+    """Return pieces of a calibration text from all over it, in an order given by the seed.
+
+    A piece begins with a paragraph. Raises BadText: there are not two pieces.
+    """
+    paragraphs = [p for p in corpus.calibration.read_bytes().decode().split(JOINT) if p.strip()]
+    starts = sorted({i * len(paragraphs) // PIECES_MAX for i in range(PIECES_MAX)})
+    ends = [*starts[1:], len(paragraphs)]
+    parts = [JOINT.join(paragraphs[a:b]) for a, b in zip(starts, ends, strict=True)]
+    random.Random(SEED).shuffle(parts)
+    n_chars = 32 * PIECE_TOKENS  # more than any vocabulary packs into so many tokens
+    tokens = [vocabulary.tokens(p[:n_chars], add_special=False)[:PIECE_TOKENS] for p in parts]
+    tokens = [piece for piece in tokens if len(piece) >= _LEAST_TOKENS]
+    if len(tokens) < 2:
+        what = f"sensitivities need two paragraphs of {_LEAST_TOKENS} tokens or more"
+        raise BadText(what, where=corpus.calibration, fix="give a longer text")
+    return document_windows(tokens, vocabulary.bos(), Protocol("document", PIECE_TOKENS + 2, 1))
+
+
+def inputs(probing: Probing, imatrix_sha256: str, corpus_sha256: str) -> dict[str, Any]:
+    """Return what determines the coefficients."""
+    return {
+        "version": sensitivity.VERSION,
+        "model_sha256": probing.model.sha256,
+        "corpus_sha256": corpus_sha256,
+        "imatrix_sha256": imatrix_sha256,
+        "probes": [*TYPES, KLD_MAX, PIECE_TOKENS, PIECES_MIN, PIECES_MAX, SEED, AGREEMENT],
+        "settings": probing.settings.signature(),
+        "toolchain": probing.tools.signature(),
+    }
+
+
+@dataclass
+class _Probe:
+    """What is known of a group: the type of its probe, and the divergence of each piece."""
+
+    type: str
+    kld_nats: list[float]
+
+
+def measure(
+    probing: Probing, signature: Mapping[str, Any], scratch: Path, session: Session
+) -> Sensitivity:
+    """Return every group's coefficient, from as many pieces as the ranking of groups needs."""
+    run = _Run(probing, scratch, session)
+    n_pieces, n_all = min(PIECES_MIN, len(probing.windows)), len(probing.windows)
+    session.progress.say(
+        f"sensitivity of {probing.language}: {len(run.groups)} groups of tensors, each on"
+        f" {probing.n_tokens(n_pieces):,} tokens; if two halves of them do not agree, on up to"
+        f" {probing.n_tokens(n_all):,}"
+    )
+    while True:
+        probes = run.probed(n_pieces)
+        measured = _with_errors(probing, probes, n_pieces, signature, session)
+        agreement = sensitivity.ranking_agreement(measured)
+        if n_pieces == n_all or not agreement < AGREEMENT:
+            return measured
+        n_pieces = min(2 * n_pieces, n_all)
+        session.progress.say(
+            f"two halves of the text rank the groups alike by {agreement:.2f} (Spearman), less"
+            f" than {AGREEMENT}: on to {probing.n_tokens(n_pieces):,} tokens"
+        )
+
+
+def _with_errors(
+    probing: Probing,
+    probes: Mapping[str, _Probe],
+    n_pieces: int,
+    signature: Mapping[str, Any],
+    session: Session,
+) -> Sensitivity:
+    """Return the coefficients: each group's divergence by the sum of its tensors' errors."""
+    p = probing
+    types = sorted({probe.type for probe in probes.values()})
+    languages, threads = {p.language: p.imatrix}, p.settings.threads
+    by_tensor = errors.options(p.tools, p.model, p.imatrix, types, languages, session, threads)
+    tokens = tuple(w.n_scored for w in p.windows[:n_pieces])
+    coefficients = {}
+    for group, names in p.groups().items():
+        probe = probes[group]
+        error = sum(by_tensor[n][probe.type].errors[p.language] for n in names if n in by_tensor)
+        if error > 0 and any(probe.kld_nats[:n_pieces]):
+            klds = probe.kld_nats[:n_pieces]
+            coefficients[group] = sensitivity.coefficient(probe.type, error, klds, tokens)
+    values = p.language, p.model.sha256, p.model.facts.n_layers, tokens
+    return Sensitivity(*values, coefficients, signature)
+
+
+class _Run:
+    """One measurement, and what it has kept on disk."""
+
+    def __init__(self, probing: Probing, scratch: Path, session: Session):
+        self.probing, self.scratch, self.session = probing, scratch, session
+        self.groups, settings = probing.groups(), probing.settings
+        self.batches = batches(probing.windows, settings.n_ctx, settings.sequences_max)
+        self.sizes = [sum(w.n_scored for w in batch) for batch in self.batches]
+        self.reference = Checkpoint(scratch, self.sizes, "reference")
+
+    def probed(self, n_pieces: int) -> dict[str, _Probe]:
+        """Return every group's probe on the first pieces; what is missing is measured."""
+        firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
+        needed = [b for b in range(len(self.batches)) if firsts[b] < n_pieces]
+        probes = {group: self._kept(i) for i, group in enumerate(self.groups)}
+        missing = {
+            group: [b for b in needed if firsts[b] >= len(probe.kld_nats)]
+            for group, probe in probes.items()
+        }
+        unread = [b for b in needed if not self.reference.has(b)]
+        if any(missing.values()):
+            self._measure(probes, missing, unread)
+        return probes
+
+    def _measure(
+        self, probes: dict[str, _Probe], missing: dict[str, list[int]], unread: list[int]
+    ) -> None:
+        p, progress = self.probing, self.session.progress
+        work = sum(self.sizes[b] for some in (unread, *missing.values()) for b in some)
+        with (
+            progress.task(f"sensitivity {p.language}", work, "tokens") as task,
+            Patched(p.tools, p.kernel, p.model, p.settings, Interruptible()) as engine,
+        ):
+            engine.open_tensors(p.tools, p.ggml, self.session)
+            done = 0
+
+            def advance(n_tokens: int, note: str) -> None:
+                nonlocal done
+                done += n_tokens
+                task.update(done, note)
+
+            self._read_reference(engine, unread, advance)
+            for i, (group, probe) in enumerate(probes.items()):
+                if missing[group]:
+                    self._probe(engine, (i, group), probe, missing[group], advance)
+            progress.say(f"llama_decode, tokens/s: {rates([engine])}")
+
+    def _read_reference(self, engine: Patched, unread: Sequence[int], advance: Advance) -> None:
+        """Keep the full model's logits."""
+        model, kernel = self.probing.model, self.probing.kernel
+        n_bytes = sum(self.sizes[b] for b in unread) * model.facts.n_vocab * 4
+        need_room(self.scratch, n_bytes, "the full model's logits")
+        chance = Chance(model)
+        for b in unread:
+            parts = []
+            for step, logits in self._decoded(engine, b):
+                chance.add(nll(step.targets, logits, kernel.rows(logits)))
+                parts.append(logits.copy())
+            self.reference.add(b, np.concatenate(parts))
+            advance(self.sizes[b], "the full model")
+
+    def _probe(
+        self,
+        engine: Patched,
+        numbered: tuple[int, str],
+        probe: _Probe,
+        missing: Sequence[int],
+        advance: Advance,
+    ) -> None:
+        """Add a group's divergence on the missing batches, and keep it."""
+        number, group = numbered
+        names = [name for name in self.groups[group] if engine.has(name)]
+        klds: list[float] = []
+        for b in missing:
+            if not klds:
+                self._replace(engine, names, probe.type)
+            divergence = self._divergence(engine, b)
+            while not probe.kld_nats and not klds and not np.mean(divergence) <= KLD_MAX:
+                if probe.type == TYPES[-1]:
+                    break
+                probe.type = TYPES[TYPES.index(probe.type) + 1]
+                self._replace(engine, names, probe.type)
+                divergence = self._divergence(engine, b)
+            klds += divergence
+            advance(self.sizes[b], f"{group} at {probe.type}")
+        for name in names:
+            engine.restore(name)
+        if not np.isfinite(klds).all():
+            raise BadModel(f"with {group} at {probe.type} this model gives no finite number")
+        probe.kld_nats += klds
+        write_whole(self._file(number), json.dumps({"group": group, **vars(probe)}))
+
+    def _replace(self, engine: Patched, names: Sequence[str], type_name: str) -> None:
+        ggml, imatrix = self.probing.ggml, self.probing.imatrix
+        for name, (_, info) in weights.tensors(self.probing.model).items():
+            if name not in names:
+                continue
+            importance = errors.importance_of(imatrix, name, info)
+            actual = errors.fallback(type_name, info.shape[0])
+
+            def change(
+                rows: NDArray[np.float32],
+                matrix: int,
+                importance: NDArray[np.float32] | None = importance,
+                actual: str = actual,
+            ) -> NDArray[np.float32]:
+                by_column = None if importance is None else importance[matrix]
+                return ggml.dequantize(ggml.quantize(rows, actual, by_column), actual)
+
+            engine.replace(name, change)
+
+    def _divergence(self, engine: Patched, batch: int) -> list[float]:
+        """Return the mean KLD of each piece of a batch, in nats a token."""
+        kernel, reference, parts, at = self.probing.kernel, self.reference.rows(batch), [], 0
+        for _, logits in self._decoded(engine, batch):
+            kept = reference[at : at + len(logits)]
+            parts.append(kernel.compare(kept, kernel.rows(kept), logits).kld)
+            at += len(logits)
+        kld, ends = np.concatenate(parts), np.cumsum([w.n_scored for w in self.batches[batch]])
+        return [float(piece.mean()) for piece in np.split(kld, ends[:-1])]
+
+    def _decoded(self, engine: Patched, batch: int) -> Iterator[tuple[Step, NDArray[np.float32]]]:
+        settings = self.probing.settings
+        engine.begin()
+        for step in steps(self.batches[batch], settings.n_batch, settings.n_rows):
+            yield step, engine.decode(step)
+
+    def _file(self, number: int) -> Path:
+        return self.scratch / f"probe-{number:04d}.json"
+
+    def _kept(self, number: int) -> _Probe:
+        """Return what an earlier run has measured of a group."""
+        try:
+            kept = json.loads(self._file(number).read_text(encoding="utf-8"))
+            return _Probe(kept["type"], kept["kld_nats"])
+        except (OSError, ValueError, KeyError):
+            return _Probe(TYPES[0], [])
