@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,10 @@ def sensitivity_show(
 
     rules = Rules(files, force, Terminal())
     if plot:
+        from imatrix_lab.imatrix.plots import check
         from imatrix_lab.quantize import plots
 
-        plots.check(plot)
+        check(plot)
         check_file(plot, rules, replaceable)
     measured = [sensitivity.read(path) for path in files]
     if as_json:
@@ -112,7 +114,7 @@ def _print(measured: list[Sensitivity]) -> None:
             f" in {len(s.tokens)} pieces of text; bands of layers count from 0",
             style="dim", markup=False, soft_wrap=True,
         )  # fmt: skip
-    for a, b in zip(measured, measured[1:], strict=False):
+    for a, b in itertools.pairwise(measured):
         rank = sensitivity.correlation(a, b)
         stderr.print(f"{a.language}, {b.language}: rank correlation {rank:.2f}", markup=False)
 

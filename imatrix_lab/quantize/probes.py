@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.files import need_room, write_whole
+from imatrix_lab.core.format import size
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT
-from imatrix_lab.errors import BadModel, BadText
-from imatrix_lab.imatrix.format import Imatrix
-from imatrix_lab.llamacpp.ggml import Ggml
+from imatrix_lab.errors import BadModel, BadText, ImatrixLabError
+from imatrix_lab.imatrix import format
+from imatrix_lab.llamacpp import ggml
+from imatrix_lab.llamacpp.compute import memory_bytes
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import weights
@@ -31,14 +33,15 @@ from imatrix_lab.models.chance import Chance
 from imatrix_lab.models.resolve import quantizable
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.quantize import errors, sensitivity
-from imatrix_lab.quantize.sensitivity import Sensitivity
+from imatrix_lab.quantize.errors import Language
+from imatrix_lab.quantize.sensitivity import SUFFIX, Sensitivity
+from imatrix_lab.score import job, kernel
 from imatrix_lab.score.checkpoint import Checkpoint
 from imatrix_lab.score.engine import Settings, rates
-from imatrix_lab.score.job import nll
 from imatrix_lab.score.kernel import Kernel
 from imatrix_lab.score.patched import Patched
 from imatrix_lab.score.windows import Protocol, Step, Window, batches, document_windows, steps
-from imatrix_lab.types import CorpusFacts, Model
+from imatrix_lab.types import ComputeOptions, CorpusFacts, ImatrixFacts, Model, ModelFacts
 
 TYPES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K")
 """Of probes, coarse to fine."""
@@ -49,6 +52,7 @@ PIECE_TOKENS, PIECES_MIN, PIECES_MAX, SEED = 128, 8, 32, 0
 AGREEMENT = 0.95
 """Spearman's correlation of the coefficients of two halves of the text that is enough."""
 BATCH_PIECES = 2
+_FILE = f"language{SUFFIX}"
 _LEAST_TOKENS = 16
 
 Advance = Callable[[int, str], None]
@@ -57,22 +61,31 @@ Advance = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Probing:
-    """What is probed, and with what; `windows` are pieces of calibration text, in order."""
+    """What is probed, and with what.
+
+    imatrix : what groups are quantized with.
+    language : what errors are weighed by.
+    windows : pieces of calibration text, in order.
+    """
 
     tools: Toolchain
     kernel: Kernel
-    ggml: Ggml
     model: Model
     settings: Settings
-    imatrix: Imatrix
-    language: str
+    imatrix: ImatrixFacts
+    language: Language
     windows: Sequence[Window]
+
+    @property
+    def label(self) -> str:
+        """The language's name."""
+        return self.imatrix.language
 
     def groups(self) -> dict[str, list[str]]:
         """Return the names of each group's tensors, in the file's order."""
         groups: dict[str, list[str]] = {}
         for name, (_, info) in weights.tensors(self.model).items():
-            if quantizable(info) and errors.fallback(TYPES[0], info.shape[0]):
+            if quantizable(info) and errors.fallback(TYPES[0], info.shape[0]) != "F16":
                 group = sensitivity.group_of(name, self.model.facts.n_layers)
                 groups.setdefault(group, []).append(name)
         return groups
@@ -82,8 +95,54 @@ class Probing:
         return sum(w.n_scored for w in self.windows[:n_pieces])
 
 
-def settings_for(settings: Settings) -> Settings:
-    """Return how to run a model on pieces of text, from how it is scored."""
+def sensitivity_of(
+    tools: Toolchain,
+    model: Model,
+    text: tuple[CorpusFacts, ImatrixFacts],
+    compute: ComputeOptions,
+    session: Session,
+) -> Sensitivity:
+    """Return the coefficients of a text with its imatrix, measured if the store lacks them."""
+    corpus, imatrix = text
+    check_memory(model.facts, compute, model.path)
+    settings = settings_for(model, compute)
+    with Vocabulary(tools, model.path, corpus.parse_special) as vocabulary:
+        windows = pieces(corpus, vocabulary)
+        language = language_of(corpus, imatrix, vocabulary)
+    compiled = kernel.get(tools, settings.threads, session)
+    imatrix = replace(imatrix, language=corpus.language)
+    probing = Probing(tools, compiled, model, settings, imatrix, language, windows)
+    inputs = _inputs(probing, corpus.sha256)
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        measured = measure(probing, inputs, scratch, session)
+        sensitivity.write(out / _FILE, measured)
+        return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
+
+    label = f"{model.label}-{corpus.language}"
+    artifact = session.store.get("sensitivity", label, inputs, make, session.progress)
+    measured = sensitivity.read(artifact.path / _FILE)
+    return replace(measured, language=corpus.language)
+
+
+def language_of(corpus: CorpusFacts, imatrix: ImatrixFacts, vocabulary: Vocabulary) -> Language:
+    """Return what weighs errors for a language: its imatrix, and the tokens of its text."""
+    tokens = vocabulary.tokens(corpus.calibration.read_bytes().decode(), add_special=False)
+    return Language(format.read(imatrix.path), np.bincount(tokens, minlength=vocabulary.n_tokens()))
+
+
+def check_memory(facts: ModelFacts, compute: ComputeOptions, path: Path) -> None:
+    """Raise ImatrixLabError for a model that does not fit in memory: its weights are changed."""
+    on_cpu = compute.backend == "cpu" or compute.gpu_layers == 0
+    if on_cpu and facts.size_bytes > (memory := memory_bytes()):
+        what = f"sensitivities need the whole model in memory: {size(facts.size_bytes)}, and this"
+        fix = "a Q8_0 of it, or a machine with more memory"
+        raise ImatrixLabError(f"{what} machine has {size(memory)}", where=path, fix=fix)
+
+
+def settings_for(model: Model, compute: ComputeOptions) -> Settings:
+    """Return how to run a model on pieces of text: as it is scored."""
+    settings = job.settings_for(model, compute, PIECE_TOKENS)
     n_ctx = BATCH_PIECES * (PIECE_TOKENS + 1)
     sequences_max = min(settings.sequences_max, BATCH_PIECES)
     n_batch = min(n_ctx, settings.n_batch)
@@ -109,13 +168,13 @@ def pieces(corpus: CorpusFacts, vocabulary: Vocabulary) -> list[Window]:
     return document_windows(tokens, vocabulary.bos(), Protocol("document", PIECE_TOKENS + 2, 1))
 
 
-def inputs(probing: Probing, imatrix_sha256: str, corpus_sha256: str) -> dict[str, Any]:
+def _inputs(probing: Probing, corpus_sha256: str) -> dict[str, Any]:
     """Return what determines the coefficients."""
     return {
         "version": sensitivity.VERSION,
         "model_sha256": probing.model.sha256,
         "corpus_sha256": corpus_sha256,
-        "imatrix_sha256": imatrix_sha256,
+        "imatrix_sha256": probing.imatrix.sha256,
         "probes": [*TYPES, KLD_MAX, PIECE_TOKENS, PIECES_MIN, PIECES_MAX, SEED, AGREEMENT],
         "settings": probing.settings.signature(),
         "toolchain": probing.tools.signature(),
@@ -137,7 +196,7 @@ def measure(
     run = _Run(probing, scratch, session)
     n_pieces, n_all = min(PIECES_MIN, len(probing.windows)), len(probing.windows)
     session.progress.say(
-        f"sensitivity of {probing.language}: {len(run.groups)} groups of tensors, each on"
+        f"sensitivity of {probing.label}: {len(run.groups)} groups of tensors, each on"
         f" {probing.n_tokens(n_pieces):,} tokens; if two halves of them do not agree, on up to"
         f" {probing.n_tokens(n_all):,}"
     )
@@ -164,17 +223,19 @@ def _with_errors(
     """Return the coefficients: each group's divergence by the sum of its tensors' errors."""
     p = probing
     types = sorted({probe.type for probe in probes.values()})
-    languages, threads = {p.language: p.imatrix}, p.settings.threads
+    languages, threads = {p.label: p.language}, p.settings.threads
     by_tensor = errors.options(p.tools, p.model, p.imatrix, types, languages, session, threads)
+    infos = {name: tensor.info for name, tensor in weights.tensors(p.model).items()}
     tokens = tuple(w.n_scored for w in p.windows[:n_pieces])
     coefficients = {}
     for group, names in p.groups().items():
         probe = probes[group]
-        error = sum(by_tensor[n][probe.type].errors[p.language] for n in names if n in by_tensor)
+        taken = {n: errors.fallback(probe.type, infos[n].shape[0]) for n in names}
+        error = sum(by_tensor[n][taken[n]].errors[p.label] for n in names)
         if error > 0 and any(probe.kld_nats[:n_pieces]):
             klds = probe.kld_nats[:n_pieces]
             coefficients[group] = sensitivity.coefficient(probe.type, error, klds, tokens)
-    values = p.language, p.model.sha256, p.model.facts.n_layers, tokens
+    values = p.label, p.model.sha256, p.model.facts.n_layers, tokens
     return Sensitivity(*values, coefficients, signature)
 
 
@@ -187,6 +248,8 @@ class _Run:
         self.batches = batches(probing.windows, settings.n_ctx, settings.sequences_max)
         self.sizes = [sum(w.n_scored for w in batch) for batch in self.batches]
         self.reference = Checkpoint(scratch, self.sizes, "reference")
+        self.ggml, self.imatrix = ggml.load(probing.tools), format.read(probing.imatrix.path)
+        self.tensors = weights.tensors(probing.model)
 
     def probed(self, n_pieces: int) -> dict[str, _Probe]:
         """Return every group's probe on the first pieces; what is missing is measured."""
@@ -208,10 +271,10 @@ class _Run:
         p, progress = self.probing, self.session.progress
         work = sum(self.sizes[b] for some in (unread, *missing.values()) for b in some)
         with (
-            progress.task(f"sensitivity {p.language}", work, "tokens") as task,
+            progress.task(f"sensitivity {p.label}", work, "tokens") as task,
             Patched(p.tools, p.kernel, p.model, p.settings, Interruptible()) as engine,
         ):
-            engine.open_tensors(p.tools, p.ggml, self.session)
+            engine.open_tensors(p.tools, self.ggml, self.session)
             done = 0
 
             def advance(n_tokens: int, note: str) -> None:
@@ -234,7 +297,7 @@ class _Run:
         for b in unread:
             parts = []
             for step, logits in self._decoded(engine, b):
-                chance.add(nll(step.targets, logits, kernel.rows(logits)))
+                chance.add(job.nll(step.targets, logits, kernel.rows(logits)))
                 parts.append(logits.copy())
             self.reference.add(b, np.concatenate(parts))
             advance(self.sizes[b], "the full model")
@@ -271,11 +334,10 @@ class _Run:
         write_whole(self._file(number), json.dumps({"group": group, **vars(probe)}))
 
     def _replace(self, engine: Patched, names: Sequence[str], type_name: str) -> None:
-        ggml, imatrix = self.probing.ggml, self.probing.imatrix
-        for name, (_, info) in weights.tensors(self.probing.model).items():
-            if name not in names:
-                continue
-            importance = errors.importance_of(imatrix, name, info)
+        library = self.ggml
+        for name in names:
+            info = self.tensors[name].info
+            importance = errors.importance_of(self.imatrix, name, info)
             actual = errors.fallback(type_name, info.shape[0])
 
             def change(
@@ -285,18 +347,19 @@ class _Run:
                 actual: str = actual,
             ) -> NDArray[np.float32]:
                 by_column = None if importance is None else importance[matrix]
-                return ggml.dequantize(ggml.quantize(rows, actual, by_column), actual)
+                return library.dequantize(library.quantize(rows, actual, by_column), actual)
 
             engine.replace(name, change)
 
     def _divergence(self, engine: Patched, batch: int) -> list[float]:
         """Return the mean KLD of each piece of a batch, in nats a token."""
-        kernel, reference, parts, at = self.probing.kernel, self.reference.rows(batch), [], 0
+        kernel, reference, at = self.probing.kernel, self.reference.rows(batch), 0
+        kld = np.empty(len(reference))
         for _, logits in self._decoded(engine, batch):
-            kept = reference[at : at + len(logits)]
-            parts.append(kernel.compare(kept, kernel.rows(kept), logits).kld)
-            at += len(logits)
-        kld, ends = np.concatenate(parts), np.cumsum([w.n_scored for w in self.batches[batch]])
+            rows = slice(at, at + len(logits))
+            compared = kernel.compare(reference[rows], kernel.rows(reference[rows]), logits)
+            kld[rows], at = compared.kld, rows.stop
+        ends = np.cumsum([w.n_scored for w in self.batches[batch]])
         return [float(piece.mean()) for piece in np.split(kld, ends[:-1])]
 
     def _decoded(self, engine: Patched, batch: int) -> Iterator[tuple[Step, NDArray[np.float32]]]:

@@ -103,9 +103,9 @@ def coefficient(
     """Return the coefficient of a probe with that error and divergence on pieces of text."""
     means, sizes = np.array(list(kld_nats)), np.array(list(tokens), np.float64)
     mean = clustered.mean(means * sizes, sizes)
-    ends = [None if math.isnan(end) else max(0.0, end) / error for end in (mean.low, mean.high)]
+    low, high = (None if math.isnan(e) else max(0.0, e) / error for e in (mean.low, mean.high))
     value = max(0.0, mean.estimate) / error
-    return Coefficient(value, *ends, mean.n, type_name, error, tuple(means.tolist()))
+    return Coefficient(value, low, high, mean.n, type_name, error, tuple(means.tolist()))
 
 
 def ranking_agreement(sensitivity: Sensitivity) -> float:
@@ -153,7 +153,9 @@ def read(path: Path) -> Sensitivity:
     except OSError as error:
         raise BadRecords(f"cannot be read: {error.strerror or error}", where=path) from error
     except (ValueError, RecursionError) as error:
-        raise BadRecords("this is no file of sensitivities: no JSON", where=path, fix=fix) from error
+        raise BadRecords(
+            "this is no file of sensitivities: no JSON", where=path, fix=fix
+        ) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise BadRecords("this is no file of sensitivities", where=path, fix=fix)
     if raw.get("version") != VERSION:

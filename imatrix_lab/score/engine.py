@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -107,6 +107,9 @@ class Engine(AbstractContextManager["Engine"]):
             raise ImatrixLabError(what, where=self._record.path, fix=_SMALLER)
         self._batch = llama.llama_batch_init(settings.n_batch, 0, settings.sequences_max)
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

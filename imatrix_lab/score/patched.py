@@ -27,7 +27,7 @@ from imatrix_lab.score.engine import Engine
 SOURCE = Path(__file__).with_name("patched.cpp")
 BLOCK_WEIGHTS = 1 << 22
 """Weights that are replaced at a time: 16 MiB as float32."""
-_LISTS = ("_Z33llama_internal_get_tensor_mapB5cxx11PK11llama_model",
+_LISTS = ("_Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model",
           "_Z29llama_internal_get_tensor_mapPK11llama_model")  # fmt: skip
 """llama.cpp's list of tensors as GCC and Clang call it."""
 
@@ -52,7 +52,7 @@ class Patched(Engine):
                 raise BadModel(f"llama.cpp holds {name} in another form", where=tensor.path)
 
     def has(self, name: str) -> bool:
-        """Return whether llama.cpp loaded a tensor of the file; it leaves out what it cannot use."""
+        """Return whether llama.cpp loaded a tensor: it leaves out what it does not use."""
         return name in self._pointers and name in self._files
 
     def replace(self, name: str, change: Change) -> None:
@@ -109,9 +109,9 @@ def _pointers(tools: Toolchain, model: Any, session: Session) -> dict[str, list[
     of = _list_of_tensors(tools)
     library.n_tensors.restype, library.tensor_at.restype = ctypes.c_size_t, ctypes.c_void_p
     pointers: dict[str, list[int]] = {}
-    for i in range(library.n_tensors(of, model)):
-        name = ctypes.c_char_p()
-        pointer = library.tensor_at(of, model, ctypes.c_size_t(i), ctypes.byref(name))
+    at, name = ctypes.c_void_p(model), ctypes.c_char_p()
+    for i in range(library.n_tensors(of, at)):
+        pointer = library.tensor_at(of, at, ctypes.c_size_t(i), ctypes.byref(name))
         pointers.setdefault((name.value or b"").decode(), []).append(pointer)
     return pointers
 
