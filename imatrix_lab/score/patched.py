@@ -8,14 +8,12 @@ in a GGUF file would be; the original is read from the file again.
 import ctypes
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.core import interrupt
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel, MissingTool
 from imatrix_lab.llamacpp import native
@@ -59,20 +57,14 @@ class Patched(Engine):
         """Change a tensor, some rows at a time."""
         tensor = self._files[name]
 
-        def patch(block: tuple[int, int, int]) -> None:
+        def changed(block: tuple[int, int, int]) -> NDArray[np.uint8]:
             matrix, first, n = block
             rows = change(weights.read_rows(self._ggml, tensor, first, n), matrix)
-            self._write(name, first, self._ggml.quantize(rows, tensor.info.type_name, None))
+            return self._ggml.quantize(rows, tensor.info.type_name, None)
 
-        with ThreadPoolExecutor(self._settings.threads) as pool:
-            futures = [pool.submit(patch, block) for block in blocks(tensor.info.shape)]
-            try:
-                for future in futures:
-                    interrupt.result(future)
-            finally:
-                for future in futures:
-                    future.cancel()
-                native.finish(futures)
+        pieces = blocks(tensor.info.shape)
+        for (_, first, _), raw in native.in_order(changed, pieces, self._settings.threads):
+            self._write(name, first, raw)
 
     def restore(self, name: str) -> None:
         """Put a tensor of the file back."""
