@@ -17,7 +17,7 @@ from imatrix_lab.imatrix.format import Entry, Imatrix
 from imatrix_lab.llamacpp import ggml, programs
 from imatrix_lab.models import resolve, weights
 from imatrix_lab.models.gguf import TensorInfo
-from imatrix_lab.quantize import errors
+from imatrix_lab.quantize import error_sums, errors
 from imatrix_lab.quantize.errors import Language
 from imatrix_lab.types import ImatrixFacts, Model
 from tests import tiny_model
@@ -98,7 +98,7 @@ def test_errors_are_those_of_the_file(
     tools, models, imatrices, options_of, kind, name, tmp_path, session, monkeypatch
 ):
     """With all rows, only rounding is left."""
-    monkeypatch.setattr(errors, "ROWS", 1 << 20)
+    monkeypatch.setattr(error_sums, "ROWS", 1 << 20)
     path, imatrix, quant = models[name], imatrices[name], tmp_path / "quant.gguf"
     argv = [tools.program("llama-quantize"), "--imatrix", imatrix.path, "--pure", path, quant]
     process.run(
@@ -326,7 +326,7 @@ def test_few_rows_tell_of_all(tools, tmp_path, session, monkeypatch):
         return np.array([list(options[name][t].errors.values()) for t in ("Q3_K", "Q4_K")])
 
     sampled = measured()
-    monkeypatch.setattr(errors, "ROWS", 1 << 20)
+    monkeypatch.setattr(error_sums, "ROWS", 1 << 20)
     whole = measured()
     assert (abs(sampled / whole - 1) < 0.02).all()
     assert (sampled != whole).all()
@@ -370,7 +370,7 @@ def test_what_is_known_is_not_computed_again(
 
 
 def test_threads_change_nothing(tools, models, imatrices, tmp_path, store_at, monkeypatch):
-    monkeypatch.setattr(errors, "STRIP_WEIGHTS", 4096)
+    monkeypatch.setattr(error_sums, "STRIP_WEIGHTS", 4096)
     language = {"nb": Language(format.read(imatrices["moe"].path))}
     results = []
     for threads in (1, 3):
