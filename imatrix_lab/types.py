@@ -197,7 +197,7 @@ class Request:
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
     `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
-    what is free.
+    what is free. `feedback`: see `quantize.feedback`.
     """
 
     text: str
@@ -215,6 +215,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    feedback: bool = False
     windows: str = "stream"
     memory_bytes: int | None = None
     field: str = ""
