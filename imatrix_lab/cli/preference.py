@@ -12,7 +12,7 @@ from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
 
 if TYPE_CHECKING:
-    from imatrix_lab.publish.preference.tally import Tally
+    from imatrix_lab.publish.preference.votes import Tally
 
 
 @click.group()
@@ -77,17 +77,16 @@ def tally(votes: tuple[Path, ...], key_path: Path, margin: float | None, as_json
     Example:
       imatrix-lab preference tally votes/*.json --key vote.key.json --margin 10
     """
-    from imatrix_lab.publish.preference import tally as votes_of
     from imatrix_lab.publish.preference.pack import read_key
+    from imatrix_lab.publish.preference.votes import read_ballots, sentence
+    from imatrix_lab.publish.preference.votes import tally as count
 
     key = read_key(key_path)
-    result = votes_of.tally(
-        votes_of.read_ballots(votes, key), key, math.nan if margin is None else margin / 100
-    )
+    result = count(read_ballots(votes, key), key, math.nan if margin is None else margin / 100)
     if as_json:
         return options.emit(_plain(result))
     for pair in result.pairs:
-        click.echo(votes_of.sentence(pair, result))
+        click.echo(sentence(pair, result))
     _details(result)
     return None
 

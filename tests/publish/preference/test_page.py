@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from imatrix_lab.publish.preference import pack, page, prompts, tally
+from imatrix_lab.publish.preference import pack, page, prompts, votes
 from imatrix_lab.publish.preference.pack import Key
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=https://evil.example/x.png>"
@@ -69,7 +69,7 @@ def test_a_person_votes_to_the_end_and_the_file_is_read(opened, tmp_path):
         assert view.evaluate("document.activeElement.tagName") == "H1"
         view.keyboard.press("1" if i % 2 else "0")
     path = save(view, tmp_path)
-    (ballot,) = tally.read_ballots([path], key)
+    (ballot,) = votes.read_ballots([path], key)
     assert len(ballot.votes) == total
     assert {vote.choice for vote in ballot.votes} == {2, None}
     assert sum(vote.repeat for vote in ballot.votes) == N // 15

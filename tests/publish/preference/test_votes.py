@@ -6,7 +6,7 @@ import random
 import pytest
 
 from imatrix_lab.errors import BadRecords
-from imatrix_lab.publish.preference import pack, tally
+from imatrix_lab.publish.preference import pack, votes
 from imatrix_lab.publish.preference.pack import Key
 
 N = 120
@@ -28,22 +28,22 @@ def key_of(n_systems=2, identical=0, n=N):
 def ballot(path, key, rater, person, systems=("a", "b"), n_repeats=0):
     """Votes of a person: a function of (drawn number, whether A is first) -> choice for A."""
     rng = random.Random(rater)
-    votes = []
+    cast = []
     for i in range(sum(len(v) for v in [key.prompts])):
         if any(f"p{i}" == prompt for prompt, *_ in key.identical):
             continue
         a, b = (f"{s}{i:03d}" for s in (systems if i % 2 else systems[::-1]))
         a_first = a.startswith(systems[0])
         choice = person(rng, a_first)
-        votes.append({"prompt": f"p{i}", "first": a, "second": b, "repeat": False, "seconds": 9.5,
+        cast.append({"prompt": f"p{i}", "first": a, "second": b, "repeat": False, "seconds": 9.5,
                       "choice": choice if a_first or choice is None else -choice})  # fmt: skip
-    for vote in votes[:n_repeats]:
+    for vote in cast[:n_repeats]:
         again = person(rng, vote["first"].startswith(systems[1]))
         turned = again if vote["first"].startswith(systems[1]) else -again
-        votes.append({**vote, "first": vote["second"], "second": vote["first"], "repeat": True,
+        cast.append({**vote, "first": vote["second"], "second": vote["first"], "repeat": True,
                       "choice": turned})  # fmt: skip
-    text = {"kind": tally.VOTES, "pack": key.pack, "rater": str(rater), "language": "en",
-            "finished": True, "votes": votes}  # fmt: skip
+    text = {"kind": votes.VOTES, "pack": key.pack, "rater": str(rater), "language": "en",
+            "finished": True, "votes": cast}  # fmt: skip
     path.write_text(json.dumps(text))
     return path
 
@@ -63,7 +63,7 @@ def result_of(tmp_path, people, key=None, margin=float("nan"), **more):
     paths = [
         ballot(tmp_path / f"{i}.json", key, i, person, **more) for i, person in enumerate(people)
     ]
-    return tally.tally(tally.read_ballots(paths, key), key, margin)
+    return votes.tally(votes.read_ballots(paths, key), key, margin)
 
 
 def test_honest_people_find_the_better_model(tmp_path):
@@ -72,7 +72,7 @@ def test_honest_people_find_the_better_model(tmp_path):
     assert pair.verdict == "better"
     assert pair.difference.of_people
     assert pair.n_wins_a + pair.n_ties + pair.n_wins_b == 6 * N
-    assert "People prefer model-a to model-b" in tally.sentence(pair, result)
+    assert "People prefer model-a to model-b" in votes.sentence(pair, result)
     assert {r.n_repeats for r in result.raters} == {8}
     worse = result_of(tmp_path, [honest(-0.5)] * 6).pairs[0]
     assert worse.verdict == "worse"
@@ -85,7 +85,7 @@ def test_equal_models_are_equivalent_or_undecided(tmp_path):
     assert few.pairs[0].verdict == "undecided"
     assert not few.pairs[0].difference.of_people
     assert few.pairs[0].n_to_decide > N
-    assert "alone" in tally.sentence(few.pairs[0], few)
+    assert "alone" in votes.sentence(few.pairs[0], few)
 
 
 def test_lazy_people_change_no_verdict_and_are_seen(tmp_path):
@@ -120,7 +120,7 @@ def test_three_models_have_strengths(tmp_path):
         ballot(tmp_path / f"{x}{y}.json", key, x + y, honest(lead), (x, y))
         for x, y, lead in (("a", "b", 0.5), ("a", "c", 1.0), ("b", "c", 0.5))
     ]
-    result = tally.tally(tally.read_ballots(paths, key), key)
+    result = votes.tally(votes.read_ballots(paths, key), key)
     values = [result.strengths[name][0] for name in "abc"]
     assert values == sorted(values, reverse=True)
     assert len(result.pairs) == 3
@@ -140,7 +140,7 @@ def test_the_longer_of_two_files_of_one_person_counts(tmp_path):
     path = ballot(tmp_path / "x.json", key, 1, honest(0))
     raw = json.loads(path.read_text())
     (tmp_path / "y.json").write_text(json.dumps({**raw, "votes": raw["votes"][:5]}))
-    ballots = tally.read_ballots([path, tmp_path / "y.json"], key)
+    ballots = votes.read_ballots([path, tmp_path / "y.json"], key)
     assert [len(b.votes) for b in ballots] == [N]
 
 
@@ -161,12 +161,12 @@ def test_files_that_are_no_votes_of_this_page_are_refused(tmp_path, change):
     path = ballot(tmp_path / "x.json", key, 1, honest(0))
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(BadRecords):
-        tally.read_ballots([path], key)
+        votes.read_ballots([path], key)
 
 
 def test_text_that_is_no_json(tmp_path):
     (tmp_path / "x.json").write_text("votes!")
     with pytest.raises(BadRecords, match="not JSON"):
-        tally.read_ballots([tmp_path / "x.json"], key_of())
+        votes.read_ballots([tmp_path / "x.json"], key_of())
     with pytest.raises(BadRecords, match="cannot be read"):
-        tally.read_ballots([tmp_path / "absent.json"], key_of())
+        votes.read_ballots([tmp_path / "absent.json"], key_of())
