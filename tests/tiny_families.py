@@ -31,7 +31,7 @@ class _Writer:
     def __init__(self, path: Path, architecture: str):
         self.rng = np.random.default_rng(0)
         self.gguf = writer = gguf.GGUFWriter(path, architecture)
-        writer.add_name(f"tiny {architecture}")
+        writer.add_name("tiny")  # llama.cpp looks for tokens of Phi-3 in a model of that name
         writer.add_context_length(2048)
         writer.add_embedding_length(CHANNELS)
         writer.add_block_count(LAYERS)
