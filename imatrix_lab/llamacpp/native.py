@@ -3,7 +3,8 @@
 import ctypes
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared",
@@ -59,13 +61,47 @@ def finish(futures: Sequence[Future[Any]]) -> None:
             continue
 
 
-def load_model(llama: Any, path: Path, gpu_layers: int | None) -> Any:
-    """Return a model, or a null pointer; `gpu_layers` None leaves the offload to llama.cpp."""
+def in_order(
+    call: Callable[[Item], T], items: Iterable[Item], threads: int
+) -> Iterator[tuple[Item, T]]:
+    """Yield each item with what a native call returns for it, in order.
+
+    At most a few items are ahead, which bounds the memory.
+    """
+    waiting: deque[tuple[Item, Future[T]]] = deque()
+
+    def first() -> tuple[Item, T]:
+        item, future = waiting[0]
+        result = future.result()
+        waiting.popleft()  # only now: an interrupt before this still waits for the call
+        return item, result
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(call, item)))
+                if len(waiting) > 2 * threads:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+            finish([future for _, future in waiting])
+
+
+def load_model(llama: Any, path: Path, gpu_layers: int | None, writable: bool = False) -> Any:
+    """Return a model, or a null pointer; `gpu_layers` None leaves the offload to llama.cpp.
+
+    A `writable` one is read, not mapped, so that its weights may be changed.
+    """
     params = llama.llama_model_default_params()
     if gpu_layers is not None:
         params.n_gpu_layers = gpu_layers
     # repacked weights are a copy in memory beside the mapped file, no faster here, with other sums
     params.use_extra_bufts = False
+    if writable:
+        params.load_mode, params.lazy_mode = llama.LLAMA_LOAD_MODE_NONE, llama.LLAMA_LAZY_MODE_OFF
     return llama.llama_model_load_from_file(os.fsencode(path), params)
 
 
@@ -86,11 +122,14 @@ class Interruptible:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
         self.flag = ctypes.c_int32(0)
+        self.tick: Callable[[], None] | None = None  # called now and then while a call runs
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function and return its result; Ctrl-C ends the call."""
         future = self._pool.submit(function, *args)
         try:
+            while self.tick and not wait([future], interrupt.EVERY_S).done:
+                self.tick()
             return interrupt.result(future)
         except BaseException:
             self.flag.value = 1
