@@ -83,8 +83,9 @@ class Options:
 def inputs(
     model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain
 ) -> dict[str, Any]:
-    """Return what determines an imatrix; threads do not, nor does the batch on a CPU."""
+    """Return what determines an imatrix; threads do not, nor do windows in a decode on a CPU."""
     compute, on_cpu = options.compute, _on_cpu(options, toolchain)
+    in_pieces = options.moments and compute.n_batch < compute.n_ctx  # of float products
     more = {"moments": collector.BLOCK, "full": options.full} if options.moments else {}
     if options.windows == DOCUMENT:
         n_windows, more["document_ends"] = None, corpus.document_ends
@@ -95,7 +96,7 @@ def inputs(
         "corpus_sha256": corpus.sha256,
         "n_windows": n_windows,
         "n_ctx": compute.n_ctx,
-        "n_batch": None if on_cpu else compute.n_batch,
+        "n_batch": None if on_cpu and not in_pieces else compute.n_batch,
         "gpu_layers": compute.gpu_layers,
         "parse_special": options.parse_special,
         "process_output": options.process_output,

@@ -245,7 +245,7 @@ class Collector(AbstractContextManager["Collector"]):
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(json.dumps(head).encode() + b"\n")
             for array in arrays:
-                array.tofile(file)
+                file.write(array.data)  # numpy's own writing hides that a disk is full
 
     def restore(self, path: Path) -> int:
         """Fill an empty collector with saved sums; return the number of windows they have seen.
