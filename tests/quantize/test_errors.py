@@ -388,3 +388,21 @@ def test_weights_that_are_no_numbers_are_refused(tools, tmp_path, session):
     language = {"nb": Language(Imatrix({}, (), 0, 0))}
     with pytest.raises(BadModel, match=r"ffn_up.weight has NaN or infinite"):
         errors.options(tools, model, None, ["IQ4_XS"], language, session, 1)
+
+
+def test_long_steps_are_shown(tools, models, imatrices, tmp_path, store_at, monkeypatch):
+    shown = []
+
+    class Noted(Silent):
+        def task(self, name, total, unit):
+            shown.append((name, total, unit))
+            return super().task(name, total, unit)
+
+    language = {"nb": Language(format.read(imatrices["dense"].path))}
+    arguments = (tools, as_model(models["dense"]), imatrices["dense"], ["Q8_0"], language)
+    errors.options(*arguments, Session(store_at(tmp_path / "a"), Noted()), 1)
+    assert shown == []
+    monkeypatch.setattr(error_sums, "SHOWN_WEIGHTS", 0)
+    errors.options(*arguments, Session(store_at(tmp_path / "b"), Noted()), 1)
+    assert len(shown) == 4  # rows are drawn and quantized, of layers and of tokens
+    assert all(total > 0 and unit == "weights" for _, total, unit in shown)
