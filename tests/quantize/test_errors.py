@@ -406,3 +406,9 @@ def test_long_steps_are_shown(tools, models, imatrices, tmp_path, store_at, monk
     errors.options(*arguments, Session(store_at(tmp_path / "b"), Noted()), 1)
     assert len(shown) == 4  # rows are drawn and quantized, of layers and of tokens
     assert all(total > 0 and unit == "weights" for _, total, unit in shown)
+
+
+def test_weights_that_cannot_be_read_are_refused(tools, tmp_path, session):
+    model = one_tensor(tmp_path / "model.gguf", np.ones((4, 256), np.int32))
+    with pytest.raises(BadModel, match="ffn_up.weight is I32: not weights"):
+        errors.options(tools, model, None, ["Q4_K"], {}, session, 1)
