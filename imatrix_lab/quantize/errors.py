@@ -166,9 +166,9 @@ def options(
     llama.cpp cannot read.
     """
     for type_name in types:
-        if type_name not in ggml.TYPES:
+        if type_name not in ggml.OF_WEIGHTS:
             fix = "one of: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, IQ4_XS"
-            raise UsageError(f"{type_name} is not a type of tensors", fix=fix)
+            raise UsageError(f"{type_name} is not a type of weights", fix=fix)
     search = _search(tools, model, imatrix, session, threads)
     offered = {
         name: candidates(tensor.info, types, search.importance[name] is not None)
