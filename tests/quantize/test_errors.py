@@ -413,3 +413,11 @@ def test_weights_that_cannot_be_read_are_refused(tools, tmp_path, session):
     model = one_tensor(tmp_path / "model.gguf", np.ones((4, 256), np.int32))
     with pytest.raises(BadModel, match=r"ffn_up.weight is I32: not weights"):
         errors.options(tools, model, None, ["Q4_K"], {}, session, 1)
+
+
+def test_weights_that_overflow_a_type_are_told(tools, tmp_path, session):
+    model = one_tensor(tmp_path / "model.gguf", np.full((4, 48), 1e6, np.float32))
+    with pytest.raises(BadModel, match=r"ffn_up.weight overflows at F16"):
+        errors.options(
+            tools, model, None, ["Q4_K"], {"nb": Language(Imatrix({}, (), 0, 0))}, session, 1
+        )
