@@ -126,6 +126,9 @@ class Part:
             strips = [strip for name in names for strip in self._drawn(name)]
             step = partial(self._lost, type_name)
             for strip, columns in self._each(f"errors at {type_name}", step, strips):
+                if not np.isfinite(columns).all():
+                    where = self.search.tensors[strip.name].path
+                    raise BadModel(f"{strip.name} overflows at {type_name}", where=where)
                 sums[strip.name][strip.matrix] += columns
             _write_columns(out, sums)
 
