@@ -196,7 +196,8 @@ class Request:
     `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
-    `stream` of tokens, or each in one `document`. `feedback`: see `quantize.feedback`.
+    `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
+    what is free. `feedback`: see `quantize.feedback`.
     """
 
     text: str
@@ -216,6 +217,7 @@ class Request:
     full: str = ""
     feedback: bool = False
     windows: str = "stream"
+    memory_bytes: int | None = None
     field: str = ""
 
 

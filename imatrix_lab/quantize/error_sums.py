@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.names import slug
+from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel
@@ -39,6 +40,7 @@ EVEN = 0.25
 languages far from it are estimated well too."""
 STRIP_WEIGHTS = 1 << 20
 """Weights in a strip: 4 MiB as numbers. Fixed, so that sums do not depend on the threads."""
+SHOWN_WEIGHTS = 10_000_000  # a second or two
 
 Result = TypeVar("Result")
 
@@ -124,6 +126,9 @@ class Part:
             strips = [strip for name in names for strip in self._drawn(name)]
             step = partial(self._lost, type_name)
             for strip, columns in self._each(f"errors at {type_name}", step, strips):
+                if not np.isfinite(columns).all():
+                    where = self.search.tensors[strip.name].path
+                    raise BadModel(f"{strip.name} overflows at {type_name}", where=where)
                 sums[strip.name][strip.matrix] += columns
             _write_columns(out, sums)
 
@@ -205,7 +210,9 @@ class Part:
         sizes = [len(strip.rows) * self.search.shape(strip.name)[1] for strip in strips]
         name, n_done = f"{what} ({self.label} of {self.search.model.label})", 0
         results = native.in_order(step, strips, self.search.threads)
-        with self.search.session.progress.task(name, sum(sizes), "weights") as task:
+        long = sum(sizes) >= SHOWN_WEIGHTS
+        progress = self.search.session.progress if long else Silent()
+        with progress.task(name, sum(sizes), "weights") as task:
             for size, pair in zip(sizes, results, strict=True):
                 n_done += size
                 task.update(n_done)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.session import Session
-from imatrix_lab.errors import UsageError
+from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, quant_error
 from imatrix_lab.imatrix.format import Imatrix, rounded
 from imatrix_lab.llamacpp import ggml
@@ -162,12 +162,13 @@ def options(
         llama-quantize would fall back to is offered.
     languages : whose errors are wanted, by name.
 
-    Raises UsageError for an unknown type; BadModel for weights that are no numbers.
+    Raises UsageError for an unknown type; BadModel for weights that are no numbers, or that this
+    llama.cpp cannot read.
     """
     for type_name in types:
-        if type_name not in ggml.TYPES:
+        if type_name not in ggml.OF_WEIGHTS:
             fix = "one of: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, IQ4_XS"
-            raise UsageError(f"{type_name} is not a type of tensors", fix=fix)
+            raise UsageError(f"{type_name} is not a type of weights", fix=fix)
     search = _search(tools, model, imatrix, session, threads)
     offered = {
         name: candidates(tensor.info, types, search.importance[name] is not None)
@@ -190,9 +191,12 @@ def _search(
     tools: Toolchain, model: Model, imatrix: ImatrixFacts | None, session: Session, threads: int
 ) -> Search:
     known = format.read(imatrix.path) if imatrix else None
-    tensors = quant_error.tensors(model)
+    library, tensors = ggml.load(tools), quant_error.tensors(model)
+    for name, (path, info) in tensors.items():
+        if info.type_name not in library.conversions:
+            raise BadModel(f"{name} is {info.type_name}: not weights", where=path)
     return Search(
-        ggml=ggml.load(tools),
+        ggml=library,
         model=model,
         imatrix=imatrix,
         tensors=tensors,
