@@ -32,7 +32,8 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.imatrix import collect, distance, format
+from imatrix_lab.imatrix import collect, collector, distance, format
+from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models.resolve import resolve
@@ -88,6 +89,7 @@ class Bench:
         self.model, self.corpus = model, corpus
         self.compute = Compute(cores(), WINDOW, WINDOW, WINDOW, 0)
         self.numbers = itertools.count()
+        native.compiled(collector.SOURCE, "collect", tools, session)  # before a side is timed
 
     def theirs(self, attention: str = "off", at_once: int = 1) -> Path:
         """Run llama-imatrix."""
