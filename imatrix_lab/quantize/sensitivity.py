@@ -174,13 +174,12 @@ def _checked(raw: Mapping[str, Any]) -> Sensitivity:
         raise ValueError("it has no text or no groups")
     coefficients = {}
     for group, values in raw["coefficients"].items():
-        klds = tuple(float(v) for v in values["kld_nats"])
-        read_again = coefficient(str(values["type"]), float(values["error"]), klds, tokens)
-        numbers = [read_again.kld_nats_per_error, read_again.error, *klds]
-        if len(klds) != len(tokens) or not all(map(math.isfinite, numbers)):
+        klds, error = tuple(float(v) for v in values["kld_nats"]), float(values["error"])
+        if len(klds) != len(tokens) or not all(map(math.isfinite, (error, *klds))):
             raise ValueError(f"{group} has values that are missing or not finite")
-        if read_again.error <= 0:
+        if error <= 0:
             raise ValueError(f"the probe of {group} has no error")
+        read_again = coefficient(str(values["type"]), error, klds, tokens)
         stated = float(values["kld_nats_per_error"])
         if not math.isclose(stated, read_again.kld_nats_per_error, rel_tol=1e-6):
             raise ValueError(f"the coefficient of {group} is not that of its probe")
@@ -196,7 +195,7 @@ def require_model(sensitivities: Iterable[Sensitivity], model: Model) -> None:
     for sensitivity in sensitivities:
         if sensitivity.model_sha256 != model.sha256:
             what = f"the sensitivities of {sensitivity.language} are of another model"
-            fix = "imatrix-lab sensitivity build --model, with this model"
+            fix = "imatrix-lab sensitivity build --model MODEL --text LANGUAGE, with this model"
             raise UsageError(what, where=model.path, fix=fix)
 
 
