@@ -188,13 +188,29 @@ class ComputeOptions:
 
 
 @dataclass(frozen=True)
+class TypeChoice:
+    """How the types of tensors are chosen at a size; what is empty is decided by model and text.
+
+    `languages` with weights: whose loss is made small. `at_least`: roles of tensors with their
+    smallest type. `types` of tensors that are allowed. `no_worse_than`: languages that must not
+    lose more than with a standard type.
+    """
+
+    languages: tuple[tuple[str, float], ...] = ()
+    at_least: tuple[tuple[str, str], ...] = ()
+    types: tuple[str, ...] = ()
+    no_worse_than: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """A tuning run: from text to quantized files, which go to the folder `out`.
 
     `text`: a language or mixture, a corpus folder, or a text file. `model`: see `models.resolve`.
     `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
-    are collected too, whole for the matrices that `full` matches.
+    are collected too, whole for the matrices that `full` matches. `types` may be sizes (see
+    `quantize.sizes`), for which `choice` says how the types of tensors are chosen.
     """
 
     text: str
@@ -213,6 +229,7 @@ class Request:
     moments: bool = False
     full: str = ""
     field: str = ""
+    choice: TypeChoice = TypeChoice()
 
 
 @dataclass(frozen=True)
