@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from imatrix_lab.core import format as text_format
+from imatrix_lab.core import format
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp import ggml, programs, size_types
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -54,6 +50,7 @@ class Chosen:
     predicted_kld_nats : by language: those it is for, and others that are known.
     standard : the standard type nearest in size, and the same of it.
     sensitivities : sha256 of each language's, with what they were measured.
+    metadata : what the file says of it.
     """
 
     mix: run.Mix
@@ -65,11 +62,12 @@ class Chosen:
     standard_size_bytes: int
     standard_kld_nats: Mapping[str, float]
     sensitivities: Mapping[str, str]
+    metadata: Mapping[str, str]
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded of a choice: all but the types by tensor, which have a file."""
         values = dataclasses.asdict(self)
-        del values["mix"]
+        del values["mix"], values["metadata"]
         return values | {"base": self.mix.base, "types_by_role": by_role(self.mix.types)}
 
 
@@ -188,7 +186,7 @@ class Case:
         standard_kld = allocate.predicted(self.candidates, types)
         goal = Goal(
             limit_bytes,
-            self._size_bytes(left, self.metadata_of(quant_type), set(types)),
+            self._size_bytes(left, self._metadata(quant_type), set(types)),
             self.weights,
             {language: nats for language, nats in standard_kld.items() if nats > 0},
             dict(self.request.choice.at_least),
@@ -205,12 +203,16 @@ class Case:
             self._size_bytes(types, self.metadata),
             standard_kld,
             {language: _digest(s) for language, s in self.sensitivities.items()},
+            self._own_metadata(quant_type),
         )
         self.session.progress.say(told(quant_type, chosen))
         return chosen
 
-    def metadata_of(self, quant_type: str) -> dict[str, str]:
-        """Return what goes into a file of this size."""
+    def _metadata(self, quant_type: str) -> dict[str, str]:
+        return {**self.metadata, **self._own_metadata(quant_type)}
+
+    def _own_metadata(self, quant_type: str) -> dict[str, str]:
+        """Return what only files of a size have."""
         named = ",".join(f"{language}={weight:g}" for language, weight in self.weights.items())
         short = named.encode()[: programs.OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
         own = {
@@ -251,7 +253,7 @@ class Case:
         }
 
     @cached_property
-    def errors(self) -> Options:
+    def every_type(self) -> Options:
         """Every tensor at every type that is allowed, or that a standard type has for it."""
         known = {label: self._language(*text) for label, text in self.texts.items()}
         types = list(dict.fromkeys((*types_of(self.request), *CPU_TYPES)))
@@ -267,7 +269,8 @@ class Case:
         )
 
     def _language(self, corpus: CorpusFacts, imatrix: ImatrixFacts) -> Language:
-        return Language(format.read(imatrix.path), token_counts(self.tools, self.model, corpus))
+        with Vocabulary(self.tools, self.model.path, corpus.parse_special) as vocabulary:
+            return probes.language_of(corpus, imatrix, vocabulary)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -278,7 +281,7 @@ class Case:
         reached = (
             name
             for name in self.standard(STANDARD[0])
-            if name in self.errors and all(_has(s, name) for s in self.sensitivities.values())
+            if name in self.every_type and all(_has(s, name) for s in self.sensitivities.values())
         )
         return {
             name: {
@@ -289,7 +292,7 @@ class Case:
                         for language, s in self.sensitivities.items()
                     },
                 )
-                for type_name, option in self.errors[name].items()
+                for type_name, option in self.every_type[name].items()
             }
             for name in reached
         }
@@ -313,7 +316,7 @@ class Case:
     def _limit_bytes(self, quant_type: str) -> int:
         if standard := size_types.standard(quant_type):
             return self._size_bytes(self.standard(standard), self.metadata)
-        header = sizes.header_bytes(self.model, self.imatrix, self.metadata_of(quant_type))
+        header = sizes.header_bytes(self.model, self.imatrix, self._metadata(quant_type))
         return size_types.n_bytes(quant_type, self.model.facts.n_parameters, header)
 
     def _nearest(self, limit_bytes: int) -> str:
@@ -345,23 +348,16 @@ class Case:
         return fixed_bytes + sum(map(sizes.padded, sizes_bytes))
 
 
-def token_counts(tools: Toolchain, model: Model, corpus: CorpusFacts) -> NDArray[np.int64]:
-    """Return how often each token occurs in a calibration text, shape (ids,)."""
-    with Vocabulary(tools, model.path, corpus.parse_special) as vocabulary:
-        text = corpus.calibration.read_bytes().decode()
-        return np.bincount(vocabulary.tokens(text, add_special=False))
-
-
 def told(quant_type: str, chosen: Chosen) -> str:
     """Return a choice in a sentence: its size, and what it is predicted to lose."""
     klds = (
-        f"{language} {text_format.number(nats)}"
-        f" ({text_format.number(chosen.standard_kld_nats[language])})"
+        f"{language} {format.number(nats)}"
+        f" ({format.number(chosen.standard_kld_nats[language])})"
         for language, nats in chosen.predicted_kld_nats.items()
     )
     return (
-        f"{quant_type}: {text_format.size(chosen.size_bytes)} of at most"
-        f" {text_format.size(chosen.limit_bytes)}; predicted KLD in nats a token, and that of"
+        f"{quant_type}: {format.size(chosen.size_bytes)} of at most"
+        f" {format.size(chosen.limit_bytes)}; predicted KLD in nats a token, and that of"
         f" {chosen.standard}: {', '.join(klds)}"
     )
 
