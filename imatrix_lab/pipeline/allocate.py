@@ -351,8 +351,7 @@ class Case:
 def told(quant_type: str, chosen: Chosen) -> str:
     """Return a choice in a sentence: its size, and what it is predicted to lose."""
     klds = (
-        f"{language} {format.number(nats)}"
-        f" ({format.number(chosen.standard_kld_nats[language])})"
+        f"{language} {format.number(nats)} ({format.number(chosen.standard_kld_nats[language])})"
         for language, nats in chosen.predicted_kld_nats.items()
     )
     return (

@@ -257,9 +257,8 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     flags += _choice_flags(request.choice)
-    if is_tuned and flags:
-        flags = [f"FLAGS={' '.join(flags)}"]
-    return shlex.join(words + flags)
+    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else " ".join(flags).split()
+    return shlex.join(words)
 
 
 def _choice_flags(choice: TypeChoice) -> list[str]:

@@ -68,7 +68,7 @@ def tune(request: Request, session: Session) -> Result:
     compared = model_card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
     inputs = deliver.Made(model, corpus, imatrix, heldout_in(corpus))
-    chosen = _chosen(request, tools, inputs, _weights(request, corpus.language), session)
+    chosen = _chosen(request, tools, inputs, _weights(request, parse_text(request.text)), session)
     deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
     result = _quantize(request, tools, inputs, chosen, session)
     if compared:
@@ -80,9 +80,10 @@ def tune(request: Request, session: Session) -> Result:
 
 def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
-    parse_text(request.text)
+    text = parse_text(request.text)
     resolve.check_spec(request.model, session.store)
     allocate.check(request)
+    _weights(request, text)
     run.check_spec(request.model, request.types, request.allow_requantize)
     rules = rules_of(request, session)
     deliver.check_folder(request.out, rules)
@@ -308,21 +309,23 @@ def existing_imatrix(
     )
 
 
-def _weights(request: Request, label: str) -> dict[str, float]:
+def _weights(request: Request, text: Mixture | Path | str) -> dict[str, float]:
     """Return the languages that files of a size are for, with weights; none without a size.
 
-    Raises UsageError: none is named, and the imatrix is of none.
+    By default those of the text, or of the imatrix with that label. Raises UsageError: of none.
     """
     if not any(map(size_types.is_size, request.types)):
         return {}
     if request.choice.languages:
         return dict(request.choice.languages)
-    text = mixture.parse(request.text) if request.text and "=" in request.text else None
-    if text and all(part.language and not part.shuffled for part in text.parts):
+    if isinstance(text, Path):
+        return {from_folder(text).language: 1.0}
+    if isinstance(text, Mixture) and all(p.language and not p.shuffled for p in text.parts):
         return {part.label: part.weight for part in text.parts}
-    if languages.is_name(label) or Path(request.text).is_dir():
-        return {label: 1.0}
-    raise UsageError("for which language are the types chosen?", fix="--for nb, or --for nb=1,en=0.3")
+    if isinstance(text, str) and languages.is_name(text):
+        return {languages.get(text).code: 1.0}
+    what = "for which language are the types of tensors chosen?"
+    raise UsageError(what, fix="--for nb, or --for nb=1,en=0.3")
 
 
 def _chosen(
