@@ -211,8 +211,8 @@ class Request:
     `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
-    `stream` of tokens, or each in one `document`. `types` may be sizes (see
-    `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
+    `stream` of tokens, or each in one `document`. `feedback`: see `quantize.feedback`. `types` may
+    be sizes (see `llamacpp.size_types`), for which `choice` says how the types are chosen.
     """
 
     text: str
@@ -230,6 +230,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    feedback: bool = False
     windows: str = "stream"
     field: str = ""
     choice: TypeChoice = TypeChoice()

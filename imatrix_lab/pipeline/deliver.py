@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,12 @@ class Names:
     """A user's own: it stays where it is."""
     chosen: Mapping[str, Chosen] = field(default_factory=dict)
 
-    def files(self, types: Iterable[str]) -> dict[str, str]:
-        """Return the names of quants by their types, as far as they are known."""
+    def files(self, request: Request) -> dict[str, str]:
+        """Return the names of a request's quants by their types, as far as they are known."""
+        types, called = request.types, run.calibration(self.language, request.feedback)
         bases = {t: self.chosen[t].mix.base if t in self.chosen else "" for t in types}
         return {
-            t: run.file_name(self.model_label, self.language, t, base)
+            t: run.file_name(self.model_label, called, t, base)
             for t, base in bases.items()
             if base or not size_types.is_size(t) or size_types.standard(t)
         }
@@ -101,9 +102,9 @@ def check_files(request: Request, names: Names, rules: Rules) -> None:
         rules = dataclasses.replace(rules, inputs=(*rules.inputs, *model.shards))
     entries = _entries(out) or {}
     if language and not names.imatrix:
-        name = imatrix_name(label, language)
+        name = imatrix_name(label, language, request.moments)
         check_file(out / name, rules, _other_than(same, entries.get(name, {})))
-    for quant_type, name in names.files(request.types).items():
+    for quant_type, name in names.files(request).items():
         own = {**same, **_choice(request, quant_type)}
         check_file(out / name, rules, _other_than(own, entries.get(name, {})))
         if size_types.is_size(quant_type) and name not in entries:
@@ -120,6 +121,7 @@ def _settings(request: Request) -> dict[str, Any]:
         "n_ctx": request.compute.n_ctx or WINDOW,
         "parse_special": request.parse_special,
         "process_output": request.process_output,
+        **({"feedback": True} if request.feedback else {}),
     }
 
 
@@ -182,7 +184,7 @@ def deliver(
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
         if imatrix and made.corpus:  # a user's own file stays where it is
-            name = imatrix_name(made.model.label, imatrix.language)
+            name = imatrix_name(made.model.label, imatrix.language, request.moments)
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
         for q in quants:
@@ -242,6 +244,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     words = ["make", "quant", f"LANG={request.text}"]
     words += [f"TYPES={types}"] if types else []
     words += [f"SIZE={' '.join(sizes)}"] if sizes else []
+    words += ["FEEDBACK=1"] if request.feedback else []
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not is_tuned:
         words = ["imatrix-lab", "quantize", "--model", model.origin]
@@ -254,6 +257,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
     flags += ["--parse-special"] if request.parse_special else []
+    flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     flags += _choice_flags(request.choice)

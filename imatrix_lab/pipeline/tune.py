@@ -36,7 +36,7 @@ from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, deliver, model_card
 from imatrix_lab.pipeline.allocate import Chosen
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import feedback, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -56,6 +56,7 @@ class Result:
 
 def tune(request: Request, session: Session) -> Result:
     """Run the whole path; what the store has already is not made again."""
+    request = with_moments(request)
     rules = check(request, session)
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
@@ -73,14 +74,23 @@ def tune(request: Request, session: Session) -> Result:
     result = _quantize(request, tools, inputs, chosen, session)
     if compared:
         deliver.add(
-            request.out, deliver.imatrix_name(model.label, imatrix.language), {"study": compared}
+            request.out,
+            deliver.imatrix_name(model.label, imatrix.language, request.moments),
+            {"study": compared},
         )
     return result
+
+
+def with_moments(request: Request) -> Request:
+    """Return a request that collects what it needs: feedback takes second moments."""
+    return dataclasses.replace(request, moments=True) if request.feedback else request
 
 
 def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
     text = parse_text(request.text)
+    if request.feedback:
+        feedback.check_types(request.types)
     resolve.check_spec(request.model, session.store)
     allocate.check(request)
     _weights(request, text)
@@ -215,6 +225,8 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     allocate.check(request)
     run.check_spec(request.model, request.types, request.allow_requantize)
     text, language = request.text, ""
+    if request.feedback:
+        feedback.check(imatrix_path, request.types)
     if not imatrix_path:
         run.check_types(request.types)
     else:
@@ -344,13 +356,14 @@ def _chosen(
     own = {inputs.corpus.language: inputs.corpus} if inputs.corpus else {}
     texts = {}
     for language in (*weights, *(x for x in named if x not in weights)):
-        other = dataclasses.replace(request, text=language, moments=False)
+        other = dataclasses.replace(request, text=language, moments=False, full="")
         corpus = own.get(language) or corpus_of(other, tools, model, session)
         is_given = imatrix and imatrix.language == language and not imatrix.unnamed
         matrix = imatrix if is_given else imatrix_of(other, tools, model, corpus, session)
         assert matrix
         texts[language] = (corpus, matrix)
     metadata = metadata_of(tools, inputs.corpus, imatrix)
+    metadata |= feedback.metadata() if request.feedback else {}
     case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
     return {quant_type: case.choose(quant_type) for quant_type in quant_types}
 
@@ -365,9 +378,11 @@ def _quantize(
     """Quantize to every requested type, and put the files into the output folder."""
     model, corpus, imatrix = inputs.model, inputs.corpus, inputs.imatrix
     options, facts = quant_options(request, model), list[QuantFacts]()
+    metadata = metadata_of(tools, corpus, imatrix)
     for quant_type in request.types:
-        metadata = metadata_of(tools, corpus, imatrix)
-        spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, inputs.heldout)
+        spec = run.QuantSpec(
+            model, imatrix, quant_type, options, metadata, inputs.heldout, feedback=request.feedback
+        )
         facts.append(run.quantize(tools, of_size(spec, chosen.get(quant_type)), session))
     request = dataclasses.replace(request, force=bool(imatrix and imatrix.forced))  # as recorded
     files = deliver.deliver(request, inputs, tuple(facts), chosen)
