@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": ("quantize", "Quantize a model with an existing importance matrix."),
     "corpus": ("corpus", "Build and inspect calibration and held-out text."),
     "imatrix": ("imatrix", "Compute, inspect, merge and compare importance matrices."),
+    "sensitivity": ("sensitivity", "Measure which parts of a model a language suffers from."),
     "model": ("model", "Fetch models and show what is in them."),
     "score": ("score", "Measure how far quants diverge from the full model."),
     "compare": ("compare", "Test whether one quant is better than another."),

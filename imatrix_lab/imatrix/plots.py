@@ -17,7 +17,7 @@ from imatrix_lab.report.svg import MARKS, look, palette
 
 SUFFIXES = (".svg", ".png")
 _HEAT_INCHES, _PANEL_INCHES, _LEGEND_INCHES = 0.5, (3.0, 2.2), 0.35
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "imatrix_lab",
     "font.size": 9,
@@ -49,7 +49,7 @@ def draw(
     check(path)
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE), replacing_equal(path, rules or Rules()) as temporary:
+    with mpl.rc_context(STYLE), replacing_equal(path, rules or Rules()) as temporary:
         metadata = {"Date": None} if path.suffix == ".svg" else {}
         _figure(distances, floor).savefig(temporary, format=path.suffix[1:], metadata=metadata)
 

@@ -90,13 +90,18 @@ def in_order(
             finish([future for _, future in waiting])
 
 
-def load_model(llama: Any, path: Path, gpu_layers: int | None) -> Any:
-    """Return a model, or a null pointer; `gpu_layers` None leaves the offload to llama.cpp."""
+def load_model(llama: Any, path: Path, gpu_layers: int | None, writable: bool = False) -> Any:
+    """Return a model, or a null pointer; `gpu_layers` None leaves the offload to llama.cpp.
+
+    A `writable` one is read, not mapped, so that its weights may be changed.
+    """
     params = llama.llama_model_default_params()
     if gpu_layers is not None:
         params.n_gpu_layers = gpu_layers
     # repacked weights are a copy in memory beside the mapped file, no faster here, with other sums
     params.use_extra_bufts = False
+    if writable:
+        params.load_mode, params.lazy_mode = llama.LLAMA_LOAD_MODE_NONE, llama.LLAMA_LAZY_MODE_OFF
     return llama.llama_model_load_from_file(os.fsencode(path), params)
 
 

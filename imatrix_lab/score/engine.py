@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -50,7 +50,10 @@ class Engine(AbstractContextManager["Engine"]):
     `streams`: give each sequence its own memory of `n_ctx` tokens: none is shared, and attention
         reads no other sequence's.
     `seconds`, `n_tokens`: time spent in llama_decode, and tokens decoded in it.
+    `writable`: weights are read into memory of their own instead of mapped.
     """
+
+    writable = False
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class Engine(AbstractContextManager["Engine"]):
         self._context: Any = None
         self._batch: Any = None
         forget_log()
-        self._model = run(native.load_model, self._llama, model.path, settings.gpu_layers)
+        weights = model.path, settings.gpu_layers, self.writable
+        self._model = run(native.load_model, self._llama, *weights)
         if not self._model:
             what = f"llama.cpp cannot load this model: {reason()}"
             fix = f"check the file; if memory is short: {_SMALLER}"
@@ -103,6 +107,9 @@ class Engine(AbstractContextManager["Engine"]):
             raise ImatrixLabError(what, where=self._record.path, fix=_SMALLER)
         self._batch = llama.llama_batch_init(settings.n_batch, 0, settings.sequences_max)
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
