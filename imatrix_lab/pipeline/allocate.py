@@ -183,6 +183,7 @@ class Case:
         standard = size_types.standard(quant_type) or self._nearest(limit_bytes)
         types = self.standard(standard)
         left = {name: types[name] for name in types if name not in self.candidates}
+        left |= {name: t for name, t in self._published.items() if name in left}
         standard_kld = allocate.predicted(self.candidates, types)
         goal = Goal(
             limit_bytes,
@@ -222,12 +223,12 @@ class Case:
         return {**self.metadata, **own}
 
     def standard(self, quant_type: str) -> Mapping[str, str]:
-        """Return the type that a standard type has for each tensor that is quantized."""
+        """Return the type that a standard type has for each tensor that can be quantized."""
         if quant_type not in self._standard:
             path = self.imatrix.path if self.imatrix else None
-            self._standard[quant_type] = run.standard_types(
-                self.tools, self.model, quant_type, self._options, path
-            )
+            changed = run.standard_types(self.tools, self.model, quant_type, self._options, path)
+            own = {n: t.type_name for n, t in self._tensors.items() if resolve.quantizable(t)}
+            self._standard[quant_type] = {**own, **changed}
         return self._standard[quant_type]
 
     @cached_property
@@ -242,6 +243,12 @@ class Case:
     @cached_property
     def _tensors(self) -> dict[str, TensorInfo]:
         return {t.name: t for t in sizes.tensors(self.model)}
+
+    @cached_property
+    def _published(self) -> dict[str, str]:
+        """Tensors in a type of a few bits that the model was published in: they stay so."""
+        types = {name: t.type_name for name, t in self._tensors.items()}
+        return {name: t for name, t in types.items() if t in errors.PUBLISHED}
 
     @cached_property
     def sensitivities(self) -> dict[str, Sensitivity]:
@@ -280,8 +287,8 @@ class Case:
         """
         reached = (
             name
-            for name in self.standard(STANDARD[0])
-            if name in self.every_type and all(_has(s, name) for s in self.sensitivities.values())
+            for name in self.every_type
+            if all(_has(s, name) for s in self.sensitivities.values())
         )
         return {
             name: {
