@@ -14,14 +14,14 @@ import imatrix_lab
 PACKAGE = Path(imatrix_lab.__file__).parent
 ORDER = (
     "errors", "types", "core", "stats", "report", "llamacpp", "models", "records", "corpus",
-    "imatrix", "score", "quantize", "compare", "tasks", "pipeline", "study", "cli",
+    "imatrix", "score", "quantize", "compare", "tasks", "pipeline", "study", "publish", "cli",
 )  # fmt: skip
 """A folder imports itself and what stands before it."""
 TERMINAL = {"click", "rich"}
 HEAVY = {
     "numpy", "gguf", "huggingface_hub", "llama_cpp", "psutil", "filelock", "platformdirs",
     "torch", "transformers", "requests", "httpx", "httpx2", "pyarrow", "scipy", "statsmodels",
-    "arch", "datasets", "sacrebleu", "py3langid", "regex", "rensa", "multiprocessing",
+    "datasets", "sacrebleu", "py3langid", "regex", "rensa", "multiprocessing",
     "matplotlib", "jinja2", "markupsafe",
 }  # fmt: skip
 STARTERS = re.compile(

@@ -2,14 +2,19 @@
 
     make bench-collect      the demo model and a body without a head, 24 windows; about 15 minutes
     python tools/bench_collect.py --windows 8 --rounds 1 --only demo
+    python tools/bench_collect.py --windows 8 --attention    what flash attention would change
 
 The demo model's head is two thirds of it; the second model is the body of a small Llama with a tiny
 vocabulary (random weights, 0.5 B), where there is nothing to leave out. Rounds run all sides in
 turn, in changing order. Figures are wall seconds, loading included; the speed-up is llama-imatrix's
 time over ours. The last column is the largest relative difference of a column's sum.
+
+With `--attention` llama-imatrix reads the demo model's windows without and with flash attention,
+one and four at once, and what it collects is compared with ours.
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import tempfile
@@ -20,13 +25,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 from common import imatrix_argv
+from numpy.typing import NDArray
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.imatrix import collect, format
+from imatrix_lab.imatrix import collect, collector, distance, format
+from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models.resolve import resolve
@@ -44,6 +51,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=("demo", "body"))
+    parser.add_argument("--attention", action="store_true")
     arguments = parser.parse_args()
     session = Session(Store(), Silent())
     request = Request(
@@ -54,6 +62,8 @@ def main() -> None:
     print(f"{arguments.windows} windows of {WINDOW}, {cores()} threads, {arguments.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        if arguments.attention:
+            return Bench(root, session, tools, demo, corpus).attention()
         if arguments.only != "body":
             Bench(root, session, tools, demo, corpus).compare("demo", arguments)
         if arguments.only != "demo":
@@ -79,14 +89,29 @@ class Bench:
         self.model, self.corpus = model, corpus
         self.compute = Compute(cores(), WINDOW, WINDOW, WINDOW, 0)
         self.numbers = itertools.count()
+        native.compiled(collector.SOURCE, "collect", tools, session)  # before a side is timed
 
-    def theirs(self) -> Path:
+    def theirs(self, attention: str = "off", at_once: int = 1) -> Path:
         """Run llama-imatrix."""
-        program, out = self.tools.program("llama-imatrix"), self.root / "theirs.gguf"
+        out = self.root / f"theirs-{attention}-{at_once}.gguf"
+        program, n_batch = self.tools.program("llama-imatrix"), at_once * WINDOW
+        compute = dataclasses.replace(self.compute, n_batch=n_batch, n_ubatch=n_batch)
         text, n_windows = self.corpus.calibration, self.corpus.n_tokens // WINDOW
         path = self.model.path
-        process.run(imatrix_argv(program, path, text, out, self.compute, n_windows))
+        process.run(imatrix_argv(program, path, text, out, compute, n_windows, attention))
         return out
+
+    def attention(self) -> None:
+        """Print how far llama-imatrix's sums are from ours, by kernel and windows at once."""
+        ours = self.ours()
+        for kernel, at_once in itertools.product(("off", "on"), (1, 4)):
+            theirs = self.theirs(kernel, at_once)
+            columns = relative(theirs, ours)
+            files = [(path, format.read(path)) for path in (theirs, ours)]
+            moved = distance.compare(files, ("theirs", "ours")).matrix("tv")[0, 1]
+            line = f"flash attention {kernel:3}, {at_once} at once: column sums differ by"
+            line += f" {np.median(columns):.1e} (median), {columns.max():.1e} (most)"
+            print(f"{line}; {moved:.1e} of a tensor's energy moves", flush=True)
 
     def ours(self, moments: bool = False) -> Path:
         """Collect into an empty store."""
@@ -123,13 +148,17 @@ class Bench:
 
 def difference(theirs: Path, ours: Path) -> float:
     """Return the largest relative difference of a column's sum; counts must be equal."""
+    return float(relative(theirs, ours).max())
+
+
+def relative(theirs: Path, ours: Path) -> NDArray[np.float64]:
+    """Return the relative difference of every column's sum; counts must be equal."""
     a, b = format.read(theirs).entries, format.read(ours).entries
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name].counts, b[name].counts) for name in a)
     tiny = np.float32(1e-30)
-    return max(
-        float((np.abs(a[n].sums - b[n].sums) / np.maximum(a[n].sums, tiny)).max()) for n in a
-    )
+    differences = (np.abs(a[n].sums - b[n].sums) / np.maximum(a[n].sums, tiny) for n in a)
+    return np.concatenate([d.ravel() for d in differences]).astype(np.float64)
 
 
 def body_model(path: Path) -> Path:

@@ -24,14 +24,21 @@ def quantize(
 
 
 def imatrix_argv(
-    program: Path, model: Path, text: Path, out: Path, compute: Compute, n_windows: int
+    program: Path,
+    model: Path,
+    text: Path,
+    out: Path,
+    compute: Compute,
+    n_windows: int,
+    attention: str = "off",
 ) -> list[str]:
     """Return a llama-imatrix command for the first windows of a text.
 
-    It is what collecting is compared with. Attention is the same; its snapshots are not written.
+    It is what collecting is compared with. Without flash attention it computes as we do; its
+    snapshots are not written.
     """
     argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
-    return [*argv, "-fa", "off", "--chunks", str(n_windows), "-ofreq", str(10**9)]
+    return [*argv, "-fa", attention, "--chunks", str(n_windows), "-ofreq", str(10**9)]
 
 
 def peak_bytes() -> int:

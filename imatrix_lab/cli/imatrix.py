@@ -22,6 +22,7 @@ from imatrix_lab.errors import BadImatrix, UsageError
 if TYPE_CHECKING:
     from imatrix_lab.imatrix.findings import Findings
     from imatrix_lab.imatrix.format import Imatrix
+    from imatrix_lab.imatrix.passes import Estimate
     from imatrix_lab.imatrix.statistics import TensorStatistics
 
 FILE = options.PathType()
@@ -57,29 +58,46 @@ def imatrix() -> None:
 )  # fmt: skip
 @click.option("--moments", is_flag=True, help="E[x] and 256-wide blocks of E[x xᵀ] too.")
 @click.option("--full", default="", metavar="REGEX", help="All of E[x xᵀ] for these matrices.")
+@click.option(
+    "--memory", "memory_bytes", type=options.Size(), metavar="SIZE",
+    help="What it may use, e.g. 20GiB: a larger model is read as seldom as that allows, on a CPU."
+    " [default: what is free]",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what is read, memory and time; run nothing.")
 @options.FORCE
 @options.JSON
-def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest: Any) -> None:
+def imatrix_build(
+    model: str, text: str, out: Path | None, as_json: bool, dry_run: bool, **rest: Any
+) -> None:
     """Collect an importance matrix on a text; continues an interrupted run.
 
     \b
-    Example:
+    Examples:
       imatrix-lab imatrix build --model model-f16.gguf --corpus nb
-    """  # fmt: skip
+      imatrix-lab imatrix build --model 70b-q8_0.gguf --corpus nb --memory 20GiB --dry-run
+    """
     from imatrix_lab.imatrix import format
     from imatrix_lab.pipeline import tune
 
     if rest["full"] and not rest["moments"]:
         raise click.UsageError("--full needs --moments")
     session = options.session()
-    text = options.language(text, session.progress)
-    path = tune.imatrix(options.request(text, (), model=model, **rest), out, session)
+    request = options.request(options.language(text, session.progress), (), model=model, **rest)
+    if dry_run:
+        estimate = tune.imatrix_estimate(request, session)
+        return options.emit(estimate.facts()) if as_json else _print_estimate(estimate)
+    path = tune.imatrix(request, out, session)
     built = format.read(path)
     if as_json:
         facts = {"file": path, "n_tensors": len(built.entries), "n_chunks": built.chunk_count}
         return options.emit({**facts, "n_ctx": built.chunk_size, "language": built.language})
     session.progress.say(f"{len(built.entries)} tensors over {built.windows()} tokens")
     options.echo(path)
+
+
+def _print_estimate(estimate: Estimate) -> None:
+    for line in estimate.lines():
+        stdout.print(line, markup=False, soft_wrap=True)
 
 
 @imatrix.command()

@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": ("compare", "Test whether one quant is better than another."),
     "power": ("power", "Plan a comparison: what it can detect, and what it costs."),
     "task": ("task", "Run benchmarks on quants."),
+    "preference": ("preference", "Let people vote blindly on quants' answers."),
     "study": ("study", "Run a whole experiment from a recipe file."),
     "report": ("report", "Write a study's report as HTML, Markdown or JSON."),
     "toolchain": ("toolchain", "Build llama.cpp and show where it is."),

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from imatrix_lab.cli.terminal import Terminal
+from imatrix_lab.core.format import size_bytes
 from imatrix_lab.core.names import HALVES, readable
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress
@@ -53,6 +54,19 @@ class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return programs.quant_types(words)
         except KeyError as error:
             self.fail(f"{error} is not a quant type; one of: {' '.join(programs.QUANT_TYPES)}")
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes, such as 20GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return bytes."""
+        try:
+            return value if isinstance(value, int) else size_bytes(value)
+        except ValueError as error:
+            self.fail(str(error))
 
 
 def several(options: list[Callable[[F], F]]) -> Callable[[F], F]:

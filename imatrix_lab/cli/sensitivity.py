@@ -50,17 +50,17 @@ def sensitivity_build(
     Example:
       imatrix-lab sensitivity build --model model-f16.gguf --text nb
     """  # fmt: skip
-    from imatrix_lab.pipeline import sensitivity as stage
-    from imatrix_lab.quantize import sensitivity
+    from imatrix_lab.pipeline.sensitivity import build
+    from imatrix_lab.quantize.sensitivity import read
 
     session = options.session()
     text = options.language(text, session.progress)
     source = options.imatrix_file(imatrix_path, session) if imatrix_path else None
     request = options.request(text, (), model=model, **rest)
-    path = stage.build(request, source, out, session)
+    path = build(request, source, out, session)
     if as_json:
-        return options.emit({"file": path, **vars(sensitivity.read(path))})
-    _print([sensitivity.read(path)])
+        return options.emit({"file": path, **vars(read(path))})
+    _print([read(path)])
     options.echo(path)
 
 

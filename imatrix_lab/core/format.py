@@ -77,6 +77,20 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:,.2f} GiB"
 
 
+def size_bytes(text: str) -> int:
+    """Return the bytes that a size means, ``20GiB``, ``20 GB``, ``20G`` (GiB); or raise ValueError.
+
+    >>> size_bytes("1.5GiB"), size_bytes("2 GB"), size_bytes("512M"), size_bytes("4096")
+    (1610612736, 2000000000, 536870912, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise ValueError(f"{text!r} is not a size, such as 20GiB")
+    power = " kmgt".index(match[2].lower() or " ")
+    base = 1000 if (match[3] or "").lower() == "b" else 1024
+    return int(float(match[1]) * base**power)
+
+
 def quantity(n: float, unit: str) -> str:
     """Return an amount with its unit (``B``: bytes): 512 tokens, 2.10 MiB, 268M weights."""
     if unit == "B":

@@ -26,6 +26,11 @@
 #include <utility>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 // ggml_tensor of the pinned commit (ggml.h); `layout_agrees` compares it with the library.
@@ -182,6 +187,7 @@ struct Collector {
     int64_t window = 0;  // tokens of each window of a decode, and how many of them are text
     std::vector<int64_t> lengths;
     bool moments = false, head = false;
+    std::atomic<int64_t> n_multiplied{0};  // in this decode, read by another thread
     const int32_t *interrupted = nullptr;
     bool may_end = false, ended = false;
     std::map<std::string, size_t> input_of;
@@ -389,6 +395,7 @@ bool collect(Tensor *t, bool ask, void *collector) {
         return end || c.wanted(t);
     }
     if (!c.fault.empty() || c.is_end(t)) return false;  // elsewhere no node after this is computed
+    ++c.n_multiplied;
     return c.take(t);
 }
 
@@ -420,10 +427,27 @@ void collector_begin(Collector *c, bool may_end, int64_t window, int64_t n,
     c->window = window;
     c->lengths.assign(lengths, lengths + n);
     c->graph.clear();
+    c->n_multiplied = 0;
     c->ended = false;
     c->may_end = may_end;
 }
 
+// Abort the decode that was begun: it allocates what a whole one needs, and computes nothing.
+void collector_abort(Collector *c) { c->ended = true; }
+
+// Give the pages of a buffer of zeros back; where one is touched again, it is zeros again.
+void release(char *buffer, size_t size) {
+#ifdef __linux__
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t first = (page - uintptr_t(buffer) % page) % page;
+    if (size > first) madvise(buffer + first, (size - first) / page * page, MADV_DONTNEED);
+#else
+    (void)buffer;
+    (void)size;
+#endif
+}
+
+int64_t collector_n_multiplied(const Collector *c) { return c->n_multiplied; }
 bool collector_ended(const Collector *c) { return c->ended; }
 const char *collector_fault(const Collector *c) { return c->fault.c_str(); }
 

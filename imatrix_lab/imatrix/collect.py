@@ -9,6 +9,7 @@ there and ends with the same bytes.
 import itertools
 import re
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -26,15 +27,26 @@ from imatrix_lab.core.progress import Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadImatrix, BadModel, ImatrixLabError, UsageError
-from imatrix_lab.imatrix import collector, expected, format, moments, passes, validate, windows
+from imatrix_lab.imatrix import (
+    collector,
+    expected,
+    format,
+    moments,
+    passes,
+    speed,
+    validate,
+    windows,
+)
 from imatrix_lab.imatrix.collector import Collector
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.windows import DOCUMENT, STREAM, Windows
 from imatrix_lab.llamacpp import native
-from imatrix_lab.llamacpp.compute import memory_bytes
+from imatrix_lab.llamacpp.compute import MEMORY_SHARE, free_memory_bytes
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import resolve
+from imatrix_lab.models.gguf import read_header
 from imatrix_lab.models.tokenizer import forget_log, reason, silence
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
@@ -43,6 +55,8 @@ SAVED = "sums.bin"
 SAVE_S = 30.0
 """Seconds of work that a kill may cost, but for disks so slow that saving takes `SAVE_SHARE`."""
 SAVE_SHARE = 0.05
+_READS = 1 << 20
+"""Bytes a second from which on reading is worth a word."""
 _ABORTED = 2  # of llama_decode
 _SMALLER = "if memory is short, use a smaller --batch or --ctx"
 
@@ -54,6 +68,7 @@ class Options:
     moments : E[x] and blocks of E[x xᵀ] too (see `moments`).
     full : a regular expression; inputs of the matrices that it matches are kept whole.
     windows : of `windows.KINDS`.
+    memory_bytes : for all of it; None: what is free.
     """
 
     compute: Compute
@@ -62,13 +77,15 @@ class Options:
     moments: bool = False
     full: str = ""
     windows: str = STREAM
+    memory_bytes: int | None = None
 
 
 def inputs(
     model: Model, corpus: CorpusFacts, options: Options, toolchain: Toolchain
 ) -> dict[str, Any]:
-    """Return what determines an imatrix; threads do not, nor does the batch on a CPU."""
+    """Return what determines an imatrix; threads do not, nor do windows in a decode on a CPU."""
     compute, on_cpu = options.compute, _on_cpu(options, toolchain)
+    in_pieces = options.moments and compute.n_batch < compute.n_ctx  # of float products
     more = {"moments": collector.BLOCK, "full": options.full} if options.moments else {}
     if options.windows == DOCUMENT:
         n_windows, more["document_ends"] = None, corpus.document_ends
@@ -79,7 +96,7 @@ def inputs(
         "corpus_sha256": corpus.sha256,
         "n_windows": n_windows,
         "n_ctx": compute.n_ctx,
-        "n_batch": None if on_cpu else compute.n_batch,
+        "n_batch": None if on_cpu and not in_pieces else compute.n_batch,
         "gpu_layers": compute.gpu_layers,
         "parse_special": options.parse_special,
         "process_output": options.process_output,
@@ -118,9 +135,7 @@ def collect(
         n_tokens = sum(map(len, read))
         tensors, run = expected.of(model), Interruptible()
         settings = _settings(tensors, model, options)
-        running = options
-        if _on_cpu(options, toolchain) and options.compute.n_batch == n_ctx:
-            running = _with_passes(model, tensors, options, n_windows, session)
+        running = _planned(toolchain, model, options, n_windows, session)
         with (
             session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
             Collector(toolchain, settings, run.flag, session) as sums,
@@ -177,24 +192,58 @@ def _named(artifact: Artifact, label: str, corpus: CorpusFacts, session: Session
     return session.store.get("imatrix", label, inputs, make, session.progress)
 
 
+def _planned(
+    toolchain: Toolchain, model: Model, options: Options, n_windows: int, session: Session
+) -> Options:
+    """Return options that read a model larger than memory as seldom as memory allows."""
+    compute, memory = options.compute, options.memory_bytes or free_memory_bytes()
+    larger = options.memory_bytes or model.facts.size_bytes > MEMORY_SHARE * memory
+    if not (larger and _on_cpu(options, toolchain) and compute.n_batch == compute.n_ctx):
+        return options
+    how = estimate(toolchain, model, options, n_windows, session)
+    for line in how.lines():
+        session.progress.say(line)
+    return replace(options, compute=replace(compute, n_batch=how.plan.n_at_once * compute.n_ctx))
+
+
 def _on_cpu(options: Options, toolchain: Toolchain) -> bool:
     return toolchain.backend == "cpu" or options.compute.gpu_layers == 0
 
 
-def _with_passes(
-    model: Model, tensors: ModelTensors, options: Options, n_windows: int, session: Session
-) -> Options:
-    """Return options that read a model larger than memory as seldom as memory allows."""
-    compute, memory = options.compute, memory_bytes()
-    plan = passes.plan(model, tensors, compute.n_ctx, n_windows, memory)
-    if plan is None:
-        return options
-    session.progress.say(
-        f"note: the model has {size(plan.model_bytes)}, memory {size(memory)}: its file is read"
-        f" {plan.n_passes} times, for {plan.n_windows} windows at once"
-        f" (about {size(plan.work_bytes)} of memory)"
-    )
-    return replace(options, compute=replace(compute, n_batch=plan.n_windows * compute.n_ctx))
+def estimate(
+    toolchain: Toolchain, model: Model, options: Options, n_windows: int, session: Session
+) -> passes.Estimate:
+    """Return how a model is read and how long it takes, on a CPU; measured in seconds.
+
+    Raises UsageError: the memory that was given is not enough for a window.
+    """
+    tensors, compute = expected.of(model), options.compute
+    memory = options.memory_bytes or int(MEMORY_SHARE * free_memory_bytes())
+    settings = _settings(tensors, model, options)
+    need = passes.need_of(toolchain, model, tensors, settings, compute)
+    plan = passes.plan(model.facts.size_bytes, need, n_windows, memory)
+    if options.memory_bytes and plan.used_bytes > memory:
+        what = f"{size(memory)} of memory are too little: a window of {compute.n_ctx} tokens needs"
+        fix = f"--memory {-(-plan.used_bytes >> 20)}MiB, or a smaller context (--ctx)"
+        raise UsageError(f"{what} {size(plan.used_bytes)}", where=model.path, fix=fix)
+    header, arch = read_header(model.path), model.facts.architecture
+    used = header.integer(f"{arch}.expert_used_count") / max(1, model.facts.n_experts)
+    work = n_windows * compute.n_ctx * speed.active_weights(tensors, used)
+    rate = _work_per_s(toolchain, tensors, options, session)
+    return passes.Estimate(plan, work, rate, speed.disk(model.path))
+
+
+def _work_per_s(
+    toolchain: Toolchain, tensors: ModelTensors, options: Options, session: Session
+) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path, shape = Path(folder) / "probe.gguf", speed.PROBE
+        speed.write_probe(path, tensors)
+        probe = Model("probe", path, (path,), "", resolve.facts((path,)), "probe")
+        compute = replace(options.compute, n_ctx=shape.window, n_batch=shape.window)
+        few = replace(options, compute=compute, full="", process_output=False)
+        tokens = np.full((3, shape.window), 3, np.int32)
+        return shape.n_weights * tokens_per_second(toolchain, probe, tokens, few, session)
 
 
 def tokens_per_second(
@@ -208,8 +257,8 @@ def tokens_per_second(
 
     tokens : (windows, tokens of each).
     """
-    settings = collector.Settings(options.compute.threads)
-    run = Interruptible()
+    block = collector.BLOCK if options.moments else 0
+    settings, run = collector.Settings(options.compute.threads, block), Interruptible()
     with (
         Collector(toolchain, settings, run.flag, session) as sums,
         _Context(toolchain, model, sums, options, run) as context,
@@ -270,21 +319,39 @@ def _run(
         return
     saved_s, save_took_s = time.monotonic(), 0.0
     with opened() as context:
+        report = _Report(task)
         while done < n_windows:
             some = read[done : done + context.n_windows]
-            context.read(some)
+            report.at, report.n = ends[done], ends[done + len(some)] - ends[done]
+            context.read(some, report)
             if sums.fault:
                 what = f"{sums.fault}, in the windows from {done} on"
                 fix = "use another model file, text or backend; what was collected before is kept"
                 raise BadImatrix(what, where=context.path, fix=fix)
             done += len(some)
-            task.update(ends[done])
+            report(1.0)
             since_s = time.monotonic() - saved_s
             if done == n_windows or since_s > max(SAVE_S, save_took_s / SAVE_SHARE):
                 began = time.monotonic()
                 sums.save(saved, done)
                 saved_s = time.monotonic()
                 save_took_s = saved_s - began
+
+
+class _Report:
+    """Tells how far a decode is, a share of `n` tokens after `at`, and how fast a file is read."""
+
+    def __init__(self, task: Task):
+        self._task, self._began, self._base = task, time.monotonic(), speed.read_bytes()
+        self.at = self.n = 0
+
+    def __call__(self, share: float) -> None:
+        note, rate = "", 0.0
+        if self._base is not None and (now := speed.read_bytes()):
+            rate = (now - self._base) / (time.monotonic() - self._began)
+        if rate > _READS:
+            note = f"{size(rate)}/s read from disk"
+        self._task.update(self.at + min(1.0, share) * self.n, note)
 
 
 def _restored(sums: Collector, saved: Path) -> int:
@@ -307,6 +374,7 @@ class _Context(AbstractContextManager["_Context"]):
         self._llama, self.path, self._run, self._sums = tools.bindings(), model.path, run, sums
         silence(self._llama)
         self._head, compute = options.process_output, options.compute
+        self._n_matrices = len(expected.of(model).expected)
         self.n_windows = min(max(1, compute.n_batch // compute.n_ctx), passes.WINDOWS_MAX)
         self._n_piece = len(_pieces(compute.n_ctx, compute.n_batch)[0])
         self._n_tokens = self.n_windows * self._n_piece
@@ -324,6 +392,9 @@ class _Context(AbstractContextManager["_Context"]):
                 self.n_windows = 1  # tokens see those behind them, and would see what is padded
             self._batch = self._llama.llama_batch_init(self._n_tokens, 0, 1)
             stack.callback(self._llama.llama_batch_free, self._batch)
+            whole = self._n_piece == compute.n_ctx
+            if whole and not self._head and _on_cpu(options, tools):
+                self._release_logits()
             self._stack = stack.pop_all()
 
     def _open(self, compute: Compute) -> Any:
@@ -350,8 +421,10 @@ class _Context(AbstractContextManager["_Context"]):
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def read(self, some: Windows) -> None:
-        """Read windows, each from an empty memory."""
+    def read(self, some: Windows, report: Callable[[float], None] | None = None) -> None:
+        """Read windows, each from an empty memory; `report` hears the share that is done."""
+        if report:
+            self._run.tick = lambda: report(self._sums.n_multiplied / self._n_matrices)
         self._llama.llama_memory_clear(self._memory, True)
         rows, lengths = windows.padded(some), np.array([*map(len, some)])
         pieces = _pieces(rows.shape[1], self._n_piece)
@@ -365,6 +438,19 @@ class _Context(AbstractContextManager["_Context"]):
             if code not in (0, _ABORTED):
                 what = f"llama_decode failed (code {code}): {reason()}"
                 raise ImatrixLabError(what, where=self.path, fix=_SMALLER)
+
+    def _release_logits(self) -> None:
+        """Give the memory of the logits back: llama.cpp fills it with zeros, and none is computed.
+
+        The first decode allocates it, 4 bytes x vocabulary a token, and is aborted here.
+        """
+        llama, shape = self._llama, (self.n_windows, self._n_piece)
+        self._sums.begin([self._n_piece] * self.n_windows, self._n_piece, may_end=True)
+        self._sums.abort()
+        self._fill(np.zeros(shape, np.int32), np.arange(self._n_piece))
+        self._run(native.decode, llama, self._context, self._batch)
+        n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+        self._sums.release(llama.llama_get_logits(self._context), 4 * int(np.prod(shape)) * n_vocab)
 
     def _fill(self, tokens: NDArray[np.int32], positions: NDArray[Any]) -> None:
         batch, n, n_windows = self._batch, tokens.size, len(tokens)

@@ -5,6 +5,7 @@ moments spent 29 % of the time (124 instead of 375 tokens/s on the demo model).
 """
 
 import ctypes
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,8 +99,8 @@ class Collector(AbstractContextManager["Collector"]):
             getattr(library, name).restype = ctypes.c_void_p
         for name in ("collector_fault", "collector_matrix", "collector_input"):
             getattr(library, name).restype = ctypes.c_char_p
-        for name in ("collector_n_matrices", "collector_n_inputs"):
-            getattr(library, name).restype = ctypes.c_int64
+        for name in ("n_matrices", "n_inputs", "n_multiplied"):
+            getattr(library, f"collector_{name}").restype = ctypes.c_int64
         library.collector_ended.restype = ctypes.c_bool
         self._flag, self._functions = flag, _functions(tools)
         self._self = ctypes.c_void_p(
@@ -138,6 +139,19 @@ class Collector(AbstractContextManager["Collector"]):
             ctypes.c_int64(n),
             (ctypes.c_int64 * n)(*lengths),
         )
+
+    def abort(self) -> None:
+        """Let the decode that was begun only allocate what it needs."""
+        self._library.collector_abort(self._self)
+
+    @property
+    def n_multiplied(self) -> int:
+        """How many matrices this decode has multiplied."""
+        return int(self._library.collector_n_multiplied(self._self))
+
+    def release(self, address: Any, size_bytes: int) -> None:
+        """Give the memory of a buffer of zeros back to the system; its addresses stay valid."""
+        self._library.release(address, ctypes.c_size_t(size_bytes))
 
     @property
     def ended(self) -> bool:
@@ -231,7 +245,7 @@ class Collector(AbstractContextManager["Collector"]):
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(json.dumps(head).encode() + b"\n")
             for array in arrays:
-                array.tofile(file)
+                file.write(array.data)  # numpy's own writing hides that a disk is full
 
     def restore(self, path: Path) -> int:
         """Fill an empty collector with saved sums; return the number of windows they have seen.
@@ -293,6 +307,16 @@ def _functions(tools: Toolchain) -> _Functions:
         if operation == b"MUL_MAT_ID":
             break
     return _Functions(*pointers, numbers[b"MUL_MAT"], numbers[b"MUL_MAT_ID"])
+
+
+@functools.cache
+def sums_bytes(n_columns: int, block: int) -> int:
+    """Return the memory of one input's sums; `block` as in `Settings`."""
+    if not block:
+        return 8 * n_columns
+    widths = (min(block, n_columns - at) for at in range(0, n_columns, block))
+    n_products = sum(STRIP * (c.stop - c.start) for width in widths for _, c in strips(width))
+    return 8 * (2 * n_columns + int(n_products))
 
 
 def strips(width: int) -> Iterator[tuple[slice, slice]]:

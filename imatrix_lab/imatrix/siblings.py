@@ -15,7 +15,7 @@ _GROUPS = (
 )
 
 
-def _group(name: str) -> tuple[int | None, str] | None:
+def group(name: str) -> tuple[int | None, str] | None:
     """Return what tensors that read one input have in common."""
     layer, role = layer_and_role(name)
     for pattern in _GROUPS:
@@ -28,12 +28,12 @@ def lacking(entries: Mapping[str, Entry], model: ModelTensors) -> dict[str, str]
     """Return the tensors that an imatrix lacks and a sibling has, with the sibling's name."""
     groups: dict[tuple[int | None, str], list[str]] = {}
     for name in sorted(entries):
-        if group := _group(name):
-            groups.setdefault(group, []).append(name)
+        if key := group(name):
+            groups.setdefault(key, []).append(name)
     donors = {}
     for name in sorted(model.expected - entries.keys()):
-        group = _group(name)
-        for sibling in groups.get(group, ()) if group else ():
+        key = group(name)
+        for sibling in groups.get(key, ()) if key else ():
             if model.fits(name, entries[sibling]):
                 donors[name] = sibling
                 break

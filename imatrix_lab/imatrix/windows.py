@@ -67,7 +67,7 @@ def by_document(
     if n_cut := sum(len(tokens) > n_ctx for tokens in documents):
         say(
             f"note: {n_cut:,} of {len(documents):,} documents are longer than a window of {n_ctx}"
-            " tokens, and cut there; with --ctx they stay whole"
+            " tokens, and cut there; with a larger --ctx they stay whole"
         )
     if lost := sum(map(len, windows)) - sum(map(len, kept)):
         share = f"{lost:,} tokens in {len(windows) - len(kept):,} windows"

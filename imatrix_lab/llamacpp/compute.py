@@ -75,6 +75,11 @@ def memory_bytes() -> int:
     return min(int(psutil.virtual_memory().total), *_group_limits(Path("/proc/self/cgroup")))
 
 
+def free_memory_bytes() -> int:
+    """Return how much memory this process may use, and no other program uses now."""
+    return min(memory_bytes(), int(psutil.virtual_memory().available))
+
+
 def _group_limits(groups: Path, root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """Return the limits of a process's control groups, versions 1 and 2, and of those above."""
     limits = [sys.maxsize]

@@ -36,7 +36,8 @@ BY_CODE: Mapping[int, TensorType] = {t.code: t for t in TYPES.values()}
 
 NEEDS_IMPORTANCE = frozenset(("IQ2_XXS", "IQ2_XS", "IQ1_S"))
 """Types that ggml quantizes with an importance only; it ends the process otherwise."""
-_NOT_QUANTIZED_TO = frozenset(("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"))
+OF_WEIGHTS = TYPES.keys() - {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
+"""Types that weights can be quantized to."""
 _N_TYPES = 43  # GGML_TYPE_COUNT of the pinned llama.cpp
 
 
@@ -99,7 +100,7 @@ class Ggml:
         """
         n_rows, n_columns = weights.shape
         n_bytes = row_bytes(type_name, n_columns)
-        if type_name in _NOT_QUANTIZED_TO or (importance is None and type_name in NEEDS_IMPORTANCE):
+        if type_name not in OF_WEIGHTS or (importance is None and type_name in NEEDS_IMPORTANCE):
             raise BadModel(f"no weights are quantized to {type_name} here")
         if not np.isfinite(weights).all():
             raise BadModel("weights are NaN or infinite")

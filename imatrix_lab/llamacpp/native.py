@@ -122,11 +122,14 @@ class Interruptible:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
         self.flag = ctypes.c_int32(0)
+        self.tick: Callable[[], None] | None = None  # called now and then while a call runs
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function and return its result; Ctrl-C ends the call."""
         future = self._pool.submit(function, *args)
         try:
+            while self.tick and not wait([future], interrupt.EVERY_S).done:
+                self.tick()
             return interrupt.result(future)
         except BaseException:
             self.flag.value = 1

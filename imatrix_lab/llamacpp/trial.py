@@ -9,6 +9,7 @@ has a matrix of every type. It takes seconds.
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -25,10 +26,33 @@ WEIGHT_TYPES = (
     "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
     "TQ2_0", "TQ1_0", "MXFP4", "NVFP4", "Q2_0", "Q1_0",
 )  # fmt: skip
-_CHANNELS, _HEADS, _WINDOW = 256, 4, 64
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_LAYERS = -(-len(WEIGHT_TYPES) // len(_MATRICES))
+_WINDOW = 64
 _TEXT = "En liten modell leser en liten tekst, og ingen av programmene skal stoppe. " * 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama; `window` is its context in tokens."""
+
+    channels: int
+    forward: int
+    layers: int
+    heads: int
+    window: int
+
+    def of(self, matrix: str) -> tuple[int, int]:
+        """Return rows and columns of a matrix of a layer."""
+        rows = self.forward if matrix in ("ffn_gate", "ffn_up") else self.channels
+        return rows, self.forward if matrix == "ffn_down" else self.channels
+
+    @property
+    def n_weights(self) -> int:
+        """The weights of all layers' matrices."""
+        return self.layers * sum(rows * columns for rows, columns in map(self.of, _MATRICES))
+
+
+TRIAL = Shape(256, 256, -(-len(WEIGHT_TYPES) // len(_MATRICES)), 4, _WINDOW)
 
 
 def try_build(tools: Toolchain, scratch: Path, progress: Progress) -> None:
@@ -66,17 +90,17 @@ def _argvs(
     yield [sys.executable, "-P", "-m", "imatrix_lab.llamacpp.trial", str(mixed)]
 
 
-def write_model(path: Path) -> None:
-    """Write an F16 Llama of random weights, whose vocabulary is the bytes."""
+def write_model(path: Path, shape: Shape = TRIAL, type_name: str = "") -> None:
+    """Write a Llama whose vocabulary is the bytes: F16 of random weights, or a type's zeros."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(_WINDOW)
-    writer.add_embedding_length(_CHANNELS)
-    writer.add_block_count(_LAYERS)
-    writer.add_feed_forward_length(_CHANNELS)
-    writer.add_head_count(_HEADS)
-    writer.add_head_count_kv(_HEADS)
-    writer.add_rope_dimension_count(_CHANNELS // _HEADS)
+    writer.add_context_length(shape.window)
+    writer.add_embedding_length(shape.channels)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads)
+    writer.add_rope_dimension_count(shape.channels // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
@@ -88,15 +112,20 @@ def write_model(path: Path) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 
-    blocks = [f"blk.{layer}" for layer in range(_LAYERS)]
-    n_rows = {"token_embd": len(tokens), "output": len(tokens)}
-    n_rows |= {f"{block}.{name}": _CHANNELS for block in blocks for name in _MATRICES}
-    for name, n in n_rows.items():
-        weights = rng.normal(0, 0.06, (n, _CHANNELS)).astype(np.float16)
-        writer.add_tensor(f"{name}.weight", weights)
+    blocks = [f"blk.{layer}" for layer in range(shape.layers)]
+    shapes = {name: (len(tokens), shape.channels) for name in ("token_embd", "output")}
+    shapes |= {f"{block}.{name}": shape.of(name) for block in blocks for name in _MATRICES}
+    for name, rows_columns in shapes.items():
+        if type_name:
+            code = gguf.GGMLQuantizationType[type_name]
+            zeros = np.zeros(gguf.quant_shape_to_byte_shape(rows_columns, code), np.uint8)
+            writer.add_tensor(f"{name}.weight", zeros, raw_dtype=code)
+        else:
+            weights = rng.normal(0, 0.06, rows_columns).astype(np.float16)
+            writer.add_tensor(f"{name}.weight", weights)
     norms = (f"{block}.{name}" for block in blocks for name in ("attn_norm", "ffn_norm"))
     for name in ("output_norm", *norms):
-        writer.add_tensor(f"{name}.weight", np.ones(_CHANNELS, np.float32))
+        writer.add_tensor(f"{name}.weight", np.ones(shape.channels, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,6 +7,8 @@ import functools
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _NORMAL = 4  # LLAMA_TOKEN_ATTR_NORMAL
 _CONTROL = 8  # LLAMA_TOKEN_ATTR_CONTROL
 _errors: deque[str] = deque(maxlen=100)
+_listeners: list[list[str]] = []
 
 
 class Vocabulary:
@@ -151,8 +154,11 @@ def _silenced(llama: Any) -> Any:
     """Return a new log callback; cached, since the library calls it as long as we live."""
 
     def keep(level: int, text: bytes, data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
         if level == _ERROR:
-            _errors.append(text.decode("utf-8", "replace").strip())
+            _errors.append(line)
+        for lines in _listeners:
+            lines.append(line)
 
     callback = llama.llama_log_callback(keep)
     llama.llama_log_set(callback, ctypes.c_void_p(0))
@@ -162,6 +168,18 @@ def _silenced(llama: Any) -> Any:
 def forget_log() -> None:
     """Forget what llama.cpp logged, before a call whose reasons matter."""
     _errors.clear()
+
+
+@contextmanager
+def log_lines(llama: Any) -> Iterator[list[str]]:
+    """Collect what llama.cpp logs meanwhile."""
+    silence(llama)
+    lines: list[str] = []
+    _listeners.append(lines)
+    try:
+        yield lines
+    finally:
+        _listeners.remove(lines)
 
 
 def reason() -> str:

@@ -13,6 +13,7 @@ from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Rules, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus import languages, mixture
 from imatrix_lab.corpus.build import (
     CALIBRATION,
@@ -25,7 +26,7 @@ from imatrix_lab.corpus.build import (
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import UsageError
-from imatrix_lab.imatrix import collect, expected, format, repair, validate
+from imatrix_lab.imatrix import collect, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
@@ -190,11 +191,60 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
         request.moments,
         request.full,
         request.windows,
+        request.memory_bytes,
     )
+
+
+def imatrix_estimate(request: Request, session: Session) -> passes.Estimate:
+    """Return how an importance matrix would be collected, and how long that would take.
+
+    A model of the user's is not hashed; of a text that is not built, `n_tokens` are assumed.
+    Raises UsageError: the model is not here yet, or a GPU would compute.
+    """
+    text = check_text(request)
+    _check_memory(request)
+    if _on_gpu(request):
+        what = "what a GPU takes is not known before it runs"
+        raise UsageError(what, fix="--gpu-layers 0 for a plan of the processor's work")
+    resolve.check_spec(request.model, session.store)
+    tools = get_toolchain(request.compute.backend, session)
+    try:
+        model = resolve.unhashed(request.model) or resolve.resolve(
+            request.model, session.read_only(), tools
+        )
+    except NotBuilt as error:
+        fix = f"imatrix-lab model fetch {shlex.quote(request.model)}"
+        raise UsageError(f"{request.model} is not here yet", fix=fix) from error
+    n_tokens = request.n_tokens
+    if isinstance(text, Path) and text.is_dir():
+        n_tokens = from_folder(text).n_tokens
+    options = collect.Options(
+        compute_for(model.facts, request.compute),
+        process_output=request.process_output,
+        moments=request.moments,
+        full=request.full,
+        memory_bytes=request.memory_bytes,
+    )
+    n_windows = max(1, n_tokens // options.compute.n_ctx)
+    return collect.estimate(tools, model, options, n_windows, session)
+
+
+def _on_gpu(request: Request) -> bool:
+    return request.compute.backend != "cpu" and request.compute.gpu_layers != 0
+
+
+def _check_memory(request: Request) -> None:
+    """Raise UsageError: `memory_bytes` contradicts other settings."""
+    if request.memory_bytes and _on_gpu(request):
+        what = "--memory is for the processor; a GPU's memory is planned by llama.cpp"
+        raise UsageError(what, fix="leave --memory out, or add --gpu-layers 0")
+    if request.memory_bytes and request.compute.n_batch:
+        raise UsageError("--memory chooses the batch", fix="leave --batch or --memory out")
 
 
 def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     """Compute an importance matrix and put it at `out`; return its path."""
+    _check_memory(request)
     text = check_text(request)
     resolve.check_spec(request.model, session.store)
     rules, label = rules_of(request, session), resolve.label_of(request.model)

@@ -1,15 +1,12 @@
 """What every tensor of a model would lose at every type, without making a file.
 
-Rows of each tensor go through ggml's own search with the importance matrix that the file will be
-quantized with. For a language with mean squared activations s[c] at input column c,
+For a language with mean squared activations s[c] at input column c, weights w and quantized q,
 
     error = sum_rc s[c] (w - q)²[r, c] / sum_rc s[c] w²[r, c]
 
 is the share of the tensor's squared output that is lost, as in `imatrix.predict`; experts count as
-often as the language's tokens reach them. Kept in the store are sums over rows, one number for each
-column, for each type: any language's error is arithmetic. About `ROWS` rows of a tensor are
-quantized, drawn by size (`rows`); that misses the error of all rows by 1 to 2 %, and nearly alike
-for all types. The denominator is exact: weights are read once for it, in strips.
+often as the language's tokens reach them. The sums over rows are kept in the store for each type
+(`error_sums`): any language's error is arithmetic.
 
 Embeddings and heads have a row for each token, and most imatrices have no importance for them:
 
@@ -20,45 +17,28 @@ Embeddings and heads have a row for each token, and most imatrices have no impor
   else equally. A tensor that is both has the mean of both errors.
 """
 
-import hashlib
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.core.names import slug
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format, quant_error
 from imatrix_lab.imatrix.format import Imatrix, rounded
-from imatrix_lab.llamacpp import ggml, native
-from imatrix_lab.llamacpp.ggml import Ggml
+from imatrix_lab.llamacpp import ggml
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import weights
 from imatrix_lab.models.gguf import TensorInfo
-from imatrix_lab.models.weights import FileTensor
-from imatrix_lab.quantize import rows
-from imatrix_lab.quantize.rows import Sample
+from imatrix_lab.quantize import error_sums
+from imatrix_lab.quantize.error_sums import Part, Search
 from imatrix_lab.types import ImatrixFacts, Model
 
-Result = TypeVar("Result")
-
-VERSION = 1
-"""Raise it when the same model and imatrix give other errors."""
-ROWS, TOKEN_ROWS, MATRIX_ROWS = 512, 2048, 16
-"""Rows that are quantized: of a tensor, of one with a row for each token, and for each expert."""
-EVEN = 0.25
-"""Share of the probability of a row that does not depend on the imatrix, so that the errors of
-languages far from it are estimated well too."""
-STRIP_WEIGHTS = 1 << 20
-"""Weights in a strip: 4 MiB as numbers. Fixed, so that sums do not depend on the threads."""
+VERSION = [1, error_sums.VERSION]
+"""Of the errors, and of the sums they are made of: raise one when the same files give others."""
 
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 HEAD = "output.weight"
@@ -182,18 +162,19 @@ def options(
         llama-quantize would fall back to is offered.
     languages : whose errors are wanted, by name.
 
-    Raises UsageError for an unknown type; BadModel for weights that are no numbers.
+    Raises UsageError for an unknown type; BadModel for weights that are no numbers, or that this
+    llama.cpp cannot read.
     """
     for type_name in types:
-        if type_name not in ggml.TYPES:
+        if type_name not in ggml.OF_WEIGHTS:
             fix = "one of: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, IQ4_XS"
-            raise UsageError(f"{type_name} is not a type of tensors", fix=fix)
-    search = _Search(ggml.load(tools), model, imatrix, tools.signature(), session, threads)
+            raise UsageError(f"{type_name} is not a type of weights", fix=fix)
+    search = _search(tools, model, imatrix, session, threads)
     offered = {
         name: candidates(tensor.info, types, search.importance[name] is not None)
         for name, tensor in search.tensors.items()
     }
-    errors = {label: search.errors(known, offered) for label, known in languages.items()}
+    errors = {label: _errors(search, known, offered) for label, known in languages.items()}
     return {
         name: {
             t: Option(
@@ -206,262 +187,74 @@ def options(
     }
 
 
-# -- computing
+def _search(
+    tools: Toolchain, model: Model, imatrix: ImatrixFacts | None, session: Session, threads: int
+) -> Search:
+    known = format.read(imatrix.path) if imatrix else None
+    library, tensors = ggml.load(tools), quant_error.tensors(model)
+    for name, (path, info) in tensors.items():
+        if info.type_name not in library.conversions:
+            raise BadModel(f"{name} is {info.type_name}: not weights", where=path)
+    return Search(
+        ggml=library,
+        model=model,
+        imatrix=imatrix,
+        tensors=tensors,
+        importance={n: importance_of(known, n, t.info) for n, t in tensors.items()},
+        squares={n: _squares(known, n, t.info) for n, t in tensors.items()},
+        toolchain=tools.signature(),
+        session=session,
+        threads=threads,
+    )
 
 
-class _Strip(NamedTuple):
-    """Rows of one matrix of a tensor, numbered over all its matrices, and what they count."""
-
-    name: str
-    matrix: int
-    rows: NDArray[np.int64]
-    weights: NDArray[np.float64]
-
-
-class _Sampled(NamedTuple):
-    """By tensor: its sample of rows, and the sums of its squared weights (matrices, columns)."""
-
-    rows: Mapping[str, Sample]
-    power: Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A model and the imatrix that it is quantized with."""
-
-    ggml: Ggml
-    model: Model
-    imatrix: ImatrixFacts | None
-    toolchain: Mapping[str, str]
-    session: Session
-    threads: int
-
-    @cached_property
-    def tensors(self) -> dict[str, FileTensor]:
-        """The tensors that llama-quantize quantizes."""
-        return quant_error.tensors(self.model)
-
-    @cached_property
-    def known(self) -> Imatrix | None:
-        """The imatrix, read."""
-        return format.read(self.imatrix.path) if self.imatrix else None
-
-    @cached_property
-    def importance(self) -> dict[str, NDArray[np.float32] | None]:
-        """What each tensor is quantized with."""
-        return {n: importance_of(self.known, n, t.info) for n, t in self.tensors.items()}
-
-    def shape(self, name: str) -> tuple[int, int]:
-        """Return a tensor's numbers of matrices and columns."""
-        shape = self.tensors[name].info.shape
-        return math.prod(shape[2:]), shape[0]
-
-    @cached_property
-    def layers(self) -> "_Part":
-        """The tensors whose rows all count the same."""
-        names = [n for n in self.tensors if n not in (*EMBEDDINGS, HEAD)]
-        return _Part(self, "layers", names, None)
-
-    def tokens(self, language: Language) -> "_Part":
-        """Return the tensors with a row for each token."""
-        names = [n for n in self.tensors if n in (*EMBEDDINGS, HEAD)]
-        n_rows = max((self.tensors[n].info.shape[1] for n in names), default=1)
-        return _Part(self, "tokens", names, frequencies(language.token_counts, n_rows))
-
-    def errors(
-        self, language: Language, offered: Mapping[str, Sequence[str]]
-    ) -> dict[tuple[str, str], float]:
-        """Return a language's error by tensor and type, but for the tensors' own types."""
-        errors = {}
-        for part in (self.layers, self.tokens(language)):
-            for type_name in dict.fromkeys(t for n in part.names for t in offered[n][1:]):
-                names = [n for n in part.names if type_name in offered[n][1:]]
-                for name, lost in part.lost(type_name, names).items():
-                    share = self.share(language, name, lost, part.sampled.power[name])
-                    errors[name, type_name] = share
-        return errors
-
-    def share(
-        self, language: Language, name: str, lost: NDArray[Any], power: NDArray[Any]
-    ) -> float:
-        """Return the share of a tensor's squared output that is lost; 0 where there is none."""
-        even, squares = np.ones(lost.shape), _squares(language.imatrix, name, lost.shape)
-        roles = [even if squares is None else squares]
-        if name in EMBEDDINGS:
-            is_head = name == EMBEDDINGS[0] and HEAD not in self.tensors
-            roles = [even, *roles] if is_head else [even]
-        sums = [(float((s * lost).sum()), float((s * power).sum())) for s in roles]
-        return sum(lost / power if power else 0.0 for lost, power in sums) / len(sums)
+def _errors(
+    search: Search, language: Language, offered: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], float]:
+    """Return a language's error by tensor and type, but for the tensors' own types."""
+    errors = {}
+    for part in _parts(search, language):
+        for type_name in dict.fromkeys(t for n in part.names for t in offered[n][1:]):
+            names = [n for n in part.names if type_name in offered[n][1:]]
+            for name, lost in part.lost(type_name, names).items():
+                power = part.sampled.power[name]
+                shares = [
+                    _share(lost, power, s) for s in _activations(search, language.imatrix, name)
+                ]
+                errors[name, type_name] = sum(shares) / len(shares)
+    return errors
 
 
-class _Part:
-    """Tensors of a model, and how often each of their rows counts (None: all the same)."""
-
-    def __init__(
-        self, search: _Search, label: str, names: Sequence[str], expected: NDArray[Any] | None
-    ):
-        self.search, self.label, self.names, self.frequencies = search, label, names, expected
-
-    def inputs(self) -> dict[str, Any]:
-        """Return what determines the rows that are drawn."""
-        imatrix, by_row = self.search.imatrix, self.frequencies
-        return {
-            "version": VERSION,
-            "model_sha256": self.search.model.sha256,
-            "imatrix_sha256": imatrix.sha256 if imatrix else None,
-            "tensors": self.label,
-            "frequencies": hashlib.sha256(by_row.data).hexdigest() if by_row is not None else None,
-            "sampling": [ROWS, TOKEN_ROWS, MATRIX_ROWS, EVEN, STRIP_WEIGHTS],
-            "toolchain": dict(self.search.toolchain),
-        }
-
-    @cached_property
-    def sampled(self) -> _Sampled:
-        """The rows that are drawn, and sums over all rows, from the store or computed."""
-        path = self._get("error-rows", "rows", self.inputs(), self._write_sampled).path
-        numbers, counts, n = (np.load(path / f"{f}.npy") for f in ("rows", "weights", "n"))
-        cuts = np.cumsum(n)[:-1]
-        by_name = zip(self.names, np.split(numbers, cuts), np.split(counts, cuts), strict=True)
-        samples = {name: Sample(own, weights) for name, own, weights in by_name}
-        return _Sampled(samples, self._read_columns(path, self.names))
-
-    def lost(self, type_name: str, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Return the sums over rows of squared errors at a type, shape (matrices, columns)."""
-        names_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
-        inputs = {**self.inputs(), "type": type_name, "names_sha256": names_sha256}
-
-        def write(out: Path) -> None:
-            sums = {name: np.zeros(self.search.shape(name)) for name in names}
-            strips = [strip for name in names for strip in self._drawn(name)]
-            step = partial(self._lost, type_name)
-            for strip, columns in self._each(f"errors at {type_name}", step, strips):
-                sums[strip.name][strip.matrix] += columns
-            _write_columns(out, sums)
-
-        return self._read_columns(self._get("error", type_name, inputs, write).path, names)
-
-    def _lost(self, type_name: str, strip: _Strip) -> NDArray[np.float32]:
-        search, tensor = self.search, self.search.tensors[strip.name]
-        importance = search.importance[strip.name]
-        by_column = None if importance is None else importance[strip.matrix]
-        values = weights.read_some(search.ggml, tensor, strip.rows)
-        raw = search.ggml.quantize(values, type_name, by_column)
-        return _column_sums(values - search.ggml.dequantize(raw, type_name), strip.weights)
-
-    def _write_sampled(self, out: Path) -> None:
-        tensors = self.search.tensors
-        sums = {name: np.zeros(self.search.shape(name)) for name in self.names}
-        sizes = {name: np.empty((2, weights.n_rows(tensors[name].info))) for name in self.names}
-        strips = [strip for name in self.names for strip in self._all(name)]
-        for strip, (by_row, columns) in self._each("sizes of rows", self._sizes, strips):
-            if not np.isfinite(columns).all():
-                where = tensors[strip.name].path
-                raise BadModel(f"{strip.name} has NaN or infinite weights", where=where)
-            sizes[strip.name][:, strip.rows] = by_row
-            sums[strip.name][strip.matrix] += columns
-        samples = [self._draw(name, sizes[name]) for name in self.names]
-        np.save(out / "n.npy", [len(sample.rows) for sample in samples])
-        np.save(out / "rows.npy", _joined([sample.rows for sample in samples]))
-        np.save(out / "weights.npy", _joined([sample.weights for sample in samples]))
-        _write_columns(out, sums)
-
-    def _sizes(self, strip: _Strip) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Return the sizes of rows, as the imatrix has it and evenly, and their column sums."""
-        tensor, first = self.search.tensors[strip.name], int(strip.rows[0])
-        values = weights.read_rows(self.search.ggml, tensor, first, len(strip.rows))
-        known = self.search.known
-        squares = _squares(known, strip.name, self.search.shape(strip.name)) if known else None
-        even = np.einsum("rc,rc->r", values, values)
-        columns = _column_sums(values, strip.weights)
-        if squares is None:
-            return np.stack([even, even]) * strip.weights, columns
-        values *= values
-        sizes = np.einsum("rc,c->r", values, squares[strip.matrix].astype(np.float32))
-        return np.stack([sizes, even]) * strip.weights, columns
-
-    def _draw(self, name: str, sizes: NDArray[np.float64]) -> Sample:
-        totals = sizes.sum(axis=1, keepdims=True)
-        shares = np.divide(sizes, totals, out=np.zeros_like(sizes), where=totals > 0)
-        n = max(ROWS, MATRIX_ROWS * self.search.shape(name)[0])
-        mixed = (1 - EVEN) * shares[0] + EVEN * shares[1]
-        return rows.draw(mixed, TOKEN_ROWS if self.frequencies is not None else n)
-
-    def _all(self, name: str) -> Iterator[_Strip]:
-        n = weights.n_rows(self.search.tensors[name].info)
-        counts = np.ones(n) if self.frequencies is None else self.frequencies[:n]
-        return self._strips(name, np.arange(n), counts)
-
-    def _drawn(self, name: str) -> Iterator[_Strip]:
-        sample = self.sampled.rows[name]
-        counts = sample.weights
-        if self.frequencies is not None:
-            counts = counts * self.frequencies[sample.rows]
-        return self._strips(name, sample.rows, counts)
-
-    def _strips(
-        self, name: str, numbers: NDArray[np.int64], counts: NDArray[np.float64]
-    ) -> Iterator[_Strip]:
-        """Yield rows in strips, none of which spans two matrices."""
-        n_columns, n_rows = self.search.tensors[name].info.shape[:2]
-        step = max(1, STRIP_WEIGHTS // n_columns)
-        matrices = np.arange(self.search.shape(name)[0] + 1)
-        cuts = np.searchsorted(numbers, matrices * n_rows)
-        for matrix, (start, end) in enumerate(itertools.pairwise(cuts)):
-            for first in range(start, end, step):
-                at = slice(first, min(first + step, end))
-                yield _Strip(name, matrix, numbers[at], counts[at])
-
-    def _each(
-        self, what: str, step: Callable[[_Strip], Result], strips: Sequence[_Strip]
-    ) -> Iterator[tuple[_Strip, Result]]:
-        """Yield each strip with what a step makes of it, and show how far it is."""
-        sizes = [len(strip.rows) * self.search.shape(strip.name)[1] for strip in strips]
-        name, n_done = f"{what} ({self.label} of {self.search.model.label})", 0
-        results = native.in_order(step, strips, self.search.threads)
-        with self.search.session.progress.task(name, sum(sizes), "weights") as task:
-            for size, pair in zip(sizes, results, strict=True):
-                n_done += size
-                task.update(n_done)
-                yield pair
-
-    def _get(
-        self, kind: str, label: str, inputs: Mapping[str, Any], write: Callable[[Path], None]
-    ) -> Artifact:
-        def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-            write(out)
-            return {}
-
-        search = self.search
-        used = slug(search.imatrix.language) if search.imatrix else "none"
-        label = f"{search.model.label}-{used}-{self.label}-{label}"
-        return search.session.store.get(kind, label, inputs, build, search.session.progress)
-
-    def _read_columns(self, path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        columns = np.load(path / "columns.npy", mmap_mode="r")
-        shapes = [self.search.shape(name) for name in names]
-        parts = np.split(columns, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
-        by_name = zip(names, parts, shapes, strict=True)
-        return {name: part.reshape(shape) for name, part, shape in by_name}
+def _parts(search: Search, language: Language) -> Iterator[Part]:
+    """Yield the tensors whose rows all count the same, and those with a row for each token."""
+    by_token = [n for n in search.tensors if n in (*EMBEDDINGS, HEAD)]
+    yield Part(search, "layers", [n for n in search.tensors if n not in by_token], None)
+    if by_token:
+        n_rows = max(search.tensors[n].info.shape[1] for n in by_token)
+        yield Part(search, "tokens", by_token, frequencies(language.token_counts, n_rows))
 
 
-def _write_columns(out: Path, sums: Mapping[str, NDArray[np.float64]]) -> None:
-    """Write the columns of tensors, one tensor after the other."""
-    np.save(out / "columns.npy", _joined([s.astype(np.float32).reshape(-1) for s in sums.values()]))
+def _activations(search: Search, imatrix: Imatrix, name: str) -> list[NDArray[Any]]:
+    """Return the squared activations that a tensor meets, for each role that it has."""
+    even = np.ones(search.shape(name), np.float32)
+    squares = _squares(imatrix, name, search.tensors[name].info)
+    product = even if squares is None else squares
+    if name not in EMBEDDINGS:
+        return [product]
+    is_head = name == EMBEDDINGS[0] and HEAD not in search.tensors
+    return [even, product] if is_head else [even]
 
 
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def _column_sums(values: NDArray[np.float32], counts: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the sums of squares by column, each row counted so often."""
-    squares = np.square(values)
-    return np.asarray(np.einsum("r,rc->c", counts.astype(np.float32), squares))
-
-
-def _squares(imatrix: Imatrix, name: str, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
-    """Return a language's sums of squared activations for a tensor, if it has them."""
-    entry = imatrix.entries.get(name)
+def _squares(imatrix: Imatrix | None, name: str, info: TensorInfo) -> NDArray[np.float32] | None:
+    """Return sums of squared activations for a tensor (matrices, columns), if there are any."""
+    entry = imatrix.entries.get(name) if imatrix else None
+    shape = (math.prod(info.shape[2:]), info.shape[0])
     if entry is None or entry.sums.size != math.prod(shape):
         return None
-    return np.asarray(entry.split(shape[0]).sums.reshape(shape), np.float64)
+    return entry.split(shape[0]).sums.reshape(shape).astype(np.float32)
+
+
+def _share(lost: NDArray[Any], power: NDArray[Any], squares: NDArray[Any]) -> float:
+    """Return the share of a squared output that is lost; 0 where there is none."""
+    both = [np.vdot(np.asarray(squares, np.float64), sums) for sums in (lost, power)]
+    return float(both[0] / both[1]) if both[1] else 0.0

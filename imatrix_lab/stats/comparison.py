@@ -154,7 +154,7 @@ def compare(
     else:
         _, order = np.unique(windows[finite], return_inverse=True)
         by_window = Sums.of(a - b, order, int(order.max()) + 1)
-        mean = paired.one_document(by_window.totals, by_window.sizes, rng, n_resamples, 1 - ALPHA)
+        mean = paired.one_document(by_window.totals, by_window.sizes, 1 - ALPHA)
     interval = mean.interval
     comparison = Comparison(
         question=question,

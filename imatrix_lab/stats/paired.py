@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from imatrix_lab.stats import clustered, resample, sign_flips
+from imatrix_lab.stats import clustered, sign_flips
 from imatrix_lab.stats.clustered import Interval
 
+BLOCKS = "blocks of one document"
+WINDOWS_MIN, BLOCKS_MIN = 20, 6
 FEW_CLUSTERS = 12
 """Below this, a comparison says how few there are."""
 
@@ -95,7 +97,7 @@ class PairedMean:
     interval : estimate with CR3 standard error; its ends are those of `method`.
     p_value : two-sided.
     exact : the permutation went through all patterns.
-    method : of ends and p_value: "permutation" or "stationary bootstrap".
+    method : of ends and p_value: "permutation", or `BLOCKS`.
     design_effect : variance over that of independent tokens or items.
     largest_share : of all values, in the largest cluster.
     """
@@ -145,49 +147,35 @@ def t_test(interval: Interval) -> float:
     return float(2 * special.stdtr(interval.df, -abs(interval.estimate) / interval.std_error))
 
 
-def one_document(
-    totals: np.ndarray,
-    sizes: np.ndarray,
-    rng: np.random.Generator,
-    n_resamples: int = 10_000,
-    level: float = 0.95,
-) -> PairedMean:
+def one_document(totals: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> PairedMean:
     """Return the mean difference where the text is one long document.
 
-    Stationary bootstrap of Politis & Romano (1994, JASA 89:1303) over the document's windows, in
-    their order, with the block length of Politis & White (2004; corrected 2009). The p value is
-    the share of centred replicates as far from 0 as the estimate. It holds for text like this
-    document and no other: nothing here measures how documents differ.
+    Its windows in at most 13 blocks of neighbours are the clusters of the sign flips (few large
+    blocks, as in Ibragimov & Müller 2010, J. Business & Economic Statistics 28:453): what resembles
+    its neighbours is mostly inside one block. It holds for text like this document and no other:
+    nothing here measures how documents differ.
 
     `totals`, `sizes`: (windows,), sums and counts of A minus B, in the order of the text.
 
     Raises ValueError: fewer than 20 windows.
     """
-    from arch.bootstrap import StationaryBootstrap, optimal_block_length
-
     totals, sizes = clustered.checked(totals, sizes)
     n_windows = len(sizes)
-    if n_windows < 20:
-        raise ValueError(f"one document of {n_windows} windows: 20 needed to resample them")
-    estimate = float(totals.sum() / sizes.sum())
-    residual = totals - estimate * sizes
-    block = 1.0
-    if np.ptp(residual) > 0:
-        block = float(np.clip(optimal_block_length(residual)["stationary"].iloc[0], 1, 1e9))
-    n_blocks = max(n_windows / block, 2.0)
-    drawn = StationaryBootstrap(block, totals, sizes, seed=rng)
-    replicates = drawn.apply(lambda t, s: t.sum() / s.sum(), n_resamples).ravel()
-    std_error = float(np.std(replicates)) * (n_blocks / (n_blocks - 1)) ** 0.5
-    tail = resample.tail_share(replicates, std_error, n_blocks - 1, level)
-    low, high = (float(x) for x in np.quantile(replicates, (tail, 1 - tail)))
-    hits = np.count_nonzero(np.abs(replicates - estimate) >= abs(estimate))
-    p = (1 + hits) / (1 + n_resamples)
+    if n_windows < WINDOWS_MIN:
+        raise ValueError(f"one document of {n_windows} windows: {WINDOWS_MIN} needed for blocks")
+    n_blocks = min(sign_flips.EXACT_MAX, max(BLOCKS_MIN, n_windows // 8))
+    starts = np.arange(n_blocks) * n_windows // n_blocks
+    by_block = (np.add.reduceat(totals, starts), np.add.reduceat(sizes, starts))
+    interval = clustered.mean(*by_block, level)
+    p, exact = sign_flips.p_value(by_block[0])
+    low, high = sign_flips.interval(*by_block, level)
+    residual = totals - interval.estimate * sizes
     naive = float(np.sum(residual**2)) / sizes.sum() ** 2
     return PairedMean(
-        interval=Interval(estimate, std_error, low, high, int(sizes.sum()), 1, n_blocks - 1, level),
+        interval=replace(interval, low=low, high=high, n_clusters=1),
         p_value=p,
-        exact=False,
-        method="stationary bootstrap",
-        design_effect=std_error**2 / naive if naive > 0 else float("nan"),
+        exact=exact,
+        method=BLOCKS,
+        design_effect=interval.std_error**2 / naive if naive > 0 else float("nan"),
         largest_share=1.0,
     )

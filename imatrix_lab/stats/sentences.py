@@ -3,15 +3,15 @@
 import math
 
 from imatrix_lab.core.format import probability, with_error
+from imatrix_lab.stats import paired
 from imatrix_lab.stats.comparison import ALPHA, Comparison
 from imatrix_lab.stats.interaction import Contrast
 from imatrix_lab.stats.metrics import Metric
-from imatrix_lab.stats.paired import FEW_CLUSTERS
 
 _ADJUSTED = {"holm": "Holm", "max-t": "max-T", "bh": "Benjamini-Hochberg"}
 _METHODS = {
     "permutation": "sign-flip permutation",
-    "stationary bootstrap": "stationary bootstrap of windows",
+    paired.BLOCKS: "sign-flip permutation of blocks of windows",
     "samples": "calibration sample as random effect, t with {df:.1f} df",
 }
 
@@ -194,9 +194,9 @@ def _limits(c: Comparison) -> str:
     """Return what the comparison does not show."""
     clusters = c.question.clusters
     limits = ["It holds for this model, these texts and this build of llama.cpp only."]
-    if c.method == "stationary bootstrap":
+    if c.method == paired.BLOCKS:
         limits.append("The text is one document: how documents differ was not measured.")
-    elif c.method == "permutation" and c.n_clusters < FEW_CLUSTERS:
+    elif c.method == "permutation" and c.n_clusters < paired.FEW_CLUSTERS:
         least = 2.0 ** (1 - c.n_clusters)
         limits.append(
             f"With only {c.n_clusters} {clusters}, the permutation's p cannot fall below"

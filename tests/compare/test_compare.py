@@ -12,7 +12,7 @@ from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.records.runs import blocks, find
-from imatrix_lab.stats import clustered, sign_flips
+from imatrix_lab.stats import clustered, paired, sign_flips
 from tests.compare.made_up import TOOLCHAIN, Text, items
 
 GRID = ("calib", "lang", "type")
@@ -156,7 +156,7 @@ def test_one_long_document_is_resampled_by_its_windows(tmp_path):
     text = Text("nb", n_documents=1, tokens=4000)
     paths = [text.write(tmp_path / f"{c}.parquet", c, "Q3_K_S") for c in ("nb", "en")]
     (result,) = compared(paths).comparisons
-    assert result.method == "stationary bootstrap"
+    assert result.method == paired.BLOCKS
     assert (result.n_clusters, result.paired.largest_share) == (1, 1)
     short = Text("nb", n_documents=1, tokens=100)
     paths = [short.write(tmp_path / f"s{c}.parquet", c, "Q3_K_S") for c in ("nb", "en")]

@@ -107,6 +107,19 @@ def test_a_language_added_in_a_folder_is_built(languages_of_ours, make):
     assert corpus.n_heldout == len(documents.read(corpus.heldout)) >= 4
 
 
+def test_where_the_documents_end_is_known(languages_of_ours, make, tmp_path):
+    languages_of_ours("qaa", only=260)
+    corpus = make("qaa", sample=2, n_samples=2)
+    given = [json.loads(row)["text"] for row in (tmp_path / "qaa-only.jsonl").open()]
+    texts = [*build.document_texts(corpus)]
+    assert len(texts) == corpus.n_documents > 2 and {*texts[:-1]} <= {*given}
+    assert sum(map(len, texts)) + 2 * len(texts) - 1 == len(corpus.calibration.read_text())
+    assert build.from_folder(corpus.calibration.parent) == corpus
+    earlier = dataclasses.replace(corpus, document_ends=())
+    with pytest.raises(BadText, match="earlier version"):
+        list(build.document_texts(earlier))
+
+
 def test_held_out_by_source_where_there_are_several(languages_of_ours, make):
     """The first that hold the budget are calibrated on, the next one is held out."""
     languages_of_ours("qaa", a=250, b=100, c=200)

@@ -125,6 +125,11 @@ def test_the_budget_is_met_exactly_or_all_is_used(count, lengths, budget):
     else:
         assert text == everything and used == found
     assert packing.joined(used).startswith(text)
+    ends = packing.ends(text, used) if text else [0]
+    starts = [0, *(end + len(JOINT) for end in ends[:-1])]
+    parts = [text[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert parts[:-1] == [d.text for d in used[: len(parts) - 1]]
+    assert used[len(parts) - 1].text.startswith(parts[-1])
 
 
 @pytest.mark.parametrize("n_documents", [1, 1000])

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import BadImatrix, BadText
+from imatrix_lab.errors import BadImatrix, BadText, DiskFull
 from imatrix_lab.imatrix import collect, collector, format
 from imatrix_lab.llamacpp import build
 from imatrix_lab.llamacpp.native import Interruptible
@@ -28,8 +29,11 @@ from imatrix_lab.models.resolve import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.types import ComputeOptions, CorpusFacts, Request
-from tests import tiny_model
+from tests import tiny_families, tiny_model
+from tests.core.test_store import fill
 
+N_KILLS = int(os.environ.get("KILLS", "3"))
+"""`KILLS=20 pytest -s -k killed` tries more."""
 SAVES_OFTEN = [
     sys.executable, "-c",
     "from imatrix_lab.imatrix import collect; from imatrix_lab.cli.main import main;"
@@ -83,14 +87,36 @@ def text_corpus(tools, model, text, parse_special=False):
     )
 
 
-@pytest.mark.parametrize("experts", [0, 4])
-def test_sums_are_those_of_llama_imatrix(tools, tmp_path, own_text, experts):
-    model = tiny_model.write(tmp_path / "m.gguf", experts=experts)
-    text = own_text(11 * 128 + 5)
-    made = tune.imatrix(request(model, text), tmp_path / "i.gguf", Session(Store(), Silent()))
-    same(format.read(made).entries, plain_run(tools, model, text, tmp_path / "plain.gguf"))
-    if experts:
-        assert any(e.counts.size == experts for e in format.read(made).entries.values())
+def a_model(family, path):
+    """A model of `tiny_families`, or a Llama, or one with 4 experts."""
+    if family in tiny_families.FAMILIES:
+        return tiny_families.write(path, family)
+    return tiny_model.write(path, experts=4 if family == "moe" else 0)
+
+
+MATRICES = {
+    "llama": "attn_q", "moe": "ffn_up_exps", "mamba": "ssm_dt", "lfm2": "shortconv.in_proj",
+    "phi3": "attn_qkv",
+}  # fmt: skip
+"""A matrix that only this family has."""
+
+
+@pytest.mark.parametrize("family", MATRICES)
+def test_sums_and_quants_are_those_of_llama_imatrix(tools, tmp_path, own_text, family):
+    model = a_model(family, tmp_path / "m-f16.gguf")
+    text = own_text(7 * 128 + 5)
+    ours, theirs = tmp_path / "i.gguf", tmp_path / "plain.gguf"
+    tune.imatrix(request(model, text, n_batch=256), ours, Session(Store(), Silent()))
+    entries = format.read(ours).entries
+    same(entries, plain_run(tools, model, text, theirs))
+    assert f"blk.0.{MATRICES[family]}.weight" in entries
+    assert any(e.counts.size == 4 for e in entries.values()) == (family == "moe")
+    sizes = set()
+    for imatrix in (ours, theirs):
+        argv = [tools.program("llama-quantize"), "--imatrix", imatrix, model, tmp_path / "q"]
+        subprocess.run([*map(str, argv), "Q4_K_M", "1"], check=True, capture_output=True)
+        sizes.add(sum(t.n_bytes for t in gguf.GGUFReader(tmp_path / "q").tensors))
+    assert len(sizes) == 1
 
 
 def test_the_output_matrix_on_request(tools, tiny, tmp_path, own_text):
@@ -177,27 +203,57 @@ def test_parse_special_counts_chat_tokens(tools, tiny, tmp_path, own_text):
     assert format.read(as_text).chunk_count > format.read(made).chunk_count
 
 
-def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, subprocess_env):
-    text = own_text(400 * 128)
+@pytest.mark.parametrize("more", [(), ("--moments",)], ids=["squares", "moments"])
+def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, subprocess_env, more):
+    """Killed at random moments, from the loading of the model on."""
+    text, rng = own_text(400 * 128), random.Random(f"{N_KILLS} {more}")
     argv = [*SAVES_OFTEN, "imatrix", "build", "--model", str(tiny), "--corpus", str(text)]
-    argv += ["--ctx", "128", "--threads", "1"]
-    calm = subprocess_env(tmp_path / "calm", tools)
+    argv += ["--ctx", "128", "--threads", "1", *more]
+    calm, rough = (subprocess_env(tmp_path / name, tools) for name in ("calm", "rough"))
+    out, n_killed, done = tmp_path / "rough.gguf", 0, [0]
     subprocess.run([*argv, "--out", str(tmp_path / "calm.gguf")], check=True, env=calm)
-    rough, out = subprocess_env(tmp_path / "rough", tools), tmp_path / "rough.gguf"
-    rng, done = random.Random(5), set()
-    for _ in range(6):
+    while n_killed < N_KILLS:
         process = subprocess.Popen([*argv, "--out", str(out)], env=rough)
         before = saved_windows(tmp_path / "rough")
-        while process.poll() is None and saved_windows(tmp_path / "rough") == before:
+        is_late = n_killed % 2  # every other one as soon as there is more to lose
+        while is_late and process.poll() is None and saved_windows(tmp_path / "rough") == before:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.3 if is_late else 3))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        done.add(saved_windows(tmp_path / "rough"))
-    assert len(done) >= 3  # each run went on from where the one before was killed
-    assert not out.exists()
+        if process.wait() == 0:  # too late: from the beginning
+            shutil.rmtree(tmp_path / "rough" / "imatrix")
+            out.unlink()
+            done.append(0)
+            continue
+        n_killed += 1
+        done.append(saved_windows(tmp_path / "rough"))
+    print(f"\nkilled {n_killed} times, with so many windows saved: {done}")
+    assert len({*done}) >= 2  # runs went on from where one before was killed
     subprocess.run([*argv, "--out", str(out)], check=True, env=rough)
     assert out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
+
+
+def test_a_full_disk_costs_what_was_not_saved(
+    tools, tiny, own_text, tmp_path, small_disk, monkeypatch
+):
+    monkeypatch.setattr(collect, "SAVE_S", 0.0)
+    monkeypatch.setattr(collect, "SAVE_SHARE", 1.0)
+    text, real = own_text(12 * 128), collector.Collector.save
+    whole = collected(tiny, text, tmp_path / "whole")
+
+    def save(sums, path, n_windows):
+        if n_windows == 5:
+            fill(small_disk)
+        real(sums, path, n_windows)
+
+    monkeypatch.setattr(collector.Collector, "save", save)
+    with pytest.raises(DiskFull) as error:
+        collected(tiny, text, small_disk / "full")
+    assert "imatrix-lab store gc" in error.value.fix
+    assert saved_windows(small_disk) == 4
+    (small_disk / "filler").unlink()
+    monkeypatch.setattr(collector.Collector, "save", real)
+    assert collected(tiny, text, small_disk / "full") == whole
 
 
 HOSTILE = {

@@ -50,7 +50,7 @@ Tensor._fields_ = [
 ]
 
 
-def read_by(tools, session, x, block, threads=1, name="blk.0.attn_q.weight", expert=None):
+def read_by(tools, session, x, block, threads=1, lengths=None, window=None):
     """The collector after it was shown a product with the rows `x`, once."""
     flag, n_columns = ctypes.c_int32(0), x.shape[-1]
     sums = collector.Collector(tools, collector.Settings(threads, block), flag, session).__enter__()
@@ -58,7 +58,7 @@ def read_by(tools, session, x, block, threads=1, name="blk.0.attn_q.weight", exp
     skip = -room.ctypes.data % 64 // 4
     rows = room[skip : skip + x.size].reshape(x.shape)
     rows[:] = x
-    w, x_t, t = Tensor(name=name.encode()), Tensor(data=rows.ctypes.data), Tensor()
+    w, x_t, t = Tensor(name=b"blk.0.attn_q.weight"), Tensor(data=rows.ctypes.data), Tensor()
     w.ne[:] = (n_columns, 8, 1, 1)
     x_t.ne[:] = (n_columns, len(rows), 1, 1)
     x_t.nb[:] = (4, 4 * n_columns, rows.nbytes, rows.nbytes)
@@ -70,7 +70,7 @@ def read_by(tools, session, x, block, threads=1, name="blk.0.attn_q.weight", exp
     t.src[0], t.src[1] = ctypes.pointer(w), ctypes.pointer(x_t)
     collect = sums._library.collect
     collect.restype = ctypes.c_bool
-    sums.begin([len(x)], len(x), may_end=True)
+    sums.begin(lengths or [len(x)], window or len(x), may_end=True)
     assert collect(ctypes.byref(t), ctypes.c_bool(True), sums._self)
     assert collect(ctypes.byref(t), ctypes.c_bool(False), sums._self), sums.fault
     return sums

@@ -17,7 +17,7 @@ from imatrix_lab.imatrix.format import Entry, Imatrix
 from imatrix_lab.llamacpp import ggml, programs
 from imatrix_lab.models import resolve, weights
 from imatrix_lab.models.gguf import TensorInfo
-from imatrix_lab.quantize import errors
+from imatrix_lab.quantize import error_sums, errors
 from imatrix_lab.quantize.errors import Language
 from imatrix_lab.types import ImatrixFacts, Model
 from tests import tiny_model
@@ -98,7 +98,7 @@ def test_errors_are_those_of_the_file(
     tools, models, imatrices, options_of, kind, name, tmp_path, session, monkeypatch
 ):
     """With all rows, only rounding is left."""
-    monkeypatch.setattr(errors, "ROWS", 1 << 20)
+    monkeypatch.setattr(error_sums, "ROWS", 1 << 20)
     path, imatrix, quant = models[name], imatrices[name], tmp_path / "quant.gguf"
     argv = [tools.program("llama-quantize"), "--imatrix", imatrix.path, "--pure", path, quant]
     process.run(
@@ -198,9 +198,10 @@ def test_tensors_that_models_are_published_in_stay():
     assert errors.candidates(info, K_TYPES, True) == ("MXFP4",)
 
 
-def test_a_type_that_is_none(options_of):
-    with pytest.raises(UsageError, match="Q4_K_M is not a type of tensors"):
-        options_of("dense", ["Q4_K_M"])
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_K"])
+def test_a_type_that_weights_do_not_have(options_of, kind):
+    with pytest.raises(UsageError, match=f"{kind} is not a type of weights"):
+        options_of("dense", [kind])
 
 
 # -- importance
@@ -326,7 +327,7 @@ def test_few_rows_tell_of_all(tools, tmp_path, session, monkeypatch):
         return np.array([list(options[name][t].errors.values()) for t in ("Q3_K", "Q4_K")])
 
     sampled = measured()
-    monkeypatch.setattr(errors, "ROWS", 1 << 20)
+    monkeypatch.setattr(error_sums, "ROWS", 1 << 20)
     whole = measured()
     assert (abs(sampled / whole - 1) < 0.02).all()
     assert (sampled != whole).all()
@@ -370,7 +371,7 @@ def test_what_is_known_is_not_computed_again(
 
 
 def test_threads_change_nothing(tools, models, imatrices, tmp_path, store_at, monkeypatch):
-    monkeypatch.setattr(errors, "STRIP_WEIGHTS", 4096)
+    monkeypatch.setattr(error_sums, "STRIP_WEIGHTS", 4096)
     language = {"nb": Language(format.read(imatrices["moe"].path))}
     results = []
     for threads in (1, 3):
@@ -388,3 +389,35 @@ def test_weights_that_are_no_numbers_are_refused(tools, tmp_path, session):
     language = {"nb": Language(Imatrix({}, (), 0, 0))}
     with pytest.raises(BadModel, match=r"ffn_up.weight has NaN or infinite"):
         errors.options(tools, model, None, ["IQ4_XS"], language, session, 1)
+
+
+def test_long_steps_are_shown(tools, models, imatrices, tmp_path, store_at, monkeypatch):
+    shown = []
+
+    class Noted(Silent):
+        def task(self, name, total, unit):
+            shown.append((name, total, unit))
+            return super().task(name, total, unit)
+
+    language = {"nb": Language(format.read(imatrices["dense"].path))}
+    arguments = (tools, as_model(models["dense"]), imatrices["dense"], ["Q8_0"], language)
+    errors.options(*arguments, Session(store_at(tmp_path / "a"), Noted()), 1)
+    assert shown == []
+    monkeypatch.setattr(error_sums, "SHOWN_WEIGHTS", 0)
+    errors.options(*arguments, Session(store_at(tmp_path / "b"), Noted()), 1)
+    assert len(shown) == 4  # rows are drawn and quantized, of layers and of tokens
+    assert all(total > 0 and unit == "weights" for _, total, unit in shown)
+
+
+def test_weights_that_cannot_be_read_are_refused(tools, tmp_path, session):
+    model = one_tensor(tmp_path / "model.gguf", np.ones((4, 256), np.int32))
+    with pytest.raises(BadModel, match=r"ffn_up.weight is I32: not weights"):
+        errors.options(tools, model, None, ["Q4_K"], {}, session, 1)
+
+
+def test_weights_that_overflow_a_type_are_told(tools, tmp_path, session):
+    model = one_tensor(tmp_path / "model.gguf", np.full((4, 48), 1e6, np.float32))
+    with pytest.raises(BadModel, match=r"ffn_up.weight overflows at F16"):
+        errors.options(
+            tools, model, None, ["Q4_K"], {"nb": Language(Imatrix({}, (), 0, 0))}, session, 1
+        )

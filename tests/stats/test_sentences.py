@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from imatrix_lab.stats import comparison, interaction, sentences
+from imatrix_lab.stats import comparison, interaction, paired, sentences
 from imatrix_lab.stats.comparison import Question
 from imatrix_lab.stats.metrics import METRICS
 
@@ -49,7 +49,7 @@ CASES = {
     "binary": binary_answers,
     "not finite": lambda: dataclasses.replace(CASES["better"](), n_excluded=2),
     "one document": lambda: dataclasses.replace(
-        CASES["better"](), method="stationary bootstrap", n_clusters=1
+        CASES["better"](), method=paired.BLOCKS, n_clusters=1
     ),
     "one sample": lambda: comparison.with_samples(CASES["better"](), crossed(-0.1)),
     "samples": lambda: comparison.with_samples(CASES["no margin"](), crossed(0.0, 3)),

@@ -1,0 +1,1 @@
+"""From files to people: blind votes, cards, the Hub."""

@@ -1,0 +1,1 @@
+"""Blind comparison: a page to vote on, and what the votes say."""

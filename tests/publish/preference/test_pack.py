@@ -1,0 +1,117 @@
+"""A page for votes: what it shows, what it hides, and its key."""
+
+import json
+
+import pytest
+
+from imatrix_lab.core.paths import data_dir
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
+from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.publish.preference import pack, prompts
+from imatrix_lab.publish.preference.pack import PackRequest
+from imatrix_lab.publish.preference.prompts import Prompts
+from imatrix_lab.report.text import visible
+from imatrix_lab.types import ComputeOptions
+
+CPU = ComputeOptions("cpu", threads=1, n_ctx=256)
+
+
+@pytest.fixture(scope="module")
+def request_of(reference, quants):
+    def make(out, *models, n=6):
+        texts = tuple(f"hva er {i} pluss {i}?" for i in range(n))
+        own = Prompts("nb", {"arithmetic": texts})
+        paths = tuple(str(quants.get(name, reference)) for name in models)
+        return PackRequest(own, paths, out, CPU, max_tokens=8, parallel=4)
+
+    return make
+
+
+def test_real_answers_and_a_key_that_knows_whose(score_store, tmp_path, request_of):
+    session = Session(score_store(tmp_path / "store"), Silent())
+    request = request_of(tmp_path / "vote.html", "F16", "Q2_K")
+    key = pack.make(request, session)
+    page = request.out.read_text()
+    assert {system["type"] for system in key.systems.values()} == {"F16", "Q2_K"}
+    assert len(key.answers) == 12
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert len(shown["pairs"]) + len(key.identical) == 6
+    for prompt, first, second in shown["pairs"]:
+        assert {key.answers[name]["system"] for name in (first, second)} == {"a", "b"}
+        assert {key.answers[name]["prompt"] for name in (first, second)} == {prompt}
+        assert shown["answers"][first] == visible(key.answers[first]["text"])
+    for secret in ("Q2_K", "tiny", key.salt, key.systems["a"]["sha256"]):
+        assert secret not in page
+    assert pack.read_key(request.key_path()) == key
+    bytes_before = request.out.read_bytes(), request.key_path().read_bytes()
+    assert pack.make(request, session) == key  # nothing is asked again, nothing changes
+    assert bytes_before == (request.out.read_bytes(), request.key_path().read_bytes())
+
+
+def test_another_request_does_not_lose_a_key(score_store, tmp_path, request_of):
+    session = Session(score_store(tmp_path / "store"), Silent())
+    request = request_of(tmp_path / "vote.html", "F16", "Q2_K")
+    pack.make(request, session)
+    other = request_of(tmp_path / "vote.html", "F16", "Q2_K", n=3)
+    with pytest.raises(UsageError, match="not replaced"):
+        pack.make(other, session)
+    (tmp_path / "own.html").write_text("my page")
+    with pytest.raises(UsageError, match="not replaced"):
+        pack.make(request_of(tmp_path / "own.html", "F16", "Q2_K"), session)
+
+
+def test_a_model_is_not_compared_with_itself(score_store, tmp_path, request_of):
+    session = Session(score_store(tmp_path / "store"), Silent())
+    with pytest.raises(UsageError, match="same file"):
+        pack.make(request_of(tmp_path / "vote.html", "F16", "F16"), session)
+    assert not (tmp_path / "vote.html").exists()
+
+
+def test_which_side_a_system_is_on_says_nothing(score_store, tmp_path, request_of):
+    session = Session(score_store(tmp_path / "store"), Silent())
+    key = pack.make(request_of(tmp_path / "vote.html", "F16", "Q2_K", n=24), session)
+    pairs = pack._page_data(key)["pairs"]
+    first = [key.answers[name]["system"] for _, name, _ in pairs]
+    assert 0 < first.count("a") < len(first)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "imatrix_lab votes"}', "\x00"])
+def test_other_files_are_no_keys(tmp_path, content):
+    path = tmp_path / "key.json"
+    path.write_text(content)
+    with pytest.raises(BadRecords):
+        pack.read_key(path)
+    with pytest.raises(BadRecords, match="cannot be read"):
+        pack.read_key(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("path", sorted(data_dir("prompts").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_projects_prompts(path):
+    own = prompts.read(path.stem)
+    assert (own.language, own.licence) == (path.stem, "CC0-1.0")
+    assert len(own.by_id()) == 150
+    assert prompts.texts_of(path.stem).language == path.stem
+
+
+def test_where_nobody_has_written_the_pages_words_it_speaks_english():
+    assert prompts.texts_of("fi").language == "en"
+
+
+@pytest.mark.parametrize(
+    ("toml", "problem"),
+    [
+        ("language = 'nb'", "missing key 'prompts'"),
+        ("language = 'nb'\n[prompts]\na = ['x']", "at least two"),
+        ("language = 'nb'\n[prompts]\na = ['x', ' ']", "none of them empty"),
+        ("language = 'nb'\n[prompts]\na = ['x', 'x']", "twice"),
+        ("language = 'nb'\n[prompts]\na = 'x'", "not a list"),
+    ],
+)
+def test_bad_prompts_are_told(tmp_path, toml, problem):
+    path = tmp_path / "p.toml"
+    path.write_text(toml)
+    with pytest.raises(UsageError, match=problem):
+        prompts.read(path)
+    with pytest.raises(UsageError, match="no prompts for tlh"):
+        prompts.read("tlh")

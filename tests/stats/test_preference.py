@@ -1,0 +1,129 @@
+"""Preferences: by simulation, against statsmodels, and Krippendorff's own examples."""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+
+from imatrix_lab.stats import preference
+
+# Krippendorff (2011), reliability data of four observers; None is no vote
+FOUR = (
+    (1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None),
+    (1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3),
+    (None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None),
+    (1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None),
+)
+
+
+def votes(rng, n_raters, taste, n_prompts=120, mean=0.0):
+    prompts = np.repeat(np.arange(n_prompts), n_raters)
+    raters = np.tile(np.arange(n_raters), n_prompts)
+    latent = (
+        mean
+        + 0.6 * rng.standard_normal(n_prompts)[prompts]
+        + taste * rng.standard_normal(n_raters)[raters]
+        + rng.standard_normal(len(prompts))
+    )
+    return np.sign(latent) * (np.abs(latent) > 0.4), prompts, raters
+
+
+@pytest.mark.parametrize(("n_raters", "taste"), [(1, 0.0), (5, 0.0), (5, 0.3), (12, 0.3)])
+def test_equal_systems_are_told_apart_in_few_cases(n_raters, taste):
+    rng = np.random.default_rng(1)
+    hits = np.zeros(2)
+    for _ in range(400):
+        choices, prompts, raters = votes(rng, n_raters, taste)
+        mean = preference.mean_preference(choices, prompts, raters)
+        by_prompt = preference.mean_preference(choices, prompts, np.zeros_like(raters))
+        hits += (mean.p_value <= 0.05, by_prompt.p_value <= 0.05)
+    assert hits[0] / 400 <= 0.075
+    if taste:  # who ignores the raters is wrong
+        assert hits[1] / 400 > 0.15
+
+
+def test_the_interval_covers_the_mean():
+    rng = np.random.default_rng(2)
+    truth = np.mean([votes(rng, 20, 0.3, 400, 0.3)[0].mean() for _ in range(200)])
+    hits = 0
+    for _ in range(500):
+        mean = preference.mean_preference(*votes(rng, 6, 0.3, mean=0.3))
+        hits += mean.interval.low <= truth <= mean.interval.high
+    assert 0.92 <= hits / 500 <= 0.99
+    assert mean.of_people
+    assert mean.se_raters > 0
+
+
+def test_few_raters_speak_for_themselves():
+    choices, prompts, raters = votes(np.random.default_rng(3), 2, 0.0)
+    mean = preference.mean_preference(choices, prompts, raters)
+    assert not mean.of_people
+    with pytest.raises(ValueError, match="one prompt"):
+        preference.mean_preference(np.ones(3), np.zeros(3, int), np.arange(3))
+
+
+def test_votes_that_are_all_alike():
+    mean = preference.mean_preference(np.ones(40), np.arange(40) // 4, np.arange(40) % 4)
+    assert (mean.interval.estimate, mean.p_value) == (1, 0)
+
+
+def davidson(rng, n, log_strengths, log_ties):
+    pairs = np.array([rng.choice(len(log_strengths), 2, replace=False) for _ in range(n)])
+    a, b = np.array(log_strengths)[pairs].T
+    weights = np.exp(np.column_stack([a, log_ties + (a + b) / 2, b]))
+    drawn = rng.random(n)[:, None] < np.cumsum(weights, axis=1) / weights.sum(1, keepdims=True)
+    return pairs, 1 - drawn.argmax(axis=1)
+
+
+def test_two_systems_have_the_odds_of_their_votes():
+    outcomes = np.repeat([1, 0, -1], [30, 15, 20])
+    pairs = np.tile([0, 1], (65, 1))
+    fit = preference.strengths(pairs, outcomes, np.arange(65), 2)
+    assert fit.log_strengths[0] - fit.log_strengths[1] == pytest.approx(np.log(30 / 20), abs=1e-5)
+    assert fit.log_ties == pytest.approx(np.log(15 / np.sqrt(30 * 20)), abs=1e-5)
+
+
+def test_three_systems_as_a_loglinear_model():
+    pairs, outcomes = davidson(np.random.default_rng(4), 900, (0.5, 0.0, -0.5), -0.3)
+    fit = preference.strengths(pairs, outcomes, np.arange(900), 3)
+    rows, counts = [], []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        for result in (1, 0, -1):
+            same = (pairs == (i, j)).all(1) & (outcomes == result)
+            turned = (pairs == (j, i)).all(1) & (outcomes == -result)
+            counts.append(np.sum(same | turned))
+            row = np.zeros(7)
+            row[{1: [i], 0: [i, j], -1: [j]}[result]] = {1: 1, 0: 0.5, -1: 1}[result]
+            row[3] = result == 0
+            row[4 + (i + j - 1)] = 1  # the number of votes on this pair
+            rows.append(row)
+    theirs = sm.GLM(counts, np.array(rows)[:, 1:], family=sm.families.Poisson()).fit()
+    expected = np.array([0, *theirs.params[:2]])
+    np.testing.assert_allclose(fit.log_strengths, expected - expected.mean(), atol=1e-4)
+    assert fit.log_ties == pytest.approx(theirs.params[2], abs=1e-4)
+
+
+def test_errors_of_strengths_are_those_of_repetition():
+    rng = np.random.default_rng(5)
+    fits = []
+    for _ in range(300):
+        pairs, outcomes = davidson(rng, 150, (0.4, 0.0, -0.4), -0.5)
+        fits.append(preference.strengths(pairs, outcomes, np.arange(150), 3))
+    spread = np.std([f.log_strengths for f in fits], axis=0)
+    np.testing.assert_allclose(np.mean([f.std_errors for f in fits], axis=0), spread, rtol=0.12)
+
+
+def test_a_system_that_always_wins_has_no_strength():
+    with pytest.raises(ValueError, match="no finite strength"):
+        preference.strengths(np.tile([0, 1], (9, 1)), np.ones(9), np.arange(9), 2)
+
+
+def test_alpha_is_krippendorffs():
+    rated = [(unit, v) for row in FOUR for unit, v in enumerate(row) if v is not None]
+    units, values = map(np.array, zip(*rated, strict=True))
+    assert preference.krippendorff_alpha(units, values) == pytest.approx(0.849, abs=5e-4)
+    assert preference.krippendorff_alpha(np.array([0, 0, 1, 1]), np.array([1, 1, 2, 2])) == 1
+    assert np.isnan(preference.krippendorff_alpha(np.arange(5), np.arange(5.0)))
+    assert np.isnan(preference.krippendorff_alpha(np.zeros(4, int), np.ones(4)))
+    rng = np.random.default_rng(6)
+    chance = preference.krippendorff_alpha(np.repeat(np.arange(2000), 2), rng.random(4000))
+    assert chance == pytest.approx(0, abs=0.06)
