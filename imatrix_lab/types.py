@@ -207,11 +207,11 @@ class TypeChoice:
 class Request:
     """A tuning run: from text to quantized files, which go to the folder `out`.
 
-        `text`: a language or mixture, a corpus folder, or a text file. `model`: see `models.resolve`.
-        `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
-        file with others; None: if that is quick. `study` is a folder for the model card. `moments`
-        are collected too, whole for the matrices that `full` matches; `windows` are those of the
-        `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
+    `text`: a language or mixture, a corpus folder, or a text file. `model`: see `models.resolve`.
+    `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
+    file with others; None: if that is quick. `study` is a folder for the model card. `moments`
+    are collected too, whole for the matrices that `full` matches; `windows` are those of the
+    `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
     what is free. `feedback`: see `quantize.feedback`. `types` may be sizes (see
     `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
     """

@@ -1,5 +1,6 @@
 """The best types of a size: errors, sensitivities and choice joined, for one model and imatrix."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping
@@ -8,20 +9,19 @@ from functools import cached_property
 from typing import Any
 
 from imatrix_lab.core import format
-from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import languages
-from imatrix_lab.errors import UsageError
+from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.llamacpp import ggml, programs, size_types
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import TensorInfo
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.quantize import allocate, errors, probes, run, sizes
+from imatrix_lab.quantize import allocate, errors, probes, run, sensitivity, sizes
 from imatrix_lab.quantize.allocate import Candidate, Candidates, Goal
 from imatrix_lab.quantize.errors import Language, Options
-from imatrix_lab.quantize.sensitivity import Sensitivity
+from imatrix_lab.quantize.sensitivity import SUFFIX, Sensitivity
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, Request, TypeChoice
 
 STANDARD = (
@@ -355,6 +355,17 @@ class Case:
         return fixed_bytes + sum(map(sizes.padded, sizes_bytes))
 
 
+def measured(model: Model, session: Session) -> list[str]:
+    """Return the languages whose sensitivities the store has for a model."""
+    measured = set()
+    for artifact in session.store.artifacts():
+        inputs = artifact.manifest["inputs"]
+        if artifact.manifest["kind"] == "sensitivity" and inputs["model_sha256"] == model.sha256:
+            with contextlib.suppress(BadRecords):
+                measured |= {sensitivity.read(f).language for f in artifact.path.glob(f"*{SUFFIX}")}
+    return sorted(measured)
+
+
 def told(quant_type: str, chosen: Chosen) -> str:
     """Return a choice in a sentence: its size, and what it is predicted to lose."""
     klds = (
@@ -368,12 +379,12 @@ def told(quant_type: str, chosen: Chosen) -> str:
     )
 
 
-def _has(sensitivity: Sensitivity, tensor: str) -> bool:
+def _has(measured: Sensitivity, tensor: str) -> bool:
     try:
-        return bool(sensitivity.of(tensor))
+        return bool(measured.of(tensor))
     except KeyError:
         return False
 
 
-def _digest(sensitivity: Sensitivity) -> str:
-    return hashlib.sha256(canonical_json(dataclasses.asdict(sensitivity)).encode()).hexdigest()
+def _digest(measured: Sensitivity) -> str:
+    return hashlib.sha256(sensitivity.text(measured).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """The whole path: text in a language -> importance matrix -> language-tuned GGUF files."""
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from imatrix_lab.corpus.build import (
 )
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
-from imatrix_lab.errors import UsageError
+from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
 from imatrix_lab.imatrix import collect, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
 from imatrix_lab.llamacpp import size_types
@@ -37,7 +38,7 @@ from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, deliver, model_card
 from imatrix_lab.pipeline.allocate import Chosen
-from imatrix_lab.quantize import feedback, run
+from imatrix_lab.quantize import feedback, probes, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -70,7 +71,9 @@ def tune(request: Request, session: Session) -> Result:
     compared = model_card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
     inputs = deliver.Made(model, corpus, imatrix, heldout_in(corpus))
-    chosen = _chosen(request, tools, inputs, _weights(request, parse_text(request.text)), session)
+    chosen = chosen_types(
+        request, tools, inputs, weights_of(request, parse_text(request.text)), session
+    )
     deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
     result = _quantize(request, tools, inputs, chosen, session)
     if compared:
@@ -94,7 +97,7 @@ def check(request: Request, session: Session) -> Rules:
         feedback.check_types(request.types)
     resolve.check_spec(request.model, session.store)
     allocate.check(request)
-    _weights(request, text)
+    weights_of(request, text)
     run.check_spec(request.model, request.types, request.allow_requantize)
     rules = rules_of(request, session)
     deliver.check_folder(request.out, rules)
@@ -283,7 +286,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
         language = slug(matrix.language or imatrix_path.stem)
         text = text or language
-    weights = _weights(request, language)
+    weights = weights_of(request, language)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
     verified = dataclasses.replace(request, text=text)
@@ -307,7 +310,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
             start = heldout_of_file(own, vocabulary, run.VERIFY_TOKENS, session)
             heldout = HeldOut(*start, own.name)
     inputs = deliver.Made(model, None, imatrix, heldout)
-    chosen = _chosen(request, tools, inputs, weights, session)
+    chosen = chosen_types(request, tools, inputs, weights, session)
     deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
     return _quantize(request, tools, inputs, chosen, session)
 
@@ -371,7 +374,7 @@ def existing_imatrix(
     )
 
 
-def _weights(request: Request, text: Mixture | Path | str) -> dict[str, float]:
+def weights_of(request: Request, text: Mixture | Path | str) -> dict[str, float]:
     """Return the languages that files of a size are for, with weights; none without a size.
 
     By default those of the text, or of the imatrix with that label. Raises UsageError: of none.
@@ -390,7 +393,7 @@ def _weights(request: Request, text: Mixture | Path | str) -> dict[str, float]:
     raise UsageError(what, fix="--for nb, or --for nb=1,en=0.3")
 
 
-def _chosen(
+def chosen_types(
     request: Request,
     tools: Toolchain,
     inputs: deliver.Made,
@@ -412,10 +415,28 @@ def _chosen(
         matrix = imatrix if is_given else imatrix_of(other, tools, model, corpus, session)
         assert matrix
         texts[language] = (corpus, matrix)
+    texts |= _known_texts(request, tools, model, texts, session)
     metadata = metadata_of(tools, inputs.corpus, imatrix)
     metadata |= feedback.metadata() if request.feedback else {}
     case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
     return {quant_type: case.choose(quant_type) for quant_type in quant_types}
+
+
+def _known_texts(
+    request: Request, tools: Toolchain, model: Model, texts: allocate.Texts, session: Session
+) -> dict[str, tuple[CorpusFacts, ImatrixFacts]]:
+    """Return other languages whose sensitivities the store has for this model, for predictions."""
+    known, read_only = {}, session.read_only()
+    for language in allocate.measured(model, session):
+        other = dataclasses.replace(request, text=language, moments=False, full="")
+        if language in texts or not languages.is_name(language):
+            continue
+        with contextlib.suppress(NotBuilt, FetchFailed, MissingTool):
+            corpus = corpus_of(other, tools, model, read_only)
+            text = (corpus, imatrix_of(other, tools, model, corpus, read_only))
+            probes.sensitivity_of(tools, model, text, request.compute, read_only)
+            known[language] = text
+    return known
 
 
 def _quantize(
