@@ -1,5 +1,6 @@
 """Types of tensors chosen for a size: on small models, from text to files."""
 
+import dataclasses
 import json
 
 import pytest
@@ -109,6 +110,24 @@ def test_bounds_of_roles_types_and_languages(tuned):
     assert ups == {"Q5_K"}
     assert set(bound.predicted_kld_nats) == {"qa", "en"} and bound.weights == {"qa": 1.0}
     assert bound.predicted_kld_nats["qa"] >= free.predicted_kld_nats["qa"] * (1 - 1e-3)
+
+
+def test_a_language_measured_before_is_predicted_and_changes_nothing(tuned):
+    only = tuned("size:Q5_K_S").chosen["size:Q5_K_S"]
+    tuned("size:Q5_K_M", choice=TypeChoice(languages=(("en", 1.0),)))
+    both = tuned("size:Q5_K_S").chosen["size:Q5_K_S"]
+    assert "qa" in only.predicted_kld_nats and set(both.predicted_kld_nats) == {"qa", "en"}
+    assert both.mix == only.mix and both.weights == {"qa": 1.0}
+
+
+def test_of_a_model_that_is_quantized_already(tuned, request_of, store, tmp_path):
+    model = tuned("Q8_0").files[0]
+    request = dataclasses.replace(
+        request_of("size:Q4_K_M", allow_requantize=True), model=str(model), out=tmp_path / "again"
+    )
+    (quant,) = tune.tune(request, Session(store, Silent())).quants
+    types = {t.type_name for t in read_header(quant.path).tensors}
+    assert types <= {*allocate.CPU_TYPES, "F32"} and len(types) > 2
 
 
 def test_for_another_language(tuned):
