@@ -12,7 +12,9 @@ MAKEOVERRIDES :=
 unexport LANG LANGUAGE
 export LC_ALL := C.UTF-8
 
-TYPES ?= Q4_K_M Q5_K_M
+SIZE ?=
+BITS ?=
+TYPES ?= $(if $(SIZE)$(BITS),,Q4_K_M Q5_K_M)
 MODEL ?= demo
 TOKENS ?= 65536
 OUT ?= quants
@@ -22,7 +24,7 @@ STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
 # A misspelt setting must not start half an hour of work with the default.
-SETTINGS := LANG TYPES MODEL TOKENS OUT QUICK FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
+SETTINGS := LANG TYPES SIZE BITS MODEL TOKENS OUT QUICK FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
 UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
 ifneq ($(UNKNOWN),)
@@ -45,7 +47,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
-	@echo "           [QUICK=0] [FEEDBACK=1] [STUDY=studies/quick-nb]"
+	@echo "           [SIZE=3.5GiB | SIZE=Q4_K_M | BITS=4.5] [QUICK=0] [FEEDBACK=1] [STUDY=studies/quick-nb]"
 	@echo "make study RECIPE=recipes/quick-nb.toml [FLAGS=--dry-run]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -69,6 +71,7 @@ $(VENV)/.dev: $(VENV)/.ready
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
+		$(foreach size,$(SIZE),--size '$(size)') $(foreach bits,$(BITS),--bits '$(bits)') \
 		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
 		$(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 

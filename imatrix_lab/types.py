@@ -189,6 +189,21 @@ class ComputeOptions:
 
 
 @dataclass(frozen=True)
+class TypeChoice:
+    """How the types of tensors are chosen at a size; what is empty is decided by model and text.
+
+    `languages` with weights: whose loss is made small. `at_least`: roles of tensors with their
+    smallest type. `types` of tensors that are allowed. `no_worse_than`: languages that must not
+    lose more than with a standard type.
+    """
+
+    languages: tuple[tuple[str, float], ...] = ()
+    at_least: tuple[tuple[str, str], ...] = ()
+    types: tuple[str, ...] = ()
+    no_worse_than: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """A tuning run: from text to quantized files, which go to the folder `out`.
 
@@ -197,7 +212,8 @@ class Request:
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
     `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
-    what is free. `feedback`: see `quantize.feedback`.
+    what is free. `feedback`: see `quantize.feedback`. `types` may be sizes (see
+    `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
     """
 
     text: str
@@ -219,6 +235,7 @@ class Request:
     windows: str = "stream"
     memory_bytes: int | None = None
     field: str = ""
+    choice: TypeChoice = TypeChoice()
 
 
 @dataclass(frozen=True)

@@ -213,3 +213,13 @@ def test_a_misspelt_setting_stops_before_any_work(checkout: Path, setting: str) 
 
 def test_the_environment_may_hold_any_word(checkout: Path) -> None:
     assert quant(checkout, "LANG=nb", TYPE="x", TOKEN="y").arguments[:2] == ["tune", "nb"]
+
+
+def test_sizes_take_the_place_of_the_usual_types(checkout: Path) -> None:
+    call = quant(checkout, "LANG=nb", "SIZE=3.5GiB Q4_K_M", "BITS=4.5")
+    words = list(zip(call.arguments, call.arguments[1:], strict=False))
+    assert call.option("--type") == ""
+    for pair in (("--size", "3.5GiB"), ("--size", "Q4_K_M"), ("--bits", "4.5")):
+        assert pair in words
+    assert quant(checkout, "LANG=nb", "SIZE=Q4_K_M", "TYPES=Q6_K").option("--type") == "Q6_K"
+    assert "--size" not in quant(checkout, "LANG=nb").arguments

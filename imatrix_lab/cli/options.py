@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import languages
-from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.errors import UsageError
+from imatrix_lab.llamacpp import programs, size_types, toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import default_backend
-from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request
+from imatrix_lab.types import TOKENS_DEFAULT, ComputeOptions, Request, TypeChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,6 +111,26 @@ TYPES = click.option(
     "--type", "types", type=Types(), multiple=True, metavar="TYPE",
     help="Quant type, e.g. Q4_K_M; repeat for several. [default: Q4_K_M Q5_K_M]",
 )  # fmt: skip
+SIZES = several(
+    [
+        click.option("--size", "sizes", multiple=True, metavar="SIZE",
+                     help="The best file of this size: 3.5GiB, or as large as a type (Q4_K_M). The"
+                     " type of each tensor is chosen by how much the language suffers from it;"
+                     " repeat for several sizes."),
+        click.option("--bits", type=click.FloatRange(0, min_open=True), multiple=True,
+                     help="The same, in bits per weight over all tensors."),
+        click.option("--for", "languages", metavar="LANG=WEIGHT,…",
+                     help="Languages that a --size is for. [default: that of the imatrix]"),
+        click.option("--at-least", multiple=True, metavar="ROLE=TYPE",
+                     help="The smallest type of tensors with this role, e.g. token_embd=Q6_K."),
+        click.option("--types", "tensor_types", default="", metavar="TYPES",
+                     help="Types of tensors that a --size may use, e.g. Q4_K,Q6_K."
+                     " [default: those that run fast on the backend]"),
+        click.option("--no-worse-than", multiple=True, metavar="TYPE:LANGS",
+                     help="Languages that a --size must not make worse, by prediction, than this"
+                     " type does, e.g. Q4_K_M:ml,en."),
+    ]
+)  # fmt: skip
 TOKENS = click.option(
     "--tokens", "n_tokens", type=click.IntRange(64), default=TOKENS_DEFAULT, show_default=True,
     help="Length of the calibration text in tokens of the model.",
@@ -143,12 +165,57 @@ COMPUTE = several(
 
 def request(text: str, types: tuple[tuple[str, ...], ...], **rest: Any) -> Request:
     """Return the request that the options describe."""
-    quant_types = tuple(dict.fromkeys(t for group in types for t in group)) or ("Q4_K_M", "Q5_K_M")
-    compute = compute_options(rest)
+    quant_types = tuple(dict.fromkeys(t for group in types for t in group))
+    quant_types += tuple(map(size_types.parse, rest.pop("sizes", ())))
+    quant_types += tuple(size_types.parse(f"{bits:.12g}bpw") for bits in rest.pop("bits", ()))
+    compute, choice = compute_options(rest), _choice(rest)
     n_ctx, n_batch = compute.n_ctx or WINDOW, compute.n_batch
     if n_batch is not None and n_batch >= n_ctx and n_batch % n_ctx:
         raise click.UsageError(f"--batch {n_batch} is not a multiple of --ctx {n_ctx}")
-    return Request(text, quant_types, compute=compute, out=rest.pop("out", Path()), **rest)
+    quant_types = tuple(dict.fromkeys(quant_types)) or ("Q4_K_M", "Q5_K_M")
+    out = rest.pop("out", Path())
+    return Request(text, quant_types, compute=compute, out=out, choice=choice, **rest)
+
+
+def _choice(options: dict[str, Any]) -> TypeChoice:
+    """Take the options of `SIZES` out of a command's options."""
+    weighted = [_weighted(word) for word in _words(options.pop("languages", None) or "")]
+    at_least = [_pair(word, "=", "--at-least ROLE=TYPE") for word in options.pop("at_least", ())]
+    no_worse_than = []
+    for word in options.pop("no_worse_than", ()):
+        standard, named = _pair(word, ":", "--no-worse-than Q4_K_M:ml,en")
+        (quant_type,) = Types().convert(standard, None, None)
+        codes = tuple(languages.get(w).code for w in _words(named))
+        no_worse_than.append((quant_type, codes))
+    return TypeChoice(
+        tuple(weighted),
+        tuple((role, type_name.upper()) for role, type_name in at_least),
+        tuple(word.upper() for word in _words(options.pop("tensor_types", ""))),
+        tuple(no_worse_than),
+    )
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _pair(word: str, sign: str, example: str) -> tuple[str, str]:
+    first, _, second = word.partition(sign)
+    if not first or not second:
+        raise UsageError(f"{word!r} has not both parts", fix=example)
+    return first, second
+
+
+def _weighted(word: str) -> tuple[str, float]:
+    name, _, weight = word.partition("=")
+    try:
+        value = float(weight or 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        what = f"the weight of {name} is {weight!r}, not a positive number"
+        raise UsageError(what, fix="--for nb=1,en=0.3")
+    return languages.get(name).code, value
 
 
 def compute_options(options: dict[str, Any]) -> ComputeOptions:

@@ -22,6 +22,7 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     help="An importance matrix (GGUF or .dat; hf:org/repo/file on the Hub), or none.",
 )
 @options.TYPES
+@options.SIZES
 @click.option(
     "--heldout",
     metavar="TEXT",
@@ -52,8 +53,9 @@ def quantize(
     """Quantize with an existing importance matrix, or none.
 
     \b
-    Example:
+    Examples:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
+      imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --size 3.5GiB
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.moments.gguf --type Q4_K_M --feedback
     """  # fmt: skip
     from imatrix_lab.models import hub_spec

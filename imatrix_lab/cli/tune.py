@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("text", metavar="LANGUAGE", required=False)
 @options.TYPES
+@options.SIZES
 @options.MODEL
 @options.TOKENS
 @click.option(

@@ -22,13 +22,15 @@ from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt, Store
 from imatrix_lab.errors import BadModel, UsageError
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp import size_types, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import conditions, demo, hub, hub_spec, loading
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header, shard_paths
 from imatrix_lab.types import Model, ModelFacts
 
 K_QUANT_COLUMNS = 256
+SIZE = "imatrix_lab.size"
+"""In the metadata of a quant whose tensors' types were chosen for a size."""
 _UNQUANTIZED = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj"
     r"|^position_embd|^token_types|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj"
@@ -243,7 +245,12 @@ def _n_vocab(header: GgufHeader) -> int:
 
 
 def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
-    """Return the file's type: as its metadata has it, else the most common of its tensors."""
+    """Return the file's type: as its metadata has it, else the most common of its tensors.
+
+    A file of ours whose types were chosen for a size is of that size: ``size:Q4_K_M``.
+    """
+    if size := header.text(SIZE):
+        return size_types.PREFIX + size
     with contextlib.suppress(ValueError, KeyError):
         file_type = gguf.LlamaFileType(header.metadata["general.file_type"])
         if file_type != gguf.LlamaFileType.GUESSED:

@@ -5,14 +5,14 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from imatrix_lab import __version__
-from imatrix_lab.core import outputs
+from imatrix_lab.core import config, outputs
 from imatrix_lab.core.files import canonical_json, place, sha256_file, write_whole
 from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Rules, check_file
@@ -20,11 +20,13 @@ from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format
+from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.models.gguf import read_header
+from imatrix_lab.pipeline.allocate import Chosen
 from imatrix_lab.pipeline.model_card import card
 from imatrix_lab.quantize import run
-from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request, TypeChoice
 
 CARD = "README.md"
 _CARD_SHA256 = "card_sha256"
@@ -41,13 +43,27 @@ _OTHER_FOLDER = "choose another folder: OUT=FOLDER for make, or --out FOLDER"
 
 @dataclass(frozen=True)
 class Names:
-    """What names files: the label of a model, that of its imatrix, or none; and what is known."""
+    """What names files: the label of a model, that of its imatrix, or none; and what is known.
+
+    `chosen`: what was chosen at each size; before, names that depend on it are unknown.
+    """
 
     model_label: str
     language: str
     model: Model | None = None
     imatrix: ImatrixFacts | None = None
     """A user's own: it stays where it is."""
+    chosen: Mapping[str, Chosen] = field(default_factory=dict)
+
+    def files(self, request: Request) -> dict[str, str]:
+        """Return the names of a request's quants by their types, as far as they are known."""
+        types, called = request.types, run.calibration(self.language, request.feedback)
+        bases = {t: self.chosen[t].mix.base if t in self.chosen else "" for t in types}
+        return {
+            t: run.file_name(self.model_label, called, t, base)
+            for t, base in bases.items()
+            if base or not size_types.is_size(t) or size_types.standard(t)
+        }
 
 
 def check_folder(out: Path, rules: Rules) -> None:
@@ -82,15 +98,17 @@ def check_files(request: Request, names: Names, rules: Rules) -> None:
     same = _settings(request) | ({"model_sha256": model.sha256} if model else {})
     if names.imatrix:
         same["imatrix_sha256"] = names.imatrix.sha256
-    called = run.calibration(language, request.feedback)
-    files = [run.file_name(label, called, t) for t in request.types]
-    if language and not names.imatrix:
-        files.append(imatrix_name(label, language, request.moments))
     if model:
         rules = dataclasses.replace(rules, inputs=(*rules.inputs, *model.shards))
     entries = _entries(out) or {}
-    for name in files:
+    if language and not names.imatrix:
+        name = imatrix_name(label, language, request.moments)
         check_file(out / name, rules, _other_than(same, entries.get(name, {})))
+    for quant_type, name in names.files(request).items():
+        own = {**same, **_choice(request, quant_type)}
+        check_file(out / name, rules, _other_than(own, entries.get(name, {})))
+        if size_types.is_size(quant_type) and name not in entries:
+            check_file(run.types_path(out / name), rules)
     for path in model.notice if model else ():
         check_file(out / path.name, rules, outputs.other_bytes(path))
 
@@ -105,6 +123,11 @@ def _settings(request: Request) -> dict[str, Any]:
         "process_output": request.process_output,
         **({"feedback": True} if request.feedback else {}),
     }
+
+
+def _choice(request: Request, quant_type: str) -> dict[str, Any]:
+    """Return what a request says of a file of a size, for the manifest."""
+    return {"choice": config.plain(request.choice)} if size_types.is_size(quant_type) else {}
 
 
 def _other_than(same: Mapping[str, Any], entry: Mapping[str, Any]) -> outputs.Other:
@@ -151,7 +174,9 @@ class Made:
     heldout: run.HeldOut
 
 
-def deliver(request: Request, made: Made, quants: tuple[QuantFacts, ...]) -> tuple[Path, ...]:
+def deliver(
+    request: Request, made: Made, quants: tuple[QuantFacts, ...], chosen: Mapping[str, Chosen]
+) -> tuple[Path, ...]:
     """Put the files, then manifest and card into the output folder; return the quants' paths."""
     out, imatrix = request.out, made.imatrix
     out.mkdir(parents=True, exist_ok=True)
@@ -166,6 +191,10 @@ def deliver(request: Request, made: Made, quants: tuple[QuantFacts, ...]) -> tup
             place(q.path, out / q.name)
             facts = {k: v for k, v in vars(q).items() if k not in {"path", "name", "seconds"}}
             entries[q.name] = {"kind": "quant", **facts, **common}
+            if own := chosen.get(q.type):
+                place(run.types_path(q.path), run.types_path(out / q.name))
+                settings = {**common["request"], **_choice(request, q.type)}
+                entries[q.name] |= {"request": settings, "chosen": own.facts()}
         for path in made.model.notice:
             place(path, out / path.name)
         _write(out, entries)
@@ -210,14 +239,20 @@ def _provenance(request: Request, made: Made) -> dict[str, Any]:
 def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -> str:
     """Return the command that repeats a request, without paths of this machine."""
     compute = request.compute
-    words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
+    sizes = [t.removeprefix(size_types.PREFIX) for t in request.types if size_types.is_size(t)]
+    types = " ".join(t for t in request.types if not size_types.is_size(t))
+    words = ["make", "quant", f"LANG={request.text}"]
+    words += [f"TYPES={types}"] if types else []
+    words += [f"SIZE={' '.join(sizes)}"] if sizes else []
     words += ["FEEDBACK=1"] if request.feedback else []
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not is_tuned:
         words = ["imatrix-lab", "quantize", "--model", model.origin]
         words += ["--imatrix", "FILE" if has_imatrix else "none"]
         words += ["--heldout", portable(request.text)] if request.text else []
-        words += ["--type", " ".join(request.types), "--backend", compute.backend]
+        words += ["--type", types] if types else []
+        words += [word for size in sizes for word in ("--size", size)]
+        words += ["--backend", compute.backend]
     settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
@@ -225,9 +260,19 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
-    if is_tuned and flags:
-        flags = [f"FLAGS={' '.join(flags)}"]
-    return shlex.join(words + flags)
+    flags += _choice_flags(request.choice)
+    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else " ".join(flags).split()
+    return shlex.join(words)
+
+
+def _choice_flags(choice: TypeChoice) -> list[str]:
+    flags = []
+    if choice.languages:
+        flags.append("--for " + ",".join(f"{x}={weight:g}" for x, weight in choice.languages))
+    flags += [f"--at-least {role}={type_name}" for role, type_name in choice.at_least]
+    flags += [f"--types {','.join(choice.types)}"] if choice.types else []
+    limits = choice.no_worse_than
+    return flags + [f"--no-worse-than {t}:{','.join(named)}" for t, named in limits]
 
 
 def portable(text: str) -> str:

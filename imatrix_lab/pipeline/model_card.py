@@ -25,6 +25,7 @@ def card(files: Entries) -> str:
     quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
     names = ", ".join(sorted({e["model_name"] for e in quants.values()}))
     lines = [*_front(quants), "", f"# GGUF files of {names}", "", *_table(quants)]
+    lines += _chosen(quants)
     lines += _quick(quants)
     studies = {canonical_json(e["study"]): e["study"] for e in files.values() if e.get("study")}
     for _, study in sorted(studies.items()):
@@ -89,6 +90,42 @@ def _perplexity(e: Mapping[str, Any]) -> str:
     return line
 
 
+def _chosen(quants: Entries) -> list[str]:
+    """Return which types were chosen for a size, by role, and what was predicted of them."""
+    lines = list[str]()
+    for name, chosen in ((n, e["chosen"]) for n, e in quants.items() if e.get("chosen")):
+        weights = ", ".join(f"{x} ({weight:g})" for x, weight in chosen["weights"].items())
+        lines += [
+            f"{name}, for {weights}: at most {format.size(chosen['limit_bytes'])};"
+            f" {name.removesuffix('.gguf')}.types.txt has the type of each tensor.",
+            "",
+            "| role | types (tensors) |",
+            "|---|---|",
+            *(f"| {role} | {_counted(types)} |" for role, types in chosen["types_by_role"].items()),
+            "",
+            f"| language | predicted KLD, nats a token | of {chosen['standard']}"
+            f" ({format.size(chosen['standard_size_bytes'])}) | sensitivities, sha256 |",
+            "|---|---:|---:|---|",
+            *(
+                f"| {x} | {format.number(nats)} | {format.number(chosen['standard_kld_nats'][x])}"
+                f" | {chosen['sensitivities'][x][:12]} |"
+                for x, nats in chosen["predicted_kld_nats"].items()
+            ),
+            "",
+        ]
+    if not lines:
+        return []
+    explanation = (
+        "Each tensor's type was chosen by how much the predictions of a language suffer from errors"
+        " in it. A language that is not named here may lose more than with a standard type."
+    )
+    return ["", "## Types chosen for a size", "", explanation, "", *lines[:-1]]
+
+
+def _counted(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{type_name} ({n})" for type_name, n in types.items())
+
+
 def _quick(quants: Entries) -> list[str]:
     answers = {name: e["quick"] for name, e in quants.items() if e.get("quick")}
     if not answers:
@@ -96,7 +133,7 @@ def _quick(quants: Entries) -> list[str]:
     signatures = sorted({_signature(answer["signature"]) for answer in answers.values()})
     return [
         "",
-        "## Compared with other imatrices",
+        "## Compared on a few documents",
         "",
         *(f"- {name}: {answer['sentence']}" for name, answer in answers.items()),
         "",

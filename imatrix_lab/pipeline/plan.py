@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
 from imatrix_lab.imatrix import collect, windows
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.llamacpp import size_types, toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import conditions, hub_spec, resolve
-from imatrix_lab.pipeline import deliver, quick, tune
+from imatrix_lab.pipeline import allocate, deliver, quick, tune
 from imatrix_lab.quantize import run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
 
@@ -63,16 +64,25 @@ def plan(request: Request, session: Session) -> list[Step]:
         Step(f"corpus {label}", corpus is not None, corpus.source if corpus else _sources(text)),
         Step(f"imatrix {label}", stored.imatrix is not None, f"{n_windows} of {n_ctx} tokens"),
     ]
-    quants = [_quant(request, quant_type, stored, session) for quant_type in request.types]
+    chosen = _chosen(request, stored, session)
+    if any(map(size_types.is_size, request.types)):
+        detail = "probes of each part of the model: about 20 times a pass over 768 tokens"
+        steps.append(Step("errors and sensitivities", chosen is not None, detail))
+    quants = [_quant(request, t, stored, chosen or {}, session) for t in request.types]
     for quant_type, quant in zip(request.types, quants, strict=True):
         detail = "size known once toolchain and model are there"
-        if tools and model:
+        if size_types.is_size(quant_type):
+            own = (chosen or {}).get(quant_type)
+            detail = format.size(own.size_bytes) if own else "types chosen by sensitivity"
+        elif tools and model:
             options = tune.quant_options(request, model)
             detail = format.size(run.dry_run(tools, model, quant_type, options)[0])
         steps.append(Step(f"quantize {quant_type}", quant is not None, detail))
     if request.quick is not False:
         detail = "scored beside one without and one with an English imatrix, if that is quick"
-        answered = _is_answered(request, stored, quants[0], session)
+        if size_types.is_size(request.types[0]):
+            detail = "scored beside the standard type nearest in size, if that is quick"
+        answered = _is_answered(request, stored, quants[0], chosen or {}, session)
         steps.append(Step(f"quick answer {request.types[0]}", answered, detail))
     return steps
 
@@ -95,8 +105,26 @@ def _look(request: Request, session: Session) -> _Stored:
     return stored
 
 
+def _chosen(
+    request: Request, stored: _Stored, session: Session
+) -> Mapping[str, allocate.Chosen] | None:
+    """Return the types for each size, if all that they take is there."""
+    tools, model, corpus, imatrix = stored.tools, stored.model, stored.corpus, stored.imatrix
+    if not (tools and model and corpus and imatrix):
+        return None
+    inputs = deliver.Made(model, corpus, imatrix, tune.heldout_in(corpus))
+    weights = tune.weights_of(request, tune.parse_text(request.text))
+    with contextlib.suppress(NotBuilt, FetchFailed, MissingTool):
+        return tune.chosen_types(request, tools, inputs, weights, session.read_only())
+    return None
+
+
 def _quant(
-    request: Request, quant_type: str, stored: _Stored, session: Session
+    request: Request,
+    quant_type: str,
+    stored: _Stored,
+    chosen: Mapping[str, allocate.Chosen],
+    session: Session,
 ) -> QuantFacts | None:
     tools, model, corpus, imatrix = stored.tools, stored.model, stored.corpus, stored.imatrix
     if tools and model and corpus and imatrix:
@@ -104,19 +132,26 @@ def _quant(
         heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout)
         spec = dataclasses.replace(spec, feedback=request.feedback)
+        if size_types.is_size(quant_type) and quant_type not in chosen:
+            return None
+        spec = tune.of_size(spec, chosen.get(quant_type))
         with contextlib.suppress(NotBuilt):
             return run.quantize(tools, spec, session.read_only())
     return None
 
 
 def _is_answered(
-    request: Request, stored: _Stored, quant: QuantFacts | None, session: Session
+    request: Request,
+    stored: _Stored,
+    quant: QuantFacts | None,
+    chosen: Mapping[str, allocate.Chosen],
+    session: Session,
 ) -> bool:
     if not (stored.model and quant):
         return False
-    result = tune.Result(stored.model, stored.corpus, stored.imatrix, (quant,), ())
+    result = tune.Result(stored.model, stored.corpus, stored.imatrix, (quant,), (), chosen)
     with contextlib.suppress(NotBuilt):
-        inputs = quick.Case.of(request, result, session.read_only()).inputs()
+        inputs = quick.case_of(request, result, session.read_only()).inputs()
         return session.store.find("quick", inputs) is not None
     return False
 

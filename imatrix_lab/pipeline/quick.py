@@ -1,9 +1,13 @@
-"""The quick answer: the tuned file scored beside one without and one with an English imatrix."""
+"""The quick answer: the tuned file scored beside one without and one with an English imatrix.
+
+A file whose types were chosen for a size is scored beside the standard type nearest in size, with
+the same imatrix; in English too.
+"""
 
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +20,15 @@ from imatrix_lab.core.names import slug
 from imatrix_lab.core.progress import Meter, Progress, Relay
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import documents, packing
+from imatrix_lab.corpus import documents, languages, packing
 from imatrix_lab.errors import BadImatrix, BadText, FetchFailed, ImatrixLabError, MissingTool
 from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, score, tune
-from imatrix_lab.pipeline.quick_answer import Answer, Rival, as_json
+from imatrix_lab.pipeline.allocate import Chosen
+from imatrix_lab.pipeline.quick_answer import Answer, Predicted, Rival, as_json
 from imatrix_lab.pipeline.tune import Result
 from imatrix_lab.quantize import run
 from imatrix_lab.records import runs
@@ -86,7 +91,7 @@ def answer(request: Request, result: Result, store: Store, watch: Watch) -> Answ
 def _answer(
     request: Request, result: Result, session: Session, tokens_per_s: float
 ) -> Answer | None:
-    case = Case.of(request, result, session)
+    case = case_of(request, result, session)
     inputs = case.inputs()
     if not session.store.find("quick", inputs):
         case.require_comparable()
@@ -98,14 +103,35 @@ def _answer(
             )
             return None
         session.progress.say(
-            f"quick answer: {case.quant.type} without and with an English imatrix, scored beside"
-            f" this file; about {math.ceil(minutes)} min"
+            f"quick answer: {case.others()}, scored beside this file; about"
+            f" {math.ceil(minutes)} min"
         )
-    label = f"{result.model.label}-{case.corpus.language}-{case.quant.type}"
+    label = f"{result.model.label}-{case.corpus.language}-{slug(case.quant.type)}"
     artifact = session.store.get(
         "quick", label, inputs, lambda _, scratch: case.make(scratch, session), session.progress
     )
     return config.build(Answer, artifact.facts, label)
+
+
+def case_of(request: Request, result: Result, session: Session) -> "Case":
+    """Return the case of a run's first file; English text is built if need be."""
+    model, corpus, imatrix = result.model, result.corpus, result.imatrix
+    assert corpus and imatrix  # `tune` has both
+    tools = get_toolchain(request.compute.backend, session)
+    english = None
+    if corpus.language != ENGLISH:
+        n_tokens = min(request.n_tokens, ENGLISH_TOKENS)
+        english_request = dataclasses.replace(request, text=ENGLISH, n_tokens=n_tokens)
+        try:
+            english = tune.corpus_of(english_request, tools, model, session)
+        except (FetchFailed, MissingTool, BadText) as error:
+            session.progress.say(f"note: quick answer without English: {error.what}")
+    # the others have no feedback
+    request = dataclasses.replace(request, moments=False, feedback=False)
+    quant = result.quants[0]
+    if chosen := result.chosen.get(quant.type):
+        return SizeCase(request, model, corpus, imatrix, quant, tools, english, chosen)
+    return Case(request, model, corpus, imatrix, quant, tools, english)
 
 
 @dataclass(frozen=True)
@@ -120,23 +146,9 @@ class Case:
     tools: Toolchain
     english: CorpusFacts | None
 
-    @staticmethod
-    def of(request: Request, result: Result, session: Session) -> "Case":
-        """Return the case of a run's first file; English text is built if need be."""
-        model, corpus, imatrix = result.model, result.corpus, result.imatrix
-        assert corpus and imatrix  # `tune` has both
-        tools = get_toolchain(request.compute.backend, session)
-        english = None
-        if corpus.language != ENGLISH:
-            n_tokens = min(request.n_tokens, ENGLISH_TOKENS)
-            english_request = dataclasses.replace(request, text=ENGLISH, n_tokens=n_tokens)
-            try:
-                english = tune.corpus_of(english_request, tools, model, session)
-            except (FetchFailed, MissingTool, BadText) as error:
-                session.progress.say(f"note: quick answer without English: {error.what}")
-        # the others have no feedback
-        request = dataclasses.replace(request, moments=False, feedback=False)
-        return Case(request, model, corpus, imatrix, result.quants[0], tools, english)
+    def others(self) -> str:
+        """Return what is compared with the file, in words."""
+        return f"{self.quant.type} without and with an English imatrix"
 
     def inputs(self) -> dict[str, Any]:
         """Return what determines the answer."""
@@ -176,19 +188,10 @@ class Case:
     def make(self, scratch: Path, session: Session) -> Mapping[str, Any]:
         """Make the other files, score all, and compare; a stopped run goes on in `scratch`."""
         heldout = scratch / "heldout.jsonl"
-        document_tokens = self._write_documents(heldout)
+        document_tokens = self._write_documents(self.corpus, heldout)
         others = self._others(scratch, session)
         paths = [self.quant.path, *(path for path, _ in others.values())]
-        out = scratch / "scores"
-        shutil.rmtree(out, ignore_errors=True)
-        request = ScoreRequest(
-            str(self.model.path),
-            tuple(map(str, paths)),
-            ((slug(self.corpus.language), heldout),),
-            out,
-            dataclasses.replace(self.request.compute, n_ctx=None, n_batch=None),
-        )
-        score.score(request, session)
+        out = self._score(scratch, paths, {self.corpus.language: heldout}, session)
         plan = ComparisonPlan(family=("calib",), baseline=self.imatrix.language)
         report = compare_runs([out], plan, ("kld_nats",), session.progress)
         signatures = {s["quant"]["calibration"]: s for s in report.signatures.values()}
@@ -213,9 +216,25 @@ class Case:
         )
         return dict(config.plain(answer))
 
-    def _write_documents(self, path: Path) -> int:
+    def _score(
+        self, scratch: Path, quants: Sequence[Path], texts: Mapping[str, Path], session: Session
+    ) -> Path:
+        """Score files on texts by label; return the folder of records."""
+        out = scratch / "scores"
+        shutil.rmtree(out, ignore_errors=True)
+        request = ScoreRequest(
+            str(self.model.path),
+            tuple(map(str, quants)),
+            tuple((slug(label), path) for label, path in texts.items()),
+            out,
+            dataclasses.replace(self.request.compute, n_ctx=None, n_batch=None),
+        )
+        score.score(request, session)
+        return out
+
+    def _write_documents(self, corpus: CorpusFacts, path: Path) -> int:
         """Write the documents to be scored; return how many tokens each may have."""
-        heldout = documents.read(self.corpus.heldout)
+        heldout = documents.read(corpus.heldout)
         n = min(DOCUMENTS, len(heldout))
         n_tokens = TOKENS // n
         lines = []
@@ -244,9 +263,13 @@ class Case:
             for language, imatrix in imatrices.items()
         }
 
+    def _type(self) -> str:
+        """Return the standard type that the others have."""
+        return self.quant.type
+
     def _requires_imatrix(self) -> bool:
         options = tune.quant_options(self.request, self.model)
-        return run.dry_run(self.tools, self.model, self.quant.type, options)[1]
+        return run.dry_run(self.tools, self.model, self._type(), options)[1]
 
     def _quantized(self, scratch: Path, imatrix: ImatrixFacts | None, progress: Progress) -> Path:
         """Return the same type with another imatrix; scoring it is its check."""
@@ -256,10 +279,91 @@ class Case:
             part = scratch / "part.gguf"
             metadata = tune.metadata_of(self.tools, self.english if imatrix else None, imatrix)
             options = tune.quant_options(self.request, self.model)
-            spec = run.QuantSpec(self.model, imatrix, self.quant.type, options, metadata)
+            spec = run.QuantSpec(self.model, imatrix, self._type(), options, metadata)
             run.run_quantize(self.tools, spec, part, scratch / "llama-quantize.log", progress)
             part.replace(target)
         return target
+
+
+@dataclass(frozen=True)
+class SizeCase(Case):
+    """A file of chosen types, and the standard type nearest in size, with the same imatrix."""
+
+    chosen: Chosen
+
+    def others(self) -> str:
+        """Return what is compared with the file, in words."""
+        return f"{self._type()} with the same imatrix"
+
+    def _type(self) -> str:
+        return self.chosen.standard
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what determines the answer."""
+        english = self.english.heldout_sha256 if self.english else None
+        known = config.plain([self.chosen.predicted_kld_nats, self.chosen.standard_kld_nats])
+        return {**super().inputs(), "english": english, "standard": self._type(), "known": known}
+
+    def require_comparable(self) -> None:
+        """Raise `BadText` with one held-out document."""
+        if self.corpus.n_heldout < 2:
+            what = "only one held-out document, and intervals are over documents"
+            raise BadText(what, where=self.corpus.heldout)
+
+    def seconds(self, tokens_per_s: float) -> float:
+        """Return about how long it takes; at a usual rate where none was measured."""
+        if not tokens_per_s > 0:
+            tokens_per_s = WEIGHT_TOKENS_PER_S * cores() / self.model.facts.n_parameters
+        n_texts = 1 + (self.english is not None)
+        return 3 * n_texts * TOKENS / tokens_per_s + (self.quant.seconds or 0.0)
+
+    def make(self, scratch: Path, session: Session) -> Mapping[str, Any]:
+        """Make the standard file, score both, and compare; a stopped run goes on in `scratch`."""
+        corpora = {slug(c.language): c for c in (self.corpus, self.english) if c}
+        texts = {label: scratch / f"heldout-{i}.jsonl" for i, label in enumerate(corpora)}
+        n_tokens = {x: self._write_documents(corpora[x], path) for x, path in texts.items()}
+        standard = self._quantized(scratch, self.imatrix, session.progress)
+        out = self._score(scratch, [self.quant.path, standard], texts, session)
+        report = compare_runs([out], ComparisonPlan(), ("kld_nats",), session.progress)
+        signed = {
+            (s["text"]["label"], s["quant"]["sha256"] == self.quant.sha256): s
+            for s in report.signatures.values()
+        }
+        compared = {c.question.text: c for c in report.comparisons}
+        label = slug(self.corpus.language)
+        own, first = signed[label, True], compared[label]
+        rivals = []
+        for text, c in compared.items():
+            is_own_first = c.question.a.endswith(self.quant.type)
+            rival = _rival(self.imatrix, signed[text, False], _reversed(c) if is_own_first else c)
+            named = "" if text == label else corpora[text].language_name
+            rivals.append(dataclasses.replace(rival, type=self._type(), text=named))
+        answer = Answer(
+            type=self.quant.type,
+            language=self.imatrix.language,
+            language_name=self.corpus.language_name,
+            imatrix_tokens=self.imatrix.n_tokens,
+            n_documents=first.n_clusters,
+            document_tokens=n_tokens[label],
+            n_tokens=first.n,
+            kld_nats=next(r.kld_nats + r.difference_nats for r in rivals if not r.text),
+            rivals=tuple(sorted(rivals, key=lambda r: bool(r.text))),
+            signature={k: v for k, v in own.items() if k not in ("kind", "quant")},
+            larger=self.chosen.standard_size_bytes / self.quant.size_bytes - 1,
+            predicted=tuple(
+                Predicted(languages.get(x).name, nats, self.chosen.standard_kld_nats[x])
+                for x, nats in self.chosen.predicted_kld_nats.items()
+                if slug(x) not in texts and languages.is_name(x)
+            ),
+        )
+        return dict(config.plain(answer))
+
+
+def _reversed(c: Comparison) -> Comparison:
+    """Return a comparison as B with A."""
+    return dataclasses.replace(
+        c, mean_a=c.mean_b, mean_b=c.mean_a, estimate=-c.estimate, low=-c.high, high=-c.low
+    )
 
 
 def _rival(imatrix: ImatrixFacts | None, signature: Mapping[str, Any], c: Comparison) -> Rival:

@@ -1,9 +1,10 @@
 """The whole path: text in a language -> importance matrix -> language-tuned GGUF files."""
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ from imatrix_lab.corpus.build import (
 )
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
-from imatrix_lab.errors import UsageError
+from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
 from imatrix_lab.imatrix import collect, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
+from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import deliver, model_card
-from imatrix_lab.quantize import feedback, run
+from imatrix_lab.pipeline import allocate, deliver, model_card
+from imatrix_lab.pipeline.allocate import Chosen
+from imatrix_lab.quantize import feedback, probes, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -50,6 +53,7 @@ class Result:
     imatrix: ImatrixFacts | None
     quants: tuple[QuantFacts, ...]
     files: tuple[Path, ...]
+    chosen: Mapping[str, Chosen] = field(default_factory=dict)
 
 
 def tune(request: Request, session: Session) -> Result:
@@ -60,11 +64,18 @@ def tune(request: Request, session: Session) -> Result:
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
     run.check_layers(model.facts, model.path, request.types)
-    deliver.check_files(request, deliver.Names(model.label, _language(request), model), rules)
+    allocate.check_model(request, model)
+    names = deliver.Names(model.label, _language(request), model)
+    deliver.check_files(request, names, rules)
     corpus = corpus_of(request, tools, model, session)
     compared = model_card.of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
-    result = _quantize(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
+    inputs = deliver.Made(model, corpus, imatrix, heldout_in(corpus))
+    chosen = chosen_types(
+        request, tools, inputs, weights_of(request, parse_text(request.text)), session
+    )
+    deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
+    result = _quantize(request, tools, inputs, chosen, session)
     if compared:
         deliver.add(
             request.out,
@@ -81,10 +92,12 @@ def with_moments(request: Request) -> Request:
 
 def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
+    text = parse_text(request.text)
     if request.feedback:
         feedback.check_types(request.types)
-    parse_text(request.text)
     resolve.check_spec(request.model, session.store)
+    allocate.check(request)
+    weights_of(request, text)
     run.check_spec(request.model, request.types, request.allow_requantize)
     rules = rules_of(request, session)
     deliver.check_folder(request.out, rules)
@@ -262,15 +275,18 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     Raises UsageError: no text to verify with.
     """
     resolve.check_spec(request.model, session.store)
+    allocate.check(request)
     run.check_spec(request.model, request.types, request.allow_requantize)
-    text = request.text
+    text, language = request.text, ""
     if request.feedback:
         feedback.check(imatrix_path, request.types)
     if not imatrix_path:
         run.check_types(request.types)
     else:
         matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
-        text = text or slug(matrix.language or imatrix_path.stem)
+        language = slug(matrix.language or imatrix_path.stem)
+        text = text or language
+    weights = weights_of(request, language)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
         raise UsageError("which text verifies the files?", fix="--heldout nb, or a text file")
     verified = dataclasses.replace(request, text=text)
@@ -279,11 +295,13 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     deliver.check_folder(request.out, rules)
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
+    allocate.check_model(request, model)
     imatrix = None
     if imatrix_path:
         imatrix = given_imatrix(imatrix_path, model, session, request.force)
     language = imatrix.language if imatrix else ""
-    deliver.check_files(request, deliver.Names(model.label, language, model, imatrix), rules)
+    names = deliver.Names(model.label, language, model, imatrix)
+    deliver.check_files(request, names, rules)
     if isinstance(source, Mixture) or source.is_dir():
         heldout = heldout_in(corpus_of(verified, tools, model, session))
     else:
@@ -291,7 +309,10 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         with Vocabulary(tools, model.path) as vocabulary:
             start = heldout_of_file(own, vocabulary, run.VERIFY_TOKENS, session)
             heldout = HeldOut(*start, own.name)
-    return _quantize(request, tools, model, imatrix, heldout, None, session)
+    inputs = deliver.Made(model, None, imatrix, heldout)
+    chosen = chosen_types(request, tools, inputs, weights, session)
+    deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
+    return _quantize(request, tools, inputs, chosen, session)
 
 
 def heldout_in(corpus: CorpusFacts) -> HeldOut:
@@ -353,32 +374,98 @@ def existing_imatrix(
     )
 
 
+def weights_of(request: Request, text: Mixture | Path | str) -> dict[str, float]:
+    """Return the languages that files of a size are for, with weights; none without a size.
+
+    By default those of the text, or of the imatrix with that label. Raises UsageError: of none.
+    """
+    if not any(map(size_types.is_size, request.types)):
+        return {}
+    if request.choice.languages:
+        return dict(request.choice.languages)
+    if isinstance(text, Path):
+        return {from_folder(text).language: 1.0}
+    if isinstance(text, Mixture) and all(p.language and not p.shuffled for p in text.parts):
+        return {part.label: part.weight for part in text.parts}
+    if isinstance(text, str) and languages.is_name(text):
+        return {languages.get(text).code: 1.0}
+    what = "for which language are the types of tensors chosen?"
+    raise UsageError(what, fix="--for nb, or --for nb=1,en=0.3")
+
+
+def chosen_types(
+    request: Request,
+    tools: Toolchain,
+    inputs: deliver.Made,
+    weights: Mapping[str, float],
+    session: Session,
+) -> dict[str, Chosen]:
+    """Return the types of tensors for each size that is asked for, by the request's type."""
+    quant_types = list(filter(size_types.is_size, request.types))
+    if not quant_types:
+        return {}
+    model, imatrix = inputs.model, inputs.imatrix
+    named = dict.fromkeys(x for _, limited in request.choice.no_worse_than for x in limited)
+    own = {inputs.corpus.language: inputs.corpus} if inputs.corpus else {}
+    texts = {}
+    for language in (*weights, *(x for x in named if x not in weights)):
+        other = dataclasses.replace(request, text=language, moments=False, full="")
+        corpus = own.get(language) or corpus_of(other, tools, model, session)
+        is_given = imatrix and imatrix.language == language and not imatrix.unnamed
+        matrix = imatrix if is_given else imatrix_of(other, tools, model, corpus, session)
+        assert matrix
+        texts[language] = (corpus, matrix)
+    texts |= _known_texts(request, tools, model, texts, session)
+    metadata = metadata_of(tools, inputs.corpus, imatrix)
+    metadata |= feedback.metadata() if request.feedback else {}
+    case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
+    return {quant_type: case.choose(quant_type) for quant_type in quant_types}
+
+
+def _known_texts(
+    request: Request, tools: Toolchain, model: Model, texts: allocate.Texts, session: Session
+) -> dict[str, tuple[CorpusFacts, ImatrixFacts]]:
+    """Return other languages whose sensitivities the store has for this model, for predictions."""
+    known, read_only = {}, session.read_only()
+    for language in allocate.measured(model, session):
+        other = dataclasses.replace(request, text=language, moments=False, full="")
+        if language in texts or not languages.is_name(language):
+            continue
+        with contextlib.suppress(NotBuilt, FetchFailed, MissingTool):
+            corpus = corpus_of(other, tools, model, read_only)
+            text = (corpus, imatrix_of(other, tools, model, corpus, read_only))
+            probes.sensitivity_of(tools, model, text, request.compute, read_only)
+            known[language] = text
+    return known
+
+
 def _quantize(
     request: Request,
     tools: Toolchain,
-    model: Model,
-    imatrix: ImatrixFacts | None,
-    heldout: HeldOut,
-    corpus: CorpusFacts | None,
+    inputs: deliver.Made,
+    chosen: Mapping[str, Chosen],
     session: Session,
 ) -> Result:
     """Quantize to every requested type, and put the files into the output folder."""
-    options = quant_options(request, model)
+    model, corpus, imatrix = inputs.model, inputs.corpus, inputs.imatrix
+    options, facts = quant_options(request, model), list[QuantFacts]()
     metadata = metadata_of(tools, corpus, imatrix)
-    facts = tuple(
-        run.quantize(
-            tools,
-            run.QuantSpec(
-                model, imatrix, quant_type, options, metadata, heldout, feedback=request.feedback
-            ),
-            session,
+    for quant_type in request.types:
+        spec = run.QuantSpec(
+            model, imatrix, quant_type, options, metadata, inputs.heldout, feedback=request.feedback
         )
-        for quant_type in request.types
-    )
+        facts.append(run.quantize(tools, of_size(spec, chosen.get(quant_type)), session))
     request = dataclasses.replace(request, force=bool(imatrix and imatrix.forced))  # as recorded
-    made = deliver.Made(model, corpus, imatrix, heldout)
-    files = deliver.deliver(request, made, facts)
-    return Result(model, corpus, imatrix, facts, files)
+    files = deliver.deliver(request, inputs, tuple(facts), chosen)
+    return Result(model, corpus, imatrix, tuple(facts), files, chosen)
+
+
+def of_size(spec: run.QuantSpec, chosen: Chosen | None) -> run.QuantSpec:
+    """Return a quant with the types that were chosen for it, if they were."""
+    if not chosen:
+        return spec
+    metadata = {**spec.metadata, **chosen.metadata}
+    return dataclasses.replace(spec, metadata=metadata, mix=chosen.mix)
 
 
 def quant_options(request: Request, model: Model) -> run.Options:

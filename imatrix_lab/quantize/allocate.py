@@ -162,13 +162,14 @@ class _Table:
         raise AssertionError(f"no choice within {self.budget} bytes after {_TRIES} tries")
 
     def filled(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the choice with what is left spent: by gain for a byte, and to no one's loss."""
+        """Return the choice with what is left spent: by gain for a byte, and within all limits."""
         while True:
             now = chosen[self.tensor]
             more = self.size_bytes - self.size_bytes[now]
             gain = self.loss[now] - self.loss
             fits = (more > 0) & (more <= self.budget - self.size_bytes[chosen].sum()) & (gain > 0)
-            fits &= (self.kld <= self.kld[:, now]).all(axis=0)
+            if len(self.limited):
+                fits &= (self.limited <= self.limited[:, now]).all(axis=0)
             if not fits.any():
                 return chosen
             best = np.where(fits, gain / np.maximum(more, 1), -1.0).argmax()

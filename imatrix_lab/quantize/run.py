@@ -16,7 +16,7 @@ from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import programs, size_types
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
@@ -85,7 +85,7 @@ class QuantSpec:
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
     perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
-    `sizes.label`. `feedback` needs an imatrix with moments: see `feedback`.
+    `size_types`. `feedback` needs an imatrix with moments: see `feedback`.
     """
 
     model: Model
@@ -104,7 +104,7 @@ class QuantSpec:
     def label(self) -> str:
         """Return model, language of the imatrix, and type, for names."""
         language = calibration(self.imatrix.language if self.imatrix else "none", self.feedback)
-        return f"{self.model.label}-{language}-{sizes.in_name(self.quant_type, self.base())}"
+        return f"{self.model.label}-{language}-{size_types.in_name(self.quant_type, self.base())}"
 
     def file_name(self) -> str:
         """Return the name of the GGUF file."""
@@ -122,7 +122,7 @@ def file_name(label: str, language: str, quant_type: str, base: str = "") -> str
 
     Its last word is a type of llama-quantize, which the Hub and other programs look for.
     """
-    name = sizes.in_name(quant_type, base)
+    name = size_types.in_name(quant_type, base)
     return "-".join(filter(None, (label, language, name))) + ".gguf"
 
 

@@ -19,6 +19,7 @@ from imatrix_lab.pipeline import quick
 from imatrix_lab.pipeline import tune as pipeline
 from imatrix_lab.pipeline.quick import Case
 from imatrix_lab.pipeline.quick_answer import explanation, rows, sentence
+from imatrix_lab.quantize import probes
 from imatrix_lab.records import parquet
 from imatrix_lab.types import ComputeOptions, Request
 from tests.corpus import made_up
@@ -149,6 +150,40 @@ def test_what_was_made_for_it_is_gone_and_nothing_is_made_again(answered, tune, 
 def test_an_english_file_is_compared_with_none_alone(tune):
     _, _, answer, _ = tune("en")
     assert [r.language for r in answer.rivals] == [""]
+
+
+def test_chosen_types_are_compared_with_the_standard_type(
+    tune, store, tmp_path, monkeypatch, capsys
+):
+    for name, value in (("PIECE_TOKENS", 24), ("PIECES_MIN", 4), ("PIECES_MAX", 4)):
+        monkeypatch.setattr(probes, name, value)
+    request, result, answer, _ = tune(types=("size:Q3_K_M",))
+    mine, english = answer.rivals
+    assert [(r.type, r.text) for r in answer.rivals] == [("Q3_K_M", ""), ("Q3_K_M", "English")]
+    by_text = {}
+    for artifact in store.artifacts():
+        if artifact.manifest["kind"] == "score":
+            table = parquet.read(artifact.path / "records.parquet")
+            quant = table.signature["quant"]["sha256"]
+            by_text[table.signature["text"]["label"], quant] = table.array("kld")
+    for label, rival in (("qa", mine), ("en", english)):
+        own, standard = (by_text[label, s] for s in (result.quants[0].sha256, rival.sha256))
+        assert rival.kld_nats == pytest.approx(standard.mean(dtype=float))
+        assert rival.difference_nats == pytest.approx((np.float64(own) - standard).mean())
+        assert rival.ci95_low < rival.difference_nats < rival.ci95_high
+    assert answer.kld_nats == pytest.approx(mine.kld_nats + mine.difference_nats)
+    assert (mine.difference_nats < 0) or mine.verdict != "better"
+    own, size_row, english_row = rows(answer)
+    assert own.startswith("qa ") and "than Q3_K_M" in size_row and english_row.startswith("English")
+    card = (request.out / "README.md").read_text()
+    assert sentence(answer) in card and "| ffn_down |" in card
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(store.root))
+    argv = ["tune", "qa", "--model", request.model, "--tokens", "4096", "--ctx", "128"]
+    argv += ["--threads", "1", "--size", "Q3_K_M", "--out", str(tmp_path / "other"), "--dry-run"]
+    assert main.run([*argv, "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert steps[-1]["name"] == "quick answer size:Q3_K_M"
+    assert all(step["cached"] for step in steps)
 
 
 def test_a_type_that_needs_an_imatrix_is_compared_with_english_alone(tune):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from imatrix_lab.core import config
-from imatrix_lab.pipeline.quick_answer import Answer, Rival, as_json, rows, sentence
+from imatrix_lab.pipeline.quick_answer import Answer, Predicted, Rival, as_json, rows, sentence
 
 NONE = Rival(
     language="",
@@ -81,3 +81,32 @@ def test_the_manifest_has_sentence_and_numbers():
     plain = as_json(answer(NONE))
     assert plain["sentence"] == sentence(answer(NONE))
     assert plain["rivals"][0]["ci95_low"] == NONE.ci95_low
+
+
+def of_size(*rivals, **more):
+    whole = answer(*(dataclasses.replace(r, type="Q4_K_M", language="nb") for r in rivals))
+    return dataclasses.replace(whole, type="size:Q4_K_M", **more)
+
+
+def test_chosen_types_beside_a_standard_type(golden):
+    other = dataclasses.replace(ENGLISH, text="English")
+    told = of_size(NONE, other, predicted=(Predicted("Malayalam", 0.67, 0.356),))
+    golden("sentence", sentence(told))
+    own, size, english, predicted = rows(told)
+    assert own == "nb 0.1133"
+    assert size.startswith("at the size of Q4_K_M: 43.2 % less divergence than Q4_K_M, 0.1996")
+    assert english.startswith("English 0.1133: 15.6 % less")
+    assert predicted == "predicted, not measured: Malayalam 0.67 (Q4_K_M: 0.356)"
+    assert config.build(Answer, config.plain(told), "manifest") == told
+
+
+def test_another_size_is_said_first():
+    (_, row) = rows(of_size(NONE, larger=0.021))
+    assert row.startswith("Q4_K_M is 2.1 % larger; beside it: 43.2 % less")
+    assert rows(of_size(NONE, larger=0.002))[1].startswith("at the size of Q4_K_M")
+
+
+@pytest.mark.parametrize("verdict", ["undecided", "equivalent"])
+def test_chosen_types_that_cannot_be_told_apart(verdict):
+    unsure = dataclasses.replace(NONE, difference_nats=-0.001, ci95_high=0.005, verdict=verdict)
+    assert "%" not in rows(of_size(unsure))[1].replace("95 % CI", "")

@@ -1,4 +1,4 @@
-"""Sizes as they are asked for, and as llama-quantize makes them: to the byte."""
+"""Sizes of files as llama-quantize makes them: to the byte."""
 
 import dataclasses
 import random
@@ -8,7 +8,6 @@ import pytest
 
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp import compute, ggml, programs
 from imatrix_lab.models import resolve
@@ -19,39 +18,6 @@ from imatrix_lab.types import ComputeOptions
 from tests import tiny_model
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_XS", "F16")
-
-
-@pytest.mark.parametrize(
-    ("text", "label", "name"),
-    [
-        ("3.5GiB", "size:3.5GiB", "3.5GiB-as-Q4_K_S"),
-        ("3.50 gib", "size:3.5GiB", "3.5GiB-as-Q4_K_S"),
-        ("4GB", "size:4GB", "4GB-as-Q4_K_S"),
-        ("123456789B", "size:123456789B", "123456789B-as-Q4_K_S"),
-        ("4.5bpw", "size:4.5bpw", "4.5bpw-as-Q4_K_S"),
-        ("Q4_K", "size:Q4_K_M", "as-Q4_K_M"),
-        ("size:q3_k_s", "size:Q3_K_S", "as-Q3_K_S"),
-    ],
-)
-def test_a_size_is_named_in_one_way(text, label, name):
-    assert sizes.parse(text) == label == sizes.parse(label) and sizes.is_size(label)
-    assert sizes.in_name(label, "Q4_K_S") == name
-    # what the Hub and others take for the type of a file is its last word
-    assert programs.quant_types([name.rpartition("-")[2]])
-
-
-@pytest.mark.parametrize("text", ["", "3.5", "0GiB", "GiB", "-1GB", "1e9B", "Q4_K_X", "4.5.1GiB"])
-def test_what_is_no_size_is_told(text):
-    with pytest.raises(UsageError) as error:
-        sizes.parse(text)
-    assert "--size" in error.value.fix
-
-
-def test_bytes_of_a_size():
-    assert sizes.n_bytes("size:3.5GiB", 1, 1) == 3.5 * 2**30
-    assert sizes.n_bytes("size:4GB", 1, 1) == 4 * 10**9
-    assert sizes.n_bytes("size:4.5bpw", 1000, 77) == 77 + 562
-    assert sizes.n_bytes("size:1234567890123B", 1, 1) == 1234567890123
 
 
 def spec_of(model_path, imatrix_path, mix, tmp_path, store, **metadata):
