@@ -72,7 +72,7 @@ def imatrix_build(
     """Collect an importance matrix on a text; continues an interrupted run.
 
     \b
-    Examples:
+    Example:
       imatrix-lab imatrix build --model model-f16.gguf --corpus nb
       imatrix-lab imatrix build --model 70b-q8_0.gguf --corpus nb --memory 20GiB --dry-run
     """

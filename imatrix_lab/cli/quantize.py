@@ -53,7 +53,7 @@ def quantize(
     """Quantize with an existing importance matrix, or none.
 
     \b
-    Examples:
+    Example:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --size 3.5GiB
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.moments.gguf --type Q4_K_M --feedback

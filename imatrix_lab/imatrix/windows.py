@@ -63,7 +63,9 @@ def by_document(
     kept = [window for window in windows if len(window) >= TOKENS_MIN]
     if not kept:
         what = f"an importance matrix needs documents of {TOKENS_MIN} tokens or more"
-        raise BadText(what, where=corpus.calibration, fix="longer documents, or --windows stream")
+        raise BadText(
+            what, where=corpus.calibration, fix="use longer documents, or --windows stream"
+        )
     if n_cut := sum(len(tokens) > n_ctx for tokens in documents):
         say(
             f"note: {n_cut:,} of {len(documents):,} documents are longer than a window of {n_ctx}"

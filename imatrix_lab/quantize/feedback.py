@@ -293,7 +293,7 @@ def _strips(
                 blocks = source.blocks(info.name, matrix)
                 if not np.isfinite(blocks).all():
                     what = f"the moments of {key[0]} are NaN or infinite"
-                    raise BadImatrix(what, where=source.header.path, fix="collect it again")
+                    raise BadImatrix(what, where=source.header.path, fix="compute it again")
                 columns = factor(blocks, shrinkage(entry.counts[matrix], n_columns))
                 latest = key
             importance = entry.means()[matrix].astype(np.float32)

@@ -126,9 +126,7 @@ def _read(path: Path, key: Key) -> Ballot:
         raise BadRecords(f"cannot be read: {error.strerror}", where=path) from error
     except (ValueError, RecursionError) as error:
         what = f"not JSON: {error}"
-        raise BadRecords(
-            what, where=path, fix="ask for the file again, as the page saved it"
-        ) from error
+        raise BadRecords(what, where=path, fix="let the page save the file again") from error
     if not isinstance(raw, dict) or raw.get("kind") != VOTES:
         raise BadRecords("these are no votes", where=path, fix="give the files that the page saved")
     if raw.get("pack") != key.pack:
