@@ -110,7 +110,7 @@ def test_logits_that_nobody_reads_take_no_memory(tools, tmp_path, subprocess_env
 
 
 def test_the_file_is_the_same_as_with_memory_enough(tools, tmp_path, own_text, monkeypatch):
-    path = tiny_model.write(tmp_path / "m.gguf", channels=512, feed_forward=1024)
+    path = tiny_model.write(tmp_path / "m.gguf", channels=1024, feed_forward=1024)
     text = own_text(11 * 128)
     whole = collected(path, text, tmp_path / "whole")
     monkeypatch.setattr(passes, "OWN_BYTES", 0)

@@ -315,7 +315,7 @@ def test_experts_are_rounded_by_their_own_moments_and_stay_without_tokens(
 ):
     model = tiny_model.write(tmp_path / "moe-f16.gguf", experts=4)
     session = Session(own_store, Silent())
-    whole = tune.imatrix(request(model, own_text(512), moments=True), None, session)
+    whole = tune.imatrix(request(model, own_text(2048), moments=True), None, session)
     matrix, name = format.read(whole), "blk.1.ffn_down_exps.weight"
     matrix.entries[name].counts[2] = 0  # this expert saw nothing
     imatrix = tmp_path / "unhit.gguf"
