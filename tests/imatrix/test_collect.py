@@ -206,12 +206,13 @@ def test_parse_special_counts_chat_tokens(tools, tiny, tmp_path, own_text):
 @pytest.mark.parametrize("more", [(), ("--moments",)], ids=["squares", "moments"])
 def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, subprocess_env, more):
     """Killed at random moments, from the loading of the model on."""
-    text, rng = own_text(400 * 128), random.Random(f"{N_KILLS} {more}")
+    text, rng = own_text(N_KILLS * 150 * 128), random.Random(f"{N_KILLS} {more}")
     argv = [*SAVES_OFTEN, "imatrix", "build", "--model", str(tiny), "--corpus", str(text)]
-    argv += ["--ctx", "128", "--threads", "1", *more]
+    argv += ["--ctx", "128", "--threads", "1", "--tokens", str(N_KILLS * 150 * 128), *more]
     calm, rough = (subprocess_env(tmp_path / name, tools) for name in ("calm", "rough"))
     out, n_killed, done = tmp_path / "rough.gguf", 0, [0]
     subprocess.run([*argv, "--out", str(tmp_path / "calm.gguf")], check=True, env=calm)
+    undisturbed = (tmp_path / "calm.gguf").read_bytes()
     while n_killed < N_KILLS:
         process = subprocess.Popen([*argv, "--out", str(out)], env=rough)
         before = saved_windows(tmp_path / "rough")
@@ -221,6 +222,7 @@ def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, sub
         time.sleep(rng.uniform(0, 0.3 if is_late else 3))
         process.send_signal(signal.SIGKILL)
         if process.wait() == 0:  # too late: from the beginning
+            assert out.read_bytes() == undisturbed
             shutil.rmtree(tmp_path / "rough" / "imatrix")
             out.unlink()
             done.append(0)
@@ -230,7 +232,7 @@ def test_killed_runs_end_with_the_same_file(tools, tiny, tmp_path, own_text, sub
     print(f"\nkilled {n_killed} times, with so many windows saved: {done}")
     assert len({*done}) >= 2  # runs went on from where one before was killed
     subprocess.run([*argv, "--out", str(out)], check=True, env=rough)
-    assert out.read_bytes() == (tmp_path / "calm.gguf").read_bytes()
+    assert out.read_bytes() == undisturbed
 
 
 def test_a_full_disk_costs_what_was_not_saved(
