@@ -314,7 +314,7 @@ def _quantize(
 ) -> Result:
     """Quantize to every requested type, and put the files into the output folder."""
     options = quant_options(request, model)
-    metadata = metadata_of(tools, corpus, imatrix)
+    metadata = metadata_of(tools, corpus, imatrix, request.feedback)
     facts = tuple(
         run.quantize(
             tools,
@@ -337,7 +337,10 @@ def quant_options(request: Request, model: Model) -> run.Options:
 
 
 def metadata_of(
-    tools: Toolchain, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
+    tools: Toolchain,
+    corpus: CorpusFacts | None,
+    imatrix: ImatrixFacts | None,
+    with_feedback: bool = False,
 ) -> dict[str, str]:
     """Return what goes into every quantized GGUF; fields without a value are left out."""
     metadata = {
@@ -354,6 +357,6 @@ def metadata_of(
     }
     return {
         f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
-        for key, value in metadata.items()
+        for key, value in (metadata | (feedback.metadata() if with_feedback else {})).items()
         if value
     }
