@@ -449,7 +449,7 @@ def _quantize(
     """Quantize to every requested type, and put the files into the output folder."""
     model, corpus, imatrix = inputs.model, inputs.corpus, inputs.imatrix
     options, facts = quant_options(request, model), list[QuantFacts]()
-    metadata = metadata_of(tools, corpus, imatrix)
+    metadata = metadata_of(tools, corpus, imatrix, request.feedback)
     for quant_type in request.types:
         spec = run.QuantSpec(
             model, imatrix, quant_type, options, metadata, inputs.heldout, feedback=request.feedback
@@ -474,7 +474,10 @@ def quant_options(request: Request, model: Model) -> run.Options:
 
 
 def metadata_of(
-    tools: Toolchain, corpus: CorpusFacts | None, imatrix: ImatrixFacts | None
+    tools: Toolchain,
+    corpus: CorpusFacts | None,
+    imatrix: ImatrixFacts | None,
+    with_feedback: bool = False,
 ) -> dict[str, str]:
     """Return what goes into every quantized GGUF; fields without a value are left out."""
     metadata = {
@@ -491,6 +494,6 @@ def metadata_of(
     }
     return {
         f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
-        for key, value in metadata.items()
+        for key, value in (metadata | (feedback.metadata() if with_feedback else {})).items()
         if value
     }

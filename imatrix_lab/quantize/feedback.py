@@ -43,7 +43,6 @@ VERSION = 1
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Types of tensors that have a grid of even steps in each block. IQ types take groups of values
 from a codebook or uneven steps: see docs/feedback.md."""
-KEY = "imatrix_lab.feedback"
 SHRINKAGE_MIN, SHRINKAGE_TOKENS = 0.05, 1.0
 """See `shrinkage`; measured in docs/feedback.md."""
 _COLLECT = "imatrix-lab imatrix build --model MODEL --corpus LANGUAGE --moments"
@@ -176,9 +175,9 @@ def settings() -> dict[str, Any]:
 
 
 def metadata() -> dict[str, str]:
-    """Return what goes into a file's metadata."""
+    """Return what goes into a file's metadata, without the project's prefix."""
     words = f"max({SHRINKAGE_MIN}, {SHRINKAGE_TOKENS} columns/tokens)"
-    return {KEY: f"GPTQ, version {VERSION}", f"{KEY}.shrinkage": words}
+    return {"feedback": f"GPTQ, version {VERSION}", "feedback.shrinkage": words}
 
 
 def check_types(types: Iterable[str]) -> None:

@@ -85,7 +85,7 @@ class QuantSpec:
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
     perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
-    `size_types`. `feedback` needs an imatrix with moments: see `feedback`.
+    `size_types`. `feedback` needs an imatrix with moments, and its own `metadata`: see `feedback`.
     """
 
     model: Model
@@ -327,8 +327,7 @@ def run_quantize(
     if spec.mix:
         types_name = "types.txt"
         (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
-    metadata = {**spec.metadata, **(feedback.metadata() if spec.feedback else {})}
-    flags = QuantizeOptions(threads, imatrix_name, metadata, allow_requantize, types_name)
+    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()
