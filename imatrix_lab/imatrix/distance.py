@@ -56,7 +56,7 @@ class Distances:
 
     def matrix(self, measure: str) -> NDArray[np.float64]:
         """Return the mean over tensors, shape (files, files)."""
-        return np.asarray(np.nanmean(self.values[measure], axis=0))
+        return np.asarray(_nanmean(self.values[measure], 0))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Return each pair of files once."""
@@ -129,9 +129,9 @@ def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> NoiseFloor:
         for measure, by_tensor in distances.values.items():
             values.setdefault(measure, []).append(by_tensor[order, 0, 1])
     n_tokens = min(imatrix.n_tokens() for pair in samples for _, imatrix in pair)
-    with warnings.catch_warnings():  # an expert that no pair reached has no noise: NaN
+    means = {m: _nanmean(v, 0) for m, v in values.items()}
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        means = {m: np.nanmean(v, axis=0) for m, v in values.items()}
         highest = np.nanmax(values["tv"], axis=0)
     return NoiseFloor(means, highest, len(samples), n_tokens)
 
@@ -143,9 +143,7 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
     ``above_noise`` (every pair's total variation), and how many would be ``above_by_chance``.
     """
     rows, columns = zip(*distances.pairs(), strict=True)
-    with warnings.catch_warnings():  # some heads of MLA have no moments: NaN
-        warnings.simplefilter("ignore", RuntimeWarning)
-        values = {m: np.nanmean(v[:, rows, columns], axis=1) for m, v in distances.values.items()}
+    values = {m: _nanmean(v[:, rows, columns], 1) for m, v in distances.values.items()}
 
     def groups(part: int) -> list[dict[str, Any]]:
         rows: dict[object, list[int]] = {}
@@ -167,18 +165,22 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
 def _group(
     values: dict[str, NDArray[np.float64]], floor: NoiseFloor | None, rows: list[int]
 ) -> dict[str, Any]:
-    group: dict[str, Any] = {m: _mean(v[rows]) for m, v in values.items()}
+    group: dict[str, Any] = {m: float(_nanmean(v[rows])) for m, v in values.items()}
     group["tensors"] = len(rows)
     if floor:
-        group["noise"] = {m: _mean(v[rows]) for m, v in floor.by_tensor.items() if m in values}
+        group["noise"] = {
+            m: float(_nanmean(v[rows])) for m, v in floor.by_tensor.items() if m in values
+        }
         group["above_noise"] = int((values["tv"][rows] > floor.highest[rows]).sum())
         group["above_by_chance"] = len(rows) / (floor.n_pairs + 1)
     return group
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+def _nanmean(values: Any, axis: int | None = None) -> Any:
+    """Return means over what is known; NaN, without a warning, of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=axis)
 
 
 def _by_layer(name: str) -> tuple[int, str]:

@@ -1,7 +1,5 @@
 """Expected errors of what the real llama-quantize made, against outputs computed in float64."""
 
-import json
-
 import gguf
 import numpy as np
 import pytest
@@ -9,33 +7,17 @@ import pytest
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import BadImatrix
 from imatrix_lab.imatrix import format, moments, output_error, predict, quant_error
-from imatrix_lab.imatrix.format import Entry, Imatrix, Tensor
+from imatrix_lab.imatrix.format import Entry
 from tests import tiny_model
+from tests.imatrix.made_up import write_moments
 
 UP, DOWN = "blk.0.ffn_up.weight", "blk.1.ffn_down.weight"
 COLUMNS = {UP: tiny_model.CHANNELS, DOWN: tiny_model.FEED_FORWARD}
 
 
 def moments_file(path, inputs, block=256):
-    """Write the moments of rows (tokens, columns) by the tensor that reads them; read them."""
-    entries, tensors = {}, []
-    for name, by_matrix in inputs.items():
-        n_columns = by_matrix[0].shape[1]
-        width = min(block, n_columns) if block > 256 else block
-        sums = np.stack([x.sum(0) for x in by_matrix])
-        counts = np.array([len(x) for x in by_matrix], np.float32)
-        squares = np.stack([(x**2).sum(0) for x in by_matrix]).astype(np.float32)
-        entries[name] = Entry(squares, counts)
-        blocks = np.zeros((len(by_matrix), -(-n_columns // width), width, width), np.float32)
-        for matrix, x in enumerate(by_matrix):
-            for b in range(blocks.shape[1]):
-                part = x[:, b * width : (b + 1) * width]
-                blocks[matrix, b, : part.shape[1], : part.shape[1]] = part.T @ part
-        tensors.append(Tensor.of(name + moments.SUMS, sums.astype(np.float32)))
-        tensors.append(Tensor.of(name + moments.BLOCKS, blocks.reshape(-1, width, width)))
-    about = {moments.KEY: json.dumps({name: name for name in inputs})}
-    imatrix = Imatrix(entries, ("x",), 1, 512, metadata=about, more=tensors)
-    format.write(path, imatrix)
+    """A language of the moments of rows, by the tensor that reads them."""
+    write_moments(path, inputs, block)
     return output_error.Language(format.read(path), moments.read(path))
 
 
