@@ -108,7 +108,7 @@ class CorpusFacts:
 
     Tokens are in the model's vocabulary, BOS included; `sha256` is of calibration.txt. `sample` is
     ``2/5`` for the second of five, empty for the only one. `parse_special`: it has chat tokens,
-    which llama-imatrix must parse.
+    which llama-imatrix must parse. `document_ends` are where its documents end, in bytes.
     """
 
     language: str
@@ -125,6 +125,7 @@ class CorpusFacts:
     source: str
     sample: str = ""
     parse_special: bool = False
+    document_ends: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Request:
     `text`: a language or mixture, a corpus folder, or a text file. `model`: see `models.resolve`.
     `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
-    are collected too, whole for the matrices that `full` matches.
+    are collected too, whole for the matrices that `full` matches; `windows` are those of the
+    `stream` of tokens, or each in one `document`.
     """
 
     text: str
@@ -212,6 +214,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    windows: str = "stream"
     field: str = ""
 
 

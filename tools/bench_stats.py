@@ -29,6 +29,7 @@ from imatrix_lab.stats import (
     paired,
     power,
     quantiles,
+    sign_flips,
 )
 from imatrix_lab.stats.interaction import Cell
 from imatrix_lab.stats.paired import Sums
@@ -128,29 +129,48 @@ def means_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     effect, apart, n_sim = 0.02, 0.2, round(3000 * scale)
     truth, margin = effect * Documents.mean(), apart * Documents.mean()
     for n in (8, 20, 50, 120):
-        few = n < paired.FEW_CLUSTERS
         hits = np.zeros(6)
         for _ in range(n_sim):
             documents = Documents(n, rng)
             null, sums, far = (documents.sums(e) for e in (0.0, effect, apart))
-            p_equivalence = (
-                equivalence.tost_by_permutation(far, margin, rng, 1000)
-                if few
-                else equivalence.tost(clustered.mean(far.totals, far.sizes), margin)
-            )
             hits += (
-                paired.mean_difference(null, rng, 1000).p_value <= 0.05,
+                paired.mean_difference(null).p_value <= 0.05,
                 not covers(blind(null), 0),
-                covers(paired.mean_difference(sums, rng, 1000).interval, truth),
+                covers(paired.mean_difference(sums).interval, truth),
                 covers(blind(sums), truth),
-                p_equivalence <= 0.025,
+                equivalence.tost_by_permutation(far, margin) <= 0.025,
                 equivalence.tost(blind(far), margin) <= 0.025,
             )
         share, where = hits / n_sim, f"{n} documents"
-        main = "exact permutation" if few else "CR3, t"
-        yield Row(f"false positives, {main}", where, LEVEL, share[0], n_sim, share[1])
-        yield Row(f"coverage, {main}", where, COVERAGE, share[2], n_sim, share[3])
+        yield Row("false positives, sign flips", where, LEVEL, share[0], n_sim, share[1])
+        yield Row("coverage, sign flips", where, COVERAGE, share[2], n_sim, share[3])
         yield Row("false equivalence, TOST", where, AT_MOST, share[4], n_sim, share[5])
+
+
+def uneven_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
+    """Documents of lognormal length (sd 0.9) whose differences are heavy-tailed (t, 4 degrees)."""
+    n_sim, truth = round(4000 * scale), 0.02
+    for n, giant in ((8, 0), (15, 0), (40, 0), (100, 0), (15, 0.35), (40, 0.35)):
+        hits = np.zeros(4)
+        for _ in range(n_sim):
+            sizes = np.maximum(30, np.round(np.exp(6.5 + 0.9 * rng.standard_normal(n))))
+            if giant:
+                sizes[0] = np.round(giant / (1 - giant) * sizes[1:].sum())
+            noise = 0.3 * np.sqrt(sizes) * rng.standard_normal(n)
+            totals = 0.05 * sizes * rng.standard_t(4, n) + noise
+            t = clustered.mean(totals, sizes)
+            low, high = sign_flips.interval(totals + truth * sizes, sizes, 0.95)
+            hits += (
+                sign_flips.p_value(totals)[0] <= 0.05,
+                paired.t_test(t) <= 0.05,
+                low <= truth <= high,
+                covers(t, 0),
+            )
+        share, where = hits / n_sim, f"{n} documents of lognormal length"
+        where += f", one of them {100 * giant:g} % of the tokens" if giant else ""
+        what = "false positives, sign flips (t beside it)"
+        yield Row(what, where, LEVEL, share[0], n_sim, share[1])
+        yield Row("coverage, sign flips (t beside it)", where, COVERAGE, share[2], n_sim, share[3])
 
 
 def quantiles_of_documents(rng: np.random.Generator, scale: float) -> Iterator[Row]:
@@ -230,15 +250,14 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
             for _ in range(n_sim):
                 a, b = groups.runs(discordance, 0.0, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
-                interval = clustered.mean(sums.totals, sums.sizes)
                 hits[:3] += (
                     binary.mcnemar(sums.totals).p_exact <= 0.05,
                     binary.mcnemar(a - b).p_exact <= 0.05,
-                    paired.t_test(interval) <= 0.05,
+                    paired.mean_difference(sums).p_value <= 0.05,
                 )
                 a, b = groups.runs(discordance, effect, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
-                interval = clustered.mean(sums.totals, sums.sizes)
+                interval = paired.mean_difference(sums).interval
                 counts = binary.PairedCounts.of(a, b)
                 effective = counts.effective(sums.design_effect(interval.std_error))
                 low, high = binary.newcombe(effective)
@@ -252,13 +271,14 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
                 sums = Sums.of(a - b, groups.codes, groups.n)
                 interval = clustered.mean(sums.totals, sums.sizes)
                 floored = equivalence.binary_interval(interval, sums.sizes, apart)
-                hits[6] += equivalence.tost(floored, apart) <= 0.025
+                p = equivalence.tost(floored, apart)
+                hits[6] += max(p, equivalence.tost_by_permutation(sums, apart)) <= 0.025
             share, where = hits / n_sim, f"{name}, {100 * discordance:g} % discordant"
             # at most: net differences of few unequal groups are discrete
             what = "false positives, clustered McNemar"
             yield Row(what, where, AT_MOST, share[0], n_sim, share[1])
-            yield Row("false positives, CR3, t", where, AT_MOST, share[2], n_sim, share[1])
-            yield Row("coverage, CR3, t", where, COVERAGE, share[3], n_sim, share[5])
+            yield Row("false positives, sign flips", where, AT_MOST, share[2], n_sim, share[1])
+            yield Row("coverage, sign flips", where, COVERAGE, share[3], n_sim, share[5])
             yield Row("coverage, Newcombe, effective n", where, COVERAGE, share[4], n_sim, share[5])
             yield Row("false equivalence, TOST", where, AT_MOST, share[6], n_sim)
 
@@ -277,11 +297,7 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
             for k, effect in enumerate((margin, 0.0)):
                 a, b = groups.runs(0.05, effect, rng)
                 sums = Sums.of(a - b, groups.codes, groups.n)
-                interval = clustered.mean(sums.totals, sums.sizes)
-                interval = (
-                    equivalence.binary_interval(interval, sums.sizes, margin) if k else interval
-                )
-                hits[k] += _decided(interval, None if k == 0 else margin)
+                hits[k] += _decided(sums, margin if k else None, binary=True)
         where = f"free-form, 5 % discordant, icc {icc:g}"
         yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
         yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
@@ -293,18 +309,22 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     for _ in range(n_sim):
         for k, effect in enumerate((margin / Documents.mean(), 0.0)):
             sums = Documents(n, rng).sums(effect)
-            interval = clustered.mean(sums.totals, sums.sizes)
-            hits[k] += _decided(interval, None if k == 0 else margin)
+            hits[k] += _decided(sums, margin if k else None)
     where = "40 documents, pilot of 400"
     yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
     yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
 
 
-def _decided(interval: clustered.Interval, margin: float | None) -> bool:
+def _decided(sums: Sums, margin: float | None, binary: bool = False) -> bool:
     """Whether a difference is found, or with a margin, equivalence shown."""
     if margin is None:
-        return paired.t_test(interval) <= 0.05
-    return equivalence.tost(interval, margin) <= 0.025
+        return paired.mean_difference(sums).p_value <= 0.05
+    p = equivalence.tost_by_permutation(sums, margin)
+    if binary:
+        interval = clustered.mean(sums.totals, sums.sizes)
+        floored = equivalence.binary_interval(interval, sums.sizes, margin)
+        p = max(p, equivalence.tost(floored, margin))
+    return p <= 0.025
 
 
 def _promise(what: str, where: str, promised: float, observed: float, n: int) -> Row:
@@ -357,8 +377,8 @@ def families(rng: np.random.Generator, scale: float) -> Iterator[Row]:
 EXPERIMENTS: dict[str, Callable[[np.random.Generator, float], Iterator[Row]]] = {
     f.__name__: f
     for f in (
-        means_of_documents, quantiles_of_documents, one_document, items, planner, interactions,
-        families,
+        means_of_documents, uneven_documents, quantiles_of_documents, one_document, items, planner,
+        interactions, families,
     )
 }  # fmt: skip
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 FILE = options.PathType()
 MERGE_BY = ("energy", "tokens")
-"""`merge.BY`, which is slow to import."""
+WINDOWS = ("stream", "document")
+"""`merge.BY` and `windows.KINDS`, which are slow to import."""
 MORE = {
     "diff": ("imatrix_diff", "Compare importance matrices by role and layer."),
     "predict": ("imatrix_predict", "Predict what quants lose, without running a model."),
@@ -50,6 +51,10 @@ def imatrix() -> None:
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
 @click.option("--process-output", is_flag=True, help="Collect for the output matrix too.")
+@click.option(
+    "--windows", type=click.Choice(WINDOWS), default=WINDOWS[0], show_default=True,
+    help="stream: one stream of tokens, cut every --ctx; document: no window straddles two texts.",
+)  # fmt: skip
 @click.option("--moments", is_flag=True, help="E[x] and 256-wide blocks of E[x xᵀ] too.")
 @click.option("--full", default="", metavar="REGEX", help="All of E[x xᵀ] for these matrices.")
 @options.FORCE
@@ -73,8 +78,7 @@ def imatrix_build(model: str, text: str, out: Path | None, as_json: bool, **rest
     if as_json:
         facts = {"file": path, "n_tensors": len(built.entries), "n_chunks": built.chunk_count}
         return options.emit({**facts, "n_ctx": built.chunk_size, "language": built.language})
-    windows = f"{built.chunk_count} windows of {built.chunk_size} tokens"
-    session.progress.say(f"{len(built.entries)} tensors over {windows}")
+    session.progress.say(f"{len(built.entries)} tensors over {built.windows()} tokens")
     options.echo(path)
 
 
@@ -112,6 +116,7 @@ def _facts(path: Path, imatrix: Imatrix) -> dict[str, Any]:
         "n_tokens": imatrix.n_tokens(),
         "n_chunks": imatrix.chunk_count,
         "n_ctx": imatrix.chunk_size,
+        "windows": WINDOWS[imatrix.by_document],
         "datasets": imatrix.datasets,
         "metadata": dict(imatrix.metadata),
         "moments": moments.facts(path),
@@ -125,7 +130,7 @@ def _print_facts(path: Path, imatrix: Imatrix) -> None:
     from imatrix_lab.imatrix.merge import KEY
 
     about = "about " if imatrix.legacy else ""
-    windows = f"{imatrix.chunk_count} windows of {about}{imatrix.chunk_size}"
+    windows = imatrix.windows() + (", each in one document" if imatrix.by_document else "")
     rows = {
         "file": str(path),
         "format": "legacy .dat" if imatrix.legacy else "GGUF",

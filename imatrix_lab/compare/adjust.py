@@ -40,7 +40,7 @@ def adjusted(
         else:
             p_equal = multiplicity.holm(p_equal)
         p_max = np.full(len(members), math.nan)
-        if all(comparisons[i].method in ("cr3", "permutation") for i in members):
+        if all(comparisons[i].method == "permutation" for i in members):
             p_max = _max_t([totals[i] for i in members], plan)
         for place, i in enumerate(members):
             result[i] = replace(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from imatrix_lab.errors import BadText
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.types import CorpusFacts, Document, Model, TextOptions
 
-CORPUS_VERSION = 2
-"""Raise it when the same sources give other text.
+CORPUS_VERSION = 3
+"""Raise it when the same sources give other text, or more is known of it.
 
 1: headings split, every eighth held out. 2: cleaned; held out by source or in contiguous runs.
+3: the same text, and where its documents end.
 """
 
 LARGE_BYTES = 1 << 28
@@ -66,6 +67,7 @@ def build(
             "parse_special": vocabulary.parse_special,
             "sample": f"{options.sample}/{options.n_samples}" if options.n_samples > 1 else "",
             "documents": [d.id for d in corpus.used],
+            "document_ends": packing.ends(corpus.text, corpus.used),
             "n_documents": len(corpus.used),
             "n_heldout": len(corpus.heldout),
             "n_heldout_tokens": vocabulary.count(packing.joined(corpus.heldout)),
@@ -182,7 +184,9 @@ def from_file(
             )
         text.say(session.progress.say)
         _write(out, calibration, ())
+        ends = packing.ends(calibration, used)
         return {
+            "document_ends": ends if text.has_rows else ends[-1:],  # else one, of paragraphs
             "language": label,
             "language_name": label,
             "source": name,
@@ -231,14 +235,26 @@ def _sha256(path: Path, session: Session) -> str:
 def facts(artifact: Artifact) -> CorpusFacts:
     """Return the facts in a corpus's manifest."""
     values = artifact.facts
-    names = CorpusFacts.__dataclass_fields__.keys() & values.keys()
+    names = CorpusFacts.__dataclass_fields__.keys() & values.keys() - {"document_ends"}
     return CorpusFacts(
+        document_ends=tuple(values.get("document_ends", ())),
         calibration=artifact.path / CALIBRATION,
         heldout=artifact.path / HELDOUT,
         sha256=artifact.sha256(CALIBRATION),
         heldout_sha256=artifact.sha256(HELDOUT),
         **{name: values[name] for name in names},
     )
+
+
+def document_texts(corpus: CorpusFacts) -> Iterator[str]:
+    """Yield the documents of the calibration text; raises BadText if they are not known."""
+    if not corpus.document_ends:
+        what = "where the documents of this corpus end is not known: it is of an earlier version"
+        raise BadText(what, where=corpus.calibration, fix="build the corpus again")
+    raw, begin = corpus.calibration.read_bytes(), 0
+    for end in corpus.document_ends:
+        yield raw[begin:end].decode()
+        begin = end + len(JOINT)
 
 
 def heldout_text(corpus: CorpusFacts) -> str:

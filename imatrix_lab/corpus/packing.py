@@ -126,6 +126,16 @@ def joined(documents: Sequence[Document]) -> str:
     return JOINT.join(d.text for d in documents)
 
 
+def ends(text: str, documents: Sequence[Document]) -> list[int]:
+    """Return where each of the joined documents ends, in bytes; the text may be cut."""
+    ends, at, n_bytes = list[int](), 0, 0
+    for document in documents:
+        if part := text[at : at + len(document.text)]:
+            ends.append(n_bytes + len(part.encode()))
+            at, n_bytes = at + len(part) + len(JOINT), ends[-1] + len(JOINT)
+    return ends
+
+
 def within_budget(
     documents: Iterable[Document],
     n_tokens: int,

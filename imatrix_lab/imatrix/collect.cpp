@@ -94,6 +94,7 @@ struct Input {
 struct Rows {  // where rows of float32 lie, in the order of the tokens
     std::vector<const float *> at;
     std::vector<int64_t> ends;  // of windows
+    void end() { ends.push_back(int64_t(at.size())); }
 };
 
 // C[MI x NJ] = sum over the rows of a[.., i..] b[.., j..], in float.
@@ -177,7 +178,9 @@ struct Functions {  // of ggml
 struct Collector {
     Functions ggml{};
     int threads = 1;
-    int64_t window = 0, block = 0;  // tokens of a window; columns of a block of products
+    int64_t block = 0;   // columns of a block of products
+    int64_t window = 0;  // tokens of each window of a decode, and how many of them are text
+    std::vector<int64_t> lengths;
     bool moments = false, head = false;
     const int32_t *interrupted = nullptr;
     bool may_end = false, ended = false;
@@ -257,32 +260,66 @@ struct Collector {
         return by_id ? experts(t, *in) : dense(t, *in);
     }
 
+    int64_t n_tokens() const { return window * int64_t(lengths.size()); }
+    bool is_text(int64_t token) const { return token % window < lengths[token / window]; }
+    bool is_padded() const {
+        return std::any_of(lengths.begin(), lengths.end(), [&](int64_t n) { return n < window; });
+    }
+    bool no_tokens(const std::string &name) {
+        fault = name + " reads rows that are not those of tokens (use one window a decode)";
+        return false;
+    }
+
+    // Which token a row belongs to: rows lie in the order of the tokens (models with a state have
+    // the windows in another dimension), or tokens in one dimension and heads in another.
+    struct Steps {
+        int64_t in_1 = 1, in_2 = 0, in_3 = 0;
+        int64_t token(int64_t i1, int64_t i2, int64_t i3) const {
+            return i1 * in_1 + i2 * in_2 + i3 * in_3;
+        }
+    };
+    bool steps(const Tensor *x, Steps &steps) const {
+        const int64_t n = n_tokens();
+        if (x->ne[1] * x->ne[2] * x->ne[3] == n) steps = {1, x->ne[1], x->ne[1] * x->ne[2]};
+        else if (x->ne[2] == n) steps = {0, 1, 0};
+        else return x->ne[1] == n;
+        return true;
+    }
+
     bool dense(const Tensor *t, Input &in) {
         const Tensor *w = t->src[0], *x = t->src[1];
         const char *at = host(x, data);
         std::vector<Rows> rows(in.matrices.size());
+        Steps step;
+        const bool known = steps(x, step);
+        if (!known && is_padded()) return no_tokens(in.first);
         for (int64_t i3 = 0; i3 < x->ne[3]; ++i3)
             for (int64_t i2 = 0; i2 < x->ne[2]; ++i2) {
                 Rows &r = rows[(i3 % w->ne[3]) * w->ne[2] + i2 % w->ne[2]];
                 for (int64_t i1 = 0; i1 < x->ne[1]; ++i1) {
-                    if (i1 && i1 % window == 0) r.ends.push_back(int64_t(r.at.size()));
+                    const int64_t token = step.token(i1, i2, i3);
+                    if (i1 && token % window == 0) r.end();
+                    if (known && !is_text(token)) continue;
                     const size_t offset = i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3];
                     r.at.push_back(reinterpret_cast<const float *>(at + offset));
                 }
-                r.ends.push_back(int64_t(r.at.size()));
+                r.end();
             }
         return add(in, rows);
     }
 
     bool experts(const Tensor *t, Input &in) {
         const Tensor *x = t->src[1], *chosen = t->src[2];
+        const bool known = x->ne[2] == n_tokens();
+        if (!known && is_padded()) return no_tokens(in.first);
         const char *at = host(x, data);
         ids.resize(ggml.n_bytes(chosen));
         ggml.get(chosen, ids.data(), 0, ids.size());
         std::vector<Rows> rows(in.matrices.size());
         for (int64_t token = 0; token < x->ne[2]; ++token) {
             if (token && token % window == 0)
-                for (Rows &r : rows) r.ends.push_back(int64_t(r.at.size()));
+                for (Rows &r : rows) r.end();
+            if (known && !is_text(token)) continue;
             for (int64_t k = 0; k < chosen->ne[0]; ++k) {
                 int32_t expert;
                 std::memcpy(&expert, ids.data() + token * chosen->nb[1] + k * chosen->nb[0], 4);
@@ -294,7 +331,7 @@ struct Collector {
                 rows[expert].at.push_back(reinterpret_cast<const float *>(at + offset));
             }
         }
-        for (Rows &r : rows) r.ends.push_back(int64_t(r.at.size()));
+        for (Rows &r : rows) r.end();
         return add(in, rows);
     }
 
@@ -361,12 +398,11 @@ bool should_stop(void *collector) {
     return c.ended || !c.fault.empty() || (c.interrupted && *c.interrupted);
 }
 
-Collector *collector_new(const Functions *ggml, int threads, int64_t window, int64_t block,
-                         bool head, const int32_t *interrupted) {
+Collector *collector_new(const Functions *ggml, int threads, int64_t block, bool head,
+                         const int32_t *interrupted) {
     Collector *c = new Collector;
     c->ggml = *ggml;
     c->threads = threads;
-    c->window = window;
     c->block = block;
     c->moments = block > 0;
     c->head = head;
@@ -377,8 +413,12 @@ Collector *collector_new(const Functions *ggml, int threads, int64_t window, int
 void collector_free(Collector *c) { delete c; }
 void collector_full(Collector *c, const char *name) { c->full.insert(name); }
 
-// Before each decode. `may_end`: nothing needs the memory of its tokens afterwards.
-void collector_begin(Collector *c, bool may_end) {
+// Before each decode, of `n` windows of `window` tokens each, of which the first `lengths[i]` are
+// text. `may_end`: nothing needs the memory of its tokens afterwards.
+void collector_begin(Collector *c, bool may_end, int64_t window, int64_t n,
+                     const int64_t *lengths) {
+    c->window = window;
+    c->lengths.assign(lengths, lengths + n);
     c->graph.clear();
     c->ended = false;
     c->may_end = may_end;

@@ -1,16 +1,16 @@
 """An importance matrix of a model on a text, collected in process.
 
-The text is one stream of tokens, cut into windows whose first token becomes BOS where the model
-adds one, as llama-imatrix does (tools/imatrix/imatrix.cpp). Attention is computed without flash
-attention, which would sum in another order for each batch: so neither threads nor the number of
-windows in a decode change a bit on a CPU. Sums are saved between decodes; a run that was killed
-goes on from there and ends with the same bytes.
+The model reads windows of tokens (see `windows`). Attention is computed without flash attention,
+which would sum in another order for each batch: so neither threads nor the number of windows in a
+decode change a bit on a CPU. Sums are saved between decodes; a run that was killed goes on from
+there and ends with the same bytes.
 """
 
+import itertools
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,16 +25,17 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.progress import Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
-from imatrix_lab.errors import BadImatrix, BadModel, BadText, ImatrixLabError, UsageError
-from imatrix_lab.imatrix import collector, expected, format, moments, passes, validate
+from imatrix_lab.errors import BadImatrix, BadModel, ImatrixLabError, UsageError
+from imatrix_lab.imatrix import collector, expected, format, moments, passes, validate, windows
 from imatrix_lab.imatrix.collector import Collector
 from imatrix_lab.imatrix.expected import ModelTensors
+from imatrix_lab.imatrix.windows import DOCUMENT, STREAM, Windows
 from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.compute import memory_bytes
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models.tokenizer import Vocabulary, forget_log, reason, silence
+from imatrix_lab.models.tokenizer import forget_log, reason, silence
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
 FILE = "imatrix.gguf"
@@ -52,6 +53,7 @@ class Options:
 
     moments : E[x] and blocks of E[x xᵀ] too (see `moments`).
     full : a regular expression; inputs of the matrices that it matches are kept whole.
+    windows : of `windows.KINDS`.
     """
 
     compute: Compute
@@ -59,6 +61,7 @@ class Options:
     process_output: bool = False
     moments: bool = False
     full: str = ""
+    windows: str = STREAM
 
 
 def inputs(
@@ -67,10 +70,14 @@ def inputs(
     """Return what determines an imatrix; threads do not, nor does the batch on a CPU."""
     compute, on_cpu = options.compute, _on_cpu(options, toolchain)
     more = {"moments": collector.BLOCK, "full": options.full} if options.moments else {}
+    if options.windows == DOCUMENT:
+        n_windows, more["document_ends"] = None, corpus.document_ends
+    else:
+        n_windows = windows.count(corpus, compute.n_ctx)
     return {
         "model_sha256": model.sha256,
         "corpus_sha256": corpus.sha256,
-        "n_windows": window_count(corpus, options),
+        "n_windows": n_windows,
         "n_ctx": compute.n_ctx,
         "n_batch": None if on_cpu else compute.n_batch,
         "gpu_layers": compute.gpu_layers,
@@ -85,23 +92,16 @@ def inputs(
 
 def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, Any]:
     """Return what an imatrix file of these has in its metadata, whatever built it."""
-    return {
+    same = {
         "imatrix_lab.model.sha256": model.sha256,
         "imatrix_lab.language": corpus.language,
         "imatrix_lab.corpus.sha256": corpus.sha256,
         "imatrix.chunk_size": options.compute.n_ctx,
-        "imatrix.chunk_count": window_count(corpus, options),
     }
-
-
-def window_count(corpus: CorpusFacts, options: Options) -> int:
-    """Return how many windows the text has; raises BadText if it does not fill one."""
-    n_ctx = options.compute.n_ctx
-    if corpus.n_tokens < n_ctx:
-        what = f"an importance matrix needs a window of {n_ctx} tokens; this text has"
-        fix = "more text (--tokens), or a smaller context (--ctx)"
-        raise BadText(f"{what} {corpus.n_tokens} tokens", where=corpus.calibration, fix=fix)
-    return corpus.n_tokens // n_ctx
+    if options.windows == DOCUMENT:
+        return same | {format.WINDOWS: DOCUMENT}
+    n_windows = windows.count(corpus, options.compute.n_ctx)
+    return same | {format.WINDOWS: None, "imatrix.chunk_count": n_windows}
 
 
 def collect(
@@ -113,8 +113,9 @@ def collect(
     """
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
-        n_tokens = n_windows * n_ctx
+        read = _windows(toolchain, model, corpus, options, session)
+        n_windows, n_ctx = len(read), options.compute.n_ctx
+        n_tokens = sum(map(len, read))
         tensors, run = expected.of(model), Interruptible()
         settings = _settings(tensors, model, options)
         running = options
@@ -124,25 +125,22 @@ def collect(
             session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
             Collector(toolchain, settings, run.flag, session) as sums,
         ):
-            windows = _windows(toolchain, model, corpus, options)
             context = partial(_Context, toolchain, model, sums, running, run)
-            _run(windows, sums, context, scratch / SAVED, task)
+            _run(read, sums, context, scratch / SAVED, task)
             entries = sums.entries()
-            findings = validate.check(
-                format.Imatrix(entries, (), n_windows, n_ctx), tensors, n_tokens
-            )
-            fix = "use another text or backend; to compute it again: rm -r "
-            fix += shlex.quote(str(scratch.parent))
-            findings.require_sound(model.path, fix, session.progress)
             about, more = moments.of(sums) if options.moments else ({}, ())
             imatrix = format.Imatrix(
                 entries,
                 (f"{corpus.language} {corpus.source}",),
                 n_windows,
                 n_ctx,
-                metadata=_metadata(toolchain, model, corpus) | about,
+                metadata=_metadata(toolchain, model, corpus, options) | about,
                 more=more,
             )
+            findings = validate.check(imatrix, tensors, n_tokens)
+            fix = "use another text or backend; to compute it again: rm -r "
+            fix += shlex.quote(str(scratch.parent))
+            findings.require_sound(model.path, fix, session.progress)
             if more:
                 need_room(out, sum(t.size_bytes() for t in more), "the moments")
             format.write(out / FILE, imatrix)
@@ -202,22 +200,25 @@ def _with_passes(
 def tokens_per_second(
     toolchain: Toolchain,
     model: Model,
-    windows: NDArray[np.int32],
+    tokens: NDArray[np.int32],
     options: Options,
     session: Session,
 ) -> float:
-    """Return how fast a model is collected, over all windows but the first, which loads it."""
-    settings = collector.Settings(options.compute.threads, options.compute.n_ctx)
+    """Return how fast a model is collected, over all windows but the first, which loads it.
+
+    tokens : (windows, tokens of each).
+    """
+    settings = collector.Settings(options.compute.threads)
     run = Interruptible()
     with (
         Collector(toolchain, settings, run.flag, session) as sums,
         _Context(toolchain, model, sums, options, run) as context,
     ):
-        context.read(windows[:1])
+        context.read([tokens[0]])
         began = time.monotonic()
-        for window in windows[1:]:
-            context.read(window[None])
-        return windows[1:].size / (time.monotonic() - began)
+        for window in tokens[1:]:
+            context.read([window])
+        return tokens[1:].size / (time.monotonic() - began)
 
 
 def _settings(tensors: ModelTensors, model: Model, options: Options) -> collector.Settings:
@@ -227,12 +228,14 @@ def _settings(tensors: ModelTensors, model: Model, options: Options) -> collecto
     if full and not names:
         what = f"--full {full} matches none of this model's {len(matrices)} matrices"
         raise UsageError(what, where=model.path, fix=f"name one, such as {min(matrices)}")
-    threads, n_ctx = options.compute.threads, options.compute.n_ctx
-    return collector.Settings(threads, n_ctx, block, names, options.process_output)
+    return collector.Settings(options.compute.threads, block, names, options.process_output)
 
 
-def _metadata(toolchain: Toolchain, model: Model, corpus: CorpusFacts) -> dict[str, str]:
-    return {
+def _metadata(
+    toolchain: Toolchain, model: Model, corpus: CorpusFacts, options: Options
+) -> dict[str, str]:
+    by_document = {format.WINDOWS: DOCUMENT} if options.windows == DOCUMENT else {}
+    return by_document | {
         "imatrix_lab.language": corpus.language,
         "imatrix_lab.corpus.sha256": corpus.sha256,
         "imatrix_lab.corpus.licence": corpus.licence,
@@ -248,47 +251,34 @@ def facts(artifact: Artifact) -> ImatrixFacts:
 
 
 def _windows(
-    tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options
-) -> NDArray[np.int32]:
-    """Return the tokens that the model reads, int32 (windows, tokens of a window)."""
-    # as llama.cpp's programs read a file: its bytes, but for one newline at the end
-    text = corpus.calibration.read_bytes().removesuffix(b"\n").decode()
-    n_windows, n_ctx = window_count(corpus, options), options.compute.n_ctx
-    with Vocabulary(tools, model.path, options.parse_special) as vocabulary:
-        tokens, bos = vocabulary.tokens(text), vocabulary.bos()
-    if len(tokens) < n_windows * n_ctx:
-        what = f"this text has {len(tokens)} tokens, and {corpus.n_tokens} were counted before"
-        raise BadText(what, where=corpus.calibration, fix="build the corpus again")
-    windows = np.array(tokens[: n_windows * n_ctx], np.int32).reshape(n_windows, n_ctx)
-    if bos is not None:
-        windows[:, 0] = bos
-    return windows
+    tools: Toolchain, model: Model, corpus: CorpusFacts, options: Options, session: Session
+) -> Windows:
+    n_ctx, special = options.compute.n_ctx, options.parse_special
+    if options.windows == STREAM:
+        return windows.stream(tools, model, corpus, n_ctx, special)
+    return windows.by_document(tools, model, corpus, n_ctx, special, session.progress.say)
 
 
 def _run(
-    windows: NDArray[np.int32],
-    sums: Collector,
-    opened: Callable[[], "_Context"],
-    saved: Path,
-    task: Task,
+    read: Windows, sums: Collector, opened: Callable[[], "_Context"], saved: Path, task: Task
 ) -> None:
     """Let the model read all windows, from the one where an earlier run was stopped."""
-    n_windows, n_ctx = windows.shape
+    n_windows, ends = len(read), [0, *itertools.accumulate(map(len, read))]
     done = _restored(sums, saved)
-    task.update(done * n_ctx, "continuing an earlier run" if done else "")
+    task.update(ends[done], "continuing an earlier run" if done else "")
     if done == n_windows:
         return
     saved_s, save_took_s = time.monotonic(), 0.0
     with opened() as context:
         while done < n_windows:
-            some = windows[done : done + context.n_windows]
+            some = read[done : done + context.n_windows]
             context.read(some)
             if sums.fault:
                 what = f"{sums.fault}, in the windows from {done} on"
                 fix = "use another model file, text or backend; what was collected before is kept"
                 raise BadImatrix(what, where=context.path, fix=fix)
             done += len(some)
-            task.update(done * n_ctx)
+            task.update(ends[done])
             since_s = time.monotonic() - saved_s
             if done == n_windows or since_s > max(SAVE_S, save_took_s / SAVE_SHARE):
                 began = time.monotonic()
@@ -318,9 +308,8 @@ class _Context(AbstractContextManager["_Context"]):
         silence(self._llama)
         self._head, compute = options.process_output, options.compute
         self.n_windows = min(max(1, compute.n_batch // compute.n_ctx), passes.WINDOWS_MAX)
-        n_pieces = max(1, -(-compute.n_ctx // compute.n_batch))
-        self._pieces = np.array_split(np.arange(compute.n_ctx), n_pieces)
-        self._n_tokens = self.n_windows * len(self._pieces[0])
+        self._n_piece = len(_pieces(compute.n_ctx, compute.n_batch)[0])
+        self._n_tokens = self.n_windows * self._n_piece
         with ExitStack() as stack:
             forget_log()
             self._model = run(native.load_model, self._llama, self.path, compute.gpu_layers)
@@ -330,6 +319,9 @@ class _Context(AbstractContextManager["_Context"]):
             stack.callback(self._llama.llama_model_free, self._model)
             self._context = self._open(compute)
             stack.callback(self._llama.llama_free, self._context)
+            self._memory = self._llama.llama_get_memory(self._context)
+            if options.windows == DOCUMENT and not self._memory:
+                self.n_windows = 1  # tokens see those behind them, and would see what is padded
             self._batch = self._llama.llama_batch_init(self._n_tokens, 0, 1)
             stack.callback(self._llama.llama_batch_free, self._batch)
             self._stack = stack.pop_all()
@@ -358,13 +350,15 @@ class _Context(AbstractContextManager["_Context"]):
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def read(self, windows: NDArray[np.int32]) -> None:
-        """Read windows, int32 (windows, tokens), each from an empty memory."""
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
-        whole = len(self._pieces) == 1
-        for tokens, positions, sequences in _decodes(windows, self._pieces):
-            self._sums.begin(may_end=whole and not self._head)
-            self._fill(tokens, positions, sequences)
+    def read(self, some: Windows) -> None:
+        """Read windows, each from an empty memory."""
+        self._llama.llama_memory_clear(self._memory, True)
+        rows, lengths = windows.padded(some), np.array([*map(len, some)])
+        pieces = _pieces(rows.shape[1], self._n_piece)
+        for piece in pieces:
+            inside = np.clip(lengths - piece[0], 0, len(piece))
+            self._sums.begin(inside, len(piece), may_end=len(pieces) == 1 and not self._head)
+            self._fill(rows[:, piece], piece)
             code = self._run(native.decode, self._llama, self._context, self._batch)
             if code == _ABORTED and not self._sums.ended and not self._sums.fault:
                 raise KeyboardInterrupt
@@ -372,22 +366,17 @@ class _Context(AbstractContextManager["_Context"]):
                 what = f"llama_decode failed (code {code}): {reason()}"
                 raise ImatrixLabError(what, where=self.path, fix=_SMALLER)
 
-    def _fill(self, tokens: NDArray[Any], positions: NDArray[Any], sequences: NDArray[Any]) -> None:
-        batch, n = self._batch, len(tokens)
+    def _fill(self, tokens: NDArray[np.int32], positions: NDArray[Any]) -> None:
+        batch, n, n_windows = self._batch, tokens.size, len(tokens)
         batch.n_tokens = n
-        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
-        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
+        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens.reshape(-1)
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = np.tile(positions, n_windows)
         np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = 1
         np.ctypeslib.as_array(batch.logits, (n,))[:] = 1  # or the last layer's FFN sees one token
-        for i, sequence in enumerate(sequences):
+        for i, sequence in enumerate(np.repeat(np.arange(n_windows), len(positions))):
             batch.seq_id[i][0] = int(sequence)
 
 
-def _decodes(
-    windows: NDArray[np.int32], pieces: list[NDArray[Any]]
-) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Yield (tokens, positions, sequences) of each decode; one sequence a window."""
-    for piece in pieces:
-        some = windows[:, piece]
-        sequences = np.repeat(np.arange(len(windows)), len(piece))
-        yield some.reshape(-1), np.tile(piece, len(windows)), sequences
+def _pieces(n_tokens: int, n_batch: int) -> list[NDArray[Any]]:
+    """Return the positions of a window that each decode reads."""
+    return np.array_split(np.arange(n_tokens), max(1, -(-n_tokens // n_batch)))

@@ -7,7 +7,7 @@ moments spent 29 % of the time (124 instead of 375 tokens/s on the demo model).
 import ctypes
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +35,12 @@ _N_OPERATIONS = 256
 class Settings:
     """What is summed, and how.
 
-    window : tokens; sums are taken a window at a time.
     block : columns of a diagonal block of products; 0: neither products nor sums.
     full : matrices whose products are kept whole.
     head : collect for the output matrix too, which is computed for that.
     """
 
     threads: int
-    window: int
     block: int = 0
     full: tuple[str, ...] = ()
     head: bool = False
@@ -108,7 +106,6 @@ class Collector(AbstractContextManager["Collector"]):
             library.collector_new(
                 ctypes.byref(self._functions),
                 ctypes.c_int(settings.threads),
-                ctypes.c_int64(settings.window),
                 ctypes.c_int64(settings.block),
                 ctypes.c_bool(settings.head),
                 ctypes.byref(flag),
@@ -128,9 +125,19 @@ class Collector(AbstractContextManager["Collector"]):
         params.abort_callback = ctypes.cast(stop, type(params.abort_callback))
         params.abort_callback_data = self._self
 
-    def begin(self, may_end: bool) -> None:
-        """Prepare for a decode; `may_end` if nothing needs its tokens' memory afterwards."""
-        self._library.collector_begin(self._self, ctypes.c_bool(may_end))
+    def begin(self, lengths: Sequence[int], window: int, may_end: bool) -> None:
+        """Prepare for a decode of windows of `window` tokens, padded beyond their `lengths`.
+
+        `may_end`: nothing needs its tokens' memory afterwards.
+        """
+        n = len(lengths)
+        self._library.collector_begin(
+            self._self,
+            ctypes.c_bool(may_end),
+            ctypes.c_int64(window),
+            ctypes.c_int64(n),
+            (ctypes.c_int64 * n)(*lengths),
+        )
 
     @property
     def ended(self) -> bool:

@@ -30,7 +30,7 @@ LEGACY_WINDOW = 512
 """Assumed window length of a ``.dat``, which does not record it; llama.cpp assumes its own ``-c``,
 512 by default. Only the weight of such a file in a merge by tokens depends on it."""
 OURS = "imatrix_lab."
-MODEL, REPAIRED = OURS + "model.sha256", OURS + "repair"
+MODEL, REPAIRED, WINDOWS = OURS + "model.sha256", OURS + "repair", OURS + "windows"
 
 _SUMS, COUNTS = ".in_sum2", ".counts"
 _DATASETS = "imatrix.datasets"
@@ -122,6 +122,16 @@ class Imatrix:
     legacy: bool = False
     complete: bool = True
     more: Sequence[Tensor] = ()
+
+    @property
+    def by_document(self) -> bool:
+        """Whether no window straddles two documents: then `chunk_size` is the longest possible."""
+        return self.metadata.get(WINDOWS) == "document"
+
+    def windows(self) -> str:
+        """Return how many windows of how many tokens, in words."""
+        about = "about " if self.legacy else "up to " if self.by_document else ""
+        return f"{self.chunk_count} windows of {about}{self.chunk_size}"
 
     def n_tokens(self) -> int:
         """Return how many tokens most dense tensors have seen (some models loop over layers)."""

@@ -208,6 +208,7 @@ def _record(inputs: Sequence[MergeInput], by: str) -> str:
             "weight": i.weight,
             "n_tokens": i.imatrix.n_tokens(),
             "n_ctx": i.imatrix.chunk_size,
+            **({"windows": "document"} if i.imatrix.by_document else {}),
             "datasets": list(i.imatrix.datasets),
             "model_sha256": i.imatrix.metadata.get(MODEL, ""),
             "sha256": i.sha256,

@@ -240,10 +240,13 @@ def _metadata(imatrix: Imatrix, model_sha256: str) -> Iterator[Finding]:
     if imatrix.legacy:
         yield _finding("legacy", "a .dat does not record its number of tokens")
         return
+    n_missing = n_tokens - imatrix.chunk_count * window
+    if imatrix.by_document:  # on average
+        window, n_missing = n_tokens // max(1, imatrix.chunk_count), 0
     if 0 < window < SHORT_WINDOW:
         what = f"windows of {window} tokens: one token in {window} is the first of its window"
         yield _finding("window", what)
-    if window and n_tokens and not 0 <= n_tokens - imatrix.chunk_count * window < window:
+    if window and n_tokens and not 0 <= n_missing < window:
         what = f"{imatrix.chunk_count} windows of {window} are not {n_tokens:,} tokens"
         yield _finding("chunks", what)
     own = imatrix.metadata.get(MODEL)

@@ -69,12 +69,13 @@ class Compute:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What llama-quantize is told besides model, output and type."""
+    """What llama-quantize is told besides model, output and type; `types` is a file's name."""
 
     threads: int
     imatrix: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     allow_requantize: bool = False
+    types: str | None = None
 
 
 def quantize_argv(
@@ -87,11 +88,27 @@ def quantize_argv(
     argv = [str(program), *([] if out else ["--dry-run"])]
     argv += ["--allow-requantize"] if options.allow_requantize else []
     argv += ["--imatrix", options.imatrix] if options.imatrix else []
+    argv += ["--tensor-type-file", options.types] if options.types else []
     for key, value in options.metadata.items():
         if len(value.encode()) > OVERRIDE_BYTES_MAX:
             raise ValueError(f"{key} is longer than {OVERRIDE_BYTES_MAX} bytes: {value}")
         argv += ["--override-kv", f"{key}=str:{value}"]
     return [*argv, str(model), *([str(out)] if out else []), quant_type, str(options.threads)]
+
+
+def types_file(types: Mapping[str, str]) -> str:
+    """Return the text of a ``--tensor-type-file``: a line for each tensor, in order of name.
+
+    Names are patterns that are looked for anywhere in a name, and are put into lower case: each is
+    anchored, and a capital or a sign is any character.
+    """
+    lines = (f"^{_pattern(name)}$={types[name].lower()}\n" for name in sorted(types))
+    return "".join(lines)
+
+
+def _pattern(name: str) -> str:
+    plain = re.compile("[a-z0-9_]")
+    return "".join(c if plain.match(c) else "\\." if c == "." else "." for c in name)
 
 
 def perplexity_argv(
@@ -130,6 +147,7 @@ _FALLBACK = re.compile(
     r".*?-> falling back to +(\w+)",
     re.DOTALL,
 )
+_PLANNED = re.compile(r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*-> .* MiB \((\w+)\)$", re.MULTILINE)
 _QUANT_SIZE = re.compile(r"quant size += +([\d.]+) MiB \(([\d.]+) BPW\)")
 NINJA = re.compile(r"\[(\d+)/(\d+)\]")
 _WARNING = re.compile(r"^[\d.]+ W (.*)", re.MULTILINE)
@@ -176,6 +194,11 @@ def quant_size(output: str) -> tuple[int, float] | None:
     """Return size in bytes (to 0.01 MiB) and bits per weight, as llama-quantize prints them."""
     matches = _QUANT_SIZE.findall(output)
     return (round(float(matches[-1][0]) * 2**20), float(matches[-1][1])) if matches else None
+
+
+def planned_types(output: str) -> dict[str, str]:
+    """Return the type that each tensor would be quantized to, from a dry run."""
+    return {m[1]: m[2].upper() for m in _PLANNED.finditer(output)}
 
 
 def warnings(output: str) -> tuple[str, ...]:

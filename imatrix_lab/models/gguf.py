@@ -66,11 +66,15 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """One file's header; ``types`` has each pair's type code, and an array's element type."""
+    """One file's header; ``types`` has each pair's type code, and an array's element type.
+
+    ``pair_bytes`` is the size in the file of each pair of the metadata, its key included.
+    """
 
     path: Path
     metadata: dict[str, Any]
     types: dict[str, tuple[int, ...]]
+    pair_bytes: dict[str, int]
     tensors: tuple[TensorInfo, ...]
 
     def text(self, key: str, default: str = "") -> str:
@@ -155,20 +159,24 @@ class _Parser:
             raise self.bad(f"{what} a file of {self.size_bytes} bytes")
         metadata: dict[str, Any] = {}
         types: dict[str, tuple[int, ...]] = {}
+        pair_bytes: dict[str, int] = {}
         for _ in range(n_pairs):
+            start = self.at
             key = self.name("metadata key")
             if key in metadata:
                 raise self.bad(f"metadata key {key!r} occurs twice")
             code = self.number("I", f"type of {key}")
             metadata[key] = self.value(code, key, 0)
             types[key] = (code, self.element_type) if code == _ARRAY else (code,)
+            pair_bytes[key] = self.at - start
         alignment = metadata.get("general.alignment", 32)
         if types.get("general.alignment", (_UINT32,)) != (_UINT32,):
             raise self.bad(f"general.alignment is {alignment!r}, not a 32-bit number")
         if alignment == 0 or alignment & (alignment - 1) or alignment > _ALIGNMENT_MAX:
             raise self.bad(f"general.alignment is {alignment}, not a sensible power of two")
         raw = [self.tensor() for _ in range(n_tensors)]
-        return GgufHeader(self.path, metadata, types, tuple(self.placed(raw, alignment)))
+        tensors = tuple(self.placed(raw, alignment))
+        return GgufHeader(self.path, metadata, types, pair_bytes, tensors)
 
     def value(self, code: int, key: str, depth: int) -> Any:
         if code in _SCALARS:

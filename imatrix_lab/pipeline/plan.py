@@ -9,7 +9,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.errors import FetchFailed, MissingTool
-from imatrix_lab.imatrix import collect
+from imatrix_lab.imatrix import collect, windows
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -50,7 +50,7 @@ def plan(request: Request, session: Session) -> list[Step]:
     tools, model, corpus = stored.tools, stored.model, stored.corpus
     label = text.label if isinstance(text, Mixture) else text.name
     n_ctx = request.compute.n_ctx or WINDOW
-    windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
+    n_windows = f"{stored.n_windows or f'at most {request.n_tokens // n_ctx}'} windows"
     model_detail = "fetched and prepared once"
     if model and request.model != "demo" and not hub_spec.is_spec(request.model):
         model_detail = format.size(model.facts.size_bytes)
@@ -59,7 +59,7 @@ def plan(request: Request, session: Session) -> list[Step]:
         Step("toolchain", tools is not None, backend),
         Step(f"model {request.model}", model is not None, model_detail),
         Step(f"corpus {label}", corpus is not None, corpus.source if corpus else _sources(text)),
-        Step(f"imatrix {label}", stored.imatrix is not None, f"{windows} of {n_ctx} tokens"),
+        Step(f"imatrix {label}", stored.imatrix is not None, f"{n_windows} of {n_ctx} tokens"),
     ]
     quants = [_quant(request, quant_type, stored, session) for quant_type in request.types]
     for quant_type, quant in zip(request.types, quants, strict=True):
@@ -84,7 +84,7 @@ def _look(request: Request, session: Session) -> _Stored:
         if tools:
             stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
             options = tune.imatrix_options(request, stored.model, stored.corpus)
-            stored.n_windows = collect.window_count(stored.corpus, options)
+            stored.n_windows = windows.count(stored.corpus, options.compute.n_ctx)
             stored.imatrix = collect.collect(tools, stored.model, stored.corpus, options, read_only)
     except (FetchFailed, MissingTool) as error:
         session.progress.say(f"note: {error.what}")

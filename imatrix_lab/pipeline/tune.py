@@ -169,6 +169,7 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
         request.process_output,
         request.moments,
         request.full,
+        request.windows,
     )
 
 

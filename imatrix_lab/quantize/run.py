@@ -19,6 +19,8 @@ from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
+from imatrix_lab.models.gguf import read_header
+from imatrix_lab.quantize import sizes
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -69,11 +71,20 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Types by tensor, and the standard type nearest to them, which the file's metadata shows."""
+
+    base: str
+    types: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class QuantSpec:
     """A quantized file to make, with strings for its metadata, of at most 127 bytes each.
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
-    perplexities are NaN.
+    perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
+    `sizes.label`.
     """
 
     model: Model
@@ -82,21 +93,30 @@ class QuantSpec:
     options: Options
     metadata: Mapping[str, str] = field(default_factory=dict)
     heldout: HeldOut | None = None
+    mix: Mix | None = None
+
+    def base(self) -> str:
+        """Return llama-quantize's type."""
+        return self.mix.base if self.mix else self.quant_type
 
     def label(self) -> str:
         """Return model, language of the imatrix, and type, for names."""
         language = self.imatrix.language if self.imatrix else "none"
-        return f"{self.model.label}-{language}-{self.quant_type}"
+        return f"{self.model.label}-{language}-{sizes.in_name(self.quant_type, self.base())}"
 
     def file_name(self) -> str:
         """Return the name of the GGUF file."""
         language = self.imatrix.language if self.imatrix else ""
-        return file_name(self.model.label, language, self.quant_type)
+        return file_name(self.model.label, language, self.quant_type, self.base())
 
 
-def file_name(label: str, language: str, quant_type: str) -> str:
-    """Return the name of a quant's file; no language: without an imatrix."""
-    return "-".join(filter(None, (label, language, quant_type))) + ".gguf"
+def file_name(label: str, language: str, quant_type: str, base: str = "") -> str:
+    """Return the name of a quant's file; no language: without an imatrix.
+
+    Its last word is a type of llama-quantize, which the Hub and other programs look for.
+    """
+    name = sizes.in_name(quant_type, base)
+    return "-".join(filter(None, (label, language, name))) + ".gguf"
 
 
 def check(
@@ -143,17 +163,43 @@ def dry_run(
     toolchain: Toolchain, model: Model, quant_type: str, options: Options, log: Path | None = None
 ) -> tuple[int, bool]:
     """Return a quant's size in bytes (to 0.01 MiB), and whether its type requires an imatrix."""
-    flags = QuantizeOptions(options.compute.threads, allow_requantize=options.allow_requantize)
-    program = toolchain.program("llama-quantize")
-    argv = programs.quantize_argv(program, model.path, None, quant_type, flags)
-    output = process.run(argv, log=log, timeout_s=600).tail
+    output = _dry_run(toolchain, model, quant_type, options, log=log)
     if (size := programs.quant_size(output)) is None:
         raise BadModel(f"llama-quantize printed no size for {quant_type}", where=model.path)
     return size[0], "will require an imatrix" in output
 
 
+def standard_types(
+    toolchain: Toolchain, model: Model, quant_type: str, options: Options, imatrix: Path | None
+) -> dict[str, str]:
+    """Return the type of each tensor that llama-quantize quantizes, as it chooses them itself."""
+    return programs.planned_types(_dry_run(toolchain, model, quant_type, options, imatrix))
+
+
+def _dry_run(
+    toolchain: Toolchain,
+    model: Model,
+    quant_type: str,
+    options: Options,
+    imatrix: Path | None = None,
+    log: Path | None = None,
+) -> str:
+    """Return what llama-quantize prints of a file that it does not make."""
+    output = list[str]()
+    flags = QuantizeOptions(
+        options.compute.threads,
+        str(imatrix) if imatrix else None,
+        allow_requantize=options.allow_requantize,
+    )
+    program = toolchain.program("llama-quantize")
+    argv = programs.quantize_argv(program, model.path, None, quant_type, flags)
+    process.run(argv, log=log, timeout_s=600, on_output=output.append)
+    return "".join(output)
+
+
 def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
     """Return what determines a quantized file; threads do not."""
+    mix = {"base": spec.mix.base, "types": dict(spec.mix.types)} if spec.mix else {}
     return {
         "model_sha256": spec.model.sha256,
         "imatrix_sha256": spec.imatrix.sha256 if spec.imatrix else None,
@@ -163,6 +209,7 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
         "metadata": dict(spec.metadata),
         "repack": False,
         "toolchain": toolchain.signature(),
+        **mix,
     }
 
 
@@ -172,7 +219,7 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         log = scratch / "llama-quantize.log"
-        need, requires_imatrix = dry_run(toolchain, model, spec.quant_type, spec.options, log)
+        need, requires_imatrix = dry_run(toolchain, model, spec.base(), spec.options, log)
         if requires_imatrix and not spec.imatrix:
             raise _needs_imatrix(spec.quant_type)
         value = reference = None
@@ -188,10 +235,14 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
             notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
             part.replace(path)
         header = resolve.facts((path,))
+        if spec.mix:
+            _require_types(path, spec.mix.types)
         if heldout and reference is not None:
             value = _perplexity(toolchain, path, heldout, spec.options, scratch, session.progress)
-            _verify(value, reference, spec.quant_type, header.n_vocab, path)
+            _verify(value, reference, spec.base(), header.n_vocab, path)
         path.replace(out / path.name)
+        if spec.mix:
+            types_path(out / path.name).write_text(programs.types_file(spec.mix.types))
         return {
             "type": spec.quant_type,
             "file": path.name,
@@ -228,6 +279,11 @@ def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
     )
 
 
+def types_path(path: Path) -> Path:
+    """Return where the types of a file's tensors lie, if they were chosen."""
+    return path.with_suffix(".types.txt")
+
+
 @dataclass(frozen=True)
 class QuantizeRun:
     """Fallbacks of a llama-quantize run (tensor, requested type, type it got), and its seconds."""
@@ -242,15 +298,17 @@ def run_quantize(
     """Run llama-quantize in the log's folder, so that no path of this machine enters the file."""
     model, options, imatrix_name = spec.model, spec.options, None
     if spec.imatrix:
-        path = spec.imatrix.path
-        suffix = ".dat" if path.suffix == ".dat" else ".gguf"  # it reads both, by content
         # without the model's name, which is not what the artefact is known by
-        imatrix_name = f"{spec.imatrix.language}.imatrix{suffix}"
-        link(path, log.parent / imatrix_name)
+        imatrix_name = sizes.imatrix_name(spec.imatrix)
+        link(spec.imatrix.path, log.parent / imatrix_name)
     threads, allow_requantize = options.compute.threads, options.allow_requantize
-    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize)
+    types_name = None
+    if spec.mix:
+        types_name = "types.txt"
+        (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
+    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
-    argv = programs.quantize_argv(program, model.path, target, spec.quant_type, flags)
+    argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()
     n_weights = model.facts.n_parameters
     with progress.task(f"quantize {spec.quant_type}", n_weights, "weights") as task:
@@ -327,6 +385,15 @@ def _perplexity(
         if (value := programs.final_perplexity(done.tail, n_windows)) is not None:
             return value
     raise BadModel("llama-perplexity printed no result", where=f"{path.name}, log {log}")
+
+
+def _require_types(path: Path, types: Mapping[str, str]) -> None:
+    """Raise BadModel if a file has other types than those chosen."""
+    got = {t.name: t.type_name for t in read_header(path).tensors}
+    if differing := [name for name, chosen in types.items() if got.get(name) != chosen]:
+        name = differing[0]
+        what = f"llama-quantize made {name} {got.get(name)}, not {types[name]}"
+        raise BadModel(f"{what} ({len(differing)} such tensors)", where=path.name)
 
 
 def _verify(value: float, reference: float, quant_type: str, n_vocab: int, target: Path) -> None:

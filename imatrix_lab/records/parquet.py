@@ -1,9 +1,12 @@
 """Token and item records: Parquet files whose metadata says what was measured, with what.
 
-The metadata is one JSON object, the signature. Numbers cannot be written without it.
+The metadata is one JSON object, the signature. Numbers cannot be written without it. Pages have
+checksums; for what these do not cover (the file's footer says which page is what) there are digests
+of the columns as they are read.
 """
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ import pyarrow.parquet
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadRecords
 
-_KEY = b"imatrix_lab"
+_KEY, _DIGESTS = b"imatrix_lab", b"imatrix_lab.digests"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def write(
         else pyarrow.array(column)
         for name, column in columns.items()
     }
-    table = pyarrow.table(arrays, metadata={_KEY: canonical_json(dict(signature)).encode()})
+    signed = canonical_json(dict(signature)).encode()
+    digests = canonical_json(_digests(signed, columns)).encode()
+    table = pyarrow.table(arrays, metadata={_KEY: signed, _DIGESTS: digests})
     # floats have no repeats worth a dictionary; ids do, or are nearly sorted
     floats = {f.name for f in table.schema if pyarrow.types.is_floating(f.type)}
     pyarrow.parquet.write_table(
@@ -74,6 +79,7 @@ def write(
         compression="zstd",
         use_dictionary=[name for name in arrays if name not in floats],
         use_byte_stream_split=sorted(floats),
+        write_page_checksum=True,
     )
 
 
@@ -83,16 +89,35 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
         if missing := set(columns or ()) - set(pyarrow.parquet.read_schema(path).names):
             raise BadRecords(f"these records have no {', '.join(sorted(missing))}", where=path)
         table = pyarrow.parquet.read_table(
-            path, columns=None if columns is None else list(columns), memory_map=True
+            path,
+            columns=None if columns is None else list(columns),
+            memory_map=True,
+            page_checksum_verification=True,
         )
-        signature = json.loads((table.schema.metadata or {})[_KEY])
+        metadata = table.schema.metadata or {}
+        signature = json.loads(metadata[_KEY])
+        read_columns = {name: _column(table.column(name)) for name in table.column_names}
+        if _DIGESTS in metadata:  # not in files of earlier versions
+            written = json.loads(metadata[_DIGESTS])
+            if not _digests(metadata[_KEY], read_columns).items() <= written.items():
+                raise BadRecords("these records are damaged: not as they were written", where=path)
     except FileNotFoundError as error:
         raise BadRecords("no such file", where=path, fix="check the path") from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise BadRecords(f"these records cannot be read: {error}", where=path) from error
     except KeyError as error:
         raise BadRecords("no signature: not written by imatrix-lab", where=path) from error
-    return Table({n: _column(table.column(n)) for n in table.column_names}, signature)
+    return Table(read_columns, signature)
+
+
+def _digests(signed: bytes, columns: Mapping[str, np.ndarray | Coded]) -> dict[str, int]:
+    """Return checksums of the signature (under "") and of each column's type and values."""
+    digests = {"": zlib.crc32(signed)}
+    for name, column in columns.items():
+        values = column.codes if isinstance(column, Coded) else np.asarray(column)
+        names = json.dumps(column.names if isinstance(column, Coded) else str(values.dtype))
+        digests[name] = zlib.crc32(names.encode(), zlib.crc32(np.ascontiguousarray(values).data))
+    return digests
 
 
 def _column(chunks: Any) -> np.ndarray | Coded:
@@ -107,8 +132,8 @@ def _column(chunks: Any) -> np.ndarray | Coded:
 
 def export_csv(path: Path, out: IO[bytes]) -> None:
     """Write records as CSV, UTF-8, with a header; floats with all of their digits."""
-    read(path, [])  # raises on files that are not records
-    with pyarrow.parquet.ParquetFile(path) as file:
+    read(path)  # raises on files that are not records, and on damaged ones
+    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
         options = pyarrow.csv.WriteOptions(quoting_style="needed")
         with pyarrow.csv.CSVWriter(out, _plain(file.schema_arrow), write_options=options) as writer:
             for batch in file.iter_batches():

@@ -148,7 +148,7 @@ def compare(
     codes = codes[finite]
     sums = Sums.of(a - b, codes, int(codes.max()) + 1)
     if np.count_nonzero(sums.sizes) > 1:
-        mean = paired.mean_difference(sums, rng, n_resamples, 1 - ALPHA)
+        mean = paired.mean_difference(sums, 1 - ALPHA)
     elif windows is None:
         raise ValueError("one cluster, and no windows to resample")
     else:
@@ -173,7 +173,7 @@ def compare(
         n_excluded=int(len(finite) - len(a)),
         items=_binary_items(a, b, codes, mean.design_effect),
     )
-    return _with_equivalence(comparison, sums, rng, n_resamples)
+    return _with_equivalence(comparison, sums)
 
 
 def _binary_items(
@@ -188,9 +188,7 @@ def _binary_items(
     return BinaryItems(counts, binary.mcnemar(np.bincount(codes, a - b)), low, high)
 
 
-def _with_equivalence(
-    c: Comparison, sums: Sums | None, rng: np.random.Generator | None, n_resamples: int
-) -> Comparison:
+def _with_equivalence(c: Comparison, sums: Sums | None) -> Comparison:
     """Add what follows from estimate and standard error: detectable, TOST, what would decide."""
     if not c.df >= 1:
         return c
@@ -204,8 +202,8 @@ def _with_equivalence(
     if c.items is not None and sums is not None:
         interval = equivalence.binary_interval(interval, sums.sizes, margin)
     p = equivalence.tost(interval, margin)
-    if c.method == "permutation" and sums is not None and rng is not None:
-        p_permutation = equivalence.tost_by_permutation(sums, margin, rng, n_resamples)
+    if c.method == "permutation" and sums is not None:
+        p_permutation = equivalence.tost_by_permutation(sums, margin)
         # of few answers that never differ, the permutation is as certain as t
         p = p_permutation if c.items is None else max(p, p_permutation)
     c = replace(c, p_equivalence=p)
@@ -250,4 +248,4 @@ def with_samples(c: Comparison, contrast: Contrast) -> Comparison:
         n_to_decide=0,
         clusters_to_decide=0,
     )
-    return _with_equivalence(c, None, None, 0)
+    return _with_equivalence(c, None)

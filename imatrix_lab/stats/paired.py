@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from imatrix_lab.stats import clustered, resample
+from imatrix_lab.stats import clustered, resample, sign_flips
 from imatrix_lab.stats.clustered import Interval
 
 FEW_CLUSTERS = 12
-"""Below this, t intervals are not trusted and p values come from the exact permutation."""
+"""Below this, a comparison says how few there are."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class PairedMean:
 
     Attributes
     ----------
-    interval : estimate with CR3 standard error; t interval, or what `method` says.
-    p_value : two-sided: of flipping the sign of whole clusters with few of them, else of t.
+    interval : estimate with CR3 standard error; its ends are those of `method`.
+    p_value : two-sided.
     exact : the permutation went through all patterns.
-    method : of interval and p_value: "cr3", "permutation" or "stationary bootstrap".
+    method : of ends and p_value: "permutation" or "stationary bootstrap".
     design_effect : variance over that of independent tokens or items.
     largest_share : of all values, in the largest cluster.
     """
@@ -108,38 +108,31 @@ class PairedMean:
     largest_share: float
 
 
-def mean_difference(
-    sums: Sums, rng: np.random.Generator, n_resamples: int = 10_000, level: float = 0.95
-) -> PairedMean:
+def mean_difference(sums: Sums, level: float = 0.95) -> PairedMean:
     """Return the mean of paired differences, A minus B, with interval and test.
 
-    The estimate is Σ differences / Σ values, with the CR3 interval of `clustered.mean` and its t
-    test. With fewer than `FEW_CLUSTERS` clusters, p and interval are those of the permutation
-    that swaps the two runs' names for whole clusters: exact where swapping changes nothing under
-    the null (two runs that differ in nothing that matters), at any number of clusters.
+    The estimate is Σ differences / Σ values, with the CR3 standard error of `clustered.mean`; p and
+    interval are those of `sign_flips`, which swap the two runs' names for whole clusters: right,
+    whatever the lengths of the clusters, where swapping changes nothing under the null (two runs
+    that differ in nothing that matters).
 
-    Do not use with one cluster: see `one_document`. With all differences equal the standard
-    error is 0, and p is 1 if they are 0 and the permutation's otherwise.
+    Do not use with one cluster: see `one_document`.
 
     Raises ValueError: no values, or fewer than two clusters that have any.
     """
     totals, sizes = clustered.checked(sums.totals, sums.sizes)
-    n_clusters = len(sizes)
-    if n_clusters < 2:
+    if len(sizes) < 2:
         raise ValueError("one cluster: use one_document with its windows")
     interval = clustered.mean(totals, sizes, level)
-    # where all clusters have the same mean, t has no scale to measure with
-    flat = interval.std_error <= 1e-12 * abs(interval.estimate)
-    permuted = flat or n_clusters < FEW_CLUSTERS
-    p, exact = sign_flip(totals, rng, n_resamples) if permuted else (t_test(interval), False)
-    if n_clusters < FEW_CLUSTERS:
-        ends = resample.exact_interval(totals, sizes, level)
-        interval = replace(interval, low=ends[0], high=ends[1])
+    p, exact = sign_flips.p_value(totals)
+    low, high = sign_flips.interval(totals, sizes, level)
+    if p > 1 - level:  # of whole numbers many flips are ties, and the interval is of the mid-p
+        low, high = min(low, 0.0), max(high, 0.0)
     return PairedMean(
-        interval=interval,
+        interval=replace(interval, low=low, high=high),
         p_value=p,
         exact=exact,
-        method="permutation" if permuted else "cr3",
+        method="permutation",
         design_effect=sums.design_effect(interval.std_error),
         largest_share=float(sizes.max() / sizes.sum()),
     )
@@ -150,29 +143,6 @@ def t_test(interval: Interval) -> float:
     if interval.std_error == 0:
         return 1.0 if interval.estimate == 0 else 0.0
     return float(2 * special.stdtr(interval.df, -abs(interval.estimate) / interval.std_error))
-
-
-def sign_flip(
-    totals: np.ndarray, rng: np.random.Generator, n_resamples: int = 10_000, one_sided: bool = False
-) -> tuple[float, bool]:
-    """Return p of the total under random sign flips of whole clusters, and if all were tried.
-
-    Fisher's randomization test of paired data (1935), with the cluster as the unit. Monte-Carlo p
-    is (1 + hits) / (1 + tries), so never 0 (Phipson & Smyth 2010).
-
-    Parameters
-    ----------
-    totals : (G,), sum of differences of each cluster.
-    one_sided : count totals as small as the observed one or smaller.
-    """
-    observed = float(totals.sum())
-    flipped, exact = resample.flipped_sums(totals[:, None], n_resamples, rng)
-    slack = 1e-10 * float(np.abs(totals).sum())
-    if one_sided:
-        hits = np.count_nonzero(flipped <= observed + slack)
-    else:
-        hits = np.count_nonzero(np.abs(flipped) >= abs(observed) - slack)
-    return (hits / len(flipped) if exact else (1 + hits) / (1 + len(flipped))), exact
 
 
 def one_document(

@@ -54,24 +54,6 @@ def flipped_sums(
     return np.concatenate(parts), False
 
 
-def exact_interval(totals: np.ndarray, sizes: np.ndarray, level: float) -> tuple[float, float]:
-    """Return the interval of ratio means that the sign-flip permutation does not reject.
-
-    The means of all non-empty subsets of clusters are "typical values" (Hartigan 1969, JASA
-    64:1303): flipping the signs of a subset changes the order of the totals of
-    (values - mean) exactly where the candidate passes that subset's own mean. The interval is cut
-    at the floor(2^G α/2)-th from each end, and unbounded where that is 0: 95 % need 6 clusters.
-
-    Assumes differences symmetric around their mean. Takes 2^G steps: for few clusters.
-    """
-    chosen = np.array(list(itertools.product((0.0, 1.0), repeat=len(sizes))))[1:]
-    means = np.sort((chosen @ totals) / (chosen @ sizes))
-    k = int(2 ** len(sizes) * (1 - level) / 2 + 1e-9)
-    if k < 1:
-        return float("-inf"), float("inf")
-    return float(means[k - 1]), float(means[-k])
-
-
 def jackknife_error(jackknife: np.ndarray, estimate: np.ndarray | float) -> np.ndarray:
     """Return sqrt((G-1)/G · Σ (without g - estimate)²) over the first axis, (G, …)."""
     n_clusters = len(jackknife)

@@ -10,7 +10,6 @@ from imatrix_lab.stats.paired import FEW_CLUSTERS
 
 _ADJUSTED = {"holm": "Holm", "max-t": "max-T", "bh": "Benjamini-Hochberg"}
 _METHODS = {
-    "cr3": "CR3, t with {df:.0f} df",
     "permutation": "sign-flip permutation",
     "stationary bootstrap": "stationary bootstrap of windows",
     "samples": "calibration sample as random effect, t with {df:.1f} df",

@@ -119,16 +119,16 @@ def test_sums_keep_their_digits_over_ten_million_tokens(tools, tiny, own_text, t
     model, flag = resolve(str(tiny), session), ctypes.c_int32(0)
     corpus = text_corpus(tools, model, own_text(10 * 128))
     options = collect.Options(Compute(1, 128, 128, 128, 0))
-    windows = collect._windows(tools, model, corpus, options)
+    read_windows = collect._windows(tools, model, corpus, options, session)
 
     def read(sums, times):
         run = Interruptible()
         with collect._Context(tools, model, sums, options, run) as context:
-            for window in windows:
-                context.read(window[None])
+            for window in read_windows:
+                context.read([window])
         return {n: e.sums.astype(float) for n, e in sums.entries().items()}
 
-    settings = collector.Settings(1, 128)
+    settings = collector.Settings(1)
     with collector.Collector(tools, settings, flag, session) as sums:
         once = read(sums, 1)
         for source in sums.inputs():

@@ -53,9 +53,7 @@ Tensor._fields_ = [
 def read_by(tools, session, x, block, threads=1, name="blk.0.attn_q.weight", expert=None):
     """The collector after it was shown a product with the rows `x`, once."""
     flag, n_columns = ctypes.c_int32(0), x.shape[-1]
-    sums = collector.Collector(
-        tools, collector.Settings(threads, 64, block), flag, session
-    ).__enter__()
+    sums = collector.Collector(tools, collector.Settings(threads, block), flag, session).__enter__()
     functions, room = sums._functions, np.empty(x.size + 16, np.float32)
     skip = -room.ctypes.data % 64 // 4
     rows = room[skip : skip + x.size].reshape(x.shape)
@@ -72,7 +70,7 @@ def read_by(tools, session, x, block, threads=1, name="blk.0.attn_q.weight", exp
     t.src[0], t.src[1] = ctypes.pointer(w), ctypes.pointer(x_t)
     collect = sums._library.collect
     collect.restype = ctypes.c_bool
-    sums.begin(True)
+    sums.begin([len(x)], len(x), may_end=True)
     assert collect(ctypes.byref(t), ctypes.c_bool(True), sums._self)
     assert collect(ctypes.byref(t), ctypes.c_bool(False), sums._self), sums.fault
     return sums

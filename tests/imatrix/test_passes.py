@@ -38,7 +38,7 @@ def test_the_file_is_the_same_as_with_memory_enough(tiny, own_text, tmp_path, mo
     shapes = []
     real = collect._Context.read
     monkeypatch.setattr(
-        collect._Context, "read", lambda self, w: (shapes.append(w.shape), real(self, w))[1]
+        collect._Context, "read", lambda self, w: (shapes.append(len(w)), real(self, w))[1]
     )
     assert collected(tiny, text, tmp_path / "passes") == whole
-    assert shapes[0][0] > 1
+    assert shapes[0] > 1

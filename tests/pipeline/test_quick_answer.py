@@ -19,7 +19,7 @@ NONE = Rival(
     ci95_low=-0.0924,
     ci95_high=-0.0801,
     p_holm=0.0001,
-    method="cr3",
+    method="permutation",
     verdict="better",
 )
 ENGLISH = dataclasses.replace(

@@ -63,3 +63,24 @@ def test_what_cannot_be_read_is_said(tmp_path, what):
     with pytest.raises(BadRecords) as error:
         parquet.read(path)
     assert str(path) in str(error.value)
+
+
+def test_no_changed_byte_gives_other_numbers(tmp_path):
+    rng, path, changed = np.random.default_rng(1), tmp_path / "x", tmp_path / "y"
+    kld = rng.standard_normal(300).astype(np.float32)
+    parquet.write(path, {"kld": kld, "pos": np.arange(300)}, {"quant": {"sha256": "ab"}})
+    raw = path.read_bytes()
+    refused = 0
+    for place in rng.choice(len(raw), 300, replace=False):
+        data = bytearray(raw)
+        data[place] ^= 1 << rng.integers(8)
+        changed.write_bytes(data)
+        try:
+            records = parquet.read(changed)
+        except BadRecords:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(records.array("kld"), kld)
+        np.testing.assert_array_equal(records.array("pos"), np.arange(300))
+        assert records.signature == {"quant": {"sha256": "ab"}}
+    assert refused > 250

@@ -5,7 +5,7 @@ import pytest
 from evalstats.core.resampling import newcombe_mover_paired_ci
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from imatrix_lab.stats import binary, paired
+from imatrix_lab.stats import binary, sign_flips
 from imatrix_lab.stats.binary import PairedCounts
 
 
@@ -29,7 +29,7 @@ def test_clustered_mcnemar_is_the_permutation_of_clusters():
     rng = np.random.default_rng(1)
     differences = rng.integers(-4, 6, 12)
     result = binary.mcnemar(differences)
-    enumerated, exact = paired.sign_flip(differences.astype(float), rng, 2**12)
+    enumerated, exact = sign_flips.p_value(differences.astype(float))
     assert exact
     assert result.p_exact == pytest.approx(enumerated)
 

@@ -35,27 +35,6 @@ def test_few_clusters_are_flipped_in_every_way_once():
     assert not resample.flipped_sums(totals[:, None], 7, np.random.default_rng(5))[1]
 
 
-def test_exact_interval_holds_what_the_permutation_does_not_reject():
-    rng = np.random.default_rng(9)
-    totals, sizes = rng.normal(5, 3, 8), rng.integers(1, 5, 8).astype(float)
-    low, high = resample.exact_interval(totals, sizes, 0.95)
-
-    def p(mean):
-        shifted = totals - mean * sizes
-        flips = [abs(np.dot(s, shifted)) for s in itertools.product((1, -1), repeat=8)]
-        return np.mean(np.array(flips) >= abs(shifted.sum()) - 1e-12)
-
-    step = 1e-6
-    for end, inside in ((low, low + step), (high, high - step)):
-        assert p(inside) > 0.05
-        assert p(2 * end - inside) <= 0.05
-
-
-def test_five_clusters_cannot_give_95_percent():
-    assert resample.exact_interval(np.arange(5.0), np.ones(5), 0.95) == (-np.inf, np.inf)
-    assert np.isfinite(resample.exact_interval(np.arange(6.0), np.ones(6), 0.95)).all()
-
-
 @pytest.mark.parametrize("n_clusters", [10, 25, 1000])
 def test_expanded_percentiles_of_normal_replicates_are_the_t_interval(n_clusters):
     error = 0.7

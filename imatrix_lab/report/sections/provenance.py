@@ -61,9 +61,9 @@ _METHODS = (
     " vocabulary, in nats a token; loss is the negative log likelihood, perplexity its"
     " exponential.",
     "Differences are paired: token by token or item by item, so that what both share cancels."
-    " Clusters are documents, or groups of items with the same context: standard errors are"
-    " jackknifed over clusters (CR3) with t quantiles; below 12 clusters the sign flips of whole"
-    " clusters are enumerated.",
+    " Clusters are documents, or groups of items with the same context: p values and intervals"
+    " come from flipping the signs of whole clusters (all flips up to 13 clusters, then a"
+    " saddlepoint approximation), standard errors from the jackknife over clusters (CR3).",
     "Where a calibration has several samples, the sample is a random effect beside the"
     " documents: both variances add, and t has Satterthwaite’s degrees of freedom.",
     "Verdicts: better or worse if p, adjusted for its family, is at most 0.05; equivalent if"
