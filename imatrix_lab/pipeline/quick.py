@@ -187,8 +187,10 @@ class Case:
             dataclasses.replace(self.request.compute, n_ctx=None, n_batch=None),
         )
         score.score(request, session)
-        plan = ComparisonPlan(family=("calib",), baseline=self.imatrix.language)
+        plan = ComparisonPlan(family=("calib",), baseline=self.imatrix.language, any_size=True)
         report = compare_runs([out], plan, ("kld_nats",), session.progress)
+        for gap in report.size_gaps:
+            session.progress.say(f"note: not of one size: {gap.words()}")
         signatures = {s["quant"]["calibration"]: s for s in report.signatures.values()}
         first, own = report.comparisons[0], signatures[self.imatrix.language]
         by_name = {
