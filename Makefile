@@ -17,11 +17,12 @@ MODEL ?= demo
 TOKENS ?= 65536
 OUT ?= quants
 QUICK ?=
+FEEDBACK ?=
 STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
 # A misspelt setting must not start half an hour of work with the default.
-SETTINGS := LANG TYPES MODEL TOKENS OUT QUICK STUDY RECIPE BACKEND FLAGS PYTHON
+SETTINGS := LANG TYPES MODEL TOKENS OUT QUICK FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
 UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
 ifneq ($(UNKNOWN),)
@@ -32,16 +33,19 @@ quoted = '$(subst ','\'',$(value $(1)))'
 ifneq ($(filter-out 0 1,$(QUICK)),)
 $(error QUICK is 0 or 1, not $(QUICK))
 endif
+ifneq ($(filter-out 0 1,$(FEEDBACK)),)
+$(error FEEDBACK is 0 or 1, not $(FEEDBACK))
+endif
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus bench-cli clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus bench-cli bench-feedback clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
-	@echo "           [QUICK=0] [STUDY=studies/quick-nb]"
+	@echo "           [QUICK=0] [FEEDBACK=1] [STUDY=studies/quick-nb]"
 	@echo "make study RECIPE=recipes/quick-nb.toml [FLAGS=--dry-run]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -66,7 +70,7 @@ $(VENV)/.dev: $(VENV)/.ready
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
 		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
-		$(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
+		$(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 
 study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
 	@$(BIN)/imatrix-lab study run $(call quoted,RECIPE) $(FLAGS)
@@ -111,6 +115,9 @@ bench-grid: $(VENV)/.dev  ## how long judging a grid of 75 runs takes
 
 bench-corpus: $(VENV)/.dev  ## how fast text is cleaned, by step, and in how much memory
 	$(BIN)/python tools/bench_corpus.py
+
+bench-feedback: $(VENV)/.dev  ## what feedback leaves of the output error: FLAGS="error --heldout B.gguf A.gguf"
+	$(BIN)/python tools/bench_feedback.py $(FLAGS)
 
 bench-cli: $(VENV)/.dev  ## how long -h takes
 	$(BIN)/python tools/bench_cli.py

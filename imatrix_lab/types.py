@@ -196,7 +196,7 @@ class Request:
     `force` uses an imatrix of the user's own in spite of its errors. `quick` compares the first
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
-    `stream` of tokens, or each in one `document`.
+    `stream` of tokens, or each in one `document`. `feedback`: see `quantize.feedback`.
     """
 
     text: str
@@ -214,6 +214,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    feedback: bool = False
     windows: str = "stream"
     field: str = ""
 

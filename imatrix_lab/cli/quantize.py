@@ -31,6 +31,13 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
 @options.FIELD
 @click.option("--out", type=options.PathType(), default=Path("quants"), show_default=True)
 @options.COMPUTE
+@click.option(
+    "--feedback",
+    is_flag=True,
+    help="Round with error feedback, for types from Q2_K to Q8_0: less loss in the imatrix's own"
+    " language at the same size, maybe more in others. --imatrix needs moments (imatrix build"
+    " --moments).",
+)
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
     "--force",
@@ -47,6 +54,7 @@ def quantize(
     \b
     Example:
       imatrix-lab quantize --model model-f16.gguf --imatrix nb.imatrix.gguf --type "Q4_K_M Q3_K_S"
+      imatrix-lab quantize --model model-f16.gguf --imatrix nb.moments.gguf --type Q4_K_M --feedback
     """  # fmt: skip
     from imatrix_lab.models import hub_spec
     from imatrix_lab.models.resolve import check_spec

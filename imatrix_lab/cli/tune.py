@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 )
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
+@click.option(
+    "--feedback",
+    is_flag=True,
+    help="Round with error feedback: less loss in LANGUAGE at the same size, maybe more in others.",
+)
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
     "--quick/--no-quick",

@@ -32,6 +32,7 @@ from imatrix_lab.imatrix import quant_error
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.imatrix.moments import Moments
 from imatrix_lab.imatrix.quant_error import Kernel, RowBlock
+from imatrix_lab.llamacpp import native
 from imatrix_lab.models.gguf import TensorInfo
 from imatrix_lab.types import Model
 
@@ -113,7 +114,7 @@ def write(
     n_weights, done = sum(w.info.n_elements for w, _ in pairs), 0
     with progress.task(f"output errors of {quant.label}", n_weights, "weights") as task:
         todo, sums = quant_error.blocks(pairs), np.zeros((2, len(languages)))
-        for block, more in quant_error.in_order(sums_of, todo, threads):
+        for block, more in native.in_order(sums_of, todo, threads):
             sums, info = sums + more, block.w.info
             task.update(done := done + block.n_rows * info.shape[0])
             if not block.is_last:

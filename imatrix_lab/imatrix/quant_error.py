@@ -12,9 +12,7 @@ Both sides go through ggml's own ``to_float`` in blocks of rows, 15 times as fas
 import ctypes
 import math
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -160,7 +158,7 @@ def _columns(
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield every tensor's error and power, shape (2, matrices, columns), in order."""
     done, sums = 0, np.empty(0)
-    for block, block_sums in in_order(kernel.sums, blocks(pairs), threads):
+    for block, block_sums in native.in_order(kernel.sums, blocks(pairs), threads):
         info = block.w.info
         if not sums.size:
             sums = np.zeros((2, math.prod(info.shape[2:]), info.shape[0]))
@@ -182,29 +180,3 @@ def blocks(pairs: Sequence[tuple[FileTensor, FileTensor]]) -> Iterator[RowBlock]
                 size = min(step, n_rows - start)
                 is_last = matrix == n_matrices - 1 and start + size == n_rows
                 yield RowBlock(w, q, matrix, matrix * n_rows + start, size, is_last)
-
-
-def in_order(
-    sums_of: Callable[[RowBlock], NDArray[np.float64]], todo: Iterator[RowBlock], threads: int
-) -> Iterator[tuple[RowBlock, NDArray[np.float64]]]:
-    """Yield each block with its sums; at most a few are ahead, which bounds the memory."""
-    waiting: deque[tuple[RowBlock, Future[NDArray[np.float64]]]] = deque()
-
-    def first() -> tuple[RowBlock, NDArray[np.float64]]:
-        block, future = waiting[0]
-        sums = future.result()
-        waiting.popleft()  # only now: an interrupt before this still waits for the block
-        return block, sums
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for block in todo:
-                waiting.append((block, pool.submit(sums_of, block)))
-                if len(waiting) > 2 * threads:
-                    yield first()
-            while waiting:
-                yield first()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-            native.finish([future for _, future in waiting])

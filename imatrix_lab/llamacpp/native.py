@@ -3,7 +3,8 @@
 import ctypes
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared",
@@ -57,6 +59,35 @@ def finish(futures: Sequence[Future[Any]]) -> None:
             return
         except KeyboardInterrupt:
             continue
+
+
+def in_order(
+    call: Callable[[Item], T], items: Iterable[Item], threads: int
+) -> Iterator[tuple[Item, T]]:
+    """Yield each item with what a native call returns for it, in order.
+
+    At most a few items are ahead, which bounds the memory.
+    """
+    waiting: deque[tuple[Item, Future[T]]] = deque()
+
+    def first() -> tuple[Item, T]:
+        item, future = waiting[0]
+        result = future.result()
+        waiting.popleft()  # only now: an interrupt before this still waits for the call
+        return item, result
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(call, item)))
+                if len(waiting) > 2 * threads:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+            finish([future for _, future in waiting])
 
 
 def load_model(llama: Any, path: Path, gpu_layers: int | None) -> Any:

@@ -214,8 +214,12 @@ def _incomplete(
 
 
 def _calibration(header: GgufHeader) -> str:
-    """Return the language of a quant's imatrix; of others' files the imatrix's name."""
+    """Return the language of a quant's imatrix, and whether it was rounded with feedback.
+
+    Of others' files: the imatrix's name.
+    """
     if ours := header.text("imatrix_lab.language"):
+        ours += "-feedback" if header.text("imatrix_lab.feedback") else ""
         return ours  # a mixture's may have a dot: nb33.3-en66.7
     named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")
     return PurePath(named.replace("\\", "/")).name.partition(".")[0]

@@ -40,6 +40,18 @@ def read_raw(tensor: FileTensor, first: int, n: int) -> NDArray[np.uint8]:
     return raw.reshape(n, row_bytes)
 
 
+def read_some(ggml: Ggml, tensor: FileTensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return certain rows as numbers, shape (rows, columns); they count over all matrices."""
+    path, info = tensor
+    raw = np.empty((len(rows), info.size_bytes // n_rows(info)), np.uint8)
+    with path.open("rb") as file:
+        for target, row in zip(raw, rows.tolist(), strict=True):
+            file.seek(info.offset + row * raw.shape[1])
+            if file.readinto(target.data) != len(target):
+                raise BadModel(f"{info.name} is cut off", where=path)
+    return ggml.dequantize(raw, info.type_name)
+
+
 def read_rows(ggml: Ggml, tensor: FileTensor, first: int, n: int) -> NDArray[np.float32]:
     """Return rows as numbers, shape (n, columns); rows count over all matrices."""
     return ggml.dequantize(read_raw(tensor, first, n), tensor.info.type_name)

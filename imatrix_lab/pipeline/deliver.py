@@ -82,9 +82,10 @@ def check_files(request: Request, names: Names, rules: Rules) -> None:
     same = _settings(request) | ({"model_sha256": model.sha256} if model else {})
     if names.imatrix:
         same["imatrix_sha256"] = names.imatrix.sha256
-    files = [run.file_name(label, language, t) for t in request.types]
+    called = run.calibration(language, request.feedback)
+    files = [run.file_name(label, called, t) for t in request.types]
     if language and not names.imatrix:
-        files.append(imatrix_name(label, language))
+        files.append(imatrix_name(label, language, request.moments))
     if model:
         rules = dataclasses.replace(rules, inputs=(*rules.inputs, *model.shards))
     entries = _entries(out) or {}
@@ -102,6 +103,7 @@ def _settings(request: Request) -> dict[str, Any]:
         "n_ctx": request.compute.n_ctx or WINDOW,
         "parse_special": request.parse_special,
         "process_output": request.process_output,
+        **({"feedback": True} if request.feedback else {}),
     }
 
 
@@ -157,7 +159,7 @@ def deliver(request: Request, made: Made, quants: tuple[QuantFacts, ...]) -> tup
     with filelock.FileLock(out / ".lock"):
         entries: dict[str, Any] = {}
         if imatrix and made.corpus:  # a user's own file stays where it is
-            name = imatrix_name(made.model.label, imatrix.language)
+            name = imatrix_name(made.model.label, imatrix.language, request.moments)
             place(imatrix.path, out / name)
             entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
         for q in quants:
@@ -209,6 +211,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     """Return the command that repeats a request, without paths of this machine."""
     compute = request.compute
     words = ["make", "quant", f"LANG={request.text}", f"TYPES={' '.join(request.types)}"]
+    words += ["FEEDBACK=1"] if request.feedback else []
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not is_tuned:
         words = ["imatrix-lab", "quantize", "--model", model.origin]
@@ -219,6 +222,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
     flags += ["--parse-special"] if request.parse_special else []
+    flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     if is_tuned and flags:

@@ -1,6 +1,7 @@
 """What a request would do: the calls of `tune`, with a store that builds nothing."""
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def plan(request: Request, session: Session) -> list[Step]:
 
     What depends on a step that has not run is unknown until then.
     """
+    request = tune.with_moments(request)
     text = tune.parse_text(request.text)
     deliver.check_folder(request.out, tune.rules_of(request, session))
     stored = _look(request, session)
@@ -101,6 +103,7 @@ def _quant(
         metadata = tune.metadata_of(tools, corpus, imatrix)
         heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout)
+        spec = dataclasses.replace(spec, feedback=request.feedback)
         with contextlib.suppress(NotBuilt):
             return run.quantize(tools, spec, session.read_only())
     return None

@@ -134,6 +134,8 @@ class Case:
                 english = tune.corpus_of(english_request, tools, model, session)
             except (FetchFailed, MissingTool, BadText) as error:
                 session.progress.say(f"note: quick answer without English: {error.what}")
+        # the others have no feedback
+        request = dataclasses.replace(request, moments=False, feedback=False)
         return Case(request, model, corpus, imatrix, result.quants[0], tools, english)
 
     def inputs(self) -> dict[str, Any]:

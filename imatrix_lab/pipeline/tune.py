@@ -34,7 +34,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, model_card
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import feedback, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -53,6 +53,7 @@ class Result:
 
 def tune(request: Request, session: Session) -> Result:
     """Run the whole path; what the store has already is not made again."""
+    request = with_moments(request)
     rules = check(request, session)
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
@@ -65,13 +66,22 @@ def tune(request: Request, session: Session) -> Result:
     result = _quantize(request, tools, model, imatrix, heldout_in(corpus), corpus, session)
     if compared:
         deliver.add(
-            request.out, deliver.imatrix_name(model.label, imatrix.language), {"study": compared}
+            request.out,
+            deliver.imatrix_name(model.label, imatrix.language, request.moments),
+            {"study": compared},
         )
     return result
 
 
+def with_moments(request: Request) -> Request:
+    """Return a request that collects what it needs: feedback takes second moments."""
+    return dataclasses.replace(request, moments=True) if request.feedback else request
+
+
 def check(request: Request, session: Session) -> Rules:
     """Raise what is wrong with text, model or output folder; only headers are read."""
+    if request.feedback:
+        feedback.check_types(request.types)
     parse_text(request.text)
     resolve.check_spec(request.model, session.store)
     run.check_spec(request.model, request.types, request.allow_requantize)
@@ -204,6 +214,8 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     resolve.check_spec(request.model, session.store)
     run.check_spec(request.model, request.types, request.allow_requantize)
     text = request.text
+    if request.feedback:
+        feedback.check(imatrix_path, request.types)
     if not imatrix_path:
         run.check_types(request.types)
     else:
@@ -305,7 +317,11 @@ def _quantize(
     metadata = metadata_of(tools, corpus, imatrix)
     facts = tuple(
         run.quantize(
-            tools, run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout), session
+            tools,
+            run.QuantSpec(
+                model, imatrix, quant_type, options, metadata, heldout, feedback=request.feedback
+            ),
+            session,
         )
         for quant_type in request.types
     )

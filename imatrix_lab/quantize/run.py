@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
 from imatrix_lab.models.gguf import read_header
-from imatrix_lab.quantize import sizes
+from imatrix_lab.quantize import feedback, sizes
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -84,7 +85,7 @@ class QuantSpec:
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
     perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
-    `sizes.label`.
+    `sizes.label`. `feedback` needs an imatrix with moments: see `feedback`.
     """
 
     model: Model
@@ -94,6 +95,7 @@ class QuantSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     heldout: HeldOut | None = None
     mix: Mix | None = None
+    feedback: bool = False
 
     def base(self) -> str:
         """Return llama-quantize's type."""
@@ -101,13 +103,18 @@ class QuantSpec:
 
     def label(self) -> str:
         """Return model, language of the imatrix, and type, for names."""
-        language = self.imatrix.language if self.imatrix else "none"
+        language = calibration(self.imatrix.language if self.imatrix else "none", self.feedback)
         return f"{self.model.label}-{language}-{sizes.in_name(self.quant_type, self.base())}"
 
     def file_name(self) -> str:
         """Return the name of the GGUF file."""
-        language = self.imatrix.language if self.imatrix else ""
+        language = calibration(self.imatrix.language if self.imatrix else "", self.feedback)
         return file_name(self.model.label, language, self.quant_type, self.base())
+
+
+def calibration(language: str, with_feedback: bool) -> str:
+    """Return what quants are called by, beside model and type."""
+    return f"{language}-feedback" if with_feedback else language
 
 
 def file_name(label: str, language: str, quant_type: str, base: str = "") -> str:
@@ -200,6 +207,7 @@ def _dry_run(
 def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
     """Return what determines a quantized file; threads do not."""
     mix = {"base": spec.mix.base, "types": dict(spec.mix.types)} if spec.mix else {}
+    fed = {"feedback": feedback.settings()} if spec.feedback else {}
     return {
         "model_sha256": spec.model.sha256,
         "imatrix_sha256": spec.imatrix.sha256 if spec.imatrix else None,
@@ -210,6 +218,7 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
         "repack": False,
         "toolchain": toolchain.signature(),
         **mix,
+        **fed,
     }
 
 
@@ -229,11 +238,16 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         names = (spec.file_name(), "part.gguf", "fallback.json")
         path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
-            need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
-            done = run_quantize(toolchain, spec, part, log, session.progress)
-            seconds.append(done.seconds)
-            notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in done.fallback]))
-            part.replace(path)
+            began, plain = time.monotonic(), scratch / "plain.gguf"
+            if not plain.exists():  # else one was stopped during feedback
+                need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
+                fallback = run_quantize(toolchain, spec, part, log, session.progress).fallback
+                notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback]))
+                part.replace(plain)
+            if spec.feedback:
+                _feed_back(toolchain, spec, plain, session)
+            plain.replace(path)
+            seconds.append(time.monotonic() - began)
         header = resolve.facts((path,))
         if spec.mix:
             _require_types(path, spec.mix.types)
@@ -260,6 +274,13 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
     key = inputs(spec, toolchain)
     artifact = session.store.get("quant", spec.label(), key, make, session.progress)
     return replace(facts(artifact, *seconds), name=spec.file_name())
+
+
+def _feed_back(toolchain: Toolchain, spec: QuantSpec, plain: Path, session: Session) -> None:
+    assert spec.imatrix
+    kernel = feedback.Kernel(toolchain, session)
+    source = feedback.Source(spec.model, spec.imatrix.path)
+    feedback.apply(kernel, source, plain, spec.options.compute.threads, session.progress)
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
@@ -306,7 +327,8 @@ def run_quantize(
     if spec.mix:
         types_name = "types.txt"
         (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
-    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize, types_name)
+    metadata = {**spec.metadata, **(feedback.metadata() if spec.feedback else {})}
+    flags = QuantizeOptions(threads, imatrix_name, metadata, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()
