@@ -6,7 +6,8 @@
 An imatrix for each language, and a quant of each type with each imatrix and without. The prediction
 reads weights only; the measurement scores every quant on every language's held-out text. Also:
 the prediction's own noise (an imatrix in two halves), how well losses of mixtures are predicted
-without quantizing, and the speed of the sums compared with gguf-py.
+without quantizing, and the speed of the sums compared with gguf-py. Predictions are from E[x²]
+alone and from moments.
 """
 
 import argparse
@@ -49,6 +50,7 @@ HELDOUT_TOKENS = 100  # of each document
 RESAMPLES = 2000
 MIXED_TYPE = "Q3_K_S"
 SPEED_WEIGHTS = 30e6
+SQUARES, MOMENTS = "E[x²]", "E[x] and blocks of E[x xᵀ]"
 
 Table = dict[tuple[str, str, str], float]
 """(type, calibration, language) -> a number."""
@@ -65,10 +67,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.work or Path(folder), arguments.model)
         bench.prepare({code: own.get(code) for code in LANGUAGES})
-        rows = bench.predicted()
+        by_basis = bench.predicted()
         measured = bench.measured()
-        print_losses(rows, measured)
-        agreement(rows, measured, bench.sizes())
+        for basis, rows in by_basis.items():
+            print(f"\nfrom {basis}")
+            print_losses(rows, measured)
+            agreement(rows, measured, bench.sizes())
+        rows = by_basis[SQUARES]
         bench.halves(rows)
         bench.mixtures(rows)
         bench.speed()
@@ -89,7 +94,7 @@ class Bench:
 
     def request(self, text: str, n_tokens: int) -> Request:
         """Return a request for a text of so many tokens."""
-        return Request(text, (), str(self.model.path), n_tokens, self.root, CPU)
+        return Request(text, (), str(self.model.path), n_tokens, self.root, CPU, moments=True)
 
     def imatrix(self, text: Path, n_tokens: int, name: str) -> Path:
         """Return the imatrix of the first tokens of a text."""
@@ -140,14 +145,15 @@ class Bench:
         named = (*self.imatrices.items(), (NONE, None))
         return PredictRequest(str(self.model.path), named, (), (), CPU, **rest)
 
-    def predicted(self) -> list[QuantLosses]:
-        """Return what each quant is predicted to lose."""
+    def predicted(self) -> dict[str, list[QuantLosses]]:
+        """Return what each quant is predicted to lose, from squares and from moments."""
         predictor = Predictor(self._request(), self.session)
-        began = time.monotonic()
-        rows = []
-        for quant_type, name in itertools.product(TYPES, CALIBRATIONS):
-            row = predictor.given(name, self.quant(name, quant_type, self.imatrices.get(name)))
-            rows.append(QuantLosses(name, quant_type, row.losses))
+        began, rows = time.monotonic(), dict[str, list[QuantLosses]]()
+        for basis, expecting in ((MOMENTS, predictor.expecting), (SQUARES, {})):
+            predictor.expecting = expecting
+            for quant_type, name in itertools.product(TYPES, CALIBRATIONS):
+                row = predictor.given(name, self.quant(name, quant_type, self.imatrices.get(name)))
+                rows.setdefault(basis, []).append(QuantLosses(name, quant_type, row.losses))
         print(f"quants and predictions: {time.monotonic() - began:.0f} s", flush=True)
         return rows
 
@@ -220,6 +226,7 @@ class Bench:
         predictor = Predictor(self._request(select="worst"), self.session)
         of_type = [r for r in rows if r.type == MIXED_TYPE]
         pure = np.array([r.losses.overall() for r in of_type if r.calibration != NONE])
+        predictor.expecting = {}
         chosen = predictor.select(MIXED_TYPE, of_type)
         weights = np.array(
             [[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0.8, 0.1, 0.1], [1 / 3] * 3,

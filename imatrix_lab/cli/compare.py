@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 @click.option("--resamples", "n_resamples", type=click.IntRange(100), default=10_000,
               show_default=True, help="Number of bootstrap/permutation resamples.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--any-size", is_flag=True, help="Compare files whose sizes differ by more than 0.3 %"
+              " too; the result may be a matter of size.")  # fmt: skip
 @options.JSON
 def compare(
     runs: tuple[Path, ...], family: str | None, margins: tuple[str, ...],
@@ -96,6 +98,9 @@ def _margins(texts: tuple[str, ...]) -> dict[str, float]:
 def _print(report: Report) -> None:
     from imatrix_lab.stats import sentences
 
+    for gap in report.size_gaps:
+        what = f"not of one size: {gap.words()}; the difference may be that of size"
+        stdout.print(what, markup=False, soft_wrap=True)
     if len(report.comparisons) <= 4:
         for c in report.comparisons:
             stdout.print(sentences.plain(c), markup=False, soft_wrap=True)

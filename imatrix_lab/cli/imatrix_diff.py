@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 LAYERS_SHOWN = 5
 """The layers that differ most; ``--json`` has all."""
-MEASURES = {"tv": "total variation", "cosine": "cosine", "rank": "rank", "top": "top 1 %"}
+MEASURES = {
+    "tv": "total variation", "cosine": "cosine", "rank": "rank", "top": "top 1 %",
+    "mean": "mean", "products": "products",
+}  # fmt: skip
+"""The last two are of moments, where all files have them."""
 FILE = options.PathType()
 
 
@@ -86,6 +90,9 @@ def diff(
     _print_groups("role", summary["roles"])
     _print_groups("layer", summary["layers"][:LAYERS_SHOWN])
     _print_verdict(summary["overall"], floor, min(tokens))
+    if "products" not in distances.values and any(i.more for _, i in compared):
+        note = "note: moments are compared only where every file has them (imatrix build --moments)"
+        stderr.print(note, markup=False, soft_wrap=True)
     if distances.n_skipped:
         stderr.print(f"note: {distances.n_skipped} tensors are not in all files: skipped")
 
@@ -101,10 +108,11 @@ def _by_tensor(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]
 
 def _print_groups(name: str, groups: list[dict[str, Any]]) -> None:
     """Print groups, each measure with its noise in brackets."""
-    table = new_table(name, *MEASURES.values(), "tensors above noise")
+    measures = {m: title for m, title in MEASURES.items() if m in groups[0]}
+    table = new_table(name, *measures.values(), "tensors above noise")
     for group in groups:
         noise = group.get("noise", {})
-        cells = [f"{group[m]:.3f}" + (f" ({noise[m]:.3f})" if noise else "") for m in MEASURES]
+        cells = [f"{group[m]:.3f}" + (f" ({noise[m]:.3f})" if m in noise else "") for m in measures]
         above = f"{group['above_noise']} of {group['tensors']}" if noise else ""
         table.add_row(escape(str(group["name"])), *cells, above)
     stdout.print(table)

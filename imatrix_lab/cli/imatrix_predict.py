@@ -99,14 +99,24 @@ def predict(types: Any, by: str | None, as_json: bool, **rest: Any) -> None:
         _print_type([r for r in predictions.rows if r.type == quant_type], by)
     for mixture in predictions.selections:
         _print_mixture(mixture)
-    names = predictions.outside
+    stderr.print(_note(predictions), style="dim", markup=False, soft_wrap=True)
+
+
+def _note(predictions: Predictions) -> str:
+    """Return what the numbers are, from what, and what they leave out."""
+    names, basis = predictions.outside, predictions.basis
     outside = ", ".join(names[:3]) + (" …" if len(names) > 3 else "") if names else "nothing"
-    note = (
+    sources = {
+        "all of E[x xᵀ] (exact)": basis.exact,
+        "E[x] and blocks of E[x xᵀ]": basis.blocks,
+        "E[x²] alone": basis.squares,
+    }
+    used = [f"{n} from {source}" for source, n in sources.items() if n]
+    return (
         f"share of the squared output that is lost, x1e-4, mean over"
-        f" {len(predictions.rows[0].losses.tensors)} tensors; not covered: {outside}"
-        f" ({predictions.outside_share:.0%} of the weights)"
+        f" {len(predictions.rows[0].losses.tensors)} tensors: {', '.join(used)};"
+        f" not covered: {outside} ({predictions.outside_share:.0%} of the weights)"
     )
-    stderr.print(note, style="dim", markup=False, soft_wrap=True)
 
 
 def _print_type(rows: list[QuantLosses], by: str | None) -> None:
@@ -163,6 +173,7 @@ def _as_json(predictions: Predictions) -> dict[str, Any]:
         "rows": rows,
         "selections": [vars(mixture) for mixture in predictions.selections],
         "n_tensors": len(predictions.rows[0].losses.tensors),
+        "basis": vars(predictions.basis),
         "outside": list(predictions.outside),
         "outside_share": predictions.outside_share,
     }

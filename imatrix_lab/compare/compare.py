@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.compare import adjust, controls, design
+from imatrix_lab.compare import adjust, controls, design, sizes
 from imatrix_lab.compare.comparer import TextComparer
 from imatrix_lab.compare.controls import Control
 from imatrix_lab.compare.design import ComparisonPlan, Level
 from imatrix_lab.compare.interactions import Corner, Interaction, interactions
+from imatrix_lab.compare.sizes import SizeGap
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.records.runs import DEFAULT_METRICS, Run, blocks, find
@@ -28,6 +29,7 @@ class Report:
 
     Attributes
     ----------
+    size_gaps : pairs of files that are not of one size, to be told first.
     signatures : of the runs, by their file.
     notes : what a reader must know about all of it.
     """
@@ -37,11 +39,13 @@ class Report:
     controls: tuple[Control, ...]
     signatures: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
+    size_gaps: tuple[SizeGap, ...] = ()
 
 
 def report_as_json(report: Report) -> dict[str, Any]:
     """Return a report as JSON values; what is unknown or unbounded is not finite."""
     return {
+        "size_gaps": [dataclasses.asdict(gap) for gap in report.size_gaps],
         "comparisons": [_comparison(c) for c in report.comparisons],
         "interactions": [_interaction(x) for x in report.interactions],
         "controls": [dataclasses.asdict(c) for c in report.controls],
@@ -93,7 +97,8 @@ def compare_runs(
     paths : files of records, or folders of them; one folder may hold two quants' records.
     metrics : empty for all that are usual for these records.
 
-    Raises UsageError: fewer than two runs, or more than two without a family.
+    Raises UsageError: fewer than two runs, more than two without a family, or files of different
+    sizes unless the plan allows that.
     Raises BadRecords: no records, or records that cannot be compared.
     """
     sides = _sides(paths, plan)
@@ -109,6 +114,7 @@ def compare_runs(
     pairs: list[tuple[Comparison, dict[str, float]]] = []
     corners: list[Corner] = []
     notes: list[str] = []
+    size_gaps: list[SizeGap] = []
     with progress.task("compare", float(len(runs)), "") as task:
         done = 0
         for group in _by_text(runs):
@@ -119,7 +125,11 @@ def compare_runs(
                     on_text = controls.of_text(comparer, levels, metrics)
                 else:
                     levels, on_text = _two_levels(comparer, sides), []
-                pairs += _pairs(comparer, levels, metrics, on_text)
+                planned = _planned(levels, plan)
+                size_gaps += sizes.gaps(planned, group)
+                if not plan.any_size:
+                    sizes.require_one_size(size_gaps)
+                pairs += _pairs(comparer, planned, metrics, on_text)
                 rows += on_text
                 corners += [(comparer, level) for level in levels]
                 if n := block.n_unmatched:
@@ -139,7 +149,10 @@ def compare_runs(
         plan,
     )
     signatures = {str(run.path): run.signature for run in runs}
-    return Report(tuple(comparisons), tuple(crossed), tuple(rows), signatures, tuple(notes))
+    distinct = tuple(dict.fromkeys(size_gaps))
+    return Report(
+        tuple(comparisons), tuple(crossed), tuple(rows), signatures, tuple(notes), distinct
+    )
 
 
 def _sides(paths: Sequence[Path], plan: ComparisonPlan) -> list[list[Run]]:
@@ -187,13 +200,16 @@ def _two_levels(comparer: TextComparer, sides: Sequence[Sequence[Run]]) -> list[
     return levels
 
 
+def _planned(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Level]]:
+    return design.pairs(levels, plan) if plan.family else [*itertools.combinations(levels, 2)]
+
+
 def _pairs(
-    comparer: TextComparer, levels: Sequence[Level], metrics: Sequence[str],
+    comparer: TextComparer, planned: Sequence[tuple[Level, Level]], metrics: Sequence[str],
     on_text: Sequence[Control],
 ) -> Iterator[tuple[Comparison, dict[str, float]]]:  # fmt: skip
     """Yield what is compared on one text, with the sum of differences of each document."""
     plan, block = comparer.plan, comparer.block
-    planned = design.pairs(levels, plan) if plan.family else itertools.combinations(levels, 2)
     for a, b in planned:
         family = design.family_of(a, block.task, plan) if plan.family else ""
         for metric in metrics:

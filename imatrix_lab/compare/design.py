@@ -27,6 +27,7 @@ class ComparisonPlan:
         not named splits the comparisons into families of their own. Empty: two runs.
     baseline : compare every level with this one only; "" for all pairs.
     adjust : which adjusted p decides: holm, max-t, bh or none.
+    any_size : compare files of different sizes too.
     """
 
     margins: Mapping[str, float] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class ComparisonPlan:
     adjust: str = "holm"
     n_resamples: int = 10_000
     seed: int = 1
+    any_size: bool = False
 
 
 def parse_family(text: str) -> tuple[str, ...]:

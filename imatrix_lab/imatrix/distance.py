@@ -14,6 +14,8 @@ top         share of the 1 % of columns with most energy         1 alike
             (at least one) that are the same
 =========== ==================================================== ==========================
 
+Where all files have moments, `moment_distance` adds what differs beyond energies.
+
 Columns without energy in any file (padding, say) are skipped: that they agree says nothing.
 For a tensor with experts the mean is over the experts that both files reached, weighted by the
 smaller number of tokens. Over tensors (of a layer, of a role, all) the plain mean is taken.
@@ -29,8 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadImatrix
+from imatrix_lab.imatrix import moment_distance, moments
 from imatrix_lab.imatrix.align import Files, aligned, paths
 from imatrix_lab.imatrix.format import layer_and_role
+from imatrix_lab.imatrix.moments import Moments
 
 MEASURES = ("tv", "cosine", "rank", "top")
 TOP_SHARE = 0.01
@@ -52,7 +56,7 @@ class Distances:
 
     def matrix(self, measure: str) -> NDArray[np.float64]:
         """Return the mean over tensors, shape (files, files)."""
-        return np.asarray(np.nanmean(self.values[measure], axis=0))
+        return np.asarray(_nanmean(self.values[measure], 0))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Return each pair of files once."""
@@ -68,7 +72,10 @@ def compare(files: Files, labels: Sequence[str]) -> Distances:
         fix = "compare only importance matrices of one model"
         raise BadImatrix(what, where=paths(files), fix=fix)
     ordered = sorted(names, key=_by_layer)
-    values = {m: np.full((len(ordered), len(files), len(files)), np.nan) for m in MEASURES}
+    sources = _moments(files)
+    measures = (*MEASURES, *(moment_distance.MEASURES if sources else ()))
+    values = {m: np.full((len(ordered), len(files), len(files)), np.nan) for m in measures}
+    of_inputs = dict[tuple[str, ...], dict[str, NDArray[np.float64]]]()  # q, k and v share one
     tokens = np.zeros((len(ordered), len(files)))
     for i, name in enumerate(ordered):
         entries = aligned(name, files)
@@ -77,7 +84,18 @@ def compare(files: Files, labels: Sequence[str]) -> Distances:
         tokens[i] = counts.sum(axis=1)
         for measure, matrix in _measures(energies, counts).items():
             values[measure][i] = matrix
+        inputs = tuple(m.first.get(name, name) for m in sources)
+        if sources and inputs not in of_inputs:
+            of_inputs[inputs] = moment_distance.between(sources, name, counts)
+        for measure, matrix in of_inputs.get(inputs, {}).items():
+            values[measure][i] = matrix
     return Distances(tuple(labels), tuple(ordered), values, tokens, len(union) - len(names))
+
+
+def _moments(files: Files) -> list[Moments]:
+    """Return the files' moments, or nothing if one has none."""
+    sources = [moments.read(path) if path.is_file() else None for path, _ in files]
+    return [m for m in sources if m] if all(sources) else []
 
 
 @dataclass(frozen=True)
@@ -101,19 +119,19 @@ class NoiseFloor:
 
 def noise_floor(samples: Sequence[Files], tensors: Sequence[str]) -> NoiseFloor:
     """Return how far pairs of samples of one language are apart; their texts must not overlap."""
-    values: dict[str, list[NDArray[np.float64]]] = {m: [] for m in MEASURES}
+    values: dict[str, list[NDArray[np.float64]]] = {}
     for pair in samples:
         distances = compare(pair, ["", ""])
         if missing := [name for name in tensors if name not in distances.tensors]:
             what, fix = f"the noise samples have no {missing[0]}", "use samples of the same model"
             raise BadImatrix(what, where=paths(pair), fix=fix)
         order = [distances.tensors.index(name) for name in tensors]
-        for measure in MEASURES:
-            values[measure].append(distances.values[measure][order, 0, 1])
+        for measure, by_tensor in distances.values.items():
+            values.setdefault(measure, []).append(by_tensor[order, 0, 1])
     n_tokens = min(imatrix.n_tokens() for pair in samples for _, imatrix in pair)
-    with warnings.catch_warnings():  # an expert that no pair reached has no noise: NaN
+    means = {m: _nanmean(v, 0) for m, v in values.items()}
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        means = {m: np.nanmean(v, axis=0) for m, v in values.items()}
         highest = np.nanmax(values["tv"], axis=0)
     return NoiseFloor(means, highest, len(samples), n_tokens)
 
@@ -125,7 +143,7 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
     ``above_noise`` (every pair's total variation), and how many would be ``above_by_chance``.
     """
     rows, columns = zip(*distances.pairs(), strict=True)
-    values = {m: np.nanmean(distances.values[m][:, rows, columns], axis=1) for m in MEASURES}
+    values = {m: _nanmean(v[:, rows, columns], 1) for m, v in distances.values.items()}
 
     def groups(part: int) -> list[dict[str, Any]]:
         rows: dict[object, list[int]] = {}
@@ -137,7 +155,7 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
 
     return {
         "labels": distances.labels,
-        "matrix": {m: distances.matrix(m).tolist() for m in MEASURES},
+        "matrix": {m: distances.matrix(m).tolist() for m in distances.values},
         "overall": _group(values, floor, list(range(len(distances.tensors)))),
         "roles": groups(1),
         "layers": groups(0),
@@ -147,13 +165,22 @@ def summary(distances: Distances, floor: NoiseFloor | None) -> dict[str, Any]:
 def _group(
     values: dict[str, NDArray[np.float64]], floor: NoiseFloor | None, rows: list[int]
 ) -> dict[str, Any]:
-    group: dict[str, Any] = {m: float(np.nanmean(v[rows])) for m, v in values.items()}
+    group: dict[str, Any] = {m: float(_nanmean(v[rows])) for m, v in values.items()}
     group["tensors"] = len(rows)
     if floor:
-        group["noise"] = {m: float(np.nanmean(v[rows])) for m, v in floor.by_tensor.items()}
+        group["noise"] = {
+            m: float(_nanmean(v[rows])) for m, v in floor.by_tensor.items() if m in values
+        }
         group["above_noise"] = int((values["tv"][rows] > floor.highest[rows]).sum())
         group["above_by_chance"] = len(rows) / (floor.n_pairs + 1)
     return group
+
+
+def _nanmean(values: Any, axis: int | None = None) -> Any:
+    """Return means over what is known; NaN, without a warning, of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=axis)
 
 
 def _by_layer(name: str) -> tuple[int, str]:

@@ -6,10 +6,12 @@ activations s[c] at input column c,
     loss = sum_c s[c] error[c] / sum_c s[c] power[c]
 
 with ``error`` and ``power`` of `quant_error`: the share of the squared output W·x that quantizing
-loses, averaged over the language's tokens, if the columns' activations were uncorrelated (an
-imatrix keeps the diagonal of their second moments only). It has no unit, and the scale of an
-imatrix cancels. llama.cpp minimizes nearly that, block by block, for the imatrix it is given: its
-``quantize_row_*_impl`` (ggml-quants.c) weigh a squared error by s[c] sqrt(sigma² + W²).
+loses, averaged over the language's tokens, if the products of columns averaged to zero (an imatrix
+keeps the diagonal of their second moments only). With moments of every language it is that share
+as `output_error` knows it, means and correlations within blocks included. It has no unit, and the
+scale of an imatrix cancels. llama.cpp minimizes nearly the first, block by block, for the imatrix
+it is given: its ``quantize_row_*_impl`` (ggml-quants.c) weigh a squared error by
+s[c] sqrt(sigma² + W²).
 
 The matrices of a mixture of experts are weighed by the plain sums, so that an expert counts as
 often as the language's tokens are routed to it, and one they never reach counts nothing.
@@ -18,15 +20,16 @@ often as the language's tokens are routed to it, and one they never reach counts
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadImatrix
-from imatrix_lab.imatrix.format import Entry, Imatrix, layer_and_role
-from imatrix_lab.imatrix.quant_error import Columns
+from imatrix_lab.imatrix.format import Imatrix, layer_and_role
+from imatrix_lab.imatrix.output_error import Expected
+from imatrix_lab.imatrix.quant_error import Columns, activations
 
 GRID_MAX = 20_000
 _STEPS = (20, 10, 5, 4, 2, 1)
@@ -76,21 +79,36 @@ def losses(
     for row, name in enumerate(names):
         sums = columns[name]()
         for column, (language, imatrix) in enumerate(languages.items()):
-            s = _activations(imatrix.entries[name], sums.error.shape, f"{name} of {language}")
+            s = activations(imatrix.entries[name], sums.error.shape, f"{name} of {language}")
             lost[row, column] = (s * sums.error).sum()
             energy[row, column] = (s * sums.power).sum()
+    return _kept(names, tuple(languages), lost, energy)
+
+
+def expected_losses(errors: Mapping[str, Mapping[str, Expected]]) -> Losses:
+    """Return what a quant loses in each language, from its expected errors by language and tensor.
+
+    The same tensors are covered as by `losses`.
+    """
+    first, *rest = errors.values()
+    names = [n for n in first if all(n in e for e in rest)]
+    if not names:
+        raise BadImatrix("the importance matrices and the quant have no tensor in common")
+    sums = np.array([[errors[language][n] for language in errors] for n in names])
+    return _kept(names, tuple(errors), sums[..., 0], sums[..., 1])
+
+
+def _kept(
+    names: Sequence[str],
+    languages: tuple[str, ...],
+    lost: NDArray[np.float64],
+    energy: NDArray[np.float64],
+) -> Losses:
     kept = np.asarray((energy > 0).all(axis=1))
     if not kept.any():
         raise BadImatrix("in every tensor some language's activations meet only zero weights")
     tensors = tuple(itertools.compress(names, kept))
-    return Losses(tensors, tuple(languages), lost[kept], energy[kept])
-
-
-def _activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
-    if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
-        ours = list(entry.sums.shape)
-        raise BadImatrix(f"{name} is for {ours} matrices and columns; the model has {list(shape)}")
-    return entry.split(shape[0]).sums.reshape(shape).astype(np.float64)
+    return Losses(tensors, languages, lost[kept], energy[kept])
 
 
 # -- mixtures

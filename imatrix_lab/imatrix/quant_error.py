@@ -4,7 +4,8 @@ For a matrix W and what it became, W', with r over rows (outputs) and c over col
 
     error[c] = sum_r (W - W')²[r, c]        power[c] = sum_r W²[r, c]
 
-`predict` needs nothing else, so one pass over the weights serves every language and mixture.
+With E[x²] alone `predict` needs nothing else, so one pass over the weights serves every language
+and mixture. What moments of the inputs add is in `output_error`.
 Both sides go through ggml's own ``to_float`` in blocks of rows, 15 times as fast as gguf-py.
 """
 
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
-from imatrix_lab.errors import BadModel
+from imatrix_lab.errors import BadImatrix, BadModel
+from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.llamacpp import ggml, native
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import weights
@@ -68,7 +70,12 @@ class Kernel:
 
     def sums(self, block: RowBlock) -> NDArray[np.float64]:
         """Return error and power over the rows of a block, shape (2, columns)."""
-        n_columns = block.w.info.shape[0]
+        sums = np.empty((2, block.w.info.shape[0]))
+        self.call("column_sums", block, *(ctypes.c_void_p(s.ctypes.data) for s in sums))
+        return sums
+
+    def call(self, function: str, block: RowBlock, *rest: ctypes.c_void_p | ctypes.c_int64) -> None:
+        """Call a function of the library with both sides of a block, read from the files."""
         rows, arguments = [], list[ctypes.c_void_p | ctypes.c_int64]()
         for tensor in (block.w, block.q):
             raw = weights.read_raw(tensor, block.first, block.n_rows)
@@ -76,10 +83,8 @@ class Kernel:
             to_float = self.conversions[tensor.info.type_name]
             arguments += [ctypes.c_void_p(raw.ctypes.data), ctypes.c_void_p(to_float)]
             arguments.append(ctypes.c_int64(raw.shape[1]))
-        sums = np.empty((2, n_columns))
-        arguments += [ctypes.c_int64(block.n_rows), ctypes.c_int64(n_columns)]
-        self.library.column_sums(*arguments, *(ctypes.c_void_p(s.ctypes.data) for s in sums))
-        return sums
+        arguments += [ctypes.c_int64(block.n_rows), ctypes.c_int64(block.w.info.shape[0])]
+        getattr(self.library, function)(*arguments, *rest)
 
 
 def kernel(tools: Toolchain, session: Session) -> Kernel:
@@ -97,7 +102,7 @@ def write(
     out: Path, kernel: Kernel, model: Model, quant: Model, threads: int, progress: Progress
 ) -> None:
     """Write the column sums of every quantizable tensor of a model against a quant of it."""
-    pairs = _pairs(kernel, tensors(model), quant)
+    pairs = paired(kernel, model, quant)
     n_weights = sum(w.info.n_elements for w, _ in pairs)
     with (
         zipfile.ZipFile(out / FILE, "w") as archive,
@@ -123,10 +128,17 @@ def read(path: Path) -> Mapping[str, Callable[[], Columns]]:
     return {name: partial(columns, name) for name in names}
 
 
-def _pairs(
-    kernel: Kernel, ours: Mapping[str, FileTensor], quant: Model
-) -> list[tuple[FileTensor, FileTensor]]:
-    theirs = tensors(quant)
+def activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """Return sums of squares in a tensor's shape (matrices, columns); raises BadImatrix."""
+    if entry.sums.size != math.prod(shape) or entry.sums.shape[1] % shape[1]:
+        ours = list(entry.sums.shape)
+        raise BadImatrix(f"{name} is for {ours} matrices and columns; the model has {list(shape)}")
+    return entry.split(shape[0]).sums.reshape(shape).astype(np.float64)
+
+
+def paired(kernel: Kernel, model: Model, quant: Model) -> list[tuple[FileTensor, FileTensor]]:
+    """Return each quantizable tensor with the quant's; raises BadModel if one does not fit."""
+    ours, theirs = tensors(model), tensors(quant)
     for name, tensor in ours.items():
         other = theirs.get(name)
         if other is None or other.info.shape != tensor.info.shape:

@@ -1,12 +1,13 @@
 """What quants of one model lose in each language, and the mixture that loses least.
 
-Quants are made by `quantize` and removed again, or given. Only the column sums of each are kept
-(`imatrix.quant_error`), from which every table is arithmetic.
+Quants are made by `quantize` and removed again, or given. Only sums of each are kept, from which
+every table is arithmetic: by column (`imatrix.quant_error`), or where all languages have moments,
+the expected output errors in each (`imatrix.output_error`).
 """
 
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from imatrix_lab.core.names import slug
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, UsageError
-from imatrix_lab.imatrix import format, merge, predict, quant_error
+from imatrix_lab.imatrix import format, merge, moments, output_error, predict, quant_error
+from imatrix_lab.imatrix.output_error import Basis, Language
 from imatrix_lab.imatrix.predict import Losses
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
@@ -79,12 +81,16 @@ class BestMixture:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A row for each quant, the mixtures searched for, and the tensors that no row covers."""
+    """A row for each quant, the mixtures searched for, and the tensors that no row covers.
+
+    ``basis`` counts the tensors by what they are predicted from.
+    """
 
     rows: tuple[QuantLosses, ...]
     selections: tuple[BestMixture, ...]
     outside: tuple[str, ...]
     outside_share: float
+    basis: Basis
 
 
 def predict_losses(request: PredictRequest, session: Session) -> Predictions:
@@ -96,7 +102,9 @@ def predict_losses(request: PredictRequest, session: Session) -> Predictions:
     for name, quant_type in predictor.possible([pair for pair in pairs if pair not in given]):
         rows.append(predictor.make(name, predictor.facts[name], quant_type))
     selections = tuple(predictor.select(t, rows) for t in request.types if request.select)
-    return Predictions(tuple(rows), selections, *predictor.outside(rows[0].losses))
+    losses = rows[0].losses
+    basis = predictor.basis(losses.tensors)
+    return Predictions(tuple(rows), selections, *predictor.outside(losses), basis)
 
 
 def _check(request: PredictRequest) -> None:
@@ -148,6 +156,20 @@ class Predictor:
         self.options = run.Options(compute_for(self.model.facts, request.compute))
         self.threads = self.options.compute.threads
         self.kernel = quant_error.kernel(self.tools, session)
+        self.expecting = self._with_moments()
+
+    def _with_moments(self) -> dict[str, Language]:
+        """Return the languages with their moments; none where some language has no moments."""
+        files = {name: moments.read(path) for name, path in self.paths.items()}
+        both = {n: Language(self.languages[n], m) for n, m in files.items() if m}
+        if both and len(both) < len(files):
+            less = " and ".join(name for name, file in files.items() if not file)
+            note = f"note: {' and '.join(both)} with moments, {less} without: E[x²] is used for all"
+            self.session.progress.say(f"{note}; imatrix build --moments collects them")
+            return {}
+        for language in both.values():
+            language.check(t.info for t in quant_error.tensors(self.model).values())
+        return both
 
     def given(self, name: str, path: Path) -> QuantLosses:
         """Return what an existing quant loses."""
@@ -159,8 +181,13 @@ class Predictor:
         for warning in warnings:
             self.session.progress.say(f"note: {warning}")
         self._check_calibration(name, quant)
-        sums = columns(self.kernel, self.model, quant, self.threads, self.session)
-        return self._losses(name, quant.facts.file_type, sums)
+        if self.expecting:
+            of = {"model_sha256": self.model.sha256, "quant_sha256": quant.sha256}
+            losses = self._expected(quant.label, of, lambda scratch: quant)
+        else:
+            sums = columns(self.kernel, self.model, quant, self.threads, self.session)
+            losses = self._losses(sums)
+        return QuantLosses(name, quant.facts.file_type, losses)
 
     def _check_calibration(self, name: str, quant: Model) -> None:
         imatrix, facts = self.facts[name], quant.facts
@@ -176,26 +203,37 @@ class Predictor:
 
     def make(self, name: str, imatrix: ImatrixFacts | None, quant_type: str) -> QuantLosses:
         """Return what a quant loses that is made now, and removed again."""
-        tools, model, store = self.tools, self.model, self.session.store
-        progress = self.session.progress
-        label = f"{model.label}-{slug(name)}-{quant_type}"
+        progress, store = self.session.progress, self.session.store
+        label = f"{self.model.label}-{slug(name)}-{quant_type}"
+
+        def quant_in(scratch: Path) -> Model:
+            path = self._stored(imatrix, quant_type) or self._quantized(
+                imatrix, quant_type, scratch
+            )
+            return Model(label, path, (path,), "", resolve.facts((path,)), label)
 
         def make(out: Path, scratch: Path) -> dict[str, Any]:
-            stored = self._stored(imatrix, quant_type)
-            path = stored or scratch / "quant.gguf"
-            if not stored and not path.exists():  # else an earlier run was stopped after it
-                part, log = scratch / "part.gguf", scratch / "llama-quantize.log"
-                n_bytes = run.dry_run(tools, model, quant_type, self.options)[0]
-                need_room(store.root, n_bytes, f"{quant_type} of {model.label}")
-                spec = run.QuantSpec(model, imatrix, quant_type, self.options)
-                run.run_quantize(tools, spec, part, log, progress)
-                part.replace(path)
-            quant = Model(label, path, (path,), "", resolve.facts((path,)), label)
-            quant_error.write(out, self.kernel, model, quant, self.threads, progress)
+            quant = quant_in(scratch)
+            quant_error.write(out, self.kernel, self.model, quant, self.threads, progress)
             return {"size_bytes": quant.facts.size_bytes}
 
-        inputs = self._loss_inputs(imatrix, quant_type)
-        return self._losses(name, quant_type, store.get("loss", label, inputs, make, progress))
+        if self.expecting:
+            losses = self._expected(label, self._inputs(imatrix, quant_type), quant_in)
+        else:
+            inputs = self._loss_inputs(imatrix, quant_type)
+            losses = self._losses(store.get("loss", label, inputs, make, progress))
+        return QuantLosses(name, quant_type, losses)
+
+    def _quantized(self, imatrix: ImatrixFacts | None, quant_type: str, scratch: Path) -> Path:
+        path, part = scratch / "quant.gguf", scratch / "part.gguf"
+        if not path.exists():  # else an earlier run was stopped after it
+            n_bytes = run.dry_run(self.tools, self.model, quant_type, self.options)[0]
+            need_room(self.session.store.root, n_bytes, f"{quant_type} of {self.model.label}")
+            spec = run.QuantSpec(self.model, imatrix, quant_type, self.options)
+            log = scratch / "llama-quantize.log"
+            run.run_quantize(self.tools, spec, part, log, self.session.progress)
+            part.replace(path)
+        return path
 
     def _inputs(self, imatrix: ImatrixFacts | None, quant_type: str) -> dict[str, Any]:
         return {
@@ -212,9 +250,49 @@ class Predictor:
         artifact = self.session.store.like("quant", self._inputs(imatrix, quant_type))
         return artifact.path / str(artifact.facts["file"]) if artifact else None
 
-    def _losses(self, name: str, quant_type: str, artifact: Artifact) -> QuantLosses:
-        sums = quant_error.read(artifact.path / quant_error.FILE)
-        return QuantLosses(name, quant_type, predict.losses(sums, self.languages))
+    def _losses(self, artifact: Artifact) -> Losses:
+        return predict.losses(quant_error.read(artifact.path / quant_error.FILE), self.languages)
+
+    def _expected(
+        self, label: str, of: Mapping[str, Any], quant_in: Callable[[Path], Model]
+    ) -> Losses:
+        """Return the losses from moments; languages that are not known yet share one pass."""
+        files = self._moments_files()
+        shas, languages = list(files), list(files.values())
+
+        def build(missing: Mapping[int, tuple[Path, Path]]) -> dict[int, dict[str, Any]]:
+            quant = quant_in(next(iter(missing.values()))[1])
+            outs = [(out, languages[i]) for i, (out, _) in missing.items()]
+            progress = self.session.progress
+            output_error.write(outs, self.kernel, self.model, quant, self.threads, progress)
+            return {i: {"size_bytes": quant.facts.size_bytes} for i in missing}
+
+        items = [(f"{label}-{sha[:6]}", self._expected_inputs(of, sha)) for sha in shas]
+        kept = self.session.store.get_together("output-error", items, build, self.session.progress)
+        errors = {
+            sha: output_error.read(artifact.path / output_error.FILE)
+            for sha, artifact in zip(shas, kept, strict=True)
+        }
+        return predict.expected_losses({n: errors[self._sha(n)] for n in self.expecting})
+
+    def _moments_files(self) -> dict[str, Language]:
+        """Return the languages by their files' sha256: each file once."""
+        return {self._sha(name): language for name, language in self.expecting.items()}
+
+    def _sha(self, name: str) -> str:
+        facts = self.facts[name]
+        return facts.sha256 if facts else ""
+
+    def _expected_inputs(self, of: Mapping[str, Any], sha: str) -> dict[str, Any]:
+        return {"version": output_error.VERSION, "moments_sha256": sha, **of}
+
+    def basis(self, tensors: Sequence[str]) -> Basis:
+        """Return how many tensors are predicted from what."""
+        if not self.expecting:
+            return Basis(squares=len(tensors))
+        ours = quant_error.tensors(self.model)
+        shapes = {name: ours[name].info.shape[0] for name in tensors}
+        return output_error.basis(list(self.expecting.values()), shapes)
 
     def possible(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the (imatrix, type) pairs that llama-quantize can make; report the disk needed."""
@@ -230,9 +308,14 @@ class Predictor:
         return [pair for pair in pairs if pair not in refused]
 
     def _is_known(self, name: str, quant_type: str) -> bool:
-        imatrix = self.facts[name]
-        sums = self.session.store.find("loss", self._loss_inputs(imatrix, quant_type))
-        return bool(sums or self._stored(imatrix, quant_type))
+        imatrix, store = self.facts[name], self.session.store
+        if self._stored(imatrix, quant_type):
+            return True
+        if not self.expecting:
+            return bool(store.find("loss", self._loss_inputs(imatrix, quant_type)))
+        of = self._inputs(imatrix, quant_type)
+        keys = [self._expected_inputs(of, sha) for sha in self._moments_files()]
+        return all(store.find("output-error", key) for key in keys)
 
     def outside(self, losses: Losses) -> tuple[tuple[str, ...], float]:
         """Return the tensors that no prediction covers, and their share of the weights."""

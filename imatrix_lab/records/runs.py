@@ -42,6 +42,7 @@ class Run:
     type: str
     sample: str
     text: str
+    size_bytes: int = 0
 
     def name(self) -> str:
         """Return calibration and type."""
@@ -79,6 +80,7 @@ def _run(path: Path) -> Run:
         type=quant["type"],
         sample=quant.get("imatrix_sha256") or "",
         text=signature.get("text", {}).get("label", "") if kind == "token" else "",
+        size_bytes=quant.get("size_bytes") or 0,
     )
 
 

@@ -45,7 +45,9 @@ def outline(results: Results) -> Outline:
     """Return the parts that a study has; the last one names those it does not have."""
     view = View(results)
     parts = [(name, build(view)) for name, build in _PARTS]
-    warnings = []
+    warnings = [
+        f"Not of one size: {gap}. The difference may be that of size." for gap in results.size_gaps
+    ]
     if n := len(results.missing):
         warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
     if results.reduced:

@@ -282,7 +282,8 @@ class Results:
     `languages`: code -> English name, direction (``ltr``, ``rtl``) and script (``Mlym``). `recipe`:
     as it was run, defaults filled in, files without folders. `unknown`: details that a paper does
     not give. `commands` repeat the study, in order; `notes` are what a reader must know in
-    addition.
+    addition;
+    `size_gaps`, before anything else, which of the compared files are not of one size.
     """
 
     schema: int
@@ -316,6 +317,7 @@ class Results:
     recipe: dict[str, Any]
     signatures: dict[str, dict[str, Any]]
     times: Times
+    size_gaps: tuple[str, ...] = ()
 
 
 def write(path: Path, results: Results) -> None:

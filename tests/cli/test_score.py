@@ -210,8 +210,12 @@ def test_agree(scored, words, tmp_path, capsys):
 
 
 def test_a_folder_of_two_quants_is_compared(scored, capsys):
-    assert run(["compare", str(scored), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)["comparisons"]
+    assert run(["compare", str(scored), "--json"]) == 2
+    assert "--any-size" in capsys.readouterr().err
+    assert run(["compare", str(scored), "--json", "--any-size"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (gap,), shown = report["size_gaps"], report["comparisons"]
+    assert gap["bytes_a"] != gap["bytes_b"]
     assert {c["metric"] for c in shown} >= {"kld_nats"}
     assert {c["text"] for c in shown} == {"nb", "en"}
 

@@ -16,11 +16,13 @@ def coded(words: list[str]) -> parquet.Coded:
     return parquet.Coded(np.array([place[w] for w in words], np.int32), names)
 
 
-def quant(calibration: str, kind: str, sample: str = "1") -> dict[str, Any]:
+def quant(
+    calibration: str, kind: str, sample: str = "1", size_bytes: int = 10**9
+) -> dict[str, Any]:
     imatrix = f"imatrix-{calibration}-{sample}" if calibration else ""
     return {
         "sha256": f"quant-{calibration}-{kind}-{sample}", "name": f"demo-{calibration}-{kind}.gguf",
-        "type": kind, "size_bytes": 1, "bits_per_weight": 4.0, "imatrix_sha256": imatrix,
+        "type": kind, "size_bytes": size_bytes, "bits_per_weight": 4.0, "imatrix_sha256": imatrix,
         "calibration": calibration,
     }  # fmt: skip
 

@@ -12,8 +12,10 @@ from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
-from imatrix_lab.imatrix import format, quant_error
+from imatrix_lab.imatrix import format, output_error, quant_error
+from imatrix_lab.imatrix.output_error import Basis
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
@@ -230,3 +232,66 @@ def test_a_language_that_alone_counts_gets_its_own_calibration(tiny, two, store)
     predictions = predict_losses(request(tiny, two, select={"en": 2.0}), Session(store, Silent()))
     (best,) = predictions.selections
     assert best.weights["en"] >= 0.9
+
+
+# -- moments
+
+
+@pytest.fixture
+def with_moments(tiny, own_text, tmp_path):
+    """Two moments files of real text."""
+    paths = {}
+    for name, n_tokens in (("nb", 1024), ("en", 768)):
+        options = ComputeOptions("cpu", threads=1)
+        job = Request(
+            str(own_text(n_tokens)), (), str(tiny), 10**6, tmp_path, options, n_ctx=128,
+            moments=True,
+        )  # fmt: skip
+        paths[name] = tune.imatrix(
+            job, tmp_path / f"{name}.moments.gguf", Session(Store(), Silent())
+        )
+    return paths
+
+
+def test_moments_are_used_where_all_have_them(tiny, with_moments, store, monkeypatch):
+    job = request(tiny, {**with_moments, "none": None})
+    first = predict_losses(job, Session(store, Silent()))
+    n_tensors = len(first.rows[0].losses.tensors)
+    # ffn_down alone has more columns than one block
+    assert first.basis == Basis(exact=n_tensors - 2, blocks=2)
+    monkeypatch.setattr(quantize, "run_quantize", None)
+    monkeypatch.setattr(output_error, "write", None)
+    again = predict_losses(job, Session(store, Silent()))
+    assert overall(again) == overall(first)
+    alone = predict_losses(request(tiny, {"en": with_moments["en"]}), Session(store, Silent()))
+    assert overall(alone)["en", "Q2_K"] == overall(first)["en", "Q2_K"][1:]
+
+
+def test_a_mix_of_both_kinds_is_told(tiny, with_moments, two, store):
+    recorder = Recorder()
+    mixed = {"nb": with_moments["nb"], "sv": two["en"]}
+    predictions = predict_losses(request(tiny, mixed), Session(store, recorder))
+    assert predictions.basis.squares == len(predictions.rows[0].losses.tensors)
+    (note,) = (m for m in recorder.messages if "--moments" in m)
+    assert "nb" in note and "sv" in note
+    plain = predict_losses(request(tiny, {"sv": two["en"]}), Session(store, Silent()))
+    assert overall(predictions)["sv", "Q2_K"][1:] == overall(plain)["sv", "Q2_K"]
+
+
+def test_quants_that_are_there_are_judged_by_moments(tiny, with_moments, store, quantized):
+    quants = [("nb", quantized(tiny, "Q2_K", with_moments["nb"]))]
+    given = predict_losses(request(tiny, with_moments, (), quants), Session(store, Silent()))
+    made = predict_losses(request(tiny, with_moments), Session(store, Silent()))
+    assert overall(given)["nb", "Q2_K"] == overall(made)["nb", "Q2_K"]
+
+
+def test_the_same_file_under_two_names(tiny, with_moments, store):
+    twice = {"a": with_moments["nb"], "b": with_moments["nb"]}
+    rows = predict_losses(request(tiny, twice), Session(store, Silent())).rows
+    assert {tuple(r.losses.overall()) for r in rows} == {tuple(rows[0].losses.overall())}
+
+
+def test_a_mixture_is_judged_by_moments(tiny, with_moments, store):
+    job = request(tiny, with_moments, select="worst")
+    (best,) = predict_losses(job, Session(store, Silent())).selections
+    assert set(best.recomputed) == {"nb", "en"} and best.objective > 0

@@ -51,6 +51,7 @@ def assemble(products: Products, progress: Progress) -> results.Results:
         recipe=config.plain(without_folders(recipe)),
         signatures=index.signatures,
         times=products.times,
+        size_gaps=tuple(dict.fromkeys(compared.size_gaps)),
     )
     return dataclasses.replace(result, answer=conclusion.answer(result))
 

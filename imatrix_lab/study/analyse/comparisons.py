@@ -23,13 +23,14 @@ from imatrix_lab.study.recipe import Recipe
 
 @dataclass(frozen=True)
 class Compared:
-    """Comparisons, interactions, controls; comparisons that could not be made; notes."""
+    """Comparisons, interactions, controls; comparisons that could not be made; notes; gaps."""
 
     comparisons: tuple[results.Comparison, ...] = ()
     interactions: tuple[results.Interaction, ...] = ()
     controls: tuple[results.Control, ...] = ()
     missing: tuple[results.Missing, ...] = ()
     notes: tuple[str, ...] = ()
+    size_gaps: tuple[str, ...] = ()
 
 
 def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
@@ -46,6 +47,7 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
         adjust=settings.adjust,
         n_resamples=settings.resamples,
         seed=recipe.seed,
+        any_size=True,  # a recipe names what is compared; the report begins with the sizes
     )
     parts = []
     for records, metrics in ((index.tokens, settings.metrics), (index.items, ("score",))):
@@ -93,6 +95,7 @@ class _Part:
             tuple(controls_),
             missing,
             report.notes,
+            tuple(f"{self.model}: {gap.words()}" for gap in report.size_gaps),
         )
 
     def _place(self, title: str) -> dict[str, str]:
