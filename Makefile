@@ -43,7 +43,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-study bench-grid bench-corpus bench-cli bench-feedback clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -109,6 +109,9 @@ bench-stats: $(VENV)/.dev  ## whether the statistics keep their promises, by sim
 
 bench-predict: $(VENV)/.dev  ## whether predicted losses rank imatrices as measured divergence does
 	$(BIN)/python tools/bench_predict.py $(FLAGS)
+
+bench-allocate: $(VENV)/.dev  ## types chosen by sensitivity beside the standard mixes of the same size
+	$(BIN)/python tools/bench_allocate.py --work bench-allocate $(FLAGS)
 
 bench-study: $(VENV)/.dev  ## what a study costs beside a plain script of llama.cpp's programs
 	$(BIN)/python tools/bench_study.py
