@@ -242,9 +242,9 @@ def with_moments(tiny, own_text, tmp_path):
     """Two moments files of real text."""
     paths = {}
     for name, n_tokens in (("nb", 1024), ("en", 768)):
-        options = ComputeOptions("cpu", threads=1)
+        options = ComputeOptions("cpu", threads=1, n_ctx=128)
         job = Request(
-            str(own_text(n_tokens)), (), str(tiny), 10**6, tmp_path, options, n_ctx=128,
+            str(own_text(n_tokens)), (), str(tiny), 10**6, tmp_path, options,
             moments=True,
         )  # fmt: skip
         paths[name] = tune.imatrix(
