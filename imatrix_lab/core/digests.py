@@ -10,12 +10,12 @@ from imatrix_lab.core.session import Session
 
 def sha256_of(path: Path, session: Session) -> str:
     """Return a file's sha256, computed if it is not known yet."""
-    known, key, n_bytes = _known(session), _key(path), path.stat().st_size
-    if key not in known:
-        with session.progress.task(f"sha256 of {path.name}", n_bytes, "B") as task:
-            remember(path, sha256_file(path, task.update), session)
-        known = _known(session)
-    return known[key]
+    if known := _known(session).get(_key(path)):
+        return known
+    with session.progress.task(f"sha256 of {path.name}", path.stat().st_size, "B") as task:
+        digest = sha256_file(path, task.update)
+    remember(path, digest, session)  # another run may lose it again: it writes what it knew
+    return digest
 
 
 def remember(path: Path, sha256: str, session: Session) -> None:

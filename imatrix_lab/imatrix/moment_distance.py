@@ -4,7 +4,7 @@
 mean     length of the difference of E[x], each divided by the root    0 alike … 2; the share of
          of its E[|x|²]                                                an input's length that moves
 products correlation matrix distance (Herdin et al., "Correlation      0 alike … 1 for blocks that
-         matrix distance, a meaningful measure for evaluation of       share nothing
+         matrix distance, a meaningful measure for evaluation of       share nothing … 2
          non-stationary MIMO channels", VTC 2005), 1 - <R, S>/|R||S|,
          of E[x xᵀ] scaled to a diagonal of ones, without that
 ======== ============================================================ ===========================

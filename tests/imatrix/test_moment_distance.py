@@ -56,14 +56,14 @@ def test_products_see_what_squares_do_not(compare):
     columns = np.random.default_rng(0).permutation(x.shape[1])
     y = x[:, columns] * np.sqrt((x**2).mean(0) / (x[:, columns] ** 2).mean(0))
     values = compare(x, y, rows(1, n=2000))
-    assert 0.3 < values["products"][0, 1] <= 1
+    assert 0.3 < values["products"][0, 1] < 1.1
     assert np.allclose(values["products"], values["products"].T)
     assert (np.diagonal(values["products"]) < 1e-6).all()
 
 
 def test_experts_count_by_their_tokens(compare):
     x, y, z = (rows(i, n_columns=40) for i in range(3))
-    values = compare([x[:300], y[:100]], [x[:400], z[:10]])
+    values = compare([x[:300], y[:100]], [x[:300], z[:10]])
     alone = compare(y[:100], z[:10])["products"][0, 1]
     assert values["products"][0, 1] == pytest.approx(10 / 310 * alone, rel=1e-4)
     nothing = compare([x, y[:0]], [x[:0], y])

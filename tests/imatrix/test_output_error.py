@@ -81,7 +81,7 @@ def test_blocks_know_the_mean_of_all_columns(tiny, q2, loss_kernel, as_model, tm
     columns = quant_error.read(tmp_path / quant_error.FILE)
     squares = predict.losses(columns, {"x": language.imatrix})
     row = squares.tensors.index(DOWN)
-    assert abs(squares.lost[row, 0] / lost - 1) > 0.1
+    assert abs(squares.lost[row, 0] / lost - 1) > 0.05
     assert output_error.basis([language], {DOWN: 512}) == output_error.Basis(blocks=1)
 
 
