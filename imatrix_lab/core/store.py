@@ -120,11 +120,12 @@ class Store:
         """
         progress = progress or Silent()
         key = fingerprint(kind, inputs)
+        name = _lock_name(kind, key)
         if artifact := self._find(kind, key):
+            self._remove_scratch(name)
             return _touched(artifact)
         if self.read_only:
             raise NotBuilt(kind)
-        name = _lock_name(kind, key)
         try:
             with self.lock(name, progress):
                 if artifact := self._find(kind, key):  # built while we waited
@@ -162,6 +163,16 @@ class Store:
         out.replace(final)
         shutil.rmtree(work, ignore_errors=True)
         return Artifact(final, manifest)
+
+    def _remove_scratch(self, name: str) -> None:
+        """Remove what a run left that was killed right after it had finished the artefact."""
+        work = self.root / "work" / name
+        if work.exists() and not self.read_only:
+            with (
+                contextlib.suppress(filelock.Timeout, OSError),
+                filelock.FileLock(self._lock_path(name), timeout=0),
+            ):
+                shutil.rmtree(work, ignore_errors=True)
 
     def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
         """Remove the artefact for these inputs, if there is one."""

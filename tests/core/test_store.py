@@ -143,6 +143,19 @@ def test_a_read_only_store_builds_nothing(root: Path) -> None:
     assert reader.get("corpus", "nb", INPUTS, Builder()).path == made.path
 
 
+def test_what_a_kill_after_the_last_rename_left_is_removed(root: Path) -> None:
+    found = Store(root)
+    artifact = found.get("corpus", "nb", INPUTS, Builder())
+    scratch = scratch_of(found, "corpus")
+    scratch.mkdir(parents=True)
+    (scratch / "half").write_text("x")
+    with filelock.FileLock(root / "locks" / f"{scratch.parent.name}.lock"):  # the run that made it
+        assert found.get("corpus", "nb", INPUTS, Builder()) == artifact
+        assert scratch.exists()
+    assert found.get("corpus", "nb", INPUTS, Builder()) == artifact
+    assert not scratch.parent.exists()
+
+
 def test_a_failed_build_leaves_nothing_but_its_scratch(root: Path) -> None:
     def fail(out: Path, scratch: Path) -> Mapping[str, Any]:
         (out / "half.txt").write_text("half")
