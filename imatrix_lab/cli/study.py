@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 FOLDER = options.PathType(exists=True, file_okay=False)
 JOBS_HELP = "Steps at a time. [default: the recipe's, or as cores and memory allow]"
 JOBS = click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help=JOBS_HELP)
+CLUSTER = click.option(
+    "--cluster", default="", metavar="WHERE",
+    help="Run the steps on several machines (docs/cluster.md): tls://HOST:PORT of a Dask"
+    " scheduler, FILE.json for workers that find this study by that file, ssh:HOST,HOST or"
+    " slurm:FILE.toml.",
+)  # fmt: skip
 
 
 @click.group()
@@ -36,9 +42,10 @@ def study() -> None:
 @click.option("--out", type=options.PathType(), help="[default: studies/NAME]")
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, time, disk, power.")
 @JOBS
+@CLUSTER
 @options.JSON
 def run(
-    recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool
+    recipe: str, out: Path | None, dry_run: bool, jobs: int | None, cluster: str, as_json: bool
 ) -> int | None:
     """Run the study of RECIPE, or continue it; exit status 1 if steps failed.
 
@@ -55,7 +62,7 @@ def run(
 
     path = find(recipe)
     if not dry_run:
-        return _print_results(begin(path, out, jobs, options.session()), as_json)
+        return _print_results(begin(path, out, jobs, options.session(), cluster), as_json)
     settings = load(path)
     planned = plan(settings, Folder.for_recipe(settings, out), options.session())
     if as_json:
@@ -68,8 +75,9 @@ def run(
 @study.command("resume")
 @click.argument("folder", required=False, metavar="[DIR]", type=FOLDER)
 @JOBS
+@CLUSTER
 @options.JSON
-def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
+def resume(folder: Path | None, jobs: int | None, cluster: str, as_json: bool) -> int:
     """Continue a study that was stopped, and retry what failed.
 
     DIR is the study's folder. [default: the newest under studies/]
@@ -80,7 +88,57 @@ def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
     """
     from imatrix_lab.study import run
 
-    return _print_results(run.resume(_folder(folder), jobs, options.session()), as_json)
+    finished = run.resume(_folder(folder), jobs, options.session(), cluster)
+    return _print_results(finished, as_json)
+
+
+@study.command("worker")
+@click.argument("address", required=False, default="", metavar="[ADDRESS]")
+@click.option(
+    "--scheduler-file",
+    type=options.PathType(),
+    help="Find the scheduler by this file, which may come later.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Large steps at a time, which share the cores.",
+)
+@click.option(
+    "--models",
+    type=FOLDER,
+    multiple=True,
+    metavar="FOLDER",
+    help="Where models are on this machine, if not at the recipe's path; repeatable.",
+)
+@click.option("--name", default="", help="What it is called in status. [default: host and process]")
+@options.BACKEND
+def worker(
+    address: str,
+    scheduler_file: Path | None,
+    jobs: int,
+    models: tuple[Path, ...],
+    name: str,
+    backend: str | None,
+) -> None:
+    """Let this machine work for studies on a cluster, until Ctrl-C.
+
+    ADDRESS is a Dask scheduler's, tls://HOST:PORT. The worker waits ten minutes for one.
+
+    \b
+    Example:
+      imatrix-lab study worker --scheduler-file /shared/scheduler.json
+    """
+    from imatrix_lab.llamacpp.toolchain import default_backend
+    from imatrix_lab.study.cluster import worker
+
+    if bool(address) == bool(scheduler_file):
+        raise click.UsageError("give either an ADDRESS or --scheduler-file")
+    session = options.session()
+    own = worker.describe(name, backend or default_backend(), jobs, models, session)
+    worker.serve(scheduler_file or address, own, session)
 
 
 @study.command("status")
@@ -147,9 +205,12 @@ def _print_results(finished: Finished, as_json: bool) -> int:
 def _detail(step: dict[str, Any]) -> str:
     if "why" in step:
         return str(step["why"]) + (f"; try: {step['fix']}" if step["fix"] else "")
-    if "task" not in step or step["state"] != "running":
+    if step["state"] != "running":
         return ""
-    words = [f"{step['task']}: {100 * step['done'] / (step['total'] or 1):.0f} %"]
+    words = [f"on {step['machine']}"] if step.get("machine") else []
+    if "task" not in step:
+        return ", ".join(words)
+    words.append(f"{step['task']}: {100 * step['done'] / (step['total'] or 1):.0f} %")
     if step["unit"] and (step["per_s"] or 0) >= 1:
         words.append(f"{quantity(step['per_s'], step['unit'])}/s")
     if step["left_s"] is not None and not math.isnan(step["left_s"]):

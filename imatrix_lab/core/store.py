@@ -4,9 +4,9 @@
     <root>/work/<kind>-<fingerprint>/      one being built: out/, and scratch that survives a kill
     <root>/locks/                          one builder per fingerprint, across processes
 
-Where several machines see the store, ``locks/shared`` exists: locks are leases (lease.py), and
-one that is built is in ``work/<kind>-<fingerprint>.<token>/``, since a builder that was paused until
-its lease expired may go on beside the next one. The first rename wins.
+Where several machines see the store, ``locks/shared`` exists: locks are leases (lease.py), and one
+being built is in ``work/<kind>-<fingerprint>.<token>/``, since a builder that was paused until its
+lease expired may go on beside the next one. The first rename wins.
 
 A builder works in ``work/``; its files are flushed, the manifest is written last, and one rename
 makes the artefact exist. A directory without a manifest is not an artefact. The manifest holds
