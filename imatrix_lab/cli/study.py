@@ -18,6 +18,7 @@ from imatrix_lab.core.format import duration, quantity, size
 if TYPE_CHECKING:
     from imatrix_lab.report.results import Power
     from imatrix_lab.study.folder import Folder
+    from imatrix_lab.study.plan.placement import Placement
     from imatrix_lab.study.plan.plan import Plan
     from imatrix_lab.study.run import Finished
 
@@ -55,6 +56,7 @@ def run(
     Example:
       imatrix-lab study run recipes/quick-nb.toml
     """
+    from imatrix_lab.study.cluster import start
     from imatrix_lab.study.folder import Folder
     from imatrix_lab.study.plan.plan import plan
     from imatrix_lab.study.recipe import find, load
@@ -63,12 +65,20 @@ def run(
     path = find(recipe)
     if not dry_run:
         return _print_results(begin(path, out, jobs, options.session(), cluster), as_json)
-    settings = load(path)
-    planned = plan(settings, Folder.for_recipe(settings, out), options.session())
-    if as_json:
-        options.emit(config.plain(planned))
+    settings, session = load(path), options.session()
+    folder, placement = Folder.for_recipe(settings, out), None
+    if cluster:
+        with start.opened(cluster, folder, session) as machines:
+            planned, placement = machines.plan(settings)
     else:
-        show(planned)
+        planned = plan(settings, folder, session)
+    if as_json:
+        placed = {"placement": placement} if placement else {}
+        options.emit(config.plain(vars(planned) | placed))
+        return None
+    show(planned)
+    if placement:
+        _show_placement(placement)
     return None
 
 
@@ -270,6 +280,25 @@ def _show_steps(plan: Plan) -> None:
         f" {size(plan.disk_final_bytes)} at the end, {size(plan.disk_free_bytes)} free; memory:"
         f" {size(plan.memory_bytes)} of {size(plan.memory_limit_bytes)}\n"
     )
+
+
+def _show_placement(placement: Placement) -> None:
+    """Print what each machine would do, and which steps decide how long it takes."""
+    table = new_table("machine", "steps", "works for")
+    for name, seconds in placement.busy_s().items():
+        n_steps = sum(step.machine == name for step in placement.steps)
+        table.add_row(escape(name), f"{n_steps}", duration(seconds))
+    stdout.print(table)
+    fetched = size(placement.fetched_bytes())
+    stdout.print(
+        f"\nabout {duration(placement.seconds)} on these machines, which read {fetched} of what"
+        " others of them made; it takes that long because of, one after the other:"
+    )
+    table = new_table("step", "machine", "from", "to", n_text=2)
+    for step in placement.chain():
+        begins, ends = duration(step.begins_s), duration(step.ends_s)
+        table.add_row(escape(step.what), escape(step.machine), begins, ends)
+    stdout.print(table)
 
 
 def _value(value: float, power: Power) -> str:

@@ -138,6 +138,13 @@ class Lease:
         os.close(self._file)
 
 
+def lock(path: Path) -> filelock.BaseFileLock | Lease:
+    """Return the lock at a path: a lease where another machine may see it."""
+    if is_on_network(path.parent):
+        return Lease(path.with_name(f"{path.name}-turns"))
+    return filelock.FileLock(path)
+
+
 @functools.cache
 def is_on_network(folder: Path) -> bool:
     """Whether a folder is on a file system that another machine may see."""

@@ -92,7 +92,6 @@ def _work(
         results.write(folder.of(results.FILE), study_results)
         html.write(study_results, folder.of(HTML))
         markdown.write(study_results, folder.of(MARKDOWN))
-        if not shared.keeps_quants:
-            shutil.rmtree(folder.of("work"), ignore_errors=True)
+        shutil.rmtree(folder.of("work"), ignore_errors=True)
         state = FAILED if study_results.missing else DONE
     return Finished(folder.path, study_results)

@@ -52,7 +52,7 @@ class Address:
     key: str = ""
 
     def security(self) -> Any:
-        """Return Dask's settings: our certificate, else for tls:// what Dask's configuration has."""
+        """Return Dask's settings: our certificate, else for tls:// Dask's configuration's."""
         security, pem = dask().Security, self.certificate
         if not pem:
             return security(require_encryption=self.address.startswith("tls:"))

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core import interrupt, process
-from imatrix_lab.core.progress import Progress, Silent, Task
+from imatrix_lab.core import interrupt, process, progress
+from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError
@@ -28,6 +28,8 @@ from imatrix_lab.study.cluster.there import BEGAN, ENDED, SAYS, TASK, Failure, R
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RUNNING, Folder
 from imatrix_lab.study.graph import Step, Steps, Turn
+from imatrix_lab.study.plan.placement import Placement, Task, place
+from imatrix_lab.study.plan.plan import Plan
 from imatrix_lab.study.recipe import Recipe, absolute
 from imatrix_lab.study.scheduler import Capacity
 from imatrix_lab.study.status import WAITING, Watch
@@ -37,8 +39,6 @@ MANY = 1 << 20
 UNBOUNDED = Capacity(MANY, MANY, 1 << 62)
 """Every step that can run is given to Dask at once."""
 LOOK_S, STOP_S, SOON_S, SAY_AFTER_S = 0.2, 15.0, 60.0, 5.0
-WORKERS_LOST = 3
-"""A step on which so many workers died has failed."""
 
 Event = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class Cluster:
         self._at, self._folder, self._session, self._expected = at, folder, session, expected
         self._topic, self._lock = f"study-{secrets.token_hex(8)}", threading.Lock()
         self._events: dict[str, queue.SimpleQueue[Event]] = {}
-        self._running: set[tuple[str, str]] = set()
+        self._running: dict[str, str] = {}  # calls, and the machine that began each last
         self._class = ""
         self.watch: Watch | None = None
         self._client = self._connect()
@@ -90,12 +90,12 @@ class Cluster:
     def _hear(self, event: tuple[float, Event]) -> None:
         """Take what a worker tells (in Dask's thread)."""
         message = event[1]
-        about = (message["name"], message["machine"])
+        name, where = message["name"], message["machine"]
         if message["what"] == BEGAN:
-            self._running.add(about)
-        elif message["what"] == ENDED:
-            self._running.discard(about)
-        if heard := self._events.get(message["name"]):
+            self._running[name] = where
+        elif message["what"] == ENDED and self._running.get(name) == where:
+            del self._running[name]
+        if heard := self._events.get(name):
             heard.put(message)
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Cluster:
     def _of_class(self) -> dict[str, dict[str, float]]:
         return {n: own for n, own in self.workers().items() if _class(own) == self._class}
 
-    def choose(self, recipe: Recipe) -> None:
+    def _choose(self, recipe: Recipe) -> None:
         """Wait for workers; take the class that the study has begun in, else the largest.
 
         Other workers are left out: their results would not compare.
@@ -142,7 +142,6 @@ class Cluster:
                 has_said = True
             time.sleep(LOOK_S)
         self._class = max(sorted(cores), key=cores.__getitem__)
-        self._folder.write_status({**self._folder.status(), CLASS: self._class})
         say(f"{self._class}: {', '.join(sorted(self._of_class()))}")
         for name in sorted(every.keys() - self._of_class().keys()):
             say(f"note: {name} is left out: {_class(every[name])}, whose results do not compare")
@@ -151,13 +150,8 @@ class Cluster:
 
     def prepare(self, recipe: Recipe) -> Shared:
         """Return what the steps share, as one of the workers has it."""
-        store = Store(self._session.store.root)
-        self.choose(recipe)
-        memory_gib = min(own["memory"] for own in self._of_class().values()) / 2**30
-        limits = dataclasses.replace(recipe.limits, backend=self._class.split()[1])
-        if not recipe.limits.memory_gib and limits.backend == "cpu":  # a GPU's is not known
-            limits = dataclasses.replace(limits, memory_gib=memory_gib)
-        recipe = dataclasses.replace(absolute(recipe), limits=limits)
+        store, recipe = Store(self._session.store.root), self._with_limits(recipe)
+        self._folder.write_status({**self._folder.status(), CLASS: self._class})
         store.share()
         Store(self._folder.of("work")).share()
         with _nonces(store.root, self._folder.path) as nonces:
@@ -166,6 +160,33 @@ class Cluster:
         name = f"preparing {recipe.name}"
         shared: Shared = self._call(name, {}, there.prepare, recipe, self._folder, store)
         return dataclasses.replace(shared, recipe=recipe)
+
+    def _with_limits(self, recipe: Recipe) -> Recipe:
+        """Return a recipe as workers of one class take it, any of them."""
+        self._choose(recipe)
+        limits = dataclasses.replace(recipe.limits, backend=self._class.split()[1])
+        if not limits.memory_gib and limits.backend == "cpu":  # a GPU's is not known
+            memory = min(own["memory"] for own in self._of_class().values())
+            limits = dataclasses.replace(limits, memory_gib=memory / 2**30)
+        return dataclasses.replace(absolute(recipe), limits=limits)
+
+    def plan(self, recipe: Recipe) -> tuple[Plan, Placement]:
+        """Return what a study takes on one of the machines alone, and on all of them."""
+        recipe, store = self._with_limits(recipe), Store(self._session.store.root)
+        machines, plans = self._of_class(), dict[str, Plan]()
+        for name in sorted(machines):
+            call = (there.planned, recipe, self._folder, store)
+            plans[name] = self._call(f"plan of {name}", {}, *call, only=(name,))
+        seconds = {(row.id, name): row.seconds for name, p in plans.items() for row in p.rows}
+        first = next(iter(plans.values()))
+        todo = {row.id for row in first.rows if not row.is_done and row.kind != "tidy"}
+        tasks = [
+            Task(row.id, row.what, tuple(n for n in row.waits_for if n in todo), row.disk_bytes,
+                 row.memory_bytes)
+            for row in first.rows if row.id in todo
+        ]  # fmt: skip
+        memory = {name: int(own["memory"]) for name, own in machines.items()}
+        return first, place(tasks, memory, lambda step, machine: seconds[step, machine])
 
     def steps(self, every: Steps) -> tuple[Step, ...]:
         """Return the same steps, which run on the cluster."""
@@ -220,7 +241,7 @@ class Cluster:
     ) -> Reply:  # fmt: skip
         """Return what a function of `there` came to; ask again if it was lost on the way."""
         heard = self._events.setdefault(name, queue.SimpleQueue())
-        deaths, client = 0, None
+        client = None
         while True:
             client = self._connected(client)
             most = max((own["memory"] for own in self._of_class().values()), default=0.0)
@@ -237,15 +258,11 @@ class Cluster:
                 turn.progress.say("the scheduler was lost; asking again")
                 continue
             except address.dask().KilledWorker as error:
-                deaths += 1
-                if deaths == WORKERS_LOST:
-                    what = f"its workers died again and again ({error.last_worker.name})"
-                    return Reply(str(error.last_worker.name), failure=_death(what))
-                client = None
-                continue
+                return Reply(str(error.last_worker.name), failure=_death())
             finally:
                 future.cancel(msg="stopped")
             if not reply.was_stopped:
+                self._running.pop(name, None)
                 return reply
             client = None
 
@@ -269,9 +286,9 @@ class Cluster:
 class _Shown:
     """What workers tell of a step, on this side's terminal and in the study's status."""
 
-    def __init__(self, progress: Progress, watch: Watch | None, name: str):
-        self._progress, self._watch, self._name = progress, watch, name
-        self._task: tuple[str, Task] | None = None
+    def __init__(self, terminal: Progress, watch: Watch | None, name: str):
+        self._progress, self._watch, self._name = terminal, watch, name
+        self._task: tuple[str, progress.Task] | None = None
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -302,8 +319,9 @@ def _class(resources: Mapping[str, float]) -> str:
     return next((name for name in resources if name.startswith("class ")), "")
 
 
-def _death(what: str) -> Failure:
-    fix = "is there memory enough? see the worker's own output"
+def _death() -> Failure:
+    what = "the processes that ran it died again and again"
+    fix = "is there memory enough? see the workers' own output"
     return Failure(what, None, fix, False, what)
 
 

@@ -30,6 +30,7 @@ from imatrix_lab.study import context, steps
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import Step, Turn
+from imatrix_lab.study.plan import plan
 from imatrix_lab.study.recipe import Recipe
 from imatrix_lab.types import Model
 
@@ -197,6 +198,11 @@ def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) ->
     return dataclasses.replace(shared, tools=Signed(**vars(tools), signed=tools.signature()))
 
 
+def planned(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> plan.Plan:
+    """Return what a study would take on this machine alone; what is not known is measured."""
+    return plan.plan(_with_own_models(recipe), folder, Session(store, progress))
+
+
 def step(order: Step, expected: str, turn: Turn, progress: Progress) -> dict[str, Any]:
     """Run a step with this machine's own llama.cpp, models and threads.
 
@@ -217,7 +223,6 @@ def step(order: Step, expected: str, turn: Turn, progress: Progress) -> dict[str
     with shared.work.lock(f"step-{fingerprint('step', {'id': order.id})[:16]}", progress):
         here = _here(shared, tools, progress)
         models = {model.label: model for model in here.models}
-
 
         def own_of(argument: Any) -> Any:
             if isinstance(argument, Model):
