@@ -126,8 +126,8 @@ def case_of(request: Request, result: Result, session: Session) -> "Case":
             english = tune.corpus_of(english_request, tools, model, session)
         except (FetchFailed, MissingTool, BadText) as error:
             session.progress.say(f"note: quick answer without English: {error.what}")
-    # the others have no feedback
-    request = dataclasses.replace(request, moments=False, feedback=False)
+    # the others have neither
+    request = dataclasses.replace(request, moments=False, awq=False, feedback=False)
     quant = result.quants[0]
     if chosen := result.chosen.get(quant.type):
         return SizeCase(request, model, corpus, imatrix, quant, tools, english, chosen)
