@@ -155,9 +155,9 @@ class QuantFacts:
     """A verified quantized GGUF.
 
     `fallback`: tensors that could not get the type they should have. Perplexities are over
-    `n_windows` held-out windows of 512 tokens, NaN if not measured. `scaled`: what AWQ did, in
-    words. `seconds` is the time to quantize; None if the file was in the store. `name` is the file's name in this request; in the
-    store it may have an earlier one's.
+    `n_windows` held-out windows of 512 tokens, NaN if not measured. `seconds` is the time to
+    quantize; None if the file was in the store. `name` is the file's name in this request; in the
+    store it may have an earlier one's. `scaled`: what AWQ did, in words.
     """
 
     type: str
