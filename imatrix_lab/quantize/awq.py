@@ -316,7 +316,7 @@ def by_feedback(
     plain, known = by_ggml(kernel.ggml, types, activations), activations.moments
     assert known
 
-    @lru_cache(8)
+    @lru_cache(4)
     def factor(first: str, matrix: int) -> NDArray[np.float32]:
         n_tokens = float(activations.imatrix.entries[first].counts[matrix])
         n_columns = known.sums(first).shape[1]
