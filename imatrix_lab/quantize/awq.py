@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.errors import BadModel, UsageError
+from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format, moments
 from imatrix_lab.imatrix.format import Entry, Imatrix, Tensor
 from imatrix_lab.imatrix.moments import Moments
@@ -228,6 +228,9 @@ class Search:
                     rounded = self.rounding(name, matrix, values * by_column, by_column)
                     lost[i, which] += loss.of(rounded / by_column - values, counts)
             total += np.divide(lost, energy, out=np.zeros(shape), where=energy > 0) / len(readers)
+        if not np.isfinite(total).all():
+            what = f"the moments of {readers[0]} are NaN or infinite"
+            raise BadImatrix(what, fix="imatrix-lab imatrix check FILE")
         exponents = tuple(EXPONENTS[i] for i in total.argmin(axis=0))
         return Found(pair, exponents, (total[0].mean(), total.min(axis=0).mean()))
 
@@ -272,10 +275,11 @@ def choose(
 
     What is done is listed in `journal`: a run that was killed goes on from there.
     """
-    done = {}
-    if journal.exists():
-        lines = map(json.loads, journal.read_text("utf-8").splitlines())
-        done = {name: (tuple(exponents), tuple(shares)) for name, exponents, shares in lines}
+    journal.touch()
+    text = journal.read_text("utf-8").rpartition("\n")  # a killed run may have left half a line
+    journal.write_text("".join(text[:2]), "utf-8")
+    lines = map(json.loads, text[0].splitlines())
+    done = {name: (tuple(exponents), tuple(shares)) for name, exponents, shares in lines}
     sizes = {p: sum(search.tensors[n].info.n_elements for n in p.readers) for p in places.pairs}
     n_done = sum(size for pair, size in sizes.items() if pair.name in done)
     left = [pair for pair in places.pairs if pair.name not in done]
