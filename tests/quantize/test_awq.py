@@ -11,7 +11,7 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, UsageError
-from imatrix_lab.imatrix import format, moments
+from imatrix_lab.imatrix import format, moments, quant_error
 from imatrix_lab.llamacpp import ggml, programs
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.models import resolve, scaling, weights
@@ -85,7 +85,7 @@ def family(tmp_path_factory):
 def searching(tools, path, imatrix, type_name="Q4_0"):
     model, library = a_model(path), ggml.load(tools)
     known = awq.Activations.read(imatrix, model)
-    names = dict.fromkeys(known.entries, type_name)
+    names = {n: type_name for n in quant_error.tensors(model) if n in known.entries}
     return awq.Search(library, model, known, names, awq.by_ggml(library, names, known))
 
 
