@@ -71,7 +71,7 @@ $(VENV)/.dev: $(VENV)/.ready
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
-		$(foreach size,$(SIZE),--size '$(size)') $(foreach bits,$(BITS),--bits '$(bits)') \
+		$(foreach size,$(value SIZE),--size $(call quoted,size)) $(foreach bits,$(value BITS),--bits $(call quoted,bits)) \
 		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
 		$(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 
