@@ -151,11 +151,17 @@ def design_power(
     )
 
 
-def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
-    """Return the probability that a two-sided t test finds `effect`: the noncentral t."""
+def superiority(
+    effect: float, std_error: float, df: float, alpha: float = 0.05, inflation: float = 1.0
+) -> float:
+    """Return the probability that a two-sided t test finds `effect`: the noncentral t.
+
+    The standard error is estimated `inflation` times too large.
+    """
     if std_error == 0:
         return float(effect != 0)
-    return _rejected(abs(effect) / std_error, special.stdtrit(df, 1 - alpha / 2), df)
+    cut = inflation * special.stdtrit(df, 1 - alpha / 2)
+    return _rejected(abs(effect) / std_error, cut, df)
 
 
 def _rejected(shift: float, cut: float, df: float) -> float:
@@ -174,18 +180,19 @@ def equivalence(
     df: float,
     alpha: float = 0.05,
     least: float = 0.0,
+    inflation: float = 1.0,
 ) -> float:
     """Return the probability that a true difference of `effect` is called equivalent.
 
     TOST at alpha / 2 a side, as `equivalence.verdict` has it; with an estimated standard error
-    of `least` at least.
+    of `least` at least, and `inflation` times too large.
 
     With s the estimated over the true standard error, s² df ~ chi²(df), the estimate must fall
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
     """
     if std_error == 0:
         return float(abs(effect) < margin)
-    cut = special.stdtrit(df, 1 - alpha / 2)
+    cut = inflation * special.stdtrit(df, 1 - alpha / 2)
     z, shift, floor = margin / std_error, effect / std_error, least / std_error
 
     def inside(s: np.ndarray) -> np.ndarray:
@@ -236,17 +243,17 @@ def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: flo
     if n_clusters < 2:
         return math.inf
     scale = design.std_error(n_clusters)
-    return scale * _solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
+    return scale * solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
 
 
 def detectable_at(std_error: float, df: float, power: float = POWER, alpha: float = 0.05) -> float:
     """Return the minimum detectable difference for a standard error; see `detectable`."""
     if not df >= 1:
         raise ValueError("fewer than two clusters detect nothing")
-    return std_error * _solve(lambda x: superiority(x, 1.0, df, alpha) - power)
+    return std_error * solve(lambda x: superiority(x, 1.0, df, alpha) - power)
 
 
-def _solve(lack: Callable[[float], float]) -> float:
+def solve(lack: Callable[[float], float]) -> float:
     """Return where an increasing function of x >= 0 is 0."""
     high = 8.0
     while lack(high) < 0:

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from imatrix_lab.stats import clustered, sign_flips
+from imatrix_lab.stats import clustered, power, sign_flips
 from imatrix_lab.stats.clustered import Interval
+from imatrix_lab.stats.power import PowerAnalysis
 
 RATERS_MIN = 3
 """With fewer, nothing is known of how people differ: the result is of these people alone."""
+
+PROMPTS_MAX = 1_000_000
+"""What takes more prompts takes more people."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,64 @@ def mean_preference(
 
 def _sums(choices: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return clustered.checked(np.bincount(codes, choices), np.bincount(codes))
+
+
+@dataclass(frozen=True)
+class PlannedVotes:
+    """Votes of some people, each of whom is to judge every prompt.
+
+    Attributes
+    ----------
+    decided : share of votes that are no ties, which is the most that the variance of one can be.
+    icc_prompts : correlation of two people's votes on one prompt.
+    icc_raters : correlation of a person's votes on two prompts: people's taste.
+    """
+
+    decided: float
+    icc_prompts: float
+    icc_raters: float
+    n_raters: int
+
+    def errors(self, n_prompts: int) -> tuple[float, float, float]:
+        """Return the standard error, the one that `mean_preference` estimates, and its df."""
+        noise = (1 - self.icc_prompts - self.icc_raters) / (n_prompts * self.n_raters)
+        by_prompt = self.decided * (self.icc_prompts / n_prompts + noise)
+        if self.n_raters < RATERS_MIN:
+            return by_prompt**0.5, by_prompt**0.5, n_prompts - 1
+        by_rater = self.decided * (self.icc_raters / self.n_raters + noise)
+        both = by_prompt + by_rater  # in which the noise counts twice
+        df = both**2 / (by_prompt**2 / (n_prompts - 1) + by_rater**2 / (self.n_raters - 1))
+        return (both - self.decided * noise) ** 0.5, both**0.5, df
+
+    def power_at(
+        self, n_prompts: int, effect: float, alpha: float = 0.05, margin: float | None = None
+    ) -> float:
+        """Return the probability to find `effect`, or with a margin, to call it equivalent."""
+        error, estimated, df = self.errors(n_prompts)
+        inflation = estimated / error
+        if margin is None:
+            return power.superiority(effect, error, df, alpha, inflation)
+        return power.equivalence(effect, margin, error, df, alpha, inflation=inflation)
+
+    def analyse(
+        self, n_prompts: int, margin: float, alpha: float = 0.05, wanted: float = power.POWER
+    ) -> PowerAnalysis:
+        """Return what votes on `n_prompts` can detect; 0 where no number of prompts is enough."""
+
+        def needed(effect: float, margin: float | None) -> int:
+            def is_enough(n: int) -> bool:
+                return self.power_at(n, effect, alpha, margin) >= wanted
+
+            return power.smallest(is_enough) if is_enough(PROMPTS_MAX) else 0
+
+        error, _, _ = self.errors(n_prompts)
+        return PowerAnalysis(
+            error * power.solve(lambda x: self.power_at(n_prompts, x * error, alpha) - wanted),
+            self.power_at(n_prompts, margin, alpha),
+            self.power_at(n_prompts, 0.0, alpha, margin),
+            needed(margin, None),
+            needed(0.0, margin),
+        )
 
 
 @dataclass(frozen=True)

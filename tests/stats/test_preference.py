@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from imatrix_lab.stats import preference
+from imatrix_lab.stats import equivalence, preference
+from imatrix_lab.stats.preference import PlannedVotes
 
 # Krippendorff (2011), reliability data of four observers; None is no vote
 FOUR = (
@@ -64,6 +65,47 @@ def test_few_raters_speak_for_themselves():
 def test_votes_that_are_all_alike():
     mean = preference.mean_preference(np.ones(40), np.arange(40) // 4, np.arange(40) % 4)
     assert (mean.interval.estimate, mean.p_value) == (1, 0)
+
+
+def drawn_votes(rng, planned, n_prompts, effect):
+    """Votes with just the correlations planned: some repeat the prompt's, some the person's."""
+    shape = (n_prompts, planned.n_raters)
+
+    def draw(*size):
+        u = rng.random(size)
+        first = (planned.decided + effect) / 2
+        return np.where(u < first, 1, np.where(u < planned.decided, -1, 0))
+
+    which = rng.random(shape)
+    by_prompt, by_rater = planned.icc_prompts**0.5, planned.icc_raters**0.5
+    own = np.where(which < by_prompt + by_rater, draw(1, shape[1]), draw(*shape))
+    choices = np.where(which < by_prompt, draw(shape[0], 1), own)
+    prompts, raters = (a.ravel() for a in np.indices(shape))
+    return choices.ravel(), prompts, raters
+
+
+@pytest.mark.parametrize("n_raters", [1, 3, 5, 12])
+@pytest.mark.parametrize("taste", [0.0, 0.03])
+def test_planned_power_is_the_share_of_simulations_that_find_it(n_raters, taste):
+    rng, n, margin = np.random.default_rng(7), 100, 0.35
+    planned = PlannedVotes(0.7, 0.25, taste if n_raters > 1 else 0.0, n_raters)
+    found = np.zeros(2)
+    for _ in range(400):
+        by_effect = [preference.mean_preference(*drawn_votes(rng, planned, n, e)) for e in (0.2, 0)]
+        found += (by_effect[0].p_value <= 0.05,
+                  equivalence.tost(by_effect[1].interval, margin) <= 0.025)  # fmt: skip
+    promised = planned.power_at(n, 0.2), planned.power_at(n, 0.0, margin=margin)
+    np.testing.assert_allclose(found / 400, promised, atol=0.08)
+
+
+def test_planned_votes_need_people_more_than_prompts():
+    few, many = (PlannedVotes(0.7, 0.25, 0.02, n).analyse(150, 0.1) for n in (3, 30))
+    assert (few.clusters_superiority, few.clusters_equivalence) == (0, 0)
+    assert 0 < many.clusters_superiority < many.clusters_equivalence
+    planned = PlannedVotes(0.7, 0.25, 0.02, 30)
+    assert planned.power_at(many.clusters_superiority, 0.1) >= 0.8
+    assert planned.power_at(many.clusters_superiority - 1, 0.1) < 0.8
+    assert planned.power_at(150, many.detectable) == pytest.approx(0.8, abs=1e-3)
 
 
 def davidson(rng, n, log_strengths, log_ties):
