@@ -1,4 +1,4 @@
-"""Preferences of people between answers: a mean with two error terms, strengths, agreement.
+"""Preferences of people between answers: a mean with two error terms, its power, strengths.
 
 A vote is a prompt, a rater, and a choice between two answers from -1 to 1. Prompts are a sample,
 and so are people: who ignores that one rater likes long answers finds a winner in up to six of ten
@@ -64,9 +64,7 @@ def mean_preference(
         return MeanPreference(interval, p, own.std_error, np.nan, n_raters, False)
     other = clustered.mean(*by_rater, level)
     parts = [(m.std_error**2, m.df) for m in (own, other)]
-    variance = sum(v for v, _ in parts)
-    df = variance**2 / sum(v**2 / d for v, d in parts) if variance else float(own.df)
-    error = float(variance**0.5)
+    error, df = clustered.satterthwaite(parts)
     low, high = clustered.t_interval(own.estimate, error, df, level)
     p = 1.0 if own.estimate == 0 else 0.0
     if error:
@@ -102,9 +100,9 @@ class PlannedVotes:
         if self.n_raters < RATERS_MIN:
             return by_prompt**0.5, by_prompt**0.5, n_prompts - 1
         by_rater = self.decided * (self.icc_raters / self.n_raters + noise)
-        both = by_prompt + by_rater  # in which the noise counts twice
-        df = both**2 / (by_prompt**2 / (n_prompts - 1) + by_rater**2 / (self.n_raters - 1))
-        return (both - self.decided * noise) ** 0.5, both**0.5, df
+        parts = [(by_prompt, n_prompts - 1.0), (by_rater, self.n_raters - 1.0)]
+        estimated, df = clustered.satterthwaite(parts)  # in which the noise counts twice
+        return (by_prompt + by_rater - self.decided * noise) ** 0.5, estimated, df
 
     def power_at(
         self, n_prompts: int, effect: float, alpha: float = 0.05, margin: float | None = None
@@ -214,26 +212,3 @@ def _fit(design: np.ndarray, chosen: np.ndarray, counts: np.ndarray) -> np.ndarr
     x = optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-7}).x
     x[:-1] -= x[:-1].mean()
     return np.asarray(x)
-
-
-def krippendorff_alpha(units: np.ndarray, values: np.ndarray) -> float:
-    """Return Krippendorff's alpha for interval data: 1 is agreement, 0 what chance gives.
-
-    1 - observed / expected disagreement, squared differences over pairs of votes on one unit and
-    over all pairs (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability). Units with one
-    vote are left out; NaN where nothing is left, or all votes are equal.
-
-    `units` (n,) are codes from 0; `values` (n,) the votes.
-    """
-    values = np.asarray(values, np.float64)
-    n = np.bincount(units)
-    kept = n[units] > 1
-    units, values = units[kept], values[kept]
-    if not len(values):
-        return float("nan")
-    n, sums, squares = (np.bincount(units, w) for w in (np.ones(len(values)), values, values**2))
-    used = n > 1
-    observed = np.sum((n[used] * squares[used] - sums[used] ** 2) / (n[used] - 1))
-    total = float(len(values))
-    expected = (total * np.sum(values**2) - np.sum(values) ** 2) / (total - 1)
-    return float(1 - observed / expected) if expected > 0 else float("nan")

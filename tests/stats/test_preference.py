@@ -1,4 +1,4 @@
-"""Preferences: by simulation, against statsmodels, and Krippendorff's own examples."""
+"""Preferences: by simulation, and against statsmodels."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,6 @@ import statsmodels.api as sm
 
 from imatrix_lab.stats import equivalence, preference
 from imatrix_lab.stats.preference import PlannedVotes
-
-# Krippendorff (2011), reliability data of four observers; None is no vote
-FOUR = (
-    (1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None),
-    (1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3),
-    (None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None),
-    (1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None),
-)
 
 
 def votes(rng, n_raters, taste, n_prompts=120, mean=0.0):
@@ -157,15 +149,3 @@ def test_errors_of_strengths_are_those_of_repetition():
 def test_a_system_that_always_wins_has_no_strength():
     with pytest.raises(ValueError, match="no finite strength"):
         preference.strengths(np.tile([0, 1], (9, 1)), np.ones(9), np.arange(9), 2)
-
-
-def test_alpha_is_krippendorffs():
-    rated = [(unit, v) for row in FOUR for unit, v in enumerate(row) if v is not None]
-    units, values = map(np.array, zip(*rated, strict=True))
-    assert preference.krippendorff_alpha(units, values) == pytest.approx(0.849, abs=5e-4)
-    assert preference.krippendorff_alpha(np.array([0, 0, 1, 1]), np.array([1, 1, 2, 2])) == 1
-    assert np.isnan(preference.krippendorff_alpha(np.arange(5), np.arange(5.0)))
-    assert np.isnan(preference.krippendorff_alpha(np.zeros(4, int), np.ones(4)))
-    rng = np.random.default_rng(6)
-    chance = preference.krippendorff_alpha(np.repeat(np.arange(2000), 2), rng.random(4000))
-    assert chance == pytest.approx(0, abs=0.06)
