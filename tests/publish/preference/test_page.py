@@ -181,8 +181,9 @@ def test_a_double_click_or_a_key_held_down_is_one_choice(opened):
 
 NO_STORAGE = """Object.defineProperty(window, "localStorage",
     {get() { throw new DOMException("no", "SecurityError"); }});"""
-FULL = """for (let size = 2 ** 20; size >= 1; size = Math.floor(size / 4))
-    try { for (let i = 0; ; i++) localStorage.setItem(`${size} ${i}`, "x".repeat(size)); } catch {}"""
+FULL = """for (let size = 2 ** 20; size >= 1; size = Math.floor(size / 4)) {
+    try { for (let i = 0; ; i++) localStorage.setItem(`${size} ${i}`, "x".repeat(size)); } catch {}
+}"""
 
 
 @pytest.mark.parametrize("problem", [NO_STORAGE, FULL])
