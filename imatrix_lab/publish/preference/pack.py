@@ -91,21 +91,16 @@ def make(request: PackRequest, session: Session) -> Key:
         with opened() as answerer:
             systems.append(asked(answerer, request.max_tokens))
     key, prompts = begun(request.prompts, systems, request.out, rules), request.prompts.by_id()
-    old = _read_or_none(key_path(request.out))
-    if old and old.request == key.request:
-        finish(old, request.out)
-        return old
-    answers, journals = [], []
-    for opened, system in zip(every, systems, strict=True):
-        with opened() as answerer:
-            journals.append(_journal(request.out, {**system, "prompts": prompts}))
-            answers.append(answers_of(answerer, prompts, request.max_tokens, journals[-1]))
-    key = filled(key, prompts, answers)
-    if len(key.identical) == len(prompts) * len(list(combinations(systems, 2))):
-        raise BadText("nothing to vote on: the models answer every prompt with the same text")
+    journals = [journal(request.out, {**system, "prompts": prompts}) for system in systems]
+    if not key.answers:
+        answers = []
+        for opened, own in zip(every, journals, strict=True):
+            with opened() as answerer:
+                answers.append(answers_of(answerer, prompts, request.max_tokens, own))
+        key = filled(key, prompts, answers)
     finish(key, request.out)
-    for journal in journals:
-        journal.remove()
+    for own in journals:
+        own.remove()
     return key
 
 
@@ -134,7 +129,9 @@ def asked(answerer: Answerer, max_tokens: int) -> dict[str, Any]:
 
 
 def begun(prompts: Prompts, systems: Sequence[dict[str, Any]], out: Path, rules: Rules) -> Key:
-    """Return a key without answers; `systems` are what `asked` returns, in order.
+    """Return a key without answers, or with those of the same request, which keeps its page.
+
+    `systems` are what `asked` returns, in order.
 
     Raises UsageError: two models are one file, or another page's key is there, without which votes
     on it are lost.
@@ -145,7 +142,9 @@ def begun(prompts: Prompts, systems: Sequence[dict[str, Any]], out: Path, rules:
     nameless = [{k: v for k, v in system.items() if k != "name"} for system in systems]
     request = sha256(canonical_json([nameless, prompts.by_id()]).encode()).hexdigest()
     old = _read_or_none(key_path(out))
-    if old and old.request != request:
+    if old and old.request == request:
+        return old
+    if old:
         check_file(key_path(out), rules, any_file)
     named = {chr(ord("a") + i): system for i, system in enumerate(systems)}
     return Key(
@@ -189,7 +188,8 @@ def _read_or_none(path: Path) -> Key | None:
         return None
 
 
-def _journal(out: Path, inputs: Mapping[str, Any]) -> Journal[Generated]:
+def journal(out: Path, inputs: Mapping[str, Any]) -> Journal[Generated]:
+    """Return the answers of a run that was stopped, to go on with."""
     digest = sha256(canonical_json(inputs).encode()).hexdigest()[:16]
     return Journal(out.parent / ".unfinished" / f"{out.stem}.{digest}.jsonl", Generated)
 
@@ -220,7 +220,10 @@ def _item(name: str, text: str, max_tokens: int, answerer: Answerer) -> Generate
 
 
 def filled(key: Key, prompts: Mapping[str, str], answers: Sequence[Mapping[str, str]]) -> Key:
-    """Return a key with the answers of each system, by the prompt's name."""
+    """Return a key with the answers of each system, by the prompt's name.
+
+    Raises BadText: every answer is the same text, and there is nothing to vote on.
+    """
     named = dict(zip(key.systems, answers, strict=True))
     by_hash: dict[str, dict[str, str]] = {}
     for system, texts in named.items():
@@ -235,6 +238,8 @@ def filled(key: Key, prompts: Mapping[str, str], answers: Sequence[Mapping[str, 
         for prompt in prompts
         if named[a][prompt] == named[b][prompt]
     )
+    if len(identical) == len(prompts) * len(list(combinations(named, 2))):
+        raise BadText("nothing to vote on: the models answer every prompt with the same text")
     key = dataclasses.replace(key, prompts=dict(prompts), answers=by_hash, identical=identical)
     digest = sha256(canonical_json(_page_data(key)).encode()).hexdigest()[:16]
     return dataclasses.replace(key, pack=digest)
