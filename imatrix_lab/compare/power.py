@@ -150,7 +150,7 @@ def _votes(request: PowerRequest) -> list[PowerRow]:
             PowerRow(
                 question="1 person" if people == 1 else f"{people} people",
                 sd=decided**0.5,
-                design_effect=planned.errors(n)[0] ** 2 * n * people / decided,
+                design_effect=planned.variances(n)[-1] * n * people / decided,
                 n=n,
                 n_clusters=n,
                 alpha=alpha,

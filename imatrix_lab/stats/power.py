@@ -151,17 +151,11 @@ def design_power(
     )
 
 
-def superiority(
-    effect: float, std_error: float, df: float, alpha: float = 0.05, inflation: float = 1.0
-) -> float:
-    """Return the probability that a two-sided t test finds `effect`: the noncentral t.
-
-    The standard error is estimated `inflation` times too large.
-    """
+def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
+    """Return the probability that a two-sided t test finds `effect`: the noncentral t."""
     if std_error == 0:
         return float(effect != 0)
-    cut = inflation * special.stdtrit(df, 1 - alpha / 2)
-    return _rejected(abs(effect) / std_error, cut, df)
+    return _rejected(abs(effect) / std_error, special.stdtrit(df, 1 - alpha / 2), df)
 
 
 def _rejected(shift: float, cut: float, df: float) -> float:
@@ -180,19 +174,18 @@ def equivalence(
     df: float,
     alpha: float = 0.05,
     least: float = 0.0,
-    inflation: float = 1.0,
 ) -> float:
     """Return the probability that a true difference of `effect` is called equivalent.
 
     TOST at alpha / 2 a side, as `equivalence.verdict` has it; with an estimated standard error
-    of `least` at least, and `inflation` times too large.
+    of `least` at least.
 
     With s the estimated over the true standard error, s² df ~ chi²(df), the estimate must fall
     within ±(margin - t s SE): an integral over s (Phillips 1990, J Pharmacokin Biopharm 18:137).
     """
     if std_error == 0:
         return float(abs(effect) < margin)
-    cut = inflation * special.stdtrit(df, 1 - alpha / 2)
+    cut = special.stdtrit(df, 1 - alpha / 2)
     z, shift, floor = margin / std_error, effect / std_error, least / std_error
 
     def inside(s: np.ndarray) -> np.ndarray:

@@ -93,26 +93,39 @@ class PlannedVotes:
     icc_raters: float
     n_raters: int
 
-    def errors(self, n_prompts: int) -> tuple[float, float, float]:
-        """Return the standard error, the one that `mean_preference` estimates, and its df."""
-        noise = (1 - self.icc_prompts - self.icc_raters) / (n_prompts * self.n_raters)
-        by_prompt = self.decided * (self.icc_prompts / n_prompts + noise)
+    def variances(self, n_prompts: int) -> tuple[float, float, float]:
+        """Return what the jackknives over prompts and over raters give, and the mean's own."""
+        noise = self.decided * (1 - self.icc_prompts - self.icc_raters) / n_prompts / self.n_raters
+        by_prompt = self.decided * self.icc_prompts / n_prompts + noise
         if self.n_raters < RATERS_MIN:
-            return by_prompt**0.5, by_prompt**0.5, n_prompts - 1
-        by_rater = self.decided * (self.icc_raters / self.n_raters + noise)
-        parts = [(by_prompt, n_prompts - 1.0), (by_rater, self.n_raters - 1.0)]
-        estimated, df = clustered.satterthwaite(parts)  # in which the noise counts twice
-        return (by_prompt + by_rater - self.decided * noise) ** 0.5, estimated, df
+            return by_prompt, 0.0, by_prompt
+        by_rater = self.decided * self.icc_raters / self.n_raters + noise
+        return by_prompt, by_rater, by_prompt + by_rater - noise
 
     def power_at(
         self, n_prompts: int, effect: float, alpha: float = 0.05, margin: float | None = None
     ) -> float:
-        """Return the probability to find `effect`, or with a margin, to call it equivalent."""
-        error, estimated, df = self.errors(n_prompts)
-        inflation = estimated / error
+        """Return the probability to find `effect`, or with a margin, to call it equivalent.
+
+        That of a t test whose error is estimated by both jackknives, averaged over that of raters:
+        with few of them it varies most (a chi-square's), and the degrees of freedom with it.
+        """
+        by_prompt, by_rater, own = self.variances(n_prompts)
+        error, df = own**0.5, n_prompts - 1.0
+        if not by_rater:
+            if margin is None:
+                return power.superiority(effect, error, df, alpha)
+            return power.equivalence(effect, margin, error, df, alpha)
+        n = self.n_raters - 1.0
+        parts = by_rater * special.gammaincinv(n / 2, (np.arange(200) + 0.5) / 200) * 2 / n
+        both = by_prompt + parts
+        cut = special.stdtrit(both**2 / (by_prompt**2 / df + parts**2 / n), 1 - alpha / 2)
+        cut, shift = cut * np.sqrt(both) / error, effect / error
         if margin is None:
-            return power.superiority(effect, error, df, alpha, inflation)
-        return power.equivalence(effect, margin, error, df, alpha, inflation=inflation)
+            return float(np.mean(special.ndtr(shift - cut) + special.ndtr(-shift - cut)))
+        room = margin / error - cut
+        inside = special.ndtr(room - shift) - special.ndtr(-room - shift)
+        return float(np.mean(np.where(room > 0, inside, 0.0)))
 
     def analyse(
         self, n_prompts: int, margin: float, alpha: float = 0.05, wanted: float = power.POWER
@@ -125,7 +138,7 @@ class PlannedVotes:
 
             return power.smallest(is_enough) if is_enough(PROMPTS_MAX) else 0
 
-        error, _, _ = self.errors(n_prompts)
+        error = self.variances(n_prompts)[-1] ** 0.5
         return PowerAnalysis(
             error * power.solve(lambda x: self.power_at(n_prompts, x * error, alpha) - wanted),
             self.power_at(n_prompts, margin, alpha),

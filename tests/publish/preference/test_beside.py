@@ -123,6 +123,7 @@ def test_records_stand_beside_the_votes(tmp_path):
         "b": {"name": "en", "sha256": made_up.quant("en", "Q4_K_M")["sha256"]},
     }})  # fmt: skip
     rng = np.random.default_rng(1)
+    (tmp_path / "items").mkdir()
     for calibration, share in (("nb", 0.7), ("en", 0.6)):
         rows = [("quiz", "nb", str(i), str(i), float(rng.random() < share)) for i in range(300)]
         made_up.items(tmp_path / "items" / f"{calibration}.parquet", rows, calibration)
