@@ -78,10 +78,20 @@ def _require_compilers(backend: str) -> None:
         fix += f" to PATH; or {_ON_CPU}"
         raise MissingTool("BACKEND=cuda needs nvcc, the CUDA compiler", fix=fix)
     if backend == "vulkan" and not shutil.which("glslc"):
-        fix = f"Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or {_ON_CPU}"
-        raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
+        fix = f"Debian/Ubuntu: sudo apt install glslc libvulkan-dev spirv-headers; or {_ON_CPU}"
+        raise MissingTool(
+            "BACKEND=vulkan needs glslc and the headers of Vulkan and SPIR-V", fix=fix
+        )
+    if backend == "blas" and not _has_openblas():
+        fix = f"Debian/Ubuntu: sudo apt install libopenblas-dev pkg-config; or {_ON_CPU}"
+        raise MissingTool("BACKEND=blas needs OpenBLAS and pkg-config", fix=fix)
     if backend == "metal" and sys.platform != "darwin":
         raise MissingTool("BACKEND=metal is for macOS", fix=_ON_CPU)
+
+
+def _has_openblas() -> bool:
+    argv = ["pkg-config", "--exists", "openblas"]
+    return bool(shutil.which(argv[0])) and process.run(argv, check=False).returncode == 0
 
 
 def _script(name: str) -> str:
