@@ -46,7 +46,7 @@ def test_a_model_that_fits_is_read_as_it_was_asked(plan):
 def test_more_windows_at_once_as_long_as_less_is_copied(plan):
     found = plan("large.gguf")
     totals = {}
-    for n in (4, 8, 16, 32, 64):
+    for n in (4, 8, 16):
         at = plan("large.gguf", dataclasses.replace(COMPUTE, n_batch=512 * n), may_grow=False)
         totals[n] = at.copied_bytes * at.n_decodes
         assert at.n_at_once == n
@@ -68,6 +68,7 @@ def test_main_memory_bounds_what_is_read_at_once(plan):
 
 def test_weights_that_main_memory_cannot_keep_are_read_for_each_decode(plan):
     kept, read = plan("large.gguf"), plan("large.gguf", memory_bytes=4 << 30)
+    assert kept.n_at_once < read.n_at_once
     assert (kept.n_passes, read.n_passes) == (0, read.n_decodes)
     assert f"{read.n_passes} times" in read.lines()[2]
 
