@@ -259,13 +259,15 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
+    placed = compute.override_tensor
+    flags += [f"--override-tensor {shlex.quote(placed)}"] if placed else []
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--awq"] if request.awq and not is_tuned else []
     flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     flags += _choice_flags(request.choice)
-    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else " ".join(flags).split()
+    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else shlex.split(" ".join(flags))
     return shlex.join(words)
 
 
