@@ -153,16 +153,18 @@ class Store:
             return
         own, left = (work.with_name(f"{name}.{suffix}") for suffix in (lock.token, "left"))
         before = work.with_name(f"{name}.{lock.before}") if lock.before else left
+        may_be_alive = lock.before and not lock.is_before_gone  # then it goes on there
         try:
-            if lock.before and not lock.is_before_gone:  # maybe it still writes there
+            if may_be_alive:
                 shutil.copytree(before / "scratch", own / "scratch")
-                _remove_work(before)
             else:
                 before.rename(own)
         except (OSError, shutil.Error):  # there is none, or not all of it
             shutil.rmtree(own, ignore_errors=True)
         try:
             yield own
+            if may_be_alive:
+                _remove_work(before)
         finally:
             with contextlib.suppress(OSError):  # it is finished; or another's is there
                 own.rename(left)
