@@ -98,11 +98,14 @@ async def _serve(
     while not stop.is_set() and time.monotonic() - waiting_since < WAIT_S:
         if (at := find()) and await _answers(at):
             session.progress.say(f"{own.name}: working for {at.address}")
-            with contextlib.suppress(Exception):  # Dask's own: the scheduler is gone
+            try:
                 await _work(at, own, stop)
+                why = "the scheduler is gone"
+            except Exception as error:  # of many kinds, Dask's own
+                why = str(error.__cause__ or error)
             waiting_since = time.monotonic()
             if not stop.is_set():
-                session.progress.say(f"{own.name}: the scheduler is gone; waiting for it")
+                session.progress.say(f"{own.name}: {why}; trying again")
         await asyncio.sleep(0 if stop.is_set() else RETRY_S)
 
 
