@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +151,7 @@ def check_metadata(path: Path) -> None:
                 and _HOST_PATH.search(word)
             ):
                 what = f"its metadata has a path of a machine: {key} is {word!r}"
-                fix = f"gguf-new-metadata --remove-metadata {key} {shlex.quote(path.name)} NEW.gguf"
+                fix = "remove it from the original, or from the imatrix, and quantize again"
                 raise BadModel(what, where=path, fix=fix)
 
 

@@ -64,7 +64,7 @@ def card(files: Entries, release: Release = Release()) -> str:
     names = ", ".join(sorted({e["model_name"] for e in quants.values()}))
     lines = [_front(quants, release), f"# GGUF files of {names}", ""]
     lines += _introduction(names, quants, release.scores)
-    lines += _which(quants, release)
+    lines += _which(quants, release.scores)
     lines += _files(quants, release)
     lines += _measured(release)
     lines += _chosen(quants)
@@ -170,39 +170,43 @@ def _claim(text: str, scores: Scores) -> str:
     return f"{text} {told} of {len(verdicts)}" if counts else ""
 
 
-def _which(quants: Entries, release: Release) -> list[str]:
+def _which(quants: Entries, scores: Scores) -> list[str]:
     """Return which file to take for which memory: none that a smaller one is better than."""
-    known = {n: e for n, e in quants.items() if e.get("memory_bytes")}
-    if not known:
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, e in sorted(quants.items(), key=lambda item: item[1].get("memory_bytes", 0)):
+        if e.get("memory_bytes"):
+            groups.setdefault(e["language"], {})[name] = e
+    if not groups:
         return []
-    kld, text = _main_klds(known, release.scores)
-    rows, best = [], math.inf
-    for name, e in sorted(known.items(), key=lambda item: item[1]["memory_bytes"]):
-        nats = kld[name].estimate if kld else -math.inf
-        if nats < best or not kld:
-            best = nats
-            cells = [f"{math.ceil(4 * e['memory_bytes'] / 2**30) / 4:g} GiB", name]
-            rows.append([*cells, *([_number(kld[name])] if kld else [])])
-    columns = ["free memory", "file", *([f"KLD on {text}, nats a token"] if kld else [])]
+    rows = []
+    for language, files in groups.items():
+        text, kld = _main_klds(language, files, scores)
+        best = math.inf
+        for name, e in files.items():
+            if not kld or kld[name].estimate < best:
+                memory = f"{math.ceil(4 * e['memory_bytes'] / 2**30) / 4:g} GiB"
+                rows.append([memory, name, text, _number(kld[name]) if kld else ""])
+                best = kld[name].estimate if kld else best
+    n_columns = 4 if scores.files else 2
+    columns = ["free memory", "file", "text", "KLD, nats a token"][:n_columns]
     return [
         "",
         "## Which file",
         "",
-        *_table(columns, 2, rows),
+        *_table(columns, 3, [row[:n_columns] for row in rows]),
         "",
         f"Memory is estimated: the file, a context of {CONTEXT:,} tokens and buffers."
-        + " A file is left out if a smaller one is closer to the original." * bool(kld),
+        + " A file is left out if a smaller one is closer to the original." * bool(scores.files),
     ]
 
 
-def _main_klds(files: Entries, scores: Scores) -> tuple[dict[str, Interval], str]:
+def _main_klds(language: str, files: Entries, scores: Scores) -> tuple[str, dict[str, Interval]]:
     """Return the files' KLD on the text of their language, or else the first; {} if not all's."""
-    tuned = [e["language"] for e in files.values()]
-    for text in sorted(scores.texts(), key=lambda text: text not in tuned):
+    for text in sorted(scores.texts(), key=lambda text: text != language):
         kld = {s.file: s.summary.kld_mean for s in scores.files if s.summary.text == text}
         if files.keys() <= kld.keys():
-            return kld, text
-    return {}, ""
+            return text, kld
+    return "", {}
 
 
 def _files(quants: Entries, release: Release) -> list[str]:

@@ -53,6 +53,10 @@ def test_a_file_that_a_smaller_one_beats_is_not_recommended():
     ]
     names = [row[1] for row in rows(card(FILES), "Which file")]
     assert names == [SMALL, WORSE, LARGE]  # nothing is known of their loss
+    other = {"m-ml-Q3_K_M.gguf": quant(language="ml", memory_bytes=2**30)}
+    both = scores(*SCORED.files, scored("m-ml-Q3_K_M.gguf", "ml", 0.5))
+    written = card({**FILES, **other}, Release(scores=both))
+    assert ["1 GiB", "m-ml-Q3_K_M.gguf", "ml", "0.5000"] in rows(written, "Which file")
 
 
 def test_without_scores_nothing_is_claimed():
