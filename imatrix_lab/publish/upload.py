@@ -219,4 +219,5 @@ def _unwrapped(call: Callable[[], T]) -> T:
     try:
         return call()
     except RuntimeError as error:
-        raise error.__cause__ or error from None
+        cause = error.__cause__ or error
+    raise cause  # outside: or each would be the other's context
