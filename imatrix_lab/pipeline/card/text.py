@@ -11,6 +11,7 @@ from typing import Any
 
 from imatrix_lab.core import format
 from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.names import readable
 from imatrix_lab.corpus.languages import load_all
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.pipeline.card import picture, studies
@@ -61,7 +62,7 @@ class Release:
 def card(files: Entries, release: Release = Release()) -> str:
     """Return the card of a manifest's files."""
     quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
-    names = ", ".join(sorted({e["model_name"] for e in quants.values()}))
+    names = ", ".join(sorted({readable(e["model_name"]) for e in quants.values()}))
     lines = [_front(quants, release), f"# GGUF files of {names}", ""]
     lines += _introduction(names, quants, release.scores)
     lines += _which(quants, release.scores)
