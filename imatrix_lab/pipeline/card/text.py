@@ -231,6 +231,8 @@ def _files(quants: Entries, release: Release) -> list[str]:
             n = f"{len(fallback)} of {e['n_tensors']}"
             what = "tensors have another type than asked for: their rows do not fit it."
             lines += ["", f"{name}: {n} {what}"]
+        if e.get("scaled"):
+            lines += ["", f"{name}: {e['scaled']}."]
         if e.get("forced"):
             lines += ["", f"{name} was made with an imatrix that failed its check: {e['forced']}."]
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
