@@ -38,7 +38,7 @@ from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, deliver, model_card
 from imatrix_lab.pipeline.allocate import Chosen
-from imatrix_lab.quantize import feedback, probes, run
+from imatrix_lab.quantize import feedback, int4, probes, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -280,6 +280,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     text, language = request.text, ""
     if request.feedback:
         feedback.check(imatrix_path, request.types)
+    int4.check(imatrix_path, request.types, request.feedback)
     if not imatrix_path:
         run.check_types(request.types)
     else:
