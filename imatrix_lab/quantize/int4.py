@@ -221,7 +221,8 @@ def clipped(rows: NDArray[np.float32], moments: NDArray[np.float32]) -> NDArray[
 
 def half(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return rows as the bytes of F16; raises BadModel for what F16 cannot hold."""
-    values = np.ascontiguousarray(rows, np.float16)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(rows, np.float16)
     if not np.isfinite(values).all():
         raise BadModel("weights are NaN, infinite or beyond F16")
     return values.view(np.uint8)

@@ -102,10 +102,10 @@ def test_an_expert_that_no_token_reached_is_rounded_all_the_same(kernel):
 
 def by_the_inputs(c, group):
     """AutoAWQ's search for one group, by the outputs for all inputs."""
-    x, w = c.x[:, group].astype(np.float64), c.w[:, group].astype(np.float64)
+    x, w = c.x[:, group].astype(np.float64), c.w[:, group]
     best, least = np.empty(w.shape), np.full(len(w), np.inf)
     for i in range(10):
-        limit = np.abs(w).max(axis=1, keepdims=True) * (1 - i / 20)
+        limit = np.abs(w).max(axis=1, keepdims=True) * np.float32(1 - i / 20)
         cut = np.clip(w, -limit, limit)
         step = (cut.max(axis=1, keepdims=True) - cut.min(axis=1, keepdims=True)) / 15
         zero = np.rint(-cut.min(axis=1, keepdims=True) / step)
