@@ -19,12 +19,13 @@ MODEL ?= demo
 TOKENS ?= 65536
 OUT ?= quants
 QUICK ?=
+AWQ ?=
 FEEDBACK ?=
 STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
 # A misspelt setting must not start half an hour of work with the default.
-SETTINGS := LANG TYPES SIZE BITS MODEL TOKENS OUT QUICK FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
+SETTINGS := LANG TYPES SIZE BITS MODEL TOKENS OUT QUICK AWQ FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
 UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
 ifneq ($(UNKNOWN),)
@@ -34,6 +35,9 @@ endif
 quoted = '$(subst ','\'',$(value $(1)))'
 ifneq ($(filter-out 0 1,$(QUICK)),)
 $(error QUICK is 0 or 1, not $(QUICK))
+endif
+ifneq ($(filter-out 0 1,$(AWQ)),)
+$(error AWQ is 0 or 1, not $(AWQ))
 endif
 ifneq ($(filter-out 0 1,$(FEEDBACK)),)
 $(error FEEDBACK is 0 or 1, not $(FEEDBACK))
@@ -47,7 +51,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
-	@echo "           [SIZE=3.5GiB | SIZE=Q4_K_M | BITS=4.5] [QUICK=0] [FEEDBACK=1] [STUDY=studies/quick-nb]"
+	@echo "           [SIZE=3.5GiB | SIZE=Q4_K_M | BITS=4.5] [QUICK=0] [AWQ=1] [FEEDBACK=1] [STUDY=studies/quick-nb]"
 	@echo "make study RECIPE=recipes/quick-nb.toml [FLAGS=--dry-run]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -73,7 +77,7 @@ quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
 		$(foreach size,$(SIZE),--size '$(size)') $(foreach bits,$(BITS),--bits '$(bits)') \
 		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
-		$(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
+		$(if $(filter 1,$(AWQ)),--awq) $(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 
 study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
 	@$(BIN)/imatrix-lab study run $(call quoted,RECIPE) $(FLAGS)

@@ -161,7 +161,7 @@ class QuantFacts:
     `fallback`: tensors that could not get the type they should have. Perplexities are over
     `n_windows` held-out windows of 512 tokens, NaN if not measured. `seconds` is the time to
     quantize; None if the file was in the store. `name` is the file's name in this request; in the
-    store it may have an earlier one's.
+    store it may have an earlier one's. `scaled`: what AWQ did, in words.
     """
 
     type: str
@@ -176,6 +176,7 @@ class QuantFacts:
     perplexity_reference: float
     n_windows: int
     seconds: float | None
+    scaled: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Request:
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
     `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
-    what is free. `feedback`: see `quantize.feedback`. `types` may be sizes (see
+    what is free. `awq`, `feedback`: see the modules in `quantize`. `types` may be sizes (see
     `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
     """
 
@@ -235,6 +236,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    awq: bool = False
     feedback: bool = False
     windows: str = "stream"
     memory_bytes: int | None = None

@@ -41,6 +41,11 @@ from imatrix_lab.types import NOT_FOR_USE, TOKENS_DEFAULT, QuantFacts
 @click.option("--out", type=options.PathType(), default=Path("quants"), show_default=True)
 @options.COMPUTE
 @click.option(
+    "--awq",
+    is_flag=True,
+    help="Scale channels first (AWQ), so that rounding loses less; the model computes the same.",
+)
+@click.option(
     "--feedback",
     is_flag=True,
     help="Round with error feedback, for types from Q2_K to Q8_0: less loss in the imatrix's own"

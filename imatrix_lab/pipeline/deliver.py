@@ -57,7 +57,8 @@ class Names:
 
     def files(self, request: Request) -> dict[str, str]:
         """Return the names of a request's quants by their types, as far as they are known."""
-        types, called = request.types, run.calibration(self.language, request.feedback)
+        types, ways = request.types, {"awq": request.awq, "feedback": request.feedback}
+        called = run.calibration(self.language, **ways)
         bases = {t: self.chosen[t].mix.base if t in self.chosen else "" for t in types}
         return {
             t: run.file_name(self.model_label, called, t, base)
@@ -121,6 +122,7 @@ def _settings(request: Request) -> dict[str, Any]:
         "n_ctx": request.compute.n_ctx or WINDOW,
         "parse_special": request.parse_special,
         "process_output": request.process_output,
+        **({"awq": True} if request.awq else {}),
         **({"feedback": True} if request.feedback else {}),
     }
 
@@ -246,6 +248,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     words = ["make", "quant", f"LANG={request.text}"]
     words += [f"TYPES={types}"] if types else []
     words += [f"SIZE={' '.join(sizes)}"] if sizes else []
+    words += ["AWQ=1"] if request.awq else []
     words += ["FEEDBACK=1"] if request.feedback else []
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not is_tuned:
@@ -259,6 +262,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
     flags += ["--parse-special"] if request.parse_special else []
+    flags += ["--awq"] if request.awq and not is_tuned else []
     flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []

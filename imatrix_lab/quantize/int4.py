@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from imatrix_lab.core import format
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.llamacpp.ggml import Ggml
+from imatrix_lab.models import resolve, weights
 from imatrix_lab.models.gguf import TensorInfo, read_header
-from imatrix_lab.models.resolve import INT4
 from imatrix_lab.quantize import feedback
 from imatrix_lab.quantize.feedback import GROUP, Kernel, Strip
 from imatrix_lab.types import NOT_FOR_USE, Model, QuantFacts
@@ -56,8 +56,8 @@ def settings() -> dict[str, Any]:
 def metadata(quant_type: str, imatrix: Path) -> dict[str, str]:
     """Return what goes into a file's metadata."""
     words = f"dequantized from groups of {GROUP} to be measured, not for use; version {VERSION}"
-    narrow = {f"{INT4}.feedback": text} if (text := narrower(quant_type, imatrix)) else {}
-    return {INT4: quant_type, f"{INT4}.note": words, **narrow}
+    narrow = {f"{resolve.INT4}.feedback": text} if (text := narrower(quant_type, imatrix)) else {}
+    return {resolve.INT4: quant_type, f"{resolve.INT4}.note": words, **narrow}
 
 
 def narrower(quant_type: str, imatrix: Path) -> str:
@@ -88,13 +88,17 @@ def note(quant: QuantFacts, n_weights: int) -> str:
     )
 
 
-def check(imatrix: Path | None, types: Iterable[str], with_feedback: bool) -> None:
-    """Raise UsageError, BadImatrix for an imatrix (or none) that INT4 cannot be made with."""
+def check(imatrix: Path | None, types: Iterable[str], in_other_ways: bool) -> None:
+    """Raise UsageError, BadImatrix for an imatrix (or none) that INT4 cannot be made with.
+
+    `in_other_ways`: AWQ or feedback is asked for.
+    """
     named = next(filter(is_int4, types), None)
     if named is None:
         return
-    if with_feedback:
-        raise UsageError(f"{named} has its own way of rounding", fix="leave out --feedback")
+    if in_other_ways:
+        what = f"{named} has its own way of rounding"
+        raise UsageError(what, fix="leave --awq and --feedback out")
     if imatrix is None:
         raise UsageError(f"{named} needs an imatrix with moments", fix=feedback.COLLECT)
     feedback.read_moments(imatrix)
@@ -107,7 +111,24 @@ def rounding(quant_type: str, kernel: Kernel) -> feedback.Rounding:
 
 def takes(info: TensorInfo) -> bool:
     """Return whether a tensor of an F16 file is put on the grid: matrices inside the layers."""
-    return info.type_name == "F16" and "blk." in info.name and info.shape[0] % GROUP == 0
+    return info.type_name == "F16" and _is_inside(info)
+
+
+def _is_inside(info: TensorInfo) -> bool:
+    inside = "blk." in info.name and resolve.quantizable(info)
+    return inside and info.shape[0] % GROUP == 0
+
+
+def names(model: Model) -> set[str]:
+    """Return the matrices of a model that may be put on the grid."""
+    return {name for name, (_, info) in weights.tensors(model).items() if _is_inside(info)}
+
+
+def for_awq(
+    name: str, matrix: int, values: NDArray[np.float32], by_column: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return rows rounded as AWQ's search for scales has them: not clipped (`awq.Rounding`)."""
+    return nearest(values)
 
 
 class Gptq:
@@ -186,7 +207,9 @@ def symmetric(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return _not_zero(largest / np.float32((_CODES - 1) / 2))
 
 
-def nearest(rows: NDArray[np.float32], limit: NDArray[np.float32] | None = None) -> Any:
+def nearest(
+    rows: NDArray[np.float32], limit: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Return rows with each weight at the nearest value of its group's asymmetric grid.
 
     Weights beyond ± `limit`, (rows, groups, 1), are clipped first.
@@ -199,7 +222,7 @@ def nearest(rows: NDArray[np.float32], limit: NDArray[np.float32] | None = None)
     step = _not_zero((most - least) / np.float32(_CODES - 1))
     zero = np.clip(np.rint(-least / step), 0, _CODES - 1)
     codes = np.clip(np.rint(groups / step) + zero, 0, _CODES - 1)
-    return ((codes - zero) * step).reshape(rows.shape)
+    return np.asarray((codes - zero) * step).reshape(rows.shape)
 
 
 def clipped(rows: NDArray[np.float32], moments: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -121,7 +121,7 @@ def test_clipping_by_moments_is_clipping_by_inputs():
     for start in range(0, 512, 128):
         group = slice(start, start + 128)
         assert rows_alike(q[:, group], by_the_inputs(c, group)) >= 63 / 64
-        assert c.loss(q, group) < 0.9 * c.loss(int4.nearest(c.w), group)
+        assert c.loss(q, group) < 0.95 * c.loss(int4.nearest(c.w), group)
 
 
 def test_moments_of_groups_are_those_on_the_diagonal():
