@@ -47,7 +47,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -75,7 +75,7 @@ $(VENV)/.dev: $(VENV)/.ready
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
-		$(foreach size,$(SIZE),--size '$(size)') $(foreach bits,$(BITS),--bits '$(bits)') \
+		$(foreach size,$(value SIZE),--size $(call quoted,size)) $(foreach bits,$(value BITS),--bits $(call quoted,bits)) \
 		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
 		$(if $(filter 1,$(AWQ)),--awq) $(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 
@@ -101,6 +101,9 @@ bench: $(VENV)/.dev  ## what a quant with its checks costs beside the plain llam
 
 bench-collect: $(VENV)/.dev  ## how fast imatrices and moments are collected, beside llama-imatrix
 	$(BIN)/python tools/bench_collect.py
+
+bench-memory: $(VENV)/.dev  ## an imatrix of a model larger than memory, beside llama-imatrix (root, 23 GB of disk)
+	$(BIN)/python tools/bench_memory.py $(FLAGS)
 
 bench-score: $(VENV)/.dev  ## what scoring costs beside llama-perplexity
 	$(BIN)/python tools/bench_score.py

@@ -224,3 +224,7 @@ def test_sizes_take_the_place_of_the_usual_types(checkout: Path) -> None:
         assert pair in words
     assert quant(checkout, "LANG=nb", "SIZE=Q4_K_M", "TYPES=Q6_K").option("--type") == "Q6_K"
     assert "--size" not in quant(checkout, "LANG=nb").arguments
+
+
+def test_a_size_with_any_character_is_one_word(checkout: Path) -> None:
+    assert quant(checkout, "LANG=nb", "SIZE=3';$$HOME").option("--size") == "3';$$HOME"
