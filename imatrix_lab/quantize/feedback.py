@@ -48,10 +48,12 @@ SHRINKAGE_MIN, SHRINKAGE_TOKENS = 0.05, 1.0
 """See `shrinkage`; measured in docs/feedback.md."""
 COLLECT = "imatrix-lab imatrix build --model MODEL --corpus LANGUAGE --moments"
 _STRIP_WEIGHTS = 1 << 18
-GROUP = 128
-_GROUP_CODE, _GROUP_BLOCK = -1, np.dtype([("step", "<f4"), ("offset", "<f4"), ("codes", "u1", 128)])
 _STRIP_ROWS = 64
 """Rows that the kernel rounds together: strips are multiples of it."""
+GROUP = 128
+"""Columns that share a grid in `Kernel.on_grid`; below, the kernel's type and block for them."""
+_ON_GRID = -1
+_GRID_BLOCK = np.dtype([("step", "<f4"), ("offset", "<f4"), ("codes", "u1", GROUP)])
 
 
 def shrinkage(n_tokens: float, n_columns: int) -> float:
@@ -147,12 +149,12 @@ class _Matrix(ctypes.Structure):
 class Kernel:
     """The compiled rounding, with ggml's functions."""
 
+    takes_unseen = False
+
     def __init__(self, tools: Toolchain, session: Session):
         self.ggml = ggml.load(tools)
         self._feed_back = native.compiled(SOURCE, "feedback", tools, session).feed_back
         self._feed_back.restype = ctypes.c_bool
-
-    takes_unseen = False
 
     def takes(self, info: TensorInfo) -> bool:
         """Return whether a tensor's type has a grid of even steps."""
@@ -202,9 +204,9 @@ class Kernel:
 
         Values are offset + step · code; both (rows, groups). `factor` as in `rounded`.
         """
-        blocks = np.zeros(step.shape, _GROUP_BLOCK)
+        blocks = np.zeros(step.shape, _GRID_BLOCK)
         blocks["step"], blocks["offset"] = step, offset
-        self._round_to(blocks, rows, factor, None, _GROUP_CODE, None, None)
+        self._round_to(blocks, rows, factor, None, _ON_GRID, None, None)
         values = offset[..., None] + step[..., None] * blocks["codes"]
         return np.asarray(values, np.float32).reshape(rows.shape)
 
@@ -314,7 +316,7 @@ def apply(
     n_done = sum(p.quant.info.n_elements for p in todo if p.quant.info.name in done)
     left = [p for p in todo if p.quant.info.name not in done]
     with (
-        progress.task("feedback", n_weights, "weights") as task,
+        progress.task("rounding by moments", n_weights, "weights") as task,
         quant.open("r+b") as file,
         journal.open("a") as finished,
     ):
