@@ -25,7 +25,7 @@ from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline.allocate import Chosen
 from imatrix_lab.pipeline.model_card import card
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import int4, run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request, TypeChoice
 
 CARD = "README.md"
@@ -197,6 +197,8 @@ def deliver(
                 place(run.types_path(q.path), run.types_path(out / q.name))
                 settings = {**common["request"], **_choice(request, q.type)}
                 entries[q.name] |= {"request": settings, "chosen": own.facts()}
+            if note := int4.note(q, made.model.facts.n_parameters):
+                entries[q.name]["note"] = " ".join(filter(None, (note, common["note"])))
         for path in made.model.notice:
             place(path, out / path.name)
         _write(out, entries)
