@@ -150,6 +150,10 @@ class ImatrixFacts:
     unnamed: str = ""
 
 
+NOT_FOR_USE = ("INT4_GPTQ", "INT4_AWQ")
+"""Types that llama.cpp does not have, written as F16 to be measured: see `quantize.int4`."""
+
+
 @dataclass(frozen=True)
 class QuantFacts:
     """A verified quantized GGUF.

@@ -41,9 +41,15 @@ class PathType(click.Path):  # type: ignore[type-arg,unused-ignore]
 
 
 class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Quant types: one word or several, separated by spaces or commas."""
+    """Quant types: one word or several, separated by spaces or commas.
+
+    `more` names types that llama-quantize does not have.
+    """
 
     name = "type"
+
+    def __init__(self, more: tuple[str, ...] = ()):
+        self.more = more
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
         """Return canonical names; an unknown one fails with the list."""
@@ -51,9 +57,10 @@ class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return value
         words = str(value).replace(",", " ").split()
         try:
-            return programs.quant_types(words)
+            return programs.quant_types(words, self.more)
         except KeyError as error:
-            self.fail(f"{error} is not a quant type; one of: {' '.join(programs.QUANT_TYPES)}")
+            known = (*programs.QUANT_TYPES, *self.more)
+            self.fail(f"{error} is not a quant type; one of: {' '.join(known)}")
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]

@@ -291,10 +291,10 @@ def version_of(output: str) -> tuple[str, str] | None:
     return (commit[1], compiler[1].strip() if compiler else "unknown") if commit else None
 
 
-def quant_types(words: Sequence[str]) -> tuple[str, ...]:
+def quant_types(words: Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the canonical names of quant types, in the order given, each once.
 
-    Raises KeyError for an unknown type.
+    Raises KeyError for a type that is neither llama-quantize's nor one `more`.
     """
-    known = {t: t for t in QUANT_TYPES}
+    known = {t: t for t in (*QUANT_TYPES, *more)}
     return tuple(dict.fromkeys(known[ALIASES.get(w.upper(), w.upper())] for w in words))
