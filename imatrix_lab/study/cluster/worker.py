@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -54,7 +53,6 @@ def serve(where: str | Path, own: Machine, session: Session) -> None:
     The file may come, and change, later. Of ``-`` one line is read, and its end ends the worker.
     """
     address.dask()
-    logging.getLogger("distributed").setLevel(logging.ERROR)
     stop, found = threading.Event(), _finder(where)
     if where == STDIN:
         line = sys.stdin.readline()
