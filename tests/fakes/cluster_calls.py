@@ -10,7 +10,7 @@ from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadText
-from imatrix_lab.study.cluster.there import Machine, machine
+from imatrix_lab.study.cluster.there import Machine, Refused, machine
 from imatrix_lab.study.cluster.worker import serve
 
 SIGNATURE = {"commit": "0", "backend": "cpu", "compiler": "none", "cpu": "any"}
@@ -46,6 +46,20 @@ def wait_for(path: str, progress: Progress) -> str:
 def fail(progress: Progress) -> None:
     """Fail as a step does."""
     raise BadText("no such text", where="here", fix="write one")
+
+
+def fail_on(names: tuple[str, ...], progress: Progress) -> str:
+    """Fail on some machines."""
+    if machine().name in names:
+        fail(progress)
+    return machine().name
+
+
+def refuse_on(name: str, progress: Progress) -> str:
+    """Refuse on one machine."""
+    if machine().name == name:
+        raise Refused("no such model here")
+    return machine().name
 
 
 def crash_on(name: str, progress: Progress) -> str:

@@ -181,6 +181,26 @@ def test_what_kills_every_process_has_failed(machines):
     assert machines.call("y", cluster_calls.name_of).result == "one"
 
 
+def test_what_fails_on_one_machine_is_tried_on_another(machines, tmp_path):
+    machines.open()
+    machines.add("one", "two")
+    turn = Turn(1, machines.said, {})
+
+    def somewhere(function, argument):
+        return machines.cluster._somewhere("x", {}, function, argument, turn=turn)
+
+    logs = tmp_path / "study" / "logs"
+    assert {somewhere(cluster_calls.fail_on, ("one",)) for _ in range(6)} == {"two"}
+    assert [p.name for p in logs.iterdir()] == ["x.one.log"]
+    assert any("failed on one: no such text" in line for line in machines.said.lines)
+    with pytest.raises(ImatrixLabError, match="no such text"):
+        somewhere(cluster_calls.fail_on, ("one", "two"))
+    assert {p.name for p in logs.iterdir()} == {"x.one.log", "x.two.log"}
+    assert {somewhere(cluster_calls.refuse_on, "one") for _ in range(6)} == {"two"}
+    assert machines.cluster._unfit == {"one"}
+    assert "BadText" in (logs / "x.two.log").read_text()
+
+
 def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -221,6 +241,9 @@ def test_who_has_no_certificate_is_refused(machines):
     assert file.stat().st_mode & 0o777 == 0o600
     at = json.loads(file.read_text())
     assert at["address"].startswith("tls://")
+    listening = [c.laddr for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
+    ports = {str(at.port) for at in listening if at.ip != "127.0.0.1"}
+    assert ports <= {at["address"].rpartition(":")[2]}  # and no page that anyone can read
     for security in (None, distributed.Security.temporary()):
         with pytest.raises((OSError, TypeError)):
             distributed.Client(at["address"], security=security, timeout=3, set_as_default=False)

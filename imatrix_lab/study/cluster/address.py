@@ -27,9 +27,12 @@ SETTINGS = {
     # not OMP_NUM_THREADS and the like: threads are ours
     "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},
     "distributed.diagnostics.nvml": False,
+    "distributed.scheduler.http.routes": [],  # pages that anyone could read
+    "distributed.worker.http.routes": [],
     "distributed.admin.tick.limit": "1h",  # native code may hold the interpreter
 }
 """Dask's settings in every process that we start."""
+HTTP = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 SCHEMES = ("tcp", "tls")
 
 
