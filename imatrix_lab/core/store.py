@@ -26,7 +26,16 @@ import filelock
 import platformdirs
 
 from imatrix_lab.core import interrupt
-from imatrix_lab.core.files import canonical_json, disk_error, sha256_file, write_whole
+from imatrix_lab.core.files import (
+    canonical_json,
+    disk_error,
+    flush,
+    from_json,
+    sealed_json,
+    sha256_file,
+    unsealed,
+    write_whole,
+)
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress, Silent
 
@@ -155,7 +164,7 @@ class Store:
             "facts": dict(facts),
             "files": _inventory(out, progress),
         }
-        write_whole(out / MANIFEST, canonical_json(manifest))
+        write_whole(out / MANIFEST, sealed_json(manifest))
         final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # its manifest is missing or its files do not match
@@ -299,10 +308,11 @@ def _touched(artifact: Artifact) -> Artifact:
 
 
 def _read(path: Path) -> Artifact | None:
-    """Return the artefact in a directory, or None if a file does not have its recorded size."""
+    """Return the artefact in a directory, or None: a file lacks its recorded size, say."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        whole = {"kind", "fingerprint", "inputs", "facts"} <= manifest.keys() and all(
+        manifest = unsealed(from_json((path / MANIFEST).read_bytes()))
+        kinds = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
+        whole = all(isinstance(manifest[key], kind) for key, kind in kinds.items()) and all(
             (path / name).stat().st_size == entry["size_bytes"]
             for name, entry in manifest["files"].items()
         )
@@ -328,8 +338,7 @@ def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
     """Flush every file to disk; return size and sha256 by name."""
     inventory = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
         size_bytes = path.stat().st_size
         shown = progress if size_bytes >= SHOW_HASHING_BYTES else Silent()
         with shown.task(f"sha256 of {path.name}", size_bytes, "B") as task:

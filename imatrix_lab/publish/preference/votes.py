@@ -1,6 +1,5 @@
 """What the votes on a page say: which answers people prefer, how sure that is, who voted how."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core import config
+from imatrix_lab.core.files import from_json
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.publish.preference.pack import Key
 from imatrix_lab.stats import equivalence, preference
@@ -121,10 +121,10 @@ def read_ballots(paths: Sequence[Path], key: Key) -> list[Ballot]:
 
 def _read(path: Path, key: Key) -> Ballot:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = from_json(path.read_bytes())
     except OSError as error:
         raise BadRecords(f"cannot be read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         what = f"not JSON: {error}"
         raise BadRecords(what, where=path, fix="let the page save the file again") from error
     if not isinstance(raw, dict) or raw.get("kind") != VOTES:
@@ -136,7 +136,11 @@ def _read(path: Path, key: Key) -> Ballot:
     rater = raw.get("rater")
     if not isinstance(votes, list) or not isinstance(rater, str) or not rater:
         raise BadRecords("votes or rater are missing", where=path)
-    return Ballot(path, rater, tuple(_vote(vote, key, path) for vote in votes))
+    cast = tuple(_vote(vote, key, path) for vote in votes)
+    pairs = Counter((frozenset((vote.first, vote.second)), vote.repeat) for vote in cast)
+    if any(n > 1 for n in pairs.values()):
+        raise BadRecords("a pair of answers is voted on more than once", where=path)
+    return Ballot(path, rater, cast)
 
 
 def _vote(raw: Any, key: Key, path: Path) -> Vote:
