@@ -1,12 +1,13 @@
-"""Change honest files by chance and read them: one clear error, or the same numbers, may come of it.
+"""Change honest files by chance and read them: one clear error or the same numbers are allowed.
 
     make fuzz FLAGS="--inputs 500"                every format
     python tools/fuzz.py gguf dat --inputs 20000 --seed 3 --minutes 8
 
 The same seed gives the same inputs. Each is read in process, as the command that takes such a file
 reads it. What counts as a finding: an exception that is not an `ImatrixLabError`, a crash, more
-than 10 s, more than 1 GiB beside the honest file, a file written outside of the input's folder, and,
-for formats with checksums, other numbers. Findings stay in ``--work``, each with its input.
+than 10 s, more than 1 GiB beside the honest file, a file written outside of the input's folder,
+and, for formats with checksums, other numbers. Findings stay in ``--work``, each with what repeats
+it.
 """
 
 import argparse
@@ -23,14 +24,13 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1])]  # for tests.fakes
-
 import fuzz_targets
+from fuzz_inputs import changed_bytes, changed_value
 from fuzz_targets import Case, Target
 
 from imatrix_lab.errors import ImatrixLabError
@@ -45,128 +45,6 @@ _WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.l
 
 class Hang(BaseException):
     """An input took too long."""
-
-
-# -- what is changed
-
-_INTEGERS = (0, 1, 2, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
-_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 1.5, -0.0, 1e308, float("nan"),
-    float("inf"), "", "x", "\0", "\ud800", "../../escape", "/tmp/escape", "~nobody/x", "{x|y}",
-    "{a.b[c]}", "%s", "hf:a/b", "nb=0.5,en=0.5", "nb=1e999", "\u202e<script>", "9" * 5000, [], {},
-    [None], [[]], {"": None}, ["a", "a"], "a" * 70_000, -(2**63), 2**53 + 1,
-)  # fmt: skip
-
-
-def changed_bytes(data: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes:
-    """Return bytes with one to four changes, of the kinds that disks, networks and enemies make."""
-    raw = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        at, n = rng.randrange(max(1, len(raw))), rng.choice((1, 2, 4, 8, 64, 512))
-        # most of what a reader decides on stands at the beginning
-        at = at if rng.random() < 0.5 else rng.randrange(max(1, min(len(raw), 512)))
-        match rng.randrange(9):
-            case 0 if raw:
-                raw[at] ^= 1 << rng.randrange(8)
-            case 1 if raw:
-                raw[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-            case 2:
-                width = rng.choice((1, 4, 8))
-                value = rng.choice(_INTEGERS) % (1 << 8 * width)
-                raw[at : at + width] = value.to_bytes(width, "little")
-            case 3:
-                del raw[at : at + n]
-            case 4:
-                raw[at:at] = raw[at : at + n] or b"\0"
-            case 5:
-                del raw[at:]
-            case 6:
-                raw[at : at + n] = rng.randbytes(n)
-            case 7:
-                other = rng.choice(others)
-                start = rng.randrange(max(1, len(other)))
-                raw[at : at + n] = other[start : start + n]
-            case _:
-                raw[at : at + n] = bytes(n)
-    return bytes(raw)
-
-
-def changed_value(value: Any, rng: random.Random) -> Any:
-    """Return JSON values with one to three changes: other types, missing keys, odd numbers."""
-    value = json.loads(json.dumps(value))
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        places = list(_places(value))
-        if not places:
-            return rng.choice(_VALUES)
-        container, key = rng.choice(places)
-        match rng.randrange(7):
-            case 0:
-                del container[key]
-            case 1 if isinstance(container, dict):
-                container[rng.choice(("x", "", "kind", str(key)[::-1]))] = container.pop(key)
-            case 1 | 2 if isinstance(container, list):
-                container.append(container[key])
-            case 3:
-                container[key] = rng.choice(places)[0]
-                if _is_in(container, container[key]):
-                    container[key] = None
-            case 4 if isinstance(container[key], int | float):
-                container[key] = rng.choice((-container[key], container[key] * 10**9, 0, 1))
-            case 5:
-                deep: Any = rng.choice(_VALUES)
-                for _ in range(rng.choice((3, 100, 3000))):
-                    deep = [deep] if rng.random() < 0.5 else {"a": deep}
-                container[key] = deep
-            case _:
-                container[key] = rng.choice(_VALUES)
-    return value
-
-
-def _is_in(container: Any, value: Any) -> bool:
-    """Whether a value holds its container: JSON has no circles."""
-    try:
-        json.dumps(value)
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    pending = [value]
-    while pending:
-        container = pending.pop()
-        if isinstance(container, dict | list):
-            keys = container if isinstance(container, dict) else range(len(container))
-            for key in list(keys):
-                yield container, key
-                pending.append(container[key])
-
-
-def as_json(value: Any) -> bytes:
-    """Return JSON; nested too deeply for Python's own writer, a row of brackets."""
-    try:
-        return json.dumps(value).encode()
-    except RecursionError:
-        return b"[" * 100_000
-
-
-def as_toml(value: Any) -> bytes:
-    """Return a table as TOML, inner tables in a line; what TOML lacks becomes text."""
-    try:
-        table = value if isinstance(value, dict) else {"x": value}
-        return "".join(f"{json.dumps(k)} = {_inline(v)}\n" for k, v in table.items()).encode()
-    except RecursionError:
-        return b"x = " + b"[" * 100_000
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_inline(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_inline, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    return '"null"' if value is None else json.dumps(value)
 
 
 # -- one input
@@ -189,7 +67,7 @@ class _Watch:
     """Notes what is written outside of a folder; an audit hook cannot be taken away again."""
 
     def __init__(self, folder: Path):
-        self.folder, self.seen = os.path.realpath(folder), list[str]()
+        self.folder, self.seen = folder.resolve(), list[str]()
         sys.addaudithook(self.heard)
 
     def heard(self, event: str, args: tuple[Any, ...]) -> None:
@@ -204,9 +82,9 @@ class _Watch:
             return
         if isinstance(path, str | bytes | os.PathLike):
             # where the name stands, not what it leads to
-            whole = os.path.abspath(os.fsdecode(path))
-            place = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
-            if not (place + "/").startswith(self.folder + "/") and not place.startswith("/dev/"):
+            place = Path(os.fsdecode(path)).absolute()
+            place = place.parent.resolve() / place.name
+            if not place.is_relative_to(self.folder) and place.parts[1:2] != ("dev",):
                 self.seen.append(f"{event} {place}")
 
 
@@ -308,17 +186,18 @@ def changed(
 ) -> tuple[Path, bool]:
     """Write an input beside its honest file; return it, and whether only bytes were changed."""
     path = folder / "inputs" / case.path.name
-    by_bytes = case.write is None or rng.random() < case.share_of_bytes
-    if by_bytes:
-        path.write_bytes(changed_bytes(case.path.read_bytes(), rng, others))
-    else:
+    if case.write and rng.random() >= case.share_of_bytes:
         case.write(path, changed_value(case.value, rng))
-    return path, by_bytes
+        return path, False
+    path.write_bytes(changed_bytes(case.path.read_bytes(), rng, others))
+    return path, True
 
 
 def main() -> int:
     """Try inputs of the formats named, print a line for each format, and keep the findings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("formats", nargs="*", help=f"of {' '.join(fuzz_targets.ALL)}; all")
     parser.add_argument("--inputs", type=int, default=1000, help="of each format")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
@@ -336,13 +215,18 @@ def main() -> int:
         if options.only is not None:
             first, end = options.only, options.only + 1
         while first < end and time.monotonic() < until:
-            for number, outcome in batch(target, options.seed, range(first, min(end, first + BATCH)), options.work):
+            for number, outcome in batch(
+                target, options.seed, range(first, min(end, first + BATCH)), options.work
+            ):
                 kinds[outcome.kind] += 1
                 first = number + 1
                 if outcome.kind.isupper():
                     n_found += keep(target, options, number, outcome)
         seconds = time.monotonic() - started
-        print(f"{name}: {sum(kinds.values())} inputs, {dict(sorted(kinds.items()))}, {seconds:.0f} s", flush=True)
+        print(
+            f"{name}: {sum(kinds.values())} inputs, {dict(sorted(kinds.items()))}, {seconds:.0f} s",
+            flush=True,
+        )
     return min(n_found, 1)
 
 
@@ -351,7 +235,9 @@ def keep(target: Target, options: argparse.Namespace, number: int, outcome: Outc
     lines = [line.strip() for line in outcome.details.splitlines()]
     places = [line for line in lines if line.startswith("File") and "imatrix_lab" in line]
     where = f"{places[-1] if places else ''} {lines[-1][:80] if lines else ''}"
-    name = hashlib.sha256(f"{outcome.kind} {places[-1] if places else where}".encode()).hexdigest()[:8]
+    name = hashlib.sha256(f"{outcome.kind} {places[-1] if places else where}".encode()).hexdigest()[
+        :8
+    ]
     found = options.work / "findings" / f"{target.name}-{name}.txt"
     if found.exists():
         return 0

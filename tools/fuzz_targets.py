@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import math
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from fuzz_inputs import as_json, as_toml
+from huggingface_hub import close_session, set_client_factory
 
 from imatrix_lab.compare import compare
 from imatrix_lab.compare.design import ComparisonPlan
@@ -27,12 +30,14 @@ from imatrix_lab.errors import BadRecords, ImatrixLabError
 from imatrix_lab.imatrix import format as imatrices
 from imatrix_lab.imatrix import merge, moments, statistics, validate
 from imatrix_lab.llamacpp.client import Client
-from imatrix_lab.models import chat_template, effective, gguf as headers, hub, hub_spec, resolve
+from imatrix_lab.models import chat_template, effective, hub, hub_spec, resolve
+from imatrix_lab.models import gguf as headers
 from imatrix_lab.publish.preference import pack, prompts, votes
 from imatrix_lab.quantize import sensitivity
 from imatrix_lab.records import parquet, runs, summary
 from imatrix_lab.report import html, markdown, results
-from imatrix_lab.study import recipe, validate as study
+from imatrix_lab.study import recipe
+from imatrix_lab.study import validate as study
 from imatrix_lab.tasks import definition, items, load, locale, prompt
 from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.types import Generated, GenerateItem, Model
@@ -64,12 +69,12 @@ class Target:
 
 
 def _test(module: str) -> Any:
+    root = str(Path(__file__).parents[1])
+    sys.path[:0] = [] if root in sys.path else [root]
     return importlib.import_module(f"tests.{module}")
 
 
 def _json_file(path: Path, value: Any) -> None:
-    from fuzz import as_json
-
     path.write_bytes(as_json(value))
 
 
@@ -82,8 +87,6 @@ def _sealed_file(path: Path, value: Any) -> None:
 
 
 def _toml_file(path: Path, value: Any) -> None:
-    from fuzz import as_toml
-
     path.write_bytes(as_toml(value))
 
 
@@ -159,8 +162,10 @@ def _dats(folder: Path) -> list[Case]:
 def _moments(folder: Path) -> list[Case]:
     folder.mkdir(parents=True)
     rng, made = np.random.default_rng(1), _test("imatrix.made_up")
-    rows = {"blk.0.attn_q.weight": [rng.normal(size=(40, 96)).astype(np.float32)],
-            "blk.0.ffn_up_exps.weight": [rng.normal(size=(9, 32)).astype(np.float32)] * 2}  # fmt: skip
+    rows = {
+        "blk.0.attn_q.weight": [rng.normal(size=(40, 96)).astype(np.float32)],
+        "blk.0.ffn_up_exps.weight": [rng.normal(size=(9, 32)).astype(np.float32)] * 2,
+    }
     made.write_moments(folder / "moments.gguf", rows, block=32)
     return [Case(folder / "moments.gguf")]
 
@@ -185,7 +190,7 @@ def _read_imatrix(path: Path) -> Any:
     return entries, findings, repr(shown), imatrix.datasets, repr(wrong), again
 
 
-class _allowed:  # noqa: N801
+class _allowed:
     """Notes an expected error of a later step, which is no error of reading."""
 
     def __init__(self, notes: list[str]):
@@ -265,7 +270,7 @@ def _sign(path: Path, value: Any) -> None:
         except (ValueError, TypeError, OverflowError):
             continue
     try:
-        parquet.write(path, columns, value.get("signature"))  # type: ignore[arg-type]
+        parquet.write(path, columns, value.get("signature"))
     except Exception:  # pyarrow does not take these columns
         path.write_bytes(b"PAR1")
 
@@ -312,7 +317,10 @@ def _read_recipe(path: Path) -> Any:
 def _results(folder: Path) -> list[Case]:
     made = _test("report.made_up")
     cases = []
-    for name, found in (("study", made.study(("en", "nb"), ("Q4_K_M",), 1)), ("hostile", made.hostile())):
+    for name, found in (
+        ("study", made.study(("en", "nb"), ("Q4_K_M",), 1)),
+        ("hostile", made.hostile()),
+    ):
         path = folder / name / "results.json"
         path.parent.mkdir(parents=True)
         results.write(path, found)
@@ -503,8 +511,6 @@ def _hub_answers(folder: Path) -> list[Case]:
 
 def _read_hub(path: Path) -> Any:
     """Let the library have this answer, and files of whatever is asked for."""
-    from huggingface_hub import close_session, set_client_factory
-
     raw = path.read_bytes()
 
     def answer(request: httpx2.Request) -> httpx2.Response:

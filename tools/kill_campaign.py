@@ -36,11 +36,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT)]  # for tests.tiny_model
-
 from imatrix_lab.core.store import default_root
 
+ROOT = Path(__file__).parents[1]
 FAULTS = Path(__file__).with_name("faults.c")
 RUNNER = """
 import sys
@@ -184,8 +182,9 @@ class Campaign:
         """Make model, text, recipe, imatrix and quant, which the commands read."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.base.mkdir(parents=True)
+        sys.path[:0] = [str(ROOT)]
         compile_ = ["cc", "-O2", "-shared", "-fPIC", "-o", self.library, FAULTS, "-ldl"]
-        subprocess.run(compile_, check=True)
+        subprocess.run(list(map(str, compile_)), check=True)
         model = importlib.import_module("tests.tiny_model")
         model.write(self.base / "tiny-f16.gguf", output_scale=0.25)
         os.environ["IMATRIX_LAB_DATA"] = str(self.base / "data")

@@ -77,7 +77,7 @@ def _file(sibling: Any, repo: str) -> tuple[str, dict[str, Any]]:
 
 
 def _hash(value: Any, repo: str) -> str:
-    """Return a hash; FetchFailed if it is none: hashes name files here, wherever they would lead."""
+    """Return a hash; FetchFailed if it is none: hashes name files here, and could lead anywhere."""
     if not (isinstance(value, str) and _HASH.fullmatch(value)):
         what = f"unexpected answer from the Hub: {readable(repr(value)[:80])} in place of a hash"
         raise FetchFailed(what, where=repo)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
-from imatrix_lab.core.files import disk_error, free_bytes, flush, link, need_room, write_whole
+from imatrix_lab.core.files import disk_error, flush, free_bytes, link, need_room, write_whole
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -242,7 +242,9 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
             if not plain.exists():  # else one was stopped during feedback
                 need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
                 fallback = run_quantize(toolchain, spec, part, log, session.progress).fallback
-                write_whole(notes, json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback]))
+                write_whole(
+                    notes, json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback])
+                )
                 part.replace(plain)
             if spec.feedback:
                 _feed_back(toolchain, spec, plain, session)
