@@ -1,7 +1,7 @@
 """Run the tests of the C++ kernels with the compiler's sanitizers.
 
     make sanitize                         memory and undefined behaviour, then data races
-    python tools/sanitize.py thread -- tests/imatrix/test_collect.py -k threads
+    python tools/sanitize.py thread --tests tests/imatrix/test_collect.py
 
 The kernels are compiled with the sanitizer, for the tests' own stores; Python, numpy and llama.cpp
 are not, so that what is found is found in the kernels. The first finding ends the run.

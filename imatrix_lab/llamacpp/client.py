@@ -51,7 +51,8 @@ def check_url(url: str) -> None:
     """Raise UsageError for what is not an endpoint's address."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UsageError(f"{url!r} is not an endpoint's address", fix="http://host:port/v1")
+        shown = "this" if "@" in url else repr(url)  # which may have a password
+        raise UsageError(f"{shown} is not an endpoint's address", fix="http://host:port/v1")
 
 
 def _key(given: str) -> str:
@@ -201,7 +202,7 @@ class Client:
         """Return the JSON object at an address of the server, or None."""
         try:
             response, raw = self._ask("GET", self.url.removesuffix("/v1") + path)
-            content = from_json(raw) if response.status_code == 200 else None
+            content = self._content(raw) if response.status_code == 200 else None
         except (_Failed, ValueError):
             return None
         return content if isinstance(content, dict) else None
@@ -212,7 +213,7 @@ class Client:
         if response.status_code != 200:
             raise _refused(response, raw)
         with contextlib.suppress(ValueError):
-            if isinstance(content := from_json(raw), dict):
+            if isinstance(content := self._content(raw), dict):
                 return content
         raise _Failed(f"the answer is not a JSON object: {_shown(raw)}")
 
@@ -235,6 +236,15 @@ class Client:
             why = self._without_key(f"{type(error).__name__}: {error}".encode())
             raise _Failed(why.decode(), hopeless=hopeless) from None  # its cause may have the key
         return response, self._without_key(bytes(raw))
+
+    def _content(self, raw: bytes) -> Any:
+        """Return the value of JSON, in which the key may be spelt in other ways too."""
+        content = from_json(raw)
+        try:
+            text, key = json.dumps(content), json.dumps(self._key)[1:-1]
+        except RecursionError as error:  # it was read with a frame less on the stack
+            raise ValueError("nested too deeply") from error
+        return from_json(text.replace(key, "…")) if key and key in text else content
 
     def _without_key(self, raw: bytes) -> bytes:
         return raw.replace(self._key.encode(), "…".encode()) if self._key else raw
@@ -278,10 +288,7 @@ def _answer(content: dict[str, Any], has_stop: bool) -> Generated:
         text = choice["text"] if message is None else _text(message, choice.get("finish_reason"))
         finish = str(choice.get("finish_reason"))
         n_tokens = (content.get("usage") or {}).get("completion_tokens", 0)
-        json.dumps(content)
-    except RecursionError as error:
-        raise _Failed("the answer is nested too deeply") from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         shown = _shown(json.dumps(content).encode())
         raise _Failed(f"the answer has no choice: {shown}") from error
     if text is None:  # a refusal: greedy, it would be the same again

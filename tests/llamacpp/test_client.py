@@ -69,6 +69,12 @@ def test_addresses(url):
         Client(url)
 
 
+def test_a_wrong_address_with_a_password_is_not_repeated():
+    with pytest.raises(UsageError) as caught:
+        Client(f"htp://me:{KEY}@host/v1")
+    assert KEY not in str(caught.value)
+
+
 # -- what is tried again
 
 BAD = {
