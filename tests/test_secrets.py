@@ -75,8 +75,9 @@ def test_judge_and_translator_that_repeat_the_key(tmp_path, found):
         (records,) = (tmp_path / "out").glob("*.parquet")
         run(["task", "judge", str(records), "--endpoint", server.url, "--model", "j"])
         data = str(tmp_path / "mixeval.json")
-        run(["task", "translate", "mixeval", "--to", "nb", "--from", "en", "--data", data,
-             "--endpoint", server.url, "--model", "j", "--out", str(tmp_path / "translated")])  # fmt: skip
+        out = ["--out", str(tmp_path / "translated")]
+        run(["task", "translate", "mixeval", "--to", "nb", "--data", data, *out,
+             "--endpoint", server.url, "--model", "j"])  # fmt: skip
         assert len(server.bodies) > len(ITEMS)
     assert found() == []
 

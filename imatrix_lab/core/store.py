@@ -15,7 +15,9 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from imatrix_lab.core.files import (
 )
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.errors import ImatrixLabError
 
 STORE_VERSION = 1
 """Raise it when a builder's output changes for the same inputs. 1: first layout."""
@@ -93,6 +96,21 @@ class Artifact:
     def last_used_s(self) -> float:
         """Return when it was last used, in seconds since the epoch."""
         return (self.path / MANIFEST).stat().st_mtime
+
+
+def require_private(artifact: Artifact) -> Artifact:
+    """Return an artefact that holds code; raises ImatrixLabError if anyone may put other code there.
+
+    A store may be shared with people who are trusted, by a group that may write; not with all.
+    """
+    root = artifact.path.parents[1]
+    for path in (root, artifact.path.parent, artifact.path, *artifact.path.rglob("*")):
+        mode = path.stat().st_mode if path.exists() else 0
+        if mode & stat.S_IWOTH and not (mode & stat.S_ISVTX):
+            what = "every user of this machine may replace the programs in this store"
+            fix = f"chmod -R o-w {shlex.quote(str(root))}, if you trust what is in it"
+            raise ImatrixLabError(what, where=path, fix=fix)
+    return artifact
 
 
 class NotBuilt(Exception):
