@@ -99,7 +99,7 @@ class Artifact:
 
 
 def require_private(artifact: Artifact) -> Artifact:
-    """Return an artefact that holds code; raises ImatrixLabError if anyone may put other code there.
+    """Return an artefact that holds code; raises ImatrixLabError if anyone may put another there.
 
     A store may be shared with people who are trusted, by a group that may write; not with all.
     """

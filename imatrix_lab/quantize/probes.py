@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.core.files import need_room, write_whole
+from imatrix_lab.core.files import from_json, need_room, write_whole
 from imatrix_lab.core.format import duration, size
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT
@@ -401,7 +401,7 @@ class _Run:
     def _kept(self, number: int) -> _Probe:
         """Return what an earlier run has measured of a group."""
         try:
-            kept = json.loads(self._file(number).read_text(encoding="utf-8"))
+            kept = from_json(self._file(number).read_text(encoding="utf-8"))
             return _Probe(kept["type"], kept["kld_nats"])
         except (OSError, ValueError, KeyError):
             return _Probe(TYPES[0], [])
