@@ -20,8 +20,12 @@ _FREE_SPACE = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; 
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys: equal values give equal bytes."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    """Return JSON with sorted keys: equal values give equal bytes; ValueError: JSON has no such."""
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    text += "\n"
     # halves of characters are from names of files whose bytes are no UTF-8
     return HALVES.sub(lambda m: readable(m[0]).replace("\\", "\\\\"), text)
 

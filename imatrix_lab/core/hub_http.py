@@ -271,7 +271,8 @@ def _check(name: str, entry: dict[str, Any], part: Path) -> None:
     if _bytes_at(part) != entry["size_bytes"]:
         what = f"{name} has {_bytes_at(part)} bytes, and the Hub lists {entry['size_bytes']}"
     elif (hashed := _hashed(part, entry)) != entry["blob"]:
-        what = f"{name} has the hash {hashed}, and the Hub lists {entry['blob']}"
+        kind = "sha256" if entry["sha256"] else "the hash"
+        what = f"{name} has {kind} {hashed}, and the Hub lists {entry['blob']}"
     else:
         return
     part.unlink()

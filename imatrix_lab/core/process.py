@@ -49,6 +49,7 @@ _DEATHS = {
     ),
     "SIGSEGV": ("it crashed", None),
     "SIGABRT": ("it gave up", None),
+    "SIGXCPU": ("it took too much processor time", None),
     "SIGKILL": (
         "killed, most often because memory ran out",
         "close other programs, or use a smaller --batch, --ctx or model; then run it again",

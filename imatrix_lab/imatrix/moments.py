@@ -94,6 +94,8 @@ def read(path: Path) -> Moments | None:
         infos = {t.name: t for t in header.tensors}
         shapes = dict[str, tuple[int, ...]]()
         for name in set(first.values()):
+            if first.get(name) != name:
+                raise ValueError(f"{name} has moments, and is said to have another's")
             n_matrices = infos[name + format.COUNTS].n_elements
             n_columns = infos[name + SUMS].n_elements // n_matrices
             block = infos[name + BLOCKS].shape[0]

@@ -214,7 +214,7 @@ def _is_in(text: str, message: Mapping[str, str]) -> bool:
 def _child(chats: str, rendered: str) -> int:
     """Render in this process, which may hang or be killed; return its exit status."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_LIMIT_S, PROCESSOR_LIMIT_S))
+    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_LIMIT_S, PROCESSOR_LIMIT_S + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_LIMIT_BYTES * 4, OUTPUT_LIMIT_BYTES * 4))
     job: dict[str, Any] = json.loads(Path(chats).read_text(encoding="utf-8"))
     try:

@@ -241,3 +241,13 @@ def test_sums_of_other_columns_than_squares_are_refused(tmp_path):
     format.write(path, dataclasses.replace(whole, entries=entries))
     with pytest.raises(BadImatrix, match="other columns"):
         moments.check(path)
+
+
+def test_moments_that_are_anothers_are_refused(tmp_path):
+    path = tmp_path / "x.gguf"
+    rows = [np.ones((4, 64), np.float32)]
+    made_up.write_moments(path, {"blk.0.attn_q.weight": rows, "blk.0.attn_k.weight": rows})
+    for record in ('{"a": "blk.0.attn_q.weight"}', "[" * 9000, "[]"):
+        format.write(path, format.read(path), {moments.KEY: record})
+        with pytest.raises(BadImatrix):
+            moments.check(path)

@@ -386,9 +386,6 @@ HOSTILE = {
     "less than no tokens": Reply(good(n_tokens=-1).body),
     "more tokens than a number holds": Reply(good(n_tokens=10**30).body),
     "tokens that are a truth": Reply(good().body.replace(b": 3}", b": true}")),
-    "parts within parts": Reply(
-        good().body.replace(b'"ja"', b'[{"type": "text", "text": ' * 300 + b'""' + b"}]" * 300)
-    ),
     "not a number": Reply(b'{"choices": NaN}'),
 }
 
