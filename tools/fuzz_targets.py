@@ -409,10 +409,9 @@ def _read_locale(path: Path) -> Any:
 
 def _key() -> pack.Key:
     names = {f"p{i}": f"question {i}" for i in range(20)}
-    answers = {s: {name: f"{s if i else 'a'} {i}" for i, name in enumerate(names)} for s in "abc"}
+    answers = [{name: f"{s if i else 'a'} {i}" for i, name in enumerate(names)} for s in "abc"]
     systems = {name: {"name": f"model-{name}", "sha256": name} for name in "abc"}
-    key = pack.Key(pack.KEY, "0", "", "r", "s", "en", systems, {"n_ctx": 512}, {}, {})
-    return pack._filled(key, names, answers)
+    return pack.filled(pack.Key(pack.KEY, "0", "", "r", "s", "en", systems, {}, {}), names, answers)
 
 
 def _ballot() -> dict[str, Any]:
@@ -421,9 +420,9 @@ def _ballot() -> dict[str, Any]:
     cast = [
         {"prompt": f"p{i}", "first": of[f"p{i}", x], "second": of[f"p{i}", y], "repeat": False,
          "seconds": 9.5, "choice": (-2, -1, 0, 1, 2, None)[(i * i) % 6]}
-        for x, y in ("ab", "ca", "bc") for i in range(1, 20)
+        for i in range(1, 20) for x, y in [(("a", "b"), ("c", "a"), ("b", "c"))[i % 3]]
     ]  # fmt: skip
-    return {"kind": votes.VOTES, "pack": key.pack, "rater": "me", "language": "en",
+    return {"kind": votes.VOTES, "pack": key.pack, "rater": "0a1b", "language": "en",
             "finished": True, "votes": cast}  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline.allocate import Chosen
 from imatrix_lab.pipeline.model_card import card
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import int4, run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request, TypeChoice
 
 CARD = "README.md"
@@ -56,7 +56,8 @@ class Names:
 
     def files(self, request: Request) -> dict[str, str]:
         """Return the names of a request's quants by their types, as far as they are known."""
-        types, called = request.types, run.calibration(self.language, request.feedback)
+        types, ways = request.types, {"awq": request.awq, "feedback": request.feedback}
+        called = run.calibration(self.language, **ways)
         bases = {t: self.chosen[t].mix.base if t in self.chosen else "" for t in types}
         return {
             t: run.file_name(self.model_label, called, t, base)
@@ -120,6 +121,7 @@ def _settings(request: Request) -> dict[str, Any]:
         "n_ctx": request.compute.n_ctx or WINDOW,
         "parse_special": request.parse_special,
         "process_output": request.process_output,
+        **({"awq": True} if request.awq else {}),
         **({"feedback": True} if request.feedback else {}),
     }
 
@@ -194,6 +196,8 @@ def deliver(
                 place(run.types_path(q.path), run.types_path(out / q.name))
                 settings = {**common["request"], **_choice(request, q.type)}
                 entries[q.name] |= {"request": settings, "chosen": own.facts()}
+            if note := int4.note(q, made.model.facts.n_parameters):
+                entries[q.name]["note"] = " ".join(filter(None, (note, common["note"])))
         for path in made.model.notice:
             place(path, out / path.name)
         _write(out, entries)
@@ -243,6 +247,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     words = ["make", "quant", f"LANG={request.text}"]
     words += [f"TYPES={types}"] if types else []
     words += [f"SIZE={' '.join(sizes)}"] if sizes else []
+    words += ["AWQ=1"] if request.awq else []
     words += ["FEEDBACK=1"] if request.feedback else []
     words += [f"MODEL={model.origin}", f"TOKENS={request.n_tokens}", f"BACKEND={compute.backend}"]
     if not is_tuned:
@@ -255,12 +260,15 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
+    placed = compute.override_tensor
+    flags += [f"--override-tensor {shlex.quote(placed)}"] if placed else []
     flags += ["--parse-special"] if request.parse_special else []
+    flags += ["--awq"] if request.awq and not is_tuned else []
     flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     flags += _choice_flags(request.choice)
-    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else " ".join(flags).split()
+    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else shlex.split(" ".join(flags))
     return shlex.join(words)
 
 

@@ -38,6 +38,8 @@ def card(files: Entries) -> str:
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
     lines += [f"{note}\n" for note in notes]
     for name, e in quants.items():
+        if e.get("scaled"):
+            lines.append(f"{name}: {e['scaled']}.\n")
         if e.get("forced"):
             lines.append(f"{name} was made with an imatrix that failed its check: {e['forced']}.\n")
     return "\n".join(lines)
