@@ -47,6 +47,7 @@ class Listing:
 
     commit: str
     files: Files
+    is_private: bool = False
 
 
 def list_files(repo: str, revision: str) -> Listing:
@@ -58,7 +59,8 @@ def list_files(repo: str, revision: str) -> Listing:
     def listed() -> Listing:
         info = api.model_info(repo, revision=revision, **options)
         files = (_file(sibling, repo) for sibling in info.siblings or [])
-        return Listing(_hash(info.sha, repo), {name: entry for name, entry in files if name})
+        named = {name: entry for name, entry in files if name}
+        return Listing(_hash(info.sha, repo), named, bool(info.private))
 
     return ask(repo, revision, listed)
 
