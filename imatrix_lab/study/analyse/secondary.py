@@ -37,7 +37,8 @@ def predictions(products: Products, index: Index, scores: Sequence[Score]) -> li
 def agreements(rows: Sequence[Prediction]) -> list[Agreement]:
     """Return how well predictions rank the calibrations, each the mean of its samples.
 
-    Spearman's rank correlation; NaN with fewer than three calibrations.
+    Spearman's rank correlation; NaN with fewer than three calibrations. Then how well predicted
+    divergences rank all files of a model on a language.
     """
     places: dict[tuple[str, str, str], dict[str, list[Prediction]]] = {}
     for p in rows:
@@ -50,6 +51,13 @@ def agreements(rows: Sequence[Prediction]) -> list[Agreement]:
         predicted = [fmean(p.predicted_loss for p in each) for each in samples]
         measured = [fmean(p.measured_kld_nats for p in each) for each in samples]
         agreements.append(Agreement(*place, _spearman(predicted, measured), len(samples)))
+    everything: dict[tuple[str, str], list[Prediction]] = {}
+    for p in rows:
+        if math.isfinite(p.measured_kld_nats + p.predicted_kld_nats):
+            everything.setdefault((p.model, p.language), []).append(p)
+    for (model, language), known in everything.items():
+        klds = [p.predicted_kld_nats for p in known], [p.measured_kld_nats for p in known]
+        agreements.append(Agreement(model, "", language, _spearman(*klds), len(known)))
     return agreements
 
 
