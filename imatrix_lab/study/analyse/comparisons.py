@@ -11,6 +11,7 @@ from imatrix_lab.compare import controls, design
 from imatrix_lab.compare.compare import Report, compare_runs
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.compare.interactions import Interaction, TypeInteraction
+from imatrix_lab.compare.sizes import SizeGap
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.report import results
@@ -98,21 +99,20 @@ class _Part:
             _displayed(results.Control, METRICS[r.metric], vars(r), **self._place(r.text))
             for r in report.controls
         )
-        gaps = (
-            [f"{self.model}: {x.words()}" for x in g] for g in (report.size_gaps, report.refused)
-        )
-        size_gaps, refused = map(tuple, gaps)
         return Compared(
             tuple(self._comparison(c, report) for c in report.comparisons),
             tuple(self._contrast(c, report) for c in report.contrasts),
             tuple(self._type_interaction(x, report) for x in report.type_interactions),
-            refused,
+            self._words(report.refused),
             tuple(self._interaction(x) for x in report.interactions),
             tuple(controls_),
             missing,
             report.notes,
-            size_gaps,
+            self._words(report.size_gaps),
         )
+
+    def _words(self, gaps: Sequence[SizeGap]) -> tuple[str, ...]:
+        return tuple(f"{self.model}: {gap.words()}" for gap in gaps)
 
     def _place(self, title: str) -> dict[str, str]:
         """Return model, task and text of what `compare` calls a text."""
@@ -130,10 +130,8 @@ class _Part:
 
     def _compared(self, cls: type["Row"], c: Comparison, report: Report, **own: str) -> "Row":
         q, metric, place = c.question, c.question.metric, self._place(c.question.text)
-        calibs, quant_type = (
-            {q.a.rpartition(" ")[0], q.b.rpartition(" ")[0]},
-            q.a.rpartition(" ")[2],
-        )
+        quant_type = q.a.rpartition(" ")[2]
+        calibs = {side.rpartition(" ")[0] for side in (q.a, q.b)}
         own_controls = [r for r in report.controls if r.text == q.text]
         return _displayed(
             cls,
@@ -159,17 +157,12 @@ class _Part:
     def _type_interaction(self, x: TypeInteraction, report: Report) -> results.TypeInteraction:
         metric, types = METRICS[x.metric], (x.type_a, x.type_b)
         calibrations = (x.calib or "the text's own language", x.reference)
-        place = (
-            f"On {x.text}"
-            if x.text
-            else f"Over {x.n_texts} texts"
-            if x.n_texts > 1
-            else "On one text"
-        )
-        rows = [r for r in report.controls if x.text in ("", r.text)]
-        noise = controls.noise(
-            rows, x.type_a, x.metric, {x.calib, x.reference} if x.calib else None
-        )
+        title = f"{x.task} {x.text}".strip()
+        place = title if x.text else f"the mean of {x.n_texts} texts"
+        place = place if x.text or x.n_texts > 1 else "one text"
+        rows = [r for r in report.controls if not x.text or r.text == title]
+        calibs = {x.calib, x.reference} if x.text else None
+        noise = controls.noise(rows, x.type_a, x.metric, calibs)
         facts = (metric, x.contrast, x.p_holm)
         return _displayed(
             results.TypeInteraction,
@@ -178,10 +171,8 @@ class _Part:
             model=self.model,
             calibration=x.calib,
             noise=noise,
-            plain=sentences.plain_type_interaction(place, types, calibrations, *facts),
-            formal=sentences.formal_type_interaction(
-                types, calibrations, x.text or f"the mean of {x.n_texts} texts", *facts
-            ),
+            plain=sentences.plain_type_interaction(f"On {place}", types, calibrations, *facts),
+            formal=sentences.formal_type_interaction(types, calibrations, place, *facts),
         )
 
     def _interaction(self, x: Interaction) -> results.Interaction:

@@ -30,7 +30,8 @@ from imatrix_lab.types import Model
 class Products:
     """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
 
-    Types of tensors are of the first samples, where they were chosen. Predictions are without what was measured; commands are those that repeat the study.
+    Predictions are without what was measured; commands are those that repeat the study. Types of
+    tensors are of the first samples, where types were chosen.
     """
 
     recipe: Recipe
