@@ -7,13 +7,18 @@ from imatrix_lab.report import text
 from imatrix_lab.report.blocks import Section
 from imatrix_lab.report.lookup import View
 from imatrix_lab.report.results import Results
-from imatrix_lab.report.sections import flips, measured, provenance, verdicts
+from imatrix_lab.report.sections import flips, kinds, measured, provenance, verdicts
 
 _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
     ("comparisons with a baseline", verdicts.matrix),
     ("paired differences", verdicts.differences),
     ("interactions of calibration and language", verdicts.interactions),
+    ("types and quantizers at one size", kinds.contrasts),
+    ("calibrations by quantizer", kinds.interactions),
     ("divergence by size", measured.size),
+    ("divergence by size and method", kinds.frontier),
+    ("types of tensors", kinds.tensor_types),
+    ("predicted divergences", kinds.predicted),
     ("mixtures of two languages", measured.mixtures),
     ("predicted losses", measured.predicted),
     ("similarity of imatrices", measured.similarity),

@@ -46,7 +46,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantized file."""
+    """A quantized file.
+
+    `type` names the quantizer too unless it is llama-quantize with the imatrix: ``Q4_K_M``,
+    ``size:Q4_K_M`` (types chosen for that size), ``Q4_K_M+feedback``. Where it is the quantizer
+    alone, weights are on a grid of its own, and the size is not that of a file for use.
+    """
 
     model: str
     calibration: str
@@ -57,6 +62,7 @@ class Quant:
     size_bytes: int
     bits_per_weight: float
     n_fallback: int
+    quantizer: str = "imatrix"
 
 
 @dataclass(frozen=True)
@@ -241,12 +247,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class TensorTypes:
-    """The types of a file's tensors: by role, of each layer ("" where it has none), or one."""
+    """The types of a file's tensors: by role, of each layer ("" where it has none), or one.
+
+    `bits`: of a weight in each of these types.
+    """
 
     model: str
     calibration: str
     type: str
     roles: dict[str, tuple[str, ...]]
+    bits: dict[str, float]
 
 
 @dataclass(frozen=True)

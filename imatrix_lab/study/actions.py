@@ -200,6 +200,7 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
         calibration=planned.calibration.label,
         sample=planned.calibration.sample,
         type=kind.label,
+        quantizer=kind.quantizer,
         label=label,
         n_fallback=len(facts.fallback),
         **{name: getattr(facts, name) for name in ("sha256", "size_bytes", "bits_per_weight")},

@@ -21,15 +21,15 @@ ENDS = ("low", "high", "signature")
 def size(view: View) -> Section | None:
     """Return the divergence by bits per weight, for each text."""
     panels, rows = [], []
-    by_text, axis = _by_text(view)
-    for (model, text), text_scores in by_text.items():
+    groups, axis = by_text(view)
+    for (model, text), text_scores in groups.items():
         title = view.of_model(model) + view.text(text)
         series = []
         for label in view.ordered(s.calibration for s in text_scores):
             points = []
             for s in text_scores:
                 quant = view.quants.get((model, label, s.type))
-                if s.calibration != label or quant is None:
+                if s.calibration != label or quant is None or view.method(s.type):
                     continue
                 points.append(Point(quant.bits_per_weight, s.estimate, s.low, s.high))
                 file_size = Cell(format.size(quant.size_bytes), quant.size_bytes)
@@ -50,7 +50,7 @@ def size(view: View) -> Section | None:
     return Section("size", "Divergence by size", [words], [picture]) if panels else None
 
 
-def _by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
+def by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
     """Return the divergences by model and text, and the label of their axis."""
     on_texts = [s for s in view.scores.values() if not s.task]
     metric = KLD if any(s.metric == KLD for s in on_texts) else view.results.metric
@@ -66,8 +66,8 @@ def _by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
 def mixtures(view: View) -> Section | None:
     """Return the divergence by a language's share of the calibration text."""
     groups, rows, partners = [], [], {}
-    by_text, axis = _by_text(view)
-    for (model, text), text_scores in by_text.items():
+    scored, axis = by_text(view)
+    for (model, text), text_scores in scored.items():
         panels = []
         title = view.of_model(model) + view.text(text)
         for quant_type in view.types(s.type for s in text_scores):
@@ -150,7 +150,10 @@ def predicted(view: View) -> Section | None:
     )
     legend = [(view.number(a), a) for a in view.ordered(p.calibration for p in known)]
     picture = Picture("", words, groups, Table(NUMBERS, columns, rows, True), legend)
-    blocks: list[Block] = [picture, *([_agreements(view)] if view.results.agreements else [])]
+    blocks: list[Block] = [
+        picture,
+        *([_agreements(view)] if any(a.type for a in view.results.agreements) else []),
+    ]
     return Section("predicted", "Predicted against measured", [words], blocks) if known else None
 
 
@@ -160,7 +163,7 @@ def _sample(sample: int) -> Cell:
 
 def _agreements(view: View) -> Table:
     rows = []
-    for a in view.results.agreements:
+    for a in filter(lambda a: a.type, view.results.agreements):
         is_known = math.isfinite(a.spearman)
         spearman = f"{a.spearman:+.2f}".replace("-", "−") if is_known else format.UNKNOWN
         language = view.of_model(a.model) + view.text(a.language)

@@ -7,6 +7,7 @@ from pathlib import Path
 from imatrix_lab import __version__
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.imatrix.format import layer_and_role
+from imatrix_lab.quantize.allocate import bits_of
 from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Prediction, TensorTypes, Times
 from imatrix_lab.study import actions
 from imatrix_lab.study.analyse.index import Products
@@ -95,8 +96,10 @@ def _tensor_types(shared: Shared, quants: Records) -> Iterator[TensorTypes]:
     for record in quants.values() if any(kind.is_size for kind in made) else ():
         q = actions.quant_in(record.result)
         if q.type in shown and q.sample in (ALL_SAMPLES, 1):
-            roles = _by_role(record.result.get(actions.TYPES, {}), n_layers[q.model])
-            yield TensorTypes(q.model, q.calibration, q.type, roles)
+            types = record.result.get(actions.TYPES, {})
+            roles = _by_role(types, n_layers[q.model])
+            bits = {name: bits_of(name) for name in sorted(set(types.values()))}
+            yield TensorTypes(q.model, q.calibration, q.type, roles, bits)
 
 
 def _by_role(types: Mapping[str, str], n_layers: int) -> dict[str, tuple[str, ...]]:
