@@ -53,6 +53,8 @@ def outline(results: Results) -> Outline:
     warnings = [
         f"Not of one size: {gap}. The difference may be that of size." for gap in results.size_gaps
     ]
+    if n := len(results.refused):
+        warnings.append(f"{n} comparisons of types were left out: their files are not of one size.")
     if n := len(results.missing):
         warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
     if results.reduced:

@@ -150,10 +150,8 @@ def predicted(view: View) -> Section | None:
     )
     legend = [(view.number(a), a) for a in view.ordered(p.calibration for p in known)]
     picture = Picture("", words, groups, Table(NUMBERS, columns, rows, True), legend)
-    blocks: list[Block] = [
-        picture,
-        *([_agreements(view)] if any(a.type for a in view.results.agreements) else []),
-    ]
+    table = _agreements(view)
+    blocks: list[Block] = [picture, *([table] if table.rows else [])]
     return Section("predicted", "Predicted against measured", [words], blocks) if known else None
 
 

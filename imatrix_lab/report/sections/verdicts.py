@@ -138,19 +138,8 @@ def span(comparisons: Iterable[Comparison]) -> tuple[float, float]:
 def all_of(view: View, measure: Measure, comparisons: Sequence[Comparison]) -> Table:
     """Return every number of some comparisons, or of contrasts of types."""
     of_types = any(isinstance(c, Contrast) for c in comparisons)
-    columns = [
-        "calibration" if of_types else "type",
-        "on",
-        "A",
-        "B",
-        "A minus B",
-        "low",
-        "high",
-        "verdict",
-        "p",
-        "p adjusted",
-    ]
-    columns += ["margin", "p equivalence", "noise", "× noise", "detectable", "n", "clusters"]
+    columns = ["calibration" if of_types else "type", "on", "A", "B", "A minus B"]
+    columns += ["low", "high", "verdict", "p", "p adjusted", "margin", "p equivalence", "noise", "× noise", "detectable", "n", "clusters"]
     columns += ["n to decide", "signature"]
     rows = [
         row(

@@ -5,7 +5,7 @@ language against the baseline. Texts come first; tasks decide where there are no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Results
@@ -19,14 +19,41 @@ _NAMES_MAX = 4
 OWN = "an imatrix of the text's own language"
 
 
-def answer(results: Results) -> tuple[str, str, str]:
-    """Return three sentences: does the matched language help, next to what, and the limits."""
+def answer(results: Results) -> tuple[str, ...]:
+    """Return three sentences: does the matched language help, next to what, and the limits.
+
+    Before the limits, where there are any: what other types and quantizers of one size do, and for
+    which the calibration matters more.
+    """
     languages = {c.label for c in results.calibrations if c.kind == "language"}
     own = [c for c in _against_baseline(results) if c.a == c.text and c.a in languages]
     texts, tasks = [c for c in own if not c.task], [c for c in own if c.task]
     cases = texts or tasks
     yardsticks = f"{_noise(cases)}; {_positive(results, cases)}."
-    return _matched(results, texts, tasks), yardsticks, _limits(results, cases)
+    others = [*_of_kinds(results), *_of_interactions(results)]
+    return _matched(results, texts, tasks), yardsticks, *others, _limits(results, cases)
+
+
+def _of_kinds(results: Results) -> Iterator[str]:
+    """Yield, for each type beside another of its size, how the texts' own languages fare."""
+    decides = [c for c in results.contrasts if c.metric == ("score" if c.task else results.metric)]
+    own = [c for c in decides if c.calibration == c.text] or decides
+    texts = [c for c in own if not c.task] or own
+    for a, b in dict.fromkeys((c.a, c.b) for c in texts):
+        cases = [c for c in texts if (c.a, c.b) == (a, b)]
+        smallest, *_, largest = sorted([*cases, *cases], key=lambda c: abs(c.estimate))
+        ends = [_size(results, c, _text(results, c)) for c in dict.fromkeys((smallest, largest))]
+        yield (
+            f"At one size, {a} instead of {b} is {_counts(cases)}: its {cases[0].words} is"
+            f" {' to '.join(ends)}."
+        )
+
+
+def _of_interactions(results: Results) -> Iterator[str]:
+    """Yield for which of two types the texts' own calibration matters more."""
+    for x in results.type_interactions:
+        if x.type_b and not x.text and not x.task and x.metric == results.metric:
+            yield x.plain
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
