@@ -21,6 +21,7 @@ _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
     ("predicted divergences", kinds.predicted),
     ("mixtures of two languages", measured.mixtures),
     ("predicted losses", measured.predicted),
+    ("activations by language", measured.activations),
     ("similarity of imatrices", measured.similarity),
     ("tasks with changed answers", flips.flips),
     ("controls", provenance.controls),

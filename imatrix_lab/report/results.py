@@ -260,6 +260,22 @@ class TensorTypes:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What the matrices of a role read in a language, by layer: root mean squares of columns.
+
+    `median`, `high` (99th percentile) and `largest` of a layer's columns; NaN where a layer has no
+    such matrix. Of several samples the first. `role` names the first matrix that reads the input.
+    """
+
+    model: str
+    calibration: str
+    role: str
+    median: tuple[float, ...]
+    high: tuple[float, ...]
+    largest: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Similarity:
     """Total variation between imatrices' energies, 0 (same) to 1; `noise` of samples, or NaN."""
 
@@ -392,6 +408,7 @@ class Results:
     refused: tuple[str, ...] = ()
     type_interactions: tuple[TypeInteraction, ...] = ()
     tensor_types: tuple[TensorTypes, ...] = ()
+    activations: tuple[Activations, ...] = ()
 
 
 def write(path: Path, results: Results) -> None:

@@ -187,8 +187,8 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
     stored = shared.store.like("quant", unchecked)
     facts = run.facts(stored) if stored else run.quantize(shared.tools, spec, session)
-    named = size_types.in_name(kind.type, spec.base())
-    parts = (model.label, planned.calibration.id, kind.suffix, named)
+    named = size_types.in_name(spec.quant_type, spec.base())
+    parts = (model.label, planned.calibration.id, kind.suffix if kind.type else "", named)
     label, path = "-".join(filter(None, parts)), facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")

@@ -1,6 +1,7 @@
 """Whole studies on the small model, through the command line: kills, failures, disks."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -51,6 +52,24 @@ texts = ["short=short.jsonl"]
 documents = 4
 ctx = 128
 [comparison]
+resamples = 100
+"""
+KINDS = """
+schema = 1
+name = "kinds"
+types = ["Q3_K_S", "size:Q3_K_S", "bits:5.5"]
+quantizers = ["imatrix", "feedback"]
+models = ["tiny-f16.gguf"]
+keep = "{keep}"
+[calibration]
+texts = ["qaa", "qab", "qaa=0.5,qab=0.5", "none"]
+tokens = 1024
+[evaluation]
+texts = ["qaa", "qab"]
+documents = 3
+ctx = 128
+[comparison]
+metrics = ["kld_nats"]
 resamples = 100
 """
 TASKS = """
@@ -253,6 +272,50 @@ def test_ctrl_c_leaves_no_program_and_the_next_run_goes_on(calm, bench):
     ours.run("resume", ours.out, "--jobs", 1)
     assert ours.same() == calm.same()
     assert all(p.stat().st_mtime_ns == when for p, when in times.items())
+
+
+def test_sizes_and_quantizers_from_recipe_to_report(bench):
+    ours = bench("kinds", text=KINDS, keep="all")
+    out, err = ours.study()
+    study = ours.load()
+    plain, sized, bits = "Q3_K_S", "size:Q3_K_S", "size:5.5bpw"
+    assert study.types == tuple(f"{x}{y}" for x in (plain, sized, bits) for y in ("", "+feedback"))
+    made = {(q.calibration, q.type): q for q in study.quants}
+    tuned = ("qaa", "qab", "qaa50-qab50")
+    assert made.keys() == {(c, t) for c in tuned for t in study.types} | {("no imatrix", plain)}
+    assert len({q.sha256 for q in study.quants}) == len(study.quants)
+    for calibration in tuned:
+        for end in ("", "+feedback"):
+            largest = made[calibration, plain + end].size_bytes
+            assert 0.997 * largest < made[calibration, sized + end].size_bytes <= largest
+        assert made[calibration, f"{plain}+feedback"].quantizer == "feedback"
+    # one imatrix of each calibration, with moments, for all of its files
+    assert len({c.imatrix_sha256 for c in study.calibrations if c.imatrix_sha256}) == 3
+    assert len([*(ours.out / "sensitivity").iterdir()]) == 2
+    assert {p.name for p in (ours.out / "quants").glob("*qaa.1*")} >= {
+        "tiny-qaa.1-feedback-as-Q3_K_S.gguf", "tiny-qaa.1-as-Q3_K_S.types.txt",
+    }  # fmt: skip
+    pairs = {(c.a, c.b) for c in study.contrasts}
+    assert {(sized, plain), (f"{sized}+feedback", plain), (f"{bits}+feedback", bits)} <= pairs
+    assert not any({bits, plain} == {a, b} for a, b in pairs) and study.refused
+    assert {c.calibration for c in study.contrasts} == set(tuned)
+    means = {(x.type_a, x.type_b) for x in study.type_interactions if not x.text}
+    assert {(sized, ""), (sized, plain), (f"{plain}+feedback", plain)} <= means
+    known = [p for p in study.predictions if math.isfinite(p.predicted_kld_nats)]
+    assert {(p.calibration, p.type) for p in known} == {
+        key for key, q in made.items() if q.quantizer == "imatrix"
+    }  # fmt: skip
+    assert {a.language for a in study.agreements if not a.type} == {"qaa", "qab"}
+    shown = {(t.calibration, t.type): t.roles for t in study.tensor_types}
+    assert shown.keys() == {key for key, q in made.items() if q.quantizer == "imatrix"}
+    assert len(shown["qaa", sized]["ffn_down"]) == 2 and len(shown["qaa", sized]["output"]) == 1
+    assert "At one size, size:Q3_K_S instead of Q3_K_S is" in out
+    page = (ours.out / "report.html").read_text()
+    for title in ("Other types and quantizers", "For which quantizer", "Types of tensors"):
+        assert title in page
+    before = ours.same()
+    _, err = ours.study()
+    assert ours.same() == before and "sensitivity" not in err and "quantize" not in err
 
 
 def test_in_batches_disk_is_low_and_the_users_quants_stay(bench):

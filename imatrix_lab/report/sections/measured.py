@@ -13,6 +13,7 @@ from imatrix_lab.report.results import Score
 
 KLD = "kld_nats"
 HEAT_STEPS = 8
+DODGE = 0.7
 Steps = list[tuple[float, Score]]
 NUMBERS = "The same in numbers"
 ENDS = ("low", "high", "signature")
@@ -168,6 +169,35 @@ def _agreements(view: View) -> Table:
         rows.append(row(language, a.type, Cell(spearman, a.spearman), cells.count(a.n)))
     columns = ("language", "type", "Spearman correlation", "calibrations")
     return Table("Does the prediction rank them alike?", columns, rows)
+
+
+def activations(view: View) -> Section | None:
+    """Return how large what matrices read is, by language, role and layer."""
+    shown, panels, rows = view.results.activations, [], []
+    places = dict.fromkeys((a.model, a.role) for a in shown)
+    for model, role in places:
+        same, series = [a for a in shown if (a.model, a.role) == (model, role)], []
+        caption = f"{view.of_model(model)}input of {role}"
+        for i, a in enumerate(same):
+            levels = list(zip(a.median, a.high, a.largest, strict=True))
+            aside = (i - (len(same) - 1) / 2) * DODGE / len(same)  # so that bars stand apart
+            points = [Point(n + aside, y, low, top) for n, (low, y, top) in enumerate(levels)]
+            series.append(Series(a.calibration, view.number(a.calibration), points, joined=False))
+            rows += [
+                row(caption, a.calibration, Cell(str(layer), layer), *map(cells.number, each))
+                for layer, each in enumerate(levels) if math.isfinite(each[1])
+            ]  # fmt: skip
+        panels.append(Chart(caption, "layer", "root mean square of a column", series, log_y=True))
+    columns = ("matrices", "language", "layer", "median", "99th percentile", "largest")
+    words = (
+        "The range of what matrices read, by layer: marks are the 99th percentile over columns of the"
+        " activations’ root mean square, bars go from the median to the largest. Where languages"
+        " differ, so do the columns that a quantizer must spare. First sample of each language."
+    )
+    legend = [(view.number(a), a) for a in view.ordered(a.calibration for a in shown)]
+    picture = Picture("", words, [panels], Table(NUMBERS, columns, rows, True), legend)
+    title = "Activations by language"
+    return Section("activations", title, [words], [picture]) if shown else None
 
 
 def similarity(view: View) -> Section | None:

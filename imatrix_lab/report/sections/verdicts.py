@@ -139,8 +139,8 @@ def all_of(view: View, measure: Measure, comparisons: Sequence[Comparison]) -> T
     """Return every number of some comparisons, or of contrasts of types."""
     of_types = any(isinstance(c, Contrast) for c in comparisons)
     columns = ["calibration" if of_types else "type", "on", "A", "B", "A minus B"]
-    columns += ["low", "high", "verdict", "p", "p adjusted", "margin", "p equivalence", "noise", "× noise", "detectable", "n", "clusters"]
-    columns += ["n to decide", "signature"]
+    columns += ["low", "high", "verdict", "p", "p adjusted", "margin", "p equivalence", "noise"]
+    columns += ["× noise", "detectable", "n", "clusters", "n to decide", "signature"]
     rows = [
         row(
             c.calibration if isinstance(c, Contrast) else c.type, view.text(c.text), c.a, c.b,

@@ -44,6 +44,7 @@ def assemble(products: Products, progress: Progress) -> results.Results:
         tensor_types=tuple(sorted(products.tensor_types, key=quant_order)),
         predictions=tuple(predictions),
         agreements=tuple(secondary.agreements(predictions)),
+        activations=tuple(secondary.activations(products, index)),
         similarities=tuple(secondary.similarities(products, index)),
         flips=tuple(flips),
         flip_counts=tuple(flip_counts),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Results
+from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Contrast, Results
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.equivalence import VERDICTS
 from imatrix_lab.stats.metrics import METRICS
@@ -123,16 +123,19 @@ def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
 
 def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
-    details = [place] if place else []
-    if (whole := _without_imatrix(results, c)) > 0:
-        details.append(f"{100 * abs(c.estimate) / whole:.2g} % of the loss without an imatrix")
+    details, of = [place] if place else [], "the loss without an imatrix"
+    whole = _divergence(results, c, NO_IMATRIX, c.type)
+    if isinstance(c, Contrast):
+        whole, of = _divergence(results, c, c.calibration, c.b), f"that of {c.b}"
+    if whole > 0:
+        details.append(f"{100 * abs(c.estimate) / whole:.2g} % of {of}")
     error = (c.high - c.low) / 4
     return sentences.difference(c.estimate, c.low, c.high, error, c.unit, *details)
 
 
-def _without_imatrix(results: Results, c: Comparison) -> float:
-    """Return the divergence of the same quant without an imatrix; NaN for other metrics."""
-    place = (NO_IMATRIX, ALL_SAMPLES, "kld_nats", c.model, c.task, c.text, c.type)
+def _divergence(results: Results, c: Comparison, calibration: str, quant_type: str) -> float:
+    """Return the divergence of another quant on the same text; NaN for other metrics."""
+    place = (calibration, ALL_SAMPLES, "kld_nats", c.model, c.task, c.text, quant_type)
     for s in results.scores if c.metric == "kld_nats" else ():
         if (s.calibration, s.sample, s.metric, s.model, s.task, s.text, s.type) == place:
             return s.estimate
