@@ -191,8 +191,8 @@ def activations(view: View) -> Section | None:
     columns = ("matrices", "language", "layer", "median", "99th percentile", "largest")
     words = (
         "The range of what matrices read, by layer: marks are the 99th percentile over columns of"
-        " the activations’ root mean square, bars go from the median to the largest. Where languages"
-        " differ, so do the columns that a quantizer must spare. First sample of each language."
+        " the activations’ root mean square, bars go from the median to the largest. Where"
+        " languages differ, so do the columns that a quantizer must spare. First sample of each."
     )
     legend = [(view.number(a), a) for a in view.ordered(a.calibration for a in shown)]
     picture = Picture("", words, [panels], Table(NUMBERS, columns, rows, True), legend)
