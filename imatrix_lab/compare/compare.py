@@ -160,13 +160,13 @@ def compare_runs(
                     notes.append(f"{block.title()}: {n:,} items that not every run has, left out")
             done += len(group)
             task.update(float(done))
-    if not pairs:
+    every = [*pairs, *of_types]
+    if not every:
         raise BadRecords(
             "nothing to compare: no two of these runs are on one text and differ as planned",
             fix="name runs of the same text; check --family",
         )
     has_interactions = plan.family[:1] == ("calib",) and "lang" in plan.family
-    every = [*pairs, *of_types]
     comparisons, crossed = adjust.adjusted(
         [c for c, _ in every],
         [totals for _, totals in every],

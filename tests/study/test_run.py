@@ -309,7 +309,7 @@ def test_sizes_and_quantizers_from_recipe_to_report(bench):
     shown = {(t.calibration, t.type): t.roles for t in study.tensor_types}
     assert shown.keys() == {key for key, q in made.items() if q.quantizer == "imatrix"}
     assert len(shown["qaa", sized]["ffn_down"]) == 2 and len(shown["qaa", sized]["output"]) == 1
-    assert "At one size, size:Q3_K_S instead of Q3_K_S is" in out
+    assert "with one calibration, types chosen for the language and feedback is" in out
     page = (ours.out / "report.html").read_text()
     for title in ("Other types and quantizers", "For which quantizer", "Types of tensors"):
         assert title in page

@@ -5,15 +5,18 @@ language against the baseline. Texts come first; tasks decide where there are no
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from imatrix_lab.core import format
+from imatrix_lab.llamacpp import size_types
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Contrast, Results
+from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Contrast, Results, TypeInteraction
 from imatrix_lab.stats import sentences
+from imatrix_lab.stats.comparison import ALPHA
 from imatrix_lab.stats.equivalence import VERDICTS
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import FEW_CLUSTERS
-from imatrix_lab.study.recipe import DEMO
+from imatrix_lab.study.recipe import DEMO, PLAIN
 
 _NAMES_MAX = 4
 OWN = "an imatrix of the text's own language"
@@ -35,25 +38,61 @@ def answer(results: Results) -> tuple[str, ...]:
 
 
 def _of_kinds(results: Results) -> Iterator[str]:
-    """Yield, for each type beside another of its size, how the texts' own languages fare."""
+    """Yield how the texts' own languages fare with each way to make a file, at plain types' sizes.
+
+    Where no text has a calibration of its own, all calibrations count.
+    """
     decides = [c for c in results.contrasts if c.metric == ("score" if c.task else results.metric)]
-    own = [c for c in decides if c.calibration == c.text] or decides
+    plain = [c for c in decides if not _method(results, c.b)]
+    own = [c for c in plain if c.calibration == c.text] or plain
     texts = [c for c in own if not c.task] or own
-    for a, b in dict.fromkeys((c.a, c.b) for c in texts):
-        cases = [c for c in texts if (c.a, c.b) == (a, b)]
-        smallest, *_, largest = sorted([*cases, *cases], key=lambda c: abs(c.estimate))
-        ends = [_size(results, c, _text(results, c)) for c in dict.fromkeys((smallest, largest))]
+    for method in dict.fromkeys(_method(results, c.a) for c in texts):
+        cases = [c for c in texts if _method(results, c.a) == method]
+        ends = sorted(cases, key=lambda c: abs(c.estimate))
+        sizes = [_size(results, c, _place(results, c)) for c in dict.fromkeys((ends[0], ends[-1]))]
         yield (
-            f"At one size, {a} instead of {b} is {_counts(cases)}: its {cases[0].words} is"
-            f" {' to '.join(ends)}."
+            f"At one size and with one calibration, {method} is {_counts(cases)} beside plain"
+            f" types: its {cases[0].words} is {' to '.join(sizes)}."
         )
 
 
+def _method(results: Results, label: str) -> str:
+    """Return how files of a type are made beside llama-quantize with an imatrix, in words."""
+    quantizer = next((q.quantizer for q in results.quants if q.type == label), PLAIN)
+    words = ["types chosen for the language"] if label.startswith(size_types.PREFIX) else []
+    return " and ".join([*words, *([] if quantizer == PLAIN else [quantizer])])
+
+
 def _of_interactions(results: Results) -> Iterator[str]:
-    """Yield for which of two types the texts' own calibration matters more."""
+    """Yield whether the texts' own calibration matters more for one quantizer than another."""
+    quantizers = {q.type: q.quantizer for q in results.quants}
+    groups: dict[tuple[str, str], list[TypeInteraction]] = {}
     for x in results.type_interactions:
-        if x.type_b and not x.text and not x.task and x.metric == results.metric:
-            yield x.plain
+        sides = quantizers.get(x.type_a, PLAIN), quantizers.get(x.type_b, PLAIN)
+        is_sized = x.type_a.startswith(size_types.PREFIX)
+        if x.type_b and not (x.text or x.task or is_sized) and x.metric == results.metric:
+            groups.setdefault(sides, []).append(x)
+    for (a, b), cases in groups.items():
+        parts = []
+        for word, is_it in _MATTERS.items():
+            found = [x for x in cases if is_it(x)]
+            sizes = ", ".join(
+                f"{x.type_b}: {format.number(x.estimate, x.low, x.high, True)} {x.unit},"
+                f" {format.interval(x.low, x.high, True)}"
+                for x in found
+            )
+            parts += [f"{word} ({sizes})"] if found else []
+        yield (
+            f"Calibration on the text's own language instead of {cases[0].reference} lowers the"
+            f" divergence, with {a} beside {b}, {_joined(parts)}."
+        )
+
+
+_MATTERS: Mapping[str, Callable[[TypeInteraction], bool]] = {
+    "more": lambda x: x.p_holm <= ALPHA and x.estimate < 0,
+    "less": lambda x: x.p_holm <= ALPHA and x.estimate > 0,
+    "by no clear difference": lambda x: not x.p_holm <= ALPHA,
+}
 
 
 def _against_baseline(results: Results) -> list[Comparison]:

@@ -112,9 +112,9 @@ def test_the_interaction_and_the_noise_beside_it(study, folder):
 
 def test_the_answer_says_both(study):
     text = " ".join(study.answer)
-    assert f"At one size, {FED} instead of {PLAIN} is better in 2 of 2 cases" in text
+    assert "with one calibration, feedback is better in 2 of 2 cases beside plain types" in text
     assert f"% of that of {PLAIN}" in text
-    assert f"helps {FED} more than {PLAIN}" in text
+    assert f"with feedback beside imatrix, more ({PLAIN}: −" in text
 
 
 def test_predicted_divergences_rank_all_files(study, products, folder):
