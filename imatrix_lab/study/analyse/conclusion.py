@@ -5,9 +5,8 @@ language against the baseline. Texts come first; tasks decide where there are no
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from imatrix_lab.core import format
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Contrast, Results, TypeInteraction
@@ -73,26 +72,21 @@ def _of_interactions(results: Results) -> Iterator[str]:
         if x.type_b and not (x.text or x.task or is_sized) and x.metric == results.metric:
             groups.setdefault(sides, []).append(x)
     for (a, b), cases in groups.items():
-        parts = []
-        for word, is_it in _MATTERS.items():
-            found = [x for x in cases if is_it(x)]
-            sizes = ", ".join(
-                f"{x.type_b}: {format.number(x.estimate, x.low, x.high, True)} {x.unit},"
-                f" {format.interval(x.low, x.high, True)}"
-                for x in found
-            )
-            parts += [f"{word} ({sizes})"] if found else []
+        words: dict[str, list[str]] = {}
+        for x in cases:
+            size = sentences.difference(x.estimate, x.low, x.high, (x.high - x.low) / 4, x.unit)
+            words.setdefault(_matters(x), []).append(f"{x.type_b}: {size}")
+        parts = [f"{word} with {b} ({'; '.join(sizes)})" for word, sizes in words.items()]
         yield (
-            f"Calibration on the text's own language instead of {cases[0].reference} lowers the"
-            f" divergence, with {a} beside {b}, {_joined(parts)}."
+            f"Calibration on the text's own language instead of {cases[0].reference} helps with"
+            f" {a} {_joined(parts)}."
         )
 
 
-_MATTERS: Mapping[str, Callable[[TypeInteraction], bool]] = {
-    "more": lambda x: x.p_holm <= ALPHA and x.estimate < 0,
-    "less": lambda x: x.p_holm <= ALPHA and x.estimate > 0,
-    "by no clear difference": lambda x: not x.p_holm <= ALPHA,
-}
+def _matters(x: TypeInteraction) -> str:
+    if not x.p_holm <= ALPHA:
+        return "no more and no less, as far as these data can tell, than"
+    return "more than" if (x.estimate < 0) == METRICS[x.metric].lower_is_better else "less than"
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
