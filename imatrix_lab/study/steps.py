@@ -272,7 +272,8 @@ class _ModelSteps:
             who = (quant.calibration.id, quant.kind.label)
             step, what = self._id("loss", who[0], quant.kind.id), f"predicted loss {' '.join(who)}"
             run = self._action(actions.predict_losses, quant, samples, sensitivities)
-            rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
+            needs = (quant.step, *([quant.imatrix_step] if quant.imatrix_step else []))
+            rest = {"needs": needs, "uses": uses, "cost": LOSS_TOKENS}
             yield self._step(step, "loss", what, run, **rest)
 
     def _items(self) -> Iterator[Step]:
