@@ -11,7 +11,7 @@ from rich.table import Table
 
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
-from imatrix_lab.compare.benchmarks import KNOWN
+from imatrix_lab.compare.benchmarks import KNOWN, VOTES
 from imatrix_lab.stats.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--task", default="", help=f"Benchmark: {', '.join(KNOWN)}.")
+@click.option(
+    "--task", default="", help=f"Benchmark: {', '.join(KNOWN)}; or {VOTES}, of people.",
+)  # fmt: skip
 @click.option(
     "--margin", type=float, required=True,
     help="Smallest difference that matters: nats, or points of a score.",
@@ -33,15 +35,20 @@ if TYPE_CHECKING:
 @click.option("--metric", type=click.Choice(list(METRICS)), help="Metric measured in the pilot.")
 @click.option(
     "--discordance", type=click.FloatRange(0, 100, min_open=True), metavar="PERCENT",
-    help="Answers that differ between two quants. [default: 2, 5 and 10]",
+    help="Answers that differ between two quants. [default: 2, 5 and 10] Votes that are no ties."
+    " [default: 70]",
 )  # fmt: skip
 @click.option(
     "--icc", type=click.FloatRange(0, 1),
-    help="Correlation of the differences within a group. [default: 1, the worst case]",
+    help="Correlation of the differences within a group. [default: 1, the worst case] Of votes on"
+    " one prompt. [default: 0.25]",
 )  # fmt: skip
 @click.option(
     "--clusters", "n_clusters", type=click.IntRange(2),
-    help="Documents or item groups. [default: those of the task or the pilot]",
+    help="Documents, item groups or prompts. [default: those of the task or the pilot]",
+)  # fmt: skip
+@click.option(
+    "--people", type=click.IntRange(1), help="How many vote. [default: 1, 3, 5, 10 and 20]",
 )  # fmt: skip
 @click.option(
     "--comparisons", "n_comparisons", type=click.IntRange(1),
@@ -53,7 +60,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--rate", "units_per_second", type=click.FloatRange(0, min_open=True), default=None,
-    help="Measured items or tokens per second, for the hours.",
+    help="Measured items or tokens (votes of one person) per second, for the hours.",
 )  # fmt: skip
 @options.JSON
 def power(
@@ -66,8 +73,9 @@ def power(
     Example:
       imatrix-lab power --task mixeval --margin 1.5 --langs en,nb
       imatrix-lab power --pilot a.parquet --pilot b.parquet --margin 0.005 --rate 100
+      imatrix-lab power --task votes --margin 10
     """
-    from imatrix_lab.compare.power import PowerRequest, plan_comparisons
+    from imatrix_lab.compare.power import PowerRequest, describe_votes, plan_comparisons
 
     languages = tuple(dict.fromkeys(langs.replace(",", " ").split())) or ("one language",)
     request = PowerRequest(
@@ -80,28 +88,34 @@ def power(
     metric, rows = plan_comparisons(request)
     if as_json:
         return options.emit({"metric": metric.key, "rows": [dataclasses.asdict(r) for r in rows]})
-    stdout.print(_table(metric, rows))
+    items = "tokens" if metric.key != "score" else "prompts" if request.task == VOTES else "items"
+    stdout.print(_table(metric, rows, items))
+    if request.task == VOTES:
+        stderr.print(f"assumed of votes: {describe_votes(request)}", style="dim", soft_wrap=True)
     n_comparisons = round(0.05 / rows[0].alpha)
     stderr.print(
         f"alpha = 0.05 / {n_comparisons} comparisons (Bonferroni); power at a margin of"
-        f" ±{margin:g} {metric.unit}; items needed for {100 * request.power:.0f} % power",
+        f" ±{margin:g} {metric.unit}; {items} needed for {100 * request.power:.0f} % power",
         style="dim",
         soft_wrap=True,
     )
 
 
-def _table(metric: Metric, rows: list[PowerRow]) -> Table:
-    items = "items" if metric.key == "score" else "tokens"
+def _table(metric: Metric, rows: list[PowerRow], items: str) -> Table:
     names = ["comparison", items, "clusters", "design effect", "min. detectable", "power",
              "power (equivalence)", f"{items} needed", f"{items} needed (equivalence)"]  # fmt: skip
     has_hours = not math.isnan(rows[0].hours)
     table = new_table(*names, *(["hours", "hours (equivalence)"] if has_hours else []))
     for r in rows:
-        hours = [f"{h:.1f}" for h in (r.hours, r.hours_equivalence)] if has_hours else []
+        hours = (
+            ["" if math.isnan(h) else f"{h:.1f}" for h in (r.hours, r.hours_equivalence)]
+            if has_hours
+            else []
+        )
         table.add_row(
             r.question, f"{r.n:,}", f"{r.n_clusters:,}", f"{r.design_effect:.2f}",
             f"{r.detectable * metric.scale:.3g}", f"{100 * r.power_superiority:.0f} %",
-            f"{100 * r.power_equivalence:.0f} %", f"{r.n_superiority:,}", f"{r.n_equivalence:,}",
-            *hours,
+            f"{100 * r.power_equivalence:.0f} %",
+            *(f"{n:,}" if n else "more people" for n in (r.n_superiority, r.n_equivalence)), *hours,
         )  # fmt: skip
     return table

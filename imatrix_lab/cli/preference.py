@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 
 from imatrix_lab.cli import options
+from imatrix_lab.cli.task_judge import CHAT, chat_with
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
+from imatrix_lab.core.format import with_error
 
 if TYPE_CHECKING:
     from imatrix_lab.publish.preference.votes import Tally
@@ -36,7 +39,7 @@ def preference() -> None:
               help="Answers at a time.")  # fmt: skip
 @options.BACKEND
 @options.THREADS
-@options.GPU_LAYERS
+@options.OFFLOAD
 @options.FORCE
 def make(
     prompts: str, a: str, b: str, c: tuple[str, ...], out: Path, **rest: Any
@@ -49,7 +52,7 @@ def make(
     Example:
       imatrix-lab preference make --prompts nb --a base.gguf --b base-nb-Q3_K_M.gguf --out vote.html
     """
-    from imatrix_lab.publish.preference.pack import PackRequest
+    from imatrix_lab.publish.preference.pack import PackRequest, key_path
     from imatrix_lab.publish.preference.pack import make as make_pack
     from imatrix_lab.publish.preference.prompts import read
 
@@ -59,35 +62,72 @@ def make(
     n_alike = len(key.identical)
     alike = f"; {n_alike:,} pairs of answers are the same text and are not shown" if n_alike else ""
     stderr.print(f"{len(key.prompts):,} prompts{alike}", markup=False, soft_wrap=True)
-    stderr.print(f"keep the key: {request.key_path()}", markup=False, soft_wrap=True)
+    stderr.print(f"keep the key: {key_path(out)}", markup=False, soft_wrap=True)
     options.echo(out)
+
+
+KEY = click.option("--key", "key_path", required=True, type=options.PathType(), metavar="FILE",
+                   help="The page's key.")  # fmt: skip
+
+
+@preference.command()
+@KEY
+@CHAT
+def judge(key_path: Path, **chat_options: Any) -> None:
+    """Let a model judge the same pairs, both ways round; tally says whether people agree with it.
+
+    \b
+    Example:
+      imatrix-lab preference judge --key vote.key.json --model judge.gguf
+    """
+    from imatrix_lab.publish.preference import judges
+    from imatrix_lab.publish.preference.pack import read_key
+    from imatrix_lab.tasks.locale import get_locale
+
+    session, key = options.session(), read_key(key_path)
+    get_locale(key.language)  # told before a model is loaded
+    with chat_with(chat_options, session) as chat:
+        options.echo(judges.ask(key, key_path, chat, session.progress))
 
 
 @preference.command()
 @click.argument("votes", nargs=-1, required=True, type=options.PathType(), metavar="VOTES.json …")
-@click.option("--key", "key_path", required=True, type=options.PathType(), metavar="FILE",
-              help="The page's key.")  # fmt: skip
+@KEY
+@click.option("--records", multiple=True, type=options.PathType(), metavar="PATH",
+              help="Records of score or task, to stand beside; may be repeated.")  # fmt: skip
 @click.option("--margin", type=click.FloatRange(0, 100, min_open=True), metavar="POINTS",
               help="Smallest difference in wins that matters, in points.")  # fmt: skip
 @options.JSON
-def tally(votes: tuple[Path, ...], key_path: Path, margin: float | None, as_json: bool) -> None:
+def tally(
+    votes: tuple[Path, ...], key_path: Path, records: tuple[Path, ...], margin: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Say what the votes of a page show, and how each person voted.
+
+    Beside it stands what judges say, whose files lie beside the key, and records.
 
     \b
     Example:
       imatrix-lab preference tally votes/*.json --key vote.key.json --margin 10
     """
+    from imatrix_lab.publish.preference import judges, measures
     from imatrix_lab.publish.preference.pack import read_key
-    from imatrix_lab.publish.preference.votes import read_ballots, sentence
+    from imatrix_lab.publish.preference.votes import judge_sentence, read_ballots, sentence
     from imatrix_lab.publish.preference.votes import tally as count
 
     key = read_key(key_path)
-    result = count(read_ballots(votes, key), key, math.nan if margin is None else margin / 100)
+    ballots = read_ballots(votes, key)
+    share = math.nan if margin is None else margin / 100
+    verdicts, measured = judges.read(key, key_path), measures.compare(records, key)
+    result = count(ballots, key, share, verdicts, measured)
     if as_json:
         return options.emit(_plain(result))
     for pair in result.pairs:
         click.echo(sentence(pair, result))
+    for judge in result.judges:
+        click.echo(judge_sentence(judge, result))
     _details(result)
+    _measures(result)
     return None
 
 
@@ -121,6 +161,18 @@ def _details(result: Tally) -> None:
             f"note: the answer shown first wins {_share(result.first_share)} of decided votes;"
             " the order is balanced, so neither model gains", markup=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _measures(result: Tally) -> None:
+    if not result.measures:
+        return
+    table = new_table("beside it", "on", "A", "B", "of A", "of B", "A - B", "95 % CI", n_text=4)
+    for m in result.measures:
+        numbers = [(m.value_a,), (m.value_b,), (m.difference,), (m.low, m.high)]
+        cells = (" … ".join(with_error(x, m.std_error) for x in pair) for pair in numbers)
+        names = (escape(name) for name in (f"{m.words}, {m.unit}", m.text, m.a, m.b))
+        table.add_row(*names, *cells)
+    stdout.print(table)
 
 
 def _share(value: float) -> str:

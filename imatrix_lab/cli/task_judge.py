@@ -24,7 +24,7 @@ MODEL = click.option("--model", required=True, metavar="MODEL",
                      help="A GGUF to serve here; with --endpoint, its model's name.")  # fmt: skip
 PARALLEL = click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
                         help="Requests at a time.")  # fmt: skip
-CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, options.GPU_LAYERS])
+CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, options.OFFLOAD])
 
 
 @click.command()
@@ -60,6 +60,7 @@ def judge(runs: tuple[Path, ...], limit: int | None, as_json: bool, **chat_optio
     if isinstance(verdict, Preferences):
         n_a, n_b, n_ties = verdict.n_a, verdict.n_b, verdict.n_ties
         click.echo(f"A is better {n_a:,} times, B {n_b:,}, neither {n_ties:,}")
+        stderr.print("not validated: no votes of people beside it (imatrix-lab preference judge)")
     else:
         undefined = "undefined (both give every item the same verdict)"
         kappa = undefined if math.isnan(verdict.kappa) else f"{verdict.kappa:.3f}"

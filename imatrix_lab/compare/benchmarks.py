@@ -11,6 +11,8 @@ KNOWN = {
     "mixeval-multiple-choice": (_MULTIPLE_CHOICE,),
 }
 """Benchmarks, as counts of groups by their size."""
+VOTES = "votes"
+"""The task of people: `imatrix-lab preference`."""
 
 
 def group_sizes(task: str) -> list[int]:

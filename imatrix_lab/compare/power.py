@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imatrix_lab.compare.benchmarks import KNOWN, group_sizes
+from imatrix_lab.compare.benchmarks import KNOWN, VOTES, group_sizes
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.records.runs import blocks, find
-from imatrix_lab.stats import power
+from imatrix_lab.stats import power, preference
 from imatrix_lab.stats.comparison import ALPHA
 from imatrix_lab.stats.metrics import METRICS, Metric
 from imatrix_lab.stats.paired import Sums
@@ -16,6 +16,12 @@ from imatrix_lab.stats.power import Design
 
 DISCORDANCES = (0.02, 0.05, 0.10)
 """Shares of differing answers of two quants of one model that are shown where none was measured."""
+
+PEOPLE, PROMPTS = (1, 3, 5, 10, 20), 150
+DECIDED, AGREEMENT, TASTE = 0.7, 0.25, 0.02
+"""Assumed of votes: the share that are no ties, the correlation of two people's on one prompt, and
+of a person's on two prompts (with it, people's own means differ by a standard deviation of 12
+points)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,10 @@ class PowerRequest:
     ----------
     margin : smallest difference that matters, in the metric's unit: nats, or points.
     languages : each is compared, and every two of them give an interaction.
-    discordance : share of answers that differ; None for `DISCORDANCES`.
+    discordance : share of answers that differ; None for `DISCORDANCES`. Of votes: no ties.
     icc : correlation of answers in a group; None for 1, the worst case: a group answers as one.
+        Of votes: of two people's on one prompt.
+    people : how many vote; None for `PEOPLE`.
     n_comparisons : tests in the family; alpha is divided by it (Bonferroni, Holm's worst case).
     n_runs : quants to be scored.
     units_per_second : items or tokens a second, measured; 0 if unknown.
@@ -44,6 +52,7 @@ class PowerRequest:
     n_comparisons: int | None = None
     n_runs: int = 2
     units_per_second: float = 0.0
+    people: int | None = None
     power: float = power.POWER
 
 
@@ -57,7 +66,8 @@ class PowerRow:
     n : items or tokens in each language.
     detectable, power_superiority, power_equivalence, clusters_superiority, clusters_equivalence :
         see `stats.power.PowerAnalysis`; in stored units.
-    n_superiority, n_equivalence : items or tokens needed in each language.
+    n_superiority, n_equivalence : items or tokens needed in each language; of votes, 0 where no
+        number of prompts is enough for so few people.
     hours, hours_equivalence : for all runs and languages, with n items and with those needed for
         equivalence; NaN without a rate.
     """
@@ -87,6 +97,8 @@ def plan_comparisons(request: PowerRequest) -> tuple[Metric, list[PowerRow]]:
     """
     if not request.margin > 0:
         raise UsageError(f"the margin must be positive, not {request.margin:g}")
+    if request.task == VOTES:
+        return METRICS["score"], _votes(request)
     metric, designs, n_clusters = _designs(request)
     request = replace(request, margin=request.margin / metric.scale)
     n_languages = len(request.languages)
@@ -99,6 +111,57 @@ def plan_comparisons(request: PowerRequest) -> tuple[Metric, list[PowerRow]]:
             question = f"interaction of two, {name}"
             rows.append(_row(request, question, design.doubled(), n_clusters, alpha))
     return metric, rows
+
+
+def describe_votes(request: PowerRequest) -> str:
+    """Return what is assumed of votes, in words."""
+    decided, icc = _assumed(request)
+    return (
+        f"{100 * decided:g} % are no ties; those of two people on one prompt correlate by {icc:g},"
+        f" a person's on two prompts by {TASTE:g}; fewer than {preference.RATERS_MIN} people speak"
+        " for themselves alone"
+    )
+
+
+def _assumed(request: PowerRequest) -> tuple[float, float]:
+    """Return the share of votes that are no ties, and the correlation on one prompt."""
+    decided = DECIDED if request.discordance is None else request.discordance
+    return decided, AGREEMENT if request.icc is None else request.icc
+
+
+def _votes(request: PowerRequest) -> list[PowerRow]:
+    """Return a row for each number of people; a vote is 1, 0 or -1, a difference of wins."""
+    (decided, icc), margin = _assumed(request), request.margin / 100
+    if margin >= decided:
+        what = f"a margin of {request.margin:g} points, and {100 * decided:g} % of votes decided"
+        raise UsageError(what, fix="a smaller --margin, or --discordance")
+    if icc + TASTE > 1:
+        raise UsageError(f"--icc {icc:g} leaves no room for people's taste ({TASTE:g})")
+    alpha = ALPHA / (request.n_comparisons or len(request.languages))
+    n = request.n_clusters or PROMPTS
+    rate = request.units_per_second or math.nan
+    rows = []
+    for people in (request.people,) if request.people else PEOPLE:
+        planned = preference.PlannedVotes(decided, icc, TASTE, people)
+        analysis = planned.analyse(n, margin, alpha, request.power)
+        needed = analysis.clusters_equivalence or math.nan
+        hours = people * len(request.languages) / rate / 3600
+        rows.append(
+            PowerRow(
+                question="1 person" if people == 1 else f"{people} people",
+                sd=decided**0.5,
+                design_effect=planned.variances(n)[-1] * n * people / decided,
+                n=n,
+                n_clusters=n,
+                alpha=alpha,
+                n_superiority=analysis.clusters_superiority,
+                n_equivalence=analysis.clusters_equivalence,
+                hours=n * hours,
+                hours_equivalence=needed * hours,
+                **vars(analysis),
+            )
+        )
+    return rows
 
 
 def _row(

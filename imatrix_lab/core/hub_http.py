@@ -43,6 +43,7 @@ class Listing:
 
     commit: str
     files: Files
+    is_private: bool = False
 
 
 def list_files(repo: str, revision: str) -> Listing:
@@ -61,7 +62,7 @@ def list_files(repo: str, revision: str) -> Listing:
             sha256 = lfs.sha256 if lfs else None
             blob = sha256 or sibling.blob_id
             files[str(name)] = {"size_bytes": size_bytes, "sha256": sha256, "blob": blob}
-    return Listing(str(info.sha), files)
+    return Listing(str(info.sha), files, bool(info.private))
 
 
 def dataset_commit(repo: str, revision: str, timeout_s: float = TIMEOUT_S) -> str:

@@ -1,5 +1,6 @@
 """Means of values that come in clusters, such as the tokens of documents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,17 @@ def t_interval(estimate: float, std_error: float, df: float, level: float) -> tu
         return float("nan"), float("nan")
     half = float(special.stdtrit(df, (1 + level) / 2)) * std_error
     return estimate - half, estimate + half
+
+
+def satterthwaite(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the root of a sum of variances, and its degrees of freedom.
+
+    Satterthwaite (1946, Biometrics Bulletin 2:110). `parts`: variances with their own.
+    """
+    variance = sum(v for v, _ in parts)
+    if not variance:
+        return 0.0, parts[0][1]
+    return float(variance**0.5), variance**2 / sum(v**2 / df for v, df in parts)
 
 
 def jackknife(totals: np.ndarray, sizes: np.ndarray) -> np.ndarray:

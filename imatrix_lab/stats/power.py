@@ -236,17 +236,17 @@ def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: flo
     if n_clusters < 2:
         return math.inf
     scale = design.std_error(n_clusters)
-    return scale * _solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
+    return scale * solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
 
 
 def detectable_at(std_error: float, df: float, power: float = POWER, alpha: float = 0.05) -> float:
     """Return the minimum detectable difference for a standard error; see `detectable`."""
     if not df >= 1:
         raise ValueError("fewer than two clusters detect nothing")
-    return std_error * _solve(lambda x: superiority(x, 1.0, df, alpha) - power)
+    return std_error * solve(lambda x: superiority(x, 1.0, df, alpha) - power)
 
 
-def _solve(lack: Callable[[float], float]) -> float:
+def solve(lack: Callable[[float], float]) -> float:
     """Return where an increasing function of x >= 0 is 0."""
     high = 8.0
     while lack(high) < 0:

@@ -1,4 +1,4 @@
-"""Preferences of people between answers: a mean with two error terms, strengths, agreement.
+"""Preferences of people between answers: a mean with two error terms, its power, strengths.
 
 A vote is a prompt, a rater, and a choice between two answers from -1 to 1. Prompts are a sample,
 and so are people: who ignores that one rater likes long answers finds a winner in up to six of ten
@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from imatrix_lab.stats import clustered, sign_flips
+from imatrix_lab.stats import clustered, power, sign_flips
 from imatrix_lab.stats.clustered import Interval
+from imatrix_lab.stats.power import PowerAnalysis
 
 RATERS_MIN = 3
 """With fewer, nothing is known of how people differ: the result is of these people alone."""
+
+PROMPTS_MAX = 1_000_000
+"""What takes more prompts takes more people."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,7 @@ def mean_preference(
         return MeanPreference(interval, p, own.std_error, np.nan, n_raters, False)
     other = clustered.mean(*by_rater, level)
     parts = [(m.std_error**2, m.df) for m in (own, other)]
-    variance = sum(v for v, _ in parts)
-    df = variance**2 / sum(v**2 / d for v, d in parts) if variance else float(own.df)
-    error = float(variance**0.5)
+    error, df = clustered.satterthwaite(parts)
     low, high = clustered.t_interval(own.estimate, error, df, level)
     p = 1.0 if own.estimate == 0 else 0.0
     if error:
@@ -73,6 +75,77 @@ def mean_preference(
 
 def _sums(choices: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return clustered.checked(np.bincount(codes, choices), np.bincount(codes))
+
+
+@dataclass(frozen=True)
+class PlannedVotes:
+    """Votes of some people, each of whom is to judge every prompt.
+
+    Attributes
+    ----------
+    decided : share of votes that are no ties, which is the most that the variance of one can be.
+    icc_prompts : correlation of two people's votes on one prompt.
+    icc_raters : correlation of a person's votes on two prompts: people's taste.
+    """
+
+    decided: float
+    icc_prompts: float
+    icc_raters: float
+    n_raters: int
+
+    def variances(self, n_prompts: int) -> tuple[float, float, float]:
+        """Return what the jackknives over prompts and over raters give, and the mean's own."""
+        noise = self.decided * (1 - self.icc_prompts - self.icc_raters) / n_prompts / self.n_raters
+        by_prompt = self.decided * self.icc_prompts / n_prompts + noise
+        if self.n_raters < RATERS_MIN:
+            return by_prompt, 0.0, by_prompt
+        by_rater = self.decided * self.icc_raters / self.n_raters + noise
+        return by_prompt, by_rater, by_prompt + by_rater - noise
+
+    def power_at(
+        self, n_prompts: int, effect: float, alpha: float = 0.05, margin: float | None = None
+    ) -> float:
+        """Return the probability to find `effect`, or with a margin, to call it equivalent.
+
+        That of a t test whose error is estimated by both jackknives, averaged over that of raters:
+        with few of them it varies most (a chi-square's), and the degrees of freedom with it.
+        """
+        by_prompt, by_rater, own = self.variances(n_prompts)
+        error, df = own**0.5, n_prompts - 1.0
+        if not by_rater:
+            if margin is None:
+                return power.superiority(effect, error, df, alpha)
+            return power.equivalence(effect, margin, error, df, alpha)
+        n = self.n_raters - 1.0
+        parts = by_rater * special.gammaincinv(n / 2, (np.arange(200) + 0.5) / 200) * 2 / n
+        both = by_prompt + parts
+        cut = special.stdtrit(both**2 / (by_prompt**2 / df + parts**2 / n), 1 - alpha / 2)
+        cut, shift = cut * np.sqrt(both) / error, effect / error
+        if margin is None:
+            return float(np.mean(special.ndtr(shift - cut) + special.ndtr(-shift - cut)))
+        room = margin / error - cut
+        inside = special.ndtr(room - shift) - special.ndtr(-room - shift)
+        return float(np.mean(np.where(room > 0, inside, 0.0)))
+
+    def analyse(
+        self, n_prompts: int, margin: float, alpha: float = 0.05, wanted: float = power.POWER
+    ) -> PowerAnalysis:
+        """Return what votes on `n_prompts` can detect; 0 where no number of prompts is enough."""
+
+        def needed(effect: float, margin: float | None) -> int:
+            def is_enough(n: int) -> bool:
+                return self.power_at(n, effect, alpha, margin) >= wanted
+
+            return power.smallest(is_enough) if is_enough(PROMPTS_MAX) else 0
+
+        error = self.variances(n_prompts)[-1] ** 0.5
+        return PowerAnalysis(
+            error * power.solve(lambda x: self.power_at(n_prompts, x * error, alpha) - wanted),
+            self.power_at(n_prompts, margin, alpha),
+            self.power_at(n_prompts, 0.0, alpha, margin),
+            needed(margin, None),
+            needed(0.0, margin),
+        )
 
 
 @dataclass(frozen=True)
@@ -152,26 +225,3 @@ def _fit(design: np.ndarray, chosen: np.ndarray, counts: np.ndarray) -> np.ndarr
     x = optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-7}).x
     x[:-1] -= x[:-1].mean()
     return np.asarray(x)
-
-
-def krippendorff_alpha(units: np.ndarray, values: np.ndarray) -> float:
-    """Return Krippendorff's alpha for interval data: 1 is agreement, 0 what chance gives.
-
-    1 - observed / expected disagreement, squared differences over pairs of votes on one unit and
-    over all pairs (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability). Units with one
-    vote are left out; NaN where nothing is left, or all votes are equal.
-
-    `units` (n,) are codes from 0; `values` (n,) the votes.
-    """
-    values = np.asarray(values, np.float64)
-    n = np.bincount(units)
-    kept = n[units] > 1
-    units, values = units[kept], values[kept]
-    if not len(values):
-        return float("nan")
-    n, sums, squares = (np.bincount(units, w) for w in (np.ones(len(values)), values, values**2))
-    used = n > 1
-    observed = np.sum((n[used] * squares[used] - sums[used] ** 2) / (n[used] - 1))
-    total = float(len(values))
-    expected = (total * np.sum(values**2) - np.sum(values) ** 2) / (total - 1)
-    return float(1 - observed / expected) if expected > 0 else float("nan")

@@ -116,8 +116,9 @@ class Recipe:
     models: Annotated[tuple[str, ...], "demo, a GGUF file, or hf:org/repo[@rev][:file]"] = (DEMO,)
     quantizers: Annotated[
         tuple[str, ...],
-        "how weights are rounded: imatrix (llama-quantize with the imatrix) or feedback (GPTQ's, on"
-        " top of that); each makes every type with every calibration",
+        "how weights are rounded: imatrix (llama-quantize with the imatrix), feedback (GPTQ's, on"
+        " top of that), awq (channels scaled before it), awq+feedback; each makes every type with"
+        " every calibration. int4-gptq and int4-awq have a grid of their own, to compare with",
     ] = (PLAIN,)
     question: Annotated[str, "the question, in a sentence"] = ""
     source: Annotated[str, "the paper it follows"] = ""

@@ -60,7 +60,7 @@ def grade(path: Path, chat: Chat, progress: Progress, limit: int | None = None) 
         raise BadRecords("no free-form answers to grade", where=path)
     locale = get_locale(run.signature["task"]["language"])
     file = path.with_suffix(f".judge.{records.name_part(chat.model)}.jsonl")
-    judgements = _judge(rows, judge_prompts.grade, file, chat, locale, progress)
+    judgements = judged(rows, judge_prompts.grade, file, chat, locale, progress)
     pairs = [(j.value, row["score"]) for j, row in zip(judgements, rows, strict=True)]
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
     grades, rule = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -84,23 +84,27 @@ def prefer(
         raise BadRecords("these runs have no item in common", where=path_b)
     judge = records.name_part(chat.model)
     file = path_a.with_name(f"{path_a.stem}.against.{path_b.stem}.{judge}.jsonl")
-    judgements = _judge(rows[:limit], judge_prompts.prefer, file, chat, locale, progress)
+    judgements = judged(rows[:limit], judge_prompts.prefer, file, chat, locale, progress)
     values = [judgement.value for judgement in judgements]
     counts = (values.count(1.0), values.count(0.0), values.count(0.5))
     failed = records.error_classes([judgement.error for judgement in judgements])
     return Preferences(chat.model, *counts, failed, file)
 
 
-def _judge(
+def judged(
     rows: Sequence[Row], ask: Callable[[Row, Locale, Chat], Judgement], file: Path, chat: Chat,
     locale: Locale, progress: Progress,
 ) -> list[Judgement]:  # fmt: skip
-    """Return a judgement an item; those in the file are not asked again, unless they failed."""
+    """Return a judgement an item; those in the file are not asked again, unless they failed.
+
+    Rows have `item_id`, `prompt`, `output`, `gold` (to grade) or `other` (to prefer). Raises
+    ImatrixLabError: no reply has a verdict.
+    """
     settings = [chat.model, chat.identity, judge_prompts.MAX_TOKENS, locale.words]
     key = canonical_json([*settings, dataclasses.asdict(locale.judge)])
     hashes = {}
     for row in rows:
-        texts = (row["prompt"], row["gold"], row["output"], row.get("other", ""))
+        texts = (row["prompt"], row.get("gold", ""), row["output"], row.get("other", ""))
         hashes[row["item_id"]] = prompt_hash((("", "\0".join(texts)),), key)
     journal, done = Journal(file, Judgement), {}
     for item_id, digest in hashes.items():

@@ -62,3 +62,21 @@ def test_what_cannot_be_planned():
     with pytest.raises(UsageError) as error:
         plan_comparisons(PowerRequest("mixeval", 1e-12, ("nb",)))
     assert error.value.fix == "a larger --margin"
+
+
+def test_votes_of_so_many_people():
+    metric, rows = plan_comparisons(PowerRequest("votes", 15.0, ("nb", "ml")))
+    assert metric.unit == "points"
+    assert [r.question for r in rows] == [
+        "1 person", "3 people", "5 people", "10 people", "20 people"
+    ]  # fmt: skip
+    assert {(r.n, r.alpha) for r in rows} == {(150, 0.025)}
+    assert rows[1].n_superiority == 0  # three people differ too much
+    assert rows[-1].n_superiority < rows[-1].n_equivalence
+    assert rows[1].detectable > rows[2].detectable > rows[3].detectable > rows[4].detectable
+    _, (row,) = plan_comparisons(
+        PowerRequest("votes", 15.0, ("nb",), people=20, units_per_second=1 / 30)
+    )
+    assert row.hours == pytest.approx(150 * 20 * 30 / 3600)
+    with pytest.raises(UsageError, match="decided"):
+        plan_comparisons(PowerRequest("votes", 80.0, ("nb",)))

@@ -1,18 +1,11 @@
-"""Preferences: by simulation, against statsmodels, and Krippendorff's own examples."""
+"""Preferences: by simulation, and against statsmodels."""
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from imatrix_lab.stats import preference
-
-# Krippendorff (2011), reliability data of four observers; None is no vote
-FOUR = (
-    (1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None),
-    (1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3),
-    (None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None),
-    (1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None),
-)
+from imatrix_lab.stats import equivalence, preference
+from imatrix_lab.stats.preference import PlannedVotes
 
 
 def votes(rng, n_raters, taste, n_prompts=120, mean=0.0):
@@ -66,6 +59,48 @@ def test_votes_that_are_all_alike():
     assert (mean.interval.estimate, mean.p_value) == (1, 0)
 
 
+def drawn_votes(rng, planned, n_prompts, effect):
+    """Votes with just the correlations planned: some repeat the prompt's, some the person's."""
+    shape = (n_prompts, planned.n_raters)
+
+    def draw(*size):
+        u = rng.random(size)
+        first = (planned.decided + effect) / 2
+        return np.where(u < first, 1, np.where(u < planned.decided, -1, 0))
+
+    which = rng.random(shape)
+    by_prompt, by_rater = planned.icc_prompts**0.5, planned.icc_raters**0.5
+    own = np.where(which < by_prompt + by_rater, draw(1, shape[1]), draw(*shape))
+    choices = np.where(which < by_prompt, draw(shape[0], 1), own)
+    prompts, raters = (a.ravel() for a in np.indices(shape))
+    return choices.ravel(), prompts, raters
+
+
+@pytest.mark.parametrize(
+    ("n_raters", "taste"), [(1, 0.0), (3, 0.0), (3, 0.03), (5, 0.03), (12, 0.0), (12, 0.03)]
+)
+def test_planned_power_is_the_share_of_simulations_that_find_it(n_raters, taste):
+    rng, n, margin = np.random.default_rng(7), 100, 0.35
+    planned = PlannedVotes(0.7, 0.25, taste, n_raters)
+    found = np.zeros(2)
+    for _ in range(250):
+        by_effect = [preference.mean_preference(*drawn_votes(rng, planned, n, e)) for e in (0.2, 0)]
+        found += (by_effect[0].p_value <= 0.05,
+                  equivalence.tost(by_effect[1].interval, margin) <= 0.025)  # fmt: skip
+    promised = planned.power_at(n, 0.2), planned.power_at(n, 0.0, margin=margin)
+    np.testing.assert_allclose(found / 250, promised, atol=0.08)
+
+
+def test_planned_votes_need_people_more_than_prompts():
+    few, many = (PlannedVotes(0.7, 0.25, 0.02, n).analyse(150, 0.1) for n in (3, 30))
+    assert (few.clusters_superiority, few.clusters_equivalence) == (0, 0)
+    assert 0 < many.clusters_superiority < many.clusters_equivalence
+    planned = PlannedVotes(0.7, 0.25, 0.02, 30)
+    assert planned.power_at(many.clusters_superiority, 0.1) >= 0.8
+    assert planned.power_at(many.clusters_superiority - 1, 0.1) < 0.8
+    assert planned.power_at(150, many.detectable) == pytest.approx(0.8, abs=1e-3)
+
+
 def davidson(rng, n, log_strengths, log_ties):
     pairs = np.array([rng.choice(len(log_strengths), 2, replace=False) for _ in range(n)])
     a, b = np.array(log_strengths)[pairs].T
@@ -115,15 +150,3 @@ def test_errors_of_strengths_are_those_of_repetition():
 def test_a_system_that_always_wins_has_no_strength():
     with pytest.raises(ValueError, match="no finite strength"):
         preference.strengths(np.tile([0, 1], (9, 1)), np.ones(9), np.arange(9), 2)
-
-
-def test_alpha_is_krippendorffs():
-    rated = [(unit, v) for row in FOUR for unit, v in enumerate(row) if v is not None]
-    units, values = map(np.array, zip(*rated, strict=True))
-    assert preference.krippendorff_alpha(units, values) == pytest.approx(0.849, abs=5e-4)
-    assert preference.krippendorff_alpha(np.array([0, 0, 1, 1]), np.array([1, 1, 2, 2])) == 1
-    assert np.isnan(preference.krippendorff_alpha(np.arange(5), np.arange(5.0)))
-    assert np.isnan(preference.krippendorff_alpha(np.zeros(4, int), np.ones(4)))
-    rng = np.random.default_rng(6)
-    chance = preference.krippendorff_alpha(np.repeat(np.arange(2000), 2), rng.random(4000))
-    assert chance == pytest.approx(0, abs=0.06)

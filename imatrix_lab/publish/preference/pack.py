@@ -8,7 +8,7 @@ import dataclasses
 import json
 import random
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import combinations
@@ -19,6 +19,7 @@ from imatrix_lab import __version__
 from imatrix_lab.core import config
 from imatrix_lab.core.files import canonical_json, write_whole
 from imatrix_lab.core.outputs import Rules, any_file, check_file
+from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import thoughts
@@ -44,10 +45,6 @@ class PackRequest:
     parallel: int = 16
     force: bool = False
 
-    def key_path(self) -> Path:
-        """Return where the key goes: beside the page."""
-        return self.out.with_suffix(".key.json")
-
 
 @dataclass(frozen=True)
 class Key:
@@ -56,8 +53,8 @@ class Key:
     Attributes
     ----------
     pack : hash of the page's content; votes carry it.
-    request : hash of what was asked of whom; the same request keeps its salt.
-    systems : signature of each quant by name.
+    request : hash of what was asked of whom.
+    systems : signature of each quant by name, and how it was asked.
     prompts : texts by name.
     answers : by hash: prompt, system, text.
     identical : (prompt, system, system) whose answers are the same text, which nobody is shown.
@@ -70,46 +67,98 @@ class Key:
     salt: str
     language: str
     systems: dict[str, dict[str, Any]]
-    protocol: dict[str, Any]
     prompts: dict[str, str]
     answers: dict[str, dict[str, str]]
     identical: tuple[tuple[str, ...], ...] = field(default=())
 
 
 def make(request: PackRequest, session: Session) -> Key:
-    """Answer the prompts with every model, and write the page and its key.
+    """Answer the prompts with every model, and write the page, its key and A's answers as text.
 
     Raises UsageError: one model, or two files of the same bytes; BadText: a prompt that a model
     cannot answer.
     """
     if len(request.models) < 2:
         raise UsageError("a comparison needs two models", fix="--a FILE --b FILE")
-    rules = Rules(force=request.force, progress=session.progress)
-    check_file(request.out, rules, _other_page)
-    check_file(request.key_path(), rules, _other_key)
-    names = [chr(ord("a") + i) for i in range(len(request.models))]
-    systems, protocols, answers = {}, [], {}
-    by_id = request.prompts.by_id()
+    inputs = tuple(path for path in map(expanded, request.models) if path.is_file())
+    rules = Rules(inputs, request.force, session.progress)
+    check(request.out, rules)
     task = TaskRequest((), (), request.models, request.out.parent, request.compute,
                        parallel=request.parallel)  # fmt: skip
-    for name, opened in zip(names, backends.open_all(task, session), strict=True):
+    every = backends.open_all(task, session)
+    systems = []
+    for opened in every:
         with opened() as answerer:
-            systems[name] = {"name": answerer.label, **answerer.quant()}
-            protocols.append({**answerer.instrument(), "max_tokens": request.max_tokens})
-            answers[name] = _answers(request, by_id, answerer, systems[name], protocols[-1])
-    shas = [str(system["sha256"]) for system in systems.values()]
-    if twice := [m for m, sha in zip(request.models, shas, strict=True) if shas.count(sha) > 1]:
-        raise UsageError(f"{twice[0]} and {twice[1]} are the same file", fix="--a FILE --b OTHER")
-    content = canonical_json([shas, by_id, protocols])
-    digest = sha256(content.encode()).hexdigest()
-    key = _key(request, systems, protocols[0], digest)
-    key = _filled(key, by_id, answers)
-    old = _read_or_none(request.key_path())
-    if old and old.request != key.request and not request.force:
-        check_file(request.key_path(), rules, any_file)
-    write_whole(request.key_path(), json.dumps(config.plain(key), ensure_ascii=False, indent=1))
-    write_whole(request.out, page.render(_page_data(key), texts_of(key.language)))
+            systems.append(asked(answerer, request.max_tokens))
+    key, prompts = begun(request.prompts, systems, request.out, rules), request.prompts.by_id()
+    journals = [journal(request.out, {**system, "prompts": prompts}) for system in systems]
+    if not key.answers:
+        answers = []
+        for opened, own in zip(every, journals, strict=True):
+            with opened() as answerer:
+                answers.append(answers_of(answerer, prompts, request.max_tokens, own))
+        key = filled(key, prompts, answers)
+    finish(key, request.out)
+    for own in journals:
+        own.remove()
     return key
+
+
+def key_path(page_path: Path) -> Path:
+    """Return where the key of a page is: beside it."""
+    return page_path.with_suffix(".key.json")
+
+
+def text_path(page_path: Path) -> Path:
+    """Return where prompts and A's answers are, as text to score quants on."""
+    return page_path.with_suffix(".a.jsonl")
+
+
+def check(out: Path, rules: Rules) -> None:
+    """Raise `UsageError` if another file stands where a page, or what goes beside it, is to be."""
+    has_key = _read_or_none(key_path(out)) is not None
+    check_file(out, rules, _other_page)
+    for path in (key_path(out), text_path(out)):
+        check_file(path, rules, lambda path: "" if has_key else any_file(path))
+
+
+def asked(answerer: Answerer, max_tokens: int) -> dict[str, Any]:
+    """Return what a model is, and how it is asked."""
+    protocol = {**answerer.instrument(), "max_tokens": max_tokens}
+    return {"name": answerer.label, **answerer.quant(), "protocol": protocol}
+
+
+def begun(prompts: Prompts, systems: Sequence[dict[str, Any]], out: Path, rules: Rules) -> Key:
+    """Return a key without answers, or with those of the same request, which keeps its page.
+
+    `systems` are what `asked` returns, in order.
+
+    Raises UsageError: two models are one file, or another page's key is there, without which votes
+    on it are lost.
+    """
+    shas = [str(system["sha256"]) for system in systems]
+    if twice := [s["name"] for s in systems if shas.count(str(s["sha256"])) > 1]:
+        raise UsageError(f"{twice[0]} and {twice[-1]} are the same file", fix="--a FILE --b OTHER")
+    nameless = [{k: v for k, v in system.items() if k != "name"} for system in systems]
+    request = sha256(canonical_json([nameless, prompts.by_id()]).encode()).hexdigest()
+    old = _read_or_none(key_path(out))
+    if old and old.request == request:
+        return old
+    if old:
+        check_file(key_path(out), rules, any_file)
+    named = {chr(ord("a") + i): system for i, system in enumerate(systems)}
+    return Key(
+        KEY, __version__, "", request, secrets.token_hex(16), prompts.language, named, {}, {}
+    )
+
+
+def finish(key: Key, out: Path) -> None:
+    """Write a page, its key, and A's answers as text."""
+    texts = {a["prompt"]: a["text"] for a in key.answers.values() if a["system"] == "a"}
+    rows = ({"text": f"{text}\n\n{texts[name]}"} for name, text in key.prompts.items())
+    write_whole(key_path(out), json.dumps(config.plain(key), ensure_ascii=False, indent=1))
+    write_whole(text_path(out), "".join(f"{json.dumps(r, ensure_ascii=False)}\n" for r in rows))
+    write_whole(out, page.render(_page_data(key), texts_of(key.language)))
 
 
 def read_key(path: Path) -> Key:
@@ -132,10 +181,6 @@ def _other_page(path: Path) -> str:
     return "" if page.MARK in text else any_file(path)
 
 
-def _other_key(path: Path) -> str:
-    return "" if _read_or_none(path) else any_file(path)
-
-
 def _read_or_none(path: Path) -> Key | None:
     try:
         return read_key(path)
@@ -143,17 +188,21 @@ def _read_or_none(path: Path) -> Key | None:
         return None
 
 
-def _answers(
-    request: PackRequest, prompts: Mapping[str, str], answerer: Answerer,
-    system: Mapping[str, Any], protocol: Mapping[str, Any],
-) -> dict[str, str]:  # fmt: skip
-    """Return a model's answer to each prompt; those of a stopped run are not asked again."""
-    content = canonical_json([dict(system), dict(protocol), dict(prompts)])
-    digest = sha256(content.encode()).hexdigest()[:16]
-    folder = request.out.parent / ".unfinished"
-    journal = Journal(folder / f"{request.out.stem}.{digest}.jsonl", Generated)
+def journal(out: Path, inputs: Mapping[str, Any]) -> Journal[Generated]:
+    """Return the answers of a run that was stopped, to go on with."""
+    digest = sha256(canonical_json(inputs).encode()).hexdigest()[:16]
+    return Journal(out.parent / ".unfinished" / f"{out.stem}.{digest}.jsonl", Generated)
+
+
+def answers_of(
+    answerer: Answerer, prompts: Mapping[str, str], max_tokens: int, journal: Journal[Generated]
+) -> dict[str, str]:
+    """Return a model's answer to each prompt; those in the journal are not asked again.
+
+    Raises BadText: a prompt that it cannot answer.
+    """
     answers = {name: answer for name in prompts if (answer := journal.get(name))}
-    left = [_item(n, t, request, answerer) for n, t in prompts.items() if n not in answers]
+    left = [_item(n, t, max_tokens, answerer) for n, t in prompts.items() if n not in answers]
     with journal:
         for answer in answerer.generate(left) if left else ():
             if answer.error:
@@ -164,25 +213,20 @@ def _answers(
     return {name: thoughts.answer(answers[name].text).strip() for name in prompts}
 
 
-def _item(name: str, text: str, request: PackRequest, answerer: Answerer) -> GenerateItem:
+def _item(name: str, text: str, max_tokens: int, answerer: Answerer) -> GenerateItem:
     role = "user" if answerer.is_chat else ""
     more = thoughts.EXTRA_TOKENS if answerer.opened else 0
-    return GenerateItem(name, ((role, text),), request.max_tokens, thought_tokens=more)
+    return GenerateItem(name, ((role, text),), max_tokens, thought_tokens=more)
 
 
-def _key(
-    request: PackRequest, systems: dict[str, dict[str, Any]], protocol: dict[str, Any], digest: str
-) -> Key:
-    """Return a key without answers: with the salt of an earlier page of the same request."""
-    old = _read_or_none(request.key_path())
-    salt = old.salt if old and old.request == digest else secrets.token_hex(16)
-    return Key(KEY, __version__, "", digest, salt, request.prompts.language, systems, protocol, {},
-               {})  # fmt: skip
+def filled(key: Key, prompts: Mapping[str, str], answers: Sequence[Mapping[str, str]]) -> Key:
+    """Return a key with the answers of each system, by the prompt's name.
 
-
-def _filled(key: Key, prompts: Mapping[str, str], answers: Mapping[str, Mapping[str, str]]) -> Key:
+    Raises BadText: every answer is the same text, and there is nothing to vote on.
+    """
+    named = dict(zip(key.systems, answers, strict=True))
     by_hash: dict[str, dict[str, str]] = {}
-    for system, texts in answers.items():
+    for system, texts in named.items():
         for prompt, text in texts.items():
             raw = "\0".join((key.salt, prompt, system, text)).encode("utf-8", "replace")
             by_hash[sha256(raw).hexdigest()[:16]] = {
@@ -190,10 +234,12 @@ def _filled(key: Key, prompts: Mapping[str, str], answers: Mapping[str, Mapping[
             }  # fmt: skip
     identical = tuple(
         (prompt, a, b)
-        for a, b in combinations(answers, 2)
+        for a, b in combinations(named, 2)
         for prompt in prompts
-        if answers[a][prompt] == answers[b][prompt]
+        if named[a][prompt] == named[b][prompt]
     )
+    if len(identical) == len(prompts) * len(list(combinations(named, 2))):
+        raise BadText("nothing to vote on: the models answer every prompt with the same text")
     key = dataclasses.replace(key, prompts=dict(prompts), answers=by_hash, identical=identical)
     digest = sha256(canonical_json(_page_data(key)).encode()).hexdigest()[:16]
     return dataclasses.replace(key, pack=digest)
@@ -203,20 +249,20 @@ def _page_data(key: Key) -> dict[str, Any]:
     """Return what the page knows: in an order, and with names, that say nothing of systems."""
     hashes = sorted(key.answers)
     shuffled = random.Random(key.salt)
-    pairs = [sorted(pair) for pair in _pairs(key)]
-    shuffled.shuffle(pairs)
-    shown = sorted({name for pair in pairs for name in pair})
+    drawn = [sorted(pair) for pair in pairs(key)]
+    shuffled.shuffle(drawn)
+    shown = {name for pair in drawn for name in pair}
     return {
         "pack": key.pack,
         "language": key.language,
         "prompts": key.prompts,
         "answers": {name: key.answers[name]["text"] for name in hashes if name in shown},
-        "pairs": [[key.answers[first]["prompt"], first, second] for first, second in pairs],
+        "pairs": [[key.answers[first]["prompt"], first, second] for first, second in drawn],
     }
 
 
-def _pairs(key: Key) -> Iterator[tuple[str, str]]:
-    """Yield the hashes of two answers to one prompt that are not the same text."""
+def pairs(key: Key) -> Iterator[tuple[str, str]]:
+    """Yield the hashes of two answers to one prompt that are not the same text, a before b."""
     same = {frozenset((prompt, a, b)) for prompt, a, b in key.identical}
     of_prompt: dict[str, dict[str, str]] = {}
     for name, answer in key.answers.items():

@@ -47,7 +47,7 @@ def render(data: Mapping[str, Any], texts: Texts) -> str:
 <style>{css}</style>
 </head>
 <body>
-<main id="main"></main>
+<main id="main"><noscript>{_escaped(texts.no_script)}</noscript></main>
 <script type="application/json" id="data">{inside}</script>
 <script>{script}</script>
 </body>

@@ -48,6 +48,9 @@ class Texts:
     pause: str
     done: str
     keys: str
+    unkept: str
+    no_script: str
+    next_person: str
 
 
 def read(source: str | Path) -> Prompts:

@@ -36,19 +36,21 @@ function begun() {
   return { pack: data.pack, rater, at: -1, shown: drawn() };
 }
 
-function restored() {
+function read(text) { // null: nothing that this page kept
   try {
-    const old = JSON.parse(localStorage.getItem(place));
-    if (old && old.pack === data.pack && Array.isArray(old.shown)) return old;
-  } catch { /* a browser that keeps nothing, or something else's text */ }
-  return begun();
+    const kept = JSON.parse(text);
+    return kept && kept.pack === data.pack && Array.isArray(kept.shown) ? kept : null;
+  } catch { return null; }
 }
 
-const state = restored();
-let since = performance.now();
+function restored() {
+  try { return read(localStorage.getItem(place)); } catch { return null; } // a browser that keeps nothing
+}
+
+let state = restored() || begun(), isKept = true, since = performance.now();
 
 function keep() {
-  try { localStorage.setItem(place, JSON.stringify(state)); } catch { /* the file at the end has all */ }
+  try { localStorage.setItem(place, JSON.stringify(state)); isKept = true; } catch { isKept = false; }
 }
 
 function element(name, attributes = {}, ...inside) {
@@ -61,7 +63,8 @@ function element(name, attributes = {}, ...inside) {
   return made;
 }
 
-function button(text, onclick, attributes = {}) {
+function button(text, action, attributes = {}) {
+  const onclick = (event) => { if (event.detail < 2) action(); }; // a double click is one choice
   return element("button", { type: "button", onclick, ...attributes }, text);
 }
 
@@ -91,6 +94,13 @@ function save() {
     main.append(area);
   }
   area.value = text;
+  document.getElementById("next")?.removeAttribute("hidden");
+}
+
+function nextPerson() {
+  state = begun();
+  keep();
+  draw();
 }
 
 function move(step) {
@@ -115,14 +125,15 @@ function text(head, body, id) {
 
 function draw() {
   if (state.at < 0) {
-    show(texts.title, ...texts.intro.map((p) => element("p", {}, p)),
+    show(texts.title, ...texts.intro.map((p) => element("p", {}, p)), ...(isKept ? [] : [element("p", {}, texts.unkept)]),
       button(texts.start, () => move(1), { class: "main", id: "start" }));
     return;
   }
   const total = state.shown.length, vote = state.shown[state.at];
   if (!vote) {
     show(texts.done, element("div", { class: "row" },
-      button(texts.back, () => { state.at = total; move(-1); }), button(texts.save, save, { class: "main", id: "save" })));
+      button(texts.back, () => { state.at = total; move(-1); }), button(texts.save, save, { class: "main", id: "save" })),
+      button(texts.next_person, nextPerson, { id: "next", hidden: "" }));
     return;
   }
   const counted = texts.progress.replace("{n}", state.at + 1).replace("{total}", total);
@@ -139,12 +150,18 @@ function draw() {
       text(texts.answers[1], data.answers[vote.second], "second")),
     element("fieldset", {}, element("legend", {}, texts.question), element("div", { class: "choices" }, ...choices)),
     element("div", { class: "row" }, button(texts.back, () => move(-1)), cannot),
-    element("div", { class: "row small" }, element("span", {}, texts.pause + " " + texts.keys), button(texts.save, save)));
+    element("div", { class: "row small" }, element("span", {}, isKept ? texts.pause : texts.unkept),
+      element("span", { class: "keys" }, texts.keys), button(texts.save, save)));
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || state.at < 0 || event.target.tagName === "TEXTAREA") return;
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || state.at < 0 || event.target.tagName === "TEXTAREA") return;
   if (event.key === "0") choose(null);
   else if ("12345".includes(event.key)) choose(3 - Number(event.key));
 });
+addEventListener("storage", (event) => { // another tab went on
+  const other = event.key === place && read(event.newValue);
+  if (other) { state = other; draw(); }
+});
+keep();
 draw();

@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,15 +14,16 @@ import numpy as np
 
 from imatrix_lab.core import config
 from imatrix_lab.errors import BadRecords, UsageError
+from imatrix_lab.publish.preference import judges
+from imatrix_lab.publish.preference.judges import Judge, Opinion, Verdicts
+from imatrix_lab.publish.preference.measures import Measure
 from imatrix_lab.publish.preference.pack import Key
-from imatrix_lab.stats import equivalence, preference
+from imatrix_lab.stats import agreement, equivalence, preference
 from imatrix_lab.stats.preference import MeanPreference
 
 VOTES = "imatrix_lab votes"
 CHOICES = (2, 1, 0, -1, -2)
 """From "the first is much better" to "the second is"."""
-VOTES_MIN = 50
-"""With fewer human votes nothing is said of whether a judge agrees with people."""
 POINTS = 100.0
 
 
@@ -92,7 +94,7 @@ class Rater:
 
 @dataclass(frozen=True)
 class Tally:
-    """Everything that the votes of a page say."""
+    """Everything that the votes of a page say; and beside it, what judges and records say."""
 
     pack: str
     language: str
@@ -103,6 +105,8 @@ class Tally:
     first_share: float
     first_p: float
     strengths: Mapping[str, tuple[float, float]]
+    judges: tuple[Judge, ...] = ()
+    measures: tuple[Measure, ...] = ()
 
 
 def read_ballots(paths: Sequence[Path], key: Key) -> list[Ballot]:
@@ -134,9 +138,16 @@ def _read(path: Path, key: Key) -> Ballot:
         raise BadRecords(what, where=path, fix="--key FILE, the one made with that page")
     votes = raw.get("votes")
     rater = raw.get("rater")
-    if not isinstance(votes, list) or not isinstance(rater, str) or not rater:
+    if not isinstance(votes, list) or not isinstance(rater, str):
         raise BadRecords("votes or rater are missing", where=path)
-    return Ballot(path, rater, tuple(_vote(vote, key, path) for vote in votes))
+    if not re.fullmatch("[0-9a-f]{1,32}", rater):
+        raise BadRecords(f"{rater[:40]!r} is no rater that the page draws", where=path)
+    ballot = Ballot(path, rater, tuple(_vote(vote, key, path) for vote in votes))
+    counts = Counter((vote.prompt, vote.repeat) for vote in ballot.votes)
+    if twice := [prompt for (prompt, _), n in counts.items() if n > 1]:
+        what = f"more than one vote on a prompt ({twice[0]}): the page lets nobody vote twice"
+        raise BadRecords(what, where=path)
+    return ballot
 
 
 def _vote(raw: Any, key: Key, path: Path) -> Vote:
@@ -156,51 +167,55 @@ def _vote(raw: Any, key: Key, path: Path) -> Vote:
     return Vote(**{**vars(vote), "choice": choice})
 
 
-def tally(ballots: Sequence[Ballot], key: Key, margin: float = math.nan) -> Tally:
+def tally(
+    ballots: Sequence[Ballot], key: Key, margin: float = math.nan,
+    verdicts: Mapping[str, Verdicts] | None = None, measures: tuple[Measure, ...] = (),
+) -> Tally:  # fmt: skip
     """Return what votes say; `margin` is the smallest share of wins that matters, from 0 to 1.
 
     Raises BadRecords: no votes.
     """
-    if not any(v.choice is not None for b in ballots for v in b.votes):
+    opinions = [o for rater, ballot in enumerate(ballots) for o in _opinions(rater, ballot, key)]
+    if all(o.choice is None for o in opinions):
         raise BadRecords("no votes: nobody judged anything")
     systems = sorted(key.systems)
-    pairs = tuple(
-        pair
-        for a, b in combinations(systems, 2)
-        if (pair := _pair(a, b, ballots, key, margin)) is not None
-    )
+    pairs = (_pair(a, b, opinions, key, margin) for a, b in combinations(systems, 2))
     share, p = _first_share(ballots)
     return Tally(
         pack=key.pack,
         language=key.language,
         systems=key.systems,
         margin=margin,
-        pairs=pairs,
+        pairs=tuple(pair for pair in pairs if pair is not None),
         raters=tuple(map(_rater, ballots)),
         first_share=share,
         first_p=p,
-        strengths=_strengths(systems, ballots, key) if len(systems) > 2 else {},
+        strengths=_strengths(systems, opinions) if len(systems) > 2 else {},
+        judges=tuple(judges.compare(m, v, opinions, key) for m, v in (verdicts or {}).items()),
+        measures=measures,
     )
 
 
-def _pair(a: str, b: str, ballots: Sequence[Ballot], key: Key, margin: float) -> Pair | None:
+def _opinions(rater: int, ballot: Ballot, key: Key) -> Iterator[Opinion]:
+    """Yield the votes of a person by system; what was shown again is not counted again."""
     numbers = {name: i for i, name in enumerate(key.prompts)}
-    rows = []  # prompt, rater, choice for A
-    n_cannot = 0
-    for rater, ballot in enumerate(ballots):
-        for vote in ballot.votes:
-            sides = [key.answers[name]["system"] for name in (vote.first, vote.second)]
-            if vote.repeat or set(sides) != {a, b}:
-                continue
-            if vote.choice is None:
-                n_cannot += 1
-            else:
-                sign = 1 if sides[0] == a else -1
-                rows.append((numbers[vote.prompt], rater, sign * vote.choice))
+    for vote in ballot.votes:
+        if not vote.repeat:
+            first, second = (key.answers[name]["system"] for name in (vote.first, vote.second))
+            a, b = sorted((first, second))
+            choice = vote.choice if vote.choice is None or first == a else -vote.choice
+            both = frozenset((vote.first, vote.second))
+            yield Opinion(numbers[vote.prompt], rater, a, b, both, choice)
+
+
+def _pair(a: str, b: str, opinions: Iterable[Opinion], key: Key, margin: float) -> Pair | None:
+    of_pair = [o for o in opinions if (o.a, o.b) == (a, b)]
+    rows = [(o.prompt, o.rater, o.choice) for o in of_pair if o.choice is not None]
     if not rows:
         return None
     voted = np.array(rows)
     units, values = voted[:, 0], voted[:, 2].astype(float)
+    numbers = {name: i for i, name in enumerate(key.prompts)}
     alike = [numbers[prompt] for prompt, x, y in key.identical if {x, y} == {a, b}]
     voters = np.unique(voted[:, 1])
     ties = np.array([(prompt, rater, 0) for prompt in alike for rater in voters]).reshape(-1, 3)
@@ -218,9 +233,10 @@ def _pair(a: str, b: str, ballots: Sequence[Ballot], key: Key, margin: float) ->
     )
     signs = Counter(np.sign(values).astype(int).tolist())
     return Pair(
-        a=a, b=b, n_wins_a=signs[1], n_ties=signs[0], n_wins_b=signs[-1], n_cannot=n_cannot,
-        n_identical=len(alike), n_prompts=len(np.unique(all_votes[:, 0])), difference=difference,
-        strength=float(values.mean()), alpha=preference.krippendorff_alpha(units, values),
+        a=a, b=b, n_wins_a=signs[1], n_ties=signs[0], n_wins_b=signs[-1],
+        n_cannot=len(of_pair) - len(rows), n_identical=len(alike),
+        n_prompts=len(np.unique(all_votes[:, 0])), difference=difference,
+        strength=float(values.mean()), alpha=agreement.krippendorff_alpha(units, values),
         p_equivalence=p_equal, verdict=verdict, n_to_decide=n_to_decide,
     )  # fmt: skip
 
@@ -267,16 +283,16 @@ def _rater(ballot: Ballot) -> Rater:
 
 
 def _strengths(
-    systems: Sequence[str], ballots: Sequence[Ballot], key: Key
+    systems: Sequence[str], opinions: Sequence[Opinion]
 ) -> dict[str, tuple[float, float]]:
     """Return each system's log strength and standard error; nothing where they are not finite."""
-    numbers = {name: i for i, name in enumerate(key.prompts)}
-    rows = [
-        (systems.index(key.answers[v.first]["system"]),
-         systems.index(key.answers[v.second]["system"]), v.choice, numbers[v.prompt])
-        for ballot in ballots for v in ballot.votes if v.choice is not None and not v.repeat
-    ]  # fmt: skip
-    voted = np.array(rows)
+    voted = np.array(
+        [
+            (systems.index(o.a), systems.index(o.b), o.choice, o.prompt)
+            for o in opinions
+            if o.choice is not None
+        ]
+    )
     try:
         fit = preference.strengths(voted[:, :2], voted[:, 2], voted[:, 3], len(systems))
     except ValueError:
@@ -310,3 +326,31 @@ def sentence(pair: Pair, tally: Tally) -> str:
     if pair.verdict == "undecided" and pair.n_to_decide:
         text += f" About {pair.n_to_decide:,} prompts would decide it."
     return text
+
+
+def judge_sentence(judge: Judge, tally: Tally) -> str:
+    """Return what a judge says, and whether people who speak the language have borne it out."""
+    names = {name: str(system["name"]) for name, system in tally.systems.items()}
+    parts = []
+    for pair in judge.pairs:
+        interval = pair.difference.interval
+        low, estimate, high = (POINTS * x for x in (interval.low, interval.estimate, interval.high))
+        parts.append(
+            f"{names[pair.a]} wins {pair.n_wins_a:,} and {names[pair.b]} {pair.n_wins_b:,}, ties"
+            f" {pair.n_ties:,} (difference {estimate:+.1f} points, 95 % CI {low:+.1f} to"
+            f" {high:+.1f})"
+        )
+    text = f"Judge {judge.model}: {'; '.join(parts)}."
+    if not judge.is_validated():
+        return (
+            f"{text} Not validated in {tally.language}: {judge.n_votes} votes of people on what it"
+            f" judged, and {judges.VOTES_MIN} are needed."
+        )
+    kappa = judge.kappa
+    if math.isnan(kappa.low):
+        return f"{text} Its agreement with people cannot be told: all gave the same verdict."
+    text += f" Its agreement with people in {tally.language}: Cohen's kappa {kappa.estimate:.2f}"
+    text += f" (95 % CI {kappa.low:.2f} to {kappa.high:.2f}; {judge.n_votes:,} votes)"
+    if not math.isnan(judge.kappa_people):
+        text += f"; of two people, {judge.kappa_people:.2f}"
+    return text + (", no more than chance." if kappa.low <= 0 else ".")

@@ -187,9 +187,10 @@ class _Planner:
             kind = self.kinds[str(step.inputs["type"])]
             base = base_type(kind.type)
             seconds, name = self._seconds_for(n_weights, "quantize", base)
-            if kind.quantizer in benchmark.QUANTIZERS:
-                seconds += self._seconds_for(n_weights, kind.quantizer, base)[0]
-            return seconds, name if kind.quantizer in (PLAIN, *benchmark.QUANTIZERS) else ""
+            more = [part for part in kind.quantizer.split("+") if part != PLAIN]
+            for part in filter(benchmark.QUANTIZERS.__contains__, more):
+                seconds += self._seconds_for(n_weights, part, base)[0]
+            return seconds, name if set(more) <= set(benchmark.QUANTIZERS) else ""
         if step.kind == "loss":
             return self._seconds_for(n_weights, "loss", base_type(self.shared.recipe.types[0]))
         if step.kind == "errors":

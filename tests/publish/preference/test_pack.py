@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
@@ -43,10 +44,15 @@ def test_real_answers_and_a_key_that_knows_whose(score_store, tmp_path, request_
         assert shown["answers"][first] == visible(key.answers[first]["text"])
     for secret in ("Q2_K", "tiny", key.salt, key.systems["a"]["sha256"]):
         assert secret not in page
-    assert pack.read_key(request.key_path()) == key
-    bytes_before = request.out.read_bytes(), request.key_path().read_bytes()
+    assert pack.read_key(pack.key_path(request.out)) == key
+    bytes_before = request.out.read_bytes(), pack.key_path(request.out).read_bytes()
     assert pack.make(request, session) == key  # nothing is asked again, nothing changes
-    assert bytes_before == (request.out.read_bytes(), request.key_path().read_bytes())
+    assert bytes_before == (request.out.read_bytes(), pack.key_path(request.out).read_bytes())
+    assert not list(tmp_path.rglob(".unfinished/*"))
+    rows = [json.loads(x)["text"] for x in pack.text_path(request.out).read_text().splitlines()]
+    answers = [a["text"] for a in key.answers.values() if a["system"] == "a"]
+    assert len(rows) == 6
+    assert all(any(row.endswith(text) for text in answers) for row in rows)
 
 
 def test_another_request_does_not_lose_a_key(score_store, tmp_path, request_of):
@@ -68,12 +74,22 @@ def test_a_model_is_not_compared_with_itself(score_store, tmp_path, request_of):
     assert not (tmp_path / "vote.html").exists()
 
 
-def test_which_side_a_system_is_on_says_nothing(score_store, tmp_path, request_of):
-    session = Session(score_store(tmp_path / "store"), Silent())
-    key = pack.make(request_of(tmp_path / "vote.html", "F16", "Q2_K", n=24), session)
-    pairs = pack._page_data(key)["pairs"]
-    first = [key.answers[name]["system"] for _, name, _ in pairs]
-    assert 0 < first.count("a") < len(first)
+def test_nothing_on_the_page_tells_whose_an_answer_is(tmp_path):
+    n = 400
+    own = Prompts("nb", {"x": tuple(f"hva er {i}?" for i in range(n))})
+    systems = [{"name": name, "sha256": name} for name in ("base", "quant")]
+    answers = [{name: f"{s['name']} {name}" for name in own.by_id()} for s in systems]
+    keys = [
+        pack.filled(pack.begun(own, systems, tmp_path / "v.html", Rules()), own.by_id(), answers)
+        for _ in range(2)
+    ]
+    assert not keys[0].answers.keys() & keys[1].answers.keys()  # another salt, other hashes
+    data = pack._page_data(keys[0])
+    is_a = [keys[0].answers[name]["system"] == "a" for name in data["answers"]]
+    assert abs(sum(is_a[:n]) - n / 2) < 5 * (n / 8) ** 0.5
+    sides = [keys[0].answers[first]["system"] == "a" for _, first, _ in data["pairs"]]
+    assert abs(sum(sides) - n / 2) < 5 * (n / 4) ** 0.5
+    assert abs(sum(sides[: n // 2]) - n / 4) < 5 * (n / 8) ** 0.5
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "imatrix_lab votes"}', "\x00"])

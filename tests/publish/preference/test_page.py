@@ -19,7 +19,7 @@ def key_of(language="nb"):
         for system in "ab" for i in range(N)
     }  # fmt: skip
     systems = {name: {"name": name, "sha256": name} for name in "ab"}
-    return Key(pack.KEY, "0", "pack", "r", "s", language, systems, {}, texts, answers)
+    return Key(pack.KEY, "0", "pack", "r", "s", language, systems, texts, answers)
 
 
 @pytest.fixture
@@ -48,6 +48,12 @@ def opened(browser, tmp_path):
 
 def shown(view):
     return view.evaluate("({at: state.at, total: state.shown.length, vote: state.shown[state.at]})")
+
+
+def another_tab(view):
+    tab = view.context.new_page()
+    tab.goto(view.url)
+    return tab
 
 
 def save(view, tmp_path):
@@ -132,3 +138,98 @@ def test_a_screen_reader_has_names_for_everything(opened):
     label = "document.getElementById(s.getAttribute('aria-labelledby')).innerText"
     labelled = view.eval_on_selector_all("section", f"all => all.map((s) => {label})")
     assert labelled == ["Spørsmål", "Svar 1", "Svar 2"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["nb", "ml", "ar"])
+def test_axe_finds_nothing(opened, language, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    view = opened(key_of(language), color_scheme=scheme, bypass_csp=True)
+    for go_on in (lambda: None, lambda: view.click("#start"), lambda: to_end(view)):
+        go_on()
+        assert axe.run(view).response["violations"] == []
+
+
+def to_end(view):
+    for _ in range(shown(view)["total"]):
+        view.keyboard.press("3")
+
+
+def test_two_tabs_are_one_ballot(opened):
+    view = opened(key_of())
+    other = another_tab(view)
+    view.click("#start")
+    for key in "123":
+        view.keyboard.press(key)
+    other.wait_for_function("state.at === 3")
+    other.keyboard.press("4")
+    view.wait_for_function("state.at === 4")
+    view.reload()
+    choices = "state.shown.filter((v) => 'choice' in v).map((v) => v.choice)"
+    assert view.evaluate(choices) == [2, 1, 0, -1]
+
+
+def test_a_double_click_or_a_key_held_down_is_one_choice(opened):
+    view = opened(key_of())
+    view.dblclick("#start")
+    view.dblclick("[data-choice='1']")
+    assert shown(view)["at"] == 1
+    for _ in range(3):
+        view.keyboard.down("1")
+    assert shown(view)["at"] == 2
+
+
+NO_STORAGE = """Object.defineProperty(window, "localStorage",
+    {get() { throw new DOMException("no", "SecurityError"); }});"""
+FULL = """for (let size = 2 ** 20; size >= 1; size = Math.floor(size / 4)) {
+    try { for (let i = 0; ; i++) localStorage.setItem(`${size} ${i}`, "x".repeat(size)); } catch {}
+}"""
+
+
+@pytest.mark.parametrize("problem", [NO_STORAGE, FULL])
+def test_a_browser_that_keeps_nothing_says_so_and_saves(opened, tmp_path, problem):
+    key = key_of()
+    view = opened(key)
+    if problem is FULL:
+        view.evaluate(problem)
+        view.click("#start")
+    else:
+        view.add_init_script(problem)
+        view.reload()
+        assert "husker ingenting" in view.inner_text("main")
+        view.click("#start")
+    to_end(view)
+    assert view.evaluate("isKept") is False
+    (ballot,) = votes.read_ballots([save(view, tmp_path)], key)
+    assert len(ballot.votes) == N + N // 15
+    assert [n for n in view.noise if not n.startswith(("blob:", "file:"))] == []
+
+
+def test_the_next_person_begins_anew_once_the_file_is_saved(opened, tmp_path):
+    key = key_of()
+    view = opened(key)
+    view.click("#start")
+    to_end(view)
+    assert not view.is_visible("#next")
+    first = save(view, tmp_path)
+    view.click("#next")
+    view.click("#start")
+    to_end(view)
+    assert len(votes.read_ballots([first, save(view, tmp_path)], key)) == 2
+
+
+def test_without_scripts_it_says_what_to_do(opened):
+    view = opened(key_of(), java_script_enabled=False)
+    assert "nettleser" in view.inner_text("main")
+
+
+def test_huge_answers_stay_in_their_place(opened):
+    key = key_of()
+    tall = "Z" + "\u0301" * 2000
+    for name in key.answers:
+        key.answers[name]["text"] = name + "W" * 20_000 + tall
+    view = opened(key, viewport={"width": 360, "height": 700})
+    view.click("#start")
+    assert view.evaluate("document.documentElement.scrollWidth") == 360
+    view.click("[data-choice='2']")
+    assert shown(view)["at"] == 1

@@ -22,14 +22,14 @@ def key_of(n_systems=2, identical=0, n=N):
     }
     alike = tuple((f"p{i}", "a", "b") for i in range(identical))
     systems = {name: {"name": f"model-{name}", "sha256": name} for name in names}
-    return Key(pack.KEY, "0", "page", "r", "s", "en", systems, {}, prompts, answers, alike)
+    return Key(pack.KEY, "0", "page", "r", "s", "en", systems, prompts, answers, alike)
 
 
-def ballot(path, key, rater, person, systems=("a", "b"), n_repeats=0):
+def ballot(path, key, rater, person, systems=("a", "b"), n_repeats=0, n=N):
     """Votes of a person: a function of (drawn number, whether A is first) -> choice for A."""
     rng = random.Random(rater)
     cast = []
-    for i in range(sum(len(v) for v in [key.prompts])):
+    for i in range(n):
         if any(f"p{i}" == prompt for prompt, *_ in key.identical):
             continue
         a, b = (f"{s}{i:03d}" for s in (systems if i % 2 else systems[::-1]))
@@ -105,6 +105,37 @@ def test_who_always_takes_the_first_answer_is_seen_and_does_no_harm(tmp_path):
     assert result.pairs[0].verdict == "undecided"
 
 
+def test_lazy_and_biased_people_hide_no_difference_that_the_others_see(tmp_path):
+    lazy = lambda rng, a_first: rng.choice([-2, -1, 0, 1, 2])  # noqa: E731
+    first = lambda rng, a_first: 1 if a_first else -1  # noqa: E731
+    result = result_of(tmp_path, [honest(0.8)] * 6 + [lazy] * 2 + [first] * 2, n_repeats=10)
+    (pair,) = result.pairs
+    assert pair.verdict == "better"
+    steady = [r.repeats_agree / r.n_repeats for r in result.raters]
+    assert steady[-2:] == [0, 0]  # who takes the first each time contradicts what was turned
+    assert [r.first for r in result.raters][-2:] == [1, 1]
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.5])
+def test_people_find_a_winner_between_equals_in_few_cases(tmp_path, bias):
+    """Each has a taste, and leans towards the first answer."""
+    key, hits = key_of(n=40), 0
+    for trial in range(60):
+        ballots = []
+        for rater in range(5):
+            rng = random.Random(f"{trial} {rater} {bias}")
+            taste = rng.gauss(0, 0.4)
+
+            def choose(rng, a_first, taste=taste):
+                x = rng.gauss(taste + (bias if a_first else -bias), 1)
+                return max(-2, min(2, round(x)))
+
+            path = ballot(tmp_path / f"{rater}.json", key, f"{trial}{rater}", choose, n=40)
+            ballots += votes.read_ballots([path], key)
+        hits += votes.tally(ballots, key).pairs[0].verdict != "undecided"
+    assert hits <= 7  # of 60: 3 are expected at 5 %, more than 7 in 1.5 % of cases
+
+
 def test_equal_answers_are_ties_of_everyone(tmp_path):
     whole = result_of(tmp_path, [honest(5)] * 3).pairs[0]
     half = result_of(tmp_path, [honest(5)] * 3, key_of(identical=N // 2)).pairs[0]
@@ -154,6 +185,8 @@ def test_the_longer_of_two_files_of_one_person_counts(tmp_path):
         {"votes": [{"prompt": "p0", "first": "a000", "second": "b000", "choice": 3}]},
         {"votes": [{"prompt": "p0", "first": "a000", "second": "b000", "choice": True}]},
         {"votes": [{"prompt": "p0", "first": "a000", "second": "b000", "choice": 1, "x": 1}]},
+        {"votes": 2 * [{"prompt": "p0", "first": "a000", "second": "b000", "choice": 1}]},
+        {"rater": "[red]me"}, {"rater": "\x1b]0;x"}, {"rater": 7},
     ],
 )  # fmt: skip
 def test_files_that_are_no_votes_of_this_page_are_refused(tmp_path, change):
