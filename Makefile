@@ -70,7 +70,7 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
-	@$(INSTALL) -e '.[demo,dev]'
+	@$(INSTALL) -e '.[demo,dev,cluster]'
 	@touch $@
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT

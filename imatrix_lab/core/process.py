@@ -167,12 +167,13 @@ def run(
 
 
 def _started(
-    args: Sequence[str], output: int | IO[bytes], cwd: Path | None, env: Mapping[str, str] | None
-) -> subprocess.Popen[bytes]:
+    args: Sequence[str], output: int | IO[bytes], cwd: Path | None, env: Mapping[str, str] | None,
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:  # fmt: skip
     try:
         return subprocess.Popen(
             args,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,
@@ -211,18 +212,25 @@ _GUARD = "import os, sys; sys.stdin.read() or os.killpg(int(sys.argv[1]), 15)"
 
 @contextlib.contextmanager
 def background(
-    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
+    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None, feed: str = ""
 ) -> Iterator[Background]:
     """Run a program beside us until the block is left, however it is left.
 
     Its output goes to a new file `log`, so no SIGPIPE ends it if we are killed: a guard process
-    does, whose input closes when we end.
+    does, whose input closes when we end. With `feed`, that is the beginning of its input, which
+    closes when the block is left.
     """
     args = [str(a) for a in argv]
     with contextlib.ExitStack() as stack:
         with log.open("wb") as sink:
-            process = _started(args, sink, None, env)
+            stdin = subprocess.PIPE if feed else subprocess.DEVNULL
+            process = _started(args, sink, None, env, stdin)
         stack.callback(_end, process)
+        if process.stdin:
+            stack.callback(_end_of_input, process)
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its log says why
+                process.stdin.write(feed.encode())
+                process.stdin.flush()
         guard = subprocess.Popen(
             [sys.executable, "-c", _GUARD, str(process.pid)],
             stdin=subprocess.PIPE,
@@ -230,6 +238,15 @@ def background(
         )
         stack.callback(guard.communicate, b"ended")
         yield Background(Path(args[0]).name, log, process)
+
+
+def _end_of_input(process: subprocess.Popen[bytes]) -> None:
+    """Close a program's input, and give it time to end by itself."""
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2 * GRACE_S)
 
 
 def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import filelock
 
-from imatrix_lab.core import config
+from imatrix_lab.core import config, lease
 from imatrix_lab.core.files import canonical_json, disk_error, write_whole
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report import results
@@ -94,7 +94,7 @@ class Folder:
     def locked(self) -> Iterator[None]:
         """Lock the folder, or raise `UsageError`: one process at a time runs a study."""
         try:
-            with filelock.FileLock(self.of(".lock"), timeout=LOCK_WAIT_S):
+            with lease.lock(self.of(".lock")).acquire(timeout=LOCK_WAIT_S):
                 yield
         except filelock.Timeout:
             problem = f"process {self.status().get('pid')} is running this study"
@@ -115,8 +115,11 @@ class Folder:
             fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
             raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
         if status["state"] == RUNNING:
-            lock = filelock.FileLock(self.of(".lock"), timeout=0)
-            with contextlib.suppress(filelock.Timeout), lock:  # no process runs it now
+            lock = lease.lock(self.of(".lock"))
+            with (
+                contextlib.suppress(filelock.Timeout),
+                lock.acquire(timeout=0),
+            ):  # no process runs it
                 for step in (status, *status["steps"].values()):
                     if step["state"] == RUNNING:
                         step["state"] = STOPPED

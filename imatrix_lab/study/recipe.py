@@ -274,6 +274,11 @@ def without_folders(recipe: Recipe) -> Recipe:
     return _with_paths(recipe, lambda file: Path(os.path.normpath(Path.cwd() / file)).name)
 
 
+def absolute(recipe: Recipe) -> Recipe:
+    """Return a recipe whose files are named from the root: the same in any folder."""
+    return _with_paths(recipe, os.path.abspath)
+
+
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
 
     def text(entry: str) -> str:
