@@ -118,7 +118,7 @@ def test_metadata_with_a_path_of_a_machine(tmp_path):
         )
         with pytest.raises(BadModel, match="quantize"):
             files.check_metadata(path)
-    for value in ("nb.imatrix.gguf", "https://example.org/a/b", "a/b"):
+    for value in ("nb.imatrix.gguf", "https://example.org/home/b", "a/b"):
         path = tiny_model.write(
             tmp_path / "m.gguf", extra=lambda w, v=value: w.add_string("quantize.imatrix.file", v)
         )
