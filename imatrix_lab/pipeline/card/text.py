@@ -196,7 +196,7 @@ def _which(quants: Entries, scores: Scores) -> list[str]:
         "",
         *_table(columns, 3, [row[:n_columns] for row in rows]),
         "",
-        f"Memory is estimated: the file, a context of {CONTEXT:,} tokens and buffers."
+        f"Memory is at most about: the file, a context of {CONTEXT:,} tokens, and buffers."
         + " A file is left out if a smaller one is closer to the original." * bool(scores.files),
     ]
 
@@ -276,13 +276,14 @@ def _measured(release: Release) -> list[str]:
 def _row(s: Scored, other: Against | None) -> list[str]:
     kld, top = s.summary.kld_mean, s.summary.same_top
     cells = [s.file, s.summary.text, other.name if other else "", other.verdict if other else ""]
-    cells += [_number(kld), format.interval(kld.low, kld.high)]
+    cells += [_number(kld), format.interval(kld.low, kld.high) or format.UNKNOWN]
     estimate, low, high = (100 * x for x in (top.estimate, top.low, top.high))
     cells.append(f"{format.number(estimate, low, high)} % ({format.interval(low, high)})")
     if not other:
         return [*cells, "", ""]
     difference = format.number(other.estimate, other.low, other.high, plus=True)
-    return [*cells, difference, format.interval(other.low, other.high, plus=True)]
+    interval = format.interval(other.low, other.high, plus=True) or format.UNKNOWN
+    return [*cells, difference, interval]
 
 
 def _number(value: Interval) -> str:
@@ -422,9 +423,8 @@ def _score_commands(quants: Entries, release: Release) -> list[str]:
     for s in release.scores.files:
         signature = s.summary.signature
         protocol = signature["protocol"]
-        flags = f"--limit {signature['text']['n_documents']}"
-        if protocol["name"] != "document":
-            flags += f" --protocol {protocol['name']} --ctx {protocol['n_ctx']}"
+        flags = f"--limit {signature['text']['n_documents']} --ctx {protocol['n_ctx']}"
+        flags += f" --protocol {protocol['name']}" * (protocol["name"] != "document")
         groups.setdefault(flags, []).append(s)
     origins = sorted({e["model"] for e in quants.values() if e.get("model")})
     reference = origins[0] if len(origins) == 1 else "ORIGINAL"

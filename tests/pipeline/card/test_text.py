@@ -87,7 +87,7 @@ def test_texts_with_their_licences_and_what_may_not_be_given():
     )
     written = card(FILES, release)
     assert "CC-BY-SA-3.0" in written and "not here" in written
-    assert "--text nb=heldout-nb.jsonl ml --limit 12" in written
+    assert "--text nb=heldout-nb.jsonl ml --limit 12 --ctx 1024" in written
 
 
 def test_parts_of_the_original_that_are_missing_and_the_chat_template():
