@@ -83,7 +83,7 @@ def card(files: Entries, release: Release = Release()) -> str:
 def _table(columns: Sequence[str], n_text: int, rows: Iterable[Sequence[str]]) -> list[str]:
     """Return a table; columns after the first `n_text` are numbers."""
     marks = ["---" if i < n_text else "---:" for i in range(len(columns))]
-    cells = [[c.replace("|", "\\|") for c in row] for row in (columns, *rows)]
+    cells = [[readable(c).replace("|", "\\|") for c in row] for row in (columns, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
 
