@@ -49,6 +49,7 @@ _DEATHS = {
     ),
     "SIGSEGV": ("it crashed", None),
     "SIGABRT": ("it gave up", None),
+    "SIGXCPU": ("it took too much processor time", None),
     "SIGKILL": (
         "killed, most often because memory ran out",
         "close other programs, or use a smaller --batch, --ctx or model; then run it again",
@@ -73,6 +74,8 @@ _KEPT = {
     "SDKROOT", "DEVELOPER_DIR", "MACOSX_DEPLOYMENT_TARGET", "SYSTEMROOT", "APT_CONFIG",
 }  # fmt: skip
 _KEPT_PREFIXES = ("PIP_", "HF_", "XDG_", "NVIDIA_", "VK_", "OPENBLAS_", "IMATRIX_LAB_")
+_SECRETS = {"HF_TOKEN", "IMATRIX_LAB_API_KEY"}
+"""What no program needs that is started here: it could end up in a log."""
 _READ_BY_LLAMA_CPP = ("GGML_", "LLAMA_", "OMP_", "GOMP_", "KMP_")
 _OURS = {"LLAMA_CPP_DIR", "LLAMA_CPP_LIB_PATH"}
 
@@ -86,7 +89,9 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env = {
         k: v
         for k, v in os.environ.items()
-        if k in _KEPT or k.startswith(_KEPT_PREFIXES) or k.lower().endswith("_proxy")
+        if k in _KEPT
+        or (k.startswith(_KEPT_PREFIXES) and k not in _SECRETS)
+        or k.lower().endswith("_proxy")
     }
     return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
 

@@ -20,7 +20,9 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +33,20 @@ import filelock
 import platformdirs
 
 from imatrix_lab.core import interrupt, lease
-from imatrix_lab.core.files import canonical_json, disk_error, sha256_file, write_whole
+from imatrix_lab.core.files import (
+    canonical_json,
+    disk_error,
+    flush,
+    from_json,
+    sealed_json,
+    sha256_file,
+    unsealed,
+    write_whole,
+)
 from imatrix_lab.core.lease import Lease
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.errors import ImatrixLabError
 
 STORE_VERSION = 1
 """Raise it when a builder's output changes for the same inputs. 1: first layout."""
@@ -91,6 +103,21 @@ class Artifact:
     def last_used_s(self) -> float:
         """Return when it was last used, in seconds since the epoch."""
         return (self.path / MANIFEST).stat().st_mtime
+
+
+def require_private(artifact: Artifact) -> Artifact:
+    """Return an artefact that holds code; raises ImatrixLabError if anyone may put another there.
+
+    A store may be shared with people who are trusted, by a group that may write; not with all.
+    """
+    root = artifact.path.parents[1]
+    for path in (root, artifact.path.parent, artifact.path, *artifact.path.rglob("*")):
+        mode = path.stat().st_mode if path.exists() else 0
+        if mode & stat.S_IWOTH and not (mode & stat.S_ISVTX):
+            what = "every user of this machine may replace the programs in this store"
+            fix = f"chmod -R o-w {shlex.quote(str(root))}, if you trust what is in it"
+            raise ImatrixLabError(what, where=path, fix=fix)
+    return artifact
 
 
 class NotBuilt(Exception):
@@ -187,7 +214,7 @@ class Store:
                 "facts": dict(build(out, scratch)),
                 "files": _inventory(out, progress),
             }
-            write_whole(out / MANIFEST, canonical_json(manifest))
+            write_whole(out / MANIFEST, sealed_json(manifest))
         except Exception:
             if artifact := self._find(kind, key):  # made by another, who took this for dead
                 return artifact
@@ -361,10 +388,11 @@ def _touched(artifact: Artifact) -> Artifact:
 
 
 def _read(path: Path) -> Artifact | None:
-    """Return the artefact in a directory, or None if a file does not have its recorded size."""
+    """Return the artefact in a directory, or None: a file lacks its recorded size, say."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        whole = {"kind", "fingerprint", "inputs", "facts"} <= manifest.keys() and all(
+        manifest = unsealed(from_json((path / MANIFEST).read_bytes()))
+        kinds = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
+        whole = all(isinstance(manifest[key], kind) for key, kind in kinds.items()) and all(
             (path / name).stat().st_size == entry["size_bytes"]
             for name, entry in manifest["files"].items()
         )
@@ -397,8 +425,7 @@ def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
     """Flush every file to disk; return size and sha256 by name."""
     inventory = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
         size_bytes = path.stat().st_size
         shown = progress if size_bytes >= SHOW_HASHING_BYTES else Silent()
         with shown.task(f"sha256 of {path.name}", size_bytes, "B") as task:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import filelock
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config, outputs
-from imatrix_lab.core.files import canonical_json, place, sha256_file, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, place, sha256_file, write_whole
 from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Rules, check_file
 from imatrix_lab.core.paths import expanded
@@ -164,7 +163,7 @@ def card_is_ours(out: Path) -> bool:
 def _manifest(out: Path) -> dict[str, Any] | None:
     """Return a manifest of ours, or None."""
     try:
-        manifest = dict(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+        manifest = dict(from_json((out / MANIFEST).read_text(encoding="utf-8")))
         return manifest if all("kind" in e for e in manifest["files"].values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -12,7 +12,6 @@ results.json report.html report.md
 
 import contextlib
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import filelock
 
 from imatrix_lab.core import config, lease
-from imatrix_lab.core.files import canonical_json, disk_error, write_whole
+from imatrix_lab.core.files import canonical_json, disk_error, from_json, write_whole
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report import results
 from imatrix_lab.study.graph import StepRecord
@@ -104,7 +103,7 @@ class Folder:
     def status(self) -> dict[str, Any]:
         """Return the status as last written; empty if it cannot be read."""
         try:
-            return dict(json.loads(self.of(STATUS).read_bytes()))
+            return dict(from_json(self.of(STATUS).read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -134,7 +133,7 @@ class Folder:
         records = {}
         for path in self.of("steps").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, UsageError):
-                records[path.stem] = config.build(StepRecord, json.loads(path.read_bytes()), path)
+                records[path.stem] = config.build(StepRecord, from_json(path.read_bytes()), path)
         return records
 
     def write_record(self, step: str, record: StepRecord) -> None:
