@@ -7,11 +7,12 @@ from imatrix_lab.report import text
 from imatrix_lab.report.blocks import Section
 from imatrix_lab.report.lookup import View
 from imatrix_lab.report.results import Results
-from imatrix_lab.report.sections import flips, measured, provenance, verdicts
+from imatrix_lab.report.sections import flips, measured, provenance, verdicts, votes
 
 _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
     ("comparisons with a baseline", verdicts.matrix),
     ("paired differences", verdicts.differences),
+    ("votes of people", votes.votes),
     ("interactions of calibration and language", verdicts.interactions),
     ("divergence by size", measured.size),
     ("mixtures of two languages", measured.mixtures),

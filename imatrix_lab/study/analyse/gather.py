@@ -6,8 +6,8 @@ from pathlib import Path
 
 from imatrix_lab import __version__
 from imatrix_lab.core.paths import data_dir
-from imatrix_lab.report.results import Calibration, Prediction, Times
-from imatrix_lab.study import actions
+from imatrix_lab.report.results import Calibration, Missing, Prediction, Preference, Times
+from imatrix_lab.study import actions, votes
 from imatrix_lab.study.analyse.index import Products
 from imatrix_lab.study.calibrations import calibrations
 from imatrix_lab.study.context import Shared
@@ -32,6 +32,7 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
     command = f"imatrix-lab study run {shared.recipe.name if is_shipped else RECIPE}"
     facts = [actions.imatrix_in(record.result) for record in imatrices.values()]
     seconds = {step: record.seconds for step, record in records.items() if kinds[step] != "tidy"}
+    voted = list(votes.tallies(shared))
     return Products(
         recipe=shared.recipe,
         models={model.label: model for model in shared.models},
@@ -41,9 +42,11 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         predictions=tuple(_predictions(of("loss"), of("quant"))),
         token_records=_files(of("score")),
         item_records=_files(of("task")),
-        missing=(*shared.missing, *outcome.missing),
+        missing=(*shared.missing, *outcome.missing, *(v for v in voted if isinstance(v, Missing))),
         times=Times(seconds, total_s),
         commands=(f"imatrix-lab --version  # {__version__}", command),
+        preferences=tuple(v for v in voted if isinstance(v, Preference)),
+        notes=tuple(v for v in voted if isinstance(v, str)),
     )
 
 

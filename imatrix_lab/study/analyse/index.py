@@ -11,7 +11,15 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import runs
 from imatrix_lab.records.runs import NO_IMATRIX, Run
-from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Missing, Prediction, Quant, Times
+from imatrix_lab.report.results import (
+    ALL_SAMPLES,
+    Calibration,
+    Missing,
+    Prediction,
+    Preference,
+    Quant,
+    Times,
+)
 from imatrix_lab.study.calibrations import mixtures
 from imatrix_lab.study.recipe import NONE, Recipe
 from imatrix_lab.types import Model
@@ -21,7 +29,8 @@ from imatrix_lab.types import Model
 class Products:
     """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
 
-    Predictions are without what was measured; commands are those that repeat the study.
+    Predictions are without what was measured; commands are those that repeat the study. `notes` are
+    of the votes.
     """
 
     recipe: Recipe
@@ -35,6 +44,8 @@ class Products:
     missing: tuple[Missing, ...]
     times: Times
     commands: tuple[str, ...]
+    preferences: tuple[Preference, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

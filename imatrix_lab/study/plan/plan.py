@@ -26,7 +26,7 @@ DOCUMENTS, DOCUMENT_TOKENS = 40, 350
 """Held out of a text that is not built yet: as of those written for this project."""
 TOKEN_BYTES, FILE_BYTES, ANSWER_BYTES = 24, 8192, 4
 """On disk: a scored token, the rest of a file of records, a token of a prompt or answer."""
-ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
+ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0, "page": 1.0}
 """Steps that no short run can measure: fetching and cleaning, mostly."""
 
 
@@ -198,7 +198,7 @@ class _Planner:
         if step.kind == "score":
             tokens = sum(self.sizes[step.id].tokens)
             return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
-        if step.kind == "task":
+        if step.kind in ("task", "votes"):
             return int(step.cost) * ANSWER_BYTES
         column_bytes = {"imatrix": 4, "merge": 4, "loss": 16}
         return column_bytes.get(step.kind, 0) * self.columns[label]  # texts are small
