@@ -36,9 +36,9 @@ def test_a_study_makes_a_page_and_shows_the_votes(bench):  # noqa: F811
     (ours.folder / "own.toml").write_text(PROMPTS.format(asked))
     ours.study()
     folder = ours.out / "preference"
-    key = pack.read_key(folder / "tiny-f16.key.json")
-    assert [s["name"] for s in key.systems.values()] == ["tiny-f16", "tiny-f16-qaa.1-Q2_K"]
-    page = (folder / "tiny-f16.html").read_bytes()
+    key = pack.read_key(folder / "tiny.key.json")
+    assert [s["name"] for s in key.systems.values()] == ["tiny", "tiny-qaa.1-Q2_K"]
+    page = (folder / "tiny.html").read_bytes()
     assert any("No votes yet" in note for note in ours.load().notes)
     assert ours.load().preferences == ()
     assert not ours.quants()
@@ -46,12 +46,12 @@ def test_a_study_makes_a_page_and_shows_the_votes(bench):  # noqa: F811
     for rater in range(4):
         (folder / "votes" / f"{rater}.json").write_text(json.dumps(cast(key, rater)))
     ours.run("resume", ours.out)
-    assert (folder / "tiny-f16.html").read_bytes() == page
+    assert (folder / "tiny.html").read_bytes() == page
     (row,) = ours.load().preferences
-    assert (row.a, row.n_people, row.n_prompts, row.verdict) == ("tiny-f16", 4, 12, "better")
+    assert (row.a, row.n_people, row.n_prompts, row.verdict) == ("tiny", 4, 12, "better")
     assert row.low > 0
     for report in ("report.html", "report.md"):
-        assert "People prefer tiny-f16" in (ours.out / report).read_text()
+        assert "People prefer tiny to" in (ours.out / report).read_text()
     (folder / "votes" / "5.json").write_text("no votes")
     ours.run("resume", ours.out, status=1)
     (missing,) = ours.load().missing
