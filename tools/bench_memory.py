@@ -99,6 +99,7 @@ class Bench:
         (root / "store").mkdir()
         store = Store(root / "store")
         for name in ("kernel", "toolchain"):
+            (session.store.root / name).mkdir(parents=True, exist_ok=True)
             (store.root / name).symlink_to(session.store.root / name)
         self.resolved = resolve(str(self.model), Session(store, Silent()))  # its hash is kept
         self.model_bytes = self.model.stat().st_size

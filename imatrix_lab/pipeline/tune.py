@@ -416,8 +416,7 @@ def chosen_types(
         assert matrix
         texts[language] = (corpus, matrix)
     texts |= _known_texts(request, tools, model, texts, session)
-    metadata = metadata_of(tools, inputs.corpus, imatrix)
-    metadata |= feedback.metadata() if request.feedback else {}
+    metadata = metadata_of(tools, inputs.corpus, imatrix, request.feedback)
     case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
     return {quant_type: case.choose(quant_type) for quant_type in quant_types}
 

@@ -15,6 +15,7 @@ from imatrix_lab.study.calibrations import Calibration
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import FILES, Turn
+from imatrix_lab.study.kinds import Kind, kinds
 from imatrix_lab.study.recipe import NONE, Recipe
 from imatrix_lab.tasks import backends
 from imatrix_lab.types import Model, TaskRequest
@@ -26,26 +27,28 @@ FOLDER, VOTES = "preference", "votes"
 
 def chosen(
     recipe: Recipe, calibrations: Sequence[Calibration]
-) -> tuple[list[Calibration | None], str]:
-    """Return what people vote on, None for the original, and the quants' type.
+) -> tuple[list[Calibration | None], Kind]:
+    """Return what people vote on, None for the original, and the quants' kind.
 
     Raises UsageError: fewer than two, or one that the study does not make.
     """
-    settings = recipe.preference
+    settings, every = recipe.preference, {kind.label: kind for kind in kinds(recipe)}
+    kind = every.get(settings.type or next(iter(every)))
+    if kind is None:
+        fix = f"one of {', '.join(every)}"
+        raise UsageError(f"preference.type: there is no {settings.type!r}", fix=fix)
     if not settings.prompts:
-        return [], ""
-    first = {NONE if c.kind == NONE else c.label: c for c in reversed(calibrations)}
-    type_ = settings.type or recipe.types[0]
-    if type_ not in recipe.types:
-        raise UsageError(f"preference.type: {type_!r} is not in types")
+        return [], kind
+    made = [c for c in calibrations if kind.is_made(c)]
+    first = {NONE if c.kind == NONE else c.label: c for c in reversed(made)}
     if len(set(settings.models)) < 2:
         fix = f'models = ["{ORIGINAL}", "{recipe.calibration.texts[0]}"]'
         raise UsageError("preference.models: people choose between two or more", fix=fix)
     unknown = [name for name in settings.models if name != ORIGINAL and name not in first]
     if unknown:
         fix = f"{ORIGINAL}, or one of {', '.join(first)}"
-        raise UsageError(f"preference.models: {unknown[0]!r} is not in calibration.texts", fix=fix)
-    return [first.get(name) for name in settings.models], type_
+        raise UsageError(f"preference.models: there is no {unknown[0]!r} {kind.label}", fix=fix)
+    return [first.get(name) for name in settings.models], kind
 
 
 @cache

@@ -1,6 +1,7 @@
 """Whole studies on the small model, through the command line: kills, failures, disks."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from imatrix_lab.imatrix import moments
 from imatrix_lab.report import results
 from tests import tiny_model
 from tests.corpus.made_up import LANGUAGE, prose
@@ -51,6 +53,24 @@ texts = ["short=short.jsonl"]
 documents = 4
 ctx = 128
 [comparison]
+resamples = 100
+"""
+KINDS = """
+schema = 1
+name = "kinds"
+types = ["Q3_K_S", "size:Q3_K_S"]
+quantizers = ["imatrix", "feedback"]
+models = ["tiny-f16.gguf"]
+keep = "{keep}"
+[calibration]
+texts = ["qaa", "qaa=0.5,qab=0.5", "none"]
+tokens = 1024
+[evaluation]
+texts = ["qaa"]
+documents = 2
+ctx = 128
+[comparison]
+metrics = ["kld_nats"]
 resamples = 100
 """
 TASKS = """
@@ -253,6 +273,46 @@ def test_ctrl_c_leaves_no_program_and_the_next_run_goes_on(calm, bench):
     ours.run("resume", ours.out, "--jobs", 1)
     assert ours.same() == calm.same()
     assert all(p.stat().st_mtime_ns == when for p, when in times.items())
+
+
+def test_sizes_and_quantizers_from_recipe_to_report(bench):
+    ours = bench("kinds", text=KINDS, keep="all")
+    out, err = ours.study()
+    study = ours.load()
+    plain, sized = "Q3_K_S", "size:Q3_K_S"
+    fed, both = f"{plain}+feedback", f"{sized}+feedback"
+    assert study.types == (plain, fed, sized, both) and not study.missing
+    made = {(q.calibration, q.type): q for q in study.quants}
+    tuned = ("qaa", "qaa50-qab50")
+    assert made.keys() == {(c, t) for c in tuned for t in study.types} | {("no imatrix", plain)}
+    assert len({q.sha256 for q in study.quants}) == len(study.quants)
+    for calibration in tuned:
+        for chosen, standard in ((sized, plain), (both, fed)):
+            most = made[calibration, standard].size_bytes
+            assert 0.99 * most < made[calibration, chosen].size_bytes <= most
+        assert made[calibration, fed].quantizer == "feedback"
+    # one imatrix of each text, with moments, for all files; and one sensitivity
+    assert all(moments.read(path) for path in (ours.out / "imatrix").iterdir())
+    assert len([*(ours.out / "sensitivity").iterdir()]) == 2
+    assert {p.name for p in (ours.out / "quants").glob("*qaa.1*")} >= {
+        "tiny-qaa.1-feedback-as-Q3_K_S.gguf", "tiny-qaa.1-as-Q3_K_S.types.txt",
+    }  # fmt: skip
+    pairs = {(c.calibration, c.a, c.b) for c in study.contrasts}
+    assert {(c, fed, plain) for c in tuned} <= pairs
+    known = [p for p in study.predictions if math.isfinite(p.predicted_kld_nats)]
+    plain_made = {key for key, q in made.items() if q.quantizer == "imatrix"}
+    assert {(p.calibration, p.type) for p in known} == plain_made
+    assert {p.language for p in known} == {"qaa", "qab"}
+    shown = {(t.calibration, t.type): t.roles for t in study.tensor_types}
+    assert shown.keys() == plain_made
+    assert len(shown["qaa", sized]["ffn_down"]) == 2 and len(shown["qaa", sized]["output"]) == 1
+    assert "feedback is undecided in" in out
+    page = (ours.out / "report.html").read_text()
+    for title in ("Other types and quantizers", "Types of tensors", "Activations by language"):
+        assert title in page
+    before = ours.same()
+    _, err = ours.study()
+    assert ours.same() == before and "sensitivity" not in err and "quantize" not in err
 
 
 def test_in_batches_disk_is_low_and_the_users_quants_stay(bench):

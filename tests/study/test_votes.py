@@ -62,8 +62,8 @@ def test_a_study_makes_a_page_and_shows_the_votes(bench):  # noqa: F811
     ("table", "problem"),
     [
         ({"models": '["qaa"]'}, "two or more"),
-        ({"models": '["qaa", "qab"]'}, "'qab' is not in"),
-        ({"type": '"Q3_K_M"'}, "not in types"),
+        ({"models": '["qaa", "qab"]'}, "no 'qab' Q2_K"),
+        ({"type": '"Q3_K_M"'}, "no 'Q3_K_M'"),
         ({"prompts": '"tlh"'}, "no prompts for tlh"),
         ({"margin": "-1"}, "less than 0"),
     ],
