@@ -19,12 +19,13 @@ MODEL ?= demo
 TOKENS ?= 65536
 OUT ?= quants
 QUICK ?=
+AWQ ?=
 FEEDBACK ?=
 STUDY ?=
 RECIPE ?= recipes/quick-nb.toml
 FLAGS ?=
 # A misspelt setting must not start half an hour of work with the default.
-SETTINGS := LANG TYPES SIZE BITS MODEL TOKENS OUT QUICK FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
+SETTINGS := LANG TYPES SIZE BITS MODEL TOKENS OUT QUICK AWQ FEEDBACK STUDY RECIPE BACKEND FLAGS PYTHON
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
 UNKNOWN := $(filter-out $(SETTINGS),$(GIVEN))
 ifneq ($(UNKNOWN),)
@@ -35,6 +36,9 @@ quoted = '$(subst ','\'',$(value $(1)))'
 ifneq ($(filter-out 0 1,$(QUICK)),)
 $(error QUICK is 0 or 1, not $(QUICK))
 endif
+ifneq ($(filter-out 0 1,$(AWQ)),)
+$(error AWQ is 0 or 1, not $(AWQ))
+endif
 ifneq ($(filter-out 0 1,$(FEEDBACK)),)
 $(error FEEDBACK is 0 or 1, not $(FEEDBACK))
 endif
@@ -43,11 +47,11 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory fuzz kills sanitize clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
-	@echo "           [SIZE=3.5GiB | SIZE=Q4_K_M | BITS=4.5] [QUICK=0] [FEEDBACK=1] [STUDY=studies/quick-nb]"
+	@echo "           [SIZE=3.5GiB | SIZE=Q4_K_M | BITS=4.5] [QUICK=0] [AWQ=1] [FEEDBACK=1] [STUDY=studies/quick-nb]"
 	@echo "make study RECIPE=recipes/quick-nb.toml [FLAGS=--dry-run]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -66,14 +70,14 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
-	@$(INSTALL) -e '.[demo,dev]'
+	@$(INSTALL) -e '.[demo,dev,cluster]'
 	@touch $@
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 	@$(BIN)/imatrix-lab tune $(if $(LANGUAGE_WANTED),$(call quoted,LANGUAGE_WANTED)) --type "$(TYPES)" \
-		$(foreach size,$(SIZE),--size '$(size)') $(foreach bits,$(BITS),--bits '$(bits)') \
+		$(foreach size,$(value SIZE),--size $(call quoted,size)) $(foreach bits,$(value BITS),--bits $(call quoted,bits)) \
 		--model $(call quoted,MODEL) --tokens $(TOKENS) --out $(call quoted,OUT) $(if $(QUICK),$(if $(filter 0,$(QUICK)),--no-quick,--quick)) \
-		$(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
+		$(if $(filter 1,$(AWQ)),--awq) $(if $(filter 1,$(FEEDBACK)),--feedback) $(if $(STUDY),--study $(call quoted,STUDY)) $(FLAGS)
 
 study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
 	@$(BIN)/imatrix-lab study run $(call quoted,RECIPE) $(FLAGS)
@@ -97,6 +101,9 @@ bench: $(VENV)/.dev  ## what a quant with its checks costs beside the plain llam
 
 bench-collect: $(VENV)/.dev  ## how fast imatrices and moments are collected, beside llama-imatrix
 	$(BIN)/python tools/bench_collect.py
+
+bench-memory: $(VENV)/.dev  ## an imatrix of a model larger than memory, beside llama-imatrix (root, 23 GB of disk)
+	$(BIN)/python tools/bench_memory.py $(FLAGS)
 
 bench-score: $(VENV)/.dev  ## what scoring costs beside llama-perplexity
 	$(BIN)/python tools/bench_score.py
@@ -127,6 +134,15 @@ bench-feedback: $(VENV)/.dev  ## what feedback leaves of the output error: FLAGS
 
 bench-cli: $(VENV)/.dev  ## how long -h takes
 	$(BIN)/python tools/bench_cli.py
+
+fuzz: $(VENV)/.dev  ## change files of every format by chance and read them: FLAGS="gguf --inputs 20000"
+	$(BIN)/python tools/fuzz.py $(FLAGS)
+
+kills: $(VENV)/.dev  ## kill, unplug and starve runs on a tiny model: FLAGS="power --minutes 20"
+	$(BIN)/python tools/kill_campaign.py $(FLAGS)
+
+sanitize: $(VENV)/.dev  ## tests of the C++ kernels under the compiler's sanitizers
+	$(BIN)/python tools/sanitize.py $(FLAGS)
 
 clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -150,6 +150,10 @@ class ImatrixFacts:
     unnamed: str = ""
 
 
+NOT_FOR_USE = ("INT4_GPTQ", "INT4_AWQ")
+"""Types that llama.cpp does not have, written as F16 to be measured: see `quantize.int4`."""
+
+
 @dataclass(frozen=True)
 class QuantFacts:
     """A verified quantized GGUF.
@@ -157,7 +161,7 @@ class QuantFacts:
     `fallback`: tensors that could not get the type they should have. Perplexities are over
     `n_windows` held-out windows of 512 tokens, NaN if not measured. `seconds` is the time to
     quantize; None if the file was in the store. `name` is the file's name in this request; in the
-    store it may have an earlier one's.
+    store it may have an earlier one's. `scaled`: what AWQ did, in words.
     """
 
     type: str
@@ -172,6 +176,7 @@ class QuantFacts:
     perplexity_reference: float
     n_windows: int
     seconds: float | None
+    scaled: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,9 @@ class ComputeOptions:
     """How to run llama.cpp; None chooses by machine and model.
 
     `n_ctx`: tokens in a window, or in a prompt with its answer. `n_batch` is in tokens.
+    `gpu_layers` 0 uses no GPU at all; None, without an `override_tensor`, is planned (see
+    `llamacpp.offload`), so that `fit_target_mib` of each device's memory stay free.
+    `override_tensor` is the value of llama.cpp's option: REGEX=BUFFER, with commas between.
     """
 
     backend: str
@@ -186,6 +194,8 @@ class ComputeOptions:
     n_ctx: int | None = None
     n_batch: int | None = None
     gpu_layers: int | None = None
+    override_tensor: str = ""
+    fit_target_mib: int = 1024
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ class Request:
     file with others; None: if that is quick. `study` is a folder for the model card. `moments`
     are collected too, whole for the matrices that `full` matches; `windows` are those of the
     `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
-    what is free. `feedback`: see `quantize.feedback`. `types` may be sizes (see
+    what is free. `awq`, `feedback`: see the modules in `quantize`. `types` may be sizes (see
     `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
     """
 
@@ -231,6 +241,7 @@ class Request:
     study: Path | None = None
     moments: bool = False
     full: str = ""
+    awq: bool = False
     feedback: bool = False
     windows: str = "stream"
     memory_bytes: int | None = None

@@ -141,13 +141,14 @@ def test_a_small_answer_is_refused_or_demanded(checkout: Path, quick: str, optio
     assert quant(checkout, "LANG=nb", f"QUICK={quick}").arguments[-1] == option
 
 
-def test_feedback(checkout: Path) -> None:
-    assert "--feedback" in quant(checkout, "LANG=nb", "FEEDBACK=1").arguments
-    assert "--feedback" not in quant(checkout, "LANG=nb", "FEEDBACK=0").arguments
+@pytest.mark.parametrize("way", ["awq", "feedback"])
+def test_ways_of_rounding(checkout: Path, way: str) -> None:
+    assert f"--{way}" in quant(checkout, "LANG=nb", f"{way.upper()}=1").arguments
+    assert f"--{way}" not in quant(checkout, "LANG=nb", f"{way.upper()}=0").arguments
 
 
 @pytest.mark.parametrize(
-    "word", ["QUICK=no", "FEEDBACK=yes", "QUICK=yes", "TOKEN=2048", "TYPE=Q3_K_S"]
+    "word", ["QUICK=no", "AWQ=no", "FEEDBACK=yes", "QUICK=yes", "TOKEN=2048", "TYPE=Q3_K_S"]
 )
 def test_a_setting_or_value_that_make_does_not_know_starts_nothing(
     checkout: Path, word: str
@@ -223,3 +224,7 @@ def test_sizes_take_the_place_of_the_usual_types(checkout: Path) -> None:
         assert pair in words
     assert quant(checkout, "LANG=nb", "SIZE=Q4_K_M", "TYPES=Q6_K").option("--type") == "Q6_K"
     assert "--size" not in quant(checkout, "LANG=nb").arguments
+
+
+def test_a_size_with_any_character_is_one_word(checkout: Path) -> None:
+    assert quant(checkout, "LANG=nb", "SIZE=3';$$HOME").option("--size") == "3';$$HOME"

@@ -29,6 +29,7 @@ from common import imatrix_argv
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
+from imatrix_lab.imatrix.passes import WINDOWS_MAX
 from imatrix_lab.llamacpp import build
 from imatrix_lab.llamacpp.programs import Compute
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
@@ -126,6 +127,7 @@ class Bench:
         argv = imatrix_argv(program, self.model, self.text, out, plain, self.arguments.windows)
         theirs = self.measure(argv)
         print(theirs.row("llama-imatrix", self.model_bytes, n_theirs), flush=True)
+        print(whole_model(self.arguments.layers * LAYER_WEIGHTS * n_tokens / ours.seconds))
 
     def measure(self, argv: list[str]) -> Measured:
         """Run a command in the control group."""
@@ -147,6 +149,19 @@ class Bench:
         if status:
             raise SystemExit((self.root / "log").read_text(errors="replace")[-2000:])
         return Measured(time.monotonic() - began, 512 * usage.ru_inblock, peak)
+
+
+def whole_model(products_per_s: float, n_tokens: int = 65_536) -> str:
+    """Return what 80 layers take, if a layer takes what it takes here; 64 windows a decode."""
+    weights = 80 * LAYER_WEIGHTS
+    model_bytes = 2 * (weights + 2 * VOCABULARY * CHANNELS)
+    rows = [f"80 layers, {model_bytes / 1e9:.0f} GB, {n_tokens:,} tokens, by arithmetic:"]
+    rows.append(f"  computing {weights * n_tokens / products_per_s / 3600:.0f} h")
+    for name, n_windows in (("imatrix build", WINDOWS_MAX), ("llama-imatrix", 1)):
+        read_bytes = model_bytes * (1 + -(-n_tokens // (WINDOW * n_windows)))
+        hours = read_bytes / 0.5e9 / 3600
+        rows.append(f"  {name} reads {read_bytes / 1e9:,.0f} GB, {hours:.1f} h at 0.5 GB/s")
+    return "\n".join(rows)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 )
 @options.COMPUTE
 @click.option("--parse-special", is_flag=True, help="Parse chat tokens in the text.")
+@click.option("--awq", is_flag=True, help="Scale channels before rounding (AWQ).")
 @click.option(
     "--feedback",
     is_flag=True,

@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.models.scaling import ATTENTION_READS, FFN_READS, ROWS_UNDONE_BY
+
 ROWS_ARE_CHANNELS = ("attn_output.weight", "ffn_down.weight")
 """Matrices that write into the residual stream."""
-_NORM_READ_BY = {
-    "attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm",
-    "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm",
-}  # fmt: skip
-_ROWS_UNDONE_BY = {"attn_output": "attn_v", "ffn_down": "ffn_up"}
+_NORM_READ_BY = dict.fromkeys(ATTENTION_READS, "attn_norm") | dict.fromkeys(FFN_READS, "ffn_norm")
 
 
 def scaled(
@@ -42,11 +40,11 @@ def scaled(
         return weights / factors(f"{layer}.{role}", columns)
     if role in _NORM_READ_BY:
         weights = weights * factors(f"{layer}.{_NORM_READ_BY[role]}", columns)
-    if role in _ROWS_UNDONE_BY.values():
+    if role in ROWS_UNDONE_BY.values():
         weights = weights * factors(name, len(weights))[:, None]
-    if role in _ROWS_UNDONE_BY:
+    if role in ROWS_UNDONE_BY:
         rows = kv_heads * head if role == "attn_output" else columns
-        undone = factors(f"{layer}.{_ROWS_UNDONE_BY[role]}.weight", rows)
+        undone = factors(f"{layer}.{ROWS_UNDONE_BY[role]}.weight", rows)
         if role == "attn_output":
             undone = undone.reshape(kv_heads, head).repeat(columns // rows, axis=0).reshape(-1)
         weights = weights / undone

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 import gguf
@@ -31,6 +31,8 @@ from imatrix_lab.types import Model, ModelFacts
 K_QUANT_COLUMNS = 256
 SIZE = "imatrix_lab.size"
 """In the metadata of a quant whose tensors' types were chosen for a size."""
+INT4 = "imatrix_lab.int4"
+"""In the metadata of a file whose F16 weights stand for another type: see `quantize.int4`."""
 _UNQUANTIZED = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj"
     r"|^position_embd|^token_types|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj"
@@ -66,9 +68,15 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
     shards = shard_paths(path)
     header = facts(shards)
     sha256s = [known.get(p) or digests.sha256_of(p, session) for p in shards]
-    joined = hashlib.sha256("".join(sha256s).encode()).hexdigest()
-    sha256 = sha256s[0] if len(sha256s) == 1 else joined
+    sha256 = joined_sha256(sha256s)
     return Model(label, shards[0], shards, sha256, header, origin, base_model, notice)
+
+
+def joined_sha256(sha256s: Sequence[str]) -> str:
+    """Return the sha256 of a model: of its file, or of its shards' joined sha256."""
+    return (
+        sha256s[0] if len(sha256s) == 1 else hashlib.sha256("".join(sha256s).encode()).hexdigest()
+    )
 
 
 def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:
@@ -216,12 +224,12 @@ def _incomplete(
 
 
 def _calibration(header: GgufHeader) -> str:
-    """Return the language of a quant's imatrix, and whether it was rounded with feedback.
+    """Return the language of a quant's imatrix, and whether AWQ and feedback were used.
 
     Of others' files: the imatrix's name.
     """
     if ours := header.text("imatrix_lab.language"):
-        ours += "-feedback" if header.text("imatrix_lab.feedback") else ""
+        ours += "".join(f"-{x}" for x in ("awq", "feedback") if header.text(f"imatrix_lab.{x}"))
         return ours  # a mixture's may have a dot: nb33.3-en66.7
     named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")
     return PurePath(named.replace("\\", "/")).name.partition(".")[0]
@@ -249,6 +257,8 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
 
     A file of ours whose types were chosen for a size is of that size: ``size:Q4_K_M``.
     """
+    if int4 := header.text(INT4):
+        return int4
     if size := header.text(SIZE):
         return size_types.PREFIX + size
     with contextlib.suppress(ValueError, KeyError):

@@ -128,10 +128,10 @@ def _quant(
 ) -> QuantFacts | None:
     tools, model, corpus, imatrix = stored.tools, stored.model, stored.corpus, stored.imatrix
     if tools and model and corpus and imatrix:
-        metadata = tune.metadata_of(tools, corpus, imatrix, request.feedback)
+        metadata = tune.metadata_of(tools, corpus, imatrix, request)
         heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout)
-        spec = dataclasses.replace(spec, feedback=request.feedback)
+        spec = dataclasses.replace(spec, awq=request.awq, feedback=request.feedback)
         if size_types.is_size(quant_type) and quant_type not in chosen:
             return None
         spec = tune.of_size(spec, chosen.get(quant_type))

@@ -25,6 +25,7 @@ from imatrix_lab.errors import BadImatrix, BadText, FetchFailed, ImatrixLabError
 from imatrix_lab.imatrix import collect
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
+from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import deliver, score, tune
 from imatrix_lab.pipeline.allocate import Chosen
@@ -126,8 +127,8 @@ def case_of(request: Request, result: Result, session: Session) -> "Case":
             english = tune.corpus_of(english_request, tools, model, session)
         except (FetchFailed, MissingTool, BadText) as error:
             session.progress.say(f"note: quick answer without English: {error.what}")
-    # the others have no feedback
-    request = dataclasses.replace(request, moments=False, feedback=False)
+    # the others have neither
+    request = dataclasses.replace(request, moments=False, awq=False, feedback=False)
     quant = result.quants[0]
     if chosen := result.chosen.get(quant.type):
         return SizeCase(request, model, corpus, imatrix, quant, tools, english, chosen)
@@ -192,12 +193,13 @@ class Case:
         others = self._others(scratch, session)
         paths = [self.quant.path, *(path for path, _ in others.values())]
         out = self._score(scratch, paths, {self.corpus.language: heldout}, session)
-        plan = ComparisonPlan(family=("calib",), baseline=self.imatrix.language, any_size=True)
+        label = resolve.facts((self.quant.path,)).calibration
+        plan = ComparisonPlan(family=("calib",), baseline=label, any_size=True)
         report = compare_runs([out], plan, ("kld_nats",), session.progress)
         for gap in report.size_gaps:
             session.progress.say(f"note: not of one size: {gap.words()}")
         signatures = {s["quant"]["calibration"]: s for s in report.signatures.values()}
-        first, own = report.comparisons[0], signatures[self.imatrix.language]
+        first, own = report.comparisons[0], signatures[label]
         by_name = {
             c.question.a.removesuffix(f" {own['quant']['type']}"): c for c in report.comparisons
         }

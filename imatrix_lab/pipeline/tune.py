@@ -27,18 +27,19 @@ from imatrix_lab.corpus.build import (
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
-from imatrix_lab.imatrix import collect, expected, format, passes, repair, validate
+from imatrix_lab.imatrix import collect, devices, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import resolve
+from imatrix_lab.models import resolve, scaling
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import allocate, deliver, model_card
+from imatrix_lab.pipeline import allocate, deliver
 from imatrix_lab.pipeline.allocate import Chosen
-from imatrix_lab.quantize import feedback, probes, run
+from imatrix_lab.pipeline.card.studies import of_study
+from imatrix_lab.quantize import awq, feedback, int4, probes, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -65,10 +66,12 @@ def tune(request: Request, session: Session) -> Result:
     run.check(model.facts, model.path, request.types, request.allow_requantize)
     run.check_layers(model.facts, model.path, request.types)
     allocate.check_model(request, model)
+    if request.awq:
+        scaling.check(model)
     names = deliver.Names(model.label, _language(request), model)
     deliver.check_files(request, names, rules)
     corpus = corpus_of(request, tools, model, session)
-    compared = model_card.of_study(study, model, corpus.language) if study else None
+    compared = of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
     inputs = deliver.Made(model, corpus, imatrix, heldout_in(corpus))
     chosen = chosen_types(
@@ -86,8 +89,9 @@ def tune(request: Request, session: Session) -> Result:
 
 
 def with_moments(request: Request) -> Request:
-    """Return a request that collects what it needs: feedback takes second moments."""
-    return dataclasses.replace(request, moments=True) if request.feedback else request
+    """Return a request that collects what it needs: AWQ and feedback take second moments."""
+    needed = request.awq or request.feedback
+    return dataclasses.replace(request, moments=True) if needed else request
 
 
 def check(request: Request, session: Session) -> Rules:
@@ -96,6 +100,8 @@ def check(request: Request, session: Session) -> Rules:
     if request.feedback:
         feedback.check_types(request.types)
     resolve.check_spec(request.model, session.store)
+    if request.awq:
+        awq.check(True, request.types, request.model)
     allocate.check(request)
     weights_of(request, text)
     run.check_spec(request.model, request.types, request.allow_requantize)
@@ -195,20 +201,21 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
         request.full,
         request.windows,
         request.memory_bytes,
+        request.compute.fit_target_mib,
+        may_grow=request.compute.n_batch is None,
     )
 
 
-def imatrix_estimate(request: Request, session: Session) -> passes.Estimate:
+def imatrix_estimate(
+    request: Request, session: Session
+) -> passes.Estimate | devices.DeviceEstimate:
     """Return how an importance matrix would be collected, and how long that would take.
 
     A model of the user's is not hashed; of a text that is not built, `n_tokens` are assumed.
-    Raises UsageError: the model is not here yet, or a GPU would compute.
+    Raises UsageError: the model is not here yet.
     """
     text = check_text(request)
     _check_memory(request)
-    if _on_gpu(request):
-        what = "what a GPU takes is not known before it runs"
-        raise UsageError(what, fix="--gpu-layers 0 for a plan of the processor's work")
     resolve.check_spec(request.model, session.store)
     tools = get_toolchain(request.compute.backend, session)
     try:
@@ -227,20 +234,18 @@ def imatrix_estimate(request: Request, session: Session) -> passes.Estimate:
         moments=request.moments,
         full=request.full,
         memory_bytes=request.memory_bytes,
+        fit_target_mib=request.compute.fit_target_mib,
+        may_grow=request.compute.n_batch is None,
     )
     n_windows = max(1, n_tokens // options.compute.n_ctx)
     return collect.estimate(tools, model, options, n_windows, session)
 
 
-def _on_gpu(request: Request) -> bool:
-    return request.compute.backend != "cpu" and request.compute.gpu_layers != 0
-
-
 def _check_memory(request: Request) -> None:
     """Raise UsageError: `memory_bytes` contradicts other settings."""
-    if request.memory_bytes and _on_gpu(request):
-        what = "--memory is for the processor; a GPU's memory is planned by llama.cpp"
-        raise UsageError(what, fix="leave --memory out, or add --gpu-layers 0")
+    if request.memory_bytes and request.compute.backend == "blas":
+        what = "with BLAS one window is read at a time: its sums depend on the number"
+        raise UsageError(what, fix="leave --memory out, or take --backend cpu")
     if request.memory_bytes and request.compute.n_batch:
         raise UsageError("--memory chooses the batch", fix="leave --batch or --memory out")
 
@@ -278,8 +283,11 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     allocate.check(request)
     run.check_spec(request.model, request.types, request.allow_requantize)
     text, language = request.text, ""
+    if request.awq:
+        awq.check(imatrix_path is not None, request.types, request.model)
     if request.feedback:
         feedback.check(imatrix_path, request.types)
+    int4.check(imatrix_path, request.types, request.awq or request.feedback)
     if not imatrix_path:
         run.check_types(request.types)
     else:
@@ -296,6 +304,8 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
     allocate.check_model(request, model)
+    if request.awq or int4.AWQ in request.types:
+        scaling.check(model)
     imatrix = None
     if imatrix_path:
         imatrix = given_imatrix(imatrix_path, model, session, request.force)
@@ -416,7 +426,7 @@ def chosen_types(
         assert matrix
         texts[language] = (corpus, matrix)
     texts |= _known_texts(request, tools, model, texts, session)
-    metadata = metadata_of(tools, inputs.corpus, imatrix, request.feedback)
+    metadata = metadata_of(tools, inputs.corpus, imatrix, request)
     case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
     return {quant_type: case.choose(quant_type) for quant_type in quant_types}
 
@@ -448,11 +458,10 @@ def _quantize(
     """Quantize to every requested type, and put the files into the output folder."""
     model, corpus, imatrix = inputs.model, inputs.corpus, inputs.imatrix
     options, facts = quant_options(request, model), list[QuantFacts]()
-    metadata = metadata_of(tools, corpus, imatrix, request.feedback)
+    metadata = metadata_of(tools, corpus, imatrix, request)
     for quant_type in request.types:
-        spec = run.QuantSpec(
-            model, imatrix, quant_type, options, metadata, inputs.heldout, feedback=request.feedback
-        )
+        spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, inputs.heldout)
+        spec = dataclasses.replace(spec, awq=request.awq, feedback=request.feedback)
         facts.append(run.quantize(tools, of_size(spec, chosen.get(quant_type)), session))
     request = dataclasses.replace(request, force=bool(imatrix and imatrix.forced))  # as recorded
     files = deliver.deliver(request, inputs, tuple(facts), chosen)
@@ -476,9 +485,12 @@ def metadata_of(
     tools: Toolchain,
     corpus: CorpusFacts | None,
     imatrix: ImatrixFacts | None,
-    with_feedback: bool = False,
+    request: Request | None = None,
 ) -> dict[str, str]:
-    """Return what goes into every quantized GGUF; fields without a value are left out."""
+    """Return what goes into every quantized GGUF; fields without a value are left out.
+
+    With a `request`, how its tensors are rounded too.
+    """
     metadata = {
         "version": __version__,
         "language": imatrix.language if imatrix else "",
@@ -491,8 +503,10 @@ def metadata_of(
         "toolchain.commit": tools.commit,
         "toolchain.backend": tools.backend,
     }
+    metadata |= awq.metadata() if request and request.awq else {}
+    metadata |= feedback.metadata() if request and request.feedback else {}
     return {
         f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
-        for key, value in (metadata | (feedback.metadata() if with_feedback else {})).items()
+        for key, value in metadata.items()
         if value
     }

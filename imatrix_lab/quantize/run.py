@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
-from imatrix_lab.core.files import disk_error, free_bytes, link, need_room
+from imatrix_lab.core.files import disk_error, flush, free_bytes, link, need_room, write_whole
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
-from imatrix_lab.llamacpp import programs, size_types
+from imatrix_lab.llamacpp import ggml, programs, size_types
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
 from imatrix_lab.models.gguf import read_header
-from imatrix_lab.quantize import feedback, sizes
+from imatrix_lab.quantize import awq, feedback, int4, sizes
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -39,6 +39,10 @@ WORSE_NATS = {1: 8.0, 2: 6.0, 3: 3.0, 4: 1.0}
 
 Quantization costs far less (at 2 bits up to about 3.5 nats on the demo model), a broken file far
 more (it predicts about as well as chance: 10 nats and more)."""
+_TOLD = "scaled.txt"
+SCALED_NATS = 0.01
+"""How far the held-out loss of a model with scaled channels may be from the model's own. F16 and
+other sums move it by far less than a tenth of this."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class QuantSpec:
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
     perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
-    `size_types`. `feedback` needs an imatrix with moments, and its own `metadata`: see `feedback`.
+    `size_types`. `awq` needs an imatrix, `feedback` one with moments, and both their own
+    `metadata`: see these modules. The types of `int4`, which need moments too, are F16 in the file.
     """
 
     model: Model
@@ -95,26 +100,36 @@ class QuantSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     heldout: HeldOut | None = None
     mix: Mix | None = None
+    awq: bool = False
     feedback: bool = False
 
     def base(self) -> str:
         """Return llama-quantize's type."""
+        if int4.is_int4(self.quant_type):
+            return "F16"
         return self.mix.base if self.mix else self.quant_type
+
+    def scales_channels(self) -> bool:
+        """Return whether channels are scaled by AWQ."""
+        return self.awq or self.quant_type == int4.AWQ
 
     def label(self) -> str:
         """Return model, language of the imatrix, and type, for names."""
-        language = calibration(self.imatrix.language if self.imatrix else "none", self.feedback)
+        language = self._calibration(self.imatrix.language if self.imatrix else "none")
         return f"{self.model.label}-{language}-{size_types.in_name(self.quant_type, self.base())}"
 
     def file_name(self) -> str:
         """Return the name of the GGUF file."""
-        language = calibration(self.imatrix.language if self.imatrix else "", self.feedback)
+        language = self._calibration(self.imatrix.language if self.imatrix else "")
         return file_name(self.model.label, language, self.quant_type, self.base())
 
+    def _calibration(self, language: str) -> str:
+        return calibration(language, awq=self.awq, feedback=self.feedback)
 
-def calibration(language: str, with_feedback: bool) -> str:
+
+def calibration(language: str, *, awq: bool, feedback: bool) -> str:
     """Return what quants are called by, beside model and type."""
-    return f"{language}-feedback" if with_feedback else language
+    return language + "-awq" * awq + "-feedback" * feedback
 
 
 def file_name(label: str, language: str, quant_type: str, base: str = "") -> str:
@@ -207,7 +222,9 @@ def _dry_run(
 def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
     """Return what determines a quantized file; threads do not."""
     mix = {"base": spec.mix.base, "types": dict(spec.mix.types)} if spec.mix else {}
-    fed = {"feedback": feedback.settings()} if spec.feedback else {}
+    more = {"awq": awq.settings()} if spec.scales_channels() else {}
+    more |= {"feedback": feedback.settings()} if spec.feedback else {}
+    more |= {"int4": int4.settings()} if int4.is_int4(spec.quant_type) else {}
     return {
         "model_sha256": spec.model.sha256,
         "imatrix_sha256": spec.imatrix.sha256 if spec.imatrix else None,
@@ -218,7 +235,7 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
         "repack": False,
         "toolchain": toolchain.signature(),
         **mix,
-        **fed,
+        **more,
     }
 
 
@@ -239,16 +256,26 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
             began, plain = time.monotonic(), scratch / "plain.gguf"
-            if not plain.exists():  # else one was stopped during feedback
+            source = spec
+            if spec.scales_channels():
+                source = _scaled(toolchain, spec, reference, scratch, session)
+            if not plain.exists():  # else one was stopped while rounding
                 need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
-                fallback = run_quantize(toolchain, spec, part, log, session.progress).fallback
-                notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback]))
+                fallback = run_quantize(toolchain, source, part, log, session.progress).fallback
+                listed = [f"{n} {want} -> {got}" for n, want, got in fallback]
+                write_whole(notes, json.dumps(listed))
                 part.replace(plain)
-            if spec.feedback:
-                _feed_back(toolchain, spec, plain, session)
+            if spec.feedback or int4.is_int4(spec.quant_type):
+                _round(toolchain, source, plain, session)
             plain.replace(path)
+            if source is not spec:
+                source.model.path.unlink()
             seconds.append(time.monotonic() - began)
         header = resolve.facts((path,))
+        bits_per_weight = header.bits_per_weight
+        if spec.imatrix and int4.is_int4(spec.quant_type):
+            of = (spec.quant_type, path, model, spec.imatrix.path)
+            bits_per_weight = int4.bits_per_weight(*of)
         if spec.mix:
             _require_types(path, spec.mix.types)
         if heldout and reference is not None:
@@ -260,10 +287,11 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         return {
             "type": spec.quant_type,
             "file": path.name,
-            "bits_per_weight": round(header.bits_per_weight, 4),
+            "bits_per_weight": round(bits_per_weight, 4),
             "n_tensors": sum(header.tensor_types.values()),
             "tensor_types": header.tensor_types,
             "fallback": json.loads(notes.read_text()),
+            **({"scaled": (scratch / _TOLD).read_text()} if spec.scales_channels() else {}),
             "perplexity": value,
             "perplexity_reference": reference,
             "n_windows": heldout.n_windows() if heldout else 0,
@@ -276,11 +304,64 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
     return replace(facts(artifact, *seconds), name=spec.file_name())
 
 
-def _feed_back(toolchain: Toolchain, spec: QuantSpec, plain: Path, session: Session) -> None:
+def _scaled(
+    toolchain: Toolchain, spec: QuantSpec, reference: float | None, scratch: Path, session: Session
+) -> QuantSpec:
+    """Return the same quant of a model whose channels are scaled for it, with its own imatrix.
+
+    Raises BadModel: no channels can be, or the scaled model does not compute the same.
+    """
+    model, imatrix = spec.model, spec.imatrix
+    assert imatrix
+    path = scratch / "scaled.gguf"
+    own_imatrix = path.with_suffix(f".imatrix{imatrix.path.suffix}")
+    scaled = replace(
+        spec,
+        model=replace(model, path=path, shards=(path,)),
+        imatrix=replace(imatrix, path=own_imatrix),
+    )
+    if path.exists():
+        return scaled
+    known, library = awq.Activations.read(imatrix.path, model), ggml.load(toolchain)
+    if int4.is_int4(spec.quant_type):
+        search = awq.Search(library, model, known, int4.names(model), int4.for_awq)
+    else:
+        types: Mapping[str, str] = spec.mix.types if spec.mix else {}
+        if not spec.mix:
+            types = standard_types(toolchain, model, spec.quant_type, spec.options, imatrix.path)
+        rounding = awq.by_ggml(library, types, known)
+        if spec.feedback:
+            rounding = awq.by_feedback(feedback.Kernel(toolchain, session), types, known)
+        search = awq.Search(library, model, known, awq.rounded(types), rounding)
+    places, threads = search.places(), spec.options.compute.threads
+    found = awq.choose(search, places, threads, scratch / "scales.jsonl", session.progress)
+    write_whole(scratch / _TOLD, awq.told(places, found))
+    part = scratch / "scaling.gguf"
+    awq.scaled(search, found, part, own_imatrix, session.progress)
+    if spec.heldout and reference is not None:
+        options, heldout = spec.options, spec.heldout
+        value = _perplexity(toolchain, part, heldout, options, scratch, session.progress)
+        if not abs(math.log(value / reference)) < SCALED_NATS:
+            what = (
+                f"scaling channels changes this model: perplexity {value:.4f}, not {reference:.4f}"
+            )
+            raise BadModel(what, where=model.path, fix=awq.WITHOUT)
+    flush(part)
+    part.replace(path)
+    return scaled
+
+
+def _round(toolchain: Toolchain, spec: QuantSpec, plain: Path, session: Session) -> None:
     assert spec.imatrix
-    kernel = feedback.Kernel(toolchain, session)
     source = feedback.Source(spec.model, spec.imatrix.path)
-    feedback.apply(kernel, source, plain, spec.options.compute.threads, session.progress)
+    kernel = feedback.Kernel(toolchain, session)
+    rounding: feedback.Rounding = kernel
+    if int4.is_int4(spec.quant_type):
+        rounding = int4.rounding(spec.quant_type, kernel)
+        if narrow := int4.narrower(spec.quant_type, source.imatrix):
+            what = f"note: these moments keep GPTQ's feedback {narrow}; moments of all columns"
+            session.progress.say(f"{what} are collected with --full .")
+    feedback.apply(rounding, source, plain, spec.options.compute.threads, session.progress)
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
@@ -295,6 +376,7 @@ def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
         size_bytes=artifact.manifest["files"][name]["size_bytes"],
         sha256=artifact.sha256(name),
         fallback=tuple(recorded["fallback"]),
+        scaled=recorded.get("scaled", ""),
         seconds=seconds,
         **values,
     )
@@ -327,7 +409,10 @@ def run_quantize(
     if spec.mix:
         types_name = "types.txt"
         (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
-    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize, types_name)
+    metadata = dict(spec.metadata)
+    if spec.imatrix and int4.is_int4(spec.quant_type):
+        metadata |= int4.metadata(spec.quant_type, spec.imatrix.path)
+    flags = QuantizeOptions(threads, imatrix_name, metadata, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()
@@ -344,6 +429,7 @@ def run_quantize(
             done = process.run(argv, log=log, cwd=log.parent, on_output=show)
         except ToolFailed as error:
             raise _explained(error, target) from error
+    flush(target)  # the next run takes it by its name
     return QuantizeRun(programs.fallbacks("".join(output)), done.seconds)
 
 

@@ -35,6 +35,7 @@ class View:
             key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)
             if key not in self.scores or s.sample < self.scores[key].sample:
                 self.scores[key] = s
+        self.quantizers = {q.type: q.quantizer for q in results.quants}
         self.signature_names = {k: f"S{i}" for i, k in enumerate(sorted(results.signatures), 1)}
 
     def measures(self, shown: Sequence[Comparison] | None = None) -> tuple[Measure, ...]:
@@ -74,9 +75,9 @@ class View:
 
     def method(self, type_: str) -> str:
         """Return how a type is made beside llama.cpp's own mixes; empty for those."""
-        base, _, quantizer = type_.partition("+")
-        words = ["types chosen"] if base.startswith("size:") else []
-        return " + ".join([*words, *filter(None, [quantizer])])
+        words = ["types chosen"] if type_.startswith("size:") else []
+        quantizer = self.quantizers.get(type_, "imatrix")
+        return " + ".join([*words, *([] if quantizer == "imatrix" else [quantizer])])
 
     def decides(self, task: str, metric: str) -> bool:
         """Return whether a measure is shown open: a task's, or the deciding metric of texts."""

@@ -4,7 +4,6 @@ Every number is in the unit of its row; a report does no arithmetic. What is unk
 in JSON). Only `Times` depends on the clock, the machine's speed or on interruptions.
 """
 
-import json
 import math
 import shlex
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import config
-from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.files import from_json, sealed_json, unsealed, write_whole
 from imatrix_lab.errors import UsageError
 
 SCHEMA = 1
@@ -440,14 +439,15 @@ class Results:
 
 def write(path: Path, results: Results) -> None:
     """Write results, whole or not at all; equal results give equal bytes."""
-    write_whole(path, canonical_json(config.plain(results)))
+    write_whole(path, sealed_json(config.plain(results)))
 
 
 def read(path: Path) -> Results:
     """Return the results in a file or in a study's folder; UsageError: there are none to read."""
     file = path / FILE if path.is_dir() else path
     try:
-        raw = json.loads(file.read_bytes())
+        raw = from_json(file.read_bytes())
+        raw = unsealed(raw) if isinstance(raw, dict) else raw
     except OSError as error:
         fix = "imatrix-lab study run recipes/quick-nb.toml"
         raise UsageError(f"no results of a study: {error.strerror}", where=file, fix=fix) from error

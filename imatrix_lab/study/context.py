@@ -76,7 +76,7 @@ class Shared:
     def capacity(self, jobs: int | None) -> Capacity:
         """Return what may run at a time; a GPU runs one step."""
         limits = self.recipe.limits
-        most = toolchain.cores() if self.tools.backend == "cpu" else 1
+        most = toolchain.cores() if self.tools.backend in toolchain.IN_MEMORY else 1
         jobs = min(jobs or limits.jobs or most, most)
         return Capacity(jobs, toolchain.cores(), self.memory_bytes(), limits.threads)
 
@@ -93,6 +93,8 @@ def prepare(recipe: Recipe, folder: Folder, session: Session) -> Shared:
         try:
             model = resolve.resolve_to_run(spec, session, tools)
             run.check_layers(model.facts, model.path, recipe.types)
+            for quantizer in recipe.quantizers:
+                QUANTIZERS[quantizer].check_model(model)
         except ImatrixLabError as error:
             if len(recipe.models) == 1:
                 raise

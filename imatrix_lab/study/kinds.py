@@ -6,12 +6,15 @@ A quantizer is one entry of `QUANTIZERS`.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from imatrix_lab.llamacpp import size_types
-from imatrix_lab.quantize import feedback
+from imatrix_lab.models import scaling
+from imatrix_lab.quantize import awq, feedback, int4
 from imatrix_lab.quantize.run import QuantSpec
 from imatrix_lab.study.calibrations import Calibration
 from imatrix_lab.study.recipe import NONE, PLAIN, Recipe
+from imatrix_lab.types import Model
 
 
 def _plain(spec: QuantSpec) -> QuantSpec:
@@ -19,8 +22,27 @@ def _plain(spec: QuantSpec) -> QuantSpec:
 
 
 def _with_feedback(spec: QuantSpec) -> QuantSpec:
-    own = {f"imatrix_lab.{key}": text for key, text in feedback.metadata().items()}
-    return replace(spec, feedback=True, metadata={**spec.metadata, **own})
+    return replace(spec, feedback=True, metadata=_more(spec, feedback.metadata()))
+
+
+def _with_awq(spec: QuantSpec) -> QuantSpec:
+    return replace(spec, awq=True, metadata=_more(spec, awq.metadata()))
+
+
+def _with_both(spec: QuantSpec) -> QuantSpec:
+    return _with_feedback(_with_awq(spec))
+
+
+def _more(spec: QuantSpec, own: Mapping[str, str]) -> dict[str, str]:
+    return {**spec.metadata, **{f"imatrix_lab.{key}": text for key, text in own.items()}}
+
+
+def _int4(quant_type: str, spec: QuantSpec) -> QuantSpec:
+    return replace(spec, quant_type=quant_type)
+
+
+def _anything(given: object) -> None:
+    """Raise nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,7 @@ class Quantizer:
     ----------
     applied : a plain quant -> the same with this quantizer, its metadata included.
     check : raises UsageError for types of llama-quantize that it cannot make.
+    check_model : raises BadModel for a model that it does not know.
     needs_text : it makes nothing without a calibration text.
     needs_moments : calibrations are collected with second moments.
     has_types : its files have the recipe's types; else a grid of its own, and one file for each
@@ -38,7 +61,8 @@ class Quantizer:
     """
 
     applied: Callable[[QuantSpec], QuantSpec]
-    check: Callable[[Sequence[str]], None] = lambda types: None
+    check: Callable[[Sequence[str]], None] = _anything
+    check_model: Callable[[Model], None] = _anything
     needs_text: bool = True
     needs_moments: bool = False
     has_types: bool = True
@@ -47,6 +71,12 @@ class Quantizer:
 QUANTIZERS: Mapping[str, Quantizer] = {
     PLAIN: Quantizer(_plain, needs_text=False),
     "feedback": Quantizer(_with_feedback, feedback.check_types, needs_moments=True),
+    "awq": Quantizer(_with_awq, check_model=scaling.check, needs_moments=True),
+    "awq+feedback": Quantizer(_with_both, feedback.check_types, scaling.check, needs_moments=True),
+    "int4-gptq": Quantizer(partial(_int4, int4.GPTQ), needs_moments=True, has_types=False),
+    "int4-awq": Quantizer(
+        partial(_int4, int4.AWQ), check_model=scaling.check, needs_moments=True, has_types=False
+    ),
 }
 
 

@@ -131,8 +131,9 @@ class Recipe:
     models: Annotated[tuple[str, ...], "demo, a GGUF file, or hf:org/repo[@rev][:file]"] = (DEMO,)
     quantizers: Annotated[
         tuple[str, ...],
-        "how weights are rounded: imatrix (llama-quantize with the imatrix) or feedback (GPTQ's, on"
-        " top of that); each makes every type with every calibration",
+        "how weights are rounded: imatrix (llama-quantize with the imatrix), feedback (GPTQ's, on"
+        " top of that), awq (channels scaled before it), awq+feedback; each makes every type with"
+        " every calibration. int4-gptq and int4-awq have a grid of their own, to compare with",
     ] = (PLAIN,)
     question: Annotated[str, "the question, in a sentence"] = ""
     source: Annotated[str, "the paper it follows"] = ""
@@ -289,6 +290,11 @@ def _repeated(names: Sequence[str]) -> str:
 def without_folders(recipe: Recipe) -> Recipe:
     """Return a recipe whose files are named without their folders: the same from anywhere."""
     return _with_paths(recipe, lambda file: Path(os.path.normpath(Path.cwd() / file)).name)
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """Return a recipe whose files are named from the root: the same in any folder."""
+    return _with_paths(recipe, os.path.abspath)
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:

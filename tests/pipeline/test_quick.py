@@ -152,6 +152,13 @@ def test_an_english_file_is_compared_with_none_alone(tune):
     assert [r.language for r in answer.rivals] == [""]
 
 
+def test_a_file_made_with_awq_and_feedback_is_compared_with_a_plain_one(tune):
+    _, result, answer, _ = tune("en", out="ways", awq=True, feedback=True)
+    assert "-awq-feedback" in result.files[0].name
+    (rival,) = answer.rivals
+    assert rival.sha256 != result.quants[0].sha256
+
+
 def test_chosen_types_are_compared_with_the_standard_type(
     tune, store, tmp_path, monkeypatch, capsys
 ):

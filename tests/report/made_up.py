@@ -140,7 +140,8 @@ def _calibrations(labels: list[str], n_samples: int) -> tuple[r.Calibration, ...
 
 def _quants(labels: list[str], types: tuple[str, ...]) -> tuple[r.Quant, ...]:
     return tuple(
-        r.Quant("demo", label, 1, t, f"demo-{label}-{t}", "ef" * 32, int(BITS[t] * 4e7), BITS[t], 0)
+        r.Quant("demo", label, 1, t, f"demo-{label}-{t}", "ef" * 32, int(BITS[t] * 4e7), BITS[t], 0,
+                "feedback" if t.endswith("feedback") else "imatrix")
         for label in labels for t in types
     )  # fmt: skip
 

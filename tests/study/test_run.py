@@ -4,57 +4,15 @@ import json
 import math
 import random
 import re
-import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
-
-import pytest
 
 from imatrix_lab.imatrix import moments
 from imatrix_lab.report import results
-from tests import tiny_model
-from tests.corpus.made_up import LANGUAGE, prose
 from tests.study.scored import EXAM
+from tests.study.whole import COMMAND, ITEMS, SMALL, TASKS
 
-COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
 KILLS = 10
-RECIPE = """
-schema = 1
-name = "small"
-types = ["Q4_K_M", "Q2_K"]
-models = ["tiny-f16.gguf"]
-keep = "{keep}"
-[calibration]
-texts = ["none", "qaa", "qab", "qaa=0.5,qab=0.5"]
-tokens = 1536
-samples = 2
-[evaluation]
-texts = ["qaa", "qab=short.jsonl"]
-documents = 2
-ctx = 128
-[comparison]
-baseline = "none"
-resamples = 100
-"""
-SMALL = """
-schema = 1
-name = "small"
-types = ["Q2_K"]
-models = ["tiny-f16.gguf"]
-keep = "{keep}"
-[calibration]
-texts = ["none", "qaa"]
-tokens = 1024
-[evaluation]
-texts = ["short=short.jsonl"]
-documents = 4
-ctx = 128
-[comparison]
-resamples = 100
-"""
 KINDS = """
 schema = 1
 name = "kinds"
@@ -73,104 +31,6 @@ ctx = 128
 metrics = ["kld_nats"]
 resamples = 100
 """
-TASKS = """
-[[tasks]]
-name = "exam.toml"
-languages = ["en"]
-data = "exam.json"
-[[tasks]]
-name = "belebele"
-languages = ["en"]
-data = "empty"
-"""
-ITEMS = [
-    {"id": str(i), "ask": f"Number {i}?", "choices": ["one", "two"], "right": i % 2, "text": str(i)}
-    for i in range(6)
-]
-
-
-class Bench:
-    """A folder with a model, a recipe, texts in two languages, a cache, and one study."""
-
-    def __init__(self, folder, env, text=RECIPE, keep="scores"):
-        self.folder, self.env = folder, env
-        self.recipe, self.out = folder / "recipe.toml", folder / "study"
-        self.recipe.write_text(text.format(keep=keep))
-
-    def start(self, *words):
-        return subprocess.Popen(
-            [COMMAND, "study", *map(str, words)], env=self.env, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, *words, status=0):
-        process = self.start(*words)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == status, err
-        return out, err
-
-    def study(self, *words, status=0):
-        return self.run("run", self.recipe, "--out", self.out, *words, status=status)
-
-    def load(self):
-        return results.read(self.out)
-
-    def same(self):
-        """What must not depend on the clock, on jobs, or on being stopped."""
-        study = json.loads((self.out / results.FILE).read_text())
-        del study["times"]
-        return study
-
-    def quants(self):
-        """Every quant that is left, in the study or in the cache."""
-        cache = Path(self.env["IMATRIX_LAB_CACHE"])
-        return [*self.out.rglob("*Q?_K*.gguf"), *cache.glob("quant/*/*.gguf")]
-
-
-@pytest.fixture(scope="session")
-def bench(tools, kernel_store, subprocess_env, tmp_path_factory):
-    """A function: name -> a bench whose cache has nothing but the toolchain and the kernels."""
-    first = tmp_path_factory.mktemp("studies")
-    tiny_model.write(first / "tiny-f16.gguf")
-    for code in ("qaa", "qab", "qac"):
-        text = LANGUAGE.format(code=code, name=f"Language {code}")
-        (first / "data" / "corpora").mkdir(parents=True, exist_ok=True)
-        (first / "data" / "corpora" / f"{code}.toml").write_text(text)
-        rng = random.Random(code)
-        lines = [json.dumps({"id": f"{i:04d}", "text": prose(rng)[:300]}) for i in range(160)]
-        (first / f"{code}.jsonl").write_text("\n".join(lines))
-
-    def env_of(folder):
-        env = subprocess_env(folder / "cache", tools)
-        if not (folder / "cache" / "kernel").exists():
-            (folder / "cache" / "kernel").symlink_to(kernel_store.root / "kernel")
-        return env | {"IMATRIX_LAB_DATA": str(first / "data")}
-
-    for code in ("qaa", "qab"):
-        add = [COMMAND, "corpus", "add", str(first / f"{code}.jsonl"), "--lang", code]
-        add += ["--name", "own", "--licence", "CC0-1.0"]
-        subprocess.run(add, env=env_of(first), check=True, capture_output=True)
-
-    def make(name, **rest):
-        folder = first / name
-        folder.mkdir()
-        shutil.copy(first / "tiny-f16.gguf", folder)
-        rng = random.Random(1)
-        lines = [json.dumps({"id": f"{i}", "text": prose(rng)[:200]}) for i in range(4)]
-        (folder / "short.jsonl").write_text("\n".join(lines))
-        return Bench(folder, env_of(folder), **rest)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def calm(bench):
-    """An undisturbed study that keeps scores alone: its bench, and the seconds it took."""
-    own = bench("calm")
-    began = time.monotonic()
-    own.out_text, _ = own.study()
-    own.seconds = time.monotonic() - began
-    return own
 
 
 def test_a_study_from_recipe_to_report(calm):

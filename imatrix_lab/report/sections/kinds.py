@@ -154,7 +154,7 @@ def frontier(view: View) -> Section | None:
         points: dict[str, list[Point]] = {method: [] for method in numbers}
         for s in scores:
             quant = view.quants.get((model, label, s.type))
-            if s.calibration != label or quant is None or quant.type == quant.quantizer:
+            if s.calibration != label or quant is None:
                 continue
             bits = quant.bits_per_weight
             points[view.method(s.type)].append(Point(bits, s.estimate, s.low, s.high))

@@ -38,7 +38,10 @@ ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0, "page": 1
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step, done if cached; its seconds are from the speed `stands_on` (empty: assumed)."""
+    """One step, done if cached; its seconds are from the speed `stands_on` (empty: assumed).
+
+    `waits_for` are the steps that come before it.
+    """
 
     id: str
     kind: str
@@ -48,6 +51,7 @@ class PlannedStep:
     disk_bytes: int
     memory_bytes: int
     stands_on: str
+    waits_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,10 @@ class _Planner:
         is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
-        return PlannedStep(step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on)
+        done, waits_for = (is_done, seconds), (*step.depends_on(), *step.after)
+        return PlannedStep(
+            step.id, step.kind, step.what, *done, disk, memory, stands_on, waits_for
+        )  # fmt: skip
 
     def _seconds(self, step: graph.Step) -> tuple[float, str]:
         """Return what a step takes, and the name of the speed that this is from."""
@@ -187,9 +194,10 @@ class _Planner:
             kind = self.kinds[str(step.inputs["type"])]
             base = base_type(kind.type)
             seconds, name = self._seconds_for(n_weights, "quantize", base)
-            if kind.quantizer in benchmark.QUANTIZERS:
-                seconds += self._seconds_for(n_weights, kind.quantizer, base)[0]
-            return seconds, name if kind.quantizer in (PLAIN, *benchmark.QUANTIZERS) else ""
+            more = [part for part in kind.quantizer.split("+") if part != PLAIN]
+            for part in filter(benchmark.QUANTIZERS.__contains__, more):
+                seconds += self._seconds_for(n_weights, part, base)[0]
+            return seconds, name if set(more) <= set(benchmark.QUANTIZERS) else ""
         if step.kind == "loss":
             return self._seconds_for(n_weights, "loss", base_type(self.shared.recipe.types[0]))
         if step.kind == "errors":
