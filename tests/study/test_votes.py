@@ -9,7 +9,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.publish.preference import pack, votes
 from imatrix_lab.study import validate
 from imatrix_lab.study.recipe import load
-from tests.study.test_run import SMALL, bench  # noqa: F401
+from tests.study.whole import SMALL
 
 PROMPTS = "language = 'nb'\n[prompts]\nkind = [{}]\n"
 PREFERENCE = """
@@ -30,7 +30,7 @@ def cast(key, rater):
     return {"kind": votes.VOTES, "pack": key.pack, "rater": f"{rater}", "votes": rows}
 
 
-def test_a_study_makes_a_page_and_shows_the_votes(bench):  # noqa: F811
+def test_a_study_makes_a_page_and_shows_the_votes(bench):
     ours = bench("votes", text=SMALL + PREFERENCE)
     asked = ", ".join(f"'hva er {i}?'" for i in range(12))
     (ours.folder / "own.toml").write_text(PROMPTS.format(asked))
