@@ -118,7 +118,8 @@ def tallies(shared: Shared) -> Iterator[Preference | Missing | str]:
             verdicts = judges.read(key, pack.key_path(out))
             tally = votes.tally(ballots, key, margin or float("nan"), verdicts)
         except ImatrixLabError as error:
-            yield Missing(f"{model.label}.{VOTES}", error.what, error.fix or "", ("votes",))
+            why = f"{Path(error.where or out).name}: {error.what}"
+            yield Missing(f"{model.label}.{VOTES}", why, error.fix or "", ("votes",))
             continue
         for judge in tally.judges:
             yield votes.judge_sentence(judge, tally)

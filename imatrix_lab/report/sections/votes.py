@@ -11,7 +11,8 @@ def votes(view: View) -> Section | None:
     rows = [
         row(
             view.of_model(p.model) + view.text(p.text), p.a, p.b,
-            *map(cells.count, (p.n_people, p.n_prompts, p.n_wins_a, p.n_ties, p.n_wins_b)),
+            *(Cell(f"{n:,}", n) for n in (p.n_people, p.n_prompts, p.n_wins_a, p.n_ties,
+                                          p.n_wins_b)),
             *cells.interval(p, plus=True), Cell(p.verdict, mark=p.verdict),
         )
         for p in view.results.preferences
@@ -19,4 +20,8 @@ def votes(view: View) -> Section | None:
     words = [p.plain for p in view.results.preferences]
     columns = ("language", "A", "B", "people", "prompts", "A wins", "ties", "B wins",
                "A − B, points", "low", "high", "A is")  # fmt: skip
-    return Section("votes", "Votes of people", words, [Table("", columns, rows)]) if rows else None
+    return (
+        Section("votes", "Votes of people", words, [Table("In numbers", columns, rows)])
+        if rows
+        else None
+    )
