@@ -69,11 +69,8 @@ def _show(folder: Path, repo: str, collected: Collected, as_json: bool) -> None:
     from imatrix_lab.errors import FetchFailed, UsageError
     from imatrix_lab.publish import preview, upload
 
-    page = folder / PAGE
-    mark = preview.MARK.encode()
-    check_file(
-        page, Rules(), lambda path: "" if mark in path.read_bytes()[:200] else any_file(path)
-    )
+    page, mark = folder / PAGE, preview.MARK.encode()
+    check_file(page, Rules(), lambda path: "" if mark in path.read_bytes() else any_file(path))
     states: dict[str, str] = {}
     try:
         states = upload.diff(repo, collected.items).states()
@@ -81,12 +78,11 @@ def _show(folder: Path, repo: str, collected: Collected, as_json: bool) -> None:
         stderr.print(f"note: not compared with the Hub: {error.what}", markup=False, soft_wrap=True)
     write_whole(page, preview.page(collected.card(), collected.picture()))
     sizes = {item.name: size(item.size_bytes) for item in collected.items}
+    names = ("file", "size", "on the Hub")
     rows = [(n, sizes.get(n, ""), states.get(n, "")) for n in dict.fromkeys((*sizes, *states))]
     if as_json:
-        return options.emit(
-            [dict(zip(("name", "size", "state"), row, strict=True)) for row in rows]
-        )
-    table = new_table("file", "size", "on the Hub")
+        return options.emit([dict(zip(names, row, strict=True)) for row in rows])
+    table = new_table(*names)
     for row in rows:
         table.add_row(*row)
     stdout.print(table)

@@ -32,7 +32,7 @@ LARGEST_BYTES = 20_000_000_000
 """Of a file on the Hub, as it advises; larger ones are split."""
 _GIVEN = ("public-domain", "permissive", "share-alike")
 """Classes of licences with which a text may be given as it is, its sources named."""
-_HOST_PATH = re.compile(r"^(?:/|~/|[A-Za-z]:\\)[^/\\]+[/\\]|/(?:home|Users|root)/")
+_HOST_PATH = re.compile(r"^(?:/|~/|[A-Za-z]:\\)[^/\\]+[/\\]|(?<![\w.])/(?:home|Users|root)/")
 """A path of somebody's machine."""
 
 
@@ -109,6 +109,11 @@ def collect(
     if not deliver.card_is_ours(folder):
         notes.append(f"{CARD} was changed by hand and is published as it is")
         written = (folder / CARD).read_text("utf-8")
+    if {e["imatrix_sha256"] for e in quants.values()} - {
+        "",
+        *(e["sha256"] for e in entries.values()),
+    }:
+        notes.append("an imatrix that was not made with these files does not go along")
     if not any(e["license"] for e in quants.values()):
         notes.append("the original names no licence: see that it may be published")
     return Collected((*items, _made(CARD, written)), (*notes, *texts.notes))
@@ -144,12 +149,11 @@ def check_metadata(path: Path) -> None:
     """Raise BadModel if a GGUF file's metadata has a path of somebody's machine."""
     metadata = read_header(path).metadata
     for key, value in metadata.items():
-        for word in value if isinstance(value, list) else [value]:
-            if (
-                isinstance(word, str)
-                and not key.startswith("tokenizer.")
-                and _HOST_PATH.search(word)
-            ):
+        words = (
+            [] if key.startswith("tokenizer.") else value if isinstance(value, list) else [value]
+        )
+        for word in words:
+            if isinstance(word, str) and _HOST_PATH.search(word):
                 what = f"its metadata has a path of a machine: {key} is {word!r}"
                 fix = "remove it from the original, or from the imatrix, and quantize again"
                 raise BadModel(what, where=path, fix=fix)

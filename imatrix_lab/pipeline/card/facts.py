@@ -21,8 +21,8 @@ _SENSES = ("vision", "audio")
 def facts_of(shards: Sequence[Path]) -> dict[str, Any]:
     """Return facts in the header of a model's files, as they stand in a manifest.
 
-    `memory_bytes` is about what llama.cpp takes: the file, a cache of `CONTEXT` tokens at 16 bits
-    and the buffers of a batch of 512.
+    `memory_bytes` is about what llama.cpp takes at most: the file, a cache of `CONTEXT` tokens at
+    16 bits, and the buffers of a batch of 512.
     """
     headers = [read_header(path) for path in shards]
     first, tensors = headers[0], [t for h in headers for t in h.tensors]
