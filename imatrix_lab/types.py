@@ -150,6 +150,10 @@ class ImatrixFacts:
     unnamed: str = ""
 
 
+NOT_FOR_USE = ("INT4_GPTQ", "INT4_AWQ")
+"""Types that llama.cpp does not have, written as F16 to be measured: see `quantize.int4`."""
+
+
 @dataclass(frozen=True)
 class QuantFacts:
     """A verified quantized GGUF.
@@ -180,6 +184,9 @@ class ComputeOptions:
     """How to run llama.cpp; None chooses by machine and model.
 
     `n_ctx`: tokens in a window, or in a prompt with its answer. `n_batch` is in tokens.
+    `gpu_layers` 0 uses no GPU at all; None, without an `override_tensor`, is planned (see
+    `llamacpp.offload`), so that `fit_target_mib` of each device's memory stay free.
+    `override_tensor` is the value of llama.cpp's option: REGEX=BUFFER, with commas between.
     """
 
     backend: str
@@ -187,6 +194,8 @@ class ComputeOptions:
     n_ctx: int | None = None
     n_batch: int | None = None
     gpu_layers: int | None = None
+    override_tensor: str = ""
+    fit_target_mib: int = 1024
 
 
 @dataclass(frozen=True)

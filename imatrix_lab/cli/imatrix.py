@@ -20,6 +20,7 @@ from imatrix_lab.core.paths import expanded
 from imatrix_lab.errors import BadImatrix, UsageError
 
 if TYPE_CHECKING:
+    from imatrix_lab.imatrix.devices import DeviceEstimate
     from imatrix_lab.imatrix.findings import Findings
     from imatrix_lab.imatrix.format import Imatrix
     from imatrix_lab.imatrix.passes import Estimate
@@ -60,7 +61,7 @@ def imatrix() -> None:
 @click.option("--full", default="", metavar="REGEX", help="All of E[x xᵀ] for these matrices.")
 @click.option(
     "--memory", "memory_bytes", type=options.Size(), metavar="SIZE",
-    help="What it may use, e.g. 20GiB: a larger model is read as seldom as that allows, on a CPU."
+    help="Main memory it may use, e.g. 20GiB: a larger model is read as seldom as that allows."
     " [default: what is free]",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what is read, memory and time; run nothing.")
@@ -95,7 +96,7 @@ def imatrix_build(
     options.echo(path)
 
 
-def _print_estimate(estimate: Estimate) -> None:
+def _print_estimate(estimate: Estimate | DeviceEstimate) -> None:
     for line in estimate.lines():
         stdout.print(line, markup=False, soft_wrap=True)
 

@@ -41,9 +41,15 @@ class PathType(click.Path):  # type: ignore[type-arg,unused-ignore]
 
 
 class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Quant types: one word or several, separated by spaces or commas."""
+    """Quant types: one word or several, separated by spaces or commas.
+
+    `more` names types that llama-quantize does not have.
+    """
 
     name = "type"
+
+    def __init__(self, more: tuple[str, ...] = ()):
+        self.more = more
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
         """Return canonical names; an unknown one fails with the list."""
@@ -51,9 +57,10 @@ class Types(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return value
         words = str(value).replace(",", " ").split()
         try:
-            return programs.quant_types(words)
+            return programs.quant_types(words, self.more)
         except KeyError as error:
-            self.fail(f"{error} is not a quant type; one of: {' '.join(programs.QUANT_TYPES)}")
+            known = (*programs.QUANT_TYPES, *self.more)
+            self.fail(f"{error} is not a quant type; one of: {' '.join(known)}")
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -149,7 +156,19 @@ BACKEND = click.option(
     help="Backend of llama.cpp. [default: $BACKEND, else metal on Apple silicon, else cpu]",
 )  # fmt: skip
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
-GPU_LAYERS = click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
+OFFLOAD = several(
+    [
+        click.option("-ngl", "--gpu-layers", type=click.IntRange(0),
+                     help="Layers on the GPU; 0 uses none at all. [default: as many as fit]"),
+        click.option("-ot", "--override-tensor", metavar="REGEX=BUFFER,…",
+                     help="Where tensors lie whatever their layer, e.g. 'ffn_down=CPU'."),
+        click.option("-ncmoe", "--n-cpu-moe", type=click.IntRange(1), metavar="N",
+                     help="Experts of the first N layers stay in main memory."),
+        click.option("-fitt", "--fit-target", "fit_target_mib", type=click.IntRange(0),
+                     default=1024, show_default=True, metavar="MIB",
+                     help="Memory of each GPU that stays free."),
+    ]
+)  # fmt: skip
 COMPUTE = several(
     [
         BACKEND,
@@ -158,7 +177,7 @@ COMPUTE = several(
         THREADS,
         click.option("--batch", "n_batch", type=click.IntRange(32),
                      help="Batch in tokens: a multiple of --ctx, or less. [default: by memory]"),
-        GPU_LAYERS,
+        OFFLOAD,
     ]
 )  # fmt: skip
 
@@ -221,8 +240,14 @@ def _weighted(word: str) -> tuple[str, float]:
 def compute_options(options: dict[str, Any]) -> ComputeOptions:
     """Take the options of `ComputeOptions` out of a command's options."""
     names = [field.name for field in dataclasses.fields(ComputeOptions)]
-    values = {name: options.pop(name, None) for name in names}
-    return ComputeOptions(**{**values, "backend": values["backend"] or default_backend()})
+    values = {name: value for name in names if (value := options.pop(name, None)) is not None}
+    placed = [values["override_tensor"]] if "override_tensor" in values else []
+    placed += [f"blk\\.{i}{_EXPERTS}=CPU" for i in range(options.pop("n_cpu_moe", None) or 0)]
+    backend = values.get("backend") or default_backend()
+    return ComputeOptions(**{**values, "backend": backend, "override_tensor": ",".join(placed)})
+
+
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # as llama.cpp names them, common/common.h
 
 
 def language(word: str, progress: Progress) -> str:

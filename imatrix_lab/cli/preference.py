@@ -39,7 +39,7 @@ def preference() -> None:
               help="Answers at a time.")  # fmt: skip
 @options.BACKEND
 @options.THREADS
-@options.GPU_LAYERS
+@options.OFFLOAD
 @options.FORCE
 def make(
     prompts: str, a: str, b: str, c: tuple[str, ...], out: Path, **rest: Any

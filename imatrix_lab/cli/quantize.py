@@ -9,7 +9,7 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core.format import duration, size
-from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
+from imatrix_lab.types import NOT_FOR_USE, TOKENS_DEFAULT, QuantFacts
 
 
 @click.command()
@@ -21,7 +21,15 @@ from imatrix_lab.types import TOKENS_DEFAULT, QuantFacts
     metavar="FILE",
     help="An importance matrix (GGUF or .dat; hf:org/repo/file on the Hub), or none.",
 )
-@options.TYPES
+@click.option(
+    "--type",
+    "types",
+    type=options.Types(NOT_FOR_USE),
+    multiple=True,
+    metavar="TYPE",
+    help="Quant type, e.g. Q4_K_M; repeat for several. INT4_GPTQ and INT4_AWQ are written as F16,"
+    " to compare with, not for use; --imatrix needs moments. [default: Q4_K_M Q5_K_M]",
+)
 @options.SIZES
 @click.option(
     "--heldout",
@@ -66,6 +74,7 @@ def quantize(
     from imatrix_lab.models import hub_spec
     from imatrix_lab.models.resolve import check_spec
     from imatrix_lab.pipeline.tune import quants
+    from imatrix_lab.quantize import int4
 
     session = options.session()
     heldout = options.language(heldout, session.progress) if heldout else ""
@@ -77,6 +86,9 @@ def quantize(
     if as_json:
         return options.emit(result)
     print_quants(result.quants, result.files)
+    for quant in result.quants:
+        if note := int4.note(quant, result.model.facts.n_parameters):
+            stderr.print(note, markup=False)
 
 
 def print_quants(quants: tuple[QuantFacts, ...], files: tuple[Path, ...]) -> None:

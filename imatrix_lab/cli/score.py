@@ -78,7 +78,7 @@ def score() -> None:
 @options.BACKEND
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: all cores]")
 @click.option("--rows", "n_rows", type=click.IntRange(32, 1 << 16), hidden=True)
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(0), help="Layers on the GPU.")
+@options.OFFLOAD
 @options.JSON
 def score_run(as_json: bool, **rest: Any) -> None:
     """Score quants token by token against their full model, on held-out text.

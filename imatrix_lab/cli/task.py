@@ -102,7 +102,7 @@ def _facts(task: Definition) -> dict[str, Any]:
 @click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
               help="Answers at a time.")  # fmt: skip
 @options.THREADS
-@options.GPU_LAYERS
+@options.OFFLOAD
 @options.JSON
 def task_run(langs: str, as_json: bool, **rest: Any) -> None:
     """Run benchmarks on quants; every answer is kept, and a stopped run continues.

@@ -24,7 +24,7 @@ MODEL = click.option("--model", required=True, metavar="MODEL",
                      help="A GGUF to serve here; with --endpoint, its model's name.")  # fmt: skip
 PARALLEL = click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True,
                         help="Requests at a time.")  # fmt: skip
-CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, options.GPU_LAYERS])
+CHAT = options.several([MODEL, ENDPOINT, PARALLEL, options.BACKEND, options.OFFLOAD])
 
 
 @click.command()

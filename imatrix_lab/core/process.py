@@ -69,7 +69,7 @@ _KEPT = {
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "CC", "CXX", "CUDACXX", "CUDAARCHS", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "VULKAN_SDK",
+    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "VULKAN_SDK",
     "SDKROOT", "DEVELOPER_DIR", "MACOSX_DEPLOYMENT_TARGET", "SYSTEMROOT", "APT_CONFIG",
 }  # fmt: skip
 _KEPT_PREFIXES = ("PIP_", "HF_", "XDG_", "NVIDIA_", "VK_", "OPENBLAS_", "IMATRIX_LAB_")
@@ -103,7 +103,8 @@ def restart_in_utf8() -> NoReturn:
 
 def clean_own_environment() -> None:
     """Remove from this process what llama.cpp's libraries would read from its environment."""
-    for name in [n for n in os.environ if n.startswith(_READ_BY_LLAMA_CPP) and n not in _OURS]:
+    kept = _OURS | _KEPT
+    for name in [n for n in os.environ if n.startswith(_READ_BY_LLAMA_CPP) and n not in kept]:
         del os.environ[name]
 
 

@@ -29,6 +29,7 @@ from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadImatrix, BadModel, ImatrixLabError, UsageError
 from imatrix_lab.imatrix import (
     collector,
+    devices,
     expected,
     format,
     moments,
@@ -44,7 +45,7 @@ from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.compute import MEMORY_SHARE, free_memory_bytes
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.programs import Compute
-from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.llamacpp.toolchain import ON_GPU, Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.models.tokenizer import forget_log, reason, silence
@@ -69,6 +70,8 @@ class Options:
     full : a regular expression; inputs of the matrices that it matches are kept whole.
     windows : of `windows.KINDS`.
     memory_bytes : for all of it; None: what is free.
+    fit_target_mib : what stays free on each GPU, MiB.
+    may_grow : more windows may be read at once where a GPU does not hold the model.
     """
 
     compute: Compute
@@ -78,6 +81,8 @@ class Options:
     full: str = ""
     windows: str = STREAM
     memory_bytes: int | None = None
+    fit_target_mib: int = 1024
+    may_grow: bool = False
 
 
 def inputs(
@@ -97,7 +102,7 @@ def inputs(
         "n_windows": n_windows,
         "n_ctx": compute.n_ctx,
         "n_batch": None if on_cpu and not in_pieces else compute.n_batch,
-        "gpu_layers": compute.gpu_layers,
+        **compute.placement.signature(),
         "parse_special": options.parse_special,
         "process_output": options.process_output,
         "repack": False,
@@ -128,6 +133,7 @@ def collect(
 
     Raises BadImatrix, which names the tensors. Sums that were saved are kept.
     """
+    options = _placed(toolchain, model, options, corpus.n_tokens, session)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         read = _windows(toolchain, model, corpus, options, session)
@@ -200,10 +206,45 @@ def _planned(
     larger = options.memory_bytes or model.facts.size_bytes > MEMORY_SHARE * memory
     if not (larger and _on_cpu(options, toolchain) and compute.n_batch == compute.n_ctx):
         return options
-    how = estimate(toolchain, model, options, n_windows, session)
+    how = _estimate_in_memory(toolchain, model, options, n_windows, session)
     for line in how.lines():
         session.progress.say(line)
     return replace(options, compute=replace(compute, n_batch=how.plan.n_at_once * compute.n_ctx))
+
+
+def _placed(
+    toolchain: Toolchain, model: Model, options: Options, n_tokens: int, session: Session
+) -> Options:
+    """Return options for a model on GPUs that may not hold all of it."""
+    compute = options.compute
+    if not _on_gpu(options, toolchain):
+        return options
+    how = _on_devices(toolchain, model, options, max(1, n_tokens // compute.n_ctx))
+    if not how.copied_bytes:
+        return options
+    for line in how.lines():
+        session.progress.say(line)
+    if compute.n_batch >= compute.n_ctx:
+        compute = replace(compute, n_batch=how.n_at_once * compute.n_ctx)
+    return replace(options, compute=replace(compute, **how.placement._asdict()))
+
+
+def _on_devices(
+    toolchain: Toolchain, model: Model, options: Options, n_windows: int
+) -> devices.DevicePlan:
+    tensors = expected.of(model)
+    work = devices.Work(
+        n_windows,
+        passes.sums_bytes(tensors, _settings(tensors, model, options)),
+        options.memory_bytes or int(MEMORY_SHARE * free_memory_bytes()),
+        options.fit_target_mib,
+        options.may_grow,
+    )
+    return devices.plan(toolchain, model, tensors, options.compute, work)
+
+
+def _on_gpu(options: Options, toolchain: Toolchain) -> bool:
+    return toolchain.backend in ON_GPU and options.compute.gpu_layers != 0
 
 
 def _on_cpu(options: Options, toolchain: Toolchain) -> bool:
@@ -212,11 +253,21 @@ def _on_cpu(options: Options, toolchain: Toolchain) -> bool:
 
 def estimate(
     toolchain: Toolchain, model: Model, options: Options, n_windows: int, session: Session
-) -> passes.Estimate:
-    """Return how a model is read and how long it takes, on a CPU; measured in seconds.
+) -> passes.Estimate | devices.DeviceEstimate:
+    """Return how a model is read and how long it takes; measured in seconds.
 
     Raises UsageError: the memory that was given is not enough for a window.
     """
+    if not _on_gpu(options, toolchain):
+        return _estimate_in_memory(toolchain, model, options, n_windows, session)
+    how, tensors = _on_devices(toolchain, model, options, n_windows), expected.of(model)
+    rate = _work_per_s(toolchain, tensors, options, session)
+    return devices.DeviceEstimate(how, _work(model, tensors, options, n_windows) / rate)
+
+
+def _estimate_in_memory(
+    toolchain: Toolchain, model: Model, options: Options, n_windows: int, session: Session
+) -> passes.Estimate:
     tensors, compute = expected.of(model), options.compute
     memory = options.memory_bytes or int(MEMORY_SHARE * free_memory_bytes())
     settings = _settings(tensors, model, options)
@@ -226,11 +277,16 @@ def estimate(
         what = f"{size(memory)} of memory are too little: a window of {compute.n_ctx} tokens needs"
         fix = f"--memory {-(-plan.used_bytes >> 20)}MiB, or a smaller context (--ctx)"
         raise UsageError(f"{what} {size(plan.used_bytes)}", where=model.path, fix=fix)
-    header, arch = read_header(model.path), model.facts.architecture
-    used = header.integer(f"{arch}.expert_used_count") / max(1, model.facts.n_experts)
-    work = n_windows * compute.n_ctx * speed.active_weights(tensors, used)
+    work = _work(model, tensors, options, n_windows)
     rate = _work_per_s(toolchain, tensors, options, session)
     return passes.Estimate(plan, work, rate, speed.disk(model.path))
+
+
+def _work(model: Model, tensors: ModelTensors, options: Options, n_windows: int) -> float:
+    """Return the products of a weight and a token."""
+    header, arch = read_header(model.path), model.facts.architecture
+    used = header.integer(f"{arch}.expert_used_count") / max(1, model.facts.n_experts)
+    return n_windows * options.compute.n_ctx * speed.active_weights(tensors, used)
 
 
 def _work_per_s(
@@ -257,6 +313,7 @@ def tokens_per_second(
 
     tokens : (windows, tokens of each).
     """
+    options = _placed(toolchain, model, options, tokens.size, session)
     block = collector.BLOCK if options.moments else 0
     settings, run = collector.Settings(options.compute.threads, block), Interruptible()
     with (
@@ -380,7 +437,7 @@ class _Context(AbstractContextManager["_Context"]):
         self._n_tokens = self.n_windows * self._n_piece
         with ExitStack() as stack:
             forget_log()
-            self._model = run(native.load_model, self._llama, self.path, compute.gpu_layers)
+            self._model = run(native.load_model, self._llama, self.path, compute.placement)
             if not self._model:
                 what = f"llama.cpp cannot load this model: {reason()}"
                 raise BadModel(what, where=model.path, fix=f"check the file; {_SMALLER}")

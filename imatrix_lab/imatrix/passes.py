@@ -158,14 +158,14 @@ def need_of(
     widest = max((tensors.shape(name)[1] for name in names), default=0)
     sizes = (tensors.tensors[n][1].size_bytes // tensors.shape(n)[0] for n in names)
     return Need(
-        sums=_sums_bytes(tensors, settings),
+        sums=sums_bytes(tensors, settings),
         window=_window_bytes(tools, model, n_ctx) + n_ctx * widest * _ROW_BYTES,
         logits=4 * n_ctx * model.facts.n_vocab,
         matrix=2 * max(sizes, default=0),
     )
 
 
-def _sums_bytes(tensors: ModelTensors, settings: collector.Settings) -> int:
+def sums_bytes(tensors: ModelTensors, settings: collector.Settings) -> int:
     """Return the bytes of sums over each distinct input."""
     inputs: Mapping[object, tuple[int, int, int]] = {
         (name if name in settings.full else siblings.group(name) or name): (

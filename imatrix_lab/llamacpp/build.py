@@ -1,6 +1,7 @@
 """Building llama.cpp on this machine, and trying what was built."""
 
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -33,6 +34,8 @@ from imatrix_lab.llamacpp.toolchain import (
 from imatrix_lab.llamacpp.trial import try_build
 
 _ON_CPU = "BACKEND=cpu for make, or --backend cpu"
+_VULKAN_HEADERS = 272
+"""The first VK_HEADER_VERSION with VK_EXT_layer_settings, which ggml-vulkan.cpp uses."""
 _MEMORY_PER_JOB_BYTES = 1_200 * 2**20
 
 
@@ -77,11 +80,35 @@ def _require_compilers(backend: str) -> None:
         fix = "Debian/Ubuntu: sudo apt install nvidia-cuda-toolkit, or add /usr/local/cuda/bin"
         fix += f" to PATH; or {_ON_CPU}"
         raise MissingTool("BACKEND=cuda needs nvcc, the CUDA compiler", fix=fix)
-    if backend == "vulkan" and not shutil.which("glslc"):
-        fix = f"Debian/Ubuntu: sudo apt install glslc libvulkan-dev; or {_ON_CPU}"
-        raise MissingTool("BACKEND=vulkan needs glslc and the Vulkan headers", fix=fix)
+    if backend == "vulkan":
+        fix = f"Debian/Ubuntu: sudo apt install glslc libvulkan-dev spirv-headers; or {_ON_CPU}"
+        if not shutil.which("glslc"):
+            raise MissingTool("BACKEND=vulkan needs glslc", fix=fix)
+        if (version := _vulkan_headers()) < _VULKAN_HEADERS:
+            fix += "; where they are too old (Debian 12): Vulkan's SDK, with VULKAN_SDK=its folder"
+            found = f"these are {version}" if version else "there are none"
+            what = f"BACKEND=vulkan needs Vulkan's headers, {_VULKAN_HEADERS} or newer: {found}"
+            raise MissingTool(what, fix=fix)
+    if backend == "blas" and not _has_openblas():
+        fix = f"Debian/Ubuntu: sudo apt install libopenblas-dev pkg-config; or {_ON_CPU}"
+        raise MissingTool("BACKEND=blas needs OpenBLAS and pkg-config", fix=fix)
     if backend == "metal" and sys.platform != "darwin":
         raise MissingTool("BACKEND=metal is for macOS", fix=_ON_CPU)
+
+
+def _vulkan_headers() -> int:
+    """Return the version of Vulkan's headers where CMake looks for them, or 0."""
+    for folder in (os.environ.get("VULKAN_SDK", ""), "/usr/local", "/usr", "/opt/homebrew"):
+        header = Path(folder, "include", "vulkan", "vulkan_core.h")
+        if folder and header.exists():
+            match = re.search(r"define VK_HEADER_VERSION (\d+)", header.read_text("utf-8"))
+            return int(match[1]) if match else 0
+    return 0
+
+
+def _has_openblas() -> bool:
+    argv = ["pkg-config", "--exists", "openblas"]
+    return bool(shutil.which(argv[0])) and process.run(argv, check=False).returncode == 0
 
 
 def _script(name: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from imatrix_lab.llamacpp.programs import Compute
-from imatrix_lab.llamacpp.toolchain import cores
+from imatrix_lab.llamacpp.programs import Compute, Placement
+from imatrix_lab.llamacpp.toolchain import IN_MEMORY, cores
 from imatrix_lab.types import ComputeOptions, ModelFacts
 
 WINDOW = 512
@@ -30,18 +30,25 @@ def compute_for(facts: ModelFacts, options: ComputeOptions) -> Compute:
     n_ctx, n_batch = options.n_ctx or WINDOW, options.n_batch
     if n_batch is None:
         n_batch = n_ctx
-        if options.backend != "cpu" and options.gpu_layers != 0:
+        if on_gpu(options):
             # all of the memory, not what is free now: the batch is part of the fingerprint
             room = memory_bytes() // 4
             while n_batch < GPU_BATCH and 2 * n_batch * facts.n_vocab * 4 <= room:
                 n_batch *= 2
-    layers = layers_on_gpu(options)
-    return Compute(options.threads or cores(), n_ctx, n_batch, ubatch(n_batch, n_ctx), layers)
+    n_ubatch = ubatch(n_batch, n_ctx)
+    return Compute(options.threads or cores(), n_ctx, n_batch, n_ubatch, *placement(options))
 
 
-def layers_on_gpu(options: ComputeOptions) -> int | None:
-    """Return how many layers to offload: none without a GPU; None leaves it to llama.cpp."""
-    return 0 if options.gpu_layers is None and options.backend == "cpu" else options.gpu_layers
+def on_gpu(options: ComputeOptions) -> bool:
+    """Return whether a GPU computes."""
+    return options.backend not in IN_MEMORY and options.gpu_layers != 0
+
+
+def placement(options: ComputeOptions) -> Placement:
+    """Return where tensors lie by the options alone; see `offload` for what is planned."""
+    if options.backend in IN_MEMORY:
+        return Placement(0)
+    return Placement(options.gpu_layers, override_tensor=options.override_tensor)
 
 
 def ubatch(n_batch: int, n_ctx: int) -> int:
@@ -63,8 +70,9 @@ def logit_rows(n_vocab: int, options: ComputeOptions) -> int:
 
     A function of vocabulary and backend alone: the number can change a logit's last bits.
     """
-    place = "cpu" if options.backend == "cpu" or options.gpu_layers == 0 else "gpu"
-    return max(32, min(512, LOGITS_BYTES[place] // (4 * n_vocab) // 16 * 16))
+    return max(
+        32, min(512, LOGITS_BYTES["gpu" if on_gpu(options) else "cpu"] // (4 * n_vocab) // 16 * 16)
+    )
 
 
 def memory_bytes() -> int:

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.session import Session
-from imatrix_lab.llamacpp import toolchain
+from imatrix_lab.errors import UsageError
+from imatrix_lab.llamacpp import processor, toolchain
+from imatrix_lab.llamacpp.programs import Placement
 from imatrix_lab.llamacpp.toolchain import Toolchain
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> cty
     inputs = {
         "source_sha256": sha256_file(source),
         "flags": flags,
-        "cpu": tools.signature()["cpu"],
+        "cpu": processor.fingerprint(),
         "compiler": tools.compiler,
         "system": platform.system(),
     }
@@ -90,19 +92,64 @@ def in_order(
             finish([future for _, future in waiting])
 
 
-def load_model(llama: Any, path: Path, gpu_layers: int | None, writable: bool = False) -> Any:
-    """Return a model, or a null pointer; `gpu_layers` None leaves the offload to llama.cpp.
+def load_model(llama: Any, path: Path, placement: Placement, writable: bool = False) -> Any:
+    """Return a model, or a null pointer.
 
-    A `writable` one is read, not mapped, so that its weights may be changed.
+    A `writable` one is read, not mapped, so that its weights may be changed. Raises UsageError:
+    no device has a buffer of a name in `override_tensor`.
     """
     params = llama.llama_model_default_params()
-    if gpu_layers is not None:
-        params.n_gpu_layers = gpu_layers
+    if placement.gpu_layers is not None:
+        params.n_gpu_layers = placement.gpu_layers
+    pointed_to: list[Any] = []  # by the parameters, until the model is loaded
+    if placement.gpu_layers == 0:  # else large batches would be multiplied on a GPU all the same
+        pointed_to.append((ctypes.c_void_p * 1)())
+        params.devices = ctypes.addressof(pointed_to[-1])
+    if placement.tensor_split:
+        shares = [float(x) for x in placement.tensor_split.split(",")]
+        params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*shares)
+    if placement.override_tensor:
+        pointed_to.append(_overrides(llama, placement.override_tensor))
+        params.tensor_buft_overrides = ctypes.addressof(pointed_to[-1])
     # repacked weights are a copy in memory beside the mapped file, no faster here, with other sums
     params.use_extra_bufts = False
     if writable:
         params.load_mode, params.lazy_mode = llama.LLAMA_LOAD_MODE_NONE, llama.LLAMA_LAZY_MODE_OFF
     return llama.llama_model_load_from_file(os.fsencode(path), params)
+
+
+class _Override(ctypes.Structure):
+    """``llama_model_tensor_buft_override`` of llama.h; an empty one ends a list."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def _overrides(llama: Any, override_tensor: str) -> Any:
+    """Return an ``-ot`` value as llama.cpp takes it, as common/arg.cpp does."""
+    known = _buffer_types(llama)
+    pairs = list[_Override]()
+    for word in override_tensor.split(","):
+        pattern, _, name = word.partition("=")
+        if name not in known:
+            what = f"--override-tensor {word}: no device has a buffer {name!r}"
+            raise UsageError(what, fix=f"REGEX=BUFFER, with one of: {', '.join(known)}")
+        pairs.append(_Override(pattern.encode(), known[name]))
+    return (_Override * (len(pairs) + 1))(*pairs)
+
+
+def _buffer_types(llama: Any) -> dict[str, int]:
+    """Return the devices' buffer types by name."""
+    library = llama.llama_cpp._lib  # the bindings leave these out
+    for function in ("get", "buffer_type"):
+        getattr(library, f"ggml_backend_dev_{function}").restype = ctypes.c_void_p
+    library.ggml_backend_buft_name.restype = ctypes.c_char_p
+    types = {}
+    for i in range(library.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(library.ggml_backend_dev_get(ctypes.c_size_t(i)))
+        if buffer_type := library.ggml_backend_dev_buffer_type(device):
+            name = library.ggml_backend_buft_name(ctypes.c_void_p(buffer_type))
+            types[name.decode()] = buffer_type
+    return types
 
 
 def decode(llama: Any, context: Any, batch: Any) -> int:

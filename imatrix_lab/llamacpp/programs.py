@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 COMMIT = "0c1e57098"
 """The llama.cpp commit that llama-cpp-python 0.3.36 vendors."""
@@ -38,12 +39,52 @@ OVERRIDE_BYTES_MAX = 127
 _NO_END = ("--override-kv", "tokenizer.ggml.add_eos_token=bool:false")
 
 
+class Placement(NamedTuple):
+    """Which tensors lie on GPUs, as values of llama.cpp's options.
+
+    `gpu_layers` 0 uses no GPU at all; None is all layers in process, and what fits for programs.
+    """
+
+    gpu_layers: int | None = None
+    tensor_split: str = ""
+    override_tensor: str = ""
+
+    def argv(self) -> list[str]:
+        """Return options; nothing where a program may choose."""
+        argv = [] if self.gpu_layers is None else ["-ngl", str(self.gpu_layers)]
+        argv += ["-dev", "none"] if self.gpu_layers == 0 else []
+        argv += ["-ts", self.tensor_split] if self.tensor_split else []
+        return argv + (["-ot", self.override_tensor] if self.override_tensor else [])
+
+    def signature(self) -> dict[str, int | str | None]:
+        """Return what can change bits: the layers, and the rest where it says something."""
+        rest = {name: value for name, value in self._asdict().items() if value}
+        return {"gpu_layers": self.gpu_layers} | rest
+
+
+EVERYWHERE = Placement()
+"""Nothing is said: all layers in process, what fits for programs."""
+
+
+class Placed:
+    """Base of settings that hold the values of a `Placement`."""
+
+    gpu_layers: int | None
+    tensor_split: str
+    override_tensor: str
+
+    @property
+    def placement(self) -> Placement:
+        """Where the model's tensors lie."""
+        return Placement(self.gpu_layers, self.tensor_split, self.override_tensor)
+
+
 @dataclass(frozen=True)
-class Compute:
+class Compute(Placed):
     """How a program may use the machine.
 
     `n_batch`, the tokens of a decode, is a multiple of the window when larger: several windows at
-    once. `gpu_layers` None leaves it to llama.cpp.
+    once. For the last three see `Placement`.
     """
 
     threads: int
@@ -51,6 +92,8 @@ class Compute:
     n_batch: int = 512
     n_ubatch: int = 512
     gpu_layers: int | None = None
+    tensor_split: str = ""
+    override_tensor: str = ""
 
     def argv(self) -> list[str]:
         """Return the options that llama.cpp's programs share.
@@ -59,12 +102,7 @@ class Compute:
         end token: llama-imatrix and llama-perplexity abort on models that add one.
         """
         args = ["-t", self.threads, "-c", self.n_ctx, "-b", self.n_batch, "-ub", self.n_ubatch]
-        args += [
-            *_NO_END,
-            "--no-repack",
-            *([] if self.gpu_layers is None else ["-ngl", self.gpu_layers]),
-        ]
-        return [str(a) for a in args]
+        return [*map(str, args), *_NO_END, "--no-repack", *self.placement.argv()]
 
 
 @dataclass(frozen=True)
@@ -120,23 +158,29 @@ def perplexity_argv(
 
 
 def server_argv(
-    program: Path,
-    model: Path,
-    parallel: int,
-    n_ctx: int,
-    threads: int | None,
-    gpu_layers: int | None,
+    program: Path, model: Path, parallel: int, n_ctx: int, threads: int | None, placement: Placement
 ) -> list[str]:
     """Return a llama-server command, on loopback at a port of the system's choice.
 
     Flash attention and repacked weights are off, as in process: with them the last bits of an
     answer depend on what else is answered at the time. `n_ctx` is for one prompt and its answer.
+    What is not placed is fitted into the GPUs' memory by the server itself.
     """
+    fit = "on" if placement == EVERYWHERE else "off"
     argv = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
-    argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", "off"]
+    argv += ["-np", str(parallel), "-c", str(parallel * -(-n_ctx // 256) * 256), "-fit", fit]
     argv += ["-fa", "off", "--no-repack", "--cache-ram", "0", *_NO_END]
     argv += ["-t", str(threads)] if threads else []
-    return argv + ([] if gpu_layers is None else ["-ngl", str(gpu_layers)])
+    return [*argv, *placement.argv()]
+
+
+def fit_argv(
+    program: Path, model: Path, n_ctx: int, n_batch: int, n_sequences: int, *more: str
+) -> list[str]:
+    """Return a llama-fit-params command for a decode of `n_batch` tokens at once."""
+    argv = [str(program), "-m", str(model), "-c", str(n_ctx), "-b", str(n_batch)]
+    argv += ["-ub", str(n_batch), "-np", str(n_sequences), "-fa", "off", "--no-repack"]
+    return [*argv, *more]
 
 
 WINDOW = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf)),")
@@ -153,6 +197,8 @@ NINJA = re.compile(r"\[(\d+)/(\d+)\]")
 _WARNING = re.compile(r"^[\d.]+ W (.*)", re.MULTILINE)
 _TOLD = re.compile(r"[A-Z* !]*|missing pre-tokenizer.*|entry '.*|storing only .*")
 """Warnings that are told in other words: from the header, and of tensors without data."""
+_FITTED = re.compile(r'^-c \d+ -ngl (-?\d+)(?: -ts (\S+))?(?: -ot "(.+)")?$', re.MULTILINE)
+_MEMORY = re.compile(r"^(\S+) (\d+) (\d+) (\d+) *$", re.MULTILINE)
 _VERSION = re.compile(r"version: .*?\b([0-9a-f]{7,40})\b\)?")
 _COMPILER = re.compile(r"built with (.+)")
 
@@ -196,6 +242,19 @@ def quant_size(output: str) -> tuple[int, float] | None:
     return (round(float(matches[-1][0]) * 2**20), float(matches[-1][1])) if matches else None
 
 
+def fitted(output: str) -> Placement | None:
+    """Return what llama-fit-params suggests; None if it says nothing."""
+    if not (match := _FITTED.search(output)):
+        return None
+    layers = int(match[1])
+    return Placement(layers if layers >= 0 else None, match[2] or "", match[3] or "")
+
+
+def memory_mib(output: str) -> dict[str, tuple[int, int]]:
+    """Return MiB of weights, and of all else, by device; of main memory as ``Host``."""
+    return {m[1]: (int(m[2]), int(m[3]) + int(m[4])) for m in _MEMORY.finditer(output)}
+
+
 def planned_types(output: str) -> dict[str, str]:
     """Return the type that each tensor would be quantized to, from a dry run."""
     return {m[1]: m[2].upper() for m in _PLANNED.finditer(output)}
@@ -232,10 +291,10 @@ def version_of(output: str) -> tuple[str, str] | None:
     return (commit[1], compiler[1].strip() if compiler else "unknown") if commit else None
 
 
-def quant_types(words: Sequence[str]) -> tuple[str, ...]:
+def quant_types(words: Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the canonical names of quant types, in the order given, each once.
 
-    Raises KeyError for an unknown type.
+    Raises KeyError for a type that is neither llama-quantize's nor one `more`.
     """
-    known = {t: t for t in QUANT_TYPES}
+    known = {t: t for t in (*QUANT_TYPES, *more)}
     return tuple(dict.fromkeys(known[ALIASES.get(w.upper(), w.upper())] for w in words))

@@ -12,7 +12,8 @@ from imatrix_lab.core import process
 from imatrix_lab.errors import ToolFailed
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.client import Client
-from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.llamacpp.programs import EVERYWHERE, Placement
+from imatrix_lab.llamacpp.toolchain import IN_MEMORY, Toolchain
 
 START_LIMIT_S = 600.0
 ANSWER_LIMIT_S = 86_400.0  # many long answers at a time take hours on a CPU
@@ -27,7 +28,7 @@ def serve(
     n_ctx: int,
     *,
     threads: int | None = None,
-    gpu_layers: int | None = None,
+    placement: Placement = EVERYWHERE,
     log: Path | None = None,
 ) -> Iterator[Client]:
     """Run llama-server on a model until the block ends, and give a client of it.
@@ -36,8 +37,8 @@ def serve(
     many answers at a time, `n_ctx` the tokens of a prompt and its answer.
     """
     key, program = secrets.token_hex(16), toolchain.program("llama-server")
-    gpu_layers = 0 if toolchain.backend == "cpu" else gpu_layers
-    argv = programs.server_argv(program, model_path, parallel, n_ctx, threads, gpu_layers)
+    placement = Placement(0) if toolchain.backend in IN_MEMORY else placement
+    argv = programs.server_argv(program, model_path, parallel, n_ctx, threads, placement)
     with contextlib.ExitStack() as stack:
         if log is None:
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama-server.log"

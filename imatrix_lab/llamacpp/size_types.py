@@ -5,6 +5,7 @@ import re
 
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs
+from imatrix_lab.types import NOT_FOR_USE
 
 PREFIX = "size:"
 """Of a type that stands for the best types of a size: ``size:Q4_K_M``, ``size:3.5GiB``."""
@@ -48,7 +49,11 @@ def in_name(quant_type: str, base: str) -> str:
 
     >>> in_name("size:3.5GiB", "Q4_K_S"), in_name("size:Q4_K_M", ""), in_name("Q4_K_M", "")
     ('3.5GiB-as-Q4_K_S', 'as-Q4_K_M', 'Q4_K_M')
+    >>> in_name("INT4_GPTQ", "F16")
+    'INT4_GPTQ-not-for-use-F16'
     """
+    if quant_type in NOT_FOR_USE:
+        return f"{quant_type}-not-for-use-F16"
     if not is_size(quant_type):
         return quant_type
     if name := standard(quant_type):

@@ -5,8 +5,10 @@ Python bindings are of the same commit. Programs and shared libraries lie in one
 each other by a relative rpath.
 """
 
+import functools
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -28,7 +30,11 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {
     "cuda": ("-DGGML_CUDA=ON", "-DGGML_METAL=OFF"),
     "metal": ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"),
     "vulkan": ("-DGGML_VULKAN=ON", "-DGGML_METAL=OFF"),
+    "blas": ("-DGGML_BLAS=ON", "-DGGML_BLAS_VENDOR=OpenBLAS", "-DGGML_METAL=OFF"),
 }
+IN_MEMORY = frozenset(("cpu", "blas"))
+"""Backends that compute in main memory, without a device of their own."""
+ON_GPU = BACKENDS.keys() - IN_MEMORY
 TRIAL_VERSION = 1
 """Raise it when builds must be tried anew. 1: each program on a model of every weight type."""
 CMAKE = (
@@ -43,7 +49,23 @@ LESS_OPTIMIZED = "".join(
     for target in ("mtmd", "cpp-httplib")
 )
 """llama-server links these, but no number depends on them; mtmd compiles in half the time."""
+_found = re.compile(r"^ +(\S+): (.+) \((\d+) MiB, (\d+) MiB free\)$", re.MULTILINE).finditer
+_NO_DEVICE = (
+    "install its driver and see that this user may open the device (vulkaninfo, nvidia-smi); or"
+    " BACKEND=cpu for make, or --backend cpu. Vulkan on a processor (Mesa's llvmpipe) is only used"
+    " with GGML_VK_VISIBLE_DEVICES=0"
+)
 _REQUIRED = ("llama-imatrix", "llama-quantize", "llama-perplexity")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as llama.cpp names and describes it, with its memory in MiB."""
+
+    name: str
+    description: str
+    total_mib: int
+    free_mib: int
 
 
 @dataclass(frozen=True)
@@ -66,10 +88,24 @@ class Toolchain:
         return self.bin_dir / (name + (".exe" if os.name == "nt" else ""))
 
     def signature(self) -> dict[str, str]:
-        """Return what makes two results comparable: commit, backend, compiler and processor."""
+        """Return what makes two results comparable: commit, backend, compiler, processor, GPUs."""
         parts = {name: getattr(self, name) for name in ("commit", "backend", "compiler")}
         parts["cpu"] = processor.fingerprint()
+        if self.backend in ON_GPU:
+            parts["devices"] = _descriptions(self)
         return parts if self.build == "native" else {**parts, "build": self.build}
+
+    def devices(self) -> list[Device]:
+        """Return the GPUs, with what is free on them now.
+
+        Raises MissingTool: there is none, and llama.cpp would silently compute on the processor.
+        """
+        program = self.program("llama-fit-params")
+        output = process.run([program, "--list-devices"], timeout_s=120).tail
+        if not (devices := [Device(m[1], m[2], int(m[3]), int(m[4])) for m in _found(output)]):
+            what = f"llama.cpp is built for {self.backend}, and finds no such device"
+            raise MissingTool(what, fix=_NO_DEVICE)
+        return devices
 
     def bindings(self) -> Any:
         """Return the module ``llama_cpp``, bound to this toolchain's libraries."""
@@ -83,6 +119,14 @@ class Toolchain:
             what = f"the llama.cpp bindings are not installed ({error})"
             raise MissingTool(what, fix=fix) from error
         return llama_cpp
+
+
+@functools.cache
+def _descriptions(tools: Toolchain) -> str:
+    try:
+        return ", ".join(device.description for device in tools.devices())
+    except MissingTool:  # a login node may plan what others compute
+        return "none"
 
 
 def default_backend() -> str:

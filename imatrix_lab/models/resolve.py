@@ -31,6 +31,8 @@ from imatrix_lab.types import Model, ModelFacts
 K_QUANT_COLUMNS = 256
 SIZE = "imatrix_lab.size"
 """In the metadata of a quant whose tensors' types were chosen for a size."""
+INT4 = "imatrix_lab.int4"
+"""In the metadata of a file whose F16 weights stand for another type: see `quantize.int4`."""
 _UNQUANTIZED = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj"
     r"|^position_embd|^token_types|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj"
@@ -249,6 +251,8 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
 
     A file of ours whose types were chosen for a size is of that size: ``size:Q4_K_M``.
     """
+    if int4 := header.text(INT4):
+        return int4
     if size := header.text(SIZE):
         return size_types.PREFIX + size
     with contextlib.suppress(ValueError, KeyError):

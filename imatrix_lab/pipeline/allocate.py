@@ -14,7 +14,7 @@ from imatrix_lab.corpus import languages
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.llamacpp import ggml, programs, size_types
 from imatrix_lab.llamacpp.compute import compute_for
-from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.llamacpp.toolchain import IN_MEMORY, Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import TensorInfo
 from imatrix_lab.models.tokenizer import Vocabulary
@@ -141,7 +141,7 @@ def _offered(tensor: TensorInfo, request: Request, whole: bool) -> tuple[str, ..
 
 def types_of(request: Request) -> tuple[str, ...]:
     """Return the types of tensors that a request allows."""
-    usual = CPU_TYPES if request.compute.backend == "cpu" else GPU_TYPES
+    usual = CPU_TYPES if request.compute.backend in IN_MEMORY else GPU_TYPES
     return request.choice.types or usual
 
 

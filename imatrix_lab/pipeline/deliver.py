@@ -25,7 +25,7 @@ from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline.allocate import Chosen
 from imatrix_lab.pipeline.model_card import card
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import int4, run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request, TypeChoice
 
 CARD = "README.md"
@@ -197,6 +197,8 @@ def deliver(
                 place(run.types_path(q.path), run.types_path(out / q.name))
                 settings = {**common["request"], **_choice(request, q.type)}
                 entries[q.name] |= {"request": settings, "chosen": own.facts()}
+            if note := int4.note(q, made.model.facts.n_parameters):
+                entries[q.name]["note"] = " ".join(filter(None, (note, common["note"])))
         for path in made.model.notice:
             place(path, out / path.name)
         _write(out, entries)
@@ -259,13 +261,15 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     settings = {"--ctx": compute.n_ctx if compute.n_ctx != WINDOW else None}
     settings |= {"--batch": compute.n_batch, "--gpu-layers": compute.gpu_layers}
     flags = [f"{name} {value}" for name, value in settings.items() if value is not None]
+    placed = compute.override_tensor
+    flags += [f"--override-tensor {shlex.quote(placed)}"] if placed else []
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--awq"] if request.awq and not is_tuned else []
     flags += ["--feedback"] if request.feedback and not is_tuned else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     flags += _choice_flags(request.choice)
-    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else " ".join(flags).split()
+    words += [f"FLAGS={' '.join(flags)}"] if is_tuned and flags else shlex.split(" ".join(flags))
     return shlex.join(words)
 
 

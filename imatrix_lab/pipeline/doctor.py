@@ -20,7 +20,7 @@ from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import ImatrixLabError, ToolFailed
+from imatrix_lab.errors import ImatrixLabError, MissingTool, ToolFailed
 from imatrix_lab.llamacpp import programs, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.llamacpp.trial import try_build
@@ -113,8 +113,12 @@ def _tried(built: Toolchain, name: str, progress: Progress) -> Finding:
     if built.build not in ("native", "own"):
         detail += f", {built.build}"
     try:
+        if built.backend in toolchain.ON_GPU:
+            detail += f", on {', '.join(device.description for device in built.devices())}"
         with tempfile.TemporaryDirectory() as folder:
             try_build(built, Path(folder), progress)
+    except MissingTool as error:
+        return Finding(name, False, error.what, error.fix or "")
     except ToolFailed as error:
         fix = f"rm -rf {shlex.quote(str(built.bin_dir.parent))}; imatrix-lab toolchain build"
         own = "unset LLAMA_CPP_DIR, or build that llama.cpp with -DGGML_NATIVE=OFF"

@@ -25,7 +25,7 @@ from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import tune
 from imatrix_lab.records import parquet, runs
 from imatrix_lab.score import compatible, kernel, run
-from imatrix_lab.score.job import Job, settings_for
+from imatrix_lab.score.job import Job, placed, settings_for
 from imatrix_lab.score.text import Text, plan
 from imatrix_lab.score.windows import Protocol
 from imatrix_lab.types import TOKENS_DEFAULT, Document, Model, ModelFacts, Request, ScoreRequest
@@ -79,6 +79,8 @@ def score_models(
     needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *quants))
     fits = needed <= compute.MEMORY_SHARE * compute.memory_bytes()
     is_live = fits if request.base_logits == "auto" else request.base_logits == "live"
+    at_once = [reference, *quants] if is_live else [reference]
+    settings = placed(tools, at_once, settings, request.compute, session)
     files = []
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]

@@ -27,7 +27,7 @@ from imatrix_lab.corpus.build import (
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
-from imatrix_lab.imatrix import collect, expected, format, passes, repair, validate
+from imatrix_lab.imatrix import collect, devices, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
@@ -38,7 +38,7 @@ from imatrix_lab.models import resolve, scaling
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, deliver, model_card
 from imatrix_lab.pipeline.allocate import Chosen
-from imatrix_lab.quantize import awq, feedback, probes, run
+from imatrix_lab.quantize import awq, feedback, int4, probes, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -200,20 +200,21 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
         request.full,
         request.windows,
         request.memory_bytes,
+        request.compute.fit_target_mib,
+        may_grow=request.compute.n_batch is None,
     )
 
 
-def imatrix_estimate(request: Request, session: Session) -> passes.Estimate:
+def imatrix_estimate(
+    request: Request, session: Session
+) -> passes.Estimate | devices.DeviceEstimate:
     """Return how an importance matrix would be collected, and how long that would take.
 
     A model of the user's is not hashed; of a text that is not built, `n_tokens` are assumed.
-    Raises UsageError: the model is not here yet, or a GPU would compute.
+    Raises UsageError: the model is not here yet.
     """
     text = check_text(request)
     _check_memory(request)
-    if _on_gpu(request):
-        what = "what a GPU takes is not known before it runs"
-        raise UsageError(what, fix="--gpu-layers 0 for a plan of the processor's work")
     resolve.check_spec(request.model, session.store)
     tools = get_toolchain(request.compute.backend, session)
     try:
@@ -232,20 +233,18 @@ def imatrix_estimate(request: Request, session: Session) -> passes.Estimate:
         moments=request.moments,
         full=request.full,
         memory_bytes=request.memory_bytes,
+        fit_target_mib=request.compute.fit_target_mib,
+        may_grow=request.compute.n_batch is None,
     )
     n_windows = max(1, n_tokens // options.compute.n_ctx)
     return collect.estimate(tools, model, options, n_windows, session)
 
 
-def _on_gpu(request: Request) -> bool:
-    return request.compute.backend != "cpu" and request.compute.gpu_layers != 0
-
-
 def _check_memory(request: Request) -> None:
     """Raise UsageError: `memory_bytes` contradicts other settings."""
-    if request.memory_bytes and _on_gpu(request):
-        what = "--memory is for the processor; a GPU's memory is planned by llama.cpp"
-        raise UsageError(what, fix="leave --memory out, or add --gpu-layers 0")
+    if request.memory_bytes and request.compute.backend == "blas":
+        what = "with BLAS one window is read at a time: its sums depend on the number"
+        raise UsageError(what, fix="leave --memory out, or take --backend cpu")
     if request.memory_bytes and request.compute.n_batch:
         raise UsageError("--memory chooses the batch", fix="leave --batch or --memory out")
 
@@ -287,6 +286,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         awq.check(imatrix_path is not None, request.types, request.model)
     if request.feedback:
         feedback.check(imatrix_path, request.types)
+    int4.check(imatrix_path, request.types, request.awq or request.feedback)
     if not imatrix_path:
         run.check_types(request.types)
     else:
@@ -303,7 +303,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
     tools, model = prepare(request, session)
     run.check(model.facts, model.path, request.types, request.allow_requantize)
     allocate.check_model(request, model)
-    if request.awq:
+    if request.awq or int4.AWQ in request.types:
         scaling.check(model)
     imatrix = None
     if imatrix_path:

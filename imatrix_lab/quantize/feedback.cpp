@@ -9,6 +9,7 @@
 // inverse is R^-1). The grid of a block is ggml's own: its search, weighted by the importance, on
 // what the block's columns are after the feedback from the blocks before. Codes go into the bytes
 // of the block that the search has left (ggml-common.h, ggml-quants.c of the pinned commit).
+// Without a search the grid stands in `out` already.
 //
 // Rows do not depend on each other: 64 lie side by side, so that all loops run over rows, and
 // neither threads nor the cut of a matrix into strips change a bit.
@@ -168,8 +169,15 @@ void pack_q6_k(uint8_t *block, const uint8_t *codes) {
     }
 }
 
+void grid_floats(const uint8_t *block, FromHalf, float *step, float *offset) {
+    std::memcpy(step, block, sizeof *step);
+    std::memcpy(offset, block + 4, sizeof *offset);
+}
+
+void pack_bytes(uint8_t *block, const uint8_t *codes) { std::memcpy(block + 8, codes, 128); }
+
 struct Type {
-    int32_t code;  // ggml_type
+    int32_t code;  // ggml_type; -1: four bits in groups of 128, a byte each
     int64_t columns, bytes, group;
     int highest;
     Grid grid;
@@ -177,6 +185,7 @@ struct Type {
 };
 
 constexpr Type TYPES[] = {
+    {-1, 128, 136, 128, 15, grid_floats, pack_bytes},
     {2, 32, 18, 32, 15, grid_scale<8>, pack_q4_0},
     {3, 32, 20, 32, 15, grid_scale_min, pack_q4_1},
     {6, 32, 22, 32, 31, grid_scale<16>, pack_q5_0},
@@ -270,7 +279,12 @@ bool feed_back(const Matrix *m, const float *weights, int64_t n_rows, uint8_t *o
             for (int64_t r = 0; r < n; ++r)
                 for (int64_t c = 0; c < type->columns; ++c)
                     s.rows[r * type->columns + c] = s.target[c][r];
-            m->quantize(m->type, s.rows, s.bytes, 0, n, type->columns, m->importance + begin);
+            uint8_t *blocks = out + first * row_bytes + begin / type->columns * type->bytes;
+            if (m->quantize)
+                m->quantize(m->type, s.rows, s.bytes, 0, n, type->columns, m->importance + begin);
+            else
+                for (int64_t r = 0; r < n; ++r)
+                    std::memcpy(s.bytes + r * type->bytes, blocks + r * row_bytes, type->bytes);
             for (int64_t r = 0; r < n; ++r) {
                 float step[16], offset[16];
                 type->grid(s.bytes + r * type->bytes, m->from_half, step, offset);
@@ -290,8 +304,7 @@ bool feed_back(const Matrix *m, const float *weights, int64_t n_rows, uint8_t *o
                 for (int64_t c = 0; c < type->columns; ++c) codes[c] = s.codes[c][r];
                 uint8_t *bytes = s.bytes + r * type->bytes;
                 type->pack(bytes, codes);
-                std::memcpy(out + (first + r) * row_bytes + begin / type->columns * type->bytes,
-                            bytes, type->bytes);
+                std::memcpy(blocks + r * row_bytes, bytes, type->bytes);
             }
         }
     }

@@ -15,10 +15,10 @@ which there is no feedback at all (`shrinkage`).
 import ctypes
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -31,6 +31,7 @@ from imatrix_lab.imatrix import format, moments
 from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.imatrix.moments import Moments
 from imatrix_lab.llamacpp import ggml, native, programs
+from imatrix_lab.llamacpp.ggml import Ggml
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import weights
 from imatrix_lab.models.gguf import TensorInfo, read_header
@@ -45,10 +46,14 @@ TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
 from a codebook or uneven steps: see docs/feedback.md."""
 SHRINKAGE_MIN, SHRINKAGE_TOKENS = 0.05, 1.0
 """See `shrinkage`; measured in docs/feedback.md."""
-_COLLECT = "imatrix-lab imatrix build --model MODEL --corpus LANGUAGE --moments"
+COLLECT = "imatrix-lab imatrix build --model MODEL --corpus LANGUAGE --moments"
 _STRIP_WEIGHTS = 1 << 18
 _STRIP_ROWS = 64
 """Rows that the kernel rounds together: strips are multiples of it."""
+GROUP = 128
+"""Columns that share a grid in `Kernel.on_grid`; below, the kernel's type and block for them."""
+_ON_GRID = -1
+_GRID_BLOCK = np.dtype([("step", "<f4"), ("offset", "<f4"), ("codes", "u1", GROUP)])
 
 
 def shrinkage(n_tokens: float, n_columns: int) -> float:
@@ -88,6 +93,47 @@ def _factor(block: NDArray[np.float64], shrink: float) -> NDArray[np.float64]:
         return np.asarray(np.triu(taken, 1).T)
 
 
+class Pair(NamedTuple):
+    """A tensor of a model, and what it is in a quant."""
+
+    weights: FileTensor
+    quant: FileTensor
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of one matrix; `first` counts over all matrices of the tensor.
+
+    `prepared` is what a `Rounding` made of the moments of their input, `importance` E[x²].
+    """
+
+    pair: Pair
+    first: int
+    n_rows: int
+    prepared: NDArray[np.float32]
+    importance: NDArray[np.float32]
+    is_last: bool
+
+
+class Rounding(Protocol):
+    """A way to round matrices by moments of their inputs."""
+
+    ggml: Ggml
+    takes_unseen: bool
+    """Whether matrices of experts that no token reached are rounded too."""
+
+    def takes(self, info: TensorInfo) -> bool:
+        """Return whether it can round a tensor of a quant."""
+
+    def prepared(
+        self, blocks: NDArray[np.float32], n_tokens: float, n_columns: int
+    ) -> NDArray[np.float32]:
+        """Return what it needs of the moments of one input, (blocks, width, width)."""
+
+    def round(self, rows: NDArray[np.float32], strip: Strip) -> NDArray[np.uint8]:
+        """Return rows as bytes in the type that their tensor has in the quant."""
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = (
         ("n_columns", ctypes.c_int64),
@@ -103,10 +149,27 @@ class _Matrix(ctypes.Structure):
 class Kernel:
     """The compiled rounding, with ggml's functions."""
 
+    takes_unseen = False
+
     def __init__(self, tools: Toolchain, session: Session):
         self.ggml = ggml.load(tools)
         self._feed_back = native.compiled(SOURCE, "feedback", tools, session).feed_back
         self._feed_back.restype = ctypes.c_bool
+
+    def takes(self, info: TensorInfo) -> bool:
+        """Return whether a tensor's type has a grid of even steps."""
+        return info.type_name in TYPES
+
+    def prepared(
+        self, blocks: NDArray[np.float32], n_tokens: float, n_columns: int
+    ) -> NDArray[np.float32]:
+        """Return `factor` of moments, shrunk."""
+        return factor(blocks, shrinkage(n_tokens, n_columns))
+
+    def round(self, rows: NDArray[np.float32], strip: Strip) -> NDArray[np.uint8]:
+        """Return rows in the type of their tensor."""
+        type_name = strip.pair.quant.info.type_name
+        return self.rounded(rows, type_name, strip.prepared, strip.importance)
 
     def rounded(
         self,
@@ -123,42 +186,38 @@ class Kernel:
         n_rows, n_columns = rows.shape
         if not np.isfinite(rows).all():
             raise BadModel("weights are NaN or infinite")
-        rows, factor, importance = (
-            np.ascontiguousarray(a, np.float32) for a in (rows, factor, importance)
-        )
+        importance = np.ascontiguousarray(importance, np.float32)
         raw = np.empty((n_rows, ggml.row_bytes(type_name, n_columns)), np.uint8)
-        matrix = _Matrix(
-            n_columns,
-            factor.shape[-1],
-            factor.ctypes.data,
-            importance.ctypes.data,
-            ggml.TYPES[type_name].code,
-            self.ggml.address("ggml_quantize_chunk"),
-            self.ggml.address("ggml_fp16_to_fp32"),
-        )
-        at = [ctypes.c_void_p(a.ctypes.data) for a in (rows, raw)]
-        if not self._feed_back(ctypes.byref(matrix), at[0], ctypes.c_int64(n_rows), at[1]):
-            raise ValueError(f"no feedback for {type_name} in {n_columns} columns")
+        search = (importance.ctypes.data, ggml.TYPES[type_name].code)
+        functions = map(self.ggml.address, ("ggml_quantize_chunk", "ggml_fp16_to_fp32"))
+        self._round_to(raw, rows, factor, *search, *functions)
         return raw
 
+    def on_grid(
+        self,
+        rows: NDArray[np.float32],
+        step: NDArray[np.float32],
+        offset: NDArray[np.float32],
+        factor: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Return rows (rows, columns) rounded to 16 values in each group of `GROUP` columns.
 
-class Pair(NamedTuple):
-    """A tensor of a model, and what it is in a quant."""
+        Values are offset + step · code; both (rows, groups). `factor` as in `rounded`.
+        """
+        blocks = np.zeros(step.shape, _GRID_BLOCK)
+        blocks["step"], blocks["offset"] = step, offset
+        self._round_to(blocks, rows, factor, None, _ON_GRID, None, None)
+        values = offset[..., None] + step[..., None] * blocks["codes"]
+        return np.asarray(values, np.float32).reshape(rows.shape)
 
-    weights: FileTensor
-    quant: FileTensor
-
-
-@dataclass(frozen=True)
-class _Strip:
-    """Some rows of one matrix; `first` counts over all matrices of the tensor."""
-
-    pair: Pair
-    first: int
-    n_rows: int
-    factor: NDArray[np.float32]
-    importance: NDArray[np.float32]
-    is_last: bool
+    def _round_to(
+        self, out: NDArray[Any], rows: NDArray[Any], factor: NDArray[Any], *how: int | None
+    ) -> None:
+        rows, factor = (np.ascontiguousarray(a, np.float32) for a in (rows, factor))
+        matrix = _Matrix(rows.shape[1], factor.shape[-1], factor.ctypes.data, *how)
+        at = [ctypes.c_void_p(a.ctypes.data) for a in (rows, out)]
+        if not self._feed_back(ctypes.byref(matrix), at[0], ctypes.c_int64(len(rows)), at[1]):
+            raise ValueError(f"no feedback for type {how[1]} in {rows.shape[1]} columns")
 
 
 @dataclass(frozen=True)
@@ -194,7 +253,7 @@ def check(imatrix: Path | None, types: Iterable[str]) -> None:
     """Raise UsageError, BadImatrix for types or an imatrix (or none) that feedback cannot use."""
     check_types(types)
     if imatrix is None:
-        raise UsageError("feedback needs an imatrix with moments", fix=_COLLECT)
+        raise UsageError("feedback needs an imatrix with moments", fix=COLLECT)
     read_moments(imatrix)
 
 
@@ -203,12 +262,14 @@ def read_moments(imatrix: Path) -> Moments:
     source = moments.read(imatrix)
     if source is None:
         what = "feedback needs second moments, which this importance matrix does not have"
-        raise UsageError(what, where=imatrix, fix=_COLLECT)
+        raise UsageError(what, where=imatrix, fix=COLLECT)
     return source
 
 
-def pairs(model: Model, quant: Path, source: Moments) -> list[Pair]:
-    """Return the tensors of a quant that can be rounded with feedback.
+def pairs(
+    takes: Callable[[TensorInfo], bool], model: Model, quant: Path, source: Moments
+) -> list[Pair]:
+    """Return the tensors of a quant that can be rounded by moments, of those that `takes` chooses.
 
     Those that read one input follow each other, so that its factor is computed once.
     """
@@ -216,7 +277,7 @@ def pairs(model: Model, quant: Path, source: Moments) -> list[Pair]:
     fitting = [
         Pair(ours[t.name], FileTensor(quant, t))
         for t in read_header(quant).tensors
-        if t.type_name in TYPES and t.name in source.first and _fits(t, ours.get(t.name), source)
+        if takes(t) and t.name in source.first and _fits(t, ours.get(t.name), source)
     ]
     for pair in fitting:
         order.setdefault(source.first[pair.quant.info.name], len(order))
@@ -231,7 +292,7 @@ def _fits(info: TensorInfo, ours: FileTensor | None, source: Moments) -> bool:
 
 
 def apply(
-    kernel: Kernel, source: Source, quant: Path, threads: int, progress: Progress
+    rounding: Rounding, source: Source, quant: Path, threads: int, progress: Progress
 ) -> list[str]:
     """Round a quant's tensors again, in place, and return their names.
 
@@ -240,29 +301,33 @@ def apply(
     Matrices of experts that no token reached stay as they are.
     """
     measured = read_moments(source.imatrix)
-    todo, entries = pairs(source.model, quant, measured), format.read(source.imatrix).entries
+    todo, entries = (
+        pairs(rounding.takes, source.model, quant, measured),
+        format.read(source.imatrix).entries,
+    )
     if not todo:
         types = ", ".join(sorted({t.type_name for t in read_header(quant).tensors}))
-        what = f"no tensor of this quant can be rounded with feedback (its types: {types})"
-        raise BadModel(what, where=quant, fix=f"choose a type such as {TYPES[1]}_M")
+        what = f"no tensor of this quant can be rounded by these moments (its types: {types})"
+        fix = f"choose a type such as {TYPES[1]}_M, and moments of this model"
+        raise BadModel(what, where=quant, fix=fix)
     journal = quant.with_suffix(".rounded")
     done = set(journal.read_text().splitlines()) if journal.exists() else set[str]()
     n_weights = sum(p.quant.info.n_elements for p in todo)
     n_done = sum(p.quant.info.n_elements for p in todo if p.quant.info.name in done)
     left = [p for p in todo if p.quant.info.name not in done]
     with (
-        progress.task("feedback", n_weights, "weights") as task,
+        progress.task("rounding by moments", n_weights, "weights") as task,
         quant.open("r+b") as file,
         journal.open("a") as finished,
     ):
         task.update(n_done, "continuing an earlier run" if n_done else "")
 
-        def rounded(strip: _Strip) -> NDArray[np.uint8]:
-            info = strip.pair.quant.info
-            rows = weights.read_rows(kernel.ggml, strip.pair.weights, strip.first, strip.n_rows)
-            return kernel.rounded(rows, info.type_name, strip.factor, strip.importance)
+        def rounded(strip: Strip) -> NDArray[np.uint8]:
+            rows = weights.read_rows(rounding.ggml, strip.pair.weights, strip.first, strip.n_rows)
+            return rounding.round(rows, strip)
 
-        for strip, raw in native.in_order(rounded, _strips(left, measured, entries), threads):
+        strips = _strips(rounding, left, measured, entries)
+        for strip, raw in native.in_order(rounded, strips, threads):
             info = strip.pair.quant.info
             file.seek(info.offset + strip.first * raw.shape[1])
             file.write(raw.tobytes())
@@ -277,27 +342,28 @@ def apply(
 
 
 def _strips(
-    todo: Sequence[Pair], source: Moments, entries: Mapping[str, Entry]
-) -> Iterator[_Strip]:
+    rounding: Rounding, todo: Sequence[Pair], source: Moments, entries: Mapping[str, Entry]
+) -> Iterator[Strip]:
     """Yield the rows to round, in order; none spans two matrices."""
-    latest, columns = ("", 0), np.empty(0, np.float32)
+    latest, prepared = ("", 0), np.empty(0, np.float32)
     for pair in todo:
         info = pair.quant.info
         n_columns, n_rows = info.shape[:2]
         entry, step = entries[info.name], max(1, _STRIP_WEIGHTS // (n_columns * _STRIP_ROWS))
-        hit = [m for m in range(math.prod(info.shape[2:])) if entry.counts[m] > 0]
-        for matrix in hit:
+        matrices = range(math.prod(info.shape[2:]))
+        chosen = [m for m in matrices if entry.counts[m] > 0 or rounding.takes_unseen]
+        for matrix in chosen:
             key = (source.first[info.name], matrix)
             if key != latest:
                 blocks = source.blocks(info.name, matrix)
                 if not np.isfinite(blocks).all():
                     what = f"the moments of {key[0]} are NaN or infinite"
                     raise BadImatrix(what, where=source.header.path, fix="compute it again")
-                columns = factor(blocks, shrinkage(entry.counts[matrix], n_columns))
+                prepared = rounding.prepared(blocks, entry.counts[matrix], n_columns)
                 latest = key
             importance = entry.means()[matrix].astype(np.float32)
             for start in range(0, n_rows, step * _STRIP_ROWS):
                 n = min(step * _STRIP_ROWS, n_rows - start)
-                is_last = matrix == hit[-1] and start + n == n_rows
+                is_last = matrix == chosen[-1] and start + n == n_rows
                 first = matrix * n_rows + start
-                yield _Strip(pair, first, n, columns, importance, is_last)
+                yield Strip(pair, first, n, prepared, importance, is_last)

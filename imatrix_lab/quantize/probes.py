@@ -26,7 +26,7 @@ from imatrix_lab.errors import BadModel, BadText, ImatrixLabError
 from imatrix_lab.imatrix import format
 from imatrix_lab.imatrix.format import layer_and_role
 from imatrix_lab.llamacpp import ggml
-from imatrix_lab.llamacpp.compute import memory_bytes
+from imatrix_lab.llamacpp.compute import memory_bytes, on_gpu
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import weights
@@ -118,7 +118,7 @@ def sensitivity_of(
     """Return the coefficients of a text with its imatrix, measured if the store lacks them."""
     corpus, imatrix = text
     check_memory(model.facts, compute, model.path)
-    settings = settings_for(model, compute)
+    settings = job.placed(tools, [model], settings_for(model, compute), compute, session)
     with Vocabulary(tools, model.path, corpus.parse_special) as vocabulary:
         windows = pieces(corpus, vocabulary)
         language = language_of(corpus, imatrix, vocabulary)
@@ -146,8 +146,7 @@ def language_of(corpus: CorpusFacts, imatrix: ImatrixFacts, vocabulary: Vocabula
 
 def check_memory(facts: ModelFacts, compute: ComputeOptions, path: Path) -> None:
     """Raise ImatrixLabError for a model that does not fit in memory: its weights are changed."""
-    on_cpu = compute.backend == "cpu" or compute.gpu_layers == 0
-    if on_cpu and facts.size_bytes > (memory := memory_bytes()):
+    if not on_gpu(compute) and facts.size_bytes > (memory := memory_bytes()):
         what = f"sensitivities need the whole model in memory: {size(facts.size_bytes)}, and this"
         fix = "a Q8_0 of it, or a machine with more memory"
         raise ImatrixLabError(f"{what} machine has {size(memory)}", where=path, fix=fix)

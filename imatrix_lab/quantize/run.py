@@ -21,7 +21,7 @@ from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
 from imatrix_lab.models.gguf import read_header
-from imatrix_lab.quantize import awq, feedback, sizes
+from imatrix_lab.quantize import awq, feedback, int4, sizes
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -90,7 +90,7 @@ class QuantSpec:
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
     perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
     `size_types`. `awq` needs an imatrix, `feedback` one with moments, and both their own
-    `metadata`: see these modules.
+    `metadata`: see these modules. The types of `int4`, which need moments too, are F16 in the file.
     """
 
     model: Model
@@ -105,7 +105,13 @@ class QuantSpec:
 
     def base(self) -> str:
         """Return llama-quantize's type."""
+        if int4.is_int4(self.quant_type):
+            return "F16"
         return self.mix.base if self.mix else self.quant_type
+
+    def scales_channels(self) -> bool:
+        """Return whether channels are scaled by AWQ."""
+        return self.awq or self.quant_type == int4.AWQ
 
     def label(self) -> str:
         """Return model, language of the imatrix, and type, for names."""
@@ -216,8 +222,9 @@ def _dry_run(
 def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
     """Return what determines a quantized file; threads do not."""
     mix = {"base": spec.mix.base, "types": dict(spec.mix.types)} if spec.mix else {}
-    more = {"awq": awq.settings()} if spec.awq else {}
+    more = {"awq": awq.settings()} if spec.scales_channels() else {}
     more |= {"feedback": feedback.settings()} if spec.feedback else {}
+    more |= {"int4": int4.settings()} if int4.is_int4(spec.quant_type) else {}
     return {
         "model_sha256": spec.model.sha256,
         "imatrix_sha256": spec.imatrix.sha256 if spec.imatrix else None,
@@ -249,19 +256,25 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         path, part, notes = (scratch / name for name in names)
         if not path.exists():  # else an earlier run was stopped while verifying
             began, plain = time.monotonic(), scratch / "plain.gguf"
-            source = _scaled(toolchain, spec, reference, scratch, session) if spec.awq else spec
-            if not plain.exists():  # else one was stopped during feedback
+            source = spec
+            if spec.scales_channels():
+                source = _scaled(toolchain, spec, reference, scratch, session)
+            if not plain.exists():  # else one was stopped while rounding
                 need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
                 fallback = run_quantize(toolchain, source, part, log, session.progress).fallback
                 notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback]))
                 part.replace(plain)
-            if spec.feedback:
-                _feed_back(toolchain, source, plain, session)
+            if spec.feedback or int4.is_int4(spec.quant_type):
+                _round(toolchain, source, plain, session)
             plain.replace(path)
-            if spec.awq:
+            if source is not spec:
                 source.model.path.unlink()
             seconds.append(time.monotonic() - began)
         header = resolve.facts((path,))
+        bits_per_weight = header.bits_per_weight
+        if spec.imatrix and int4.is_int4(spec.quant_type):
+            of = (spec.quant_type, path, model, spec.imatrix.path)
+            bits_per_weight = int4.bits_per_weight(*of)
         if spec.mix:
             _require_types(path, spec.mix.types)
         if heldout and reference is not None:
@@ -273,11 +286,11 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
         return {
             "type": spec.quant_type,
             "file": path.name,
-            "bits_per_weight": round(header.bits_per_weight, 4),
+            "bits_per_weight": round(bits_per_weight, 4),
             "n_tensors": sum(header.tensor_types.values()),
             "tensor_types": header.tensor_types,
             "fallback": json.loads(notes.read_text()),
-            **({"scaled": (scratch / _TOLD).read_text()} if spec.awq else {}),
+            **({"scaled": (scratch / _TOLD).read_text()} if spec.scales_channels() else {}),
             "perplexity": value,
             "perplexity_reference": reference,
             "n_windows": heldout.n_windows() if heldout else 0,
@@ -308,14 +321,17 @@ def _scaled(
     )
     if path.exists():
         return scaled
-    types: Mapping[str, str] = spec.mix.types if spec.mix else {}
-    if not spec.mix:
-        types = standard_types(toolchain, model, spec.quant_type, spec.options, imatrix.path)
     known, library = awq.Activations.read(imatrix.path, model), ggml.load(toolchain)
-    rounding = awq.by_ggml(library, types, known)
-    if spec.feedback:
-        rounding = awq.by_feedback(feedback.Kernel(toolchain, session), types, known)
-    search = awq.Search(library, model, known, awq.rounded(types), rounding)
+    if int4.is_int4(spec.quant_type):
+        search = awq.Search(library, model, known, int4.names(model), int4.for_awq)
+    else:
+        types: Mapping[str, str] = spec.mix.types if spec.mix else {}
+        if not spec.mix:
+            types = standard_types(toolchain, model, spec.quant_type, spec.options, imatrix.path)
+        rounding = awq.by_ggml(library, types, known)
+        if spec.feedback:
+            rounding = awq.by_feedback(feedback.Kernel(toolchain, session), types, known)
+        search = awq.Search(library, model, known, awq.rounded(types), rounding)
     places, threads = search.places(), spec.options.compute.threads
     found = awq.choose(search, places, threads, scratch / "scales.jsonl", session.progress)
     (scratch / _TOLD).write_text(awq.told(places, found))
@@ -333,11 +349,17 @@ def _scaled(
     return scaled
 
 
-def _feed_back(toolchain: Toolchain, spec: QuantSpec, plain: Path, session: Session) -> None:
+def _round(toolchain: Toolchain, spec: QuantSpec, plain: Path, session: Session) -> None:
     assert spec.imatrix
-    kernel = feedback.Kernel(toolchain, session)
     source = feedback.Source(spec.model, spec.imatrix.path)
-    feedback.apply(kernel, source, plain, spec.options.compute.threads, session.progress)
+    kernel = feedback.Kernel(toolchain, session)
+    rounding: feedback.Rounding = kernel
+    if int4.is_int4(spec.quant_type):
+        rounding = int4.rounding(spec.quant_type, kernel)
+        if narrow := int4.narrower(spec.quant_type, source.imatrix):
+            what = f"note: these moments keep GPTQ's feedback {narrow}; moments of all columns"
+            session.progress.say(f"{what} are collected with --full .")
+    feedback.apply(rounding, source, plain, spec.options.compute.threads, session.progress)
 
 
 def facts(artifact: Artifact, seconds: float | None = None) -> QuantFacts:
@@ -385,7 +407,10 @@ def run_quantize(
     if spec.mix:
         types_name = "types.txt"
         (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
-    flags = QuantizeOptions(threads, imatrix_name, spec.metadata, allow_requantize, types_name)
+    metadata = dict(spec.metadata)
+    if spec.imatrix and int4.is_int4(spec.quant_type):
+        metadata |= int4.metadata(spec.quant_type, spec.imatrix.path)
+    flags = QuantizeOptions(threads, imatrix_name, metadata, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()

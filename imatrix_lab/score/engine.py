@@ -12,6 +12,7 @@ import numpy as np
 from imatrix_lab.errors import BadModel, ImatrixLabError
 from imatrix_lab.llamacpp import native
 from imatrix_lab.llamacpp.native import Interruptible
+from imatrix_lab.llamacpp.programs import Placed
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.tokenizer import forget_log, reason, silence
 from imatrix_lab.score.kernel import Kernel
@@ -22,14 +23,14 @@ _SMALLER = "close other programs, score fewer quants at once, or use --base-logi
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Placed):
     """How a model is run.
 
     n_ctx : tokens in a batch.
     n_batch : tokens in a decode.
     n_rows : rows of logits in a decode; each takes 8 bytes x vocabulary.
     sequences_max : windows that may share a batch; 1 for recurrent models.
-    gpu_layers : layers to offload; None leaves it to llama.cpp.
+    gpu_layers, tensor_split, override_tensor : see `programs.Placement`.
     """
 
     threads: int
@@ -38,10 +39,13 @@ class Settings:
     n_rows: int
     sequences_max: int
     gpu_layers: int | None = None
+    tensor_split: str = ""
+    override_tensor: str = ""
 
-    def signature(self) -> dict[str, int | None]:
+    def signature(self) -> dict[str, int | str | None]:
         """Return what can change the last bits of a logit: all but the threads."""
-        return {name: value for name, value in vars(self).items() if name != "threads"}
+        sizes = ("n_ctx", "n_batch", "n_rows", "sequences_max")
+        return {name: getattr(self, name) for name in sizes} | self.placement.signature()
 
 
 class Engine(AbstractContextManager["Engine"]):
@@ -72,7 +76,7 @@ class Engine(AbstractContextManager["Engine"]):
         self._context: Any = None
         self._batch: Any = None
         forget_log()
-        weights = model.path, settings.gpu_layers, self.writable
+        weights = model.path, settings.placement, self.writable
         self._model = run(native.load_model, self._llama, *weights)
         if not self._model:
             what = f"llama.cpp cannot load this model: {reason()}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadModel
-from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp import compute, offload
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import Toolchain, cores
 from imatrix_lab.score import compatible, kernel
@@ -29,7 +29,10 @@ CONTEXT_MAX, BATCH_TOKENS, PARALLEL = 8192, 512, 16
 def settings_for(
     model: Model, options: ComputeOptions, n_ctx: int, n_rows: int | None = None
 ) -> Settings:
-    """Return how to run a model with windows of `n_ctx` tokens; it must have a vocabulary."""
+    """Return how to run a model with windows of `n_ctx` tokens; it must have a vocabulary.
+
+    On a GPU it is not `placed` yet.
+    """
     if not model.facts.n_vocab:
         raise BadModel("this model has no vocabulary", where=model.path)
     return Settings(
@@ -38,8 +41,27 @@ def settings_for(
         n_batch=BATCH_TOKENS,
         n_rows=n_rows or compute.logit_rows(model.facts.n_vocab, options),
         sequences_max=1 if compatible.is_recurrent(model) else SEQUENCES_MAX,
-        gpu_layers=compute.layers_on_gpu(options),
+        **compute.placement(options)._asdict(),
     )
+
+
+def placed(
+    tools: Toolchain,
+    models: Sequence[Model],
+    settings: Settings,
+    options: ComputeOptions,
+    session: Session,
+    streams: int = 1,
+) -> Settings:
+    """Return settings with which models, the largest first, are in memory together.
+
+    streams : sequences with a memory of `n_ctx` tokens of their own.
+    """
+    layout = offload.Layout(streams * settings.n_ctx, settings.n_batch, streams)
+    placement = offload.planned(tools, [model.path for model in models], layout, options)
+    if placement != settings.placement:
+        session.progress.say(f"{models[0].label}: {offload.in_words(placement)}")
+    return replace(settings, **placement._asdict())
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ def prepare(
     """Return the setup of a model on this machine; it must have a vocabulary."""
     n_ctx = options.n_ctx or min(CONTEXT_MAX, model.facts.n_ctx_train or CONTEXT_MAX)
     settings = settings_for(model, options, n_ctx)
+    settings = placed(tools, [model], settings, options, session, parallel)
     return Setup(kernel.get(tools, settings.threads, session), settings, parallel)
 
 

@@ -63,7 +63,7 @@ class Shared:
     def capacity(self, jobs: int | None) -> Capacity:
         """Return what may run at a time; a GPU runs one step."""
         limits = self.recipe.limits
-        most = toolchain.cores() if self.tools.backend == "cpu" else 1
+        most = toolchain.cores() if self.tools.backend in toolchain.IN_MEMORY else 1
         jobs = min(jobs or limits.jobs or most, most)
         return Capacity(jobs, toolchain.cores(), self.memory_bytes(), limits.threads)
 

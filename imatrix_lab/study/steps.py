@@ -14,7 +14,7 @@ from typing import Any
 from imatrix_lab.core import config, format
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp.toolchain import cores
+from imatrix_lab.llamacpp.toolchain import IN_MEMORY, cores
 from imatrix_lab.study import actions, tasks
 from imatrix_lab.study.actions import PlannedQuant, Quants, ScoredText
 from imatrix_lab.study.calibrations import LANGUAGE, Calibration, calibrations, collected
@@ -82,7 +82,7 @@ class _ModelSteps:
         # decided once, so that numbers compare: are models in memory together? A GPU's memory is
         # not known unless the recipe gives it; then one model is loaded at a time
         fits = self._scoring_bytes(self.batches[0]) <= shared.memory_bytes()
-        is_known = shared.tools.backend == "cpu" or self.recipe.limits.memory_gib > 0
+        is_known = shared.tools.backend in IN_MEMORY or self.recipe.limits.memory_gib > 0
         self.base_logits = "live" if len(self.batches) == 1 and fits and is_known else "cached"
 
     def _id(self, *names: str) -> str:

@@ -11,7 +11,7 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import server, thoughts
+from imatrix_lab.llamacpp import compute, server, thoughts
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.client import Client, check_url
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -171,7 +171,7 @@ def open_chat(request: ChatRequest, session: Session) -> Iterator[Chat]:
             f"note: {model.label} has no chat template: it was not trained to follow instructions"
         )
     n_ctx = min(CHAT_CONTEXT, model.facts.n_ctx_train or CHAT_CONTEXT)
-    on_gpu = request.compute.gpu_layers
-    with server.serve(tools, model.path, request.parallel, n_ctx, gpu_layers=on_gpu) as served:
+    placement = compute.placement(request.compute)
+    with server.serve(tools, model.path, request.parallel, n_ctx, placement=placement) as served:
         served.model, served.identity = model.label, model.sha256
         yield served

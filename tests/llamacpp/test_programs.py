@@ -1,7 +1,5 @@
 """Parsers of what the programs print, on text in the shapes they print it."""
 
-from pathlib import Path
-
 import pytest
 
 from imatrix_lab.llamacpp import programs
@@ -75,9 +73,3 @@ def test_multiple_choice_file():
     second = b"\0\0\0\0" + b"\x01\0\0\0" + b"\x01\0\0\0x" + b"\x01\0\0\0" + b"\0\0\0\0"
     head = b"\x02\0\0\0" + bytes([12, 0, 0, 0]) + bytes([12 + len(first), 0, 0, 0])
     assert raw == head + first + second
-
-
-def test_layers_on_the_gpu_are_a_server_s_too():
-    argv = programs.server_argv(Path("llama-server"), Path("m.gguf"), 2, 512, None, 7)
-    assert argv[-2:] == ["-ngl", "7"]
-    assert "-ngl" not in programs.server_argv(Path("x"), Path("m.gguf"), 2, 512, None, None)

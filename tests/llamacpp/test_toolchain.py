@@ -140,6 +140,17 @@ def test_a_backend_without_its_compiler(monkeypatch, tmp_path, backend, word):
         get_toolchain(backend, Session(Store(tmp_path), Silent()))
 
 
+def test_vulkan_headers_that_are_too_old_are_told_before_compiling(monkeypatch, tmp_path):
+    header = tmp_path / "include" / "vulkan" / "vulkan_core.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#define VK_HEADER_VERSION 239\n")
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path))
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: f"/{name}")
+    with pytest.raises(MissingTool, match="239") as caught:
+        get_toolchain("vulkan", Session(Store(tmp_path / "store"), Silent()))
+    assert "VULKAN_SDK" in caught.value.fix
+
+
 def test_the_backend_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("BACKEND", "vulkan")
     assert toolchain.default_backend() == "vulkan"

@@ -17,7 +17,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import controls
 from imatrix_lab.imatrix import collect, format, quant_error
 from imatrix_lab.llamacpp import programs
-from imatrix_lab.llamacpp.compute import compute_for, layers_on_gpu, logit_rows
+from imatrix_lab.llamacpp.compute import compute_for, logit_rows, placement
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
@@ -104,7 +104,7 @@ def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) ->
 def _score(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     options = shared.compute()
     rows = logit_rows(model.facts.n_vocab, options)
-    settings = Settings(cores(), WINDOW, WINDOW, rows, 1, layers_on_gpu(options))
+    settings = Settings(cores(), WINDOW, WINDOW, rows, 1, *placement(options))
     session = Session(Store(shared.store.root), progress)
     compiled = kernel.get(shared.tools, settings.threads, session)
     words = text.Text("random", (Document("1", _random_text(shared, model, WINDOW), "", ""),))
