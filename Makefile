@@ -47,7 +47,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory fuzz kills sanitize clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -70,7 +70,7 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
-	@$(INSTALL) -e '.[demo,dev]'
+	@$(INSTALL) -e '.[demo,dev,cluster]'
 	@touch $@
 
 quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
@@ -134,6 +134,15 @@ bench-feedback: $(VENV)/.dev  ## what feedback leaves of the output error: FLAGS
 
 bench-cli: $(VENV)/.dev  ## how long -h takes
 	$(BIN)/python tools/bench_cli.py
+
+fuzz: $(VENV)/.dev  ## change files of every format by chance and read them: FLAGS="gguf --inputs 20000"
+	$(BIN)/python tools/fuzz.py $(FLAGS)
+
+kills: $(VENV)/.dev  ## kill, unplug and starve runs on a tiny model: FLAGS="power --minutes 20"
+	$(BIN)/python tools/kill_campaign.py $(FLAGS)
+
+sanitize: $(VENV)/.dev  ## tests of the C++ kernels under the compiler's sanitizers
+	$(BIN)/python tools/sanitize.py $(FLAGS)
 
 clean:  ## remove the virtual environment and caches here; the store stays (imatrix-lab store gc)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -22,7 +22,7 @@ HEAD = f"""\
 EXAMPLES: dict[str, Any] = {
     "schema": 1,
     "name": "my-study",
-    "types": ("Q4_K_M", "Q3_K_S"),
+    "types": ("Q4_K_M", "Q3_K_S", "size:Q4_K_M"),
     "calibration.texts": ("nb", "en", "nb=0.5,en=0.5", "none"),
     "evaluation.texts": ("nb", "en"),
     "tasks.name": "belebele",

@@ -33,6 +33,8 @@ COMMANDS = {
     "preference": ("preference", "Let people vote blindly on quants' answers."),
     "study": ("study", "Run a whole experiment from a recipe file."),
     "report": ("report", "Write a study's report as HTML, Markdown or JSON."),
+    "card": ("card", "Write a model card for files that others made."),
+    "publish": ("publish", "Send finished files to the Hugging Face Hub, with their card."),
     "toolchain": ("toolchain", "Build llama.cpp and show where it is."),
     "store": ("store", "List and clean the cache."),
     "doctor": ("doctor", "Check the installation and print how to fix it."),

@@ -18,12 +18,19 @@ from imatrix_lab.core.format import duration, quantity, size
 if TYPE_CHECKING:
     from imatrix_lab.report.results import Power
     from imatrix_lab.study.folder import Folder
+    from imatrix_lab.study.plan.placement import Placement
     from imatrix_lab.study.plan.plan import Plan
     from imatrix_lab.study.run import Finished
 
 FOLDER = options.PathType(exists=True, file_okay=False)
 JOBS_HELP = "Steps at a time. [default: the recipe's, or as cores and memory allow]"
 JOBS = click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help=JOBS_HELP)
+CLUSTER = click.option(
+    "--cluster", default="", metavar="WHERE",
+    help="Run the steps on several machines (docs/cluster.md): tls://HOST:PORT of a Dask"
+    " scheduler, FILE.json for workers that find this study by that file, ssh:HOST,HOST or"
+    " slurm:FILE.toml.",
+)  # fmt: skip
 
 
 @click.group()
@@ -36,9 +43,10 @@ def study() -> None:
 @click.option("--out", type=options.PathType(), help="[default: studies/NAME]")
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, time, disk, power.")
 @JOBS
+@CLUSTER
 @options.JSON
 def run(
-    recipe: str, out: Path | None, dry_run: bool, jobs: int | None, as_json: bool
+    recipe: str, out: Path | None, dry_run: bool, jobs: int | None, cluster: str, as_json: bool
 ) -> int | None:
     """Run the study of RECIPE, or continue it; exit status 1 if steps failed.
 
@@ -48,6 +56,7 @@ def run(
     Example:
       imatrix-lab study run recipes/quick-nb.toml
     """
+    from imatrix_lab.study.cluster import start
     from imatrix_lab.study.folder import Folder
     from imatrix_lab.study.plan.plan import plan
     from imatrix_lab.study.recipe import find, load
@@ -55,21 +64,30 @@ def run(
 
     path = find(recipe)
     if not dry_run:
-        return _print_results(begin(path, out, jobs, options.session()), as_json)
-    settings = load(path)
-    planned = plan(settings, Folder.for_recipe(settings, out), options.session())
-    if as_json:
-        options.emit(config.plain(planned))
+        return _print_results(begin(path, out, jobs, options.session(), cluster), as_json)
+    settings, session = load(path), options.session()
+    folder, placement = Folder.for_recipe(settings, out), None
+    if cluster:
+        with start.opened(cluster, folder, session) as machines:
+            planned, placement = machines.plan(settings)
     else:
-        show(planned)
+        planned = plan(settings, folder, session)
+    if as_json:
+        placed = {"placement": placement} if placement else {}
+        options.emit(config.plain(vars(planned) | placed))
+        return None
+    show(planned)
+    if placement:
+        _show_placement(placement)
     return None
 
 
 @study.command("resume")
 @click.argument("folder", required=False, metavar="[DIR]", type=FOLDER)
 @JOBS
+@CLUSTER
 @options.JSON
-def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
+def resume(folder: Path | None, jobs: int | None, cluster: str, as_json: bool) -> int:
     """Continue a study that was stopped, and retry what failed.
 
     DIR is the study's folder. [default: the newest under studies/]
@@ -80,7 +98,57 @@ def resume(folder: Path | None, jobs: int | None, as_json: bool) -> int:
     """
     from imatrix_lab.study import run
 
-    return _print_results(run.resume(_folder(folder), jobs, options.session()), as_json)
+    finished = run.resume(_folder(folder), jobs, options.session(), cluster)
+    return _print_results(finished, as_json)
+
+
+@study.command("worker")
+@click.argument("address", required=False, default="", metavar="[ADDRESS]")
+@click.option(
+    "--scheduler-file",
+    type=options.PathType(),
+    help="Find the scheduler by this file, which may come later.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Large steps at a time, which share the cores.",
+)
+@click.option(
+    "--models",
+    type=FOLDER,
+    multiple=True,
+    metavar="FOLDER",
+    help="Where models are on this machine, if not at the recipe's path; repeatable.",
+)
+@click.option("--name", default="", help="What it is called in status. [default: host and process]")
+@options.BACKEND
+def worker(
+    address: str,
+    scheduler_file: Path | None,
+    jobs: int,
+    models: tuple[Path, ...],
+    name: str,
+    backend: str | None,
+) -> None:
+    """Let this machine work for studies on a cluster, until Ctrl-C.
+
+    ADDRESS is a Dask scheduler's, tls://HOST:PORT. The worker waits ten minutes for one.
+
+    \b
+    Example:
+      imatrix-lab study worker --scheduler-file /shared/scheduler.json
+    """
+    from imatrix_lab.llamacpp.toolchain import default_backend
+    from imatrix_lab.study.cluster import worker
+
+    if bool(address) == bool(scheduler_file):
+        raise click.UsageError("give either an ADDRESS or --scheduler-file")
+    session = options.session()
+    own = worker.describe(name, backend or default_backend(), jobs, models, session)
+    worker.serve(scheduler_file or address, own, session)
 
 
 @study.command("status")
@@ -147,9 +215,12 @@ def _print_results(finished: Finished, as_json: bool) -> int:
 def _detail(step: dict[str, Any]) -> str:
     if "why" in step:
         return str(step["why"]) + (f"; try: {step['fix']}" if step["fix"] else "")
-    if "task" not in step or step["state"] != "running":
+    if step["state"] != "running":
         return ""
-    words = [f"{step['task']}: {100 * step['done'] / (step['total'] or 1):.0f} %"]
+    words = [f"on {step['machine']}"] if step.get("machine") else []
+    if "task" not in step:
+        return ", ".join(words)
+    words.append(f"{step['task']}: {100 * step['done'] / (step['total'] or 1):.0f} %")
     if step["unit"] and (step["per_s"] or 0) >= 1:
         words.append(f"{quantity(step['per_s'], step['unit'])}/s")
     if step["left_s"] is not None and not math.isnan(step["left_s"]):
@@ -209,6 +280,25 @@ def _show_steps(plan: Plan) -> None:
         f" {size(plan.disk_final_bytes)} at the end, {size(plan.disk_free_bytes)} free; memory:"
         f" {size(plan.memory_bytes)} of {size(plan.memory_limit_bytes)}\n"
     )
+
+
+def _show_placement(placement: Placement) -> None:
+    """Print what each machine would do, and which steps decide how long it takes."""
+    table = new_table("machine", "steps", "works for")
+    for name, seconds in placement.busy_s().items():
+        n_steps = sum(step.machine == name for step in placement.steps)
+        table.add_row(escape(name), f"{n_steps}", duration(seconds))
+    stdout.print(table)
+    fetched = size(placement.fetched_bytes())
+    stdout.print(
+        f"\nabout {duration(placement.seconds)} on these machines, which read {fetched} of what"
+        " others of them made; it takes that long because of, one after the other:"
+    )
+    table = new_table("step", "machine", "from", "to", n_text=2)
+    for step in placement.chain():
+        begins, ends = duration(step.begins_s), duration(step.ends_s)
+        table.add_row(escape(step.what), escape(step.machine), begins, ends)
+    stdout.print(table)
 
 
 def _value(value: float, power: Power) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from imatrix_lab.compare.design import ComparisonPlan
-from imatrix_lab.compare.interactions import Interaction
+from imatrix_lab.compare.interactions import Interaction, TypeInteraction
 from imatrix_lab.stats import multiplicity
 from imatrix_lab.stats.comparison import Comparison
 
@@ -52,6 +52,19 @@ def adjusted(
                 p_equivalence_adjusted=float(p_equal[place]),
             )
     return _over_everything(result, list(interactions))
+
+
+def holm_of(interactions: Sequence[TypeInteraction]) -> list[TypeInteraction]:
+    """Return interactions with adjusted p: over texts and calibrations, and apart for means."""
+    families: dict[tuple[str, bool], list[int]] = {}
+    for i, x in enumerate(interactions):
+        families.setdefault((x.metric, bool(x.text)), []).append(i)
+    result = list(interactions)
+    for members in families.values():
+        p_holm = multiplicity.holm(np.array([interactions[i].contrast.p_value for i in members]))
+        for i, p in zip(members, p_holm.tolist(), strict=True):
+            result[i] = replace(interactions[i], p_holm=p)
+    return result
 
 
 def _max_t(totals: Sequence[dict[str, float]], plan: ComparisonPlan) -> np.ndarray:

@@ -12,7 +12,13 @@ from imatrix_lab.compare import adjust, controls, design, sizes
 from imatrix_lab.compare.comparer import TextComparer
 from imatrix_lab.compare.controls import Control
 from imatrix_lab.compare.design import ComparisonPlan, Level
-from imatrix_lab.compare.interactions import Corner, Interaction, interactions
+from imatrix_lab.compare.interactions import (
+    Corner,
+    Interaction,
+    TypeInteraction,
+    interactions,
+    type_interactions,
+)
 from imatrix_lab.compare.sizes import SizeGap
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords, UsageError
@@ -22,6 +28,9 @@ from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import Sums
 
+TYPES_FAMILY = "type×calib×lang"
+"""Comparisons of types are adjusted together, over calibrations and texts."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -30,6 +39,9 @@ class Report:
     Attributes
     ----------
     size_gaps : pairs of files that are not of one size, to be told first.
+    contrasts : of types with one calibration, as planned.
+    refused : pairs of types that were not compared, since their files are not of one size.
+    type_interactions : whether a calibration changes one type more than another.
     signatures : of the runs, by their file.
     notes : what a reader must know about all of it.
     """
@@ -40,6 +52,9 @@ class Report:
     signatures: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
     size_gaps: tuple[SizeGap, ...] = ()
+    contrasts: tuple[Comparison, ...] = ()
+    refused: tuple[SizeGap, ...] = ()
+    type_interactions: tuple[TypeInteraction, ...] = ()
 
 
 def report_as_json(report: Report) -> dict[str, Any]:
@@ -88,13 +103,13 @@ def _interaction(x: Interaction) -> dict[str, Any]:
 
 
 def compare_runs(
-    paths: Sequence[Path], plan: ComparisonPlan, metrics: Sequence[str], progress: Progress
+    paths: Sequence[Path | Run], plan: ComparisonPlan, metrics: Sequence[str], progress: Progress
 ) -> Report:
     """Compare two runs, or the runs of a planned family.
 
     Parameters
     ----------
-    paths : files of records, or folders of them; one folder may hold two quants' records.
+    paths : files of records, folders of them, or runs; one folder may hold two quants' records.
     metrics : empty for all that are usual for these records.
 
     Raises UsageError: fewer than two runs, more than two without a family, or files of different
@@ -105,7 +120,7 @@ def compare_runs(
     runs = [run for side in sides for run in side]
     kinds = {run.kind for run in runs}
     if len(kinds) > 1:
-        raise BadRecords("token records and item records cannot be compared", where=paths[-1])
+        raise BadRecords("token records and item records cannot be compared", where=runs[-1].path)
     metrics = tuple(metrics) or DEFAULT_METRICS[kinds.pop()]
     rows: list[Control] = []
     if plan.family:
@@ -115,6 +130,9 @@ def compare_runs(
     corners: list[Corner] = []
     notes: list[str] = []
     size_gaps: list[SizeGap] = []
+    refused: list[SizeGap] = []
+    of_types: list[tuple[Comparison, dict[str, float]]] = []
+    types: dict[tuple[str, str], None] = {}
     with progress.task("compare", float(len(runs)), "") as task:
         done = 0
         for group in _by_text(runs):
@@ -131,33 +149,48 @@ def compare_runs(
                     sizes.require_one_size(size_gaps)
                 pairs += _pairs(comparer, planned, metrics, on_text)
                 rows += on_text
+                across = design.type_pairs(levels, plan)
+                apart = {(gap.a, gap.b): gap for gap in sizes.gaps(across, group)}
+                refused += apart.values()
+                fitting = [(a, b) for a, b in across if (a.name(), b.name()) not in apart]
+                types |= dict.fromkeys((a.type, b.type) for a, b in fitting)
+                of_types += _pairs(comparer, fitting, metrics, on_text, TYPES_FAMILY)
                 corners += [(comparer, level) for level in levels]
                 if n := block.n_unmatched:
                     notes.append(f"{block.title()}: {n:,} items that not every run has, left out")
             done += len(group)
             task.update(float(done))
-    if not pairs:
+    every = [*pairs, *of_types]
+    if not every:
         raise BadRecords(
             "nothing to compare: no two of these runs are on one text and differ as planned",
             fix="name runs of the same text; check --family",
         )
     has_interactions = plan.family[:1] == ("calib",) and "lang" in plan.family
     comparisons, crossed = adjust.adjusted(
-        [c for c, _ in pairs],
-        [totals for _, totals in pairs],
+        [c for c, _ in every],
+        [totals for _, totals in every],
         list(interactions(corners, metrics)) if has_interactions else [],
         plan,
     )
     signatures = {str(run.path): run.signature for run in runs}
     distinct = tuple(dict.fromkeys(size_gaps))
     return Report(
-        tuple(comparisons), tuple(crossed), tuple(rows), signatures, tuple(notes), distinct
+        tuple(comparisons[: len(pairs)]),
+        tuple(crossed),
+        tuple(rows),
+        signatures,
+        tuple(notes),
+        distinct,
+        tuple(comparisons[len(pairs) :]),
+        tuple(dict.fromkeys(refused)),
+        tuple(adjust.holm_of([*type_interactions(corners, metrics, types, plan.reference)])),
     )
 
 
-def _sides(paths: Sequence[Path], plan: ComparisonPlan) -> list[list[Run]]:
+def _sides(paths: Sequence[Path | Run], plan: ComparisonPlan) -> list[list[Run]]:
     """Return the runs of two files or folders, or two quants in one; each run of a family alone."""
-    sides = [find(path) for path in paths]
+    sides = [find(path) if isinstance(path, Path) else [path] for path in paths]
     if plan.family:
         sides = [[run] for side in sides for run in side]
     elif len(sides) == 1:
@@ -206,14 +239,14 @@ def _planned(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level,
 
 def _pairs(
     comparer: TextComparer, planned: Sequence[tuple[Level, Level]], metrics: Sequence[str],
-    on_text: Sequence[Control],
+    on_text: Sequence[Control], family: str = "",
 ) -> Iterator[tuple[Comparison, dict[str, float]]]:  # fmt: skip
     """Yield what is compared on one text, with the sum of differences of each document."""
     plan, block = comparer.plan, comparer.block
     for a, b in planned:
-        family = design.family_of(a, block.task, plan) if plan.family else ""
+        own = design.family_of(a, block.task, plan) if plan.family else ""
         for metric in metrics:
-            c = replace(comparer.compare(a, b, metric), family=family)
+            c = replace(comparer.compare(a, b, metric), family=family or own)
             difference = comparer.difference(a, b, metric)
             totals = Sums.of_finite(difference, block.codes, len(block.names)).totals.tolist()
             yield (

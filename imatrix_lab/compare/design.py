@@ -28,6 +28,9 @@ class ComparisonPlan:
     baseline : compare every level with this one only; "" for all pairs.
     adjust : which adjusted p decides: holm, max-t, bh or none.
     any_size : compare files of different sizes too.
+    types : pairs (A, B) of types that are compared with each other too, with each calibration, if
+        their files are of one size; and by how much more a calibration changes A than B.
+    reference : the calibration that those changes are from.
     """
 
     margins: Mapping[str, float] = field(default_factory=dict)
@@ -37,6 +40,8 @@ class ComparisonPlan:
     n_resamples: int = 10_000
     seed: int = 1
     any_size: bool = False
+    types: tuple[tuple[str, str], ...] = ()
+    reference: str = ""
 
 
 def parse_family(text: str) -> tuple[str, ...]:
@@ -121,6 +126,14 @@ def pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Le
             if plan.baseline in ("", pair[1].factor(factor)):
                 result.append(pair)
     return result
+
+
+def type_pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Level]]:
+    """Return the pairs of levels of one text that differ in type as planned."""
+    by_name = {(x.calib, x.type): x for x in levels}
+    pairs = itertools.product(dict.fromkeys(x.calib for x in levels), plan.types)
+    names = (((calib, a), (calib, b)) for calib, (a, b) in pairs)
+    return [(by_name[a], by_name[b]) for a, b in names if {a, b} <= by_name.keys()]
 
 
 def family_of(a: Level, task: str, plan: ComparisonPlan) -> str:

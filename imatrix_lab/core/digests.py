@@ -1,11 +1,13 @@
 """The sha256 of large files, computed once: kept by path, size, inode and time of change."""
 
-import json
 import os
+import re
 from pathlib import Path
 
-from imatrix_lab.core.files import canonical_json, sha256_file, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, sha256_file, write_whole
 from imatrix_lab.core.session import Session
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def sha256_of(path: Path, session: Session) -> str:
@@ -27,9 +29,11 @@ def remember(path: Path, sha256: str, session: Session) -> None:
 
 def _known(session: Session) -> dict[str, str]:
     try:
-        return dict(json.loads((session.store.root / "sha256.json").read_text(encoding="utf-8")))
+        known = from_json((session.store.root / "sha256.json").read_bytes())
     except (OSError, ValueError):
         return {}
+    known = known if isinstance(known, dict) else {}
+    return {k: v for k, v in known.items() if isinstance(v, str) and _SHA256.fullmatch(v)}
 
 
 def _key(path: Path) -> str:

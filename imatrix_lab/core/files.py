@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,45 @@ _FREE_SPACE = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; 
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys: equal values give equal bytes."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    """Return JSON with sorted keys: equal values give equal bytes; ValueError: JSON has no such."""
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    text += "\n"
     # halves of characters are from names of files whose bytes are no UTF-8
     return HALVES.sub(lambda m: readable(m[0]).replace("\\", "\\\\"), text)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return the value of JSON; raises ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+DIGEST = "digest"
+
+
+def sealed_json(table: Mapping[str, Any]) -> str:
+    """Return canonical JSON with a digest of all of it; `unsealed` reads it."""
+    return canonical_json({**table, DIGEST: _digest(table)})
+
+
+def unsealed(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table without its digest; raises ValueError if it is not as it was written.
+
+    One without a digest passes: earlier versions wrote none.
+    """
+    rest = {key: value for key, value in table.items() if key != DIGEST}
+    if table.get(DIGEST, (own := _digest(rest))) != own:
+        raise ValueError("it is not as it was written: its digest is another")
+    return rest
+
+
+def _digest(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(dict(table)).encode()).hexdigest()[:16]
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -46,14 +81,19 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         temporary.unlink(missing_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(path)
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes are on the disk; before it gets the name of a finished one."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def place(source: Path, target: Path) -> None:

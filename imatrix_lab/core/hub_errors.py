@@ -167,5 +167,9 @@ def _of_certificate(error: BaseException | None) -> Unreachable | None:
 
 def _reason(error: Exception) -> str:
     """Return kind and first line of an error, without what may be secret."""
-    text = (str(error).splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {_SECRET.sub('…', text)}" if text else type(error).__name__
+    from huggingface_hub import get_token
+
+    text = (str(error).splitlines() or [""])[0]
+    text = text.replace(token, "…") if (token := get_token()) else text
+    text = _SECRET.sub("…", text)[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

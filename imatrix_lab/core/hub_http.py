@@ -1,7 +1,9 @@
 """Requests to the Hugging Face Hub, and downloads from it into its own cache."""
 
 import contextlib
+import hashlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -10,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from imatrix_lab.core.files import disk_error, need_room, sha256_file
+from imatrix_lab.core.files import disk_error, flush, need_room, sha256_file
 from imatrix_lab.core.hub_cache import CachedRepo
 from imatrix_lab.core.hub_errors import Unreachable, check_is_hub, explained
+from imatrix_lab.core.names import readable
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.errors import DiskFull, FetchFailed, ImatrixLabError
 
@@ -29,6 +32,7 @@ PART = ".imatrix-lab.incomplete"
 
 _RETRY = "run again: a download continues where it stopped"
 _OTHER_DISK = "set HF_HUB_CACHE=/a/folder on another disk, or hf cache prune; then run again"
+_HASH = re.compile("[0-9a-f]{40}([0-9a-f]{24})?")  # SHA-1 or sha256
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 Files = dict[str, dict[str, Any]]
@@ -43,6 +47,7 @@ class Listing:
 
     commit: str
     files: Files
+    is_private: bool = False
 
 
 def list_files(repo: str, revision: str) -> Listing:
@@ -50,18 +55,35 @@ def list_files(repo: str, revision: str) -> Listing:
     require_network()
     options: dict[str, Any] = {"files_metadata": True, "timeout": TIMEOUT_S}
     api = _api()
-    info = ask(repo, revision, lambda: api.model_info(repo, revision=revision, **options))
-    files: Files = {}
-    for sibling in info.siblings or []:
-        name, lfs = PurePosixPath(sibling.rfilename), sibling.lfs
-        size_bytes = lfs.size if lfs else sibling.size
-        if size_bytes is None:
-            raise FetchFailed(f"the Hub lists no size for {name}", where=repo)
-        if ".." not in name.parts and not name.is_absolute():
-            sha256 = lfs.sha256 if lfs else None
-            blob = sha256 or sibling.blob_id
-            files[str(name)] = {"size_bytes": size_bytes, "sha256": sha256, "blob": blob}
-    return Listing(str(info.sha), files)
+
+    def listed() -> Listing:
+        info = api.model_info(repo, revision=revision, **options)
+        files = (_file(sibling, repo) for sibling in info.siblings or [])
+        named = {name: entry for name, entry in files if name}
+        return Listing(_hash(info.sha, repo), named, bool(info.private))
+
+    return ask(repo, revision, listed)
+
+
+def _file(sibling: Any, repo: str) -> tuple[str, dict[str, Any]]:
+    """Return name and facts of a file that the Hub lists; "" for a name that leads elsewhere."""
+    name, lfs = PurePosixPath(sibling.rfilename), sibling.lfs
+    size_bytes = lfs.size if lfs else sibling.size
+    if type(size_bytes) is not int or size_bytes < 0:
+        raise FetchFailed(f"the Hub lists no size for {readable(str(name))}", where=repo)
+    sha256 = _hash(lfs.sha256, repo) if lfs else None
+    entry = {"size_bytes": size_bytes, "sha256": sha256}
+    entry["blob"] = sha256 or _hash(sibling.blob_id, repo)
+    is_below = name.name and ".." not in name.parts and not name.is_absolute()
+    return str(name) if is_below and str(name).isprintable() else "", entry
+
+
+def _hash(value: Any, repo: str) -> str:
+    """Return a hash; FetchFailed if it is none: hashes name files here, and could lead anywhere."""
+    if not (isinstance(value, str) and _HASH.fullmatch(value)):
+        what = f"unexpected answer from the Hub: {readable(repr(value)[:80])} in place of a hash"
+        raise FetchFailed(what, where=repo)
+    return value
 
 
 def dataset_commit(repo: str, revision: str, timeout_s: float = TIMEOUT_S) -> str:
@@ -70,7 +92,7 @@ def dataset_commit(repo: str, revision: str, timeout_s: float = TIMEOUT_S) -> st
     api = _api()  # not within the seconds: on a slow disk it takes longer
 
     def commit() -> str:
-        return str(api.dataset_info(repo, revision=revision, timeout=timeout_s).sha)
+        return _hash(api.dataset_info(repo, revision=revision, timeout=timeout_s).sha, repo)
 
     return ask(f"datasets/{repo}", revision, lambda: _within(timeout_s, commit))
 
@@ -151,6 +173,7 @@ def _fetch(cached: CachedRepo, commit: str, files: Files, progress: Progress, ta
                 else:
                     _transfer(cached.name, commit, name, entry["size_bytes"], part, task, done)
                 _check(name, entry, part)
+                flush(part)
                 part.replace(blob)
         done += entry["size_bytes"]
         task.update(done)
@@ -184,7 +207,7 @@ def _transfer(
     waits = iter(RETRY_S)
 
     def stream() -> None:
-        _stream(repo, commit, name, part, lambda done: task.update(before + done))
+        _stream(repo, commit, name, (part, size_bytes), lambda done: task.update(before + done))
 
     while (have := _bytes_at(part)) < size_bytes:
         try:
@@ -201,10 +224,16 @@ def _transfer(
             time.sleep(max(wait_s, error.wait_s))
 
 
-def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[int], None]) -> None:
-    """Append to a file from where it ends; hf_hub_download would start over after an interrupt."""
+def _stream(
+    repo: str, commit: str, name: str, to: tuple[Path, int], on_bytes: Callable[[int], None]
+) -> None:
+    """Append to a file from where it ends, up to its size and a block more.
+
+    hf_hub_download would start over after an interrupt.
+    """
     from huggingface_hub import constants, get_session, get_token, hf_hub_url, hf_raise_for_status
 
+    part, size_bytes = to
     have = _bytes_at(part)
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
@@ -223,6 +252,8 @@ def _stream(repo: str, commit: str, name: str, part: Path, on_bytes: Callable[[i
             file.write(block)
             have += len(block)
             on_bytes(have)
+            if have > size_bytes:  # it may never end
+                return
 
 
 def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
@@ -241,12 +272,21 @@ def _transfer_xet(repo: str, commit: str, name: str, part: Path) -> None:
 def _check(name: str, entry: dict[str, Any], part: Path) -> None:
     if _bytes_at(part) != entry["size_bytes"]:
         what = f"{name} has {_bytes_at(part)} bytes, and the Hub lists {entry['size_bytes']}"
-    elif entry["sha256"] and (sha256 := sha256_file(part)) != entry["sha256"]:
-        what = f"{name} has sha256 {sha256}, and the Hub lists {entry['sha256']}"
+    elif (hashed := _hashed(part, entry)) != entry["blob"]:
+        kind = "sha256" if entry["sha256"] else "the hash"
+        what = f"{name} has {kind} {hashed}, and the Hub lists {entry['blob']}"
     else:
         return
     part.unlink()
     raise FetchFailed(what, fix="run again: the bad file was deleted and will be fetched again")
+
+
+def _hashed(part: Path, entry: dict[str, Any]) -> str:
+    """Return the sha256 of a file in Git LFS, and what Git calls one outside of it."""
+    if entry["sha256"]:
+        return sha256_file(part)
+    header = b"blob %d\0" % entry["size_bytes"]
+    return hashlib.sha1(header + part.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _bytes_at(path: Path) -> int:

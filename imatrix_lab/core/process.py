@@ -49,6 +49,7 @@ _DEATHS = {
     ),
     "SIGSEGV": ("it crashed", None),
     "SIGABRT": ("it gave up", None),
+    "SIGXCPU": ("it took too much processor time", None),
     "SIGKILL": (
         "killed, most often because memory ran out",
         "close other programs, or use a smaller --batch, --ctx or model; then run it again",
@@ -73,6 +74,8 @@ _KEPT = {
     "SDKROOT", "DEVELOPER_DIR", "MACOSX_DEPLOYMENT_TARGET", "SYSTEMROOT", "APT_CONFIG",
 }  # fmt: skip
 _KEPT_PREFIXES = ("PIP_", "HF_", "XDG_", "NVIDIA_", "VK_", "OPENBLAS_", "IMATRIX_LAB_")
+_SECRETS = {"HF_TOKEN", "IMATRIX_LAB_API_KEY"}
+"""What no program needs that is started here: it could end up in a log."""
 _READ_BY_LLAMA_CPP = ("GGML_", "LLAMA_", "OMP_", "GOMP_", "KMP_")
 _OURS = {"LLAMA_CPP_DIR", "LLAMA_CPP_LIB_PATH"}
 
@@ -86,7 +89,9 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env = {
         k: v
         for k, v in os.environ.items()
-        if k in _KEPT or k.startswith(_KEPT_PREFIXES) or k.lower().endswith("_proxy")
+        if k in _KEPT
+        or (k.startswith(_KEPT_PREFIXES) and k not in _SECRETS)
+        or k.lower().endswith("_proxy")
     }
     return {**env, "LC_ALL": "C.UTF-8", **(extra or {})}
 
@@ -167,12 +172,13 @@ def run(
 
 
 def _started(
-    args: Sequence[str], output: int | IO[bytes], cwd: Path | None, env: Mapping[str, str] | None
-) -> subprocess.Popen[bytes]:
+    args: Sequence[str], output: int | IO[bytes], cwd: Path | None, env: Mapping[str, str] | None,
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:  # fmt: skip
     try:
         return subprocess.Popen(
             args,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,
@@ -211,18 +217,25 @@ _GUARD = "import os, sys; sys.stdin.read() or os.killpg(int(sys.argv[1]), 15)"
 
 @contextlib.contextmanager
 def background(
-    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
+    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None, feed: str = ""
 ) -> Iterator[Background]:
     """Run a program beside us until the block is left, however it is left.
 
     Its output goes to a new file `log`, so no SIGPIPE ends it if we are killed: a guard process
-    does, whose input closes when we end.
+    does, whose input closes when we end. With `feed`, that is the beginning of its input, which
+    closes when the block is left.
     """
     args = [str(a) for a in argv]
     with contextlib.ExitStack() as stack:
         with log.open("wb") as sink:
-            process = _started(args, sink, None, env)
+            stdin = subprocess.PIPE if feed else subprocess.DEVNULL
+            process = _started(args, sink, None, env, stdin)
         stack.callback(_end, process)
+        if process.stdin:
+            stack.callback(_end_of_input, process)
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its log says why
+                process.stdin.write(feed.encode())
+                process.stdin.flush()
         guard = subprocess.Popen(
             [sys.executable, "-c", _GUARD, str(process.pid)],
             stdin=subprocess.PIPE,
@@ -230,6 +243,15 @@ def background(
         )
         stack.callback(guard.communicate, b"ended")
         yield Background(Path(args[0]).name, log, process)
+
+
+def _end_of_input(process: subprocess.Popen[bytes]) -> None:
+    """Close a program's input, and give it time to end by itself."""
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2 * GRACE_S)
 
 
 def _pieces(stdout: IO[bytes], until: float | None) -> Iterator[bytes]:

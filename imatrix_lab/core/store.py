@@ -4,6 +4,10 @@
     <root>/work/<kind>-<fingerprint>/      one being built: out/, and scratch that survives a kill
     <root>/locks/                          one builder per fingerprint, across processes
 
+Where several machines see the store, ``locks/shared`` exists: locks are leases (lease.py), and one
+being built is in ``work/<kind>-<fingerprint>.<token>/``, since a builder that was paused until its
+lease expired may go on beside the next one. The first rename wins.
+
 A builder works in ``work/``; its files are flushed, the manifest is written last, and one rename
 makes the artefact exist. A directory without a manifest is not an artefact. The manifest holds
 no time and no path of this machine: equal inputs give equal bytes.
@@ -15,7 +19,10 @@ import json
 import math
 import os
 import re
+import secrets
+import shlex
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +32,27 @@ from typing import Any
 import filelock
 import platformdirs
 
-from imatrix_lab.core import interrupt
-from imatrix_lab.core.files import canonical_json, disk_error, sha256_file, write_whole
+from imatrix_lab.core import interrupt, lease
+from imatrix_lab.core.files import (
+    canonical_json,
+    disk_error,
+    flush,
+    from_json,
+    sealed_json,
+    sha256_file,
+    unsealed,
+    write_whole,
+)
+from imatrix_lab.core.lease import Lease
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.errors import ImatrixLabError
 
 STORE_VERSION = 1
 """Raise it when a builder's output changes for the same inputs. 1: first layout."""
 
 MANIFEST = "manifest.json"
+SHARED = "shared"
 FINGERPRINT_CHARS = 16
 SHOW_HASHING_BYTES = 2 << 30  # a few seconds
 
@@ -86,6 +105,21 @@ class Artifact:
         return (self.path / MANIFEST).stat().st_mtime
 
 
+def require_private(artifact: Artifact) -> Artifact:
+    """Return an artefact that holds code; raises ImatrixLabError if anyone may put another there.
+
+    A store may be shared with people who are trusted, by a group that may write; not with all.
+    """
+    root = artifact.path.parents[1]
+    for path in (root, artifact.path.parent, artifact.path, *artifact.path.rglob("*")):
+        mode = path.stat().st_mode if path.exists() else 0
+        if mode & stat.S_IWOTH and not (mode & stat.S_ISVTX):
+            what = "every user of this machine may replace the programs in this store"
+            fix = f"chmod -R o-w {shlex.quote(str(root))}, if you trust what is in it"
+            raise ImatrixLabError(what, where=path, fix=fix)
+    return artifact
+
+
 class NotBuilt(Exception):
     """A read-only store does not have the artefact."""
 
@@ -127,52 +161,100 @@ class Store:
         if self.read_only:
             raise NotBuilt(kind)
         try:
-            with self.lock(name, progress):
+            with self.lock(name, progress) as lock:
                 if artifact := self._find(kind, key):  # built while we waited
                     return _touched(artifact)
                 if changed := self._changed_inputs(kind, label, inputs):
                     progress.say(f"re-running {kind} {label}: changed: {changed}")
-                return self._build(kind, label, inputs, build, progress)
+                with self._workplace(name, lock) as work:
+                    return self._build(work, kind, label, inputs, build, progress)
         except OSError as error:
             raise disk_error(error, self.root / "work" / name) from error
 
+    @contextlib.contextmanager
+    def _workplace(self, name: str, lock: Any) -> Iterator[Path]:
+        """Give the folder to build in, with the scratch of the build before."""
+        work = self.root / "work" / name
+        if not isinstance(lock, Lease):
+            yield work
+            return
+        own, left = (work.with_name(f"{name}.{suffix}") for suffix in (lock.token, "left"))
+        before = work.with_name(f"{name}.{lock.before}") if lock.before else left
+        may_be_alive = lock.before and not lock.is_before_gone  # then it goes on there
+        try:
+            if may_be_alive:
+                shutil.copytree(before / "scratch", own / "scratch")
+            else:
+                before.rename(own)
+        except (OSError, shutil.Error):  # there is none, or not all of it
+            shutil.rmtree(own, ignore_errors=True)
+        try:
+            yield own
+            if may_be_alive:
+                _remove_work(before)
+        finally:
+            with contextlib.suppress(OSError):  # it is finished; or another's is there
+                own.rename(left)
+
     def _build(
-        self, kind: str, label: str, inputs: Inputs, build: Build, progress: Progress
+        self, work: Path, kind: str, label: str, inputs: Inputs, build: Build, progress: Progress
     ) -> Artifact:
         key = fingerprint(kind, inputs)
-        work = self.root / "work" / _lock_name(kind, key)
         out, scratch = work / "out", work / "scratch"
         if out.exists():
             shutil.rmtree(out)
         out.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
-        facts = build(out, scratch)
-        manifest = {
-            "kind": kind,
-            "fingerprint": key,
-            "store_version": STORE_VERSION,
-            "inputs": dict(inputs),
-            "facts": dict(facts),
-            "files": _inventory(out, progress),
-        }
-        write_whole(out / MANIFEST, canonical_json(manifest))
+        try:
+            manifest = {
+                "kind": kind,
+                "fingerprint": key,
+                "store_version": STORE_VERSION,
+                "inputs": dict(inputs),
+                "facts": dict(build(out, scratch)),
+                "files": _inventory(out, progress),
+            }
+            write_whole(out / MANIFEST, sealed_json(manifest))
+        except Exception:
+            if artifact := self._find(kind, key):  # made by another, who took this for dead
+                return artifact
+            raise
         final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists():  # its manifest is missing or its files do not match
-            shutil.rmtree(final)
-        out.replace(final)
-        shutil.rmtree(work, ignore_errors=True)
-        return Artifact(final, manifest)
+        while True:
+            try:
+                out.replace(final)
+            except OSError:
+                if not final.exists():
+                    raise
+                if not (artifact := _read(final)):
+                    self._discard(final)
+                    continue
+            else:
+                artifact = Artifact(final, manifest)
+            shutil.rmtree(work, ignore_errors=True)
+            return artifact
+
+    def _discard(self, path: Path) -> None:
+        """Remove what is no artefact: its manifest is missing or its files do not match."""
+        aside = self.root / "work" / f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}"
+        aside = aside.with_name(f"{aside.name}.{secrets.token_hex(6)}")
+        path.rename(aside)
+        if _read(aside):  # another has just put it there
+            aside.rename(path)
+        else:
+            shutil.rmtree(aside)
 
     def _remove_scratch(self, name: str) -> None:
         """Remove what a run left that was killed right after it had finished the artefact."""
-        work = self.root / "work" / name
-        if work.exists() and not self.read_only:
+        left = [] if self.read_only else [*self.root.glob(f"work/{name}*")]
+        if left:
             with (
                 contextlib.suppress(filelock.Timeout, OSError),
-                filelock.FileLock(self._lock_path(name), timeout=0),
+                self._lock(name).acquire(timeout=0),
             ):
-                shutil.rmtree(work, ignore_errors=True)
+                for work in left:
+                    _remove_work(work)
 
     def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
         """Remove the artefact for these inputs, if there is one."""
@@ -213,7 +295,7 @@ class Store:
 
     def lock(self, name: str, progress: Progress) -> Any:
         """Take a named lock, waiting for it if needed; for ``with``."""
-        lock = filelock.FileLock(self._lock_path(name))
+        lock = self._lock(name)
         try:
             return lock.acquire(timeout=0)  # not the lock: entering that would acquire it twice
         except filelock.Timeout:
@@ -222,6 +304,21 @@ class Store:
             interrupt.check()
             with contextlib.suppress(filelock.Timeout):
                 return lock.acquire(timeout=interrupt.EVERY_S)
+
+    def share(self) -> None:
+        """Let this store be used by several machines from now on."""
+        path = self.root / "locks" / SHARED
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def _lock(self, name: str) -> filelock.BaseFileLock | Lease:
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SHARED).exists():
+            if not lease.is_on_network(folder):
+                return filelock.FileLock(folder / f"{name}.lock")
+            self.share()
+        return Lease(folder / name)
 
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every complete artefact, by kind and name."""
@@ -232,7 +329,7 @@ class Store:
 
     def unfinished(self) -> Iterator[tuple[Path, int]]:
         """Yield the directories of unfinished builds, by their names, and their sizes in bytes."""
-        named = re.compile(rf"[\w-]+-[0-9a-f]{{{FINGERPRINT_CHARS}}}")
+        named = re.compile(rf"[\w-]+-[0-9a-f]{{{FINGERPRINT_CHARS}}}(\.\w+)?")
         for path in filter(lambda p: named.fullmatch(p.name), sorted(self.root.glob("work/*"))):
             size_bytes = 0
             for file in path.rglob("*"):
@@ -250,15 +347,12 @@ class Store:
         for path, size_bytes in [*artifacts, *self.unfinished()]:
             if path.is_symlink() or not path.resolve().is_relative_to(self.root.resolve()):
                 continue
-            name = path.name
+            name = path.name.partition(".")[0]
             if path.parent.name != "work":
                 name = f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}"
-            with (
-                contextlib.suppress(filelock.Timeout),
-                filelock.FileLock(self._lock_path(name), timeout=0),
-            ):
+            with contextlib.suppress(filelock.Timeout), self._lock(name).acquire(timeout=0):
                 if _last_used_s(path) <= before:
-                    _remove(path)
+                    (_remove_work if path.parent.name == "work" else _remove)(path)
                     removed.append((path, size_bytes))
         return removed
 
@@ -267,11 +361,6 @@ class Store:
             if (artifact := _read(path)) and artifact.fingerprint == key:
                 return artifact
         return None
-
-    def _lock_path(self, name: str) -> Path:
-        path = self.root / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     def _changed_inputs(self, kind: str, label: str, inputs: Inputs) -> str:
         """Return which inputs differ from the nearest artefact of the same label, or ""."""
@@ -299,10 +388,11 @@ def _touched(artifact: Artifact) -> Artifact:
 
 
 def _read(path: Path) -> Artifact | None:
-    """Return the artefact in a directory, or None if a file does not have its recorded size."""
+    """Return the artefact in a directory, or None: a file lacks its recorded size, say."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        whole = {"kind", "fingerprint", "inputs", "facts"} <= manifest.keys() and all(
+        manifest = unsealed(from_json((path / MANIFEST).read_bytes()))
+        kinds = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
+        whole = all(isinstance(manifest[key], kind) for key, kind in kinds.items()) and all(
             (path / name).stat().st_size == entry["size_bytes"]
             for name, entry in manifest["files"].items()
         )
@@ -314,6 +404,13 @@ def _read(path: Path) -> Artifact | None:
 def _remove(path: Path) -> None:
     (path / MANIFEST).unlink(missing_ok=True)  # first: no half artefact
     shutil.rmtree(path)
+
+
+def _remove_work(path: Path) -> None:
+    """Remove a build; should its builder wake up meanwhile, it has no `out` to put into place."""
+    with contextlib.suppress(OSError):
+        (path / "out").rename(path / "removed")
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _last_used_s(path: Path) -> float:
@@ -328,8 +425,7 @@ def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
     """Flush every file to disk; return size and sha256 by name."""
     inventory = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.is_symlink()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
         size_bytes = path.stat().st_size
         shown = progress if size_bytes >= SHOW_HASHING_BYTES else Silent()
         with shown.task(f"sha256 of {path.name}", size_bytes, "B") as task:

@@ -1,13 +1,12 @@
 """A corpus: ``calibration.txt``, ``heldout.jsonl`` and a manifest."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.files import from_json, sha256_file
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Progress
@@ -152,7 +151,7 @@ def _write(out: Path, text: str, heldout: Iterable[Document]) -> None:
 def from_folder(folder: Path) -> CorpusFacts:
     """Return a corpus that was built before, from its folder, its files checked."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = from_json((folder / MANIFEST).read_text(encoding="utf-8"))
         corpus = facts(Artifact(folder, manifest))
         for name in (CALIBRATION, HELDOUT):
             if manifest["files"][name]["sha256"] != sha256_file(folder / name):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from imatrix_lab.core.files import from_json
 from imatrix_lab.core.names import readable
 from imatrix_lab.corpus import opened
 from imatrix_lab.errors import BadText
@@ -68,8 +69,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                value = from_json(line)
+            except ValueError as error:
                 what = f"line {number} is not a document: not valid JSON: {error}"
                 command = opened.piped(path, f"sed {number}d")
                 fix = f"{command} > {opened.copy_name(path, 'mended')}"

@@ -162,7 +162,10 @@ def _of_name(word: str) -> langcodes.Language | None:
 
     name = names.normalize_name(word)
     every = _every_name()
-    return langcodes.get(names.get_trie_value(every, name)) if name in every else None
+    try:
+        return langcodes.get(names.get_trie_value(every, name)) if name in every else None
+    except UnicodeError:  # the trie takes a word with a zero byte or half a character for another
+        return None
 
 
 def _folded(name: str) -> str:

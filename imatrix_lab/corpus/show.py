@@ -1,9 +1,9 @@
 """What is in a corpus that was built, as text and table rows."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from imatrix_lab.core.files import from_json
 from imatrix_lab.core.format import count
 from imatrix_lab.core.store import MANIFEST, Artifact, Store
 from imatrix_lab.corpus import build, cleaned, documents
@@ -19,7 +19,7 @@ def find(text: str, store: Store) -> Artifact | None:
     named = parse_or_path(text, MANIFEST)
     if isinstance(named, Path):
         build.from_folder(named)  # raises if it is not a corpus
-        manifest = json.loads((named / MANIFEST).read_text(encoding="utf-8"))
+        manifest = from_json((named / MANIFEST).read_text(encoding="utf-8"))
         return Artifact(named.absolute(), manifest)
     corpora = [a for a in store.artifacts() if a.path.parent.name == "corpus"]
     matches = (a for a in corpora if a.facts.get("language") == named.label)

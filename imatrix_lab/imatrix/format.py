@@ -32,7 +32,7 @@ LEGACY_WINDOW = 512
 OURS = "imatrix_lab."
 MODEL, REPAIRED, WINDOWS = OURS + "model.sha256", OURS + "repair", OURS + "windows"
 
-_SUMS, COUNTS = ".in_sum2", ".counts"
+SQUARES, COUNTS = ".in_sum2", ".counts"
 _DATASETS = "imatrix.datasets"
 _SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
 _ALIGNMENT = 32
@@ -168,10 +168,10 @@ def _read_gguf(path: Path) -> Imatrix:
     tensors = {t.name: t for t in header.tensors}
     entries = {}
     for name in tensors:
-        base = name.removesuffix(_SUMS).removesuffix(COUNTS)
+        base = name.removesuffix(SQUARES).removesuffix(COUNTS)
         if base == name or base in entries:
             continue
-        sums, counts = tensors.get(base + _SUMS), tensors.get(base + COUNTS)
+        sums, counts = tensors.get(base + SQUARES), tensors.get(base + COUNTS)
         if sums is None or counts is None:
             missing = "sums" if sums is None else "counts"
             raise BadImatrix(f"{base} has no {missing}", where=path)
@@ -192,7 +192,7 @@ def _read_gguf(path: Path) -> Imatrix:
     more = [
         Tensor(name, info.shape[::-1], functools.partial(_pieces, path, info))
         for name, info in tensors.items()
-        if info.type_name == "F32" and not name.endswith((_SUMS, COUNTS))
+        if info.type_name == "F32" and not name.endswith((SQUARES, COUNTS))
     ]
     return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete, more=more)
 
@@ -283,7 +283,7 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
     """Write the layout of llama.cpp's ``gguf_write_to_file`` (docs/gguf.md, version 3)."""
     tensors = list[Tensor]()
     for name, entry in sorted(imatrix.entries.items()):
-        tensors.append(Tensor.of(name + _SUMS, entry.sums))
+        tensors.append(Tensor.of(name + SQUARES, entry.sums))
         tensors.append(Tensor.of(name + COUNTS, entry.counts.reshape(-1, 1)))
     tensors += imatrix.more
     datasets = b"".join(_string(d) for d in imatrix.datasets)

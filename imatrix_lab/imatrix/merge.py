@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.core.files import from_json
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Other, any_file
 from imatrix_lab.errors import BadImatrix, UsageError
@@ -86,7 +87,7 @@ def other_than(files: Sequence[tuple[Path, float]], by: str) -> Other:
         if what := format.other_than({}, KEY)(path):
             return what
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = dict(json.loads(read_header(path).text(KEY)))
+            record = dict(from_json(read_header(path).text(KEY)))
             record["inputs"] = [(i["name"], i["weight"]) for i in record["inputs"]]
             return "" if record == same else "another mixture of imatrices"
         return any_file(path)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.core.files import from_json
 from imatrix_lab.errors import BadImatrix
 from imatrix_lab.imatrix import format
 from imatrix_lab.imatrix.collector import BLOCK, Collector, Input
@@ -89,16 +90,20 @@ def read(path: Path) -> Moments | None:
     if not (text := header.text(KEY)):
         return None
     try:
-        first = {str(name): str(other) for name, other in json.loads(text).items()}
+        first = {str(name): str(other) for name, other in from_json(text).items()}
         infos = {t.name: t for t in header.tensors}
         shapes = dict[str, tuple[int, ...]]()
         for name in set(first.values()):
+            if first.get(name) != name:
+                raise ValueError(f"{name} has moments, and is said to have another's")
             n_matrices = infos[name + format.COUNTS].n_elements
             n_columns = infos[name + SUMS].n_elements // n_matrices
             block = infos[name + BLOCKS].shape[0]
             n_blocks = -(-n_columns // block)
             shapes[name + SUMS] = (n_matrices, n_columns)
             shapes[name + BLOCKS] = (n_matrices * n_blocks, block, block)
+            if infos[name + format.SQUARES].n_elements != n_matrices * n_columns:
+                raise ValueError(f"{name} has sums of other columns than squares")
             for tensor in (name + SUMS, name + BLOCKS):
                 if infos[tensor].n_elements != np.prod(shapes[tensor]):
                     raise ValueError(f"{tensor} has {infos[tensor].n_elements} values")

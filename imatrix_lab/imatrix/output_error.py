@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.core.files import write_whole
+from imatrix_lab.core.files import from_json, write_whole
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadImatrix, BadModel
 from imatrix_lab.imatrix import quant_error
@@ -131,7 +131,7 @@ def write(
 
 def read(path: Path) -> dict[str, Expected]:
     """Return a language's expected errors by tensor, as `write` wrote them."""
-    return {name: Expected(*pair) for name, pair in json.loads(path.read_text("utf-8")).items()}
+    return {name: Expected(*pair) for name, pair in from_json(path.read_text("utf-8")).items()}
 
 
 class _Products(NamedTuple):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from imatrix_lab.core.files import from_json
 from imatrix_lab.core.format import size
 from imatrix_lab.core.parallel import each
 from imatrix_lab.errors import FetchFailed, UsageError
@@ -50,7 +51,16 @@ def check_url(url: str) -> None:
     """Raise UsageError for what is not an endpoint's address."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UsageError(f"{url!r} is not an endpoint's address", fix="http://host:port/v1")
+        shown = "this" if "@" in url else repr(url)  # which may have a password
+        raise UsageError(f"{shown} is not an endpoint's address", fix="http://host:port/v1")
+
+
+def _key(given: str) -> str:
+    """Return a key without the end of a line; UsageError for what no header can carry."""
+    key = given.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("the endpoint's key has characters that no key has", fix="set it again")
+    return key
 
 
 class Client:
@@ -82,8 +92,9 @@ class Client:
         self._retries, self._timeout_s = retries, timeout_s
         self._hopeless = 0
         self._closed = threading.Event()
+        self._key = _key(api_key)
         self._http = httpx2.Client(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
             limits=httpx2.Limits(max_connections=None),
             trust_env=parts.hostname not in _LOOPBACK,  # no proxy on the way to ourselves
@@ -190,18 +201,28 @@ class Client:
     def _get(self, path: str) -> dict[str, Any] | None:
         """Return the JSON object at an address of the server, or None."""
         try:
-            response = self._http.get(self.url.removesuffix("/v1") + path)
-            content = response.json() if response.status_code == 200 else None
-        except (httpx2.HTTPError, ValueError, RuntimeError):  # the latter: closed meanwhile
+            response, raw = self._ask("GET", self.url.removesuffix("/v1") + path)
+            content = self._content(raw) if response.status_code == 200 else None
+        except (_Failed, ValueError):
             return None
         return content if isinstance(content, dict) else None
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON object that the endpoint answers."""
+        response, raw = self._ask("POST", self.url + path, json=body)
+        if response.status_code != 200:
+            raise _refused(response, raw)
+        with contextlib.suppress(ValueError):
+            if isinstance(content := self._content(raw), dict):
+                return content
+        raise _Failed(f"the answer is not a JSON object: {_shown(raw)}")
+
+    def _ask(self, method: str, url: str, **body: Any) -> tuple[httpx2.Response, bytes]:
+        """Return an answer and its content, in which the key is blotted out: some repeat it."""
         until = time.monotonic() + self._timeout_s
         raw = bytearray()
         try:
-            with self._http.stream("POST", self.url + path, json=body) as response:
+            with self._http.stream(method, url, **body) as response:
                 for piece in response.iter_bytes():
                     raw += piece
                     if len(raw) > ANSWER_BYTES_MAX:
@@ -212,26 +233,34 @@ class Client:
             raise _Failed(f"no answer within {self._timeout_s:g} s") from error
         except (httpx2.HTTPError, RuntimeError) as error:  # the latter: closed meanwhile
             hopeless = isinstance(error, httpx2.ConnectError)
-            raise _Failed(f"{type(error).__name__}: {error}", hopeless=hopeless) from error
-        if response.status_code != 200:
-            raise _refused(response, bytes(raw))
-        with contextlib.suppress(ValueError):
-            if isinstance(content := json.loads(raw), dict):
-                return content
-        raise _Failed(f"the answer is not a JSON object: {_shown(bytes(raw))}")
+            why = self._without_key(f"{type(error).__name__}: {error}".encode())
+            raise _Failed(why.decode(), hopeless=hopeless) from None  # its cause may have the key
+        return response, self._without_key(bytes(raw))
+
+    def _content(self, raw: bytes) -> Any:
+        """Return the value of JSON, in which the key may be spelt in other ways too."""
+        content = from_json(raw)
+        try:
+            text, key = json.dumps(content), json.dumps(self._key)[1:-1]
+        except RecursionError as error:  # it was read with a frame less on the stack
+            raise ValueError("nested too deeply") from error
+        return from_json(text.replace(key, "…")) if key and key in text else content
+
+    def _without_key(self, raw: bytes) -> bytes:
+        return raw.replace(self._key.encode(), "…".encode()) if self._key else raw
 
 
 def _refused(response: httpx2.Response, raw: bytes) -> _Failed:
     """Return what an error status means."""
     status = response.status_code
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        content = json.loads(raw)
+        content = from_json(raw)
         error = content.get("error", content)  # older vLLM has no such level
         names = {error.get("type"), error.get("code")}
         if names & _TOO_LONG or "maximum context length" in str(error.get("message")):
             return _Failed(f"prompt longer than the context: {error.get('message')}", again=False)
     again = status in _TRY_AGAIN or status >= 500
-    why = f"status {status} {response.reason_phrase}: {_shown(raw)}"
+    why = f"status {status} {httpx2.codes.get_reason_phrase(status)}: {_shown(raw)}"
     wait_s = retry_after_s(response.headers.get("retry-after", ""))
     return _Failed(why, again, wait_s, hopeless=status in (401, 403))
 
@@ -257,17 +286,19 @@ def _answer(content: dict[str, Any], has_stop: bool) -> Generated:
         choice = content["choices"][0]
         message = choice.get("message")
         text = choice["text"] if message is None else _text(message, choice.get("finish_reason"))
-        finish = choice.get("finish_reason")
+        finish = str(choice.get("finish_reason"))
         n_tokens = (content.get("usage") or {}).get("completion_tokens", 0)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         shown = _shown(json.dumps(content).encode())
         raise _Failed(f"the answer has no choice: {shown}") from error
     if text is None:  # a refusal: greedy, it would be the same again
         raise _Failed("the answer has no text", again=False)
-    if not isinstance(text, str) or not isinstance(n_tokens, int):
+    if not isinstance(text, str):
         raise _Failed("the answer has no text")
+    if type(n_tokens) is not int or not 0 <= n_tokens <= ANSWER_BYTES_MAX:
+        raise _Failed("the answer is said to have an impossible number of tokens")
     if finish not in {"stop", "length"}:
-        raise _Failed(f"the answer was ended by {finish!r}", again=False)
+        raise _Failed(f"the answer was ended by {finish[:40]!r}", again=False)
     return Generated("", text, n_tokens, "eos" if finish == "stop" and not has_stop else finish)
 
 

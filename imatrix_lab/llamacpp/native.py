@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import require_private
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import processor, toolchain
 from imatrix_lab.llamacpp.programs import Placement
@@ -50,7 +51,7 @@ def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> cty
         "system": platform.system(),
     }
     artifact = session.store.get("kernel", name, inputs, build, session.progress)
-    return ctypes.CDLL(str(artifact.path / library))
+    return ctypes.CDLL(str(require_private(artifact).path / library))
 
 
 def finish(futures: Sequence[Future[Any]]) -> None:

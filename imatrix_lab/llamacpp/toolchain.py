@@ -18,7 +18,7 @@ from typing import Any
 
 from imatrix_lab.core import process
 from imatrix_lab.core.paths import expanded, pip_install
-from imatrix_lab.core.store import Artifact, Store
+from imatrix_lab.core.store import Artifact, Store, require_private
 from imatrix_lab.errors import MissingTool, UsageError
 from imatrix_lab.llamacpp import processor, programs
 
@@ -160,6 +160,7 @@ def inputs(backend: str) -> dict[str, Any]:
 
 def chosen(artifact: Artifact, backend: str, own: bool = True) -> Toolchain:
     """Return what was built, with the programs of ``$LLAMA_CPP_DIR`` if `own` and that is set."""
+    require_private(artifact)
     built = Toolchain(
         bin_dir=artifact.path / "bin",
         library_dir=artifact.path / "bin",

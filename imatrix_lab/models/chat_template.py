@@ -24,6 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from imatrix_lab.core import process
+from imatrix_lab.core.files import from_json
 from imatrix_lab.errors import BadModel, ToolFailed
 from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.models.gguf import read_header
@@ -31,6 +32,7 @@ from imatrix_lab.types import Model
 
 CHATS_A_BLOCK = 500
 TIME_LIMIT_S = 20.0  # for a block of chats
+PROCESSOR_LIMIT_S = 8  # a busy machine does not make a template slow
 MEMORY_LIMIT_BYTES = 1 << 30
 OUTPUT_LIMIT_BYTES = 16 << 20
 LEFT_OUT = "the chat template leaves out the text of a message"
@@ -111,7 +113,7 @@ def _block(job: Mapping[str, Any], scratch: Path) -> list[Rendered]:
     module = "imatrix_lab.models.chat_template"
     argv = [sys.executable, "-P", "-m", module, str(chats), str(rendered)]
     process.run(argv, timeout_s=TIME_LIMIT_S)
-    return [Rendered(*fields) for fields in json.loads(rendered.read_text(encoding="utf-8"))]
+    return [Rendered(*fields) for fields in from_json(rendered.read_bytes())]
 
 
 def compiled(
@@ -212,6 +214,7 @@ def _is_in(text: str, message: Mapping[str, str]) -> bool:
 def _child(chats: str, rendered: str) -> int:
     """Render in this process, which may hang or be killed; return its exit status."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_LIMIT_S, PROCESSOR_LIMIT_S + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_LIMIT_BYTES * 4, OUTPUT_LIMIT_BYTES * 4))
     job: dict[str, Any] = json.loads(Path(chats).read_text(encoding="utf-8"))
     try:

@@ -26,6 +26,7 @@ _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 """Type codes of numbers, and how struct calls them."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _ALIGNMENT_MAX = 1 << 20
+_PAIRS_MAX, _TENSORS_MAX = 1 << 16, 1 << 20
 _KEY_BYTES_MAX = 65_535
 _DIMS_MAX = 4
 _TYPE_MAX = 9_999
@@ -154,7 +155,8 @@ class _Parser:
         self.skip(8, "magic and version")  # checked
         n_tensors, n_pairs = self.number("Q", "tensor count"), self.number("Q", "pair count")
         # A pair takes at least 13 bytes, a tensor at least 32.
-        if 13 * n_pairs + 32 * n_tensors > self.size_bytes - self.at:
+        fits = 13 * n_pairs + 32 * n_tensors <= self.size_bytes - self.at
+        if not fits or n_pairs > _PAIRS_MAX or n_tensors > _TENSORS_MAX:
             what = f"{n_tensors} tensors and {n_pairs} metadata pairs do not fit"
             raise self.bad(f"{what} a file of {self.size_bytes} bytes")
         metadata: dict[str, Any] = {}

@@ -8,7 +8,6 @@ named exactly at a pinned commit is not asked for again.
 
 import contextlib
 import importlib.util
-import json
 import re
 import shlex
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import digests, hub_cache, process
-from imatrix_lab.core.files import need_room
+from imatrix_lab.core.files import from_json, need_room
 from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_cache import CachedRepo
 from imatrix_lab.core.hub_errors import Unreachable
@@ -120,7 +119,7 @@ def origin_of(path: Path, repo: str) -> str:
     for folder in path.parents:
         if folder.parent.name == "snapshots":
             return str(HubRef(repo, folder.name, path.relative_to(folder).as_posix()))
-    manifest = json.loads(path.with_name(MANIFEST).read_text(encoding="utf-8"))
+    manifest = from_json(path.with_name(MANIFEST).read_text(encoding="utf-8"))
     return str(HubRef(repo, manifest["inputs"]["commit"]))
 
 

@@ -91,7 +91,8 @@ def _of_url(word: str, spec: str) -> HubRef:
 
 
 def _ref(spec: str, repo: str, revision: str | None, pattern: str | None) -> HubRef:
-    if not re.fullmatch(_REPO, repo, re.ASCII) or ".." in repo or "--" in repo:
+    leads_away = ".." in repo or ".." in (revision or "").split("/")
+    if not re.fullmatch(_REPO, repo, re.ASCII) or leads_away or "--" in repo:
         raise _wrong(spec)
     if revision and re.fullmatch("[0-9A-Fa-f]{40}", revision):
         revision = revision.lower()

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 import gguf
@@ -68,9 +68,15 @@ def resolve(spec: str, session: Session, tools: Toolchain | None = None) -> Mode
     shards = shard_paths(path)
     header = facts(shards)
     sha256s = [known.get(p) or digests.sha256_of(p, session) for p in shards]
-    joined = hashlib.sha256("".join(sha256s).encode()).hexdigest()
-    sha256 = sha256s[0] if len(sha256s) == 1 else joined
+    sha256 = joined_sha256(sha256s)
     return Model(label, shards[0], shards, sha256, header, origin, base_model, notice)
+
+
+def joined_sha256(sha256s: Sequence[str]) -> str:
+    """Return the sha256 of a model: of its file, or of its shards' joined sha256."""
+    return (
+        sha256s[0] if len(sha256s) == 1 else hashlib.sha256("".join(sha256s).encode()).hexdigest()
+    )
 
 
 def resolve_to_run(spec: str, session: Session, tools: Toolchain) -> Model:

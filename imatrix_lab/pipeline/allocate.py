@@ -304,6 +304,10 @@ class Case:
             for name in reached
         }
 
+    def predicted(self, types: Mapping[str, str]) -> dict[str, float]:
+        """Return what a file with these types is predicted to lose, in nats a token."""
+        return allocate.predicted(self.candidates, types)
+
     def _allowed(self, goal: Goal) -> Candidates:
         """Return the candidates of the types allowed; as they are only where there is room."""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import filelock
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config, outputs
-from imatrix_lab.core.files import canonical_json, place, sha256_file, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, place, sha256_file, write_whole
 from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Rules, check_file
 from imatrix_lab.core.paths import expanded
@@ -24,7 +23,8 @@ from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline.allocate import Chosen
-from imatrix_lab.pipeline.model_card import card
+from imatrix_lab.pipeline.card.facts import facts_of, left_out
+from imatrix_lab.pipeline.card.text import card
 from imatrix_lab.quantize import int4, run
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request, TypeChoice
 
@@ -82,12 +82,9 @@ def check_folder(out: Path, rules: Rules) -> None:
         for name in (MANIFEST, CARD):
             if (out / name).exists():
                 raise UsageError(f"{name} would be overwritten", where=out, fix=_OTHER_FOLDER)
-    elif (digest := manifest.get(_CARD_SHA256)) and (out / CARD).exists():
-
-        def other(path: Path) -> str:
-            return "" if sha256_file(path) == digest else "a model card that was changed since"
-
-        check_file(out / CARD, rules, other)
+    elif manifest.get(_CARD_SHA256):
+        changed = "a model card that was changed since"
+        check_file(out / CARD, rules, lambda _: "" if card_is_ours(out) else changed)
 
 
 def check_files(request: Request, names: Names, rules: Rules) -> None:
@@ -101,7 +98,7 @@ def check_files(request: Request, names: Names, rules: Rules) -> None:
         same["imatrix_sha256"] = names.imatrix.sha256
     if model:
         rules = dataclasses.replace(rules, inputs=(*rules.inputs, *model.shards))
-    entries = _entries(out) or {}
+    entries = entries_of(out) or {}
     if language and not names.imatrix:
         name = imatrix_name(label, language, request.moments)
         check_file(out / name, rules, _other_than(same, entries.get(name, {})))
@@ -151,16 +148,22 @@ def _other_than(same: Mapping[str, Any], entry: Mapping[str, Any]) -> outputs.Ot
     return other
 
 
-def _entries(out: Path) -> dict[str, Any] | None:
+def entries_of(out: Path) -> dict[str, Any] | None:
     """Return the files of a manifest of ours, or None."""
     manifest = _manifest(out)
     return dict(manifest["files"]) if manifest else None
 
 
+def card_is_ours(out: Path) -> bool:
+    """Whether nobody has changed the card, or there is none."""
+    digest = (_manifest(out) or {}).get(_CARD_SHA256)
+    return not (out / CARD).exists() or sha256_file(out / CARD) == digest
+
+
 def _manifest(out: Path) -> dict[str, Any] | None:
     """Return a manifest of ours, or None."""
     try:
-        manifest = dict(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+        manifest = dict(from_json((out / MANIFEST).read_text(encoding="utf-8")))
         return manifest if all("kind" in e for e in manifest["files"].values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -192,7 +195,7 @@ def deliver(
         for q in quants:
             place(q.path, out / q.name)
             facts = {k: v for k, v in vars(q).items() if k not in {"path", "name", "seconds"}}
-            entries[q.name] = {"kind": "quant", **facts, **common}
+            entries[q.name] = {"kind": "quant", **facts, **facts_of([out / q.name]), **common}
             if own := chosen.get(q.type):
                 place(run.types_path(q.path), run.types_path(out / q.name))
                 settings = {**common["request"], **_choice(request, q.type)}
@@ -201,6 +204,7 @@ def deliver(
                 entries[q.name]["note"] = " ".join(filter(None, (note, common["note"])))
         for path in made.model.notice:
             place(path, out / path.name)
+            entries[path.name] = {"kind": "notice", "sha256": sha256_file(path)}
         _write(out, entries)
     return tuple(out / q.name for q in quants)
 
@@ -228,6 +232,7 @@ def _provenance(request: Request, made: Made) -> dict[str, Any]:
         "model_sha256": model.sha256,
         "base_model": model.base_model,
         "license": model.facts.license,
+        "left_out": left_out(model.origin, model.facts.n_mtp_layers),
         "imatrix_sha256": imatrix.sha256 if imatrix else "",
         "corpus_sha256": corpus.sha256 if corpus else "",
         "heldout": heldout.name,
@@ -292,7 +297,7 @@ def portable(text: str) -> str:
 def add(out: Path, name: str, facts: Mapping[str, Any]) -> None:
     """Add facts to a file's entry in the manifest and to the card."""
     with filelock.FileLock(out / ".lock"):
-        entry = (_entries(out) or {})[name]
+        entry = (entries_of(out) or {})[name]
         _write(out, {name: entry | dict(facts)})
 
 
@@ -301,7 +306,7 @@ def _write(out: Path, entries: Mapping[str, Any]) -> None:
 
     An unchanged file keeps what was added to its entry.
     """
-    files = _entries(out) or {}
+    files = entries_of(out) or {}
     for name, entry in entries.items():
         old = files.get(name, {})
         files[name] = {**old, **entry} if old.get("sha256") == entry["sha256"] else entry

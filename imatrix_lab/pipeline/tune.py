@@ -36,8 +36,9 @@ from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve, scaling
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import allocate, deliver, model_card
+from imatrix_lab.pipeline import allocate, deliver
 from imatrix_lab.pipeline.allocate import Chosen
+from imatrix_lab.pipeline.card.studies import of_study
 from imatrix_lab.quantize import awq, feedback, int4, probes, run
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
@@ -70,7 +71,7 @@ def tune(request: Request, session: Session) -> Result:
     names = deliver.Names(model.label, _language(request), model)
     deliver.check_files(request, names, rules)
     corpus = corpus_of(request, tools, model, session)
-    compared = model_card.of_study(study, model, corpus.language) if study else None
+    compared = of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
     inputs = deliver.Made(model, corpus, imatrix, heldout_in(corpus))
     chosen = chosen_types(

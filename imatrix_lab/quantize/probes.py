@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imatrix_lab.core.files import need_room, write_whole
+from imatrix_lab.core.files import from_json, need_room, write_whole
 from imatrix_lab.core.format import duration, size
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus.documents import JOINT
@@ -89,23 +89,29 @@ class Probing:
 
     def groups(self) -> dict[str, list[str]]:
         """Return the names of each group's tensors, in the file's order."""
-        groups: dict[str, list[str]] = {}
-        for name, (_, info) in weights.tensors(self.model).items():
-            if self._is_probed(info):
-                group = sensitivity.group_of(name, self.model.facts.n_layers)
-                groups.setdefault(group, []).append(name)
-        return groups
-
-    def _is_probed(self, info: TensorInfo) -> bool:
-        """Return whether a tensor can be quantized, and text reaches it: MTP layers see none."""
-        facts, layer = self.model.facts, layer_and_role(info.name)[0] or 0
-        fits = errors.fallback(TYPES[0], info.shape[0]) != "F16"
-        is_open = quantizable(info) and info.type_name not in errors.PUBLISHED
-        return is_open and fits and layer < max(1, facts.n_layers - facts.n_mtp_layers)
+        return groups(self.model)
 
     def n_tokens(self, n_pieces: int) -> int:
         """Return the scored tokens of the first pieces."""
         return sum(w.n_scored for w in self.windows[:n_pieces])
+
+
+def groups(model: Model) -> dict[str, list[str]]:
+    """Return the names of each group's tensors, in the file's order."""
+    groups: dict[str, list[str]] = {}
+    for name, (_, info) in weights.tensors(model).items():
+        if _is_probed(info, model.facts):
+            group = sensitivity.group_of(name, model.facts.n_layers)
+            groups.setdefault(group, []).append(name)
+    return groups
+
+
+def _is_probed(info: TensorInfo, facts: ModelFacts) -> bool:
+    """Return whether a tensor can be quantized, and text reaches it: MTP layers see none."""
+    layer = layer_and_role(info.name)[0] or 0
+    fits = errors.fallback(TYPES[0], info.shape[0]) != "F16"
+    is_open = quantizable(info) and info.type_name not in errors.PUBLISHED
+    return is_open and fits and layer < max(1, facts.n_layers - facts.n_mtp_layers)
 
 
 def sensitivity_of(
@@ -400,7 +406,7 @@ class _Run:
     def _kept(self, number: int) -> _Probe:
         """Return what an earlier run has measured of a group."""
         try:
-            kept = json.loads(self._file(number).read_text(encoding="utf-8"))
+            kept = from_json(self._file(number).read_text(encoding="utf-8"))
             return _Probe(kept["type"], kept["kld_nats"])
         except (OSError, ValueError, KeyError):
             return _Probe(TYPES[0], [])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
-from imatrix_lab.core.files import disk_error, free_bytes, link, need_room
+from imatrix_lab.core.files import disk_error, flush, free_bytes, link, need_room, write_whole
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
@@ -262,7 +262,8 @@ def quantize(toolchain: Toolchain, spec: QuantSpec, session: Session) -> QuantFa
             if not plain.exists():  # else one was stopped while rounding
                 need_room(session.store.root, need, f"{spec.quant_type} of {model.label}")
                 fallback = run_quantize(toolchain, source, part, log, session.progress).fallback
-                notes.write_text(json.dumps([f"{n} {want} -> {got}" for n, want, got in fallback]))
+                listed = [f"{n} {want} -> {got}" for n, want, got in fallback]
+                write_whole(notes, json.dumps(listed))
                 part.replace(plain)
             if spec.feedback or int4.is_int4(spec.quant_type):
                 _round(toolchain, source, plain, session)
@@ -334,7 +335,7 @@ def _scaled(
         search = awq.Search(library, model, known, awq.rounded(types), rounding)
     places, threads = search.places(), spec.options.compute.threads
     found = awq.choose(search, places, threads, scratch / "scales.jsonl", session.progress)
-    (scratch / _TOLD).write_text(awq.told(places, found))
+    write_whole(scratch / _TOLD, awq.told(places, found))
     part = scratch / "scaling.gguf"
     awq.scaled(search, found, part, own_imatrix, session.progress)
     if spec.heldout and reference is not None:
@@ -345,6 +346,7 @@ def _scaled(
                 f"scaling channels changes this model: perplexity {value:.4f}, not {reference:.4f}"
             )
             raise BadModel(what, where=model.path, fix=awq.WITHOUT)
+    flush(part)
     part.replace(path)
     return scaled
 
@@ -427,6 +429,7 @@ def run_quantize(
             done = process.run(argv, log=log, cwd=log.parent, on_output=show)
         except ToolFailed as error:
             raise _explained(error, target) from error
+    flush(target)  # the next run takes it by its name
     return QuantizeRun(programs.fallbacks("".join(output)), done.seconds)
 
 

@@ -8,16 +8,15 @@ error of any choice of types (`errors`) into nats:
     KLD = sum over tensors of coefficient(group, language) x error(tensor, type, language)
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.files import from_json, sealed_json, unsealed, write_whole
 from imatrix_lab.core.outputs import Other, any_file
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.imatrix.format import layer_and_role
@@ -137,7 +136,7 @@ def write(path: Path, sensitivity: Sensitivity) -> None:
 
 def text(sensitivity: Sensitivity) -> str:
     """Return the JSON of a file."""
-    return canonical_json({"format": FORMAT, "version": VERSION, **asdict(sensitivity)})
+    return sealed_json({"format": FORMAT, "version": VERSION, **asdict(sensitivity)})
 
 
 def read(path: Path) -> Sensitivity:
@@ -147,12 +146,12 @@ def read(path: Path) -> Sensitivity:
     """
     fix = "imatrix-lab sensitivity build --model MODEL --text LANGUAGE, which makes it again"
     try:
-        raw = json.loads(path.read_bytes())
+        raw = from_json(path.read_bytes())
     except FileNotFoundError as error:
         raise BadRecords("no such file", where=path, fix="check the path") from error
     except OSError as error:
         raise BadRecords(f"cannot be read: {error.strerror or error}", where=path) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadRecords(
             "this is no file of sensitivities: no JSON", where=path, fix=fix
         ) from error
@@ -162,13 +161,15 @@ def read(path: Path) -> Sensitivity:
         what = f"version {raw.get('version')} of the file of sensitivities, not {VERSION}"
         raise BadRecords(what, where=path, fix=fix)
     try:
-        return _checked(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _checked(unsealed(raw))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"a damaged file of sensitivities: {error or type(error).__name__}"
         raise BadRecords(what, where=path, fix=fix) from error
 
 
 def _checked(raw: Mapping[str, Any]) -> Sensitivity:
+    if more := raw.keys() - {f.name for f in fields(Sensitivity)} - {"format", "version"}:
+        raise ValueError(f"unknown key {min(more)!r}")
     tokens = tuple(int(n) for n in raw["tokens"])
     if not tokens or min(tokens) < 1 or not raw["coefficients"]:
         raise ValueError("it has no text or no groups")

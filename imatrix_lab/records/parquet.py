@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.files import canonical_json, from_json
 from imatrix_lab.errors import BadRecords
 
 _KEY, _DIGESTS = b"imatrix_lab", b"imatrix_lab.digests"
@@ -42,19 +42,21 @@ class Table:
     signature: dict[str, Any]
 
     def __len__(self) -> int:
-        first = next(iter(self.columns.values()))
+        first = next(iter(self.columns.values()), np.empty(0))
         return len(first.codes if isinstance(first, Coded) else first)
 
     def array(self, name: str) -> np.ndarray:
-        """Return a column of numbers."""
-        column = self.columns[name]
-        assert not isinstance(column, Coded), name
+        """Return a column of numbers; BadRecords: there is none of this name."""
+        column = self.columns.get(name)
+        if column is None or isinstance(column, Coded) or column.dtype.kind not in "biuf":
+            raise BadRecords(f"these records have no numbers {name!r}")
         return column
 
     def words(self, name: str) -> Coded:
-        """Return a column of words."""
-        column = self.columns[name]
-        assert isinstance(column, Coded), name
+        """Return a column of words; BadRecords: there is none of this name."""
+        column = self.columns.get(name)
+        if not isinstance(column, Coded):
+            raise BadRecords(f"these records have no words {name!r}")
         return column
 
 
@@ -95,10 +97,10 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
             page_checksum_verification=True,
         )
         metadata = table.schema.metadata or {}
-        signature = json.loads(metadata[_KEY])
+        signature = from_json(metadata[_KEY])
         read_columns = {name: _column(table.column(name)) for name in table.column_names}
         if _DIGESTS in metadata:  # not in files of earlier versions
-            written = json.loads(metadata[_DIGESTS])
+            written = from_json(metadata[_DIGESTS])
             if not _digests(metadata[_KEY], read_columns).items() <= written.items():
                 raise BadRecords("these records are damaged: not as they were written", where=path)
     except FileNotFoundError as error:
@@ -107,6 +109,10 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
         raise BadRecords(f"these records cannot be read: {error}", where=path) from error
     except KeyError as error:
         raise BadRecords("no signature: not written by imatrix-lab", where=path) from error
+    except AttributeError as error:
+        raise BadRecords("these records are damaged: their digests are none", where=path) from error
+    if not isinstance(signature, dict):
+        raise BadRecords("no signature: not written by imatrix-lab", where=path)
     return Table(read_columns, signature)
 
 

@@ -22,6 +22,13 @@ _READS = {
     "top1_agreement": ("top1", "top1_ref"),
     "score": ("score",),
 }
+_SIGNATURE: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "quant": {"sha256": str, "type": str, "name": str, "calibration": str, "imatrix_sha256": str,
+              "size_bytes": int, "bits_per_weight": (int, float)},
+    "reference": {"sha256": str, "name": str}, "text": {"label": str}, "task": {"name": str},
+    "protocol": {"divergence": str}, "toolchain": {"commit": str, "backend": str},
+}  # fmt: skip
+"""Types of what is read of a signature."""
 SCORE = "imatrix-lab score run --reference MODEL --quant FILE --text nb"
 """What makes records of tokens."""
 DEFAULT_METRICS = {"token": ("kld_nats", "nll_nats"), "item": ("score",)}
@@ -67,11 +74,18 @@ def find(path: Path) -> list[Run]:
 def _run(path: Path) -> Run:
     signature = parquet.read(path, []).signature
     kind = signature.get("kind")
-    if kind not in DEFAULT_METRICS:
-        raise BadRecords(f"records of kind {kind!r} cannot be compared", where=path)
+    if not (isinstance(kind, str) and kind in DEFAULT_METRICS):
+        raise BadRecords(f"records of kind {kind!r:.40} cannot be compared", where=path)
     quant = signature.get("quant")
     if not isinstance(quant, dict) or not {"sha256", "type"} <= quant.keys():
         raise BadRecords("the signature does not say which quant this is", where=path)
+    for table, kinds in _SIGNATURE.items():
+        for key, types in kinds.items():
+            part = signature.get(table) or {}
+            value = part.get(key) if isinstance(part, dict) else part
+            if value is not None and not isinstance(value, types):
+                what = f"the signature's {table}.{key} is {value!r:.40}, which makes no sense"
+                raise BadRecords(what, where=path)
     return Run(
         path=path,
         signature=signature,
@@ -79,7 +93,7 @@ def _run(path: Path) -> Run:
         calib=quant.get("calibration") or NO_IMATRIX,
         type=quant["type"],
         sample=quant.get("imatrix_sha256") or "",
-        text=signature.get("text", {}).get("label", "") if kind == "token" else "",
+        text=(signature.get("text") or {}).get("label") or "" if kind == "token" else "",
         size_bytes=quant.get("size_bytes") or 0,
     )
 

@@ -128,10 +128,10 @@ def _summary(run: Run) -> Summary:
     quant = run.signature["quant"]
     return Summary(
         text=run.text,
-        quant=quant["name"],
+        quant=quant.get("name", run.path.stem),
         type=run.type,
         calibration=run.calib,
-        bits_per_weight=quant["bits_per_weight"],
+        bits_per_weight=quant.get("bits_per_weight", math.nan),
         n_tokens=len(kld),
         n_documents=len(np.unique(tokens.clusters)),
         n_nonfinite=int((~tokens.finite).sum()),
@@ -145,7 +145,7 @@ def _summary(run: Run) -> Summary:
         same_top=tokens.mean(tokens["top1"] == tokens["top1_ref"]),
         rms_delta_p=tokens.rms(tokens["p"] - tokens["p_ref"]),
         bits_per_byte=tokens.mean(nll / math.log(2), tokens["n_bytes"]),
-        divergence=run.signature["protocol"]["divergence"],
+        divergence=(run.signature.get("protocol") or {}).get("divergence", "exact"),
         signature=run.signature,
     )
 

@@ -55,6 +55,28 @@ class Chart:
     series: Sequence[Series]
     log_y: bool = False
     x_range: tuple[float, float] | None = None
+    log_x: bool = False
+    has_diagonal: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """Alike columns of a strip, from `first` to `last`; the level, 0 to 1, is how dark it is."""
+
+    first: int
+    last: int
+    label: str
+    level: float
+
+
+@dataclass(frozen=True)
+class Strips:
+    """A strip for each name, cut into runs of alike columns."""
+
+    caption: str
+    x_label: str
+    rows: Sequence[tuple[str, Sequence[Run]]]
+    n_columns: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,7 @@ class Picture:
 
     title: str
     words: str
-    groups: Sequence[Sequence[Chart | Forest]]
+    groups: Sequence[Sequence[Chart | Forest | Strips]]
     table: Table
     legend: Sequence[tuple[int, str]] = ()
     folded: bool = False

@@ -7,15 +7,21 @@ from imatrix_lab.report import text
 from imatrix_lab.report.blocks import Section
 from imatrix_lab.report.lookup import View
 from imatrix_lab.report.results import Results
-from imatrix_lab.report.sections import flips, measured, provenance, verdicts
+from imatrix_lab.report.sections import flips, kinds, measured, provenance, verdicts
 
 _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
     ("comparisons with a baseline", verdicts.matrix),
     ("paired differences", verdicts.differences),
     ("interactions of calibration and language", verdicts.interactions),
+    ("types and quantizers at one size", kinds.contrasts),
+    ("calibrations by quantizer", kinds.interactions),
     ("divergence by size", measured.size),
+    ("divergence by size and method", kinds.frontier),
+    ("types of tensors", kinds.tensor_types),
+    ("predicted divergences", kinds.predicted),
     ("mixtures of two languages", measured.mixtures),
     ("predicted losses", measured.predicted),
+    ("activations by language", measured.activations),
     ("similarity of imatrices", measured.similarity),
     ("tasks with changed answers", flips.flips),
     ("controls", provenance.controls),
@@ -48,6 +54,8 @@ def outline(results: Results) -> Outline:
     warnings = [
         f"Not of one size: {gap}. The difference may be that of size." for gap in results.size_gaps
     ]
+    if n := len(results.refused):
+        warnings.append(f"{n} comparisons of types were left out: their files are not of one size.")
     if n := len(results.missing):
         warnings.append(f"{n} step{'s' if n > 1 else ''} failed: see “Missing” at the end.")
     if results.reduced:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from imatrix_lab.core import format
-from imatrix_lab.report.results import Comparison, Control, Interaction, Score
+from imatrix_lab.report.results import Comparison, Control, Interaction, Score, TypeInteraction
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def number(value: float, low: float = math.nan, high: float = math.nan) -> Cell:
     return Cell(format.number(value, low, high), value)
 
 
-def interval(x: Comparison | Control | Interaction | Score, plus: bool = False) -> list[Cell]:
+def interval(
+    x: Comparison | Control | Interaction | TypeInteraction | Score, plus: bool = False
+) -> list[Cell]:
     """Return an estimate and the ends of its interval."""
     return [Cell(format.number(v, x.low, x.high, plus), v) for v in (x.estimate, x.low, x.high)]
 

@@ -1,6 +1,6 @@
 """Results, looked up the ways a report needs them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from imatrix_lab.report.cells import Cell
@@ -35,11 +35,12 @@ class View:
             key = (s.model, s.task, s.text, s.metric, s.type, s.calibration)
             if key not in self.scores or s.sample < self.scores[key].sample:
                 self.scores[key] = s
+        self.quantizers = {q.type: q.quantizer for q in results.quants}
         self.signature_names = {k: f"S{i}" for i, k in enumerate(sorted(results.signatures), 1)}
 
-    def measures(self) -> tuple[Measure, ...]:
+    def measures(self, shown: Sequence[Comparison] | None = None) -> tuple[Measure, ...]:
         """Return every scale of the comparisons: first the deciding metric, tasks last."""
-        shown = self.results.comparisons
+        shown = self.results.comparisons if shown is None else shown
         measures = dict.fromkeys(Measure(c.model, c.task, c.metric, c.words, c.unit) for c in shown)
         decided = sorted(measures, key=lambda m: not self.decides(m.task, m.metric))
         return tuple(sorted(decided, key=lambda m: m.task != ""))
@@ -71,6 +72,12 @@ class View:
         """Return types in the recipe's order."""
         present = dict.fromkeys(present)
         return tuple(dict.fromkeys([*(t for t in self.results.types if t in present), *present]))
+
+    def method(self, type_: str) -> str:
+        """Return how a type is made beside llama.cpp's own mixes; empty for those."""
+        words = ["types chosen"] if type_.startswith("size:") else []
+        quantizer = self.quantizers.get(type_, "imatrix")
+        return " + ".join([*words, *([] if quantizer == "imatrix" else [quantizer])])
 
     def decides(self, task: str, metric: str) -> bool:
         """Return whether a measure is shown open: a task's, or the deciding metric of texts."""

@@ -4,14 +4,14 @@ Every number is in the unit of its row; a report does no arithmetic. What is unk
 in JSON). Only `Times` depends on the clock, the machine's speed or on interruptions.
 """
 
-import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import config
-from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.files import from_json, sealed_json, unsealed, write_whole
 from imatrix_lab.errors import UsageError
 
 SCHEMA = 1
@@ -45,7 +45,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantized file."""
+    """A quantized file.
+
+    `type` names the quantizer too unless it is llama-quantize with the imatrix: ``Q4_K_M``,
+    ``size:Q4_K_M`` (types chosen for that size), ``Q4_K_M+feedback``. Where it is the quantizer
+    alone, weights are on a grid of its own, and the size is not that of a file for use.
+    """
 
     model: str
     calibration: str
@@ -56,6 +61,7 @@ class Quant:
     size_bytes: int
     bits_per_weight: float
     n_fallback: int
+    quantizer: str = "imatrix"
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,47 @@ class Interaction:
 
 
 @dataclass(frozen=True)
+class Contrast(Comparison):
+    """Type A minus type B with one calibration, on the same text or items, files of one size.
+
+    `a` and `b` are types, and `type` is A's. B is llama-quantize's with the same imatrix, where it
+    takes part.
+    """
+
+    calibration: str = ""
+
+
+@dataclass(frozen=True)
+class TypeInteraction:
+    """Does the calibration change files of type A more than those of type B?
+
+    (`calibration` - `reference`, of type A) - (the same of type B) on a text; both were made with
+    the same imatrices. `text` empty: the mean over the `n_texts` texts of which there is a
+    calibration, each with its own (`calibration` is empty). `type_b` empty: type A alone. `noise`:
+    root mean square difference of two samples of one calibration at type A, or NaN.
+    """
+
+    model: str
+    task: str
+    text: str
+    calibration: str
+    reference: str
+    type_a: str
+    type_b: str
+    metric: str
+    unit: str
+    n_texts: int
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+    noise: float
+    plain: str
+    formal: str
+
+
+@dataclass(frozen=True)
 class Control:
     """A comparison with a known outcome, or the noise between samples."""
 
@@ -168,7 +215,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Relative squared error of the layers' outputs, without inference; measured KLD, or NaN."""
+    """Relative squared error of the layers' outputs, without inference; measured KLD, or NaN.
+
+    `predicted_kld_nats`: from sensitivities of the language, where they were measured.
+    """
 
     model: str
     calibration: str
@@ -177,17 +227,51 @@ class Prediction:
     language: str
     predicted_loss: float
     measured_kld_nats: float
+    predicted_kld_nats: float = math.nan
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well predictions rank the calibrations of one type on one language."""
+    """How well predicted losses rank the calibrations of one type on one language.
+
+    `type` empty: how well predicted divergences rank all files.
+    """
 
     model: str
     type: str
     language: str
     spearman: float
     n: int
+
+
+@dataclass(frozen=True)
+class TensorTypes:
+    """The types of a file's tensors: by role, of each layer ("" where it has none), or one.
+
+    `bits`: of a weight in each of these types.
+    """
+
+    model: str
+    calibration: str
+    type: str
+    roles: dict[str, tuple[str, ...]]
+    bits: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the matrices of a role read in a language, by layer: root mean squares of columns.
+
+    `median`, `high` (99th percentile) and `largest` of a layer's columns; NaN where a layer has no
+    such matrix. Of several samples the first. `role` names the first matrix that reads the input.
+    """
+
+    model: str
+    calibration: str
+    role: str
+    median: tuple[float, ...]
+    high: tuple[float, ...]
+    largest: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -283,7 +367,8 @@ class Results:
     as it was run, defaults filled in, files without folders. `unknown`: details that a paper does
     not give. `commands` repeat the study, in order; `notes` are what a reader must know in
     addition;
-    `size_gaps`, before anything else, which of the compared files are not of one size.
+    `size_gaps`, before anything else, which of the compared files are not of one size; `refused`,
+    which types were not compared because of that.
     """
 
     schema: int
@@ -318,18 +403,24 @@ class Results:
     signatures: dict[str, dict[str, Any]]
     times: Times
     size_gaps: tuple[str, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    refused: tuple[str, ...] = ()
+    type_interactions: tuple[TypeInteraction, ...] = ()
+    tensor_types: tuple[TensorTypes, ...] = ()
+    activations: tuple[Activations, ...] = ()
 
 
 def write(path: Path, results: Results) -> None:
     """Write results, whole or not at all; equal results give equal bytes."""
-    write_whole(path, canonical_json(config.plain(results)))
+    write_whole(path, sealed_json(config.plain(results)))
 
 
 def read(path: Path) -> Results:
     """Return the results in a file or in a study's folder; UsageError: there are none to read."""
     file = path / FILE if path.is_dir() else path
     try:
-        raw = json.loads(file.read_bytes())
+        raw = from_json(file.read_bytes())
+        raw = unsealed(raw) if isinstance(raw, dict) else raw
     except OSError as error:
         fix = "imatrix-lab study run recipes/quick-nb.toml"
         raise UsageError(f"no results of a study: {error.strerror}", where=file, fix=fix) from error

@@ -16,7 +16,7 @@ from markupsafe import escape
 
 from imatrix_lab.core import format
 from imatrix_lab.report import text
-from imatrix_lab.report.blocks import Chart, Forest, ForestRow
+from imatrix_lab.report.blocks import Chart, Forest, ForestRow, Strips
 
 WIDTH, HEIGHT, ROW_HEIGHT = 300.0, 210.0, 22.0
 """In units of the picture; one is a pixel or a little more."""
@@ -79,7 +79,7 @@ class Sheet:
         return "".join(f".{name}{{{style}}}\n" for style, name in self._names.items())
 
 
-def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
+def svg(panel: Chart | Forest | Strips, number: int, sheet: Sheet) -> str:
     """Return a picture with title and description; `number` is unique on a page, for the ids."""
     import matplotlib as mpl
 
@@ -96,7 +96,7 @@ def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
     out = io.StringIO()
     with mpl.rc_context({**mpl.rcParamsDefault, **style}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts have it
-        figure = _forest(panel) if isinstance(panel, Forest) else _chart(panel)
+        figure = _drawn(panel)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
     width, height = figure.get_size_inches() * 72
@@ -107,6 +107,12 @@ def svg(panel: Chart | Forest, number: int, sheet: Sheet) -> str:
         f' viewBox="0 0 {width:.0f} {height:.0f}"><title id="t{number}">{caption}</title>'
         f'<desc id="d{number}">{description}</desc>{inside}</svg>'
     )
+
+
+def _drawn(panel: Chart | Forest | Strips) -> Any:
+    if isinstance(panel, Strips):
+        return _strips(panel)
+    return _forest(panel) if isinstance(panel, Forest) else _chart(panel)
 
 
 def _themed(raw: str, sheet: Sheet) -> str:
@@ -151,9 +157,15 @@ def _chart(panel: Chart) -> Any:
             markeredgecolor=_ROLES["paper"], elinewidth=1.2,
             linestyle="-" if series.joined else "none", **style,
         )  # fmt: skip
-    _ticks(axes.xaxis)
+    if panel.has_diagonal:
+        values = [v for s in panel.series for p in s.points for v in (p.x, p.y) if math.isfinite(v)]
+        ends = [min(values, default=0.0), max(values, default=1.0)]
+        axes.plot(ends, ends, color=_ROLES["muted"], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    if panel.log_x:
+        axes.set_xscale("log")
     if panel.log_y:
         axes.set_yscale("log")
+    _ticks(axes.xaxis, is_log=panel.log_x)
     _ticks(axes.yaxis, is_log=panel.log_y)
     if panel.x_range:
         axes.set_xlim(panel.x_range)
@@ -181,6 +193,38 @@ def _ticks(axis: Any, n_most: int = 4, is_log: bool = False) -> None:
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     else:
         axis.set_major_locator(MaxNLocator(n_most, steps=(1, 2, 2.5, 5, 10)))
+
+
+def _strips(panel: Strips) -> Any:
+    n, left = len(panel.rows), 74.0
+    axes = _figure(WIDTH, ROW_HEIGHT * n + 44, left, 8, 36, 8)
+    axes.set_xlim(-0.5, panel.n_columns - 0.5)
+    axes.set_ylim(n - 0.5, -0.5)
+    for place, (_, runs) in enumerate(panel.rows):
+        for run in runs:
+            width = run.last - run.first + 1
+            axes.barh(
+                place, width, left=run.first - 0.5, height=0.86, color=_SERIES[0],
+                alpha=0.08 + 0.5 * run.level, edgecolor=_ROLES["paper"], linewidth=1.2,
+            )  # fmt: skip
+            room = width * (WIDTH - left - 8) / panel.n_columns
+            # all of a type's name if there is room, else its number of bits
+            short = next((c for c in run.label if c.isdigit()), "")
+            fitting = next((w for w in (run.label, short) if 4.9 * len(w) <= room), "")
+            axes.text(
+                (run.first + run.last) / 2, place, fitting, ha="center", va="center",
+                fontsize=7.5, color=_ROLES["ink"],
+            )  # fmt: skip
+    axes.set_yticks(range(n), [text.visible(name) for name, _ in panel.rows])
+    axes.tick_params(axis="y", length=0, pad=4, labelsize=8.5)
+    axes.grid(visible=False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel(text.visible(panel.x_label), labelpad=2)
+    return axes.figure
 
 
 def _forest(panel: Forest) -> Any:
@@ -240,8 +284,14 @@ def _draw_row(axes: Any, place: int, row: ForestRow) -> None:
     axes.text(1.02, place, estimate, transform=axes.get_yaxis_transform(), **style)
 
 
-def describe(panel: Chart | Forest) -> str:
+def describe(panel: Chart | Forest | Strips) -> str:
     """Return in words what a picture shows."""
+    if isinstance(panel, Strips):
+        strips = (
+            f"{name}: {', '.join(f'{r.label} {r.first} to {r.last}' for r in runs)}"
+            for name, runs in panel.rows
+        )
+        return f"By {panel.x_label}. {'; '.join(strips)}."
     if isinstance(panel, Forest):
         rows = (
             f"{r.label}: {format.number(r.estimate, r.low, r.high, plus=True)}"

@@ -237,6 +237,66 @@ def plain_interaction(
     return text
 
 
+def plain_type_interaction(
+    place: str,
+    types: tuple[str, str],
+    calibrations: tuple[str, str],
+    metric: Metric,
+    contrast: Contrast,
+    p_adjusted: float,
+) -> str:
+    """Return what the calibration changes of type A, or more than of type B; see the formal one."""
+    (a, b), (calib, reference) = types, calibrations
+    p = contrast.p_value if math.isnan(p_adjusted) else p_adjusted
+    size = with_error(abs(contrast.estimate) * metric.scale, contrast.std_error * metric.scale)
+    low, high = (with_error(v * metric.scale, contrast.std_error * metric.scale)
+                 for v in (contrast.low, contrast.high))  # fmt: skip
+    gains = (contrast.estimate < 0) == metric.lower_is_better
+    if not p <= ALPHA or contrast.estimate == 0:
+        more = f" more with {a} than with {b}" if b else f" with {a}"
+        head = f"{place}, these data do not show that calibration on {calib} instead of"
+        head += f" {reference} changes anything{more}"
+        text = f"{head} ({metric.words}, {low} to {high} {metric.unit})."
+    else:
+        word = ("better" if gains else "worse") if not b else "more" if gains else "less"
+        what = f"makes {a} {word}" if not b else f"helps {a} {word} than {b}"
+        head = f"{place}, calibration on {calib} instead of {reference} {what}"
+        text = f"{head} ({metric.words}, by {size} {metric.unit}, 95 % CI {low} to {high})."
+    if not contrast.separable:
+        text += " With one calibration text a language it may be that text, not the language."
+    return text
+
+
+def formal_type_interaction(
+    types: tuple[str, str],
+    calibrations: tuple[str, str],
+    text: str,
+    metric: Metric,
+    contrast: Contrast,
+    p_adjusted: float,
+) -> str:
+    """Return the contrast (calibration - reference at A) - (the same at B), and its error terms."""
+
+    def scaled(value: float) -> str:
+        return with_error(value * metric.scale, contrast.std_error * metric.scale)
+
+    (a, b), (calib, reference) = types, calibrations
+    difference = f"({calib} - {reference} of {a})"
+    difference += f" - ({calib} - {reference} of {b})" if b else ""
+    error = f"documents {scaled(contrast.se_documents)}"
+    if contrast.separable:
+        samples = ", ".join(f"{n} of {g}" for g, n in contrast.n_samples.items())
+        error += f", calibration samples {scaled(contrast.se_samples)} ({samples})"
+    adjusted = "" if math.isnan(p_adjusted) else f", Holm-adjusted {_p(p_adjusted)}"
+    return (
+        f"{'Interaction calibration x type' if b else 'Change with the calibration'} on {text},"
+        f" {metric.words}: {difference} = {scaled(contrast.estimate)} {metric.unit}, 95 % CI"
+        f" {scaled(contrast.low)} to {scaled(contrast.high)} (t with {contrast.df:.1f} df;"
+        f" standard error {scaled(contrast.std_error)}: {error}); null: 0,"
+        f" p {_p(contrast.p_value)}{adjusted}, threshold {ALPHA}."
+    )
+
+
 def formal_interaction(
     a: str, b: str, quant_type: str, metric: Metric, contrast: Contrast, p_adjusted: float
 ) -> str:

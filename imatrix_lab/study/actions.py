@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.imatrix import format, merge, quant_error
 from imatrix_lab.imatrix.predict import losses
-from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp import compute, size_types
 from imatrix_lab.models import resolve
-from imatrix_lab.pipeline import tune
+from imatrix_lab.models.gguf import read_header
+from imatrix_lab.pipeline import allocate, tune
 from imatrix_lab.pipeline.predict import columns
 from imatrix_lab.pipeline.score import score_models
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import probes, run, sensitivity
 from imatrix_lab.report.results import Quant
 from imatrix_lab.study.calibrations import POOLED_BY, Calibration
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.graph import FILES, Turn
+from imatrix_lab.study.kinds import QUANTIZERS, Kind
 from imatrix_lab.study.recipe import Task
 from imatrix_lab.tasks import backends, definition
 from imatrix_lab.tasks.run import pairs, prepare
@@ -30,24 +32,28 @@ from imatrix_lab.types import (
     CorpusFacts,
     ImatrixFacts,
     Model,
-    Request,
     ScoreRequest,
     TaskRequest,
     TextOptions,
 )
 
-CORPUS, IMATRIX, QUANT, PATH, LOSSES = "corpus", "imatrix", "quant", "path", "losses"  # in results
+CORPUS, IMATRIX, QUANT, PATH, TYPES = "corpus", "imatrix", "quant", "path", "types"  # in results
+LOSSES, KLDS = "losses", "klds_nats"
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PlannedQuant:
-    """A quant to be made, and the steps that make its imatrix (empty without) and itself."""
+    """A quant to be made, and the steps that make its imatrix (empty without) and itself.
+
+    `texts`: the steps that make the imatrices of what its types are chosen for, with weights.
+    """
 
     calibration: Calibration
-    type: str
+    kind: Kind
     imatrix_step: str
     step: str
+    texts: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 Quants = Sequence[PlannedQuant]
@@ -83,22 +89,18 @@ def corpus(
     shared: Shared, model: Model, text: str, n_tokens: int, options: TextOptions, turn: Turn
 ) -> Result:
     """Build a text."""
-    request = _request(shared, model, turn)
+    request = shared.request(model, turn.threads)
     request = dataclasses.replace(request, text=text, n_tokens=n_tokens, corpus=options)
     facts = tune.corpus_of(request, shared.tools, model, shared.session(turn.progress))
     return {CORPUS: config.plain(facts), FILES: [str(facts.calibration), str(facts.heldout)]}
-
-
-def _request(shared: Shared, model: Model, turn: Turn) -> Request:
-    n_tokens, out = shared.recipe.calibration.tokens, shared.folder.path
-    return Request("", (), model.origin, n_tokens, out, shared.compute(turn.threads))
 
 
 def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
     """Run a model on the text of a step."""
     text, session = corpus_in(turn.results[step]), shared.session(turn.progress)
     assert text is not None
-    facts = tune.imatrix_of(_request(shared, model, turn), shared.tools, model, text, session)
+    request = shared.request(model, turn.threads)
+    facts = tune.imatrix_of(request, shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
     place(facts.path, path)
     return _imatrix(dataclasses.replace(facts, path=path)) | {CORPUS: config.plain(text)}
@@ -129,32 +131,83 @@ def _imatrix(facts: ImatrixFacts) -> Result:
     return {IMATRIX: config.plain(facts), FILES: [str(facts.path)]}
 
 
+def _case(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> allocate.Case:
+    """Return what types are chosen with; its files have no metadata yet."""
+    texts = {}
+    for label, (step, _) in planned.texts.items():
+        text = corpus_in(turn.results[step])
+        assert text is not None
+        texts[label] = text, imatrix_in(turn.results[step])
+    return allocate.Case(
+        shared.request(model, turn.threads),
+        shared.tools,
+        model,
+        _matrix(planned, turn),
+        texts,
+        {label: weight for label, (_, weight) in planned.texts.items()},
+        {},
+        shared.session(turn.progress),
+    )
+
+
+def _matrix(planned: PlannedQuant, turn: Turn) -> ImatrixFacts | None:
+    return imatrix_in(turn.results[planned.imatrix_step]) if planned.imatrix_step else None
+
+
+def errors(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Result:
+    """Measure the errors of all types with an imatrix; the store keeps them."""
+    return {"n_tensors": len(_case(shared, model, planned, turn).every_type)}
+
+
+def measure(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
+    """Measure what the text of an imatrix's step suffers from."""
+    text, matrix = corpus_in(turn.results[step]), imatrix_in(turn.results[step])
+    assert text is not None
+    options, session = shared.compute(turn.threads), shared.session(turn.progress)
+    measured = probes.sensitivity_of(shared.tools, model, (text, matrix), options, session)
+    path = shared.folder.of("sensitivity", f"{model.label}-{planned.id}{sensitivity.SUFFIX}")
+    sensitivity.write(path, measured)
+    return {FILES: [str(path)]}
+
+
 def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Result:
     """Quantize, or take what the store has; a quant that is not kept is made in a store apart."""
+    kind, matrix = planned.kind, _matrix(planned, turn)
     base = turn.results.get(planned.imatrix_step, {})
-    matrix = imatrix_in(base) if base else None
     metadata = tune.metadata_of(shared.tools, corpus_in(base), matrix)
     options = run.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
-    spec = run.QuantSpec(model, matrix, planned.type, options, metadata)
+    spec = run.QuantSpec(model, matrix, kind.type, options, metadata)
+    spec = QUANTIZERS[kind.quantizer].applied(spec)
+    if kind.is_size:
+        case = _case(shared, model, planned, turn)
+        case = dataclasses.replace(case, metadata=spec.metadata)
+        spec = tune.of_size(spec, case.choose(kind.type))
     inputs = run.inputs(spec, shared.tools)
     unchecked = {key: value for key, value in inputs.items() if key != "heldout_sha256"}
     session = Session(shared.store if shared.keeps_quants else shared.work, turn.progress)
     stored = shared.store.like("quant", unchecked)
     facts = run.facts(stored) if stored else run.quantize(shared.tools, spec, session)
-    label, path = f"{model.label}-{planned.calibration.id}-{planned.type}", facts.path
+    named = size_types.in_name(spec.quant_type, spec.base())
+    parts = (model.label, planned.calibration.id, kind.suffix if kind.type else "", named)
+    label, path = "-".join(filter(None, parts)), facts.path
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
         place(facts.path, path)
+        if kind.is_size:
+            place(run.types_path(facts.path), run.types_path(path))
     quant = Quant(
         model=model.label,
         calibration=planned.calibration.label,
         sample=planned.calibration.sample,
-        type=planned.type,
+        type=kind.label,
+        quantizer=kind.quantizer,
         label=label,
         n_fallback=len(facts.fallback),
         **{name: getattr(facts, name) for name in ("sha256", "size_bytes", "bits_per_weight")},
     )
-    return {QUANT: config.plain(quant), PATH: str(path), FILES: [str(path)], "inputs": inputs}
+    types = {t.name: t.type_name for t in read_header(path).tensors if resolve.quantizable(t)}
+    result = {QUANT: config.plain(quant), PATH: str(path), FILES: [str(path)], "inputs": inputs}
+    return result | {TYPES: types}
 
 
 def _as_model(result: Mapping[str, Any]) -> Model:
@@ -186,9 +239,18 @@ def score(
 
 
 def predict_losses(
-    shared: Shared, model: Model, planned: PlannedQuant, samples: Samples, turn: Turn
+    shared: Shared,
+    model: Model,
+    planned: PlannedQuant,
+    samples: Samples,
+    sensitivities: Mapping[str, str],
+    turn: Turn,
 ) -> Result:
-    """Predict what a quant loses in each language; `samples` names the imatrix steps of each."""
+    """Predict what a quant loses in each language; `samples` names the imatrix steps of each.
+
+    `sensitivities`: the step of each language's first sample. Where that is measured, the
+    divergence is predicted too.
+    """
     session = shared.session(turn.progress)
     kernel = quant_error.kernel(shared.tools, session)
     quant = _as_model(turn.results[planned.step])
@@ -200,7 +262,28 @@ def predict_losses(
             imatrices[code] = parts[0].imatrix if len(parts) == 1 else merge.merge(parts, POOLED_BY)
     predicted = losses(quant_error.read(sums.path / quant_error.FILE), imatrices)
     values = dict(zip(predicted.languages, predicted.overall().tolist(), strict=True))
-    return {LOSSES: {**turn.before.get(LOSSES, {}), **values}}
+    known = {
+        code: (steps[0], 0.0)
+        for code, steps in samples.items()
+        if {steps[0], sensitivities.get(code)} <= turn.results.keys()
+    }
+    klds = _predicted_klds(shared, model, dataclasses.replace(planned, texts=known), turn)
+    return {
+        LOSSES: {**turn.before.get(LOSSES, {}), **values},
+        KLDS: {**turn.before.get(KLDS, {}), **klds},
+    }
+
+
+def _predicted_klds(
+    shared: Shared, model: Model, planned: PlannedQuant, turn: Turn
+) -> dict[str, float]:
+    """Return a quant's divergence in the languages of its texts as their sensitivities have it."""
+    if not planned.texts:
+        return {}
+    case, kind = _case(shared, model, planned, turn), planned.kind
+    asked = kind.type if kind.is_size else size_types.PREFIX + kind.type
+    case = dataclasses.replace(case, request=dataclasses.replace(case.request, types=(asked,)))
+    return case.predicted(turn.results[planned.step][TYPES])
 
 
 def items(

@@ -43,6 +43,12 @@ class Calibration:
         label = NONE if self.kind == NONE else self.label
         return f"{label}.{self.sample}" if self.sample else label
 
+    def texts(self) -> dict[str, tuple["Calibration", float]]:
+        """Return what it was collected on, by name, with weights; nothing without an imatrix."""
+        parts = self.parts or (((self, 1.0),) if self.text else ())
+        is_pool = len({part.label for part, _ in parts}) < len(parts)
+        return {part.id if is_pool else part.label: (part, weight) for part, weight in parts}
+
     def shares(self) -> dict[str, float]:
         """Return the share of each language."""
         shares: dict[str, float] = {}

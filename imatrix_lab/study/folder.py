@@ -12,7 +12,6 @@ results.json report.html report.md
 
 import contextlib
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from typing import Any
 
 import filelock
 
-from imatrix_lab.core import config
-from imatrix_lab.core.files import canonical_json, disk_error, write_whole
+from imatrix_lab.core import config, lease
+from imatrix_lab.core.files import canonical_json, disk_error, from_json, write_whole
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report import results
 from imatrix_lab.study.graph import StepRecord
@@ -94,7 +93,7 @@ class Folder:
     def locked(self) -> Iterator[None]:
         """Lock the folder, or raise `UsageError`: one process at a time runs a study."""
         try:
-            with filelock.FileLock(self.of(".lock"), timeout=LOCK_WAIT_S):
+            with lease.lock(self.of(".lock")).acquire(timeout=LOCK_WAIT_S):
                 yield
         except filelock.Timeout:
             problem = f"process {self.status().get('pid')} is running this study"
@@ -104,7 +103,7 @@ class Folder:
     def status(self) -> dict[str, Any]:
         """Return the status as last written; empty if it cannot be read."""
         try:
-            return dict(json.loads(self.of(STATUS).read_bytes()))
+            return dict(from_json(self.of(STATUS).read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -115,8 +114,11 @@ class Folder:
             fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
             raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
         if status["state"] == RUNNING:
-            lock = filelock.FileLock(self.of(".lock"), timeout=0)
-            with contextlib.suppress(filelock.Timeout), lock:  # no process runs it now
+            lock = lease.lock(self.of(".lock"))
+            with (
+                contextlib.suppress(filelock.Timeout),
+                lock.acquire(timeout=0),
+            ):  # no process runs it
                 for step in (status, *status["steps"].values()):
                     if step["state"] == RUNNING:
                         step["state"] = STOPPED
@@ -131,7 +133,7 @@ class Folder:
         records = {}
         for path in self.of("steps").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, UsageError):
-                records[path.stem] = config.build(StepRecord, json.loads(path.read_bytes()), path)
+                records[path.stem] = config.build(StepRecord, from_json(path.read_bytes()), path)
         return records
 
     def write_record(self, step: str, record: StepRecord) -> None:

@@ -14,14 +14,16 @@ from imatrix_lab.core import config, paths
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.corpus import languages
 from imatrix_lab.errors import UsageError
-from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.llamacpp import programs, size_types, toolchain
 from imatrix_lab.models import hub_spec
 
 SCHEMA = 1
 NONE = "none"
+PLAIN = "imatrix"
 DEMO = "demo"
 KEEP = ("all", "scores")
 REFERENCE = "docs/recipe.toml"
+_BITS = "bits:"
 TOKENS_MIN = 1024  # two windows of 512
 SAMPLES_MAX = 100
 
@@ -103,10 +105,21 @@ class Recipe:
 
     schema: Annotated[int, "version of this format"]
     name: Annotated[str, "name of the study's folder: small letters, digits, - and _"]
-    types: Annotated[tuple[str, ...], "quant types: Q4_K_M …"]
+    types: Annotated[
+        tuple[str, ...],
+        "quant types: Q4_K_M …; or sizes, for which the types of tensors are chosen by what the"
+        " calibration's language suffers from: size:Q4_K_M (as large as that), size:3.5GiB,"
+        " bits:4.5",
+    ]
     calibration: CalibrationSettings
     evaluation: Evaluation = field(default_factory=Evaluation)
     models: Annotated[tuple[str, ...], "demo, a GGUF file, or hf:org/repo[@rev][:file]"] = (DEMO,)
+    quantizers: Annotated[
+        tuple[str, ...],
+        "how weights are rounded: imatrix (llama-quantize with the imatrix), feedback (GPTQ's, on"
+        " top of that), awq (channels scaled before it), awq+feedback; each makes every type with"
+        " every calibration. int4-gptq and int4-awq have a grid of their own, to compare with",
+    ] = (PLAIN,)
     question: Annotated[str, "the question, in a sentence"] = ""
     source: Annotated[str, "the paper it follows"] = ""
     unknown: Annotated[tuple[str, ...], "details that the paper does not give"] = ()
@@ -183,7 +196,7 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
     tasks = tuple(
         replace(t, languages=tuple(map(languages.code, t.languages))) for t in recipe.tasks
     )
-    types = programs.quant_types(recipe.types)
+    types = tuple(dict.fromkeys(map(_type, recipe.types)))
     return replace(recipe, types=types, evaluation=evaluation, tasks=tasks)
 
 
@@ -193,10 +206,12 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _list_problems(recipe)
     for name in recipe.types:
         try:
-            programs.quant_types([name])
+            _type(name)
         except KeyError:
             near = config.nearest(name.upper(), programs.QUANT_TYPES)
             yield f"types: llama-quantize has no {name!r}{near}"
+        except UsageError as error:
+            yield f"types: {error.what}"
     if recipe.keep not in KEEP:
         yield f"keep is {' or '.join(KEEP)}, not {recipe.keep!r}{config.nearest(recipe.keep, KEEP)}"
     for key, value, least, most in _ranges(recipe):
@@ -209,8 +224,19 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"comparison.margins: {metric} = {margin} is not above 0"
 
 
+def _type(name: str) -> str:
+    """Return a type as llama-quantize calls it, or a size (see `size_types`).
+
+    Raises KeyError: no such type; UsageError: not a size.
+    """
+    word = name.strip()
+    if word.startswith(_BITS):
+        return size_types.parse(f"{word.removeprefix(_BITS)}bpw")
+    return size_types.parse(word) if size_types.is_size(word) else programs.quant_types([word])[0]
+
+
 def _list_problems(recipe: Recipe) -> Iterator[str]:
-    lists = {"models": recipe.models, "types": recipe.types}
+    lists = {"models": recipe.models, "types": recipe.types, "quantizers": recipe.quantizers}
     lists["calibration.texts"] = recipe.calibration.texts
     lists["comparison.metrics"] = recipe.comparison.metrics
     for key, names in lists.items():
@@ -246,6 +272,11 @@ def _repeated(names: Sequence[str]) -> str:
 def without_folders(recipe: Recipe) -> Recipe:
     """Return a recipe whose files are named without their folders: the same from anywhere."""
     return _with_paths(recipe, lambda file: Path(os.path.normpath(Path.cwd() / file)).name)
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """Return a recipe whose files are named from the root: the same in any folder."""
+    return _with_paths(recipe, os.path.abspath)
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:

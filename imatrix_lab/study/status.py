@@ -45,6 +45,16 @@ class Watch:
         """Take note that a step begins."""
         self._change(step, {"state": RUNNING, "threads": threads})
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a step of this name."""
+        return name in self._steps
+
+    def placed(self, name: str, state: str, machine: str) -> None:
+        """Take note on which machine of a cluster a step runs; it waits for one without."""
+        with self._lock:
+            self._steps[name] |= {"state": state, "machine": machine}
+            self._write(now=True)
+
     def ended(self, step: Step, outcome: StepRecord | Missing | None) -> None:
         """Take note that a step has ended."""
         if isinstance(outcome, StepRecord):
@@ -70,7 +80,9 @@ class Watch:
 
     def _change(self, step: Step, change: dict[str, Any]) -> None:
         with self._lock:
-            self._steps[step.id] = {"what": step.what, **change}
+            before = self._steps[step.id]
+            kept = {key: before[key] for key in ("machine",) if key in before}
+            self._steps[step.id] = {"what": step.what, **kept, **change}
             if change["state"] != RUNNING:
                 self._shares[step.id] = 1.0
             self._count()
@@ -125,7 +137,7 @@ class _StepProgress(Relay):
 
 def preparing(before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the status of a study that is about to run, given its earlier status."""
-    lasting = {key: before[key] for key in ("recipe_folder", "total_s") if key in before}
+    lasting = {key: before[key] for key in ("recipe_folder", "total_s", "class") if key in before}
     fresh = {"state": RUNNING, "pid": os.getpid(), "started": _now(), "told": _now()}
     return {"share": 0.0, "left_s": None, "steps": {}, **lasting, **fresh}
 

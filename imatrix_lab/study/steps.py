@@ -1,4 +1,4 @@
-"""A recipe as steps: texts, imatrices, merges, quants, scores, losses, tasks, cleanup.
+"""A recipe as steps: texts, imatrices, merges, errors, quants, scores, losses, tasks, cleanup.
 
 Steps of a model begin with its label: ``demo.imatrix.nb.1``, ``demo.quant.nb.1.Q4_K_M``. What
 each does is in `actions`; here is what depends on what.
@@ -15,12 +15,14 @@ from imatrix_lab.core import config, format
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.toolchain import IN_MEMORY, cores
+from imatrix_lab.quantize import probes
 from imatrix_lab.study import actions, tasks
 from imatrix_lab.study.actions import PlannedQuant, Quants, ScoredText
 from imatrix_lab.study.calibrations import LANGUAGE, Calibration, calibrations, collected
 from imatrix_lab.study.context import Shared, logits_bytes
 from imatrix_lab.study.graph import Step
-from imatrix_lab.study.recipe import NONE, Task
+from imatrix_lab.study.kinds import Kind, kinds
+from imatrix_lab.study.recipe import NONE, PLAIN, Task
 from imatrix_lab.types import Model, TextOptions
 
 HELDOUT_TOKENS = 1024
@@ -28,7 +30,8 @@ HELDOUT_TOKENS = 1024
 SMALL_BYTES = 1 << 29
 DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200  # for the time left
 QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500  # taking as long, roughly
-PARALLEL = ("imatrix", "quant", "score", "loss", "task")  # kinds of steps that use all cores
+PROBE_TOKENS = probes.PIECES_MIN * probes.PIECE_TOKENS
+PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "loss", "task")  # on all cores
 TARGETS = ("imatrix", "merge", "score", "loss", "task")  # kinds that are run for themselves
 
 
@@ -38,7 +41,7 @@ def steps(shared: Shared) -> tuple[Step, ...]:
     before = ""
     for model in shared.models:
         own = _ModelSteps(shared, model)
-        every += [*own.texts(), *own.imatrices()]
+        every += [*own.texts(), *own.imatrices(), *own.sensitivities()]
         for number, batch in enumerate(own.batches, 1):
             every += own.batch(batch, number, before)
             before = every[-1].id if shared.recipe.limits.disk_gib else ""
@@ -56,10 +59,10 @@ def batches(shared: Shared, model: Model, quants: Quants) -> list[list[PlannedQu
         return [list(quants)]
     result, used = [list[PlannedQuant]()], 0
     for quant in quants:
-        size = shared.sizes[model.label, quant.type]
+        size = shared.sizes[model.label, quant.kind.label]
         if size > limit:
             limits = f"more than the {format.size(limit)} of limits.disk_gib"
-            problem = f"{quant.type} of {model.label} takes {format.size(size)}, {limits}"
+            problem = f"{quant.kind.label} of {model.label} takes {format.size(size)}, {limits}"
             raise UsageError(problem, fix="a larger disk_gib, or 0 for no limit")
         if used + size > limit:
             result, used = [*result, []], 0
@@ -77,7 +80,13 @@ class _ModelSteps:
         self.tasks = tasks.names(self.recipe)
         self.base = {"model": model.sha256, "toolchain": shared.tools.signature()}
         """What determines everything of this model."""
-        quants = [self._quant(c, type_) for type_ in self.recipe.types for c in self.calibrations]
+        self.has_sizes = any(kind.is_size for kind in kinds(self.recipe))
+        quants = [
+            self._quant(c, kind)
+            for kind in kinds(self.recipe)
+            for c in self.calibrations
+            if kind.is_made(c)
+        ]
         self.batches = batches(shared, model, quants)
         # decided once, so that numbers compare: are models in memory together? A GPU's memory is
         # not known unless the recipe gives it; then one model is loaded at a time
@@ -98,13 +107,17 @@ class _ModelSteps:
         usual["cores"] = cores() if kind in PARALLEL else 1
         return Step(name, kind, what, run, **(usual | rest))
 
-    def _quant(self, calibration: Calibration, quant_type: str) -> PlannedQuant:
+    def _quant(self, calibration: Calibration, kind: Kind) -> PlannedQuant:
         imatrix = "" if calibration.kind == NONE else self._id("imatrix", calibration.id)
-        step = self._id("quant", calibration.id, quant_type)
-        return PlannedQuant(calibration, quant_type, imatrix, step)
+        step = self._id("quant", calibration.id, kind.id)
+        texts = {
+            label: (self._id("imatrix", part.id), weight)
+            for label, (part, weight) in calibration.texts().items()
+        }
+        return PlannedQuant(calibration, kind, imatrix, step, texts if kind.is_size else {})
 
     def _size(self, quant: PlannedQuant) -> int:
-        return self.shared.sizes[self.model.label, quant.type]
+        return self.shared.sizes[self.model.label, quant.kind.label]
 
     def _scoring_bytes(self, quants: Quants) -> int:
         logits = (1 + len(quants)) * logits_bytes(self.model, self.shared)
@@ -146,6 +159,41 @@ class _ModelSteps:
                 rest = {"inputs": inputs, "needs": tuple(parts.values())}
                 yield self._step(step, "merge", f"imatrix {c.id}", run, **rest)
 
+    def sensitivities(self) -> Iterator[Step]:
+        """Yield what types are chosen by, if they are: measured once for each calibration."""
+        for c in self.calibrations if self.has_sizes else ():
+            if c.kind != NONE:
+                yield self._errors(c)
+        for c in self.collected if self.has_sizes else ():
+            step, imatrix = self._id("sensitivity", c.id), self._id("imatrix", c.id)
+            what, run = f"sensitivity {self._words(c)}", self._action(actions.measure, c, imatrix)
+            after = (self._id("errors", c.id),) if c in self.calibrations else ()
+            n_groups = len(probes.groups(self.model))
+            yield self._step(
+                step,
+                "sensitivity",
+                what,
+                run,
+                needs=(imatrix,),
+                after=after,
+                cost=(1 + n_groups) * PROBE_TOKENS,
+                memory_bytes=self.model.facts.size_bytes + logits_bytes(self.model, self.shared),
+            )
+
+    def _errors(self, calibration: Calibration) -> Step:
+        size = next(kind for kind in kinds(self.recipe) if kind.is_size)
+        quant = self._quant(calibration, size)
+        needs = dict.fromkeys((quant.imatrix_step, *(step for step, _ in quant.texts.values())))
+        return self._step(
+            self._id("errors", calibration.id),
+            "errors",
+            f"errors of types, {self._words(calibration)}",
+            self._action(actions.errors, quant),
+            inputs={"types": self.recipe.types},
+            needs=tuple(needs),
+            cost=QUANT_TOKENS,
+        )
+
     def batch(self, quants: Quants, number: int, before: str) -> list[Step]:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
@@ -166,15 +214,24 @@ class _ModelSteps:
         return self._step(
             quant.step,
             "quant",
-            f"quantize {quant.calibration.id} {quant.type}",
+            f"quantize {quant.calibration.id} {quant.kind.label}",
             self._action(actions.quant, quant),
-            inputs=self.base | {"type": quant.type},
-            needs=(quant.imatrix_step,) if quant.imatrix_step else (),
+            inputs=self.base | {"type": quant.kind.label},
+            needs=self._needs(quant),
             after=(before,) if before else (),
             is_target=self.shared.keeps_quants,
             cost=QUANT_TOKENS,
             memory_bytes=max(SMALL_BYTES, largest),
         )
+
+    def _needs(self, quant: PlannedQuant) -> tuple[str, ...]:
+        """Return the steps that a quant is made of: its imatrix, and what its types stand on."""
+        needs = [quant.imatrix_step] if quant.imatrix_step else []
+        if quant.kind.is_size:
+            needs.append(self._id("errors", quant.calibration.id))
+            for part, _ in quant.calibration.texts().values():
+                needs += [self._id(kind, part.id) for kind in ("imatrix", "sensitivity")]
+        return tuple(dict.fromkeys(needs))
 
     def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
@@ -202,15 +259,21 @@ class _ModelSteps:
 
     def _losses(self, quants: Quants) -> Iterator[Step]:
         samples: dict[str, list[str]] = {}
+        sensitivities: dict[str, str] = {}
         for c in self.collected:
             if c.kind == LANGUAGE:
                 samples.setdefault(c.language, []).append(self._id("imatrix", c.id))
+                if self.has_sizes:
+                    sensitivities.setdefault(c.language, self._id("sensitivity", c.id))
         uses = tuple(step for steps in samples.values() for step in steps)
-        for quant in quants if samples else ():
-            who = (quant.calibration.id, quant.type)
-            step, what = self._id("loss", *who), f"predicted loss {' '.join(who)}"
-            run = self._action(actions.predict_losses, quant, samples)
-            rest = {"needs": (quant.step,), "uses": uses, "cost": LOSS_TOKENS}
+        uses += tuple(sensitivities.values())
+        predictable = [q for q in quants if q.kind.quantizer == PLAIN]
+        for quant in predictable if samples else ():
+            who = (quant.calibration.id, quant.kind.label)
+            step, what = self._id("loss", who[0], quant.kind.id), f"predicted loss {' '.join(who)}"
+            run = self._action(actions.predict_losses, quant, samples, sensitivities)
+            needs = (quant.step, *([quant.imatrix_step] if quant.imatrix_step else []))
+            rest = {"needs": needs, "uses": uses, "cost": LOSS_TOKENS}
             yield self._step(step, "loss", what, run, **rest)
 
     def _items(self) -> Iterator[Step]:
@@ -224,9 +287,9 @@ class _ModelSteps:
         name, languages = self.tasks[task], tasks.languages_of(task, self.recipe)
         who, size = ["original"], self.model.facts.size_bytes
         if quant:
-            who, size = [quant.calibration.id, quant.type], self._size(quant)
+            who, size = [quant.calibration.id, quant.kind.label], self._size(quant)
         return self._step(
-            self._id("task", name, *who),
+            self._id("task", name, *who[:1], *([quant.kind.id] if quant else ())),
             "task",
             " ".join((name, *who)),
             self._action(actions.answers, task, languages, quant.step if quant else ""),

@@ -7,14 +7,16 @@ from imatrix_lab.compare import design
 from imatrix_lab.core.config import nearest
 from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import merge
-from imatrix_lab.llamacpp import toolchain
-from imatrix_lab.pipeline import score
+from imatrix_lab.llamacpp import size_types, toolchain
+from imatrix_lab.pipeline import allocate, score
 from imatrix_lab.quantize import run
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.study import tasks
 from imatrix_lab.study.calibrations import mixtures
-from imatrix_lab.study.recipe import Recipe, is_remote
+from imatrix_lab.study.kinds import QUANTIZERS
+from imatrix_lab.study.recipe import NONE, PLAIN, Recipe, is_remote
 from imatrix_lab.tasks import definition
+from imatrix_lab.types import ComputeOptions, Request
 
 
 def check(recipe: Recipe) -> None:
@@ -31,8 +33,11 @@ def check(recipe: Recipe) -> None:
         if file and not path.exists():
             raise UsageError("the recipe names a file that does not exist", where=path)
     _check_tasks(recipe)
+    _check_kinds(recipe)
     for model in recipe.models:
         run.check_spec(model, recipe.types)
+        compute = ComputeOptions(recipe.backend)
+        allocate.check(Request("", recipe.types, model, recipe.calibration.tokens, Path(), compute))
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -43,6 +48,7 @@ def _check_names(recipe: Recipe) -> None:
         ("evaluation.protocol", recipe.evaluation.protocol, score.CONTEXT),
         ("comparison.adjust", comparison.adjust, design.ADJUSTMENTS),
         ("limits.backend", recipe.backend, toolchain.BACKENDS),
+        *(("quantizers", name, QUANTIZERS) for name in recipe.quantizers),
         *(("comparison.metrics", metric, text_metrics) for metric in comparison.metrics),
         *(("comparison.margins", metric, METRICS) for metric in comparison.margins),
         *(("variant", t.variant, definition.VARIANTS) for t in recipe.tasks if t.variant),
@@ -65,6 +71,22 @@ def _check_calibrations(recipe: Recipe) -> None:
     if baseline and baseline not in texts:
         problem = f"comparison.baseline: {baseline!r} is not in calibration.texts"
         raise UsageError(f"{problem}{nearest(baseline, texts)}", fix=f"one of {', '.join(texts)}")
+
+
+def _check_kinds(recipe: Recipe) -> None:
+    """Refuse types that a quantizer cannot make, and `none` as what they are compared with."""
+    quantizers = {name: QUANTIZERS[name] for name in recipe.quantizers}
+    for quantizer in quantizers.values():
+        quantizer.check(recipe.types)
+    texts = recipe.calibration.texts
+    if NONE in texts and PLAIN not in quantizers:
+        what = f"{NONE!r} is llama-quantize without an imatrix, and quantizers has no {PLAIN!r}"
+        raise UsageError(what, fix=f"add {PLAIN!r}, or leave {NONE!r} out of calibration.texts")
+    needing = [*filter(size_types.is_size, recipe.types)]
+    needing += [name for name, quantizer in quantizers.items() if quantizer.needs_text]
+    if needing and (recipe.comparison.baseline or texts[0]) == NONE:
+        what = f"{needing[0]} takes a calibration text, so that it has no baseline {NONE!r}"
+        raise UsageError(what, fix="comparison.baseline: a language of calibration.texts")
 
 
 def _check_tasks(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.files import disk_error, from_json
 from imatrix_lab.core.outputs import any_file
 
 Record = TypeVar("Record")
@@ -23,7 +23,7 @@ def other_than_journal(path: Path) -> str:
     with path.open("rb") as file:
         for line in itertools.islice(file, 3):  # the first may have been cut off
             with contextlib.suppress(ValueError):
-                entry = json.loads(line)
+                entry = from_json(line)
                 if isinstance(entry, dict) and {"id", "error"} <= entry.keys():
                     return ""
     return any_file(path) if path.stat().st_size else ""
@@ -39,7 +39,7 @@ class Journal(Generic[Record]):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.split("\n"):
             try:
-                entry = json.loads(line)
+                entry = from_json(line)
             except ValueError:
                 continue  # cut off by a kill
             if isinstance(entry, dict) and entry.keys() >= set(self._fields):

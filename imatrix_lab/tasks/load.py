@@ -1,6 +1,5 @@
 """Rows of a benchmark: from the Hub at a commit, or from local files; read with `datasets`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +8,7 @@ from pathlib import Path
 import pyarrow
 
 from imatrix_lab.core.config import nearest
-from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.files import from_json, sha256_file
 from imatrix_lab.core.hub_errors import Unreachable, login
 from imatrix_lab.core.hub_http import ask, dataset_commit, require_network
 from imatrix_lab.core.names import readable
@@ -153,7 +152,7 @@ def _translator(data: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(readers.decoded(path))
+        manifest = from_json(readers.decoded(path))
         by = f"{manifest['model']}, from {manifest['from']}, origin {manifest['origin']}"
     except (ValueError, KeyError, TypeError) as error:
         raise BadText("not the manifest of a translation", where=path, fix="remove it") from error

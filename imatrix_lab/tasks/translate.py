@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab import __version__
-from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, write_whole
 from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder, replaceable
 from imatrix_lab.core.parallel import each
 from imatrix_lab.core.progress import Progress
@@ -72,7 +71,7 @@ def check(request: TranslateRequest, rules: Rules, model: str = "") -> None:
     same = {"task": request.task.name, "language": request.to, "from": request.source}
     same |= {"model": model} if model else {}
     try:
-        old = dict(json.loads(manifest.read_bytes()))
+        old = dict(from_json(manifest.read_bytes()))
     except (OSError, ValueError, TypeError):
         old = {}
     is_ours = same.items() <= old.items()

@@ -1,6 +1,7 @@
 """report on the command line."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -75,3 +76,19 @@ def test_damaged_results(study, capsys):
     assert run(["report", str(study)]) == 2
     assert "damaged" in capsys.readouterr().err
     assert not (study / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": 1, "digest": 7}', "7"])
+def test_results_that_are_nonsense(study, capsys, text):
+    (study / results.FILE).write_text(text)
+    assert run(["report", str(study)]) == 2
+    assert "bug" not in capsys.readouterr().err
+
+
+def test_a_changed_digit_is_no_other_result(study, capsys):
+    file = study / results.FILE
+    text = file.read_text()
+    place = next(m.start() for m in re.finditer(r"(?<=0\.\d)\d", text))
+    file.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    assert run(["report", str(study)]) == 2
+    assert "not as it was written" in capsys.readouterr().err

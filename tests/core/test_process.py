@@ -223,6 +223,7 @@ def test_environment(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "nb_NO.ISO-8859-1")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     hostile = ("LLAMA_ARG_CACHE_TYPE_K", "GGML_X", "OMP_NUM_THREADS", "CXXFLAGS", "LD_PRELOAD", "X")
+    hostile += ("HF_TOKEN", "IMATRIX_LAB_API_KEY")
     for name in hostile:
         monkeypatch.setenv(name, "1" if name != "LD_PRELOAD" else "")
     lines = process.run([script("env")], env={"EXTRA": "more"}).tail.splitlines()

@@ -15,9 +15,10 @@ from typing import Any
 import filelock
 import pytest
 
-from imatrix_lab.core import files, store
+from imatrix_lab.core import digests, files, store
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store, fingerprint
 from imatrix_lab.errors import DiskFull, ImatrixLabError, ToolFailed
 
@@ -150,9 +151,9 @@ def test_what_a_kill_after_the_last_rename_left_is_removed(root: Path) -> None:
     scratch.mkdir(parents=True)
     (scratch / "half").write_text("x")
     with filelock.FileLock(root / "locks" / f"{scratch.parent.name}.lock"):  # the run that made it
-        assert found.get("corpus", "nb", INPUTS, Builder()) == artifact
+        assert found.get("corpus", "nb", INPUTS, Builder()).path == artifact.path
         assert scratch.exists()
-    assert found.get("corpus", "nb", INPUTS, Builder()) == artifact
+    assert found.get("corpus", "nb", INPUTS, Builder()).path == artifact.path
     assert not scratch.parent.exists()
 
 
@@ -771,3 +772,43 @@ def test_together_of_two_processes_in_opposite_order(root: Path) -> None:
     assert [p.returncode for p in processes] == [0, 0]
     assert outputs == ["[0, 1, 2, 3]\n", "[3, 2, 1, 0]\n"]
     assert (root / "builds").read_text() == "x"
+
+
+# -- files that say of themselves whether they are as they were written
+
+
+@pytest.mark.parametrize("damage", ["fact", "input", "nested", "list", "key"])
+def test_a_manifest_that_was_changed_is_none(root: Path, damage: str) -> None:
+    build = Builder()
+    manifest = Store(root).get("thing", "label", INPUTS, build).path / MANIFEST
+    table = json.loads(manifest.read_bytes())
+    if damage == "fact":
+        table["facts"]["n_files"] = 3
+    elif damage == "input":
+        table["inputs"]["language"] = "nn"
+    elif damage == "key":
+        table["fact"] = table.pop("facts")
+    text = {"nested": "[" * 100_000, "list": "[1]"}.get(damage, json.dumps(table))
+    manifest.write_text(text)
+    assert Store(root).find("thing", INPUTS) is None
+    assert Store(root).like("thing", {}) is None
+    assert Store(root).get("thing", "label", INPUTS, build).facts["n_files"] == 2
+
+
+def test_manifests_of_earlier_versions_have_no_digest(root: Path) -> None:
+    manifest = Store(root).get("thing", "label", INPUTS, Builder()).path / MANIFEST
+    table = json.loads(manifest.read_bytes())
+    del table[files.DIGEST]
+    manifest.write_text(json.dumps(table))
+    assert Store(root).find("thing", INPUTS)
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "[" * 100_000, '{"%s": "short"}', '{"%s": 7}', ""])
+def test_digests_that_cannot_be_read_are_computed_again(tmp_path: Path, text: str) -> None:
+    file, session = tmp_path / "x", Session(Store(tmp_path / "store"), Silent())
+    file.write_bytes(b"abc")
+    sha256 = digests.sha256_of(file, session)
+    kept = session.store.root / "sha256.json"
+    key = next(iter(json.loads(kept.read_text())))
+    kept.write_text(text.replace("%s", key))
+    assert digests.sha256_of(file, session) == sha256 == sha256_file(file)

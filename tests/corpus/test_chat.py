@@ -79,6 +79,13 @@ def test_a_template_that_never_ends_is_stopped(tmp_path, own_store, monkeypatch)
         rendered(endless, tmp_path, own_store)
 
 
+def test_one_that_only_computes_is_stopped_on_a_busy_machine_too(tmp_path, own_store, monkeypatch):
+    """Its processor time counts; a C call that never ends hears no signal of Python's."""
+    monkeypatch.setattr(chat_template, "TIME_LIMIT_S", 60.0)
+    with pytest.raises(BadModel, match="SIGXCPU"):
+        rendered("{{ (9 ** (9 ** 8)) % 7 }}", tmp_path, own_store)
+
+
 def test_a_template_that_takes_all_memory_is_stopped(tmp_path, own_store):
     with pytest.raises(BadModel):
         rendered("{{ 'x' * 10000000000 }}", tmp_path, own_store)

@@ -70,3 +70,9 @@ def test_a_file_beats_a_guess_and_a_code_beats_a_file(tmp_path, monkeypatch) -> 
         (tmp_path / name).write_text("text", encoding="utf-8")
     assert mixture.parse_or_path("norsk", "x") == type(tmp_path)("norsk")
     assert not isinstance(mixture.parse_or_path("nb", "x"), type(tmp_path))
+
+
+@pytest.mark.parametrize("word", ["\ud800", "\0", "a\0b", "\xff", "x" * 70_000, "a-" * 9000])
+def test_words_that_no_language_has(word: str) -> None:
+    with pytest.raises(UsageError):
+        languages.get(word)

@@ -40,7 +40,9 @@ class Request:
 
 
 @dataclass
-class _Blob:
+class Blob:
+    """A file of a commit."""
+
     content: bytes
     is_lfs: bool
     sha256: str = field(init=False)
@@ -76,18 +78,22 @@ class HubServer:
     it misbehave; `requests` has all that was asked.
     """
 
+    handler: type[Handler]
+    """What answers; subclasses have others."""
+
     def __init__(self, repos: Repos, card: Mapping[str, Any] | None = None):
         self.requests: list[Request] = []
         self.card = dict(card or {})
+        self.private: dict[str, bool] = {}
         self._repos: dict[str, dict[str, str]] = {}
-        self._commits: dict[tuple[str, str], dict[str, _Blob]] = {}
+        self._commits: dict[tuple[str, str], dict[str, Blob]] = {}
         self._cuts: dict[str, int] = {}
         self._corrupt: set[str] = set()
         self._broken: dict[str, int] = {}
         self._troubles: list[tuple[str, int, dict[str, str], bytes]] = []
         self._gates: dict[str, str | None] = {}
         self._connections: list[socket.socket] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
         self._server.daemon_threads = True
         cast(Any, self._server).hub = self
         for repo, revisions in repos.items():
@@ -106,7 +112,7 @@ class HubServer:
     def push(self, repo: str, revision: str, files: Mapping[str, bytes | Path]) -> str:
         """Make a revision point at these files; return the commit."""
         blobs = {
-            name: _Blob(
+            name: Blob(
                 content if isinstance(content, bytes) else content.read_bytes(),
                 name.endswith((".gguf", ".safetensors", ".model", ".parquet")),
             )
@@ -163,7 +169,9 @@ class HubServer:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers what reads a repository."""
+
     protocol_version = "HTTP/1.1"
 
     @property
@@ -186,11 +194,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
-    def _answer(self) -> None:
+    def _note(self) -> None:
         get = self.headers.get
         self.hub.requests.append(
             Request(self.command, self.path, get("Range"), get("Authorization"), get("Host") or "")
         )
+
+    def _answer(self) -> None:
+        self._note()
         url = urlsplit(self.path)
         for trouble in self.hub._troubles:
             if trouble[0] in self.path:
@@ -215,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._error(404, "", "no such page")
 
-    def _find(self, match: re.Match[str]) -> tuple[str, str, dict[str, _Blob]] | None:
+    def _find(self, match: re.Match[str]) -> tuple[str, str, dict[str, Blob]] | None:
         repo, revision = match["repo"], unquote(match["revision"] or "main")
         revisions = self.hub._repos.get(repo)
         if revisions is None:
@@ -240,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "id": repo,
                     "modelId": repo,
                     "sha": commit,
-                    "private": False,
+                    "private": self.hub.private.get(repo, False),
                     "gated": "manual" if repo in self.hub._gates else False,
                     "cardData": self.hub.card,
                     "tags": [],
@@ -296,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._start(302, 0, headers)
 
-    def _send(self, name: str, blob: _Blob, headers: dict[str, str]) -> None:
+    def _send(self, name: str, blob: Blob, headers: dict[str, str]) -> None:
         content, status = blob.content, 200
         if name in self.hub._corrupt:
             content = bytes(b ^ 0xFF for b in content)
@@ -340,7 +351,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _entries(blobs: Mapping[str, _Blob], folder: str) -> list[dict[str, Any]]:
+def _entries(blobs: Mapping[str, Blob], folder: str) -> list[dict[str, Any]]:
     """Return the files and folders below a folder, as the Hub's tree has them."""
     below = {n: b for n, b in sorted(blobs.items()) if not folder or n.startswith(f"{folder}/")}
     folders = {str(p) for n in below for p in PurePosixPath(n).parents if str(p) != "."}
@@ -357,3 +368,6 @@ def _entries(blobs: Mapping[str, _Blob], folder: str) -> list[dict[str, Any]]:
             entry["lfs"] = {"oid": blob.sha256, "size": size, "pointerSize": 134}
         entries.append(entry)
     return entries
+
+
+HubServer.handler = Handler

@@ -1,6 +1,7 @@
 """Moments: against numpy on the same activations, files, mixtures, llama-quantize."""
 
 import ctypes
+import dataclasses
 import re
 import subprocess
 
@@ -16,6 +17,7 @@ from imatrix_lab.imatrix import collector, format, merge, moments
 from imatrix_lab.llamacpp import native
 from imatrix_lab.pipeline import tune
 from tests import tiny_model
+from tests.imatrix import made_up
 from tests.imatrix.test_collect import request
 
 
@@ -229,3 +231,23 @@ def test_the_layout_of_ggmls_tensors(tools, session):
     assert not library.layout_agrees(product, x, w, ctypes.c_int32(number))
     assert ctypes.sizeof(Tensor) + 32 == base.ggml_tensor_overhead()
     base.ggml_free(context)
+
+
+def test_sums_of_other_columns_than_squares_are_refused(tmp_path):
+    path = tmp_path / "x.gguf"
+    made_up.write_moments(path, {"blk.0.attn_q.weight": [np.ones((4, 64), np.float32)]}, block=32)
+    whole = format.read(path)
+    entries = {n: format.Entry(e.sums[:, :32], e.counts) for n, e in whole.entries.items()}
+    format.write(path, dataclasses.replace(whole, entries=entries))
+    with pytest.raises(BadImatrix, match="other columns"):
+        moments.check(path)
+
+
+def test_moments_that_are_anothers_are_refused(tmp_path):
+    path = tmp_path / "x.gguf"
+    rows = [np.ones((4, 64), np.float32)]
+    made_up.write_moments(path, {"blk.0.attn_q.weight": rows, "blk.0.attn_k.weight": rows})
+    for record in ('{"a": "blk.0.attn_q.weight"}', "[" * 9000, "[]"):
+        format.write(path, format.read(path), {moments.KEY: record})
+        with pytest.raises(BadImatrix):
+            moments.check(path)

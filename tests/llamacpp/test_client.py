@@ -1,11 +1,13 @@
 """The client against a hostile server."""
 
+import contextlib
 import datetime
 import email.utils
 import json
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -65,6 +67,12 @@ def test_without_stop_strings_an_end_is_an_end_token():
 def test_addresses(url):
     with pytest.raises(UsageError):
         Client(url)
+
+
+def test_a_wrong_address_with_a_password_is_not_repeated():
+    with pytest.raises(UsageError) as caught:
+        Client(f"htp://me:{KEY}@host/v1")
+    assert KEY not in str(caught.value)
 
 
 # -- what is tried again
@@ -347,3 +355,65 @@ def test_an_error_of_the_items_is_passed_on():
         serve(good()) as server, Client(server.url) as client, pytest.raises(ZeroDivisionError)
     ):  # fmt: skip
         list(client.generate(broken()))
+
+
+# -- what a hostile one does
+
+
+def test_a_key_that_the_server_repeats_is_in_no_error_and_no_answer():
+    echo = json.dumps({"error": f"wrong key: {KEY}"}).encode()
+    with serve(Reply(echo, 401), good(f"ja, {KEY}")) as server:
+        assert (refused := ask(server)).error.startswith("status 401 Unauthorized: ")
+        assert (answered := ask(server)).text == "ja, …"
+    assert KEY not in f"{refused}{answered}"
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\x01", "nøkkel"])
+def test_a_key_that_no_header_carries_is_told_and_not_shown(key):
+    with pytest.raises(UsageError) as caught:
+        Client("http://127.0.0.1:9", api_key=key)
+    assert key not in str(caught.value)
+    with serve(good()) as server, Client(server.url, api_key=f" {KEY}\n") as client:
+        client.chat(ASKED, 5)
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+DEEP = b"[" * 100_000
+HOSTILE = {
+    "nested too deeply": Reply(DEEP),
+    "an error nested too deeply": Reply(DEEP, 400),
+    "an end that is a list": Reply(good().body.replace(b'"stop"', b'["stop"]')),
+    "less than no tokens": Reply(good(n_tokens=-1).body),
+    "more tokens than a number holds": Reply(good(n_tokens=10**30).body),
+    "tokens that are a truth": Reply(good().body.replace(b": 3}", b": true}")),
+    "not a number": Reply(b'{"choices": NaN}'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_are_failed_items(name):
+    with serve(HOSTILE[name]) as server:
+        found = ask(server, retries=0)
+    assert found.error and not found.text and len(found.error) < 400
+
+
+def test_what_a_server_says_of_itself_has_an_end(monkeypatch):
+    monkeypatch.setattr(endpoint, "ANSWER_BYTES_MAX", 1 << 20)
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(64):
+                    self.wfile.write(b" " * (1 << 20))
+                self.wfile.write(b'{"chat_template": "x"}')
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_address[1]}") as client:
+            assert client.about() == {} and client.template == ""
+        server.shutdown()

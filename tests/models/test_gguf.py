@@ -103,6 +103,7 @@ def nested(depth: int) -> bytes:
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "tensor count 2**63": (blob(n_tensors=2**63), "do not fit"),
     "tensor count just too many": (blob(n_tensors=129), "do not fit"),
+    "more pairs than any model has": (blob(n_pairs=1 << 17) + bytes(13 << 17), "do not fit"),
     "pair count 2**60": (blob(n_pairs=2**60), "do not fit"),
     "key length 2**63": (blob((struct.pack("<Q", 2**63),)), "at most"),
     "string length 2**63": (blob((pair("k", STRING, struct.pack("<Q", 2**63)),)), "k"),

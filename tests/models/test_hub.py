@@ -18,7 +18,14 @@ from imatrix_lab.core import hub_http
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import DiskFull, FetchFailed, ImatrixLabError, MissingTool, ToolFailed
+from imatrix_lab.errors import (
+    DiskFull,
+    FetchFailed,
+    ImatrixLabError,
+    MissingTool,
+    ToolFailed,
+    UsageError,
+)
 from imatrix_lab.models import hub, hub_spec
 from tests.fakes.hub_server import HubServer
 
@@ -740,3 +747,88 @@ def test_the_hub_asks_to_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
         server.trouble("/api/", 429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
         with pytest.raises(FetchFailed, match="too many requests"):
             hub.fetch(hub_spec.parse(f"hf:{REPO}@v2"), Session(store, Silent()), None)
+
+
+# -- a hostile Hub
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("bad", ["../../../../escape", "/escape", "", None, 7, "A" * 40])
+@pytest.mark.parametrize("field", ["sha", "sha256", "blobId"])
+def test_hashes_that_would_lead_elsewhere_are_refused(
+    field: str, bad: object, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry: dict = {"rfilename": "x.gguf", "size": 4, "blobId": "d" * 40}
+    if field == "sha256":
+        entry["lfs"] = {"sha256": bad, "size": 4, "pointerSize": 134}
+    elif field == "blobId":
+        entry["blobId"] = bad
+    answer = {"id": REPO, "sha": bad if field == "sha" else "c" * 40, "siblings": [entry]}
+    with serving(monkeypatch, {"x.gguf": Q4}) as server:
+        server.trouble("/api/", 200, JSON, json.dumps(answer).encode())
+        with pytest.raises(FetchFailed):
+            hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+    assert not [p for p in tmp_path.rglob("*") if "escape" in p.name or "AAA" in p.name]
+
+
+@pytest.mark.parametrize("size", [-1, "4", None, 1.5])
+def test_sizes_that_are_none(size: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    siblings = [{"rfilename": "x.gguf", "size": size, "blobId": "d" * 40}]
+    answer = {"id": REPO, "sha": "c" * 40, "siblings": siblings}
+    with serving(monkeypatch, {"x.gguf": Q4}) as server, pytest.raises(FetchFailed):
+        server.trouble("/api/", 200, JSON, json.dumps(answer).encode())
+        hub_http.list_files(REPO, "main")
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"7", b'{"siblings": 3, "id": "a/b"}'])
+def test_answers_that_are_nonsense(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(monkeypatch, {"x.gguf": Q4}) as server, pytest.raises(FetchFailed):
+        server.trouble("/api/", 200, JSON, body)
+        hub_http.list_files(REPO, "main")
+
+
+def test_a_file_that_does_not_end_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "BLOCK_BYTES", 1000)
+    written = []
+    check = hub_http._check
+    monkeypatch.setattr(
+        hub_http,
+        "_check",
+        lambda n, e, part: (written.append(part.stat().st_size), check(n, e, part)),
+    )
+    with serving(monkeypatch, {"a.gguf": Q4}) as server:
+        server.trouble("/cdn/", 200, {}, bytes(8 << 20))
+        with pytest.raises(FetchFailed, match="bytes, and the Hub lists"):
+            hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+    assert written and written[0] <= len(Q4) + 1000
+
+
+def test_a_small_file_with_other_bytes_is_fetched_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of Git LFS a file is known by the hash that Git gives it."""
+    with serving(monkeypatch, {"a.imatrix": b"of an imatrix"}) as server:
+        server.corrupt("a.imatrix")
+        ref = hub_spec.parse(f"hf:{REPO}/a.imatrix")
+        with pytest.raises(FetchFailed, match="has the hash"):
+            hub.fetch_imatrix(ref, Session(store, Silent()))
+        server.corrupt("a.imatrix", False)
+        path = hub.fetch_imatrix(ref, Session(store, Silent()))
+    assert path.read_bytes() == b"of an imatrix"
+
+
+def test_a_fetched_file_is_on_the_disk_before_it_has_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    monkeypatch.setattr(hub_http, "flush", lambda path: flushed.append(path.read_bytes()))
+    with serving(monkeypatch, {"a.gguf": Q4}):
+        hub.fetch(hub_spec.parse(f"hf:{REPO}"), Session(store, Silent()), None)
+    assert flushed == [Q4]
+
+
+@pytest.mark.parametrize("revision", ["../../x", "a/../../b"])
+def test_revisions_that_lead_elsewhere(revision: str) -> None:
+    with pytest.raises(UsageError):
+        hub_spec.parse(f"hf:{REPO}@{revision}:x.gguf")

@@ -9,6 +9,7 @@ import pytest
 
 from imatrix_lab.cli import main as cli_main
 from imatrix_lab.core import process
+from imatrix_lab.core.files import sealed_json, unsealed
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -221,9 +222,9 @@ def test_a_file_reads_as_it_was_written(tmp_path):
 
 
 def broken(change):
-    raw = json.loads(sensitivity.text(made_up()))
+    raw = unsealed(json.loads(sensitivity.text(made_up())))
     change(raw)
-    return json.dumps(raw)
+    return sealed_json(raw)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,24 @@ def test_other_and_damaged_files_are_refused(tmp_path, content):
     with pytest.raises(BadRecords) as error:
         sensitivity.read(path)
     assert error.value.where == str(path) and error.value.fix
+
+
+@pytest.mark.parametrize("value", ["1e999", "[" * 100_000, "1" + "0" * 400])
+def test_impossible_numbers_are_refused(tmp_path, value):
+    path = tmp_path / "nb.json"
+    path.write_text(sensitivity.text(made_up()).replace('"n_layers": 2', f'"n_layers": {value}'))
+    with pytest.raises(BadRecords):
+        sensitivity.read(path)
+
+
+def test_no_changed_digit_gives_other_numbers(tmp_path):
+    text, path = sensitivity.text(made_up()), tmp_path / "nb.json"
+    for place in (i for i, c in enumerate(text) if c.isdigit()):
+        path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        try:
+            assert sensitivity.read(path) == made_up()
+        except BadRecords:
+            continue
 
 
 def test_groups_are_roles_in_bands_of_depth():

@@ -84,3 +84,20 @@ def test_no_changed_byte_gives_other_numbers(tmp_path):
         np.testing.assert_array_equal(records.array("pos"), np.arange(300))
         assert records.signature == {"quant": {"sha256": "ab"}}
     assert refused > 250
+
+
+def test_a_column_of_another_kind_is_said(tmp_path):
+    words = parquet.Coded(np.array([0], np.int32), ("x",))
+    parquet.write(tmp_path / "x", {"kld": words, "doc_id": np.array([0.5])}, {})
+    table = parquet.read(tmp_path / "x")
+    for read, name in ((table.array, "kld"), (table.words, "doc_id"), (table.words, "absent")):
+        with pytest.raises(BadRecords, match=name):
+            read(name)
+
+
+@pytest.mark.parametrize("signature", ["[]", "7", "[" * 100_000, "null"])
+def test_a_signature_that_is_no_table(tmp_path, signature):
+    table = pyarrow.table({"kld": [1.0]}).replace_schema_metadata({"imatrix_lab": signature})
+    pyarrow.parquet.write_table(table, tmp_path / "x")
+    with pytest.raises(BadRecords):
+        parquet.read(tmp_path / "x")

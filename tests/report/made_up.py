@@ -17,8 +17,9 @@ LANGUAGES = {
     "ar": {"name": "Arabic", "direction": "rtl", "script": "Arab"},
     "ja": {"name": "Japanese", "direction": "ltr", "script": "Jpan"},
 }
-BITS = {"Q4_K_M": 5.90, "Q3_K_S": 4.81, "Q2_K": 3.94}
-LOSS = {"Q4_K_M": 0.12, "Q3_K_S": 1.1, "Q2_K": 2.4}
+BITS = {"Q4_K_M": 5.90, "Q3_K_S": 4.81, "Q2_K": 3.94, "size:Q3_K_S": 4.81, "Q3_K_S+feedback": 4.81}
+LOSS = {"Q4_K_M": 0.12, "Q3_K_S": 1.1, "Q2_K": 2.4, "size:Q3_K_S": 0.3, "Q3_K_S+feedback": 0.7}
+KINDS = ("size:Q3_K_S", "Q3_K_S+feedback")
 PROMPTS = {
     "en": ("Which planet is closest to the sun?", "Mercury", "Mercury.", "Venus, I think."),
     "nb": ("Hva heter Norges lengste elv?", "Glomma", "Glomma", "Det er Mjøsa."),
@@ -44,7 +45,8 @@ def study(
     rng = random.Random(1)
     labels = ["no imatrix", *languages, "nb75-en25", "nb50-en50", "nb-pooled"]
     signatures = _signatures(languages)
-    scores = _scores(rng, labels, languages, types, has_tasks)
+    every = (*types, *KINDS)
+    scores = _scores(rng, labels, languages, every, has_tasks)
     comparisons = _comparisons(rng, labels, languages, types, has_tasks)
     return r.Results(
         schema=r.SCHEMA, name="quick-nb", source="Borgersen and Goodwin 2025, arXiv 2503.03592",
@@ -58,12 +60,12 @@ def study(
         baseline="en", metric="kld_nats", languages={k: LANGUAGES[k] for k in languages},
         models={"demo": {"name": "Gemma 3 270M", "sha256": "a5fd3b62" * 8, "n_params": 268_098_176,
                          "was_quantized": True, "origin": "demo"}},
-        types=types, calibrations=_calibrations(labels, n_samples), quants=_quants(labels, types),
+        types=every, calibrations=_calibrations(labels, n_samples), quants=_quants(labels, every),
         scores=scores, comparisons=comparisons, interactions=_interactions(types),
         controls=_controls(rng, types), predictions=_predictions(rng, labels, languages, types),
         agreements=tuple(
             r.Agreement("demo", t, x, rng.choice((1.0, 0.8, -0.2, math.nan)), 5)
-            for t in types for x in languages
+            for t in ("", *types) for x in languages
         ),
         similarities=tuple(
             r.Similarity("demo", a, b, rng.uniform(0.02, 0.3), 0.021)
@@ -92,7 +94,15 @@ def study(
         notes=("The demo model was quantized once before: a stand-in, not a base for quants.",),
         unknown=("which 1,446 items were used",), reduced=True,
         recipe={"schema": 1, "name": "quick-nb", "types": list(types), "margins": {"score": 1.5}},
-        signatures=signatures,
+        signatures=signatures, contrasts=_contrasts(comparisons),
+        type_interactions=_type_interactions(languages), tensor_types=_tensor_types(languages),
+        activations=tuple(
+            r.Activations("demo", x, role, *(
+                tuple(k * (1 + 0.1 * n + 0.2 * i) for n in range(18)) for k in (0.1, 0.6, 2.0 + i)
+            ))
+            for role in ("attn_q", "ffn_down") for i, x in enumerate(languages)
+        ),
+        refused=("demo: nb Q4_K_M is 3.1% larger than nb size:5GiB (5.2 GiB, 5.0 GiB)",),
         times=r.Times({"imatrix nb 1": 411.2, "score nb": 93.0}, 1544.0),
     )  # fmt: skip
 
@@ -130,7 +140,8 @@ def _calibrations(labels: list[str], n_samples: int) -> tuple[r.Calibration, ...
 
 def _quants(labels: list[str], types: tuple[str, ...]) -> tuple[r.Quant, ...]:
     return tuple(
-        r.Quant("demo", label, 1, t, f"demo-{label}-{t}", "ef" * 32, int(BITS[t] * 4e7), BITS[t], 0)
+        r.Quant("demo", label, 1, t, f"demo-{label}-{t}", "ef" * 32, int(BITS[t] * 4e7), BITS[t], 0,
+                "feedback" if t.endswith("feedback") else "imatrix")
         for label in labels for t in types
     )  # fmt: skip
 
@@ -248,8 +259,41 @@ def _predictions(
                 known = (text, label, t) != ("ml", "nb-pooled", "Q3_K_S")
                 rows.append(
                     r.Prediction("demo", label, 1, t, text, level * 0.02 * rng.uniform(0.95, 1.05),
-                                 level if known else math.nan)
+                                 level if known else math.nan, level * rng.uniform(0.6, 1.2))
                 )  # fmt: skip
+    return tuple(rows)
+
+
+def _contrasts(comparisons: tuple[r.Comparison, ...]) -> tuple[r.Contrast, ...]:
+    return tuple(
+        r.Contrast(**{**vars(c), "a": kind, "b": "Q3_K_S", "type": kind, "calibration": c.a})
+        for kind in KINDS for c in comparisons if (c.type, c.b) == ("Q3_K_S", "en")
+    )  # fmt: skip
+
+
+def _type_interactions(languages: tuple[str, ...]) -> tuple[r.TypeInteraction, ...]:
+    rows = []
+    for a, b in (("Q3_K_S", ""), ("Q3_K_S+feedback", ""), ("Q3_K_S+feedback", "Q3_K_S")):
+        for text in ("", *(languages if b else ())):
+            x = -0.15 * len(a) / 6
+            calibration = "nb" if text else ""
+            rows.append(
+                r.TypeInteraction("demo", "", text, calibration, "en", a, b, "kld_nats",
+                                  "nats a token", 1 if text else len(languages), x, x - 0.04,
+                                  x + 0.05, 0.001, 0.004, 0.03, f"It helps {a} more than {b}.",
+                                  "(own - en of A) ...")
+            )  # fmt: skip
+    return tuple(rows)
+
+
+def _tensor_types(languages: tuple[str, ...]) -> tuple[r.TensorTypes, ...]:
+    standard = {"token_embd": ("Q6_K",), "attn_q": ("Q3_K",) * 18, "ffn_down": ("Q3_K",) * 18}
+    rows = [r.TensorTypes("demo", "en", "Q3_K_S", standard, {"Q6_K": 6.56, "Q3_K": 3.44})]
+    for i, x in enumerate(languages):
+        mixed = ("Q4_K",) * (4 + i) + ("Q3_K",) + ("Q5_K",) * (13 - i)
+        roles = {"token_embd": ("Q5_K",), "attn_q": ("Q2_K",) * 18, "ffn_down": mixed}
+        bits = {"Q5_K": 5.5, "Q4_K": 4.5, "Q3_K": 3.44, "Q2_K": 2.63}
+        rows.append(r.TensorTypes("demo", x, "size:Q3_K_S", roles, bits))
     return tuple(rows)
 
 

@@ -45,6 +45,9 @@ def test_defaults_and_names(write) -> None:
         ("schema = 1", "schema = 2", "schema is 2"),
         ("schema = 1\n", "", "schema is None"),
         ('"q4_k"', '"Q4_K_X"', "types: .*'Q4_K_X'; 'Q4_K_S'?"),
+        ('"q4_k"', '"size:Q4_K_X"', "types: 'size:Q4_K_X' is not a size"),
+        ('"q4_k"', '"bits:four"', "types: 'fourbpw' is not a size"),
+        ('name = "x"', 'name = "x"\nquantizers = []', "quantizers must not be empty"),
         ('["q4_k", "Q3_K_S"]', "[]", "types"),
         ('["q4_k", "Q3_K_S"]', '["q4_k", "q4_k"]', "types: 'q4_k'"),
         ('name = "x"', 'name = "../x"', "name: '../x'"),
@@ -78,6 +81,12 @@ def test_what_cannot_be_meant(write, old: str, new: str, message: str | None) ->
         return
     with pytest.raises(UsageError, match=message):
         recipe.load(path)
+
+
+def test_sizes_are_types(write) -> None:
+    text = HEAD.replace('"q4_k"', '"size:q4_k", "size:3.5gib", "bits:4.5", "size:4.5bpw"') + TABLES
+    types = ("size:Q4_K_M", "size:3.5GiB", "size:4.5bpw", "Q3_K_S")
+    assert recipe.load(write(text)).types == types
 
 
 def test_tasks_alone(write) -> None:
@@ -197,5 +206,6 @@ def test_shipped_recipes_run_on_the_demo_model_and_on_the_papers(path: Path, tmp
 
 def test_the_papers_are_all_there() -> None:
     assert {p.stem for p in SHIPPED} == {
-        "quick-nb", "borgersen-goodwin-2025", "calibrating-beyond-english", "cohere-2024"
+        "quick-nb", "best-file-nb", "borgersen-goodwin-2025", "calibrating-beyond-english",
+        "cohere-2024",
     }  # fmt: skip

@@ -1,156 +1,36 @@
 """Whole studies on the small model, through the command line: kills, failures, disks."""
 
 import json
+import math
 import random
 import re
-import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
-import pytest
-
+from imatrix_lab.imatrix import moments
 from imatrix_lab.report import results
-from tests import tiny_model
-from tests.corpus.made_up import LANGUAGE, prose
 from tests.study.scored import EXAM
+from tests.study.whole import COMMAND, ITEMS, SMALL, TASKS
 
-COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
 KILLS = 10
-RECIPE = """
+KINDS = """
 schema = 1
-name = "small"
-types = ["Q4_K_M", "Q2_K"]
+name = "kinds"
+types = ["Q3_K_S", "size:Q3_K_S"]
+quantizers = ["imatrix", "feedback"]
 models = ["tiny-f16.gguf"]
 keep = "{keep}"
 [calibration]
-texts = ["none", "qaa", "qab", "qaa=0.5,qab=0.5"]
-tokens = 1536
-samples = 2
+texts = ["qaa", "qaa=0.5,qab=0.5", "none"]
+tokens = 1024
 [evaluation]
-texts = ["qaa", "qab=short.jsonl"]
+texts = ["qaa"]
 documents = 2
 ctx = 128
 [comparison]
-baseline = "none"
+metrics = ["kld_nats"]
 resamples = 100
 """
-SMALL = """
-schema = 1
-name = "small"
-types = ["Q2_K"]
-models = ["tiny-f16.gguf"]
-keep = "{keep}"
-[calibration]
-texts = ["none", "qaa"]
-tokens = 1024
-[evaluation]
-texts = ["short=short.jsonl"]
-documents = 4
-ctx = 128
-[comparison]
-resamples = 100
-"""
-TASKS = """
-[[tasks]]
-name = "exam.toml"
-languages = ["en"]
-data = "exam.json"
-[[tasks]]
-name = "belebele"
-languages = ["en"]
-data = "empty"
-"""
-ITEMS = [
-    {"id": str(i), "ask": f"Number {i}?", "choices": ["one", "two"], "right": i % 2, "text": str(i)}
-    for i in range(6)
-]
-
-
-class Bench:
-    """A folder with a model, a recipe, texts in two languages, a cache, and one study."""
-
-    def __init__(self, folder, env, text=RECIPE, keep="scores"):
-        self.folder, self.env = folder, env
-        self.recipe, self.out = folder / "recipe.toml", folder / "study"
-        self.recipe.write_text(text.format(keep=keep))
-
-    def start(self, *words):
-        return subprocess.Popen(
-            [COMMAND, "study", *map(str, words)], env=self.env, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, *words, status=0):
-        process = self.start(*words)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == status, err
-        return out, err
-
-    def study(self, *words, status=0):
-        return self.run("run", self.recipe, "--out", self.out, *words, status=status)
-
-    def load(self):
-        return results.read(self.out)
-
-    def same(self):
-        """What must not depend on the clock, on jobs, or on being stopped."""
-        study = json.loads((self.out / results.FILE).read_text())
-        del study["times"]
-        return study
-
-    def quants(self):
-        """Every quant that is left, in the study or in the cache."""
-        cache = Path(self.env["IMATRIX_LAB_CACHE"])
-        return [*self.out.rglob("*Q?_K*.gguf"), *cache.glob("quant/*/*.gguf")]
-
-
-@pytest.fixture(scope="session")
-def bench(tools, kernel_store, subprocess_env, tmp_path_factory):
-    """A function: name -> a bench whose cache has nothing but the toolchain and the kernels."""
-    first = tmp_path_factory.mktemp("studies")
-    tiny_model.write(first / "tiny-f16.gguf")
-    for code in ("qaa", "qab", "qac"):
-        text = LANGUAGE.format(code=code, name=f"Language {code}")
-        (first / "data" / "corpora").mkdir(parents=True, exist_ok=True)
-        (first / "data" / "corpora" / f"{code}.toml").write_text(text)
-        rng = random.Random(code)
-        lines = [json.dumps({"id": f"{i:04d}", "text": prose(rng)[:300]}) for i in range(160)]
-        (first / f"{code}.jsonl").write_text("\n".join(lines))
-
-    def env_of(folder):
-        env = subprocess_env(folder / "cache", tools)
-        if not (folder / "cache" / "kernel").exists():
-            (folder / "cache" / "kernel").symlink_to(kernel_store.root / "kernel")
-        return env | {"IMATRIX_LAB_DATA": str(first / "data")}
-
-    for code in ("qaa", "qab"):
-        add = [COMMAND, "corpus", "add", str(first / f"{code}.jsonl"), "--lang", code]
-        add += ["--name", "own", "--licence", "CC0-1.0"]
-        subprocess.run(add, env=env_of(first), check=True, capture_output=True)
-
-    def make(name, **rest):
-        folder = first / name
-        folder.mkdir()
-        shutil.copy(first / "tiny-f16.gguf", folder)
-        rng = random.Random(1)
-        lines = [json.dumps({"id": f"{i}", "text": prose(rng)[:200]}) for i in range(4)]
-        (folder / "short.jsonl").write_text("\n".join(lines))
-        return Bench(folder, env_of(folder), **rest)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def calm(bench):
-    """An undisturbed study that keeps scores alone: its bench, and the seconds it took."""
-    own = bench("calm")
-    began = time.monotonic()
-    own.out_text, _ = own.study()
-    own.seconds = time.monotonic() - began
-    return own
 
 
 def test_a_study_from_recipe_to_report(calm):
@@ -253,6 +133,46 @@ def test_ctrl_c_leaves_no_program_and_the_next_run_goes_on(calm, bench):
     ours.run("resume", ours.out, "--jobs", 1)
     assert ours.same() == calm.same()
     assert all(p.stat().st_mtime_ns == when for p, when in times.items())
+
+
+def test_sizes_and_quantizers_from_recipe_to_report(bench):
+    ours = bench("kinds", text=KINDS, keep="all")
+    out, err = ours.study()
+    study = ours.load()
+    plain, sized = "Q3_K_S", "size:Q3_K_S"
+    fed, both = f"{plain}+feedback", f"{sized}+feedback"
+    assert study.types == (plain, fed, sized, both) and not study.missing
+    made = {(q.calibration, q.type): q for q in study.quants}
+    tuned = ("qaa", "qaa50-qab50")
+    assert made.keys() == {(c, t) for c in tuned for t in study.types} | {("no imatrix", plain)}
+    assert len({q.sha256 for q in study.quants}) == len(study.quants)
+    for calibration in tuned:
+        for chosen, standard in ((sized, plain), (both, fed)):
+            most = made[calibration, standard].size_bytes
+            assert 0.99 * most < made[calibration, chosen].size_bytes <= most
+        assert made[calibration, fed].quantizer == "feedback"
+    # one imatrix of each text, with moments, for all files; and one sensitivity
+    assert all(moments.read(path) for path in (ours.out / "imatrix").iterdir())
+    assert len([*(ours.out / "sensitivity").iterdir()]) == 2
+    assert {p.name for p in (ours.out / "quants").glob("*qaa.1*")} >= {
+        "tiny-qaa.1-feedback-as-Q3_K_S.gguf", "tiny-qaa.1-as-Q3_K_S.types.txt",
+    }  # fmt: skip
+    pairs = {(c.calibration, c.a, c.b) for c in study.contrasts}
+    assert {(c, fed, plain) for c in tuned} <= pairs
+    known = [p for p in study.predictions if math.isfinite(p.predicted_kld_nats)]
+    plain_made = {key for key, q in made.items() if q.quantizer == "imatrix"}
+    assert {(p.calibration, p.type) for p in known} == plain_made
+    assert {p.language for p in known} == {"qaa", "qab"}
+    shown = {(t.calibration, t.type): t.roles for t in study.tensor_types}
+    assert shown.keys() == plain_made
+    assert len(shown["qaa", sized]["ffn_down"]) == 2 and len(shown["qaa", sized]["output"]) == 1
+    assert "feedback is undecided in" in out
+    page = (ours.out / "report.html").read_text()
+    for title in ("Other types and quantizers", "Types of tensors", "Activations by language"):
+        assert title in page
+    before = ours.same()
+    _, err = ours.study()
+    assert ours.same() == before and "sensitivity" not in err and "quantize" not in err
 
 
 def test_in_batches_disk_is_low_and_the_users_quants_stay(bench):

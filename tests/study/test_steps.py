@@ -10,6 +10,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.study import calibrations, graph, steps
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
+from imatrix_lab.study.kinds import kinds
 from imatrix_lab.study.recipe import CalibrationSettings, Evaluation, Limits, Task
 from tests.study import scored
 
@@ -26,7 +27,7 @@ def shared(tmp_path):
         planned = tuple(
             dataclasses.replace(scored.model(name, f"sha256 of {name}")) for name in models
         )
-        sizes = {(name, kind): GIB for name in models for kind in recipe.types}
+        sizes = {(name, kind.label): GIB for name in models for kind in kinds(recipe)}
         store = Store(tmp_path / "store")
         return Shared(recipe, Folder(tmp_path / "study"), store, tools, planned, sizes)
 
@@ -41,10 +42,10 @@ def test_each_thing_is_made_once_and_stands_on_what_it_must(shared):
     texts = ("none", "nb", "en", "nb=0.25,en=0.75", "shuffled:nb")
     settings = CalibrationSettings(texts, samples=2, pooled=True)
     planned = by_id(steps.steps(shared(calibration=settings, types=("Q2_K",))))
-    kinds = [step.kind for step in planned.values()]
-    assert len(planned) == len(kinds)
-    assert kinds.count("imatrix") == kinds.count("corpus") - 1 == 6  # ml is only scored on
-    assert kinds.count("merge") == 2 + 2 and kinds.count("quant") == 1 + 4 + 2 + 2 + 2
+    kinds_ = [step.kind for step in planned.values()]
+    assert len(planned) == len(kinds_)
+    assert kinds_.count("imatrix") == kinds_.count("corpus") - 1 == 6  # ml is only scored on
+    assert kinds_.count("merge") == 2 + 2 and kinds_.count("quant") == 1 + 4 + 2 + 2 + 2
     assert planned["demo.imatrix.nb25-en75.2"].needs == ("demo.imatrix.nb.2", "demo.imatrix.en.2")
     assert planned["demo.imatrix.nb-pooled"].needs == ("demo.imatrix.nb.1", "demo.imatrix.nb.2")
     assert planned["demo.imatrix.shuffled-nb.1"].needs == ("demo.corpus.shuffled-nb.1",)
@@ -76,6 +77,28 @@ def test_parts_of_mixtures_are_no_calibrations_of_their_own(shared):
         "demo.imatrix.nb.1", "demo.imatrix.en.1", "demo.imatrix.nb50-en50.1",
     }  # fmt: skip
     assert {i.split(".")[2] for i in planned if ".quant." in i} == {"nb50-en50"}
+
+
+def test_sizes_stand_on_what_all_types_of_a_calibration_share(shared, tiny):
+    settings = CalibrationSettings(("nb", "nb=0.5,en=0.5", "none"), samples=2)
+    types, quantizers = ("Q4_K_M", "size:Q4_K_M", "size:Q3_K_S"), ("imatrix", "feedback")
+    ours = shared(types=types, quantizers=quantizers, calibration=settings)
+    model = dataclasses.replace(ours.models[0], path=tiny, shards=(tiny,))
+    planned = by_id(steps.steps(dataclasses.replace(ours, models=(model,))))
+    counts = [step.kind for step in planned.values()]
+    assert counts.count("sensitivity") == 2 * 2 and counts.count("errors") == 2 * 2
+    assert counts.count("quant") == 1 + 4 * 6 and counts.count("loss") == 1 + 4 * 3
+    assert planned["demo.sensitivity.en.1"].needs == ("demo.imatrix.en.1",)
+    mixed = [f"demo.{x}" for x in ("imatrix.nb50-en50.1", "errors.nb50-en50.1")]
+    mixed += [f"demo.{x}.{y}.1" for y in ("nb", "en") for x in ("imatrix", "sensitivity")]
+    for kind in ("size-Q4_K_M", "size-Q3_K_S", "size-Q4_K_M+feedback"):
+        assert planned[f"demo.quant.nb50-en50.1.{kind}"].needs == tuple(mixed)
+    plain = planned["demo.quant.nb50-en50.1.Q4_K_M+feedback"]
+    assert plain.needs == ("demo.imatrix.nb50-en50.1",)
+    assert "demo.quant.none.size-Q4_K_M" not in planned
+    for step in planned.values():
+        if step.kind == "loss":
+            assert {"demo.sensitivity.nb.1", "demo.sensitivity.en.1"} < set(step.uses)
 
 
 def test_batches_fit_on_the_disk_and_wait_for_each_other(shared):

@@ -55,6 +55,14 @@ def calibration(**change: object) -> dict[str, object]:
         ({"comparison": ComparisonSettings(metrics=("score",))}, "metrics: no 'score'"),
         ({"comparison": ComparisonSettings(margins={"kld_nat": 1.0})}, "no 'kld_nat'; 'kld_nats'?"),
         ({"comparison": ComparisonSettings(baseline="ml")}, "comparison.baseline: 'ml'"),
+        ({"quantizers": ("gptq",)}, "quantizers: no 'gptq'"),
+        ({"quantizers": ("imatrix", "feedback"), "types": ("IQ2_XXS",)}, "IQ2_XXS"),
+        ({"quantizers": ("feedback",)}, "'none' is llama-quantize without an imatrix"),
+        ({"quantizers": ("imatrix", "feedback"), "comparison": ComparisonSettings(baseline="none")},
+         "feedback takes a calibration text"),
+        ({"types": ("size:Q4_K_M",), **calibration(texts=("none", "en"))},
+         "size:Q4_K_M takes a calibration text"),
+        ({"types": ("size:F16",)}, "F16 is not quantized"),
         ({"limits": Limits(backend="cuda9")}, "backend: no 'cuda9'; 'cuda'?"),
         ({"tasks": (Task("xnlii"),)}, "'xnlii'; 'xnli'?"),
         ({"tasks": (Task("xnli", ("nb",)),)}, "xnli .*'nb'"),
@@ -70,6 +78,12 @@ def calibration(**change: object) -> dict[str, object]:
 def test_what_cannot_be_carried_out(change: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         validate.check(replace(GOOD, **change))
+
+
+def test_sizes_and_quantizers_beside_a_quant_without_an_imatrix() -> None:
+    validate.check(
+        replace(GOOD, types=("Q4_K_M", "size:Q4_K_M"), quantizers=("imatrix", "feedback"))
+    )
 
 
 def test_margins_of_items_and_a_baseline(tmp_path: Path) -> None:

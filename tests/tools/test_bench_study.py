@@ -10,7 +10,7 @@ import pytest
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.corpus import cleaned, heldout
 from imatrix_lab.imatrix import format
-from imatrix_lab.pipeline import model_card
+from imatrix_lab.pipeline.card.studies import of_study
 from imatrix_lab.records import parquet
 from imatrix_lab.report import results
 from tests.corpus import made_up
@@ -72,9 +72,7 @@ def test_the_study(bench, tool):
     out = bench.root / "study"
     study = results.read(out)
     assert not study.missing
-    for_card = model_card.of_study(
-        study, bench.model, "qa"
-    )  # real results are what the card expects
+    for_card = of_study(study, bench.model, "qa")  # real results are what the card expects
     assert {c["b"] for c in for_card["comparisons"]} >= {"qb", "no imatrix"}
     assert len(for_card["signed"]) == 2 and len(for_card["imatrix_sha256"]) == 2
     scored = {p: len(parquet.read(p, ["pos"])) for p in out.glob("scores/*.parquet")}

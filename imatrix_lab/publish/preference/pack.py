@@ -17,7 +17,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config
-from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, write_whole
 from imatrix_lab.core.outputs import Rules, any_file, check_file
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
@@ -164,16 +164,47 @@ def finish(key: Key, out: Path) -> None:
 def read_key(path: Path) -> Key:
     """Return a page's key; BadRecords if the file is none."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = from_json(path.read_bytes())
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadRecords(f"not JSON: {error}", where=path) from error
     if not isinstance(raw, dict) or raw.get("kind") != KEY:
         what = "this is no key of a page for votes"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
-    return config.build(Key, raw, path)
+    key = config.build(Key, raw, path)
+    if not (_agrees(key) and _digest(key) == key.pack):
+        what = "this key is not as it was written: its answers are not those of its page"
+        raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
+    return key
+
+
+def _agrees(key: Key) -> bool:
+    """Whether all that a key names is in it."""
+    answers = key.answers.values()
+    return (
+        all(isinstance(system.get("name"), str) for system in key.systems.values())
+        and all(answer.keys() == {"prompt", "system", "text"} for answer in answers)
+        and all(a["prompt"] in key.prompts and a["system"] in key.systems for a in answers)
+        and all(_name(key, answer) == name for name, answer in key.answers.items())
+        and all(
+            len(alike) == 3 and alike[0] in key.prompts and {*alike[1:]} <= key.systems.keys()
+            for alike in key.identical
+        )
+    )
+
+
+def _name(key: Key, answer: Mapping[str, str]) -> str:
+    """Return the hash under which an answer stands on the page."""
+    words = (key.salt, answer["prompt"], answer["system"], answer["text"])
+    return sha256("\0".join(words).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _digest(key: Key) -> str:
+    """Return the hash of a page's content, which names it."""
+    content = canonical_json(_page_data(dataclasses.replace(key, pack="")))
+    return sha256(content.encode()).hexdigest()[:16]
 
 
 def _other_page(path: Path) -> str:
@@ -228,10 +259,8 @@ def filled(key: Key, prompts: Mapping[str, str], answers: Sequence[Mapping[str, 
     by_hash: dict[str, dict[str, str]] = {}
     for system, texts in named.items():
         for prompt, text in texts.items():
-            raw = "\0".join((key.salt, prompt, system, text)).encode("utf-8", "replace")
-            by_hash[sha256(raw).hexdigest()[:16]] = {
-                "prompt": prompt, "system": system, "text": text
-            }  # fmt: skip
+            answer = {"prompt": prompt, "system": system, "text": text}
+            by_hash[_name(key, answer)] = answer
     identical = tuple(
         (prompt, a, b)
         for a, b in combinations(named, 2)
@@ -241,8 +270,7 @@ def filled(key: Key, prompts: Mapping[str, str], answers: Sequence[Mapping[str, 
     if len(identical) == len(prompts) * len(list(combinations(named, 2))):
         raise BadText("nothing to vote on: the models answer every prompt with the same text")
     key = dataclasses.replace(key, prompts=dict(prompts), answers=by_hash, identical=identical)
-    digest = sha256(canonical_json(_page_data(key)).encode()).hexdigest()[:16]
-    return dataclasses.replace(key, pack=digest)
+    return dataclasses.replace(key, pack=_digest(key))
 
 
 def _page_data(key: Key) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What the votes on a page say: which answers people prefer, how sure that is, who voted how."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from imatrix_lab.core import config
+from imatrix_lab.core.files import from_json
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.publish.preference import judges
 from imatrix_lab.publish.preference.judges import Judge, Opinion, Verdicts
@@ -125,10 +125,10 @@ def read_ballots(paths: Sequence[Path], key: Key) -> list[Ballot]:
 
 def _read(path: Path, key: Key) -> Ballot:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = from_json(path.read_bytes())
     except OSError as error:
         raise BadRecords(f"cannot be read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         what = f"not JSON: {error}"
         raise BadRecords(what, where=path, fix="let the page save the file again") from error
     if not isinstance(raw, dict) or raw.get("kind") != VOTES:

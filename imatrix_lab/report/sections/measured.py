@@ -13,6 +13,7 @@ from imatrix_lab.report.results import Score
 
 KLD = "kld_nats"
 HEAT_STEPS = 8
+DODGE = 0.7
 Steps = list[tuple[float, Score]]
 NUMBERS = "The same in numbers"
 ENDS = ("low", "high", "signature")
@@ -21,15 +22,15 @@ ENDS = ("low", "high", "signature")
 def size(view: View) -> Section | None:
     """Return the divergence by bits per weight, for each text."""
     panels, rows = [], []
-    by_text, axis = _by_text(view)
-    for (model, text), text_scores in by_text.items():
+    groups, axis = by_text(view)
+    for (model, text), text_scores in groups.items():
         title = view.of_model(model) + view.text(text)
         series = []
         for label in view.ordered(s.calibration for s in text_scores):
             points = []
             for s in text_scores:
                 quant = view.quants.get((model, label, s.type))
-                if s.calibration != label or quant is None:
+                if s.calibration != label or quant is None or view.method(s.type):
                     continue
                 points.append(Point(quant.bits_per_weight, s.estimate, s.low, s.high))
                 file_size = Cell(format.size(quant.size_bytes), quant.size_bytes)
@@ -50,7 +51,7 @@ def size(view: View) -> Section | None:
     return Section("size", "Divergence by size", [words], [picture]) if panels else None
 
 
-def _by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
+def by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
     """Return the divergences by model and text, and the label of their axis."""
     on_texts = [s for s in view.scores.values() if not s.task]
     metric = KLD if any(s.metric == KLD for s in on_texts) else view.results.metric
@@ -66,8 +67,8 @@ def _by_text(view: View) -> tuple[dict[tuple[str, str], list[Score]], str]:
 def mixtures(view: View) -> Section | None:
     """Return the divergence by a language's share of the calibration text."""
     groups, rows, partners = [], [], {}
-    by_text, axis = _by_text(view)
-    for (model, text), text_scores in by_text.items():
+    scored, axis = by_text(view)
+    for (model, text), text_scores in scored.items():
         panels = []
         title = view.of_model(model) + view.text(text)
         for quant_type in view.types(s.type for s in text_scores):
@@ -150,7 +151,8 @@ def predicted(view: View) -> Section | None:
     )
     legend = [(view.number(a), a) for a in view.ordered(p.calibration for p in known)]
     picture = Picture("", words, groups, Table(NUMBERS, columns, rows, True), legend)
-    blocks: list[Block] = [picture, *([_agreements(view)] if view.results.agreements else [])]
+    table = _agreements(view)
+    blocks: list[Block] = [picture, *([table] if table.rows else [])]
     return Section("predicted", "Predicted against measured", [words], blocks) if known else None
 
 
@@ -160,13 +162,42 @@ def _sample(sample: int) -> Cell:
 
 def _agreements(view: View) -> Table:
     rows = []
-    for a in view.results.agreements:
+    for a in filter(lambda a: a.type, view.results.agreements):
         is_known = math.isfinite(a.spearman)
         spearman = f"{a.spearman:+.2f}".replace("-", "−") if is_known else format.UNKNOWN
         language = view.of_model(a.model) + view.text(a.language)
         rows.append(row(language, a.type, Cell(spearman, a.spearman), cells.count(a.n)))
     columns = ("language", "type", "Spearman correlation", "calibrations")
     return Table("Does the prediction rank them alike?", columns, rows)
+
+
+def activations(view: View) -> Section | None:
+    """Return how large what matrices read is, by language, role and layer."""
+    shown, panels, rows = view.results.activations, [], []
+    places = dict.fromkeys((a.model, a.role) for a in shown)
+    for model, role in places:
+        same, series = [a for a in shown if (a.model, a.role) == (model, role)], []
+        caption = f"{view.of_model(model)}input of {role}"
+        for i, a in enumerate(same):
+            levels = list(zip(a.median, a.high, a.largest, strict=True))
+            aside = (i - (len(same) - 1) / 2) * DODGE / len(same)  # so that bars stand apart
+            points = [Point(n + aside, y, low, top) for n, (low, y, top) in enumerate(levels)]
+            series.append(Series(a.calibration, view.number(a.calibration), points, joined=False))
+            rows += [
+                row(caption, a.calibration, Cell(str(layer), layer), *map(cells.number, each))
+                for layer, each in enumerate(levels) if math.isfinite(each[1])
+            ]  # fmt: skip
+        panels.append(Chart(caption, "layer", "root mean square of a column", series, log_y=True))
+    columns = ("matrices", "language", "layer", "median", "99th percentile", "largest")
+    words = (
+        "The range of what matrices read, by layer: marks are the 99th percentile over columns of"
+        " the activations’ root mean square, bars go from the median to the largest. Where"
+        " languages differ, so do the columns that a quantizer must spare. First sample of each."
+    )
+    legend = [(view.number(a), a) for a in view.ordered(a.calibration for a in shown)]
+    picture = Picture("", words, [panels], Table(NUMBERS, columns, rows, True), legend)
+    title = "Activations by language"
+    return Section("activations", title, [words], [picture]) if shown else None
 
 
 def similarity(view: View) -> Section | None:

@@ -75,7 +75,8 @@ _METHODS = (
 def methods(view: View) -> Section:
     """Return in words how the numbers were computed."""
     results = view.results
-    families = {c.family: c.n_family for c in results.comparisons if c.family}
+    every = (*results.comparisons, *results.contrasts)
+    families = {c.family: c.n_family for c in every if c.family}
     words = list(_METHODS)
     if adjusted := sorted({c.adjust for c in results.comparisons} - {"none", ""}):
         sizes = "; ".join(f"{name}: {n} comparisons" for name, n in families.items())

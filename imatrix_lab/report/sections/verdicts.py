@@ -8,7 +8,7 @@ from imatrix_lab.report import cells
 from imatrix_lab.report.blocks import Block, Forest, ForestRow, Picture, Section, Statements, Table
 from imatrix_lab.report.cells import Cell, row
 from imatrix_lab.report.lookup import Measure, View
-from imatrix_lab.report.results import Comparison
+from imatrix_lab.report.results import Comparison, Contrast
 
 SQUEEZED = 2.5
 """Controls may widen a picture's axis by at most this factor."""
@@ -82,7 +82,7 @@ def differences(view: View) -> Section | None:
     blocks: list[Block] = []
     pairs = []
     for measure in view.measures():
-        table = _comparisons(view, measure)
+        table = all_of(view, measure, view.comparisons(measure))
         comparisons = view.against_baseline(measure)
         blocks.append(_forests(view, measure, table) if comparisons else table)
         pairs += [(c.plain, c.formal) for c in comparisons]
@@ -122,12 +122,12 @@ def _range(view: View, comparisons: Sequence[Comparison]) -> tuple[float, float]
     """Return the ends of the axis: of all, unless far-off controls would squeeze the others."""
     calibrations = {c.a: view.calibrations.get((c.model, c.a)) for c in comparisons}
     far = {a for a, c in calibrations.items() if c is None or c.kind in ("none", "control")}
-    everything, others = map(_span, (comparisons, [c for c in comparisons if c.a not in far]))
+    everything, others = map(span, (comparisons, [c for c in comparisons if c.a not in far]))
     is_squeezed = everything[1] - everything[0] > SQUEEZED * (others[1] - others[0])
     return others if is_squeezed and len(far) < len(calibrations) else everything
 
 
-def _span(comparisons: Iterable[Comparison]) -> tuple[float, float]:
+def span(comparisons: Iterable[Comparison]) -> tuple[float, float]:
     """Return the ends of an axis that shows 0 and all values, with a little room."""
     values = (v for c in comparisons for v in (c.estimate, c.low, c.high, c.margin, -c.margin))
     known = [0.0, *filter(math.isfinite, values)]
@@ -135,13 +135,15 @@ def _span(comparisons: Iterable[Comparison]) -> tuple[float, float]:
     return min(known) - room, max(known) + room
 
 
-def _comparisons(view: View, measure: Measure) -> Table:
-    columns = ["type", "on", "A", "B", "A minus B", "low", "high", "verdict", "p", "p adjusted"]
-    columns += ["margin", "p equivalence", "noise", "× noise", "detectable", "n", "clusters"]
-    columns += ["n to decide", "signature"]
+def all_of(view: View, measure: Measure, comparisons: Sequence[Comparison]) -> Table:
+    """Return every number of some comparisons, or of contrasts of types."""
+    of_types = any(isinstance(c, Contrast) for c in comparisons)
+    columns = ["calibration" if of_types else "type", "on", "A", "B", "A minus B"]
+    columns += ["low", "high", "verdict", "p", "p adjusted", "margin", "p equivalence", "noise"]
+    columns += ["× noise", "detectable", "n", "clusters", "n to decide", "signature"]
     rows = [
         row(
-            c.type, view.text(c.text), c.a, c.b,
+            c.calibration if isinstance(c, Contrast) else c.type, view.text(c.text), c.a, c.b,
             *cells.interval(c, plus=True),
             Cell(c.verdict, mark=c.verdict), *map(cells.p_value, (c.p_value, c.p_adjusted)),
             cells.number(c.margin), cells.p_value(c.p_equivalence),
@@ -149,7 +151,7 @@ def _comparisons(view: View, measure: Measure) -> Table:
             cells.number(c.detectable, c.low, c.high),
             *map(cells.count, (c.n, c.n_clusters, c.n_to_decide)), view.signed(c.signatures),
         )
-        for c in view.comparisons(measure)
+        for c in comparisons
     ]  # fmt: skip
     return Table(f"All comparisons · {view.title(measure)}", columns, rows, folded=True)
 

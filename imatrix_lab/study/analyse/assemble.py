@@ -11,6 +11,7 @@ from imatrix_lab.records import parquet
 from imatrix_lab.report import results
 from imatrix_lab.study.analyse import comparisons, conclusion, provenance, scores, secondary
 from imatrix_lab.study.analyse.index import Index, Products
+from imatrix_lab.study.kinds import kinds
 from imatrix_lab.study.plan import power
 from imatrix_lab.study.recipe import without_folders
 
@@ -27,7 +28,8 @@ def assemble(products: Products, progress: Progress) -> results.Results:
     quant_order = partial(index.order, model="model", type="type", calibration="calibration")
     result = results.Results(
         schema=results.SCHEMA,
-        **{key: getattr(recipe, key) for key in ("name", "question", "source", "types", "unknown")},
+        **{key: getattr(recipe, key) for key in ("name", "question", "source", "unknown")},
+        types=tuple(kind.label for kind in kinds(recipe)),
         answer=(),
         baseline=index.baseline,
         metric=recipe.comparison.metrics[0],
@@ -37,8 +39,12 @@ def assemble(products: Products, progress: Progress) -> results.Results:
         quants=tuple(sorted(products.quants, key=quant_order)),
         scores=tuple(rows),
         **{key: getattr(compared, key) for key in ("comparisons", "interactions", "controls")},
+        **{key: getattr(compared, key) for key in ("contrasts", "type_interactions")},
+        refused=tuple(dict.fromkeys(compared.refused)),
+        tensor_types=tuple(sorted(products.tensor_types, key=quant_order)),
         predictions=tuple(predictions),
         agreements=tuple(secondary.agreements(predictions)),
+        activations=tuple(secondary.activations(products, index)),
         similarities=tuple(secondary.similarities(products, index)),
         flips=tuple(flips),
         flip_counts=tuple(flip_counts),

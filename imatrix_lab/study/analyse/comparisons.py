@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from imatrix_lab.compare import controls, design
 from imatrix_lab.compare.compare import Report, compare_runs
 from imatrix_lab.compare.design import ComparisonPlan
-from imatrix_lab.compare.interactions import Interaction
+from imatrix_lab.compare.interactions import Interaction, TypeInteraction
+from imatrix_lab.compare.sizes import SizeGap
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.report import results
@@ -18,14 +19,21 @@ from imatrix_lab.stats import sentences
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS, Metric
 from imatrix_lab.study.analyse.index import Index, RecordFile
+from imatrix_lab.study.kinds import contrasts
 from imatrix_lab.study.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Comparisons, interactions, controls; comparisons that could not be made; notes; gaps."""
+    """Comparisons, interactions, controls; comparisons that could not be made; notes; gaps.
+
+    Contrasts are of types with each calibration; `refused` those whose sizes differ.
+    """
 
     comparisons: tuple[results.Comparison, ...] = ()
+    contrasts: tuple[results.Contrast, ...] = ()
+    type_interactions: tuple[results.TypeInteraction, ...] = ()
+    refused: tuple[str, ...] = ()
     interactions: tuple[results.Interaction, ...] = ()
     controls: tuple[results.Control, ...] = ()
     missing: tuple[results.Missing, ...] = ()
@@ -48,6 +56,8 @@ def compare_all(index: Index, recipe: Recipe, progress: Progress) -> Compared:
         n_resamples=settings.resamples,
         seed=recipe.seed,
         any_size=True,  # a recipe names what is compared; the report begins with the sizes
+        types=tuple(contrasts(recipe)),
+        reference=index.baseline,
     )
     parts = []
     for records, metrics in ((index.tokens, settings.metrics), (index.items, ("score",))):
@@ -74,7 +84,7 @@ class _Part:
         report, left = None, [r for r in self.records if r.place() in scored]
         while report is None and len(left) > 1:
             try:
-                report = compare_runs([r.run.path for r in left], self.plan, self.metrics, progress)
+                report = compare_runs([r.run for r in left], self.plan, self.metrics, progress)
             except BadRecords as error:
                 bad = [r.place() for r in left if str(r.run.path) == error.where]
                 reasons |= dict.fromkeys(bad or [r.place() for r in left], error.what)
@@ -91,12 +101,18 @@ class _Part:
         )
         return Compared(
             tuple(self._comparison(c, report) for c in report.comparisons),
+            tuple(self._contrast(c, report) for c in report.contrasts),
+            tuple(self._type_interaction(x, report) for x in report.type_interactions),
+            self._words(report.refused),
             tuple(self._interaction(x) for x in report.interactions),
             tuple(controls_),
             missing,
             report.notes,
-            tuple(f"{self.model}: {gap.words()}" for gap in report.size_gaps),
+            self._words(report.size_gaps),
         )
+
+    def _words(self, gaps: Sequence[SizeGap]) -> tuple[str, ...]:
+        return tuple(f"{self.model}: {gap.words()}" for gap in gaps)
 
     def _place(self, title: str) -> dict[str, str]:
         """Return model, task and text of what `compare` calls a text."""
@@ -105,21 +121,29 @@ class _Part:
         return {"model": self.model, "task": task, "text": text}
 
     def _comparison(self, c: Comparison, report: Report) -> results.Comparison:
+        a, b = c.question.a.rpartition(" ")[0], c.question.b.rpartition(" ")[0]
+        return self._compared(results.Comparison, c, report, a=a, b=b)
+
+    def _contrast(self, c: Comparison, report: Report) -> results.Contrast:
+        (calibration, _, a), b = c.question.a.rpartition(" "), c.question.b.rpartition(" ")[2]
+        return self._compared(results.Contrast, c, report, a=a, b=b, calibration=calibration)
+
+    def _compared(self, cls: type["Row"], c: Comparison, report: Report, **own: str) -> "Row":
         q, metric, place = c.question, c.question.metric, self._place(c.question.text)
-        (a, _, quant_type), (b, _, _) = q.a.rpartition(" "), q.b.rpartition(" ")
+        quant_type = q.a.rpartition(" ")[2]
+        calibs = {side.rpartition(" ")[0] for side in (q.a, q.b)}
         own_controls = [r for r in report.controls if r.text == q.text]
         return _displayed(
-            results.Comparison,
+            cls,
             metric,
             vars(c),
             **place,
+            **own,
             type=quant_type,
-            a=a,
-            b=b,
             p_adjusted=c.p_adjusted(),
             verdict=c.verdict(),
             margin=math.nan if q.margin is None else q.margin,
-            noise=controls.noise(own_controls, quant_type, metric.key, {a, b}),
+            noise=controls.noise(own_controls, quant_type, metric.key, calibs),
             plain=sentences.plain(c),
             formal=sentences.formal(c),
             signatures=tuple(
@@ -128,6 +152,27 @@ class _Part:
                 for r in self.records
                 if (r.task, r.text, r.run.name()) == (place["task"], place["text"], level)
             ),
+        )
+
+    def _type_interaction(self, x: TypeInteraction, report: Report) -> results.TypeInteraction:
+        metric, types = METRICS[x.metric], (x.type_a, x.type_b)
+        calibrations = (x.calib or "the text's own language", x.reference)
+        title = f"{x.task} {x.text}".strip()
+        place = title if x.text else f"the mean of {x.n_texts} texts"
+        place = place if x.text or x.n_texts > 1 else "one text"
+        rows = [r for r in report.controls if not x.text or r.text == title]
+        calibs = {x.calib, x.reference} if x.text else None
+        noise = controls.noise(rows, x.type_a, x.metric, calibs)
+        facts = (metric, x.contrast, x.p_holm)
+        return _displayed(
+            results.TypeInteraction,
+            metric,
+            {**vars(x.contrast), **vars(x)},
+            model=self.model,
+            calibration=x.calib,
+            noise=noise,
+            plain=sentences.plain_type_interaction(f"On {place}", types, calibrations, *facts),
+            formal=sentences.formal_type_interaction(types, calibrations, place, *facts),
         )
 
     def _interaction(self, x: Interaction) -> results.Interaction:
@@ -143,7 +188,14 @@ class _Part:
         )
 
 
-Row = TypeVar("Row", results.Comparison, results.Interaction, results.Control)
+Row = TypeVar(
+    "Row",
+    results.Comparison,
+    results.Contrast,
+    results.TypeInteraction,
+    results.Interaction,
+    results.Control,
+)
 
 
 def _displayed(cls: type[Row], metric: Metric, values: dict[str, Any], **own: Any) -> Row:

@@ -5,28 +5,88 @@ language against the baseline. Texts come first; tasks decide where there are no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from imatrix_lab.llamacpp import size_types
 from imatrix_lab.records.runs import NO_IMATRIX
-from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Results
+from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Contrast, Results, TypeInteraction
 from imatrix_lab.stats import sentences
+from imatrix_lab.stats.comparison import ALPHA
 from imatrix_lab.stats.equivalence import VERDICTS
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import FEW_CLUSTERS
-from imatrix_lab.study.recipe import DEMO
+from imatrix_lab.study.recipe import DEMO, PLAIN
 
 _NAMES_MAX = 4
 OWN = "an imatrix of the text's own language"
 
 
-def answer(results: Results) -> tuple[str, str, str]:
-    """Return three sentences: does the matched language help, next to what, and the limits."""
+def answer(results: Results) -> tuple[str, ...]:
+    """Return three sentences: does the matched language help, next to what, and the limits.
+
+    Before the limits, where there are any: what other types and quantizers of one size do, and for
+    which the calibration matters more.
+    """
     languages = {c.label for c in results.calibrations if c.kind == "language"}
     own = [c for c in _against_baseline(results) if c.a == c.text and c.a in languages]
     texts, tasks = [c for c in own if not c.task], [c for c in own if c.task]
     cases = texts or tasks
     yardsticks = f"{_noise(cases)}; {_positive(results, cases)}."
-    return _matched(results, texts, tasks), yardsticks, _limits(results, cases)
+    others = [*_of_kinds(results), *_of_interactions(results)]
+    return _matched(results, texts, tasks), yardsticks, *others, _limits(results, cases)
+
+
+def _of_kinds(results: Results) -> Iterator[str]:
+    """Yield how the texts' own languages fare with each way to make a file, at plain types' sizes.
+
+    Where no text has a calibration of its own, all calibrations count.
+    """
+    decides = [c for c in results.contrasts if c.metric == ("score" if c.task else results.metric)]
+    plain = [c for c in decides if not _method(results, c.b)]
+    own = [c for c in plain if c.calibration == c.text] or plain
+    texts = [c for c in own if not c.task] or own
+    for method in dict.fromkeys(_method(results, c.a) for c in texts):
+        cases = [c for c in texts if _method(results, c.a) == method]
+        ends = sorted(cases, key=lambda c: abs(c.estimate))
+        sizes = [_size(results, c, _place(results, c)) for c in dict.fromkeys((ends[0], ends[-1]))]
+        yield (
+            f"At one size and with one calibration, {method} is {_counts(cases)} beside plain"
+            f" types: its {cases[0].words} is {' to '.join(sizes)}."
+        )
+
+
+def _method(results: Results, label: str) -> str:
+    """Return how files of a type are made beside llama-quantize with an imatrix, in words."""
+    quantizer = next((q.quantizer for q in results.quants if q.type == label), PLAIN)
+    words = ["types chosen for the language"] if label.startswith(size_types.PREFIX) else []
+    return " and ".join([*words, *([] if quantizer == PLAIN else [quantizer])])
+
+
+def _of_interactions(results: Results) -> Iterator[str]:
+    """Yield whether the texts' own calibration matters more for one quantizer than another."""
+    quantizers = {q.type: q.quantizer for q in results.quants}
+    groups: dict[tuple[str, str], list[TypeInteraction]] = {}
+    for x in results.type_interactions:
+        sides = quantizers.get(x.type_a, PLAIN), quantizers.get(x.type_b, PLAIN)
+        is_sized = x.type_a.startswith(size_types.PREFIX)
+        if x.type_b and not (x.text or x.task or is_sized) and x.metric == results.metric:
+            groups.setdefault(sides, []).append(x)
+    for (a, b), cases in groups.items():
+        words: dict[str, list[str]] = {}
+        for x in cases:
+            size = sentences.difference(x.estimate, x.low, x.high, (x.high - x.low) / 4, x.unit)
+            words.setdefault(_matters(x), []).append(f"{size} at {x.type_b}")
+        parts = [f"{word} with {b}, {_joined(sizes)}" for word, sizes in words.items()]
+        yield (
+            f"Calibration on the text's own language instead of {cases[0].reference} helps with"
+            f" {a} {_joined(parts)}."
+        )
+
+
+def _matters(x: TypeInteraction) -> str:
+    if not x.p_holm <= ALPHA:
+        return "no more and no less, as far as these data can tell, than"
+    return "more than" if (x.estimate < 0) == METRICS[x.metric].lower_is_better else "less than"
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
@@ -96,16 +156,19 @@ def _sizes(results: Results, cases: Sequence[Comparison]) -> str:
 
 def _size(results: Results, c: Comparison, place: str = "") -> str:
     """Return the difference with its interval, and as a share of the loss without an imatrix."""
-    details = [place] if place else []
-    if (whole := _without_imatrix(results, c)) > 0:
-        details.append(f"{100 * abs(c.estimate) / whole:.2g} % of the loss without an imatrix")
+    details, of = [place] if place else [], "the loss without an imatrix"
+    whole = _divergence(results, c, NO_IMATRIX, c.type)
+    if isinstance(c, Contrast):
+        whole, of = _divergence(results, c, c.calibration, c.b), f"that of {c.b}"
+    if whole > 0:
+        details.append(f"{100 * abs(c.estimate) / whole:.2g} % of {of}")
     error = (c.high - c.low) / 4
     return sentences.difference(c.estimate, c.low, c.high, error, c.unit, *details)
 
 
-def _without_imatrix(results: Results, c: Comparison) -> float:
-    """Return the divergence of the same quant without an imatrix; NaN for other metrics."""
-    place = (NO_IMATRIX, ALL_SAMPLES, "kld_nats", c.model, c.task, c.text, c.type)
+def _divergence(results: Results, c: Comparison, calibration: str, quant_type: str) -> float:
+    """Return the divergence of another quant on the same text; NaN for other metrics."""
+    place = (calibration, ALL_SAMPLES, "kld_nats", c.model, c.task, c.text, quant_type)
     for s in results.scores if c.metric == "kld_nats" else ():
         if (s.calibration, s.sample, s.metric, s.model, s.task, s.text, s.type) == place:
             return s.estimate

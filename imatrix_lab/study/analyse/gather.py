@@ -1,19 +1,22 @@
 """The records of steps -> everything a study made."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from imatrix_lab import __version__
 from imatrix_lab.core.paths import data_dir
-from imatrix_lab.report.results import Calibration, Prediction, Times
+from imatrix_lab.imatrix.format import layer_and_role
+from imatrix_lab.quantize.allocate import bits_of
+from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Prediction, TensorTypes, Times
 from imatrix_lab.study import actions
 from imatrix_lab.study.analyse.index import Products
 from imatrix_lab.study.calibrations import calibrations
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RECIPE
 from imatrix_lab.study.graph import FILES, Records, StepRecord, Steps
-from imatrix_lab.study.recipe import NONE
+from imatrix_lab.study.kinds import kinds
+from imatrix_lab.study.recipe import NONE, PLAIN
 from imatrix_lab.study.scheduler import Outcome
 
 
@@ -39,6 +42,7 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         imatrices={f.sha256: f.path for f in facts if f.path.exists()},
         quants=tuple(actions.quant_in(record.result) for record in of("quant").values()),
         predictions=tuple(_predictions(of("loss"), of("quant"))),
+        tensor_types=tuple(_tensor_types(shared, of("quant"))),
         token_records=_files(of("score")),
         item_records=_files(of("task")),
         missing=(*shared.missing, *outcome.missing),
@@ -77,8 +81,34 @@ def _predictions(losses: Records, quants: Records) -> Iterator[Prediction]:
         if quant_step not in quants:  # its record could not be read
             continue
         q = actions.quant_in(quants[quant_step].result)
+        klds = record.result.get(actions.KLDS, {})
         for language, loss in record.result[actions.LOSSES].items():
-            yield Prediction(q.model, q.calibration, q.sample, q.type, language, loss, math.nan)
+            kld = klds.get(language, math.nan)
+            place = (q.model, q.calibration, q.sample, q.type, language)
+            yield Prediction(*place, loss, math.nan, kld)
+
+
+def _tensor_types(shared: Shared, quants: Records) -> Iterator[TensorTypes]:
+    """Yield the types of each first sample, in a study that chooses them; not of each quantizer."""
+    made = kinds(shared.recipe)
+    shown = {kind.label for kind in made if kind.quantizer == PLAIN}
+    n_layers = {model.label: model.facts.n_layers for model in shared.models}
+    for record in quants.values() if any(kind.is_size for kind in made) else ():
+        q = actions.quant_in(record.result)
+        if q.type in shown and q.sample in (ALL_SAMPLES, 1):
+            types = record.result.get(actions.TYPES, {})
+            roles = _by_role(types, n_layers[q.model])
+            bits = {name: bits_of(name) for name in sorted(set(types.values()))}
+            yield TensorTypes(q.model, q.calibration, q.type, roles, bits)
+
+
+def _by_role(types: Mapping[str, str], n_layers: int) -> dict[str, tuple[str, ...]]:
+    roles: dict[str, list[str]] = {}
+    for name, type_name in types.items():
+        layer, role = layer_and_role(name)
+        row = roles.setdefault(role, [""] * (1 if layer is None else n_layers))
+        row[layer or 0] = type_name
+    return {role: tuple(row) for role, row in roles.items()}
 
 
 def _files(records: Records) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,17 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.errors import BadRecords
 from imatrix_lab.records import runs
 from imatrix_lab.records.runs import NO_IMATRIX, Run
-from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Missing, Prediction, Quant, Times
+from imatrix_lab.report.results import (
+    ALL_SAMPLES,
+    Calibration,
+    Missing,
+    Prediction,
+    Quant,
+    TensorTypes,
+    Times,
+)
 from imatrix_lab.study.calibrations import mixtures
+from imatrix_lab.study.kinds import kinds
 from imatrix_lab.study.recipe import NONE, Recipe
 from imatrix_lab.types import Model
 
@@ -21,7 +30,8 @@ from imatrix_lab.types import Model
 class Products:
     """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
 
-    Predictions are without what was measured; commands are those that repeat the study.
+    Predictions are without what was measured; commands are those that repeat the study. Types of
+    tensors are of the first samples, where types were chosen.
     """
 
     recipe: Recipe
@@ -35,6 +45,7 @@ class Products:
     missing: tuple[Missing, ...]
     times: Times
     commands: tuple[str, ...]
+    tensor_types: tuple[TensorTypes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Index:
             "task": ["", *(Path(task.name).stem for task in recipe.tasks)],
             "text": [*scored, *(code for task in recipe.tasks for code in task.languages)],
             "calibration": ["", *(labels[text] for text in texts)],
-            "type": ["", *recipe.types],
+            "type": ["", *(kind.label for kind in kinds(recipe))],
         }
         self.signatures: dict[str, dict[str, Any]] = {}
         self._quants = {q.sha256: q for q in products.quants}
@@ -93,7 +104,7 @@ class Index:
     def order(self, row: Any, **factors: str) -> tuple[Any, ...]:
         """Return what to sort a row by: ranks of factors (in fields of these names), sample."""
         ranks = [self.rank(factor, getattr(row, field)) for factor, field in factors.items()]
-        return *ranks, row.sample
+        return *ranks, getattr(row, "sample", ALL_SAMPLES)
 
     def for_comparison(self, records: Iterable[RecordFile]) -> list[RecordFile]:
         """Return records in the order to compare them in: of a pair the latter is B.
@@ -119,9 +130,11 @@ class Index:
         if model := self._models.get(sha256):
             return RecordFile(run, model, "", ALL_SAMPLES, "", text, name, key)
         quant = self._quants.get(sha256)
-        if quant is None or quant.calibration != run.calib or quant.type != run.type:
+        if quant is None:
             problem = f"these records are of {run.name()}, which this study did not make"
             fix = f"rm {shlex.quote(str(run.path))}; imatrix-lab study resume"
             raise BadRecords(problem, where=run.path, fix=fix)
         sample = quant.sample if run.sample else ALL_SAMPLES
+        # files do not tell quantizers apart as a recipe does
+        run = replace(run, calib=quant.calibration, type=quant.type, size_bytes=quant.size_bytes)
         return RecordFile(run, quant.model, quant.calibration, sample, quant.type, text, name, key)

@@ -9,6 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imatrix_lab.imatrix import distance, format
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Agreement, Prediction, Score, Similarity
@@ -37,7 +40,8 @@ def predictions(products: Products, index: Index, scores: Sequence[Score]) -> li
 def agreements(rows: Sequence[Prediction]) -> list[Agreement]:
     """Return how well predictions rank the calibrations, each the mean of its samples.
 
-    Spearman's rank correlation; NaN with fewer than three calibrations.
+    Spearman's rank correlation; NaN with fewer than three calibrations. Then how well predicted
+    divergences rank all files of a model on a language.
     """
     places: dict[tuple[str, str, str], dict[str, list[Prediction]]] = {}
     for p in rows:
@@ -50,6 +54,13 @@ def agreements(rows: Sequence[Prediction]) -> list[Agreement]:
         predicted = [fmean(p.predicted_loss for p in each) for each in samples]
         measured = [fmean(p.measured_kld_nats for p in each) for each in samples]
         agreements.append(Agreement(*place, _spearman(predicted, measured), len(samples)))
+    everything: dict[tuple[str, str], list[Prediction]] = {}
+    for p in rows:
+        if math.isfinite(p.measured_kld_nats + p.predicted_kld_nats):
+            everything.setdefault((p.model, p.language), []).append(p)
+    for (model, language), known in everything.items():
+        klds = [p.predicted_kld_nats for p in known], [p.measured_kld_nats for p in known]
+        agreements.append(Agreement(model, "", language, _spearman(*klds), len(known)))
     return agreements
 
 
@@ -85,6 +96,38 @@ def similarities(products: Products, index: Index) -> list[Similarity]:
         for i, j in distances.pairs():
             rows.append(Similarity(model, labels[i], labels[j], float(values[i, j]), noise))
     return rows
+
+
+def activations(products: Products, index: Index) -> list[results.Activations]:
+    """Return how large what matrices read is in each language, by role and layer."""
+    rows: list[results.Activations] = []
+    first = [c for c in products.calibrations if c.kind == "language" and c.sample == 1]
+    for c in sorted(first, key=lambda c: index.order(c, model="model", calibration="label")):
+        path = products.imatrices.get(c.imatrix_sha256)
+        for role, layers in (_inputs(format.read(path)) if path else {}).items():
+            n = max(layers) + 1
+            nothing = np.full(3, math.nan)
+            columns = np.array([layers.get(layer, nothing) for layer in range(n)]).T.tolist()
+            rows.append(results.Activations(c.model, c.label, role, *map(tuple, columns)))
+    return rows
+
+
+def _inputs(imatrix: format.Imatrix) -> dict[str, dict[int, NDArray[np.float64]]]:
+    """Return median, 99th percentile and largest root mean square of columns, by role and layer.
+
+    Matrices that read the same input have the same sums: the first of them stands for all.
+    """
+    roles: dict[str, dict[int, NDArray[np.float64]]] = {}
+    seen: dict[tuple[int, bytes], str] = {}
+    for name, entry in imatrix.entries.items():
+        layer, role = format.layer_and_role(name)
+        if layer is None or seen.setdefault((layer, entry.sums.tobytes()), role) != role:
+            continue
+        hit = entry.counts > 0
+        squares = entry.sums.reshape(len(hit), -1)[hit].sum(axis=0) / max(entry.counts.sum(), 1.0)
+        levels = np.quantile(np.sqrt(squares), (0.5, 0.99, 1.0))
+        roles.setdefault(role, {})[layer] = levels
+    return roles
 
 
 def flips(

@@ -15,14 +15,14 @@ from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import controls
-from imatrix_lab.imatrix import collect, format, quant_error
+from imatrix_lab.imatrix import collect, collector, format, quant_error
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.compute import compute_for, logit_rows, placement
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.quantize import run
+from imatrix_lab.quantize import feedback, run
 from imatrix_lab.score import kernel, text
 from imatrix_lab.score.engine import Engine, Settings
 from imatrix_lab.score.job import Job
@@ -34,6 +34,8 @@ WINDOW, WINDOWS = 512, 3
 """The first window of an imatrix run reads the model from the disk, and is not timed."""
 PROBE_CHANNELS, PROBE_FORWARD = 768, 3072
 QUANT = "quant.gguf"
+QUANTIZERS = ("feedback",)
+"""Those that take time beside llama-quantize, and are measured."""
 _SEED = 1
 
 
@@ -60,14 +62,15 @@ class Benchmark:
     def speed(self, what: str, of: Model | str) -> Speed:
         """Return what was measured before, or measure it now.
 
-        `what` is ``imatrix`` or ``score`` of a model (tokens), ``quantize`` or predicted ``loss``
-        of a type (weights).
+        `what` is ``imatrix`` or ``score`` of a model (tokens), ``quantize``, predicted ``loss`` or
+        a quantizer beside llama-quantize, of a type (weights).
         """
         measures: dict[str, tuple[Callable[..., float], str, str]] = {
             "imatrix": (_imatrix, "tokens", f"{WINDOWS - 1} windows of {WINDOW}"),
             "score": (_score, "tokens", "the original on one window"),
             "quantize": (_quantize, "weights", f"{of} of a small model of random weights"),
             "loss": (_quant_error, "weights", "a small model of random weights"),
+            "feedback": (_feedback, "weights", f"{of} of random weights"),
         }
         measure, unit, words = measures[what]
         store = Store(self._shared.store.root)
@@ -78,6 +81,7 @@ class Benchmark:
             "of": key,
             "cores": cores(),
             "gpu_layers": self._shared.compute().gpu_layers,
+            **({"moments": True} if what == "imatrix" and self._shared.needs_moments else {}),
             "toolchain": self._shared.tools.signature(),
         }
         earlier = store.find("rate", inputs)
@@ -95,7 +99,8 @@ class Benchmark:
 
 def _imatrix(shared: Shared, model: Model, progress: Progress, scratch: Path) -> float:
     compute = compute_for(model.facts, shared.compute(n_ctx=WINDOW))
-    options = collect.Options(dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW))
+    batch = dataclasses.replace(compute, n_batch=WINDOW, n_ubatch=WINDOW)
+    options = collect.Options(batch, moments=shared.needs_moments)
     tokens = np.random.default_rng(0).integers(0, model.facts.n_vocab, (WINDOWS, WINDOW))
     session = Session(Store(shared.store.root), progress)
     return collect.tokens_per_second(shared.tools, model, tokens.astype(np.int32), options, session)
@@ -138,6 +143,16 @@ def _quant_error(shared: Shared, quant_type: str, progress: Progress, scratch: P
     began = time.monotonic()
     quant_error.write(scratch, compiled, source, quant, cores(), progress)
     return source.facts.n_parameters / max(time.monotonic() - began, 1e-3)
+
+
+def _feedback(shared: Shared, quant_type: str, progress: Progress, scratch: Path) -> float:
+    kernel = feedback.Kernel(shared.tools, Session(Store(shared.store.root), progress))
+    rows = np.random.default_rng(_SEED).normal(0, 0.05, (PROBE_FORWARD, PROBE_CHANNELS))
+    moments = np.eye(collector.BLOCK)[None].repeat(PROBE_CHANNELS // collector.BLOCK, axis=0)
+    name = next(t for t in feedback.TYPES if quant_type.startswith(t))
+    began, importance = time.monotonic(), np.ones(PROBE_CHANNELS, np.float32)
+    kernel.rounded(rows.astype(np.float32), name, feedback.factor(moments, 0.0), importance)
+    return cores() * rows.size / max(time.monotonic() - began, 1e-3)  # a strip in each thread
 
 
 def _probe(

@@ -10,29 +10,38 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus import documents
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool
-from imatrix_lab.imatrix import collect, quant_error
+from imatrix_lab.imatrix import collect, collector, quant_error
+from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.toolchain import cores
+from imatrix_lab.models import weights
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.pipeline import score, tune
+from imatrix_lab.pipeline import allocate, score, tune
+from imatrix_lab.quantize import error_sums, errors
 from imatrix_lab.study import actions, graph, steps, validate
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
-from imatrix_lab.study.plan import power, warnings
+from imatrix_lab.study.kinds import kinds
+from imatrix_lab.study.plan import benchmark, power, warnings
 from imatrix_lab.study.plan.benchmark import Benchmark, Speed
-from imatrix_lab.study.recipe import Recipe
-from imatrix_lab.types import CorpusFacts, Model, Request
+from imatrix_lab.study.recipe import PLAIN, Recipe
+from imatrix_lab.types import CorpusFacts, Model
 
 DOCUMENTS, DOCUMENT_TOKENS = 40, 350
 """Held out of a text that is not built yet: as of those written for this project."""
 TOKEN_BYTES, FILE_BYTES, ANSWER_BYTES = 24, 8192, 4
 """On disk: a scored token, the rest of a file of records, a token of a prompt or answer."""
+MIXED = "Q4_K_M"
+"""The type whose speed stands for that of files whose types are not known yet."""
 ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
 """Steps that no short run can measure: fetching and cleaning, mostly."""
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step, done if cached; its seconds are from the speed `stands_on` (empty: assumed)."""
+    """One step, done if cached; its seconds are from the speed `stands_on` (empty: assumed).
+
+    `waits_for` are the steps that come before it.
+    """
 
     id: str
     kind: str
@@ -42,6 +51,7 @@ class PlannedStep:
     disk_bytes: int
     memory_bytes: int
     stands_on: str
+    waits_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class _Planner:
         self.columns = {}
         for m in shared.models:
             self.columns[m.label] = sum(p.info.shape[0] for p in quant_error.tensors(m).values())
+        self.kinds = {kind.label: kind for kind in kinds(shared.recipe)}
         self.benchmark = Benchmark(shared, progress)
         self.speeds: dict[str, Speed] = {}
 
@@ -159,9 +170,7 @@ class _Planner:
         shared, corpus, model = self.shared, self.corpora[step.needs[0]], self._model(step)
         if corpus is None:
             return False
-        n_tokens, out = corpus.n_tokens, shared.folder.path
-        request = Request("", (), model.origin, n_tokens, out, shared.compute())
-        options = tune.imatrix_options(request, model, corpus)
+        options = tune.imatrix_options(shared.request(model), model, corpus)
         inputs = collect.inputs(model, corpus, options, shared.tools)
         return shared.store.find("imatrix", inputs) is not None
 
@@ -170,37 +179,67 @@ class _Planner:
         is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
-        return PlannedStep(step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on)
+        done, waits_for = (is_done, seconds), (*step.depends_on(), *step.after)
+        return PlannedStep(
+            step.id, step.kind, step.what, *done, disk, memory, stands_on, waits_for
+        )  # fmt: skip
 
     def _seconds(self, step: graph.Step) -> tuple[float, str]:
         """Return what a step takes, and the name of the speed that this is from."""
         if step.kind in ASSUMED_S:
             return ASSUMED_S[step.kind], ""
-        model, units = self._model(step), step.cost
-        of: Model | str = model
-        what = step.kind if step.kind == "imatrix" else "score"
-        name = f"{what} {model.label}"
+        model = self._model(step)
+        n_weights = model.facts.n_parameters
         if step.kind == "quant":
-            what, of = "quantize", str(step.inputs["type"])
-            name, units = f"quantize {of}", model.facts.n_parameters
-        elif step.kind == "loss":
-            what, of = "loss", self.shared.recipe.types[0]
-            name, units = "predicted loss", model.facts.n_parameters
-        elif step.kind == "score":  # through all the models
+            kind = self.kinds[str(step.inputs["type"])]
+            base = base_type(kind.type)
+            seconds, name = self._seconds_for(n_weights, "quantize", base)
+            more = [part for part in kind.quantizer.split("+") if part != PLAIN]
+            for part in filter(benchmark.QUANTIZERS.__contains__, more):
+                seconds += self._seconds_for(n_weights, part, base)[0]
+            return seconds, name if set(more) <= set(benchmark.QUANTIZERS) else ""
+        if step.kind == "loss":
+            return self._seconds_for(n_weights, "loss", base_type(self.shared.recipe.types[0]))
+        if step.kind == "errors":
+            return self._seconds_for(self._n_sampled(model), "quantize", MIXED)
+        if step.kind == "sensitivity":  # weights are quantized once, text is read for each group
+            seconds = self._seconds_for(n_weights, "quantize", "Q3_K_S")[0]
+            read_s, name = self._seconds_for(step.cost, "score", model)
+            return seconds + read_s, name
+        units = step.cost
+        if step.kind == "score":  # through all the models
             units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
+        return self._seconds_for(units, "imatrix" if step.kind == "imatrix" else "score", model)
+
+    def _seconds_for(self, units: float, what: str, of: Model | str) -> tuple[float, str]:
+        """Return the seconds that some tokens or weights take, and the name of their speed."""
+        name = "predicted loss" if what == "loss" else ""
+        name = name or f"{what} {of if isinstance(of, str) else of.label}"
         speed = self.speeds[name] = self.benchmark.speed(what, of)
         return units / speed.per_second, name
+
+    def _n_sampled(self, model: Model) -> int:
+        """Return how many weights are quantized to know the errors of all types."""
+        n_types, sampled = len(allocate.types_of(self.shared.request(model))), 0
+        for name, (_, info) in quant_error.tensors(model).items():
+            n_rows = error_sums.TOKEN_ROWS if name in (*errors.EMBEDDINGS, errors.HEAD) else 0
+            sampled += min(n_rows or error_sums.ROWS, weights.n_rows(info)) * info.shape[0]
+        return n_types * sampled
 
     def _disk_bytes(self, step: graph.Step) -> int:
         label = self._model(step).label
         if step.kind == "quant":
             return self.shared.sizes[label, str(step.inputs["type"])]
+        if step.kind == "sensitivity":  # while it is measured
+            return 4 * steps.PROBE_TOKENS * self._model(step).facts.n_vocab
         if step.kind == "score":
             tokens = sum(self.sizes[step.id].tokens)
             return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
         if step.kind == "task":
             return int(step.cost) * ANSWER_BYTES
-        column_bytes = {"imatrix": 4, "merge": 4, "loss": 16}
+        imatrix = 4 * (2 + collector.BLOCK) if self.shared.needs_moments else 4
+        n_types = len(allocate.types_of(self.shared.request(self._model(step))))
+        column_bytes = {"imatrix": imatrix, "merge": imatrix, "loss": 16, "errors": 4 * n_types}
         return column_bytes.get(step.kind, 0) * self.columns[label]  # texts are small
 
     def _effects(self) -> Iterator[power.Effect]:
@@ -211,12 +250,21 @@ class _Planner:
             yield from power.Planned(shared.recipe, sizes, model, shared.store).effects()
 
 
+def base_type(quant_type: str) -> str:
+    """Return the type of llama-quantize that takes as long as a type of a recipe."""
+    if size_types.is_size(quant_type) or not quant_type:
+        return size_types.standard(quant_type) or MIXED
+    return quant_type
+
+
 def _disk(rows: Sequence[PlannedStep], keeps_quants: bool) -> tuple[int, int]:
     """Return the bytes that a study has at the end, and at most."""
     kept = peak = waiting = 0
     for row in rows:
         if row.kind == "quant" and not keeps_quants:
             waiting += 0 if row.is_done else row.disk_bytes
+        elif row.kind == "sensitivity":
+            peak = max(peak, kept + waiting + (0 if row.is_done else row.disk_bytes))
         elif row.kind == "tidy":
             waiting = 0
         else:

@@ -10,6 +10,7 @@ from imatrix_lab.compare import design
 from imatrix_lab.compare.power import DISCORDANCES, task_design
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.store import Store
+from imatrix_lab.llamacpp import size_types
 from imatrix_lab.records.runs import NO_IMATRIX, Run, blocks, find, instrument
 from imatrix_lab.report import results
 from imatrix_lab.score.run import RECORDS
@@ -19,6 +20,7 @@ from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import Sums
 from imatrix_lab.stats.power import Design
 from imatrix_lab.study import calibrations, tasks
+from imatrix_lab.study.kinds import kinds
 from imatrix_lab.study.recipe import NONE, Recipe, Task
 from imatrix_lab.tasks.definition import get as get_definition
 from imatrix_lab.types import Model
@@ -82,6 +84,7 @@ class Planned:
     ):  # fmt: skip
         self.recipe, self.sizes = recipe, sizes
         self.metric = recipe.comparison.metrics[0]
+        self.types = [kind.label for kind in kinds(recipe)]
         labels = dict.fromkeys(c.label for c in calibrations.calibrations(recipe))
         self.pairs = [frozenset(pair) for pair in itertools.combinations(labels, 2)]
         if word := recipe.comparison.baseline:
@@ -92,7 +95,7 @@ class Planned:
 
     def effects(self) -> Iterator[Effect]:
         """Yield effects by type: on each text by the first metric, then in each task."""
-        for quant_type in self.recipe.types:
+        for quant_type in self.types:
             for size in self.sizes:
                 yield from self._on_text(quant_type, size)
             for task, languages in self.languages:
@@ -157,7 +160,7 @@ class Planned:
     def _n_family(self, n_languages: int) -> int:
         factors = design.parse_family(self.recipe.comparison.family)
         n = len(self.pairs) * (n_languages if "lang" in factors else 1)
-        return max(n * (len(self.recipe.types) if "type" in factors else 1), 1)
+        return max(n * (len(self.types) if "type" in factors else 1), 1)
 
     def _pilots(self, model: Model, store: Store) -> Pilots:
         """Return each pair's design from earlier scores of the model; of several, the largest."""
@@ -166,7 +169,7 @@ class Planned:
         for path in sorted(store.root.glob(f"score/*/{RECORDS}")):
             (run,) = find(path)
             is_ours = run.signature.get("reference", {}).get("sha256") == model.sha256
-            if is_ours and run.text in labels and run.type in self.recipe.types:
+            if is_ours and run.text in labels and run.type in self.types:
                 key = canonical_json([run.text, run.type, instrument(run.signature)])
                 groups.setdefault(key, []).append(run)
         pilots: Pilots = {}
@@ -177,8 +180,9 @@ class Planned:
 
 
 def nominal_bits(quant_type: str) -> int:
-    """Return the bits in a type's name, from 2 to 4: spreads are known for these."""
-    digits = re.search(r"\d+", quant_type)
+    """Return the bits in a type's name, from 2 to 4: spreads are known for these. Else 4."""
+    base = size_types.standard(quant_type) if size_types.is_size(quant_type) else quant_type
+    digits = re.search(r"\d+", base)
     return min(4, max(2, int(digits[0]))) if digits else 4
 
 

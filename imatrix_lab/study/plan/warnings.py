@@ -1,5 +1,6 @@
 """Where a study cannot answer its question, and how to change that: sentences for the plan."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,7 +8,7 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_http import dataset_commit
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.errors import FetchFailed, ImatrixLabError
-from imatrix_lab.llamacpp import compute
+from imatrix_lab.llamacpp import compute, size_types
 from imatrix_lab.quantize import run
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.graph import Step
@@ -68,7 +69,7 @@ def of_types(shared: Shared) -> Iterator[str]:
         return
     for model in shared.models:
         options = run.Options(compute.compute_for(model.facts, shared.compute()))
-        for quant_type in shared.recipe.types:
+        for quant_type in itertools.filterfalse(size_types.is_size, shared.recipe.types):
             if run.dry_run(shared.tools, model, quant_type, options)[1]:
                 skipped = f"the 'none' baseline of {model.label} will be skipped for it"
                 yield f"{quant_type} requires an imatrix: {skipped}"

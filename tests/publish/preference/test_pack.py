@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from imatrix_lab.core import config
 from imatrix_lab.core.outputs import Rules
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadRecords, UsageError
 from imatrix_lab.publish.preference import pack, prompts
-from imatrix_lab.publish.preference.pack import PackRequest
+from imatrix_lab.publish.preference.pack import Key, PackRequest
 from imatrix_lab.publish.preference.prompts import Prompts
 from imatrix_lab.report.text import visible
 from imatrix_lab.types import ComputeOptions
@@ -131,3 +132,34 @@ def test_bad_prompts_are_told(tmp_path, toml, problem):
         prompts.read(path)
     with pytest.raises(UsageError, match="no prompts for tlh"):
         prompts.read("tlh")
+
+
+KEY = Key(pack.KEY, "0", "", "r", "s", "nb", {x: {"name": x, "sha256": x} for x in "ab"}, {}, {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: key["answers"][next(iter(key["answers"]))].update(system="b"),
+        lambda key: key["answers"][next(iter(key["answers"]))].update(text="x"),
+        lambda key: key["answers"][next(iter(key["answers"]))].pop("system"),
+        lambda key: key["answers"].popitem(),
+        lambda key: key["prompts"].popitem(),
+        lambda key: key.update(identical=[["p1"]]),
+        lambda key: key.update(identical=[["p1", "a", "z"]]),
+        lambda key: key.update(salt="t"),
+        lambda key: key["systems"].pop("a"),
+        lambda key: key["systems"]["a"].pop("name"),
+    ],
+)
+def test_a_key_that_was_changed_is_refused(tmp_path, change):
+    answers = [{"p1": "yes", "p2": "ja"}, {"p1": "yes", "p2": "nei"}]
+    key = pack.filled(KEY, {"p1": "?", "p2": "??"}, answers)
+    raw = json.loads(json.dumps(config.plain(key)))
+    path = tmp_path / "key.json"
+    path.write_text(json.dumps(raw))
+    assert pack.read_key(path) == key
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(BadRecords):
+        pack.read_key(path)

@@ -203,3 +203,14 @@ def test_text_that_is_no_json(tmp_path):
         votes.read_ballots([tmp_path / "x.json"], key_of())
     with pytest.raises(BadRecords, match="cannot be read"):
         votes.read_ballots([tmp_path / "absent.json"], key_of())
+
+
+def test_a_pair_counts_once(tmp_path):
+    key = key_of()
+    path = ballot(tmp_path / "x.json", key, 1, honest(0))
+    raw = json.loads(path.read_text())
+    turned = {"first": raw["votes"][0]["second"], "second": raw["votes"][0]["first"]}
+    for again in (raw["votes"][0], {**raw["votes"][0], **turned}):
+        path.write_text(json.dumps({**raw, "votes": [*raw["votes"], again]}))
+        with pytest.raises(BadRecords, match="more than one vote"):
+            votes.read_ballots([path], key)

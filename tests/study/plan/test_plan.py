@@ -15,6 +15,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.corpus.sources import files
 from imatrix_lab.imatrix import format
+from imatrix_lab.quantize import probes
 from imatrix_lab.study import graph, steps
 from imatrix_lab.study.context import prepare
 from imatrix_lab.study.folder import Folder
@@ -149,6 +150,40 @@ def test_what_is_there_already(recipe: Recipe, store: Store, tmp_path: Path) -> 
     done = plan.plan(recipe, folder, Session(store, Silent()))
     assert {row.kind for row in done.rows if not row.is_done} == {"tidy"}
     assert done.seconds == 0
+
+
+def test_sizes_and_quantizers_take_time_and_disk(
+    recipe: Recipe, store: Store, unmeasured: None, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(benchmark, "_feedback", lambda *_: 5.0)
+    comparison = replace(recipe.comparison, baseline="qaa")
+    types, quantizers = ("Q4_K_M", "size:Q4_K_M"), ("imatrix", "feedback")
+    sized = replace(recipe, types=types, quantizers=quantizers, comparison=comparison)
+    planned = plan.plan(sized, Folder(tmp_path / "x"), Session(store, Silent()))
+    shared = prepare(sized, Folder(tmp_path / "x"), Session(store, Silent()))
+    (model,) = shared.models
+    rows = {row.id: row for row in planned.rows}
+    n_weights = model.facts.n_parameters
+    for end, seconds in (("", n_weights / 10), ("+feedback", n_weights / 10 + n_weights / 5)):
+        for base in ("Q4_K_M", "size-Q4_K_M"):
+            row = rows[f"{model.label}.quant.qaa.1.{base}{end}"]
+            assert row.seconds == pytest.approx(seconds)
+            assert row.disk_bytes == shared.sizes[model.label, "Q4_K_M"]
+    n_tokens = (1 + len(probes.groups(model))) * 8 * 96
+    row = rows[f"{model.label}.sensitivity.qab.2"]
+    assert row.seconds == pytest.approx(n_tokens / 10 + n_weights / 10)
+    assert row.disk_bytes == 4 * 8 * 96 * model.facts.n_vocab
+    assert rows[f"{model.label}.errors.qab.2"].seconds > 0
+    # the logits of a sensitivity are gone when it is there
+    kept = sum(r.disk_bytes for r in planned.rows if r.kind not in ("sensitivity", "quant"))
+    assert planned.disk_final_bytes == kept
+    assert not any("size:" in warning for warning in planned.warnings)
+
+
+def test_the_speed_of_feedback_is_measured(recipe: Recipe, store: Store, tmp_path: Path) -> None:
+    shared = prepare(recipe, Folder(tmp_path / "x"), Session(store, Silent()))
+    speed = benchmark.Benchmark(shared, Silent()).speed("feedback", "Q3_K_S")
+    assert speed.per_second > 1e5 and speed.unit == "weights"
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
-from imatrix_lab.pipeline import deliver, model_card, tune
+from imatrix_lab.pipeline import deliver, tune
+from imatrix_lab.pipeline.card.studies import of_study
+from imatrix_lab.pipeline.card.text import card
 from imatrix_lab.report import results
 from imatrix_lab.report.results import Calibration, Comparison, Results, Times
 from imatrix_lab.types import ComputeOptions, Model, ModelFacts, Request
@@ -70,39 +72,39 @@ def entries(imatrix_sha256: str = "dd" * 32) -> dict:
         "model_name": "tiny", "base_model": "", "license": "", "command": "make quant LANG=nb",
         "provenance": "here", "note": "", "imatrix_sha256": imatrix_sha256,
     }  # fmt: skip
-    facts = model_card.of_study(study(NB_EN, NONE_NB), model(), "nb")
+    facts = of_study(study(NB_EN, NONE_NB), model(), "nb")
     return {"a.gguf": quant, "nb.imatrix.gguf": {**quant, "kind": "imatrix", "study": facts}}
 
 
-def cells(card, *row):
+def cells(written, *row):
     """The cells after those given, of the only line of a table that begins so."""
-    (line,) = (s for s in card.splitlines() if s.startswith("| " + " | ".join(row) + " |"))
+    (line,) = (s for s in written.splitlines() if s.startswith("| " + " | ".join(row) + " |"))
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1 + len(row) : -1]]
 
 
 def test_the_table_has_the_languages_comparisons_from_its_side(golden):
-    text = model_card.card(entries())
-    golden("card", text)
+    written = card(entries())
+    golden("card", written)
     numbers = {
         "en": ["−0.0210", "−0.0270 … −0.0150"],
         "no imatrix": ["−0.0863", "−0.0924 … −0.0801"],
     }
     for other, (difference, interval) in numbers.items():
-        measure, *rest = cells(text, "nb", "Q4_K_M", other)
+        measure, *rest = cells(written, "nb", "Q4_K_M", other)
         assert measure == f"{NB_EN.words}, {NB_EN.unit}"
         assert rest == [difference, interval, "0.0008", "better"]
 
 
 def test_whether_the_imatrix_is_the_studys_is_said():
-    assert "16,384 tokens" in model_card.card(entries())
-    assert "16,384 tokens" not in model_card.card(entries(IMATRIX))
+    assert "16,384 tokens" in card(entries())
+    assert "16,384 tokens" not in card(entries(IMATRIX))
 
 
 def test_only_types_that_are_here():
     other = dataclasses.replace(NB_EN, type="Q3_K_S")
     files = entries()
-    files["nb.imatrix.gguf"]["study"] = model_card.of_study(study(other), model(), "nb")
-    assert "quick-nb" not in model_card.card(files)
+    files["nb.imatrix.gguf"]["study"] = of_study(study(other), model(), "nb")
+    assert "quick-nb" not in card(files)
 
 
 def test_what_is_unknown_and_what_would_break_the_table():
@@ -110,18 +112,18 @@ def test_what_is_unknown_and_what_would_break_the_table():
         NB_EN, b="a|b", estimate=math.nan, low=math.nan, high=math.nan, p_adjusted=math.nan
     )
     files = entries()
-    files["nb.imatrix.gguf"]["study"] = model_card.of_study(study(odd), model(), "nb")
+    files["nb.imatrix.gguf"]["study"] = of_study(study(odd), model(), "nb")
     files = json.loads(json.dumps(files, allow_nan=False))
-    row = cells(model_card.card(files), "nb", "Q4_K_M", "a\\|b")
+    row = cells(card(files), "nb", "Q4_K_M", "a\\|b")
     assert row[1:] == ["–", "–", "–", "better"]
 
 
 def test_a_study_of_another_model_or_language_is_refused():
     with pytest.raises(UsageError) as caught:
-        model_card.of_study(study(NB_EN, model_sha256="ee"), model(), "nb")
+        of_study(study(NB_EN, model_sha256="ee"), model(), "nb")
     assert "demo" in caught.value.fix
     with pytest.raises(UsageError) as caught:
-        model_card.of_study(study(NB_EN), model(), "ml")
+        of_study(study(NB_EN), model(), "ml")
     assert "nb" in caught.value.fix
 
 

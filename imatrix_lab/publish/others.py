@@ -1,0 +1,85 @@
+"""A card for files that others made: what their headers and records of `score` say."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.core.files import canonical_json, write_whole
+from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder, replaceable
+from imatrix_lab.core.session import Session
+from imatrix_lab.models import resolve
+from imatrix_lab.models.gguf import read_header
+from imatrix_lab.pipeline.card import picture, scores, text
+from imatrix_lab.pipeline.card.facts import facts_of
+from imatrix_lab.pipeline.card.scores import Scores
+from imatrix_lab.publish.files import CARD, RESULTS
+from imatrix_lab.types import Model
+
+_HUB = "https://huggingface.co/"
+
+
+def write(
+    specs: Sequence[str],
+    records: Sequence[Path],
+    repo: str,
+    out: Path,
+    session: Session,
+    force: bool,
+) -> list[Path]:
+    """Write a card, with results and picture if there are records; return the files.
+
+    Parameters
+    ----------
+    specs : the models; see `models.resolve`.
+    repo : on the Hub, where the files are or will be; "" leaves it open.
+
+    Raises BadRecords: the records are of other files.
+    """
+    check_folder(out)
+    for spec in specs:
+        resolve.check_spec(spec, session.store)
+    rules = Rules(force=force, progress=session.progress)
+    for name in (CARD, RESULTS, picture.NAME):
+        check_file(out / name, rules, replaceable)
+    models = [resolve.resolve(spec, session) for spec in specs]
+    entries = {model.path.name: _entry(model) for model in models}
+    scored = Scores()
+    if records:
+        names = {model.sha256: model.path.name for model in models}
+        scored = scores.of_records(records, names, "", session.progress)
+    written = {CARD: text.card(entries, text.Release(repo, scored))}
+    if scored.files:
+        written[RESULTS] = canonical_json(scored.as_json())
+        written[picture.NAME] = picture.svg(scored)
+    for name, content in written.items():
+        check_file(out / name, rules, functools.partial(_other, content.encode()))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in written.items():
+        write_whole(out / name, content)
+    return [out / name for name in written]
+
+
+def _other(content: bytes, path: Path) -> str:
+    return "" if path.read_bytes() == content else any_file(path)
+
+
+def _entry(model: Model) -> dict[str, Any]:
+    """Return what is known of a file, as a manifest has it."""
+    facts = model.facts
+    base = read_header(model.path).text("general.base_model.0.repo_url")
+    return {
+        "kind": "quant",
+        "type": facts.file_type,
+        "language": "",
+        "imatrix": facts.calibration,
+        "imatrix_sha256": facts.imatrix_sha256,
+        "size_bytes": facts.size_bytes,
+        "bits_per_weight": facts.bits_per_weight,
+        "sha256": model.sha256,
+        "model_name": facts.name,
+        "base_model": base.removeprefix(_HUB) if base.startswith(_HUB) else "",
+        "license": facts.license,
+        "command": "",
+        **facts_of(model.shards),
+    }

@@ -1,0 +1,1 @@
+"""Studies on several machines: Dask places the steps; see docs/cluster.md."""

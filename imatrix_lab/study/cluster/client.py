@@ -1,0 +1,345 @@
+"""The side that runs a study on a cluster: steps go out as futures, small results come back.
+
+The study's own scheduler decides what can run, as on one machine; Dask decides where. A step's key
+in Dask begins with its fingerprint. What is made lies in the folders that all machines see.
+"""
+
+import contextlib
+import dataclasses
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from imatrix_lab.core import interrupt, process, progress
+from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import ImatrixLabError
+from imatrix_lab.study import graph, steps
+from imatrix_lab.study.cluster import address, there
+from imatrix_lab.study.cluster.address import Address
+from imatrix_lab.study.cluster.there import BEGAN, ENDED, SAYS, TASK, Failure, Reply
+from imatrix_lab.study.context import Shared
+from imatrix_lab.study.folder import RUNNING, Folder
+from imatrix_lab.study.graph import Step, Steps, Turn
+from imatrix_lab.study.plan.placement import Placement, Task, place
+from imatrix_lab.study.plan.plan import Plan
+from imatrix_lab.study.recipe import Recipe, absolute
+from imatrix_lab.study.scheduler import Capacity
+from imatrix_lab.study.status import WAITING, Watch
+
+CLASS = "class"  # in a study's status
+MANY = 1 << 20
+UNBOUNDED = Capacity(MANY, MANY, 1 << 62)
+"""Every step that can run is given to Dask at once."""
+LOOK_S, STOP_S, SOON_S, SAY_AFTER_S = 0.2, 15.0, 60.0, 5.0
+
+Event = Mapping[str, Any]
+
+
+class Cluster:
+    """A scheduler's workers, for one study; `expected` have been started for it."""
+
+    def __init__(self, at: Address, folder: Folder, session: Session, expected: int = 1):
+        self._at, self._folder, self._session, self._expected = at, folder, session, expected
+        self._topic, self._lock = f"study-{secrets.token_hex(8)}", threading.Lock()
+        self._events: dict[str, queue.SimpleQueue[Event]] = {}
+        self._running: dict[str, str] = {}  # calls, and the machine that began each last
+        self._class = ""
+        self.watch: Watch | None = None
+        self._client = self._connect()
+
+    # -- the connection
+
+    def _connect(self) -> Any:
+        """Return a client; wait for a scheduler that does not answer."""
+        distributed, has_said = address.dask(), False
+        while True:
+            interrupt.check()
+            try:
+                with process.interrupts_held():  # its threads
+                    client = distributed.Client(
+                        self._at.address, security=self._at.security(), timeout=10,
+                        set_as_default=False,
+                    )  # fmt: skip
+                client.subscribe_topic(self._topic, self._hear)
+                return client
+            except (OSError, TimeoutError) as error:
+                if not has_said:
+                    where = self._at.address
+                    self._session.progress.say(f"no answer from {where}: {error}; trying again")
+                has_said = True
+                time.sleep(1.0)
+
+    def _connected(self, lost: Any = None) -> Any:
+        """Return the client, a new one in place of `lost`."""
+        with self._lock:
+            if lost is self._client or self._client.status not in ("running", "connecting"):
+                with contextlib.suppress(Exception):
+                    self._client.close(timeout=2)
+                self._running.clear()
+                self._client = self._connect()
+            return self._client
+
+    def _hear(self, event: tuple[float, Event]) -> None:
+        """Take what a worker tells (in Dask's thread)."""
+        message = event[1]
+        name, where = message["name"], message["machine"]
+        if message["what"] == BEGAN:
+            self._running[name] = where
+        elif message["what"] == ENDED and self._running.get(name) == where:
+            del self._running[name]
+        if heard := self._events.get(name):
+            heard.put(message)
+
+    def close(self) -> None:
+        """Let go of the workers, once what ran on them has been stopped."""
+        until = time.monotonic() + STOP_S
+        while self._running and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=5)
+
+    # -- workers
+
+    def workers(self) -> dict[str, dict[str, float]]:
+        """Return the resources of each of our kind of workers, by name."""
+        info = self._connected().scheduler_info(n_workers=-1)["workers"].values()
+        every = {str(worker["name"]): dict(worker["resources"]) for worker in info}
+        return {name: own for name, own in every.items() if _class(own)}
+
+    def _of_class(self) -> dict[str, dict[str, float]]:
+        return {n: own for n, own in self.workers().items() if _class(own) == self._class}
+
+    def _choose(self, recipe: Recipe) -> None:
+        """Wait for workers; take the class that the study has begun in, else the largest.
+
+        Other workers are left out: their results would not compare.
+        """
+        say, began = self._session.progress.say, time.monotonic()
+        wanted, has_said = str(self._folder.status().get(CLASS, "")), False
+        while True:
+            interrupt.check()
+            every = self.workers()
+            cores: dict[str, float] = {}
+            for own in every.values():
+                name = _class(own)
+                backends = ("", name.split()[1])
+                if name == wanted if wanted else recipe.limits.backend in backends:
+                    cores[name] = cores.get(name, 0.0) + own["cores"]
+            waited = time.monotonic() - began
+            if cores and (len(every) >= self._expected or waited > SOON_S):
+                break
+            if waited > SAY_AFTER_S and not has_said:
+                here = f"; there are {', '.join(every)}" if every else ""
+                say(f"waiting for workers{f' of {wanted}' if wanted else ''}{here}")
+                has_said = True
+            time.sleep(LOOK_S)
+        self._class = max(sorted(cores), key=cores.__getitem__)
+        say(f"{self._class}: {', '.join(sorted(self._of_class()))}")
+        for name in sorted(every.keys() - self._of_class().keys()):
+            say(f"note: {name} is left out: {_class(every[name])}, whose results do not compare")
+
+    # -- calls
+
+    def prepare(self, recipe: Recipe) -> Shared:
+        """Return what the steps share, as one of the workers has it."""
+        store, recipe = Store(self._session.store.root), self._with_limits(recipe)
+        self._folder.write_status({**self._folder.status(), CLASS: self._class})
+        store.share()
+        Store(self._folder.of("work")).share()
+        with _nonces(store.root, self._folder.path) as nonces:
+            for name in self._of_class():
+                self._call(f"folders of {name}", {}, there.check, nonces, only=(name,))
+        name = f"preparing {recipe.name}"
+        shared: Shared = self._call(name, {}, there.prepare, recipe, self._folder, store)
+        return dataclasses.replace(shared, recipe=recipe)
+
+    def _with_limits(self, recipe: Recipe) -> Recipe:
+        """Return a recipe as workers of one class take it, any of them."""
+        self._choose(recipe)
+        limits = dataclasses.replace(recipe.limits, backend=self._class.split()[1])
+        if not limits.memory_gib and limits.backend == "cpu":  # a GPU's is not known
+            memory = min(own["memory"] for own in self._of_class().values())
+            limits = dataclasses.replace(limits, memory_gib=memory / 2**30)
+        return dataclasses.replace(absolute(recipe), limits=limits)
+
+    def plan(self, recipe: Recipe) -> tuple[Plan, Placement]:
+        """Return what a study takes on one of the machines alone, and on all of them."""
+        recipe, store = self._with_limits(recipe), Store(self._session.store.root)
+        machines, plans = self._of_class(), dict[str, Plan]()
+        for name in sorted(machines):
+            call = (there.planned, recipe, self._folder, store)
+            plans[name] = self._call(f"plan of {name}", {}, *call, only=(name,))
+        seconds = {(row.id, name): row.seconds for name, p in plans.items() for row in p.rows}
+        first = next(iter(plans.values()))
+        todo = {row.id for row in first.rows if not row.is_done and row.kind != "tidy"}
+        tasks = [
+            Task(row.id, row.what, tuple(n for n in row.waits_for if n in todo), row.disk_bytes,
+                 row.memory_bytes)
+            for row in first.rows if row.id in todo
+        ]  # fmt: skip
+        memory = {name: int(own["memory"]) for name, own in machines.items()}
+        return first, place(tasks, memory, lambda step, machine: seconds[step, machine])
+
+    def steps(self, every: Steps) -> tuple[Step, ...]:
+        """Return the same steps, which run on the cluster."""
+        keys = graph.keys(every)
+        return tuple(
+            dataclasses.replace(step, run=partial(self._step, step, keys[step.id]))
+            if isinstance(step.run, partial) and not step.is_cleanup
+            else step
+            for step in every
+        )
+
+    def _step(self, step: Step, key: str, turn: Turn) -> dict[str, Any]:
+        """Run a step; what fails on one machine is tried on another."""
+        resources = {"memory": float(step.memory_bytes)}
+        if step.kind in steps.PARALLEL:
+            resources["compute"] = 1.0
+        quiet = dataclasses.replace(turn, progress=Silent())
+        tried: dict[str, Failure] = {}
+        while True:
+            arguments = (step, self._class, quiet)
+            others = tuple(n for n in self._of_class() if n not in tried) if tried else ()
+            reply = self._try(
+                step.id, resources, there.step, *arguments, only=others, key=key, turn=turn
+            )
+            if reply.failure is None:
+                return dict(reply.result)
+            tried[reply.machine] = reply.failure
+            log = self._log(step, reply)
+            if len(tried) > 1 or not self._of_class().keys() - tried.keys():
+                raise _error(next(iter(tried.values())), log)
+            turn.progress.say(f"failed on {reply.machine}: {reply.failure.what}; trying another")
+
+    def _log(self, step: Step, reply: Reply) -> Path:
+        """Keep what a worker says of a failure."""
+        assert reply.failure
+        path = self._folder.of("logs", f"{step.id}.{reply.machine}.log")
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(reply.failure.traceback, encoding="utf-8")
+        return path
+
+    def _call(self, name: str, resources: dict[str, float], *call: Any, only: Any = ()) -> Any:
+        turn = Turn(1, self._session.progress, {})
+        reply = self._try(name, resources, *call, only=only, turn=turn)
+        if reply.failure:
+            raise _error(reply.failure, None)
+        return reply.result
+
+    def _try(
+        self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
+        only: tuple[str, ...] = (), key: str = "", turn: Turn,
+    ) -> Reply:  # fmt: skip
+        """Return what a function of `there` came to; ask again if it was lost on the way."""
+        heard = self._events.setdefault(name, queue.SimpleQueue())
+        client = None
+        while True:
+            client = self._connected(client)
+            most = max((own["memory"] for own in self._of_class().values()), default=0.0)
+            if resources.get("memory", 0.0) > most > 0:
+                resources = {**resources, "memory": most}  # alone, as on one machine
+            future = client.submit(
+                there.call, self._topic, name, function, *arguments,
+                key=f"{key or name}-{secrets.token_hex(4)}", pure=False, retries=0,
+                resources={**resources, self._class: 1.0}, workers=only or None,
+            )  # fmt: skip
+            try:
+                reply = self._outcome(future, name, heard, turn)
+            except CancelledError:  # the scheduler is gone, and knows nothing of it when it is back
+                turn.progress.say("the scheduler was lost; asking again")
+                continue
+            except address.dask().KilledWorker as error:
+                return Reply(str(error.last_worker.name), failure=_death())
+            finally:
+                future.cancel(msg="stopped")
+            if not reply.was_stopped:
+                self._running.pop(name, None)
+                return reply
+            client = None
+
+    def _outcome(
+        self, future: Any, name: str, heard: "queue.SimpleQueue[Event]", turn: Turn
+    ) -> Reply:
+        """Wait for a future, and pass on what is heard of it."""
+        shown = _Shown(turn.progress, self.watch, name)
+        with contextlib.closing(shown):
+            shown.state(WAITING, "")
+            while not future.done():
+                interrupt.check()
+                with contextlib.suppress(queue.Empty):
+                    shown.show(heard.get(timeout=LOOK_S))
+            if future.status in ("cancelled", "lost"):
+                raise CancelledError
+            reply: Reply = future.result(timeout=SOON_S)
+            return reply
+
+
+class _Shown:
+    """What workers tell of a step, on this side's terminal and in the study's status."""
+
+    def __init__(self, terminal: Progress, watch: Watch | None, name: str):
+        self._progress, self._watch, self._name = terminal, watch, name
+        self._task: tuple[str, progress.Task] | None = None
+        self._stack = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Take the task off the terminal."""
+        self._stack.close()
+        self._task = None
+
+    def state(self, state: str, machine: str) -> None:
+        """Write whether a step runs, and where."""
+        if self._watch and self._watch.knows(self._name):
+            self._watch.placed(self._name, state, machine)
+
+    def show(self, event: Event) -> None:
+        """Show one message."""
+        if event["what"] == BEGAN:
+            self.state(RUNNING, event["machine"])
+        elif event["what"] == SAYS:
+            self._progress.say(event["text"])
+        elif event["what"] == TASK:
+            if self._task is None or self._task[0] != event["task"]:
+                self.close()
+                opened = self._progress.task(event["task"], event["total"], event["unit"])
+                self._task = event["task"], self._stack.enter_context(opened)
+            self._task[1].update(event["done"], event["note"])
+
+
+def _class(resources: Mapping[str, float]) -> str:
+    return next((name for name in resources if name.startswith("class ")), "")
+
+
+def _death() -> Failure:
+    what = "the processes that ran it died again and again"
+    fix = "is there memory enough? see the workers' own output"
+    return Failure(what, None, fix, False, what)
+
+
+def _error(failure: Failure, log: Path | None) -> ImatrixLabError:
+    fix = f"see {log}" if failure.is_bug and log else failure.fix
+    return ImatrixLabError(failure.what, where=failure.where, fix=fix)
+
+
+@contextlib.contextmanager
+def _nonces(*folders: Path) -> Iterator[dict[str, str]]:
+    """Put a file into each folder, by which other machines can tell that they see it."""
+    texts = {}
+    try:
+        for folder in folders:
+            path = folder / f".seen-{secrets.token_hex(6)}"
+            texts[str(path)] = secrets.token_hex(16)
+            path.write_text(texts[str(path)], encoding="utf-8")
+        yield texts
+    finally:
+        for name in texts:
+            Path(name).unlink(missing_ok=True)

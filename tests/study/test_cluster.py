@@ -1,0 +1,301 @@
+"""Whole studies on several workers, through the command line: places, kills, failures, Ctrl-C.
+
+The workers are processes of this machine, each with a store of its own beside the study's.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.study.whole import COMMAND, SMALL
+
+pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
+
+
+def programs_with(text):
+    """Command lines of processes that have a text in them."""
+    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    return [line for line in lines.stdout.splitlines() if text in line and "ps -eo" not in line]
+
+
+class Workers:
+    """Workers of one study, by name, and the file by which they find it."""
+
+    def __init__(self, bench, subprocess_env, tools):
+        self.bench, self.file = bench, bench.folder / "scheduler.json"
+        self._env, self._tools, self._processes = subprocess_env, tools, {}
+
+    def env(self, name):
+        env = self._env(self.bench.folder / f"store-{name}", self._tools)
+        return env | {"IMATRIX_LAB_DATA": self.bench.env["IMATRIX_LAB_DATA"]}
+
+    def start(self, *names, where=None):
+        where = where or ["--scheduler-file", self.file]
+        for name in names:
+            log = (self.bench.folder / f"{name}.log").open("ab")
+            self._processes[name] = subprocess.Popen(
+                [*self._cpu(), COMMAND, "study", "worker", *map(str, where), "--name", name],
+                env=self.env(name), stdout=log, stderr=log, cwd=self.bench.folder,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def _cpu(self):
+        """One processor for each, as several machines have: llama.cpp waits in a spin."""
+        taskset, n = shutil.which("taskset"), os.cpu_count() or 1
+        return [taskset, "-c", str(len(self._processes) % n)] if taskset else []
+
+    def inner(self, name):
+        """The process that runs the steps, if it is there."""
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._processes[name].pid).children(recursive=True):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    return child
+        return None
+
+    def alive(self, name):
+        return self._processes[name].poll() is None
+
+    def kill(self, name):
+        """Kill a worker with all its processes, as a machine that loses its power."""
+        with contextlib.suppress(psutil.Error):
+            parent = psutil.Process(self._processes[name].pid)
+            for process in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        self._processes[name].wait()
+
+    def stop(self):
+        for process in self._processes.values():
+            process.send_signal(signal.SIGINT)
+        for process in self._processes.values():
+            process.wait(timeout=30)
+
+
+@pytest.fixture
+def spread(bench, subprocess_env, tools):
+    """A function: name, recipe -> a bench and workers for it."""
+    every = []
+
+    def make(name, **rest):
+        own = bench(name, **rest)
+        every.append(Workers(own, subprocess_env, tools))
+        return own, every[-1]
+
+    yield make
+    for workers in every:
+        workers.stop()
+
+
+def test_three_workers_make_what_one_machine_makes(calm, spread):
+    ours, workers = spread("three")
+    workers.start("desk", "laptop", "rented")
+    _, err = ours.study("--cluster", workers.file)
+    assert ours.same() == calm.same()
+    for path in (calm.out / "scores").iterdir():
+        assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
+    status = json.loads(ours.run("status", ours.out, "--json")[0])
+    assert {s.get("machine") for s in status["steps"].values()} >= {"desk", "laptop", "rented"}
+    assert re.search(r"class cpu \w{8}: desk", err) and not ours.quants()
+    for name in ("desk", "laptop", "rented"):  # steps use the study's store
+        assert not (ours.folder / f"store-{name}" / "corpus").exists()
+    assert not workers.file.exists()  # with its key
+    _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
+    assert ours.same() == calm.same() and "quantize" not in err
+
+
+def test_the_file_for_workers_is_for_its_owner_alone(spread):
+    ours, workers = spread("secret", text=SMALL)
+    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
+    until = time.monotonic() + 30
+    while not workers.file.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert workers.file.stat().st_mode & 0o777 == 0o600
+    at = json.loads(workers.file.read_text())
+    assert at["address"].startswith("tls://") and "PRIVATE KEY" in at["key"]
+    code = "import sys, distributed\n"
+    code += "distributed.Client(sys.argv[1], timeout=5, security=eval(sys.argv[2]))"
+    for security in ("None", "distributed.Security.temporary()"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, at["address"], security], capture_output=True, check=False
+        )
+        assert done.returncode != 0
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+@pytest.fixture(scope="module")
+def quiet(bench):
+    """A small study on one machine."""
+    own = bench("quiet", text=SMALL)
+    own.study()
+    return own
+
+
+def test_killed_workers_change_nothing(quiet, spread):
+    """One loses its inner process, one all of them, again and again; both are started anew."""
+    ours, workers = spread("dying", text=SMALL)
+    rng, n_kills = random.Random(3), 0
+    workers.start("a", "b")
+    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
+    until = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(rng.uniform(1.5, 3.5))
+        if n_kills >= 5 or not (ours.out / "steps").exists():
+            continue
+        if rng.random() < 0.5 and (inner := workers.inner("a")):
+            with contextlib.suppress(psutil.Error):
+                inner.kill()
+        else:
+            workers.kill("b")
+            workers.start("b")
+        n_kills += 1
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert n_kills > 1 and ours.same() == quiet.same()
+
+
+def test_ctrl_c_stops_the_steps_on_every_worker(spread):
+    ours, workers = spread("halted", text=SMALL)
+    workers.start("a", "b")
+    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
+    for line in process.stderr:
+        if line.startswith("quantize"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in rest
+    left = programs_with(str(ours.out)) + programs_with(str(ours.folder / "cache"))
+    assert left == []
+    assert workers.alive("a") and workers.alive("b")
+    assert ours.run("status", ours.out)[0].startswith("study: stopped")
+
+
+def test_what_fails_on_one_machine_is_tried_on_another(spread):
+    """One worker's llama.cpp goes after it has begun: whatever comes to it fails."""
+    ours, workers = spread("lame", text=SMALL)
+    workers.start("lame", "sound")
+    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
+    for line in process.stderr:
+        if "class cpu" in line:
+            break
+    (ours.folder / "store-lame" / "toolchain").unlink()
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert not ours.load().missing and "failed on lame" in err
+    logs = [p.read_text() for p in (ours.out / "logs").glob("*.lame.log")]
+    assert logs and all("MissingTool" in text for text in logs)
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A function that starts a Dask scheduler on one port, and kills the one before."""
+    running = []
+
+    def start():
+        for process in running:
+            process.kill()
+            process.wait()
+        where = ["--port", "8799", "--host", "127.0.0.1", "--no-dashboard"]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_scheduler", *where],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+        return "tcp://127.0.0.1:8799"
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_that_is_killed_and_started_again(quiet, spread, scheduler):
+    ours, workers = spread("orphaned", text=SMALL)
+    address = scheduler()
+    workers.start("a", "b", where=[address])
+    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", address)
+    for line in process.stderr:
+        if line.startswith("quantize"):
+            scheduler()
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert ours.same() == quiet.same()
+
+
+def test_over_ssh_workers_end_with_the_study(spread, monkeypatch):
+    """A stand-in for ssh, which runs the command line on this machine as sshd does."""
+    ours, _ = spread("ssh", text=SMALL)
+    folder = ours.folder / "bin"
+    folder.mkdir()
+    (folder / "ssh").write_text('#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift 2; done\n'
+                                'shift\nexec sh -c "$*"\n')  # fmt: skip
+    (folder / "ssh").chmod(0o755)
+    ours.env["PATH"] = f"{folder}:{Path(COMMAND).parent}:{ours.env['PATH']}"
+    _, err = ours.study("--cluster", f"ssh:one,two={COMMAND}")
+    assert not ours.load().missing and re.search("class cpu .*: one, two", err)
+    assert programs_with("--scheduler-file - --name") == []
+    assert "PRIVATE KEY" not in "".join(p.read_text() for p in (ours.out / "logs").iterdir())
+
+
+SBATCH = """#!/usr/bin/env python3
+import os, pathlib, subprocess, sys
+array = next(w for w in sys.argv if w.startswith("--array=")).removeprefix("--array=1-")
+output = next(w for w in sys.argv if w.startswith("--output=")).removeprefix("--output=")
+here = pathlib.Path(__file__).parent
+with (here / "jobs").open("a") as jobs:
+    for i in range(1, int(array) + 1):
+        log = open(output.replace("%A", "7").replace("%a", str(i)), "ab")
+        process = subprocess.Popen([sys.argv[-1]] if os.access(sys.argv[-1], os.X_OK) else
+            ["sh", sys.argv[-1]], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True, env={**os.environ, "SLURM_ARRAY_TASK_ID": str(i)})
+        print(process.pid, file=jobs)
+print("7;cluster")
+"""
+SCANCEL = """#!/usr/bin/env python3
+import os, pathlib, signal, sys
+assert sys.argv[1:] == ["7"]
+for pid in (pathlib.Path(__file__).parent / "jobs").read_text().split():
+    try:
+        os.killpg(int(pid), signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+"""
+
+
+def test_by_slurm(spread):
+    """Stand-ins for sbatch and scancel, which take the same words."""
+    ours, _ = spread("slurm", text=SMALL)
+    folder = ours.folder / "bin"
+    folder.mkdir()
+    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    ours.env["PATH"] = f"{folder}:{ours.env['PATH']}"
+    settings = ours.folder / "slurm.toml"
+    settings.write_text(f'workers = 2\nprogram = "{COMMAND}"\nsbatch = ["--time=1:00:00"]\n')
+    _, err = ours.study("--cluster", f"slurm:{settings}")
+    assert not ours.load().missing and "job 7, 2 workers" in err
+    until = time.monotonic() + 15
+    while (left := programs_with(str(ours.out / "scheduler.json"))) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert left == []
+
+
+def test_what_a_cluster_must_be_called(quiet):
+    for spec in ("desk", "http://desk:1", "tcp://desk", "ssh:", "ssh:a,,b"):
+        _, err = quiet.study("--cluster", spec, status=2)
+        assert "error: " in err
