@@ -92,15 +92,16 @@ def upload(
 ) -> str:
     """Publish files, whose last is the card; return the tag.
 
-    Raises UsageError: no login, files there that are others and not to be replaced, or a public
-    repository that was to be private; FetchFailed: the Hub cannot be reached, refuses, or lists
-    other bytes than were sent.
+    Raises UsageError: no login, files there that are others and not to be replaced, a public
+    repository that was to be private, or a card that the Hub does not take; FetchFailed: the Hub
+    cannot be reached, refuses, or lists other bytes than were sent.
     """
     from huggingface_hub import CommitOperationDelete
 
     api = _api()
     differences = diff(repo, items)
     _require_allowed(repo, differences, is_private, replace)
+    _require_card(repo, items[-1])
     if not differences.commit:
         _ask(repo, lambda: api.create_repo(repo, private=is_private or None, exist_ok=True))
     states, card = differences.states(), items[-1]
@@ -127,6 +128,32 @@ def _require_allowed(repo: str, differences: Diff, is_private: bool, replace: bo
     if is_private and differences.commit and not differences.is_private:
         what = "this repository is public already"
         raise UsageError(what, where=repo, fix="choose another repository, or leave --private out")
+
+
+def _require_card(repo: str, card: Item) -> None:
+    """Raise UsageError if the Hub does not take a card's front matter, before anything is sent."""
+    from huggingface_hub import ModelCard
+
+    assert isinstance(card.content, bytes)
+    try:
+        parsed = ModelCard(card.content.decode())
+    except Exception as error:  # of YAML, or of what is in it
+        raise _bad_card(card, str(error)) from error
+
+    def problem() -> str:
+        try:
+            parsed.validate(repo_type="model")
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    if why := _ask(repo, problem):
+        raise _bad_card(card, why)
+
+
+def _bad_card(card: Item, why: str) -> UsageError:
+    fix = f"correct its front matter in the folder's {card.name}, which is published as it is then"
+    return UsageError(f"the Hub does not take this card: {why[:500]}", where=card.name, fix=fix)
 
 
 def _sent(repo: str, files: Sequence[Item], api: Any, progress: Progress) -> list[Any]:

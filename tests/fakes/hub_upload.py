@@ -124,7 +124,7 @@ class _Handler(Handler):
                     self.hub.count(1)
                     self._note()
                     body = self._body()
-                    if name not in ("put", "complete") and not self._is_user():
+                    if name not in ("put", "complete", "yaml") and not self._is_user():
                         self._error(401, "", "Invalid username or password.")
                         return
                     getattr(self, f"_{name}")(match, body)
@@ -174,11 +174,11 @@ class _Handler(Handler):
     def _yaml(self, match: re.Match[str], body: bytes) -> None:
         import yaml
 
-        front = json.loads(body)["content"].split("---\n")[1]
-        if isinstance(yaml.safe_load(front), dict):
+        front = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+        if isinstance(front, dict) and " " not in str(front.get("license", "")):
             self._json({"errors": [], "warnings": []})
         else:
-            self._error(400, "", "no front matter")
+            self._error(400, "", "Invalid metadata: license must be one of …")
 
     def _preupload(self, match: re.Match[str], body: bytes) -> None:
         if found := self._find(match):

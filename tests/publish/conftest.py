@@ -24,4 +24,5 @@ def upload_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Uplo
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     with UploadHub(TOKEN) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         yield hub

@@ -147,6 +147,13 @@ def test_other_bytes_than_were_sent_are_noticed_before_the_card(upload_hub, file
     assert CARD not in published(upload_hub) and not upload_hub.tags
 
 
+@pytest.mark.parametrize("front", ["- a list\n", "license: no such\n", "a: [\n"])
+def test_a_card_that_the_hub_does_not_take_is_told_first(upload_hub, front):
+    with pytest.raises(UsageError, match="card"):
+        publish(items(**{CARD: f"---\n{front}---\n\n# Model\n".encode()}))
+    assert not upload_hub.history
+
+
 def test_a_public_repository_is_not_taken_for_a_private_one(upload_hub, files):
     publish(files)
     with pytest.raises(UsageError, match="public"):

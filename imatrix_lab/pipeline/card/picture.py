@@ -33,7 +33,7 @@ def _figure(scores: Scores) -> Any:
     figure: Any = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     largest = max(s.size_bytes for s in (*scores.files, *scores.standards))
-    unit, name = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
+    unit, unit_name = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
     for k, text in enumerate(scores.texts()):
         _series(axes, [s for s in scores.files if s.summary.text == text], text, k, unit)
         rest = [s for s in scores.standards if s.summary.text == text]
@@ -51,7 +51,7 @@ def _figure(scores: Scores) -> Any:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.08)
-    axes.set_xlabel(f"size of the file, {name}")
+    axes.set_xlabel(f"size of the file, {unit_name}")
     hollow = "; hollow: standard mixes" * bool(scores.standards)
     axes.set_title(
         f"KLD from the original, nats a token; bars: 95 % CI{hollow}", size=9, loc="left"

@@ -83,7 +83,7 @@ def card(files: Entries, release: Release = Release()) -> str:
 def _table(columns: Sequence[str], n_text: int, rows: Iterable[Sequence[str]]) -> list[str]:
     """Return a table; columns after the first `n_text` are numbers."""
     marks = ["---" if i < n_text else "---:" for i in range(len(columns))]
-    cells = [[c.replace("|", "\\|") for c in row] for row in (columns, *rows)]
+    cells = [[readable(c).replace("|", "\\|") for c in row] for row in (columns, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
 
@@ -260,7 +260,7 @@ def _measured(release: Release) -> list[str]:
     if not scores.files:
         return []
     columns = ["file", "text", "standard mix", "verdict", "KLD, nats a token", "95 % CI"]
-    columns += ["same top token", "difference from the mix", "95 % CI"]
+    columns += ["same top token", "difference from the mix", "95 % CI", "p, adjusted"]
     rows = [
         row
         for s in sorted(scores.files, key=lambda s: (s.summary.text, s.size_bytes, s.file))
@@ -280,10 +280,10 @@ def _row(s: Scored, other: Against | None) -> list[str]:
     estimate, low, high = (100 * x for x in (top.estimate, top.low, top.high))
     cells.append(f"{format.number(estimate, low, high)} % ({format.interval(low, high)})")
     if not other:
-        return [*cells, "", ""]
+        return [*cells, "", "", ""]
     difference = format.number(other.estimate, other.low, other.high, plus=True)
     interval = format.interval(other.low, other.high, plus=True) or format.UNKNOWN
-    return [*cells, difference, interval]
+    return [*cells, difference, interval, format.probability(other.p_adjusted)]
 
 
 def _number(value: Interval) -> str:
@@ -420,7 +420,7 @@ def _made(quants: Entries, release: Release) -> list[str]:
 def _score_commands(quants: Entries, release: Release) -> list[str]:
     """Return the commands that repeat what was scored, one for each protocol and length."""
     groups: dict[str, list[Scored]] = {}
-    for s in release.scores.files:
+    for s in (*release.scores.files, *release.scores.standards):
         signature = s.summary.signature
         protocol = signature["protocol"]
         flags = f"--limit {signature['text']['n_documents']} --ctx {protocol['n_ctx']}"
@@ -430,10 +430,14 @@ def _score_commands(quants: Entries, release: Release) -> list[str]:
     reference = origins[0] if len(origins) == 1 else "ORIGINAL"
     return [
         f"imatrix-lab score run --reference {reference}"
-        f" --quant {' '.join(dict.fromkeys(s.file for s in group))}"
+        f" --quant {' '.join(dict.fromkeys(map(_file, group)))}"
         f" --text {' '.join(dict.fromkeys(_text_option(s, release) for s in group))} {flags}"
         for flags, group in groups.items()
     ]
+
+
+def _file(s: Scored) -> str:
+    return s.file if s.file.endswith(".gguf") else f"{s.summary.quant}.gguf"
 
 
 def _text_option(s: Scored, release: Release) -> str:
