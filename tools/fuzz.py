@@ -5,9 +5,9 @@
 
 The same seed gives the same inputs. Each is read in process, as the command that takes such a file
 reads it. What counts as a finding: an exception that is not an `ImatrixLabError`, a crash, more
-than 10 s, more than 1 GiB beside the honest file, a file written outside of the input's folder,
-and, for formats with checksums, other numbers. Findings stay in ``--work``, each with what repeats
-it.
+than 10 s of the processor, more than 1 GiB beside the honest file, a file written outside of the
+input's folder, and, for formats with checksums, other numbers. Findings stay in ``--work``, each
+with what repeats it.
 """
 
 import argparse
@@ -39,6 +39,10 @@ HANG_S = 10
 MORE_BYTES = 1 << 30
 BATCH = 250
 """Inputs of one process: a crash ends no more than these."""
+_TIMERS = (
+    (signal.SIGPROF, signal.ITIMER_PROF, HANG_S),  # of the processor: a busy machine is no hang
+    (signal.SIGALRM, signal.ITIMER_REAL, 12 * HANG_S),
+)
 _WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod",
            "os.truncate", "os.chown"}  # fmt: skip
 
@@ -95,8 +99,9 @@ def tried(target: Target, path: Path, honest: set[str], strict: bool, watch: _Wa
     def late(*_: object) -> None:
         raise Hang
 
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    for signum, timer, seconds in _TIMERS:
+        signal.signal(signum, late)
+        signal.setitimer(timer, seconds)
     try:
         numbers = digest(target.read(path))
         outcome = Outcome("same" if numbers in honest else "other")
@@ -109,7 +114,8 @@ def tried(target: Target, path: Path, honest: set[str], strict: bool, watch: _Wa
     except Exception:
         outcome = Outcome("TRACEBACK", traceback.format_exc())
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for _, timer, _ in _TIMERS:
+            signal.setitimer(timer, 0)
     if watch.seen:
         outcome = Outcome("OUTSIDE", "\n".join(watch.seen))
     if strict and outcome.kind == "other":

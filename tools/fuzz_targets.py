@@ -1,6 +1,7 @@
 """What is fuzzed: for each format honest files, and what the commands make of such a file."""
 
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -16,6 +17,7 @@ import httpx2
 import numpy as np
 from fuzz_inputs import as_json, as_toml
 from huggingface_hub import close_session, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from imatrix_lab.compare import compare
 from imatrix_lab.compare.design import ComparisonPlan
@@ -519,14 +521,22 @@ def _read_hub(path: Path) -> Any:
 
     close_session()
     set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+    try:
+        return _from_hub(path.parents[1])
+    finally:
+        close_session()
+        set_client_factory(default_client_factory)
+
+
+def _from_hub(folder: Path) -> Any:
     listing = hub_http.list_files("org/repo", "main")
     notes: list[str] = []
     with _allowed(notes):
         ref = hub_spec.HubRef("org/repo", None, "x-Q8_0.gguf")
-        session = Session(Store(path.parents[1] / "store"), Silent())
+        session = Session(Store(folder / "store"), Silent())
         hub.fetch(ref, session, None)
     with _allowed(notes):
-        cached = CachedRepo(path.parents[1] / "hub", "org/repo")
+        cached = CachedRepo(folder / "hub", "org/repo")
         hub_http.download(cached, listing.commit, listing.files, Silent())
     return listing, notes
 
@@ -548,17 +558,35 @@ def _endpoint_answers(folder: Path) -> list[Case]:
     return [_json_case(folder / f"{name}.json", value) for name, value in cases.items()]
 
 
+class _Endpoint:
+    """A client of a server that answers everything alike; made once, as certificates take long."""
+
+    status, content = 200, b""
+
+    def __init__(self) -> None:
+        def answer(_: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(self.status, content=self.content)
+
+        self.client = Client("http://127.0.0.1:9", "m", retries=0)
+        self.client._http = httpx2.Client(transport=httpx2.MockTransport(answer))
+
+    def ask(self, status: int, content: bytes) -> list[Any]:
+        self.status, self.content, self.client._hopeless = status, content, 0
+        for known in ("template", "has_switch"):
+            vars(self.client).pop(known, None)
+        item = GenerateItem("i", (("user", "q"),), 9, ("\n",))
+        return [*self.client.generate([item]), self.client.about(), self.client.template]
+
+
+_endpoint = functools.cache(_Endpoint)
+
+
 def _read_endpoint(path: Path) -> Any:
     raw = path.read_bytes()
     seen = []
     for status in (200, 400):
-        with Client("http://127.0.0.1:9", "m", retries=0) as client:
-            client._http = httpx2.Client(
-                transport=httpx2.MockTransport(lambda _, s=status: httpx2.Response(s, content=raw))
-            )
-            item = GenerateItem("i", (("user", "q"),), 9, ("\n",))
-            answer = next(client.generate([item]))
-            seen += [answer, client.about(), client.template]
+        seen += (asked := _endpoint().ask(status, raw))
+        answer = asked[0]
         journal = path.parents[1] / "journal.jsonl"
         with Journal(journal, Generated) as kept:
             kept.add(answer)

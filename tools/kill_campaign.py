@@ -84,7 +84,15 @@ COMMANDS: Mapping[str, list[str]] = {
               "--text", "qa", "--limit", "6", *SHORT, "--out", "out"],
     "study": ["study", "run", "recipe.toml", "--out", "out"],
 }  # fmt: skip
-_CLOCKED = ("status.json", "results.json", "report.html", "steps/", "study.log", "recipe.toml")
+_CLOCKED = (
+    "status.json",
+    "results.json",
+    "report.html",
+    "report.md",
+    "steps/",
+    "study.log",
+    "recipe.toml",
+)
 """Of a study: what has times in it; `results.json` is compared without them."""
 
 

@@ -37,8 +37,17 @@ import sys
 import pytest
 from imatrix_lab.llamacpp import native
 native._FLAGS += ("-g", "-O1", "-fno-omit-frame-pointer", *sys.argv[1].split())
-sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
+sys.exit(pytest.main(["-x", "-q", "-s", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
+
+
+def library(name: str) -> str:
+    """Return the path of one of the compiler's libraries."""
+    find = ["g++", f"-print-file-name={name}"]
+    path = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        raise SystemExit(f"the compiler has no {name}")
+    return path
 
 
 def main() -> int:
@@ -49,14 +58,12 @@ def main() -> int:
     options = parser.parse_args()
     status = 0
     for kind in options.kinds or FLAGS:
-        find = ["g++", f"-print-file-name={LIBRARIES[kind]}"]
-        library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-        if not Path(library).is_absolute():
-            raise SystemExit(f"the compiler has no {LIBRARIES[kind]}")
+        # C++'s own library too: the sanitizer must find it, and Python does not load it
+        preloaded = " ".join(map(library, (LIBRARIES[kind], "libstdc++.so.6")))
         argv = [sys.executable, "-c", RUNNER, " ".join(FLAGS[kind]), *options.tests]
         if kind == "thread":  # it cannot place its memory where addresses are too random
             argv = ["setarch", platform.machine(), "-R", *argv]
-        env = {**os.environ, **OPTIONS, "LD_PRELOAD": library, "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, **OPTIONS, "LD_PRELOAD": preloaded, "PYTHONPATH": str(ROOT)}
         print(f"-- {kind} sanitizer", flush=True)
         status |= subprocess.run(argv, cwd=ROOT, env=env, check=False).returncode
     return status

@@ -22,7 +22,7 @@ _READS = {
     "top1_agreement": ("top1", "top1_ref"),
     "score": ("score",),
 }
-_SIGNATURE: dict[str, dict[str, type | tuple[type, ...]]] = {
+_SIGNATURE: dict[str, dict[str, Any]] = {
     "quant": {"sha256": str, "type": str, "name": str, "calibration": str, "imatrix_sha256": str,
               "size_bytes": int, "bits_per_weight": (int, float)},
     "reference": {"sha256": str, "name": str}, "text": {"label": str}, "task": {"name": str},
@@ -80,11 +80,12 @@ def _run(path: Path) -> Run:
     if not isinstance(quant, dict) or not {"sha256", "type"} <= quant.keys():
         raise BadRecords("the signature does not say which quant this is", where=path)
     for table, kinds in _SIGNATURE.items():
+        part = signature.get(table) or {}
+        if not isinstance(part, dict):
+            raise BadRecords(f"the signature's {table} is no table", where=path)
         for key, types in kinds.items():
-            part = signature.get(table) or {}
-            value = part.get(key) if isinstance(part, dict) else part
-            if value is not None and not isinstance(value, types):
-                what = f"the signature's {table}.{key} is {value!r:.40}, which makes no sense"
+            if not isinstance(part.get(key), (types, type(None))):
+                what = f"the signature's {table}.{key} is {part[key]!r:.40}, which makes no sense"
                 raise BadRecords(what, where=path)
     return Run(
         path=path,

@@ -31,7 +31,7 @@ inline float exp_of(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits;
+    uint32_t bits;  // a shift may carry out of an int
     std::memcpy(&bits, &biased, sizeof bits);
     bits = (bits + 127) << 23;  // the low bits of `biased` are n
     float scale;

@@ -152,3 +152,18 @@ def test_items_twice_or_never(tmp_path):
         both(a, b, ("score",))
     assert caught.value.where == str(a) and "twice" not in caught.value.what
     assert coded(["a", "b", "a"]).codes.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": []}, {"kind": None}, {"quant": "x"}, {"quant": {"sha256": 1, "type": "Q2_K"}},
+        {"quant": {"sha256": "x", "type": "Q2_K", "size_bytes": "9"}}, {"text": {"label": 7}},
+        {"text": "nb"}, {"task": "mixeval"}, {"protocol": [1]}, {"toolchain": {"commit": {}}},
+        {"reference": {"sha256": ["x"]}},
+    ],
+)  # fmt: skip
+def test_signatures_that_make_no_sense_are_refused(tmp_path, change):
+    path = Text("nb", 3).write(tmp_path / "x.parquet", "nb", "Q4_K_M", **change)
+    with pytest.raises(BadRecords):
+        runs.find(path)

@@ -341,7 +341,7 @@ def judge_sentence(judge: Judge, tally: Tally) -> str:
             f" {high:+.1f})"
         )
     text = f"Judge {judge.model}: {'; '.join(parts)}."
-    if not judge.is_validated():
+    if not judge.is_validated:
         return (
             f"{text} Not validated in {tally.language}: {judge.n_votes} votes of people on what it"
             f" judged, and {judges.VOTES_MIN} are needed."
