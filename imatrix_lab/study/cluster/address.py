@@ -7,7 +7,6 @@ machine of the cluster: only its owner can.
 
 import contextlib
 import ipaddress
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imatrix_lab.core.files import canonical_json
+from imatrix_lab.core.files import canonical_json, from_json
 from imatrix_lab.core.paths import pip_install
 from imatrix_lab.errors import MissingTool, UsageError
 
@@ -91,7 +90,7 @@ def parse(address: str) -> Address:
 def read(text: str, where: Path | str) -> Address:
     """Return what a scheduler file has; `UsageError` if it is none."""
     try:
-        raw = json.loads(text)
+        raw = from_json(text)
         return Address(raw["address"], raw.get("certificate", ""), raw.get("key", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError("this is not a scheduler file", where=where) from error
