@@ -14,7 +14,7 @@ import imatrix_lab
 PACKAGE = Path(imatrix_lab.__file__).parent
 ORDER = (
     "errors", "types", "core", "stats", "report", "llamacpp", "models", "records", "corpus",
-    "imatrix", "score", "quantize", "compare", "tasks", "pipeline", "study", "publish", "cli",
+    "imatrix", "score", "quantize", "compare", "tasks", "pipeline", "publish", "study", "cli",
 )  # fmt: skip
 """A folder imports itself and what stands before it."""
 TERMINAL = {"click", "rich"}

@@ -82,10 +82,9 @@ def judge(key_path: Path, **chat_options: Any) -> None:
     """
     from imatrix_lab.publish.preference import judges
     from imatrix_lab.publish.preference.pack import read_key
-    from imatrix_lab.tasks.locale import get_locale
 
     session, key = options.session(), read_key(key_path)
-    get_locale(key.language)  # told before a model is loaded
+    judges.locale_of(key)  # what is wrong is told before a model is loaded
     with chat_with(chat_options, session) as chat:
         options.echo(judges.ask(key, key_path, chat, session.progress))
 

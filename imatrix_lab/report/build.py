@@ -7,11 +7,12 @@ from imatrix_lab.report import text
 from imatrix_lab.report.blocks import Section
 from imatrix_lab.report.lookup import View
 from imatrix_lab.report.results import Results
-from imatrix_lab.report.sections import flips, kinds, measured, provenance, verdicts
+from imatrix_lab.report.sections import flips, kinds, measured, provenance, verdicts, votes
 
 _PARTS: tuple[tuple[str, Callable[[View], Section | None]], ...] = (
     ("comparisons with a baseline", verdicts.matrix),
     ("paired differences", verdicts.differences),
+    ("votes of people", votes.votes),
     ("interactions of calibration and language", verdicts.interactions),
     ("types and quantizers at one size", kinds.contrasts),
     ("calibrations by quantizer", kinds.interactions),

@@ -4,7 +4,14 @@ import math
 from dataclasses import dataclass
 
 from imatrix_lab.core import format
-from imatrix_lab.report.results import Comparison, Control, Interaction, Score, TypeInteraction
+from imatrix_lab.report.results import (
+    Comparison,
+    Control,
+    Interaction,
+    Preference,
+    Score,
+    TypeInteraction,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def number(value: float, low: float = math.nan, high: float = math.nan) -> Cell:
 
 
 def interval(
-    x: Comparison | Control | Interaction | TypeInteraction | Score, plus: bool = False
+    x: Comparison | Control | Interaction | TypeInteraction | Preference | Score, plus: bool = False
 ) -> list[Cell]:
     """Return an estimate and the ends of its interval."""
     return [Cell(format.number(v, x.low, x.high, plus), v) for v in (x.estimate, x.low, x.high)]

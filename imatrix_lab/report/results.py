@@ -286,6 +286,32 @@ class Similarity:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """Votes of people on the answers of A and B to prompts in the language of `text`.
+
+    `estimate`: A's share of wins less B's, in points. `n_identical` prompts were answered alike and
+    count as ties of everyone. With fewer than three people it holds for these alone.
+    """
+
+    model: str
+    text: str
+    a: str
+    b: str
+    n_people: int
+    n_prompts: int
+    n_wins_a: int
+    n_ties: int
+    n_wins_b: int
+    n_identical: int
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+    verdict: str
+    plain: str
+
+
+@dataclass(frozen=True)
 class Flip:
     """An item that two calibrations answer differently; its texts may be hostile."""
 
@@ -408,6 +434,7 @@ class Results:
     type_interactions: tuple[TypeInteraction, ...] = ()
     tensor_types: tuple[TensorTypes, ...] = ()
     activations: tuple[Activations, ...] = ()
+    preferences: tuple[Preference, ...] = ()
 
 
 def write(path: Path, results: Results) -> None:

@@ -66,6 +66,7 @@ def mean_preference(
     parts = [(m.std_error**2, m.df) for m in (own, other)]
     error, df = clustered.satterthwaite(parts)
     low, high = clustered.t_interval(own.estimate, error, df, level)
+    low, high = max(low, -1.0), min(high, 1.0)  # what a mean of choices can be
     p = 1.0 if own.estimate == 0 else 0.0
     if error:
         p = float(2 * special.stdtr(df, -abs(own.estimate) / error))

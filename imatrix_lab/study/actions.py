@@ -210,7 +210,8 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     return result | {TYPES: types}
 
 
-def _as_model(result: Mapping[str, Any]) -> Model:
+def model_in(result: Mapping[str, Any]) -> Model:
+    """Return the quant in a step's result as a model to run."""
     quant, path = quant_in(result), Path(result[PATH])
     return Model(quant.label, path, (path,), quant.sha256, resolve.facts((path,)), path.name)
 
@@ -233,7 +234,7 @@ def score(
         limit=evaluation.documents or None,
         base_logits=base_logits,
     )
-    models = [_as_model(turn.results[step]) for step in new]
+    models = [model_in(turn.results[step]) for step in new]
     files = score_models(request, shared.tools, model, models, shared.session(turn.progress))
     return {FILES: [*turn.before.get(FILES, ()), *map(str, files)]}
 
@@ -253,7 +254,7 @@ def predict_losses(
     """
     session = shared.session(turn.progress)
     kernel = quant_error.kernel(shared.tools, session)
-    quant = _as_model(turn.results[planned.step])
+    quant = model_in(turn.results[planned.step])
     sums = columns(kernel, model, quant, turn.threads, session)
     imatrices = {}
     for code, steps in samples.items():
@@ -301,7 +302,7 @@ def answers(
 ) -> Result:
     """Run a task on a quant, or without a step on the original."""
     request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
-    tested = _as_model(turn.results[step]) if step else model
+    tested = model_in(turn.results[step]) if step else model
     backend = partial(backends.open_local, request, shared.tools, tested, session)
     return {FILES: [str(file) for file in run_task(request, [backend], turn.progress)]}
 

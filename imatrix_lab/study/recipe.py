@@ -85,6 +85,21 @@ class ComparisonSettings:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """A page on which people choose between answers, without knowing whose they are."""
+
+    prompts: Annotated[str, "a language that has prompts, or a TOML file; empty: no page"] = ""
+    models: Annotated[
+        tuple[str, ...], "two or more: original, or calibrations as in texts (their first samples)"
+    ] = ()
+    type: Annotated[
+        str, "of the calibrations' quants, as in results (Q4_K_M+feedback); empty: the first"
+    ] = ""
+    max_tokens: Annotated[int, "length of an answer at most"] = 300
+    margin: Annotated[float, "smallest difference in wins that matters, in points; 0: none"] = 0.0
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the study may use of this machine."""
 
@@ -125,6 +140,7 @@ class Recipe:
     unknown: Annotated[tuple[str, ...], "details that the paper does not give"] = ()
     tasks: tuple[Task, ...] = ()
     comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
+    preference: Preference = field(default_factory=Preference)
     limits: Limits = field(default_factory=Limits)
     seed: Annotated[int, "random seed"] = 1
     keep: Annotated[str, "all; or scores: quants are deleted once scored"] = "all"
@@ -258,6 +274,8 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
     yield "evaluation.documents", recipe.evaluation.documents, 0, most
     yield "evaluation.ctx", recipe.evaluation.ctx, 0, most
     yield "comparison.resamples", recipe.comparison.resamples, 100, 1_000_000
+    yield "preference.max_tokens", recipe.preference.max_tokens, 1, most
+    yield "preference.margin", recipe.preference.margin, 0, 100
     for task in recipe.tasks:
         yield f"limit of {task.name}", task.limit, 0, most
     for key, value in vars(recipe.limits).items():
@@ -289,8 +307,12 @@ def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
         name = change(old.name) if old.name.endswith(".toml") else old.name
         return replace(old, name=name, data=change(old.data) if old.data else "")
 
+    prompts = recipe.preference.prompts
+    if prompts.endswith(".toml"):
+        prompts = change(prompts)
     return replace(
         recipe,
+        preference=replace(recipe.preference, prompts=prompts),
         models=tuple(m if is_remote(m) else change(m) for m in recipe.models),
         evaluation=replace(recipe.evaluation, texts=tuple(map(text, recipe.evaluation.texts))),
         tasks=tuple(map(task, recipe.tasks)),

@@ -16,7 +16,7 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.toolchain import IN_MEMORY, cores
 from imatrix_lab.quantize import probes
-from imatrix_lab.study import actions, tasks
+from imatrix_lab.study import actions, tasks, votes
 from imatrix_lab.study.actions import PlannedQuant, Quants, ScoredText
 from imatrix_lab.study.calibrations import LANGUAGE, Calibration, calibrations, collected
 from imatrix_lab.study.context import Shared, logits_bytes
@@ -31,8 +31,8 @@ SMALL_BYTES = 1 << 29
 DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200  # for the time left
 QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500  # taking as long, roughly
 PROBE_TOKENS = probes.PIECES_MIN * probes.PIECE_TOKENS
-PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "loss", "task")  # on all cores
-TARGETS = ("imatrix", "merge", "score", "loss", "task")  # kinds that are run for themselves
+PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "loss", "task", "votes")
+TARGETS = ("imatrix", "merge", "score", "loss", "task", "page")  # kinds that are run for themselves
 
 
 def steps(shared: Shared) -> tuple[Step, ...]:
@@ -46,6 +46,7 @@ def steps(shared: Shared) -> tuple[Step, ...]:
             every += own.batch(batch, number, before)
             before = every[-1].id if shared.recipe.limits.disk_gib else ""
         every += [own.answers(task, None) for task in shared.recipe.tasks]
+        every += own.page()
     (name, n), *_ = Counter(step.id for step in every).most_common(1)
     if n > 1:  # records are kept by it
         raise ValueError(f"several steps are called {name}")
@@ -202,6 +203,7 @@ class _ModelSteps:
         batch += [*self._scores(quants, suffix), *self._losses(quants)]
         for task in self.recipe.tasks:
             batch += [self.answers(task, q) for q in quants]
+        batch += [self._answers_for_votes(q.step) for q in quants if q.step in self._voted()]
         if not self.shared.keeps_quants:
             step, run = self._id("tidy", str(number)), self._action(actions.cleanup, tuple(quants))
             rest = {"after": tuple(s.id for s in batch), "is_cleanup": True, "memory_bytes": 0}
@@ -298,3 +300,34 @@ class _ModelSteps:
             cost=(task.limit or 1000) * len(languages) * ITEM_TOKENS,
             memory_bytes=size + logits_bytes(self.model, self.shared) + SMALL_BYTES,
         )
+
+    def _voted(self) -> dict[str, str]:
+        """Return the steps of answers for votes, by that of the quant; "" is the original."""
+        chosen, kind = votes.chosen(self.recipe, self.calibrations)
+        voted = {}
+        for c in chosen:
+            who = (c.id, kind.id) if c else (votes.ORIGINAL,)
+            voted[self._id("quant", *who) if c else ""] = self._id("votes", *who)
+        return voted
+
+    def _answers_for_votes(self, quant: str) -> Step:
+        step = self._voted()[quant]
+        return self._step(
+            step,
+            "votes",
+            f"answers of {step.partition('.votes.')[2].replace('.', ' ')}",
+            self._action(votes.answers, quant),
+            inputs=self.base | votes.inputs(self.recipe),
+            needs=(quant,) if quant else (),
+            cost=votes.n_prompts(self.recipe) * self.recipe.preference.max_tokens,
+            memory_bytes=2 * self.model.facts.size_bytes + SMALL_BYTES,
+        )
+
+    def page(self) -> Iterator[Step]:
+        """Yield the steps of the page for votes, but for the answers of quants."""
+        voted = self._voted()
+        if "" in voted:
+            yield self._answers_for_votes("")
+        if voted:
+            run, needs = self._action(votes.page, tuple(voted.values())), tuple(voted.values())
+            yield self._step(self._id("page"), "page", "page for votes", run, needs=needs)

@@ -11,8 +11,8 @@ from imatrix_lab.llamacpp import size_types, toolchain
 from imatrix_lab.pipeline import allocate, score
 from imatrix_lab.quantize import run
 from imatrix_lab.stats.metrics import METRICS
-from imatrix_lab.study import tasks
-from imatrix_lab.study.calibrations import mixtures
+from imatrix_lab.study import tasks, votes
+from imatrix_lab.study.calibrations import calibrations, mixtures
 from imatrix_lab.study.kinds import QUANTIZERS
 from imatrix_lab.study.recipe import NONE, PLAIN, Recipe, is_remote
 from imatrix_lab.tasks import definition
@@ -34,6 +34,9 @@ def check(recipe: Recipe) -> None:
             raise UsageError("the recipe names a file that does not exist", where=path)
     _check_tasks(recipe)
     _check_kinds(recipe)
+    if recipe.preference.prompts:
+        votes.chosen(recipe, calibrations(recipe))
+        votes.inputs(recipe)
     for model in recipe.models:
         run.check_spec(model, recipe.types)
         compute = ComputeOptions(recipe.backend)

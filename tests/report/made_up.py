@@ -46,7 +46,9 @@ def study(
     labels = ["no imatrix", *languages, "nb75-en25", "nb50-en50", "nb-pooled"]
     signatures = _signatures(languages)
     every = (*types, *KINDS)
-    scores = _scores(rng, labels, languages, every, has_tasks)
+    scores = _scores(rng, labels, languages, types, has_tasks)
+    more = _scores(random.Random(2), labels, languages, KINDS, False)
+    scores += tuple(s for s in more if s.calibration)
     comparisons = _comparisons(rng, labels, languages, types, has_tasks)
     return r.Results(
         schema=r.SCHEMA, name="quick-nb", source="Borgersen and Goodwin 2025, arXiv 2503.03592",
@@ -267,7 +269,8 @@ def _predictions(
 def _contrasts(comparisons: tuple[r.Comparison, ...]) -> tuple[r.Contrast, ...]:
     return tuple(
         r.Contrast(**{**vars(c), "a": kind, "b": "Q3_K_S", "type": kind, "calibration": c.a})
-        for kind in KINDS for c in comparisons if (c.type, c.b) == ("Q3_K_S", "en")
+        for kind in KINDS for c in comparisons
+        if (c.type, c.b, c.metric, c.a in LANGUAGES) == ("Q3_K_S", "en", "kld_nats", True)
     )  # fmt: skip
 
 

@@ -54,6 +54,12 @@ def test_few_raters_speak_for_themselves():
         preference.mean_preference(np.ones(3), np.zeros(3, int), np.arange(3))
 
 
+def test_an_interval_ends_where_all_win():
+    choices = np.array([1] * 37 + [-1] * 3)
+    interval = preference.mean_preference(choices, np.arange(40) // 4, np.arange(40) % 4).interval
+    assert 0 < interval.low < 0.85 < interval.high <= 1
+
+
 def test_votes_that_are_all_alike():
     mean = preference.mean_preference(np.ones(40), np.arange(40) // 4, np.arange(40) % 4)
     assert (mean.interval.estimate, mean.p_value) == (1, 0)

@@ -63,6 +63,7 @@ def of_study(study: Results, model: Model, language: str) -> dict[str, Any]:
         "imatrix_sha256": [c.imatrix_sha256 for c in own],
         "imatrix_tokens": [c.n_tokens for c in own],
         "comparisons": [{k: v for k, v in row.items() if k in _COLUMNS} for row in rows],
+        "votes": [p.plain for p in study.preferences if p.model in labels],
         "signed": sorted({signature_words(study.signatures[key]) for key in keys}),
         "commands": list(study.commands),
         "reduced": study.reduced,
@@ -91,6 +92,9 @@ def section(study: Mapping[str, Any], files: Entries) -> list[str]:
             f"The study computed its own imatrices of {language} ({tokens} tokens): it is about"
             " files made in this way, not about these files."
         )
+    votes = [f"- {sentence}" for sentence in study.get("votes", ())]
+    if votes:
+        votes = ["", "Blind votes of people on answers of the study's files:", "", *votes]
     reduced = " It ran its reduced recipe." if study["reduced"] else ""
     return [
         "",
@@ -102,6 +106,7 @@ def section(study: Mapping[str, Any], files: Entries) -> list[str]:
         " | verdict |",
         "|---|---|---|---|---:|---:|---:|---|",
         *map(_row, rows),
+        *votes,
         "",
         f"Differences are {language} minus the other. {which}{reduced}"
         f" Measured with {'; '.join(study['signed'])}. To repeat it:",

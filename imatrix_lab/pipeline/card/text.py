@@ -67,7 +67,7 @@ def card(files: Entries, release: Release = Release()) -> str:
     lines += _introduction(names, quants, release.scores)
     lines += _which(quants, release.scores)
     lines += _files(quants, release)
-    lines += _measured(release)
+    lines += _measured(quants, release)
     lines += _chosen(quants)
     lines += _quick(quants)
     every = {canonical_json(e["study"]): e["study"] for e in files.values() if e.get("study")}
@@ -156,7 +156,7 @@ def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
         return [*lines, "Compared on a few documents: see below."]
     if not scores.files:
         return [*lines, "How far the files are from the original has not been scored."]
-    texts = scores.texts()
+    texts = sorted(scores.texts(), key=lambda text: text not in tuned)
     known = f"Scored against the original on held-out text ({_and(texts)}): every result is below."
     if claims := [c for text in texts if (c := _claim(text, scores))]:
         known += f" Beside standard mixes of the same size: {'; '.join(claims)}."
@@ -255,15 +255,20 @@ def _by_role(roles: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(f"{', '.join(names)}: {types}" for types, names in alike.items())
 
 
-def _measured(release: Release) -> list[str]:
+def _measured(quants: Entries, release: Release) -> list[str]:
     scores = release.scores
     if not scores.files:
         return []
+    tuned = {e["language"] for e in quants.values()}
+
+    def place(s: Scored) -> tuple[Any, ...]:
+        return s.summary.text not in tuned, s.summary.text, s.size_bytes, s.file
+
     columns = ["file", "text", "standard mix", "verdict", "KLD, nats a token", "95 % CI"]
     columns += ["same top token", "difference from the mix", "95 % CI", "p, adjusted"]
     rows = [
         row
-        for s in sorted(scores.files, key=lambda s: (s.summary.text, s.size_bytes, s.file))
+        for s in sorted(scores.files, key=place)
         for row in map(lambda a, s=s: _row(s, a), s.others or (None,))
     ]
     lines = ["", "## Measured", "", f"![KLD against size]({picture.NAME})", ""]

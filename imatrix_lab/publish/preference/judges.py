@@ -21,7 +21,7 @@ from imatrix_lab.tasks import judge, judge_prompts, records
 from imatrix_lab.tasks.chat import Chat
 from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.tasks.judge_prompts import Judgement
-from imatrix_lab.tasks.locale import get_locale
+from imatrix_lab.tasks.locale import Locale, get_locale
 
 VOTES_MIN = 50
 """With fewer votes of people nothing is said of whether a judge agrees with them."""
@@ -66,18 +66,23 @@ class Judge:
     Attributes
     ----------
     n_votes : people's votes on what it judged.
+    is_validated : enough people voted to say how far it agrees with them.
     kappa_people : Cohen's kappa of any two people; NaN if no two judged the same pair.
     """
 
     model: str
     pairs: tuple[JudgedPair, ...]
     n_votes: int
+    is_validated: bool
     kappa: Kappa
     kappa_people: float
 
-    def is_validated(self) -> bool:
-        """Whether enough people voted to say how far it agrees with them."""
-        return self.n_votes >= VOTES_MIN
+
+def locale_of(key: Key) -> Locale:
+    """Return a judge's language; UsageError: nobody has written its instructions."""
+    locale = get_locale(key.language)
+    judge_prompts.prefer_prompt("", ("", ""), locale)  # raises
+    return locale
 
 
 def ask(key: Key, key_path: Path, chat: Chat, progress: Progress) -> Path:
@@ -96,7 +101,7 @@ def ask(key: Key, key_path: Path, chat: Chat, progress: Progress) -> Path:
         for first, second in pack.pairs(key)
     ]
     file = key_path.with_name(f"{_stem(key_path)}{JUDGED}{records.name_part(chat.model)}.jsonl")
-    judge.judged(rows, judge_prompts.prefer, file, chat, get_locale(key.language), progress)
+    judge.judged(rows, judge_prompts.prefer, file, chat, locale_of(key), progress)
     return file
 
 
@@ -130,6 +135,7 @@ def compare(model: str, verdicts: Verdicts, opinions: Sequence[Opinion], key: Ke
         model=model,
         pairs=tuple(pair for pair in judged if pair),
         n_votes=len(rows),
+        is_validated=len(rows) >= VOTES_MIN,
         kappa=agreement.cohen_kappa(people, judges, prompts, raters),
         kappa_people=agreement.kappa_among(people, pairs),
     )

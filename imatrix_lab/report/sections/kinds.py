@@ -81,18 +81,16 @@ def interactions(view: View) -> Section | None:
     for model, task, metric, unit in sorted(scales, key=lambda s: not view.decides(s[1], s[2])):
         same = [x for x in shown if (x.model, x.task, x.metric) == (model, task, metric)]
         means = [x for x in same if not x.text]
-        groups = [
-            [_forest(view, f"{title} · {unit}", rows)]
-            for title, rows in (
-                ("Own language, minus baseline", [x for x in means if not x.type_b]),
-                ("A’s change, minus B’s", [x for x in means if x.type_b]),
-            )
-            if rows
+        forests = [
+            _forest("More than " + b if b else "Each alone", [x for x in means if x.type_b == b])
+            for b in dict.fromkeys(x.type_b for x in means)
         ]
         words = "What the text’s own calibration changes, by type, with 95 % CI and noise"
         title = f"{view.of_model(model)}{task} {METRICS[metric].words}, {unit}"
         folded = not view.decides(task, metric)
-        blocks.append(Picture(title.strip(), words, groups, _numbers(view, same), folded=folded))
+        table = _numbers(view, same)
+        drawn = Picture(title.strip(), words, [forests], table, folded=folded) if forests else table
+        blocks.append(drawn)
     sentences = [(x.plain, x.formal) for x in shown if view.decides(x.task, x.metric)]
     blocks.append(Statements("Every one in words", sentences, folded=True))
     reference = shown[0].reference if shown else ""
@@ -100,28 +98,24 @@ def interactions(view: View) -> Section | None:
         f"First, for each type and quantizer alone: calibration on the text’s own language less"
         f" calibration on {reference}, the mean over the texts. A mark outside the grey band is"
         " more than two samples of one language differ by. Then the interaction: by how much more"
-        " the calibration changes A than it changes B, both made with the same imatrices, of the"
-        " same size. Left of 0, the language of the calibration helps A more."
+        " that changes the type of a row than the one in the title, both made with the same"
+        " imatrices and of the same size. Towards “better”, the language matters more for the row."
     )
     title = "For which quantizer does the calibration matter?"
     return Section("calibration-by-kind", title, [words], blocks) if shown else None
 
 
-def _forest(view: View, caption: str, rows: Sequence[TypeInteraction]) -> Forest:
+def _forest(caption: str, rows: Sequence[TypeInteraction]) -> Forest:
     lower = METRICS[rows[0].metric].lower_is_better
     values = [v for x in rows for v in (x.estimate, x.low, x.high) if math.isfinite(v)]
     ends = (min([0.0, *values]), max([0.0, *values]))
     room = 0.06 * (ends[1] - ends[0]) or 1.0
     forest_rows = [
-        ForestRow(_sides(x), x.estimate, x.low, x.high, _verdict(x, lower), x.noise, False)
+        ForestRow(x.type_a, x.estimate, x.low, x.high, _verdict(x, lower), x.noise, False)
         for x in rows
     ]
     x_range = (ends[0] - room, ends[1] + room)
     return Forest(caption, rows[0].unit, forest_rows, math.nan, x_range, lower)
-
-
-def _sides(x: TypeInteraction) -> str:
-    return f"{x.type_a}, {x.type_b}" if x.type_b else x.type_a
 
 
 def _verdict(x: TypeInteraction, lower_is_better: bool) -> str:

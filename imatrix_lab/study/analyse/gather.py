@@ -8,8 +8,16 @@ from imatrix_lab import __version__
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.imatrix.format import layer_and_role
 from imatrix_lab.quantize.allocate import bits_of
-from imatrix_lab.report.results import ALL_SAMPLES, Calibration, Prediction, TensorTypes, Times
-from imatrix_lab.study import actions
+from imatrix_lab.report.results import (
+    ALL_SAMPLES,
+    Calibration,
+    Missing,
+    Prediction,
+    Preference,
+    TensorTypes,
+    Times,
+)
+from imatrix_lab.study import actions, votes
 from imatrix_lab.study.analyse.index import Products
 from imatrix_lab.study.calibrations import calibrations
 from imatrix_lab.study.context import Shared
@@ -35,6 +43,7 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
     command = f"imatrix-lab study run {shared.recipe.name if is_shipped else RECIPE}"
     facts = [actions.imatrix_in(record.result) for record in imatrices.values()]
     seconds = {step: record.seconds for step, record in records.items() if kinds[step] != "tidy"}
+    voted = list(votes.tallies(shared))
     return Products(
         recipe=shared.recipe,
         models={model.label: model for model in shared.models},
@@ -45,9 +54,11 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
         tensor_types=tuple(_tensor_types(shared, of("quant"))),
         token_records=_files(of("score")),
         item_records=_files(of("task")),
-        missing=(*shared.missing, *outcome.missing),
+        missing=(*shared.missing, *outcome.missing, *(v for v in voted if isinstance(v, Missing))),
         times=Times(seconds, total_s),
         commands=(f"imatrix-lab --version  # {__version__}", command),
+        preferences=tuple(v for v in voted if isinstance(v, Preference)),
+        notes=tuple(v for v in voted if isinstance(v, str)),
     )
 
 

@@ -16,6 +16,7 @@ from imatrix_lab.report.results import (
     Calibration,
     Missing,
     Prediction,
+    Preference,
     Quant,
     TensorTypes,
     Times,
@@ -31,7 +32,7 @@ class Products:
     """Everything a study made: models by label, imatrices (those whose file exists) by sha256.
 
     Predictions are without what was measured; commands are those that repeat the study. Types of
-    tensors are of the first samples, where types were chosen.
+    tensors are of the first samples, where types were chosen; `notes` are of the votes.
     """
 
     recipe: Recipe
@@ -46,6 +47,8 @@ class Products:
     times: Times
     commands: tuple[str, ...]
     tensor_types: tuple[TensorTypes, ...] = ()
+    preferences: tuple[Preference, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

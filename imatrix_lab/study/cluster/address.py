@@ -7,6 +7,8 @@ machine of the cluster: only its owner can.
 
 import contextlib
 import ipaddress
+import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -15,18 +17,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imatrix_lab.core.files import canonical_json, from_json
+from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.paths import pip_install
 from imatrix_lab.errors import MissingTool, UsageError
 
 SETTINGS = {
     "distributed.comm.timeouts.tcp": "180s",  # a network that is away for a minute
     "distributed.worker.profile.enabled": False,
-    "distributed.nanny.pre-spawn-environ": {},  # OMP_NUM_THREADS and the like: threads are ours
+    # not OMP_NUM_THREADS and the like: threads are ours
+    "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},
     "distributed.diagnostics.nvml": False,
+    "distributed.scheduler.http.routes": [],  # pages that anyone could read
+    "distributed.worker.http.routes": [],
     "distributed.admin.tick.limit": "1h",  # native code may hold the interpreter
 }
 """Dask's settings in every process that we start."""
+HTTP = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 SCHEMES = ("tcp", "tls")
 
 
@@ -39,6 +45,8 @@ def dask() -> Any:
         fix = pip_install("'imatrix_lab[cluster]'")
         raise MissingTool(f"Dask is not installed ({error})", fix=fix) from error
     dask.config.set(SETTINGS)
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters we say ourselves
     return distributed
 
 
@@ -90,7 +98,7 @@ def parse(address: str) -> Address:
 def read(text: str, where: Path | str) -> Address:
     """Return what a scheduler file has; `UsageError` if it is none."""
     try:
-        raw = from_json(text)
+        raw = json.loads(text)
         return Address(raw["address"], raw.get("certificate", ""), raw.get("key", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError("this is not a scheduler file", where=where) from error

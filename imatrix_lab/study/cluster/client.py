@@ -32,7 +32,7 @@ from imatrix_lab.study.plan.placement import Placement, Task, place
 from imatrix_lab.study.plan.plan import Plan
 from imatrix_lab.study.recipe import Recipe, absolute
 from imatrix_lab.study.scheduler import Capacity
-from imatrix_lab.study.status import WAITING, Watch
+from imatrix_lab.study.status import DONE, WAITING, Watch
 
 CLASS = "class"  # in a study's status
 MANY = 1 << 20
@@ -51,7 +51,7 @@ class Cluster:
         self._topic, self._lock = f"study-{secrets.token_hex(8)}", threading.Lock()
         self._events: dict[str, queue.SimpleQueue[Event]] = {}
         self._running: dict[str, str] = {}  # calls, and the machine that began each last
-        self._class = ""
+        self._class, self._unfit = "", set[str]()
         self.watch: Watch | None = None
         self._client = self._connect()
 
@@ -115,7 +115,9 @@ class Cluster:
         return {name: own for name, own in every.items() if _class(own)}
 
     def _of_class(self) -> dict[str, dict[str, float]]:
-        return {n: own for n, own in self.workers().items() if _class(own) == self._class}
+        """Return the workers that this study can use."""
+        every = self.workers().items()
+        return {n: own for n, own in every if _class(own) == self._class and n not in self._unfit}
 
     def _choose(self, recipe: Recipe) -> None:
         """Wait for workers; take the class that the study has begun in, else the largest.
@@ -156,9 +158,10 @@ class Cluster:
         Store(self._folder.of("work")).share()
         with _nonces(store.root, self._folder.path) as nonces:
             for name in self._of_class():
-                self._call(f"folders of {name}", {}, there.check, nonces, only=(name,))
-        name = f"preparing {recipe.name}"
-        shared: Shared = self._call(name, {}, there.prepare, recipe, self._folder, store)
+                self._on(name, there.check, nonces)
+        turn = Turn(1, self._session.progress, {})
+        name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store)
+        shared: Shared = self._somewhere(name, {}, *call, turn=turn)
         return dataclasses.replace(shared, recipe=recipe)
 
     def _with_limits(self, recipe: Recipe) -> Recipe:
@@ -175,8 +178,7 @@ class Cluster:
         recipe, store = self._with_limits(recipe), Store(self._session.store.root)
         machines, plans = self._of_class(), dict[str, Plan]()
         for name in sorted(machines):
-            call = (there.planned, recipe, self._folder, store)
-            plans[name] = self._call(f"plan of {name}", {}, *call, only=(name,))
+            plans[name] = self._on(name, there.planned, recipe, self._folder, store)
         seconds = {(row.id, name): row.seconds for name, p in plans.items() for row in p.rows}
         first = next(iter(plans.values()))
         todo = {row.id for row in first.rows if not row.is_done and row.kind != "tidy"}
@@ -199,38 +201,49 @@ class Cluster:
         )
 
     def _step(self, step: Step, key: str, turn: Turn) -> dict[str, Any]:
-        """Run a step; what fails on one machine is tried on another."""
         resources = {"memory": float(step.memory_bytes)}
         if step.kind in steps.PARALLEL:
             resources["compute"] = 1.0
-        quiet = dataclasses.replace(turn, progress=Silent())
+        call = (there.step, step, self._class, dataclasses.replace(turn, progress=Silent()))
+        return dict(self._somewhere(step.id, resources, *call, key=key, turn=turn))
+
+    def _somewhere(
+        self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
+        key: str = "", turn: Turn,
+    ) -> Any:  # fmt: skip
+        """Return a call's result; what fails on one machine is tried on another.
+
+        A machine that refuses, for want of the model say, is not used any more.
+        """
         tried: dict[str, Failure] = {}
         while True:
-            arguments = (step, self._class, quiet)
-            others = tuple(n for n in self._of_class() if n not in tried) if tried else ()
-            reply = self._try(
-                step.id, resources, there.step, *arguments, only=others, key=key, turn=turn
-            )
+            others = tuple(n for n in self._of_class() if n not in tried)
+            only = others if tried or self._unfit else ()
+            reply = self._try(name, resources, function, *arguments, only=only, key=key, turn=turn)
             if reply.failure is None:
-                return dict(reply.result)
-            tried[reply.machine] = reply.failure
-            log = self._log(step, reply)
+                return reply.result
+            log = self._log(name, reply)
+            if reply.failure.is_refusal:
+                self._unfit.add(reply.machine)
+            else:
+                tried[reply.machine] = reply.failure
             if len(tried) > 1 or not self._of_class().keys() - tried.keys():
-                raise _error(next(iter(tried.values())), log)
+                raise _error(next(iter(tried.values()), reply.failure), log)
             turn.progress.say(f"failed on {reply.machine}: {reply.failure.what}; trying another")
 
-    def _log(self, step: Step, reply: Reply) -> Path:
+    def _log(self, name: str, reply: Reply) -> Path:
         """Keep what a worker says of a failure."""
         assert reply.failure
-        path = self._folder.of("logs", f"{step.id}.{reply.machine}.log")
+        path = self._folder.of("logs", f"{name}.{reply.machine}.log")
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(reply.failure.traceback, encoding="utf-8")
         return path
 
-    def _call(self, name: str, resources: dict[str, float], *call: Any, only: Any = ()) -> Any:
+    def _on(self, machine: str, *call: Any) -> Any:
+        """Return a call's result on this machine."""
         turn = Turn(1, self._session.progress, {})
-        reply = self._try(name, resources, *call, only=only, turn=turn)
+        reply = self._try(f"asking {machine}", {}, *call, only=(machine,), turn=turn)
         if reply.failure:
             raise _error(reply.failure, None)
         return reply.result
@@ -251,7 +264,9 @@ class Cluster:
                 there.call, self._topic, name, function, *arguments,
                 key=f"{key or name}-{secrets.token_hex(4)}", pure=False, retries=0,
                 resources={**resources, self._class: 1.0}, workers=only or None,
+                allow_other_workers=bool(only),  # should these be gone
             )  # fmt: skip
+            future.add_done_callback(lambda _: heard.put({"what": DONE}))
             try:
                 reply = self._outcome(future, name, heard, turn)
             except CancelledError:  # the scheduler is gone, and knows nothing of it when it is back
@@ -277,6 +292,8 @@ class Cluster:
                 interrupt.check()
                 with contextlib.suppress(queue.Empty):
                     shown.show(heard.get(timeout=LOOK_S))
+            while not heard.empty():
+                shown.show(heard.get())
             if future.status in ("cancelled", "lost"):
                 raise CancelledError
             reply: Reply = future.result(timeout=SOON_S)
@@ -322,7 +339,7 @@ def _class(resources: Mapping[str, float]) -> str:
 def _death() -> Failure:
     what = "the processes that ran it died again and again"
     fix = "is there memory enough? see the workers' own output"
-    return Failure(what, None, fix, False, what)
+    return Failure(what, None, fix, False, False, what)
 
 
 def _error(failure: Failure, log: Path | None) -> ImatrixLabError:

@@ -84,8 +84,8 @@ def _scheduler() -> Iterator[Address]:
     with (
         process.interrupts_held(),
         distributed.LocalCluster(
-            n_workers=0, host=host, security=own.security(), dashboard_address=None,
-            silence_logs=50,
+            n_workers=0, host=host, security=own.security(), silence_logs=50,
+            dashboard_address=None, scheduler_kwargs=address.HTTP,
         ) as cluster,
     ):  # fmt: skip
         yield Address(cluster.scheduler_address, own.certificate, own.key)

@@ -20,7 +20,7 @@ from imatrix_lab.core.files import canonical_json, disk_error
 from imatrix_lab.core.progress import Meter, Progress, Relay, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store, fingerprint
-from imatrix_lab.errors import BadModel, ImatrixLabError, MissingTool, UsageError
+from imatrix_lab.errors import ImatrixLabError, MissingTool, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.gguf import shard_paths
@@ -75,14 +75,22 @@ class Signed(Toolchain):
         return dict(self.signed)
 
 
+class Refused(ImatrixLabError):
+    """This machine cannot take part: it is of another class, or lacks the model."""
+
+
 @dataclass(frozen=True)
 class Failure:
-    """An error there: what an `ImatrixLabError` has, or a bug with its `traceback`."""
+    """An error there: what an `ImatrixLabError` has, or a bug with its `traceback`.
+
+    `is_refusal`: that machine does not do this study at all.
+    """
 
     what: str
     where: str | None
     fix: str | None
     is_bug: bool
+    is_refusal: bool
     traceback: str
 
 
@@ -173,8 +181,9 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, OSError):
         error = disk_error(error, Store().root)
     if isinstance(error, ImatrixLabError):
-        return Failure(error.what, error.where, error.fix, False, text)
-    return Failure(f"a bug: {type(error).__name__}: {error}", None, None, True, text)
+        refuses = isinstance(error, Refused)
+        return Failure(error.what, error.where, error.fix, False, refuses, text)
+    return Failure(f"a bug: {type(error).__name__}: {error}", None, None, True, False, text)
 
 
 def check(nonces: Mapping[str, str], progress: Progress) -> None:
@@ -206,14 +215,14 @@ def planned(recipe: Recipe, folder: Folder, store: Store, progress: Progress) ->
 def step(order: Step, expected: str, turn: Turn, progress: Progress) -> dict[str, Any]:
     """Run a step with this machine's own llama.cpp, models and threads.
 
-    Raises UsageError if this machine is not of the class `expected`.
+    Raises Refused if this machine is not of the class `expected`.
     """
     own = machine()
     tools = _tools(own.backend)
     if (actual := class_of(tools.signature())) != expected:
         what = f"{own.name} is of {actual}, and this study of {expected}"
         fix = "the same imatrix-lab, backend and kind of processor; or a study of its own"
-        raise UsageError(what, fix=fix)
+        raise Refused(what, fix=fix)
     is_heavy = order.kind in steps.PARALLEL
     turn = dataclasses.replace(turn, progress=progress)
     turn = dataclasses.replace(turn, threads=max(1, own.cores // own.jobs) if is_heavy else 1)
@@ -258,7 +267,7 @@ def _model(model: Model, session: Session) -> Model:
             return dataclasses.replace(model, path=shards[0], shards=shards)
     what = f"{machine().name} does not have the model {model.origin}, sha256 {model.sha256[:16]}…"
     fix = "put the file into a folder and name that: imatrix-lab study worker --models FOLDER"
-    raise BadModel(what, where=model.path, fix=fix)
+    raise Refused(what, where=model.path, fix=fix)
 
 
 def _candidates(model: Model) -> Iterator[Path]:

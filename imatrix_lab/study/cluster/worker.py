@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -54,7 +53,6 @@ def serve(where: str | Path, own: Machine, session: Session) -> None:
     The file may come, and change, later. Of ``-`` one line is read, and its end ends the worker.
     """
     address.dask()
-    logging.getLogger("distributed").setLevel(logging.ERROR)
     stop, found = threading.Event(), _finder(where)
     if where == STDIN:
         line = sys.stdin.readline()
@@ -120,7 +118,7 @@ async def _answers(at: Address) -> bool:
 
 
 async def _work(at: Address, own: Machine, stop: threading.Event) -> None:
-    settings: dict[str, Any] = {"memory_limit": None, "dashboard": False, "silence_logs": 50}
+    settings: dict[str, Any] = {"memory_limit": None, "silence_logs": 50, **address.HTTP}
     settings |= {"env": environment(own), "resources": own.resources(), "name": own.name}
     is_gpu = own.backend != "cpu"  # then there are cores left for what needs no GPU
     settings |= {"nthreads": own.jobs + is_gpu, "security": at.security()}

@@ -32,7 +32,7 @@ TOKEN_BYTES, FILE_BYTES, ANSWER_BYTES = 24, 8192, 4
 """On disk: a scored token, the rest of a file of records, a token of a prompt or answer."""
 MIXED = "Q4_K_M"
 """The type whose speed stands for that of files whose types are not known yet."""
-ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0}
+ASSUMED_S = {"corpus": 60.0, "merge": 2.0, "items": 30.0, "tidy": 0.0, "page": 1.0}
 """Steps that no short run can measure: fetching and cleaning, mostly."""
 
 
@@ -235,7 +235,7 @@ class _Planner:
         if step.kind == "score":
             tokens = sum(self.sizes[step.id].tokens)
             return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
-        if step.kind == "task":
+        if step.kind in ("task", "votes"):
             return int(step.cost) * ANSWER_BYTES
         imatrix = 4 * (2 + collector.BLOCK) if self.shared.needs_moments else 4
         n_types = len(allocate.types_of(self.shared.request(self._model(step))))

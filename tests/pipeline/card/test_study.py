@@ -17,7 +17,7 @@ from imatrix_lab.pipeline import deliver, tune
 from imatrix_lab.pipeline.card.studies import of_study
 from imatrix_lab.pipeline.card.text import card
 from imatrix_lab.report import results
-from imatrix_lab.report.results import Calibration, Comparison, Results, Times
+from imatrix_lab.report.results import Calibration, Comparison, Preference, Results, Times
 from imatrix_lab.types import ComputeOptions, Model, ModelFacts, Request
 
 MODEL = "aa" * 32
@@ -116,6 +116,19 @@ def test_what_is_unknown_and_what_would_break_the_table():
     files = json.loads(json.dumps(files, allow_nan=False))
     row = cells(card(files), "nb", "Q4_K_M", "a\\|b")
     assert row[1:] == ["–", "–", "–", "better"]
+
+
+def test_votes_of_people_are_on_the_card():
+    voted = Preference(
+        model="demo", text="nb", a="demo", b="demo-nb.1-Q4_K_M", n_people=4, n_prompts=150,
+        n_wins_a=300, n_ties=100, n_wins_b=200, n_identical=0, estimate=16.7, low=8.0, high=25.3,
+        p_value=0.001, verdict="better", plain="People prefer demo to demo-nb.1-Q4_K_M.",
+    )  # fmt: skip
+    files = entries()
+    assert "Blind votes" not in card(files)
+    voted_on = dataclasses.replace(study(NB_EN), preferences=(voted,))
+    files["nb.imatrix.gguf"]["study"] = of_study(voted_on, model(), "nb")
+    assert "- People prefer demo to demo-nb.1-Q4_K_M." in card(files)
 
 
 def test_a_study_of_another_model_or_language_is_refused():

@@ -69,7 +69,7 @@ def test_a_judge_that_agrees_with_people(tmp_path):
     verdicts = judges.read(key, path)
     (one,) = votes.tally(people(tmp_path, key, 4), key, verdicts=verdicts).judges
     assert [(p.n_wins_a, p.n_ties, p.n_wins_b) for p in one.pairs] == [(20, 0, 10)]
-    assert one.is_validated()
+    assert one.is_validated
     assert one.n_votes == 4 * N
     assert 0 < one.kappa.low < one.kappa.estimate < one.kappa.high
     assert one.kappa.estimate > one.kappa_people > 0  # it makes none of their mistakes
@@ -92,15 +92,19 @@ def test_a_judge_without_fifty_votes_is_not_validated(tmp_path, n_votes, is_vali
     ballots = people(tmp_path, key, 4, n_votes)
     result = votes.tally(ballots, key, verdicts=judges.read(key, path))
     (one,) = result.judges
-    assert one.is_validated() == is_validated
+    assert one.is_validated == is_validated
     text = votes.judge_sentence(one, result)
     assert ("Not validated in nb" in text) != is_validated
     assert ("kappa" in text) == is_validated
 
 
-def test_what_a_judge_cannot_do(tmp_path):
+@pytest.mark.parametrize("language", ["tlh", "fr"])
+def test_a_judge_without_instructions_is_told_first(language):
     with pytest.raises(UsageError):
-        judge(key_of("tlh"), tmp_path / "vote.key.json", sees)
+        judges.locale_of(key_of(language))
+
+
+def test_judgements_of_another_page_are_none(tmp_path):
     other = key_of()
     judge(other, tmp_path / "vote.key.json", sees)
     renamed = {f"x{name}": answer for name, answer in other.answers.items()}

@@ -1,0 +1,331 @@
+"""Calls on a real Dask scheduler and workers, without models: where they run, what stops them.
+
+Workers are processes of this machine; `tests.fakes.cluster_calls` has what they run.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
+
+from imatrix_lab.core import interrupt
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
+from imatrix_lab.errors import ImatrixLabError, UsageError
+from imatrix_lab.study.cluster import address, start, there
+from imatrix_lab.study.cluster.client import Cluster
+from imatrix_lab.study.folder import Folder
+from imatrix_lab.study.graph import Turn
+from tests.fakes import cluster_calls
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Said(Silent):
+    """Remembers what was said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
+def wait_until(is_true, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+class Machines:
+    """A cluster whose scheduler is in this process or in one of its own, and its workers."""
+
+    def __init__(self, folder):
+        self.folder, self.said = folder, Said()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.stack = contextlib.ExitStack()
+
+    def open(self, spec=None):
+        """Connect; by default a scheduler in this process, with TLS, found by a file."""
+        self.where = spec or str(self.folder / "scheduler.json")
+        session = Session(Store(self.folder / "store"), self.said)
+        opened = start.opened(self.where, Folder(self.folder / "study"), session)
+        self.cluster = self.stack.enter_context(opened)
+        self.cluster._class = there.class_of(cluster_calls.SIGNATURE)
+        return self.cluster
+
+    def add(self, *names, commit="0"):
+        code = f"from tests.fakes.cluster_calls import work; work({self.where!r}, *{{}})"
+        for name in names:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-c", code.format([name, commit])], cwd=ROOT,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        wait_until(lambda: {*names} <= self.cluster.workers().keys())
+
+    def inner(self, name):
+        """The process in which calls run."""
+        children = psutil.Process(self.processes[name].pid).children()
+        return next(p for p in children if "spawn_main" in " ".join(p.cmdline()))
+
+    def kill(self, name):
+        parent = psutil.Process(self.processes.pop(name).pid)
+        for process in (parent, *parent.children(recursive=True)):
+            process.kill()
+        parent.wait()
+
+    def call(self, name, function, *arguments, progress=None, **resources):
+        turn = Turn(1, progress or self.said, {})
+        return self.cluster._try(name, resources, function, *arguments, turn=turn)
+
+    def close(self):
+        self.stack.close()
+        for process in self.processes.values():
+            process.send_signal(signal.SIGINT)
+        for process in self.processes.values():
+            process.wait(timeout=40)
+
+
+@pytest.fixture
+def machines(tmp_path):
+    own = Machines(tmp_path)
+    yield own
+    own.close()
+
+
+class Later(threading.Thread):
+    """A call in a thread, as the study's scheduler makes it."""
+
+    def __init__(self, call):
+        super().__init__(daemon=True)
+        self.call, self.stop, self.reply, self.error = call, threading.Event(), None, None
+        self.start()
+
+    def run(self):
+        with interrupt.interruptible(self.stop):
+            try:
+                self.reply = self.call()
+            except BaseException as error:
+                self.error = error
+
+    def result(self):
+        self.join(60)
+        assert not self.is_alive() and self.error is None, self.error
+        return self.reply
+
+
+def test_calls_run_on_workers_of_the_class_and_tell_what_they_do(machines, tmp_path):
+    machines.open()
+    machines.add("one")
+    machines.add("other", commit="1")
+    for _ in range(3):
+        assert machines.call("x", cluster_calls.name_of).result == "one"
+    assert machines.said.lines.count("here") >= 2
+    reply = machines.call("y", cluster_calls.fail)
+    assert reply.machine == "one" and not reply.failure.is_bug
+    assert (reply.failure.what, reply.failure.fix) == ("no such text", "write one")
+    reply = machines.call("z", cluster_calls.bug)
+    assert reply.failure.is_bug and "1 / 0" in reply.failure.traceback
+    reply = machines.call("huge", cluster_calls.name_of, memory=1e9)  # than any has
+    assert reply.result == "one"
+
+
+def test_what_is_interrupted_here_stops_there(machines, tmp_path):
+    machines.open()
+    machines.add("one")
+    path = tmp_path / "go"
+    later = Later(lambda: machines.call("x", cluster_calls.wait_for, str(path)))
+    wait_until(Path(f"{path}.one").exists)
+    later.stop.set()
+    later.join(30)
+    assert isinstance(later.error, KeyboardInterrupt)
+    wait_until(Path(f"{path}.stopped").exists, 10)
+    assert machines.call("y", cluster_calls.name_of).result == "one"
+
+
+def test_a_worker_that_is_killed(machines, tmp_path):
+    """First the process in which it runs, then the whole worker: it ends on another."""
+    machines.open()
+    machines.add("one")
+    path = tmp_path / "go"
+    later = Later(lambda: machines.call("x", cluster_calls.wait_for, str(path)))
+    wait_until(Path(f"{path}.one").exists)
+    Path(f"{path}.one").unlink()
+    machines.inner("one").kill()
+    wait_until(Path(f"{path}.one").exists)  # again, in a new process
+    machines.add("two")
+    machines.kill("one")
+    wait_until(Path(f"{path}.two").exists)
+    path.touch()
+    assert later.result().result == "two"
+
+
+def test_what_kills_every_process_has_failed(machines):
+    machines.open()
+    machines.add("one")
+    reply = machines.call("x", cluster_calls.crash_on, "one")
+    assert "died again and again" in reply.failure.what
+    assert machines.call("y", cluster_calls.name_of).result == "one"
+
+
+def test_what_fails_on_one_machine_is_tried_on_another(machines, tmp_path):
+    machines.open()
+    machines.add("one", "two")
+    turn = Turn(1, machines.said, {})
+
+    def somewhere(function, argument):
+        return machines.cluster._somewhere("x", {}, function, argument, turn=turn)
+
+    logs = tmp_path / "study" / "logs"
+    assert {somewhere(cluster_calls.fail_on, ("one",)) for _ in range(6)} == {"two"}
+    assert [p.name for p in logs.iterdir()] == ["x.one.log"]
+    assert any("failed on one: no such text" in line for line in machines.said.lines)
+    with pytest.raises(ImatrixLabError, match="no such text"):
+        somewhere(cluster_calls.fail_on, ("one", "two"))
+    assert {p.name for p in logs.iterdir()} == {"x.one.log", "x.two.log"}
+    assert {somewhere(cluster_calls.refuse_on, "one") for _ in range(6)} == {"two"}
+    assert machines.cluster._unfit == {"one"}
+    assert "BadText" in (logs / "x.two.log").read_text()
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_a_scheduler_that_is_killed_and_started_again(machines, tmp_path):
+    port = free_port()
+
+    def scheduler():
+        words = ["--port", str(port), "--host", "127.0.0.1", "--no-dashboard"]
+        words = [sys.executable, "-m", "distributed.cli.dask_scheduler", *words]
+        machines.processes["scheduler"] = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    scheduler()
+    machines.open(f"tcp://127.0.0.1:{port}")
+    assert not any("not encrypted" in line for line in machines.said.lines)
+    machines.add("one")
+    path = tmp_path / "go"
+    later = Later(lambda: machines.call("x", cluster_calls.wait_for, str(path)))
+    wait_until(Path(f"{path}.one").exists)
+    machines.kill("scheduler")
+    wait_until(Path(f"{path}.stopped").exists)
+    Path(f"{path}.one").unlink()
+    scheduler()
+    wait_until(Path(f"{path}.one").exists)
+    path.touch()
+    assert later.result().result == "one"
+
+
+def test_who_has_no_certificate_is_refused(machines):
+    import distributed
+
+    machines.open()
+    file = Path(machines.where)
+    assert file.stat().st_mode & 0o777 == 0o600
+    at = json.loads(file.read_text())
+    assert at["address"].startswith("tls://")
+    listening = [c.laddr for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
+    ports = {str(at.port) for at in listening if at.ip != "127.0.0.1"}
+    assert ports <= {at["address"].rpartition(":")[2]}  # and no page that anyone can read
+    for security in (None, distributed.Security.temporary()):
+        with pytest.raises((OSError, TypeError)):
+            distributed.Client(at["address"], security=security, timeout=3, set_as_default=False)
+    machines.stack.close()
+    assert not file.exists()
+
+
+def test_folders_that_a_machine_does_not_see(machines, tmp_path):
+    machines.open()
+    machines.add("one")
+    (tmp_path / "seen").write_text("a")
+    nonces = {str(tmp_path / "seen"): "a"}
+    assert machines.call("x", there.check, nonces).failure is None
+    for path, text in ((tmp_path / "seen", "b"), (tmp_path / "absent", "a")):
+        failure = machines.call("y", there.check, {str(path): text}).failure
+        assert "one does not see" in failure.what and "IMATRIX_LAB_CACHE" in failure.fix
+
+
+# -- without Dask
+
+
+@pytest.mark.parametrize(
+    "spec", ["desk", "http://desk:1", "tcp://desk", "tls://:1", "ssh:", "ssh:a,,b", "s.toml"]
+)
+def test_what_no_cluster_is_called(spec, tmp_path):
+    session = Session(Store(tmp_path), Silent())
+    with pytest.raises(UsageError), start.opened(spec, Folder(tmp_path), session):
+        pass
+
+
+def test_which_addresses_everybody_can_use():
+    assert address.parse("tcp://192.0.2.1:8786").is_open()
+    assert not address.parse("tcp://127.0.0.1:8786").is_open()
+    assert not address.parse("tls://192.0.2.1:8786").is_open()
+
+
+def test_the_class_is_the_build_backend_and_processor():
+    signature = {"commit": "1", "backend": "cuda", "compiler": "gcc", "cpu": "a"}
+    assert there.class_of(signature) == there.class_of(dict(reversed(signature.items())))
+    assert there.class_of(signature).startswith("class cuda ")
+    others = {there.class_of({**signature, key: "x"}) for key in signature}
+    assert len(others | {there.class_of(signature)}) == 5
+
+
+def test_a_model_is_known_by_its_bytes_wherever_it_lies(tmp_path, tiny, monkeypatch):
+    from imatrix_lab.models import resolve
+
+    session = Session(Store(tmp_path / "store"), Silent())
+    model = resolve.resolve(str(tiny), session)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    own = there.Machine("one", "cpu", {}, 1, 1, 1, (str(folder),))
+    monkeypatch.setenv(there.MACHINE, there.environment(own)[there.MACHINE])
+    assert there._model(model, session).path == tiny
+    gone = tmp_path / "gone" / tiny.name
+    moved = there.dataclasses.replace(model, path=gone, shards=(gone,))
+    with pytest.raises(ImatrixLabError, match="does not have the model"):
+        there._model(moved, session)
+    other = bytearray(tiny.read_bytes())
+    other[-1] ^= 1
+    (folder / tiny.name).write_bytes(other)
+    with pytest.raises(ImatrixLabError, match="does not have the model"):
+        there._model(moved, session)
+    os.link(tiny, folder / "under-another-name.gguf")
+    assert there._model(moved, session).path == folder / "under-another-name.gguf"
+
+
+def test_a_cluster_of_no_workers_is_waited_for(machines, tmp_path):
+    from imatrix_lab.study.recipe import load
+    from tests.study.whole import SMALL
+
+    (tmp_path / "recipe.toml").write_text(SMALL.format(keep="all"))
+    recipe = load(tmp_path / "recipe.toml")
+    cluster: Cluster = machines.open()
+    later = Later(lambda: cluster._choose(recipe))
+    machines.add("one")
+    machines.add("two", commit="1")
+    later.result()
+    assert cluster._class == there.class_of(cluster_calls.SIGNATURE)
+    Folder(tmp_path / "study").path.mkdir(exist_ok=True)
+    wanted = there.class_of({**cluster_calls.SIGNATURE, "commit": "1"})
+    Folder(tmp_path / "study").write_status({"class": wanted})
+    cluster._choose(recipe)
+    assert cluster._class == wanted
+    assert any("one is left out" in line for line in machines.said.lines)
