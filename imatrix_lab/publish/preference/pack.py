@@ -17,7 +17,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config
-from imatrix_lab.core.files import canonical_json, from_json, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, sealed_json, unsealed, write_whole
 from imatrix_lab.core.outputs import Rules, any_file, check_file
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
@@ -157,7 +157,7 @@ def finish(key: Key, out: Path) -> None:
     """Write a page, its key, and A's answers as text."""
     texts = {a["prompt"]: a["text"] for a in key.answers.values() if a["system"] == "a"}
     rows = ({"text": f"{text}\n\n{texts[name]}"} for name, text in key.prompts.items())
-    write_whole(key_path(out), json.dumps(config.plain(key), ensure_ascii=False, indent=1))
+    write_whole(key_path(out), sealed_json(config.plain(key)))
     write_whole(text_path(out), "".join(f"{json.dumps(r, ensure_ascii=False)}\n" for r in rows))
     write_whole(out, page.render(_page_data(key), texts_of(key.language)))
 
@@ -175,10 +175,13 @@ def read_key(path: Path) -> Key:
     if not isinstance(raw, dict) or raw.get("kind") != KEY:
         what = "this is no key of a page for votes"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
-    key = config.build(Key, raw, path)
-    if not (_agrees(key) and _digest(key) == key.pack):
-        what = "this key is not as it was written: its answers are not those of its page"
-        raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
+    try:
+        key = config.build(Key, unsealed(raw), path)
+        if not (_agrees(key) and _digest(key) == key.pack):
+            raise ValueError("its answers are not those of its page")
+    except ValueError as error:
+        what = f"this key was changed: {error}"
+        raise BadRecords(what, where=path, fix="--key FILE, the one made with the page") from error
     return key
 
 
@@ -279,7 +282,7 @@ def _page_data(key: Key) -> dict[str, Any]:
     """Return what the page knows: in an order, and with names, that say nothing of systems."""
     hashes = sorted(key.answers)
     shuffled = random.Random(key.salt)
-    drawn = [sorted(pair) for pair in pairs(key)]
+    drawn = sorted(sorted(pair) for pair in pairs(key))
     shuffled.shuffle(drawn)
     shown = {name for pair in drawn for name in pair}
     return {
