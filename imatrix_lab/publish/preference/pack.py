@@ -145,7 +145,8 @@ def begun(prompts: Prompts, systems: Sequence[dict[str, Any]], out: Path, rules:
     if old and old.request == request:
         return old
     if old:
-        check_file(key_path(out), rules, any_file)
+        what = "the key of a page with other answers, without which votes on it are lost"
+        check_file(key_path(out), rules, lambda _: what)
     named = {chr(ord("a") + i): system for i, system in enumerate(systems)}
     return Key(
         KEY, __version__, "", request, secrets.token_hex(16), prompts.language, named, {}, {}
@@ -169,7 +170,8 @@ def read_key(path: Path) -> Key:
         what = f"cannot be read: {error.strerror}"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page") from error
     except ValueError as error:
-        raise BadRecords(f"not JSON: {error}", where=path) from error
+        fix = "--key FILE, the one made with the page"
+        raise BadRecords(f"not JSON: {error}", where=path, fix=fix) from error
     if not isinstance(raw, dict) or raw.get("kind") != KEY:
         what = "this is no key of a page for votes"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
