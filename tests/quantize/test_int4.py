@@ -51,7 +51,7 @@ def case(rows=64, columns=512):
     return Case(w.astype(np.float32), (x / x.std()).astype(np.float32))
 
 
-def gptq(kernel, c, h=None, squares=None):
+def gptq(kernel, c, h=None):
     """Weights of `c` as `Gptq` rounds them."""
     h = c.h if h is None else h
     way = int4.Gptq(kernel)
