@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
@@ -284,6 +285,7 @@ def choose(
     n_done = sum(size for pair, size in sizes.items() if pair.name in done)
     left = [pair for pair in places.pairs if pair.name not in done]
     with (
+        threadpool_limits(1, user_api="blas"),
         progress.task("scales of channels", sum(sizes.values()), "weights") as task,
         journal.open("a", encoding="utf-8") as file,
     ):

@@ -17,7 +17,7 @@ from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.models import resolve, scaling, weights
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
-from imatrix_lab.quantize import awq, run
+from imatrix_lab.quantize import awq, errors, run, sizes
 from imatrix_lab.score.engine import Engine, Settings
 from imatrix_lab.score.windows import Decode
 from imatrix_lab.types import ComputeOptions, Request
@@ -298,6 +298,29 @@ def test_a_quant_says_that_it_was_scaled(
     assert (
         entry["scaled"] == quant.scaled and quant.scaled in (tmp_path / "out/README.md").read_text()
     )
+
+
+def test_scales_are_for_the_types_that_were_chosen(tools, family, collected, own_store):
+    path = family("llama")
+    model, session = a_model(path), Session(own_store, Silent())
+    imatrix = tune.existing_imatrix(collected(path), model, Silent())
+    types = dict.fromkeys(quant_error.tensors(model), "Q8_0")
+    types |= {name: "Q3_K" for name in types if "blk.1" in name}
+    options = run.Options(programs.Compute(2))
+    metadata = tune.metadata_of(tools, None, imatrix)
+    spec = run.QuantSpec(model, imatrix, "size:Q4_K_M", options, metadata, awq=True)
+    spec = dataclasses.replace(spec, mix=run.Mix("Q3_K_M", types))
+    quant = run.quantize(tools, spec, session)
+    got = {t.name: t.type_name for t in read_header(quant.path).tensors}
+    assert types.items() <= got.items()
+    assert quant.size_bytes == sizes.fixed_bytes(
+        model, sizes.header_bytes(model, imatrix, metadata), types
+    ) + sum(sizes.padded(errors.size_bytes(t.info, types[n])) for n, t in ours(model, types))
+    assert not list(own_store.root.glob("work/quant*"))
+
+
+def ours(model, names):
+    return [(n, t) for n, t in weights.tensors(model).items() if n in names]
 
 
 def test_what_cannot_work_is_told_before_anything_is_made(family, tiny, own_text, tmp_path):
