@@ -170,7 +170,7 @@ def test_many_processes_count_without_losing_one(tmp_path):
     assert (tmp_path / "counter").read_text() == "60"
 
 
-N_ARTEFACTS, N_PARTS = 12, 4
+N_ARTEFACTS, N_PARTS = 24, 4
 
 
 def build_all(root):
@@ -217,7 +217,7 @@ def test_pauses_beyond_the_lease_and_kills_leave_whole_artefacts(tmp_path):
     pids = [forked(build_all, root) for _ in range(8)]
     ended: dict[int, int] = {}
     paused: dict[int, float] = {}
-    until = time.monotonic() + 8
+    until = time.monotonic() + 10
     while time.monotonic() < until:
         time.sleep(0.02)
         reader.look()
@@ -236,7 +236,7 @@ def test_pauses_beyond_the_lease_and_kills_leave_whole_artefacts(tmp_path):
             n_kills += 1
         elif rng.random() < 0.4:
             os.kill(pids[i], signal.SIGSTOP)
-            paused[pids[i]] = time.monotonic() + rng.choice([0.2, 1.5])
+            paused[pids[i]] = time.monotonic() + rng.choice([0.2, 2.5])
             n_pauses += 1
     for pid in paused:
         os.kill(pid, signal.SIGCONT)
