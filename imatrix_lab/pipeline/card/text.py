@@ -19,6 +19,7 @@ from imatrix_lab.pipeline.card.facts import CONTEXT
 from imatrix_lab.pipeline.card.scores import Against, Scored, Scores
 from imatrix_lab.pipeline.card.studies import Entries, signature_words
 from imatrix_lab.stats.clustered import Interval
+from imatrix_lab.types import NOT_FOR_USE
 
 _PROGRAMS = "[llama.cpp](https://github.com/ggml-org/llama.cpp) and programs built on it"
 _TABLE_KLD = (
@@ -175,7 +176,7 @@ def _which(quants: Entries, scores: Scores) -> list[str]:
     """Return which file to take for which memory: none that a smaller one is better than."""
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for name, e in sorted(quants.items(), key=lambda item: item[1].get("memory_bytes", 0)):
-        if e.get("memory_bytes"):
+        if e.get("memory_bytes") and e["type"] not in NOT_FOR_USE:
             groups.setdefault(e["language"], {})[name] = e
     if not groups:
         return []
