@@ -33,6 +33,7 @@ import fuzz_targets
 from fuzz_inputs import changed_bytes, changed_value
 from fuzz_targets import Case, Target
 
+from imatrix_lab.core.files import disk_error
 from imatrix_lab.errors import ImatrixLabError
 
 HANG_S = 10
@@ -107,6 +108,10 @@ def tried(target: Target, path: Path, honest: set[str], strict: bool, watch: _Wa
         outcome = Outcome("same" if numbers in honest else "other")
     except ImatrixLabError as error:
         outcome = Outcome("refused", type(error).__name__)
+    except OSError as error:  # as the command line does
+        told = disk_error(error, path)
+        kind = "refused" if isinstance(told, ImatrixLabError) else "TRACEBACK"
+        outcome = Outcome(kind, traceback.format_exc())
     except Hang:
         outcome = Outcome("HANG", traceback.format_exc())
     except MemoryError:

@@ -433,7 +433,9 @@ def _votes(folder: Path) -> list[Case]:
 
 
 def _keys(folder: Path) -> list[Case]:
-    case = _json_case(folder / "key.json", config.plain(_key()))
+    path, value = folder / "key.json", config.plain(_key())
+    _sealed_file(_json_case(path, value).path, value)
+    case = Case(path, value, _sealed_file)
     _json_case(folder.with_name("votes.json"), _ballot())
     return [case]
 

@@ -54,13 +54,15 @@ def main() -> int:
     """Run the tests under one sanitizer or both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", choices=[*FLAGS, []], help="both, if none is named")
-    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="ARG", help="for pytest")
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE")
+    parser.add_argument("--only", default="", metavar="WORDS", help="tests with these words")
     options = parser.parse_args()
     status = 0
     for kind in options.kinds or FLAGS:
         # C++'s own library too: the sanitizer must find it, and Python does not load it
         preloaded = " ".join(map(library, (LIBRARIES[kind], "libstdc++.so.6")))
         argv = [sys.executable, "-c", RUNNER, " ".join(FLAGS[kind]), *options.tests]
+        argv += ["-k", options.only] if options.only else []
         if kind == "thread":  # it cannot place its memory where addresses are too random
             argv = ["setarch", platform.machine(), "-R", *argv]
         env = {**os.environ, **OPTIONS, "LD_PRELOAD": preloaded, "PYTHONPATH": str(ROOT)}

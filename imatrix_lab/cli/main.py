@@ -6,6 +6,7 @@ import io
 import shlex
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -100,11 +101,13 @@ def _bug(error: Exception) -> int:
     from imatrix_lab.core.store import default_root
 
     with contextlib.suppress(Exception):  # which would hide the error itself
-        if isinstance(error, OSError) and isinstance(
-            full := disk_error(error, default_root()), ImatrixLabError
-        ):
-            print(f"error: {_tame(str(full))}", file=sys.stderr)
-            return full.exit_code
+        told = disk_error(error, default_root()) if isinstance(error, OSError) else error
+        if isinstance(told, FileNotFoundError) and default_root() in Path(told.filename).parents:
+            what = "a file of the store was removed while it was used"
+            told = ImatrixLabError(what, where=told.filename, fix="run the same command again")
+        if isinstance(told, ImatrixLabError):
+            print(f"error: {_tame(str(told))}", file=sys.stderr)
+            return told.exit_code
     versions = (
         f"imatrix_lab {__version__}, Python {platform.python_version()}, {platform.platform()}"
     )

@@ -28,9 +28,6 @@ from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS
 from imatrix_lab.stats.paired import Sums
 
-TYPES_FAMILY = "type×calib×lang"
-"""Comparisons of types are adjusted together, over calibrations and texts."""
-
 
 @dataclass(frozen=True)
 class Report:
@@ -154,7 +151,7 @@ def compare_runs(
                 refused += apart.values()
                 fitting = [(a, b) for a, b in across if (a.name(), b.name()) not in apart]
                 types |= dict.fromkeys((a.type, b.type) for a, b in fitting)
-                of_types += _pairs(comparer, fitting, metrics, on_text, TYPES_FAMILY)
+                of_types += _pairs(comparer, fitting, metrics, on_text)
                 corners += [(comparer, level) for level in levels]
                 if n := block.n_unmatched:
                     notes.append(f"{block.title()}: {n:,} items that not every run has, left out")
@@ -239,14 +236,14 @@ def _planned(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level,
 
 def _pairs(
     comparer: TextComparer, planned: Sequence[tuple[Level, Level]], metrics: Sequence[str],
-    on_text: Sequence[Control], family: str = "",
+    on_text: Sequence[Control],
 ) -> Iterator[tuple[Comparison, dict[str, float]]]:  # fmt: skip
     """Yield what is compared on one text, with the sum of differences of each document."""
     plan, block = comparer.plan, comparer.block
     for a, b in planned:
-        own = design.family_of(a, block.task, plan) if plan.family else ""
+        family = design.family_of(a, b, block.task, plan) if plan.family else ""
         for metric in metrics:
-            c = replace(comparer.compare(a, b, metric), family=family or own)
+            c = replace(comparer.compare(a, b, metric), family=family)
             difference = comparer.difference(a, b, metric)
             totals = Sums.of_finite(difference, block.codes, len(block.names)).totals.tolist()
             yield (

@@ -136,7 +136,14 @@ def type_pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Leve
     return [(by_name[a], by_name[b]) for a, b in names if {a, b} <= by_name.keys()]
 
 
-def family_of(a: Level, task: str, plan: ComparisonPlan) -> str:
-    """Return the name of the family a pair belongs to: the levels it does not run over."""
-    fixed = [a.factor(f) for f in FACTORS if f not in plan.family]
-    return " ".join(filter(None, ["×".join(plan.family), *fixed, task]))
+def family_of(a: Level, b: Level, task: str, plan: ComparisonPlan) -> str:
+    """Return the name of the family a pair belongs to: the levels it does not run over.
+
+    Pairs of `plan.types` have families of their own, which run over as many factors.
+    """
+    fixed = {f: a.factor(f) for f in FACTORS if f not in plan.family}
+    factors = plan.family
+    if a.type != b.type and factors[0] == "calib":
+        factors = ("type", *(f for f in factors if f != "type"))
+        fixed |= {"type": f"{a.type} against {b.type}"} if "type" in fixed else {}
+    return " ".join(filter(None, ["×".join(factors), *fixed.values(), task]))

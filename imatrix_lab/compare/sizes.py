@@ -28,7 +28,7 @@ class SizeGap:
             ((self.a, self.bytes_a), (self.b, self.bytes_b)), key=lambda side: side[1]
         )
         sizes = f"{format.size(int(most))}, {format.size(int(least))}"
-        return f"{large} is {most / least - 1:.1%} larger than {small} ({sizes})"
+        return f"{large} is {most / least - 1:.2%} larger than {small} ({sizes})"
 
 
 def gaps(pairs: Iterable[tuple[Level, Level]], runs: Mapping[int, Run]) -> list[SizeGap]:

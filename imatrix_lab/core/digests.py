@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from imatrix_lab.core.files import canonical_json, from_json, sha256_file, write_whole
+from imatrix_lab.core.files import from_json, sealed_json, sha256_file, unsealed, write_whole
 from imatrix_lab.core.session import Session
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -24,15 +24,14 @@ def remember(path: Path, sha256: str, session: Session) -> None:
     """Keep a sha256 that was computed while a file was fetched."""
     session.store.root.mkdir(parents=True, exist_ok=True)
     known = {**_known(session), _key(path): sha256}
-    write_whole(session.store.root / "sha256.json", canonical_json(known))
+    write_whole(session.store.root / "sha256.json", sealed_json(known))
 
 
 def _known(session: Session) -> dict[str, str]:
     try:
-        known = from_json((session.store.root / "sha256.json").read_bytes())
-    except (OSError, ValueError):
+        known = unsealed(from_json((session.store.root / "sha256.json").read_bytes()))
+    except (OSError, ValueError, AttributeError):
         return {}
-    known = known if isinstance(known, dict) else {}
     return {k: v for k, v in known.items() if isinstance(v, str) and _SHA256.fullmatch(v)}
 
 

@@ -392,9 +392,15 @@ def _read(path: Path) -> Artifact | None:
     try:
         manifest = unsealed(from_json((path / MANIFEST).read_bytes()))
         kinds = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
-        whole = all(isinstance(manifest[key], kind) for key, kind in kinds.items()) and all(
-            (path / name).stat().st_size == entry["size_bytes"]
-            for name, entry in manifest["files"].items()
+        known = {*kinds, "store_version", "files"}  # another: the digest's own name was damaged
+        typed = all(isinstance(manifest[key], kind) for key, kind in kinds.items())
+        whole = (
+            typed
+            and manifest.keys() <= known
+            and all(
+                (path / name).stat().st_size == entry["size_bytes"]
+                for name, entry in manifest["files"].items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

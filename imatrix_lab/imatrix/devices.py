@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from imatrix_lab.core.format import duration, size
+from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import passes
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.llamacpp import offload
@@ -117,7 +118,7 @@ class DeviceEstimate:
 class Work:
     """What is to be collected: windows and sums; main memory for it, and what GPUs keep free.
 
-    may_grow : more windows may be read at once than `Compute` says.
+    may_grow : more windows may be read at once than `Compute` says, or fewer.
     """
 
     n_windows: int
@@ -156,11 +157,19 @@ def plan(
             model, placement, used, copied_bytes, own_bytes, work.memory_bytes, work.n_windows, n
         )
 
-    best = with_windows(max(1, compute.n_batch // compute.n_ctx))
+    def fitting(n: int) -> DevicePlan:
+        try:
+            return with_windows(n)
+        except UsageError:
+            if n == 1 or not work.may_grow:
+                raise
+            return fitting(n // 2)
+
+    best = fitting(max(1, compute.n_batch // compute.n_ctx))
     enough = passes.WINDOWS_MAX if best.n_passes else TOKENS_ENOUGH // compute.n_ctx
     most = min(work.n_windows, passes.WINDOWS_MAX, enough)
     while work.may_grow and best.copied_bytes and best.n_at_once < most:
-        larger = with_windows(min(2 * best.n_at_once, most))
+        larger = fitting(min(2 * best.n_at_once, most))
         before, after = (p.copied_bytes * p.n_decodes for p in (best, larger))
         if larger.own_bytes > work.memory_bytes or after >= before:
             break

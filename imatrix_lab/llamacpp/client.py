@@ -30,7 +30,7 @@ HOPELESS_MAX = 8
 """Hopeless failures in a row that end the run."""
 _TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
 _TRY_AGAIN = {408, 409, 425, 429}
-_PASS_VARIABLES = {"vllm", "sglang"}
+_PASS_VARIABLES = ("vllm", "sglang")
 """Servers, as they call themselves, that take `chat_template_kwargs`; others may refuse them."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 

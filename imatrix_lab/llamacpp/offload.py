@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imatrix_lab.core import process
-from imatrix_lab.errors import ToolFailed
+from imatrix_lab.errors import ToolFailed, UsageError
 from imatrix_lab.llamacpp import compute, programs
 from imatrix_lab.llamacpp.programs import EVERYWHERE, Placement
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -19,6 +19,7 @@ from imatrix_lab.types import ComputeOptions
 STEP_MIB = 256
 """Room is rounded down to this, so that a plan, which is part of every signature, is the same
 tomorrow: free memory differs by a little each time."""
+_ROUNDED_MIB = 3  # weights, cache and activations are printed in whole MiB
 
 
 class Layout(NamedTuple):
@@ -35,7 +36,7 @@ def planned(
     """Return one placement for models that are in memory together, the largest first.
 
     What the user says is taken as it is; for a backend without GPU nothing is asked. Raises
-    MissingTool: there is no device. Raises ToolFailed: llama.cpp finds no plan.
+    MissingTool: there is no device. Raises UsageError: not even activations fit.
     """
     chosen = compute.placement(options)
     if not compute.on_gpu(options):
@@ -44,7 +45,7 @@ def planned(
     if chosen != EVERYWHERE:
         return chosen
     needs = [memory_mib(tools, path, layout, chosen) for path in models]
-    margins, fits = list[str](), True
+    rooms, fits = list[int](), True
     for device in devices:
         weights, rest = zip(*(need.get(device.name, (0, 0)) for need in needs), strict=True)
         room = device.free_mib - options.fit_target_mib
@@ -52,10 +53,20 @@ def planned(
         # as many layers of each model: the first has its share of the weights
         for_weights = max(0, room - len(models) * rest[0])
         own = rest[0] + for_weights * weights[0] // max(1, sum(weights))
-        margins.append(str(max(0, device.free_mib - own // STEP_MIB * STEP_MIB)))
+        rooms.append(max(0, own // STEP_MIB * STEP_MIB))
     if fits:
         return chosen
-    return _fitted(tools, models[0], layout, ",".join(margins))
+    margins = [max(0, device.free_mib - room) for device, room in zip(devices, rooms, strict=True)]
+    placement = _fitted(tools, models[0], layout, ",".join(map(str, margins)))
+    used = memory_mib(tools, models[0], layout, placement)
+    for device, room in zip(devices, rooms, strict=True):  # which llama-fit-params does not look at
+        if (needed := sum(used.get(device.name, (0, 0)))) > room + _ROUNDED_MIB:
+            what = (
+                f"{models[0].name} needs {needed} MiB on {device.name} for {layout.n_batch} tokens"
+            )
+            fix = "a smaller --batch or --ctx; or --gpu-layers 0, to compute without the GPU"
+            raise UsageError(f"{what} at once, where {room} MiB are free for it", fix=fix)
+    return placement
 
 
 def in_words(placement: Placement) -> str:

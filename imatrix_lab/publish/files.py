@@ -25,6 +25,7 @@ from imatrix_lab.pipeline.card.text import Release
 from imatrix_lab.quantize.run import types_path
 from imatrix_lab.quantize.sensitivity import SUFFIX
 from imatrix_lab.score.text import Text
+from imatrix_lab.types import NOT_FOR_USE
 
 CARD, RESULTS, SCORES = deliver.CARD, "results.json", "scores"
 _NOT_SCORED = "the card has no scores: imatrix-lab score run, then --scores FOLDER"
@@ -80,7 +81,11 @@ def collect(
     a path of a machine; BadRecords: `records` are not of these files.
     """
     entries = deliver.entries_of(folder) or {}
-    entries = {name: e for name, e in entries.items() if (folder / name).exists()}
+    entries = {
+        name: e
+        for name, e in entries.items()
+        if (folder / name).exists() and e.get("type") not in NOT_FOR_USE
+    }
     quants = {name: e for name, e in entries.items() if e["kind"] == "quant"}
     if not quants:
         fix = "imatrix-lab tune LANGUAGE; for files that others made: imatrix-lab card FILE"

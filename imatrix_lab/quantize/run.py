@@ -451,7 +451,7 @@ def perplexity(
         "heldout_sha256": heldout.sha256,
         "n_ctx": heldout.n_ctx(),
         "n_windows": heldout.n_windows(),
-        "gpu_layers": options.compute.gpu_layers,
+        **options.compute.placement.signature(),
         "repack": False,
         "toolchain": toolchain.signature(),
     }
@@ -478,7 +478,7 @@ def _perplexity(
     text, log = scratch / "heldout.txt", scratch / "perplexity.log"
     text.write_bytes((heldout.text + "\n").encode())
     n_ctx, n_windows = heldout.n_ctx(), heldout.n_windows()
-    compute = Compute(options.compute.threads, n_ctx, n_ctx, n_ctx, options.compute.gpu_layers)
+    compute = Compute(options.compute.threads, n_ctx, n_ctx, n_ctx, *options.compute.placement)
     program = toolchain.program("llama-perplexity")
     argv = programs.perplexity_argv(program, path, text, compute, n_windows=n_windows)
     for _ in range(TRIES):  # see programs.final_perplexity

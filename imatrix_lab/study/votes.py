@@ -91,7 +91,7 @@ def page(shared: Shared, model: Model, steps: Sequence[str], turn: Turn) -> Resu
     if not key.answers:
         key = pack.filled(key, asked.by_id(), [result["texts"] for result in results])
     pack.finish(key, out)
-    return {FILES: [str(out), str(pack.key_path(out))]}
+    return {FILES: [str(out), str(pack.key_path(out)), str(pack.text_path(out))]}
 
 
 def page_path(folder: Folder, label: str) -> Path:

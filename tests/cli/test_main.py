@@ -15,9 +15,11 @@ import pytest
 
 from imatrix_lab.cli import main as cli_main
 from imatrix_lab.cli import toolchain as upkeep
+from imatrix_lab.core import store
 from imatrix_lab.core.store import Store, fingerprint
 from imatrix_lab.corpus import languages
 from imatrix_lab.llamacpp import programs, toolchain
+from imatrix_lab.models import resolve
 
 PROGRAM = Path(sys.executable).parent / "imatrix-lab"
 
@@ -353,3 +355,13 @@ def test_dry_run_as_json() -> None:
     steps = json.loads(done.stdout)
     assert [s["cached"] for s in steps] == [False] * 7
     assert steps[0]["name"] == "toolchain"
+
+
+def test_a_store_that_is_removed_under_a_run_is_no_bug(tmp_path, monkeypatch, capsys):
+    def gone(*args, **rest):
+        (store.default_root() / "work" / "quant-0" / "part.gguf").open()
+
+    monkeypatch.setattr(resolve, "resolve", gone)
+    assert cli_main.run(["model", "show", str(tmp_path / "x.gguf")]) == 1
+    err = capsys.readouterr().err
+    assert "removed while it was used" in err and "part.gguf" in err and "again" in err

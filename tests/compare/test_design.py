@@ -46,8 +46,7 @@ def test_a_baseline_is_always_b():
 
 def test_a_factor_not_named_splits_families():
     plan = ComparisonPlan(family=("calib", "lang"))
-    assert design.family_of(LEVELS[0], "", plan) == "calib×lang Q3"
-    assert design.family_of(LEVELS[1], "mixeval", plan) == "calib×lang Q4 mixeval"
-    assert (
-        design.family_of(LEVELS[0], "", ComparisonPlan(family=design.FACTORS)) == "calib×lang×type"
-    )
+    assert design.family_of(LEVELS[0], LEVELS[0], "", plan) == "calib×lang Q3"
+    assert design.family_of(LEVELS[1], LEVELS[1], "mixeval", plan) == "calib×lang Q4 mixeval"
+    whole = ComparisonPlan(family=design.FACTORS)
+    assert design.family_of(LEVELS[0], LEVELS[0], "", whole) == "calib×lang×type"

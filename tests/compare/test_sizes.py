@@ -40,7 +40,7 @@ def test_others_are_refused_unless_told(runs):
     paths = runs(("nb", "Q4_K_M", 10**9), ("en", "Q3_K_S", 1_004_000_000))
     with pytest.raises(UsageError) as error:
         compared(paths)
-    assert "en Q3_K_S is 0.4% larger than nb Q4_K_M" in error.value.what
+    assert "en Q3_K_S is 0.40% larger than nb Q4_K_M" in error.value.what
     assert "--any-size" in error.value.fix
     report = compared(paths, any_size=True)
     (gap,) = report.size_gaps

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imatrix_lab.compare.compare import TYPES_FAMILY, compare_runs
+from imatrix_lab.compare.compare import compare_runs
 from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.records.runs import find
@@ -51,9 +51,9 @@ def test_types_of_one_size_are_compared_with_each_calibration(report, folder):
         (f"{calib} {FED}", f"{calib} {PLAIN}", lang)
         for calib in ("nb", "en", "no imatrix") for lang in ("nb", "en")
     }  # fmt: skip
-    assert {c.family for c in report.contrasts} == {TYPES_FAMILY}
+    assert {c.family for c in report.contrasts} == {"type×calib×lang"}
     assert {c.n_family for c in report.contrasts} == {len(report.contrasts)}
-    assert all(c.family != TYPES_FAMILY for c in report.comparisons)
+    assert {c.family for c in report.comparisons} == {"calib×lang×type"}
     place = (f"nb {FED}", "nb")
     c = next(c for c in report.contrasts if (c.question.a, c.question.text) == place)
     moved = kld(folder, "nb", "nb", FED) - kld(folder, "nb", "nb", PLAIN)
@@ -93,3 +93,12 @@ def test_without_planned_types_nothing_changes(folder):
     plan = ComparisonPlan({}, ("calib", "lang", "type"), "en", n_resamples=300)
     report = compare_runs([folder], plan, ("kld_nats",), Silent())
     assert not (report.contrasts or report.refused or report.type_interactions)
+
+
+def test_families_run_over_what_the_plan_says(folder):
+    types = ((FED, PLAIN),)
+    plan = ComparisonPlan({}, ("calib",), "en", n_resamples=300, types=types, reference="en")
+    report = compare_runs([folder], plan, ("kld_nats",), Silent())
+    assert {(c.family, c.n_family) for c in report.contrasts} == {
+        (f"type×calib {lang} {FED} against {PLAIN}", 3) for lang in ("nb", "en")
+    }  # fmt: skip

@@ -777,7 +777,7 @@ def test_together_of_two_processes_in_opposite_order(root: Path) -> None:
 # -- files that say of themselves whether they are as they were written
 
 
-@pytest.mark.parametrize("damage", ["fact", "input", "nested", "list", "key"])
+@pytest.mark.parametrize("damage", ["fact", "input", "nested", "list", "key", "digest"])
 def test_a_manifest_that_was_changed_is_none(root: Path, damage: str) -> None:
     build = Builder()
     manifest = Store(root).get("thing", "label", INPUTS, build).path / MANIFEST
@@ -786,6 +786,8 @@ def test_a_manifest_that_was_changed_is_none(root: Path, damage: str) -> None:
         table["facts"]["n_files"] = 3
     elif damage == "input":
         table["inputs"]["language"] = "nn"
+    elif damage == "digest":
+        table["facts"]["n_files"], table["dijest"] = 3, table.pop(files.DIGEST)
     elif damage == "key":
         table["fact"] = table.pop("facts")
     text = {"nested": "[" * 100_000, "list": "[1]"}.get(damage, json.dumps(table))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imatrix_lab.errors import UsageError
 from imatrix_lab.imatrix import devices
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.llamacpp.programs import EVERYWHERE, Compute
@@ -52,6 +53,13 @@ def test_more_windows_at_once_as_long_as_less_is_copied(plan):
         assert at.n_at_once == n
     assert totals[found.n_at_once] == min(totals.values()) < totals[4]
     assert found.placement.gpu_layers < fit_params.LAYERS
+
+
+def test_fewer_windows_where_the_activations_of_so_many_do_not_fit(plan):
+    found = plan("large.gguf", fit_target_mib=11_300)
+    assert found.n_at_once == 1 and found.placement.gpu_layers
+    with pytest.raises(UsageError):
+        plan("large.gguf", fit_target_mib=11_300, may_grow=False)
 
 
 def test_a_batch_of_the_user_s_is_kept(plan):

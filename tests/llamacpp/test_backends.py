@@ -21,8 +21,9 @@ from tests.score import made
 from tools import common
 
 PROGRAM = [sys.executable, "-c", "from imatrix_lab.cli.main import main; main()"]
-CLOSE = 1e-3
-"""Of a column's sum, relative to the largest of its matrix."""
+FIRST, HALF = 1e-6, 1e-2
+"""Of a column's sum, relative to the largest of its matrix: what no product came before, and the
+rest, which llama.cpp's Vulkan sums in half precision."""
 
 
 @pytest.fixture(scope="module", params=["vulkan", "blas"])
@@ -80,7 +81,8 @@ def blocks(path):
 def close(a, b):
     assert a.keys() == b.keys() and a
     for name, values in a.items():
-        assert np.abs(values - b[name]).max() <= CLOSE * np.abs(values).max(), name
+        allowed = FIRST if name.startswith(("blk.0.attn_q", "blk.0.attn_k")) else HALF
+        assert np.abs(values - b[name]).max() <= allowed * np.abs(values).max(), name
 
 
 @pytest.mark.parametrize("experts", [0, 4])

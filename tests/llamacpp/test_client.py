@@ -221,9 +221,17 @@ def test_thoughts_in_a_field_that_are_cut_off(content):
         ({"/props": {"chat_template": "{{ messages }}"}}, False),
         ({"/v1/models": {"data": [{"id": "m", "owned_by": "vllm"}]}}, True),
         ({"/v1/models": {"data": [{"id": "m", "owned_by": "openai"}]}}, False),
+        ({"/v1/models": {"data": [{"id": "m", "owned_by": ["vllm"]}]}}, False),
         ({}, False),
     ],
-    ids=["llama-server", "its template has no switch", "vLLM", "one that may refuse it", "unknown"],
+    ids=[
+        "llama-server",
+        "its template has no switch",
+        "vLLM",
+        "one that may refuse it",
+        "nonsense",
+        "unknown",
+    ],
 )
 def test_who_is_told_whether_to_think(told, sent, monkeypatch):
     monkeypatch.setattr(Client, "_get", lambda _, path: told.get(path))

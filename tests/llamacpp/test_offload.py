@@ -60,6 +60,14 @@ def test_models_in_memory_together_have_the_same_layers_there(two_gpus):
     assert all(r - 2 * 1000 - 600 < t <= r for t, r in zip(together, room, strict=True))
 
 
+def test_where_not_even_activations_fit_it_is_said_before_the_work(two_gpus):
+    layout = offload.Layout(8192, 8192)  # 4,140 MiB on each device
+    options = ComputeOptions("cuda", fit_target_mib=9000)
+    with pytest.raises(UsageError, match="4140 MiB on CUDA1") as caught:
+        offload.planned(two_gpus, [LARGE], layout, options)
+    assert "--batch" in caught.value.fix and "--gpu-layers 0" in caught.value.fix
+
+
 @pytest.mark.parametrize("options", [{"gpu_layers": 7}, {"override_tensor": "ffn_down=CPU"}])
 def test_what_the_user_says_is_not_planned(two_gpus, options):
     assert planned(two_gpus, [LARGE], **options) == Placement(**options)

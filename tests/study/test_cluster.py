@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -114,27 +113,6 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
     assert ours.same() == calm.same() and "quantize" not in err
 
 
-def test_the_file_for_workers_is_for_its_owner_alone(spread):
-    ours, workers = spread("secret", text=SMALL)
-    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
-    until = time.monotonic() + 30
-    while not workers.file.exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert workers.file.stat().st_mode & 0o777 == 0o600
-    at = json.loads(workers.file.read_text())
-    assert at["address"].startswith("tls://") and "PRIVATE KEY" in at["key"]
-    code = "import sys, distributed\n"
-    code += "distributed.Client(sys.argv[1], timeout=5, security=eval(sys.argv[2]))"
-    for security in ("None", "distributed.Security.temporary()"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, at["address"], security], capture_output=True, check=False
-        )
-        assert done.returncode != 0
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
-
-
 @pytest.fixture(scope="module")
 def quiet(bench):
     """A small study on one machine."""
@@ -198,45 +176,7 @@ def test_what_fails_on_one_machine_is_tried_on_another(spread):
     assert logs and all("MissingTool" in text for text in logs)
 
 
-@pytest.fixture
-def scheduler(tmp_path):
-    """A function that starts a Dask scheduler on one port, and kills the one before."""
-    running = []
-
-    def start():
-        for process in running:
-            process.kill()
-            process.wait()
-        where = ["--port", "8799", "--host", "127.0.0.1", "--no-dashboard"]
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli.dask_scheduler", *where],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )
-        )  # fmt: skip
-        return "tcp://127.0.0.1:8799"
-
-    yield start
-    for process in running:
-        process.kill()
-        process.wait()
-
-
-def test_a_scheduler_that_is_killed_and_started_again(quiet, spread, scheduler):
-    ours, workers = spread("orphaned", text=SMALL)
-    address = scheduler()
-    workers.start("a", "b", where=[address])
-    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", address)
-    for line in process.stderr:
-        if line.startswith("quantize"):
-            scheduler()
-            break
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert ours.same() == quiet.same()
-
-
-def test_over_ssh_workers_end_with_the_study(spread, monkeypatch):
+def test_over_ssh_workers_end_with_the_study(spread):
     """A stand-in for ssh, which runs the command line on this machine as sshd does."""
     ours, _ = spread("ssh", text=SMALL)
     folder = ours.folder / "bin"
@@ -293,9 +233,3 @@ def test_by_slurm(spread):
     while (left := programs_with(str(ours.out / "scheduler.json"))) and time.monotonic() < until:
         time.sleep(0.2)
     assert left == []
-
-
-def test_what_a_cluster_must_be_called(quiet):
-    for spec in ("desk", "http://desk:1", "tcp://desk", "ssh:", "ssh:a,,b"):
-        _, err = quiet.study("--cluster", spec, status=2)
-        assert "error: " in err

@@ -23,7 +23,7 @@ from imatrix_lab.core import interrupt
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import ImatrixLabError, UsageError
+from imatrix_lab.errors import ImatrixLabError, ToolFailed, UsageError
 from imatrix_lab.study.cluster import address, start, there
 from imatrix_lab.study.cluster.client import Cluster
 from imatrix_lab.study.folder import Folder
@@ -260,6 +260,15 @@ def test_folders_that_a_machine_does_not_see(machines, tmp_path):
     for path, text in ((tmp_path / "seen", "b"), (tmp_path / "absent", "a")):
         failure = machines.call("y", there.check, {str(path): text}).failure
         assert "one does not see" in failure.what and "IMATRIX_LAB_CACHE" in failure.fix
+
+
+def test_a_machine_that_ssh_does_not_reach_is_an_error_at_once(machines, tmp_path, monkeypatch):
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'no route to host' >&2\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    machines.open("ssh:nowhere")
+    with pytest.raises(ToolFailed, match=r"ssh ended .*no route to host"):
+        machines.cluster._choose(None)
 
 
 # -- without Dask

@@ -1,12 +1,12 @@
 """What a card says of a file that its header tells: memory, types by role, chat template."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import hub_cache
+from imatrix_lab.core.files import from_json
 from imatrix_lab.errors import UsageError
 from imatrix_lab.models import hub_spec, resolve
 from imatrix_lab.models.gguf import GgufHeader, read_header
@@ -72,9 +72,10 @@ def left_out(origin: str, n_mtp_layers: int) -> list[str]:
     try:
         ref = hub_spec.parse(origin)
         cached = hub_cache.CachedRepo(hub_cache.default_root(), ref.repo)
-        config = json.loads((cached.snapshot(ref.revision or "") / "config.json").read_bytes())
+        config = from_json((cached.snapshot(ref.revision or "") / "config.json").read_bytes())
     except (UsageError, OSError, ValueError):
         return []
+    config = config if isinstance(config, dict) else {}
     parts = [f"the {sense} tower" for sense in _SENSES if config.get(f"{sense}_config")]
     has_mtp = config.get("num_nextn_predict_layers") and not n_mtp_layers
     return parts + (["the layers for multi-token prediction (MTP)"] if has_mtp else [])

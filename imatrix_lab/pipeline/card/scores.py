@@ -20,6 +20,7 @@ from imatrix_lab.records.runs import Run
 from imatrix_lab.records.summary import Summary, summaries
 from imatrix_lab.stats import equivalence
 from imatrix_lab.stats.multiplicity import holm
+from imatrix_lab.types import NOT_FOR_USE
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def _is_standard_of(other: Run, run: Run) -> bool:
     sizes = sorted((run.size_bytes, other.size_bytes))
     return (
         not size_types.is_size(other.type)
+        and other.type not in NOT_FOR_USE
         and other.signature["quant"]["sha256"] != run.signature["quant"]["sha256"]
         and 0 < sizes[1] <= (1 + APART_MAX) * sizes[0]
         and not runs.differing(run, other)

@@ -19,6 +19,7 @@ from imatrix_lab.pipeline.card.facts import CONTEXT
 from imatrix_lab.pipeline.card.scores import Against, Scored, Scores
 from imatrix_lab.pipeline.card.studies import Entries, signature_words
 from imatrix_lab.stats.clustered import Interval
+from imatrix_lab.types import NOT_FOR_USE
 
 _PROGRAMS = "[llama.cpp](https://github.com/ggml-org/llama.cpp) and programs built on it"
 _TABLE_KLD = (
@@ -67,7 +68,7 @@ def card(files: Entries, release: Release = Release()) -> str:
     lines += _introduction(names, quants, release.scores)
     lines += _which(quants, release.scores)
     lines += _files(quants, release)
-    lines += _measured(release)
+    lines += _measured(quants, release)
     lines += _chosen(quants)
     lines += _quick(quants)
     every = {canonical_json(e["study"]): e["study"] for e in files.values() if e.get("study")}
@@ -156,7 +157,7 @@ def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
         return [*lines, "Compared on a few documents: see below."]
     if not scores.files:
         return [*lines, "How far the files are from the original has not been scored."]
-    texts = scores.texts()
+    texts = sorted(scores.texts(), key=lambda text: text not in tuned)
     known = f"Scored against the original on held-out text ({_and(texts)}): every result is below."
     if claims := [c for text in texts if (c := _claim(text, scores))]:
         known += f" Beside standard mixes of the same size: {'; '.join(claims)}."
@@ -175,7 +176,7 @@ def _which(quants: Entries, scores: Scores) -> list[str]:
     """Return which file to take for which memory: none that a smaller one is better than."""
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for name, e in sorted(quants.items(), key=lambda item: item[1].get("memory_bytes", 0)):
-        if e.get("memory_bytes"):
+        if e.get("memory_bytes") and e["type"] not in NOT_FOR_USE:
             groups.setdefault(e["language"], {})[name] = e
     if not groups:
         return []
@@ -255,15 +256,20 @@ def _by_role(roles: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(f"{', '.join(names)}: {types}" for types, names in alike.items())
 
 
-def _measured(release: Release) -> list[str]:
+def _measured(quants: Entries, release: Release) -> list[str]:
     scores = release.scores
     if not scores.files:
         return []
+    tuned = {e["language"] for e in quants.values()}
+
+    def place(s: Scored) -> tuple[Any, ...]:
+        return s.summary.text not in tuned, s.summary.text, s.size_bytes, s.file
+
     columns = ["file", "text", "standard mix", "verdict", "KLD, nats a token", "95 % CI"]
     columns += ["same top token", "difference from the mix", "95 % CI", "p, adjusted"]
     rows = [
         row
-        for s in sorted(scores.files, key=lambda s: (s.summary.text, s.size_bytes, s.file))
+        for s in sorted(scores.files, key=place)
         for row in map(lambda a, s=s: _row(s, a), s.others or (None,))
     ]
     lines = ["", "## Measured", "", f"![KLD against size]({picture.NAME})", ""]

@@ -17,7 +17,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config
-from imatrix_lab.core.files import canonical_json, from_json, write_whole
+from imatrix_lab.core.files import canonical_json, from_json, sealed_json, unsealed, write_whole
 from imatrix_lab.core.outputs import Rules, any_file, check_file
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.session import Session
@@ -145,7 +145,8 @@ def begun(prompts: Prompts, systems: Sequence[dict[str, Any]], out: Path, rules:
     if old and old.request == request:
         return old
     if old:
-        check_file(key_path(out), rules, any_file)
+        what = "the key of a page with other answers, without which votes on it are lost"
+        check_file(key_path(out), rules, lambda _: what)
     named = {chr(ord("a") + i): system for i, system in enumerate(systems)}
     return Key(
         KEY, __version__, "", request, secrets.token_hex(16), prompts.language, named, {}, {}
@@ -156,7 +157,7 @@ def finish(key: Key, out: Path) -> None:
     """Write a page, its key, and A's answers as text."""
     texts = {a["prompt"]: a["text"] for a in key.answers.values() if a["system"] == "a"}
     rows = ({"text": f"{text}\n\n{texts[name]}"} for name, text in key.prompts.items())
-    write_whole(key_path(out), json.dumps(config.plain(key), ensure_ascii=False, indent=1))
+    write_whole(key_path(out), sealed_json(config.plain(key)))
     write_whole(text_path(out), "".join(f"{json.dumps(r, ensure_ascii=False)}\n" for r in rows))
     write_whole(out, page.render(_page_data(key), texts_of(key.language)))
 
@@ -169,14 +170,18 @@ def read_key(path: Path) -> Key:
         what = f"cannot be read: {error.strerror}"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page") from error
     except ValueError as error:
-        raise BadRecords(f"not JSON: {error}", where=path) from error
+        fix = "--key FILE, the one made with the page"
+        raise BadRecords(f"not JSON: {error}", where=path, fix=fix) from error
     if not isinstance(raw, dict) or raw.get("kind") != KEY:
         what = "this is no key of a page for votes"
         raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
-    key = config.build(Key, raw, path)
-    if not (_agrees(key) and _digest(key) == key.pack):
-        what = "this key is not as it was written: its answers are not those of its page"
-        raise BadRecords(what, where=path, fix="--key FILE, the one made with the page")
+    try:
+        key = config.build(Key, unsealed(raw), path)
+        if not (_agrees(key) and _digest(key) == key.pack):
+            raise ValueError("its answers are not those of its page")
+    except ValueError as error:
+        what = f"this key was changed: {error}"
+        raise BadRecords(what, where=path, fix="--key FILE, the one made with the page") from error
     return key
 
 
@@ -277,7 +282,7 @@ def _page_data(key: Key) -> dict[str, Any]:
     """Return what the page knows: in an order, and with names, that say nothing of systems."""
     hashes = sorted(key.answers)
     shuffled = random.Random(key.salt)
-    drawn = [sorted(pair) for pair in pairs(key)]
+    drawn = sorted(sorted(pair) for pair in pairs(key))
     shuffled.shuffle(drawn)
     shown = {name for pair in drawn for name in pair}
     return {

@@ -77,6 +77,6 @@ def read(source: str | Path) -> Prompts:
 def texts_of(language: str) -> Texts:
     """Return the page's words in a language; English where nobody has written them."""
     folder = Path(__file__).parent / "texts"
-    path = folder / f"{language}.toml"
-    path = path if path.exists() else folder / "en.toml"
+    known = {path.stem: path for path in folder.glob("*.toml")}
+    path = known.get(language, known["en"])
     return config.build(Texts, config.read_toml(path), path)

@@ -349,8 +349,7 @@ def judge_sentence(judge: Judge, tally: Tally) -> str:
     kappa = judge.kappa
     if math.isnan(kappa.low):
         return f"{text} Its agreement with people cannot be told: all gave the same verdict."
+    two = "" if math.isnan(judge.kappa_people) else f"; of two people {judge.kappa_people:.2f}"
     text += f" Its agreement with people in {tally.language}: Cohen's kappa {kappa.estimate:.2f}"
-    text += f" (95 % CI {kappa.low:.2f} to {kappa.high:.2f}; {judge.n_votes:,} votes)"
-    if not math.isnan(judge.kappa_people):
-        text += f"; of two people, {judge.kappa_people:.2f}"
-    return text + (", no more than chance." if kappa.low <= 0 else ".")
+    text += f" (95 % CI {kappa.low:.2f} to {kappa.high:.2f}; {judge.n_votes:,} votes{two})."
+    return text + (" It may be no more than chance." if kappa.low <= 0 else "")

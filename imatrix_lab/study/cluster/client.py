@@ -10,13 +10,14 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import interrupt, process, progress
+from imatrix_lab.core.process import Background
 from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
@@ -44,10 +45,12 @@ Event = Mapping[str, Any]
 
 
 class Cluster:
-    """A scheduler's workers, for one study; `expected` have been started for it."""
+    """A scheduler's workers, for one study; each of the programs `started` is to bring one."""
 
-    def __init__(self, at: Address, folder: Folder, session: Session, expected: int = 1):
-        self._at, self._folder, self._session, self._expected = at, folder, session, expected
+    def __init__(
+        self, at: Address, folder: Folder, session: Session, started: Sequence[Background] = ()
+    ):
+        self._at, self._folder, self._session, self._started = at, folder, session, started
         self._topic, self._lock = f"study-{secrets.token_hex(8)}", threading.Lock()
         self._events: dict[str, queue.SimpleQueue[Event]] = {}
         self._running: dict[str, str] = {}  # calls, and the machine that began each last
@@ -122,13 +125,16 @@ class Cluster:
     def _choose(self, recipe: Recipe) -> None:
         """Wait for workers; take the class that the study has begun in, else the largest.
 
-        Other workers are left out: their results would not compare.
+        Other workers are left out: their results would not compare. Raises ToolFailed: a program
+        that was to bring one has ended.
         """
         say, began = self._session.progress.say, time.monotonic()
         wanted, has_said = str(self._folder.status().get(CLASS, "")), False
         while True:
             interrupt.check()
             every = self.workers()
+            for program in self._started:
+                program.check()
             cores: dict[str, float] = {}
             for own in every.values():
                 name = _class(own)
@@ -136,7 +142,7 @@ class Cluster:
                 if name == wanted if wanted else recipe.limits.backend in backends:
                     cores[name] = cores.get(name, 0.0) + own["cores"]
             waited = time.monotonic() - began
-            if cores and (len(every) >= self._expected or waited > SOON_S):
+            if cores and (len(every) >= len(self._started) or waited > SOON_S):
                 break
             if waited > SAY_AFTER_S and not has_said:
                 here = f"; there are {', '.join(every)}" if every else ""

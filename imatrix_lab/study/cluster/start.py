@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 from imatrix_lab.core import config, process
+from imatrix_lab.core.process import Background
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import MissingTool, UsageError
 from imatrix_lab.study.cluster import address
@@ -46,14 +47,13 @@ def opened(spec: str, folder: Folder, session: Session) -> Iterator[Cluster]:
     """Connect to a cluster, or start one; it, and what was started, is let go at the end."""
     kind, _, rest = spec.partition(":")
     with contextlib.ExitStack() as stack:
-        expected = 1
+        over_ssh = list[Background]()
         if kind in address.SCHEMES:
             at = address.parse(spec)
-        elif kind == "ssh" and all(hosts := [h.partition("=")[0] for h in rest.split(",")]):
-            expected = len(hosts)
+        elif kind == "ssh" and all(host.partition("=")[0] for host in rest.split(",")):
             at = stack.enter_context(_scheduler())
             for host in rest.split(","):
-                stack.enter_context(_over_ssh(host, at, folder))
+                over_ssh.append(stack.enter_context(_over_ssh(host, at, folder)))
         elif kind == "slurm":
             settings = config.build(Slurm, config.read_toml(Path(rest)), rest)
             at = stack.enter_context(_scheduler())
@@ -70,7 +70,7 @@ def opened(spec: str, folder: Folder, session: Session) -> Iterator[Cluster]:
         if at.is_open():
             what = f"{at.address} is not encrypted: who reaches it can run programs on its workers"
             session.progress.say(f"note: {what}")
-        cluster = Cluster(at, folder, session, expected)
+        cluster = Cluster(at, folder, session, over_ssh)
         stack.callback(cluster.close)
         yield cluster
 
@@ -92,15 +92,15 @@ def _scheduler() -> Iterator[Address]:
 
 
 @contextlib.contextmanager
-def _over_ssh(host: str, at: Address, folder: Folder) -> Iterator[None]:
+def _over_ssh(host: str, at: Address, folder: Folder) -> Iterator[Background]:
     """Run a worker on another machine, which gets the certificate through its input."""
     name, _, program = host.partition("=")
     log = folder.of("logs", f"worker.{name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     there = f"{program or PROGRAM} study worker --scheduler-file - --name {shlex.quote(name)}"
     words = ["ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", name, there]
-    with process.background(words, log=log, feed=json.dumps(vars(at)) + "\n"):
-        yield
+    with process.background(words, log=log, feed=json.dumps(vars(at)) + "\n") as ssh:
+        yield ssh
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import process
+from imatrix_lab.core.format import duration
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import compute
@@ -105,6 +106,8 @@ async def _serve(
             if not stop.is_set():
                 session.progress.say(f"{own.name}: {why}; trying again")
         await asyncio.sleep(0 if stop.is_set() else RETRY_S)
+    if not stop.is_set():
+        session.progress.say(f"{own.name}: no scheduler for {duration(WAIT_S)}; ending")
 
 
 async def _answers(at: Address) -> bool:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+import pytest
+
 from imatrix_lab.core import hub_cache
 from imatrix_lab.pipeline.card.facts import CONTEXT, facts_of, left_out
 from tests import tiny_model
@@ -42,3 +44,11 @@ def test_towers_and_layers_of_the_original_that_are_not_in_the_file():
     assert any("vision" in part for part in missing) and any("MTP" in part for part in missing)
     assert not any("MTP" in part for part in left_out(origin, 1))
     assert left_out("model-f16.gguf", 0) == left_out("demo", 0) == []
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "[" * 5000, ""])
+def test_a_config_that_is_none(text):
+    folder = hub_cache.CachedRepo(hub_cache.default_root(), "org/model").snapshot(COMMIT)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(text)
+    assert left_out(f"hf:org/model@{COMMIT}", 0) == []

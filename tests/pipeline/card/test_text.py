@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 from imatrix_lab.pipeline.card import picture
 from imatrix_lab.pipeline.card.scores import Scores
 from imatrix_lab.pipeline.card.text import Release, Text, card
+from imatrix_lab.types import NOT_FOR_USE
 from tests.pipeline.card.made_up import against, quant, scored, scores
 
 SMALL, LARGE, WORSE = "m-nb-Q3_K_M.gguf", "m-nb-Q5_K_M.gguf", "m-nb-Q4_0.gguf"
@@ -53,6 +54,8 @@ def test_a_file_that_a_smaller_one_beats_is_not_recommended():
     ]
     names = [row[1] for row in rows(card(FILES), "Which file")]
     assert names == [SMALL, WORSE, LARGE]  # nothing is known of their loss
+    written = card({SMALL: FILES[SMALL], "x-F16.gguf": quant(type=NOT_FOR_USE[0])})
+    assert [row[1] for row in rows(written, "Which file")] == [SMALL]
     other = {"m-ml-Q3_K_M.gguf": quant(language="ml", memory_bytes=2**30)}
     both = scores(*SCORED.files, scored("m-ml-Q3_K_M.gguf", "ml", 0.5))
     written = card({**FILES, **other}, Release(scores=both))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from imatrix_lab.core import config
+from imatrix_lab.core.files import sealed_json
 from imatrix_lab.core.outputs import Rules
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Silent
@@ -163,3 +164,19 @@ def test_a_key_that_was_changed_is_refused(tmp_path, change):
     path.write_text(json.dumps(raw))
     with pytest.raises(BadRecords):
         pack.read_key(path)
+
+
+def test_another_name_for_a_system_is_refused_too(tmp_path):
+    answers = [{"p1": "yes", "p2": "ja"}, {"p1": "yes", "p2": "nei"}]
+    key, path = pack.filled(KEY, {"p1": "?", "p2": "??"}, answers), tmp_path / "key.json"
+    text = sealed_json(config.plain(key))
+    path.write_text(text)
+    assert pack.read_key(path) == key
+    path.write_text(text.replace('"name": "a"', '"name": "A"'))
+    with pytest.raises(BadRecords, match="changed"):
+        pack.read_key(path)
+
+
+@pytest.mark.parametrize("language", ["x" * 9000, "../prompts", "\0", ""])
+def test_a_language_of_prompts_is_no_path(language):
+    assert prompts.texts_of(language).language == "en"
