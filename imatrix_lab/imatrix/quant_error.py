@@ -26,7 +26,8 @@ from imatrix_lab.errors import BadImatrix, BadModel
 from imatrix_lab.imatrix.format import Entry
 from imatrix_lab.llamacpp import ggml, native
 from imatrix_lab.llamacpp.toolchain import Toolchain
-from imatrix_lab.models import weights
+from imatrix_lab.models import scaling, weights
+from imatrix_lab.models.gguf import read_header
 from imatrix_lab.models.resolve import quantizable
 from imatrix_lab.models.weights import FileTensor
 from imatrix_lab.types import Model
@@ -138,6 +139,9 @@ def activations(entry: Entry, shape: tuple[int, ...], name: str) -> NDArray[np.f
 
 def paired(kernel: Kernel, model: Model, quant: Model) -> list[tuple[FileTensor, FileTensor]]:
     """Return each quantizable tensor with the quant's; raises BadModel if one does not fit."""
+    if scaling.is_scaled(read_header(quant.path)):
+        what = f"the channels of {quant.label} were scaled (AWQ): its weights are not the model's"
+        raise BadModel(what, where=quant.path, fix="give a quant without AWQ, or score it")
     ours, theirs = tensors(model), tensors(quant)
     for name, tensor in ours.items():
         other = theirs.get(name)

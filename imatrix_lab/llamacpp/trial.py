@@ -65,7 +65,8 @@ def try_build(tools: Toolchain, scratch: Path, progress: Progress) -> None:
         environment = {"LLAMA_CPP_LIB_PATH": str(tools.library_dir)}
         for i, argv in enumerate(_argvs(tools, compute, text, original, mixed)):
             log = scratch / "trial.log"
-            process.run(argv, env=environment, log=log, timeout_s=300)
+            # Vulkan on a busy processor compiles a shader for each type for minutes
+            process.run(argv, env=environment, log=log, timeout_s=1800)
             task.update(i + 1)
         with serve(tools, mixed, 1, _WINDOW, threads=2, log=scratch / "server.log"):
             task.update(6)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from imatrix_lab.errors import BadModel
 from imatrix_lab.models import effective, weights
-from imatrix_lab.models.gguf import TensorInfo, read_header
-from imatrix_lab.types import Model
+from imatrix_lab.models.gguf import GgufHeader, TensorInfo, read_header
+from imatrix_lab.types import NOT_FOR_USE, Model
 
 ARCHITECTURES = frozenset((
     "apertus", "arcee", "baichuan", "bailingmoe", "chatglm", "cohere2", "command-r", "deepseek",
@@ -41,6 +41,9 @@ _PARALLEL = frozenset(("cohere2", "command-r", "falcon", "phi2", "stablelm"))
 _GATE_IN_UP = frozenset(("chatglm", "glm4", "phi3"))
 _SQUARED = frozenset(("arcee", "nemotron"))  # ReLU²
 _CLAMPED = frozenset(("gpt-oss",))
+
+SCALED = "imatrix_lab.awq"
+"""In the metadata of a quant whose channels were scaled: its weights are not the model's."""
 
 ATTENTION_READS = ("attn_q", "attn_k", "attn_v", "attn_qkv")
 FFN_READS = (
@@ -135,6 +138,11 @@ def places(model: Model) -> Places:
             else:
                 skipped[pair.name] = "quantized already"
     return Places(tuple(pairs), skipped)
+
+
+def is_scaled(header: GgufHeader) -> bool:
+    """Return whether the channels of a quant of ours were scaled."""
+    return SCALED in header.metadata or header.text("imatrix_lab.int4") == NOT_FOR_USE[1]
 
 
 def check(model: Model) -> None:

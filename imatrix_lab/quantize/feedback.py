@@ -308,7 +308,7 @@ def apply(
     if not todo:
         types = ", ".join(sorted({t.type_name for t in read_header(quant).tensors}))
         what = f"no tensor of this quant can be rounded by these moments (its types: {types})"
-        fix = f"choose a type such as {TYPES[1]}_M, and moments of this model"
+        fix = f"choose a type such as {TYPES[1]}_M; give moments of this model"
         raise BadModel(what, where=quant, fix=fix)
     journal = quant.with_suffix(".rounded")
     done = set(journal.read_text().splitlines()) if journal.exists() else set[str]()

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 
 from imatrix_lab.errors import BadModel
-from imatrix_lab.models import effective
+from imatrix_lab.models import effective, scaling
 from imatrix_lab.models.gguf import ArraySummary, GgufHeader, TensorInfo, read_header
 from imatrix_lab.types import Model
 
@@ -29,7 +29,8 @@ def check(reference: Model, quants: list[Model]) -> list[str]:
     """Raise unless every quant has the reference's architecture, vocabulary and tensors.
 
     Returns warnings about quants whose normalization weights, which no quantizer changes, are not
-    the reference's: their divergence is not that of quantization alone.
+    the reference's: their divergence is not that of quantization alone. Channels that AWQ scaled
+    have other weights, and norms, that compute the same.
     """
     header, tensors = _read(reference)
     norms, warnings = _norms(tensors), []
@@ -37,6 +38,8 @@ def check(reference: Model, quants: list[Model]) -> list[str]:
         quant_header, quant_tensors = _read(quant)
         warnings += _same_metadata(header, quant_header, quant)
         _same_shapes(tensors, quant_tensors, quant)
+        if scaling.is_scaled(quant_header):
+            continue
         _same_weights(tensors, quant_tensors, quant)
         if norms != _norms(quant_tensors):
             why = "so it is not a quantization of this reference alone (another fine-tune?)"

@@ -39,7 +39,10 @@ def table(path: Path, columns: Sequence[str] = ()) -> list[Row]:
             raise BadText(f"row {number} of {path.name} has {problem}", where=path, fix=_MEND)
     rows = [row for _, row in numbered]
     names = tables.columns_of(rows)
-    return [plain({name: row.get(name) for name in names}) for row in rows]
+    try:
+        return [plain({name: row.get(name) for name in names}) for row in rows]
+    except RecursionError as error:
+        raise BadText(f"values of {path.name} are nested too deeply", where=path) from error
 
 
 def plain(value: Any) -> Any:

@@ -323,6 +323,18 @@ def ours(model, names):
     return [(n, t) for n, t in weights.tensors(model).items() if n in names]
 
 
+def test_errors_of_scaled_weights_are_no_errors(tools, kernel_store, tmp_path):
+    def said(writer):
+        writer.add_string(scaling.SCALED, "version 1")
+
+    model = a_model(tiny_model.write(tmp_path / "tiny-f16.gguf"))
+    quant = a_model(tiny_model.write(tmp_path / "quant.gguf", extra=said))
+    kernel = quant_error.kernel(tools, Session(kernel_store, Silent()))
+    with pytest.raises(BadModel) as error:
+        quant_error.paired(kernel, model, quant)
+    assert error.value.fix
+
+
 def test_what_cannot_work_is_told_before_anything_is_made(family, tiny, own_text, tmp_path):
     text, out = own_text(600), tmp_path / "out"
     with pytest.raises(UsageError) as error:

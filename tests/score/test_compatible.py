@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imatrix_lab.errors import BadModel
-from imatrix_lab.models import effective
+from imatrix_lab.models import effective, scaling
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.score import compatible
 from tests import tiny_model
@@ -158,6 +158,13 @@ def test_norms_that_differ_are_noted(model, tmp_path, store):
     """Another fine-tune has the same shapes."""
     (note,) = compatible.check(model, [model, other(tmp_path, store, norm_weight=1.01)])
     assert note.startswith("other: its norm weights are not the reference's")
+
+
+def test_channels_that_were_scaled_are_not(model, tmp_path, store):
+    def said(writer):
+        writer.add_string(scaling.SCALED, "version 1")
+
+    assert not compatible.check(model, [other(tmp_path, store, norm_weight=1.01, extra=said)])
 
 
 def test_a_model_of_other_weights_and_the_same_norms(model, tmp_path, store):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
-from imatrix_lab.tasks import definition, items, load, prompt
+from imatrix_lab.tasks import definition, items, load, prompt, readers
 from imatrix_lab.tasks.items import make_items
 from imatrix_lab.tasks.locale import get_locale
 from tests.fakes.hub_server import HubServer
@@ -325,3 +325,10 @@ def test_hostile_text(tmp_path):
     lines = tmp_path / "x.jsonl"
     lines.write_text('{"sample_id": "1", "question": "2019-01-01"}\n')
     assert load.rows(definition.get("global-mmlu"), "de", lines).rows[0]["question"] == "2019-01-01"
+
+
+def test_rows_that_are_nested_too_deeply(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"a": ' + "[" * 600 + "]" * 600 + "}]")
+    with pytest.raises(BadText):
+        readers.table(path)

@@ -75,7 +75,8 @@ def _of_interactions(results: Results) -> Iterator[str]:
         words: dict[str, list[str]] = {}
         for x in cases:
             size = sentences.difference(x.estimate, x.low, x.high, (x.high - x.low) / 4, x.unit)
-            words.setdefault(_matters(x), []).append(f"{size} at {x.type_b}")
+            at = "" if x.type_b == b else f" at {x.type_b}"
+            words.setdefault(_matters(x), []).append(f"{size}{at}")
         parts = [f"{word} with {b}, {_joined(sizes)}" for word, sizes in words.items()]
         yield (
             f"Calibration on the text's own language instead of {cases[0].reference} helps with"

@@ -181,7 +181,8 @@ class Planned:
 
 def nominal_bits(quant_type: str) -> int:
     """Return the bits in a type's name, from 2 to 4: spreads are known for these. Else 4."""
-    base = size_types.standard(quant_type) if size_types.is_size(quant_type) else quant_type
+    base = quant_type.partition("+")[0]  # the quantizer
+    base = size_types.standard(base) if size_types.is_size(base) else base
     digits = re.search(r"\d+", base)
     return min(4, max(2, int(digits[0]))) if digits else 4
 

@@ -128,3 +128,8 @@ def test_tasks() -> None:
 def test_nominal_bits() -> None:
     kinds = ("Q8_0", "Q4_K_M", "IQ3_XXS", "Q2_K", "IQ1_S", "BF16", "MXFP4_MOE")
     assert [nominal_bits(k) for k in kinds] == [4, 4, 3, 2, 2, 4, 4]
+
+
+def test_nominal_bits_of_sizes_and_quantizers() -> None:
+    known = {"size:Q3_K_S": 3, "size:Q2_K+feedback": 2, "Q3_K_S+awq": 3, "size:3.5GiB": 4}
+    assert {kind: nominal_bits(kind) for kind in known} == known
