@@ -4,7 +4,8 @@
 
 The steps are those of the recipe; what they cost comes from the rates below, which are assumed:
 machines with a 48 GB card that holds part of the model, and a file server. What matters is the
-shape: how far more machines help, and which steps the study then waits for.
+shape: how far more machines help, and which steps the study then waits for. Recipes whose types are
+sizes read the model itself, and are not for this.
 """
 
 import argparse
@@ -26,10 +27,18 @@ from imatrix_lab.types import Model, ModelFacts
 PARAMETERS, LAYERS, CHANNELS, VOCABULARY = 70_553_706_496, 80, 8192, 128_256
 BITS = {"2": 2.9, "3": 3.6, "4": 4.7, "5": 5.6, "6": 6.6, "8": 8.5}
 """Bits a weight, by the digit in a type's name."""
-TOKENS_PER_S = {"imatrix": 120.0, "score": 60.0, "task": 60.0}
-WEIGHTS_PER_S = {"quant": 5e7, "loss": 2e8}
-FIXED_S = {"corpus": 120.0, "merge": 30.0, "items": 30.0, "tidy": 1.0}
+TOKENS_PER_S = {"imatrix": 120.0, "sensitivity": 120.0, "score": 60.0, "task": 60.0, "votes": 60.0}
+WEIGHTS_PER_S = {"quant": 5e7, "errors": 5e7, "loss": 2e8}
+FIXED_S = {"corpus": 120.0, "merge": 30.0, "items": 30.0, "page": 1.0, "tidy": 1.0}
 MEMORY_BYTES = 256 << 30
+
+
+class Sizes(dict[tuple[str, str], int]):
+    """Bytes of a quant, by a model's label and a type of any name."""
+
+    def __missing__(self, key: tuple[str, str]) -> int:
+        bits = next(bits for digit, bits in BITS.items() if digit in key[1])
+        return int(PARAMETERS * bits / 8)
 
 
 def shared_70b(path: Path, folder: Path) -> Shared:
@@ -40,13 +49,9 @@ def shared_70b(path: Path, folder: Path) -> Shared:
         2 * PARAMETERS, 16.0, {"F16": 562}, (),
     )  # fmt: skip
     model = Model("70B", folder / "70B.gguf", (folder / "70B.gguf",), "0" * 64, facts, "70B.gguf")
-    sizes = {}
-    for name in settings.types:
-        bits = next(bits for digit, bits in BITS.items() if digit in name)
-        sizes["70B", name] = int(PARAMETERS * bits / 8)
     tools = Toolchain(folder, folder, folder, "0", "cuda", "none")
     signed = Signed(**vars(tools), signed={"commit": "0", "backend": "cuda", "compiler": "none"})
-    return Shared(settings, Folder(folder), Store(folder), signed, (model,), sizes)
+    return Shared(settings, Folder(folder), Store(folder), signed, (model,), Sizes())
 
 
 def seconds(step: Step) -> float:
