@@ -155,7 +155,9 @@ def _of_certificate(error: BaseException | None) -> Unreachable | None:
     if named and isinstance(error, (FileNotFoundError, ssl.SSLError)):
         what = f"{named} names no certificates that can be read"
         return Unreachable(what, fix=f"set {named} to a file of certificates (PEM), or unset it")
-    while error and not isinstance(error, ssl.SSLError):
+    seen = set[int]()  # a chain of causes may be a ring
+    while error and id(error) not in seen and not isinstance(error, ssl.SSLError):
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     if not isinstance(error, ssl.SSLCertVerificationError):
         return None

@@ -13,7 +13,7 @@ import threading
 import pytest
 from huggingface_hub.utils import close_session
 
-from imatrix_lab.core import hub_http
+from imatrix_lab.core import hub_errors, hub_http
 from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.errors import FetchFailed
 from tests.fakes.hub_server import HubServer
@@ -180,6 +180,13 @@ def test_what_nobody_foresaw_is_a_failed_fetch(error):
 
     with pytest.raises(FetchFailed, match=type(error).__name__):
         hub_http.ask("org/x", "main", call)
+
+
+def test_causes_that_form_a_ring():
+    error = RuntimeError("a")
+    error.__cause__ = RuntimeError("b")
+    error.__cause__.__cause__ = error
+    assert isinstance(hub_errors.explained(error, "org/x", "main"), FetchFailed)
 
 
 def test_a_token_that_is_none(server, monkeypatch):
