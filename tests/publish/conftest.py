@@ -24,5 +24,7 @@ def upload_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Uplo
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     with UploadHub(TOKEN) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         yield hub
