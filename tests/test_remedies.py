@@ -41,7 +41,8 @@ PLAIN = re.compile(
 SETTINGS = re.compile(r"(labels|samples|schema|gold_is|keep|languages|limits\.|docs/|nb|its |http)")
 """How remedies begin that are settings in a file, or a value of an option."""
 VALUES = {"calibxlangxtype", "Debian/Ubuntu", "all parts"}
-PACKAGES = {"g++", "gcc-c++", "nvidia-cuda-toolkit", "glslc", "libvulkan-dev"}
+PACKAGES = {"g++", "gcc-c++", "nvidia-cuda-toolkit", "glslc", "libvulkan-dev", "spirv-headers"}
+PACKAGES |= {"libopenblas-dev", "pkg-config"}
 VARIABLE = re.compile(r"(?<![-\w{])((?:HF|IMATRIX|LLAMA|SSL|CMAKE|GGML|OMP)_[A-Z0-9_]+|BACKEND)\b")
 
 
@@ -60,7 +61,8 @@ def imatrix_lab(words: list[str]) -> None:
     command: click.Command = cli
     context = click.Context(command, info_name="imatrix-lab")
     folder_or_file = "FOLDER" if words[:1] == ["study"] else "FILE"
-    rest = [word.replace(FILLED, folder_or_file) for word in words]
+    filled = "cpu" if words[-2:-1] == ["--backend"] else folder_or_file
+    rest = [word.replace(FILLED, filled) for word in words]
     while isinstance(command, click.Group):
         assert rest, f"no command: imatrix-lab {shlex.join(words)}"
         found = command.get_command(context, rest.pop(0))
@@ -153,6 +155,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "python3": own_modules,
     "gguf-convert-endian": installed_script("gguf-convert-endian"),
     "cat": standard(),
+    "chmod": standard("-R", "o-w"),
     "df": standard("-h"),
     "env": environment,
     "iconv": standard("-f", "-t"),

@@ -115,7 +115,7 @@ def require_private(artifact: Artifact) -> Artifact:
         mode = path.stat().st_mode if path.exists() else 0
         if mode & stat.S_IWOTH and not (mode & stat.S_ISVTX):
             what = "every user of this machine may replace the programs in this store"
-            fix = f"chmod -R o-w {shlex.quote(str(root))}, if you trust what is in it"
+            fix = f"if you trust what is in it: chmod -R o-w {shlex.quote(str(root))}"
             raise ImatrixLabError(what, where=path, fix=fix)
     return artifact
 

@@ -133,7 +133,7 @@ def _overrides(llama: Any, override_tensor: str) -> Any:
         pattern, _, name = word.partition("=")
         if name not in known:
             what = f"--override-tensor {word}: no device has a buffer {name!r}"
-            raise UsageError(what, fix=f"REGEX=BUFFER, with one of: {', '.join(known)}")
+            raise UsageError(what, fix=f"give REGEX=BUFFER; buffers are: {', '.join(known)}")
         pairs.append(_Override(pattern.encode(), known[name]))
     return (_Override * (len(pairs) + 1))(*pairs)
 

@@ -99,5 +99,5 @@ def _ask(tools: Toolchain, model: Path, layout: Layout, *more: str) -> str:
     try:
         return process.run(argv, timeout_s=600).tail
     except ToolFailed as error:
-        error.fix = "place the layers yourself: --gpu-layers N; or --backend cpu"
+        error.fix = "--gpu-layers N, to place the layers yourself; or --backend cpu"
         raise

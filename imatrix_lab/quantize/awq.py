@@ -231,7 +231,7 @@ class Search:
             total += np.divide(lost, energy, out=np.zeros(shape), where=energy > 0) / len(readers)
         if not np.isfinite(total).all():
             what = f"the moments of {readers[0]} are NaN or infinite"
-            raise BadImatrix(what, fix="imatrix-lab imatrix check FILE")
+            raise BadImatrix(what, fix="imatrix-lab imatrix check FILE --model MODEL")
         exponents = tuple(EXPONENTS[i] for i in total.argmin(axis=0))
         return Found(pair, exponents, (total[0].mean(), total.min(axis=0).mean()))
 

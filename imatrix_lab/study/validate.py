@@ -89,7 +89,7 @@ def _check_kinds(recipe: Recipe) -> None:
     needing += [name for name, quantizer in quantizers.items() if quantizer.needs_text]
     if needing and (recipe.comparison.baseline or texts[0]) == NONE:
         what = f"{needing[0]} takes a calibration text, so that it has no baseline {NONE!r}"
-        raise UsageError(what, fix="comparison.baseline: a language of calibration.texts")
+        raise UsageError(what, fix="set comparison.baseline to a language of calibration.texts")
 
 
 def _check_tasks(recipe: Recipe) -> None:

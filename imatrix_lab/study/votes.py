@@ -42,11 +42,11 @@ def chosen(
     made = [c for c in calibrations if kind.is_made(c)]
     first = {NONE if c.kind == NONE else c.label: c for c in reversed(made)}
     if len(set(settings.models)) < 2:
-        fix = f'models = ["{ORIGINAL}", "{recipe.calibration.texts[0]}"]'
+        fix = f'set models = ["{ORIGINAL}", "{recipe.calibration.texts[0]}"]'
         raise UsageError("preference.models: people choose between two or more", fix=fix)
     unknown = [name for name in settings.models if name != ORIGINAL and name not in first]
     if unknown:
-        fix = f"{ORIGINAL}, or one of {', '.join(first)}"
+        fix = f"name {ORIGINAL}, or one of {', '.join(first)}"
         raise UsageError(f"preference.models: there is no {unknown[0]!r} {kind.label}", fix=fix)
     return [first.get(name) for name in settings.models], kind
 

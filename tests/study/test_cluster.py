@@ -105,7 +105,7 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
         assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
     status = json.loads(ours.run("status", ours.out, "--json")[0])
     assert {s.get("machine") for s in status["steps"].values()} >= {"desk", "laptop", "rented"}
-    assert re.search(r"class cpu \w{8}: desk", err) and not ours.quants()
+    assert re.search(r"class cpu \w{8}: .*desk", err) and not ours.quants()
     for name in ("desk", "laptop", "rented"):  # steps use the study's store
         assert not (ours.folder / f"store-{name}" / "corpus").exists()
     assert not workers.file.exists()  # with its key
@@ -145,7 +145,7 @@ def test_killed_workers_change_nothing(quiet, spread):
 
 
 def test_ctrl_c_stops_the_steps_on_every_worker(spread):
-    ours, workers = spread("halted", text=SMALL)
+    ours, workers = spread("halted")
     workers.start("a", "b")
     process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
     for line in process.stderr:

@@ -344,12 +344,12 @@ def _class(resources: Mapping[str, float]) -> str:
 
 def _death() -> Failure:
     what = "the processes that ran it died again and again"
-    fix = "is there memory enough? see the workers' own output"
+    fix = "look at the workers' own output: there may be too little memory"
     return Failure(what, None, fix, False, False, what)
 
 
 def _error(failure: Failure, log: Path | None) -> ImatrixLabError:
-    fix = f"see {log}" if failure.is_bug and log else failure.fix
+    fix = f"read {log}" if failure.is_bug and log else failure.fix
     return ImatrixLabError(failure.what, where=failure.where, fix=fix)
 
 

@@ -28,7 +28,7 @@ from imatrix_lab.study.folder import Folder
 
 SCHEDULER_FILE = "scheduler.json"  # in a study's folder, while workers of sbatch may need it
 PROGRAM = "imatrix-lab"
-_KINDS = "tls://HOST:PORT, FILE.json, ssh:HOST,HOST or slurm:FILE.toml"
+_KINDS = "give tls://HOST:PORT, FILE.json, ssh:HOST,HOST or slurm:FILE.toml"
 
 
 @dataclass(frozen=True)

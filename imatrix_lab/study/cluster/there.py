@@ -141,7 +141,7 @@ def machine() -> Machine:
     """Return what this worker is."""
     text = os.environ.get(MACHINE)
     if text is None:
-        fix = "start workers by: imatrix-lab study worker"
+        fix = "run workers by: imatrix-lab study worker --scheduler-file FILE"
         raise UsageError("this is another kind of Dask worker", fix=fix)
     return config.build(Machine, json.loads(text), MACHINE)
 
