@@ -6,6 +6,7 @@ Workers are processes of this machine; `tests.fakes.cluster_calls` has what they
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,15 +191,18 @@ def test_what_fails_on_one_machine_is_tried_on_another(machines, tmp_path):
         return machines.cluster._somewhere("x", {}, function, argument, turn=turn)
 
     logs = tmp_path / "study" / "logs"
-    assert {somewhere(cluster_calls.fail_on, ("one",)) for _ in range(6)} == {"two"}
-    assert [p.name for p in logs.iterdir()] == ["x.one.log"]
-    assert any("failed on one: no such text" in line for line in machines.said.lines)
+    for fails, works in (("one", "two"), ("two", "one")):  # Dask may prefer either
+        assert {somewhere(cluster_calls.fail_on, (fails,)) for _ in range(3)} == {works}
+    assert {p.name for p in logs.iterdir()} <= {"x.one.log", "x.two.log"}
+    assert any(re.search("failed on (one|two): no such text", s) for s in machines.said.lines)
     with pytest.raises(ImatrixLabError, match="no such text"):
         somewhere(cluster_calls.fail_on, ("one", "two"))
     assert {p.name for p in logs.iterdir()} == {"x.one.log", "x.two.log"}
-    assert {somewhere(cluster_calls.refuse_on, "one") for _ in range(6)} == {"two"}
-    assert machines.cluster._unfit == {"one"}
-    assert "BadText" in (logs / "x.two.log").read_text()
+    for refuses, works in (("one", "two"), ("two", "one")):
+        if not machines.cluster._unfit:
+            assert {somewhere(cluster_calls.refuse_on, refuses) for _ in range(3)} == {works}
+    assert len(machines.cluster._unfit) == 1
+    assert any("BadText" in path.read_text() for path in logs.iterdir())
 
 
 def free_port():

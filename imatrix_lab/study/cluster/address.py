@@ -92,7 +92,9 @@ def parse(address: str) -> Address:
     with contextlib.suppress(ValueError):
         if split.scheme in SCHEMES and split.hostname and split.port:
             return Address(address)
-    raise UsageError(f"{address!r} is not the address of a scheduler", fix="give one like tls://HOST:PORT")
+    raise UsageError(
+        f"{address!r} is not the address of a scheduler", fix="give one like tls://HOST:PORT"
+    )
 
 
 def read(text: str, where: Path | str) -> Address:

@@ -81,13 +81,12 @@ def _scheduler() -> Iterator[Address]:
     distributed = address.dask()
     own = Address("", *address.new_certificate())
     host = distributed.utils.get_ip()
-    with (
-        process.interrupts_held(),
-        distributed.LocalCluster(
-            n_workers=0, host=host, security=own.security(), silence_logs=50,
-            dashboard_address=None, scheduler_kwargs=address.HTTP,
-        ) as cluster,
-    ):  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        with process.interrupts_held():  # its threads; not the study
+            cluster = stack.enter_context(distributed.LocalCluster(
+                n_workers=0, host=host, security=own.security(), silence_logs=50,
+                dashboard_address=None, scheduler_kwargs=address.HTTP,
+            ))  # fmt: skip
         yield Address(cluster.scheduler_address, own.certificate, own.key)
 
 
