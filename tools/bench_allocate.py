@@ -21,7 +21,6 @@ document, with 95 % intervals.
 
 import argparse
 import dataclasses
-import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +37,6 @@ from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import documents, packing
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models.gguf import read_header
@@ -122,7 +120,6 @@ class Bench:
         self.corpora: dict[str, CorpusFacts] = {}
         self.imatrices: dict[str, ImatrixFacts] = {}
         self.sensitivities: dict[str, Sensitivity] = {}
-        self.heldout: dict[str, Path] = {}
         self.options: Options = {}
         self.pairs: dict[str, list[tuple[float, float]]] = {}
 
@@ -139,7 +136,6 @@ class Bench:
             with timed(f"imatrix {code}, {n} tokens"):
                 imatrix = tune.imatrix_of(request, self.tools, self.model, corpus, self.session)
             self.corpora[code], self.imatrices[code] = corpus, imatrix
-            self.heldout[code] = self._documents(code, corpus)
         with timed("one llama-quantize run, Q4_K_M"):
             self._mix("Q4_K_M")
         known = {code: self._language(code) for code in n_tokens}
@@ -165,17 +161,6 @@ class Bench:
     def _language(self, code: str) -> Language:
         with Vocabulary(self.tools, self.model.path) as vocabulary:
             return probes.language_of(self.corpora[code], self.imatrices[code], vocabulary)
-
-    def _documents(self, code: str, corpus: CorpusFacts) -> Path:
-        """Return a file with the first tokens of held-out documents."""
-        limit = TOKENS_FIRST if code == self.first else TOKENS_OTHERS
-        path = self.work / f"{code}.jsonl"
-        whole = documents.read(corpus.heldout)[: self.n_documents]
-        with Vocabulary(self.tools, self.model.path) as vocabulary:
-            cut = [packing.within_budget([d], limit, vocabulary.count)[0] for d in whole]
-        lines = [json.dumps({"id": f"{i:03d}", "text": t}) + "\n" for i, t in enumerate(cut)]
-        path.write_bytes("".join(lines).encode())
-        return path
 
     def measured(self, code: str) -> Coefficient:
         """Return a language's measured coefficients."""
@@ -272,11 +257,12 @@ class Bench:
 
     def _scored(self, size: str, paths: Mapping[str, Path]) -> dict[tuple[str, str], Score]:
         scores: dict[tuple[str, str], Score] = {}
-        for code, text in self.heldout.items():
+        for code, corpus in self.corpora.items():
             of = {n: p for n, p in paths.items() if code == self.first or is_for_all(n)}
             request = ScoreRequest(
-                str(self.model.path), tuple(map(str, of.values())), ((code, text),),
-                self.work / f"scores-{size}", CPU, base_logits="live",
+                str(self.model.path), tuple(map(str, of.values())), ((code, corpus.heldout),),
+                self.work / f"scores-{size}", CPU, limit=self.n_documents, base_logits="live",
+                document_tokens=TOKENS_FIRST if code == self.first else TOKENS_OTHERS,
             )  # fmt: skip
             files = {sha256_of_quant(path): path for path in score.score(request, self.session)}
             scores |= {(code, n): by_document(files[sha256_file(p)]) for n, p in of.items()}

@@ -232,6 +232,7 @@ def score(
         protocol=evaluation.protocol,
         compute=shared.compute(turn.threads, evaluation.ctx or None),
         limit=evaluation.documents or None,
+        document_tokens=evaluation.document_tokens or None,
         base_logits=base_logits,
     )
     models = [model_in(turn.results[step]) for step in new]

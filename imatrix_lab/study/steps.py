@@ -237,7 +237,8 @@ class _ModelSteps:
 
     def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
-        tokens = evaluation.documents * DOCUMENT_TOKENS or HELDOUT_ALL_TOKENS
+        each = min(evaluation.document_tokens or DOCUMENT_TOKENS, DOCUMENT_TOKENS)
+        tokens = evaluation.documents * each or HELDOUT_ALL_TOKENS
         loaded = quants if self.base_logits == "live" else quants[:1]
         for entry in evaluation.texts:
             label, is_file, file = entry.partition("=")

@@ -96,7 +96,8 @@ def _recipe_warnings(recipe: Recipe, effects: Sequence[power.Effect]) -> tuple[s
 
 def _assumed(label: str, recipe: Recipe) -> power.TextSize:
     n = min(recipe.evaluation.documents or DOCUMENTS, DOCUMENTS)
-    return power.TextSize(label, (DOCUMENT_TOKENS,) * n, is_known=False)
+    each = min(recipe.evaluation.document_tokens or DOCUMENT_TOKENS, DOCUMENT_TOKENS)
+    return power.TextSize(label, (each,) * n, is_known=False)
 
 
 class _Planner:
@@ -163,7 +164,9 @@ class _Planner:
             return _assumed(label, recipe)
         with Vocabulary(self.shared.tools, self._model(step).path) as vocabulary:
             scored = texts[: recipe.evaluation.documents or None]
-            tokens = tuple(vocabulary.count(document.text) for document in scored)
+            counts = [vocabulary.count(document.text) for document in scored]
+        most = recipe.evaluation.document_tokens or max(counts)
+        tokens = tuple(min(n, most) for n in counts)
         return power.TextSize(label, tokens, is_known=True)
 
     def _has_imatrix(self, step: graph.Step) -> bool:
