@@ -67,7 +67,7 @@ MIX = "the mix"
 TOKENS_FIRST, TOKENS_OTHERS = 128, 64
 """Of each held-out document, from its start: in the first language, in the others."""
 
-Coefficient = Callable[[str], float]
+Coefficient = Callable[[str, str], float]
 
 
 def main() -> None:
@@ -164,7 +164,8 @@ class Bench:
 
     def measured(self, code: str) -> Coefficient:
         """Return a language's measured coefficients."""
-        return lambda tensor: self.sensitivities[code].of(tensor).kld_nats_per_error
+        measured = self.sensitivities[code]
+        return lambda tensor, kind: measured.of(tensor, kind).kld_nats_per_error
 
     def _candidates(self, first: Coefficient, fixed: Mapping[str, str] | None = None) -> Candidates:
         """Return every tensor's candidates: nats by measured coefficients, `first` for "chosen"."""
@@ -173,8 +174,8 @@ class Bench:
             tensor: {
                 kind: Candidate(
                     padded(option.size_bytes),
-                    {c: by(tensor) * option.errors[c] for c, by in languages.items()}
-                    | {"chosen": first(tensor) * option.errors[self.first]},
+                    {c: by(tensor, kind) * option.errors[c] for c, by in languages.items()}
+                    | {"chosen": first(tensor, kind) * option.errors[self.first]},
                 )
                 for kind, option in kinds.items()
                 if kind in ((fixed or {}).get(tensor, kind),) and kind not in ("F16", "F32", "BF16")
@@ -201,7 +202,8 @@ class Bench:
         goal = self._goal(size)
         mix = {t.name: t.type_name for t in read_header(self._mix(size)).tensors}
         free = self._candidates(self.measured(self.first))
-        ways = {"measured": self.measured(self.first), "one": lambda _: 1.0, "published": published}
+        ways: dict[str, Coefficient] = {"measured": self.measured(self.first)}
+        ways |= {"one": lambda *_: 1.0, "published": published}
         chosen = {}
         for name, by in ways.items():
             fixed = self._candidates(by, {EMBEDDING: mix[EMBEDDING]})
@@ -279,7 +281,7 @@ class Bench:
                   f" measured / predicted {ratio.min():.2f} to {ratio.max():.2f}")  # fmt: skip
 
 
-def published(tensor: str) -> float:
+def published(tensor: str, _: str) -> float:
     """Return the factor of pull request 15550."""
     return PUBLISHED.get(role_of(tensor), 1.0)
 

@@ -169,7 +169,7 @@ class _ModelSteps:
             step, imatrix = self._id("sensitivity", c.id), self._id("imatrix", c.id)
             what, run = f"sensitivity {self._words(c)}", self._action(actions.measure, c, imatrix)
             after = (self._id("errors", c.id),) if c in self.calibrations else ()
-            n_groups = len(probes.groups(self.model))
+            n_probes = probes.n_probes(self.model)
             yield self._step(
                 step,
                 "sensitivity",
@@ -177,7 +177,7 @@ class _ModelSteps:
                 run,
                 needs=(imatrix,),
                 after=after,
-                cost=(1 + n_groups) * PROBE_TOKENS,
+                cost=(1 + n_probes) * PROBE_TOKENS,
                 memory_bytes=self.model.facts.size_bytes + logits_bytes(self.model, self.shared),
             )
 
