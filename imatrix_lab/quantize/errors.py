@@ -48,8 +48,6 @@ PUBLISHED = frozenset(("MXFP4", "NVFP4"))
 """Types that models are published in: such tensors stay as they are."""
 LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """Also offered where rows are not whole blocks of 256."""
-OUTLYING_COLUMNS, OUTLYING_SHARE = 1 / 256, 0.5
-"""Of an outlier: which share of its columns has more than which share of its squared output."""
 _FALLBACKS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
     **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
@@ -187,32 +185,6 @@ def options(
         }
         for name in offered
     }
-
-
-def outliers(
-    tools: Toolchain,
-    model: Model,
-    imatrix: ImatrixFacts,
-    language: Language,
-    session: Session,
-    threads: int,
-) -> list[str]:
-    """Return the tensors that owe most of their squared output to a few of their columns.
-
-    Where massive activations arise (Sun et al. 2024, arXiv 2402.17762) one column is nearly all
-    of the output, and one token. What a type spoils elsewhere hardly adds to the error, though it
-    harms the model: a nat costs a hundredth of the error that it does in other layers.
-    """
-    search = _search(tools, model, imatrix, session, threads)
-    found = []
-    for part in _parts(search, language):
-        for name in part.names:
-            (product, *_) = _activations(search, language.imatrix, name)
-            output = np.sort((np.asarray(product, np.float64) * part.sampled.power[name]).ravel())
-            n = max(1, round(output.size * OUTLYING_COLUMNS))
-            if output[-n:].sum() > OUTLYING_SHARE * output.sum():
-                found.append(name)
-    return found
 
 
 def _search(

@@ -58,6 +58,8 @@ AGREEMENT = 0.9
 """Spearman's correlation of the coefficients of two halves of the text that is enough: all of the
 text is then reliable to 0.95 (Spearman and Brown 1910)."""
 BATCH_PIECES = 2
+OUTLIERS_AT = "Q4_K"
+"""The type at which tensors of a role are compared."""
 _FILE = f"language{SUFFIX}"
 _LEAST_TOKENS = 16
 
@@ -82,7 +84,7 @@ class Probing:
     imatrix: ImatrixFacts
     language: Language
     windows: Sequence[Window]
-    alone: Sequence[str]
+    alone: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -146,8 +148,8 @@ def sensitivity_of(
         language = language_of(corpus, imatrix, vocabulary)
     compiled = kernel.get(tools, settings.threads, session)
     imatrix = replace(imatrix, language=corpus.language)
-    alone = errors.outliers(tools, model, imatrix, language, session, settings.threads)
-    probing = Probing(tools, compiled, model, settings, imatrix, language, windows, alone)
+    probing = Probing(tools, compiled, model, settings, imatrix, language, windows)
+    probing = replace(probing, alone=sensitivity.outliers(_errors(probing, OUTLIERS_AT, session)))
     inputs = _inputs(probing, corpus.sha256)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
@@ -267,16 +269,13 @@ def _with_errors(
     Where one kind of type changes nothing, the other speaks for it.
     """
     p = probing
-    types = sorted({probe.type for probe in probes.values()})
-    languages, threads = {p.label: p.language}, p.settings.threads
-    by_tensor = errors.options(p.tools, p.model, p.imatrix, types, languages, session, threads)
-    infos = {name: tensor.info for name, tensor in weights.tensors(p.model).items()}
+    types = {probe.type for probe in probes.values()}
+    by_type = {type_name: _errors(p, type_name, session) for type_name in sorted(types)}
     tokens = tuple(w.n_scored for w in p.windows[:n_pieces])
     coefficients: dict[str, dict[str, sensitivity.Coefficient]] = {}
     groups = p.groups()
     for (group, kind), probe in probes.items():
-        taken = {n: _actual(probe.type, infos[n].shape[0]) for n in groups[group]}
-        error = sum(by_tensor[n][t].errors[p.label] for n, t in taken.items())
+        error = sum(by_type[probe.type][name] for name in groups[group])
         klds = probe.kld_nats[:n_pieces]
         if error > 0 and any(klds):
             measured = sensitivity.coefficient(probe.type, error, klds, tokens)
@@ -286,6 +285,19 @@ def _with_errors(
             kinds.setdefault(kind, next(iter(kinds.values())))
     values = p.label, p.model.sha256, p.model.facts.n_layers, tokens
     return Sensitivity(*values, coefficients, signature)
+
+
+def _errors(probing: Probing, type_name: str, session: Session) -> dict[str, float]:
+    """Return what each tensor that is probed loses at a type."""
+    p = probing
+    languages, threads = {p.label: p.language}, p.settings.threads
+    offered = errors.options(p.tools, p.model, p.imatrix, [type_name], languages, session, threads)
+    infos = {name: tensor.info for name, tensor in weights.tensors(p.model).items()}
+    return {
+        name: offered[name][_actual(type_name, infos[name].shape[0])].errors[p.label]
+        for names in p.groups().values()
+        for name in names
+    }
 
 
 class _Run:

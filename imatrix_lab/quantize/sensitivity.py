@@ -38,6 +38,9 @@ KINDS = {"scale": ("Q3_K", "IQ4_XS"), "scale and minimum": ("Q4_K", "Q5_K")}
 """Kinds of types: what a group is probed with, coarse first."""
 _WITH_MINIMUM = frozenset(("Q2_K", "Q4_K", "Q5_K", "Q4_1", "Q5_1"))
 
+OUTLYING = 1 / 3
+"""A tensor is an outlier if its error is less than this share of the median of its role's."""
+
 
 def kind_of(type_name: str) -> str:
     """Return the kind of a type."""
@@ -61,6 +64,20 @@ def group_of(tensor_name: str, n_layers: int) -> str:
 def alone_as(tensor_name: str) -> str:
     """Return the group of a tensor that is alone in it: ``blk.11.ffn_down``."""
     return tensor_name.removesuffix(".weight")
+
+
+def outliers(errors: Mapping[str, float]) -> list[str]:
+    """Return the tensors whose relative errors are of another nature than those of their role.
+
+    Where massive activations arise (Sun et al. 2024, arXiv 2402.17762) one column at one token is
+    nearly all of a squared output. What a type spoils elsewhere hardly adds to the relative error
+    then, though it harms the model as it does in other layers.
+    """
+    by_role: dict[str, list[float]] = {}
+    for name, error in errors.items():
+        by_role.setdefault(layer_and_role(name)[1], []).append(error)
+    medians = {role: float(np.median(of_role)) for role, of_role in by_role.items()}
+    return [n for n, error in errors.items() if error < OUTLYING * medians[layer_and_role(n)[1]]]
 
 
 @dataclass(frozen=True)

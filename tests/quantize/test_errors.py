@@ -421,28 +421,3 @@ def test_weights_that_overflow_a_type_are_told(tools, tmp_path, session):
         errors.options(
             tools, model, None, ["Q4_K"], {"nb": Language(Imatrix({}, (), 0, 0))}, session, 1
         )
-
-
-# -- outliers
-
-
-@pytest.mark.parametrize("name", ["dense", "moe"])
-def test_a_tensor_with_most_of_its_output_from_one_column_is_an_outlier(
-    tools, models, imatrices, name, session
-):
-    path, imatrix = models[name], imatrices[name]
-    entries = dict(format.read(imatrix.path).entries)
-    tensor = next(n for n in entries if n.startswith("blk.1.ffn_down"))
-
-    def outliers(share):
-        """With so much of the output from the seventh column."""
-        sums = np.ones_like(entries[tensor].sums)
-        sums[..., 7] = share / (1 - share) * sums[0].size
-        counts = np.ones_like(entries[tensor].counts)
-        even = {n: Entry(np.ones_like(e.sums), e.counts) for n, e in entries.items()}
-        known = Imatrix({**even, tensor: Entry(sums, counts)}, ("x",), 4, 128, "nb")
-        language = Language(known, np.ones(10, np.int64))
-        return errors.outliers(tools, as_model(path), imatrix, language, session, 1)
-
-    assert outliers(0.8) == [tensor]
-    assert not outliers(0.3)

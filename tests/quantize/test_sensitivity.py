@@ -305,6 +305,15 @@ def test_an_outlier_is_a_group_of_its_own():
         whole.of("blk.1.attn_v.weight", "Q4_K")
 
 
+def test_outliers_have_far_smaller_errors_than_others_of_their_role():
+    errors = {f"blk.{i}.ffn_down.weight": 0.004 + 0.0005 * i for i in range(6)}
+    assert not sensitivity.outliers(errors)
+    errors |= {f"blk.{i}.attn_q.weight": 0.001 for i in range(6)} | {"token_embd.weight": 1e-5}
+    assert not sensitivity.outliers(errors)
+    errors["blk.3.ffn_down.weight"] = 1e-5
+    assert sensitivity.outliers(errors) == ["blk.3.ffn_down.weight"]
+
+
 def test_types_that_llama_quantize_falls_back_to_are_probed_by_their_kind():
     assert [probes._actual(t, 288) for t in ("Q3_K", "IQ4_XS", "Q4_K", "Q5_K")] == [
         "Q4_0", "IQ4_NL", "Q4_1", "Q5_1",
