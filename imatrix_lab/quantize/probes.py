@@ -9,6 +9,7 @@ Text is added until two halves of it rank the groups alike. Each probe is kept o
 a run that was killed goes on from there.
 """
 
+import contextlib
 import itertools
 import json
 import random
@@ -443,8 +444,9 @@ class _Run:
 
     def _kept(self, number: int) -> _Probe:
         """Return what an earlier run has measured of a group."""
-        try:
+        group, kind = self.keys[number]
+        with contextlib.suppress(OSError, ValueError, KeyError):
             kept = from_json(self._file(number).read_text(encoding="utf-8"))
-            return _Probe(kept["type"], kept["kld_nats"])
-        except (OSError, ValueError, KeyError):
-            return _Probe(sensitivity.KINDS[self.keys[number][1]][0], [])
+            if (kept["group"], kept["kind"]) == (group, kind):
+                return _Probe(kept["type"], kept["kld_nats"])
+        return _Probe(sensitivity.KINDS[kind][0], [])
