@@ -14,6 +14,7 @@ from imatrix_lab.study import graph, status, validate
 from imatrix_lab.study.analyse import assemble, gather
 from imatrix_lab.study.cluster import start
 from imatrix_lab.study.cluster.client import UNBOUNDED, Cluster
+from imatrix_lab.study.cluster.split import split
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import Steps
@@ -89,7 +90,7 @@ def _run(folder: Folder, jobs: int | None, session: Session, cluster: str) -> Fi
         return _work(shared, steps(shared), shared.capacity(jobs), session)
     with start.opened(cluster, folder, session) as machines:
         shared = machines.prepare(recipe)
-        every = machines.steps(steps(shared))
+        every = machines.steps(split(steps(shared), folder.records(), machines.count()))
         shared = dataclasses.replace(shared, recipe=recipe)  # as its user wrote it
         return _work(shared, every, UNBOUNDED, session, machines)
 

@@ -126,6 +126,10 @@ class Cluster:
         """Return what Dask knows of each worker, by address: one that starts again has another."""
         return dict(self._connected().scheduler_info(n_workers=-1)["workers"])
 
+    def count(self) -> int:
+        """Return how many workers this study can use now."""
+        return len(self._of_class())
+
     def _of_class(self) -> dict[str, dict[str, float]]:
         """Return the workers that this study can use."""
         every = self.workers().items()
@@ -193,7 +197,8 @@ class Cluster:
         """Return what a study takes on one of the machines alone, and on all of them."""
         recipe, store = self._with_limits(recipe), Store(self._session.store.root)
         machines = self._of_class()
-        plans: dict[str, Plan] = self._on_each(machines, there.planned, recipe, self._folder, store)
+        call = (there.planned, recipe, self._folder, store, len(machines))
+        plans: dict[str, Plan] = self._on_each(machines, *call)
         seconds = {(row.id, name): row.seconds for name, p in plans.items() for row in p.rows}
         if not plans:
             raise ToolFailed("all workers went while they were asked", fix="look at their output")
