@@ -69,7 +69,7 @@ def test_killed_workers_change_nothing(bench, spread):
     rng, n_killed = random.Random(3), 0
     workers.start("a", "b", "c")
     process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
-    while process.poll() is None and n_killed < 9:
+    while process.poll() is None and n_killed < 6:
         time.sleep(rng.uniform(1.0, 3.0))
         n_killed += workers.kill(rng.choice("abc"), rng)
     _, err = process.communicate(timeout=120)

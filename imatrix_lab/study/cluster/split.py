@@ -17,11 +17,11 @@ SCORE, PART = "score", "part"  # kinds of steps
 
 def split(every: Steps, records: Records, n_machines: int) -> list[Step]:
     """Return steps, those that score and are not done with parts before them."""
-    todo = [s for s in graph.to_run(every, graph.finished(every, records)) if s.kind == SCORE]
-    n_texts = len({step.inputs["texts"] for step in todo})
+    scoring = [s for s in graph.to_run(every, graph.finished(every, records)) if s.kind == SCORE]
+    todo, n_texts = {s.id for s in scoring}, len({s.inputs["texts"] for s in scoring})
     result = []
     for step in every:
-        if step not in todo or n_machines <= n_texts:
+        if step.id not in todo or n_machines <= n_texts:
             result.append(step)
             continue
         parts = list(_parts(step, -(-n_machines // n_texts)))
