@@ -224,6 +224,7 @@ class Request:
     `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
     what is free. `awq`, `feedback`: see the modules in `quantize`. `types` may be sizes (see
     `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
+    `quantized_by` is a name for the files' metadata.
     """
 
     text: str
@@ -247,6 +248,7 @@ class Request:
     memory_bytes: int | None = None
     field: str = ""
     choice: TypeChoice = TypeChoice()
+    quantized_by: str = ""
 
 
 @dataclass(frozen=True)

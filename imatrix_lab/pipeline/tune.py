@@ -40,6 +40,7 @@ from imatrix_lab.pipeline import allocate, deliver
 from imatrix_lab.pipeline.allocate import Chosen
 from imatrix_lab.pipeline.card.studies import of_study
 from imatrix_lab.quantize import awq, feedback, int4, probes, run
+from imatrix_lab.quantize.metadata import Value, general_pairs
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -426,7 +427,7 @@ def chosen_types(
         assert matrix
         texts[language] = (corpus, matrix)
     texts |= _known_texts(request, tools, model, texts, session)
-    metadata = metadata_of(tools, inputs.corpus, imatrix, request)
+    metadata = metadata_of(tools, model, inputs.corpus, imatrix, request)
     case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
     return {quant_type: case.choose(quant_type) for quant_type in quant_types}
 
@@ -458,7 +459,7 @@ def _quantize(
     """Quantize to every requested type, and put the files into the output folder."""
     model, corpus, imatrix = inputs.model, inputs.corpus, inputs.imatrix
     options, facts = quant_options(request, model), list[QuantFacts]()
-    metadata = metadata_of(tools, corpus, imatrix, request)
+    metadata = metadata_of(tools, model, corpus, imatrix, request)
     for quant_type in request.types:
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, inputs.heldout)
         spec = dataclasses.replace(spec, awq=request.awq, feedback=request.feedback)
@@ -483,13 +484,14 @@ def quant_options(request: Request, model: Model) -> run.Options:
 
 def metadata_of(
     tools: Toolchain,
+    model: Model,
     corpus: CorpusFacts | None,
     imatrix: ImatrixFacts | None,
     request: Request | None = None,
-) -> dict[str, str]:
+) -> dict[str, Value]:
     """Return what goes into every quantized GGUF; fields without a value are left out.
 
-    With a `request`, how its tensors are rounded too.
+    With a `request`, who quantizes it, and how its tensors are rounded, too.
     """
     metadata = {
         "version": __version__,
@@ -506,7 +508,10 @@ def metadata_of(
     metadata |= awq.metadata() if request and request.awq else {}
     metadata |= feedback.metadata() if request and request.feedback else {}
     return {
-        f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
-        for key, value in metadata.items()
-        if value
+        **general_pairs(model, imatrix, request.quantized_by if request else ""),
+        **{
+            f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
+            for key, value in metadata.items()
+            if value
+        },
     }

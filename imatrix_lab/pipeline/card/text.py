@@ -13,6 +13,7 @@ from imatrix_lab.core import format
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.names import readable
 from imatrix_lab.corpus.languages import load_all
+from imatrix_lab.corpus.mixture import languages_of
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.pipeline.card import picture, studies
 from imatrix_lab.pipeline.card.facts import CONTEXT
@@ -95,8 +96,8 @@ def _front(quants: Entries, release: Release) -> str:
 
     bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
     # the Hub takes codes only; an imatrix over the user's own text may have none
-    natural = {code for code, language in load_all().items() if language.script != "Zyyy"}
-    languages = sorted({e["language"] for e in quants.values()} & natural)
+    languages = sorted({x for e in quants.values() for x in languages_of(e["language"])})
+    named = sorted({name for e in quants.values() if (name := _quantized_by(e))})
     licences = {
         (e["license"], e.get("license_name", ""), e.get("license_link", ""))
         for e in quants.values()
@@ -131,11 +132,15 @@ def _front(quants: Entries, release: Release) -> str:
         model_name=", ".join(sorted({e["model_name"] for e in quants.values()})),
         eval_results=results or None,
         base_model_relation="quantized" if bases else None,
-        quantized_by=release.repo.partition("/")[0] or None,
+        quantized_by=", ".join(named) or release.repo.partition("/")[0] or None,
     )
     if not results:
         data.model_name = None
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _quantized_by(e: Mapping[str, Any]) -> str:
+    return str(e.get("request", {}).get("quantized_by", ""))
 
 
 def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
