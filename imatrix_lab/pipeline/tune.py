@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
 from imatrix_lab.imatrix import collect, devices, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
+from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
@@ -293,7 +295,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         run.check_types(request.types)
     else:
         matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
-        language = slug(matrix.language or imatrix_path.stem)
+        language = label_of(matrix, imatrix_path)
         text = text or language
     weights = weights_of(request, language)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
@@ -352,11 +354,21 @@ def given_imatrix(path: Path, model: Model, session: Session, force: bool = Fals
         return {"changes": changes}
 
     inputs = {"mended_sha256": sha256_file(path), "model_sha256": model.sha256}
-    language = slug(matrix.language or path.stem)
+    language = label_of(matrix, path)
     mended = session.store.get("imatrix", f"{language}-mended", inputs, make, session.progress)
     facts = existing_imatrix(mended.path / name, model, session.progress, force)
     unnamed = "" if matrix.language else readable(path.name)
     return dataclasses.replace(facts, language=language, unnamed=unnamed)
+
+
+def label_of(matrix: Imatrix, path: Path) -> str:
+    """Return an importance matrix's language, or else the file's name, to name quants by.
+
+    Without the word imatrix: llama.cpp takes no file with it in its name for a model.
+    """
+    return slug(
+        matrix.language or re.sub("imatrix", "", path.stem, flags=re.I).strip("-_.") or "own"
+    )
 
 
 def existing_imatrix(
@@ -374,7 +386,7 @@ def existing_imatrix(
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
-        language=slug(matrix.language or path.stem),
+        language=label_of(matrix, path),
         unnamed="" if matrix.language else readable(path.name),
         n_tensors=len(matrix.entries),
         n_tokens=0 if matrix.legacy else matrix.n_tokens(),

@@ -409,7 +409,10 @@ def _use(quants: Entries, release: Release) -> list[str]:
     name = min(quants, key=lambda name: quants[name]["size_bytes"])
     first = release.shards.get(name, [name])[0]
     where = f"--hf-repo {release.repo} --hf-file {first}" if release.repo else f"-m {first}"
-    return ["", "## To run a file", "", f"    llama-server {where}"]
+    lines = ["", "## To run a file", "", f"    llama-server {where}"]
+    if release.repo and name not in release.shards:  # ollama takes no parts
+        lines.append(f"    ollama run hf.co/{release.repo}:{name}")
+    return lines
 
 
 def _made(quants: Entries, release: Release) -> list[str]:
