@@ -366,9 +366,8 @@ def label_of(matrix: Imatrix, path: Path) -> str:
 
     Without the word imatrix: llama.cpp takes no file with it in its name for a model.
     """
-    return slug(
-        matrix.language or re.sub("imatrix", "", path.stem, flags=re.I).strip("-_.") or "own"
-    )
+    name = re.sub("imatrix", "", path.stem, flags=re.IGNORECASE).strip("-_.")
+    return slug(matrix.language or name or "own")
 
 
 def existing_imatrix(
