@@ -160,8 +160,8 @@ class _Answer:
     prompt: Prompt
     last: int
     position: int
-    sampler: Sampler | None
     raw: bytearray = field(default_factory=bytearray)
+    sampler: Sampler | None = None
     n_tokens: int = 0
 
     def cut_at_stop(self, n_new: int) -> bool:
@@ -240,7 +240,7 @@ class _Slots:
         raw = bytearray(prompt.opened.encode())
         item = prompt.item
         sampler = Sampler(item.sampling, item.id) if item.sampling else None
-        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1, sampler, raw)
+        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1, raw, sampler)
 
     def _step(self) -> Iterator[Generated]:
         """Advance every slot by one token; yield the answers that end.
