@@ -23,6 +23,10 @@ from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.types import NOT_FOR_USE
 
 _PROGRAMS = "[llama.cpp](https://github.com/ggml-org/llama.cpp) and programs built on it"
+_WHICH = (
+    " KLD is how far a file's predictions are from the original's on that text: 0 means identical."
+    " A file is left out if a smaller one is closer to the original."
+)
 _TABLE_KLD = (
     "KLD is the Kullback-Leibler divergence from the original model's predictions, over the whole"
     " vocabulary, on held-out text: 0 means identical. Intervals are over documents. Standard mixes"
@@ -68,6 +72,7 @@ def card(files: Entries, release: Release = Release()) -> str:
     lines = [_front(quants, release), f"# GGUF files of {names}", ""]
     lines += _introduction(names, quants, release.scores)
     lines += _which(quants, release.scores)
+    lines += _use(quants, release)
     lines += _files(quants, release)
     lines += _measured(quants, release)
     lines += _chosen(quants)
@@ -77,7 +82,6 @@ def card(files: Entries, release: Release = Release()) -> str:
         lines += studies.section(study, quants)
     lines += _imatrix(files, release)
     lines += _left_out(quants)
-    lines += _use(quants, release)
     lines += _made(quants, release)
     return "\n".join(lines)
 
@@ -165,7 +169,7 @@ def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
     texts = sorted(scores.texts(), key=lambda text: text not in tuned)
     known = f"Scored against the original on held-out text ({_and(texts)}): every result is below."
     if claims := [c for text in texts if (c := _claim(text, scores))]:
-        known += f" Beside standard mixes of the same size: {'; '.join(claims)}."
+        known += f" Beside llama.cpp's standard mixes of the same size: {'; '.join(claims)}."
     return [*lines, known]
 
 
@@ -174,7 +178,7 @@ def _claim(text: str, scores: Scores) -> str:
     verdicts = [a.verdict for s in scores.files if s.summary.text == text for a in s.others]
     counts = {v: verdicts.count(v) for v in ("better", "worse", "undecided") if v in verdicts}
     told = ", ".join(f"{verdict} in {n}" for verdict, n in counts.items())
-    return f"{text} {told} of {len(verdicts)}" if counts else ""
+    return f"on {text} {told} of {len(verdicts)}" if counts else ""
 
 
 def _which(quants: Entries, scores: Scores) -> list[str]:
@@ -203,7 +207,7 @@ def _which(quants: Entries, scores: Scores) -> list[str]:
         *_table(columns, 3, [row[:n_columns] for row in rows]),
         "",
         f"Memory is at most about: the file, a context of {CONTEXT:,} tokens, and buffers."
-        + " A file is left out if a smaller one is closer to the original." * bool(scores.files),
+        + _WHICH * bool(scores.files),
     ]
 
 
