@@ -174,7 +174,7 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     """Quantize, or take what the store has; a quant that is not kept is made in a store apart."""
     kind, matrix = planned.kind, _matrix(planned, turn)
     base = turn.results.get(planned.imatrix_step, {})
-    metadata = tune.metadata_of(shared.tools, corpus_in(base), matrix)
+    metadata = tune.metadata_of(shared.tools, model, corpus_in(base), matrix)
     options = run.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
     spec = run.QuantSpec(model, matrix, kind.type, options, metadata)
     spec = QUANTIZERS[kind.quantizer].applied(spec)
