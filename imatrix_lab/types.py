@@ -224,6 +224,7 @@ class Request:
     `stream` of tokens, or each in one `document`. `memory_bytes` is what collecting may use; None:
     what is free. `awq`, `feedback`: see the modules in `quantize`. `types` may be sizes (see
     `llamacpp.size_types`), for which `choice` says how the types of tensors are chosen.
+    `quantized_by` is a name for the files' metadata.
     """
 
     text: str
@@ -247,6 +248,7 @@ class Request:
     memory_bytes: int | None = None
     field: str = ""
     choice: TypeChoice = TypeChoice()
+    quantized_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -305,12 +307,20 @@ class ChoiceScores:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: a higher `temperature` than 1 makes rare ones more probable."""
+
+    temperature: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class GenerateItem:
     """A chat, or plain text, to be continued.
 
     `messages` are (role, content); the role of plain text is "". The answer ends before a `stop`.
     `thinking`: whether the model is let think first, where that can be chosen; `thought_tokens` are
-    how many more it may write then.
+    how many more it may write then. Without `sampling` every token is the most probable one.
     """
 
     id: str
@@ -319,6 +329,7 @@ class GenerateItem:
     stop: tuple[str, ...] = ()
     thinking: bool = False
     thought_tokens: int = 0
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)

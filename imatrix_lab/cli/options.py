@@ -110,6 +110,17 @@ class Spread(click.Command):
         return super().parse_args(ctx, spread(args, tuple(several)))
 
 
+def _name(ctx: Any, param: Any, value: str) -> str:
+    """Return a name that GGUF and llama-quantize take."""
+    if len(value.encode()) <= programs.OVERRIDE_BYTES_MAX and value.isprintable():
+        return value
+    raise click.BadParameter(f"one line of at most {programs.OVERRIDE_BYTES_MAX} bytes")
+
+
+QUANTIZED_BY = click.option(
+    "--quantized-by", default="", metavar="NAME", callback=_name,
+    help="Your name, for the files' metadata (general.quantized_by) and the model card.",
+)  # fmt: skip
 MODEL = click.option(
     "--model", default="demo", show_default=True, metavar="MODEL",
     help="demo, a path to a GGUF file, or hf:org/repo[@revision][:type or file].",

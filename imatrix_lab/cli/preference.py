@@ -35,6 +35,14 @@ def preference() -> None:
               help="The page; its key goes beside it.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(1), default=300, show_default=True,
               help="Length of an answer at most.")  # fmt: skip
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="T",
+    help="Draw tokens at this temperature, by --seed. [default: the most probable]",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
               help="Answers at a time.")  # fmt: skip
 @options.BACKEND
@@ -42,7 +50,8 @@ def preference() -> None:
 @options.OFFLOAD
 @options.FORCE
 def make(
-    prompts: str, a: str, b: str, c: tuple[str, ...], out: Path, **rest: Any
+    prompts: str, a: str, b: str, c: tuple[str, ...], out: Path, temperature: float, seed: int,
+    **rest: Any,
 ) -> None:  # fmt: skip
     """Let models answer prompts, and write a page to vote on: one file, no network needed.
 
@@ -55,9 +64,12 @@ def make(
     from imatrix_lab.publish.preference.pack import PackRequest, key_path
     from imatrix_lab.publish.preference.pack import make as make_pack
     from imatrix_lab.publish.preference.prompts import read
+    from imatrix_lab.types import Sampling
 
-    compute = options.compute_options(rest)
-    request = PackRequest(read(prompts), (a, b, *c), out, compute, **rest)
+    compute, sampling = options.compute_options(rest), Sampling(temperature, seed)
+    request = PackRequest(
+        read(prompts), (a, b, *c), out, compute, sampling=sampling if temperature else None, **rest
+    )
     key = make_pack(request, options.session())
     n_alike = len(key.identical)
     alike = f"; {n_alike:,} pairs of answers are the same text and are not shown" if n_alike else ""

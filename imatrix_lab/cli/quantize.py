@@ -52,6 +52,7 @@ from imatrix_lab.types import NOT_FOR_USE, TOKENS_DEFAULT, QuantFacts
     " language at the same size, maybe more in others. --imatrix needs moments (imatrix build"
     " --moments).",
 )
+@options.QUANTIZED_BY
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
     "--force",

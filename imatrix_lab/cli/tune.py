@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Round with error feedback: less loss in LANGUAGE at the same size, maybe more in others.",
 )
+@options.QUANTIZED_BY
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is already quantized.")
 @click.option(
     "--quick/--no-quick",

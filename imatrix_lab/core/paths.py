@@ -1,11 +1,15 @@
 """Where the package's data files and the user's own lie."""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import platformdirs
+
+HOST_PATH = re.compile(r"^(?:/|~/|[A-Za-z]:\\)[^/\\]+[/\\]|(?<![\w.])/(?:home|Users|root)/")
+"""A path of somebody's machine."""
 
 
 def expanded(path: str | Path) -> Path:
@@ -27,6 +31,11 @@ def user_dir() -> Path:
     """Return the user's own corpora: ``$IMATRIX_LAB_DATA/corpora``, by default where data goes."""
     override = os.environ.get("IMATRIX_LAB_DATA")
     return expanded(override or platformdirs.user_data_dir("imatrix-lab")) / "corpora"
+
+
+def without_folders(text: str) -> str:
+    """Return the name alone of a file on somebody's machine; any other text as it is."""
+    return re.split(r"[/\\]", text)[-1] if HOST_PATH.search(text) else text
 
 
 def pip_install(*words: str) -> str:

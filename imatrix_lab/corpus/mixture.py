@@ -106,6 +106,21 @@ def parse_or_path(text: str, file: str) -> Mixture | Path:
         raise
 
 
+def languages_of(label: str) -> tuple[str, ...]:
+    """Return the codes of the languages in a text's label; none of a control or a text by name.
+
+    >>> languages_of("nb"), languages_of("nb75-en25"), languages_of("my-notes")
+    (('nb',), ('nb', 'en'), ())
+    """
+    if label in files():
+        codes = [part.label for part in parse(label).parts]
+    else:
+        codes = [part.rstrip("0123456789.") for part in label.split("-")]
+    known = languages.load_all()
+    is_natural = all(code in known and known[code].script != "Zyyy" for code in codes)
+    return tuple(codes) if is_natural else ()
+
+
 def _percent(weight: float) -> str:
     return f"{100 * weight:.3g}"
 

@@ -22,7 +22,7 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.parallel import each
 from imatrix_lab.errors import FetchFailed, UsageError
 from imatrix_lab.llamacpp import thoughts
-from imatrix_lab.types import Generated, GenerateItem
+from imatrix_lab.types import Generated, GenerateItem, Sampling
 
 ANSWER_BYTES_MAX = 16 << 20
 WAIT_FIRST_S, WAIT_MAX_S = 0.5, 60.0
@@ -112,7 +112,7 @@ class Client:
         messages: Sequence[tuple[str, str]],
         max_tokens: int,
         stop: Sequence[str] = (),
-        temperature: float = 0.0,
+        sampling: Sampling | None = None,
         thinking: bool = False,
     ) -> Generated:
         """Return the answer to a chat; if all roles are "", the continuation of the text.
@@ -121,7 +121,8 @@ class Client:
         Its thoughts are in the text, before the answer: see `thoughts`. The endpoint does not tell
         a stop string from an end token: with stop strings, `finish` is ``stop`` for both.
         """
-        body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0}
+        body |= {"temperature": sampling.temperature, "seed": sampling.seed} if sampling else {}
         body |= {"model": self.model} if self.model else {}
         body |= {"stop": list(stop)} if stop else {}
         if any(role for role, _ in messages):
@@ -158,7 +159,7 @@ class Client:
         def ask(item: GenerateItem) -> Generated:
             most = item.max_tokens + item.thought_tokens
             stop = () if item.thought_tokens else item.stop  # which would end thoughts
-            answer = self.chat(item.messages, most, stop, thinking=item.thinking)
+            answer = self.chat(item.messages, most, stop, item.sampling, item.thinking)
             text = thoughts.before_stop(answer.text, item.stop)
             finish = answer.finish if text == answer.text else "stop"
             return dataclasses.replace(answer, id=item.id, text=text, finish=finish)

@@ -111,7 +111,7 @@ class QuantizeOptions:
 
     threads: int
     imatrix: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str | int] = field(default_factory=dict)
     allow_requantize: bool = False
     types: str | None = None
 
@@ -128,9 +128,10 @@ def quantize_argv(
     argv += ["--imatrix", options.imatrix] if options.imatrix else []
     argv += ["--tensor-type-file", options.types] if options.types else []
     for key, value in options.metadata.items():
-        if len(value.encode()) > OVERRIDE_BYTES_MAX:
-            raise ValueError(f"{key} is longer than {OVERRIDE_BYTES_MAX} bytes: {value}")
-        argv += ["--override-kv", f"{key}=str:{value}"]
+        kind, text = "int" if isinstance(value, int) else "str", str(value)
+        if len(text.encode()) > OVERRIDE_BYTES_MAX:
+            raise ValueError(f"{key} is longer than {OVERRIDE_BYTES_MAX} bytes: {text}")
+        argv += ["--override-kv", f"{key}={kind}:{text}"]
     return [*argv, str(model), *([str(out)] if out else []), quant_type, str(options.threads)]
 
 

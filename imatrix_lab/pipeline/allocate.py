@@ -21,6 +21,7 @@ from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.quantize import allocate, errors, probes, run, sensitivity, sizes
 from imatrix_lab.quantize.allocate import Candidate, Candidates, Goal
 from imatrix_lab.quantize.errors import Language, Options
+from imatrix_lab.quantize.metadata import Value
 from imatrix_lab.quantize.sensitivity import SUFFIX, Sensitivity
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, Request, TypeChoice
 
@@ -62,7 +63,7 @@ class Chosen:
     standard_size_bytes: int
     standard_kld_nats: Mapping[str, float]
     sensitivities: Mapping[str, str]
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Value]
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded of a choice: all but the types by tensor, which have a file."""
@@ -171,7 +172,7 @@ class Case:
     imatrix: ImatrixFacts | None
     texts: Texts
     weights: Mapping[str, float]
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Value]
     session: Session
 
     def choose(self, quant_type: str) -> Chosen:
@@ -209,10 +210,10 @@ class Case:
         self.session.progress.say(told(quant_type, chosen))
         return chosen
 
-    def _metadata(self, quant_type: str) -> dict[str, str]:
+    def _metadata(self, quant_type: str) -> dict[str, Value]:
         return {**self.metadata, **self._own_metadata(quant_type)}
 
-    def _own_metadata(self, quant_type: str) -> dict[str, str]:
+    def _own_metadata(self, quant_type: str) -> dict[str, Value]:
         """Return what only files of a size have."""
         named = ",".join(f"{language}={weight:g}" for language, weight in self.weights.items())
         short = named.encode()[: programs.OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
@@ -349,7 +350,7 @@ class Case:
     def _size_bytes(
         self,
         types: Mapping[str, str],
-        metadata: Mapping[str, str],
+        metadata: Mapping[str, Value],
         without: Collection[str] | None = None,
     ) -> int:
         """Return the size of a file; without the data of tensors that have no type here."""

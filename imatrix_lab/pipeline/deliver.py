@@ -121,6 +121,7 @@ def _settings(request: Request) -> dict[str, Any]:
         "process_output": request.process_output,
         **({"awq": True} if request.awq else {}),
         **({"feedback": True} if request.feedback else {}),
+        **({"quantized_by": request.quantized_by} if request.quantized_by else {}),
     }
 
 
@@ -211,7 +212,7 @@ def deliver(
 
 def imatrix_name(label: str, language: str, has_moments: bool = False) -> str:
     """Return the name of an importance matrix in the output folder, by its model's label."""
-    return f"{label}-{language}.{'moments' if has_moments else 'imatrix'}.gguf"
+    return f"{label}-{language}.imatrix{'.moments' * has_moments}.gguf"
 
 
 def _provenance(request: Request, made: Made) -> dict[str, Any]:
@@ -271,6 +272,7 @@ def command(request: Request, model: Model, is_tuned: bool, has_imatrix: bool) -
     flags += ["--parse-special"] if request.parse_special else []
     flags += ["--awq"] if request.awq and not is_tuned else []
     flags += ["--feedback"] if request.feedback and not is_tuned else []
+    flags += [f"--quantized-by {shlex.quote(name)}"] if (name := request.quantized_by) else []
     flags += ["--allow-requantize"] if request.allow_requantize else []
     flags += ["--force"] if request.force else []
     flags += _choice_flags(request.choice)

@@ -128,7 +128,7 @@ def _quant(
 ) -> QuantFacts | None:
     tools, model, corpus, imatrix = stored.tools, stored.model, stored.corpus, stored.imatrix
     if tools and model and corpus and imatrix:
-        metadata = tune.metadata_of(tools, corpus, imatrix, request)
+        metadata = tune.metadata_of(tools, model, corpus, imatrix, request)
         heldout, options = tune.heldout_in(corpus), tune.quant_options(request, model)
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, heldout)
         spec = dataclasses.replace(spec, awq=request.awq, feedback=request.feedback)

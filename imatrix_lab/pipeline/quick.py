@@ -281,7 +281,8 @@ class Case:
         if not target.exists():
             need_room(target, self.quant.size_bytes, f"{self.quant.type} for the quick answer")
             part = scratch / "part.gguf"
-            metadata = tune.metadata_of(self.tools, self.english if imatrix else None, imatrix)
+            english = self.english if imatrix else None
+            metadata = tune.metadata_of(self.tools, self.model, english, imatrix)
             options = tune.quant_options(self.request, self.model)
             spec = run.QuantSpec(self.model, imatrix, self._type(), options, metadata)
             run.run_quantize(self.tools, spec, part, scratch / "llama-quantize.log", progress)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
 from imatrix_lab.imatrix import collect, devices, expected, format, passes, repair, validate
 from imatrix_lab.imatrix.findings import some
+from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.compute import compute_for
@@ -40,6 +42,7 @@ from imatrix_lab.pipeline import allocate, deliver
 from imatrix_lab.pipeline.allocate import Chosen
 from imatrix_lab.pipeline.card.studies import of_study
 from imatrix_lab.quantize import awq, feedback, int4, probes, run
+from imatrix_lab.quantize.metadata import Value, general_pairs
 from imatrix_lab.quantize.run import HeldOut
 from imatrix_lab.report import results
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, QuantFacts, Request
@@ -292,7 +295,7 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         run.check_types(request.types)
     else:
         matrix = format.read(imatrix_path)  # a bad file is reported before llama.cpp is built
-        language = slug(matrix.language or imatrix_path.stem)
+        language = label_of(matrix, imatrix_path)
         text = text or language
     weights = weights_of(request, language)
     if not request.text and text not in (*languages.load_all(), *mixture.files()):
@@ -351,11 +354,20 @@ def given_imatrix(path: Path, model: Model, session: Session, force: bool = Fals
         return {"changes": changes}
 
     inputs = {"mended_sha256": sha256_file(path), "model_sha256": model.sha256}
-    language = slug(matrix.language or path.stem)
+    language = label_of(matrix, path)
     mended = session.store.get("imatrix", f"{language}-mended", inputs, make, session.progress)
     facts = existing_imatrix(mended.path / name, model, session.progress, force)
     unnamed = "" if matrix.language else readable(path.name)
     return dataclasses.replace(facts, language=language, unnamed=unnamed)
+
+
+def label_of(matrix: Imatrix, path: Path) -> str:
+    """Return an importance matrix's language, or else the file's name, to name quants by.
+
+    Without the word imatrix: llama.cpp takes no file with it in its name for a model.
+    """
+    name = re.sub("imatrix", "", path.stem, flags=re.IGNORECASE).strip("-_.")
+    return slug(matrix.language or name or "own")
 
 
 def existing_imatrix(
@@ -373,7 +385,7 @@ def existing_imatrix(
     return ImatrixFacts(
         path=path.absolute(),
         sha256=sha256_file(path),
-        language=slug(matrix.language or path.stem),
+        language=label_of(matrix, path),
         unnamed="" if matrix.language else readable(path.name),
         n_tensors=len(matrix.entries),
         n_tokens=0 if matrix.legacy else matrix.n_tokens(),
@@ -426,7 +438,7 @@ def chosen_types(
         assert matrix
         texts[language] = (corpus, matrix)
     texts |= _known_texts(request, tools, model, texts, session)
-    metadata = metadata_of(tools, inputs.corpus, imatrix, request)
+    metadata = metadata_of(tools, model, inputs.corpus, imatrix, request)
     case = allocate.Case(request, tools, model, imatrix, texts, weights, metadata, session)
     return {quant_type: case.choose(quant_type) for quant_type in quant_types}
 
@@ -458,7 +470,7 @@ def _quantize(
     """Quantize to every requested type, and put the files into the output folder."""
     model, corpus, imatrix = inputs.model, inputs.corpus, inputs.imatrix
     options, facts = quant_options(request, model), list[QuantFacts]()
-    metadata = metadata_of(tools, corpus, imatrix, request)
+    metadata = metadata_of(tools, model, corpus, imatrix, request)
     for quant_type in request.types:
         spec = run.QuantSpec(model, imatrix, quant_type, options, metadata, inputs.heldout)
         spec = dataclasses.replace(spec, awq=request.awq, feedback=request.feedback)
@@ -483,13 +495,14 @@ def quant_options(request: Request, model: Model) -> run.Options:
 
 def metadata_of(
     tools: Toolchain,
+    model: Model,
     corpus: CorpusFacts | None,
     imatrix: ImatrixFacts | None,
     request: Request | None = None,
-) -> dict[str, str]:
+) -> dict[str, Value]:
     """Return what goes into every quantized GGUF; fields without a value are left out.
 
-    With a `request`, how its tensors are rounded too.
+    With a `request`, who quantizes it, and how its tensors are rounded, too.
     """
     metadata = {
         "version": __version__,
@@ -506,7 +519,10 @@ def metadata_of(
     metadata |= awq.metadata() if request and request.awq else {}
     metadata |= feedback.metadata() if request and request.feedback else {}
     return {
-        f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
-        for key, value in metadata.items()
-        if value
+        **general_pairs(model, imatrix, request.quantized_by if request else ""),
+        **{
+            f"imatrix_lab.{key}": value.encode()[:OVERRIDE_BYTES_MAX].decode("utf-8", "ignore")
+            for key, value in metadata.items()
+            if value
+        },
     }

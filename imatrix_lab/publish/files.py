@@ -1,7 +1,6 @@
 """What is published of a folder that `tune` or `quantize` filled: files, card, texts, results."""
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from imatrix_lab.core import digests, process
 from imatrix_lab.core.files import canonical_json, need_room, sha256_file
 from imatrix_lab.core.format import size
+from imatrix_lab.core.paths import HOST_PATH
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact
 from imatrix_lab.corpus import documents
@@ -33,8 +33,6 @@ LARGEST_BYTES = 20_000_000_000
 """Of a file on the Hub, as it advises; larger ones are split."""
 _GIVEN = ("public-domain", "permissive", "share-alike")
 """Classes of licences with which a text may be given as it is, its sources named."""
-_HOST_PATH = re.compile(r"^(?:/|~/|[A-Za-z]:\\)[^/\\]+[/\\]|(?<![\w.])/(?:home|Users|root)/")
-"""A path of somebody's machine."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def check_metadata(path: Path) -> None:
             [] if key.startswith("tokenizer.") else value if isinstance(value, list) else [value]
         )
         for word in words:
-            if isinstance(word, str) and _HOST_PATH.search(word):
+            if isinstance(word, str) and HOST_PATH.search(word):
                 what = f"its metadata has a path of a machine: {key} is {word!r}"
                 fix = "remove it from the original, or from the imatrix, and quantize again"
                 raise BadModel(what, where=path, fix=fix)

@@ -10,18 +10,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from imatrix_lab.core import process
+from imatrix_lab.core import config, process
 from imatrix_lab.core.files import disk_error, flush, free_bytes, link, need_room, write_whole
+from imatrix_lab.core.paths import without_folders
 from imatrix_lab.core.progress import Progress, Task
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
 from imatrix_lab.errors import BadModel, BadText, ToolFailed, UsageError
+from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp import ggml, programs, size_types
 from imatrix_lab.llamacpp.programs import Compute, QuantizeOptions
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import chance, resolve
 from imatrix_lab.models.gguf import read_header
-from imatrix_lab.quantize import awq, feedback, int4, sizes
+from imatrix_lab.quantize import awq, feedback, int4, metadata, sizes
+from imatrix_lab.quantize.metadata import Value
 from imatrix_lab.types import ImatrixFacts, Model, ModelFacts, QuantFacts
 
 _REQUANTIZED = "this model is already quantized; quantizing it again loses quality"
@@ -85,7 +88,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """A quantized file to make, with strings for its metadata, of at most 127 bytes each.
+    """A quantized file to make, with values for its metadata, of at most 127 bytes each.
 
     `heldout` is None for a file that is scored anyway: then only its headers are checked, and its
     perplexities are NaN. With a `mix` of chosen types, `quant_type` says at what size: see
@@ -97,7 +100,7 @@ class QuantSpec:
     imatrix: ImatrixFacts | None
     quant_type: str
     options: Options
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Value] = field(default_factory=dict)
     heldout: HeldOut | None = None
     mix: Mix | None = None
     awq: bool = False
@@ -231,7 +234,7 @@ def inputs(spec: QuantSpec, toolchain: Toolchain) -> dict[str, Any]:
         "type": spec.quant_type,
         "allow_requantize": spec.options.allow_requantize,
         "heldout_sha256": spec.heldout.sha256 if spec.heldout else None,
-        "metadata": dict(spec.metadata),
+        "metadata": config.plain(spec.metadata),
         "repack": False,
         "toolchain": toolchain.signature(),
         **mix,
@@ -403,16 +406,17 @@ def run_quantize(
     if spec.imatrix:
         # without the model's name, which is not what the artefact is known by
         imatrix_name = sizes.imatrix_name(spec.imatrix)
-        link(spec.imatrix.path, log.parent / imatrix_name)
+        _place_imatrix(spec.imatrix.path, log.parent / imatrix_name)
     threads, allow_requantize = options.compute.threads, options.allow_requantize
     types_name = None
     if spec.mix:
         types_name = "types.txt"
         (log.parent / types_name).write_text(programs.types_file(spec.mix.types))
-    metadata = dict(spec.metadata)
+    values = dict(spec.metadata)
     if spec.imatrix and int4.is_int4(spec.quant_type):
-        metadata |= int4.metadata(spec.quant_type, spec.imatrix.path)
-    flags = QuantizeOptions(threads, imatrix_name, metadata, allow_requantize, types_name)
+        values |= int4.metadata(spec.quant_type, spec.imatrix.path)
+    given = metadata.for_program(values)
+    flags = QuantizeOptions(threads, imatrix_name, given, allow_requantize, types_name)
     program = toolchain.program("llama-quantize")
     argv = programs.quantize_argv(program, model.path, target, spec.base(), flags)
     steps, output = programs.Steps(programs.TENSOR), list[str]()
@@ -429,8 +433,19 @@ def run_quantize(
             done = process.run(argv, log=log, cwd=log.parent, on_output=show)
         except ToolFailed as error:
             raise _explained(error, target) from error
+    metadata.write_lists(target, values)
     flush(target)  # the next run takes it by its name
     return QuantizeRun(programs.fallbacks("".join(output)), done.seconds)
+
+
+def _place_imatrix(path: Path, target: Path) -> None:
+    """Put an imatrix where llama-quantize reads it, without folders in the names of its texts."""
+    matrix = format.read(path)
+    names = tuple(map(without_folders, matrix.datasets))
+    if names == matrix.datasets:
+        link(path, target)
+    else:
+        format.write(target, replace(matrix, datasets=names))
 
 
 def _explained(error: ToolFailed, target: Path) -> Exception:

@@ -2,14 +2,15 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
+from imatrix_lab.core import paths
 from imatrix_lab.imatrix import format
 from imatrix_lab.models.gguf import TensorInfo, read_header
+from imatrix_lab.quantize.metadata import Value, size_bytes
 from imatrix_lab.types import ImatrixFacts, Model
 
 _ALIGNMENT = 32
 """Of tensors in files that llama-quantize makes, whatever its input has."""
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
-_STRING_MAX = 127
 _BY_IMATRIX = "quantize.imatrix."
 
 
@@ -18,7 +19,7 @@ def padded(size_bytes: int) -> int:
     return size_bytes + -size_bytes % _ALIGNMENT
 
 
-def header_bytes(model: Model, imatrix: ImatrixFacts | None, metadata: Mapping[str, str]) -> int:
+def header_bytes(model: Model, imatrix: ImatrixFacts | None, metadata: Mapping[str, Value]) -> int:
     """Return the bytes before the tensors of a file that llama-quantize makes.
 
     ``llama_model_quantize_impl`` copies the pairs of the first file, and sets its own; dimensions
@@ -28,9 +29,8 @@ def header_bytes(model: Model, imatrix: ImatrixFacts | None, metadata: Mapping[s
     pairs = {key: n for key, n in first.pair_bytes.items() if key not in _SPLIT}
     for key in ("general.quantization_version", "general.file_type"):
         pairs[key] = _key_bytes(key) + 4
-    texts = {**metadata, **(_of_imatrix(imatrix) if imatrix else {})}
-    for key, text in texts.items():
-        pairs[key] = _key_bytes(key) + 8 + min(len(text.encode()), _STRING_MAX)
+    for key, value in {**metadata, **(_of_imatrix(imatrix) if imatrix else {})}.items():
+        pairs[key] = _key_bytes(key) + size_bytes(value)
     if imatrix:
         counts = ["entries_count"] + (["chunks_count"] if imatrix.n_chunks > 0 else [])
         pairs |= {(key := _BY_IMATRIX + name): _key_bytes(key) + 4 for name in counts}
@@ -58,7 +58,7 @@ def imatrix_name(imatrix: ImatrixFacts) -> str:
 def _of_imatrix(imatrix: ImatrixFacts) -> dict[str, str]:
     texts = {"file": imatrix_name(imatrix)}
     if datasets := format.read(imatrix.path).datasets:
-        texts["dataset"] = datasets[0]
+        texts["dataset"] = paths.without_folders(datasets[0])
     return {_BY_IMATRIX + key: text for key, text in texts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Free-form answers in process: greedy, many at a time.
+"""Free-form answers in process: greedy or sampled, many at a time.
 
 Each answer has a slot: a sequence with its own memory. A prompt except for its last token is
 decoded by itself when it takes a slot; then all slots advance by one token in each decode. A slot
@@ -9,6 +9,10 @@ no decode has fewer tokens than `STEP_MIN`, except that of a shorter prompt. Wit
 every decode has that many tokens, and the last bits of a logit can depend on the number, as they
 do on a GPU: where two tokens are almost equally probable, answers can differ. The same items in
 the same order, with the same settings, give the same answers.
+
+Sampling adds Gumbel noise to the logits and takes the largest sum, which draws from their softmax
+(Maddison, Tarlow and Minka 2014, arXiv 1411.0030). The noise depends on seed, item, position and
+token alone: two models of one vocabulary draw alike, and differ where their probabilities do.
 """
 
 import codecs
@@ -19,6 +23,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +39,10 @@ from imatrix_lab.score.choice_layout import common
 from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.job import NOT_FINITE, Setup
 from imatrix_lab.score.windows import STEP_MIN, Decode
-from imatrix_lab.types import Generated, GenerateItem, Model
+from imatrix_lab.types import Generated, GenerateItem, Model, Sampling
+
+MIN_P = 0.05
+"""Tokens less probable than this share of the most probable one are not drawn, as in llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +133,35 @@ def generate(
             yield from slots.run(possible)
 
 
+class Sampler:
+    """Draws the tokens of one item's answer, in order."""
+
+    def __init__(self, sampling: Sampling, item_id: str):
+        self._temperature = sampling.temperature
+        key = sha256(f"{sampling.seed}\0{item_id}".encode()).digest()[:16]
+        # its raw numbers are the same in every version of numpy
+        self._bits = np.random.Philox(key=int.from_bytes(key, "little"))
+
+    def draw(self, logits: np.ndarray) -> int:
+        """Return a token, given float32 logits (vocabulary)."""
+        uniform = ((self._bits.random_raw(len(logits)) >> np.uint64(11)) + 0.5) * 2.0**-53
+        drawn = logits / self._temperature - np.log(-np.log(uniform))
+        drawn[logits < logits.max() + math.log(MIN_P)] = -np.inf
+        return int(drawn.argmax())
+
+
 @dataclass
 class _Answer:
-    """An answer that is being generated: `last` is its last token, at `position`."""
+    """An answer that is being generated: `last` is its last token, at `position`.
+
+    `sampler` is None where every token is the most probable one.
+    """
 
     prompt: Prompt
     last: int
     position: int
     raw: bytearray = field(default_factory=bytearray)
+    sampler: Sampler | None = None
     n_tokens: int = 0
 
     def cut_at_stop(self, n_new: int) -> bool:
@@ -209,7 +238,9 @@ class _Slots:
                 self._engine.decode(_decode(own, part, [slot] * n, output=False))
         self._kept[slot] = tokens
         raw = bytearray(prompt.opened.encode())
-        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1, raw)
+        item = prompt.item
+        sampler = Sampler(item.sampling, item.id) if item.sampling else None
+        self._answers[slot] = _Answer(prompt, prompt.tokens[-1], len(tokens) - 1, raw, sampler)
 
     def _step(self) -> Iterator[Generated]:
         """Advance every slot by one token; yield the answers that end.
@@ -222,11 +253,13 @@ class _Slots:
         slots = range(min(busy[0], max(0, last - STEP_MIN)), last)
         tokens, positions = zip(*map(self._next, slots), strict=True)
         decode = _decode(tokens, positions, slots, output=True)
-        rows = self._setup.kernel.rows(self._engine.decode(decode))
-        finite = np.isfinite(rows.log_sum)
-        for slot, top, is_finite in zip(slots, rows.top, finite, strict=True):
+        logits = self._engine.decode(decode)
+        rows = self._setup.kernel.rows(logits)
+        for slot, row, top, log_sum in zip(slots, logits, rows.top, rows.log_sum, strict=True):
             if answer := self._answers[slot]:
-                if ended := self._add(slot, answer, int(top), bool(is_finite)):
+                finite = math.isfinite(log_sum)
+                token = answer.sampler.draw(row) if answer.sampler and finite else int(top)
+                if ended := self._add(slot, answer, token, finite):
                     yield ended
             else:
                 self._rewind(slot, len(self._kept[slot]))

@@ -174,7 +174,7 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     """Quantize, or take what the store has; a quant that is not kept is made in a store apart."""
     kind, matrix = planned.kind, _matrix(planned, turn)
     base = turn.results.get(planned.imatrix_step, {})
-    metadata = tune.metadata_of(shared.tools, corpus_in(base), matrix)
+    metadata = tune.metadata_of(shared.tools, model, corpus_in(base), matrix)
     options = run.Options(compute.compute_for(model.facts, shared.compute(turn.threads)))
     spec = run.QuantSpec(model, matrix, kind.type, options, metadata)
     spec = QUANTIZERS[kind.quantizer].applied(spec)
@@ -294,7 +294,7 @@ def items(
     """Fetch and check a task's items, so that a problem with them is reported once."""
     request = _task_request(shared, task, languages, turn)
     chosen = pairs([definition.get(task.name)], request, turn.progress)
-    ready = (prepare(*pair, request, turn.progress) for pair in chosen)
+    ready = (prepare(*pair, request, shared.session(turn.progress)) for pair in chosen)
     return {"n_items": {prepared.locale.code: len(prepared.items) for prepared in ready}}
 
 
@@ -305,7 +305,7 @@ def answers(
     request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = model_in(turn.results[step]) if step else model
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    return {FILES: [str(file) for file in run_task(request, [backend], turn.progress)]}
+    return {FILES: [str(file) for file in run_task(request, [backend], session)]}
 
 
 def _task_request(

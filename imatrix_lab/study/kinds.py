@@ -11,6 +11,7 @@ from functools import partial
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.models import scaling
 from imatrix_lab.quantize import awq, feedback, int4
+from imatrix_lab.quantize.metadata import Value
 from imatrix_lab.quantize.run import QuantSpec
 from imatrix_lab.study.calibrations import Calibration
 from imatrix_lab.study.recipe import NONE, PLAIN, Recipe
@@ -33,7 +34,7 @@ def _with_both(spec: QuantSpec) -> QuantSpec:
     return _with_feedback(_with_awq(spec))
 
 
-def _more(spec: QuantSpec, own: Mapping[str, str]) -> dict[str, str]:
+def _more(spec: QuantSpec, own: Mapping[str, str]) -> dict[str, Value]:
     return {**spec.metadata, **{f"imatrix_lab.{key}": text for key, text in own.items()}}
 
 

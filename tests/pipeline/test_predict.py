@@ -20,6 +20,7 @@ from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.pipeline.predict import PredictRequest, predict_losses
+from imatrix_lab.quantize import metadata
 from imatrix_lab.quantize import run as quantize
 from imatrix_lab.types import ComputeOptions, Request
 
@@ -185,7 +186,8 @@ def test_a_quant_made_with_another_imatrix_is_refused(tiny, two, store, tools, q
     model = resolve.resolve(str(tiny), Session(store, Silent()))
     facts = tune.existing_imatrix(two["nb"], model, Silent())
     path = tmp_path / "q.gguf"
-    options = programs.QuantizeOptions(1, str(two["nb"]), tune.metadata_of(tools, None, facts))
+    pairs = metadata.for_program(tune.metadata_of(tools, model, None, facts))
+    options = programs.QuantizeOptions(1, str(two["nb"]), pairs)
     program = tools.program("llama-quantize")
     argv = programs.quantize_argv(program, tiny, path, "Q2_K", options)
     process.run(argv)

@@ -307,7 +307,7 @@ def test_scales_are_for_the_types_that_were_chosen(tools, family, collected, own
     types = dict.fromkeys(quant_error.tensors(model), "Q8_0")
     types |= {name: "Q3_K" for name in types if "blk.1" in name}
     options = run.Options(programs.Compute(2))
-    metadata = tune.metadata_of(tools, None, imatrix)
+    metadata = tune.metadata_of(tools, model, None, imatrix)
     spec = run.QuantSpec(model, imatrix, "size:Q4_K_M", options, metadata, awq=True)
     spec = dataclasses.replace(spec, mix=run.Mix("Q3_K_M", types))
     quant = run.quantize(tools, spec, session)

@@ -209,7 +209,7 @@ def test_without_text_to_verify_with_a_quant_has_the_same_bytes(tools, tiny, own
     (verified,) = run(tiny, None, ["Q4_K_M"], own_text(600), tmp_path / "out").quants
     model = resolve.resolve(str(tiny), Session(Store(), Silent()))
     options = quantize.Options(compute.compute_for(model.facts, ComputeOptions("cpu", threads=1)))
-    metadata = tune.metadata_of(tools, None, None)
+    metadata = tune.metadata_of(tools, model, None, None)
     spec = quantize.QuantSpec(model, None, "Q4_K_M", options, metadata)
     inputs = quantize.inputs(spec, tools)
     any_check = {k: v for k, v in inputs.items() if k != "heldout_sha256"}

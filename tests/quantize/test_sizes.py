@@ -75,6 +75,7 @@ def test_types_and_bytes_are_those_chosen(tools, model_path, seed, tmp_path, own
         ("nb.gguf", ()),
         ("nb.gguf", ("first", "second")),
         ("long.gguf", ("å" * 100,)),
+        ("path.gguf", ("/mnt/texts/nb/all.txt",)),
         ("nb.dat", ("x",)),
     ],
 )
@@ -87,7 +88,8 @@ def test_what_an_imatrix_adds_is_counted(tools, tiny, name, datasets, tmp_path, 
     }
     format.write(tmp_path / name, format.Imatrix(entries, datasets, 4, 128))
     mix = run.Mix("Q3_K_S", {"blk.0.ffn_up.weight": "Q8_0"})
-    spec, session = spec_of(tiny, tmp_path / name, mix, tmp_path, own_store)
+    more = {"general.languages": ("nb", "se"), "general.base_model.count": 1}
+    spec, session = spec_of(tiny, tmp_path / name, mix, tmp_path, own_store, **more)
     path = run.quantize(tools, spec, session).path
     made = read_header(path).tensors
     in_file = sizes.header_bytes(spec.model, spec.imatrix, spec.metadata)

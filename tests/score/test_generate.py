@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.score import generate
-from imatrix_lab.score.generate import Prompt
-from imatrix_lab.types import GenerateItem
+from imatrix_lab.score.generate import Prompt, Sampler
+from imatrix_lab.types import GenerateItem, Sampling
 from tests import tiny_model
 from tests.score import items, made
 from tests.score.numpy_llama import NumpyLlama
@@ -72,6 +73,35 @@ def test_the_most_probable_token_each_time(answer, tools, reference):
             assert margin > 1e-3, "choose another seed: two tokens are all but equally probable"
             assert answers[item.id].text == raw.decode("utf-8", "replace")
             assert answers[item.id].n_tokens == len(tokens) - n_prompt
+
+
+# -- sampled
+
+
+def test_draws_are_from_the_softmax(reference):
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.04, 0.01], np.float32))
+    for temperature, expected in (
+        (1.0, np.array([0.5, 0.3, 0.15, 0.04, 0]) / 0.99),  # 0.01 is less than 5 % of 0.5
+        (2.0, np.sqrt([0.5, 0.3, 0.15, 0.04, 0]) / np.sqrt([0.5, 0.3, 0.15, 0.04]).sum()),
+    ):
+        sampler = Sampler(Sampling(temperature, 1), "x")
+        counts = np.bincount([sampler.draw(logits) for _ in range(4000)], minlength=5)
+        assert counts[4] == 0
+        assert chisquare(counts[:4], 4000 * expected[:4]).pvalue > 0.01
+
+
+def test_a_sampled_answer_depends_on_item_and_seed_alone(answer, reference):
+    def asked(temperature, seed):
+        sampling = Sampling(temperature, seed)
+        return [dataclasses.replace(item, sampling=sampling) for item in plain(18)]
+
+    greedy, sampled = answer(reference, plain(18)), answer(reference, asked(1.0, 1))
+    assert answer(reference, asked(1.0, 1)[::-1], parallel=24) == sampled
+    mixed = [*plain(9), *asked(1.0, 1)[9:]]
+    assert answer(reference, mixed) == {i: (greedy if int(i) < 9 else sampled)[i] for i in greedy}
+    assert all(sampled[i].text != greedy[i].text for i in greedy)
+    assert all(f.text != sampled[i].text for i, f in answer(reference, asked(1.0, 2)).items())
+    assert answer(reference, asked(1e-4, 1)) == greedy
 
 
 # -- the same answers at any parallelism

@@ -63,7 +63,7 @@ def made(tools, reference, score_store, tmp_path_factory):
             imatrices.append((row, facts, corpus))
     quants = {}
     for row, facts, corpus in imatrices:
-        metadata = tune.metadata_of(tools, corpus, facts)
+        metadata = tune.metadata_of(tools, model, corpus, facts)
         spec = run.QuantSpec(model, facts, KIND, run.Options(Compute(1)), metadata)
         quants[row.label, row.sample] = run.quantize(tools, spec, Session(store, Silent()))
     texts = {

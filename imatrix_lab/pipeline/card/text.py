@@ -13,6 +13,7 @@ from imatrix_lab.core import format
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.names import readable
 from imatrix_lab.corpus.languages import load_all
+from imatrix_lab.corpus.mixture import languages_of
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.pipeline.card import picture, studies
 from imatrix_lab.pipeline.card.facts import CONTEXT
@@ -22,6 +23,10 @@ from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.types import NOT_FOR_USE
 
 _PROGRAMS = "[llama.cpp](https://github.com/ggml-org/llama.cpp) and programs built on it"
+_WHICH = (
+    " KLD is how far a file's predictions are from the original's on that text: 0 means identical."
+    " A file is left out if a smaller one is closer to the original."
+)
 _TABLE_KLD = (
     "KLD is the Kullback-Leibler divergence from the original model's predictions, over the whole"
     " vocabulary, on held-out text: 0 means identical. Intervals are over documents. Standard mixes"
@@ -67,6 +72,7 @@ def card(files: Entries, release: Release = Release()) -> str:
     lines = [_front(quants, release), f"# GGUF files of {names}", ""]
     lines += _introduction(names, quants, release.scores)
     lines += _which(quants, release.scores)
+    lines += _use(quants, release)
     lines += _files(quants, release)
     lines += _measured(quants, release)
     lines += _chosen(quants)
@@ -76,7 +82,6 @@ def card(files: Entries, release: Release = Release()) -> str:
         lines += studies.section(study, quants)
     lines += _imatrix(files, release)
     lines += _left_out(quants)
-    lines += _use(quants, release)
     lines += _made(quants, release)
     return "\n".join(lines)
 
@@ -95,8 +100,8 @@ def _front(quants: Entries, release: Release) -> str:
 
     bases = sorted({e["base_model"] for e in quants.values() if e["base_model"]})
     # the Hub takes codes only; an imatrix over the user's own text may have none
-    natural = {code for code, language in load_all().items() if language.script != "Zyyy"}
-    languages = sorted({e["language"] for e in quants.values()} & natural)
+    languages = sorted({x for e in quants.values() for x in languages_of(e["language"])})
+    named = sorted({name for e in quants.values() if (name := _quantized_by(e))})
     licences = {
         (e["license"], e.get("license_name", ""), e.get("license_link", ""))
         for e in quants.values()
@@ -131,11 +136,15 @@ def _front(quants: Entries, release: Release) -> str:
         model_name=", ".join(sorted({e["model_name"] for e in quants.values()})),
         eval_results=results or None,
         base_model_relation="quantized" if bases else None,
-        quantized_by=release.repo.partition("/")[0] or None,
+        quantized_by=", ".join(named) or release.repo.partition("/")[0] or None,
     )
     if not results:
         data.model_name = None
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _quantized_by(e: Mapping[str, Any]) -> str:
+    return str(e.get("request", {}).get("quantized_by", ""))
 
 
 def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
@@ -160,7 +169,7 @@ def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
     texts = sorted(scores.texts(), key=lambda text: text not in tuned)
     known = f"Scored against the original on held-out text ({_and(texts)}): every result is below."
     if claims := [c for text in texts if (c := _claim(text, scores))]:
-        known += f" Beside standard mixes of the same size: {'; '.join(claims)}."
+        known += f" Beside llama.cpp's standard mixes of the same size: {'; '.join(claims)}."
     return [*lines, known]
 
 
@@ -169,7 +178,7 @@ def _claim(text: str, scores: Scores) -> str:
     verdicts = [a.verdict for s in scores.files if s.summary.text == text for a in s.others]
     counts = {v: verdicts.count(v) for v in ("better", "worse", "undecided") if v in verdicts}
     told = ", ".join(f"{verdict} in {n}" for verdict, n in counts.items())
-    return f"{text} {told} of {len(verdicts)}" if counts else ""
+    return f"on {text} {told} of {len(verdicts)}" if counts else ""
 
 
 def _which(quants: Entries, scores: Scores) -> list[str]:
@@ -198,7 +207,7 @@ def _which(quants: Entries, scores: Scores) -> list[str]:
         *_table(columns, 3, [row[:n_columns] for row in rows]),
         "",
         f"Memory is at most about: the file, a context of {CONTEXT:,} tokens, and buffers."
-        + " A file is left out if a smaller one is closer to the original." * bool(scores.files),
+        + _WHICH * bool(scores.files),
     ]
 
 
@@ -404,7 +413,10 @@ def _use(quants: Entries, release: Release) -> list[str]:
     name = min(quants, key=lambda name: quants[name]["size_bytes"])
     first = release.shards.get(name, [name])[0]
     where = f"--hf-repo {release.repo} --hf-file {first}" if release.repo else f"-m {first}"
-    return ["", "## To run a file", "", f"    llama-server {where}"]
+    lines = ["", "## To run a file", "", f"    llama-server {where}"]
+    if release.repo and name not in release.shards:  # ollama takes no parts
+        lines.append(f"    ollama run hf.co/{release.repo}:{name}")
+    return lines
 
 
 def _made(quants: Entries, release: Release) -> list[str]:

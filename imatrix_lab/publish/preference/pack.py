@@ -10,6 +10,7 @@ import random
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -25,10 +26,11 @@ from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.publish.preference import page
 from imatrix_lab.publish.preference.prompts import Prompts, texts_of
+from imatrix_lab.score.generate import MIN_P
 from imatrix_lab.tasks import backends
 from imatrix_lab.tasks.backends import Answerer
 from imatrix_lab.tasks.journal import Journal
-from imatrix_lab.types import ComputeOptions, Generated, GenerateItem, TaskRequest
+from imatrix_lab.types import ComputeOptions, Generated, GenerateItem, Sampling, TaskRequest
 
 KEY = "imatrix_lab preference key"
 
@@ -42,6 +44,7 @@ class PackRequest:
     out: Path
     compute: ComputeOptions
     max_tokens: int = 300
+    sampling: Sampling | None = None
     parallel: int = 16
     force: bool = False
 
@@ -89,14 +92,16 @@ def make(request: PackRequest, session: Session) -> Key:
     systems = []
     for opened in every:
         with opened() as answerer:
-            systems.append(asked(answerer, request.max_tokens))
+            systems.append(asked(answerer, request.max_tokens, request.sampling))
     key, prompts = begun(request.prompts, systems, request.out, rules), request.prompts.by_id()
     journals = [journal(request.out, {**system, "prompts": prompts}) for system in systems]
     if not key.answers:
         answers = []
         for opened, own in zip(every, journals, strict=True):
             with opened() as answerer:
-                answers.append(answers_of(answerer, prompts, request.max_tokens, own))
+                answers.append(
+                    answers_of(answerer, prompts, request.max_tokens, own, request.sampling)
+                )
         key = filled(key, prompts, answers)
     finish(key, request.out)
     for own in journals:
@@ -122,9 +127,10 @@ def check(out: Path, rules: Rules) -> None:
         check_file(path, rules, lambda path: "" if has_key else any_file(path))
 
 
-def asked(answerer: Answerer, max_tokens: int) -> dict[str, Any]:
+def asked(answerer: Answerer, max_tokens: int, sampling: Sampling | None = None) -> dict[str, Any]:
     """Return what a model is, and how it is asked."""
     protocol = {**answerer.instrument(), "max_tokens": max_tokens}
+    protocol |= {"sampling": {**config.plain(sampling), "min_p": MIN_P}} if sampling else {}
     return {"name": answerer.label, **answerer.quant(), "protocol": protocol}
 
 
@@ -231,14 +237,19 @@ def journal(out: Path, inputs: Mapping[str, Any]) -> Journal[Generated]:
 
 
 def answers_of(
-    answerer: Answerer, prompts: Mapping[str, str], max_tokens: int, journal: Journal[Generated]
+    answerer: Answerer,
+    prompts: Mapping[str, str],
+    max_tokens: int,
+    journal: Journal[Generated],
+    sampling: Sampling | None = None,
 ) -> dict[str, str]:
     """Return a model's answer to each prompt; those in the journal are not asked again.
 
     Raises BadText: a prompt that it cannot answer.
     """
     answers = {name: answer for name in prompts if (answer := journal.get(name))}
-    left = [_item(n, t, max_tokens, answerer) for n, t in prompts.items() if n not in answers]
+    item = partial(_item, answerer, max_tokens, sampling)
+    left = [item(name, text) for name, text in prompts.items() if name not in answers]
     with journal:
         for answer in answerer.generate(left) if left else ():
             if answer.error:
@@ -249,10 +260,12 @@ def answers_of(
     return {name: thoughts.answer(answers[name].text).strip() for name in prompts}
 
 
-def _item(name: str, text: str, max_tokens: int, answerer: Answerer) -> GenerateItem:
-    role = "user" if answerer.is_chat else ""
+def _item(
+    answerer: Answerer, max_tokens: int, sampling: Sampling | None, name: str, text: str
+) -> GenerateItem:
+    message = ("user" if answerer.is_chat else "", text)
     more = thoughts.EXTRA_TOKENS if answerer.opened else 0
-    return GenerateItem(name, ((role, text),), max_tokens, thought_tokens=more)
+    return GenerateItem(name, (message,), max_tokens, thought_tokens=more, sampling=sampling)
 
 
 def filled(key: Key, prompts: Mapping[str, str], answers: Sequence[Mapping[str, str]]) -> Key:

@@ -1,5 +1,6 @@
 """A page for votes: what it shows, what it hides, and its key."""
 
+import dataclasses
 import json
 
 import pytest
@@ -15,7 +16,7 @@ from imatrix_lab.publish.preference import pack, prompts
 from imatrix_lab.publish.preference.pack import Key, PackRequest
 from imatrix_lab.publish.preference.prompts import Prompts
 from imatrix_lab.report.text import visible
-from imatrix_lab.types import ComputeOptions
+from imatrix_lab.types import ComputeOptions, Sampling
 
 CPU = ComputeOptions("cpu", threads=1, n_ctx=256)
 
@@ -55,6 +56,23 @@ def test_real_answers_and_a_key_that_knows_whose(score_store, tmp_path, request_
     answers = [a["text"] for a in key.answers.values() if a["system"] == "a"]
     assert len(rows) == 6
     assert all(any(row.endswith(text) for text in answers) for row in rows)
+
+
+def test_sampled_answers_are_signed_and_come_again(score_store, tmp_path, request_of):
+    session = Session(score_store(tmp_path / "store"), Silent())
+    greedy = request_of(tmp_path / "greedy.html", "F16", "Q2_K")
+    first, again, other = (
+        dataclasses.replace(greedy, out=tmp_path / f"{name}.html", sampling=Sampling(0.8, seed))
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    keys = [pack.make(r, session) for r in (greedy, first, again, other)]
+    texts = [sorted(map(str, key.answers.values())) for key in keys]
+    assert texts[1] == texts[2] and len({*map(tuple, texts)}) == 3
+    assert keys[1].request == keys[2].request and len({key.request for key in keys}) == 3
+    said = [key.systems["a"]["protocol"].get("sampling") for key in keys[:2]]
+    assert said == [None, {"temperature": 0.8, "seed": 1, "min_p": 0.05}]
+    with pytest.raises(UsageError, match="not replaced"):
+        pack.make(dataclasses.replace(other, out=greedy.out), session)
 
 
 def test_another_request_does_not_lose_a_key(score_store, tmp_path, request_of):
