@@ -141,6 +141,29 @@ def sensitivity_of(
     session: Session,
 ) -> Sensitivity:
     """Return the coefficients of a text with its imatrix, measured if the store lacks them."""
+    corpus, _ = text
+    what = probing(tools, model, text, compute, session)
+    inputs = _inputs(what, corpus.sha256)
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        measured = measure(what, inputs, scratch, session)
+        sensitivity.write(out / _FILE, measured)
+        return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
+
+    label = f"{model.label}-{corpus.language}"
+    artifact = session.store.get("sensitivity", label, inputs, make, session.progress)
+    measured = sensitivity.read(artifact.path / _FILE)
+    return replace(measured, language=corpus.language)
+
+
+def probing(
+    tools: Toolchain,
+    model: Model,
+    text: tuple[CorpusFacts, ImatrixFacts],
+    compute: ComputeOptions,
+    session: Session,
+) -> Probing:
+    """Return what is probed for a text with its imatrix."""
     corpus, imatrix = text
     check_memory(model.facts, compute, model.path)
     settings = job.placed(tools, [model], settings_for(model, compute), compute, session)
@@ -149,19 +172,8 @@ def sensitivity_of(
         language = language_of(corpus, imatrix, vocabulary)
     compiled = kernel.get(tools, settings.threads, session)
     imatrix = replace(imatrix, language=corpus.language)
-    probing = Probing(tools, compiled, model, settings, imatrix, language, windows)
-    probing = replace(probing, alone=sensitivity.outliers(_errors(probing, OUTLIERS_AT, session)))
-    inputs = _inputs(probing, corpus.sha256)
-
-    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        measured = measure(probing, inputs, scratch, session)
-        sensitivity.write(out / _FILE, measured)
-        return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
-
-    label = f"{model.label}-{corpus.language}"
-    artifact = session.store.get("sensitivity", label, inputs, make, session.progress)
-    measured = sensitivity.read(artifact.path / _FILE)
-    return replace(measured, language=corpus.language)
+    whole = Probing(tools, compiled, model, settings, imatrix, language, windows)
+    return replace(whole, alone=sensitivity.outliers(errors_at(whole, OUTLIERS_AT, session)))
 
 
 def language_of(corpus: CorpusFacts, imatrix: ImatrixFacts, vocabulary: Vocabulary) -> Language:
@@ -236,7 +248,7 @@ def measure(
     probing: Probing, signature: Mapping[str, Any], scratch: Path, session: Session
 ) -> Sensitivity:
     """Return every group's coefficient, from as many pieces as the ranking of groups needs."""
-    run, where = _Run(probing, scratch, session), probing.model.path
+    run, where = Run(probing, scratch, session), probing.model.path
     n_pieces, n_all = min(PIECES_MIN, len(probing.windows)), len(probing.windows)
     session.progress.say(
         f"sensitivity of {probing.label}: {len(run.groups)} groups of tensors, each with"
@@ -271,7 +283,7 @@ def _with_errors(
     """
     p = probing
     types = {probe.type for probe in probes.values()}
-    by_type = {type_name: _errors(p, type_name, session) for type_name in sorted(types)}
+    by_type = {type_name: errors_at(p, type_name, session) for type_name in sorted(types)}
     tokens = tuple(w.n_scored for w in p.windows[:n_pieces])
     coefficients: dict[str, dict[str, sensitivity.Coefficient]] = {}
     groups = p.groups()
@@ -288,7 +300,7 @@ def _with_errors(
     return Sensitivity(*values, coefficients, signature)
 
 
-def _errors(probing: Probing, type_name: str, session: Session) -> dict[str, float]:
+def errors_at(probing: Probing, type_name: str, session: Session) -> dict[str, float]:
     """Return what each tensor that is probed loses at a type."""
     p = probing
     languages, threads = {p.label: p.language}, p.settings.threads
@@ -301,7 +313,7 @@ def _errors(probing: Probing, type_name: str, session: Session) -> dict[str, flo
     }
 
 
-class _Run:
+class Run:
     """One measurement, and what it has kept on disk."""
 
     def __init__(self, probing: Probing, scratch: Path, session: Session):
@@ -346,7 +358,7 @@ class _Run:
                 done += n_tokens
                 task.update(done, note)
 
-            self._read_reference(engine, unread, advance)
+            self.read_reference(engine, unread, advance)
             if unread:
                 per_s = engine.n_tokens / engine.seconds
                 left_s = sum(self.sizes[b] for some in missing.values() for b in some) / per_s
@@ -356,7 +368,9 @@ class _Run:
                     self._probe(engine, i, probe, missing[key], advance)
             progress.say(f"llama_decode, tokens/s: {rates([engine])}")
 
-    def _read_reference(self, engine: Patched, unread: Sequence[int], advance: Advance) -> None:
+    def read_reference(
+        self, engine: Patched, unread: Sequence[int], advance: Advance = lambda *_: None
+    ) -> None:
         """Keep the full model's logits."""
         model, kernel = self.probing.model, self.probing.kernel
         n_bytes = sum(self.sizes[b] for b in unread) * model.facts.n_vocab * 4
@@ -396,6 +410,17 @@ class _Run:
             raise BadModel(f"with {group} at {probe.type} this model gives no finite number")
         probe.kld_nats += klds
         write_whole(self._file(number), json.dumps({"group": group, "kind": kind, **vars(probe)}))
+
+    def divergence_with(
+        self, engine: Patched, names: Sequence[str], type_name: str, batches: Sequence[int]
+    ) -> float:
+        """Return the mean KLD of some batches with some tensors at a type, in nats a token."""
+        loaded = [name for name in names if engine.has(name)]
+        self._replace(engine, loaded, type_name)
+        klds = [kld for b in batches for kld in self._divergence(engine, b)]
+        for name in loaded:
+            engine.restore(name)
+        return float(np.mean(klds))
 
     def _replace(self, engine: Patched, names: Sequence[str], type_name: str) -> None:
         library = self.ggml

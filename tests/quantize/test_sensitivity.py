@@ -120,7 +120,7 @@ def test_what_is_restored_diverges_by_exactly_zero(reference, text, store, tmp_p
             engine.replace(name, lambda rows, matrix: 2 * rows)
             engine.restore(name)
 
-    monkeypatch.setattr(probes._Run, "_replace", and_back)
+    monkeypatch.setattr(probes.Run, "_replace", and_back)
     with pytest.raises(BadModel):
         build(reference, text, store, tmp_path)
     kept = [json.loads(p.read_bytes()) for p in store.root.glob("work/*/scratch/probe-*.json")]
