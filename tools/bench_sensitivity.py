@@ -58,7 +58,10 @@ def table(run: probes.Run, engine: Patched, types: list[str], n_pieces: int) -> 
     for group, names in (run.groups | whole).items():
         print(group.ljust(24), end="", flush=True)
         for t in types:
-            kld = run.divergence_with(engine, names, t, batches)
+            run.replace(engine, dict.fromkeys(names, t))
+            kld = run.divergence(engine, batches)
+            for name in filter(engine.has, names):
+                engine.restore(name)
             apart[t] += kld if group != "all" else 0.0
             value = kld / apart[t] if group == "all" else kld / sum(errors[t][n] for n in names)
             print(f" {value:9.4g}", end="", flush=True)

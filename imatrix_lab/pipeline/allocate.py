@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,10 @@ from imatrix_lab.llamacpp.toolchain import IN_MEMORY, Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import TensorInfo
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.quantize import allocate, errors, probes, run, sensitivity, sizes
-from imatrix_lab.quantize.allocate import Candidate, Candidates, Goal
+from imatrix_lab.quantize import allocate, errors, interactions, probes, run, sensitivity, sizes
+from imatrix_lab.quantize.allocate import Candidate, Candidates, Choice, Goal
 from imatrix_lab.quantize.errors import Language, Options
+from imatrix_lab.quantize.interactions import Together
 from imatrix_lab.quantize.metadata import Value
 from imatrix_lab.quantize.sensitivity import SUFFIX, Sensitivity
 from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, Request, TypeChoice
@@ -192,9 +193,11 @@ class Case:
             self.weights,
             {language: nats for language, nats in standard_kld.items() if nats > 0},
             dict(self.request.choice.at_least),
-            self._limits(),
+            self._limits(self._predicted(self.candidates)),
         )
-        choice = allocate.allocate(self._allowed(goal), goal)
+        choice = allocate.allocate(self._allowed(self.candidates, goal), goal)
+        if max(choice.predicted_kld_nats[x] for x in self.weights) > interactions.ADDITIVE_NATS:
+            choice, standard_kld = self._measured(choice, goal, types)
         chosen = Chosen(
             run.Mix(_BASES.get(standard, standard), {**left, **choice.types}),
             choice.size_bytes,
@@ -309,7 +312,74 @@ class Case:
         """Return what a file with these types is predicted to lose, in nats a token."""
         return allocate.predicted(self.candidates, types)
 
-    def _allowed(self, goal: Goal) -> Candidates:
+    def _measured(
+        self, first: Choice, goal: Goal, standard: Mapping[str, str]
+    ) -> tuple[Choice, dict[str, float]]:
+        """Return the better of a choice and of one by what each group adds in it, both measured.
+
+        And what the standard type loses, measured too. On the text of the probes.
+        """
+        languages = [*self.weights, *(x for x in goal.limits_nats if x not in self.weights)]
+        measured = {x: self._together(x, first.types, apart=True) for x in languages}
+        factors = {x: measured[x].factors(self._by_group(x, first.types)) for x in languages}
+        corrected = self._corrected(factors)
+        limits = self._limits(self._predicted(corrected))
+        choices, goal = [first], dataclasses.replace(goal, limits_nats=limits)
+        with contextlib.suppress(UsageError):  # limits that only predictions kept
+            choices.append(allocate.allocate(self._allowed(corrected, goal), goal))
+        klds = [{x: measured[x].kld_nats for x in languages}]
+        klds += [{x: self._kld(x, choice.types) for x in languages} for choice in choices[1:]]
+        limits = self._limits(self._kld)
+
+        def loss(kld: Mapping[str, float]) -> tuple[float, float]:
+            """First how far limits are exceeded."""
+            excess = max((kld[x] / nats for x, nats in limits.items()), default=0.0)
+            parts = (w * kld[x] / goal.scale_nats.get(x, 1.0) for x, w in self.weights.items())
+            return max(1.0, excess), sum(parts)
+
+        best = min(range(len(choices)), key=lambda i: loss(klds[i]))
+        told = {**choices[best].predicted_kld_nats, **klds[best]}
+        mix = {x: self._kld(x, standard) for x in languages}
+        of_standard = {**allocate.predicted(self.candidates, standard), **mix}
+        return dataclasses.replace(choices[best], predicted_kld_nats=told), of_standard
+
+    def _predicted(self, candidates: Candidates) -> Callable[[str, Mapping[str, str]], float]:
+        return lambda language, types: allocate.predicted(candidates, types)[language]
+
+    def _kld(self, language: str, types: Mapping[str, str]) -> float:
+        """Return what tensors at these types lose together."""
+        return self._together(language, {n: types[n] for n in self.candidates}, False).kld_nats
+
+    def _together(self, language: str, types: Mapping[str, str], apart: bool) -> Together:
+        text, compute = self.texts[language], self.request.compute
+        what = probes.probing(self.tools, self.model, text, compute, self.session)
+        measured = self.sensitivities[language]
+        return interactions.together(what, types, measured, self.session, apart)
+
+    def _by_group(self, language: str, types: Mapping[str, str]) -> dict[str, float]:
+        """Return what each group is predicted to lose."""
+        nats: dict[str, float] = {}
+        for name, type_name in types.items():
+            group = self.sensitivities[language].group(name)
+            kld = self.candidates[name][type_name].kld_nats[language]
+            nats[group] = nats.get(group, 0.0) + kld
+        return nats
+
+    def _corrected(self, factors: Mapping[str, Mapping[str, float]]) -> Candidates:
+        """Return the candidates with each group's nats so many times as large."""
+
+        def nats(name: str, candidate: Candidate) -> dict[str, float]:
+            return {
+                x: kld * factors.get(x, {}).get(self.sensitivities[x].group(name), 1.0)
+                for x, kld in candidate.kld_nats.items()
+            }
+
+        return {
+            name: {t: Candidate(c.size_bytes, nats(name, c)) for t, c in options.items()}
+            for name, options in self.candidates.items()
+        }
+
+    def _allowed(self, candidates: Candidates, goal: Goal) -> Candidates:
         """Return the candidates of the types allowed; as they are only where there is room."""
 
         def of(whole: bool) -> Candidates:
@@ -319,7 +389,7 @@ class Case:
                     for t, c in options.items()
                     if t in _offered(self._tensors[name], self.request, whole)
                 }
-                for name, options in self.candidates.items()
+                for name, options in candidates.items()
             }
 
         quantized = of(whole=False)
@@ -339,12 +409,14 @@ class Case:
 
         return min(STANDARD, key=distance)
 
-    def _limits(self) -> dict[str, float]:
+    def _limits(self, kld_nats: Callable[[str, Mapping[str, str]], float]) -> dict[str, float]:
+        """Return what each language with a limit may lose, by what types lose in a language."""
         limits: dict[str, float] = {}
         for standard, named in self.request.choice.no_worse_than:
-            nats = allocate.predicted(self.candidates, self.standard(standard))
+            types = self.standard(standard)
             for language in named:
-                limits[language] = min(nats[language], limits.get(language, nats[language]))
+                nats = kld_nats(language, types)
+                limits[language] = min(nats, limits.get(language, nats))
         return limits
 
     def _size_bytes(

@@ -330,7 +330,7 @@ class Run:
     def probed(self, n_pieces: int) -> dict[_Key, _Probe]:
         """Return every group's probes on the first pieces; what is missing is measured."""
         firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
-        needed = [b for b in range(len(self.batches)) if firsts[b] < n_pieces]
+        needed = self.first(n_pieces)
         probes = {key: self._kept(i) for i, key in enumerate(self.keys)}
         missing = {
             key: [b for b in needed if firsts[b] >= len(probe.kld_nats)]
@@ -394,13 +394,13 @@ class Run:
         klds: list[float] = []
         for b in missing:
             if not klds:
-                self._replace(engine, names, probe.type)
+                self.replace(engine, dict.fromkeys(names, probe.type))
             divergence = self._divergence(engine, b)
             while not probe.kld_nats and not klds and not np.mean(divergence) <= KLD_MAX:
                 if probe.type not in finer:
                     break
                 probe.type = finer[probe.type]
-                self._replace(engine, names, probe.type)
+                self.replace(engine, dict.fromkeys(names, probe.type))
                 divergence = self._divergence(engine, b)
             klds += divergence
             advance(self.sizes[b], f"{group} at {probe.type}")
@@ -411,20 +411,21 @@ class Run:
         probe.kld_nats += klds
         write_whole(self._file(number), json.dumps({"group": group, "kind": kind, **vars(probe)}))
 
-    def divergence_with(
-        self, engine: Patched, names: Sequence[str], type_name: str, batches: Sequence[int]
-    ) -> float:
-        """Return the mean KLD of some batches with some tensors at a type, in nats a token."""
-        loaded = [name for name in names if engine.has(name)]
-        self._replace(engine, loaded, type_name)
-        klds = [kld for b in batches for kld in self._divergence(engine, b)]
-        for name in loaded:
-            engine.restore(name)
-        return float(np.mean(klds))
+    def first(self, n_pieces: int) -> list[int]:
+        """Return the batches of the first pieces."""
+        firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
+        return [b for b in range(len(self.batches)) if firsts[b] < n_pieces]
 
-    def _replace(self, engine: Patched, names: Sequence[str], type_name: str) -> None:
+    def divergence(self, engine: Patched, batches: Sequence[int]) -> float:
+        """Return the mean KLD of some batches as the model is now, in nats a token."""
+        return float(np.mean([kld for b in batches for kld in self._divergence(engine, b)]))
+
+    def replace(self, engine: Patched, types: Mapping[str, str]) -> None:
+        """Put what types make of tensors in their place."""
         library = self.ggml
-        for name in names:
+        for name, type_name in types.items():
+            if not engine.has(name):
+                continue
             info = self.tensors[name].info
             importance = errors.importance_of(self.imatrix, name, info)
             actual = _actual(type_name, info.shape[0])

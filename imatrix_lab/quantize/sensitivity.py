@@ -117,13 +117,14 @@ class Sensitivity:
 
     def has(self, tensor_name: str) -> bool:
         """Return whether text reached a tensor."""
-        return self._group(tensor_name) in self.coefficients
+        return self.group(tensor_name) in self.coefficients
 
     def of(self, tensor_name: str, type_name: str) -> Coefficient:
         """Return a tensor's coefficient at a type; raises KeyError for one that no text reached."""
-        return self.coefficients[self._group(tensor_name)][kind_of(type_name)]
+        return self.coefficients[self.group(tensor_name)][kind_of(type_name)]
 
-    def _group(self, tensor_name: str) -> str:
+    def group(self, tensor_name: str) -> str:
+        """Return a tensor's group."""
         alone = alone_as(tensor_name)
         return alone if alone in self.coefficients else group_of(tensor_name, self.n_layers)
 

@@ -15,7 +15,7 @@ from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import allocate, tune
-from imatrix_lab.quantize import probes, run
+from imatrix_lab.quantize import interactions, probes, run
 from imatrix_lab.types import ComputeOptions, Request, TypeChoice
 from tests.corpus import made_up
 
@@ -110,6 +110,27 @@ def test_bounds_of_roles_types_and_languages(tuned):
     assert ups == {"Q5_K"}
     assert set(bound.predicted_kld_nats) == {"qa", "en"} and bound.weights == {"qa": 1.0}
     assert bound.predicted_kld_nats["qa"] >= free.predicted_kld_nats["qa"] * (1 - 1e-3)
+
+
+def test_a_choice_that_loses_much_is_measured_and_corrected(tuned, monkeypatch):
+    size = "size:Q3_K_S"
+    first = tuned(size).chosen[size]
+    monkeypatch.setattr(interactions, "ADDITIVE_NATS", 0.0)
+    measure, seen = interactions.together, {}
+
+    def watching(probing, types, *rest):
+        found = measure(probing, types, *rest)
+        seen[tuple(sorted(types.items()))] = found.kld_nats
+        return found
+
+    monkeypatch.setattr(interactions, "together", watching)
+    chosen = tuned(size, force=True).chosen[size]
+    reached = next(iter(seen))
+    of = {name: kld for name, kld in chosen.mix.types.items() if name in dict(reached)}
+    told = chosen.predicted_kld_nats["qa"]
+    assert told == seen[tuple(sorted(of.items()))] == min(list(seen.values())[:2])
+    assert chosen.standard_kld_nats["qa"] == list(seen.values())[-1]
+    assert chosen.size_bytes <= chosen.limit_bytes == first.limit_bytes
 
 
 def test_a_language_measured_before_is_predicted_and_changes_nothing(tuned):

@@ -20,7 +20,7 @@ from imatrix_lab.llamacpp import ggml
 from imatrix_lab.models import weights
 from imatrix_lab.models.resolve import resolve
 from imatrix_lab.pipeline import sensitivity as stage
-from imatrix_lab.quantize import errors, plots, probes, sensitivity
+from imatrix_lab.quantize import errors, interactions, plots, probes, sensitivity
 from imatrix_lab.quantize.sensitivity import Sensitivity, coefficient
 from imatrix_lab.score import run
 from imatrix_lab.score.checkpoint import Checkpoint
@@ -114,13 +114,39 @@ def test_a_probe_in_memory_is_a_file_with_the_same_tensors_scored(
     assert group.kld_nats_per_error == pytest.approx(np.mean(klds) / group.error, rel=1e-2)
 
 
+def test_a_group_together_with_none_is_its_probe_and_put_back_nothing(
+    reference, text, store, tmp_path, seen
+):
+    measured = build(reference, text, store, tmp_path)
+    (probing,), group = seen, measured.coefficients[GROUP]["scale"]
+    session, types = Session(store, Silent()), dict.fromkeys(probing.groups()[GROUP], "Q3_K")
+    both = [interactions.together(probing, types, measured, session, apart) for apart in (True, 0)]
+    for together in both:
+        assert together.kld_nats == pytest.approx(np.mean(group.kld_nats), rel=1e-6)
+    assert both[0].without == {GROUP: 0.0} and not both[1].without
+
+
+def test_more_groups_lose_more_and_each_part_counts(reference, text, store, tmp_path, seen):
+    measured = build(reference, text, store, tmp_path)
+    (probing,), session = seen, Session(store, Silent())
+    groups = probing.groups()
+    two = {n: "Q2_K" for g in (GROUP, "attn_v.0") for n in groups[g]}
+    together = interactions.together(probing, two, measured, session, True)
+    assert set(together.without) == {GROUP, "attn_v.0"}
+    assert all(0 < kld < together.kld_nats for kld in together.without.values())
+    halves = {g: together.kld_nats - kld for g, kld in together.without.items()}
+    assert together.factors(halves) == pytest.approx(dict.fromkeys(halves, 1.0))
+    tiny = {g: nats / 100 for g, nats in halves.items()}
+    assert together.factors(tiny) == dict.fromkeys(halves, interactions.FACTOR_MAX)
+
+
 def test_what_is_restored_diverges_by_exactly_zero(reference, text, store, tmp_path, monkeypatch):
-    def and_back(self, engine, names, type_name):
-        for name in names:
+    def and_back(self, engine, types):
+        for name in types:
             engine.replace(name, lambda rows, matrix: 2 * rows)
             engine.restore(name)
 
-    monkeypatch.setattr(probes.Run, "_replace", and_back)
+    monkeypatch.setattr(probes.Run, "replace", and_back)
     with pytest.raises(BadModel):
         build(reference, text, store, tmp_path)
     kept = [json.loads(p.read_bytes()) for p in store.root.glob("work/*/scratch/probe-*.json")]
