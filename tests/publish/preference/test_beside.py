@@ -60,6 +60,7 @@ def people(tmp_path, key, n, n_votes=N):
 
 def judge(key, path, reply, progress=None):
     with chat_server(reply) as url, Client(url, "a judge", timeout_s=10) as chat:
+        chat.identity = "the same model"
         return judges.ask(key, path, chat, progress or Silent())
 
 
