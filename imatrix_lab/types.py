@@ -256,7 +256,8 @@ class ScoreRequest:
     """Which quants to score on which texts, and how; None chooses.
 
     Models: see `models.resolve`. `texts`: label and file; a label alone is a language, for its
-    held-out text. `protocol` is `document` or `llamacpp`; `limit` the most documents of a text.
+    held-out text. `protocol` is `document` or `llamacpp`; `limit` the most documents of a text, and
+    `document_tokens` the most tokens of each, from its start.
     `base_logits`: `live` (all models in memory at once), `cached` (one at a time; the probability
     outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode. `field`:
     as in `Request`.
@@ -270,6 +271,7 @@ class ScoreRequest:
     protocol: str = "document"
     overlap: int | None = None
     limit: int | None = None
+    document_tokens: int | None = None
     base_logits: str = "auto"
     rest_share: float = 0.01
     n_rows: int | None = None

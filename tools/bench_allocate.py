@@ -21,7 +21,6 @@ document, with 95 % intervals.
 
 import argparse
 import dataclasses
-import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +37,6 @@ from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import documents, packing
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.llamacpp.toolchain import cores
 from imatrix_lab.models.gguf import read_header
@@ -69,7 +67,7 @@ MIX = "the mix"
 TOKENS_FIRST, TOKENS_OTHERS = 128, 64
 """Of each held-out document, from its start: in the first language, in the others."""
 
-Coefficient = Callable[[str], float]
+Coefficient = Callable[[str, str], float]
 
 
 def main() -> None:
@@ -122,7 +120,6 @@ class Bench:
         self.corpora: dict[str, CorpusFacts] = {}
         self.imatrices: dict[str, ImatrixFacts] = {}
         self.sensitivities: dict[str, Sensitivity] = {}
-        self.heldout: dict[str, Path] = {}
         self.options: Options = {}
         self.pairs: dict[str, list[tuple[float, float]]] = {}
 
@@ -139,7 +136,6 @@ class Bench:
             with timed(f"imatrix {code}, {n} tokens"):
                 imatrix = tune.imatrix_of(request, self.tools, self.model, corpus, self.session)
             self.corpora[code], self.imatrices[code] = corpus, imatrix
-            self.heldout[code] = self._documents(code, corpus)
         with timed("one llama-quantize run, Q4_K_M"):
             self._mix("Q4_K_M")
         known = {code: self._language(code) for code in n_tokens}
@@ -166,20 +162,10 @@ class Bench:
         with Vocabulary(self.tools, self.model.path) as vocabulary:
             return probes.language_of(self.corpora[code], self.imatrices[code], vocabulary)
 
-    def _documents(self, code: str, corpus: CorpusFacts) -> Path:
-        """Return a file with the first tokens of held-out documents."""
-        limit = TOKENS_FIRST if code == self.first else TOKENS_OTHERS
-        path = self.work / f"{code}.jsonl"
-        whole = documents.read(corpus.heldout)[: self.n_documents]
-        with Vocabulary(self.tools, self.model.path) as vocabulary:
-            cut = [packing.within_budget([d], limit, vocabulary.count)[0] for d in whole]
-        lines = [json.dumps({"id": f"{i:03d}", "text": t}) + "\n" for i, t in enumerate(cut)]
-        path.write_bytes("".join(lines).encode())
-        return path
-
     def measured(self, code: str) -> Coefficient:
         """Return a language's measured coefficients."""
-        return lambda tensor: self.sensitivities[code].of(tensor).kld_nats_per_error
+        measured = self.sensitivities[code]
+        return lambda tensor, kind: measured.of(tensor, kind).kld_nats_per_error
 
     def _candidates(self, first: Coefficient, fixed: Mapping[str, str] | None = None) -> Candidates:
         """Return every tensor's candidates: nats by measured coefficients, `first` for "chosen"."""
@@ -188,8 +174,8 @@ class Bench:
             tensor: {
                 kind: Candidate(
                     padded(option.size_bytes),
-                    {c: by(tensor) * option.errors[c] for c, by in languages.items()}
-                    | {"chosen": first(tensor) * option.errors[self.first]},
+                    {c: by(tensor, kind) * option.errors[c] for c, by in languages.items()}
+                    | {"chosen": first(tensor, kind) * option.errors[self.first]},
                 )
                 for kind, option in kinds.items()
                 if kind in ((fixed or {}).get(tensor, kind),) and kind not in ("F16", "F32", "BF16")
@@ -216,7 +202,8 @@ class Bench:
         goal = self._goal(size)
         mix = {t.name: t.type_name for t in read_header(self._mix(size)).tensors}
         free = self._candidates(self.measured(self.first))
-        ways = {"measured": self.measured(self.first), "one": lambda _: 1.0, "published": published}
+        ways: dict[str, Coefficient] = {"measured": self.measured(self.first)}
+        ways |= {"one": lambda *_: 1.0, "published": published}
         chosen = {}
         for name, by in ways.items():
             fixed = self._candidates(by, {EMBEDDING: mix[EMBEDDING]})
@@ -272,11 +259,12 @@ class Bench:
 
     def _scored(self, size: str, paths: Mapping[str, Path]) -> dict[tuple[str, str], Score]:
         scores: dict[tuple[str, str], Score] = {}
-        for code, text in self.heldout.items():
+        for code, corpus in self.corpora.items():
             of = {n: p for n, p in paths.items() if code == self.first or is_for_all(n)}
             request = ScoreRequest(
-                str(self.model.path), tuple(map(str, of.values())), ((code, text),),
-                self.work / f"scores-{size}", CPU, base_logits="live",
+                str(self.model.path), tuple(map(str, of.values())), ((code, corpus.heldout),),
+                self.work / f"scores-{size}", CPU, limit=self.n_documents, base_logits="live",
+                document_tokens=TOKENS_FIRST if code == self.first else TOKENS_OTHERS,
             )  # fmt: skip
             files = {sha256_of_quant(path): path for path in score.score(request, self.session)}
             scores |= {(code, n): by_document(files[sha256_file(p)]) for n, p in of.items()}
@@ -293,7 +281,7 @@ class Bench:
                   f" measured / predicted {ratio.min():.2f} to {ratio.max():.2f}")  # fmt: skip
 
 
-def published(tensor: str) -> float:
+def published(tensor: str, _: str) -> float:
     """Return the factor of pull request 15550."""
     return PUBLISHED.get(role_of(tensor), 1.0)
 

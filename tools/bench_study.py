@@ -1,8 +1,14 @@
 """Compare the cost of a study with a plain script of llama.cpp's programs for the same grid.
 
-    make bench-study             demo model, 2 languages x 2 samples, pools, mixtures; 25 minutes
+    make bench-study                          demo model, 2 languages x 2 samples, pools, mixtures;
+                                              25 minutes
+    python tools/bench_study.py --cluster     tiny model: steps by a worker of a cluster; 10 minutes
 
-Both sides quantize with the same calibration texts and score at least the same number of tokens:
+With --cluster a study of many short steps runs by the scheduler alone, and by a worker with as many
+jobs; of a short and a long study the difference is what a step takes, without what is once.
+
+Else both sides quantize with the same calibration texts and score at least the same number of
+tokens:
 
     study    one run of llama-imatrix a sample; pools and mixtures are merged from these; original
              and quants read a text together, and nearly every token is scored
@@ -16,12 +22,14 @@ runs after the other.
 """
 
 import argparse
+import importlib
+import json
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +40,7 @@ from imatrix_lab.cli.terminal import Terminal
 from imatrix_lab.core import process
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.store import Store, default_root
 from imatrix_lab.corpus import documents
 from imatrix_lab.corpus.documents import JOINT
 from imatrix_lab.llamacpp import programs
@@ -46,6 +54,8 @@ from imatrix_lab.types import ComputeOptions, CorpusFacts, Document, Model, Requ
 WINDOW, SCORED = 512, 255
 """Tokens of llama-perplexity's windows, and how many of these it scores."""
 SAMPLES = 2
+TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_1",
+         "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS")  # fmt: skip
 SHARED = ("toolchain", "model", "kernel", "fetched", "text", "sources", "corpus", "sha256.json")
 """Cached for both sides."""
 
@@ -331,10 +341,69 @@ def report(study: Cost, script: Cost, grid: Grid) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A study of a tiny model: how many steps, and what these took."""
+
+    n: int
+    wall_s: float
+    cpu_s: float
+
+
+def tiny_study(folder: Path, types: Sequence[str], jobs: int, by_worker: bool) -> Steps:
+    """Run a study of a tiny model that makes and scores quants of these types."""
+    whole = importlib.import_module("tests.study.whole")
+    whole.furnish(folder, ("qaa", "qab"))
+    cache = {"IMATRIX_LAB_CACHE": str(folder / "store"), "IMATRIX_LAB_DATA": str(folder / "data")}
+
+    def env_of(store: Path) -> dict[str, str]:
+        store.mkdir()
+        for kind in ("toolchain", "kernel"):
+            (store / kind).symlink_to(default_root() / kind)
+        return {**os.environ, **cache, "IMATRIX_LAB_CACHE": str(store), "OMP_NUM_THREADS": "1"}
+
+    text = whole.RECIPE.replace('types = ["Q4_K_M", "Q2_K"]', f"types = {json.dumps(types)}")
+    bench = whole.Bench(folder, env_of(folder / "store"), text)
+    before = children_cpu_s()
+    workers = whole.Workers(folder, env_of)
+    if by_worker:
+        workers.start("one", jobs=jobs)
+    began = time.monotonic()
+    bench.study(*(("--cluster", workers.file) if by_worker else ("--jobs", jobs)))
+    wall_s = time.monotonic() - began
+    workers.stop()
+    n_steps = len(list((bench.out / "steps").iterdir()))
+    return Steps(n_steps, wall_s, children_cpu_s() - before)
+
+
+def bench_cluster(jobs: int) -> None:
+    """Print what a step costs by a worker beside the scheduler alone."""
+    sys.path[:0] = [str(Path(__file__).parents[1])]
+    took: dict[str, list[Steps]] = {"scheduler": [], "worker": []}
+    for types in (TYPES[:2], TYPES):
+        for name, studies in took.items():
+            with tempfile.TemporaryDirectory() as folder:
+                studies.append(tiny_study(Path(folder), types, jobs, name == "worker"))
+            print(f"{name}: {studies[-1]}", flush=True)
+    (a0, a1), (b0, b1) = took.values()
+    n = a1.n - a0.n
+    print(f"{jobs} jobs; {n} steps more{'scheduler':>16}{'worker':>12}{'ratio':>8}{'more':>10}")
+
+    def row(name: str, a: float, b: float, unit: str) -> None:
+        print(f"{name:24}{a:11.2f} s{b:10.2f} s{b / a:8.3f}{b - a:10.3f} {unit}")
+
+    row("wall time", a1.wall_s, b1.wall_s, "s")
+    row("processor time", a1.cpu_s, b1.cpu_s, "s")
+    row("wall time a step", (a1.wall_s - a0.wall_s) / n, (b1.wall_s - b0.wall_s) / n, "s")
+    row("processor time a step", (a1.cpu_s - a0.cpu_s) / n, (b1.cpu_s - b0.cpu_s) / n, "s")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.parse_args()
+    parser.add_argument("--cluster", action="store_true", help="what steps cost on a cluster")
+    if parser.parse_args().cluster:
+        return bench_cluster(cores())
     grid = Grid()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(grid, Path(folder), Store(), Terminal())

@@ -212,7 +212,10 @@ def _sensitivities(folder: Path) -> list[Case]:
     rng = np.random.default_rng(1)
     tokens = (120, 90, 200, 64)
     parts = {
-        f"attn_q.{i}": sensitivity.coefficient("Q2_K", 0.5 + i, rng.gamma(2, 0.1, 4), tokens)
+        f"attn_q.{i}": {
+            kind: sensitivity.coefficient(types[0], 0.5 + i, rng.gamma(2, 0.1, 4), tokens)
+            for kind, types in sensitivity.KINDS.items()
+        }
         for i in range(3)
     }
     made = sensitivity.Sensitivity("nb", "ab" * 32, 12, tokens, parts, {"toolchain": "x"})

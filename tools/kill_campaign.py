@@ -2,6 +2,7 @@
 
     make kills FLAGS="--minutes 20"
     python tools/kill_campaign.py kill power full twice clock gone --only collect,score
+    python tools/kill_campaign.py workers --only study
 
 Each command runs once undisturbed. Then, again and again in a folder of its own, a fault is put
 into it; then it runs to its end, and its files must have the undisturbed run's bytes.
@@ -12,6 +13,7 @@ full    the disk is full from the n-th write on; the error says so, and has no t
 twice   two runs at once in one folder, one of which may be killed
 clock   the clock jumps by years, back or ahead, at the start or during the run
 gone    the store is removed under the run
+workers the study runs on a cluster of three workers, of which one is killed every few seconds
 
 After each fault every artefact in the store must have the sha256 of its manifest, every output must
 be whole, and no program may be left. llama.cpp and the kernels are those of the user's store.
@@ -22,6 +24,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -30,11 +33,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imatrix_lab.core.store import default_root
 
@@ -43,45 +48,29 @@ FAULTS = Path(__file__).with_name("faults.c")
 RUNNER = """
 import sys
 from imatrix_lab.core import process
-from imatrix_lab.corpus import cleaned, heldout
 from imatrix_lab.imatrix import collect
 from imatrix_lab.quantize import probes
 process._KEPT_PREFIXES += ("FAULTS_", "LD_PRELOAD")
-heldout.HELDOUT_BYTES, cleaned.BASIS_BYTES = 12_000, 30_000
 probes.PIECE_TOKENS, probes.PIECES_MIN, probes.PIECES_MAX = 24, 4, 4
 collect.SAVE_S = collect.SAVE_SHARE = 0.001
 from imatrix_lab.cli.main import main
 sys.argv[0] = "imatrix-lab"
 main()
 """
-RECIPE = """
-schema = 1
-name = "small"
-types = ["Q2_K"]
-models = ["tiny-f16.gguf"]
-[calibration]
-texts = ["none", "qa"]
-tokens = 1024
-[evaluation]
-texts = ["qa"]
-documents = 4
-ctx = 128
-[comparison]
-resamples = 100
-"""
+PROGRAM = (sys.executable, "-P", "-c", RUNNER)
 SHORT = ["--ctx", "128", "--threads", "1"]
 MODEL = ["--model", "tiny-f16.gguf"]
 COMMANDS: Mapping[str, list[str]] = {
-    "tune": ["tune", "qa", *MODEL, "--tokens", "2048", *SHORT, "--type", "Q4_K_M", "--no-quick",
+    "tune": ["tune", "qaa", *MODEL, "--tokens", "2048", *SHORT, "--type", "Q4_K_M", "--no-quick",
              "--out", "out"],
-    "collect": ["imatrix", "build", *MODEL, "--corpus", "qa", "--tokens", "4096", *SHORT,
-                "--moments", "--out", "out/qa.moments.gguf"],
-    "allocate": ["quantize", *MODEL, "--imatrix", "qa.moments.gguf", "--size", "Q4_K_M", *SHORT,
+    "collect": ["imatrix", "build", *MODEL, "--corpus", "qaa", "--tokens", "4096", *SHORT,
+                "--moments", "--out", "out/qaa.moments.gguf"],
+    "allocate": ["quantize", *MODEL, "--imatrix", "qaa.moments.gguf", "--size", "Q4_K_M", *SHORT,
                  "--out", "out"],
-    "feedback": ["quantize", *MODEL, "--imatrix", "qa.moments.gguf", "--type", "Q4_K_M", *SHORT,
+    "feedback": ["quantize", *MODEL, "--imatrix", "qaa.moments.gguf", "--type", "Q4_K_M", *SHORT,
                  "--feedback", "--out", "out"],
     "score": ["score", "run", "--reference", "tiny-f16.gguf", "--quant", "tiny-Q4_K_M.gguf",
-              "--text", "qa", "--limit", "6", *SHORT, "--out", "out"],
+              "--text", "qaa", "--limit", "6", *SHORT, "--out", "out"],
     "study": ["study", "run", "recipe.toml", "--out", "out"],
 }  # fmt: skip
 _CLOCKED = (
@@ -104,15 +93,18 @@ class Trial:
     argv: list[str]
     faults: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def start(self) -> "subprocess.Popen[str]":
-        """Start the command in a session of its own."""
-        own = {"IMATRIX_LAB_CACHE": self.folder / "store", "IMATRIX_LAB_DATA": self.folder / "data",
+    def env(self, store: Path) -> dict[str, str]:
+        """Return the environment of a program with this store."""
+        own = {"IMATRIX_LAB_CACHE": store, "IMATRIX_LAB_DATA": self.folder / "data",
                "HOME": self.folder, "TRIAL": self.folder, "HF_ENDPOINT": "http://127.0.0.1:9",
                "XDG_TRIAL": self.folder, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}  # fmt: skip
-        env = {**os.environ, **{k: str(v) for k, v in own.items()}, **self.faults}
+        return {**os.environ, **{k: str(v) for k, v in own.items()}, **self.faults}
+
+    def start(self, *more: str) -> "subprocess.Popen[str]":
+        """Start the command in a session of its own."""
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", RUNNER, *self.argv], cwd=self.folder, env=env, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+            [*PROGRAM, *self.argv, *more], cwd=self.folder, env=self.env(self.folder / "store"),
+            text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
     def run(self) -> tuple[int, str]:
@@ -182,6 +174,7 @@ class Campaign:
         self.base = work / "base"
         self.library = work / "faults.so"
         self.whole: dict[str, dict[str, str]] = {}
+        self.whole_study: Any = None  # tests.study.whole
         self.seconds: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
@@ -193,20 +186,18 @@ class Campaign:
         sys.path[:0] = [str(ROOT)]
         compile_ = ["cc", "-O2", "-shared", "-fPIC", "-o", self.library, FAULTS, "-ldl"]
         subprocess.run(list(map(str, compile_)), check=True)
-        model = importlib.import_module("tests.tiny_model")
-        model.write(self.base / "tiny-f16.gguf", output_scale=0.25)
-        os.environ["IMATRIX_LAB_DATA"] = str(self.base / "data")
-        made_up = importlib.import_module("tests.corpus.made_up")
-        made_up.add(self.base / "data", "qa", "Qaish")
-        (self.base / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+        self.whole_study = importlib.import_module("tests.study.whole")
+        self.whole_study.furnish(self.base, ["qaa"])
+        recipe = self.whole_study.SMALL.format(keep="scores")
+        (self.base / "recipe.toml").write_text(recipe, encoding="utf-8")
         store = self.base / "store"
         store.mkdir()
         for kind in ("toolchain", "kernel"):
             shutil.copytree(default_root() / kind, self.work / kind, symlinks=True)
             (store / kind).symlink_to(self.work / kind)
-        quant = ["quantize", *MODEL, "--imatrix", "none", "--type", "Q4_K_M", "--heldout", "qa"]
+        quant = ["quantize", *MODEL, "--imatrix", "none", "--type", "Q4_K_M", "--heldout", "qaa"]
         for argv, made, name in (
-            (COMMANDS["collect"], "out/qa.moments.gguf", "qa.moments.gguf"),
+            (COMMANDS["collect"], "out/qaa.moments.gguf", "qaa.moments.gguf"),
             ([*quant, *SHORT, "--out", "out"], "out/tiny-Q4_K_M.gguf", "tiny-Q4_K_M.gguf"),
         ):
             status, said = Trial(self.base, argv).run()
@@ -359,6 +350,33 @@ class Campaign:
             self.fail(trial, name, said)
         self.counts[f"{name} ended in spite of it"] += process.returncode == 0
 
+    def workers(self, trial: Trial, name: str) -> None:
+        """Workers of a cluster that are killed, with the study on it left alone."""
+
+        def env_of(store: Path) -> dict[str, str]:
+            store.mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                (store / "toolchain").symlink_to(self.work / "toolchain")
+            return trial.env(store)
+
+        workers = self.whole_study.Workers(trial.folder, env_of, PROGRAM)
+        workers.start("a", "b", "c")
+        process = trial.start("--cluster", str(workers.file))
+        said = io.StringIO()
+        threading.Thread(target=lambda: said.writelines(process.stderr or ()), daemon=True).start()
+        for _ in range(self.rng.randrange(3, 9)):  # then it can come to an end
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self.rng.uniform(0.05, 0.3) * self.seconds[name])
+                break
+            self.counts["workers SIGKILLs"] += workers.kill(self.rng.choice("abc"), self.rng)
+        process.wait()
+        workers.stop()
+        if process.returncode:
+            self.fail(trial, name, said.getvalue())
+        elif trial.outputs() != self.whole[name]:
+            self.fail(trial, name, "other bytes on a cluster")
+        self.check(trial, name)
+
     def check(self, trial: Trial, name: str) -> None:
         """Look at what a fault has left."""
         if left := trial.left():
@@ -405,7 +423,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def main() -> int:
     """Put faults into commands in turn until the time is over; print what was done."""
-    faults = ("kill", "power", "full", "twice", "clock", "gone")
+    faults = ("kill", "power", "full", "twice", "clock", "gone", "workers")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -423,7 +441,7 @@ def main() -> int:
     until = time.monotonic() + 60 * options.minutes
     while time.monotonic() < until:
         for fault in options.faults or faults:
-            for name in names:
+            for name in names if fault != "workers" else {"study"}.intersection(names):
                 if time.monotonic() < until:
                     campaign.once(fault, name)
     print(json.dumps(dict(sorted(campaign.counts.items())), indent=1))

@@ -17,6 +17,7 @@ from imatrix_lab.core.format import duration, size
 from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.study import recipe, steps
+from imatrix_lab.study.cluster.split import split, waits_for
 from imatrix_lab.study.cluster.there import Signed
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
@@ -27,7 +28,14 @@ from imatrix_lab.types import Model, ModelFacts
 PARAMETERS, LAYERS, CHANNELS, VOCABULARY = 70_553_706_496, 80, 8192, 128_256
 BITS = {"2": 2.9, "3": 3.6, "4": 4.7, "5": 5.6, "6": 6.6, "8": 8.5}
 """Bits a weight, by the digit in a type's name."""
-TOKENS_PER_S = {"imatrix": 120.0, "sensitivity": 120.0, "score": 60.0, "task": 60.0, "votes": 60.0}
+TOKENS_PER_S = {
+    "imatrix": 120.0,
+    "sensitivity": 120.0,
+    "score": 60.0,
+    "part": 60.0,
+    "task": 60.0,
+    "votes": 60.0,
+}
 WEIGHTS_PER_S = {"quant": 5e7, "errors": 5e7, "loss": 2e8}
 FIXED_S = {"corpus": 120.0, "merge": 30.0, "items": 30.0, "page": 1.0, "tidy": 1.0}
 MEMORY_BYTES = 256 << 30
@@ -65,14 +73,14 @@ def seconds(step: Step) -> float:
 
 def simulated(shared: Shared, n_workers: int) -> tuple[Placement, dict[str, Step]]:
     """Return a study played through on so many machines."""
-    every = [step for step in steps.steps(shared) if step.kind != "tidy"]
+    every = [s for s in split(steps.steps(shared), {}, n_workers) if s.kind != "tidy"]
     by_id = {step.id: step for step in every}
     quant_bytes = {
         s.id: shared.sizes["70B", str(s.inputs["type"])] for s in every if s.kind == "quant"
     }
     tasks = []
     for step in every:
-        after = tuple(n for n in (*step.depends_on(), *step.after) if n in by_id)
+        after = tuple(n for n in waits_for(step) if n in by_id)
         made = quant_bytes.get(step.id, 1 << 26)
         tasks.append(Task(step.id, step.what, after, made, step.memory_bytes))
     machines = {f"machine {i + 1}": MEMORY_BYTES for i in range(n_workers)}

@@ -67,6 +67,8 @@ def score() -> None:
 @click.option("--overlap", type=click.IntRange(1),
               help="Context repeated in a document's later windows. [default: ctx/4]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Score only the first N documents.")
+@click.option("--document-tokens", type=click.IntRange(1),
+              help="Score only the first N tokens of each document.")  # fmt: skip
 @click.option(
     "--base-logits", type=click.Choice(["auto", "live", "cached"]), default="auto",
     show_default=True, help="live: full model and quants in memory together. cached: one at a"

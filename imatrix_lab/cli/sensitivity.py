@@ -103,10 +103,11 @@ def _print(measured: list[Sensitivity]) -> None:
     from imatrix_lab.quantize import sensitivity
 
     columns = [c for s in measured for c in (escape(s.language), "95 % interval")]
-    table = new_table("group", *columns)
-    for group in dict.fromkeys(g for s in measured for g in s.coefficients):
-        cells = [cell for s in measured for cell in _cells(s.coefficients.get(group))]
-        table.add_row(escape(group), *cells)
+    table = new_table("group", "types with a", *columns)
+    by_key = [s.flat() for s in measured]
+    for group, kind in dict.fromkeys(key for flat in by_key for key in flat):
+        cells = [cell for flat in by_key for cell in _cells(flat.get((group, kind)))]
+        table.add_row(escape(group), kind, *cells)
     stdout.print(table)
     for s in measured:
         stderr.print(

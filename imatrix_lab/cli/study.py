@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from imatrix_lab.core import config
 from imatrix_lab.core.format import duration, quantity, size
 
 if TYPE_CHECKING:
-    from imatrix_lab.report.results import Power
+    from imatrix_lab.report.results import Missing, Power
     from imatrix_lab.study.folder import Folder
     from imatrix_lab.study.plan.placement import Placement
     from imatrix_lab.study.plan.plan import Plan
@@ -80,6 +81,30 @@ def run(
     if placement:
         _show_placement(placement)
     return None
+
+
+@study.command("fetch")
+@click.argument("recipe")
+@click.option("--out", type=options.PathType(), help="[default: studies/NAME]")
+def fetch(recipe: str, out: Path | None) -> int:
+    """Fetch what the study of RECIPE takes from the network; exit status 1 if something is missing.
+
+    Models, texts, items of tasks and llama.cpp's source; run it again to go on. Then `study run`
+    needs no network, here or on machines that see the same IMATRIX_LAB_CACHE and Hub cache.
+
+    \b
+    Example:
+      imatrix-lab study fetch recipes/quick-nb.toml
+    """
+    from imatrix_lab.study.recipe import find
+    from imatrix_lab.study.run import fetch
+
+    session, path = options.session(), find(recipe)
+    missing = fetch(path, out, session)
+    _print_missing(missing)
+    if not missing:
+        click.echo(f"{path.stem}: all that it takes from the network is in {session.store.root}")
+    return 1 if missing else 0
 
 
 @study.command("resume")
@@ -202,14 +227,18 @@ def _print_results(finished: Finished, as_json: bool) -> int:
         return 1 if missing else 0
     for sentence in answer:
         click.echo(sentence)
-    for step in missing:
-        words = f"missing: {step.step}: {step.why}"
-        words += f"; skipped because of it: {', '.join(step.left_out)}" if step.left_out else ""
-        _note(words + (f"\n  try: {step.fix}" if step.fix else ""))
+    _print_missing(missing)
     _note(f"in {finished.folder}: report.html, report.md, results.json")
     if missing:
         _note(f"then: imatrix-lab study resume {finished.folder}")
     return 1 if missing else 0
+
+
+def _print_missing(missing: Sequence[Missing]) -> None:
+    for step in missing:
+        words = f"missing: {step.step}: {step.why}"
+        words += f"; skipped because of it: {', '.join(step.left_out)}" if step.left_out else ""
+        _note(words + (f"\n  try: {step.fix}" if step.fix else ""))
 
 
 def _detail(step: dict[str, Any]) -> str:

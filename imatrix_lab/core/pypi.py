@@ -2,11 +2,30 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.session import Session
 from imatrix_lab.errors import FetchFailed, ToolFailed
+
+
+def stored(name: str, version: str, sha256: str, session: Session, *, source: bool = False) -> Path:
+    """Return the path of a wheel or an sdist in the store, where machines without network find it.
+
+    Raises FetchFailed.
+    """
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
+        path = download(name, version, sha256, scratch, source=source)
+        path.replace(out / path.name)
+        return {"file": path.name}
+
+    inputs = {"pypi": name, "version": version, "sha256": sha256}
+    artifact = session.store.get("fetched", name, inputs, build, session.progress)
+    return artifact.path / str(artifact.facts["file"])
 
 
 def download(name: str, version: str, sha256: str, folder: Path, *, source: bool = False) -> Path:

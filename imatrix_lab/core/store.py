@@ -136,12 +136,10 @@ class Store:
         return self._find(kind, fingerprint(kind, inputs))
 
     def like(self, kind: str, some: Inputs) -> Artifact | None:
-        """Return an artefact whose inputs include these, or None."""
-        for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
-            artifact = _read(path.parent)
-            if artifact and some.items() <= artifact.manifest["inputs"].items():
-                return artifact
-        return None
+        """Return the artefact used last of those whose inputs include these, or None."""
+        every = (_read(path.parent) for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")))
+        fitting = [a for a in every if a and some.items() <= a.manifest["inputs"].items()]
+        return max(fitting, key=Artifact.last_used_s, default=None)
 
     def get(
         self, kind: str, label: str, inputs: Inputs, build: Build, progress: Progress | None = None

@@ -47,7 +47,7 @@ def get_toolchain(backend: str, session: Session, own: bool = True) -> Toolchain
     """
 
     def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        return _build(out, scratch, backend, session.progress)
+        return _build(out, scratch, backend, session)
 
     label = f"{programs.COMMIT}-{backend}"
     artifact = session.store.get("toolchain", label, inputs(backend), build, session.progress)
@@ -119,12 +119,12 @@ def _script(name: str) -> str:
     return path
 
 
-def _build(out: Path, scratch: Path, backend: str, progress: Progress) -> Mapping[str, Any]:
+def _build(out: Path, scratch: Path, backend: str, session: Session) -> Mapping[str, Any]:
     """Compile, and try what was compiled; what dies is compiled again with fewer features."""
     _require_compilers(backend)
-    log = scratch.parent / "build.log"
+    log, progress = scratch.parent / "build.log", session.progress
     progress.say(f"building llama.cpp {programs.COMMIT} for {backend}, once; log: {log}")
-    source = _unpacked(scratch)
+    source = _unpacked(scratch, session)
     convert = out / "convert"
     shutil.copytree(source / "conversion", convert / "conversion")
     shutil.copytree(source / "gguf-py" / "gguf", convert / "gguf-py" / "gguf")
@@ -193,12 +193,13 @@ def _compiled(out: Path, backend: str, build: str) -> Toolchain:
     return Toolchain(out / "bin", out / "bin", script, version[0], backend, version[1], build)
 
 
-def _unpacked(scratch: Path) -> Path:
+def _unpacked(scratch: Path, session: Session) -> Path:
     """Return llama.cpp's source tree, unpacked if needed."""
-    source, folder = scratch / "llama.cpp", scratch / "sdist"
+    source = scratch / "llama.cpp"
     if source.exists():
         return source
-    sdist = pypi.download("llama-cpp-python", SDIST_VERSION, SDIST_SHA256, folder, source=True)
+    name = "llama-cpp-python"
+    sdist = pypi.stored(name, SDIST_VERSION, SDIST_SHA256, session, source=True)
     partial = scratch / "unpacking"
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(sdist) as archive:

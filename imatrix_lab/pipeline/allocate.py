@@ -289,14 +289,14 @@ class Case:
         reached = (
             name
             for name in self.every_type
-            if all(_has(s, name) for s in self.sensitivities.values())
+            if all(s.has(name) for s in self.sensitivities.values())
         )
         return {
             name: {
                 type_name: Candidate(
                     sizes.padded(option.size_bytes),
                     {
-                        language: s.of(name).kld_nats_per_error * option.errors[language]
+                        language: s.of(name, type_name).kld_nats_per_error * option.errors[language]
                         for language, s in self.sensitivities.items()
                     },
                 )
@@ -382,13 +382,6 @@ def told(quant_type: str, chosen: Chosen) -> str:
         f" {format.size(chosen.limit_bytes)}; predicted KLD in nats a token, and that of"
         f" {chosen.standard}: {', '.join(klds)}"
     )
-
-
-def _has(measured: Sensitivity, tensor: str) -> bool:
-    try:
-        return bool(measured.of(tensor))
-    except KeyError:
-        return False
 
 
 def _digest(measured: Sensitivity) -> str:

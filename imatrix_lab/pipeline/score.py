@@ -12,6 +12,7 @@ from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Artifact
+from imatrix_lab.corpus import packing
 from imatrix_lab.corpus.build import HELDOUT
 from imatrix_lab.corpus.documents import read
 from imatrix_lab.corpus.user_text import UserText
@@ -83,6 +84,8 @@ def score_models(
     settings = placed(tools, at_once, settings, request.compute, session)
     files = []
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring
+        if limit := request.document_tokens:
+            texts = [starts(text, limit, vocabulary) for text in texts]
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]
     for text, batches in zip(texts, plans, strict=True):
         if protocol.name == "document" and len(text.documents) == 1:
@@ -171,6 +174,15 @@ def _distinct(quants: list[Model], progress: Progress) -> list[Model]:
         else quant
         for quant in distinct.values()
     ]
+
+
+def starts(text: Text, n_tokens: int, vocabulary: Vocabulary) -> Text:
+    """Return the first tokens of each document."""
+    documents = (
+        dataclasses.replace(d, text=packing.within_budget([d], n_tokens, vocabulary.count)[0])
+        for d in text.documents
+    )
+    return dataclasses.replace(text, documents=tuple(documents))
 
 
 def _documents(

@@ -1,7 +1,7 @@
 """Which type each tensor gets: the least predicted divergence that fits a size.
 
-    predicted KLD of a language = sum over tensors of coefficient(group, language) * error(tensor,
-                                  type, language)
+    predicted KLD of a language = sum over tensors of coefficient(group, type, language)
+                                  * error(tensor, type, language)
 
 after HIGGS (arXiv 2411.17525), which shows that the loss is linear in relative squared errors. One
 type for each tensor and a limit of bytes are a multiple-choice knapsack. Its usual answer, lower

@@ -1,4 +1,7 @@
-"""Sensitivities as a picture: a panel for each role, by depth, languages side by side."""
+"""Sensitivities as a picture: a panel for each role, by depth, languages side by side.
+
+Filled marks are for types with a scale and a minimum, hollow ones for those with a scale.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +9,11 @@ from typing import Any
 
 from imatrix_lab.core.outputs import Rules, replacing_equal
 from imatrix_lab.imatrix.plots import STYLE, check
-from imatrix_lab.quantize.sensitivity import Sensitivity
+from imatrix_lab.quantize.sensitivity import KINDS, Sensitivity
 from imatrix_lab.report.svg import MARKS, look, palette
 
 _PANEL_INCHES, _LEGEND_INCHES, _ACROSS = (2.6, 2.1), 0.5, 4
-_OUTSIDE = "outside of layers"
+_OTHERS = "tensors alone"
 
 
 def draw(path: Path, sensitivities: Sequence[Sensitivity], rules: Rules | None = None) -> None:
@@ -24,11 +27,11 @@ def draw(path: Path, sensitivities: Sequence[Sensitivity], rules: Rules | None =
 
 
 def panels(sensitivities: Sequence[Sensitivity]) -> dict[str, list[str]]:
-    """Return the groups of each role, in order of depth; those outside of layers together."""
+    """Return the groups of each role, in order of depth; others together."""
     panels: dict[str, list[str]] = {}
     for group in dict.fromkeys(g for s in sensitivities for g in s.coefficients):
         role, _, band = group.rpartition(".")
-        panels.setdefault(role if role and band.isdigit() else _OUTSIDE, []).append(group)
+        panels.setdefault(role if role and band.isdigit() else _OTHERS, []).append(group)
     return {role: sorted(groups, key=_band) for role, groups in panels.items()}
 
 
@@ -48,8 +51,9 @@ def _figure(sensitivities: Sequence[Sensitivity]) -> Any:
     axes = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, (role, groups) in zip(axes, by_role.items(), strict=False):
         for k, sensitivity in enumerate(sensitivities):
-            _series(panel, groups, sensitivity, k, len(sensitivities))
-        names = groups if role == _OUTSIDE else [str(_band(g)) for g in groups]
+            for kind in KINDS:
+                _series(panel, groups, (sensitivity, kind), k, len(sensitivities))
+        names = groups if role == _OTHERS else [str(_band(g)) for g in groups]
         panel.set_xticks(range(len(groups)), names)
         panel.set_xlim(-0.5, len(groups) - 0.5)
         panel.set_title(role, size=9, loc="left")
@@ -63,16 +67,18 @@ def _figure(sensitivities: Sequence[Sensitivity]) -> Any:
     return figure
 
 
-def _series(panel: Any, groups: list[str], sensitivity: Sensitivity, k: int, n: int) -> None:
-    known = [(i, sensitivity.coefficients[g]) for i, g in enumerate(groups)
+def _series(panel: Any, groups: list[str], shown: tuple[Sensitivity, str], k: int, n: int) -> None:
+    (sensitivity, kind), (number, mark) = shown, look(k)
+    known = [(i, sensitivity.coefficients[g][kind]) for i, g in enumerate(groups)
              if g in sensitivity.coefficients]  # fmt: skip
-    colour, mark = look(k)
-    shift = (k - (n - 1) / 2) * 0.5 / n
+    is_hollow = kind == "scale"
+    shift = (k - (n - 1) / 2 + (-0.2 if is_hollow else 0.2)) * 0.5 / n
     values = [c.kld_nats_per_error for _, c in known]
     below = [c.kld_nats_per_error - (c.ci95_low or c.kld_nats_per_error) for _, c in known]
     above = [(c.ci95_high or c.kld_nats_per_error) - c.kld_nats_per_error for _, c in known]
+    colour = palette()[f"series-{number}"]
     panel.errorbar(
-        [i + shift for i, _ in known], values, yerr=[below, above], label=sensitivity.language,
-        color=palette()[f"series-{colour}"], marker=MARKS[mark], markersize=4, linewidth=0,
-        elinewidth=1.2,
+        [i + shift for i, _ in known], values, yerr=[below, above],
+        label=None if is_hollow else sensitivity.language, color=colour, marker=MARKS[mark],
+        markerfacecolor="none" if is_hollow else colour, markersize=4, linewidth=0, elinewidth=1.2,
     )  # fmt: skip

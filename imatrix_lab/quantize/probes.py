@@ -2,12 +2,15 @@
 
 One model is loaded. It reads a little calibration text, and its logits are kept on disk; then,
 group by group, the tensors are replaced by a coarse quant of themselves (ggml's own search with the
-imatrix), the same text is read, and the divergence of each piece of text is noted. A probe starts
-at the first of `TYPES` and takes a finer one where that diverges by more than `KLD_MAX`, beyond
-which divergence is no longer in proportion to the error. Text is added until two halves of it rank
-the groups alike. Each probe is kept once it is finished: a run that was killed goes on from there.
+imatrix), the same text is read, and the divergence of each piece of text is noted. A group is
+probed with each kind of type (`sensitivity.KINDS`), with a finer one of the kind where the first
+diverges by more than `KLD_MAX`, beyond which divergence is no longer in proportion to the error.
+Text is added until two halves of it rank the groups alike. Each probe is kept once it is finished:
+a run that was killed goes on from there.
 """
 
+import contextlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,8 +48,6 @@ from imatrix_lab.score.patched import Patched
 from imatrix_lab.score.windows import Protocol, Step, Window, batches, document_windows, steps
 from imatrix_lab.types import ComputeOptions, CorpusFacts, ImatrixFacts, Model, ModelFacts
 
-TYPES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K")
-"""Of probes, coarse to fine."""
 KLD_MAX = 1.0
 """Nats a token: a probe that diverges by more takes a finer type.
 
@@ -58,6 +59,8 @@ AGREEMENT = 0.9
 """Spearman's correlation of the coefficients of two halves of the text that is enough: all of the
 text is then reliable to 0.95 (Spearman and Brown 1910)."""
 BATCH_PIECES = 2
+OUTLIERS_AT = "Q4_K"
+"""The type at which tensors of a role are compared."""
 _FILE = f"language{SUFFIX}"
 _LEAST_TOKENS = 16
 
@@ -72,6 +75,7 @@ class Probing:
     imatrix : what groups are quantized with.
     language : what errors are weighed by.
     windows : pieces of calibration text, in order.
+    alone : tensors that are probed alone.
     """
 
     tools: Toolchain
@@ -81,6 +85,7 @@ class Probing:
     imatrix: ImatrixFacts
     language: Language
     windows: Sequence[Window]
+    alone: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -89,29 +94,43 @@ class Probing:
 
     def groups(self) -> dict[str, list[str]]:
         """Return the names of each group's tensors, in the file's order."""
-        return groups(self.model)
+        return groups(self.model, self.alone)
 
     def n_tokens(self, n_pieces: int) -> int:
         """Return the scored tokens of the first pieces."""
         return sum(w.n_scored for w in self.windows[:n_pieces])
 
 
-def groups(model: Model) -> dict[str, list[str]]:
+def groups(model: Model, alone: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the names of each group's tensors, in the file's order."""
     groups: dict[str, list[str]] = {}
     for name, (_, info) in weights.tensors(model).items():
         if _is_probed(info, model.facts):
             group = sensitivity.group_of(name, model.facts.n_layers)
+            if name in alone:
+                group = sensitivity.alone_as(name)
             groups.setdefault(group, []).append(name)
     return groups
+
+
+def n_probes(model: Model) -> int:
+    """Return how many probes a model takes, but for tensors that are probed alone."""
+    return len(groups(model)) * len(sensitivity.KINDS)
 
 
 def _is_probed(info: TensorInfo, facts: ModelFacts) -> bool:
     """Return whether a tensor can be quantized, and text reaches it: MTP layers see none."""
     layer = layer_and_role(info.name)[0] or 0
-    fits = errors.fallback(TYPES[0], info.shape[0]) != "F16"
+    fits = all(_actual(rungs[0], info.shape[0]) != "F16" for rungs in sensitivity.KINDS.values())
     is_open = quantizable(info) and info.type_name not in errors.PUBLISHED
     return is_open and fits and layer < max(1, facts.n_layers - facts.n_mtp_layers)
+
+
+def _actual(type_name: str, n_columns: int) -> str:
+    """Return the type that a probe takes where rows are no whole blocks: one of the same kind."""
+    taken = errors.fallback(type_name, n_columns)
+    is_same = sensitivity.kind_of(taken) == sensitivity.kind_of(type_name)
+    return taken if is_same else errors.fallback("Q4_1", n_columns)
 
 
 def sensitivity_of(
@@ -122,6 +141,29 @@ def sensitivity_of(
     session: Session,
 ) -> Sensitivity:
     """Return the coefficients of a text with its imatrix, measured if the store lacks them."""
+    corpus, _ = text
+    what = probing(tools, model, text, compute, session)
+    inputs = _inputs(what, corpus.sha256)
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        measured = measure(what, inputs, scratch, session)
+        sensitivity.write(out / _FILE, measured)
+        return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
+
+    label = f"{model.label}-{corpus.language}"
+    artifact = session.store.get("sensitivity", label, inputs, make, session.progress)
+    measured = sensitivity.read(artifact.path / _FILE)
+    return replace(measured, language=corpus.language)
+
+
+def probing(
+    tools: Toolchain,
+    model: Model,
+    text: tuple[CorpusFacts, ImatrixFacts],
+    compute: ComputeOptions,
+    session: Session,
+) -> Probing:
+    """Return what is probed for a text with its imatrix."""
     corpus, imatrix = text
     check_memory(model.facts, compute, model.path)
     settings = job.placed(tools, [model], settings_for(model, compute), compute, session)
@@ -130,18 +172,8 @@ def sensitivity_of(
         language = language_of(corpus, imatrix, vocabulary)
     compiled = kernel.get(tools, settings.threads, session)
     imatrix = replace(imatrix, language=corpus.language)
-    probing = Probing(tools, compiled, model, settings, imatrix, language, windows)
-    inputs = _inputs(probing, corpus.sha256)
-
-    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        measured = measure(probing, inputs, scratch, session)
-        sensitivity.write(out / _FILE, measured)
-        return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
-
-    label = f"{model.label}-{corpus.language}"
-    artifact = session.store.get("sensitivity", label, inputs, make, session.progress)
-    measured = sensitivity.read(artifact.path / _FILE)
-    return replace(measured, language=corpus.language)
+    whole = Probing(tools, compiled, model, settings, imatrix, language, windows)
+    return replace(whole, alone=sensitivity.outliers(errors_at(whole, OUTLIERS_AT, session)))
 
 
 def language_of(corpus: CorpusFacts, imatrix: ImatrixFacts, vocabulary: Vocabulary) -> Language:
@@ -188,20 +220,25 @@ def pieces(corpus: CorpusFacts, vocabulary: Vocabulary) -> list[Window]:
 
 def _inputs(probing: Probing, corpus_sha256: str) -> dict[str, Any]:
     """Return what determines the coefficients."""
+    text = [PIECE_TOKENS, PIECES_MIN, PIECES_MAX, SEED, AGREEMENT]
     return {
         "version": [sensitivity.VERSION, errors.VERSION],
         "model_sha256": probing.model.sha256,
         "corpus_sha256": corpus_sha256,
         "imatrix_sha256": probing.imatrix.sha256,
-        "probes": [*TYPES, KLD_MAX, PIECE_TOKENS, PIECES_MIN, PIECES_MAX, SEED, AGREEMENT],
+        "probes": [sensitivity.KINDS, KLD_MAX, *text],
         "settings": probing.settings.signature(),
         "toolchain": probing.tools.signature(),
     }
 
 
+_Key = tuple[str, str]
+"""Of a probe: group and kind of type."""
+
+
 @dataclass
 class _Probe:
-    """What is known of a group: the type of its probe, and the divergence of each piece."""
+    """What is known of a group with a kind of type: its type, and the divergence of each piece."""
 
     type: str
     kld_nats: list[float]
@@ -211,12 +248,12 @@ def measure(
     probing: Probing, signature: Mapping[str, Any], scratch: Path, session: Session
 ) -> Sensitivity:
     """Return every group's coefficient, from as many pieces as the ranking of groups needs."""
-    run, where = _Run(probing, scratch, session), probing.model.path
+    run, where = Run(probing, scratch, session), probing.model.path
     n_pieces, n_all = min(PIECES_MIN, len(probing.windows)), len(probing.windows)
     session.progress.say(
-        f"sensitivity of {probing.label}: {len(run.groups)} groups of tensors, each on"
-        f" {probing.n_tokens(n_pieces):,} tokens; if two halves of them do not agree, on up to"
-        f" {probing.n_tokens(n_all):,}"
+        f"sensitivity of {probing.label}: {len(run.groups)} groups of tensors, each with"
+        f" {len(sensitivity.KINDS)} kinds of types on {probing.n_tokens(n_pieces):,} tokens; if two"
+        f" halves of them do not agree, on up to {probing.n_tokens(n_all):,}"
     )
     while True:
         probes = run.probed(n_pieces)
@@ -235,36 +272,54 @@ def measure(
 
 def _with_errors(
     probing: Probing,
-    probes: Mapping[str, _Probe],
+    probes: Mapping[_Key, _Probe],
     n_pieces: int,
     signature: Mapping[str, Any],
     session: Session,
 ) -> Sensitivity:
-    """Return the coefficients: each group's divergence by the sum of its tensors' errors."""
+    """Return the coefficients: each group's divergence by the sum of its tensors' errors.
+
+    Where one kind of type changes nothing, the other speaks for it.
+    """
     p = probing
-    types = sorted({probe.type for probe in probes.values()})
-    languages, threads = {p.label: p.language}, p.settings.threads
-    by_tensor = errors.options(p.tools, p.model, p.imatrix, types, languages, session, threads)
-    infos = {name: tensor.info for name, tensor in weights.tensors(p.model).items()}
+    types = {probe.type for probe in probes.values()}
+    by_type = {type_name: errors_at(p, type_name, session) for type_name in sorted(types)}
     tokens = tuple(w.n_scored for w in p.windows[:n_pieces])
-    coefficients = {}
-    for group, names in p.groups().items():
-        probe = probes[group]
-        taken = {n: errors.fallback(probe.type, infos[n].shape[0]) for n in names}
-        error = sum(by_tensor[n][taken[n]].errors[p.label] for n in names)
-        if error > 0 and any(probe.kld_nats[:n_pieces]):
-            klds = probe.kld_nats[:n_pieces]
-            coefficients[group] = sensitivity.coefficient(probe.type, error, klds, tokens)
+    coefficients: dict[str, dict[str, sensitivity.Coefficient]] = {}
+    groups = p.groups()
+    for (group, kind), probe in probes.items():
+        error = sum(by_type[probe.type][name] for name in groups[group])
+        klds = probe.kld_nats[:n_pieces]
+        if error > 0 and any(klds):
+            measured = sensitivity.coefficient(probe.type, error, klds, tokens)
+            coefficients.setdefault(group, {})[kind] = measured
+    for kinds in coefficients.values():
+        for kind in sensitivity.KINDS:
+            kinds.setdefault(kind, next(iter(kinds.values())))
     values = p.label, p.model.sha256, p.model.facts.n_layers, tokens
     return Sensitivity(*values, coefficients, signature)
 
 
-class _Run:
+def errors_at(probing: Probing, type_name: str, session: Session) -> dict[str, float]:
+    """Return what each tensor that is probed loses at a type."""
+    p = probing
+    languages, threads = {p.label: p.language}, p.settings.threads
+    offered = errors.options(p.tools, p.model, p.imatrix, [type_name], languages, session, threads)
+    infos = {name: tensor.info for name, tensor in weights.tensors(p.model).items()}
+    return {
+        name: offered[name][_actual(type_name, infos[name].shape[0])].errors[p.label]
+        for names in p.groups().values()
+        for name in names
+    }
+
+
+class Run:
     """One measurement, and what it has kept on disk."""
 
     def __init__(self, probing: Probing, scratch: Path, session: Session):
         self.probing, self.scratch, self.session = probing, scratch, session
         self.groups, settings = probing.groups(), probing.settings
+        self.keys = [(group, kind) for group in self.groups for kind in sensitivity.KINDS]
         self.batches = batches(probing.windows, settings.n_ctx, settings.sequences_max)
         self.sizes = [sum(w.n_scored for w in batch) for batch in self.batches]
         self.reference = Checkpoint(scratch, self.sizes, "reference")
@@ -272,14 +327,14 @@ class _Run:
         self.tensors = weights.tensors(probing.model)
         self._sums: dict[tuple[int, int], Rows] = {}
 
-    def probed(self, n_pieces: int) -> dict[str, _Probe]:
-        """Return every group's probe on the first pieces; what is missing is measured."""
+    def probed(self, n_pieces: int) -> dict[_Key, _Probe]:
+        """Return every group's probes on the first pieces; what is missing is measured."""
         firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
         needed = [b for b in range(len(self.batches)) if firsts[b] < n_pieces]
-        probes = {group: self._kept(i) for i, group in enumerate(self.groups)}
+        probes = {key: self._kept(i) for i, key in enumerate(self.keys)}
         missing = {
-            group: [b for b in needed if firsts[b] >= len(probe.kld_nats)]
-            for group, probe in probes.items()
+            key: [b for b in needed if firsts[b] >= len(probe.kld_nats)]
+            for key, probe in probes.items()
         }
         unread = [b for b in needed if not self.reference.has(b)]
         if any(missing.values()):
@@ -287,7 +342,7 @@ class _Run:
         return probes
 
     def _measure(
-        self, probes: dict[str, _Probe], missing: dict[str, list[int]], unread: list[int]
+        self, probes: dict[_Key, _Probe], missing: dict[_Key, list[int]], unread: list[int]
     ) -> None:
         p, progress = self.probing, self.session.progress
         work = sum(self.sizes[b] for some in (unread, *missing.values()) for b in some)
@@ -303,17 +358,19 @@ class _Run:
                 done += n_tokens
                 task.update(done, note)
 
-            self._read_reference(engine, unread, advance)
+            self.read_reference(engine, unread, advance)
             if unread:
                 per_s = engine.n_tokens / engine.seconds
                 left_s = sum(self.sizes[b] for some in missing.values() for b in some) / per_s
                 progress.say(f"{per_s:.0f} tokens/s: about {duration(left_s)} for the probes")
-            for i, (group, probe) in enumerate(probes.items()):
-                if missing[group]:
-                    self._probe(engine, (i, group), probe, missing[group], advance)
+            for i, (key, probe) in enumerate(probes.items()):
+                if missing[key]:
+                    self._probe(engine, i, probe, missing[key], advance)
             progress.say(f"llama_decode, tokens/s: {rates([engine])}")
 
-    def _read_reference(self, engine: Patched, unread: Sequence[int], advance: Advance) -> None:
+    def read_reference(
+        self, engine: Patched, unread: Sequence[int], advance: Advance = lambda *_: None
+    ) -> None:
         """Keep the full model's logits."""
         model, kernel = self.probing.model, self.probing.kernel
         n_bytes = sum(self.sizes[b] for b in unread) * model.facts.n_vocab * 4
@@ -328,15 +385,11 @@ class _Run:
             advance(self.sizes[b], "the full model")
 
     def _probe(
-        self,
-        engine: Patched,
-        numbered: tuple[int, str],
-        probe: _Probe,
-        missing: Sequence[int],
-        advance: Advance,
+        self, engine: Patched, number: int, probe: _Probe, missing: Sequence[int], advance: Advance
     ) -> None:
         """Add a group's divergence on the missing batches, and keep it."""
-        number, group = numbered
+        group, kind = self.keys[number]
+        finer = dict(itertools.pairwise(sensitivity.KINDS[kind]))
         names = [name for name in self.groups[group] if engine.has(name)]
         klds: list[float] = []
         for b in missing:
@@ -344,9 +397,9 @@ class _Run:
                 self._replace(engine, names, probe.type)
             divergence = self._divergence(engine, b)
             while not probe.kld_nats and not klds and not np.mean(divergence) <= KLD_MAX:
-                if probe.type == TYPES[-1]:
+                if probe.type not in finer:
                     break
-                probe.type = TYPES[TYPES.index(probe.type) + 1]
+                probe.type = finer[probe.type]
                 self._replace(engine, names, probe.type)
                 divergence = self._divergence(engine, b)
             klds += divergence
@@ -356,14 +409,25 @@ class _Run:
         if not np.isfinite(klds).all():
             raise BadModel(f"with {group} at {probe.type} this model gives no finite number")
         probe.kld_nats += klds
-        write_whole(self._file(number), json.dumps({"group": group, **vars(probe)}))
+        write_whole(self._file(number), json.dumps({"group": group, "kind": kind, **vars(probe)}))
+
+    def divergence_with(
+        self, engine: Patched, names: Sequence[str], type_name: str, batches: Sequence[int]
+    ) -> float:
+        """Return the mean KLD of some batches with some tensors at a type, in nats a token."""
+        loaded = [name for name in names if engine.has(name)]
+        self._replace(engine, loaded, type_name)
+        klds = [kld for b in batches for kld in self._divergence(engine, b)]
+        for name in loaded:
+            engine.restore(name)
+        return float(np.mean(klds))
 
     def _replace(self, engine: Patched, names: Sequence[str], type_name: str) -> None:
         library = self.ggml
         for name in names:
             info = self.tensors[name].info
             importance = errors.importance_of(self.imatrix, name, info)
-            actual = errors.fallback(type_name, info.shape[0])
+            actual = _actual(type_name, info.shape[0])
 
             def change(
                 rows: NDArray[np.float32],
@@ -405,8 +469,9 @@ class _Run:
 
     def _kept(self, number: int) -> _Probe:
         """Return what an earlier run has measured of a group."""
-        try:
+        group, kind = self.keys[number]
+        with contextlib.suppress(OSError, ValueError, KeyError):
             kept = from_json(self._file(number).read_text(encoding="utf-8"))
-            return _Probe(kept["type"], kept["kld_nats"])
-        except (OSError, ValueError, KeyError):
-            return _Probe(TYPES[0], [])
+            if (kept["group"], kept["kind"]) == (group, kind):
+                return _Probe(kept["type"], kept["kld_nats"])
+        return _Probe(sensitivity.KINDS[kind][0], [])

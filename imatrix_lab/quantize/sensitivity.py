@@ -5,7 +5,11 @@ error of the weights (Malinovskii et al. 2024, HIGGS, arXiv 2411.17525, theorem 
 for each group of tensors, measured once by coarse quants of that group alone (`probes`), turns the
 error of any choice of types (`errors`) into nats:
 
-    KLD = sum over tensors of coefficient(group, language) x error(tensor, type, language)
+    KLD = sum over tensors of coefficient(group, type, language) x error(tensor, type, language)
+
+Types are of two kinds: with a scale for each block, or with a scale and a minimum. An error of one
+and the same size is of another nature in each: a scale alone is stretched by the largest weight of
+its block, which often stands where activations are largest. So each group is probed with both.
 """
 
 import math
@@ -24,11 +28,23 @@ from imatrix_lab.stats import clustered
 from imatrix_lab.types import Model
 
 FORMAT = "imatrix-lab sensitivity"
-VERSION = 1
-"""Raise it when the same inputs give other numbers. 1: first files."""
+VERSION = 2
+"""Raise it when the same inputs give other numbers. 2: two kinds of types; outliers alone."""
 SUFFIX = ".sensitivity.json"
 BANDS_MIN, BAND_LAYERS = 3, 8
 """Bands of depth: three, or one for every eight layers of a deeper model."""
+
+KINDS = {"scale": ("Q3_K", "IQ4_XS"), "scale and minimum": ("Q4_K", "Q5_K")}
+"""Kinds of types: what a group is probed with, coarse first."""
+_WITH_MINIMUM = frozenset(("Q2_K", "Q4_K", "Q5_K", "Q4_1", "Q5_1"))
+
+OUTLYING = 1 / 3
+"""A tensor is an outlier if its error is less than this share of the median of its role's."""
+
+
+def kind_of(type_name: str) -> str:
+    """Return the kind of a type."""
+    return "scale and minimum" if type_name in _WITH_MINIMUM else "scale"
 
 
 def n_bands(n_layers: int) -> int:
@@ -43,6 +59,25 @@ def group_of(tensor_name: str, n_layers: int) -> str:
         return role
     band = min(layer * n_bands(n_layers) // max(1, n_layers), n_bands(n_layers) - 1)
     return f"{role}.{band}"
+
+
+def alone_as(tensor_name: str) -> str:
+    """Return the group of a tensor that is alone in it: ``blk.11.ffn_down``."""
+    return tensor_name.removesuffix(".weight")
+
+
+def outliers(errors: Mapping[str, float]) -> list[str]:
+    """Return the tensors whose relative errors are of another nature than those of their role.
+
+    Where massive activations arise (Sun et al. 2024, arXiv 2402.17762) one column at one token is
+    nearly all of a squared output. What a type spoils elsewhere hardly adds to the relative error
+    then, though it harms the model as it does in other layers.
+    """
+    by_role: dict[str, list[float]] = {}
+    for name, error in errors.items():
+        by_role.setdefault(layer_and_role(name)[1], []).append(error)
+    medians = {role: float(np.median(of_role)) for role, of_role in by_role.items()}
+    return [n for n, error in errors.items() if error < OUTLYING * medians[layer_and_role(n)[1]]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +101,9 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The coefficients of a language, by group.
+    """The coefficients of a language, by group and then by kind of type.
 
+    A group is a role in a band of depth, or a tensor alone.
     tokens : scored tokens of each piece of text.
     signature : what they were measured with (toolchain, model, corpus, imatrix, probes).
     """
@@ -76,20 +112,35 @@ class Sensitivity:
     model_sha256: str
     n_layers: int
     tokens: tuple[int, ...]
-    coefficients: Mapping[str, Coefficient]
+    coefficients: Mapping[str, Mapping[str, Coefficient]]
     signature: Mapping[str, Any]
 
-    def of(self, tensor_name: str) -> Coefficient:
-        """Return a tensor's coefficient; raises KeyError for one that no text reached."""
-        return self.coefficients[group_of(tensor_name, self.n_layers)]
+    def has(self, tensor_name: str) -> bool:
+        """Return whether text reached a tensor."""
+        return self._group(tensor_name) in self.coefficients
+
+    def of(self, tensor_name: str, type_name: str) -> Coefficient:
+        """Return a tensor's coefficient at a type; raises KeyError for one that no text reached."""
+        return self.coefficients[self._group(tensor_name)][kind_of(type_name)]
+
+    def _group(self, tensor_name: str) -> str:
+        alone = alone_as(tensor_name)
+        return alone if alone in self.coefficients else group_of(tensor_name, self.n_layers)
+
+    def flat(self) -> dict[tuple[str, str], Coefficient]:
+        """Return the coefficients by (group, kind)."""
+        return {(g, k): c for g, kinds in self.coefficients.items() for k, c in kinds.items()}
 
     def sample(self, k: int, n_samples: int) -> "Sensitivity":
         """Return what the pieces of sample `k` (from 0) alone say; samples share no piece."""
         chosen = slice(k, None, n_samples)
         tokens = self.tokens[chosen]
         parts = {
-            group: coefficient(c.type, c.error, c.kld_nats[chosen], tokens)
-            for group, c in self.coefficients.items()
+            group: {
+                kind: coefficient(c.type, c.error, c.kld_nats[chosen], tokens)
+                for kind, c in kinds.items()
+            }
+            for group, kinds in self.coefficients.items()
         }
         more = {"sample": [k, n_samples]}
         values = self.language, self.model_sha256, self.n_layers, tokens, parts
@@ -118,13 +169,14 @@ def ranking_agreement(sensitivity: Sensitivity) -> float:
 
 
 def correlation(a: Sensitivity, b: Sensitivity) -> float:
-    """Return Spearman's correlation of two languages' coefficients over the groups of both."""
+    """Return Spearman's correlation of two languages' coefficients, where both have them."""
     from scipy import stats
 
-    groups = [g for g in a.coefficients if g in b.coefficients]
+    both = a.flat(), b.flat()
+    groups = [key for key in both[0] if key in both[1]]
     if len(groups) < 3:
         return math.nan
-    pairs = ([s.coefficients[g].kld_nats_per_error for g in groups] for s in (a, b))
+    pairs = ([flat[key].kld_nats_per_error for key in groups] for flat in both)
     return float(stats.spearmanr(*pairs).statistic)
 
 
@@ -173,22 +225,27 @@ def _checked(raw: Mapping[str, Any]) -> Sensitivity:
     tokens = tuple(int(n) for n in raw["tokens"])
     if not tokens or min(tokens) < 1 or not raw["coefficients"]:
         raise ValueError("it has no text or no groups")
-    coefficients = {}
-    for group, values in raw["coefficients"].items():
-        klds, error = tuple(float(v) for v in values["kld_nats"]), float(values["error"])
-        if len(klds) != len(tokens) or not all(map(math.isfinite, (error, *klds))):
-            raise ValueError(f"{group} has values that are missing or not finite")
-        if error <= 0:
-            raise ValueError(f"the probe of {group} has no error")
-        read_again = coefficient(str(values["type"]), error, klds, tokens)
-        stated = float(values["kld_nats_per_error"])
-        if not math.isclose(stated, read_again.kld_nats_per_error, rel_tol=1e-6):
-            raise ValueError(f"the coefficient of {group} is not that of its probe")
-        coefficients[group] = read_again
+    coefficients = {
+        group: {kind: _read_again(group, kinds[kind], tokens) for kind in KINDS}
+        for group, kinds in raw["coefficients"].items()
+    }
     return Sensitivity(
         str(raw["language"]), str(raw["model_sha256"]), int(raw["n_layers"]), tokens,
         coefficients, dict(raw["signature"]),
     )  # fmt: skip
+
+
+def _read_again(group: str, values: Mapping[str, Any], tokens: tuple[int, ...]) -> Coefficient:
+    klds, error = tuple(float(v) for v in values["kld_nats"]), float(values["error"])
+    if len(klds) != len(tokens) or not all(map(math.isfinite, (error, *klds))):
+        raise ValueError(f"{group} has values that are missing or not finite")
+    if error <= 0:
+        raise ValueError(f"the probe of {group} has no error")
+    read = coefficient(str(values["type"]), error, klds, tokens)
+    stated = float(values["kld_nats_per_error"])
+    if not math.isclose(stated, read.kld_nats_per_error, rel_tol=1e-6):
+        raise ValueError(f"the coefficient of {group} is not that of its probe")
+    return read
 
 
 def require_model(sensitivities: Iterable[Sensitivity], model: Model) -> None:

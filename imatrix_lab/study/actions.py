@@ -232,6 +232,7 @@ def score(
         protocol=evaluation.protocol,
         compute=shared.compute(turn.threads, evaluation.ctx or None),
         limit=evaluation.documents or None,
+        document_tokens=evaluation.document_tokens or None,
         base_logits=base_logits,
     )
     models = [model_in(turn.results[step]) for step in new]
@@ -293,7 +294,7 @@ def items(
     """Fetch and check a task's items, so that a problem with them is reported once."""
     request = _task_request(shared, task, languages, turn)
     chosen = pairs([definition.get(task.name)], request, turn.progress)
-    ready = (prepare(*pair, request, turn.progress) for pair in chosen)
+    ready = (prepare(*pair, request, shared.session(turn.progress)) for pair in chosen)
     return {"n_items": {prepared.locale.code: len(prepared.items) for prepared in ready}}
 
 
@@ -304,7 +305,7 @@ def answers(
     request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = model_in(turn.results[step]) if step else model
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    return {FILES: [str(file) for file in run_task(request, [backend], turn.progress)]}
+    return {FILES: [str(file) for file in run_task(request, [backend], session)]}
 
 
 def _task_request(

@@ -49,6 +49,7 @@ class Evaluation:
 
     texts: Annotated[tuple[str, ...], "languages (held out) or NAME=FILE; empty: tasks only"] = ()
     documents: Annotated[int, "use the first N documents of each text; 0: all"] = 0
+    document_tokens: Annotated[int, "use the first N tokens of each document; 0: all"] = 0
     protocol: Annotated[str, "document or llamacpp; see docs/scoring.md"] = "document"
     ctx: Annotated[int, "window size in tokens; 0: chosen by protocol"] = 0
 
@@ -272,6 +273,7 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, float, float, float]]:
     yield "calibration.tokens", recipe.calibration.tokens, TOKENS_MIN, most
     yield "calibration.samples", recipe.calibration.samples, 1, SAMPLES_MAX
     yield "evaluation.documents", recipe.evaluation.documents, 0, most
+    yield "evaluation.document_tokens", recipe.evaluation.document_tokens, 0, most
     yield "evaluation.ctx", recipe.evaluation.ctx, 0, most
     yield "comparison.resamples", recipe.comparison.resamples, 100, 1_000_000
     yield "preference.max_tokens", recipe.preference.max_tokens, 1, most

@@ -24,7 +24,7 @@ class Watch:
 
     def __init__(self, todo: Steps, done: Steps, folder: Folder, terminal: Progress, task: Task):
         self._folder, self._terminal, self._task = folder, terminal, task
-        self._lock, self._written = threading.RLock(), 0.0
+        self._lock, self._written, self.state = threading.RLock(), 0.0, STOPPED
         self._shares = dict.fromkeys((s.id for s in todo), 0.0)
         self._costs = {s.id: s.cost for s in todo}
         self.meter = Meter("study", sum(self._costs.values()), "")
@@ -69,10 +69,10 @@ class Watch:
         """Return what all runs of the study took so far."""
         return self._earlier_s + self.meter.elapsed_s()
 
-    def close(self, state: str) -> None:
-        """Write that nothing runs any more."""
+    def close(self) -> None:
+        """Write that nothing runs any more, and the `state` that the study is in then."""
         with self._lock:
-            self._status |= {"state": state, "ended": _now()}
+            self._status |= {"state": self.state, "ended": _now()}
             for step in self._steps.values():
                 if step["state"] == RUNNING:
                     step["state"] = STOPPED

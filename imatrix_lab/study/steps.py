@@ -31,7 +31,7 @@ SMALL_BYTES = 1 << 29
 DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200  # for the time left
 QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500  # taking as long, roughly
 PROBE_TOKENS = probes.PIECES_MIN * probes.PIECE_TOKENS
-PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "loss", "task", "votes")
+PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "part", "loss", "task", "votes")
 TARGETS = ("imatrix", "merge", "score", "loss", "task", "page")  # kinds that are run for themselves
 
 
@@ -169,7 +169,7 @@ class _ModelSteps:
             step, imatrix = self._id("sensitivity", c.id), self._id("imatrix", c.id)
             what, run = f"sensitivity {self._words(c)}", self._action(actions.measure, c, imatrix)
             after = (self._id("errors", c.id),) if c in self.calibrations else ()
-            n_groups = len(probes.groups(self.model))
+            n_probes = probes.n_probes(self.model)
             yield self._step(
                 step,
                 "sensitivity",
@@ -177,7 +177,7 @@ class _ModelSteps:
                 run,
                 needs=(imatrix,),
                 after=after,
-                cost=(1 + n_groups) * PROBE_TOKENS,
+                cost=(1 + n_probes) * PROBE_TOKENS,
                 memory_bytes=self.model.facts.size_bytes + logits_bytes(self.model, self.shared),
             )
 
@@ -237,7 +237,8 @@ class _ModelSteps:
 
     def _scores(self, quants: Quants, suffix: tuple[str, ...]) -> Iterator[Step]:
         evaluation = self.recipe.evaluation
-        tokens = evaluation.documents * DOCUMENT_TOKENS or HELDOUT_ALL_TOKENS
+        each = min(evaluation.document_tokens or DOCUMENT_TOKENS, DOCUMENT_TOKENS)
+        tokens = evaluation.documents * each or HELDOUT_ALL_TOKENS
         loaded = quants if self.base_logits == "live" else quants[:1]
         for entry in evaluation.texts:
             label, is_file, file = entry.partition("=")

@@ -1,9 +1,14 @@
-"""Rows of a benchmark: from the Hub at a commit, or from local files; read with `datasets`."""
+"""Rows of a benchmark: from the Hub at a commit, or from local files; read with `datasets`.
 
+The store keeps what came from the Hub, so that it is there without a network.
+"""
+
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 
@@ -11,11 +16,16 @@ from imatrix_lab.core.config import nearest
 from imatrix_lab.core.files import from_json, sha256_file
 from imatrix_lab.core.hub_errors import Unreachable, login
 from imatrix_lab.core.hub_http import ask, dataset_commit, require_network
-from imatrix_lab.core.names import readable
+from imatrix_lab.core.names import readable, slug
+from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadText, FetchFailed, UsageError
 from imatrix_lab.tasks import readers
 from imatrix_lab.tasks.definition import Definition, Source
 from imatrix_lab.tasks.readers import Row
+
+ROWS = "rows.json"
 
 
 @dataclass(frozen=True)
@@ -26,14 +36,18 @@ class Rows:
     origin: Mapping[str, str]
 
 
-def rows(task: Definition, language: str, data: Path | None = None) -> Rows:
-    """Return the rows of one language, from the Hub or a file or folder.
+def rows(
+    task: Definition, language: str, data: Path | None = None, session: Session | None = None
+) -> Rows:
+    """Return the rows of one language, from the Hub (kept in the store), or a file or folder.
 
     Data that do not say their language are in `language`; `UsageError` if the benchmark lacks it.
+    Without a network a task that is not pinned has the rows that were asked for last.
     """
+    session = session or Session(Store(), Silent())
     check_data(task, data)
     code = language if in_one(task, data) else own_code(task, language)
-    benchmark = _read(task, code, data)
+    benchmark = _read(task, code, data, session)
     n_rows, beside = len(benchmark.rows), task.source.beside
     if data is None and not task.source.is_pinned() and task.items not in (0, n_rows):
         what = f"{task.name} on the Hub has {n_rows} rows, not {task.items}: it is another version"
@@ -41,7 +55,7 @@ def rows(task: Definition, language: str, data: Path | None = None) -> Rows:
         raise BadText(what, where=task.path, fix=fix)
     if not beside:
         return benchmark
-    other = _read(task, beside, data)
+    other = _read(task, beside, data, session)
     if len(other.rows) != n_rows:
         counts = f"{n_rows} rows in {code} and {len(other.rows)} in {beside}"
         raise BadText(f"{task.name}: {counts}; they must be the same, line by line")
@@ -78,39 +92,65 @@ def check_data(task: Definition, data: Path | None) -> None:
         raise BadText("no such file or folder", where=data, fix="check the path")
 
 
-def _read(task: Definition, code: str, data: Path | None) -> Rows:
-    everything = _from_hub(task.source, code) if data is None else _local(task, code, data)
+def _read(task: Definition, code: str, data: Path | None, session: Session) -> Rows:
+    everything = _from_hub(task.source, code, session) if data is None else _local(task, code, data)
     rows = everything.rows
     for column, _, value in (word.partition("=") for word in task.source.drop):
         rows = tuple(row for row in rows if str(row.get(column)) != value)
     return Rows(rows, everything.origin)
 
 
-def _from_hub(source: Source, code: str) -> Rows:
-    repo, revision = f"datasets/{source.hub}", source.revision
-    try:
+def _from_hub(source: Source, code: str, session: Session) -> Rows:
+    repo, hub, revision = f"datasets/{source.hub}", source.hub, source.revision
+    asked = {
+        "hub": hub,
+        "revision": revision,
+        "splits": list(source.splits),
+        **_where(source, code),
+    }
+
+    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
         require_network()
-        if not source.is_pinned():
-            revision = dataset_commit(source.hub, revision or "main")
-        fetch = partial(_split, source, code, revision)
-        parts = [ask(repo, revision, partial(fetch, split)) for split in source.splits]
+        session.progress.say(f"fetching {hub} {code} at {commit[:12]}")
+        parts = [ask(repo, commit, partial(_split, source, code, commit, s)) for s in source.splits]
+        every = [row for part in parts for row in part]
+        text = json.dumps(every, ensure_ascii=False, default=str)
+        (out / ROWS).write_text(text, encoding="utf-8")
+        return {"n_rows": len(every)}
+
+    try:
+        commit = revision if source.is_pinned() else dataset_commit(hub, revision or "main")
+        inputs, label = {**asked, "commit": commit}, f"{slug(hub)}-{code}"
+        kept = session.store.get("benchmark", label, inputs, build, session.progress)
     except Unreachable as error:
-        names = ", ".join(_names(source, code))
-        by_hand = f"--data with a folder that has {names}" if names else "--data with its file"
-        raise Unreachable(error.what, where=error.where, fix=f"{error.fix}; or {by_hand}") from None
-    return Rows(tuple(row for part in parts for row in part), {source.hub: revision})
+        before = session.store.like("benchmark", asked)
+        if before is None:
+            names = ", ".join(_names(source, code))
+            by_hand = f"--data with a folder that has {names}" if names else "--data with its file"
+            fix = f"{error.fix}; or {by_hand}"
+            raise Unreachable(error.what, where=error.where, fix=fix) from None
+        session.progress.say(f"note: {error.what}; {hub} is taken as it was when last asked for")
+        kept = before
+    every = from_json((kept.path / ROWS).read_bytes())
+    return Rows(tuple(every), {hub: str(kept.manifest["inputs"]["commit"])})
+
+
+def _where(source: Source, code: str) -> dict[str, str]:
+    """Return which of a data set's files have a language: by pattern, else by configuration."""
+    if source.data_files:
+        return {"data_files": source.data_files.replace("{language}", code)}
+    return {"config": source.config.replace("{language}", code)}
 
 
 def _split(source: Source, code: str, revision: str, split: str) -> list[Row]:
     import datasets
 
     datasets.disable_progress_bars()
-    pattern = source.data_files.replace("{language}", code)
-    config = None if pattern else source.config.replace("{language}", code) or None
-    files = {split: pattern} if pattern else None
-    load = partial(datasets.load_dataset, source.hub, config, revision=revision)
+    where = _where(source, code)
+    files = {split: where["data_files"]} if source.data_files else None
+    load = partial(datasets.load_dataset, source.hub, where.get("config") or None)
     try:
-        rows = load(split=split, data_files=files)
+        rows = load(revision=revision, split=split, data_files=files)
         return [readers.plain(row) for row in rows.to_list()]
     except (ValueError, FileNotFoundError, RuntimeError, KeyError, TypeError,
             pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:  # fmt: skip

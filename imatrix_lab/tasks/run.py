@@ -53,16 +53,17 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
     def openers() -> Openers:
         yield from backends.open_all(request, session)  # after the items are read
 
-    return run(request, openers(), session.progress)
+    return run(request, openers(), session)
 
 
-def run(request: TaskRequest, openers: Openers, progress: Progress) -> list[Path]:
+def run(request: TaskRequest, openers: Openers, session: Session) -> list[Path]:
     """Ask every item of every task and language; return the files of records."""
+    progress = session.progress
     chosen = pairs(map(definition.get, request.tasks), request, progress)
     for task, code in chosen:
         get_locale(code)
         load.check_data(task, request.data)
-    benchmarks = [prepare(task, code, request, progress) for task, code in chosen]
+    benchmarks = [prepare(task, code, request, session) for task, code in chosen]
     paths = []
     for open_quant in openers:
         with open_quant() as answerer:
@@ -123,13 +124,13 @@ def _as_requested(task: Definition, request: TaskRequest) -> Definition:
     return dataclasses.replace(task, prompt=dataclasses.replace(task.prompt, **options))
 
 
-def prepare(task: Definition, code: str, request: TaskRequest, progress: Progress) -> Prepared:
+def prepare(task: Definition, code: str, request: TaskRequest, session: Session) -> Prepared:
     """Return the items of a task in a language, without repeats, and the examples before them."""
-    locale = get_locale(code)
+    locale, progress = get_locale(code), session.progress
     task = _as_requested(task, request)
     if request.data is None and task.source.hub:
         progress.say(f"{task.name} {code}: from the Hub, {task.source.hub} …")
-    source = load.rows(task, code, request.data)
+    source = load.rows(task, code, request.data, session)
     task, golds_note = with_gold_kind(source.rows, task, locale)
     items, rejected = make_items(source.rows, task, locale)
     unique = dedup.merge(items)
@@ -154,7 +155,7 @@ def prepare(task: Definition, code: str, request: TaskRequest, progress: Progres
     }  # fmt: skip
     if not is_pinned:
         newest = ", ".join(f"{name} at {commit[:12]}" for name, commit in source.origin.items())
-        progress.say(f"note: {task.name} is not pinned; the newest: {newest}")
+        progress.say(f"note: {task.name} is not pinned to a commit; this is {newest}")
     n_repeats = len(source.rows) - sum(rejected.values()) - len(unique.items)
     counts = {"repeats merged": n_repeats, "near-duplicates clustered": unique.n_near,
               "repeats with another right answer": unique.n_conflicts}  # fmt: skip

@@ -26,12 +26,13 @@ def prose(rng):
     return "\n\n".join(" ".join(sentences[i : i + 3]) for i in (0, 3, 6))
 
 
-def add(data, code, name, n_documents=60):
+def add(data, code, name, n_documents=60, n_chars=None):
     """Add a language with a source of so many documents to the user's folder of data."""
     (data / "corpora").mkdir(parents=True, exist_ok=True)
     (data / "corpora" / f"{code}.toml").write_text(LANGUAGE.format(code=code, name=name))
     rng = random.Random(code)
-    lines = [json.dumps({"id": f"{i:03d}", "text": prose(rng)}) for i in range(n_documents)]
+    texts = [prose(rng)[:n_chars] for _ in range(n_documents)]
+    lines = [json.dumps({"id": f"{i:03d}", "text": text}) for i, text in enumerate(texts)]
     path = data / f"{code}.jsonl"
     path.write_text("\n".join(lines))
     files.add([path], code, "made", "CC0-1.0")

@@ -129,6 +129,16 @@ def test_limit_takes_the_first_documents(ask, quants):
     assert set(rows["doc_id"]) == {"doc/0", "doc/1", "doc/2"}
 
 
+def test_document_tokens_takes_the_start_of_each_document(ask, quants):
+    whole = made.records(ask(quants["Q2_K"])[0])
+    rows = made.records(ask(quants["Q2_K"], document_tokens=5)[0])
+    assert set(rows["doc_id"]) == set(whole["doc_id"])
+    for name in set(rows["doc_id"]):
+        tokens, start = (r["token"][r["doc_id"] == name] for r in (whole, rows))
+        assert 0 < len(start) <= 5
+        np.testing.assert_array_equal(start, tokens[: len(start)])
+
+
 def test_a_plain_text_is_one_document_and_says_so(ask, quants, tmp_path):
     (tmp_path / "held out.txt").write_bytes(b"en to tre\r\nfire fem\r\n")
     progress = made.Recorder()
@@ -190,7 +200,9 @@ def test_each_quant_alone_scores_as_with_others(ask, quants):
         assert ask(quant, base_logits="live")[0].read_bytes() == wanted
 
 
-@pytest.mark.parametrize("rest", [{"n_ctx": 64}, {"overlap": 20}, {"n_rows": 16}, {"limit": 4}])
+@pytest.mark.parametrize(
+    "rest", [{"n_ctx": 64}, {"overlap": 20}, {"n_rows": 16}, {"limit": 4}, {"document_tokens": 9}]
+)
 def test_another_setting_is_another_run(ask, quants, store, monkeypatch, rest):
     ask(quants["Q2_K"])
     seen = made.count_decodes(monkeypatch)

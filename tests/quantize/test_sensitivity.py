@@ -1,6 +1,7 @@
 """Probes of a real model in memory, against files that are written and scored."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -97,7 +98,7 @@ def test_a_probe_in_memory_is_a_file_with_the_same_tensors_scored(
     reference, text, tools, kernel, store, tmp_path, seen
 ):
     measured = build(reference, text, store, tmp_path)
-    session, group = Session(store, Silent()), measured.coefficients[GROUP]
+    session, group = Session(store, Silent()), measured.coefficients[GROUP]["scale"]
     model = resolve(str(reference), session)
     imatrix = format.read(next(store.root.glob("imatrix/*/imatrix.gguf")))
     quant = written(tools, model, imatrix, ["blk.1.ffn_down.weight"], tmp_path)
@@ -119,11 +120,11 @@ def test_what_is_restored_diverges_by_exactly_zero(reference, text, store, tmp_p
             engine.replace(name, lambda rows, matrix: 2 * rows)
             engine.restore(name)
 
-    monkeypatch.setattr(probes._Run, "_replace", and_back)
+    monkeypatch.setattr(probes.Run, "_replace", and_back)
     with pytest.raises(BadModel):
         build(reference, text, store, tmp_path)
     kept = [json.loads(p.read_bytes()) for p in store.root.glob("work/*/scratch/probe-*.json")]
-    assert len(kept) == 16
+    assert len(kept) == 32
     assert all(probe["kld_nats"] == [0.0] * 4 for probe in kept)
 
 
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on_with_the_probes_it_had(reference, text, store, tmp
     assert build(reference, text, store, tmp_path / "third") == whole
     assert len(calls) == n_decodes  # from the store
     # the full model's two batches and three probes were not read again
-    assert n_decodes < 9 + 2 * 17 - 6
+    assert n_decodes < 9 + 2 * 33 - 6
 
 
 def test_text_is_added_until_two_halves_agree(reference, text, store, tmp_path, monkeypatch):
@@ -155,19 +156,19 @@ def test_text_is_added_until_two_halves_agree(reference, text, store, tmp_path, 
     progress = made.Recorder()
     measured = build(reference, text, store, tmp_path, progress=progress)
     assert len(measured.tokens) == 6
-    assert all(len(c.kld_nats) == 6 for c in measured.coefficients.values())
+    assert all(len(c.kld_nats) == 6 for c in measured.flat().values())
     assert any("to 144 tokens" in line or "to 138 tokens" in line for line in progress.said)
 
 
 def test_a_probe_that_is_too_strong_takes_a_finer_type(
     reference, text, store, tmp_path, monkeypatch
 ):
-    coarse = build(reference, text, store, tmp_path / "coarse")
-    monkeypatch.setattr(probes, "KLD_MAX", np.mean(coarse.coefficients[GROUP].kld_nats) * 0.9)
-    fine = build(reference, text, store, tmp_path / "fine").coefficients[GROUP]
-    assert fine.type in probes.TYPES[1:]
-    assert fine.error < coarse.coefficients[GROUP].error
-    ratio = fine.kld_nats_per_error / coarse.coefficients[GROUP].kld_nats_per_error
+    coarse = build(reference, text, store, tmp_path / "coarse").coefficients[GROUP]["scale"]
+    monkeypatch.setattr(probes, "KLD_MAX", np.mean(coarse.kld_nats) * 0.9)
+    fine = build(reference, text, store, tmp_path / "fine").coefficients[GROUP]["scale"]
+    assert (coarse.type, fine.type) == sensitivity.KINDS["scale"]
+    assert fine.error < coarse.error
+    ratio = fine.kld_nats_per_error / coarse.kld_nats_per_error
     assert 0.5 < ratio < 2  # divergence is in proportion to the error
 
 
@@ -180,14 +181,14 @@ def test_parts_of_a_split_model_and_quantized_weights_are_probed_alike(
     process.run(argv, timeout_s=60)
     first = next(tmp_path.glob("parts-f16-00001-of-*.gguf"))
     one, split = (build(m, text, store, tmp_path / m.stem) for m in (whole, first))
-    values = [{g: c.kld_nats for g, c in s.coefficients.items()} for s in (one, split)]
-    assert values[0] == values[1] and len(values[0]) == 16
+    values = [{key: c.kld_nats for key, c in s.flat().items()} for s in (one, split)]
+    assert values[0] == values[1] and len(values[0]) == 32
     quantized = tmp_path / "whole-Q8_0.gguf"
     process.run([tools.program("llama-quantize"), whole, quantized, "Q8_0", "1"], timeout_s=60)
     q8_0 = build(quantized, text, store, tmp_path / "q8_0")
-    for group in ("token_embd", "output", GROUP):
-        values = [s.coefficients[group].kld_nats_per_error for s in (one, q8_0)]
-        assert values[0] == pytest.approx(values[1], rel=0.2), group
+    for key in itertools.product(("token_embd", "output", GROUP), sensitivity.KINDS):
+        values = [s.flat()[key].kld_nats_per_error for s in (one, q8_0)]
+        assert values[0] == pytest.approx(values[1], rel=0.2), key
 
 
 def test_experts_are_a_role_and_rows_off_256_take_a_32_wide_type(tools, text, store, tmp_path):
@@ -198,9 +199,10 @@ def test_experts_are_a_role_and_rows_off_256_take_a_32_wide_type(tools, text, st
     assert {"ffn_down_exps.0", "ffn_up_exps.1", "token_embd", "output"} <= set(
         measured.coefficients
     )
-    down = measured.coefficients["ffn_down_exps.0"]  # 288 columns: Q4_0 in place of Q3_K
+    down = measured.coefficients["ffn_down_exps.0"]  # 288 columns: Q4_0 and Q4_1
     up = measured.coefficients["ffn_up_exps.0"]
-    assert down.error < up.error / 2
+    assert down["scale"].error < up["scale"].error / 2
+    assert 0.5 < down["scale and minimum"].error / up["scale and minimum"].error < 2
 
 
 # -- the file
@@ -210,8 +212,11 @@ def made_up(language="nb", scale=1.0, tokens=(10, 20, 30, 20)):
     rng = np.random.default_rng(0)
     groups = ["token_embd", "attn_q.0", "attn_q.1", "ffn_down.0"]
     coefficients = {
-        g: coefficient("Q3_K", 0.1, scale * rng.uniform(0.5, 1, len(tokens)), tokens)
-        for g in groups
+        group: {
+            kind: coefficient(types[0], 0.1, scale * rng.uniform(0.5, 1, len(tokens)), tokens)
+            for kind, types in sensitivity.KINDS.items()
+        }
+        for group in groups
     }
     return Sensitivity(language, "abc", 2, tokens, coefficients, {"version": [1, 1]})
 
@@ -227,6 +232,10 @@ def broken(change):
     return sealed_json(raw)
 
 
+def one_of(raw):
+    return raw["coefficients"]["token_embd"]["scale"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -238,10 +247,11 @@ def broken(change):
         broken(lambda raw: raw.update(coefficients={})),
         broken(lambda raw: raw.update(tokens=[])),
         broken(lambda raw: raw.pop("model_sha256")),
-        broken(lambda raw: raw["coefficients"]["token_embd"].update(error=0)),
-        broken(lambda raw: raw["coefficients"]["token_embd"].update(kld_nats=[1])),
-        broken(lambda raw: raw["coefficients"]["token_embd"].update(kld_nats=[1, 2, 3, None])),
-        broken(lambda raw: raw["coefficients"]["token_embd"].update(kld_nats_per_error=5)),
+        broken(lambda raw: one_of(raw).update(error=0)),
+        broken(lambda raw: one_of(raw).update(kld_nats=[1])),
+        broken(lambda raw: one_of(raw).update(kld_nats=[1, 2, 3, None])),
+        broken(lambda raw: one_of(raw).update(kld_nats_per_error=5)),
+        broken(lambda raw: raw["coefficients"]["token_embd"].pop("scale")),
         broken(lambda raw: raw.update(coefficients=[1])),
     ],
 )
@@ -283,12 +293,42 @@ def test_groups_are_roles_in_bands_of_depth():
         assert sorted(set(bands)) == sorted(f"x.{b}" for b in range(sensitivity.n_bands(n_layers)))
 
 
+def test_an_outlier_is_a_group_of_its_own():
+    whole = made_up()
+    alone = {"blk.1.attn_q": dict(whole.coefficients["attn_q.0"])}
+    whole = dataclasses.replace(whole, coefficients={**whole.coefficients, **alone})
+    of = whole.of("blk.1.attn_q.weight", "Q2_K")
+    assert of == whole.coefficients["attn_q.0"]["scale and minimum"]
+    assert whole.of("blk.0.attn_q.weight", "IQ4_XS") == whole.coefficients["attn_q.0"]["scale"]
+    assert whole.has("blk.1.attn_q.weight") and not whole.has("blk.1.attn_v.weight")
+    with pytest.raises(KeyError):
+        whole.of("blk.1.attn_v.weight", "Q4_K")
+
+
+def test_outliers_have_far_smaller_errors_than_others_of_their_role():
+    errors = {f"blk.{i}.ffn_down.weight": 0.004 + 0.0005 * i for i in range(6)}
+    assert not sensitivity.outliers(errors)
+    errors |= {f"blk.{i}.attn_q.weight": 0.001 for i in range(6)} | {"token_embd.weight": 1e-5}
+    assert not sensitivity.outliers(errors)
+    errors["blk.3.ffn_down.weight"] = 1e-5
+    assert sensitivity.outliers(errors) == ["blk.3.ffn_down.weight"]
+
+
+def test_types_that_llama_quantize_falls_back_to_are_probed_by_their_kind():
+    assert [probes._actual(t, 288) for t in ("Q3_K", "IQ4_XS", "Q4_K", "Q5_K")] == [
+        "Q4_0", "IQ4_NL", "Q4_1", "Q5_1",
+    ]  # fmt: skip
+    for kind, rungs in sensitivity.KINDS.items():
+        taken = {probes._actual(t, n_columns) for t in rungs for n_columns in (256, 32)}
+        assert set(map(sensitivity.kind_of, taken)) == {kind}
+
+
 def test_samples_share_no_text_and_together_are_the_whole():
     whole = made_up()
     halves = [whole.sample(k, 2) for k in (0, 1)]
     assert [h.tokens for h in halves] == [(10, 30), (20, 20)]
-    for group, c in whole.coefficients.items():
-        means = [h.coefficients[group].kld_nats_per_error for h in halves]
+    for key, c in whole.flat().items():
+        means = [h.flat()[key].kld_nats_per_error for h in halves]
         assert np.average(means, weights=[40, 40]) == pytest.approx(c.kld_nats_per_error)
         assert c.ci95_low < c.kld_nats_per_error < c.ci95_high
 
@@ -341,5 +381,5 @@ def test_show_prints_languages_side_by_side_and_plots_them(tmp_path, capsys):
     assert cli_main.run(["sensitivity", "show", *files, "--plot", files[0]]) == 2
     assert cli_main.run(["sensitivity", "show", files[0], "--json"]) == 0
     (shown,) = json.loads(capsys.readouterr()[0])
-    assert shown["coefficients"]["token_embd"]["n_tokens"] == 80
+    assert one_of(shown)["n_tokens"] == 80
     assert plots.panels([made_up()])["attn_q"] == ["attn_q.0", "attn_q.1"]

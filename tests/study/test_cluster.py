@@ -1,12 +1,11 @@
-"""Whole studies on several workers, through the command line: places, failures, Ctrl-C.
+"""Whole studies on several workers, through the command line: places, kills, failures, Ctrl-C.
 
 The workers are processes of this machine, each with a store of its own beside the study's.
 """
 
 import json
-import os
+import random
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.whole import COMMAND, SMALL
+from tests.study.whole import COMMAND, SMALL, Workers
 
 pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
 
@@ -25,42 +24,6 @@ def programs_with(text):
     return [line for line in lines.stdout.splitlines() if text in line and "ps -eo" not in line]
 
 
-class Workers:
-    """Workers of one study, by name, and the file by which they find it."""
-
-    def __init__(self, bench, subprocess_env, tools):
-        self.bench, self.file = bench, bench.folder / "scheduler.json"
-        self._env, self._tools, self._processes = subprocess_env, tools, {}
-
-    def env(self, name):
-        env = self._env(self.bench.folder / f"store-{name}", self._tools)
-        return env | {"IMATRIX_LAB_DATA": self.bench.env["IMATRIX_LAB_DATA"]}
-
-    def start(self, *names, where=None):
-        where = where or ["--scheduler-file", self.file]
-        for name in names:
-            log = (self.bench.folder / f"{name}.log").open("ab")
-            self._processes[name] = subprocess.Popen(
-                [*self._cpu(), COMMAND, "study", "worker", *map(str, where), "--name", name],
-                env=self.env(name), stdout=log, stderr=log, cwd=self.bench.folder,
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-
-    def _cpu(self):
-        """One processor for each, as several machines have: llama.cpp waits in a spin."""
-        taskset, n = shutil.which("taskset"), os.cpu_count() or 1
-        return [taskset, "-c", str(len(self._processes) % n)] if taskset else []
-
-    def alive(self, name):
-        return self._processes[name].poll() is None
-
-    def stop(self):
-        for process in self._processes.values():
-            process.send_signal(signal.SIGINT)
-        for process in self._processes.values():
-            process.wait(timeout=120)
-
-
 @pytest.fixture
 def spread(bench, subprocess_env, tools):
     """A function: name, recipe -> a bench and workers for it."""
@@ -68,7 +31,11 @@ def spread(bench, subprocess_env, tools):
 
     def make(name, **rest):
         own = bench(name, **rest)
-        every.append(Workers(own, subprocess_env, tools))
+
+        def env_of(store):
+            return subprocess_env(store, tools) | {"IMATRIX_LAB_DATA": own.env["IMATRIX_LAB_DATA"]}
+
+        every.append(Workers(own.folder, env_of))
         return own, every[-1]
 
     yield make
@@ -92,6 +59,22 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
     assert not workers.file.exists()  # with its key
     _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
     assert ours.same() == calm.same() and "quantize" not in err
+
+
+def test_killed_workers_change_nothing(bench, spread):
+    """One of three is killed every two seconds, from the beginning on."""
+    calm = bench("undisturbed", text=SMALL)
+    calm.study()
+    ours, workers = spread("dying", text=SMALL)
+    rng, n_killed = random.Random(3), 0
+    workers.start("a", "b", "c")
+    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
+    while process.poll() is None and n_killed < 6:
+        time.sleep(rng.uniform(1.0, 3.0))
+        n_killed += workers.kill(rng.choice("abc"), rng)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert n_killed > 2 and ours.same() == calm.same()
 
 
 def test_ctrl_c_stops_the_steps_on_every_worker(spread):

