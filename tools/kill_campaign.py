@@ -364,11 +364,12 @@ class Campaign:
         process = trial.start("--cluster", str(workers.file))
         said = io.StringIO()
         threading.Thread(target=lambda: said.writelines(process.stderr or ()), daemon=True).start()
-        while process.poll() is None:
-            time.sleep(self.rng.uniform(0.5, 6.0))
-            if process.poll() is None:
-                killed = workers.kill(self.rng.choice("abc"), self.rng)
-                self.counts["workers SIGKILLs"] += killed
+        for _ in range(self.rng.randrange(3, 9)):  # then it can come to an end
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self.rng.uniform(0.05, 0.3) * self.seconds[name])
+                break
+            self.counts["workers SIGKILLs"] += workers.kill(self.rng.choice("abc"), self.rng)
+        process.wait()
         workers.stop()
         if process.returncode:
             self.fail(trial, name, said.getvalue())

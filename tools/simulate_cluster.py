@@ -17,7 +17,7 @@ from imatrix_lab.core.format import duration, size
 from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.study import recipe, steps
-from imatrix_lab.study.cluster.split import split
+from imatrix_lab.study.cluster.split import split, waits_for
 from imatrix_lab.study.cluster.there import Signed
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
@@ -80,7 +80,7 @@ def simulated(shared: Shared, n_workers: int) -> tuple[Placement, dict[str, Step
     }
     tasks = []
     for step in every:
-        after = tuple(n for n in (*step.depends_on(), *step.after) if n in by_id)
+        after = tuple(n for n in waits_for(step) if n in by_id)
         made = quant_bytes.get(step.id, 1 << 26)
         tasks.append(Task(step.id, step.what, after, made, step.memory_bytes))
     machines = {f"machine {i + 1}": MEMORY_BYTES for i in range(n_workers)}

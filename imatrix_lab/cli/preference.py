@@ -37,12 +37,12 @@ def preference() -> None:
               help="Length of an answer at most.")  # fmt: skip
 @click.option(
     "--temperature",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 5),
     default=0.0,
     metavar="T",
-    help="Draw tokens at this temperature, by --seed. [default: the most probable]",
+    help="Draw tokens at this temperature. [default: take the most probable ones]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option("--parallel", type=click.IntRange(1, 256), default=16, show_default=True,
               help="Answers at a time.")  # fmt: skip
 @options.BACKEND
@@ -66,6 +66,8 @@ def make(
     from imatrix_lab.publish.preference.prompts import read
     from imatrix_lab.types import Sampling
 
+    if math.isnan(temperature):
+        raise click.BadParameter("not a number", param_hint="--temperature")
     compute, sampling = options.compute_options(rest), Sampling(temperature, seed)
     request = PackRequest(
         read(prompts), (a, b, *c), out, compute, sampling=sampling if temperature else None, **rest

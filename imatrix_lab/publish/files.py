@@ -1,6 +1,7 @@
 """What is published of a folder that `tune` or `quantize` filled: files, card, texts, results."""
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import MANIFEST, Artifact
 from imatrix_lab.corpus import documents
 from imatrix_lab.corpus.build import CALIBRATION, HELDOUT
+from imatrix_lab.corpus.mixture import languages_of
 from imatrix_lab.errors import BadModel, BadRecords, UsageError
 from imatrix_lab.llamacpp.build import get_toolchain
 from imatrix_lab.llamacpp.toolchain import default_backend
@@ -28,7 +30,6 @@ from imatrix_lab.score.text import Text
 from imatrix_lab.types import NOT_FOR_USE
 
 CARD, RESULTS, SCORES = deliver.CARD, "results.json", "scores"
-_NOT_SCORED = "the card has no scores: imatrix-lab score run, then --scores FOLDER"
 LARGEST_BYTES = 20_000_000_000
 """Of a file on the Hub, as it advises; larger ones are split."""
 _GIVEN = ("public-domain", "permissive", "share-alike")
@@ -90,7 +91,7 @@ def collect(
         raise UsageError("no files here that imatrix-lab made", where=folder, fix=fix)
     for name, entry in entries.items():
         _check(folder / name, entry["sha256"], session)
-    scored, notes = _scores(quants, records, session)
+    scored, notes = _scores(folder, quants, records, session)
     items, shards = list[Item](), dict[str, list[str]]()
     for name, entry in entries.items():
         item = _item(folder / name, entry["sha256"])
@@ -119,25 +120,37 @@ def collect(
         notes.append("an imatrix that was not made with these files does not go along")
     if not any(e["license"] for e in quants.values()):
         notes.append("the original names no licence: see that it may be published")
+    if not any(e["base_model"] for e in quants.values()):
+        what = "the original's repository is not known, so that the Hub does not list these files"
+        notes.append(f"{what} beside it: quantize --model hf:org/name, or add base_model to {CARD}")
     return Collected((*items, _made(CARD, written)), (*notes, *texts.notes))
 
 
 def _scores(
-    quants: Mapping[str, Mapping[str, Any]], records: Sequence[Path], session: Session
+    folder: Path, quants: Mapping[str, Mapping[str, Any]], records: Sequence[Path], session: Session
 ) -> tuple[Scores, list[str]]:
     """Return what records say, and what there is to note about that."""
     models = {e["model_sha256"] for e in quants.values()}
     names = {e["sha256"]: name for name, e in quants.items()}
     paths = records or [path for path in [Path(SCORES)] if path.is_dir()]
     if not paths:
-        return Scores(), [_NOT_SCORED]
+        return Scores(), [_not_scored(folder, quants)]
     try:
         model_sha256 = models.pop() if len(models) == 1 else ""
         return scores.of_records(paths, names, model_sha256, session.progress), []
     except BadRecords:
         if records:
             raise
-        return Scores(), [_NOT_SCORED]
+        return Scores(), [_not_scored(folder, quants)]
+
+
+def _not_scored(folder: Path, quants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return that the card has no scores, and the command that makes some."""
+    reference = next(iter(quants.values()))["model"] or "ORIGINAL"
+    words = ["imatrix-lab", "score", "run", "--reference", reference, "--quant"]
+    words += [str(folder / name) for name in quants]
+    texts = {x for e in quants.values() for x in languages_of(e["language"])}
+    return f"the card has no scores: {shlex.join([*words, '--text', *(sorted(texts) or ['LANG'])])}"
 
 
 def _check(path: Path, sha256: str, session: Session) -> None:

@@ -67,7 +67,9 @@ def _other(content: bytes, path: Path) -> str:
 def _entry(model: Model) -> dict[str, Any]:
     """Return what is known of a file, as a manifest has it."""
     facts = model.facts
-    base = read_header(model.path).text("general.base_model.0.repo_url")
+    header = read_header(model.path)
+    parent = header.text("general.base_model.0.repo_url")
+    base = header.text("general.source.repo_url", parent)  # what it was made of, if that is said
     return {
         "kind": "quant",
         "type": facts.file_type,

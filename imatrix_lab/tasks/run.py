@@ -155,7 +155,7 @@ def prepare(task: Definition, code: str, request: TaskRequest, session: Session)
     }  # fmt: skip
     if not is_pinned:
         newest = ", ".join(f"{name} at {commit[:12]}" for name, commit in source.origin.items())
-        progress.say(f"note: {task.name} is not pinned; the newest: {newest}")
+        progress.say(f"note: {task.name} is not pinned to a commit; this is {newest}")
     n_repeats = len(source.rows) - sum(rejected.values()) - len(unique.items)
     counts = {"repeats merged": n_repeats, "near-duplicates clustered": unique.n_near,
               "repeats with another right answer": unique.n_conflicts}  # fmt: skip

@@ -71,13 +71,11 @@ def test_the_card_is_one_that_the_hub_reads(calm):
 
 
 def test_a_second_run_does_nothing_again(calm, tiny):
-    folder, env, _, first_s = calm
+    folder, env, _, _ = calm
     before = manifests(folder / "cache")
-    began = time.monotonic()
     run = subprocess.run(
         tune(tiny, folder / "out", "--json"), env=env, capture_output=True, text=True, check=True
     )
-    assert time.monotonic() - began < max(5, first_s / 2)
     assert all(q["seconds"] is None for q in json.loads(run.stdout)["quants"])
     assert manifests(folder / "cache") == before
 

@@ -141,6 +141,14 @@ def test_what_cannot_be_published(made, session, tmp_path):
         files.collect(tmp_path, REPO, [], False, False, session)
 
 
+def test_what_a_publisher_is_told(made, session):
+    notes = collect(made, session, records=[]).notes
+    [scores] = [n for n in notes if "score run" in n]
+    assert scores.endswith("--text et") and Q4 in scores and Q8 in scores
+    assert any("--model hf:" in n for n in notes)  # the original is a file here
+    assert not any("score run" in n for n in collect(made, session).notes)
+
+
 def _other_records(made, folder):
     """Return the record of the standard mix alone."""
     [path] = [p for p in (made[0] / "scores").glob("*.parquet") if "tiny-Q4" in p.name]

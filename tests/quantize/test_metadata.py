@@ -13,6 +13,7 @@ from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline import tune
+from imatrix_lab.publish import others
 from imatrix_lab.quantize import metadata, run
 from tests import tiny_model
 
@@ -80,13 +81,16 @@ def test_a_file_says_whose_it_is_and_for_whom(made):
     }
 
 
-def test_what_the_original_says_stays(made):
-    found = fields(made(label="nb75-se25", languages=("en", "nb"), tags=("chat",), base="X").path)
+def test_what_the_original_says_stays(made, own_store):
+    quant = made(label="nb75-se25", languages=("en", "nb"), tags=("chat",), base="X")
+    found = fields(quant.path)
     assert found["general.languages"] == ["en", "nb"]  # se is no language of ours
     assert found["general.tags"] == ["chat", "imatrix"]
     assert found["general.base_model.0.name"] == "X"
     assert found["general.source.repo_url"].endswith("some-org/Tiny-1b")
     assert "general.base_model.0.repo_url" not in found
+    model = resolve.resolve(str(quant.path), Session(own_store, Silent()))
+    assert others._entry(model)["base_model"] == "some-org/Tiny-1b"  # of a card
 
 
 def test_lists_grow_as_far_as_there_is_room(made):

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from imatrix_lab.core import process
 from imatrix_lab.imatrix.format import Imatrix
-from imatrix_lab.llamacpp import programs
+from imatrix_lab.llamacpp import programs, server
 from imatrix_lab.pipeline import deliver, tune
 from imatrix_lab.quantize.run import calibration, file_name
 
@@ -51,6 +52,30 @@ def test_the_type_is_where_programs_look_for_it(quant_type, shard):
 def test_a_quant_is_not_taken_for_an_imatrix(file, expected, tmp_path):
     named = tune.label_of(Imatrix({}, (), 0, 0), tmp_path / file)
     assert named == expected and is_model(file_name("m", named, "Q4_K_M"))
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [("", "t-nb-Q4_K_M"), (":iq2_xs", "t-nb-IQ2_XS"), (":Q4_K_S", "t-nb-1MiB-as-Q4_K_S")],
+)
+def test_llama_server_finds_a_file_by_its_type(tools, tiny, tag, expected, tmp_path):
+    """As the Hub's cache has a repository, with what is published beside quants."""
+    sha = "0" * 40
+    folder = tmp_path / "hub" / "models--user--t-nb-GGUF"
+    snapshot = folder / "snapshots" / sha
+    for path in (folder / "refs", folder / "blobs", snapshot):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text(sha)
+    (folder / "blobs" / "x").symlink_to(tiny)
+    names = [file_name("t", "nb", t, "Q4_K_S") for t in ("Q4_K_M", "IQ2_XS", "size:1MiB")]
+    for name in (*names, deliver.imatrix_name("t", "nb", True), deliver.imatrix_name("t", "nb")):
+        (snapshot / name).symlink_to("../../blobs/x")
+    argv = [tools.program("llama-server"), "--offline", "-hf", f"user/t-nb-GGUF{tag}"]
+    argv += ["--port", "0", "-c", "64", "-t", "1", "-v"]
+    log = tmp_path / "log"
+    with process.background(argv, log=log, env={"HF_HOME": str(tmp_path)}) as running:
+        server.port_of(running)
+    assert f"/{expected}.gguf'" in log.read_text()
 
 
 def test_an_imatrix_is_not_taken_for_a_model():

@@ -11,9 +11,8 @@ from tests.study.scored import EXAM
 from tests.study.whole import ITEMS, SMALL
 
 NOWHERE = "http://127.0.0.1:9"
-SOURCE = """
-[[source]]
-name = "web"
+SOURCES = """
+[web]
 kind = "hub"
 repo = "org/web"
 config = "default"
@@ -55,8 +54,10 @@ def test_what_is_fetched_is_all_that_a_study_needs(bench, hub):
     ours = bench("fetched", text=text)
     data = ours.folder / "data"
     (data / "corpora").mkdir(parents=True)
-    language = LANGUAGE.format(code="qah", name="Language qah").replace("source = []", SOURCE)
+    language = LANGUAGE.format(code="qah", name="Language qah")
+    language = language.replace("source = []", '[[source]]\nuse = "web"')
     (data / "corpora" / "qah.toml").write_text(language)
+    (data / "corpora" / "sources.toml").write_text(SOURCES)
     (ours.folder / "tiny-f16.gguf").unlink()
     exam = EXAM.replace('files = ["exam.json"]', 'hub = "org/exam"\nconfig = "default"')
     (ours.folder / "exam.toml").write_text(exam)
@@ -66,7 +67,7 @@ def test_what_is_fetched_is_all_that_a_study_needs(bench, hub):
         ours.env["HF_ENDPOINT"] = endpoint
         return ours.run("fetch", ours.recipe, "--out", ours.out, status=status)
 
-    _, err = fetch(NOWHERE, 2)
+    _, err = fetch(NOWHERE, 1)
     assert "org/tiny" in err
     _, err = fetch(hub.endpoint, 1)
     assert "missing: items of exam" in err and "org/exam" in err and "fetching org/tiny" in err

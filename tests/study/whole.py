@@ -151,21 +151,22 @@ class Workers:
     def kill(self, name, rng):
         """Kill the process that runs the steps, which its parent starts again, or all of it.
 
-        Return whether there was one to kill.
+        Return whether there was one: what is only starting is left alone.
         """
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = psutil.Process(self._processes[name].pid)
             children = parent.children(recursive=True)
             inner = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
-            if inner and rng.random() < 0.5:
-                inner[0].kill()
-                return True
-            for process in (parent, *children):
+            if not inner:
+                return False
+            is_whole = rng.random() < 0.5
+            for process in (parent, *children) if is_whole else inner:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            self._processes[name].wait()
-            self.start(name)
-            return bool(inner)
+            if is_whole:
+                self._processes[name].wait()
+                self.start(name)
+            return True
         return False
 
     def stop(self):

@@ -207,7 +207,7 @@ def _which(quants: Entries, scores: Scores) -> list[str]:
         *_table(columns, 3, [row[:n_columns] for row in rows]),
         "",
         f"Memory is at most about: the file, a context of {CONTEXT:,} tokens, and buffers."
-        + _WHICH * bool(scores.files),
+        + (_WHICH if scores.files else " Larger files are as a rule closer to the original."),
     ]
 
 
@@ -394,7 +394,8 @@ def _left_out(quants: Entries) -> list[str]:
     lines = []
     made_here = all("left_out" in e for e in quants.values())
     if templates == {""}:
-        lines.append("- no chat template" + ": the original has none" * made_here)
+        has_none = ": the original has none, and continues text" * made_here
+        lines.append(f"- no chat template{has_none}")
     for sha256 in sorted(filter(None, templates)):
         unchanged = ", the original's, unchanged" * made_here
         lines.append(f"- chat template: sha256 {sha256}{unchanged}")
@@ -422,7 +423,10 @@ def _use(quants: Entries, release: Release) -> list[str]:
 def _made(quants: Entries, release: Release) -> list[str]:
     commands = sorted({e["command"] for e in quants.values() if e["command"]})
     commands += _score_commands(quants, release)
-    lines = ["", "## To repeat it", "", *(f"    {x}" for x in commands)] if commands else []
+    lines = list[str]()
+    if commands:
+        lines += ["", "## To repeat it", "", "With imatrix_lab (`make` in its folder):", ""]
+        lines += [f"    {command}" for command in commands]
     if known := sorted({_perplexity(e) for e in quants.values() if e.get("perplexity")}):
         columns = ["file", "perplexity", "of the original"]
         rows = [

@@ -88,6 +88,8 @@ def locale_of(key: Key) -> Locale:
 def ask(key: Key, key_path: Path, chat: Chat, progress: Progress) -> Path:
     """Let a judge compare each pair in both orders; return the file of its judgements.
 
+    Pairs without a verdict are counted and told, and asked again by the next call.
+
     Raises UsageError: there are no instructions for a judge in the language; ImatrixLabError: it
     gives no verdict at all.
     """
@@ -101,7 +103,9 @@ def ask(key: Key, key_path: Path, chat: Chat, progress: Progress) -> Path:
         for first, second in pack.pairs(key)
     ]
     file = key_path.with_name(f"{_stem(key_path)}{JUDGED}{records.name_part(chat.model)}.jsonl")
-    judge.judged(rows, judge_prompts.prefer, file, chat, locale_of(key), progress)
+    judged = judge.judged(rows, judge_prompts.prefer, file, chat, locale_of(key), progress)
+    for reason, n in records.error_classes([j.error for j in judged]).items():
+        progress.say(f"note: no verdict on {n} of {len(judged)} pairs: {reason}")
     return file
 
 

@@ -340,7 +340,7 @@ def judge_sentence(judge: Judge, tally: Tally) -> str:
             f" {pair.n_ties:,} (difference {estimate:+.1f} points, 95 % CI {low:+.1f} to"
             f" {high:+.1f})"
         )
-    text = f"Judge {judge.model}: {'; '.join(parts)}."
+    text = f"Judge {judge.model}: {'; '.join(parts) or 'too few verdicts to compare'}."
     if not judge.is_validated:
         return (
             f"{text} Not validated in {tally.language}: {judge.n_votes} votes of people on what it"

@@ -309,9 +309,8 @@ class Cluster:
                 client = None
                 continue
             except address.dask().KilledWorker as error:
-                # Dask counts every step that waited there, too
-                n_killed += 1
-                if shown.n_begun >= DEATHS or n_killed > 1:
+                n_killed += 1  # Dask counts the steps that waited there, too
+                if max(shown.n_begun, n_killed) >= DEATHS:
                     return Reply(str(error.last_worker.name), failure=_death())
                 client = None
                 continue

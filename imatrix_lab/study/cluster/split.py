@@ -32,7 +32,12 @@ def split(every: Steps, records: Records, n_machines: int) -> list[Step]:
 
 def has_parts(step: Step) -> bool:
     """Whether a step finds done what it is to do."""
-    return any(f".{PART}-" in name for name in step.after)
+    return step.kind == SCORE and any(f".{PART}-" in name for name in step.after)
+
+
+def waits_for(step: Step) -> tuple[str, ...]:
+    """Return the steps that a step waits for: only its parts, which have read what it stands on."""
+    return step.after if has_parts(step) else (*step.depends_on(), *step.after)
 
 
 def _parts(step: Step, n: int) -> Iterator[Step]:

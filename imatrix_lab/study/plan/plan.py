@@ -18,7 +18,7 @@ from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, score, tune
 from imatrix_lab.quantize import error_sums, errors
 from imatrix_lab.study import actions, graph, steps, validate
-from imatrix_lab.study.cluster.split import PART, SCORE, has_parts, split
+from imatrix_lab.study.cluster.split import PART, SCORE, has_parts, split, waits_for
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -183,9 +183,9 @@ class _Planner:
         is_done = is_done or (step.kind == "imatrix" and self._has_imatrix(step))
         seconds, stands_on = (0.0, "") if is_done else self._seconds(step)
         disk, memory = self._disk_bytes(step), step.memory_bytes
-        done, waits_for = (is_done, seconds), (*step.depends_on(), *step.after)
         return PlannedStep(
-            step.id, step.kind, step.what, *done, disk, memory, stands_on, waits_for
+            step.id, step.kind, step.what, is_done, seconds, disk, memory, stands_on,
+            waits_for(step),
         )  # fmt: skip
 
     def _seconds(self, step: graph.Step) -> tuple[float, str]:

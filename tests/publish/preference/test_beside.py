@@ -58,9 +58,10 @@ def people(tmp_path, key, n, n_votes=N):
     return votes.read_ballots(paths, key)
 
 
-def judge(key, path, reply):
+def judge(key, path, reply, progress=None):
     with chat_server(reply) as url, Client(url, "a judge", timeout_s=10) as chat:
-        return judges.ask(key, path, chat, Silent())
+        chat.identity = "the same model"
+        return judges.ask(key, path, chat, progress or Silent())
 
 
 def test_a_judge_that_agrees_with_people(tmp_path):
@@ -83,6 +84,32 @@ def test_who_always_takes_the_first_is_a_judge_of_ties(tmp_path):
     assert [p.n_ties for p in one.pairs] == [N]
     assert one.kappa.estimate == 0
     assert "no more than chance" in votes.judge_sentence(one, result)
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_a_judge_that_rambles(tmp_path):
+    """A verdict in one order alone is none; the rest is asked again, and too few are no result."""
+    key, path, told = key_of(), tmp_path / "vote.key.json", Told()
+    judge(key, path, lambda text: sees(text) if "good 7" in text else "Both are good.", told)
+    assert [line for line in told.lines if f"{N - 1} of {N}" in line]
+    result = votes.tally(people(tmp_path, key, 2), key, verdicts=judges.read(key, path))
+    (one,) = result.judges
+    assert one.pairs == () and not one.is_validated and one.n_votes == 2
+    assert "too few verdicts" in votes.judge_sentence(one, result)
+    first = re.compile("good.*(fair|great)", re.DOTALL)
+    judge(key, path, lambda text: sees(text) if first.search(text) else "Choice: A or B", told)
+    assert len(judges.read(key, path)) == 1
+    judge(key, path, sees, told)
+    assert len(next(iter(judges.read(key, path).values()))) == N
 
 
 @pytest.mark.parametrize(("n_votes", "is_validated"), [(12, False), (13, True)])
