@@ -305,7 +305,9 @@ def answers(
     request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = model_in(turn.results[step]) if step else model
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    return {FILES: [str(file) for file in run_task(request, [backend], session)]}
+    return {
+        FILES: [str(file) for file in run_task(request, [backend], turn.progress, shared.store)]
+    }
 
 
 def _task_request(

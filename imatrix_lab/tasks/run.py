@@ -13,6 +13,7 @@ from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.outputs import any_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
+from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadRecords, BadText, UsageError
 from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.records import parquet
@@ -53,16 +54,21 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
     def openers() -> Openers:
         yield from backends.open_all(request, session)  # after the items are read
 
-    return run(request, openers(), session)
+    return run(request, openers(), session.progress, session.store)
 
 
-def run(request: TaskRequest, openers: Openers, session: Session) -> list[Path]:
-    """Ask every item of every task and language; return the files of records."""
-    progress = session.progress
+def run(
+    request: TaskRequest, openers: Openers, progress: Progress, store: Store | None = None
+) -> list[Path]:
+    """Ask every item of every task and language; return the files of records.
+
+    The user's store, if none is given, keeps items that come from the Hub.
+    """
     chosen = pairs(map(definition.get, request.tasks), request, progress)
     for task, code in chosen:
         get_locale(code)
         load.check_data(task, request.data)
+    session = Session(store or Store(), progress)
     benchmarks = [prepare(task, code, request, session) for task, code in chosen]
     paths = []
     for open_quant in openers:
