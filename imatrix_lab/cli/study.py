@@ -14,7 +14,7 @@ from rich.markup import escape
 from imatrix_lab.cli import options
 from imatrix_lab.cli.terminal import new_table, stderr, stdout
 from imatrix_lab.core import config
-from imatrix_lab.core.format import duration, quantity, size
+from imatrix_lab.core.format import duration, quantity, size, some
 
 if TYPE_CHECKING:
     from imatrix_lab.report.results import Missing, Power
@@ -237,7 +237,7 @@ def _print_results(finished: Finished, as_json: bool) -> int:
 def _print_missing(missing: Sequence[Missing]) -> None:
     for step in missing:
         words = f"missing: {step.step}: {step.why}"
-        words += f"; skipped because of it: {', '.join(step.left_out)}" if step.left_out else ""
+        words += f"; skipped because of it: {some(step.left_out)}" if step.left_out else ""
         _note(words + (f"\n  try: {step.fix}" if step.fix else ""))
 
 

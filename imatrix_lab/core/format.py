@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 UNKNOWN = "–"
 _MINUS = "\N{MINUS SIGN}"
@@ -61,6 +62,12 @@ def probability(p: float, equals: str = "") -> str:
     if math.isnan(p):
         return UNKNOWN
     return "< 0.0001" if p < 1e-4 else f"{equals}{p:.4f}" if p < 0.1 else f"{equals}{p:.2f}"
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first of many names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def count(n: int) -> str:

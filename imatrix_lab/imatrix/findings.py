@@ -55,9 +55,3 @@ class Findings:
             raise BadImatrix(f"unusable importance matrix: {problems}", where=where, fix=fix)
         progress.say(f"WARNING: used despite its errors (--force): {problems}")
         return "; ".join(e.what for e in errors)
-
-
-def some(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first of many names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

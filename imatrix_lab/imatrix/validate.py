@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from imatrix_lab.core.format import some
 from imatrix_lab.imatrix import siblings
 from imatrix_lab.imatrix.expected import ModelTensors
-from imatrix_lab.imatrix.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding, Findings, some
+from imatrix_lab.imatrix.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding, Findings
 from imatrix_lab.imatrix.format import LEGACY_WINDOW, MODEL, REPAIRED, Entry, Imatrix, rounded
 
 FEW_TOKENS = 8192  # sixteen windows of 512; 60k to 130k tokens are usual

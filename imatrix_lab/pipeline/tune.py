@@ -11,6 +11,7 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core.files import place, sha256_file
+from imatrix_lab.core.format import some
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Rules, check_file, check_folder
 from imatrix_lab.core.progress import Progress
@@ -29,7 +30,6 @@ from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
 from imatrix_lab.imatrix import collect, devices, expected, format, passes, repair, validate
-from imatrix_lab.imatrix.findings import some
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from imatrix_lab.core import hub_http
-from imatrix_lab.core.format import size
+from imatrix_lab.core.format import size, some
 from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.core.hub_http import Listing, list_files
 from imatrix_lab.core.progress import Progress
@@ -121,8 +121,7 @@ def upload(
 def _require_allowed(repo: str, differences: Diff, is_private: bool, replace: bool) -> None:
     others = (*differences.changed, *differences.stale)
     if others and not replace:
-        named = ", ".join(others[:3]) + f" and {len(others) - 3} more" * (len(others) > 3)
-        what = f"{repo} has other files of these names, or parts of them: {named}"
+        what = f"{repo} has other files of these names, or parts of them: {some(others)}"
         fix = "look with --dry-run, then add --replace, or choose another repository with --to"
         raise UsageError(what, where=repo, fix=fix)
     if is_private and differences.commit and not differences.is_private:

@@ -196,7 +196,7 @@ def missing(view: View, absent: Sequence[str]) -> Section | None:
     results = view.results
     columns = ("step", "error", "fix", "skipped because of it")
     rows = [
-        row(m.step, text.cut(m.why, WHY_CHARS), m.fix, ", ".join(m.left_out))
+        row(m.step, text.cut(m.why, WHY_CHARS), m.fix, format.some(m.left_out))
         for m in results.missing
     ]
     blocks: list[Block] = [Table("Failed steps", columns, rows)] if rows else []

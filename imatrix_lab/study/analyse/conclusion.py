@@ -7,6 +7,7 @@ language against the baseline. Texts come first; tasks decide where there are no
 import math
 from collections.abc import Iterator, Sequence
 
+from imatrix_lab.core import format
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.records.runs import NO_IMATRIX
 from imatrix_lab.report.results import ALL_SAMPLES, Comparison, Contrast, Results, TypeInteraction
@@ -85,9 +86,13 @@ def _of_interactions(results: Results) -> Iterator[str]:
 
 
 def _matters(x: TypeInteraction) -> str:
-    if not x.p_holm <= ALPHA:
-        return "no more and no less, as far as these data can tell, than"
-    return "more than" if (x.estimate < 0) == METRICS[x.metric].lower_is_better else "less than"
+    side = "more" if (x.estimate < 0) == METRICS[x.metric].lower_is_better else "less"
+    if x.p_holm <= ALPHA:
+        return f"{side} than"
+    if x.p_value <= ALPHA:
+        ps = format.probability(x.p_value), format.probability(x.p_holm)
+        return f"perhaps {side} (p = {ps[0]}, adjusted for other comparisons {ps[1]}) than"
+    return "no more and no less, as far as these data can tell, than"
 
 
 def _against_baseline(results: Results) -> list[Comparison]:
