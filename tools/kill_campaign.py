@@ -364,11 +364,12 @@ class Campaign:
         process = trial.start("--cluster", str(workers.file))
         said = io.StringIO()
         threading.Thread(target=lambda: said.writelines(process.stderr or ()), daemon=True).start()
-        for _ in range(self.rng.randrange(3, 9)):  # then it can come to an end
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(self.rng.uniform(0.05, 0.3) * self.seconds[name])
-                break
-            self.counts["workers SIGKILLs"] += workers.kill(self.rng.choice("abc"), self.rng)
+        n_left = self.rng.randrange(4, 9)  # then it can come to an end
+        while process.poll() is None and n_left:
+            time.sleep(self.rng.uniform(0.05, 0.3) * self.seconds[name])
+            killed = workers.kill(self.rng.choice("abc"), self.rng)
+            self.counts["workers SIGKILLs"] += killed
+            n_left -= killed
         process.wait()
         workers.stop()
         if process.returncode:
