@@ -179,6 +179,19 @@ class Scheduler:
             self.failures[step.id] = self._missing(step, outcome)
             self.causes[step.id] = {step.id}
             self.watch.ended(step, self.failures[step.id])
+            self._leave_idle()
+
+    def _leave_idle(self) -> None:
+        """Leave out what only steps need that cannot run any more."""
+        impossible = set(self.causes)
+        for step in self.steps:
+            if not impossible.isdisjoint(step.needs):
+                impossible.add(step.id)
+        possible = [step for step in self.steps if step.id not in impossible]
+        needed = {step.id for step in graph.to_run(possible, self.records)} | impossible
+        for step in [step for step in self.waiting if step.id not in needed]:
+            self.waiting.remove(step)
+            self.watch.ended(step, self.records.get(step.id))
 
     def _missing(self, step: Step, error: Exception) -> Missing:
         """Return why a step failed; a bug's traceback goes into a log."""

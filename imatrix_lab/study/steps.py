@@ -198,8 +198,8 @@ class _ModelSteps:
     def batch(self, quants: Quants, number: int, before: str) -> list[Step]:
         """Return the steps of quants that exist at the same time; the last may delete them."""
         suffix = (str(number),) if len(self.batches) > 1 else ()
-        batch = [self._quantize(q, before) for q in quants]
-        batch += self._items() if number == 1 else ()
+        batch = [*self._items()] if number == 1 else []  # first: quants may be for them alone
+        batch += [self._quantize(q, before) for q in quants]
         batch += [*self._scores(quants, suffix), *self._losses(quants)]
         for task in self.recipe.tasks:
             batch += [self.answers(task, q) for q in quants]

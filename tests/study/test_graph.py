@@ -142,6 +142,24 @@ def test_everything_that_stands_on_a_failure_is_left_out(bench):
     assert set(outcome.records) == {"text", "tidy"}
 
 
+def test_nothing_is_made_again_for_steps_that_cannot_run(bench):
+    """Quants that were scored and removed, whose benchmark's items cannot be had."""
+
+    def steps(items):
+        quant = bench.step("quant")
+        score = bench.step("score", needs=("quant",), is_target=True)
+        answers = bench.step("answers", needs=("items", "quant"), is_target=True)
+        return [bench.step("items", items), quant, score, answers]
+
+    outcome = bench.run(steps(fail), Capacity(1, 1, 100))
+    assert [m.left_out for m in outcome.missing] == [("answers",)] and bench.ran[-1] == "score"
+    (bench.folder / "quant").unlink()
+    bench.run(steps(fail), Capacity(1, 1, 100))
+    assert bench.ran == ["items"]
+    bench.run(steps(None), Capacity(1, 1, 100))
+    assert bench.ran == ["items", "quant", "answers"]
+
+
 def test_a_bug_is_a_failure_with_its_traceback_in_a_log(bench):
     outcome = bench.run([bench.step("x", lambda turn: 1 / 0, is_target=True)])
     assert outcome.missing[0].why.startswith("a bug: ZeroDivisionError")

@@ -17,6 +17,7 @@ from imatrix_lab.models import weights
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import allocate, score, tune
 from imatrix_lab.quantize import error_sums, errors
+from imatrix_lab.quantize.sensitivity import KINDS
 from imatrix_lab.study import actions, graph, steps, validate
 from imatrix_lab.study.cluster.split import PART, SCORE, has_parts, split, waits_for
 from imatrix_lab.study.context import Shared, prepare
@@ -206,8 +207,9 @@ class _Planner:
             return self._seconds_for(n_weights, "loss", base_type(self.shared.recipe.types[0]))
         if step.kind == "errors":
             return self._seconds_for(self._n_sampled(model), "quantize", MIXED)
-        if step.kind == "sensitivity":  # weights are quantized once, text is read for each group
-            seconds = self._seconds_for(n_weights, "quantize", "Q3_K_S")[0]
+        if step.kind == "sensitivity":  # weights are quantized by each kind of type
+            n_kinds = len(KINDS)
+            seconds = self._seconds_for(n_kinds * n_weights, "quantize", "Q3_K_S")[0]
             read_s, name = self._seconds_for(step.cost, "score", model)
             return seconds + read_s, name
         units = step.cost

@@ -169,9 +169,9 @@ def test_sizes_and_quantizers_take_time_and_disk(
             row = rows[f"{model.label}.quant.qaa.1.{base}{end}"]
             assert row.seconds == pytest.approx(seconds)
             assert row.disk_bytes == shared.sizes[model.label, "Q4_K_M"]
-    n_tokens = (1 + len(probes.groups(model))) * 8 * 96
+    n_tokens = (1 + probes.n_probes(model)) * 8 * 96
     row = rows[f"{model.label}.sensitivity.qab.2"]
-    assert row.seconds == pytest.approx(n_tokens / 10 + n_weights / 10)
+    assert row.seconds == pytest.approx(n_tokens / 10 + 2 * n_weights / 10)
     assert row.disk_bytes == 4 * 8 * 96 * model.facts.n_vocab
     assert rows[f"{model.label}.errors.qab.2"].seconds > 0
     # the logits of a sensitivity are gone when it is there
