@@ -41,6 +41,17 @@ SCHEMAS: dict[str, Schema] = {
         ),
         ("Ada", "a boat"), (), "Question: Who built it?\nAnswer as briefly", "free-form",
     ),
+    "mixeval-commonsense": Schema(
+        "en", "multiple-choice.json",
+        (
+            {"id": "0", "problem_type": "multiple-choice", "context": None, "prompt": "Which law?",
+             "options": ["Ohm's", "Boyle's"], "target": [0], "benchmark_name": "MMLU"},
+            {"id": "1", "problem_type": "multiple-choice", "context": "It rained.",
+             "prompt": "What was wet?", "options": ["a hat", "a thought"], "target": [0],
+             "benchmark_name": "SIQA"},
+        ),
+        ("a hat",), ("a hat", "a thought"), "It rained.\nQuestion: What was wet?\nAnswer:",
+    ),
     "mixeval-hard": Schema(
         "en", "free-form-hard.json",
         ({"id": "0", "problem_type": "free-form", "context": "It rained.", "prompt": "Did it?",
