@@ -182,7 +182,7 @@ def starts(text: Text, n_tokens: int, vocabulary: Vocabulary) -> Text:
         dataclasses.replace(d, text=packing.within_budget([d], n_tokens, vocabulary.count)[0])
         for d in text.documents
     )
-    return dataclasses.replace(text, documents=tuple(documents))
+    return dataclasses.replace(text, documents=tuple(documents), document_tokens=n_tokens)
 
 
 def _documents(

@@ -125,7 +125,7 @@ def _write_records(
         "toolchain": job.tools.signature(),
         "reference": identity(job.reference),
         "quant": {**identity(quant), **origin(quant)},
-        "text": {"label": text.label, "sha256": text.sha256(), "n_documents": len(text.documents)},
+        "text": text.facts(),
         "protocol": {**vars(job.protocol), "divergence": divergence},
         "compute": job.settings.signature(),
     }

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,19 @@ from imatrix_lab.types import Document
 
 @dataclass(frozen=True)
 class Text:
-    """Documents to score; `label` is a short name, often a language's code."""
+    """Documents to score; `label` is a short name, often a language's code.
+
+    `document_tokens`: they are the first so many tokens of longer ones; None: whole.
+    """
 
     label: str
     documents: tuple[Document, ...]
+    document_tokens: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a signature says of it."""
+        facts = {"label": self.label, "sha256": self.sha256(), "n_documents": len(self.documents)}
+        return facts | ({"document_tokens": self.document_tokens} if self.document_tokens else {})
 
     def sha256(self) -> str:
         """Return the sha256 of the documents' ids and texts."""

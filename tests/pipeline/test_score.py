@@ -131,7 +131,9 @@ def test_limit_takes_the_first_documents(ask, quants):
 
 def test_document_tokens_takes_the_start_of_each_document(ask, quants):
     whole = made.records(ask(quants["Q2_K"])[0])
-    rows = made.records(ask(quants["Q2_K"], document_tokens=5)[0])
+    (file,) = ask(quants["Q2_K"], document_tokens=5)
+    rows = made.records(file)
+    assert parquet.read(file, []).signature["text"]["document_tokens"] == 5
     assert set(rows["doc_id"]) == set(whole["doc_id"])
     for name in set(rows["doc_id"]):
         tokens, start = (r["token"][r["doc_id"] == name] for r in (whole, rows))

@@ -446,6 +446,8 @@ def _score_commands(quants: Entries, release: Release) -> list[str]:
         signature = s.summary.signature
         protocol = signature["protocol"]
         flags = f"--limit {signature['text']['n_documents']} --ctx {protocol['n_ctx']}"
+        if n := signature["text"].get("document_tokens"):
+            flags += f" --document-tokens {n}"
         flags += f" --protocol {protocol['name']}" * (protocol["name"] != "document")
         groups.setdefault(flags, []).append(s)
     origins = sorted({e["model"] for e in quants.values() if e.get("model")})
