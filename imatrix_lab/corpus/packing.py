@@ -167,6 +167,13 @@ def within_budget(
     return JOINT.join(texts), used
 
 
+def starts(
+    documents: Iterable[Document], n_tokens: int, count: Callable[[str], int]
+) -> list[Document]:
+    """Return each document's first tokens, at most so many."""
+    return [replace(d, text=within_budget([d], n_tokens, count)[0]) for d in documents]
+
+
 def start_with(text: str, n_tokens: int, count: Callable[[str], int]) -> tuple[str, int]:
     """Return the start of a text that has more than `n_tokens`, or all of it, and its tokens.
 

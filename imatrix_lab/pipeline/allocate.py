@@ -351,10 +351,16 @@ class Case:
         return self._together(language, {n: types[n] for n in self.candidates}, False).kld_nats
 
     def _together(self, language: str, types: Mapping[str, str], apart: bool) -> Together:
-        text, compute = self.texts[language], self.request.compute
-        what = probes.probing(self.tools, self.model, text, compute, self.session)
-        measured = self.sensitivities[language]
+        if language not in self._probings:
+            text, compute = self.texts[language], self.request.compute
+            what = probes.probing(self.tools, self.model, text, compute, self.session)
+            self._probings[language] = what
+        what, measured = self._probings[language], self.sensitivities[language]
         return interactions.together(what, types, measured, self.session, apart)
+
+    @cached_property
+    def _probings(self) -> dict[str, probes.Probing]:
+        return {}
 
     def _by_group(self, language: str, types: Mapping[str, str]) -> dict[str, float]:
         """Return what each group is predicted to lose."""

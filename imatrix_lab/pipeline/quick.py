@@ -241,13 +241,10 @@ class Case:
         heldout = documents.read(corpus.heldout)
         n = min(DOCUMENTS, len(heldout))
         n_tokens = TOKENS // n
-        lines = []
+        spread = [heldout[i * len(heldout) // n] for i in range(n)]
         with Vocabulary(self.tools, self.model.path) as vocabulary:
-            for i in range(n):
-                document = heldout[i * len(heldout) // n]
-                text = packing.within_budget([document], n_tokens, vocabulary.count)[0]
-                lines.append(documents.line(dataclasses.replace(document, text=text)))
-        path.write_bytes("".join(lines).encode())
+            starts = packing.starts(spread, n_tokens, vocabulary.count)
+        path.write_bytes("".join(map(documents.line, starts)).encode())
         return n_tokens
 
     def _others(

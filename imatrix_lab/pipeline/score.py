@@ -85,7 +85,8 @@ def score_models(
     files = []
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring
         if limit := request.document_tokens:
-            texts = [starts(text, limit, vocabulary) for text in texts]
+            cut = [packing.starts(text.documents, limit, vocabulary.count) for text in texts]
+            texts = [Text(t.label, tuple(d), limit) for t, d in zip(texts, cut, strict=True)]
         plans = [plan(text, vocabulary, protocol, settings.sequences_max) for text in texts]
     for text, batches in zip(texts, plans, strict=True):
         if protocol.name == "document" and len(text.documents) == 1:
@@ -174,15 +175,6 @@ def _distinct(quants: list[Model], progress: Progress) -> list[Model]:
         else quant
         for quant in distinct.values()
     ]
-
-
-def starts(text: Text, n_tokens: int, vocabulary: Vocabulary) -> Text:
-    """Return the first tokens of each document."""
-    documents = (
-        dataclasses.replace(d, text=packing.within_budget([d], n_tokens, vocabulary.count)[0])
-        for d in text.documents
-    )
-    return dataclasses.replace(text, documents=tuple(documents), document_tokens=n_tokens)
 
 
 def _documents(

@@ -321,6 +321,7 @@ class Run:
         self.groups, settings = probing.groups(), probing.settings
         self.keys = [(group, kind) for group in self.groups for kind in sensitivity.KINDS]
         self.batches = batches(probing.windows, settings.n_ctx, settings.sequences_max)
+        self.firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
         self.sizes = [sum(w.n_scored for w in batch) for batch in self.batches]
         self.reference = Checkpoint(scratch, self.sizes, "reference")
         self.ggml, self.imatrix = ggml.load(probing.tools), format.read(probing.imatrix.path)
@@ -329,11 +330,10 @@ class Run:
 
     def probed(self, n_pieces: int) -> dict[_Key, _Probe]:
         """Return every group's probes on the first pieces; what is missing is measured."""
-        firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
         needed = self.first(n_pieces)
         probes = {key: self._kept(i) for i, key in enumerate(self.keys)}
         missing = {
-            key: [b for b in needed if firsts[b] >= len(probe.kld_nats)]
+            key: [b for b in needed if self.firsts[b] >= len(probe.kld_nats)]
             for key, probe in probes.items()
         }
         unread = [b for b in needed if not self.reference.has(b)]
@@ -413,8 +413,7 @@ class Run:
 
     def first(self, n_pieces: int) -> list[int]:
         """Return the batches of the first pieces."""
-        firsts = np.cumsum([0, *map(len, self.batches)])  # each batch's first piece
-        return [b for b in range(len(self.batches)) if firsts[b] < n_pieces]
+        return [b for b in range(len(self.batches)) if self.firsts[b] < n_pieces]
 
     def divergence(self, engine: Patched, batches: Sequence[int]) -> float:
         """Return the mean KLD of some batches as the model is now, in nats a token."""
