@@ -174,6 +174,8 @@ class Store:
         """Give the folder to build in, with the scratch of the build before."""
         work = self.root / "work" / name
         if not isinstance(lock, Lease):
+            for discarded in work.parent.glob(f"{name}.*"):  # by a run that was killed at it
+                _remove_work(discarded)
             yield work
             return
         own, left = (work.with_name(f"{name}.{suffix}") for suffix in (lock.token, "left"))

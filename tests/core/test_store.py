@@ -280,6 +280,14 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert list((root / "work").iterdir()) == []
 
 
+def test_what_a_run_was_killed_discarding_is_removed_by_the_next(root: Path) -> None:
+    name = f"corpus-{fingerprint('corpus', INPUTS)[:16]}"
+    (root / "work" / f"{name}.cb14e1b60b63" / "sub").mkdir(parents=True)
+    (root / "work" / "corpus-0123456789abcdef").mkdir()  # another's
+    Store(root).get("corpus", "nb", INPUTS, Builder())
+    assert [path.name for path in (root / "work").iterdir()] == ["corpus-0123456789abcdef"]
+
+
 # -- damage
 
 
