@@ -90,13 +90,12 @@ def main() -> None:
         if case.write and rng.random() >= case.share_of_bytes:
             with contextlib.suppress(ValueError, RecursionError, OverflowError, AttributeError):
                 case.write(path, changed_value(value_of(data), rng))
-                if len(changed := path.read_bytes()) <= max_size:
+                changed: bytes = path.read_bytes()
+                if len(changed) <= max_size:
                     return changed
         if rng.random() < 0.5:
             return changed_bytes(data, rng, everything)[:max_size]
-        changed = atheris.Mutate(data, max_size)
-        assert isinstance(changed, bytes)
-        return changed
+        return bytes(atheris.Mutate(data, max_size))
 
     flags = [f"-runs={options.inputs}", f"-seed={options.seed}", "-len_control=0",
              f"-max_total_time={60 * options.minutes:.0f}", "-verbosity=0",
