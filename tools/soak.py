@@ -9,8 +9,9 @@ preference   pages for votes, each with answers of two tiny models, n answers in
 page         a report's page is written n times
 study        a study of tiny models in a process of its own, of about n steps
 
-Printed are memory, open files, threads and children when 10, 50 and 95 % are done. A leak is a tenth
-more memory (and 32 MiB) at the end than in the middle, or more files, threads or children. Models and kernels are those of `tests/tiny_model.py` and of the user's store.
+Printed are memory, open files, threads and children when 10, 50 and 95 % are done. A leak is a
+tenth more memory (and 32 MiB) at the end than in the middle, or more files, threads or children.
+Models and kernels are those of `tests/tiny_model.py` and of the user's store.
 """
 
 import argparse
