@@ -16,10 +16,10 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config, digests, interrupt
-from imatrix_lab.core.files import canonical_json, disk_error
+from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Meter, Progress, Relay, Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store, fingerprint
+from imatrix_lab.core.store import Store, fingerprint, os_error
 from imatrix_lab.errors import ImatrixLabError, MissingTool, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -179,7 +179,7 @@ def call(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if isinstance(error, OSError):
-        error = disk_error(error, Store().root)
+        error = os_error(error, Store().root)
     if isinstance(error, ImatrixLabError):
         refuses = isinstance(error, Refused)
         return Failure(error.what, error.where, error.fix, False, refuses, text)
