@@ -22,10 +22,11 @@ pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'"
 
 from imatrix_lab.core import interrupt
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.remote_store import REMOTE, RemoteStore
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, ToolFailed, UsageError
-from imatrix_lab.study.cluster import address, start, there
+from imatrix_lab.study.cluster import address, client, start, there
 from imatrix_lab.study.cluster.client import Cluster
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import Turn
@@ -280,11 +281,30 @@ def test_folders_that_a_machine_does_not_see(machines, tmp_path):
     machines.open()
     machines.add("one")
     (tmp_path / "seen").write_text("a")
-    nonces = {str(tmp_path / "seen"): "a"}
-    assert machines.call("x", there.check, nonces).failure is None
-    for path, text in ((tmp_path / "seen", "b"), (tmp_path / "absent", "a")):
-        failure = machines.call("y", there.check, {str(path): text}).failure
-        assert "one does not see" in failure.what and "IMATRIX_LAB_CACHE" in failure.fix
+    for path, text, sees in (("seen", "a", True), ("seen", "b", False), ("absent", "a", False)):
+        reply = machines.call("x", there.sees, {str(tmp_path / path): text})
+        assert reply.result is sees
+
+
+def test_machines_with_nothing_in_common(machines, tmp_path, monkeypatch):
+    """No folder and no remote store; then a remote store that one of them does not have."""
+    machines.open()
+    machines.add("one")
+    for name in ("store", "study"):
+        (tmp_path / name).mkdir()
+    cluster = machines.cluster
+    assert cluster._part("studies/x") == ""
+    monkeypatch.setattr(client, "_nonces", lambda *folders: contextlib.nullcontext({"/": ""}))
+    with pytest.raises(UsageError, match="not seen") as caught:
+        cluster._part("studies/x")
+    assert "one" in caught.value.what and REMOTE in caught.value.fix
+    monkeypatch.setenv(REMOTE, f"file://{tmp_path}/remote")
+    cluster._session = Session(Store(tmp_path / "store", remote=RemoteStore()), machines.said)
+    with pytest.raises(UsageError, match=REMOTE):
+        cluster._part("studies/x")
+    machines.kill("one")
+    machines.add("two")  # which has that variable too
+    assert cluster._part("studies/x") == "studies/x"
 
 
 def test_a_machine_that_ssh_does_not_reach_is_an_error_at_once(machines, tmp_path, monkeypatch):

@@ -19,12 +19,15 @@ from typing import Any
 from imatrix_lab.core import interrupt, process, progress
 from imatrix_lab.core.process import Background
 from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.core.remote_store import REMOTE, RemoteStore
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import ImatrixLabError, ToolFailed
+from imatrix_lab.errors import ImatrixLabError, ToolFailed, UsageError
 from imatrix_lab.study import graph, steps
-from imatrix_lab.study.cluster import address, there
+from imatrix_lab.study.actions import ScoredText
+from imatrix_lab.study.cluster import address, carry, there
 from imatrix_lab.study.cluster.address import Address
+from imatrix_lab.study.cluster.carry import Carrier, StudyFile
 from imatrix_lab.study.cluster.there import BEGAN, ENDED, SAYS, TASK, Failure, Reply
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RUNNING, Folder
@@ -35,7 +38,7 @@ from imatrix_lab.study.recipe import Recipe, absolute
 from imatrix_lab.study.scheduler import Capacity
 from imatrix_lab.study.status import DONE, WAITING, Watch
 
-CLASS = "class"  # in a study's status
+CLASS, TOKEN = "class", "token"  # in a study's status
 MANY = 1 << 20
 UNBOUNDED = Capacity(MANY, MANY, 1 << 62)
 """Every step that can run is given to Dask at once."""
@@ -61,6 +64,7 @@ class Cluster:
         self._events: dict[str, queue.SimpleQueue[Event]] = {}
         self._running: dict[str, str] = {}  # calls, and the machine that began each last
         self._class, self._unfit = "", set[str]()
+        self._carrier: Carrier | None = None
         self.watch: Watch | None = None
         self._client = self._connect()
 
@@ -173,16 +177,50 @@ class Cluster:
 
     def prepare(self, recipe: Recipe) -> Shared:
         """Return what the steps share, as one of the workers has it."""
-        store, recipe = Store(self._session.store.root), self._with_limits(recipe)
-        self._folder.write_status({**self._folder.status(), CLASS: self._class})
-        store.share()
-        Store(self._folder.of("work")).share()
-        with _nonces(store.root, self._folder.path) as nonces:
-            self._on_each(self._of_class(), there.check, nonces)
+        store, recipe = self._session.store, self._with_limits(recipe)
+        token = self._folder.status().get(TOKEN) or secrets.token_hex(8)
+        self._folder.write_status({**self._folder.status(), CLASS: self._class, TOKEN: token})
+        if part := self._part(carry.part_of(str(token))):
+            self._carrier = Carrier(self._folder, store, part, is_worker=False)
+        else:
+            store.share()
+            Store(self._folder.of("work")).share()
         turn = Turn(1, self._session.progress, {})
-        name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store)
+        name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store, part)
         shared: Shared = self._somewhere(name, {}, *call, turn=turn)
         return dataclasses.replace(shared, recipe=recipe)
+
+    def _part(self, part: str) -> str:
+        """Return the part of the remote store that a study takes; "" if all see its folders.
+
+        Raises UsageError: machines have neither folders nor a remote store in common.
+        """
+        store, token = self._session.store, secrets.token_hex(16)
+        with _nonces(store.root, self._folder.path) as nonces:
+            sees = self._on_each(self._of_class(), there.sees, nonces)
+        if store.remote:
+            RemoteStore(part).probe(self._topic, token)
+            probed = self._on_each(self._of_class(), there.probed, part, self._topic)
+            if others := sorted(name for name, said in probed.items() if said != token):
+                what = f"{', '.join(others)}: there {REMOTE} is not set, or to another place"
+                raise UsageError(what, fix="set it alike where workers are started")
+        if all(sees.values()):
+            return ""
+        if not store.remote:
+            blind = ", ".join(sorted(name for name, sees_it in sees.items() if not sees_it))
+            what = f"{blind}: the folders {store.root} and {self._folder.path} are not seen there"
+            fix = "a folder that all machines see at the same path, IMATRIX_LAB_CACHE for the store"
+            raise UsageError(what, fix=f"{fix}; or a remote store: {REMOTE}=s3://BUCKET/PREFIX")
+        self._session.progress.say(
+            "machines have no folder in common: files go by the remote store"
+        )
+        return part
+
+    def forget(self) -> None:
+        """Remove what a finished study has left on other machines and in the remote store."""
+        if self._carrier:
+            self._carrier.part.remove()
+            self._on_each(self._of_class(), there.forget, self._carrier.part.below)
 
     def _with_limits(self, recipe: Recipe) -> Recipe:
         """Return a recipe as workers of one class take it, any of them."""
@@ -195,7 +233,7 @@ class Cluster:
 
     def plan(self, recipe: Recipe) -> tuple[Plan, Placement]:
         """Return what a study takes on one of the machines alone, and on all of them."""
-        recipe, store = self._with_limits(recipe), Store(self._session.store.root)
+        recipe, store = self._with_limits(recipe), self._session.store
         machines = self._of_class()
         call = (there.planned, recipe, self._folder, store, len(machines))
         plans: dict[str, Plan] = self._on_each(machines, *call)
@@ -217,17 +255,31 @@ class Cluster:
         keys = graph.keys(every)
         return tuple(
             dataclasses.replace(step, run=partial(self._step, step, keys[step.id]))
-            if isinstance(step.run, partial) and not step.is_cleanup
+            if isinstance(step.run, partial) and not self._is_here(step)
             else step
             for step in every
         )
+
+    def _is_here(self, step: Step) -> bool:
+        """Whether a step runs in this process: what people vote on may be in the study's folder."""
+        return step.is_cleanup or bool(self._carrier and step.kind == "page")
 
     def _step(self, step: Step, key: str, turn: Turn) -> dict[str, Any]:
         resources = {"memory": float(step.memory_bytes)}
         if step.kind in steps.PARALLEL:
             resources["compute"] = 1.0
-        call = (there.step, step, self._class, dataclasses.replace(turn, progress=Silent()))
-        return dict(self._somewhere(step.id, resources, *call, key=key, turn=turn))
+        there_turn, given = dataclasses.replace(turn, progress=Silent()), dict[str, StudyFile]()
+        if carrier := self._carrier:
+            needed = {*step.depends_on()} - {*turn.parts}
+            results = {name: r for name, r in turn.results.items() if name in needed}
+            results = {name: carrier.sent(r, turn.progress) for name, r in results.items()}
+            there_turn = dataclasses.replace(there_turn, results={**turn.results, **results})
+            assert isinstance(step.run, partial)
+            texts = (a.path for a in step.run.args if isinstance(a, ScoredText) and a.path)
+            given = {str(path): carrier.given(path, turn.progress) for path in texts}
+        call = (there.step, step, self._class, given, there_turn)
+        result = dict(self._somewhere(step.id, resources, *call, key=key, turn=turn))
+        return dict(carrier.brought(result, turn.progress)) if carrier else result
 
     def _somewhere(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
