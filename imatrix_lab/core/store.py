@@ -318,7 +318,8 @@ class Store:
             if artifact := self._find(kind, key):
                 _remove(artifact.path)
             if self.remote:
-                self.remote.drop(kind, key)
+                with self.remote.if_there(progress):
+                    self.remote.drop(kind, key)
 
     def follow_remote(self) -> None:
         """Remove what the remote store does not have any more, unless it is being built."""

@@ -75,7 +75,7 @@ def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, 
     ours, workers = spread(f"apart-{keep}", keep=keep)
     models = ours.folder / "models"
     models.mkdir()
-    shutil.copy(ours.folder / "tiny-f16.gguf", models / "copy.gguf")
+    shutil.copy(ours.folder / "tiny-f16.gguf", models / "tiny-f16.gguf")
     remote = ours.folder / "remote"
     apart = {REMOTE: f"file://{remote}"}
     ours.env |= apart

@@ -7,22 +7,25 @@ an artefact, which is there already.
 """
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from imatrix_lab.core import digests
+from imatrix_lab.core import digests, interrupt
 from imatrix_lab.core.progress import Progress
-from imatrix_lab.core.remote_store import Damaged, RemoteStore
+from imatrix_lab.core.remote_store import Damaged, RemoteFailed, RemoteStore
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import FetchFailed
 from imatrix_lab.study.folder import Folder
+
+T = TypeVar("T")
 
 STUDIES = "studies"
 GIVEN = "given"
 """Files of the user's that a recipe names, in the folder of a study on another machine."""
+PATIENCE_S, AGAIN_S = 180.0, 1.0
 _AGAIN = "imatrix-lab study resume: what is missing is made again"
 
 
@@ -69,23 +72,27 @@ class Carrier:
         self.folder, self.store, self.is_worker = folder, store, is_worker
         self.part = RemoteStore(part)
         self.passing = Store(folder.of("work"), remote=self.part)
-        self._sent = set[str]()
+        self._artifacts, self._parts = set[str](), dict[str, str]()  # that are known to be there
 
     def sent(self, value: Any, progress: Progress) -> Any:
-        """Return a result for another machine, once all of its files are in the remote store."""
-        return _each(value, lambda text: self._send(text, progress))
+        """Return a result for another machine, once all of its files are in the remote store.
+
+        Raises RemoteFailed.
+        """
+        return _patiently(lambda: _each(value, lambda x: self._send(x, progress)), progress)
 
     def brought(self, value: Any, progress: Progress) -> Any:
         """Return a result of another machine with paths of this one, where the files are now.
 
-        Raises FetchFailed: one cannot be had.
+        Raises RemoteFailed.
         """
-        return _each(value, lambda file: self._bring(file, progress))
+        return _patiently(lambda: _each(value, lambda x: self._bring(x, progress)), progress)
 
     def given(self, path: Path, progress: Progress) -> StudyFile:
-        """Send a file of the user's."""
+        """Send a file of the user's. Raises RemoteFailed."""
         sha256 = digests.sha256_of(path, Session(self.store, progress))
-        return self._send_file(path, f"{GIVEN}/{sha256[:16]}/{path.name}", progress)
+        name = f"{GIVEN}/{sha256[:16]}/{path.name}"
+        return _patiently(lambda: self._send_file(path, name, progress), progress)
 
     def _send(self, value: Any, progress: Progress) -> Any:
         if not isinstance(value, str) or not (path := Path(value)).is_absolute():
@@ -94,11 +101,10 @@ class Carrier:
             inside = _below(path, store.root)
             if len(inside) > 2 and inside[0] not in ("work", "locks"):
                 kind, name, *file = inside
-                artifact = store.bring(kind, name, progress)
-                if artifact and artifact.fingerprint not in self._sent:
-                    assert store.remote
+                artifact = store.own.bring(kind, name, progress)
+                if artifact and store.remote and artifact.fingerprint not in self._artifacts:
                     store.remote.send(artifact.path, artifact.manifest, progress)
-                    self._sent.add(artifact.fingerprint)
+                    self._artifacts.add(artifact.fingerprint)
                 return StoredFile(kind, name, "/".join(file), is_passing)
         inside = _below(path, self.folder.path)
         if inside and path.is_file():
@@ -108,10 +114,12 @@ class Carrier:
     def _send_file(self, path: Path, name: str, progress: Progress) -> StudyFile:
         sha256 = digests.sha256_of(path, Session(self.store, progress))
         size_bytes = path.stat().st_size
-        if RemoteStore().has_file(sha256, size_bytes):
-            return StudyFile(name, sha256, size_bytes, "")
-        self.part.send_file(path, sha256, progress)
-        return StudyFile(name, sha256, size_bytes, self.part.below)
+        if sha256 not in self._parts:
+            is_stored = RemoteStore().has_file(sha256, size_bytes)
+            if not is_stored:
+                self.part.send_file(path, sha256, progress)
+            self._parts[sha256] = "" if is_stored else self.part.below
+        return StudyFile(name, sha256, size_bytes, self._parts[sha256])
 
     def _bring(self, value: Any, progress: Progress) -> Any:
         if isinstance(value, StudyFile):
@@ -123,8 +131,7 @@ class Carrier:
             return str(store.root / value.kind / value.artifact / value.file)
         if artifact := store.bring(value.kind, value.artifact, progress):
             return str(artifact.path / value.file)
-        what = f"{value.kind} {value.artifact} cannot be had from the remote store"
-        raise FetchFailed(what, fix=_AGAIN)
+        raise _missing(f"{value.kind} {value.artifact}", value.file)
 
     def file(self, file: StudyFile, progress: Progress) -> Path:
         """Return where a file of the study's folder is on this machine."""
@@ -137,10 +144,30 @@ class Carrier:
         try:
             RemoteStore(file.part).fetch_file(file.sha256, file.size_bytes, path, progress)
         except Damaged as error:
-            what = f"a file of the study cannot be had from the remote store: {error}"
-            raise FetchFailed(what, where=file.name, fix=_AGAIN) from error
+            raise _missing("a file of the study", file.name) from error
         digests.remember(path, file.sha256, session)
+        self._parts[file.sha256] = file.part
         return path
+
+
+def _missing(what: str, name: str) -> RemoteFailed:
+    return RemoteFailed(f"{what} cannot be had from the remote store", where=name, fix=_AGAIN)
+
+
+def _patiently(do: Callable[[], T], progress: Progress) -> T:
+    """Do something; if the remote store does not answer, again for `PATIENCE_S`."""
+    until, has_said = time.monotonic() + PATIENCE_S, False
+    while True:
+        try:
+            return do()
+        except RemoteFailed as error:
+            if not error.may_pass or time.monotonic() > until:
+                raise
+            if not has_said:
+                progress.say(f"{error.what}; trying again")
+            has_said = True
+        interrupt.check()
+        time.sleep(AGAIN_S)
 
 
 def _below(path: Path, root: Path) -> tuple[str, ...]:

@@ -219,8 +219,13 @@ class Cluster:
     def forget(self) -> None:
         """Remove what a finished study has left on other machines and in the remote store."""
         if self._carrier:
-            self._carrier.part.remove()
-            self._on_each(self._of_class(), there.forget, self._carrier.part.below)
+            part, say = self._carrier.part, self._session.progress.say
+            try:
+                part.remove()
+                self._on_each(self._of_class(), there.forget, part.below)
+            except ImatrixLabError as error:  # the results are there
+                left = f"files of this study are left in the remote store, in {part.below}"
+                say(f"note: {left}: {error.what}")
 
     def _with_limits(self, recipe: Recipe) -> Recipe:
         """Return a recipe as workers of one class take it, any of them."""

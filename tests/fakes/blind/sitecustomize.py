@@ -9,10 +9,24 @@ EVENTS = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.link"
 
 def _look(event, arguments):
     if event in EVENTS and isinstance(arguments[0], (str, bytes)):
-        path = os.fsdecode(arguments[0])
-        if any(path == hidden or path.startswith(hidden + os.sep) for hidden in HIDDEN):
-            raise FileNotFoundError(2, "hidden", path)
+        _check(arguments[0])
+
+
+def _check(path):
+    path = os.fsdecode(path)
+    if any(path == hidden or path.startswith(hidden + os.sep) for hidden in HIDDEN):
+        raise FileNotFoundError(2, "hidden", path)
+
+
+def _checking(function):
+    def checked(path, *args, **kwargs):
+        if not isinstance(path, int):
+            _check(path)
+        return function(path, *args, **kwargs)
+
+    return checked
 
 
 if HIDDEN:
     sys.addaudithook(_look)
+    os.stat, os.lstat = _checking(os.stat), _checking(os.lstat)  # which no hook hears of
