@@ -42,6 +42,10 @@ CLASS, TOKEN = "class", "token"  # in a study's status
 MANY = 1 << 20
 UNBOUNDED = Capacity(MANY, MANY, 1 << 62)
 """Every step that can run is given to Dask at once."""
+BULKY = ("quant",)
+"""Kinds of steps whose files are large, so that it matters where these are read."""
+INFO_S = 0.5
+"""How long what Dask says of its workers is taken to be true: every step looks."""
 LOOK_S, WAKE_S, STOP_S, FETCH_S, BACK_S, SOON_S, SAY_AFTER_S = 0.2, 1.0, 15.0, 5.0, 10.0, 60.0, 5.0
 DEATHS = 4
 """So many processes may die with a step in them: then it is taken to be why."""
@@ -65,6 +69,8 @@ class Cluster:
         self._running: dict[str, str] = {}  # calls, and the machine that began each last
         self._class, self._unfit = "", set[str]()
         self._carrier: Carrier | None = None
+        self._marks: dict[str, Any] = {}
+        self._workers, self._told_s, self._asking = dict[str, Any](), -INFO_S, threading.Lock()
         self.watch: Watch | None = None
         self._client = self._connect()
 
@@ -82,6 +88,7 @@ class Cluster:
                         set_as_default=False,
                     )  # fmt: skip
                 client.subscribe_topic(self._topic, self._hear)
+                self._scheduler_id = client.scheduler_info(n_workers=1)["id"]
                 return client
             except (OSError, TimeoutError) as error:
                 if not has_said:
@@ -97,6 +104,7 @@ class Cluster:
                 with contextlib.suppress(Exception):
                     self._client.close(timeout=2)
                 self._running.clear()
+                self._marks.clear()
                 self._client = self._connect()
             return self._client
 
@@ -128,7 +136,11 @@ class Cluster:
 
     def _info(self) -> dict[str, Any]:
         """Return what Dask knows of each worker, by address: one that starts again has another."""
-        return dict(self._connected().scheduler_info(n_workers=-1)["workers"])
+        with self._asking:
+            if time.monotonic() - self._told_s >= INFO_S:
+                self._workers = dict(self._connected().scheduler_info(n_workers=-1)["workers"])
+                self._told_s = time.monotonic()
+            return self._workers
 
     def count(self) -> int:
         """Return how many workers this study can use now."""
@@ -187,7 +199,7 @@ class Cluster:
             Store(self._folder.of("work")).share()
         turn = Turn(1, self._session.progress, {})
         name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store, part)
-        shared: Shared = self._somewhere(name, {}, *call, turn=turn)
+        shared: Shared = self._somewhere(name, {}, *call, turn=turn).result
         return dataclasses.replace(shared, recipe=recipe)
 
     def _part(self, part: str) -> str:
@@ -283,14 +295,18 @@ class Cluster:
             texts = (a.path for a in step.run.args if isinstance(a, ScoredText) and a.path)
             given = {str(path): carrier.given(path, turn.progress) for path in texts}
         call = (there.step, step, self._class, given, there_turn)
-        result = dict(self._somewhere(step.id, resources, *call, key=key, turn=turn))
+        near = step.depends_on()
+        reply = self._somewhere(step.id, resources, *call, key=key, near=near, turn=turn)
+        if step.kind in BULKY:
+            self._mark(step.id, reply.machine)
+        result = dict(reply.result)
         return dict(carrier.brought(result, turn.progress)) if carrier else result
 
     def _somewhere(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
-        key: str = "", turn: Turn,
-    ) -> Any:  # fmt: skip
-        """Return a call's result; what fails on one machine is tried on another.
+        key: str = "", near: tuple[str, ...] = (), turn: Turn,
+    ) -> Reply:  # fmt: skip
+        """Return what a call came to; what fails on one machine is tried on another.
 
         A machine that refuses, for want of the model say, is not used any more.
         """
@@ -300,11 +316,11 @@ class Cluster:
             only = others if tried or self._unfit else ()
             call = partial(self._try, name, resources, function, *arguments)
             try:
-                reply = call(only=only, key=key, turn=turn)
+                reply = call(only=only, key=key, near=near, turn=turn)
             except _Gone:
                 continue
             if reply.failure is None:
-                return reply.result
+                return reply
             log = self._log(name, reply)
             if reply.failure.is_refusal:
                 self._unfit.add(reply.machine)
@@ -336,10 +352,11 @@ class Cluster:
 
     def _try(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
-        only: tuple[str, ...] = (), key: str = "", turn: Turn,
+        only: tuple[str, ...] = (), key: str = "", near: tuple[str, ...] = (), turn: Turn,
     ) -> Reply:  # fmt: skip
         """Return what a function of `there` came to; ask again if it was lost on the way.
 
+        It is placed where what the steps `near` have made is, unless another machine is idle.
         Raises _Gone if none of the workers `only` is there.
         """
         heard = self._events.setdefault(name, queue.SimpleQueue())
@@ -354,12 +371,17 @@ class Cluster:
                 there.call, self._topic, name, function, *arguments,
                 key=f"{key or name}-{secrets.token_hex(4)}", pure=False, retries=0,
                 resources={**resources, self._class: 1.0}, workers=where or None,
+                near=[self._marks[n] for n in near if n in self._marks and self._marks[n].done()],
             )  # fmt: skip
             future.add_done_callback(lambda _: heard.put({"what": DONE}))
             shown = _Shown(turn.progress, self.watch, name)
             try:
                 reply = self._outcome(future, heard, shown, where)
-            except CancelledError:  # the scheduler is gone, and knows nothing of it when it is back
+            except CancelledError:
+                if self._is_same_scheduler(client):  # but a machine went, with a mark
+                    client = None
+                    continue
+                # it knows nothing of it when it is back
                 turn.progress.say("the scheduler was lost; asking again")
                 continue
             except _Gone:  # or started again, at other addresses
@@ -377,6 +399,25 @@ class Cluster:
                 self._running.pop(name, None)
                 return reply
             client = None
+
+    def _mark(self, step: str, machine: str) -> None:
+        """Tell Dask where the files of a step are, by a datum of a few bytes that it keeps there.
+
+        A call that takes it goes there, or is taken over by an idle worker, as Dask does it.
+        """
+        with contextlib.suppress(Exception):  # it is for speed alone
+            where = [at for at, own in self._info().items() if str(own["name"]) == machine]
+            client = self._connected()
+            (self._marks[step],) = client.scatter(
+                [step], workers=where, hash=False, timeout=FETCH_S
+            )
+
+    def _is_same_scheduler(self, client: Any) -> bool:
+        """Whether a client is connected to the scheduler that it began with."""
+        with contextlib.suppress(Exception):
+            if client.status == "running" and client is self._client:
+                return bool(client.scheduler_info(n_workers=1)["id"] == self._scheduler_id)
+        return False
 
     def _addresses(self, names: Sequence[str]) -> list[str]:
         """Return where workers are; wait a little for one that starts again, else raise _Gone."""

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,8 +152,13 @@ def machine() -> Machine:
     return config.build(Machine, json.loads(text), MACHINE)
 
 
-def call(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -> Reply:
-    """Call a function with these arguments and a `Progress`; stop it once nobody wants it."""
+def call(
+    topic: str, name: str, function: Callable[..., Any], *arguments: Any, near: Sequence[str] = ()
+) -> Reply:
+    """Call a function with these arguments and a `Progress`; stop it once nobody wants it.
+
+    `near` is for Dask, which places a call where its arguments are.
+    """
     import distributed
 
     worker, own = distributed.get_worker(), machine()
