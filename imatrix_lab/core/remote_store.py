@@ -305,13 +305,15 @@ class RemoteStore:
                 if _has_folders(place.fs):
                     place.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 with place.fs.open(path, "wb") as file:
-                    return _copied(blocks, file.write, on_bytes)
+                    sha256 = _copied(blocks, file.write, on_bytes)
         except RemoteFailed as error:
-            place.is_read_only = not error.may_pass
+            _place(os.environ[REMOTE]).is_read_only = not error.may_pass
             raise
         except BaseException:
             self._remove(path)
             raise
+        place.answered()
+        return sha256
 
     def _remove(self, path: str) -> None:
         """Remove a file, if it is there and we may."""

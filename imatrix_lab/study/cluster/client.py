@@ -210,12 +210,6 @@ class Cluster:
         store, token = self._session.store, secrets.token_hex(16)
         with _nonces(store.root, self._folder.path) as nonces:
             sees = self._on_each(self._of_class(), there.sees, nonces)
-        if store.remote:
-            RemoteStore(part).probe(self._topic, token)
-            probed = self._on_each(self._of_class(), there.probed, part, self._topic)
-            if others := sorted(name for name, said in probed.items() if said != token):
-                what = f"{', '.join(others)}: there {REMOTE} is not set, or to another place"
-                raise UsageError(what, fix="set it alike where workers are started")
         if all(sees.values()):
             return ""
         if not store.remote:
@@ -223,9 +217,12 @@ class Cluster:
             what = f"{blind}: the folders {store.root} and {self._folder.path} are not seen there"
             fix = "a folder that all machines see at the same path, IMATRIX_LAB_CACHE for the store"
             raise UsageError(what, fix=f"{fix}; or a remote store: {REMOTE}=s3://BUCKET/PREFIX")
-        self._session.progress.say(
-            "machines have no folder in common: files go by the remote store"
-        )
+        RemoteStore(part).probe(self._topic, token)
+        probed = self._on_each(self._of_class(), there.probed, part, self._topic)
+        if others := sorted(name for name, said in probed.items() if said != token):
+            what = f"{', '.join(others)}: there {REMOTE} is not set, or to another place"
+            raise UsageError(what, fix="set it alike where workers are started")
+        self._session.progress.say("no folder in common: files go by the remote store")
         return part
 
     def forget(self) -> None:
@@ -371,7 +368,7 @@ class Cluster:
                 there.call, self._topic, name, function, *arguments,
                 key=f"{key or name}-{secrets.token_hex(4)}", pure=False, retries=0,
                 resources={**resources, self._class: 1.0}, workers=where or None,
-                near=[self._marks[n] for n in near if n in self._marks and self._marks[n].done()],
+                near=[m for n in near if (m := self._marks.get(n)) and m.status == "finished"],
             )  # fmt: skip
             future.add_done_callback(lambda _: heard.put({"what": DONE}))
             shown = _Shown(turn.progress, self.watch, name)
@@ -379,7 +376,7 @@ class Cluster:
                 reply = self._outcome(future, heard, shown, where)
             except CancelledError:
                 if self._is_same_scheduler(client):  # but a machine went, with a mark
-                    client = None
+                    client, near = None, ()
                     continue
                 # it knows nothing of it when it is back
                 turn.progress.say("the scheduler was lost; asking again")
@@ -408,9 +405,8 @@ class Cluster:
         with contextlib.suppress(Exception):  # it is for speed alone
             where = [at for at, own in self._info().items() if str(own["name"]) == machine]
             client = self._connected()
-            (self._marks[step],) = client.scatter(
-                [step], workers=where, hash=False, timeout=FETCH_S
-            )
+            (mark,) = client.scatter([step], workers=where, hash=False, timeout=FETCH_S)
+            self._marks[step] = mark
 
     def _is_same_scheduler(self, client: Any) -> bool:
         """Whether a client is connected to the scheduler that it began with."""

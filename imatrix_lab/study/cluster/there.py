@@ -217,10 +217,8 @@ def forget(part: str, progress: Progress) -> None:
 
 def prepare(recipe: Recipe, folder: Folder, store: Store, part: str, progress: Progress) -> Shared:
     """Return what the steps share, as `context.prepare`, for a class of machines."""
-    recipe, own = _with_own_models(recipe), store
-    if part:
-        own = Store()
-    shared = context.prepare(recipe, folder, Session(own, progress))
+    session = Session(Store() if part else _as_here(store), progress)
+    shared = context.prepare(_with_own_models(recipe), folder, session)
     tools = Signed(**vars(shared.tools), signed=shared.tools.signature())
     return dataclasses.replace(shared, tools=tools, store=store, part=part)
 
@@ -229,7 +227,7 @@ def planned(
     recipe: Recipe, folder: Folder, store: Store, n_machines: int, progress: Progress
 ) -> plan.Plan:
     """Return what a study for so many machines would take on this one, as it measures itself."""
-    session = Session(store if store.root.is_dir() else Store(), progress)
+    session = Session(_as_here(store) if store.root.is_dir() else Store(), progress)
     return plan.plan(_with_own_models(recipe), folder, session, n_machines)
 
 
@@ -285,10 +283,15 @@ def _tools(backend: str) -> Toolchain:
     return tools
 
 
+def _as_here(store: Store) -> Store:
+    """Return a store that this machine sees too, with the remote store that is set here."""
+    return Store(store.root, remote=remote_store.configured())
+
+
 def _here(shared: Shared, tools: Toolchain, progress: Progress) -> Shared:
-    if shared.part:
-        own = Store()
-        shared = dataclasses.replace(shared, store=own, folder=carry.folder_of(shared.part, own))
+    own = Store() if shared.part else _as_here(shared.store)
+    folder = carry.folder_of(shared.part, own) if shared.part else shared.folder
+    shared = dataclasses.replace(shared, store=own, folder=folder)
     session = Session(shared.store, progress)
     models = tuple(_model(model, session) for model in shared.models)
     return dataclasses.replace(shared, tools=tools, models=models)
