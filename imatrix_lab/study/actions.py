@@ -190,11 +190,14 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     named = size_types.in_name(spec.quant_type, spec.base())
     parts = (model.label, planned.calibration.id, kind.suffix if kind.type else "", named)
     label, path = "-".join(filter(None, parts)), facts.path
+    files = [path]
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
         place(facts.path, path)
+        files = [path]
         if kind.is_size:
             place(run.types_path(facts.path), run.types_path(path))
+            files.append(run.types_path(path))
     quant = Quant(
         model=model.label,
         calibration=planned.calibration.label,
@@ -206,8 +209,8 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
         **{name: getattr(facts, name) for name in ("sha256", "size_bytes", "bits_per_weight")},
     )
     types = {t.name: t.type_name for t in read_header(path).tensors if resolve.quantizable(t)}
-    result = {QUANT: config.plain(quant), PATH: str(path), FILES: [str(path)], "inputs": inputs}
-    return result | {TYPES: types}
+    result = {QUANT: config.plain(quant), PATH: str(path), "inputs": inputs}
+    return result | {FILES: [str(file) for file in files], TYPES: types}
 
 
 def model_in(result: Mapping[str, Any]) -> Model:

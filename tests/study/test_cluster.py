@@ -6,6 +6,7 @@ The workers are processes of this machine, each with a store of its own beside t
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from imatrix_lab.core.remote_store import REMOTE
 from tests.study.whole import COMMAND, SMALL, Workers
 
 pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
+
+
+ROOT = Path(__file__).parents[2]
+BLIND = ROOT / "tests" / "fakes" / "blind"
 
 
 def programs_with(text):
@@ -33,9 +39,11 @@ def spread(bench, subprocess_env, tools):
         own = bench(name, **rest)
 
         def env_of(store):
-            return subprocess_env(store, tools) | {"IMATRIX_LAB_DATA": own.env["IMATRIX_LAB_DATA"]}
+            env = subprocess_env(store, tools) | {"IMATRIX_LAB_DATA": own.env["IMATRIX_LAB_DATA"]}
+            return env | workers.more_env
 
-        every.append(Workers(own.folder, env_of))
+        workers = Workers(own.folder, env_of)
+        every.append(workers)
         return own, every[-1]
 
     yield make
@@ -59,6 +67,39 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
     assert not workers.file.exists()  # with its key
     _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
     assert ours.same() == calm.same() and "quantize" not in err
+
+
+@pytest.mark.parametrize("keep", ["scores", "all"])
+def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, keep):
+    """Each has a store of its own and its own copy of the model, and sees nothing else of ours."""
+    ours, workers = spread(f"apart-{keep}", keep=keep)
+    models = ours.folder / "models"
+    models.mkdir()
+    shutil.copy(ours.folder / "tiny-f16.gguf", models / "tiny-f16.gguf")
+    remote = ours.folder / "remote"
+    apart = {REMOTE: f"file://{remote}"}
+    ours.env |= apart
+    unseen = [ours.folder / name for name in ("cache", "study", "tiny-f16.gguf", "short.jsonl")]
+    workers.more_env = apart | {
+        "PYTHONPATH": f"{BLIND}:{ROOT}", "BLIND": ":".join(map(str, unseen))
+    }  # fmt: skip
+    workers.start("desk", "laptop", "rented", more=("--models", models))
+    _, err = ours.study("--cluster", workers.file)
+    assert "no folder in common" in err
+    mine, theirs = ours.same(), calm.same()
+    assert mine == theirs
+    for path in (calm.out / "scores").iterdir():
+        assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
+    status = json.loads(ours.run("status", ours.out, "--json")[0])
+    machines = {s["machine"] for s in status["steps"].values() if "machine" in s}
+    assert machines <= {"desk", "laptop", "rented"} and len(machines) > 1
+    assert bool(ours.quants()) == (keep == "all")
+    for name in ("desk", "laptop", "rented"):
+        assert not [*(ours.folder / f"store-{name}").glob("work/study-*")]
+    assert not [*remote.glob("studies/*")] and [*remote.glob("score/*/manifest.json")]
+    assert not any((remote / kind).exists() for kind in ("toolchain", "kernel", "fetched"))
+    _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
+    assert ours.same() == theirs and "quantize" not in err
 
 
 def test_killed_workers_change_nothing(bench, spread):
