@@ -1,6 +1,6 @@
 """Use one process for long, and look for what it does not give back.
 
-    make soak                                    all parts, about 25 minutes on one core
+    make soak                                    all parts; study and page take longest
     python tools/soak.py study --n 2000
     python tools/soak.py server preference page
 
@@ -139,7 +139,7 @@ class Soak:
 
     def page(self, n: int) -> Iterator[int]:
         """A report's page."""
-        found = importlib.import_module("tests.report.made_up").study()
+        found = importlib.import_module("tests.report.made_up").study(("en", "nb"), ("Q4_K_M",), 1)
         first = html.page(found)
         for i in range(1, n + 1):
             assert html.page(found) == first
