@@ -188,18 +188,27 @@ class Bench:
         for path in score.score(request, self._session):
             code, *_ = path.name.split(".")
             scores[code, sha256_of_quant(path)] = by_document(path)
-        print(f"\n{title}\n\n| | bytes | {' | '.join(codes)} |\n|---|---:|{'---:|' * len(codes)}")
+        print(f"\n{title}\n\n| | {' | '.join(codes)} |\n|---|{'---:|' * len(codes)}")
         digests = {name: sha256_file(path) for name, path in quants.items()}
         first = next(iter(digests.values()))
         for name, digest in digests.items():
-            cells = [f"{quants[name].stat().st_size:,}"]
-            for code in codes:
-                kld = scores[code, digest]
-                difference = f" {kld.minus(scores[code, first])}" if digest != first else ""
-                cells.append(f"{kld.mean():.4f}{difference}")
+            cells = (_cell(scores[code, digest], scores[code, first]) for code in codes)
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
         tokens = ", ".join(f"{c} {scores[c, first].sizes.sum():,.0f}" for c in codes)
-        print(f"\nscored tokens: {tokens}", flush=True)
+        sizes = {path.stat().st_size for path in quants.values()}
+        print(f"\nscored tokens: {tokens}; bytes: {min(sizes):,} to {max(sizes):,}", flush=True)
+
+
+def _cell(score: Score, first: Score) -> str:
+    """Return nats a token, and how much more than `first` with a 95 % interval."""
+    mean = f"{score.mean():.3g}"
+    if score is first:
+        return mean
+    interval = score.difference(first)
+    is_less = interval.high < 0
+    words = f"{interval.estimate / first.mean():+.0%}; {interval.low:+.3f} … {interval.high:+.3f}"
+    words = words.replace("-", "−").replace("%", " %")
+    return f"{f'**{mean}**' if is_less else mean} ({words})"
 
 
 def _cut(tensor: Tensor, source: moments.Moments) -> Tensor:
