@@ -28,14 +28,7 @@ from imatrix_lab.types import Model, ModelFacts
 PARAMETERS, LAYERS, CHANNELS, VOCABULARY = 70_553_706_496, 80, 8192, 128_256
 BITS = {"2": 2.9, "3": 3.6, "4": 4.7, "5": 5.6, "6": 6.6, "8": 8.5}
 """Bits a weight, by the digit in a type's name."""
-TOKENS_PER_S = {
-    "imatrix": 120.0,
-    "sensitivity": 120.0,
-    "score": 60.0,
-    "part": 60.0,
-    "task": 60.0,
-    "votes": 60.0,
-}
+TOKENS_PER_S = {"imatrix": 120.0, "sensitivity": 120.0, "score": 60.0, "task": 60.0, "votes": 60.0}
 WEIGHTS_PER_S = {"quant": 5e7, "errors": 5e7, "loss": 2e8}
 FIXED_S = {"corpus": 120.0, "merge": 30.0, "items": 30.0, "page": 1.0, "tidy": 1.0}
 MEMORY_BYTES = 256 << 30

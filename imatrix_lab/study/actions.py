@@ -26,7 +26,7 @@ from imatrix_lab.study.graph import FILES, Turn
 from imatrix_lab.study.kinds import QUANTIZERS, Kind
 from imatrix_lab.study.recipe import Task
 from imatrix_lab.tasks import backends, definition
-from imatrix_lab.tasks.run import pairs, prepare
+from imatrix_lab.tasks.run import Part, pairs, prepare
 from imatrix_lab.tasks.run import run as run_task
 from imatrix_lab.types import (
     CorpusFacts,
@@ -299,15 +299,20 @@ def items(
 
 
 def answers(
-    shared: Shared, model: Model, task: Task, languages: tuple[str, ...], step: str, turn: Turn
+    shared: Shared,
+    model: Model,
+    task: Task,
+    languages: tuple[str, ...],
+    step: str,
+    turn: Turn,
+    part: Part | None = None,
 ) -> Result:
-    """Run a task on a quant, or without a step on the original."""
+    """Run a task, or answer a part of it, on a quant, or without a step on the original."""
     request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = model_in(turn.results[step]) if step else model
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    return {
-        FILES: [str(file) for file in run_task(request, [backend], turn.progress, shared.store)]
-    }
+    files = run_task(request, [backend], turn.progress, shared.store, part)
+    return {FILES: [str(file) for file in files]}
 
 
 def _task_request(

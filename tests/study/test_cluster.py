@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.whole import COMMAND, SMALL, Workers
+from tests.study.scored import EXAM
+from tests.study.whole import COMMAND, EXAM_TASK, ITEMS, SMALL, Workers
 
 pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
 
@@ -62,10 +63,13 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
 
 
 def test_killed_workers_change_nothing(bench, spread):
-    """One of three is killed every two seconds, from the beginning on."""
-    calm = bench("undisturbed", text=SMALL)
+    """One of three is killed every two seconds, from the beginning on; tasks have parts there."""
+    calm = bench("undisturbed", text=SMALL + EXAM_TASK)
+    ours, workers = spread("dying", text=SMALL + EXAM_TASK)
+    for own in (calm, ours):
+        (own.folder / "exam.toml").write_text(EXAM)
+        (own.folder / "exam.json").write_text(json.dumps(ITEMS))
     calm.study()
-    ours, workers = spread("dying", text=SMALL)
     rng, n_killed = random.Random(3), 0
     workers.start("a", "b", "c")
     process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
@@ -75,6 +79,10 @@ def test_killed_workers_change_nothing(bench, spread):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert n_killed > 2 and ours.same() == calm.same()
+    parts = [path.name for path in (ours.out / "steps").glob("*.part-*.json")]
+    assert any(".task." in name for name in parts) and any(".score." in name for name in parts)
+    for path in (calm.out / "items").glob("*.parquet"):
+        assert (ours.out / "items" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_ctrl_c_stops_the_steps_on_every_worker(spread):

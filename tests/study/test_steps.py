@@ -1,6 +1,7 @@
 """A recipe as steps: what is made, once each, and what stands on what."""
 
 import dataclasses
+import operator
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
 from imatrix_lab.study import calibrations, graph, steps
-from imatrix_lab.study.cluster.split import PART, has_parts, split
+from imatrix_lab.study.cluster.split import has_parts, split
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -16,6 +17,7 @@ from imatrix_lab.study.recipe import CalibrationSettings, Evaluation, Limits, Ta
 from tests.study import scored
 
 GIB = 2**30
+ID = operator.attrgetter("id")
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
     every = steps.steps(shared(evaluation=evaluation, limits=limits))
     assert split(every, {}, 2) == list(every)
     planned = by_id(split(every, {}, 7))
-    parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].kind == PART]}
+    parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].part_of]}
     assert graph.keys(every) == graph.keys(planned.values())
     for step in filter(has_parts, planned.values()):
         own = [parts[name] for name in step.after]
@@ -179,3 +181,26 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
         again = split(every, {"demo.score.nb": record}, 7)
         assert sum(s.id.startswith("demo.score.nb.part-") for s in again) >= n > -1
         assert has_parts(by_id(again)["demo.score.nb"]) == bool(n)
+
+
+def test_tasks_have_parts_as_long_as_they_are(shared):
+    """No machine is to have one long task when the others have nothing left."""
+    tasks = Task("belebele", ("nb", "en", "ml"), limit=300), Task("mixeval", ("en",), limit=300)
+    every = steps.steps(shared(tasks=tasks))  # 14 quants and the original
+    for n_machines in (1, 3):
+        assert split(every, {}, n_machines) == list(every)
+    planned = split(every, {}, 30)
+    parts = [step for step in planned if step.part_of]
+    wholes = [step for step in planned if not step.part_of]
+    assert graph.keys(every) == {name: graph.keys(planned)[name] for name in map(ID, wholes)}
+    costs = {step.id: step.cost for step in every}
+    for step in (s for s in wholes if s.kind == "task" and has_parts(s)):
+        own = [part for part in parts if part.part_of == step.id]
+        assert step.after == tuple(map(ID, own)) and {part.needs for part in own} == {step.needs}
+        assert sum(part.cost for part in own) == pytest.approx(costs[step.id])
+        assert [part.run.keywords["part"] for part in own] == [(i, len(own)) for i in range(3)]
+    assert {s.id for s in wholes if has_parts(s)} >= {"demo.task.belebele.original"}
+    assert {part.kind for part in parts if "mixeval" in part.id} == set()
+    again = graph.keys(split(every, {}, 40))
+    thirds = [part.id for part in parts if part.kind == "task"]
+    assert all(again[name] != graph.keys(planned)[name] for name in thirds)  # now of four

@@ -1,10 +1,13 @@
-"""Scoring in parts, where there are more machines than texts: each takes some of the quants.
+"""Steps in parts, where there are too few of a kind for the machines.
 
-A part does what the step does, with its own quants, and the store keeps their scores. The step
-itself comes after its parts and finds all of it there; what a part could not do, it does. So its
-key and its result are those of one machine, whatever the number of parts.
+A part does what the step does, with some of the quants that are scored or of the items that are
+answered, and keeps it where the step looks first: in the store, or beside the records. The step
+comes after its parts, finds all of it there, and does what a part could not. So its key and its
+result are those of one machine, whatever the number of parts.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,19 +15,30 @@ from functools import partial
 from imatrix_lab.study import graph
 from imatrix_lab.study.graph import Records, Step, Steps
 
-SCORE, PART = "score", "part"  # kinds of steps
+SCORE, TASK = "score", "task"  # kinds of steps
+N_EACH = {SCORE: 1, TASK: 2}
+"""How many steps of a kind a machine is to have at least: with more, all end at the same time.
+
+But each part of a score runs the original again.
+"""
 
 
 def split(every: Steps, records: Records, n_machines: int) -> list[Step]:
-    """Return steps, those that score and are not done with parts before them."""
-    scoring = [s for s in graph.to_run(every, graph.finished(every, records)) if s.kind == SCORE]
-    todo, n_texts = {s.id for s in scoring}, len({s.inputs["texts"] for s in scoring})
+    """Return steps, with parts before those that are more than a machine's share of their kind."""
+    todo = graph.to_run(every, graph.finished(every, records))
+    n_batches = max(1, len({step.after for step in todo if step.kind == "quant"}))
+    ids, costs = {step.id for step in todo}, defaultdict[str, float](float)
+    for step in todo:
+        costs[step.kind] += step.cost / n_batches
     result = []
     for step in every:
-        if step.id not in todo or n_machines <= n_texts:
+        parts = list[Step]()
+        if step.id in ids and step.kind in N_EACH and n_machines > 1:
+            share = costs[step.kind] / n_machines / N_EACH[step.kind]
+            parts += _parts(step, math.ceil(step.cost / share - 1e-9))
+        if len(parts) < 2:
             result.append(step)
             continue
-        parts = list(_parts(step, -(-n_machines // n_texts)))
         after = (*step.after, *(part.id for part in parts))
         result += [*parts, replace(step, after=after, cost=1.0)]
     return result
@@ -32,7 +46,7 @@ def split(every: Steps, records: Records, n_machines: int) -> list[Step]:
 
 def has_parts(step: Step) -> bool:
     """Whether a step finds done what it is to do."""
-    return step.kind == SCORE and any(f".{PART}-" in name for name in step.after)
+    return any(name.startswith(_name(step, "")) for name in step.after)
 
 
 def waits_for(step: Step) -> tuple[str, ...]:
@@ -41,7 +55,19 @@ def waits_for(step: Step) -> tuple[str, ...]:
 
 
 def _parts(step: Step, n: int) -> Iterator[Step]:
-    """Yield a step as `n` of a part of its quants each.
+    """Yield a step as `n` parts, or about so many; none if it is to stay whole."""
+    make = _of_quants if step.kind == SCORE else _of_items
+    for i, part in enumerate(make(step, n) if n > 1 else (), 1):
+        what = f"{step.what}, part {i}"
+        yield replace(part, id=_name(step, i), what=what, is_target=True, part_of=step.id)
+
+
+def _name(step: Step, number: int | str) -> str:
+    return f"{step.id}.part-{number}"
+
+
+def _of_quants(step: Step, n: int) -> Iterator[Step]:
+    """Yield the parts of a score, of some quants each.
 
     Where the original's distributions are kept on disk, a part of one quant makes them first.
     """
@@ -50,16 +76,19 @@ def _parts(step: Step, n: int) -> Iterator[Step]:
     groups = [quants[i::n] for i in range(n)]
     if base_logits == "cached":
         groups = [quants[:1], *(quants[1:][i::n] for i in range(n))]
-    first = f"{step.id}.{PART}-1"
-    for i, group in enumerate(filter(None, groups), 1):
+    for i, group in enumerate(filter(None, groups)):
         yield replace(
             step,
-            id=f"{step.id}.{PART}-{i}",
-            kind=PART,
-            what=f"{step.what}, part {i}",
             run=partial(step.run.func, *before, group, base_logits),
             uses=tuple(quant.step for quant in group),
-            after=(first,) if base_logits == "cached" and i > 1 else (),
-            is_target=True,
+            after=(_name(step, 1),) if base_logits == "cached" and i else (),
             cost=step.cost * (1 + len(group)) / (1 + len(quants)),
         )
+
+
+def _of_items(step: Step, n: int) -> Iterator[Step]:
+    """Yield the parts of a task, of every n-th item each."""
+    assert isinstance(step.run, partial)
+    for i in range(n):
+        run = partial(step.run.func, *step.run.args, part=(i, n))
+        yield replace(step, run=run, inputs={**step.inputs, "part": [i, n]}, cost=step.cost / n)
