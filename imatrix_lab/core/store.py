@@ -137,9 +137,13 @@ class Store:
 
     def like(self, kind: str, some: Inputs) -> Artifact | None:
         """Return the artefact used last of those whose inputs include these, or None."""
+        return max(self.all_like(kind, some), key=Artifact.last_used_s, default=None)
+
+    def all_like(self, kind: str, some: Inputs) -> list[Artifact]:
+        """Return the artefacts whose inputs include these, by name."""
         every = (_read(path.parent) for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")))
-        fitting = [a for a in every if a and some.items() <= a.manifest["inputs"].items()]
-        return max(fitting, key=Artifact.last_used_s, default=None)
+        asked = from_json(canonical_json(dict(some)))  # as manifests have them
+        return [a for a in every if a and asked.items() <= a.manifest["inputs"].items()]
 
     def get(
         self, kind: str, label: str, inputs: Inputs, build: Build, progress: Progress | None = None

@@ -159,11 +159,21 @@ def errors(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> R
     return {"n_tensors": len(_case(shared, model, planned, turn).every_type)}
 
 
-def measure(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
-    """Measure what the text of an imatrix's step suffers from."""
+def measure(
+    shared: Shared,
+    model: Model,
+    planned: Calibration,
+    step: str,
+    turn: Turn,
+    part: Part | None = None,
+) -> Result:
+    """Measure what the text of an imatrix's step suffers from, or a part of the groups."""
     text, matrix = corpus_in(turn.results[step]), imatrix_in(turn.results[step])
     assert text is not None
     options, session = shared.compute(turn.threads), shared.session(turn.progress)
+    if part:
+        probes.some_probes(shared.tools, model, (text, matrix), options, part, session)
+        return {}
     measured = probes.sensitivity_of(shared.tools, model, (text, matrix), options, session)
     path = shared.folder.of("sensitivity", f"{model.label}-{planned.id}{sensitivity.SUFFIX}")
     sensitivity.write(path, measured)

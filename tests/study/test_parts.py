@@ -25,7 +25,8 @@ class Studies:
     def __init__(self, folder, store_of):
         self.folder, self._store_of = folder, store_of
         furnish(folder, ("qaa",))
-        (folder / "recipe.toml").write_text((SMALL + EXAM_TASK).format(keep="scores"))
+        text = (SMALL + EXAM_TASK).replace('"Q2_K"', '"Q2_K", "size:Q3_K_S"')
+        (folder / "recipe.toml").write_text(text.format(keep="scores"))
         (folder / "exam.toml").write_text(EXAM)
         (folder / "exam.json").write_text(json.dumps(ITEMS))
         self.kinds = set()
@@ -39,6 +40,8 @@ class Studies:
             return [changed(step) for step in every]
 
         patch.setattr(run, "steps", planned)
+        patch.setenv("IMATRIX_LAB_DATA", str(self.folder / "data"))
+        patch.chdir(self.folder)
         out = self.folder / name
         session = Session(self._store_of(self.folder / f"store-{name}"), Silent())
         run.begin(self.folder / "recipe.toml", out, 1, session)
@@ -54,17 +57,15 @@ class Studies:
 def studies(tmp_path_factory, score_store):
     folder = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMATRIX_LAB_DATA", str(folder / "data"))
-        patch.chdir(folder)
         ours = Studies(folder, score_store)
         ours.whole = ours.study("whole", 1, patch)
         yield ours
 
 
 def test_parts_change_no_byte(studies, monkeypatch):
-    assert not studies.whole[0]["missing"] and len(studies.whole[1]) == 5
+    assert not studies.whole[0]["missing"] and len(studies.whole[1]) > 6
     assert studies.study("parts", 3, monkeypatch) == studies.whole
-    assert studies.kinds == {"score", "task"}
+    assert studies.kinds == {"score", "task", "sensitivity"}
 
 
 def test_parts_that_fail_and_a_study_that_is_stopped_between_them(studies, monkeypatch):

@@ -1,9 +1,9 @@
 """Steps in parts, where there are too few of a kind for the machines.
 
-A part does what the step does, with some of the quants that are scored or of the items that are
-answered, and keeps it where the step looks first: in the store, or beside the records. The step
-comes after its parts, finds all of it there, and does what a part could not. So its key and its
-result are those of one machine, whatever the number of parts.
+A part does what the step does, for some of the quants that are scored, of the items that are
+answered, or of the groups of tensors that are probed, and keeps it where the step looks first: in
+the store, or beside the records. The step comes after its parts, finds all of it there, and does
+what a part could not. So its key and its result are those of one machine, whatever the parts.
 """
 
 import math
@@ -15,11 +15,11 @@ from functools import partial
 from imatrix_lab.study import graph
 from imatrix_lab.study.graph import Records, Step, Steps
 
-SCORE, TASK = "score", "task"  # kinds of steps
-N_EACH = {SCORE: 1, TASK: 2}
+SCORE, TASK, SENSITIVITY = "score", "task", "sensitivity"  # kinds of steps
+N_EACH = {SCORE: 1, TASK: 2, SENSITIVITY: 1}
 """How many steps of a kind a machine is to have at least: with more, all end at the same time.
 
-But each part of a score runs the original again.
+But each part of a score, or of a sensitivity, runs the original again.
 """
 
 
@@ -29,7 +29,7 @@ def split(every: Steps, records: Records, n_machines: int) -> list[Step]:
     n_batches = max(1, len({step.after for step in todo if step.kind == "quant"}))
     ids, costs = {step.id for step in todo}, defaultdict[str, float](float)
     for step in todo:
-        costs[step.kind] += step.cost / n_batches
+        costs[step.kind] += step.cost / (n_batches if step.kind in (SCORE, TASK) else 1)
     result = []
     for step in every:
         parts = list[Step]()
@@ -56,7 +56,7 @@ def waits_for(step: Step) -> tuple[str, ...]:
 
 def _parts(step: Step, n: int) -> Iterator[Step]:
     """Yield a step as `n` parts, or about so many; none if it is to stay whole."""
-    make = _of_quants if step.kind == SCORE else _of_items
+    make = _of_quants if step.kind == SCORE else _of_all
     for i, part in enumerate(make(step, n) if n > 1 else (), 1):
         what = f"{step.what}, part {i}"
         yield replace(part, id=_name(step, i), what=what, is_target=True, part_of=step.id)
@@ -86,8 +86,8 @@ def _of_quants(step: Step, n: int) -> Iterator[Step]:
         )
 
 
-def _of_items(step: Step, n: int) -> Iterator[Step]:
-    """Yield the parts of a task, of every n-th item each."""
+def _of_all(step: Step, n: int) -> Iterator[Step]:
+    """Yield the parts of another step, of every n-th item or group each."""
     assert isinstance(step.run, partial)
     for i in range(n):
         run = partial(step.run.func, *step.run.args, part=(i, n))
