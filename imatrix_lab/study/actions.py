@@ -10,7 +10,7 @@ from typing import Any
 from imatrix_lab.core import config
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
-from imatrix_lab.imatrix import format, merge, quant_error
+from imatrix_lab.imatrix import collect, format, merge, quant_error
 from imatrix_lab.imatrix.predict import losses
 from imatrix_lab.llamacpp import compute, size_types
 from imatrix_lab.models import resolve
@@ -95,11 +95,22 @@ def corpus(
     return {CORPUS: config.plain(facts), FILES: [str(facts.calibration), str(facts.heldout)]}
 
 
-def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
-    """Run a model on the text of a step."""
+def imatrix(
+    shared: Shared,
+    model: Model,
+    planned: Calibration,
+    step: str,
+    turn: Turn,
+    part: Part | None = None,
+) -> Result:
+    """Run a model on the text of a step, or on some shards of it."""
     text, session = corpus_in(turn.results[step]), shared.session(turn.progress)
     assert text is not None
     request = shared.request(model, turn.threads)
+    if part:
+        options = tune.imatrix_options(request, model, text)
+        collect.collect_shards(shared.tools, model, text, options, part, session)
+        return {}
     facts = tune.imatrix_of(request, shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
     place(facts.path, path)

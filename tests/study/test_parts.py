@@ -11,9 +11,10 @@ from imatrix_lab.core.files import DIGEST
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.errors import BadText
+from imatrix_lab.imatrix import collect, collector
 from imatrix_lab.report import results
 from imatrix_lab.study import run
-from imatrix_lab.study.cluster.split import split
+from imatrix_lab.study.cluster import split
 from imatrix_lab.study.steps import steps
 from tests.study.scored import EXAM
 from tests.study.whole import EXAM_TASK, ITEMS, SMALL, furnish
@@ -35,10 +36,12 @@ class Studies:
         """Run or continue one; `changed` is what becomes of each step."""
 
         def planned(shared):
-            every = split(steps(shared), {}, n_machines)
+            every = split.split(steps(shared), {}, n_machines)
             self.kinds = {step.kind for step in every if step.part_of}
             return [changed(step) for step in every]
 
+        for module in (split, collect, collector):
+            patch.setattr(module, "SHARD", 1)  # window
         patch.setattr(run, "steps", planned)
         patch.setenv("IMATRIX_LAB_DATA", str(self.folder / "data"))
         patch.chdir(self.folder)
@@ -48,7 +51,7 @@ class Studies:
         text = (out / results.FILE).read_text()
         made = json.loads(text)
         del made["times"], made[DIGEST]
-        files = {p.relative_to(out): p for kind in ("scores", "items")
+        files = {p.relative_to(out): p for kind in ("imatrix", "scores", "items", "sensitivity")
                  for p in (out / kind).rglob("*") if p.is_file()}  # fmt: skip
         return made, {name: path.read_bytes() for name, path in files.items()}
 
@@ -65,7 +68,7 @@ def studies(tmp_path_factory, score_store):
 def test_parts_change_no_byte(studies, monkeypatch):
     assert not studies.whole[0]["missing"] and len(studies.whole[1]) > 6
     assert studies.study("parts", 3, monkeypatch) == studies.whole
-    assert studies.kinds == {"score", "task", "sensitivity"}
+    assert studies.kinds == {"imatrix", "sensitivity", "score", "task"}
 
 
 def test_parts_that_fail_and_a_study_that_is_stopped_between_them(studies, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -166,7 +167,8 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
     planned = by_id(split(every, {}, 7))
     parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].part_of]}
     assert graph.keys(every) == graph.keys(planned.values())
-    for step in filter(has_parts, planned.values()):
+    scores = [s for s in planned.values() if s.kind == "score" and has_parts(s)]
+    for step in scores:
         own = [parts[name] for name in step.after]
         assert sorted(q for part in own for q in part.uses) == sorted(step.uses)
         assert [q.step for part in own for q in part.run.args[3]] == [
@@ -174,7 +176,7 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
         ]
         assert len(own) == (5 if memory_gib else 4)
         assert {part.after for part in own[1:]} == {(own[0].id,) if memory_gib else ()}
-    assert sum(map(has_parts, planned.values())) == 2 and "demo.score.nb.part-2" in parts
+    assert len(scores) == 2 and "demo.score.nb.part-2" in parts
     done = graph.StepRecord(graph.keys(every)["demo.score.nb"], tuple(own[0].uses), {}, 1.0)
     complete = dataclasses.replace(done, parts=planned["demo.score.nb"].uses)
     for record, n in ((done, 4), (complete, 0)):
@@ -204,3 +206,16 @@ def test_tasks_have_parts_as_long_as_they_are(shared):
     again = graph.keys(split(every, {}, 40))
     thirds = [part.id for part in parts if part.kind == "task"]
     assert all(again[name] != graph.keys(planned)[name] for name in thirds)  # now of four
+
+
+def test_imatrices_have_no_more_parts_than_shards_and_moments_none(shared):
+    def parts(n_machines, **changes):
+        planned = split(steps.steps(shared(**changes)), {}, n_machines)
+        return Counter(step.part_of for step in planned if step.kind == "imatrix" and step.part_of)
+
+    every = ["demo.imatrix.en.1", "demo.imatrix.en.2", "demo.imatrix.nb.1", "demo.imatrix.nb.2"]
+    assert parts(6) == dict.fromkeys(every, 2)
+    assert parts(90) == dict.fromkeys(every, 4)  # of 65,536 tokens
+    assert not parts(90, quantizers=("feedback",))
+    few = CalibrationSettings(("nb",), tokens=20_000)
+    assert not parts(90, calibration=few)

@@ -1,9 +1,10 @@
 """Steps in parts, where there are too few of a kind for the machines.
 
-A part does what the step does, for some of the quants that are scored, of the items that are
-answered, or of the groups of tensors that are probed, and keeps it where the step looks first: in
-the store, or beside the records. The step comes after its parts, finds all of it there, and does
-what a part could not. So its key and its result are those of one machine, whatever the parts.
+A part does what the step does, for some of the text's shards that an imatrix is collected on, the
+groups of tensors that are probed, the quants that are scored, or the items that are answered. It
+keeps that where the step looks first: in the store, or beside the records. The step comes after its
+parts, finds all of it there, and does what a part could not. So its key and its result are those of
+one machine, whatever the parts.
 """
 
 import math
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from imatrix_lab.imatrix.collector import SHARD
+from imatrix_lab.llamacpp.compute import WINDOW
 from imatrix_lab.study import graph
 from imatrix_lab.study.graph import Records, Step, Steps
 
-SCORE, TASK, SENSITIVITY = "score", "task", "sensitivity"  # kinds of steps
-N_EACH = {SCORE: 1, TASK: 2, SENSITIVITY: 1}
+IMATRIX, SENSITIVITY, SCORE, TASK = "imatrix", "sensitivity", "score", "task"  # kinds of steps
+N_EACH = {IMATRIX: 1, SENSITIVITY: 1, SCORE: 1, TASK: 2}
 """How many steps of a kind a machine is to have at least: with more, all end at the same time.
 
 But each part of a score, or of a sensitivity, runs the original again.
@@ -87,8 +90,11 @@ def _of_quants(step: Step, n: int) -> Iterator[Step]:
 
 
 def _of_all(step: Step, n: int) -> Iterator[Step]:
-    """Yield the parts of another step, of every n-th item or group each."""
+    """Yield the parts of another step, of every n-th shard, group or item each."""
     assert isinstance(step.run, partial)
+    if step.kind == IMATRIX:  # second moments are not split: their sums are too large
+        n_shards = int(step.cost) // (SHARD * WINDOW)
+        n = 0 if step.run.args[0].needs_moments else min(n, n_shards)
     for i in range(n):
         run = partial(step.run.func, *step.run.args, part=(i, n))
         yield replace(step, run=run, inputs={**step.inputs, "part": [i, n]}, cost=step.cost / n)
