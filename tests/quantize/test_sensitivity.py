@@ -194,7 +194,7 @@ def test_what_parts_have_probed_is_not_probed_again(reference, text, store, tmp_
         *most, session = arguments
         for part in ((0, 3), (2, 3), (0, 3)):
             probes.some_probes(*most, part, session)
-        assert len(probed) == 2 * 22
+        assert len(probed) == 2 * 21
         return every(*arguments)
 
     monkeypatch.setattr(probes.Run, "_probe", counting)

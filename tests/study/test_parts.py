@@ -27,6 +27,7 @@ class Studies:
         self.folder, self._store_of = folder, store_of
         furnish(folder, ("qaa",))
         text = (SMALL + EXAM_TASK).replace('"Q2_K"', '"Q2_K", "size:Q3_K_S"')
+        text = text.replace("resamples", 'baseline = "qaa"\nresamples')
         (folder / "recipe.toml").write_text(text.format(keep="scores"))
         (folder / "exam.toml").write_text(EXAM)
         (folder / "exam.json").write_text(json.dumps(ITEMS))
