@@ -68,7 +68,7 @@ def digest(numbers: Any) -> str:
     return hashlib.sha256(pickle.dumps(numbers, protocol=4)).hexdigest()
 
 
-class _Watch:
+class Watch:
     """Notes what is written outside of a folder; an audit hook cannot be taken away again."""
 
     def __init__(self, folder: Path):
@@ -76,6 +76,7 @@ class _Watch:
         sys.addaudithook(self.heard)
 
     def heard(self, event: str, args: tuple[Any, ...]) -> None:
+        """Note an event of the audit."""
         if event == "open":
             path, mode, flags = args
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else 0
@@ -93,7 +94,7 @@ class _Watch:
                 self.seen.append(f"{event} {place}")
 
 
-def tried(target: Target, path: Path, honest: set[str], strict: bool, watch: _Watch) -> Outcome:
+def tried(target: Target, path: Path, honest: set[str], strict: bool, watch: Watch) -> Outcome:
     """Read one input."""
     watch.seen.clear()
 
@@ -172,7 +173,7 @@ def _in_child(
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MORE_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    watch = _Watch(folder)
+    watch = Watch(folder)
     everything = [case.path.read_bytes() for case in cases]
     for number in numbers:
         rng = random.Random(f"{target.name} {seed} {number}")

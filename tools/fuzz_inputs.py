@@ -1,5 +1,6 @@
 """Changes to honest files: bytes by chance, and values of JSON and TOML that make no sense."""
 
+import copy
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ def changed_value(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_places(value))
         if not places:
-            return rng.choice(_VALUES)
+            return _odd(rng)
         container, key = rng.choice(places)
         match rng.randrange(7):
             case 0:
@@ -69,13 +70,18 @@ def changed_value(value: Any, rng: random.Random) -> Any:
             case 4 if isinstance(container[key], int | float):
                 container[key] = rng.choice((-container[key], container[key] * 10**9, 0, 1))
             case 5:
-                deep: Any = rng.choice(_VALUES)
+                deep = _odd(rng)
                 for _ in range(rng.choice((3, 100, 3000))):
                     deep = [deep] if rng.random() < 0.5 else {"a": deep}
                 container[key] = deep
             case _:
-                container[key] = rng.choice(_VALUES)
+                container[key] = _odd(rng)
     return value
+
+
+def _odd(rng: random.Random) -> Any:
+    """Return an odd value that nothing else holds: what is changed in it later stays there."""
+    return copy.deepcopy(rng.choice(_VALUES))
 
 
 def _is_in(container: Any, value: Any) -> bool:

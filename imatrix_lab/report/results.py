@@ -455,7 +455,22 @@ def read(path: Path) -> Results:
         raise UsageError(f"damaged: {error}", where=file, fix=_again(file)) from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         raise UsageError(f"not results of schema {SCHEMA}", where=file, fix=_again(file))
-    return config.build(Results, raw, file)
+    results = config.build(Results, raw, file)
+    if wrong := _contradiction(results):
+        raise UsageError(f"damaged: {wrong}", where=file, fix=_again(file))
+    return results
+
+
+def _contradiction(results: Results) -> str:
+    """Return which row's parts do not belong together, or ""."""
+    for i, a in enumerate(results.activations):
+        if not len(a.median) == len(a.high) == len(a.largest):
+            return f"activations[{i}]: median, high and largest are not of the same layers"
+    for i, t in enumerate(results.tensor_types):
+        names = {name for types in t.roles.values() for name in types if name}
+        if not names or not names <= t.bits.keys():
+            return f"tensor_types[{i}]: roles and bits are not of the same types"
+    return ""
 
 
 def _again(file: Path) -> str:
