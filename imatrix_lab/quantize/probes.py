@@ -153,6 +153,8 @@ def sensitivity_of(
         kept = [probe for part in parts for probe in from_json((part.path / _PART).read_bytes())]
         measured = measure(what, inputs, scratch, session, kept)
         sensitivity.write(out / _FILE, measured)
+        for part in parts:
+            session.store.drop(_PROBES, part.manifest["inputs"], session.progress)
         return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
 
     label = f"{model.label}-{corpus.language}"

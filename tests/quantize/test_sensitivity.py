@@ -201,6 +201,7 @@ def test_what_parts_have_probed_is_not_probed_again(reference, text, store, tmp_
     monkeypatch.setattr(probes, "sensitivity_of", in_parts)
     assert build(reference, text, store, tmp_path / "parts") == whole
     assert len(probed) == 3 * 32 and {*probed.values()} == {1}
+    assert not [*store.root.glob("probes/*")]
 
 
 def test_text_is_added_until_two_halves_agree(reference, text, store, tmp_path, monkeypatch):

@@ -209,7 +209,8 @@ class _Planner:
             return self._seconds_for(self._n_sampled(model), "quantize", MIXED)
         if step.kind == "sensitivity":  # weights are quantized by each kind of type
             n_kinds = len(KINDS)
-            seconds = self._seconds_for(n_kinds * n_weights, "quantize", "Q3_K_S")[0]
+            share = (not has_parts(step)) / step.inputs.get("part", (0, 1))[1]
+            seconds = self._seconds_for(share * n_kinds * n_weights, "quantize", "Q3_K_S")[0]
             read_s, name = self._seconds_for(step.cost, "score", model)
             return seconds + read_s, name
         units = step.cost
@@ -235,12 +236,12 @@ class _Planner:
 
     def _disk_bytes(self, step: graph.Step) -> int:
         label = self._model(step).label
-        if step.part_of:
-            return 0  # what it makes is that step's
         if step.kind == "quant":
             return self.shared.sizes[label, str(step.inputs["type"])]
         if step.kind == "sensitivity":  # while it is measured
             return 4 * steps.PROBE_TOKENS * self._model(step).facts.n_vocab
+        if step.part_of:
+            return 0  # what it makes is that step's
         if step.kind == SCORE:
             tokens = sum(self.sizes[step.id].tokens)
             return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
