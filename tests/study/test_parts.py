@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from functools import partial
+from functools import cache, partial
 
 import pytest
 
@@ -24,7 +24,7 @@ class Studies:
     """One recipe's studies, each with a store of its own, in steps as for so many machines."""
 
     def __init__(self, folder, store_of):
-        self.folder, self._store_of = folder, store_of
+        self.folder, self._store_of = folder, cache(store_of)
         furnish(folder, ("qaa",))
         text = (SMALL + EXAM_TASK).replace('"Q2_K"', '"Q2_K", "size:Q3_K_S"')
         text = text.replace("resamples", 'baseline = "qaa"\nresamples')
