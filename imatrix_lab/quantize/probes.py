@@ -139,22 +139,20 @@ def sensitivity_of(
     text: tuple[CorpusFacts, ImatrixFacts],
     compute: ComputeOptions,
     session: Session,
+    probed: Iterable[Path] = (),
 ) -> Sensitivity:
     """Return the coefficients of a text with its imatrix, measured if the store lacks them.
 
-    Probes that the store has, from `some_probes`, are not repeated.
+    probed : files of `some_probes`, which are not repeated.
     """
     corpus, _ = text
     what = probing(tools, model, text, compute, session)
     inputs = _inputs(what, corpus.sha256)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        parts = session.store.all_like(_PROBES, inputs)
-        kept = [probe for part in parts for probe in from_json((part.path / _PART).read_bytes())]
+        kept = [probe for file in probed for probe in from_json(file.read_bytes())]
         measured = measure(what, inputs, scratch, session, kept)
         sensitivity.write(out / _FILE, measured)
-        for part in parts:
-            session.store.drop(_PROBES, part.manifest["inputs"], session.progress)
         return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
 
     label = f"{model.label}-{corpus.language}"
@@ -170,16 +168,14 @@ def some_probes(
     compute: ComputeOptions,
     part: tuple[int, int],
     session: Session,
-) -> None:
-    """Let the store have the probes of a part of the groups, on the pieces that are read first.
+) -> Path:
+    """Return a file of the probes of a part of the groups, on the pieces that are read first.
 
     part : ``(i, n)``, every n-th group and kind of type, from the i-th on.
     """
     corpus, _ = text
     what = probing(tools, model, text, compute, session)
     inputs = _inputs(what, corpus.sha256)
-    if session.store.find("sensitivity", inputs):
-        return
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         run = Run(what, scratch, session)
@@ -188,7 +184,8 @@ def some_probes(
         return {"n_probes": len(probes)}
 
     label = f"{model.label}-{corpus.language}"
-    session.store.get(_PROBES, label, {**inputs, "part": list(part)}, make, session.progress)
+    own = {**inputs, "part": list(part)}
+    return session.store.get(_PROBES, label, own, make, session.progress).path / _PART
 
 
 def probing(

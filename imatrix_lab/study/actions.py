@@ -38,7 +38,7 @@ from imatrix_lab.types import (
 )
 
 CORPUS, IMATRIX, QUANT, PATH, TYPES = "corpus", "imatrix", "quant", "path", "types"  # in results
-LOSSES, KLDS = "losses", "klds_nats"
+LOSSES, KLDS, PROBES = "losses", "klds_nats", "probes"
 Result = dict[str, Any]
 
 
@@ -182,10 +182,12 @@ def measure(
     text, matrix = corpus_in(turn.results[step]), imatrix_in(turn.results[step])
     assert text is not None
     options, session = shared.compute(turn.threads), shared.session(turn.progress)
+    what = shared.tools, model, (text, matrix), options
     if part:
-        probes.some_probes(shared.tools, model, (text, matrix), options, part, session)
-        return {}
-    measured = probes.sensitivity_of(shared.tools, model, (text, matrix), options, session)
+        file = str(probes.some_probes(*what, part, session))
+        return {PROBES: file, FILES: [file]}
+    probed = [Path(result[PROBES]) for result in turn.results.values() if PROBES in result]
+    measured = probes.sensitivity_of(*what, session, probed)
     path = shared.folder.of("sensitivity", f"{model.label}-{planned.id}{sensitivity.SUFFIX}")
     sensitivity.write(path, measured)
     return {FILES: [str(path)]}
@@ -211,11 +213,14 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     named = size_types.in_name(spec.quant_type, spec.base())
     parts = (model.label, planned.calibration.id, kind.suffix if kind.type else "", named)
     label, path = "-".join(filter(None, parts)), facts.path
+    files = [path]
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
         place(facts.path, path)
+        files = [path]
         if kind.is_size:
             place(run.types_path(facts.path), run.types_path(path))
+            files.append(run.types_path(path))
     quant = Quant(
         model=model.label,
         calibration=planned.calibration.label,
@@ -227,8 +232,8 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
         **{name: getattr(facts, name) for name in ("sha256", "size_bytes", "bits_per_weight")},
     )
     types = {t.name: t.type_name for t in read_header(path).tensors if resolve.quantizable(t)}
-    result = {QUANT: config.plain(quant), PATH: str(path), FILES: [str(path)], "inputs": inputs}
-    return result | {TYPES: types}
+    result = {QUANT: config.plain(quant), PATH: str(path), "inputs": inputs}
+    return result | {FILES: [str(file) for file in files], TYPES: types}
 
 
 def model_in(result: Mapping[str, Any]) -> Model:

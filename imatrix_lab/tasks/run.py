@@ -70,7 +70,8 @@ def run(
     """Ask every item of every task and language; return the files of records.
 
     The user's store, if none is given, keeps items that come from the Hub. A `part` of the items
-    is only answered: a run of all of them on a machine of the same kind writes the records.
+    is only answered, and the file of answers returned: a run of all of them, with these files where
+    they are on a machine of the same kind, writes the records.
     """
     chosen = pairs(map(definition.get, request.tasks), request, progress)
     for task, code in chosen:
@@ -217,17 +218,17 @@ def _run(
     path, is_complete = _place(request, name, key, signature)
     if is_complete:
         progress.say(f"{path.name} is complete")
-        return path
+        return None if part else path
     if prepared.task.prompt.enable_thinking and not (answerer.has_switch or answerer.opened):
         progress.say(f"note: {answerer.label} is not known to think: nothing changes for it")
     folder, stem = request.out / ".unfinished", f"{name}.{key}"
-    own = f"{stem}.{part[0]}-of-{part[1]}" if part else stem
+    own = folder / f"{stem}{f'.{part[0]}-of-{part[1]}' if part else ''}.jsonl"
     others = sorted(folder.glob(f"{glob.escape(stem)}.*"))
-    journal = Journal(folder / f"{own}.jsonl", Outcome, others)
+    journal = Journal(own, Outcome, others)
     items = prepared.items[part[0] :: part[1]] if part else prepared.items
     outcomes = _answer(prepared, items, answerer, journal, name, progress)
     if part:
-        return None
+        return own
     prompts = _prompts(prepared, answerer.is_chat) if request.keep_text else None
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)

@@ -10,7 +10,7 @@ import pytest
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
 from imatrix_lab.study import calibrations, graph, steps
-from imatrix_lab.study.cluster.split import has_parts, split
+from imatrix_lab.study.cluster.split import parts_of, split
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -167,7 +167,7 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
     planned = by_id(split(every, {}, 7))
     parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].part_of]}
     assert graph.keys(every) == graph.keys(planned.values())
-    scores = [s for s in planned.values() if s.kind == "score" and has_parts(s)]
+    scores = [s for s in planned.values() if s.kind == "score" and parts_of(s)]
     for step in scores:
         own = [parts[name] for name in step.after]
         assert sorted(q for part in own for q in part.uses) == sorted(step.uses)
@@ -182,7 +182,7 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
     for record, n in ((done, 4), (complete, 0)):
         again = split(every, {"demo.score.nb": record}, 7)
         assert sum(s.id.startswith("demo.score.nb.part-") for s in again) >= n > -1
-        assert has_parts(by_id(again)["demo.score.nb"]) == bool(n)
+        assert bool(parts_of(by_id(again)["demo.score.nb"])) == bool(n)
 
 
 def test_tasks_have_parts_as_long_as_they_are(shared):
@@ -196,12 +196,12 @@ def test_tasks_have_parts_as_long_as_they_are(shared):
     wholes = [step for step in planned if not step.part_of]
     assert graph.keys(every) == {name: graph.keys(planned)[name] for name in map(ID, wholes)}
     costs = {step.id: step.cost for step in every}
-    for step in (s for s in wholes if s.kind == "task" and has_parts(s)):
+    for step in (s for s in wholes if s.kind == "task" and parts_of(s)):
         own = [part for part in parts if part.part_of == step.id]
         assert step.after == tuple(map(ID, own)) and {part.needs for part in own} == {step.needs}
         assert sum(part.cost for part in own) == pytest.approx(costs[step.id])
         assert [part.run.keywords["part"] for part in own] == [(i, len(own)) for i in range(3)]
-    assert {s.id for s in wholes if has_parts(s)} >= {"demo.task.belebele.original"}
+    assert {s.id for s in wholes if parts_of(s)} >= {"demo.task.belebele.original"}
     assert {part.kind for part in parts if "mixeval" in part.id} == set()
     again = graph.keys(split(every, {}, 40))
     thirds = [part.id for part in parts if part.kind == "task"]

@@ -129,11 +129,12 @@ class Workers:
     def __init__(self, folder, env_of, program=(COMMAND,)):
         self.folder, self.file = folder, folder / "scheduler.json"
         self._env_of, self._program, self._processes = env_of, program, {}
+        self.more_env = {}
 
-    def start(self, *names, jobs=1):
+    def start(self, *names, jobs=1, more=()):
         for name in names:
             words = ["study", "worker", "--scheduler-file", self.file, "--name", name]
-            words += ["--jobs", jobs]
+            words += ["--jobs", jobs, *more]
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
                     [*self._cpu(), *self._program, *map(str, words)], cwd=self.folder,

@@ -47,14 +47,14 @@ def split(every: Steps, records: Records, n_machines: int) -> list[Step]:
     return result
 
 
-def has_parts(step: Step) -> bool:
-    """Whether a step finds done what it is to do."""
-    return any(name.startswith(_name(step, "")) for name in step.after)
+def parts_of(step: Step) -> list[str]:
+    """Return the steps that do before it what a step is to do."""
+    return [name for name in step.after if name.startswith(_name(step, ""))]
 
 
 def waits_for(step: Step) -> tuple[str, ...]:
     """Return the steps that a step waits for: only its parts, which have read what it stands on."""
-    return step.after if has_parts(step) else (*step.depends_on(), *step.after)
+    return step.after if parts_of(step) else (*step.depends_on(), *step.after)
 
 
 def _parts(step: Step, n: int) -> Iterator[Step]:
