@@ -542,6 +542,7 @@ class _Context(AbstractContextManager["_Context"]):
         return context
 
     def __exit__(self, *exc: object) -> None:
+        self._run.tick = None  # it holds this: in a circle, threads stay until a collection
         self._stack.close()
 
     def read(self, some: Windows, report: Callable[[float], None] | None = None) -> None:

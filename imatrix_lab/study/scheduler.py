@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imatrix_lab.core import interrupt, process
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.store import os_error
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.report.results import Missing
 from imatrix_lab.study import graph
@@ -196,7 +196,7 @@ class Scheduler:
     def _missing(self, step: Step, error: Exception) -> Missing:
         """Return why a step failed; a bug's traceback goes into a log."""
         if isinstance(error, OSError):
-            error = disk_error(error, self.logs)
+            error = os_error(error, self.logs)
         if isinstance(error, ImatrixLabError):
             why = f"{error.what} ({error.where})" if error.where else error.what
             return Missing(step.what, why, error.fix or "", ())

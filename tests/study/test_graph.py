@@ -12,7 +12,7 @@ import pytest
 
 from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.progress import Silent
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.store import Store, default_root
 from imatrix_lab.errors import BadText
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.report.results import Missing
@@ -183,6 +183,15 @@ def test_a_bug_is_a_failure_with_its_traceback_in_a_log(bench):
     outcome = bench.run([bench.step("x", lambda turn: 1 / 0, is_target=True)])
     assert outcome.missing[0].why.startswith("a bug: ZeroDivisionError")
     assert "1 / 0" in (bench.folder / "logs" / "x.log").read_text()
+
+
+def test_a_store_that_is_removed_under_a_step_is_no_bug(bench):
+    def gone(turn):
+        (default_root() / "work" / "quant-0" / "part.gguf").open()
+
+    (missing,) = bench.run([bench.step("x", gone, is_target=True)]).missing
+    assert "removed while it was used" in missing.why and "part.gguf" in missing.why
+    assert not (bench.folder / "logs").exists()
 
 
 def test_another_input_runs_all_that_stands_on_it(bench):

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +173,6 @@ class Workers:
 
     def stop(self):
         for process in self._processes.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored by what a script runs in the background
         for process in self._processes.values():
             process.wait(timeout=120)
