@@ -7,8 +7,8 @@
 server       a llama-server with a tiny model answers n requests of one client
 preference   pages for votes, each with answers of two tiny models, n answers in all
 page         a report's page is written n times
-study        a study of tiny models in a process of its own, of about n steps; those that score, at the
-             end, hold all quants of a text and are not looked at
+study        a study of tiny models in a process of its own, about n steps; the last ones, which
+             score all quants of a text together, are not looked at
 
 Printed are memory, open files, threads and children when 10, 50 and 90 % are done. A leak is a
 tenth more memory (and 32 MiB) at the end than in the middle, or more files, threads or children.
