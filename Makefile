@@ -47,7 +47,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory fuzz kills figures sanitize clean
+.PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory fuzz kills soak figures sanitize clean
 
 help:  ## list the targets
 	@echo "make quant LANG=nb [TYPES=\"Q4_K_M Q5_K_M\"] [MODEL=demo] [TOKENS=65536] [OUT=quants] [BACKEND=cpu]"
@@ -140,6 +140,9 @@ fuzz: $(VENV)/.dev  ## change files of every format by chance and read them: FLA
 
 kills: $(VENV)/.dev  ## kill, unplug and starve runs on a tiny model: FLAGS="power --minutes 20"
 	$(BIN)/python tools/kill_campaign.py $(FLAGS)
+
+soak: $(VENV)/.dev  ## 1,000 answers, votes and pages and a study of 2,000 steps: what is not given back
+	$(BIN)/python tools/soak.py $(FLAGS)
 
 figures: $(VENV)/.dev  ## make the numbers in README and docs anew, hours: FLAGS="sizes statistics"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/figures.py $(FLAGS)

@@ -68,7 +68,7 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tmp_path / "user" / name.lower()
         folder.mkdir(parents=True)
         monkeypatch.setenv(name, str(folder))
-    for name in ("BACKEND", "LLAMA_CPP_DIR", "HF_TOKEN"):
+    for name in ("BACKEND", "LLAMA_CPP_DIR", "HF_TOKEN", "IMATRIX_LAB_REMOTE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", NO_HUB)
 
@@ -115,7 +115,11 @@ def subprocess_env(
 
     def make(cache: Path, tools: Toolchain) -> dict[str, str]:
         link_toolchain(cache)
-        keep = {k: v for k, v in os.environ.items() if k not in {"BACKEND", "LLAMA_CPP_DIR"}}
+        keep = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in {"BACKEND", "LLAMA_CPP_DIR", "IMATRIX_LAB_REMOTE"}
+        }
         own = {"IMATRIX_LAB_CACHE": cache, "IMATRIX_LAB_DATA": cache / "data", "HOME": cache}
         own |= {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": NO_HUB}
         return keep | {name: str(value) for name, value in own.items()}

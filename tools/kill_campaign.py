@@ -7,9 +7,10 @@
 Each command runs once undisturbed. Then, again and again in a folder of its own, a fault is put
 into it; then it runs to its end, and its files must have the undisturbed run's bytes.
 
-kill    SIGKILL at one to three random moments
+kill    SIGKILL at one to eight random moments
 power   the same, and files that were not flushed lose what was written (zeros, half, or nothing)
 full    the disk is full from the n-th write on; the error says so, and has no traceback
+every   the same for each n from --first on, until a run has no n-th write
 twice   two runs at once in one folder, one of which may be killed
 clock   the clock jumps by years, back or ahead, at the start or during the run
 gone    the store is removed under the run
@@ -36,7 +37,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,11 @@ COMMANDS: Mapping[str, list[str]] = {
     "score": ["score", "run", "--reference", "tiny-f16.gguf", "--quant", "tiny-Q4_K_M.gguf",
               "--text", "qaa", "--limit", "6", *SHORT, "--out", "out"],
     "study": ["study", "run", "recipe.toml", "--out", "out"],
+    "publish": ["publish", "quants", "--to", "user/tiny-qaa-GGUF"],
+    "quantize": ["quantize", *MODEL, "--imatrix", "qaa.moments.gguf", "--type", "Q4_K_M", *SHORT,
+                 "--out", "out"],
 }  # fmt: skip
+TOKEN = "hf_ofTheLoopbackHub"
 _CLOCKED = (
     "status.json",
     "results.json",
@@ -92,12 +97,15 @@ class Trial:
     folder: Path
     argv: list[str]
     faults: dict[str, str] = dataclasses.field(default_factory=dict)
+    hub: Any = None  # tests.fakes.hub_upload.UploadHub, for what is published
 
     def env(self, store: Path) -> dict[str, str]:
         """Return the environment of a program with this store."""
         own = {"IMATRIX_LAB_CACHE": store, "IMATRIX_LAB_DATA": self.folder / "data",
                "HOME": self.folder, "TRIAL": self.folder, "HF_ENDPOINT": "http://127.0.0.1:9",
                "XDG_TRIAL": self.folder, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}  # fmt: skip
+        if self.hub:
+            own |= {"HF_ENDPOINT": self.hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         return {**os.environ, **{k: str(v) for k, v in own.items()}, **self.faults}
 
     def start(self, *more: str) -> "subprocess.Popen[str]":
@@ -115,6 +123,8 @@ class Trial:
 
     def outputs(self) -> dict[str, str]:
         """Return the outputs' hashes by name, without what has times in it."""
+        if self.hub:
+            return self.published()
         found = {}
         out = self.folder / "out"
         for path in sorted(out.rglob("*")):
@@ -129,10 +139,21 @@ class Trial:
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
+    def published(self) -> dict[str, str]:
+        """Return the hashes of what is on the Hub, and whether a tag names it."""
+        repo = self.argv[self.argv.index("--to") + 1]
+        found = {
+            name: hashlib.sha256(content).hexdigest()
+            for name, content in self.hub.files(repo).items()
+        }
+        tags = self.hub.tags.get(repo, {})
+        return found | {f"tag {t}": str(c == self.hub.commit(repo)) for t, c in tags.items()}
+
     def broken(self, whole: Mapping[str, str]) -> list[str]:
         """Return what is half: artefacts that are not as their manifest says, and outputs."""
         wrong = []
-        for manifest in (self.folder / "store").glob("*/*/manifest.json"):
+        stores = (self.folder / "store", self.folder / "out" / "work")  # a study's own, to its end
+        for manifest in (m for store in stores for m in store.glob("*/*/manifest.json")):
             if manifest.parts[-3] in ("work", "toolchain", "kernel"):
                 continue
             try:
@@ -146,9 +167,11 @@ class Trial:
                     wrong.append(str(path.relative_to(self.folder)))
         mixed = ("manifest.json", "README.md")  # written more than once in a run
         for name, sha256 in self.outputs().items():
-            hidden = name.rpartition("/")[2].startswith(".")
+            hidden = name.rpartition("/")[2].startswith(".") or name.startswith("work/")
             if not hidden and name not in mixed and whole.get(name) != sha256:
                 wrong.append(f"out/{name}")
+        if self.hub and "README.md" in (there := self.outputs()):  # the card comes last
+            wrong += [f"{n} is not there" for n in whole if n not in there and " " not in n]
         return wrong
 
     def left(self) -> list[str]:
@@ -175,11 +198,14 @@ class Campaign:
         self.library = work / "faults.so"
         self.whole: dict[str, dict[str, str]] = {}
         self.whole_study: Any = None  # tests.study.whole
+        self.hub: Any = None
         self.seconds: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
+        self.next_full: Counter[str] = Counter()
+        self.done: set[tuple[str, str]] = set()
         self.failures: list[str] = []
 
-    def prepare(self) -> None:
+    def prepare(self, names: Collection[str]) -> None:
         """Make model, text, recipe, imatrix and quant, which the commands read."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.base.mkdir(parents=True)
@@ -196,15 +222,23 @@ class Campaign:
             shutil.copytree(default_root() / kind, self.work / kind, symlinks=True)
             (store / kind).symlink_to(self.work / kind)
         quant = ["quantize", *MODEL, "--imatrix", "none", "--type", "Q4_K_M", "--heldout", "qaa"]
-        for argv, made, name in (
-            (COMMANDS["collect"], "out/qaa.moments.gguf", "qaa.moments.gguf"),
-            ([*quant, *SHORT, "--out", "out"], "out/tiny-Q4_K_M.gguf", "tiny-Q4_K_M.gguf"),
-        ):
+        for argv, made, name, users in (
+            (COMMANDS["collect"], "out/qaa.moments.gguf", "qaa.moments.gguf",
+             {"allocate", "feedback", "quantize"}),
+            ([*quant, *SHORT, "--out", "out"], "out/tiny-Q4_K_M.gguf", "tiny-Q4_K_M.gguf",
+             {"score"}),
+            (COMMANDS["tune"], "out", "quants", {"publish"}),
+        ):  # fmt: skip
+            if users.isdisjoint(names):
+                continue
             status, said = Trial(self.base, argv).run()
             if status:
                 raise SystemExit(said)
             (self.base / made).rename(self.base / name)
-        shutil.rmtree(self.base / "out")
+            shutil.rmtree(self.base / "out", ignore_errors=True)
+        if "publish" in names:
+            self.hub = importlib.import_module("tests.fakes.hub_upload").UploadHub(TOKEN)
+            self.hub.__enter__()  # until the campaign ends
         for path in store.iterdir():  # all is to be made in the trials
             if not path.is_symlink():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -218,7 +252,11 @@ class Campaign:
         for file in data.rglob("*.toml"):  # which name their files by whole paths
             text = file.read_text(encoding="utf-8")
             file.write_text(text.replace(str(self.base), str(folder)), encoding="utf-8")
-        return Trial(folder, list(COMMANDS[name]))
+        trial = Trial(folder, list(COMMANDS[name]))
+        if name == "publish":
+            self.hub.forget()
+            trial.hub = self.hub
+        return trial
 
     def undisturbed(self, name: str) -> None:
         """Run a command once without faults."""
@@ -244,7 +282,7 @@ class Campaign:
 
     def kill(self, trial: Trial, name: str) -> None:
         """SIGKILL."""
-        for _ in range(self.rng.choice((1, 1, 2, 3))):
+        for _ in range(self.rng.choice((1, 2, 4, 8))):
             self.killed(trial, name)
             self.check(trial, name)
 
@@ -289,13 +327,22 @@ class Campaign:
         return n_lost
 
     def full(self, trial: Trial, name: str) -> None:
-        """No space from the n-th write on."""
+        """No space from the n-th write on, which is drawn."""
+        self.full_at(trial, name, self.rng.randrange(1, (self.counts[f"{name} writes"] or 400) + 1))
+
+    def every(self, trial: Trial, name: str) -> None:
+        """No space from the n-th write on, for the next n."""
+        self.next_full[name] += 1
+        if self.full_at(trial, name, self.next_full[name]):
+            self.done.add(("every", name))
+        self.counts[f"every {name}: last n"] = self.next_full[name]
+
+    def full_at(self, trial: Trial, name: str, n: int) -> bool:
+        """No space from the n-th write on; return whether there was no n-th."""
         log = self.work / "faults.log"
         log.unlink(missing_ok=True)
         counter = log.with_name("faults.log.count")
         counter.unlink(missing_ok=True)
-        most = self.counts[f"{name} writes"] or 400
-        n = self.rng.randrange(1, most + 1)
         trial.faults = {"LD_PRELOAD": str(self.library), "FAULTS_LOG": str(log),
                         "FAULTS_DIR": str(trial.folder), "FAULTS_FULL": str(n)}  # fmt: skip
         status, said = trial.run()
@@ -310,6 +357,7 @@ class Campaign:
         elif "the disk is full" not in said:
             self.fail(trial, name, f"write {n}, another reason: {said}")
         self.check(trial, name)
+        return status == 0 and written < n
 
     def twice(self, trial: Trial, name: str) -> None:
         """Two runs at once."""
@@ -424,7 +472,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def main() -> int:
     """Put faults into commands in turn until the time is over; print what was done."""
-    faults = ("kill", "power", "full", "twice", "clock", "gone", "workers")
+    faults = ("kill", "power", "full", "twice", "clock", "gone", "workers", "every")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -432,19 +480,23 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(COMMANDS), help="commands, separated by commas")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=1, help="the first n of `every`")
     parser.add_argument("--work", type=Path, default=Path("/tmp/imatrix-lab-kills"))
     options = parser.parse_args()
     campaign = Campaign(options.work, options.seed)
-    campaign.prepare()
     names = options.only.split(",")
+    campaign.prepare(names)
     for name in names:
         campaign.undisturbed(name)
+        campaign.next_full[name] = options.first - 1
     until = time.monotonic() + 60 * options.minutes
     while time.monotonic() < until:
-        for fault in options.faults or faults:
+        for fault in options.faults or faults[:-1]:
             for name in names if fault != "workers" else {"study"}.intersection(names):
-                if time.monotonic() < until:
+                if time.monotonic() < until and (fault, name) not in campaign.done:
                     campaign.once(fault, name)
+        if options.faults and campaign.done >= {(f, n) for f in options.faults for n in names}:
+            break
     print(json.dumps(dict(sorted(campaign.counts.items())), indent=1))
     print(f"{len(campaign.failures)} failures")
     return min(1, len(campaign.failures))

@@ -24,7 +24,7 @@ def stored(name: str, version: str, sha256: str, session: Session, *, source: bo
         return {"file": path.name}
 
     inputs = {"pypi": name, "version": version, "sha256": sha256}
-    artifact = session.store.get("fetched", name, inputs, build, session.progress)
+    artifact = session.store.own.get("fetched", name, inputs, build, session.progress)
     return artifact.path / str(artifact.facts["file"])
 
 

@@ -11,6 +11,9 @@ lease expired may go on beside the next one. The first rename wins.
 A builder works in ``work/``; its files are flushed, the manifest is written last, and one rename
 makes the artefact exist. A directory without a manifest is not an artefact. The manifest holds
 no time and no path of this machine: equal inputs give equal bytes.
+
+Behind it there may be a remote store (remote_store.py): what is not here comes from there instead
+of being built, and what is built here goes there.
 """
 
 import contextlib
@@ -32,28 +35,26 @@ from typing import Any
 import filelock
 import platformdirs
 
-from imatrix_lab.core import interrupt, lease
+from imatrix_lab.core import interrupt, lease, remote_store
 from imatrix_lab.core.files import (
     canonical_json,
     disk_error,
     flush,
-    from_json,
     sealed_json,
     sha256_file,
-    unsealed,
     write_whole,
 )
 from imatrix_lab.core.lease import Lease
+from imatrix_lab.core.manifest import KEY_CHARS, MANIFEST, parsed
 from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.core.remote_store import RemoteStore
 from imatrix_lab.errors import ImatrixLabError
 
 STORE_VERSION = 1
 """Raise it when a builder's output changes for the same inputs. 1: first layout."""
 
-MANIFEST = "manifest.json"
 SHARED = "shared"
-FINGERPRINT_CHARS = 16
 SHOW_HASHING_BYTES = 2 << 30  # a few seconds
 
 Inputs = Mapping[str, Any]
@@ -67,6 +68,15 @@ def default_root() -> Path:
     """Return ``$IMATRIX_LAB_CACHE``, else the user's cache directory."""
     override = os.environ.get("IMATRIX_LAB_CACHE")
     return expanded(override) if override else Path(platformdirs.user_cache_dir("imatrix-lab"))
+
+
+def os_error(error: OSError, where: Path) -> Exception:
+    """Return what `disk_error` does, or that a file of the store was removed under its user."""
+    name = error.filename
+    if isinstance(error, FileNotFoundError) and name and default_root() in Path(name).parents:
+        what = "a file of the store was removed while it was used"
+        return ImatrixLabError(what, where=name, fix="run the same command again")
+    return disk_error(error, where)
 
 
 def fingerprint(kind: str, inputs: Inputs) -> str:
@@ -125,15 +135,43 @@ class NotBuilt(Exception):
 
 
 class Store:
-    """Artefacts under one root; `get` of a `read_only` store raises `NotBuilt`, for plans."""
+    """Artefacts under one root, and in the remote store behind it.
 
-    def __init__(self, root: Path | None = None, *, read_only: bool = False):
+    That of the default root is ``$IMATRIX_LAB_REMOTE``'s; any other root has none unless told.
+    `get` of a `read_only` store raises `NotBuilt`, for plans: it looks at this machine alone.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        read_only: bool = False,
+        remote: RemoteStore | None = None,
+    ):
+        self.remote = remote if root or read_only else remote_store.configured()
         self.root = (root or default_root()).absolute()
         self.read_only = read_only
 
+    @property
+    def own(self) -> "Store":
+        """This store without the remote one, for programs: others may write there."""
+        return Store(self.root, read_only=self.read_only)
+
     def find(self, kind: str, inputs: Inputs) -> Artifact | None:
         """Return the artefact for these inputs, or None."""
-        return self._find(kind, fingerprint(kind, inputs))
+        return self._bring(kind, kind, fingerprint(kind, inputs), Silent())
+
+    def bring(self, kind: str, name: str, progress: Progress) -> Artifact | None:
+        """Return the artefact whose folder has this name, in another store maybe, or None."""
+        label, _, key = name.rpartition("-")
+        return self._bring(kind, label, key, progress)
+
+    def _bring(self, kind: str, label: str, key: str, progress: Progress) -> Artifact | None:
+        if (artifact := self._find(kind, key)) or not self.remote:
+            return artifact
+        name = _lock_name(kind, key)
+        with self.lock(name, progress) as lock, self._workplace(name, lock) as work:
+            return self._find(kind, key) or self._fetch(work, kind, label, key, progress)
 
     def like(self, kind: str, some: Inputs) -> Artifact | None:
         """Return the artefact used last of those whose inputs include these, or None."""
@@ -162,10 +200,14 @@ class Store:
             with self.lock(name, progress) as lock:
                 if artifact := self._find(kind, key):  # built while we waited
                     return _touched(artifact)
-                if changed := self._changed_inputs(kind, label, inputs):
-                    progress.say(f"re-running {kind} {label}: changed: {changed}")
                 with self._workplace(name, lock) as work:
-                    return self._build(work, kind, label, inputs, build, progress)
+                    if artifact := self._fetch(work, kind, label, key, progress):
+                        return artifact
+                    if changed := self._changed_inputs(kind, label, inputs):
+                        progress.say(f"re-running {kind} {label}: changed: {changed}")
+                    artifact = self._build(work, kind, label, inputs, build, progress)
+                    self._send(artifact, progress)
+                    return artifact
         except OSError as error:
             raise disk_error(error, self.root / "work" / name) from error
 
@@ -219,7 +261,29 @@ class Store:
             if artifact := self._find(kind, key):  # made by another, who took this for dead
                 return artifact
             raise
-        final = self.root / kind / f"{label}-{key[:FINGERPRINT_CHARS]}"
+        return self._put_in_place(work, label, manifest)
+
+    def _fetch(
+        self, work: Path, kind: str, label: str, key: str, progress: Progress
+    ) -> Artifact | None:
+        """Return an artefact that the remote store has, or None."""
+        if self.remote and not self.remote.is_away():
+            with self.remote.if_there(progress):
+                shutil.rmtree(work / "out", ignore_errors=True)
+                if manifest := self.remote.fetch(kind, key[:KEY_CHARS], work / "out", progress):
+                    return self._put_in_place(work, label, manifest)
+        return None
+
+    def _send(self, artifact: Artifact, progress: Progress) -> None:
+        if self.remote and not self.remote.is_away():
+            with self.remote.if_there(progress):
+                self.remote.send(artifact.path, artifact.manifest, progress)
+
+    def _put_in_place(self, work: Path, label: str, manifest: dict[str, Any]) -> Artifact:
+        """Make what is in ``work/.../out`` an artefact, by one rename; another's stays."""
+        out = work / "out"
+        name = f"{label}-{manifest['fingerprint'][:KEY_CHARS]}"
+        final = self.root / str(manifest["kind"]) / name
         final.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -237,7 +301,7 @@ class Store:
 
     def _discard(self, path: Path) -> None:
         """Remove what is no artefact: its manifest is missing or its files do not match."""
-        aside = self.root / "work" / f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}"
+        aside = self.root / "work" / f"{path.parent.name}-{path.name[-KEY_CHARS:]}"
         aside = aside.with_name(f"{aside.name}.{secrets.token_hex(6)}")
         path.rename(aside)
         if _read(aside):  # another has just put it there
@@ -257,11 +321,26 @@ class Store:
                     _remove_work(work)
 
     def drop(self, kind: str, inputs: Inputs, progress: Progress) -> None:
-        """Remove the artefact for these inputs, if there is one."""
+        """Remove the artefact for these inputs, if there is one, from the remote store too."""
         key = fingerprint(kind, inputs)
         with self.lock(_lock_name(kind, key), progress):
             if artifact := self._find(kind, key):
                 _remove(artifact.path)
+            if self.remote:
+                with self.remote.if_there(progress):
+                    self.remote.drop(kind, key)
+
+    def follow_remote(self) -> None:
+        """Remove what the remote store does not have any more, unless it is being built."""
+        remote = self.remote
+        for artifact in self.artifacts() if remote else ():
+            kind, key = str(artifact.manifest["kind"]), artifact.fingerprint
+            with (
+                contextlib.suppress(filelock.Timeout),
+                self._lock(_lock_name(kind, key)).acquire(timeout=0),
+            ):
+                if remote and not remote.has(kind, key):
+                    _remove(artifact.path)
 
     def get_together(
         self,
@@ -329,7 +408,7 @@ class Store:
 
     def unfinished(self) -> Iterator[tuple[Path, int]]:
         """Yield the directories of unfinished builds, by their names, and their sizes in bytes."""
-        named = re.compile(rf"[\w-]+-[0-9a-f]{{{FINGERPRINT_CHARS}}}(\.\w+)?")
+        named = re.compile(rf"[\w-]+-[0-9a-f]{{{KEY_CHARS}}}(\.\w+)?")
         for path in filter(lambda p: named.fullmatch(p.name), sorted(self.root.glob("work/*"))):
             size_bytes = 0
             for file in path.rglob("*"):
@@ -349,7 +428,7 @@ class Store:
                 continue
             name = path.name.partition(".")[0]
             if path.parent.name != "work":
-                name = f"{path.parent.name}-{path.name[-FINGERPRINT_CHARS:]}"
+                name = f"{path.parent.name}-{path.name[-KEY_CHARS:]}"
             with contextlib.suppress(filelock.Timeout), self._lock(name).acquire(timeout=0):
                 if _last_used_s(path) <= before:
                     (_remove_work if path.parent.name == "work" else _remove)(path)
@@ -357,8 +436,8 @@ class Store:
         return removed
 
     def _find(self, kind: str, key: str) -> Artifact | None:
-        for path in (self.root / kind).glob(f"*-{key[:FINGERPRINT_CHARS]}"):
-            if (artifact := _read(path)) and artifact.fingerprint == key:
+        for path in (self.root / kind).glob(f"*-{key[:KEY_CHARS]}"):
+            if (artifact := _read(path)) and artifact.fingerprint.startswith(key):
                 return artifact
         return None
 
@@ -367,7 +446,7 @@ class Store:
         inputs = json.loads(canonical_json(dict(inputs)))  # as a manifest has them
         nearest: list[str] = []
         for path in sorted((self.root / kind).glob(f"{label}-*")):
-            if path.name[: -FINGERPRINT_CHARS - 1] == label and (artifact := _read(path)):
+            if path.name[: -KEY_CHARS - 1] == label and (artifact := _read(path)):
                 old = artifact.manifest["inputs"]
                 if not old.keys() & inputs.keys():
                     continue  # another kind of thing
@@ -378,7 +457,7 @@ class Store:
 
 
 def _lock_name(kind: str, key: str) -> str:
-    return f"{kind}-{key[:FINGERPRINT_CHARS]}"
+    return f"{kind}-{key[:KEY_CHARS]}"
 
 
 def _touched(artifact: Artifact) -> Artifact:
@@ -390,21 +469,14 @@ def _touched(artifact: Artifact) -> Artifact:
 def _read(path: Path) -> Artifact | None:
     """Return the artefact in a directory, or None: a file lacks its recorded size, say."""
     try:
-        manifest = unsealed(from_json((path / MANIFEST).read_bytes()))
-        kinds = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
-        known = {*kinds, "store_version", "files"}  # another: the digest's own name was damaged
-        typed = all(isinstance(manifest[key], kind) for key, kind in kinds.items())
-        whole = (
-            typed
-            and manifest.keys() <= known
-            and all(
-                (path / name).stat().st_size == entry["size_bytes"]
-                for name, entry in manifest["files"].items()
-            )
+        manifest = parsed((path / MANIFEST).read_bytes())
+        whole = manifest is not None and all(
+            (path / name).stat().st_size == entry["size_bytes"]
+            for name, entry in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
-    return Artifact(path, manifest) if whole else None
+    return Artifact(path, manifest) if manifest and whole else None
 
 
 def _remove(path: Path) -> None:

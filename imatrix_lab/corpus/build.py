@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core.files import from_json, sha256_file
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.paths import data_dir
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST, Artifact
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import assemble, chat, documents, packing, selection, tables
 from imatrix_lab.corpus.documents import JOINT
 from imatrix_lab.corpus.languages import Language

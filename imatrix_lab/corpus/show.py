@@ -5,7 +5,8 @@ from typing import Any
 
 from imatrix_lab.core.files import from_json
 from imatrix_lab.core.format import count
-from imatrix_lab.core.store import MANIFEST, Artifact, Store
+from imatrix_lab.core.manifest import MANIFEST
+from imatrix_lab.core.store import Artifact, Store
 from imatrix_lab.corpus import build, cleaned, documents
 from imatrix_lab.corpus.mixture import parse_or_path
 

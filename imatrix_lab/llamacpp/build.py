@@ -50,7 +50,7 @@ def get_toolchain(backend: str, session: Session, own: bool = True) -> Toolchain
         return _build(out, scratch, backend, session)
 
     label = f"{programs.COMMIT}-{backend}"
-    artifact = session.store.get("toolchain", label, inputs(backend), build, session.progress)
+    artifact = session.store.own.get("toolchain", label, inputs(backend), build, session.progress)
     tools = chosen(artifact, backend, own)
     if tools.backend == "own":
         _try_own(tools, session)
@@ -71,7 +71,7 @@ def _try_own(tools: Toolchain, session: Session) -> None:
 
     files = {p.name: sha256_file(p) for p in tools.bin_dir.iterdir() if p.is_file()}
     inputs_of_trial = {"files": files, "cpu": processor.fingerprint(), "trial": TRIAL_VERSION}
-    session.store.get("trial", tools.commit, inputs_of_trial, build, session.progress)
+    session.store.own.get("trial", tools.commit, inputs_of_trial, build, session.progress)
 
 
 def _require_compilers(backend: str) -> None:

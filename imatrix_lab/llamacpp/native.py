@@ -50,7 +50,7 @@ def compiled(source: Path, name: str, tools: Toolchain, session: Session) -> cty
         "compiler": tools.compiler,
         "system": platform.system(),
     }
-    artifact = session.store.get("kernel", name, inputs, build, session.progress)
+    artifact = session.store.own.get("kernel", name, inputs, build, session.progress)
     return ctypes.CDLL(str(require_private(artifact).path / library))
 
 

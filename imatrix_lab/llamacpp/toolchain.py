@@ -140,7 +140,7 @@ def default_backend() -> str:
 
 def find(store: Store, backend: str) -> Toolchain | None:
     """Return the toolchain, or None if it is not built."""
-    artifact = store.find("toolchain", inputs(backend))
+    artifact = store.own.find("toolchain", inputs(backend))
     return chosen(artifact, backend) if artifact else None
 
 

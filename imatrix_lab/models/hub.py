@@ -24,10 +24,11 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.hub_cache import CachedRepo
 from imatrix_lab.core.hub_errors import Unreachable
 from imatrix_lab.core.hub_http import Files, Listing, download, list_files, total_bytes
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Progress, Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store
+from imatrix_lab.core.store import Artifact, NotBuilt, Store
 from imatrix_lab.errors import FetchFailed, ImatrixLabError, MissingTool, ToolFailed
 from imatrix_lab.models import hub_choice
 from imatrix_lab.models.hub_choice import Choice

@@ -13,10 +13,10 @@ import filelock
 from imatrix_lab import __version__
 from imatrix_lab.core import config, outputs
 from imatrix_lab.core.files import canonical_json, from_json, place, sha256_file, write_whole
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Rules, check_file
 from imatrix_lab.core.paths import expanded
-from imatrix_lab.core.store import MANIFEST
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp import size_types

@@ -10,9 +10,10 @@ from typing import Any
 from imatrix_lab.core import digests, process
 from imatrix_lab.core.files import canonical_json, need_room, sha256_file
 from imatrix_lab.core.format import size
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.paths import HOST_PATH
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST, Artifact
+from imatrix_lab.core.store import Artifact
 from imatrix_lab.corpus import documents
 from imatrix_lab.corpus.build import CALIBRATION, HELDOUT
 from imatrix_lab.corpus.mixture import languages_of
@@ -200,7 +201,7 @@ def _split(item: Item, session: Session) -> list[Item]:
         return {}
 
     inputs = {"sha256": item.sha256, "name": stem, "limit_bytes": LARGEST_BYTES}
-    artifact = session.store.get("split", stem, inputs, make, session.progress)
+    artifact = session.store.own.get("split", stem, inputs, make, session.progress)
     names = sorted(artifact.manifest["files"])
     return [_item(artifact.path / name, artifact.sha256(name)) for name in names]
 

@@ -85,7 +85,8 @@ class _Tokens:
 
 
 def _finite(table: Table) -> np.ndarray:
-    columns = [np.isfinite(table.array(name)) for name in ("nll_ref", "nll", "kld")]
+    names = ("nll_ref", "nll", "kld", "p_ref", "p")
+    columns = [np.isfinite(table.array(name)) for name in names]
     return np.asarray(np.logical_and.reduce(columns))
 
 
@@ -124,6 +125,9 @@ def _summary(run: Run) -> Summary:
     tokens = _Tokens(table)
     if not tokens.finite.any():
         raise BadRecords("no token here has a finite score", where=run.path)
+    n_bytes = tokens["n_bytes"]
+    if not (0 < n_bytes.sum() < math.inf and (n_bytes >= 0).all()):
+        raise BadRecords("its tokens have no bytes", where=run.path, fix=runs.SCORE)
     nll_ref, nll, kld = tokens["nll_ref"], tokens["nll"], tokens["kld"]
     quant = run.signature["quant"]
     return Summary(
@@ -144,7 +148,7 @@ def _summary(run: Run) -> Summary:
         kld_q999=tokens.quantile(kld, 0.999),
         same_top=tokens.mean(tokens["top1"] == tokens["top1_ref"]),
         rms_delta_p=tokens.rms(tokens["p"] - tokens["p_ref"]),
-        bits_per_byte=tokens.mean(nll / math.log(2), tokens["n_bytes"]),
+        bits_per_byte=tokens.mean(nll / math.log(2), n_bytes),
         divergence=(run.signature.get("protocol") or {}).get("divergence", "exact"),
         signature=run.signature,
     )

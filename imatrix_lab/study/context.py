@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from imatrix_lab.core.progress import Progress
+from imatrix_lab.core.remote_store import RemoteStore
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, UsageError
@@ -26,7 +27,8 @@ class Shared:
     """What every step may look at.
 
     Each model has a label of its own; `sizes` are bytes of a quant, by that label and its kind's;
-    `missing` are models that could not be fetched or read.
+    `missing` are models that could not be fetched or read; `part` is that of the remote store by
+    which files go from machine to machine, empty where all see the folder.
     """
 
     recipe: Recipe
@@ -36,11 +38,13 @@ class Shared:
     models: tuple[Model, ...]
     sizes: dict[tuple[str, str], int]
     missing: tuple[Missing, ...] = ()
+    part: str = ""
 
     @property
     def work(self) -> Store:
         """A store of the study's own, for quants that are deleted after scoring."""
-        return Store(self.folder.of("work"))
+        remote = RemoteStore(self.part) if self.part else None
+        return Store(self.folder.of("work"), remote=remote)
 
     def session(self, progress: Progress) -> Session:
         """Return the store with where a step reports."""

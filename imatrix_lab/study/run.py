@@ -110,6 +110,8 @@ def _work(
         html.write(study_results, folder.of(HTML))
         markdown.write(study_results, folder.of(MARKDOWN))
         shutil.rmtree(folder.of("work"), ignore_errors=True)
+        if machines:
+            machines.forget()
         watch.state = FAILED if study_results.missing else DONE
     return Finished(folder.path, study_results)
 

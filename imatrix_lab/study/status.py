@@ -137,7 +137,8 @@ class _StepProgress(Relay):
 
 def preparing(before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the status of a study that is about to run, given its earlier status."""
-    lasting = {key: before[key] for key in ("recipe_folder", "total_s", "class") if key in before}
+    kept = ("recipe_folder", "total_s", "class", "token")
+    lasting = {key: before[key] for key in kept if key in before}
     fresh = {"state": RUNNING, "pid": os.getpid(), "started": _now(), "told": _now()}
     return {"share": 0.0, "left_s": None, "steps": {}, **lasting, **fresh}
 

@@ -17,8 +17,9 @@ import pytest
 from imatrix_lab.core import lease
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.lease import Lease
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.progress import Silent
-from imatrix_lab.core.store import MANIFEST, Store
+from imatrix_lab.core.store import Store
 
 QUICK = "from imatrix_lab.core import lease\n"
 QUICK += "lease.RENEWED_S, lease.EXPIRES_S, lease.POLL_S = 0.1, 1.0, 0.02\n"

@@ -17,9 +17,10 @@ import pytest
 
 from imatrix_lab.core import digests, files, store
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST, Artifact, NotBuilt, Store, fingerprint
+from imatrix_lab.core.store import Artifact, NotBuilt, Store, fingerprint
 from imatrix_lab.errors import DiskFull, ImatrixLabError, ToolFailed
 
 INPUTS = {"language": "nb", "n_tokens": 65_536, "types": ["Q4_K_M", "Q5_K_M"], "text": "blåbær"}

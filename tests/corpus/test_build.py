@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import MANIFEST, Store
+from imatrix_lab.core.store import Store
 from imatrix_lab.corpus import (
     build,
     cleaned,

@@ -133,15 +133,16 @@ def test_one_document_has_no_interval(score, tmp_path):
 
 def test_what_is_not_finite_is_counted_and_in_no_figure(files, tmp_path):
     def spoil(columns):
-        spoilt = {n: columns[n].copy() for n in ("nll", "kld", "nll_ref")}
+        spoilt = {n: columns[n].copy() for n in ("nll", "kld", "nll_ref", "p", "p_ref")}
         spoilt["kld"][5], spoilt["nll"][17], spoilt["nll_ref"][3] = np.nan, np.inf, -np.inf
+        spoilt["p"][8], spoilt["p_ref"][9] = np.nan, np.inf
         return {**columns, **spoilt}
 
     path = rewritten(files[1], tmp_path / "x.parquet", spoil)
     (one,) = summary.summaries([path])
     r = made.records(files[1])
-    keep = ~np.isin(np.arange(len(r["kld"])), [3, 5, 17])
-    assert (one.n_nonfinite, one.n_tokens) == (3, keep.sum())
+    keep = ~np.isin(np.arange(len(r["kld"])), [3, 5, 8, 9, 17])
+    assert (one.n_nonfinite, one.n_tokens) == (5, keep.sum())
     assert one.kld_mean.estimate == pytest.approx(r["kld"][keep].mean(dtype=float), rel=1e-9)
     bits = r["nll"][keep].sum(dtype=float) / math.log(2) / r["n_bytes"][keep].sum()
     assert one.bits_per_byte.estimate == pytest.approx(bits, rel=1e-9)
@@ -154,6 +155,18 @@ def test_nothing_finite_is_an_error(files, tmp_path):
     with pytest.raises(BadRecords) as caught:
         summary.summaries([path])
     assert "finite" in caught.value.what and caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("n_bytes", [-1, 0])
+def test_tokens_without_bytes(files, tmp_path, n_bytes):
+    path = rewritten(
+        files[1],
+        tmp_path / "x.parquet",
+        lambda c: {**c, "n_bytes": np.full(len(c["kld"]), n_bytes)},
+    )
+    with pytest.raises(BadRecords) as caught:
+        summary.summaries([path])
+    assert caught.value.where == str(path)
 
 
 def test_a_folder_and_its_order(score, tmp_path):

@@ -6,6 +6,7 @@ The workers are processes of this machine, each with a store of its own beside t
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,9 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.whole import COMMAND, SMALL, Workers
+from imatrix_lab.core.remote_store import REMOTE
+from tests.study.scored import EXAM
+from tests.study.whole import COMMAND, EXAM_TASK, ITEMS, SMALL, Workers
 
 pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
+
+
+ROOT = Path(__file__).parents[2]
+BLIND = ROOT / "tests" / "fakes" / "blind"
 
 
 def programs_with(text):
@@ -33,9 +40,11 @@ def spread(bench, subprocess_env, tools):
         own = bench(name, **rest)
 
         def env_of(store):
-            return subprocess_env(store, tools) | {"IMATRIX_LAB_DATA": own.env["IMATRIX_LAB_DATA"]}
+            env = subprocess_env(store, tools) | {"IMATRIX_LAB_DATA": own.env["IMATRIX_LAB_DATA"]}
+            return env | workers.more_env
 
-        every.append(Workers(own.folder, env_of))
+        workers = Workers(own.folder, env_of)
+        every.append(workers)
         return own, every[-1]
 
     yield make
@@ -61,11 +70,77 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
     assert ours.same() == calm.same() and "quantize" not in err
 
 
-def test_killed_workers_change_nothing(bench, spread):
-    """One of three is killed every two seconds, from the beginning on."""
-    calm = bench("undisturbed", text=SMALL)
-    calm.study()
-    ours, workers = spread("dying", text=SMALL)
+def start_apart(ours, workers):
+    """Start workers who see nothing of a bench, and return the folder of their remote store."""
+    models = ours.folder / "models"
+    models.mkdir()
+    shutil.copy(ours.folder / "tiny-f16.gguf", models / "tiny-f16.gguf")
+    remote = ours.folder / "remote"
+    apart = {REMOTE: f"file://{remote}"}
+    ours.env |= apart
+    unseen = [ours.folder / name for name in ("cache", "study", "tiny-f16.gguf", "short.jsonl")]
+    workers.more_env = apart | {
+        "PYTHONPATH": f"{BLIND}:{ROOT}", "BLIND": ":".join(map(str, unseen))
+    }  # fmt: skip
+    workers.start("desk", "laptop", "rented", more=("--models", models))
+    return remote
+
+
+@pytest.mark.parametrize("keep", ["scores", "all"])
+def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, keep):
+    """Each has a store of its own and its own copy of the model, and sees nothing else of ours."""
+    ours, workers = spread(f"apart-{keep}", keep=keep)
+    remote = start_apart(ours, workers)
+    _, err = ours.study("--cluster", workers.file)
+    assert "no folder in common" in err
+    mine, theirs = ours.same(), calm.same()
+    assert mine == theirs
+    for path in (calm.out / "scores").iterdir():
+        assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
+    status = json.loads(ours.run("status", ours.out, "--json")[0])
+    machines = {s["machine"] for s in status["steps"].values() if "machine" in s}
+    assert machines <= {"desk", "laptop", "rented"} and len(machines) > 1
+    assert bool(ours.quants()) == (keep == "all")
+    for name in ("desk", "laptop", "rented"):
+        assert not [*(ours.folder / f"store-{name}").glob("work/study-*")]
+    assert not [*remote.glob("studies/*")] and [*remote.glob("score/*/manifest.json")]
+    assert not any((remote / kind).exists() for kind in ("toolchain", "kernel", "fetched"))
+    _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
+    assert ours.same() == theirs and "quantize" not in err
+
+
+def with_exam(ours):
+    """Put a task into the folder of a bench."""
+    (ours.folder / "exam.toml").write_text(EXAM)
+    (ours.folder / "exam.json").write_text(json.dumps(ITEMS))
+    return ours
+
+
+@pytest.fixture(scope="module")
+def examined(bench):
+    """An undisturbed study with a task."""
+    own = with_exam(bench("examined", text=SMALL + EXAM_TASK))
+    own.study()
+    return own
+
+
+def test_what_parts_answer_goes_by_the_remote_store(examined, spread):
+    """A task's step finds all of it, whichever machines its parts ran on."""
+    ours, workers = spread("answers-apart", text=SMALL + EXAM_TASK)
+    start_apart(with_exam(ours), workers)
+    _, err = ours.study("--cluster", workers.file)
+    assert "no folder in common" in err and ours.same() == examined.same()
+    answered = re.findall(r"(\d+) of (\d+) items were answered before", err)
+    assert answered.count((str(len(ITEMS)), str(len(ITEMS)))) == 3
+    for path in (examined.out / "items").glob("*.parquet"):
+        assert (ours.out / "items" / path.name).read_bytes() == path.read_bytes()
+    assert not [*(ours.out / "items" / ".unfinished").glob("*")]
+
+
+def test_killed_workers_change_nothing(examined, spread):
+    """One of three is killed every two seconds, from the beginning on; tasks have parts there."""
+    ours, workers = spread("dying", text=SMALL + EXAM_TASK)
+    with_exam(ours)
     rng, n_killed = random.Random(3), 0
     workers.start("a", "b", "c")
     process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
@@ -74,7 +149,11 @@ def test_killed_workers_change_nothing(bench, spread):
         n_killed += workers.kill(rng.choice("abc"), rng)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert n_killed > 2 and ours.same() == calm.same()
+    assert n_killed > 2 and ours.same() == examined.same()
+    parts = [path.name for path in (ours.out / "steps").glob("*.part-*.json")]
+    assert any(".task." in name for name in parts) and any(".score." in name for name in parts)
+    for path in (examined.out / "items").glob("*.parquet"):
+        assert (ours.out / "items" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_ctrl_c_stops_the_steps_on_every_worker(spread):

@@ -22,10 +22,11 @@ pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'"
 
 from imatrix_lab.core import interrupt
 from imatrix_lab.core.progress import Silent
+from imatrix_lab.core.remote_store import REMOTE, RemoteStore
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, ToolFailed, UsageError
-from imatrix_lab.study.cluster import address, start, there
+from imatrix_lab.study.cluster import address, client, start, there
 from imatrix_lab.study.cluster.client import Cluster
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import Turn
@@ -209,7 +210,7 @@ def test_what_fails_on_one_machine_is_tried_on_another(machines, tmp_path):
     turn = Turn(1, machines.said, {})
 
     def somewhere(function, argument):
-        return machines.cluster._somewhere("x", {}, function, argument, turn=turn)
+        return machines.cluster._somewhere("x", {}, function, argument, turn=turn).result
 
     logs = tmp_path / "study" / "logs"
     for fails, works in (("one", "two"), ("two", "one")):  # Dask may prefer either
@@ -224,6 +225,50 @@ def test_what_fails_on_one_machine_is_tried_on_another(machines, tmp_path):
             assert {somewhere(cluster_calls.refuse_on, refuses) for _ in range(3)} == {works}
     assert len(machines.cluster._unfit) == 1
     assert any("BadText" in path.read_text() for path in logs.iterdir())
+
+
+def test_a_call_goes_where_its_input_is_unless_another_is_idle(machines, tmp_path):
+    machines.open()
+    machines.add("one", "two", "three")
+    turn, here = Turn(1, machines.said, {}), machines.cluster
+
+    def ask(name, function, *arguments):
+        return here._try(name, {"compute": 1}, function, *arguments, near=("made",), turn=turn)
+
+    for place in ("one", "two", "three"):
+        here._mark("made", place)
+        assert [ask("x", cluster_calls.name_of).machine for _ in range(4)] == [place] * 4
+    path = tmp_path / "go"
+    several = [Later(lambda i=i: ask(f"y{i}", cluster_calls.wait_for, str(path))) for i in range(3)]
+    for place in ("one", "two", "three"):  # all at work, though it is at "three"
+        wait_until(Path(f"{path}.{place}").exists)
+    path.touch()
+    assert {later.result().machine for later in several} == {"one", "two", "three"}
+
+
+def test_the_machine_goes_that_has_the_input(machines, tmp_path):
+    """What waited for it runs elsewhere, and what runs elsewhere goes on."""
+    machines.open()
+    machines.add("one", "two")
+    turn, here = Turn(1, machines.said, {}), machines.cluster
+    here._mark("made", "two")
+
+    def ask(name, go, *near):
+        call = (name, {"compute": 1}, cluster_calls.wait_for, str(tmp_path / go))
+        return Later(lambda: here._try(*call, near=near, turn=turn))
+
+    first = ask("x", "a", "made")
+    wait_until((tmp_path / "a.two").exists)
+    second = ask("y", "b", "made")
+    wait_until((tmp_path / "b.one").exists)  # idle till then
+    third = ask("z", "c", "made")
+    time.sleep(0.5)
+    machines.kill("two")
+    for go in ("b", "a", "c"):
+        (tmp_path / go).touch()
+    assert {later.result().machine for later in (first, second, third)} == {"one"}
+    assert not (tmp_path / "b.stopped").exists()
+    assert not any("lost" in line for line in machines.said.lines)
 
 
 def free_port():
@@ -280,11 +325,30 @@ def test_folders_that_a_machine_does_not_see(machines, tmp_path):
     machines.open()
     machines.add("one")
     (tmp_path / "seen").write_text("a")
-    nonces = {str(tmp_path / "seen"): "a"}
-    assert machines.call("x", there.check, nonces).failure is None
-    for path, text in ((tmp_path / "seen", "b"), (tmp_path / "absent", "a")):
-        failure = machines.call("y", there.check, {str(path): text}).failure
-        assert "one does not see" in failure.what and "IMATRIX_LAB_CACHE" in failure.fix
+    for path, text, sees in (("seen", "a", True), ("seen", "b", False), ("absent", "a", False)):
+        reply = machines.call("x", there.sees, {str(tmp_path / path): text})
+        assert reply.result is sees
+
+
+def test_machines_with_nothing_in_common(machines, tmp_path, monkeypatch):
+    """No folder and no remote store; then a remote store that one of them does not have."""
+    machines.open()
+    machines.add("one")
+    for name in ("store", "study"):
+        (tmp_path / name).mkdir()
+    cluster = machines.cluster
+    assert cluster._part("studies/x") == ""
+    monkeypatch.setattr(client, "_nonces", lambda *folders: contextlib.nullcontext({"/": ""}))
+    with pytest.raises(UsageError, match="not seen") as caught:
+        cluster._part("studies/x")
+    assert "one" in caught.value.what and REMOTE in caught.value.fix
+    monkeypatch.setenv(REMOTE, f"file://{tmp_path}/remote")
+    cluster._session = Session(Store(tmp_path / "store", remote=RemoteStore()), machines.said)
+    with pytest.raises(UsageError, match=REMOTE):
+        cluster._part("studies/x")
+    machines.kill("one")
+    machines.add("two")  # which has that variable too
+    assert cluster._part("studies/x") == "studies/x"
 
 
 def test_a_machine_that_ssh_does_not_reach_is_an_error_at_once(machines, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +52,13 @@ ctx = 128
 [comparison]
 resamples = 100
 """
-TASKS = """
+EXAM_TASK = """
 [[tasks]]
 name = "exam.toml"
 languages = ["en"]
 data = "exam.json"
+"""
+TASKS = f"""{EXAM_TASK}
 [[tasks]]
 name = "belebele"
 languages = ["en"]
@@ -127,11 +128,12 @@ class Workers:
     def __init__(self, folder, env_of, program=(COMMAND,)):
         self.folder, self.file = folder, folder / "scheduler.json"
         self._env_of, self._program, self._processes = env_of, program, {}
+        self.more_env = {}
 
-    def start(self, *names, jobs=1):
+    def start(self, *names, jobs=1, more=()):
         for name in names:
             words = ["study", "worker", "--scheduler-file", self.file, "--name", name]
-            words += ["--jobs", jobs]
+            words += ["--jobs", jobs, *more]
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
                     [*self._cpu(), *self._program, *map(str, words)], cwd=self.folder,
@@ -171,6 +173,6 @@ class Workers:
 
     def stop(self):
         for process in self._processes.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored by what a script runs in the background
         for process in self._processes.values():
             process.wait(timeout=120)

@@ -101,7 +101,9 @@ def _package(pinned: Pinned, session: Session) -> Path:
         raise FetchFailed(f"{name} does not have the sha256 in apt's lists", where=scratch)
 
     inputs = {"debian": name, "version": pinned.version, "sha256": pinned.sha256}
-    return session.store.get("fetched", name, inputs, build, session.progress).path / f"{name}.deb"
+    return (
+        session.store.own.get("fetched", name, inputs, build, session.progress).path / f"{name}.deb"
+    )
 
 
 def _show(name: str, lists: Sequence[str]) -> dict[str, str]:

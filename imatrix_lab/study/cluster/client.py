@@ -19,12 +19,15 @@ from typing import Any
 from imatrix_lab.core import interrupt, process, progress
 from imatrix_lab.core.process import Background
 from imatrix_lab.core.progress import Progress, Silent
+from imatrix_lab.core.remote_store import REMOTE, RemoteStore
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import ImatrixLabError, ToolFailed
+from imatrix_lab.errors import ImatrixLabError, ToolFailed, UsageError
 from imatrix_lab.study import graph, steps
-from imatrix_lab.study.cluster import address, there
+from imatrix_lab.study.actions import ScoredText
+from imatrix_lab.study.cluster import address, carry, split, there
 from imatrix_lab.study.cluster.address import Address
+from imatrix_lab.study.cluster.carry import Carrier, StudyFile
 from imatrix_lab.study.cluster.there import BEGAN, ENDED, SAYS, TASK, Failure, Reply
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import RUNNING, Folder
@@ -35,10 +38,14 @@ from imatrix_lab.study.recipe import Recipe, absolute
 from imatrix_lab.study.scheduler import Capacity
 from imatrix_lab.study.status import DONE, WAITING, Watch
 
-CLASS = "class"  # in a study's status
+CLASS, TOKEN = "class", "token"  # in a study's status
 MANY = 1 << 20
 UNBOUNDED = Capacity(MANY, MANY, 1 << 62)
 """Every step that can run is given to Dask at once."""
+BULKY = ("quant",)
+"""Kinds of steps whose files are large, so that it matters where these are read."""
+INFO_S = 0.5
+"""How long what Dask says of its workers is taken to be true: every step looks."""
 LOOK_S, WAKE_S, STOP_S, FETCH_S, BACK_S, SOON_S, SAY_AFTER_S = 0.2, 1.0, 15.0, 5.0, 10.0, 60.0, 5.0
 DEATHS = 4
 """So many processes may die with a step in them: then it is taken to be why."""
@@ -61,6 +68,9 @@ class Cluster:
         self._events: dict[str, queue.SimpleQueue[Event]] = {}
         self._running: dict[str, str] = {}  # calls, and the machine that began each last
         self._class, self._unfit = "", set[str]()
+        self._carrier: Carrier | None = None
+        self._marks: dict[str, Any] = {}
+        self._workers, self._told_s, self._asking = dict[str, Any](), -INFO_S, threading.Lock()
         self.watch: Watch | None = None
         self._client = self._connect()
 
@@ -78,6 +88,7 @@ class Cluster:
                         set_as_default=False,
                     )  # fmt: skip
                 client.subscribe_topic(self._topic, self._hear)
+                self._scheduler_id = client.scheduler_info(n_workers=1)["id"]
                 return client
             except (OSError, TimeoutError) as error:
                 if not has_said:
@@ -93,6 +104,7 @@ class Cluster:
                 with contextlib.suppress(Exception):
                     self._client.close(timeout=2)
                 self._running.clear()
+                self._marks.clear()
                 self._client = self._connect()
             return self._client
 
@@ -124,7 +136,11 @@ class Cluster:
 
     def _info(self) -> dict[str, Any]:
         """Return what Dask knows of each worker, by address: one that starts again has another."""
-        return dict(self._connected().scheduler_info(n_workers=-1)["workers"])
+        with self._asking:
+            if time.monotonic() - self._told_s >= INFO_S:
+                self._workers = dict(self._connected().scheduler_info(n_workers=-1)["workers"])
+                self._told_s = time.monotonic()
+            return self._workers
 
     def count(self) -> int:
         """Return how many workers this study can use now."""
@@ -173,16 +189,52 @@ class Cluster:
 
     def prepare(self, recipe: Recipe) -> Shared:
         """Return what the steps share, as one of the workers has it."""
-        store, recipe = Store(self._session.store.root), self._with_limits(recipe)
-        self._folder.write_status({**self._folder.status(), CLASS: self._class})
-        store.share()
-        Store(self._folder.of("work")).share()
-        with _nonces(store.root, self._folder.path) as nonces:
-            self._on_each(self._of_class(), there.check, nonces)
+        store, recipe = self._session.store, self._with_limits(recipe)
+        token = self._folder.status().get(TOKEN) or secrets.token_hex(8)
+        self._folder.write_status({**self._folder.status(), CLASS: self._class, TOKEN: token})
+        if part := self._part(carry.part_of(str(token))):
+            self._carrier = Carrier(self._folder, store, part, is_worker=False)
+        else:
+            store.share()
+            Store(self._folder.of("work")).share()
         turn = Turn(1, self._session.progress, {})
-        name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store)
-        shared: Shared = self._somewhere(name, {}, *call, turn=turn)
+        name, call = f"preparing {recipe.name}", (there.prepare, recipe, self._folder, store, part)
+        shared: Shared = self._somewhere(name, {}, *call, turn=turn).result
         return dataclasses.replace(shared, recipe=recipe)
+
+    def _part(self, part: str) -> str:
+        """Return the part of the remote store that a study takes; "" if all see its folders.
+
+        Raises UsageError: machines have neither folders nor a remote store in common.
+        """
+        store, token = self._session.store, secrets.token_hex(16)
+        with _nonces(store.root, self._folder.path) as nonces:
+            sees = self._on_each(self._of_class(), there.sees, nonces)
+        if all(sees.values()):
+            return ""
+        if not store.remote:
+            blind = ", ".join(sorted(name for name, sees_it in sees.items() if not sees_it))
+            what = f"{blind}: the folders {store.root} and {self._folder.path} are not seen there"
+            fix = "a folder that all machines see at the same path, IMATRIX_LAB_CACHE for the store"
+            raise UsageError(what, fix=f"{fix}; or a remote store: {REMOTE}=s3://BUCKET/PREFIX")
+        RemoteStore(part).probe(self._topic, token)
+        probed = self._on_each(self._of_class(), there.probed, part, self._topic)
+        if others := sorted(name for name, said in probed.items() if said != token):
+            what = f"{', '.join(others)}: there {REMOTE} is not set, or to another place"
+            raise UsageError(what, fix="set it alike where workers are started")
+        self._session.progress.say("no folder in common: files go by the remote store")
+        return part
+
+    def forget(self) -> None:
+        """Remove what a finished study has left on other machines and in the remote store."""
+        if self._carrier:
+            part, say = self._carrier.part, self._session.progress.say
+            try:
+                part.remove()
+                self._on_each(self._of_class(), there.forget, part.below)
+            except ImatrixLabError as error:  # the results are there
+                left = f"files of this study are left in the remote store, in {part.below}"
+                say(f"note: {left}: {error.what}")
 
     def _with_limits(self, recipe: Recipe) -> Recipe:
         """Return a recipe as workers of one class take it, any of them."""
@@ -195,7 +247,7 @@ class Cluster:
 
     def plan(self, recipe: Recipe) -> tuple[Plan, Placement]:
         """Return what a study takes on one of the machines alone, and on all of them."""
-        recipe, store = self._with_limits(recipe), Store(self._session.store.root)
+        recipe, store = self._with_limits(recipe), self._session.store
         machines = self._of_class()
         call = (there.planned, recipe, self._folder, store, len(machines))
         plans: dict[str, Plan] = self._on_each(machines, *call)
@@ -217,23 +269,48 @@ class Cluster:
         keys = graph.keys(every)
         return tuple(
             dataclasses.replace(step, run=partial(self._step, step, keys[step.id]))
-            if isinstance(step.run, partial) and not step.is_cleanup
+            if isinstance(step.run, partial) and not self._is_here(step)
             else step
             for step in every
         )
+
+    def _is_here(self, step: Step) -> bool:
+        """Whether a step runs in this process: what people vote on may be in the study's folder."""
+        return step.is_cleanup or bool(self._carrier and step.kind == "page")
 
     def _step(self, step: Step, key: str, turn: Turn) -> dict[str, Any]:
         resources = {"memory": float(step.memory_bytes)}
         if step.kind in steps.PARALLEL:
             resources["compute"] = 1.0
-        call = (there.step, step, self._class, dataclasses.replace(turn, progress=Silent()))
-        return dict(self._somewhere(step.id, resources, *call, key=key, turn=turn))
+        there_turn, given = dataclasses.replace(turn, progress=Silent()), dict[str, StudyFile]()
+        if carrier := self._carrier:
+            needed = {*step.depends_on(), *split.parts_of(step)} - {*turn.parts}
+            results = {name: r for name, r in turn.results.items() if name in needed}
+            results = {name: carrier.sent(r, turn.progress) for name, r in results.items()}
+            there_turn = dataclasses.replace(there_turn, results={**turn.results, **results})
+            assert isinstance(step.run, partial)
+            texts = (a.path for a in step.run.args if isinstance(a, ScoredText) and a.path)
+            given = {str(path): carrier.given(path, turn.progress) for path in texts}
+        call = (there.step, step, self._class, given, there_turn)
+        near = step.depends_on()
+        reply = self._somewhere(step.id, resources, *call, key=key, near=near, turn=turn)
+        if step.kind in BULKY:
+            self._mark(step.id, reply.machine)
+        result = dict(reply.result)
+        if not carrier:
+            return result
+        result = dict(carrier.brought(result, turn.progress))
+        if step.kind == split.TASK:  # it has the answers of its parts now
+            for name in {*split.parts_of(step)} & turn.results.keys():
+                for file in turn.results[name][graph.FILES]:
+                    Path(file).unlink(missing_ok=True)
+        return result
 
     def _somewhere(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
-        key: str = "", turn: Turn,
-    ) -> Any:  # fmt: skip
-        """Return a call's result; what fails on one machine is tried on another.
+        key: str = "", near: tuple[str, ...] = (), turn: Turn,
+    ) -> Reply:  # fmt: skip
+        """Return what a call came to; what fails on one machine is tried on another.
 
         A machine that refuses, for want of the model say, is not used any more.
         """
@@ -243,11 +320,11 @@ class Cluster:
             only = others if tried or self._unfit else ()
             call = partial(self._try, name, resources, function, *arguments)
             try:
-                reply = call(only=only, key=key, turn=turn)
+                reply = call(only=only, key=key, near=near, turn=turn)
             except _Gone:
                 continue
             if reply.failure is None:
-                return reply.result
+                return reply
             log = self._log(name, reply)
             if reply.failure.is_refusal:
                 self._unfit.add(reply.machine)
@@ -279,10 +356,11 @@ class Cluster:
 
     def _try(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,
-        only: tuple[str, ...] = (), key: str = "", turn: Turn,
+        only: tuple[str, ...] = (), key: str = "", near: tuple[str, ...] = (), turn: Turn,
     ) -> Reply:  # fmt: skip
         """Return what a function of `there` came to; ask again if it was lost on the way.
 
+        It is placed where what the steps `near` have made is, unless another machine is idle.
         Raises _Gone if none of the workers `only` is there.
         """
         heard = self._events.setdefault(name, queue.SimpleQueue())
@@ -297,12 +375,17 @@ class Cluster:
                 there.call, self._topic, name, function, *arguments,
                 key=f"{key or name}-{secrets.token_hex(4)}", pure=False, retries=0,
                 resources={**resources, self._class: 1.0}, workers=where or None,
+                near=[m for n in near if (m := self._marks.get(n)) and m.status == "finished"],
             )  # fmt: skip
             future.add_done_callback(lambda _: heard.put({"what": DONE}))
             shown = _Shown(turn.progress, self.watch, name)
             try:
                 reply = self._outcome(future, heard, shown, where)
-            except CancelledError:  # the scheduler is gone, and knows nothing of it when it is back
+            except CancelledError:
+                if self._is_same_scheduler(client):  # but a machine went, with a mark
+                    client, near = None, ()
+                    continue
+                # it knows nothing of it when it is back
                 turn.progress.say("the scheduler was lost; asking again")
                 continue
             except _Gone:  # or started again, at other addresses
@@ -320,6 +403,24 @@ class Cluster:
                 self._running.pop(name, None)
                 return reply
             client = None
+
+    def _mark(self, step: str, machine: str) -> None:
+        """Tell Dask where the files of a step are, by a datum of a few bytes that it keeps there.
+
+        A call that takes it goes there, or is taken over by an idle worker, as Dask does it.
+        """
+        with contextlib.suppress(Exception):  # it is for speed alone
+            where = [at for at, own in self._info().items() if str(own["name"]) == machine]
+            client = self._connected()
+            (mark,) = client.scatter([step], workers=where, hash=False, timeout=FETCH_S)
+            self._marks[step] = mark
+
+    def _is_same_scheduler(self, client: Any) -> bool:
+        """Whether a client is connected to the scheduler that it began with."""
+        with contextlib.suppress(Exception):
+            if client.status == "running" and client is self._client:
+                return bool(client.scheduler_info(n_workers=1)["id"] == self._scheduler_id)
+        return False
 
     def _addresses(self, names: Sequence[str]) -> list[str]:
         """Return where workers are; wait a little for one that starts again, else raise _Gone."""

@@ -5,28 +5,34 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imatrix_lab import __version__
-from imatrix_lab.core import config, digests, interrupt
-from imatrix_lab.core.files import canonical_json, disk_error
+from imatrix_lab.core import config, digests, interrupt, remote_store
+from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Meter, Progress, Relay, Silent
+from imatrix_lab.core.remote_store import RemoteStore
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store, fingerprint
+from imatrix_lab.core.store import Store, fingerprint, os_error
 from imatrix_lab.errors import ImatrixLabError, MissingTool, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.models import hub_spec
 from imatrix_lab.models.gguf import shard_paths
-from imatrix_lab.models.resolve import joined_sha256
+from imatrix_lab.models.resolve import joined_sha256, resolve
 from imatrix_lab.models.tokenizer import silence
 from imatrix_lab.study import context, steps
+from imatrix_lab.study.actions import ScoredText
+from imatrix_lab.study.cluster import carry
+from imatrix_lab.study.cluster.carry import Carrier, StudyFile
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.graph import Step, Turn
@@ -146,8 +152,13 @@ def machine() -> Machine:
     return config.build(Machine, json.loads(text), MACHINE)
 
 
-def call(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -> Reply:
-    """Call a function with these arguments and a `Progress`; stop it once nobody wants it."""
+def call(
+    topic: str, name: str, function: Callable[..., Any], *arguments: Any, near: Sequence[str] = ()
+) -> Reply:
+    """Call a function with these arguments and a `Progress`; stop it once nobody wants it.
+
+    `near` is for Dask, which places a call where its arguments are.
+    """
     import distributed
 
     worker, own = distributed.get_worker(), machine()
@@ -179,45 +190,54 @@ def call(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if isinstance(error, OSError):
-        error = disk_error(error, Store().root)
+        error = os_error(error, Store().root)
     if isinstance(error, ImatrixLabError):
         refuses = isinstance(error, Refused)
         return Failure(error.what, error.where, error.fix, False, refuses, text)
     return Failure(f"a bug: {type(error).__name__}: {error}", None, None, True, False, text)
 
 
-def check(nonces: Mapping[str, str], progress: Progress) -> None:
-    """Raise unless this machine sees the same folders: each has a file with this text."""
-    for path, text in nonces.items():
-        try:
-            sees = Path(path).read_text(encoding="utf-8") == text
-        except OSError:
-            sees = False
-        if not sees:
-            what = f"{machine().name} does not see this folder, or another one there"
-            fix = "a folder that all machines see at the same path, IMATRIX_LAB_CACHE for the store"
-            raise UsageError(what, where=Path(path).parent, fix=fix)
+def sees(nonces: Mapping[str, str], progress: Progress) -> bool:
+    """Return whether this machine sees the same folders: each has a file with this text."""
+    try:
+        return all(Path(path).read_text("utf-8") == text for path, text in nonces.items())
+    except OSError:
+        return False
 
 
-def prepare(recipe: Recipe, folder: Folder, store: Store, progress: Progress) -> Shared:
+def probed(part: str, name: str, progress: Progress) -> str | None:
+    """Return what this machine's remote store has under a name; None without one."""
+    return RemoteStore(part).probe(name) if remote_store.configured() else None
+
+
+def forget(part: str, progress: Progress) -> None:
+    """Remove the files of a study that is finished."""
+    shutil.rmtree(carry.folder_of(part, Store()).path, ignore_errors=True)
+
+
+def prepare(recipe: Recipe, folder: Folder, store: Store, part: str, progress: Progress) -> Shared:
     """Return what the steps share, as `context.prepare`, for a class of machines."""
-    recipe = _with_own_models(recipe)
-    shared = context.prepare(recipe, folder, Session(store, progress))
-    tools = shared.tools
-    return dataclasses.replace(shared, tools=Signed(**vars(tools), signed=tools.signature()))
+    session = Session(Store() if part else _as_here(store), progress)
+    shared = context.prepare(_with_own_models(recipe), folder, session)
+    tools = Signed(**vars(shared.tools), signed=shared.tools.signature())
+    return dataclasses.replace(shared, tools=tools, store=store, part=part)
 
 
 def planned(
     recipe: Recipe, folder: Folder, store: Store, n_machines: int, progress: Progress
 ) -> plan.Plan:
     """Return what a study for so many machines would take on this one, as it measures itself."""
-    return plan.plan(_with_own_models(recipe), folder, Session(store, progress), n_machines)
+    session = Session(_as_here(store) if store.root.is_dir() else Store(), progress)
+    return plan.plan(_with_own_models(recipe), folder, session, n_machines)
 
 
-def step(order: Step, expected: str, turn: Turn, progress: Progress) -> dict[str, Any]:
+def step(
+    order: Step, expected: str, given: Mapping[str, StudyFile], turn: Turn, progress: Progress
+) -> dict[str, Any]:
     """Run a step with this machine's own llama.cpp, models and threads.
 
-    Raises Refused if this machine is not of the class `expected`.
+    `given` are files of the user's that come by the remote store, by their paths. Raises Refused
+    if this machine is not of the class `expected`.
     """
     own = machine()
     tools = _tools(own.backend)
@@ -230,17 +250,27 @@ def step(order: Step, expected: str, turn: Turn, progress: Progress) -> dict[str
     turn = dataclasses.replace(turn, threads=max(1, own.cores // own.jobs) if is_heavy else 1)
     run = order.run
     assert isinstance(run, partial)
-    shared = next(a for a in run.args if isinstance(a, Shared))
-    with shared.work.lock(f"step-{fingerprint('step', {'id': order.id})[:16]}", progress):
-        here = _here(shared, tools, progress)
-        models = {model.label: model for model in here.models}
+    here = _here(next(a for a in run.args if isinstance(a, Shared)), tools, progress)
+    models = {model.label: model for model in here.models}
+    carrier = Carrier(here.folder, here.store, here.part, is_worker=True) if here.part else None
 
-        def own_of(argument: Any) -> Any:
-            if isinstance(argument, Model):
-                return models[argument.label]
-            return here if isinstance(argument, Shared) else argument
+    def own_of(argument: Any) -> Any:
+        if isinstance(argument, Model):
+            return models[argument.label]
+        if carrier and isinstance(argument, ScoredText) and str(argument.path) in given:
+            file = carrier.file(given[str(argument.path)], progress)
+            return dataclasses.replace(argument, path=file)
+        return here if isinstance(argument, Shared) else argument
 
-        return dict(run.func(*map(own_of, run.args), turn, **run.keywords))
+    name = f"step-{fingerprint('step', {'id': order.id})[:16]}"
+    with here.work.lock(name, progress):
+        if carrier is None:
+            return dict(run.func(*map(own_of, run.args), turn, **run.keywords))
+        here.work.follow_remote()
+        results = {name: carrier.brought(r, progress) for name, r in turn.results.items()}
+        turn = dataclasses.replace(turn, results=results)
+        result = run.func(*map(own_of, run.args), turn, **run.keywords)
+        return dict(carrier.sent(result, progress))
 
 
 @functools.cache
@@ -253,15 +283,26 @@ def _tools(backend: str) -> Toolchain:
     return tools
 
 
+def _as_here(store: Store) -> Store:
+    """Return a store that this machine sees too, with the remote store that is set here."""
+    return Store(store.root, remote=remote_store.configured())
+
+
 def _here(shared: Shared, tools: Toolchain, progress: Progress) -> Shared:
+    own = Store() if shared.part else _as_here(shared.store)
+    folder = carry.folder_of(shared.part, own) if shared.part else shared.folder
+    shared = dataclasses.replace(shared, store=own, folder=folder)
     session = Session(shared.store, progress)
     models = tuple(_model(model, session) for model in shared.models)
     return dataclasses.replace(shared, tools=tools, models=models)
 
 
 def _model(model: Model, session: Session) -> Model:
-    """Return a model at its path on this machine: where it was there, or in a folder of models."""
-    for first in (model.path, *_candidates(model)):
+    """Return a model at its path on this machine: where it was there, or in a folder of models.
+
+    The demo model, and one of the Hub, is fetched if it is not here.
+    """
+    for first in (model.path, *_candidates(model, session)):
         shards = shard_paths(first) if first.exists() else ()
         if sum(path.stat().st_size for path in shards) != model.facts.size_bytes:
             continue
@@ -272,10 +313,13 @@ def _model(model: Model, session: Session) -> Model:
     raise Refused(what, where=model.path, fix=fix)
 
 
-def _candidates(model: Model) -> Iterator[Path]:
+def _candidates(model: Model, session: Session) -> Iterator[Path]:
     """Yield the files in this machine's folders of models, those of the same name first."""
     every = [p for folder in machine().models for p in sorted(Path(folder).rglob("*.gguf"))]
     yield from sorted(every, key=lambda path: path.name != model.path.name)
+    if model.origin == "demo" or hub_spec.is_spec(model.origin):
+        with contextlib.suppress(ImatrixLabError):
+            yield resolve(model.origin, session).path
 
 
 def _with_own_models(recipe: Recipe) -> Recipe:
