@@ -152,7 +152,8 @@ class Trial:
     def broken(self, whole: Mapping[str, str]) -> list[str]:
         """Return what is half: artefacts that are not as their manifest says, and outputs."""
         wrong = []
-        for manifest in (self.folder / "store").glob("*/*/manifest.json"):
+        stores = (self.folder / "store", self.folder / "out" / "work")  # a study's own, to its end
+        for manifest in (m for store in stores for m in store.glob("*/*/manifest.json")):
             if manifest.parts[-3] in ("work", "toolchain", "kernel"):
                 continue
             try:
@@ -166,7 +167,7 @@ class Trial:
                     wrong.append(str(path.relative_to(self.folder)))
         mixed = ("manifest.json", "README.md")  # written more than once in a run
         for name, sha256 in self.outputs().items():
-            hidden = name.rpartition("/")[2].startswith(".")
+            hidden = name.rpartition("/")[2].startswith(".") or name.startswith("work/")
             if not hidden and name not in mixed and whole.get(name) != sha256:
                 wrong.append(f"out/{name}")
         if self.hub and "README.md" in (there := self.outputs()):  # the card comes last

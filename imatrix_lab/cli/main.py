@@ -6,7 +6,6 @@ import io
 import shlex
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -97,14 +96,10 @@ def _bug(error: Exception) -> int:
     """Write a traceback to a log, and say so."""
     import platform
 
-    from imatrix_lab.core.files import disk_error
-    from imatrix_lab.core.store import default_root
+    from imatrix_lab.core.store import default_root, os_error
 
     with contextlib.suppress(Exception):  # which would hide the error itself
-        told = disk_error(error, default_root()) if isinstance(error, OSError) else error
-        if isinstance(told, FileNotFoundError) and default_root() in Path(told.filename).parents:
-            what = "a file of the store was removed while it was used"
-            told = ImatrixLabError(what, where=told.filename, fix="run the same command again")
+        told = os_error(error, default_root()) if isinstance(error, OSError) else error
         if isinstance(told, ImatrixLabError):
             print(f"error: {_tame(str(told))}", file=sys.stderr)
             return told.exit_code

@@ -70,6 +70,15 @@ def default_root() -> Path:
     return expanded(override) if override else Path(platformdirs.user_cache_dir("imatrix-lab"))
 
 
+def os_error(error: OSError, where: Path) -> Exception:
+    """Return what `disk_error` does, or that a file of the store was removed under its user."""
+    name = error.filename
+    if isinstance(error, FileNotFoundError) and name and default_root() in Path(name).parents:
+        what = "a file of the store was removed while it was used"
+        return ImatrixLabError(what, where=name, fix="run the same command again")
+    return disk_error(error, where)
+
+
 def fingerprint(kind: str, inputs: Inputs) -> str:
     """Return the sha256 (hex) of everything that determines an artefact."""
     text = canonical_json({"kind": kind, "inputs": dict(inputs), "store": STORE_VERSION})

@@ -125,8 +125,9 @@ def generate(
         with Engine(tools, setup.kernel, model, settings, runner, streams=True) as engine:
             task.update(len(failed))  # no note: nothing was done by an earlier run
 
-            def report(done: float) -> None:
-                rate = slots.n_generated / max(engine.seconds, 1e-9)
+            # not by way of `slots`, which holds it: in a circle, threads stay until a collection
+            def report(done: float, n_generated: int) -> None:
+                rate = n_generated / max(engine.seconds, 1e-9)
                 task.update(len(failed) + done, f"{rate:.1f} tokens/s")
 
             slots = _Slots(engine, vocabulary, setup, report)
@@ -187,14 +188,18 @@ class _Answer:
 class _Slots:
     """Sequences of an engine, each with an answer or none.
 
-    `report`: called after each step with the number of answers done; each open one counts by its
-        share of `max_tokens`.
+    `report`: called after each step with the number of answers done, of which each open one counts
+        by its share of `max_tokens`, and that of tokens generated.
     _kept : of each slot, the tokens at the start of its memory.
     _spoilt : some memory holds a value that is not finite, and is wiped before the next item.
     """
 
     def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, setup: Setup, report: Callable[[float], None]
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        setup: Setup,
+        report: Callable[[float, int], None],
     ):
         self._engine, self._vocabulary, self._setup = engine, vocabulary, setup
         self._report = report
@@ -215,7 +220,7 @@ class _Slots:
                     self._n_ended += 1
                     yield ended
                 shares = (a.n_tokens / a.prompt.item.max_tokens for a in self._answers if a)
-                self._report(self._n_ended + sum(shares))
+                self._report(self._n_ended + sum(shares), self.n_generated)
             elif self._spoilt:
                 self._engine.begin()
                 self._kept = [()] * len(self._kept)

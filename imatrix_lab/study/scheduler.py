@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imatrix_lab.core import interrupt, process
-from imatrix_lab.core.files import disk_error
+from imatrix_lab.core.store import os_error
 from imatrix_lab.errors import ImatrixLabError
 from imatrix_lab.report.results import Missing
 from imatrix_lab.study import graph
@@ -67,11 +67,11 @@ class Scheduler:
         except BaseException:
             self._interrupt()
             raise
-        missing = []
-        for cause, failure in self.failures.items():
-            skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()))
+        missing, whole = [], [step for step in self.steps if not step.part_of]
+        for cause in [step.id for step in whole if step.id in self.failures]:
+            skipped = (s for s in whole if cause in self.causes.get(s.id, ()))
             left_out = tuple(step.what for step in skipped if step.id != cause)
-            missing.append(replace(failure, left_out=left_out))
+            missing.append(replace(self.failures[cause], left_out=left_out))
         return Outcome(dict(self.records), tuple(missing))
 
     def _start_ready(self) -> None:
@@ -196,7 +196,7 @@ class Scheduler:
     def _missing(self, step: Step, error: Exception) -> Missing:
         """Return why a step failed; a bug's traceback goes into a log."""
         if isinstance(error, OSError):
-            error = disk_error(error, self.logs)
+            error = os_error(error, self.logs)
         if isinstance(error, ImatrixLabError):
             why = f"{error.what} ({error.where})" if error.where else error.what
             return Missing(step.what, why, error.fix or "", ())

@@ -1,6 +1,9 @@
 """Answers: against a Llama in numpy, at any parallelism, and where they end."""
 
 import dataclasses
+import gc
+import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -52,6 +55,22 @@ def ending(tmp_path_factory):
     path = tmp_path_factory.mktemp("ending") / "ending-f16.gguf"
     letter = 260 + tiny_model.PIECES.index("t")
     return tiny_model.write(path, output_scale=0.25, chat_template=TEMPLATE, eos=letter)
+
+
+def test_threads_are_given_back(answer, reference):
+    answer(reference, plain(2))
+    gc.collect()
+    gc.disable()
+    try:
+        before = threading.active_count()
+        for _ in range(3):
+            answer(reference, plain(2))
+        until = time.monotonic() + 10  # they end by themselves
+        while threading.active_count() > before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert threading.active_count() <= before
+    finally:
+        gc.enable()
 
 
 # -- an independent reference

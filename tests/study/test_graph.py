@@ -1,6 +1,7 @@
 """Which steps have to run, how they run side by side, and how they stop."""
 
 import ctypes
+import dataclasses
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from imatrix_lab.core import interrupt, process
 from imatrix_lab.core.progress import Silent
-from imatrix_lab.core.store import Store
+from imatrix_lab.core.store import Store, default_root
 from imatrix_lab.errors import BadText
 from imatrix_lab.llamacpp.native import Interruptible
 from imatrix_lab.report.results import Missing
@@ -123,6 +124,24 @@ def test_a_failure_stops_what_needs_it_and_what_comes_late_is_added(bench):
     assert bench.records["score"].parts == ("a", "b")
 
 
+def test_what_a_part_could_not_do_is_not_missing(bench):
+    """The step did it; and what the step lacks is told once."""
+
+    def parts(**quants):
+        text, *made, score, tidy = chain(bench, **quants)
+        own = [bench.step(f"part {q}", fail if q == "a" else None, needs=("text",), uses=(q,),
+                          is_target=True, part_of="score") for q in quants]  # fmt: skip
+        score = dataclasses.replace(score, after=tuple(part.id for part in own))
+        return [text, *made, *own, score, tidy]
+
+    outcome = bench.run(parts(a=None, b=None))
+    assert bench.ran[-1] == "score" and "part b" in bench.ran
+    assert not outcome.missing and outcome.records["score"].parts == ("a", "b")
+    bench.records.clear()
+    outcome = bench.run(parts(a=fail, b=fail))
+    assert {m.step: m.left_out for m in outcome.missing} == {"a": ("score",), "b": ("score",)}
+
+
 def test_a_step_that_fails_again_leaves_what_was_scored_as_it_was(bench):
     bench.run(chain(bench, a=fail, b=None))
     outcome = bench.run(chain(bench, a=fail, b=None))
@@ -164,6 +183,15 @@ def test_a_bug_is_a_failure_with_its_traceback_in_a_log(bench):
     outcome = bench.run([bench.step("x", lambda turn: 1 / 0, is_target=True)])
     assert outcome.missing[0].why.startswith("a bug: ZeroDivisionError")
     assert "1 / 0" in (bench.folder / "logs" / "x.log").read_text()
+
+
+def test_a_store_that_is_removed_under_a_step_is_no_bug(bench):
+    def gone(turn):
+        (default_root() / "work" / "quant-0" / "part.gguf").open()
+
+    (missing,) = bench.run([bench.step("x", gone, is_target=True)]).missing
+    assert "removed while it was used" in missing.why and "part.gguf" in missing.why
+    assert not (bench.folder / "logs").exists()
 
 
 def test_another_input_runs_all_that_stands_on_it(bench):

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +52,13 @@ ctx = 128
 [comparison]
 resamples = 100
 """
-TASKS = """
+EXAM_TASK = """
 [[tasks]]
 name = "exam.toml"
 languages = ["en"]
 data = "exam.json"
+"""
+TASKS = f"""{EXAM_TASK}
 [[tasks]]
 name = "belebele"
 languages = ["en"]
@@ -172,6 +173,6 @@ class Workers:
 
     def stop(self):
         for process in self._processes.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored by what a script runs in the background
         for process in self._processes.values():
             process.wait(timeout=120)

@@ -17,11 +17,11 @@ from typing import Any
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config, digests, interrupt, remote_store
-from imatrix_lab.core.files import canonical_json, disk_error
+from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.progress import Meter, Progress, Relay, Silent
 from imatrix_lab.core.remote_store import RemoteStore
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store, fingerprint
+from imatrix_lab.core.store import Store, fingerprint, os_error
 from imatrix_lab.errors import ImatrixLabError, MissingTool, UsageError
 from imatrix_lab.llamacpp import toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
@@ -190,7 +190,7 @@ def call(
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if isinstance(error, OSError):
-        error = disk_error(error, Store().root)
+        error = os_error(error, Store().root)
     if isinstance(error, ImatrixLabError):
         refuses = isinstance(error, Refused)
         return Failure(error.what, error.where, error.fix, False, refuses, text)
