@@ -56,6 +56,7 @@ from imatrix_lab.quantize.errors import Language, Options
 from imatrix_lab.quantize.sensitivity import Sensitivity
 from imatrix_lab.quantize.sizes import padded
 from imatrix_lab.records import parquet
+from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.stats.paired import Sums, mean_difference
 from imatrix_lab.types import ComputeOptions, CorpusFacts, ImatrixFacts, Request, ScoreRequest
 
@@ -100,11 +101,14 @@ class Score:
         """Return nats a token."""
         return float(self.totals.sum() / self.sizes.sum())
 
-    def minus(self, other: "Score") -> str:
-        """Return the difference with its interval."""
+    def difference(self, other: "Score") -> Interval:
+        """Return by how much it is more than another, in nats a token, with a 95 % interval."""
         totals = self.totals - other.totals
-        sums = Sums(totals, self.sizes, np.zeros_like(totals))
-        interval = mean_difference(sums).interval
+        return mean_difference(Sums(totals, self.sizes, np.zeros_like(totals))).interval
+
+    def minus(self, other: "Score") -> str:
+        """Return the difference in words."""
+        interval = self.difference(other)
         share = interval.estimate / other.mean()
         return f"{share:+.0%} ({interval.low:+.4f} to {interval.high:+.4f})"
 

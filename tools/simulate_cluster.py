@@ -1,21 +1,22 @@
 """Play a study of a 70B model through on clusters of 1 to 64 machines, without computing.
 
-    python tools/simulate_cluster.py [RECIPE] [--workers 1 4 16 64]
+    python tools/simulate_cluster.py [RECIPE] [--workers 1 4 16 64] [--whole]
 
 The steps are those of the recipe; what they cost comes from the rates below, which are assumed:
 machines with a 48 GB card that holds part of the model, and a file server. What matters is the
-shape: how far more machines help, and which steps the study then waits for. Recipes whose types are
-sizes read the model itself, and are not for this.
+shape: how far more machines help, and which steps the study then waits for.
 """
 
 import argparse
 import tempfile
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 from imatrix_lab.core.format import duration, size
 from imatrix_lab.core.store import Store
 from imatrix_lab.llamacpp.toolchain import Toolchain
+from imatrix_lab.quantize import probes, sensitivity
 from imatrix_lab.study import recipe, steps
 from imatrix_lab.study.cluster.split import split, waits_for
 from imatrix_lab.study.cluster.there import Signed
@@ -26,16 +27,10 @@ from imatrix_lab.study.plan.placement import Placement, Task, place
 from imatrix_lab.types import Model, ModelFacts
 
 PARAMETERS, LAYERS, CHANNELS, VOCABULARY = 70_553_706_496, 80, 8192, 128_256
+MATRICES = 7  # of a layer
 BITS = {"2": 2.9, "3": 3.6, "4": 4.7, "5": 5.6, "6": 6.6, "8": 8.5}
 """Bits a weight, by the digit in a type's name."""
-TOKENS_PER_S = {
-    "imatrix": 120.0,
-    "sensitivity": 120.0,
-    "score": 60.0,
-    "part": 60.0,
-    "task": 60.0,
-    "votes": 60.0,
-}
+TOKENS_PER_S = {"imatrix": 120.0, "sensitivity": 120.0, "score": 60.0, "task": 60.0, "votes": 60.0}
 WEIGHTS_PER_S = {"quant": 5e7, "errors": 5e7, "loss": 2e8}
 FIXED_S = {"corpus": 120.0, "merge": 30.0, "items": 30.0, "page": 1.0, "tidy": 1.0}
 MEMORY_BYTES = 256 << 30
@@ -62,18 +57,29 @@ def shared_70b(path: Path, folder: Path) -> Shared:
     return Shared(settings, Folder(folder), Store(folder), signed, (model,), Sizes())
 
 
+def n_probes(model: Model | None = None) -> int:
+    """Return how many probes of a sensitivity such a model takes: by role and band of its depth."""
+    return len(sensitivity.KINDS) * (MATRICES * sensitivity.n_bands(LAYERS) + 2)
+
+
 def seconds(step: Step) -> float:
     """Return what a step takes on any of the machines."""
     if step.kind in FIXED_S:
         return FIXED_S[step.kind]
     if step.kind in WEIGHTS_PER_S:
         return PARAMETERS / WEIGHTS_PER_S[step.kind]
-    return step.cost / TOKENS_PER_S[step.kind]
+    own = step.cost / TOKENS_PER_S[step.kind]
+    if step.kind == "sensitivity":  # which quantizes all weights with each kind of type
+        share = step.cost / ((1 + n_probes()) * steps.PROBE_TOKENS)
+        own += share * len(sensitivity.KINDS) * PARAMETERS / WEIGHTS_PER_S["quant"]
+    return own
 
 
-def simulated(shared: Shared, n_workers: int) -> tuple[Placement, dict[str, Step]]:
-    """Return a study played through on so many machines."""
-    every = [s for s in split(steps.steps(shared), {}, n_workers) if s.kind != "tidy"]
+def simulated(shared: Shared, n_workers: int, n_parts: int) -> tuple[Placement, dict[str, Step]]:
+    """Return a study played through on machines, with parts as for `n_parts` of them."""
+    with mock.patch.object(probes, "n_probes", n_probes):
+        planned = split(steps.steps(shared), {}, n_parts)
+    every = [s for s in planned if s.kind != "tidy"]
     by_id = {step.id: step for step in every}
     quant_bytes = {
         s.id: shared.sizes["70B", str(s.inputs["type"])] for s in every if s.kind == "quant"
@@ -92,15 +98,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="borgersen-goodwin-2025")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--whole", action="store_true", help="without parts of steps")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = full(recipe.find(args.recipe), Path(folder))
         shared = shared_70b(path, Path(folder))
-        alone = simulated(shared, 1)[0].seconds
+        alone = simulated(shared, 1, 1)[0].seconds
         print("| machines | time | speed-up | busy | between machines | the study waits for |")
         print("|---:|---:|---:|---:|---:|---|")
         for n in args.workers:
-            placement, by_id = simulated(shared, n)
+            placement, by_id = simulated(shared, n, 1 if args.whole else n)
             busy = sum(placement.busy_s().values()) / n / placement.seconds
             waits = Counter[str]()
             for step in placement.chain():

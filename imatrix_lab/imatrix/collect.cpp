@@ -9,7 +9,8 @@
 // Products are kept for diagonal blocks of `block` columns, upper triangle, in strips of 32 rows.
 // Rows are added in the order of the tokens, a window at a time, and each sum belongs to one
 // thread: neither threads nor the number of windows in a decode change a bit. Squares and sums are
-// double throughout; products are float over at most 128 tokens, then double.
+// double throughout; products are float over at most 128 tokens, then double. Squares are summed
+// over shards of the text, each from zero, and shards added in order: so other machines may sum some.
 //
 // Which multiplications count, and how their rows belong to matrices, is llama-imatrix's rule
 // (tools/imatrix/imatrix.cpp). Matrices that read one input (q, k, v; gate, up) share its sums.
@@ -62,7 +63,7 @@ constexpr int64_t MI = 4, NJ = 16;
 
 struct Sums {  // of one matrix
     int64_t n = 0;
-    std::vector<double> squares, sum, products;
+    std::vector<double> squares, shard, sum, products;  // squares of ended shards, of the present one
 };
 
 struct Input {
@@ -73,7 +74,10 @@ struct Input {
     std::string first;  // the matrix that was seen first
 
     void open(Sums &s, bool moments) {
-        if (s.squares.empty()) s.squares.resize(n_columns);
+        if (s.squares.empty()) {
+            s.squares.resize(n_columns);
+            s.shard.resize(n_columns);
+        }
         if (!moments) return;
         if (s.sum.empty()) s.sum.resize(n_columns);
         if (s.products.empty() && block) s.products.resize(n_products());
@@ -351,9 +355,9 @@ struct Collector {
             const bool small = in.n_columns * int64_t(rows[m].at.size()) < 1 << 20;
             spread(small ? 1 : threads, (in.n_columns + step - 1) / step, [&](int64_t i) {
                 add_columns(rows[m], i * step, std::min(in.n_columns, (i + 1) * step),
-                            s.squares.data(), moments ? s.sum.data() : nullptr);
+                            s.shard.data(), moments ? s.sum.data() : nullptr);
             });
-            for (double square : s.squares)
+            for (double square : s.shard)
                 if (!std::isfinite(square)) {
                     fault = in.first + " has values that are not finite";
                     return false;
@@ -478,14 +482,25 @@ void collector_alias(Collector *c, const char *name, int64_t input) {
     c->input_of[name] = size_t(input);
 }
 
+// The shard ends that rows were added to; the next begins.
+void collector_end_shard(Collector *c) {
+    for (Input &in : c->inputs)
+        for (Sums &s : in.matrices)
+            for (size_t i = 0; i < s.shard.size(); ++i) {
+                s.squares[i] += s.shard[i];
+                s.shard[i] = 0;
+            }
+}
+
 // A matrix's sums: number of rows, and pointers that are null before the first row. With `open`
 // they are made.
 int64_t *collector_sums(Collector *c, int64_t input, int64_t matrix, bool open, double **squares,
-                        double **sum, double **products) {
+                        double **shard, double **sum, double **products) {
     Input &in = c->inputs[input];
     Sums &s = in.matrices[matrix];
     if (open) in.open(s, c->moments);
     *squares = s.squares.empty() ? nullptr : s.squares.data();
+    *shard = s.shard.empty() ? nullptr : s.shard.data();
     *sum = s.sum.empty() ? nullptr : s.sum.data();
     *products = s.products.empty() ? nullptr : s.products.data();
     return &s.n;

@@ -3,7 +3,7 @@
 The model reads windows of tokens (see `windows`). Attention is computed without flash attention,
 which would sum in another order for each batch: so neither threads nor the number of windows in a
 decode change a bit on a CPU. Sums are saved between decodes; a run that was killed goes on from
-there and ends with the same bytes.
+there and ends with the same bytes. Shards of the text may be summed elsewhere (`collect_shards`).
 """
 
 import itertools
@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from imatrix_lab.imatrix import (
     validate,
     windows,
 )
-from imatrix_lab.imatrix.collector import Collector
+from imatrix_lab.imatrix.collector import SHARD, Collector
 from imatrix_lab.imatrix.expected import ModelTensors
 from imatrix_lab.imatrix.windows import DOCUMENT, STREAM, Windows
 from imatrix_lab.llamacpp import native
@@ -53,6 +54,7 @@ from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
 
 FILE = "imatrix.gguf"
 SAVED = "sums.bin"
+_SHARD = "sums"  # in the store
 SAVE_S = 30.0
 """Seconds of work that a kill may cost, but for disks so slow that saving takes `SAVE_SHARE`."""
 SAVE_SHARE = 0.05
@@ -96,6 +98,8 @@ def inputs(
         n_windows, more["document_ends"] = None, corpus.document_ends
     else:
         n_windows = windows.count(corpus, compute.n_ctx)
+    if n_windows is None or n_windows > SHARD:  # fewer are summed as if there were no shards
+        more["shard_windows"] = SHARD
     return {
         "model_sha256": model.sha256,
         "corpus_sha256": corpus.sha256,
@@ -134,20 +138,17 @@ def collect(
     Raises BadImatrix, which names the tensors. Sums that were saved are kept.
     """
     options = _placed(toolchain, model, options, corpus.n_tokens, session)
+    key, label = inputs(model, corpus, options, toolchain), f"{model.label}-{corpus.language}"
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         read = _windows(toolchain, model, corpus, options, session)
-        n_windows, n_ctx = len(read), options.compute.n_ctx
-        n_tokens = sum(map(len, read))
-        tensors, run = expected.of(model), Interruptible()
-        settings = _settings(tensors, model, options)
-        running = _planned(toolchain, model, options, n_windows, session)
-        with (
-            session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task,
-            Collector(toolchain, settings, run.flag, session) as sums,
-        ):
-            context = partial(_Context, toolchain, model, sums, running, run)
-            _run(read, sums, context, scratch / SAVED, task)
+        n_windows, n_ctx, n_tokens = len(read), options.compute.n_ctx, sum(map(len, read))
+        tensors, shards = expected.of(model), _shards(key, n_windows)
+        known = {i: session.store.find(_SHARD, shard) for i, shard in enumerate(shards)}
+        found = {i: artifact.path / SAVED for i, artifact in known.items() if artifact}
+        sums, opened = _collector(toolchain, model, options, n_windows, session)
+        with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task, sums:
+            _run(read, sums, opened, scratch / SAVED, task, found)
             entries = sums.entries()
             about, more = moments.of(sums) if options.moments else ({}, ())
             imatrix = format.Imatrix(
@@ -166,6 +167,8 @@ def collect(
                 need_room(out, sum(t.size_bytes() for t in more), "the moments")
             format.write(out / FILE, imatrix)
         (scratch / SAVED).unlink(missing_ok=True)
+        for i in found:
+            session.store.drop(_SHARD, shards[i], session.progress)
         return {
             "language": corpus.language,
             "n_tensors": len(entries),
@@ -175,9 +178,57 @@ def collect(
             "unhit_experts": findings.n_without_tokens,
         }
 
-    key, label = inputs(model, corpus, options, toolchain), f"{model.label}-{corpus.language}"
     artifact = session.store.get("imatrix", label, key, make, session.progress)
     return facts(_named(artifact, label, corpus, session))
+
+
+def collect_shards(
+    toolchain: Toolchain,
+    model: Model,
+    corpus: CorpusFacts,
+    options: Options,
+    part: tuple[int, int],
+    session: Session,
+) -> None:
+    """Let the store have the sums of some shards of a text, until its imatrix is there.
+
+    Not with second moments, whose sums are too large to be kept more than once.
+
+    part : ``(i, n)``, every n-th shard, from the i-th on.
+    """
+    options = _placed(toolchain, model, options, corpus.n_tokens, session)
+    key, label = inputs(model, corpus, options, toolchain), f"{model.label}-{corpus.language}"
+    if session.store.find("imatrix", key):
+        return
+    read = _windows(toolchain, model, corpus, options, session)
+    every = _shards(key, len(read))
+
+    def make(number: int, out: Path, scratch: Path) -> Mapping[str, Any]:
+        own = read[number * SHARD : (number + 1) * SHARD]
+        sums, opened = _collector(toolchain, model, options, len(own), session)
+        n_tokens, what = sum(map(len, own)), f"imatrix {corpus.language}, shard {number + 1}"
+        with session.progress.task(what, n_tokens, "tokens") as task, sums:
+            _run(own, sums, opened, scratch / SAVED, task)
+            sums.save(out / SAVED, len(own))
+        return {"n_windows": len(own)}
+
+    for i in range(len(every))[part[0] :: part[1]]:
+        session.store.get(_SHARD, label, every[i], partial(make, i), session.progress)
+
+
+def _shards(key: Mapping[str, Any], n_windows: int) -> list[dict[str, Any]]:
+    """Return what determines the sums of each shard of an imatrix's text."""
+    return [{**key, "shard": i} for i in range(-(-n_windows // SHARD))]
+
+
+def _collector(
+    toolchain: Toolchain, model: Model, options: Options, n_windows: int, session: Session
+) -> tuple[Collector, Callable[[], "_Context"]]:
+    """Return empty sums, and what opens the model that adds so many windows to them."""
+    run, settings = Interruptible(), _settings(expected.of(model), model, options)
+    running = _planned(toolchain, model, options, n_windows, session)
+    sums = Collector(toolchain, settings, run.flag, session)
+    return sums, partial(_Context, toolchain, model, sums, running, run)
 
 
 def _named(artifact: Artifact, label: str, corpus: CorpusFacts, session: Session) -> Artifact:
@@ -366,19 +417,32 @@ def _windows(
 
 
 def _run(
-    read: Windows, sums: Collector, opened: Callable[[], "_Context"], saved: Path, task: Task
+    read: Windows,
+    sums: Collector,
+    opened: Callable[[], "_Context"],
+    saved: Path,
+    task: Task,
+    found: Mapping[int, Path] = MappingProxyType({}),
 ) -> None:
-    """Let the model read all windows, from the one where an earlier run was stopped."""
+    """Let the model read all windows, from the one where an earlier run was stopped.
+
+    Of shards whose sums were `found` these are added instead.
+    """
     n_windows, ends = len(read), [0, *itertools.accumulate(map(len, read))]
     done = _restored(sums, saved)
     task.update(ends[done], "continuing an earlier run" if done else "")
-    if done == n_windows:
-        return
     saved_s, save_took_s = time.monotonic(), 0.0
-    with opened() as context:
-        report = _Report(task)
+    with ExitStack() as stack:
+        context, report = None, _Report(task)
         while done < n_windows:
-            some = read[done : done + context.n_windows]
+            shard = done // SHARD
+            if done % SHARD == 0 and shard in found and (n := _restored(sums, found[shard])):
+                done += n
+                task.update(ends[done])
+                continue
+            if not context:
+                context, report = stack.enter_context(opened()), _Report(task)
+            some = read[done : min(done + context.n_windows, (shard + 1) * SHARD)]
             report.at, report.n = ends[done], ends[done + len(some)] - ends[done]
             context.read(some, report)
             if sums.fault:
@@ -386,6 +450,8 @@ def _run(
                 fix = "use another model file, text or backend; what was collected before is kept"
                 raise BadImatrix(what, where=context.path, fix=fix)
             done += len(some)
+            if done == n_windows or done % SHARD == 0:
+                sums.end_shard()
             report(1.0)
             since_s = time.monotonic() - saved_s
             if done == n_windows or since_s > max(SAVE_S, save_took_s / SAVE_SHARE):
@@ -416,7 +482,7 @@ def _restored(sums: Collector, saved: Path) -> int:
     if not saved.exists():
         return 0
     try:
-        return sums.restore(saved)
+        return sums.add(saved)
     except BadImatrix:
         saved.unlink()
         return 0

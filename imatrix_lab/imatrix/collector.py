@@ -29,6 +29,10 @@ BLOCK = 256
 """Columns of a diagonal block of products: those of a k-quant's super-block."""
 STRIP = 32
 """Rows of products that lie together, as in `collect.cpp`."""
+SHARD = 32
+"""Windows whose squares are summed from zero, before that is added to those of the windows before.
+
+Another number gives other last bits."""
 _N_OPERATIONS = 256
 
 
@@ -52,12 +56,14 @@ class Sums:
     """Sums over the rows of one input; views of the collector's memory.
 
     n : tokens.
-    squares, total : float64 (columns,), of x² and of x; `total` is None without moments.
+    squares, shard : float64 (columns,), of x² in the shards that have ended and in the present one.
+    total : float64 (columns,), of x; None without moments.
     products : float64, the packed upper triangles of the diagonal blocks of x xᵀ, or None.
     """
 
     n: int
     squares: NDArray[np.float64] | None
+    shard: NDArray[np.float64] | None
     total: NDArray[np.float64] | None
     products: NDArray[np.float64] | None
 
@@ -188,7 +194,7 @@ class Collector(AbstractContextManager["Collector"]):
         return self._sums(source, matrix, make)[1]
 
     def _sums(self, source: Input, matrix: int, make: bool) -> tuple[Any, Sums]:
-        pointers = [ctypes.POINTER(ctypes.c_double)() for _ in range(3)]
+        pointers = [ctypes.POINTER(ctypes.c_double)() for _ in range(4)]
         address = self._library.collector_sums(
             self._self,
             ctypes.c_int64(source.index),
@@ -197,7 +203,7 @@ class Collector(AbstractContextManager["Collector"]):
             *(ctypes.byref(p) for p in pointers),
         )
         count = ctypes.c_int64.from_address(address)
-        lengths = (source.n_columns, source.n_columns, source.n_products)
+        lengths = (*3 * (source.n_columns,), source.n_products)
         arrays = [
             np.ctypeslib.as_array(pointer, (n,)) if pointer else None
             for pointer, n in zip(pointers, lengths, strict=True)
@@ -215,8 +221,8 @@ class Collector(AbstractContextManager["Collector"]):
         for matrix in range(source.n_matrices):
             sums = self.sums(source, matrix)
             counts[matrix] = sums.n
-            if sums.squares is not None:
-                squares[matrix] = sums.squares
+            if sums.squares is not None and sums.shard is not None:
+                squares[matrix] = sums.squares + sums.shard
         if source.experts:
             return Entry(squares, counts)
         return Entry(squares.reshape(1, -1), counts.sum(keepdims=True) / source.n_matrices)
@@ -228,6 +234,10 @@ class Collector(AbstractContextManager["Collector"]):
             products = np.zeros(source.n_products)
         return unpacked(products, source.n_columns, source.block)
 
+    def end_shard(self) -> None:
+        """Let the next window begin a shard."""
+        self._library.collector_end_shard(self._self)
+
     def save(self, path: Path, n_windows: int) -> None:
         """Write all sums, whole or not at all; `n_windows` is what they have seen."""
         inputs, rows, arrays = self.inputs(), [], list[NDArray[np.float64]]()
@@ -236,19 +246,19 @@ class Collector(AbstractContextManager["Collector"]):
                 sums = self.sums(source, matrix)
                 if sums.n:
                     rows.append((source.index, matrix, sums.n))
-                    parts = (sums.squares, sums.total, sums.products)
+                    parts = (sums.squares, sums.shard, sums.total, sums.products)
                     arrays += [p for p in parts if p is not None]
         shapes = [(i.first, i.n_columns, i.n_matrices, i.experts) for i in inputs]
         size_bytes = sum(a.nbytes for a in arrays)
         head = {"n_windows": n_windows, "inputs": shapes, "matrices": self.matrices()}
-        head |= {"sums": rows, "size_bytes": size_bytes}
+        head |= {"sums": rows, "size_bytes": size_bytes, "shard_windows": SHARD}
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(json.dumps(head).encode() + b"\n")
             for array in arrays:
                 file.write(array.data)  # numpy's own writing hides that a disk is full
 
-    def restore(self, path: Path) -> int:
-        """Fill an empty collector with saved sums; return the number of windows they have seen.
+    def add(self, path: Path) -> int:
+        """Add saved sums, before a shard begins; return the number of windows they have seen.
 
         Raises BadImatrix, and changes nothing, for a file that is not whole.
         """
@@ -257,29 +267,35 @@ class Collector(AbstractContextManager["Collector"]):
                 head = json.loads(file.readline())
                 if file.tell() + head["size_bytes"] != path.stat().st_size:
                     raise ValueError("it is cut off")
-                self._restore(file, head)
+                if head["shard_windows"] != SHARD:
+                    raise ValueError("its shards are others")
+                self._add(file, head)
         except (OSError, ValueError, KeyError) as error:
             raise BadImatrix(f"saved sums cannot be used: {error}", where=path) from error
         return int(head["n_windows"])
 
-    def _restore(self, file: IO[bytes], head: Any) -> None:
+    def _add(self, file: IO[bytes], head: Any) -> None:
+        known = self.matrices()
         for name, columns, matrices, experts in head["inputs"]:
-            self._library.collector_add(
-                self._self,
-                name.encode(),
-                ctypes.c_int64(columns),
-                ctypes.c_int64(matrices),
-                ctypes.c_bool(experts),
-            )
+            if name not in known:
+                self._library.collector_add(
+                    self._self,
+                    name.encode(),
+                    ctypes.c_int64(columns),
+                    ctypes.c_int64(matrices),
+                    ctypes.c_bool(experts),
+                )
+        index_of, inputs = self.matrices(), self.inputs()
+        sources = [inputs[index_of[name]] for name, *_ in head["inputs"]]
         for name, index in head["matrices"].items():
-            self._library.collector_alias(self._self, name.encode(), ctypes.c_int64(index))
-        inputs = self.inputs()
+            at = ctypes.c_int64(sources[index].index)
+            self._library.collector_alias(self._self, name.encode(), at)
         for index, matrix, n in head["sums"]:
-            count, sums = self._sums(inputs[index], matrix, make=True)
-            count.value = n
-            for array in (sums.squares, sums.total, sums.products):
+            count, sums = self._sums(sources[index], matrix, make=True)
+            count.value += n
+            for array in (sums.squares, sums.shard, sums.total, sums.products):
                 if array is not None:
-                    array[:] = np.fromfile(file, np.float64, array.size)
+                    array[:] += np.fromfile(file, np.float64, array.size)
 
 
 def _functions(tools: Toolchain) -> _Functions:
@@ -313,10 +329,10 @@ def _functions(tools: Toolchain) -> _Functions:
 def sums_bytes(n_columns: int, block: int) -> int:
     """Return the memory of one input's sums; `block` as in `Settings`."""
     if not block:
-        return 8 * n_columns
+        return 8 * 2 * n_columns
     widths = (min(block, n_columns - at) for at in range(0, n_columns, block))
     n_products = sum(STRIP * (c.stop - c.start) for width in widths for _, c in strips(width))
-    return 8 * (2 * n_columns + int(n_products))
+    return 8 * (3 * n_columns + int(n_products))
 
 
 def strips(width: int) -> Iterator[tuple[slice, slice]]:

@@ -20,7 +20,7 @@ from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models.tokenizer import forget_log, log_lines, reason, silence
 from imatrix_lab.types import Model
 
-WINDOWS_MAX = 64
+WINDOWS_MAX = collector.SHARD
 OWN_BYTES = 300 << 20
 """Of this program, its libraries and a vocabulary."""
 _BUFFER = re.compile(r"(compute buffer size|_(?:cache|recurrent): size) += +([\d.]+) MiB")
@@ -143,9 +143,11 @@ def plan(model_bytes: int, need: Need, n_windows: int, memory_bytes: int) -> Pla
     kept = Plan(model_bytes, memory_bytes, need, n_windows, 1, 0)
     if kept.used_bytes <= memory_bytes:
         return kept
-    most = need.at_once(memory_bytes)
-    n_passes = -(-n_windows // most)
-    at_once = -(-n_windows // n_passes)  # as many passes, with decodes of like size
+    shards, rest = divmod(n_windows, WINDOWS_MAX)
+    longest = min(n_windows, WINDOWS_MAX)
+    per_shard = -(-longest // need.at_once(memory_bytes))
+    at_once = -(-longest // per_shard)  # as many passes, with decodes of like size
+    n_passes = shards * per_shard + -(-rest // at_once)
     return Plan(model_bytes, memory_bytes, need, n_windows, at_once, n_passes)
 
 

@@ -15,7 +15,7 @@ from imatrix_lab.llamacpp.client import Client
 from imatrix_lab.llamacpp.programs import EVERYWHERE, Placement
 from imatrix_lab.llamacpp.toolchain import IN_MEMORY, Toolchain
 
-START_LIMIT_S = 600.0
+START_LIMIT_S = 3600.0  # 40 GB from a slow disk; shaders for Mesa on a busy processor
 ANSWER_LIMIT_S = 86_400.0  # many long answers at a time take hours on a CPU
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ text is then reliable to 0.95 (Spearman and Brown 1910)."""
 BATCH_PIECES = 2
 OUTLIERS_AT = "Q4_K"
 """The type at which tensors of a role are compared."""
-_FILE = f"language{SUFFIX}"
+_FILE, _PROBES, _PART = f"language{SUFFIX}", "probes", "probes.json"
 _LEAST_TOKENS = 16
 
 Advance = Callable[[int, str], None]
@@ -139,14 +139,19 @@ def sensitivity_of(
     text: tuple[CorpusFacts, ImatrixFacts],
     compute: ComputeOptions,
     session: Session,
+    probed: Iterable[Path] = (),
 ) -> Sensitivity:
-    """Return the coefficients of a text with its imatrix, measured if the store lacks them."""
+    """Return the coefficients of a text with its imatrix, measured if the store lacks them.
+
+    probed : files of `some_probes`, which are not repeated.
+    """
     corpus, _ = text
     what = probing(tools, model, text, compute, session)
     inputs = _inputs(what, corpus.sha256)
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        measured = measure(what, inputs, scratch, session)
+        kept = [probe for file in probed for probe in from_json(file.read_bytes())]
+        measured = measure(what, inputs, scratch, session, kept)
         sensitivity.write(out / _FILE, measured)
         return {"n_groups": len(measured.coefficients), "n_tokens": sum(measured.tokens)}
 
@@ -154,6 +159,33 @@ def sensitivity_of(
     artifact = session.store.get("sensitivity", label, inputs, make, session.progress)
     measured = sensitivity.read(artifact.path / _FILE)
     return replace(measured, language=corpus.language)
+
+
+def some_probes(
+    tools: Toolchain,
+    model: Model,
+    text: tuple[CorpusFacts, ImatrixFacts],
+    compute: ComputeOptions,
+    part: tuple[int, int],
+    session: Session,
+) -> Path:
+    """Return a file of the probes of a part of the groups, on the pieces that are read first.
+
+    part : ``(i, n)``, every n-th group and kind of type, from the i-th on.
+    """
+    corpus, _ = text
+    what = probing(tools, model, text, compute, session)
+    inputs = _inputs(what, corpus.sha256)
+
+    def make(out: Path, scratch: Path) -> Mapping[str, Any]:
+        run = Run(what, scratch, session)
+        probes = run.probed(min(PIECES_MIN, len(what.windows)), run.keys[part[0] :: part[1]])
+        (out / _PART).write_text(json.dumps([_as_kept(*item) for item in probes.items()]))
+        return {"n_probes": len(probes)}
+
+    label = f"{model.label}-{corpus.language}"
+    own = {**inputs, "part": list(part)}
+    return session.store.get(_PROBES, label, own, make, session.progress).path / _PART
 
 
 def probing(
@@ -244,11 +276,22 @@ class _Probe:
     kld_nats: list[float]
 
 
+def _as_kept(key: _Key, probe: _Probe) -> dict[str, Any]:
+    return {"group": key[0], "kind": key[1], **vars(probe)}
+
+
 def measure(
-    probing: Probing, signature: Mapping[str, Any], scratch: Path, session: Session
+    probing: Probing,
+    signature: Mapping[str, Any],
+    scratch: Path,
+    session: Session,
+    kept: Iterable[Mapping[str, Any]] = (),
 ) -> Sensitivity:
-    """Return every group's coefficient, from as many pieces as the ranking of groups needs."""
-    run, where = Run(probing, scratch, session), probing.model.path
+    """Return every group's coefficient, from as many pieces as the ranking of groups needs.
+
+    `kept`: probes that were measured elsewhere.
+    """
+    run, where = Run(probing, scratch, session, kept), probing.model.path
     n_pieces, n_all = min(PIECES_MIN, len(probing.windows)), len(probing.windows)
     session.progress.say(
         f"sensitivity of {probing.label}: {len(run.groups)} groups of tensors, each with"
@@ -314,9 +357,16 @@ def errors_at(probing: Probing, type_name: str, session: Session) -> dict[str, f
 
 
 class Run:
-    """One measurement, and what it has kept on disk."""
+    """One measurement, and what it has kept on disk; others have `kept` some probes before."""
 
-    def __init__(self, probing: Probing, scratch: Path, session: Session):
+    def __init__(
+        self,
+        probing: Probing,
+        scratch: Path,
+        session: Session,
+        kept: Iterable[Mapping[str, Any]] = (),
+    ):
+        self._before = {(probe["group"], probe["kind"]): probe for probe in kept}
         self.probing, self.scratch, self.session = probing, scratch, session
         self.groups, settings = probing.groups(), probing.settings
         self.keys = [(group, kind) for group in self.groups for kind in sensitivity.KINDS]
@@ -328,10 +378,10 @@ class Run:
         self.tensors = weights.tensors(probing.model)
         self._sums: dict[tuple[int, int], Rows] = {}
 
-    def probed(self, n_pieces: int) -> dict[_Key, _Probe]:
-        """Return every group's probes on the first pieces; what is missing is measured."""
+    def probed(self, n_pieces: int, keys: Sequence[_Key] | None = None) -> dict[_Key, _Probe]:
+        """Return every group's probes on the first pieces, or some; what is missing is measured."""
         needed = self.first(n_pieces)
-        probes = {key: self._kept(i) for i, key in enumerate(self.keys)}
+        probes = {key: self._kept(key) for key in (self.keys if keys is None else keys)}
         missing = {
             key: [b for b in needed if self.firsts[b] >= len(probe.kld_nats)]
             for key, probe in probes.items()
@@ -363,9 +413,9 @@ class Run:
                 per_s = engine.n_tokens / engine.seconds
                 left_s = sum(self.sizes[b] for some in missing.values() for b in some) / per_s
                 progress.say(f"{per_s:.0f} tokens/s: about {duration(left_s)} for the probes")
-            for i, (key, probe) in enumerate(probes.items()):
+            for key, probe in probes.items():
                 if missing[key]:
-                    self._probe(engine, i, probe, missing[key], advance)
+                    self._probe(engine, key, probe, missing[key], advance)
             progress.say(f"llama_decode, tokens/s: {rates([engine])}")
 
     def read_reference(
@@ -385,10 +435,10 @@ class Run:
             advance(self.sizes[b], "the full model")
 
     def _probe(
-        self, engine: Patched, number: int, probe: _Probe, missing: Sequence[int], advance: Advance
+        self, engine: Patched, key: _Key, probe: _Probe, missing: Sequence[int], advance: Advance
     ) -> None:
         """Add a group's divergence on the missing batches, and keep it."""
-        group, kind = self.keys[number]
+        group, kind = key
         finer = dict(itertools.pairwise(sensitivity.KINDS[kind]))
         names = [name for name in self.groups[group] if engine.has(name)]
         klds: list[float] = []
@@ -409,7 +459,7 @@ class Run:
         if not np.isfinite(klds).all():
             raise BadModel(f"with {group} at {probe.type} this model gives no finite number")
         probe.kld_nats += klds
-        write_whole(self._file(number), json.dumps({"group": group, "kind": kind, **vars(probe)}))
+        write_whole(self._file(key), json.dumps(_as_kept(key, probe)))
 
     def first(self, n_pieces: int) -> list[int]:
         """Return the batches of the first pieces."""
@@ -464,14 +514,15 @@ class Run:
         for step in steps(self.batches[batch], settings.n_batch, settings.n_rows):
             yield step, engine.decode(step)
 
-    def _file(self, number: int) -> Path:
-        return self.scratch / f"probe-{number:04d}.json"
+    def _file(self, key: _Key) -> Path:
+        return self.scratch / f"probe-{self.keys.index(key):04d}.json"
 
-    def _kept(self, number: int) -> _Probe:
-        """Return what an earlier run has measured of a group."""
-        group, kind = self.keys[number]
+    def _kept(self, key: _Key) -> _Probe:
+        """Return what an earlier run, or another, has measured of a group."""
+        kept = self._before.get(key)
         with contextlib.suppress(OSError, ValueError, KeyError):
-            kept = from_json(self._file(number).read_text(encoding="utf-8"))
-            if (kept["group"], kept["kind"]) == (group, kind):
-                return _Probe(kept["type"], kept["kld_nats"])
-        return _Probe(sensitivity.KINDS[kind][0], [])
+            own = from_json(self._file(key).read_text(encoding="utf-8"))
+            kept = own if (own["group"], own["kind"]) == key else kept
+        if kept:
+            return _Probe(kept["type"], [*kept["kld_nats"]])
+        return _Probe(sensitivity.KINDS[key[1]][0], [])

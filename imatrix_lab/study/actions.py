@@ -10,7 +10,7 @@ from typing import Any
 from imatrix_lab.core import config
 from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.session import Session
-from imatrix_lab.imatrix import format, merge, quant_error
+from imatrix_lab.imatrix import collect, format, merge, quant_error
 from imatrix_lab.imatrix.predict import losses
 from imatrix_lab.llamacpp import compute, size_types
 from imatrix_lab.models import resolve
@@ -26,7 +26,7 @@ from imatrix_lab.study.graph import FILES, Turn
 from imatrix_lab.study.kinds import QUANTIZERS, Kind
 from imatrix_lab.study.recipe import Task
 from imatrix_lab.tasks import backends, definition
-from imatrix_lab.tasks.run import pairs, prepare
+from imatrix_lab.tasks.run import Part, pairs, prepare
 from imatrix_lab.tasks.run import run as run_task
 from imatrix_lab.types import (
     CorpusFacts,
@@ -38,7 +38,7 @@ from imatrix_lab.types import (
 )
 
 CORPUS, IMATRIX, QUANT, PATH, TYPES = "corpus", "imatrix", "quant", "path", "types"  # in results
-LOSSES, KLDS = "losses", "klds_nats"
+LOSSES, KLDS, PROBES = "losses", "klds_nats", "probes"
 Result = dict[str, Any]
 
 
@@ -95,11 +95,22 @@ def corpus(
     return {CORPUS: config.plain(facts), FILES: [str(facts.calibration), str(facts.heldout)]}
 
 
-def imatrix(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
-    """Run a model on the text of a step."""
+def imatrix(
+    shared: Shared,
+    model: Model,
+    planned: Calibration,
+    step: str,
+    turn: Turn,
+    part: Part | None = None,
+) -> Result:
+    """Run a model on the text of a step, or on some shards of it."""
     text, session = corpus_in(turn.results[step]), shared.session(turn.progress)
     assert text is not None
     request = shared.request(model, turn.threads)
+    if part:
+        options = tune.imatrix_options(request, model, text)
+        collect.collect_shards(shared.tools, model, text, options, part, session)
+        return {}
     facts = tune.imatrix_of(request, shared.tools, model, text, session)
     path = imatrix_path(shared, model, planned)
     place(facts.path, path)
@@ -159,12 +170,24 @@ def errors(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> R
     return {"n_tensors": len(_case(shared, model, planned, turn).every_type)}
 
 
-def measure(shared: Shared, model: Model, planned: Calibration, step: str, turn: Turn) -> Result:
-    """Measure what the text of an imatrix's step suffers from."""
+def measure(
+    shared: Shared,
+    model: Model,
+    planned: Calibration,
+    step: str,
+    turn: Turn,
+    part: Part | None = None,
+) -> Result:
+    """Measure what the text of an imatrix's step suffers from, or a part of the groups."""
     text, matrix = corpus_in(turn.results[step]), imatrix_in(turn.results[step])
     assert text is not None
     options, session = shared.compute(turn.threads), shared.session(turn.progress)
-    measured = probes.sensitivity_of(shared.tools, model, (text, matrix), options, session)
+    what = shared.tools, model, (text, matrix), options
+    if part:
+        file = str(probes.some_probes(*what, part, session))
+        return {PROBES: file, FILES: [file]}
+    probed = [Path(result[PROBES]) for result in turn.results.values() if PROBES in result]
+    measured = probes.sensitivity_of(*what, session, probed)
     path = shared.folder.of("sensitivity", f"{model.label}-{planned.id}{sensitivity.SUFFIX}")
     sensitivity.write(path, measured)
     return {FILES: [str(path)]}
@@ -302,15 +325,20 @@ def items(
 
 
 def answers(
-    shared: Shared, model: Model, task: Task, languages: tuple[str, ...], step: str, turn: Turn
+    shared: Shared,
+    model: Model,
+    task: Task,
+    languages: tuple[str, ...],
+    step: str,
+    turn: Turn,
+    part: Part | None = None,
 ) -> Result:
-    """Run a task on a quant, or without a step on the original."""
+    """Run a task, or answer a part of it, on a quant, or without a step on the original."""
     request, session = _task_request(shared, task, languages, turn), shared.session(turn.progress)
     tested = model_in(turn.results[step]) if step else model
     backend = partial(backends.open_local, request, shared.tools, tested, session)
-    return {
-        FILES: [str(file) for file in run_task(request, [backend], turn.progress, shared.store)]
-    }
+    files = run_task(request, [backend], turn.progress, shared.store, part)
+    return {FILES: [str(file) for file in files]}
 
 
 def _task_request(

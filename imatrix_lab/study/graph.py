@@ -45,6 +45,7 @@ class Step:
     after : steps that have ended before it starts, whether they failed or not.
     is_target : run for itself, not only where another step needs it.
     is_cleanup : run each time, and not recorded.
+    part_of : the step that does itself what of it fails here.
     cost : tokens through the model, roughly: its share of the time left.
     """
 
@@ -61,6 +62,7 @@ class Step:
     cost: float = 1.0
     cores: int = 1
     memory_bytes: int = 0
+    part_of: str = ""
 
     def depends_on(self) -> tuple[str, ...]:
         """Return the steps whose results it takes."""

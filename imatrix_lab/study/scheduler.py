@@ -67,11 +67,11 @@ class Scheduler:
         except BaseException:
             self._interrupt()
             raise
-        missing = []
-        for cause, failure in self.failures.items():
-            skipped = (s for s in self.steps if cause in self.causes.get(s.id, ()))
+        missing, whole = [], [step for step in self.steps if not step.part_of]
+        for cause in [step.id for step in whole if step.id in self.failures]:
+            skipped = (s for s in whole if cause in self.causes.get(s.id, ()))
             left_out = tuple(step.what for step in skipped if step.id != cause)
-            missing.append(replace(failure, left_out=left_out))
+            missing.append(replace(self.failures[cause], left_out=left_out))
         return Outcome(dict(self.records), tuple(missing))
 
     def _start_ready(self) -> None:

@@ -31,7 +31,7 @@ SMALL_BYTES = 1 << 29
 DOCUMENT_TOKENS, HELDOUT_ALL_TOKENS, ITEM_TOKENS = 300, 15_000, 200  # for the time left
 QUANT_TOKENS, LOSS_TOKENS, TEXT_TOKENS = 2_000, 300, 500  # taking as long, roughly
 PROBE_TOKENS = probes.PIECES_MIN * probes.PIECE_TOKENS
-PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "part", "loss", "task", "votes")
+PARALLEL = ("imatrix", "errors", "sensitivity", "quant", "score", "loss", "task", "votes")
 TARGETS = ("imatrix", "merge", "score", "loss", "task", "page")  # kinds that are run for themselves
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,20 +31,24 @@ def other_than_journal(path: Path) -> str:
 
 
 class Journal(Generic[Record]):
-    """A file of dataclasses with `id` and `error`; a later one of an id replaces an earlier one."""
+    """A file of dataclasses with `id` and `error`; a later one of an id replaces an earlier one.
 
-    def __init__(self, path: Path, record_type: type[Record]):
+    `others` are journals of parts of the same: they are read before it, and removed with it.
+    """
+
+    def __init__(self, path: Path, record_type: type[Record], others: Sequence[Path] = ()):
         self._path, self._type, self._lock = path, record_type, threading.Lock()
+        self._others = [other for other in others if other != path]
         self._fields = [f.name for f in dataclasses.fields(record_type)]  # type: ignore[arg-type]
         self.entries: dict[str, dict[str, Any]] = {}
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        for line in text.split("\n"):
-            try:
-                entry = from_json(line)
-            except ValueError:
-                continue  # cut off by a kill
-            if isinstance(entry, dict) and entry.keys() >= set(self._fields):
-                self.entries[str(entry["id"])] = entry
+        for file in filter(Path.exists, (*self._others, path)):
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+                try:
+                    entry = from_json(line)
+                except ValueError:
+                    continue  # cut off by a kill
+                if isinstance(entry, dict) and entry.keys() >= set(self._fields):
+                    self.entries[str(entry["id"])] = entry
 
     def get(self, name: str) -> Record | None:
         """Return the record of this id, unless it failed."""
@@ -79,5 +84,6 @@ class Journal(Generic[Record]):
             self.entries[str(entry["id"])] = entry
 
     def remove(self) -> None:
-        """Delete the file: its records are elsewhere, whole."""
-        self._path.unlink(missing_ok=True)
+        """Delete the files: their records are elsewhere, whole."""
+        for path in (self._path, *self._others):
+            path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Benchmarks on quants: from a request to files of item records."""
 
 import dataclasses
+import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from imatrix_lab.types import TaskRequest
 
 Openers = Iterable[Callable[[], AbstractContextManager[Answerer]]]
 """Each opens a quant, when the one before is done."""
+Part = tuple[int, int]
+"""``(i, n)``: every n-th item, from the i-th on."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,17 @@ def run_quants(request: TaskRequest, session: Session) -> list[Path]:
 
 
 def run(
-    request: TaskRequest, openers: Openers, progress: Progress, store: Store | None = None
+    request: TaskRequest,
+    openers: Openers,
+    progress: Progress,
+    store: Store | None = None,
+    part: Part | None = None,
 ) -> list[Path]:
     """Ask every item of every task and language; return the files of records.
 
-    The user's store, if none is given, keeps items that come from the Hub.
+    The user's store, if none is given, keeps items that come from the Hub. A `part` of the items
+    is only answered, and the file of answers returned: a run of all of them, with these files where
+    they are on a machine of the same kind, writes the records.
     """
     chosen = pairs(map(definition.get, request.tasks), request, progress)
     for task, code in chosen:
@@ -73,8 +82,8 @@ def run(
     paths = []
     for open_quant in openers:
         with open_quant() as answerer:
-            paths += [_run(prepared, answerer, request, progress) for prepared in benchmarks]
-    return paths
+            paths += [_run(prepared, answerer, request, progress, part) for prepared in benchmarks]
+    return [path for path in paths if path]
 
 
 def pairs(
@@ -191,7 +200,10 @@ def _sha256(
     return sha256(canonical_json([*head, *texts]).encode()).hexdigest()
 
 
-def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress: Progress) -> Path:
+def _run(
+    prepared: Prepared, answerer: Answerer, request: TaskRequest, progress: Progress,
+    part: Part | None,
+) -> Path | None:  # fmt: skip
     generates, instrument = prepared.task.generates(), answerer.instrument()
     if generates:
         instrument["protocol"] |= _thinking(prepared, answerer)
@@ -206,11 +218,17 @@ def _run(prepared: Prepared, answerer: Answerer, request: TaskRequest, progress:
     path, is_complete = _place(request, name, key, signature)
     if is_complete:
         progress.say(f"{path.name} is complete")
-        return path
+        return None if part else path
     if prepared.task.prompt.enable_thinking and not (answerer.has_switch or answerer.opened):
         progress.say(f"note: {answerer.label} is not known to think: nothing changes for it")
-    journal = Journal(request.out / ".unfinished" / f"{name}.{key}.jsonl", Outcome)
-    outcomes = _answer(prepared, answerer, journal, name, progress)
+    folder, stem = request.out / ".unfinished", f"{name}.{key}"
+    own = folder / f"{stem}{f'.{part[0]}-of-{part[1]}' if part else ''}.jsonl"
+    others = sorted(folder.glob(f"{glob.escape(stem)}.*"))
+    journal = Journal(own, Outcome, others)
+    items = prepared.items[part[0] :: part[1]] if part else prepared.items
+    outcomes = _answer(prepared, items, answerer, journal, name, progress)
+    if part:
+        return own
     prompts = _prompts(prepared, answerer.is_chat) if request.keep_text else None
     rows = [(item, outcomes[item.id]) for item in prepared.items]
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
@@ -241,9 +259,9 @@ def _unread(prepared: Prepared, outcomes: Sequence[Outcome], thought_tokens: int
 
 
 def _answer(
-    prepared: Prepared, answerer: Answerer, journal: Journal[Outcome], name: str, progress: Progress
-) -> dict[str, Outcome]:
-    items = prepared.items
+    prepared: Prepared, items: Sequence[Item], answerer: Answerer, journal: Journal[Outcome],
+    name: str, progress: Progress,
+) -> dict[str, Outcome]:  # fmt: skip
     outcomes = {item.id: outcome for item in items if (outcome := journal.get(item.id))}
     if outcomes:
         progress.say(f"{name}: {len(outcomes):,} of {len(items):,} items were answered before")

@@ -65,14 +65,17 @@ def same(ours, theirs):
         assert np.allclose(ours[name].sums, e.sums, rtol=1e-4, atol=0), name
 
 
-def collected(model, text, out, **rest):
-    """Bytes of an imatrix that is made in a store of its own."""
+def collected(model, text, out, *parts, **rest):
+    """Bytes of an imatrix that is made in a store of its own, some parts of the shards first."""
     session = Session(Store(out.with_suffix(".store")), Silent())
     tools = build.get_toolchain("cpu", Session(Store(), Silent()))
     built = resolve(str(model), session)
     corpus = text_corpus(tools, built, text, rest.get("parse_special", False))
     compute = Compute(rest.pop("threads", 1), 128, rest.pop("n_batch", 128), 128, 0)
-    facts = collect.collect(tools, built, corpus, collect.Options(compute, **rest), session)
+    options = collect.Options(compute, **rest)
+    for part in parts:
+        collect.collect_shards(tools, built, corpus, options, part, session)
+    facts = collect.collect(tools, built, corpus, options, session)
     return facts.path.read_bytes()
 
 
@@ -139,6 +142,65 @@ def test_neither_threads_nor_windows_at_once_nor_pieces_change_a_bit(tmp_path, o
         shutil.rmtree(tmp_path / "n.store")
 
 
+@pytest.mark.parametrize("experts", [0, 4])
+def test_shards_summed_apart_change_no_bit(tmp_path, own_text, monkeypatch, experts):
+    """Whatever their number, and whichever of them were; none is read twice, or kept."""
+    monkeypatch.setattr(collector, "SHARD", 4)
+    monkeypatch.setattr(collect, "SHARD", 4)
+    n_read, read = [], collect._Context.read
+
+    def counting(self, some, report=None):
+        n_read.append(len(some))
+        read(self, some, report)
+
+    monkeypatch.setattr(collect._Context, "read", counting)
+    model = tiny_model.write(tmp_path / "m.gguf", experts=experts)
+    text = own_text(18 * 128)
+    one = collected(model, text, tmp_path / "one")
+    for i, (parts, n_batch) in enumerate(
+        [(((0, 2), (1, 2)), 512), (((2, 3), (0, 3)), 384), (((0, 2), (0, 2), (3, 4)), 128)]
+    ):
+        n_read.clear()
+        out = tmp_path / f"n{i}"
+        assert collected(model, text, out, *parts, n_batch=n_batch) == one, parts
+        assert sum(n_read) == 18 and max(n_read) == min(4, n_batch // 128)
+        assert not [*out.with_suffix(".store").glob("sums/*")]
+
+
+def test_a_shard_goes_on_after_a_kill_and_a_broken_one_is_read_again(
+    tiny, tmp_path, own_text, monkeypatch
+):
+    monkeypatch.setattr(collector, "SHARD", 4)
+    monkeypatch.setattr(collect, "SHARD", 4)
+    monkeypatch.setattr(collect, "SAVE_S", 0.0)
+    monkeypatch.setattr(collect, "SAVE_SHARE", 1.0)
+    text, read, n_read = own_text(10 * 128), collect._Context.read, []
+    one = collected(tiny, text, tmp_path / "one")
+
+    def dies(self, some, report=None):
+        n_read.append(len(some))
+        if len(n_read) == 3:
+            raise KeyboardInterrupt
+        read(self, some, report)
+
+    monkeypatch.setattr(collect._Context, "read", dies)
+    with pytest.raises(KeyboardInterrupt):
+        collected(tiny, text, tmp_path / "two", (1, 2))
+    assert saved_windows(tmp_path / "two.store") == 2
+    find = Store.find
+
+    def broken(store, kind, inputs):
+        found = find(store, kind, inputs)
+        if kind == "sums" and found and inputs["shard"] == 0:
+            sums = bytearray((found.path / collect.SAVED).read_bytes())
+            (found.path / collect.SAVED).write_bytes(sums[:-8])
+        return found
+
+    monkeypatch.setattr(Store, "find", broken)
+    assert collected(tiny, text, tmp_path / "two", (1, 2), (0, 2)) == one
+    assert len(n_read) == 11 + 4  # the one that died, and those of the broken shard
+
+
 def test_sums_keep_their_digits_over_ten_million_tokens(tools, tiny, own_text, tmp_path):
     """Windows read once, their sums saved as if they had been read 8,000 times before."""
     session = Session(Store(), Silent())
@@ -157,11 +219,13 @@ def test_sums_keep_their_digits_over_ten_million_tokens(tools, tiny, own_text, t
     settings = collector.Settings(1)
     with collector.Collector(tools, settings, flag, session) as sums:
         once = read(sums, 1)
+        sums.end_shard()
         for source in sums.inputs():
             squares = sums.sums(source, 0).squares
             squares *= 8000  # 10,240,000 tokens
         before = {s.index: sums.sums(s, 0).squares.copy() for s in sums.inputs()}
         read(sums, 1)
+        sums.end_shard()
         added = {s.index: sums.sums(s, 0).squares - before[s.index] for s in sums.inputs()}
         index = sums.matrices()
     for name, values in once.items():

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -175,6 +176,31 @@ def test_a_killed_run_goes_on_with_the_probes_it_had(reference, text, store, tmp
     assert len(calls) == n_decodes  # from the store
     # the full model's two batches and three probes were not read again
     assert n_decodes < 9 + 2 * 33 - 6
+
+
+def test_what_parts_have_probed_is_not_probed_again(reference, text, store, tmp_path, monkeypatch):
+    """Two of three parts: the rest is the step's, and the text that is added."""
+    monkeypatch.setattr(probes, "AGREEMENT", 1.01)
+    whole = build(reference, text, store, tmp_path / "whole")
+    for path in store.root.glob("sensitivity/*"):
+        shutil.rmtree(path)
+    probed, probe, every = Counter(), probes.Run._probe, probes.sensitivity_of
+
+    def counting(self, engine, key, found, missing, advance):
+        probed.update((key, batch) for batch in missing)
+        probe(self, engine, key, found, missing, advance)
+
+    def in_parts(*arguments):
+        *most, session = arguments
+        parts = (0, 3), (2, 3), (0, 3)
+        files = {probes.some_probes(*most, part, session) for part in parts}
+        assert len(probed) == 2 * 21 and len(files) == 2
+        return every(*arguments, files)
+
+    monkeypatch.setattr(probes.Run, "_probe", counting)
+    monkeypatch.setattr(probes, "sensitivity_of", in_parts)
+    assert build(reference, text, store, tmp_path / "parts") == whole
+    assert len(probed) == 3 * 32 and {*probed.values()} == {1}
 
 
 def test_text_is_added_until_two_halves_agree(reference, text, store, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.core.remote_store import REMOTE
-from tests.study.whole import COMMAND, SMALL, Workers
+from tests.study.scored import EXAM
+from tests.study.whole import COMMAND, EXAM_TASK, ITEMS, SMALL, Workers
 
 pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
 
@@ -69,10 +70,8 @@ def test_three_workers_make_what_one_machine_makes(calm, spread):
     assert ours.same() == calm.same() and "quantize" not in err
 
 
-@pytest.mark.parametrize("keep", ["scores", "all"])
-def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, keep):
-    """Each has a store of its own and its own copy of the model, and sees nothing else of ours."""
-    ours, workers = spread(f"apart-{keep}", keep=keep)
+def start_apart(ours, workers):
+    """Start workers who see nothing of a bench, and return the folder of their remote store."""
     models = ours.folder / "models"
     models.mkdir()
     shutil.copy(ours.folder / "tiny-f16.gguf", models / "tiny-f16.gguf")
@@ -84,10 +83,19 @@ def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, 
         "PYTHONPATH": f"{BLIND}:{ROOT}", "BLIND": ":".join(map(str, unseen))
     }  # fmt: skip
     workers.start("desk", "laptop", "rented", more=("--models", models))
+    return remote
+
+
+@pytest.mark.parametrize("keep", ["scores", "all"])
+def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, keep):
+    """Each has a store of its own and its own copy of the model, and sees nothing else of ours."""
+    ours, workers = spread(f"apart-{keep}", keep=keep)
+    remote = start_apart(ours, workers)
     _, err = ours.study("--cluster", workers.file)
     assert "no folder in common" in err
-    mine, theirs = ours.same(), calm.same()
-    assert mine == theirs
+    theirs = calm.same()
+    theirs["recipe"]["keep"] = keep
+    assert ours.same() == theirs
     for path in (calm.out / "scores").iterdir():
         assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
     status = json.loads(ours.run("status", ours.out, "--json")[0])
@@ -102,11 +110,38 @@ def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, 
     assert ours.same() == theirs and "quantize" not in err
 
 
-def test_killed_workers_change_nothing(bench, spread):
-    """One of three is killed every two seconds, from the beginning on."""
-    calm = bench("undisturbed", text=SMALL)
-    calm.study()
-    ours, workers = spread("dying", text=SMALL)
+def with_exam(ours):
+    """Put a task into the folder of a bench."""
+    (ours.folder / "exam.toml").write_text(EXAM)
+    (ours.folder / "exam.json").write_text(json.dumps(ITEMS))
+    return ours
+
+
+@pytest.fixture(scope="module")
+def examined(bench):
+    """An undisturbed study with a task."""
+    own = with_exam(bench("examined", text=SMALL + EXAM_TASK))
+    own.study()
+    return own
+
+
+def test_what_parts_answer_goes_by_the_remote_store(examined, spread):
+    """A task's step finds all of it, whichever machines its parts ran on."""
+    ours, workers = spread("answers-apart", text=SMALL + EXAM_TASK)
+    start_apart(with_exam(ours), workers)
+    _, err = ours.study("--cluster", workers.file)
+    assert "no folder in common" in err and ours.same() == examined.same()
+    answered = re.findall(r"(\d+) of (\d+) items were answered before", err)
+    assert answered.count((str(len(ITEMS)), str(len(ITEMS)))) == 3
+    for path in (examined.out / "items").glob("*.parquet"):
+        assert (ours.out / "items" / path.name).read_bytes() == path.read_bytes()
+    assert not [*(ours.out / "items" / ".unfinished").glob("*")]
+
+
+def test_killed_workers_change_nothing(examined, spread):
+    """One of three is killed every two seconds, from the beginning on; tasks have parts there."""
+    ours, workers = spread("dying", text=SMALL + EXAM_TASK)
+    with_exam(ours)
     rng, n_killed = random.Random(3), 0
     workers.start("a", "b", "c")
     process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
@@ -115,7 +150,11 @@ def test_killed_workers_change_nothing(bench, spread):
         n_killed += workers.kill(rng.choice("abc"), rng)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert n_killed > 2 and ours.same() == calm.same()
+    assert n_killed > 2 and ours.same() == examined.same()
+    parts = [path.name for path in (ours.out / "steps").glob("*.part-*.json")]
+    assert any(".task." in name for name in parts) and any(".score." in name for name in parts)
+    for path in (examined.out / "items").glob("*.parquet"):
+        assert (ours.out / "items" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_ctrl_c_stops_the_steps_on_every_worker(spread):

@@ -1,6 +1,7 @@
 """Which steps have to run, how they run side by side, and how they stop."""
 
 import ctypes
+import dataclasses
 import os
 import signal
 import threading
@@ -121,6 +122,24 @@ def test_a_failure_stops_what_needs_it_and_what_comes_late_is_added(bench):
     assert bench.ran == ["a", "score"]  # b is gone, and not needed again
     assert bench.records["score"].result["words"] == ["b", "a"]
     assert bench.records["score"].parts == ("a", "b")
+
+
+def test_what_a_part_could_not_do_is_not_missing(bench):
+    """The step did it; and what the step lacks is told once."""
+
+    def parts(**quants):
+        text, *made, score, tidy = chain(bench, **quants)
+        own = [bench.step(f"part {q}", fail if q == "a" else None, needs=("text",), uses=(q,),
+                          is_target=True, part_of="score") for q in quants]  # fmt: skip
+        score = dataclasses.replace(score, after=tuple(part.id for part in own))
+        return [text, *made, *own, score, tidy]
+
+    outcome = bench.run(parts(a=None, b=None))
+    assert bench.ran[-1] == "score" and "part b" in bench.ran
+    assert not outcome.missing and outcome.records["score"].parts == ("a", "b")
+    bench.records.clear()
+    outcome = bench.run(parts(a=fail, b=fail))
+    assert {m.step: m.left_out for m in outcome.missing} == {"a": ("score",), "b": ("score",)}
 
 
 def test_a_step_that_fails_again_leaves_what_was_scored_as_it_was(bench):

@@ -1,6 +1,8 @@
 """A recipe as steps: what is made, once each, and what stands on what."""
 
 import dataclasses
+import operator
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import UsageError
 from imatrix_lab.study import calibrations, graph, steps
-from imatrix_lab.study.cluster.split import PART, has_parts, split
+from imatrix_lab.study.cluster.split import parts_of, split
 from imatrix_lab.study.context import Shared
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -16,6 +18,7 @@ from imatrix_lab.study.recipe import CalibrationSettings, Evaluation, Limits, Ta
 from tests.study import scored
 
 GIB = 2**30
+ID = operator.attrgetter("id")
 
 
 @pytest.fixture
@@ -162,9 +165,10 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
     every = steps.steps(shared(evaluation=evaluation, limits=limits))
     assert split(every, {}, 2) == list(every)
     planned = by_id(split(every, {}, 7))
-    parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].kind == PART]}
+    parts = {step: planned.pop(step) for step in [s for s in planned if planned[s].part_of]}
     assert graph.keys(every) == graph.keys(planned.values())
-    for step in filter(has_parts, planned.values()):
+    scores = [s for s in planned.values() if s.kind == "score" and parts_of(s)]
+    for step in scores:
         own = [parts[name] for name in step.after]
         assert sorted(q for part in own for q in part.uses) == sorted(step.uses)
         assert [q.step for part in own for q in part.run.args[3]] == [
@@ -172,10 +176,46 @@ def test_parts_score_every_quant_once_and_change_no_other_step(shared, memory_gi
         ]
         assert len(own) == (5 if memory_gib else 4)
         assert {part.after for part in own[1:]} == {(own[0].id,) if memory_gib else ()}
-    assert sum(map(has_parts, planned.values())) == 2 and "demo.score.nb.part-2" in parts
+    assert len(scores) == 2 and "demo.score.nb.part-2" in parts
     done = graph.StepRecord(graph.keys(every)["demo.score.nb"], tuple(own[0].uses), {}, 1.0)
     complete = dataclasses.replace(done, parts=planned["demo.score.nb"].uses)
     for record, n in ((done, 4), (complete, 0)):
         again = split(every, {"demo.score.nb": record}, 7)
         assert sum(s.id.startswith("demo.score.nb.part-") for s in again) >= n > -1
-        assert has_parts(by_id(again)["demo.score.nb"]) == bool(n)
+        assert bool(parts_of(by_id(again)["demo.score.nb"])) == bool(n)
+
+
+def test_tasks_have_parts_as_long_as_they_are(shared):
+    """No machine is to have one long task when the others have nothing left."""
+    tasks = Task("belebele", ("nb", "en", "ml"), limit=300), Task("mixeval", ("en",), limit=300)
+    every = steps.steps(shared(tasks=tasks))  # 14 quants and the original
+    for n_machines in (1, 3):
+        assert split(every, {}, n_machines) == list(every)
+    planned = split(every, {}, 30)
+    parts = [step for step in planned if step.part_of]
+    wholes = [step for step in planned if not step.part_of]
+    assert graph.keys(every) == {name: graph.keys(planned)[name] for name in map(ID, wholes)}
+    costs = {step.id: step.cost for step in every}
+    for step in (s for s in wholes if s.kind == "task" and parts_of(s)):
+        own = [part for part in parts if part.part_of == step.id]
+        assert step.after == tuple(map(ID, own)) and {part.needs for part in own} == {step.needs}
+        assert sum(part.cost for part in own) == pytest.approx(costs[step.id])
+        assert [part.run.keywords["part"] for part in own] == [(i, len(own)) for i in range(3)]
+    assert {s.id for s in wholes if parts_of(s)} >= {"demo.task.belebele.original"}
+    assert {part.kind for part in parts if "mixeval" in part.id} == set()
+    again = graph.keys(split(every, {}, 40))
+    thirds = [part.id for part in parts if part.kind == "task"]
+    assert all(again[name] != graph.keys(planned)[name] for name in thirds)  # now of four
+
+
+def test_imatrices_have_no_more_parts_than_shards_and_moments_none(shared):
+    def parts(n_machines, **changes):
+        planned = split(steps.steps(shared(**changes)), {}, n_machines)
+        return Counter(step.part_of for step in planned if step.kind == "imatrix" and step.part_of)
+
+    every = ["demo.imatrix.en.1", "demo.imatrix.en.2", "demo.imatrix.nb.1", "demo.imatrix.nb.2"]
+    assert parts(6) == dict.fromkeys(every, 2)
+    assert parts(90) == dict.fromkeys(every, 4)  # of 65,536 tokens
+    assert not parts(90, quantizers=("feedback",))
+    few = CalibrationSettings(("nb",), tokens=20_000)
+    assert not parts(90, calibration=few)

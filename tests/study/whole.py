@@ -52,11 +52,13 @@ ctx = 128
 [comparison]
 resamples = 100
 """
-TASKS = """
+EXAM_TASK = """
 [[tasks]]
 name = "exam.toml"
 languages = ["en"]
 data = "exam.json"
+"""
+TASKS = f"""{EXAM_TASK}
 [[tasks]]
 name = "belebele"
 languages = ["en"]

@@ -147,6 +147,39 @@ def test_a_killed_run_goes_on(exam, tmp_path):
     assert not journal.exists()
 
 
+def test_parts_are_put_together_whatever_became_of_them(exam, tmp_path):
+    """Of two parts one is killed, then it is three; what an item failed with is asked again."""
+    (path,) = run.run(request(exam, tmp_path), [Answerer("A", right_unless("9", "10"))], Silent())
+    whole = path.read_bytes()
+    path.unlink()
+    unfinished, asked = tmp_path / "out" / ".unfinished", []
+
+    def answer(choose, part=None):
+        answerer = Answerer("A", choose)
+        try:
+            return run.run(request(exam, tmp_path), [answerer], Silent(), part=part)
+        finally:
+            asked.append(answerer.ids)
+
+    def dies(item):
+        if item.id == "22":
+            raise KeyboardInterrupt
+        return right_unless("9", "10")(item)
+
+    fine = right_unless("9", "10")
+    (file,) = answer(lambda item: "time-out" if item.id == "5" else fine(item), (0, 2))
+    assert file.parent == unfinished
+    with pytest.raises(KeyboardInterrupt):
+        answer(dies, (1, 2))
+    assert answer(fine, (0, 3)) and not path.exists() and len([*unfinished.iterdir()]) == 3
+    assert answer(fine) == [path] and path.read_bytes() == whole
+    assert not [*unfinished.iterdir()]
+    twice = [i for i in {*map(str, range(N))} - {"1"} if sum(ids.count(i) for ids in asked) > 1]
+    assert sorted(twice) == ["22", "5"] and all(asked)
+    assert {*asked[0]}.isdisjoint(asked[1])
+    assert answer(fine, (1, 3)) == [] and not asked[-1]  # nothing is left to do
+
+
 def test_failed_items_are_not_wrong(exam, tmp_path):
     too_long = "prompt longer than the context: 900 tokens of 512"
 

@@ -31,10 +31,10 @@ from imatrix_lab.study.scheduler import Outcome
 def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> Products:
     """Return what was made, in the order of the steps; all runs of the study took `total_s`."""
     records = {s.id: outcome.records[s.id] for s in steps if s.id in outcome.records}
-    kinds = {s.id: s.kind for s in steps}
+    kinds = {s.id: s.kind for s in steps if not s.part_of}
 
     def of(*names: str) -> dict[str, StepRecord]:
-        return {step: record for step, record in records.items() if kinds[step] in names}
+        return {step: record for step, record in records.items() if kinds.get(step) in names}
 
     imatrices = of("imatrix", "merge")
     # the recipe is one that ships, or lies beside the results
@@ -42,7 +42,9 @@ def products(shared: Shared, steps: Steps, outcome: Outcome, total_s: float) -> 
     is_shipped = shipped.is_file() and shipped.read_bytes() == own.read_bytes()
     command = f"imatrix-lab study run {shared.recipe.name if is_shipped else RECIPE}"
     facts = [actions.imatrix_in(record.result) for record in imatrices.values()]
-    seconds = {step: record.seconds for step, record in records.items() if kinds[step] != "tidy"}
+    seconds = {
+        step: record.seconds for step, record in records.items() if kinds.get(step) != "tidy"
+    }
     voted = list(votes.tallies(shared))
     return Products(
         recipe=shared.recipe,

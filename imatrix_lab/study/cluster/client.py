@@ -25,7 +25,7 @@ from imatrix_lab.core.store import Store
 from imatrix_lab.errors import ImatrixLabError, ToolFailed, UsageError
 from imatrix_lab.study import graph, steps
 from imatrix_lab.study.actions import ScoredText
-from imatrix_lab.study.cluster import address, carry, there
+from imatrix_lab.study.cluster import address, carry, split, there
 from imatrix_lab.study.cluster.address import Address
 from imatrix_lab.study.cluster.carry import Carrier, StudyFile
 from imatrix_lab.study.cluster.there import BEGAN, ENDED, SAYS, TASK, Failure, Reply
@@ -284,7 +284,7 @@ class Cluster:
             resources["compute"] = 1.0
         there_turn, given = dataclasses.replace(turn, progress=Silent()), dict[str, StudyFile]()
         if carrier := self._carrier:
-            needed = {*step.depends_on()} - {*turn.parts}
+            needed = {*step.depends_on(), *split.parts_of(step)} - {*turn.parts}
             results = {name: r for name, r in turn.results.items() if name in needed}
             results = {name: carrier.sent(r, turn.progress) for name, r in results.items()}
             there_turn = dataclasses.replace(there_turn, results={**turn.results, **results})
@@ -297,7 +297,14 @@ class Cluster:
         if step.kind in BULKY:
             self._mark(step.id, reply.machine)
         result = dict(reply.result)
-        return dict(carrier.brought(result, turn.progress)) if carrier else result
+        if not carrier:
+            return result
+        result = dict(carrier.brought(result, turn.progress))
+        if step.kind == split.TASK:  # it has the answers of its parts now
+            for name in {*split.parts_of(step)} & turn.results.keys():
+                for file in turn.results[name][graph.FILES]:
+                    Path(file).unlink(missing_ok=True)
+        return result
 
     def _somewhere(
         self, name: str, resources: dict[str, float], function: Callable[..., Any], *arguments: Any,

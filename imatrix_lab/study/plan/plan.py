@@ -19,7 +19,7 @@ from imatrix_lab.pipeline import allocate, score, tune
 from imatrix_lab.quantize import error_sums, errors
 from imatrix_lab.quantize.sensitivity import KINDS
 from imatrix_lab.study import actions, graph, steps, validate
-from imatrix_lab.study.cluster.split import PART, SCORE, has_parts, split, waits_for
+from imatrix_lab.study.cluster.split import SCORE, parts_of, split, waits_for
 from imatrix_lab.study.context import Shared, prepare
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.study.kinds import kinds
@@ -110,7 +110,7 @@ class _Planner:
         finished = graph.finished(self.steps, records)
         self.todo = {step.id for step in graph.to_run(self.steps, finished)}
         self.corpora = {s.id: self._corpus(s) for s in self.steps if s.kind == "corpus"}
-        self.sizes = {s.id: self._size(s) for s in self.steps if s.kind in (SCORE, PART)}
+        self.sizes = {s.id: self._size(s) for s in self.steps if s.kind == SCORE}
         self.columns = {}
         for m in shared.models:
             self.columns[m.label] = sum(p.info.shape[0] for p in quant_error.tensors(m).values())
@@ -209,13 +209,14 @@ class _Planner:
             return self._seconds_for(self._n_sampled(model), "quantize", MIXED)
         if step.kind == "sensitivity":  # weights are quantized by each kind of type
             n_kinds = len(KINDS)
-            seconds = self._seconds_for(n_kinds * n_weights, "quantize", "Q3_K_S")[0]
+            share = (not parts_of(step)) / step.inputs.get("part", (0, 1))[1]
+            seconds = self._seconds_for(share * n_kinds * n_weights, "quantize", "Q3_K_S")[0]
             read_s, name = self._seconds_for(step.cost, "score", model)
             return seconds + read_s, name
         units = step.cost
-        if step.kind in (SCORE, PART):  # through all the models
+        if step.kind == SCORE:  # through all the models
             units = sum(self.sizes[step.id].tokens) * (1 + len(step.uses))
-            units *= not has_parts(step)
+            units *= not parts_of(step)
         return self._seconds_for(units, "imatrix" if step.kind == "imatrix" else "score", model)
 
     def _seconds_for(self, units: float, what: str, of: Model | str) -> tuple[float, str]:
@@ -239,6 +240,8 @@ class _Planner:
             return self.shared.sizes[label, str(step.inputs["type"])]
         if step.kind == "sensitivity":  # while it is measured
             return 4 * steps.PROBE_TOKENS * self._model(step).facts.n_vocab
+        if step.part_of:
+            return 0  # what it makes is that step's
         if step.kind == SCORE:
             tokens = sum(self.sizes[step.id].tokens)
             return len(step.uses) * (FILE_BYTES + TOKEN_BYTES * tokens)
