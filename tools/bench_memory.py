@@ -152,7 +152,7 @@ class Bench:
 
 
 def whole_model(products_per_s: float, n_tokens: int = 65_536) -> str:
-    """Return what 80 layers take, if a layer takes what it takes here; 32 windows a decode."""
+    """Return what 80 layers take, if a layer takes what it takes here; 64 windows a decode."""
     weights = 80 * LAYER_WEIGHTS
     model_bytes = 2 * (weights + 2 * VOCABULARY * CHANNELS)
     rows = [f"80 layers, {model_bytes / 1e9:.0f} GB, {n_tokens:,} tokens, by arithmetic:"]

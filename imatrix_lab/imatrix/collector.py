@@ -29,7 +29,7 @@ BLOCK = 256
 """Columns of a diagonal block of products: those of a k-quant's super-block."""
 STRIP = 32
 """Rows of products that lie together, as in `collect.cpp`."""
-SHARD = 32
+SHARD = 64
 """Windows whose squares are summed from zero, before that is added to those of the windows before.
 
 Another number gives other last bits."""
