@@ -7,15 +7,15 @@ from imatrix_lab.core.files import from_json, unsealed
 MANIFEST = "manifest.json"
 KEY_CHARS = 16
 """So much of a fingerprint is in the names of folders."""
-_KINDS = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
-_KNOWN = {*_KINDS, "store_version", "files"}  # another: the digest's own name was damaged
+_TYPES = {"kind": str, "fingerprint": str, "inputs": dict, "facts": dict}
+_KNOWN = {*_TYPES, "store_version", "files"}  # another: the digest's own name was damaged
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:
     """Return a manifest, or None if this is none, or not as it was written."""
     try:
         manifest = unsealed(from_json(text))
-        typed = all(isinstance(manifest[key], kind) for key, kind in _KINDS.items())
+        typed = all(isinstance(manifest[key], kind) for key, kind in _TYPES.items())
         is_whole = typed and manifest.keys() <= _KNOWN
         for entry in manifest["files"].values():
             is_whole = is_whole and entry["size_bytes"] >= 0 and len(entry["sha256"]) > 0
