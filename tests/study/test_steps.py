@@ -215,7 +215,7 @@ def test_imatrices_have_no_more_parts_than_shards_and_moments_none(shared):
 
     every = ["demo.imatrix.en.1", "demo.imatrix.en.2", "demo.imatrix.nb.1", "demo.imatrix.nb.2"]
     assert parts(6) == dict.fromkeys(every, 2)
-    assert parts(90) == dict.fromkeys(every, 4)  # of 65,536 tokens
+    assert parts(90) == dict.fromkeys(every, 2)  # the shards of 65,536 tokens
     assert not parts(90, quantizers=("feedback",))
     few = CalibrationSettings(("nb",), tokens=20_000)
     assert not parts(90, calibration=few)
