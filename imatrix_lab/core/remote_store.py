@@ -356,7 +356,7 @@ def _explained(error: Exception, place: _Place) -> RemoteFailed:
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     if is_denied := bool(_DENIED.search(names)):
         what = f"the remote store denies access ({text or type(error).__name__})"
-        fix = f"credentials as its library takes them (s3: AWS_PROFILE, …), or unset {REMOTE}"
+        fix = f"give credentials as its library takes them (S3: AWS_PROFILE), or unset {REMOTE}"
     else:
         what = f"the remote store does not answer ({type(error).__name__}: {text})"
         fix = "check the connection, then run again"
