@@ -1,6 +1,7 @@
 """What feedback and AWQ do to held-out text, by language, tokens of calibration and size.
 
     python tools/bench_rounding.py mixture --work FOLDER       moments of nb + en + ml; 7 languages
+    python tools/bench_rounding.py single --work FOLDER        moments of nb in blocks; nb, en, ml
     python tools/bench_rounding.py body --work FOLDER          the embedding left at Q8_0
     python tools/bench_rounding.py tokens --work FOLDER        4,096 to 65,536 tokens of nb
     python tools/bench_rounding.py sequential --work FOLDER    moments of what is quantized already
@@ -45,7 +46,9 @@ Quants = dict[str, Path]
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("mixture", "tokens", "sequential", "sizes", "body"))
+    parser.add_argument(
+        "what", choices=("mixture", "single", "body", "tokens", "sequential", "sizes")
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for moments, kept")
     parser.add_argument("--types", nargs="+", default=["Q4_K_M"])
     parser.add_argument("--documents", type=int, default=10)
@@ -81,6 +84,17 @@ class Bench:
                 "AWQ, feedback": self._quant(whole, kind, BOTH),
             }
             self._print(f"{kind}, moments of {' + '.join(MIXED)}", quants, (*MIXED, *OTHERS))
+
+    def single(self, types: Sequence[str]) -> None:
+        """Moments of one language as they are by default, with AWQ and feedback."""
+        whole = self._moments(FIRST)
+        blocks = self._blocks(whole)
+        for kind in types:
+            quants = {
+                "imatrix": self._quant(whole, kind),
+                "AWQ, feedback, blocks": self._quant(blocks, kind, BOTH),
+            }
+            self._print(f"{kind}, moments of {FIRST}", quants, MIXED)
 
     def body(self, types: Sequence[str]) -> None:
         """The same with the embedding at Q8_0: what feedback does to what it rounds."""
