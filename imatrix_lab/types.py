@@ -7,6 +7,10 @@ TOKENS_DEFAULT = 65_536
 """Calibration text, in tokens of the model: practice in the field is 60k to 130k."""
 
 
+Part = tuple[int, int]
+"""``(i, n)``: of several things every n-th, from the i-th on."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """What llama.cpp makes of a model, known from its header; `stops`: it cannot run it as text."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import quantize
+from common import diagonal_blocks, quantize
 from numpy.typing import NDArray
 
 from imatrix_lab.cli.terminal import Terminal
@@ -89,7 +89,7 @@ def _error(kernel: feedback.Kernel, source: feedback.Source, heldout: Path, kind
         h, truth = (m.blocks(name)[0].astype(np.float64) for m in (own, other))
         importance = (np.diag(h) / n_tokens).astype(np.float32)
         plain = _loss(w, ggml.dequantize(ggml.quantize(w, kind, importance), kind), truth)
-        for way, blocks in (("whole", h[None]), ("256", _blocks(h))):
+        for way, blocks in (("whole", h[None]), ("256", diagonal_blocks(h, BLOCK))):
             for shrink in SHRINKAGES:
                 damped = blocks + shrink * np.mean(np.diag(h)) * np.eye(blocks.shape[1])
                 rules = {way: feedback.factor(blocks, shrink)}
@@ -106,10 +106,6 @@ def _error(kernel: feedback.Kernel, source: feedback.Source, heldout: Path, kind
         if which == "all" or "damped" not in rule:
             means = [float(np.exp(np.mean(logs[rule, which, s]))) for s in SHRINKAGES]
             print(f"| {rule} | {which} | " + " | ".join(f"{m:.3f}" for m in means) + " |")
-
-
-def _blocks(h: Matrix) -> Matrix:
-    return np.stack([h[i : i + BLOCK, i : i + BLOCK] for i in range(0, len(h), BLOCK)])
 
 
 def _loss(w: NDArray[np.float32], q: NDArray[np.float32], h: Matrix) -> float:

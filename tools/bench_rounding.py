@@ -20,6 +20,7 @@ from pathlib import Path
 import bench_allocate
 import numpy as np
 from bench_allocate import CPU, EMBEDDING, MIX, Score, by_document, sha256_of_quant
+from common import diagonal_blocks
 from numpy.typing import NDArray
 
 from imatrix_lab.cli.terminal import Terminal
@@ -76,9 +77,7 @@ class Bench:
         blocks = self._blocks(whole)
         for kind in types:
             quants = {
-                "imatrix": self._quant(whole, kind),
-                "feedback, blocks": self._quant(blocks, kind, FEEDBACK),
-                "feedback": self._quant(whole, kind, FEEDBACK),
+                **self._fed(whole, blocks, kind),
                 "AWQ": self._quant(whole, kind, AWQ),
                 "AWQ, feedback, blocks": self._quant(blocks, kind, BOTH),
                 "AWQ, feedback": self._quant(whole, kind, BOTH),
@@ -102,12 +101,7 @@ class Bench:
         for whole, name in ((first, FIRST), (self._merged(map(self._moments, MIXED)), "all")):
             blocks = self._blocks(whole)
             for kind in types:
-                q8 = {EMBEDDING: "Q8_0"}
-                quants = {
-                    "imatrix": self._quant(whole, kind, PLAIN, q8),
-                    "feedback, blocks": self._quant(blocks, kind, FEEDBACK, q8),
-                    "feedback": self._quant(whole, kind, FEEDBACK, q8),
-                }
+                quants = self._fed(whole, blocks, kind, {EMBEDDING: "Q8_0"})
                 self._print(f"{kind} but the embedding, moments of {name}", quants, MIXED)
 
     def tokens(self, types: Sequence[str]) -> None:
@@ -115,11 +109,7 @@ class Bench:
         for kind in types:
             for n in TOKENS:
                 whole = self._moments(FIRST, n)
-                quants = {
-                    "imatrix": self._quant(whole, kind),
-                    "feedback, blocks": self._quant(self._blocks(whole), kind, FEEDBACK),
-                    "feedback": self._quant(whole, kind, FEEDBACK),
-                }
+                quants = self._fed(whole, self._blocks(whole), kind)
                 self._print(f"{kind}, {n:,} tokens of {FIRST}", quants, (FIRST,))
 
     def sequential(self, types: Sequence[str]) -> None:
@@ -174,6 +164,20 @@ class Bench:
         ]
         format.write(path, dataclasses.replace(imatrix, more=tensors))
         return tune.existing_imatrix(path, self._model, self._session.progress)
+
+    def _fed(
+        self,
+        whole: ImatrixFacts,
+        blocks: ImatrixFacts,
+        kind: str,
+        fixed: Mapping[str, str] | None = None,
+    ) -> Quants:
+        """Return a quant without and with feedback, by both kinds of moments."""
+        return {
+            "imatrix": self._quant(whole, kind, PLAIN, fixed),
+            "feedback, blocks": self._quant(blocks, kind, FEEDBACK, fixed),
+            "feedback": self._quant(whole, kind, FEEDBACK, fixed),
+        }
 
     def _quant(
         self,
@@ -234,11 +238,7 @@ def _cut(tensor: Tensor, source: moments.Moments) -> Tensor:
     def values() -> Iterator[NDArray[np.float32]]:
         for matrix in range(n_matrices):
             (whole,) = source.blocks(name, matrix)
-            cut = np.zeros((n_blocks, BLOCK, BLOCK), np.float32)
-            for i in range(n_blocks):
-                block = whole[i * BLOCK : (i + 1) * BLOCK, i * BLOCK : (i + 1) * BLOCK]
-                cut[i, : len(block), : len(block)] = block
-            yield cut
+            yield diagonal_blocks(whole, BLOCK)
 
     return Tensor(tensor.name, (n_matrices * n_blocks, BLOCK, BLOCK), values)
 

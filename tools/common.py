@@ -6,6 +6,10 @@ import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imatrix_lab.core import process
 from imatrix_lab.llamacpp import programs
@@ -39,6 +43,15 @@ def imatrix_argv(
     """
     argv = [str(program), "-m", str(model), "-f", str(text), "-o", str(out), *compute.argv()]
     return [*argv, "-fa", attention, "--chunks", str(n_windows), "-ofreq", str(10**9)]
+
+
+def diagonal_blocks(matrix: NDArray[Any], width: int) -> NDArray[Any]:
+    """Return the square blocks on a matrix's diagonal, the last one filled up with zeros."""
+    blocks = np.zeros((-(-len(matrix) // width), width, width), matrix.dtype)
+    for i, at in enumerate(range(0, len(matrix), width)):
+        block = matrix[at : at + width, at : at + width]
+        blocks[i, : len(block), : len(block)] = block
+    return blocks
 
 
 def peak_bytes() -> int:

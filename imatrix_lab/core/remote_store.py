@@ -118,6 +118,10 @@ def _place(url: str) -> _Place:
     return _Place(url, shown, tuple(filter(None, secrets)))
 
 
+def _own_place() -> _Place:
+    return _place(os.environ[REMOTE])
+
+
 def configured() -> "RemoteStore | None":
     """Return the remote store of ``$IMATRIX_LAB_REMOTE``, if that is set."""
     return RemoteStore() if os.environ.get(REMOTE) else None
@@ -137,7 +141,7 @@ class RemoteStore:
 
         Raises what it raises if it never worked and denies access: then the setting is wrong.
         """
-        place = _place(os.environ[REMOTE])
+        place = _own_place()
         try:
             yield
         except RemoteFailed as error:
@@ -151,7 +155,7 @@ class RemoteStore:
 
     def is_away(self) -> bool:
         """Whether it did not answer a short time ago."""
-        return time.monotonic() < _place(os.environ[REMOTE]).away_until
+        return time.monotonic() < _own_place().away_until
 
     def fetch(self, kind: str, key: str, out: Path, progress: Progress) -> dict[str, Any] | None:
         """Bring an artefact into a new folder; return its manifest, or None if it is not there.
@@ -183,7 +187,7 @@ class RemoteStore:
     def send(self, folder: Path, manifest: dict[str, Any], progress: Progress) -> None:
         """Put an artefact there, unless it is. Raises RemoteFailed."""
         path = self._manifest(manifest["kind"], manifest["fingerprint"])
-        if not _place(os.environ[REMOTE]).is_read_only and not parsed(self._read(path) or b""):
+        if not _own_place().is_read_only and not parsed(self._read(path) or b""):
             for name, entry in manifest["files"].items():
                 self.send_file(folder / name, entry["sha256"], progress)
             self._write(path, [(folder / MANIFEST).read_bytes()])
@@ -258,7 +262,7 @@ class RemoteStore:
     @contextlib.contextmanager
     def _asking(self) -> Iterator[_Place]:
         """Give the place; what its library raises becomes RemoteFailed, without secrets."""
-        place = _place(os.environ[REMOTE])
+        place = _own_place()
         try:
             place.open()
             yield place
@@ -278,7 +282,7 @@ class RemoteStore:
         try:
             return b"".join(self._blocks(path))
         except FileNotFoundError:
-            _place(os.environ[REMOTE]).answered()
+            _own_place().answered()
             return None
 
     def _blocks(self, path: str) -> Iterator[bytes]:
@@ -307,7 +311,7 @@ class RemoteStore:
                 with place.fs.open(path, "wb") as file:
                     sha256 = _copied(blocks, file.write, on_bytes)
         except RemoteFailed as error:
-            _place(os.environ[REMOTE]).is_read_only = not error.may_pass
+            _own_place().is_read_only = not error.may_pass
             raise
         except BaseException:
             self._remove(path)

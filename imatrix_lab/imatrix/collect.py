@@ -50,11 +50,11 @@ from imatrix_lab.llamacpp.toolchain import ON_GPU, Toolchain
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.models.tokenizer import forget_log, reason, silence
-from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model
+from imatrix_lab.types import CorpusFacts, ImatrixFacts, Model, Part
 
 FILE = "imatrix.gguf"
 SAVED = "sums.bin"
-_SHARD = "sums"  # in the store
+_SUMS = "sums"  # of a shard, in the store
 SAVE_S = 30.0
 """Seconds of work that a kill may cost, but for disks so slow that saving takes `SAVE_SHARE`."""
 SAVE_SHARE = 0.05
@@ -144,7 +144,7 @@ def collect(
         read = _windows(toolchain, model, corpus, options, session)
         n_windows, n_ctx, n_tokens = len(read), options.compute.n_ctx, sum(map(len, read))
         tensors, shards = expected.of(model), _shards(key, n_windows)
-        known = {i: session.store.find(_SHARD, shard) for i, shard in enumerate(shards)}
+        known = {i: session.store.find(_SUMS, shard) for i, shard in enumerate(shards)}
         found = {i: artifact.path / SAVED for i, artifact in known.items() if artifact}
         sums, opened = _collector(toolchain, model, options, n_windows, session)
         with session.progress.task(f"imatrix {corpus.language}", n_tokens, "tokens") as task, sums:
@@ -168,7 +168,7 @@ def collect(
             format.write(out / FILE, imatrix)
         (scratch / SAVED).unlink(missing_ok=True)
         for i in found:
-            session.store.drop(_SHARD, shards[i], session.progress)
+            session.store.drop(_SUMS, shards[i], session.progress)
         return {
             "language": corpus.language,
             "n_tensors": len(entries),
@@ -187,14 +187,14 @@ def collect_shards(
     model: Model,
     corpus: CorpusFacts,
     options: Options,
-    part: tuple[int, int],
+    part: Part,
     session: Session,
 ) -> None:
     """Let the store have the sums of some shards of a text, until its imatrix is there.
 
     Not with second moments, whose sums are too large to be kept more than once.
 
-    part : ``(i, n)``, every n-th shard, from the i-th on.
+    part : of the shards.
     """
     options = _placed(toolchain, model, options, corpus.n_tokens, session)
     key, label = inputs(model, corpus, options, toolchain), f"{model.label}-{corpus.language}"
@@ -213,7 +213,7 @@ def collect_shards(
         return {"n_windows": len(own)}
 
     for i in range(len(every))[part[0] :: part[1]]:
-        session.store.get(_SHARD, label, every[i], partial(make, i), session.progress)
+        session.store.get(_SUMS, label, every[i], partial(make, i), session.progress)
 
 
 def _shards(key: Mapping[str, Any], n_windows: int) -> list[dict[str, Any]]:

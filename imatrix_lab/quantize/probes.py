@@ -46,7 +46,7 @@ from imatrix_lab.score.engine import Settings, rates
 from imatrix_lab.score.kernel import Kernel, Rows
 from imatrix_lab.score.patched import Patched
 from imatrix_lab.score.windows import Protocol, Step, Window, batches, document_windows, steps
-from imatrix_lab.types import ComputeOptions, CorpusFacts, ImatrixFacts, Model, ModelFacts
+from imatrix_lab.types import ComputeOptions, CorpusFacts, ImatrixFacts, Model, ModelFacts, Part
 
 KLD_MAX = 1.0
 """Nats a token: a probe that diverges by more takes a finer type.
@@ -166,12 +166,12 @@ def some_probes(
     model: Model,
     text: tuple[CorpusFacts, ImatrixFacts],
     compute: ComputeOptions,
-    part: tuple[int, int],
+    part: Part,
     session: Session,
 ) -> Path:
     """Return a file of the probes of a part of the groups, on the pieces that are read first.
 
-    part : ``(i, n)``, every n-th group and kind of type, from the i-th on.
+    part : of the groups, with each kind of type.
     """
     corpus, _ = text
     what = probing(tools, model, text, compute, session)

@@ -26,12 +26,13 @@ from imatrix_lab.study.graph import FILES, Turn
 from imatrix_lab.study.kinds import QUANTIZERS, Kind
 from imatrix_lab.study.recipe import Task
 from imatrix_lab.tasks import backends, definition
-from imatrix_lab.tasks.run import Part, pairs, prepare
+from imatrix_lab.tasks.run import pairs, prepare
 from imatrix_lab.tasks.run import run as run_task
 from imatrix_lab.types import (
     CorpusFacts,
     ImatrixFacts,
     Model,
+    Part,
     ScoreRequest,
     TaskRequest,
     TextOptions,
@@ -212,15 +213,13 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     facts = run.facts(stored) if stored else run.quantize(shared.tools, spec, session)
     named = size_types.in_name(spec.quant_type, spec.base())
     parts = (model.label, planned.calibration.id, kind.suffix if kind.type else "", named)
-    label, path = "-".join(filter(None, parts)), facts.path
-    files = [path]
+    label, path, beside = "-".join(filter(None, parts)), facts.path, list[Path]()
     if shared.keeps_quants:
         path = shared.folder.of("quants", f"{label}.gguf")
         place(facts.path, path)
-        files = [path]
         if kind.is_size:
             place(run.types_path(facts.path), run.types_path(path))
-            files.append(run.types_path(path))
+            beside.append(run.types_path(path))
     quant = Quant(
         model=model.label,
         calibration=planned.calibration.label,
@@ -233,7 +232,7 @@ def quant(shared: Shared, model: Model, planned: PlannedQuant, turn: Turn) -> Re
     )
     types = {t.name: t.type_name for t in read_header(path).tensors if resolve.quantizable(t)}
     result = {QUANT: config.plain(quant), PATH: str(path), "inputs": inputs}
-    return result | {FILES: [str(file) for file in files], TYPES: types}
+    return result | {FILES: [str(file) for file in (path, *beside)], TYPES: types}
 
 
 def model_in(result: Mapping[str, Any]) -> Model:

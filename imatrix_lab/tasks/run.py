@@ -26,12 +26,10 @@ from imatrix_lab.tasks.journal import Journal
 from imatrix_lab.tasks.locale import Locale, get_locale, load_locales
 from imatrix_lab.tasks.scorers import score
 from imatrix_lab.tasks.scorers.score import METRICS_VERSION, TEXT_METRICS_VERSION, Outcome
-from imatrix_lab.types import TaskRequest
+from imatrix_lab.types import Part, TaskRequest
 
 Openers = Iterable[Callable[[], AbstractContextManager[Answerer]]]
 """Each opens a quant, when the one before is done."""
-Part = tuple[int, int]
-"""``(i, n)``: every n-th item, from the i-th on."""
 
 
 @dataclass(frozen=True)
