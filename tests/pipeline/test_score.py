@@ -227,7 +227,7 @@ def test_more_quants_take_no_more_memory(ask, reference, tmp_path, text, score_s
         argv = [sys.executable, "-c", PEAK, store.root, out, reference, text, *many[-n:]]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         peaks[n] = int(done.stdout) >> 10
-    assert peaks[32] < peaks[16] + 64
+    assert peaks[32] < peaks[16] + 128  # all at once: 300 more
     for i in (0, 31):
         (alone,) = ask(many[i], base_logits="live", n_ctx=1024)
         assert alone.read_bytes() == (tmp_path / "out 32" / f"nb.q{i}.parquet").read_bytes()
