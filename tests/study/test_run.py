@@ -228,6 +228,7 @@ def test_what_fails_stops_only_what_needs_it_and_is_mended(bench):
     assert not ours.quants()
     status, _ = ours.run("status", ours.out)
     assert "3 failed" in status and missing[quant].why in " ".join(status.split())
+    assert status.count("left out") == 2  # in the sum, and one row for all of them
     steps = {p.name: p.stat().st_mtime_ns for p in (ours.out / "steps").iterdir()}
     add = [
         COMMAND,
