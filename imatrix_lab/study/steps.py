@@ -92,9 +92,9 @@ class _ModelSteps:
         self.batches = batches(shared, model, quants)
         # decided once, so that numbers compare: are models in memory together? A GPU's memory is
         # not known unless the recipe gives it; then one model is loaded at a time
-        fits = self._scoring_bytes(self.batches[0]) <= shared.memory_bytes()
+        fits = max(map(self._scoring_bytes, self.batches)) <= shared.memory_bytes()
         is_known = shared.tools.backend in IN_MEMORY or self.recipe.limits.memory_gib > 0
-        self.base_logits = "live" if len(self.batches) == 1 and fits and is_known else "cached"
+        self.base_logits = "live" if fits and is_known else "cached"
 
     def _id(self, *names: str) -> str:
         return ".".join((self.model.label, *names))
