@@ -85,7 +85,7 @@ def imatrix_build(
     session = options.session()
     request = options.request(options.language(text, session.progress), (), model=model, **rest)
     if dry_run:
-        estimate = tune.imatrix_estimate(request, session)
+        estimate = tune.imatrix_estimate(request, out, session)
         return options.emit(estimate.facts()) if as_json else _print_estimate(estimate)
     path = tune.imatrix(request, out, session)
     built = format.read(path)
