@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import shlex
 import struct
 import zlib
 from collections import Counter
@@ -195,7 +196,9 @@ def checked_header(path: Path) -> GgufHeader:
             crc32 = zlib.crc32(piece, crc32)
     if header.text(CRC32) != f"{crc32:08x}":
         what = "this file has changed since it was written: its checksum is another"
-        raise BadImatrix(what, where=path, fix="make or fetch it again")
+        without = f"gguf-new-metadata --remove-metadata {CRC32} {shlex.quote(str(path))} NEW.gguf"
+        fix = f"make or fetch it again; if you changed its metadata yourself: {without}"
+        raise BadImatrix(what, where=path, fix=fix)
     return header
 
 

@@ -118,6 +118,7 @@ class Folder:
         """Return the status, with "stopped" for what was running in a process that is gone."""
         status = self.status()
         if "steps" not in status:
+            self.recipe()
             fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
             raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
         if status["state"] == RUNNING:
