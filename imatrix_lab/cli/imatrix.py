@@ -255,7 +255,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     name, _, number = word.rpartition("=")
     if expanded(word).exists() or not name:
         name, number = word, "1"
-    path = options.imatrix_file(name, options.session())
+    path = options.imatrix_file(name, options.session(), may_lack=True)
     if not path.exists() and not Path(name).suffix and len(Path(name).parts) == 1:
         path = _by_language(options.language(name, Terminal()))
     try:
@@ -263,11 +263,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     except ValueError:
         raise click.BadParameter(f"{number!r} in {word!r} is not a weight, such as 0.75") from None
     if not path.exists():
-        fix = "check the path"
-        if path.name == name and not path.suffix:
-            fix = f"imatrix-lab imatrix build --model MODEL --corpus {shlex.quote(name)}"
-            fix += f" --out {shlex.quote(f'{name}.gguf')}"
-        raise UsageError(f"no file {name!r}; a mixture is made of imatrix files", fix=fix)
+        raise options.no_imatrix(name)
     return path, weight
 
 

@@ -205,7 +205,7 @@ def checked_header(path: Path) -> GgufHeader:
 def _read_gguf(path: Path) -> Imatrix:
     header = checked_header(path)
     if header.text("general.type") != "imatrix":
-        raise BadImatrix("this GGUF file is not an importance matrix", where=path)
+        raise _other_gguf(header)
     tensors = {t.name: t for t in header.tensors}
     entries = {}
     for name in tensors:
@@ -239,6 +239,14 @@ def _read_gguf(path: Path) -> Imatrix:
         if info.type_name == "F32" and not name.endswith((SQUARES, COUNTS))
     ]
     return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete, more=more)
+
+
+def _other_gguf(header: GgufHeader) -> BadImatrix:
+    what = "this GGUF file is not an importance matrix"
+    if not header.text("general.architecture"):
+        return BadImatrix(what, where=header.path)
+    fix = f"imatrix-lab imatrix build --model {shlex.quote(str(header.path))} --corpus LANGUAGE"
+    return BadImatrix(f"{what} but a model", where=header.path, fix=fix)
 
 
 def _datasets(header: GgufHeader) -> tuple[str, ...]:

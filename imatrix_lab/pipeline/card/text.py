@@ -23,6 +23,7 @@ from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.types import NOT_FOR_USE
 
 _PROGRAMS = "[llama.cpp](https://github.com/ggml-org/llama.cpp) and programs built on it"
+_WHOLE = {"F32", "F16", "BF16"}
 _WHICH = (
     " KLD is how far a file's predictions are from the original's on that text: 0 means identical."
     " A file is left out if a smaller one is closer to the original."
@@ -162,7 +163,9 @@ def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
         imatrix = f"with an importance matrix from text in {_and(map(_language, tuned))}"
     elif any(e.get("imatrix") for e in quants.values()):
         imatrix = "with an importance matrix"
-    lines = [f"{names} for {_PROGRAMS}, quantized {imatrix}.", ""]
+    types = {e["type"].removeprefix("mostly ") for e in quants.values()}
+    made = f"not quantized ({_and(sorted(types))})" if types <= _WHOLE else f"quantized {imatrix}"
+    lines = [f"{names} for {_PROGRAMS}, {made}.", ""]
     if tuned:
         lines += [
             f"For people who use this model in {_and(map(_language, tuned))}: other languages may"
@@ -231,7 +234,7 @@ def _files(quants: Entries, release: Release) -> list[str]:
     columns = ["file", "type", "imatrix", "types by role", "size", "bits per weight"]
     rows = [
         [
-            release.shards.get(name, [name])[0],
+            _parts(release.shards.get(name, [name])),
             e["type"].removeprefix(size_types.PREFIX),
             _calibration(e),
             _by_role(e.get("types_by_role", {})),
@@ -254,6 +257,11 @@ def _files(quants: Entries, release: Release) -> list[str]:
             lines += ["", f"{name} was made with an imatrix that failed its check: {e['forced']}."]
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
     return [*lines, *(line for note in notes for line in ("", note))]
+
+
+def _parts(names: Sequence[str]) -> str:
+    """Return the name of a file, or of its first part and how many there are."""
+    return names[0] + f" and {len(names) - 1} more parts" * (len(names) > 1)
 
 
 def _calibration(e: Mapping[str, Any]) -> str:
