@@ -328,7 +328,7 @@ def merge(
     for target, mixture in zip(targets, mixtures, strict=True):
         format.write(target, mixture, rules=rules if out.suffix == ".dat" else None)
         written.append({"file": target, **mixture.metadata})
-        stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
+        stderr.print(f"{mixture.label}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:
             options.echo(target)
     if as_json:
