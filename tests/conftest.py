@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from imatrix_lab.core import process, store
@@ -42,21 +43,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+def golden(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], None]:
     """A function: the text under this name is the one in the golden file.
 
     Sentences that readers see stand there and nowhere else: tests assert what they mean.
     """
     module = Path(str(request.node.path)).relative_to(Path(__file__).parent)
+    lock = filelock.FileLock(tmp_path_factory.getbasetemp().parent / "golden.lock")
 
     def check(name: str, text: str) -> None:
-        texts = json.loads(GOLDEN.read_text(encoding="utf-8"))
         key = f"{module.as_posix()}::{request.node.name}: {name}"
-        if request.config.getoption("--update-golden"):
-            new = json.dumps({**texts, key: text}, ensure_ascii=False, indent=1, sort_keys=True)
+        if not request.config.getoption("--update-golden"):
+            assert text == json.loads(GOLDEN.read_text(encoding="utf-8")).get(key)
+            return
+        with lock:  # there may be other workers
+            texts = json.loads(GOLDEN.read_text(encoding="utf-8")) | {key: text}
+            new = json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True)
             GOLDEN.write_text(new + "\n", encoding="utf-8")
-        else:
-            assert text == texts.get(key)
 
     return check
 
