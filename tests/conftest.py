@@ -104,12 +104,30 @@ def link_toolchain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
     return link
 
 
+@pytest.fixture(scope="session")
+def link_compiled(
+    link_toolchain: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], None]:
+    """A function: gives a cache folder the toolchain, and the one place for kernels.
+
+    So a kernel is compiled once in a session, by whoever needs it first.
+    """
+    kernels = tmp_path_factory.mktemp("kernels")
+
+    def link(cache: Path) -> None:
+        link_toolchain(cache)
+        if not (cache / "kernel").exists():
+            (cache / "kernel").symlink_to(kernels)
+
+    return link
+
+
 @pytest.fixture(autouse=True)
 def toolchain_in_own_cache(
-    own_directories: None, tmp_path: Path, link_toolchain: Callable[[Path], None]
+    own_directories: None, tmp_path: Path, link_compiled: Callable[[Path], None]
 ) -> None:
-    """The test's own cache has the toolchain that is built, and nothing else of the user's."""
-    link_toolchain(tmp_path / "user" / "imatrix_lab_cache")
+    """The test's own cache has the toolchain, the session's kernels, and nothing of the user's."""
+    link_compiled(tmp_path / "user" / "imatrix_lab_cache")
 
 
 @pytest.fixture(scope="session")
@@ -139,11 +157,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store_at(tools: Toolchain, link_toolchain: Callable[[Path], None]) -> Callable[[Path], Store]:
-    """A function: folder -> a store there, with the toolchain in it."""
+def store_at(tools: Toolchain, link_compiled: Callable[[Path], None]) -> Callable[[Path], Store]:
+    """A function: folder -> a store there, with the toolchain and the session's kernels."""
 
     def make(folder: Path) -> Store:
-        link_toolchain(folder)
+        link_compiled(folder)
         return Store(folder)
 
     return make
@@ -151,7 +169,7 @@ def store_at(tools: Toolchain, link_toolchain: Callable[[Path], None]) -> Callab
 
 @pytest.fixture
 def own_store(store_at: Callable[[Path], Store], tmp_path: Path) -> Store:
-    """A store of the test's own, with the toolchain in it."""
+    """A store of the test's own, with the toolchain and the session's kernels."""
     return store_at(tmp_path / "store")
 
 
@@ -217,14 +235,8 @@ def kernel(kernel_store: Store, tools: Toolchain) -> Kernel:
 
 @pytest.fixture(scope="session")
 def score_store(store_at: Callable[[Path], Store], kernel_store: Store) -> Callable[[Path], Store]:
-    """A function: folder -> a store there, with the toolchain and the kernel in it."""
-
-    def make(folder: Path) -> Store:
-        store = store_at(folder)
-        (folder / "kernel").symlink_to(kernel_store.root / "kernel")
-        return store
-
-    return make
+    """A function: folder -> a store there, also on another disk: the kernel is there already."""
+    return store_at
 
 
 @pytest.fixture(scope="session")
