@@ -262,9 +262,9 @@ class ScoreRequest:
     Models: see `models.resolve`. `texts`: label and file; a label alone is a language, for its
     held-out text. `protocol` is `document` or `llamacpp`; `limit` the most documents of a text, and
     `document_tokens` the most tokens of each, from its start.
-    `base_logits`: `live` (all models in memory at once), `cached` (one at a time; the probability
-    outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a decode. `field`:
-    as in `Request`.
+    `base_logits`: `live` (reference and some quants in memory at once), `cached` (one at a time;
+    the probability outside the top K may be `rest_share`) or `auto`. `n_rows`: rows of logits in a
+    decode. `field`: as in `Request`.
     """
 
     reference: str

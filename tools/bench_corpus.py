@@ -27,7 +27,7 @@ from pathlib import Path
 
 from imatrix_lab.core import paths, pypi
 from imatrix_lab.corpus.clean import BATCH_CHARS, STEPS, apply, clean
-from imatrix_lab.corpus.clean.duplicates import Duplicates, bands
+from imatrix_lab.corpus.clean.duplicates import Duplicates, hashes
 from imatrix_lab.corpus.clean.report import Report
 from imatrix_lab.corpus.clean.rules import Draft, Rules
 from imatrix_lab.corpus.documents import batches
@@ -103,8 +103,8 @@ def by_step(documents: list[Document], rules: Rules) -> dict[str, float]:
             drafts = [draft for draft in drafts if draft.paragraphs]
             seconds[report.step] += time.process_time() - began
         began = time.process_time()
-        for draft, draft_bands in zip(drafts, bands([d.text for d in drafts]), strict=True):
-            seen.drop(draft, draft_bands, report)
+        for draft, own in zip(drafts, hashes(drafts), strict=True):
+            seen.drop(draft, own, report)
         seconds["duplicates"] += time.process_time() - began
     return seconds
 

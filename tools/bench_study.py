@@ -1,7 +1,7 @@
 """Compare the cost of a study with a plain script of llama.cpp's programs for the same grid.
 
     make bench-study                          demo model, 2 languages x 2 samples, pools, mixtures;
-                                              25 minutes
+                                              35 minutes
     python tools/bench_study.py --cluster     tiny model: steps by a worker of a cluster; 10 minutes
 
 With --cluster a study of many short steps runs by the scheduler alone, and by a worker with as many
@@ -10,8 +10,9 @@ jobs; of a short and a long study the difference is what a step takes, without w
 Else both sides quantize with the same calibration texts and score at least the same number of
 tokens:
 
-    study    one run of llama-imatrix a sample; pools and mixtures are merged from these; original
-             and quants read a text together, and nearly every token is scored
+    study    one run a sample; pools and mixtures are merged from these; original and quants read a
+             text together, and nearly every token is scored; with all quants on disk at once, and
+             with `limits.disk_gib` for a third of them
     script   one run of llama-imatrix for every sample, pool and mixture; llama-perplexity writes
              the original's logits of a text, then reads them once for each quant; it scores the
              second half of each window, so it reads twice as many
@@ -54,6 +55,8 @@ from imatrix_lab.types import ComputeOptions, CorpusFacts, Document, Model, Requ
 WINDOW, SCORED = 512, 255
 """Tokens of llama-perplexity's windows, and how many of these it scores."""
 SAMPLES = 2
+DISK_GIB = 0.7
+"""Three of the nine quants at a time."""
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_1",
          "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS")  # fmt: skip
 SHARED = ("toolchain", "model", "kernel", "fetched", "text", "sources", "corpus", "sha256.json")
@@ -76,7 +79,7 @@ class Grid:
     tokens: int = 4_096
     documents: int = 4
 
-    def recipe(self) -> str:
+    def recipe(self, disk_gib: float) -> str:
         """Return the study's recipe; mixtures count tokens, as llama-imatrix does."""
         a, b = self.languages
         return f"""
@@ -97,6 +100,9 @@ merge_by = "tokens"
 [evaluation]
 texts = ["{a}", "{b}"]
 documents = {self.documents}
+
+[limits]
+disk_gib = {disk_gib}
 """
 
     def imatrices(self) -> dict[str, list[tuple[str, int]]]:
@@ -202,21 +208,22 @@ class Bench:
                 counts[code] = read, sum(w.n_scored for w in windows)
         return counts
 
-    def study(self) -> Cost:
+    def study(self, disk_gib: float) -> Cost:
         """Run the study in a store of its own."""
-        cache, out = self.root / "cache", self.root / "study"
-        cache.mkdir()
+        folder = self.root / f"study-{disk_gib}"
+        cache, out = folder / "cache", folder / "study"
+        cache.mkdir(parents=True)
         for name in SHARED:
             if (self.store.root / name).exists():
                 (cache / name).symlink_to(self.store.root / name)
-        recipe = self.root / "bench.toml"
-        recipe.write_text(self.grid.recipe(), "utf-8")
+        recipe = folder / "bench.toml"
+        recipe.write_text(self.grid.recipe(disk_gib), "utf-8")
         entry = "import sys; from imatrix_lab.cli.main import run; sys.exit(run(sys.argv[1:]))"
         argv = [sys.executable, "-c", entry, "study", "run", str(recipe), "--out", str(out)]
-        disk = Disk(self.root)
+        disk = Disk(folder)
         with disk.watched(), clocks() as clock:
             process.run(
-                argv, log=self.root / "study.log",
+                argv, log=folder / "study.log",
                 env={**os.environ, "IMATRIX_LAB_CACHE": str(cache)},
             )  # fmt: skip
         tokens = self.tokens_of_study()
@@ -408,9 +415,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(grid, Path(folder), Store(), Terminal())
         print(f"{grid}; {bench.threads} threads", flush=True)
-        study = bench.study()
-        print(f"study: {study.wall_s:.0f} s", flush=True)
-        report(study, bench.script(), grid)
+        studies = {disk_gib: bench.study(disk_gib) for disk_gib in (0.0, DISK_GIB)}
+        script = bench.script()
+    for disk_gib, study in studies.items():
+        print(f"disk_gib = {disk_gib}")
+        report(study, script, grid)
 
 
 if __name__ == "__main__":

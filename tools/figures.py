@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "figures.toml"
 _NUMBER = re.compile(r"[~−+*<]*\.?\d[\d.,]*(?![\w-])")
+_DECIMAL = re.compile(r"(?<![\w./-])[−+-]?\d+\.\d+")
 _ROWS_MIN = 2
 """Rows with a number that make a table one of figures."""
 
@@ -72,13 +73,20 @@ def read() -> Mapping[str, Any]:
 
 
 def sections(path: Path) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the title and the lines of each section of a page that has a table of numbers."""
-    title, lines = "", list[str]()
+    """Yield the title and the lines of each section of a page that has a table of numbers.
+
+    What a program printed counts too: lines of code with several decimals.
+    """
+    title, lines, n_rows, is_fenced = "", list[str](), 0, False
     for line in [*path.read_text(encoding="utf-8").splitlines(), "# "]:
-        if line.startswith("#"):
-            if sum(map(_has_number, lines)) >= _ROWS_MIN:
+        if line.startswith("```"):
+            is_fenced = not is_fenced
+        elif line.startswith("#") and not is_fenced:
+            if n_rows >= _ROWS_MIN:
                 yield title, lines
-            title, lines = line.lstrip("# "), []
+            title, lines, n_rows = line.lstrip("# "), [], 0
+        is_code = is_fenced or line.startswith("    ")
+        n_rows += len(_DECIMAL.findall(line)) > 1 if is_code else _has_number(line)
         lines.append(line)
 
 

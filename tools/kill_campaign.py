@@ -10,7 +10,7 @@ into it; then it runs to its end, and its files must have the undisturbed run's 
 kill    SIGKILL at one to eight random moments
 power   the same, and files that were not flushed lose what was written (zeros, half, or nothing)
 full    the disk is full from the n-th write on; the error says so, and has no traceback
-every   the same for each n from --first on, until a run has no n-th write
+every   the same for each n from --first on, or every --step-th, until a run has no n-th write
 twice   two runs at once in one folder, one of which may be killed
 clock   the clock jumps by years, back or ahead, at the start or during the run
 gone    the store is removed under the run
@@ -192,8 +192,8 @@ class Trial:
 class Campaign:
     """Everything that is tried, and what came of it."""
 
-    def __init__(self, work: Path, seed: int):
-        self.work, self.rng = work, random.Random(seed)
+    def __init__(self, work: Path, seed: int, step: int = 1):
+        self.work, self.rng, self.step = work, random.Random(seed), step
         self.base = work / "base"
         self.library = work / "faults.so"
         self.whole: dict[str, dict[str, str]] = {}
@@ -332,7 +332,7 @@ class Campaign:
 
     def every(self, trial: Trial, name: str) -> None:
         """No space from the n-th write on, for the next n."""
-        self.next_full[name] += 1
+        self.next_full[name] += self.step
         if self.full_at(trial, name, self.next_full[name]):
             self.done.add(("every", name))
         self.counts[f"every {name}: last n"] = self.next_full[name]
@@ -481,14 +481,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=1, help="the first n of `every`")
+    parser.add_argument("--step", type=int, default=1, help="from one n of `every` to the next")
     parser.add_argument("--work", type=Path, default=Path("/tmp/imatrix-lab-kills"))
     options = parser.parse_args()
-    campaign = Campaign(options.work, options.seed)
+    campaign = Campaign(options.work, options.seed, options.step)
     names = options.only.split(",")
     campaign.prepare(names)
     for name in names:
         campaign.undisturbed(name)
-        campaign.next_full[name] = options.first - 1
+        campaign.next_full[name] = options.first - options.step
     until = time.monotonic() + 60 * options.minutes
     while time.monotonic() < until:
         for fault in options.faults or faults[:-1]:

@@ -7,10 +7,10 @@
 server       a llama-server with a tiny model answers n requests of one client
 preference   pages for votes, each with answers of two tiny models, n answers in all
 page         a report's page is written n times
-study        a study of tiny models in a process of its own, about n steps; the last ones, which
-             score all quants of a text together, are not looked at
+study        a study of tiny models in a process of its own, about n steps
 
-Printed are memory, open files, threads and children when 10, 50 and 90 % are done. A leak is a
+Printed are memory, open files, threads and children when 10, 60 and 95 % are done (a study has then
+made its quants, scored them, and predicted their losses). A leak is a
 tenth more memory (and 32 MiB) at the end than in the middle, or more files, threads or children.
 Models and kernels are those of `tests/tiny_model.py` and of the user's store.
 """
@@ -87,7 +87,7 @@ def watched(name: str, n: int, soak: "Soak", done: Iterable[int]) -> bool:
     """Print what a process holds as work is `done`; return whether it leaks."""
     seen: list[Held] = []
     for i in done:
-        if len(seen) < 3 and i >= (n // 10, n // 2, n * 9 // 10)[len(seen)]:
+        if len(seen) < 3 and i >= (n // 10, n * 6 // 10, n * 95 // 100)[len(seen)]:
             seen.append(now := held(soak.process))
             print(f"{name:12}{i:6}{now.memory_mib:9.1f} MiB{now.files:5} files{now.threads:5}"
                   f" threads{now.children:3} children{now.memory_of_children_mib:9.1f} MiB",

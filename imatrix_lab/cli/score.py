@@ -71,8 +71,8 @@ def score() -> None:
               help="Score only the first N tokens of each document.")  # fmt: skip
 @click.option(
     "--base-logits", type=click.Choice(["auto", "live", "cached"]), default="auto",
-    show_default=True, help="live: full model and quants in memory together. cached: one at a"
-    " time, the full model's logits on disk; KLD is then a lower bound. auto: live if it fits.",
+    show_default=True, help="live: full model and up to 8 quants in memory together. cached: one"
+    " at a time, full model's logits on disk; KLD is then a lower bound. auto: live if they fit.",
 )  # fmt: skip
 @click.option("--rest-share", type=click.FloatRange(1e-6, 0.5), default=0.01, hidden=True)
 @click.option("--out", type=options.PathType(), default=Path("scores"), show_default=True,

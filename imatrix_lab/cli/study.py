@@ -199,10 +199,13 @@ def status(folder: Path | None, as_json: bool) -> None:
     rest = f", about {duration(left)} left" if current["state"] == "running" and left else ""
     share = f"{100 * current['share']:.0f} %"
     click.echo(f"{where.path.name}: {current['state']}, {share}{rest}; {words}")
-    table = new_table("step", "state", "detail", n_text=3)
+    alike: dict[tuple[str, str], list[str]] = {}
     for step in steps:
         if step["state"] not in ("waiting", "done"):
-            table.add_row(escape(step["what"]), step["state"], escape(_detail(step)))
+            alike.setdefault((step["state"], _detail(step)), []).append(step["what"])
+    table = new_table("step", "state", "detail", n_text=3)
+    for (state, detail), names in alike.items():
+        table.add_row(escape(some(names)), state, escape(detail))
     if table.row_count:
         stdout.print(table)
     if current["state"] in ("stopped", "failed"):

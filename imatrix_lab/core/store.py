@@ -26,7 +26,9 @@ import secrets
 import shlex
 import shutil
 import stat
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -348,28 +350,36 @@ class Store:
         items: Sequence[tuple[str, Inputs]],
         build: BuildTogether,
         progress: Progress | None = None,
+        at_once: int = sys.maxsize,
     ) -> list[Artifact]:
         """Return artefacts, by label and inputs, that are cheaper to build at one time.
 
-        `build` is called once with those that are missing, all their locks held.
+        `build` is called with those that are missing, all their locks held; `at_once` of them, as
+        often as it takes.
         """
         order = sorted(range(len(items)), key=lambda i: fingerprint(kind, items[i][1]))
+        waiting = deque(order)  # one order everywhere: two runs cannot wait for each other
         artifacts: dict[int, Artifact] = {}
 
-        def take(rest: list[int], missing: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
-            if not rest:
-                return build(missing) if missing else {}
-            index, built = rest[0], None
+        def take(missing: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+            while waiting and len(missing) < at_once:
+                if built := take_one(waiting.popleft(), missing):
+                    return built
+            return build(missing) if missing else {}
+
+        def take_one(index: int, missing: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+            built: Mapping[int, Any] = {}
 
             def build_one(out: Path, scratch: Path) -> Mapping[str, Any]:
                 nonlocal built
-                built = take(rest[1:], {**missing, index: (out, scratch)})
+                built = take({**missing, index: (out, scratch)})
                 return dict(built[index])
 
             artifacts[index] = self.get(kind, *items[index], build_one, progress)
-            return take(rest[1:], missing) if built is None else built
+            return built
 
-        take(order, {})  # in one order everywhere, so that two runs cannot wait for each other
+        while waiting:
+            take({})
         return [artifacts[i] for i in range(len(items))]
 
     def lock(self, name: str, progress: Progress) -> Any:

@@ -1,7 +1,8 @@
 """Importance matrices in memory, and llama.cpp's two file formats.
 
 GGUF has ``<tensor>.in_sum2`` and ``<tensor>.counts``, raw sums that add; `dat` is the other.
-Both are written byte for byte as llama-imatrix writes them.
+Both are written byte for byte as llama-imatrix writes them. Where a GGUF has metadata of ours, the
+last of it is a checksum: the CRC-32 of the whole file with zeros in its place.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import math
 import re
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +33,15 @@ LEGACY_WINDOW = 512
 512 by default. Only the weight of such a file in a merge by tokens depends on it."""
 OURS = "imatrix_lab."
 MODEL, REPAIRED, WINDOWS = OURS + "model.sha256", OURS + "repair", OURS + "windows"
+CRC32 = OURS + "crc32"
 
 SQUARES, COUNTS = ".in_sum2", ".counts"
 _DATASETS = "imatrix.datasets"
 _SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
 _ALIGNMENT = 32
 _PIECE = 1 << 22  # values of a tensor that are copied at a time
+_NO_CRC32 = "0" * 8
+_HEAD_BYTES = 24  # magic, version, numbers of tensors and pairs
 _U32_MAX, _I32_MAX = 2**32 - 1, 2**31 - 1
 _F32, _UINT32, _STRING, _ARRAY = 0, 4, 8, 9
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
@@ -161,8 +166,29 @@ def read(path: Path) -> Imatrix:
         raise BadImatrix(error.what, where=path, fix=error.fix) from error
 
 
-def _read_gguf(path: Path) -> Imatrix:
+def checked_header(path: Path) -> GgufHeader:
+    """Return the header of a GGUF file; raises BadImatrix if it has a checksum that is wrong."""
     header = read_header(path)
+    if CRC32 not in header.metadata:
+        return header
+    at = _HEAD_BYTES - len(_NO_CRC32)  # where the checksum begins, at the end of its pair
+    for key, size_bytes in header.pair_bytes.items():
+        at += size_bytes
+        if key == CRC32:
+            break
+    with path.open("rb") as file:
+        crc32 = zlib.crc32(_NO_CRC32.encode(), zlib.crc32(file.read(at)))
+        file.seek(at + len(_NO_CRC32))
+        while piece := file.read(_PIECE):
+            crc32 = zlib.crc32(piece, crc32)
+    if header.text(CRC32) != f"{crc32:08x}":
+        what = "this file has changed since it was written: its checksum is another"
+        raise BadImatrix(what, where=path, fix="make or fetch it again")
+    return header
+
+
+def _read_gguf(path: Path) -> Imatrix:
+    header = checked_header(path)
     if header.text("general.type") != "imatrix":
         raise BadImatrix("this GGUF file is not an importance matrix", where=path)
     tensors = {t.name: t for t in header.tensors}
@@ -187,6 +213,7 @@ def _read_gguf(path: Path) -> Imatrix:
         header.integer(k, -1) if header.types.get(k) == (_UINT32,) else -1 for k in _SIZES
     )
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
+    ours.pop(CRC32, None)
     complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
     sizes, language = (max(0, n_chunks), max(0, window)), ours.get(OURS + "language", "")
     more = [
@@ -293,9 +320,10 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
         _pair(_N_CHUNKS, _UINT32) + struct.pack("<I", min(imatrix.chunk_count, _U32_MAX)),
         _pair(_CHUNK, _UINT32) + struct.pack("<I", min(imatrix.chunk_size, _U32_MAX)),
     ]
-    pairs += [_pair(key, _STRING) + _string(value) for key, value in metadata.items()]
+    texts = {**metadata, CRC32: _NO_CRC32} if metadata else {}
+    pairs += [_pair(key, _STRING) + _string(value) for key, value in texts.items()]
     head = MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
-    offset = 0
+    at, offset = len(head) - len(_NO_CRC32), 0
     for tensor in tensors:
         # ggml's order, columns first; dimensions of 1 at the end are not written
         shape = tensor.shape[:0:-1] if tensor.shape[0] == 1 else tensor.shape[::-1]
@@ -303,11 +331,21 @@ def _write_gguf(file: IO[bytes], imatrix: Imatrix, metadata: Mapping[str, str]) 
         head += _string(tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
         head += struct.pack("<IQ", _F32, offset)
         offset += tensor.size_bytes() + -tensor.size_bytes() % _ALIGNMENT
-    file.write(head + bytes(-len(head) % _ALIGNMENT))
+    crc32 = 0
+    for piece in _pieces_of_file(head, tensors):
+        file.write(piece)
+        crc32 = zlib.crc32(piece, crc32)
+    if metadata:
+        file.seek(at)
+        file.write(f"{crc32:08x}".encode())
+
+
+def _pieces_of_file(head: bytes, tensors: Sequence[Tensor]) -> Iterator[bytes]:
+    yield head + bytes(-len(head) % _ALIGNMENT)
     for tensor in tensors:
         for values in tensor.values():
-            file.write(values.astype("<f4").tobytes())
-        file.write(bytes(-tensor.size_bytes() % _ALIGNMENT))
+            yield values.astype("<f4").tobytes()
+        yield bytes(-tensor.size_bytes() % _ALIGNMENT)
 
 
 def _pair(key: str, value_type: int) -> bytes:

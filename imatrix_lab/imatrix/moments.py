@@ -28,7 +28,7 @@ from imatrix_lab.imatrix.collector import BLOCK, Collector, Input
 from imatrix_lab.imatrix.findings import ERROR, Finding
 from imatrix_lab.imatrix.format import Tensor
 from imatrix_lab.models.foreign import MAGIC
-from imatrix_lab.models.gguf import GgufHeader, read_header
+from imatrix_lab.models.gguf import GgufHeader
 
 KEY = format.OURS + "moments"
 SUMS, BLOCKS = ".in_sum", ".in_block"
@@ -86,7 +86,7 @@ def read(path: Path) -> Moments | None:
     """
     if path.suffix == ".dat" or not _is_gguf(path):
         return None
-    header = read_header(path)
+    header = format.checked_header(path)
     if not (text := header.text(KEY)):
         return None
     try:

@@ -77,10 +77,11 @@ def score_models(
     settings = dataclasses.replace(settings, n_batch=min(protocol.n_ctx, settings.n_batch))
     compiled = kernel.get(tools, settings.threads, session)
     logits_bytes = 2 * 4 * settings.n_rows * reference.facts.n_vocab
-    needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *quants))
+    largest = sorted(quants, key=lambda quant: -quant.facts.size_bytes)[: run.QUANTS_MAX]
+    needed = sum(model.facts.size_bytes + logits_bytes for model in (reference, *largest))
     fits = needed <= compute.MEMORY_SHARE * compute.memory_bytes()
     is_live = fits if request.base_logits == "auto" else request.base_logits == "live"
-    at_once = [reference, *quants] if is_live else [reference]
+    at_once = [reference, *largest] if is_live else [reference]
     settings = placed(tools, at_once, settings, request.compute, session)
     files = []
     with Vocabulary(tools, reference.path) as vocabulary:  # all texts, before the hours of scoring

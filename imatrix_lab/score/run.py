@@ -1,6 +1,6 @@
 """Scores of quants on a text: from the store, or made in one of two ways.
 
-`live`: reference and quants are in memory together, and nothing of the reference is stored.
+`live`: reference and some quants are in memory together, and nothing of the reference is stored.
 `cached`: one model is in memory at a time, and the reference's logits are on disk.
 """
 
@@ -31,10 +31,12 @@ from imatrix_lab.score.job import (
 from imatrix_lab.types import Model
 
 RECORDS = "records.parquet"
+QUANTS_MAX = 8
+"""In memory together; for each so many the reference decodes the text once more."""
 
 
 def live(job: Job, quants: Sequence[Model], session: Session) -> list[Artifact]:
-    """Return the scores of quants, exact; missing ones are made in one pass."""
+    """Return the scores of quants, exact; missing ones are made `QUANTS_MAX` in a pass."""
 
     def build(folders: Mapping[int, tuple[Path, Path]]) -> Mapping[int, Mapping[str, Any]]:
         rows = [Checkpoint(scratch, job.plan.sizes()) for _, scratch in folders.values()]
@@ -45,7 +47,7 @@ def live(job: Job, quants: Sequence[Model], session: Session) -> list[Artifact]:
         }
 
     keys = [_key(job, quant, None) for quant in quants]
-    return session.store.get_together("score", keys, build, session.progress)
+    return session.store.get_together("score", keys, build, session.progress, QUANTS_MAX)
 
 
 def cached(

@@ -244,7 +244,7 @@ def model_in(result: Mapping[str, Any]) -> Model:
 def score(
     shared: Shared, model: Model, text: ScoredText, quants: Quants, base_logits: str, turn: Turn
 ) -> Result:
-    """Score the quants that were made, and not scored yet, in one pass over a text."""
+    """Score the quants that were made, and not scored yet, on a text."""
     evaluation = shared.recipe.evaluation
     corpus = corpus_in(turn.results[text.step]) if text.step else None
     path = corpus.heldout if corpus else text.path

@@ -16,6 +16,7 @@ from imatrix_lab.core.files import sha256_file
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp.toolchain import IN_MEMORY, cores
 from imatrix_lab.quantize import probes
+from imatrix_lab.score.run import QUANTS_MAX
 from imatrix_lab.study import actions, tasks, votes
 from imatrix_lab.study.actions import PlannedQuant, Quants, ScoredText
 from imatrix_lab.study.calibrations import LANGUAGE, Calibration, calibrations, collected
@@ -91,9 +92,9 @@ class _ModelSteps:
         self.batches = batches(shared, model, quants)
         # decided once, so that numbers compare: are models in memory together? A GPU's memory is
         # not known unless the recipe gives it; then one model is loaded at a time
-        fits = self._scoring_bytes(self.batches[0]) <= shared.memory_bytes()
+        fits = max(map(self._scoring_bytes, self.batches)) <= shared.memory_bytes()
         is_known = shared.tools.backend in IN_MEMORY or self.recipe.limits.memory_gib > 0
-        self.base_logits = "live" if len(self.batches) == 1 and fits and is_known else "cached"
+        self.base_logits = "live" if fits and is_known else "cached"
 
     def _id(self, *names: str) -> str:
         return ".".join((self.model.label, *names))
@@ -121,8 +122,10 @@ class _ModelSteps:
         return self.shared.sizes[self.model.label, quant.kind.label]
 
     def _scoring_bytes(self, quants: Quants) -> int:
-        logits = (1 + len(quants)) * logits_bytes(self.model, self.shared)
-        return self.model.facts.size_bytes + sum(map(self._size, quants)) + logits
+        """Return what the original takes, and as many quants as are in memory with it."""
+        largest = sorted(map(self._size, quants))[-QUANTS_MAX:]
+        logits = (1 + len(largest)) * logits_bytes(self.model, self.shared)
+        return self.model.facts.size_bytes + sum(largest) + logits
 
     def texts(self) -> Iterator[Step]:
         settings, options = self.recipe.calibration, TextOptions(seed=self.recipe.seed)
@@ -239,7 +242,8 @@ class _ModelSteps:
         evaluation = self.recipe.evaluation
         each = min(evaluation.document_tokens or DOCUMENT_TOKENS, DOCUMENT_TOKENS)
         tokens = evaluation.documents * each or HELDOUT_ALL_TOKENS
-        loaded = quants if self.base_logits == "live" else quants[:1]
+        is_live = self.base_logits == "live"
+        loaded, passes = (quants, -(-len(quants) // QUANTS_MAX)) if is_live else (quants[:1], 1)
         for entry in evaluation.texts:
             label, is_file, file = entry.partition("=")
             corpus = f"{label}.1" if label in self.languages else label
@@ -256,7 +260,7 @@ class _ModelSteps:
                 inputs=self.base | inputs,
                 needs=(step,) if step else (),
                 uses=tuple(q.step for q in quants),
-                cost=tokens * (1 + len(quants)),
+                cost=tokens * (passes + len(quants)),
                 memory_bytes=self._scoring_bytes(loaded),
             )
 

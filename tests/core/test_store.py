@@ -732,6 +732,21 @@ def test_together_what_is_damaged_is_built_again(root: Path) -> None:
     assert build.calls == [[1]]
 
 
+def test_together_builds_some_at_a_time(root: Path) -> None:
+    """What is there counts for none, and hundreds are no deeper than a few."""
+    every = wanted(400)
+    for i in (3, 390):
+        Store(root).get_together("score", [every[i]], lambda held, i=i: renamed(held, i))
+    build = Together()
+    found = Store(root).get_together("score", every, build, at_once=7)
+    assert [len(call) for call in build.calls] == [7] * 56 + [6]
+    assert sorted(i for call in build.calls for i in call) == [
+        i for i in range(400) if i not in (3, 390)
+    ]
+    assert_are(found, list(range(400)))
+    assert Store(root).get_together("score", every, build) == found
+
+
 def test_together_nothing_is_nothing(root: Path) -> None:
     build = Together()
     assert Store(root).get_together("score", [], build) == []

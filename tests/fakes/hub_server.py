@@ -335,9 +335,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
 
-    def _json(self, value: object) -> None:
+    def _json(self, value: object, status: int = 200) -> None:
         body = json.dumps(value).encode()
-        self._start(200, len(body), {"Content-Type": "application/json"})
+        self._start(status, len(body), {"Content-Type": "application/json"})
         if self.command != "HEAD":
             self.wfile.write(body)
 

@@ -164,12 +164,13 @@ class _Handler(Handler):
     def _create(self, match: re.Match[str], body: bytes) -> None:
         asked = json.loads(body)
         repo = f"{asked['organization']}/{asked['name']}"
+        url = f"{self.hub.endpoint}/{repo}"
         if repo in self.hub._repos:
-            self._error(409, "", "You already created this model repo")
+            self._json({"error": "You already created this model repo", "url": url}, 409)
             return
         self.hub.private[repo] = asked.get("visibility") == "private"
         self.hub._set(repo, {".gitattributes": Blob(b"*.gguf filter=lfs\n", False)})
-        self._json({"url": f"{self.hub.endpoint}/{repo}"})
+        self._json({"url": url})
 
     def _yaml(self, match: re.Match[str], body: bytes) -> None:
         import yaml

@@ -83,6 +83,21 @@ def test_metadata_come_back_and_no_dataset_is_still_a_key(tmp_path):
         assert np.array_equal(back.entries[name].counts, e.counts)
 
 
+def test_a_file_of_ours_has_a_checksum(tmp_path):
+    whole = tmp_path / "i.gguf"
+    format.write(whole, SMALL, {"imatrix_lab.language": "nb"})
+    raw, read = whole.read_bytes(), format.read(whole)
+    key = raw.index(format.CRC32.encode())
+    assert raw.count(format.CRC32.encode()) == 1 and format.CRC32 not in read.metadata
+    changed = tmp_path / "changed.gguf"
+    for at in set(range(len(raw))) - set(range(key, key + len(format.CRC32))):
+        changed.write_bytes(raw[:at] + bytes([raw[at] ^ 16]) + raw[at + 1 :])
+        with pytest.raises(BadImatrix):
+            format.read(changed)
+    format.write(changed, read)
+    assert changed.read_bytes() == raw
+
+
 def test_not_an_imatrix(tiny, tmp_path):
     (tmp_path / "text").write_text("some text, of some length, that is no imatrix at all")
     for path in (tiny, tmp_path / "text", tmp_path / "nothing", tmp_path):

@@ -192,6 +192,10 @@ def test_damage_is_said(tiny, own_text, tmp_path, session):
     path = collected(tiny, own_text(3 * 128), tmp_path / "m.gguf", session)
     raw = bytearray(path.read_bytes())
     bad = tmp_path / "bad.gguf"
+    with pytest.raises(BadImatrix):  # by the checksum
+        bad.write_bytes(raw.replace(b"in_sum2", b"in_sum3", 1))
+        moments.read(bad)
+    raw = raw.replace(format.CRC32.encode(), format.CRC32.upper().encode())
     header = moments.read(path).header
     (block,) = (t for t in header.tensors if t.name == "blk.0.ffn_down.weight.in_block")
     raw[block.offset : block.offset + 4] = np.float32(1e9).tobytes()

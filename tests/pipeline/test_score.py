@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,17 @@ from tests import tiny_model
 from tests.score import made
 
 MODES = ["live", "cached"]
+PEAK = """
+import resource, sys
+from pathlib import Path
+from imatrix_lab.core.store import Store
+from tests.score import made
+
+store, out, reference, text, *quants = map(Path, sys.argv[1:])
+made.score(Store(store), reference, quants, {"nb": text}, out, n_ctx=1024, base_logits="live")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+"""Prints its peak of memory in KiB."""
 SIZES = [300, 90, 40, 7, 64, 64, 30, 120]
 
 
@@ -200,6 +213,24 @@ def test_each_quant_alone_scores_as_with_others(ask, quants):
     together = [f.read_bytes() for f in ask(quants["Q4_K_M"], quants["Q2_K"], base_logits="live")]
     for quant, wanted in zip((quants["Q4_K_M"], quants["Q2_K"]), together, strict=True):
         assert ask(quant, base_logits="live")[0].read_bytes() == wanted
+
+
+def test_more_quants_take_no_more_memory(ask, reference, tmp_path, text, score_store):
+    """Peaks of programs that score 9 and 20; the scores are those of quants alone."""
+    many, peaks = [], {}
+    for i in range(20):
+        many.append(tmp_path / f"q{i}.gguf")
+        scale, extra = 0.25, lambda writer, i=i: writer.add_uint32("made.up", i)
+        tiny_model.write(many[-1], output_scale=scale, extra=extra)
+    for n in (9, 20):
+        store, out = score_store(tmp_path / f"store {n}"), tmp_path / f"out {n}"
+        argv = [sys.executable, "-c", PEAK, store.root, out, reference, text, *many[-n:]]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        peaks[n] = int(done.stdout) >> 10
+    assert peaks[20] < peaks[9] + 100  # all at once: 200 more
+    for i in (0, 19):
+        (alone,) = ask(many[i], base_logits="live", n_ctx=1024)
+        assert alone.read_bytes() == (tmp_path / "out 20" / f"nb.q{i}.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ def gathered(workers, n):
     """
     with (
         distributed.LocalCluster(
-            n_workers=0, host="127.0.0.1", dashboard_address=None, silence_logs=50,
+            n_workers=0,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=50,
             scheduler_kwargs=address.HTTP,
         ) as cluster,
         address.announced(workers.file, address.parse(cluster.scheduler_address)),

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 
@@ -181,16 +182,25 @@ def test_in_batches_disk_is_low_and_the_users_quants_stay(bench):
     ours.study()
     assert len(list((ours.out / "quants").iterdir())) == 2
     theirs = [p for p in ours.quants() if ours.out not in p.parents]
+    at_once = {p.name: p.read_bytes() for p in (ours.out / "scores").iterdir()}
+    shutil.rmtree(ours.folder / "cache" / "score")
     limit = 'keep = "scores"\n[limits]\ndisk_gib = 0.001\n'
-    ours.recipe.write_text(ours.recipe.read_text().replace('keep = "all"\n', limit))
+    recipe = ours.recipe.read_text().replace('keep = "all"\n', limit)
+    ours.recipe.write_text(recipe)
     ours.out = ours.folder / "batches"
     _, err = ours.study()
     assert "quantize" not in err and ours.quants() == theirs
     study = ours.load()
-    bounds = {s["protocol"]["divergence"].split(",")[0] for s in study.signatures.values()}
-    assert bounds == {"lower bound"} and len(study.quants) == 2
+    assert len(study.quants) == 2
+    assert {p.name: p.read_bytes() for p in (ours.out / "scores").iterdir()} == at_once
     scores = sorted(p.name for p in (ours.out / "steps").glob("*.score.*"))
     assert scores == ["tiny.score.short.1.json", "tiny.score.short.2.json"]
+    ours.recipe.write_text(recipe.replace(limit, f"{limit}memory_gib = 0.001\n"))
+    ours.out = ours.folder / "one-in-memory"
+    ours.study()
+    signatures = ours.load().signatures.values()
+    bounds = {s["protocol"]["divergence"].split(",")[0] for s in signatures}
+    assert bounds == {"lower bound"}
 
 
 def test_what_fails_stops_only_what_needs_it_and_is_mended(bench):
@@ -218,6 +228,7 @@ def test_what_fails_stops_only_what_needs_it_and_is_mended(bench):
     assert not ours.quants()
     status, _ = ours.run("status", ours.out)
     assert "3 failed" in status and missing[quant].why in " ".join(status.split())
+    assert status.count("left out") == 2  # in the sum, and one row for all of them
     steps = {p.name: p.stat().st_mtime_ns for p in (ours.out / "steps").iterdir()}
     add = [
         COMMAND,

@@ -117,7 +117,7 @@ def test_batches_fit_on_the_disk_and_wait_for_each_other(shared):
         before = (f"demo.tidy.{number - 1}",) if number > 1 else ()
         assert all(q.after == before for q in batch)
         assert set(planned[f"demo.score.nb.{number}"].uses) == {q.id for q in batch}
-    assert planned["demo.score.nb.1"].inputs["teacher"] == "cached"
+    assert planned["demo.score.nb.1"].inputs["teacher"] == "live"
 
 
 def test_a_quant_that_never_fits_is_told_before_any_work(shared):
@@ -132,6 +132,7 @@ def test_with_little_memory_models_are_there_one_at_a_time(shared):
 
     assert teachers(Limits(memory_gib=64.0)) == {"live"}
     assert teachers(Limits(memory_gib=8.0)) == {"cached"}
+    assert teachers(Limits(memory_gib=8.0, disk_gib=2.0)) == {"live"}
 
 
 def test_keys_change_with_what_determines_a_result_and_nothing_else(shared):

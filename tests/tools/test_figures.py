@@ -69,8 +69,10 @@ def test_a_table_of_numbers_is_told_from_one_of_words(tmp_path):
     page = tmp_path / "page.md"
     numbers = "## A\n\n| | KLD |\n|---|---:|\n| x | 0.148 |\n| y | **.5** |\n\n"
     words = "## B\n\n| file | 3 words |\n|---|---|\n| x | for 4 bits |\n| y | Q4_K_M |\n"
-    page.write_text(numbers + words)
-    assert [title for title, _ in figures.sections(page)] == ["A"]
+    printed = "## C\n\n```\n# not a title\nnb 0.1133 0.2\nen 0.1343 -0.3\n```\n\n"
+    command = "## D\n\n    lab --ctx 1.5 --x 2.5\n"
+    page.write_text(numbers + words + printed + command)
+    assert [title for title, _ in figures.sections(page)] == ["A", "C"]
 
 
 def test_a_log_of_this_commit_is_not_made_again_and_a_failed_command_leaves_none(tmp_path):

@@ -48,7 +48,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
 FOR_PROSE = {"markup", "boilerplate", "script", "language"}
 """Steps that are skipped for a text in no natural language."""
 
-Cleaned = tuple[list[Draft], list[list[int]], Report]
+Cleaned = tuple[list[Draft], list[duplicates.Hashes], Report]
 
 
 def clean(
@@ -63,11 +63,11 @@ def clean(
     seen = duplicates.Duplicates(rules)
     work = functools.partial(clean_batch, rules=rules)
     batched = batches(documents, BATCH_CHARS, lambda d: len(d.text))
-    for drafts, bands, batch_report in process.in_order(work, batched, workers):
+    for drafts, hashes, batch_report in process.in_order(work, batched, workers):
         report.add(batch_report)
-        for draft, draft_bands in zip(drafts, bands, strict=True):
+        for draft, own in zip(drafts, hashes, strict=True):
             if draft.paragraphs:
-                seen.drop(draft, draft_bands, report)
+                seen.drop(draft, own, report)
             drop_short_document(draft, rules, report)
             if draft.paragraphs:
                 text = draft.text
@@ -98,4 +98,4 @@ def clean_batch(batch: Sequence[Document], rules: Rules) -> Cleaned:
             drafts = [draft for draft in drafts if draft.paragraphs]
     for draft in drafts:  # the raw text need not travel back from a worker
         draft.document = replace(draft.document, text="")
-    return drafts, duplicates.bands([draft.text for draft in drafts]), report
+    return drafts, duplicates.hashes(drafts), report

@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import rensa
@@ -42,35 +43,35 @@ class Duplicates:
         # a short sentence may occur again in good prose: «Hva mener du?»
         self._repeat_min = rules.chars(40)
 
-    def drop(self, draft: Draft, draft_bands: Sequence[int], report: Report) -> None:
+    def drop(self, draft: Draft, hashes: Hashes, report: Report) -> None:
         """Empty a draft that was seen before, or take out its paragraphs and lines that were."""
         report.step, where = "duplicates", draft.document.id
         reason = ""
-        if not self._documents.add(_hash(draft.text)):
+        if not self._documents.add(hashes.document):
             reason = "same document"
-        elif any(band in self._bands for band in draft_bands):
+        elif any(band in self._bands for band in hashes.bands):
             reason = "near-duplicate document"
         if reason:
             return draft.empty(reason, report)
-        for band in draft_bands:
+        for band in hashes.bands:
             self._bands.add(band)
         if not self._prose:
             return  # a program has the same line many times
-        draft.paragraphs = [
-            kept for p in draft.paragraphs if (kept := self._without_repeats(p, where, report))
-        ]
+        pairs = zip(draft.paragraphs, hashes.paragraphs, strict=True)
+        rest = (self._without_repeats(text, hashed, where, report) for text, hashed in pairs)
+        draft.paragraphs = [paragraph for paragraph in rest if paragraph]
 
-    def _without_repeats(self, paragraph: str, where: str, report: Report) -> str:
+    def _without_repeats(self, paragraph: str, hashed: int, where: str, report: Report) -> str:
         if len(paragraph) < self._repeat_min:
             return paragraph
-        if not self._paragraphs.add(_hash(paragraph)):
+        if not self._paragraphs.add(hashed):
             report.count("same paragraph", PARAGRAPHS, where, paragraph)
             return ""
         if "\n" not in paragraph:
             return paragraph
         kept = []
         for line in paragraph.split("\n"):
-            if len(line) >= self._repeat_min and not self._paragraphs.add(_hash(line)):
+            if len(line) >= self._repeat_min and not self._paragraphs.add(_hash(line.casefold())):
                 report.count("same line", LINES, where, line)
             else:
                 kept.append(line)
@@ -78,15 +79,34 @@ class Duplicates:
 
 
 def _hash(text: str) -> int:
-    """Return 64 bits, the same on every machine, without regard to case."""
-    return int.from_bytes(blake2b(text.casefold().encode(), digest_size=8).digest(), "little")
+    """Return 64 bits, the same on every machine."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class Hashes(NamedTuple):
+    """Hashes of a document, its LSH bands (none if it is very short) and its paragraphs."""
+
+    document: int
+    bands: list[int]
+    paragraphs: list[int]
+
+
+def hashes(drafts: Sequence[Draft]) -> list[Hashes]:
+    """Return the hashes of drafts, without regard to case."""
+    folded = [[paragraph.casefold() for paragraph in draft.paragraphs] for draft in drafts]
+    texts = ["\n\n".join(paragraphs) for paragraphs in folded]
+    return [
+        Hashes(_hash(text), of_bands, [_hash(paragraph) for paragraph in paragraphs])
+        for text, of_bands, paragraphs in zip(texts, bands(texts), folded, strict=True)
+    ]
 
 
 def bands(texts: Sequence[str]) -> list[list[int]]:
-    """Return the hashes of each text's LSH bands; none for a very short text."""
-    hashes, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, N_BANDS * ROWS, 1)
-    rows = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), N_BANDS, ROWS)
+    """Return the hashes of the LSH bands of casefolded texts; none for a very short one."""
+    matrix_of = rensa.RMinHash.digest_matrix_from_flat_token_hashes
+    runs, offsets = shingles(texts, N_WORDS, N_CHARACTERS)
+    rows = np.array(matrix_of(runs, offsets, N_BANDS * ROWS, 1).to_rows(), np.uint64)
+    rows = rows.reshape(len(texts), N_BANDS, ROWS)
     hashed = np.tile(np.arange(N_BANDS, dtype=np.uint64), (len(texts), 1))
     for i in range(ROWS):
         hashed = (hashed ^ rows[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
@@ -120,17 +140,22 @@ class HashSet:
 
     def add(self, value: int) -> bool:
         """Add a hash; return whether it is new."""
-        if value in self:
+        value = value or 1
+        place = _place(self._table, value)
+        if self._table[place] == value:
+            return False
+        if self._old is not None and self._old[_place(self._old, value)] == value:
             return False
         if self._n >= self._limit:
             self._old = self._table
             self._start()
+            place = _place(self._table, value)
         elif 4 * self._n >= 3 * len(self._table):
             before, self._table = self._table, array("Q", bytes(16 * len(self._table)))
             for known in filter(None, before):
                 self._table[_place(self._table, known)] = known
-        value = value or 1
-        self._table[_place(self._table, value)] = value
+            place = _place(self._table, value)
+        self._table[place] = value
         self._n += 1
         return True
 

@@ -43,10 +43,10 @@ TEXTS_AT_ONCE = 1024
 
 def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Drop paragraphs that are mostly in another script."""
-    script_of = scripts.letters_of(rules.script)
+    script_of, other = scripts.letters_of(rules.script), scripts.maybe_other(rules.script)
     for draft in drafts:
         text = draft.text
-        if not draft.paragraphs or (rules.script == "Latn" and text.isascii()):
+        if not other.search(text):
             continue
         classes = script_of[scripts.code_points(text)]
         sizes = np.array([len(p) + 2 for p in draft.paragraphs])
@@ -71,18 +71,20 @@ def by_words(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     texts = [
         {i: p[:longest] for i, p in enumerate(d.paragraphs) if len(p) >= shortest} for d in drafts
     ]
-    flat = [text for by_place in texts for text in by_place.values()]
+    found = [(draft, by_place) for draft, by_place in zip(drafts, texts, strict=True) if by_place]
+    if not found:
+        return
+    flat = [text for _, by_place in found for text in by_place.values()]
     scores = identifier().scores(flat)
-    n_bytes = [len(text.encode()) for text in flat]
-    guesses = _guesses(scores, n_bytes, rules.labels)
-    start = 0
-    for draft, by_place in zip(drafts, texts, strict=True):
-        own = slice(start, start + len(by_place))
-        start = own.stop
-        if by_place:
-            total = scores[own].sum(axis=0, keepdims=True)
-            (whole,) = _guesses(total, [sum(n_bytes[own])], rules.labels)
-            _drop(draft, whole, dict(zip(by_place, guesses[own], strict=True)), rules, report)
+    n_bytes = np.array([len(text.encode()) for text in flat])
+    sizes = np.array([len(by_place) for _, by_place in found])
+    starts = np.cumsum(sizes) - sizes
+    guesses = iter(_guesses(scores, n_bytes, rules.labels))
+    wholes = _guesses(
+        np.add.reduceat(scores, starts), np.add.reduceat(n_bytes, starts), rules.labels
+    )
+    for (draft, by_place), whole in zip(found, wholes, strict=True):
+        _drop(draft, whole, {place: next(guesses) for place in by_place}, rules, report)
 
 
 def _check(labels: Sequence[str]) -> None:
@@ -105,7 +107,7 @@ class Guess(NamedTuple):
 
 
 def _guesses(
-    scores: NDArray[np.float32], n_bytes: Sequence[int], ours: Sequence[str]
+    scores: NDArray[np.float32], n_bytes: NDArray[np.intp], ours: Sequence[str]
 ) -> list[Guess]:
     labels = identifier().labels
     columns = [i for i, label in enumerate(labels) if label in ours]
@@ -137,6 +139,8 @@ def _drop(
 def _surrounded(n: int, identified: Collection[int], foreign: set[int]) -> set[int]:
     """Return the unidentified paragraphs of `n` whose identified neighbours are all foreign."""
     surrounded: set[int] = set()
+    if not foreign:
+        return surrounded
     for is_identified, run in itertools.groupby(range(n), identified.__contains__):
         places = list(run)
         neighbours = {places[0] - 1, places[-1] + 1}.intersection(identified)
@@ -171,19 +175,19 @@ class Identifier:
         # the model was trained on NFC, and not on capitals alone
         cased = (text.lower() if text.isupper() else text for text in texts)
         composed = (unicodedata.normalize("NFC", text) for text in cased)
-        features = self._walk([text.encode("utf-8", "surrogatepass") for text in composed])
-        hit = features >= 0
-        rows = np.concatenate([[0], np.cumsum(hit.sum(axis=1))])
-        ones = np.ones(int(rows[-1]), np.float32)
-        shape = len(texts), self._weights.shape[0]
-        counts = sparse.csr_matrix((ones, features[hit], rows), shape=shape)
-        counts.sum_duplicates()
-        np.log1p(counts.data, out=counts.data)
-        product: NDArray[np.float32] = counts @ self._weights
+        found = self._walk([text.encode("utf-8", "surrogatepass") for text in composed])
+        n_features = len(self._weights)
+        found.sort()
+        first = np.flatnonzero(np.diff(found, prepend=-1))  # of each text's features
+        counts = np.log1p(np.diff(first, append=found.size).astype(np.float32))
+        rows = np.searchsorted(found[first], np.arange(len(texts) + 1) * n_features)
+        columns = found[first] % n_features
+        matrix = sparse.csr_matrix((counts, columns, rows), shape=(len(texts), n_features))
+        product: NDArray[np.float32] = matrix @ self._weights
         return product + self._prior
 
     def _walk(self, texts: Sequence[bytes]) -> NDArray[np.int32]:
-        """Return the feature that ends at each byte, or -1: (texts, longest)."""
+        """Return text x features + feature for every feature that ends at a byte of a text."""
         lengths = np.array([len(t) for t in texts])
         longest = int(lengths.max(initial=0))
         order = np.argsort(-lengths, kind="stable")
@@ -199,9 +203,9 @@ class Identifier:
             entry += letters[place, :n]
             state[:n] = self._next[entry]
             features[place, :n] = self._feature[state[:n]]
-        in_order = np.empty_like(features.T, order="C")
-        in_order[order] = features.T
-        return in_order
+        found = features >= 0
+        features += (order * len(self._weights)).astype(np.int32)
+        return features[found]
 
 
 @functools.cache

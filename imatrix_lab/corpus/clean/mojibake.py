@@ -37,11 +37,11 @@ def repair(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     """Repair or drop each paragraph with signs of mojibake."""
     for draft in drafts:
         text = draft.text
-        if text.isascii() or not _GATE.search(text) or not SIGN.search(text):
+        if text.isascii() or not _GATE.search(text):
             continue
         kept = []
         for paragraph in draft.paragraphs:
-            if not SIGN.search(paragraph):
+            if not _GATE.search(paragraph) or not SIGN.search(paragraph):
                 kept.append(paragraph)
             elif (better := _repaired(paragraph, rules.script)) is not None:
                 report.count("repaired", CHANGES, draft.document.id, paragraph)

@@ -138,7 +138,7 @@ def _changed(text: str, draft: Draft, rules: Rules, report: Report) -> str:
 def _spaced(paragraph: str) -> str:
     if "  " in paragraph:
         paragraph = _SPACES.sub(" ", paragraph)
-    if " \n" in paragraph or "\n " in paragraph:
+    if "\n" in paragraph and (" \n" in paragraph or "\n " in paragraph):
         paragraph = _LINE_EDGES.sub("\n", paragraph)
     return paragraph.strip()
 

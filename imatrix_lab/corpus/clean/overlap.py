@@ -37,7 +37,7 @@ class Shingles:
 
     def add(self, *texts: str) -> None:
         """Add the runs of texts."""
-        new, _ = shingles(texts, N_WORDS, N_CHARACTERS)
+        new, _ = shingles([text.casefold() for text in texts], N_WORDS, N_CHARACTERS)
         if new.size:
             self._pending.append(new)
             self._n_pending += new.size
@@ -47,7 +47,7 @@ class Shingles:
     def hits(self, text: str) -> int:
         """Return how many runs of a text are known."""
         self._settle()
-        runs, _ = shingles([text], N_WORDS, N_CHARACTERS)
+        runs, _ = shingles([text.casefold()], N_WORDS, N_CHARACTERS)
         if not self._known.size or not runs.size:
             return 0
         places = np.searchsorted(self._known, runs)

@@ -1,6 +1,7 @@
 """Which script a character belongs to, as arrays over code points."""
 
 import functools
+import re
 
 import numpy as np
 import regex
@@ -36,6 +37,18 @@ def letters_of(script: str) -> NDArray[np.uint8]:
     parts = "".join(rf"\p{{Script={part}}}" for part in SCRIPT_PARTS.get(script, (script,)))
     letters = _of(r"[\p{L}\p{M}]") & ~_of(r"[\p{Script=Common}\p{Script=Inherited}]")
     return letters.astype(np.uint8) + (letters & _of(f"[{parts}]"))
+
+
+@functools.cache
+def maybe_other(script: str) -> re.Pattern[str]:
+    """Return the pattern of a character that may be a letter of another script.
+
+    Those above U+FFFF are all taken for such: a set of characters below is a table.
+    """
+    known = letters_of(script)[:0x10000] != 1
+    edges = np.flatnonzero(np.diff(known, prepend=False, append=False)).tolist()
+    runs = zip(edges[::2], edges[1::2], strict=True)
+    return re.compile("[^" + "".join(rf"\u{a:04x}-\u{b - 1:04x}" for a, b in runs) + "]")
 
 
 @functools.cache

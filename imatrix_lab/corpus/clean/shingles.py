@@ -1,5 +1,6 @@
 """Hashes of n words or characters in a row, to find what texts have in common."""
 
+import functools
 import itertools
 import zlib
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from imatrix_lab.corpus.clean import scripts
 
 _BASE = 0x9E3779B97F4A7C15
+TABLED = 64
+"""Bytes of a word, at most, for which there are tables."""
 
 
 def shingles(
@@ -17,20 +20,16 @@ def shingles(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     r"""Return 64-bit hashes of all runs of `n_words` words and of `n_characters` characters.
 
-    Words are ``[\p{L}\p{M}\p{N}]+`` without regard to case; what is between them is ignored.
+    Texts are casefolded. Words are ``[\p{L}\p{M}\p{N}]+``; what is between them is ignored.
     In scripts without spaces the unit is the character. A text shorter than a run has none.
     The hash is a polynomial modulo 2^64 over the words' CRC-32: the same on every machine.
     With the hashes, one text after the other, are the offsets where each text's begin, (texts + 1).
     """
-    folded = [text.casefold() for text in texts]
-    ends = np.cumsum([len(text) for text in folded], dtype=np.intp)
-    points = scripts.code_points("".join(folded))
+    ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.intp) - 1
+    points = scripts.code_points(" ".join(texts))  # the space keeps neighbours' words apart
     spacing = scripts.word_characters()[points]
-    spaced = np.where(spacing == 1, points, 32).astype("<u4").tobytes().decode("utf-32-le")
-    words = [spaced[end - len(text) : end].split() for text, end in zip(folded, ends, strict=True)]
-    coded = map(zlib.crc32, map(str.encode, itertools.chain.from_iterable(words)))
-    word_ends = np.cumsum([len(w) for w in words], dtype=np.intp)
-    hashes, offsets = _runs(np.fromiter(coded, np.uint64), word_ends, n_words)
+    word_ends = np.searchsorted(_edges(spacing == 1)[0], ends)
+    hashes, offsets = _runs(word_crcs(points, spacing == 1), word_ends, n_words)
     if spacing.max(initial=0) < 2:
         return hashes, offsets
     unspaced = spacing == 2
@@ -39,6 +38,52 @@ def shingles(
     of_words, of_characters = np.split(hashes, offsets[1:]), np.split(more, more_offsets[1:])
     parts = itertools.chain.from_iterable(zip(of_words, of_characters, strict=True))
     return np.concatenate([hashes[:0], *parts]), offsets + more_offsets
+
+
+def _edges(inside: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return where each run of true values begins and ends."""
+    padded = np.concatenate([[False], inside, [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return edges[::2], edges[1::2]
+
+
+def word_crcs(points: NDArray[np.intp], is_word: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Return the CRC-32 of each word's UTF-8.
+
+    A CRC is linear: that of a word is the sum (xor) of what its bytes contribute, each by its
+    distance from the word's end, and of what its length does.
+    """
+    text = np.where(is_word, points, 32).astype("<u4").tobytes().decode("utf-32-le").encode()
+    letters = np.frombuffer(text, np.uint8)
+    is_letter = letters != 32
+    starts, ends = _edges(is_letter)
+    if not starts.size:
+        return np.empty(0, np.uint64)
+    letters, lengths = letters[is_letter], ends - starts
+    places = np.cumsum(lengths) - lengths
+    n_after = np.full(letters.size, -1)
+    n_after[places] = lengths - 1
+    np.cumsum(n_after, out=n_after)  # of each byte: how many come after it in its word
+    np.minimum(n_after, TABLED - 1, out=n_after)
+    n_after <<= 8
+    n_after |= letters
+    of_byte, of_length = _crc_tables()
+    crcs = np.bitwise_xor.reduceat(of_byte[n_after], places)
+    crcs ^= of_length[np.minimum(lengths, TABLED)]
+    for i in np.flatnonzero(lengths > TABLED):
+        crcs[i] = zlib.crc32(text[starts[i] : ends[i]])
+    return crcs.astype(np.uint64)
+
+
+@functools.cache
+def _crc_tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return what a byte adds to a CRC-32, at 256 x bytes after it + byte; what a length does."""
+    zeros = [zlib.crc32(bytes(n)) for n in range(TABLED + 1)]
+    of_byte = [
+        zlib.crc32(bytes([byte, *bytes(n)])) ^ zeros[n + 1]
+        for n, byte in itertools.product(range(TABLED), range(256))
+    ]
+    return np.array(of_byte, np.uint32), np.array(zeros, np.uint32)
 
 
 def _runs(

@@ -205,7 +205,9 @@ def _positive(results: Results, cases: Sequence[Comparison]) -> str:
     if not seen:
         fails = "not even leaving the imatrix out makes a quant significantly worse"
         return f"the positive control fails: {fails}, so smaller effects could not be seen"
-    text = f"without an imatrix (the positive control) quants are significantly worse{share}"
+    is_own = all(r.name.endswith(f" against {r.text}") for r in rows)
+    than = "than with one of the text's own language" if is_own else "than with one"
+    text = f"without an imatrix (the positive control) quants are significantly worse {than}{share}"
     return text if seen == len(rows) else f"{text}, so small effects may go unseen"
 
 

@@ -1,16 +1,19 @@
 """Shared runs of words and characters, and the files they come from."""
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imatrix_lab.corpus.clean import scripts
 from imatrix_lab.corpus.clean.overlap import Shingles, task_strings
-from imatrix_lab.corpus.clean.shingles import shingles
+from imatrix_lab.corpus.clean.shingles import TABLED, shingles, word_crcs
 from imatrix_lab.errors import BadText
 
 EIGHT = "a river ran through the middle of town"
@@ -54,6 +57,20 @@ def test_runs_do_not_go_from_one_text_into_the_next() -> None:
     alone = [shingles([t], 3, 4)[0] for t in (first, second, "日本語の文章")]
     assert np.array_equal(hashes, np.concatenate(alone))
     assert shingles([], 3, 4)[0].size == 0
+
+
+@given(st.lists(st.text("aå語𝔘", min_size=1, max_size=2 * TABLED)))
+def test_words_are_known_by_their_crc(words: list[str]) -> None:
+    points = scripts.code_points("".join(f" {word}," for word in words))
+    crcs = word_crcs(points, ~np.isin(points, [ord(" "), ord(",")]))
+    assert crcs.tolist() == [zlib.crc32(word.encode()) for word in words]
+
+
+@pytest.mark.parametrize("script", ["Latn", "Mlym", "Jpan", "Zyyy"])
+def test_no_letter_of_another_script_is_overlooked(script: str) -> None:
+    others = np.flatnonzero(scripts.letters_of(script) == 1).tolist()
+    assert others and all(map(scripts.maybe_other(script).match, map(chr, others)))
+    assert not scripts.maybe_other("Latn").search("Blåbærsyltetøy, 12 °C – «ja»!")
 
 
 def test_scripts_of_characters() -> None:

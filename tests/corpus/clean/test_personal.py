@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imatrix_lab.corpus.clean import personal
 from imatrix_lab.corpus.clean import personal as checksums
@@ -134,3 +136,11 @@ def test_cleaning_again_finds_nothing() -> None:
     once, reasons = replaced(text)
     assert len(reasons) == 5
     assert replaced(once) == (once, set())
+
+
+@pytest.mark.parametrize("kind", personal.KINDS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_every_match_has_the_part_that_is_looked_for_first(kind, data) -> None:
+    match = kind.pattern.search(data.draw(st.from_regex(kind.pattern)))
+    assert match and kind.part.search(match.group())
