@@ -34,7 +34,7 @@ CLAUSES = re.compile(r"; (?:or )?|, (?:or |and |then )?|: | or | then | with | {
 METAVARS = ("MODEL", "FILE", "LANGUAGE", "CODE", "TASK", "A", "B", "RUN_A", "RUN_B")
 PLAIN = re.compile(
     r"(a|add|another|build|check|choose|close|compare|complete|compute|convert|correct|delete|download|fetch"
-    r"|fewer|finish|give|if|install|leave|let|look|mend|more|name|one|open|pin|point|put|read|remove|rename|run|score"
+    r"|fewer|finish|give|if|install|leave|let|look|mend|more|name|one|open|pin|point|put|read|remove|rename|run|save|score"
     r"|set|the|types|use|write)\b"
 )
 """How remedies in plain words begin."""
@@ -154,6 +154,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "hf": hub,
     "python3": own_modules,
     "gguf-convert-endian": installed_script("gguf-convert-endian"),
+    "gguf-new-metadata": installed_script("gguf-new-metadata"),
     "cat": standard(),
     "chmod": standard("-R", "o-w"),
     "df": standard("-h"),
@@ -180,7 +181,7 @@ def options_of(command: click.Command, context: click.Context) -> Iterator[str]:
                 yield from options_of(inner, context)
 
 
-OPTIONS = {*options_of(cli, click.Context(cli)), "--outtype"}
+OPTIONS = {*options_of(cli, click.Context(cli)), "--outtype", "--remove-metadata"}
 
 
 def known_variables() -> set[str]:

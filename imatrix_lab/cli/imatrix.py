@@ -85,7 +85,7 @@ def imatrix_build(
     session = options.session()
     request = options.request(options.language(text, session.progress), (), model=model, **rest)
     if dry_run:
-        estimate = tune.imatrix_estimate(request, session)
+        estimate = tune.imatrix_estimate(request, out, session)
         return options.emit(estimate.facts()) if as_json else _print_estimate(estimate)
     path = tune.imatrix(request, out, session)
     built = format.read(path)
@@ -328,7 +328,7 @@ def merge(
     for target, mixture in zip(targets, mixtures, strict=True):
         format.write(target, mixture, rules=rules if out.suffix == ".dat" else None)
         written.append({"file": target, **mixture.metadata})
-        stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
+        stderr.print(f"{mixture.label}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:
             options.echo(target)
     if as_json:

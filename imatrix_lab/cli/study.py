@@ -68,6 +68,7 @@ def run(
         return _print_results(begin(path, out, jobs, options.session(), cluster), as_json)
     settings, session = load(path), options.session()
     folder, placement = Folder.for_recipe(settings, out), None
+    folder.check(path)
     if cluster:
         with start.opened(cluster, folder, session) as machines:
             planned, placement = machines.plan(settings)

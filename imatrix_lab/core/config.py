@@ -51,9 +51,13 @@ def _check_keys(
 def read_toml(path: Path) -> dict[str, Any]:
     """Return a file's table; raise `UsageError` if it is missing, not UTF-8 or not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            "not UTF-8, as TOML must be", where=path, fix="save it as UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", where=path) from error
 

@@ -224,11 +224,11 @@ def _incomplete(
 
 
 def _calibration(header: GgufHeader) -> str:
-    """Return the language of a quant's imatrix, and whether AWQ and feedback were used.
+    """Return the label of a quant's imatrix, and whether AWQ and feedback were used.
 
     Of others' files: the imatrix's name.
     """
-    if ours := header.text("imatrix_lab.language"):
+    if ours := header.text("imatrix_lab.language") or header.text("imatrix_lab.label"):
         ours += "".join(f"-{x}" for x in ("awq", "feedback") if header.text(f"imatrix_lab.{x}"))
         return ours  # a mixture's may have a dot: nb33.3-en66.7
     named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")

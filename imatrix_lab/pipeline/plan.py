@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imatrix_lab.core import format
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
 from imatrix_lab.corpus.mixture import Mixture
@@ -44,12 +45,13 @@ class _Stored:
 def plan(request: Request, session: Session) -> list[Step]:
     """Return the steps a request would take; builds and downloads nothing.
 
-    What depends on a step that has not run is unknown until then.
+    What depends on a step that has not run is unknown until then. Raises what `tune` raises before
+    its work.
     """
     request = tune.with_moments(request)
+    rules = tune.check(request, session)
     text = tune.parse_text(request.text)
-    deliver.check_folder(request.out, tune.rules_of(request, session))
-    stored = _look(request, session)
+    stored = _look(request, rules, session)
     tools, model, corpus = stored.tools, stored.model, stored.corpus
     label = text.label if isinstance(text, Mixture) else text.name
     n_ctx = request.compute.n_ctx or WINDOW
@@ -65,6 +67,9 @@ def plan(request: Request, session: Session) -> list[Step]:
         Step(f"imatrix {label}", stored.imatrix is not None, f"{n_windows} of {n_ctx} tokens"),
     ]
     chosen = _chosen(request, stored, session)
+    if model and chosen:
+        names = deliver.Names(model.label, label, model, chosen=chosen)
+        deliver.check_files(request, names, rules)
     if any(map(size_types.is_size, request.types)):
         detail = "probes of each part of the model: about 20 times a pass over 768 tokens"
         steps.append(Step("errors and sensitivities", chosen is not None, detail))
@@ -87,12 +92,13 @@ def plan(request: Request, session: Session) -> list[Step]:
     return steps
 
 
-def _look(request: Request, session: Session) -> _Stored:
+def _look(request: Request, rules: Rules, session: Session) -> _Stored:
     tools = toolchain.find(session.store, request.compute.backend)
     stored, read_only = _Stored(tools, None), session.read_only()
     try:
         stored.model = resolve.resolve(request.model, read_only, tools)
         conditions.require_text(stored.model.facts, stored.model.path)
+        tune.check_model(request, stored.model, rules)
         if tools:
             stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
             options = tune.imatrix_options(request, stored.model, stored.corpus)

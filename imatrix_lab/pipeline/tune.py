@@ -14,6 +14,7 @@ from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.format import some
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Rules, check_file, check_folder
+from imatrix_lab.core.paths import without_folders
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
@@ -29,11 +30,20 @@ from imatrix_lab.corpus.build import (
 from imatrix_lab.corpus.mixture import Mixture
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import FetchFailed, MissingTool, UsageError
-from imatrix_lab.imatrix import collect, devices, expected, format, passes, repair, validate
+from imatrix_lab.imatrix import (
+    collect,
+    devices,
+    expected,
+    format,
+    passes,
+    repair,
+    validate,
+    windows,
+)
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.llamacpp.build import get_toolchain
-from imatrix_lab.llamacpp.compute import compute_for
+from imatrix_lab.llamacpp.compute import WINDOW, compute_for
 from imatrix_lab.llamacpp.programs import OVERRIDE_BYTES_MAX
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.models import resolve, scaling
@@ -66,13 +76,7 @@ def tune(request: Request, session: Session) -> Result:
     rules = check(request, session)
     study = results.read(request.study) if request.study else None
     tools, model = prepare(request, session)
-    run.check(model.facts, model.path, request.types, request.allow_requantize)
-    run.check_layers(model.facts, model.path, request.types)
-    allocate.check_model(request, model)
-    if request.awq:
-        scaling.check(model)
-    names = deliver.Names(model.label, _language(request), model)
-    deliver.check_files(request, names, rules)
+    names = check_model(request, model, rules)
     corpus = corpus_of(request, tools, model, session)
     compared = of_study(study, model, corpus.language) if study else None
     imatrix = imatrix_of(request, tools, model, corpus, session)
@@ -98,8 +102,9 @@ def with_moments(request: Request) -> Request:
 
 
 def check(request: Request, session: Session) -> Rules:
-    """Raise what is wrong with text, model or output folder; only headers are read."""
+    """Raise what is wrong with text, model, study or output folder; only headers are read."""
     text = parse_text(request.text)
+    _check_tokens(request, text)
     if request.feedback:
         feedback.check_types(request.types)
     resolve.check_spec(request.model, session.store)
@@ -112,7 +117,33 @@ def check(request: Request, session: Session) -> Rules:
     deliver.check_folder(request.out, rules)
     if label := resolve.label_of(request.model):
         deliver.check_files(request, deliver.Names(label, _language(request)), rules)
+    if request.study:
+        results.read(request.study)
     return rules
+
+
+def check_model(request: Request, model: Model, rules: Rules) -> deliver.Names:
+    """Raise what is wrong with a model that is here, and files in its way; return their names."""
+    run.check(model.facts, model.path, request.types, request.allow_requantize)
+    run.check_layers(model.facts, model.path, request.types)
+    allocate.check_model(request, model)
+    if request.awq:
+        scaling.check(model)
+    names = deliver.Names(model.label, _language(request), model)
+    deliver.check_files(request, names, rules)
+    return names
+
+
+def _check_tokens(request: Request, text: Mixture | Path) -> None:
+    """Raise UsageError, BadText: the text, or what is asked for of it, does not fill a window."""
+    n_ctx = request.compute.n_ctx or WINDOW
+    if request.windows != windows.STREAM:
+        return
+    if isinstance(text, Path) and text.is_dir():
+        windows.count(from_folder(text), n_ctx)
+    elif request.n_tokens < n_ctx:
+        what = f"an importance matrix needs a window of {n_ctx} tokens, not {request.n_tokens}"
+        raise UsageError(what, fix=f"--tokens {n_ctx} or more, or a smaller context (--ctx)")
 
 
 def _language(request: Request) -> str:
@@ -210,16 +241,14 @@ def imatrix_options(request: Request, model: Model, corpus: CorpusFacts) -> coll
 
 
 def imatrix_estimate(
-    request: Request, session: Session
+    request: Request, out: Path | None, session: Session
 ) -> passes.Estimate | devices.DeviceEstimate:
     """Return how an importance matrix would be collected, and how long that would take.
 
     A model of the user's is not hashed; of a text that is not built, `n_tokens` are assumed.
-    Raises UsageError: the model is not here yet.
+    Raises what `imatrix` raises before it begins; UsageError: the model is not here yet.
     """
-    text = check_text(request)
-    _check_memory(request)
-    resolve.check_spec(request.model, session.store)
+    text, _ = _check_imatrix(request, out, session)
     tools = get_toolchain(request.compute.backend, session)
     try:
         model = resolve.unhashed(request.model) or resolve.resolve(
@@ -255,8 +284,24 @@ def _check_memory(request: Request) -> None:
 
 def imatrix(request: Request, out: Path | None, session: Session) -> Path:
     """Compute an importance matrix and put it at `out`; return its path."""
+    _, rules = _check_imatrix(request, out, session)
+    tools, model = prepare(request, session)
+    corpus = corpus_of(request, tools, model, session)
+    target = out or Path(deliver.imatrix_name(model.label, corpus.language, request.moments))
+    same = collect.identity(model, corpus, imatrix_options(request, model, corpus))
+    check_file(target, rules, format.other_than(same))
+    facts = imatrix_of(request, tools, model, corpus, session)
+    place(facts.path, target)
+    return target
+
+
+def _check_imatrix(
+    request: Request, out: Path | None, session: Session
+) -> tuple[Mixture | Path, Rules]:
+    """Raise what is wrong with text, model or output; only headers are read."""
     _check_memory(request)
     text = check_text(request)
+    _check_tokens(request, text)
     resolve.check_spec(request.model, session.store)
     rules, label = rules_of(request, session), resolve.label_of(request.model)
     if out:
@@ -266,14 +311,7 @@ def imatrix(request: Request, out: Path | None, session: Session) -> Path:
         check_file(Path(name), rules, format.other_than({}))
     else:
         check_folder(Path())
-    tools, model = prepare(request, session)
-    corpus = corpus_of(request, tools, model, session)
-    target = out or Path(deliver.imatrix_name(model.label, corpus.language, request.moments))
-    same = collect.identity(model, corpus, imatrix_options(request, model, corpus))
-    check_file(target, rules, format.other_than(same))
-    facts = imatrix_of(request, tools, model, corpus, session)
-    place(facts.path, target)
-    return target
+    return text, rules
 
 
 def quants(request: Request, imatrix_path: Path | None, session: Session) -> Result:
@@ -322,6 +360,11 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         with Vocabulary(tools, model.path) as vocabulary:
             start = heldout_of_file(own, vocabulary, run.VERIFY_TOKENS, session)
             heldout = HeldOut(*start, own.name)
+    if imatrix and imatrix.is_of_text(heldout.sha256):
+        session.progress.say(
+            f"WARNING: the imatrix was computed from {heldout.name}: perplexity on the same text"
+            " tells little of others; --heldout takes another text, or a language"
+        )
     inputs = deliver.Made(model, None, imatrix, heldout)
     chosen = chosen_types(request, tools, inputs, weights, session)
     deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
@@ -362,12 +405,12 @@ def given_imatrix(path: Path, model: Model, session: Session, force: bool = Fals
 
 
 def label_of(matrix: Imatrix, path: Path) -> str:
-    """Return an importance matrix's language, or else the file's name, to name quants by.
+    """Return an importance matrix's label, or else the file's name, to name quants by.
 
     Without the word imatrix: llama.cpp takes no file with it in its name for a model.
     """
     name = re.sub("imatrix", "", path.stem, flags=re.IGNORECASE).strip("-_.")
-    return slug(matrix.language or name or "own")
+    return slug(matrix.label or name or "own")
 
 
 def existing_imatrix(
@@ -393,6 +436,10 @@ def existing_imatrix(
         n_ctx=0 if matrix.legacy else matrix.chunk_size,
         unhit_experts=findings.n_without_tokens,
         forced=findings.require_sound(path, fix, progress, force),
+        datasets=tuple(map(without_folders, matrix.datasets)),
+        licence=matrix.metadata.get(format.LICENCE, ""),
+        corpus_sha256=matrix.metadata.get(format.CORPUS, ""),
+        text_sha256s=tuple(matrix.metadata.get(format.TEXTS, "").split()),
     )
 
 
@@ -506,7 +553,7 @@ def metadata_of(
     """
     metadata = {
         "version": __version__,
-        "language": imatrix.language if imatrix else "",
+        **deliver.named(imatrix),
         "imatrix.sha256": imatrix.sha256 if imatrix else "",
         "imatrix.tokens": str(imatrix.n_tokens) if imatrix and imatrix.n_tokens else "",
         "imatrix.forced": imatrix.forced if imatrix else "",

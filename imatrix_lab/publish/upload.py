@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from imatrix_lab.core import hub_http
@@ -46,7 +46,6 @@ class Diff:
     kept: tuple[str, ...] = ()
     commit: str = ""
     is_private: bool = False
-    tags: dict[str, str] = field(default_factory=dict)
 
     def states(self) -> dict[str, str]:
         """Return each name with what will be done about it."""
@@ -69,7 +68,6 @@ def diff(repo: str, items: Sequence[Item]) -> Diff:
     if not _ask(repo, lambda: api.repo_exists(repo)):
         return Diff(names)
     listing = _ask(repo, lambda: list_files(repo, "main"))
-    refs = _ask(repo, lambda: api.list_repo_refs(repo))
     there = listing.files.keys()
     same = [item.name for item in items if item.name in there and _is_same(item, listing)]
     stems = {_SHARD.sub("", name) for name in names if name.endswith(".gguf")}
@@ -83,7 +81,6 @@ def diff(repo: str, items: Sequence[Item]) -> Diff:
         kept=tuple(n for n in rest if n not in stale and n not in _BEGUN),
         commit=listing.commit,
         is_private=listing.is_private,
-        tags={tag.name: tag.target_commit for tag in refs.tags},
     )
 
 
@@ -115,7 +112,7 @@ def upload(
     if states[card.name] != "there already":
         _commit(repo, [_addition(card)], "Add the model card", "", api)
     listing = _verify(repo, items)
-    return _tag(repo, listing.commit, differences.tags, api)
+    return _tag(repo, listing.commit, api)
 
 
 def _require_allowed(repo: str, differences: Diff, is_private: bool, replace: bool) -> None:
@@ -205,8 +202,10 @@ def _is_same(item: Item, listing: Listing) -> bool:
     return bool(entry["blob"] == git_hash(content))
 
 
-def _tag(repo: str, commit: str, tags: dict[str, str], api: Any) -> str:
+def _tag(repo: str, commit: str, api: Any) -> str:
     """Tag a commit with the next version, unless one is its already."""
+    refs = _ask(repo, lambda: api.list_repo_refs(repo))  # now: others may have published since
+    tags = {tag.name: tag.target_commit for tag in refs.tags}
     numbers = {int(m[1]): c for name, c in tags.items() if (m := _VERSION.fullmatch(name))}
     for number, tagged in numbers.items():
         if tagged == commit:

@@ -123,7 +123,7 @@ def require_possible(size_bytes: int, smallest: int, largest: int) -> None:
     side = "larger" if size_bytes > largest else "smaller"
     what = f"{size(size_bytes)} is {side} than this model can be with these types"
     low, high = (size(n).replace(" ", "") for n in (smallest, largest))
-    raise UsageError(what, fix=f"--size from {low} to {high}; or other types: --types")
+    raise UsageError(what, fix=f"a size from {low} to {high}; or use other types")
 
 
 class _Table:

@@ -1,5 +1,6 @@
 """What a report is made of, before it is HTML or Markdown."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Table:
     look: str = ""
     note: str = ""
 
-    @property
+    @functools.cached_property  # it is asked for each cell
     def numeric(self) -> frozenset[int]:
         """Columns of numbers."""
         return frozenset(i for r in self.rows for i, cell in enumerate(r) if cell.sort is not None)

@@ -474,6 +474,8 @@ def _contradiction(results: Results) -> str:
 
 
 def _again(file: Path) -> str:
-    """Return the command that writes a study's results anew."""
+    """Return the command that writes a study's results anew, if this file is such."""
+    if file.name != FILE:
+        return f"give a study's folder, or the {FILE} in it"
     return f"imatrix-lab study resume {shlex.quote(str(file.parent))}"
     return f"imatrix-lab study resume {shlex.quote(str(file.parent))}"

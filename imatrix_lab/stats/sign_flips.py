@@ -100,36 +100,39 @@ def tail(totals: np.ndarray, at_least: float) -> float:
     is_large = ordered**2 > _LARGE_SHARE * left
     n_large = min(_LARGE_MAX, int(np.argmin(is_large)) or int(is_large[0]) * len(ordered))
     rest = at_least / scale - _patterns(n_large) @ ordered[:n_large]
-    p = float(np.mean(_lugannani_rice(ordered[n_large:], rest)))
+    # groups of items have few different totals
+    alike, counts = np.unique(ordered[n_large:], return_counts=True)
+    p = float(np.mean(_lugannani_rice(alike, counts, rest)))
     return max(p, 2.0 ** -len(ordered)) if at_least <= scale * ordered.sum() * (1 + 1e-12) else 0.0
 
 
-def _lugannani_rice(a: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return P(Σ ±a >= x) for each of `x`; `a` are positive."""
-    distance, room = np.abs(x), a.sum()
+def _lugannani_rice(a: np.ndarray, n: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return P(Σ ±a >= x) for each of `x`; `a` are positive, and there are `n` of each."""
+    distance, room = np.abs(x), float(n @ a)
+    rarest = 2.0 ** -float(n.sum())
     upper = np.where(distance < room, 0.5, 0.0)
-    upper[np.isclose(distance, room, rtol=1e-9)] = 2.0 ** -len(a)
+    upper[np.isclose(distance, room, rtol=1e-9)] = rarest
     inside = (distance > 1e-6) & (distance < room * (1 - 1e-9))
     z = distance[inside]
-    s = _saddlepoint(a, z)
+    s = _saddlepoint(a, n, z)
     products = s[:, None] * a
-    cumulants = np.sum(np.logaddexp(products, -products) - np.log(2), axis=1)
+    cumulants = (np.logaddexp(products, -products) - np.log(2)) @ n
     w = np.sqrt(np.maximum(2 * (s * z - cumulants), 1e-300))
-    v = s * np.sqrt(np.sum((a / np.cosh(np.minimum(products, 300))) ** 2, axis=1))
+    v = s * np.sqrt((a / np.cosh(np.minimum(products, 300))) ** 2 @ n)
     density = np.exp(-(w**2) / 2) / np.sqrt(2 * np.pi)
-    upper[inside] = np.clip(special.ndtr(-w) + density * (1 / v - 1 / w), 2.0 ** -len(a), 0.5)
+    upper[inside] = np.clip(special.ndtr(-w) + density * (1 / v - 1 / w), rarest, 0.5)
     return np.where(x < 0, 1 - upper, upper)
 
 
-def _saddlepoint(a: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Return s with Σ a tanh(s a) = z, by Newton's method.
+def _saddlepoint(a: np.ndarray, n: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Return s with Σ n a tanh(s a) = z, by Newton's method.
 
-    The sum is concave in s and at most s Σ a² = s, so that steps from s = z never go too far.
+    The sum is concave in s and at most s Σ n a² = s, so that steps from s = z never go too far.
     """
-    s = z / np.sum(a**2)
+    s = z / (n @ a**2)
     for _ in range(100):
         tanh = np.tanh(s[:, None] * a)
-        step = (z - tanh @ a) / np.maximum((1 - tanh**2) @ a**2, 1e-300)
+        step = (z - tanh @ (n * a)) / np.maximum((1 - tanh**2) @ (n * a**2), 1e-300)
         s = s + step
         if np.all(step <= 1e-9 * s):
             break

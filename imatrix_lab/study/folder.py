@@ -22,6 +22,7 @@ import filelock
 
 from imatrix_lab.core import config, lease
 from imatrix_lab.core.files import canonical_json, disk_error, from_json, write_whole
+from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report import results
 from imatrix_lab.study.graph import StepRecord
@@ -59,9 +60,9 @@ class Folder:
         """Return a path in it."""
         return self.path.joinpath(*names)
 
-    def begin(self, recipe: Path) -> None:
-        """Make the folder for a recipe and copy it, or refuse a folder with anything else."""
-        copy, text = self.of(RECIPE), recipe.read_bytes().decode()
+    def check(self, recipe: Path) -> None:
+        """Raise UsageError for a folder with anything but a study of this recipe."""
+        copy = self.of(RECIPE)
         if copy.exists() and self.of("steps").is_dir():
             old = _determining(load(copy, recipe.parent))
             if field := _difference(old, _determining(load(recipe))):
@@ -73,11 +74,17 @@ class Folder:
             fix = "--out ANOTHER_FOLDER"
             raise UsageError("this is not an empty folder", where=self.path, fix=fix)
         else:
-            try:
-                self.of("steps").mkdir(parents=True)
-            except OSError as error:
-                raise disk_error(error, self.path) from error
-        write_whole(copy, text)
+            check_folder(self.path)
+
+    def begin(self, recipe: Path) -> None:
+        """Make the folder for a recipe and copy it, or refuse a folder with anything else."""
+        text = recipe.read_bytes().decode()
+        self.check(recipe)
+        try:
+            self.of("steps").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        write_whole(self.of(RECIPE), text)
 
     def _has_other_files(self) -> bool:
         return any(p.name != "steps" or any(p.iterdir()) for p in self.path.iterdir())
@@ -111,6 +118,7 @@ class Folder:
         """Return the status, with "stopped" for what was running in a process that is gone."""
         status = self.status()
         if "steps" not in status:
+            self.recipe()
             fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
             raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
         if status["state"] == RUNNING:

@@ -70,6 +70,13 @@ def test_no_study_there(tmp_path, capsys):
     assert "try: imatrix-lab study run" in capsys.readouterr().err
 
 
+def test_another_file_is_not_resumed(tmp_path, capsys):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("schema = 1")
+    assert run(["report", str(recipe)]) == 2
+    assert "try: give a study's folder" in capsys.readouterr().err
+
+
 def test_damaged_results(study, capsys):
     file = study / results.FILE
     file.write_bytes(file.read_bytes()[:1000])

@@ -122,7 +122,17 @@ def test_toml_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         config.read_toml(path)
-    for text in (b"a = ", b"\xff = 1", b"a = " + b"[" * 100_000):
+    for text in (b"a = ", b"a = " + b"[" * 100_000):
         path.write_bytes(text)
         with pytest.raises(UsageError, match="not valid TOML"):
             config.read_toml(path)
+    for text in (b"\xff = 1", "a = 1".encode("utf-16")):
+        path.write_bytes(text)
+        with pytest.raises(UsageError, match="not UTF-8"):
+            config.read_toml(path)
+
+
+def test_an_editors_byte_order_mark_is_no_part_of_toml(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("a = 1", encoding="utf-8-sig")
+    assert config.read_toml(path) == {"a": 1}

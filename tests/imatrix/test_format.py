@@ -3,6 +3,10 @@
 import contextlib
 import dataclasses
 import random
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -96,6 +100,20 @@ def test_a_file_of_ours_has_a_checksum(tmp_path):
             format.read(changed)
     format.write(changed, read)
     assert changed.read_bytes() == raw
+
+
+def test_who_changes_metadata_is_told_how_to_go_on(tmp_path):
+    ours, edited, mended = (tmp_path / f"{name}.gguf" for name in ("ours", "e d", "NEW"))
+    format.write(ours, SMALL, {"imatrix_lab.language": "nb"})
+    program = Path(sys.executable).with_name("gguf-new-metadata")
+    change = [program, "--general-description", "x", ours, edited]
+    subprocess.run(change, check=True, capture_output=True)
+    with pytest.raises(BadImatrix) as error:
+        format.read(edited)
+    remedy = shlex.split(error.value.fix.partition(": ")[2])
+    argv = [program, *remedy[1:]]
+    subprocess.run(argv, input=b"YES\n", check=True, capture_output=True, cwd=tmp_path)
+    assert format.read(mended).language == "nb"
 
 
 def test_not_an_imatrix(tiny, tmp_path):

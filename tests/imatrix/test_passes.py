@@ -130,14 +130,16 @@ def test_the_file_is_the_same_as_with_memory_enough(tools, tmp_path, own_text, m
 def test_a_dry_run_says_what_it_takes_and_makes_nothing(tools, tiny, own_store, tmp_path):
     session = Session(own_store, Silent())
     asked = request(tiny, "nb", n_tokens=128 * 50, memory_bytes=400 << 20)
-    estimate = tune.imatrix_estimate(asked, session)
+    estimate = tune.imatrix_estimate(asked, None, session)
     facts = estimate.facts()
     assert facts["n_windows"] == 50
     assert facts["used_bytes"] <= facts["memory_bytes"] == 400 << 20
     assert facts["read_bytes"] == tiny.stat().st_size  # memory keeps it
     assert facts["compute_s"] > 0 and facts["disk_bytes_per_s"] > 0
     assert not own_store.find("imatrix", {}) and not (own_store.root / "imatrix").exists()
-    more = tune.imatrix_estimate(request(tiny, "nb", n_tokens=128 * 50, moments=True), session)
+    more = tune.imatrix_estimate(
+        request(tiny, "nb", n_tokens=128 * 50, moments=True), None, session
+    )
     assert more.plan.need.sums > 50 * estimate.plan.need.sums
     assert json.dumps(facts) and len(estimate.lines()) == 2
 
@@ -145,17 +147,17 @@ def test_a_dry_run_says_what_it_takes_and_makes_nothing(tools, tiny, own_store, 
 def test_memory_that_is_too_little_says_how_much_is_needed(tools, tiny):
     session = Session(Store(), Silent())
     with pytest.raises(UsageError, match="too little") as error:
-        tune.imatrix_estimate(request(tiny, "nb", memory_bytes=10 << 20), session)
+        tune.imatrix_estimate(request(tiny, "nb", memory_bytes=10 << 20), None, session)
     enough = int(re.search(r"--memory (\d+)MiB", error.value.fix)[1]) << 20
-    assert tune.imatrix_estimate(request(tiny, "nb", memory_bytes=enough), session)
+    assert tune.imatrix_estimate(request(tiny, "nb", memory_bytes=enough), None, session)
 
 
-def test_memory_and_a_batch_contradict_each_other(tiny, tmp_path):
+def test_memory_and_a_batch_contradict_each_other(tiny):
     session = Session(Store(), Silent())
     both = request(tiny, "nb", memory_bytes=1 << 30, n_batch=256)
-    for run in (tune.imatrix_estimate, lambda r, s: tune.imatrix(r, tmp_path / "i.gguf", s)):
+    for run in (tune.imatrix_estimate, tune.imatrix):
         with pytest.raises(UsageError, match="batch"):
-            run(both, session)
+            run(both, None, session)
 
 
 def test_a_disk_is_measured_on_files_of_any_size(tmp_path):

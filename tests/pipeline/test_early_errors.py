@@ -175,6 +175,7 @@ def there(files, session, tiny, quantized, monkeypatch):
     (files / "q8.gguf").symlink_to(quantized(tiny, "Q8_0"))
     for name in ("a.gguf", "b.gguf"):
         format.write(files / name, imatrix(**{"blk.0.attn_q.weight": ([1.0] * 4, [1.0])}))
+    headers.write(files / "tower.gguf", "clip")
     (files / "text.txt").write_text("Hei.")
     (files / "bad.toml").write_text('[[tasks]]\nname = "mixevals"\n')
     return {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
@@ -190,6 +191,13 @@ tune nb --model model.gguf --out text.txt/x
 tune nb --model model.gguf --out /dev/null
 tune nb --model model.gguf --study nope
 tune nb --backend nope
+tune nb --model model.gguf --tokens 400
+tune nb --model model.gguf --size 3GB
+tune nb --model model.gguf --size Q4_K_M --bits 20
+tune nb --model model.gguf --bits 1
+tune nb --model model.gguf --type F16 --feedback
+tune nb --model model.gguf --type Q4_K_M --for nb
+tune nb --model tower.gguf
 quantize --model model.gguf --imatrix nope.gguf
 quantize --model model.gguf --imatrix model.gguf
 quantize --model model.gguf --imatrix none --heldout klingon
@@ -208,6 +216,9 @@ imatrix build --model model.gguf --corpus text.txt --out q8.gguf
 imatrix build --model model.gguf --corpus text.txt --out file
 imatrix build --model model.gguf --corpus text.txt --out .
 imatrix build --model model.gguf --corpus nb --out /dev/full
+imatrix build --model model.gguf --corpus nb --out /proc/x.gguf
+imatrix build --model model.gguf --corpus text.txt --tokens 400
+imatrix build --model model.gguf --corpus text.txt --tokens 1000 --ctx 1024
 imatrix check a.gguf --model nope.gguf
 imatrix check a.gguf --model model.gguf --repair a.gguf
 imatrix check a.gguf --model model.gguf --repair model.gguf --force
@@ -242,7 +253,14 @@ report nope
 """
 
 
-@pytest.mark.parametrize("command", WRONG.strip().splitlines())
+DRY_RUNS = [
+    f"{command} --dry-run"
+    for command in WRONG.strip().splitlines()
+    if command.startswith(("tune", "imatrix build", "study run"))
+]
+
+
+@pytest.mark.parametrize("command", [*WRONG.strip().splitlines(), *DRY_RUNS])
 def test_every_command(command, there, session, capsys):
     began = time.process_time()
     status = main.run(shlex.split(command))

@@ -71,6 +71,22 @@ def test_everything_arrives_the_card_last_then_a_tag(upload_hub, files):
     assert upload_hub.storage.n_bytes == sum(i.size_bytes for i in files if ".gguf" in i.name)
 
 
+def test_two_who_publish_the_same_at_once(upload_hub, files, monkeypatch):
+    """Another one publishes everything once the first has found nothing there."""
+    check, tags = upload._require_card, []
+
+    def after_another(*args):
+        monkeypatch.setattr(upload, "_require_card", check)
+        tags.append(publish(files))
+        check(*args)
+
+    monkeypatch.setattr(upload, "_require_card", after_another)
+    tags.append(publish(files))
+    assert tags == ["v1", "v1"]
+    assert published(upload_hub) == contents(files)
+    assert upload_hub.tags[REPO] == {"v1": upload_hub.commit(REPO)}
+
+
 def test_the_same_again_sends_and_tags_nothing(upload_hub, files):
     publish(files)
     history, sent = list(upload_hub.history), upload_hub.storage.n_bytes

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.report import html, markdown, svg
-from imatrix_lab.report.blocks import Chart, Forest, ForestRow, Point, Series
+from imatrix_lab.report.blocks import Chart, Forest, ForestRow, Point, Series, Table
+from imatrix_lab.report.cells import Cell
 from tests.report import made_up
 
 ROOT = Path(__file__).parent.parent.parent
@@ -144,6 +145,20 @@ def test_equal_results_give_equal_bytes_in_another_process(hostile):
         timeout=120,
     )
     assert done.stdout.decode() == hostile
+
+
+def test_a_long_table_is_not_read_again_for_each_cell():
+    class Counted(list):
+        n_read = 0
+
+        def __iter__(self):
+            self.n_read += 1
+            return super().__iter__()
+
+    rows = Counted([(Cell("a"), Cell("1", sort=1.0))] * 3)
+    table = Table("", ("name", "value"), rows)
+    assert [table.numeric for _ in rows] == [{1}] * 3
+    assert rows.n_read == 2
 
 
 def test_a_study_of_which_nothing_came():

@@ -54,3 +54,9 @@ def test_what_changes_no_number_is_taken(begin, text: str) -> None:
 def test_another_recipe_is_refused_by_what_differs(begin, old: str, new: str, field: str) -> None:
     with pytest.raises(UsageError, match=f"another recipe: {field} differs"):
         begin(TEXT.replace(old, new))
+
+
+def test_a_folder_without_a_study_is_not_resumed(tmp_path) -> None:
+    with pytest.raises(UsageError, match="there is no study here") as error:
+        Folder(tmp_path).current_status()
+    assert "study run" in error.value.fix

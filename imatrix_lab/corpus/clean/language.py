@@ -46,7 +46,7 @@ def by_script(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
     script_of, other = scripts.letters_of(rules.script), scripts.maybe_other(rules.script)
     for draft in drafts:
         text = draft.text
-        if not other.search(text):
+        if (rules.script == "Latn" and text.isascii()) or not other.search(text):
             continue
         classes = script_of[scripts.code_points(text)]
         sizes = np.array([len(p) + 2 for p in draft.paragraphs])

@@ -13,7 +13,7 @@ from imatrix_lab.core import format
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.names import readable
 from imatrix_lab.corpus.languages import load_all
-from imatrix_lab.corpus.mixture import languages_of
+from imatrix_lab.corpus.mixture import is_language, languages_of
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.pipeline.card import picture, studies
 from imatrix_lab.pipeline.card.facts import CONTEXT
@@ -67,7 +67,7 @@ class Release:
 
 def card(files: Entries, release: Release = Release()) -> str:
     """Return the card of a manifest's files."""
-    quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
+    quants = {n: _named(e) for n, e in sorted(files.items()) if e["kind"] == "quant"}
     names = ", ".join(sorted({readable(e["model_name"]) for e in quants.values()}))
     lines = [_front(quants, release), f"# GGUF files of {names}", ""]
     lines += _introduction(names, quants, release.scores)
@@ -84,6 +84,13 @@ def card(files: Entries, release: Release = Release()) -> str:
     lines += _left_out(quants)
     lines += _made(quants, release)
     return "\n".join(lines)
+
+
+def _named(e: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry whose language is one; earlier versions took a file's name for it."""
+    if not e["language"] or is_language(e["language"]):
+        return e
+    return {**e, "language": "", "imatrix": e.get("imatrix") or e["language"]}
 
 
 def _table(columns: Sequence[str], n_text: int, rows: Iterable[Sequence[str]]) -> list[str]:
@@ -476,7 +483,10 @@ def _perplexity(e: Mapping[str, Any]) -> str:
     if not (text := e.get("heldout")):
         return f"{line}a text that is not recorded"
     line += f"{text} (sha256 {e['heldout_sha256'][:12]})"
-    if e["imatrix_sha256"] and not e["corpus_sha256"]:
+    is_same = e.get("heldout_is_calibration", False if e["corpus_sha256"] else None)
+    if is_same:
+        line += ", from which the imatrix was computed: it tells little of other text"
+    elif e["imatrix_sha256"] and is_same is None:
         line += "; whether the imatrix was computed from the same text is not recorded"
     return line
 
