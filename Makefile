@@ -45,7 +45,8 @@ endif
 # The bindings use the libraries of the one llama.cpp that the toolchain builds.
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF
 BINDINGS := llama-cpp-python==0.3.36
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what is imported, once; pip would compile all of every package, for 20 s.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup quant study test check fix bench bench-collect bench-score bench-task bench-stats bench-predict bench-allocate bench-study bench-grid bench-corpus bench-cli bench-feedback bench-memory fuzz kills soak figures sanitize clean
 
@@ -82,9 +83,9 @@ quant: $(VENV)/.ready  ## text in LANG to tuned GGUF files in OUT
 study: $(VENV)/.ready  ## the study of a RECIPE: results and a report in studies/
 	@$(BIN)/imatrix-lab study run $(call quoted,RECIPE) $(FLAGS)
 
-test: $(VENV)/.dev  ## all tests, on the real programs
+test: $(VENV)/.dev  ## all tests, on the real programs, on every core
 	@$(BIN)/imatrix-lab toolchain build > /dev/null
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/.dev  ## ruff, mypy --strict, structure and names
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from imatrix_lab.core import process, store
@@ -42,21 +43,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+def golden(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], None]:
     """A function: the text under this name is the one in the golden file.
 
     Sentences that readers see stand there and nowhere else: tests assert what they mean.
     """
     module = Path(str(request.node.path)).relative_to(Path(__file__).parent)
+    lock = filelock.FileLock(tmp_path_factory.getbasetemp().parent / "golden.lock")
 
     def check(name: str, text: str) -> None:
-        texts = json.loads(GOLDEN.read_text(encoding="utf-8"))
         key = f"{module.as_posix()}::{request.node.name}: {name}"
-        if request.config.getoption("--update-golden"):
-            new = json.dumps({**texts, key: text}, ensure_ascii=False, indent=1, sort_keys=True)
+        if not request.config.getoption("--update-golden"):
+            assert text == json.loads(GOLDEN.read_text(encoding="utf-8")).get(key)
+            return
+        with lock:  # there may be other workers
+            texts = json.loads(GOLDEN.read_text(encoding="utf-8")) | {key: text}
+            new = json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True)
             GOLDEN.write_text(new + "\n", encoding="utf-8")
-        else:
-            assert text == texts.get(key)
 
     return check
 
@@ -99,12 +104,30 @@ def link_toolchain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
     return link
 
 
+@pytest.fixture(scope="session")
+def link_compiled(
+    link_toolchain: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], None]:
+    """A function: gives a cache folder the toolchain, and the one place for kernels.
+
+    So a kernel is compiled once in a session, by whoever needs it first.
+    """
+    kernels = tmp_path_factory.mktemp("kernels")
+
+    def link(cache: Path) -> None:
+        link_toolchain(cache)
+        if not (cache / "kernel").exists():
+            (cache / "kernel").symlink_to(kernels)
+
+    return link
+
+
 @pytest.fixture(autouse=True)
 def toolchain_in_own_cache(
-    own_directories: None, tmp_path: Path, link_toolchain: Callable[[Path], None]
+    own_directories: None, tmp_path: Path, link_compiled: Callable[[Path], None]
 ) -> None:
-    """The test's own cache has the toolchain that is built, and nothing else of the user's."""
-    link_toolchain(tmp_path / "user" / "imatrix_lab_cache")
+    """The test's own cache has the toolchain, the session's kernels, and nothing of the user's."""
+    link_compiled(tmp_path / "user" / "imatrix_lab_cache")
 
 
 @pytest.fixture(scope="session")
@@ -134,11 +157,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store_at(tools: Toolchain, link_toolchain: Callable[[Path], None]) -> Callable[[Path], Store]:
-    """A function: folder -> a store there, with the toolchain in it."""
+def store_at(tools: Toolchain, link_compiled: Callable[[Path], None]) -> Callable[[Path], Store]:
+    """A function: folder -> a store there, with the toolchain and the session's kernels."""
 
     def make(folder: Path) -> Store:
-        link_toolchain(folder)
+        link_compiled(folder)
         return Store(folder)
 
     return make
@@ -146,7 +169,7 @@ def store_at(tools: Toolchain, link_toolchain: Callable[[Path], None]) -> Callab
 
 @pytest.fixture
 def own_store(store_at: Callable[[Path], Store], tmp_path: Path) -> Store:
-    """A store of the test's own, with the toolchain in it."""
+    """A store of the test's own, with the toolchain and the session's kernels."""
     return store_at(tmp_path / "store")
 
 
@@ -212,14 +235,8 @@ def kernel(kernel_store: Store, tools: Toolchain) -> Kernel:
 
 @pytest.fixture(scope="session")
 def score_store(store_at: Callable[[Path], Store], kernel_store: Store) -> Callable[[Path], Store]:
-    """A function: folder -> a store there, with the toolchain and the kernel in it."""
-
-    def make(folder: Path) -> Store:
-        store = store_at(folder)
-        (folder / "kernel").symlink_to(kernel_store.root / "kernel")
-        return store
-
-    return make
+    """A function: folder -> a store there, also on another disk: the kernel is there already."""
+    return store_at
 
 
 @pytest.fixture(scope="session")

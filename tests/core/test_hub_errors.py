@@ -75,11 +75,12 @@ def test_an_address_that_is_no_proxy(address, monkeypatch):
 
 
 def test_a_proxy_that_is_not_there_is_named(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
-    monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{port}")
-    error = failure()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and nobody listens
+        port = free.getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{port}")
+        error = failure()
     assert "through the proxy in HTTPS_PROXY" in error.what and "secret" not in str(error)
     assert error.may_pass
 

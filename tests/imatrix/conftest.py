@@ -71,11 +71,9 @@ def loss_kernel(loss_store: Store, tools: Toolchain) -> quant_error.Kernel:
 
 
 @pytest.fixture
-def store(store_at: Callable[[Path], Store], loss_store: Store, tmp_path: Path) -> Store:
+def store(own_store: Store, loss_store: Store) -> Store:
     """A store of the test's own, with the toolchain and the kernel in it."""
-    own = store_at(tmp_path / "store")
-    (tmp_path / "store" / "kernel").symlink_to(loss_store.root / "kernel")
-    return own
+    return own_store
 
 
 @pytest.fixture(scope="session")

@@ -280,10 +280,10 @@ def test_a_server_that_does_not_answer():
 
 def test_a_server_that_is_not_there():
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))  # and nobody listens
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with Client(url, retries=1) as client:
-        assert "ConnectError" in client.chat(ASKED, 5).error
+        with Client(url, retries=1) as client:
+            assert "ConnectError" in client.chat(ASKED, 5).error
 
 
 def test_retry_after(monkeypatch):

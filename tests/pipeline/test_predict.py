@@ -12,7 +12,6 @@ from imatrix_lab.core import process
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
-from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, UsageError
 from imatrix_lab.imatrix import format, output_error, quant_error
 from imatrix_lab.imatrix.output_error import Basis
@@ -239,19 +238,18 @@ def test_a_language_that_alone_counts_gets_its_own_calibration(tiny, two, store)
 # -- moments
 
 
-@pytest.fixture
-def with_moments(tiny, own_text, tmp_path):
+@pytest.fixture(scope="module")
+def with_moments(tiny, own_text, store_at, tmp_path_factory):
     """Two moments files of real text."""
-    paths = {}
-    for name, n_tokens in (("nb", 1024), ("en", 768)):
-        options = ComputeOptions("cpu", threads=1, n_ctx=128)
-        job = Request(
-            str(own_text(n_tokens)), (), str(tiny), 10**6, tmp_path, options,
-            moments=True,
-        )  # fmt: skip
-        paths[name] = tune.imatrix(
-            job, tmp_path / f"{name}.moments.gguf", Session(Store(), Silent())
-        )
+    folder, paths = tmp_path_factory.mktemp("moments"), {}
+    session = Session(store_at(folder / "store"), Silent())
+    options = ComputeOptions("cpu", threads=1, n_ctx=128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMATRIX_LAB_DATA", str(folder / "data"))
+        for name, n_tokens in (("nb", 1024), ("en", 768)):
+            text = str(own_text(n_tokens))
+            job = Request(text, (), str(tiny), 10**6, folder, options, moments=True)
+            paths[name] = tune.imatrix(job, folder / f"{name}.moments.gguf", session)
     return paths
 
 

@@ -3,7 +3,9 @@
 The workers are processes of this machine, each with a store of its own beside the study's.
 """
 
+import contextlib
 import json
+import os
 import random
 import re
 import shutil
@@ -15,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.core.remote_store import REMOTE
+from imatrix_lab.study.cluster import address
 from tests.study.scored import EXAM
 from tests.study.whole import COMMAND, EXAM_TASK, ITEMS, SMALL, Workers
 
-pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
+distributed = pytest.importorskip("distributed", reason="no Dask: pip install -e '.[cluster]'")
 
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,30 @@ def spread(bench, subprocess_env, tools):
     yield make
     for workers in every:
         workers.stop()
+
+
+@contextlib.contextmanager
+def gathered(workers, n):
+    """A scheduler that workers find, as a function that returns its address once `n` are there.
+
+    A study is cut into parts for as many as it begins with, by luck where it brings the scheduler.
+    """
+    with (
+        distributed.LocalCluster(
+            n_workers=0,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=50,
+            scheduler_kwargs=address.HTTP,
+        ) as cluster,
+        address.announced(workers.file, address.parse(cluster.scheduler_address)),
+    ):
+
+        def wait():
+            cluster.wait_for_workers(n, timeout=120)
+            return cluster.scheduler_address
+
+        yield wait
 
 
 def test_three_workers_make_what_one_machine_makes(calm, spread):
@@ -86,28 +113,28 @@ def start_apart(ours, workers):
     return remote
 
 
-@pytest.mark.parametrize("keep", ["scores", "all"])
-def test_workers_with_nothing_in_common_but_a_remote_store(bench, calm, spread, keep):
+def test_workers_with_nothing_in_common_but_a_remote_store(calm, spread):
     """Each has a store of its own and its own copy of the model, and sees nothing else of ours."""
-    ours, workers = spread(f"apart-{keep}", keep=keep)
+    ours, workers = spread("apart")
     remote = start_apart(ours, workers)
     _, err = ours.study("--cluster", workers.file)
-    assert "no folder in common" in err
-    theirs = calm.same()
-    theirs["recipe"]["keep"] = keep
-    assert ours.same() == theirs
+    assert "no folder in common" in err and ours.same() == calm.same() and not ours.quants()
     for path in (calm.out / "scores").iterdir():
         assert (ours.out / "scores" / path.name).read_bytes() == path.read_bytes()
     status = json.loads(ours.run("status", ours.out, "--json")[0])
     machines = {s["machine"] for s in status["steps"].values() if "machine" in s}
     assert machines <= {"desk", "laptop", "rented"} and len(machines) > 1
-    assert bool(ours.quants()) == (keep == "all")
-    for name in ("desk", "laptop", "rented"):
-        assert not [*(ours.folder / f"store-{name}").glob("work/study-*")]
+    assert_tidy(ours, remote)
+    _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
+    assert ours.same() == calm.same() and "quantize" not in err
+
+
+def assert_tidy(ours, remote):
+    """Nothing of a study's own is left in the stores; what others can use is."""
+    for store in ours.folder.glob("store-*"):
+        assert not [*store.glob("work/study-*")]
     assert not [*remote.glob("studies/*")] and [*remote.glob("score/*/manifest.json")]
     assert not any((remote / kind).exists() for kind in ("toolchain", "kernel", "fetched"))
-    _, err = ours.run("resume", ours.out)  # on this machine: nothing is left to do
-    assert ours.same() == theirs and "quantize" not in err
 
 
 def with_exam(ours):
@@ -126,16 +153,22 @@ def examined(bench):
 
 
 def test_what_parts_answer_goes_by_the_remote_store(examined, spread):
-    """A task's step finds all of it, whichever machines its parts ran on."""
-    ours, workers = spread("answers-apart", text=SMALL + EXAM_TASK)
-    start_apart(with_exam(ours), workers)
-    _, err = ours.study("--cluster", workers.file)
-    assert "no folder in common" in err and ours.same() == examined.same()
+    """A task's step finds all of it, whichever machines its parts ran on; so do kept quants."""
+    ours, workers = spread("answers-apart", text=SMALL + EXAM_TASK, keep="all")
+    with gathered(workers, 3) as scheduler:
+        remote = start_apart(with_exam(ours), workers)
+        _, err = ours.study("--cluster", scheduler())
+    theirs = examined.same()
+    theirs["recipe"]["keep"] = "all"
+    assert "no folder in common" in err and ours.same() == theirs and ours.quants()
+    assert_tidy(ours, remote)
     answered = re.findall(r"(\d+) of (\d+) items were answered before", err)
     assert answered.count((str(len(ITEMS)), str(len(ITEMS)))) == 3
     for path in (examined.out / "items").glob("*.parquet"):
         assert (ours.out / "items" / path.name).read_bytes() == path.read_bytes()
     assert not [*(ours.out / "items" / ".unfinished").glob("*")]
+    _, err = ours.run("resume", ours.out)
+    assert ours.same() == theirs and "quantize" not in err
 
 
 def test_killed_workers_change_nothing(examined, spread):
@@ -143,12 +176,13 @@ def test_killed_workers_change_nothing(examined, spread):
     ours, workers = spread("dying", text=SMALL + EXAM_TASK)
     with_exam(ours)
     rng, n_killed = random.Random(3), 0
-    workers.start("a", "b", "c")
-    process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
-    while process.poll() is None and n_killed < 6:
-        time.sleep(rng.uniform(1.0, 3.0))
-        n_killed += workers.kill(rng.choice("abc"), rng)
-    _, err = process.communicate(timeout=120)
+    with gathered(workers, 3) as scheduler:
+        workers.start("a", "b", "c")
+        process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", scheduler())
+        while process.poll() is None and n_killed < 6:
+            time.sleep(rng.uniform(1.0, 3.0))
+            n_killed += workers.kill(rng.choice("abc"), rng)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert n_killed > 2 and ours.same() == examined.same()
     parts = [path.name for path in (ours.out / "steps").glob("*.part-*.json")]
@@ -198,9 +232,10 @@ def test_over_ssh_workers_end_with_the_study(spread):
                                 'shift\nexec sh -c "$*"\n')  # fmt: skip
     (folder / "ssh").chmod(0o755)
     ours.env["PATH"] = f"{folder}:{Path(COMMAND).parent}:{ours.env['PATH']}"
-    _, err = ours.study("--cluster", f"ssh:one,two={COMMAND}")
-    assert not ours.load().missing and re.search("class cpu .*: one, two", err)
-    assert programs_with("--scheduler-file - --name") == []
+    hosts = [f"{name}-{os.getpid()}" for name in ("one", "two")]  # ours among all programs
+    _, err = ours.study("--cluster", f"ssh:{','.join(hosts)}={COMMAND}")
+    assert not ours.load().missing and re.search(f"class cpu .*: {', '.join(hosts)}", err)
+    assert [line for host in hosts for line in programs_with(host)] == []
     assert "PRIVATE KEY" not in "".join(p.read_text() for p in (ours.out / "logs").iterdir())
 
 

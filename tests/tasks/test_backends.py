@@ -21,12 +21,6 @@ def command(*words, env=None):
     return done
 
 
-@pytest.fixture(autouse=True)
-def compiled(kernel_store, tmp_path):
-    """The command line's own store has the kernel."""
-    (tmp_path / "user" / "imatrix_lab_cache" / "kernel").symlink_to(kernel_store.root / "kernel")
-
-
 @pytest.fixture
 def data(tmp_path):
     items = [

@@ -389,9 +389,11 @@ class Cluster:
                 turn.progress.say("the scheduler was lost; asking again")
                 continue
             except _Gone:  # or started again, at other addresses
+                self._running.pop(name, None)  # nobody is left to tell that it ended
                 client = None
                 continue
             except address.dask().KilledWorker as error:
+                self._running.pop(name, None)
                 n_killed += 1  # Dask counts the steps that waited there, too
                 if max(shown.n_begun, n_killed) >= DEATHS:
                     return Reply(str(error.last_worker.name), failure=_death())

@@ -48,7 +48,7 @@ def languages_of_ours(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def measured(score_store, tmp_path_factory) -> Path:
-    """Where rates and kernels are kept between these tests."""
+    """Where rates are kept between these tests."""
     return score_store(tmp_path_factory.mktemp("measured")).root
 
 
@@ -56,7 +56,7 @@ def measured(score_store, tmp_path_factory) -> Path:
 def store(store_at, measured: Path, tmp_path: Path) -> Store:
     """A store with nothing in it but llama.cpp, kernels and rates."""
     store = store_at(tmp_path / "store")
-    for name in ("kernel", "loss", "rate"):
+    for name in ("loss", "rate"):
         (measured / name).mkdir(exist_ok=True)
         (store.root / name).symlink_to(measured / name)
     return store
