@@ -74,10 +74,11 @@ def default_root() -> Path:
 
 def os_error(error: OSError, where: Path) -> Exception:
     """Return what `disk_error` does, or that a file of the store was removed under its user."""
-    name = error.filename
-    if isinstance(error, FileNotFoundError) and name and default_root() in Path(name).parents:
+    name, root = error.filename, default_root()
+    is_ours = root in Path(name).parents if name else f"{root}{os.sep}" in str(error)  # pyarrow's
+    if isinstance(error, FileNotFoundError) and is_ours:
         what = "a file of the store was removed while it was used"
-        return ImatrixLabError(what, where=name, fix="run the same command again")
+        return ImatrixLabError(what, where=name or root, fix="run the same command again")
     return disk_error(error, where)
 
 
