@@ -106,6 +106,10 @@ class TextOptions:
     renew: bool = False
 
 
+UNKNOWN_LICENCE = "unknown"
+"""Of a text in a user's file."""
+
+
 @dataclass(frozen=True)
 class CorpusFacts:
     """A corpus on this disk, as its manifest describes it.
@@ -113,6 +117,7 @@ class CorpusFacts:
     Tokens are in the model's vocabulary, BOS included; `sha256` is of calibration.txt. `sample` is
     ``2/5`` for the second of five, empty for the only one. `parse_special`: it has chat tokens,
     which llama-imatrix must parse. `document_ends` are where its documents end, in bytes.
+    `text_sha256` stands for the whole text of a user's file, as it does for held-out text.
     """
 
     language: str
@@ -130,6 +135,7 @@ class CorpusFacts:
     sample: str = ""
     parse_special: bool = False
     document_ends: tuple[int, ...] = field(default=(), repr=False)
+    text_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,9 @@ class ImatrixFacts:
     `n_tokens` in all and `n_ctx` in a window are 0 if unknown, as from a ``.dat``. `unhit_experts`
     counts (tensor, expert) pairs without a token. `forced`: the errors that the user ignored.
     `language` is a label: a language or mixture, or the name of a text; if the file records none,
-    that of the file, which is then in `unnamed`.
+    that of the file, which is then in `unnamed`. Of a user's own file what it records of its
+    texts is here too: `datasets`, their `licence`, `corpus_sha256`, and the `text_sha256s` that
+    stand for files of text.
     """
 
     path: Path
@@ -152,6 +160,17 @@ class ImatrixFacts:
     unhit_experts: int
     forced: str = ""
     unnamed: str = ""
+    datasets: tuple[str, ...] = ()
+    licence: str = ""
+    corpus_sha256: str = ""
+    text_sha256s: tuple[str, ...] = ()
+
+    def is_of_text(self, sha256: str) -> bool | None:
+        """Return whether it was computed from a text with this sha256; None if it does not say."""
+        if sha256 in {self.corpus_sha256, *self.text_sha256s}:
+            return True
+        is_known = self.text_sha256s or self.licence not in ("", UNKNOWN_LICENCE)
+        return False if self.corpus_sha256 and is_known else None
 
 
 NOT_FOR_USE = ("INT4_GPTQ", "INT4_AWQ")

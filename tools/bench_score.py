@@ -34,7 +34,7 @@ from imatrix_lab.models import resolve
 from imatrix_lab.models.tokenizer import Vocabulary
 from imatrix_lab.pipeline import score
 from imatrix_lab.records import parquet
-from imatrix_lab.score import run
+from imatrix_lab.score import job, run
 from imatrix_lab.score.engine import Engine
 from imatrix_lab.score.windows import Decode
 from imatrix_lab.types import ComputeOptions, Document, Model, ScoreRequest
@@ -234,7 +234,7 @@ class Timed(Engine):
 
 def child(request: dict[str, str]) -> None:
     """Score, and print the measurements of this process as one line of JSON."""
-    vars(run)["Engine"] = Timed
+    vars(job)["Engine"] = Timed
     decode, run_s = run.decode_together, [0.0]  # only this is timed, not the imports
 
     def timed(*args: Any) -> None:

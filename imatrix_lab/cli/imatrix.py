@@ -255,7 +255,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     name, _, number = word.rpartition("=")
     if expanded(word).exists() or not name:
         name, number = word, "1"
-    path = options.imatrix_file(name, options.session())
+    path = options.imatrix_file(name, options.session(), may_lack=True)
     if not path.exists() and not Path(name).suffix and len(Path(name).parts) == 1:
         path = _by_language(options.language(name, Terminal()))
     try:
@@ -263,11 +263,7 @@ def _weighted(word: str) -> tuple[Path, float]:
     except ValueError:
         raise click.BadParameter(f"{number!r} in {word!r} is not a weight, such as 0.75") from None
     if not path.exists():
-        fix = "check the path"
-        if path.name == name and not path.suffix:
-            fix = f"imatrix-lab imatrix build --model MODEL --corpus {shlex.quote(name)}"
-            fix += f" --out {shlex.quote(f'{name}.gguf')}"
-        raise UsageError(f"no file {name!r}; a mixture is made of imatrix files", fix=fix)
+        raise options.no_imatrix(name)
     return path, weight
 
 
@@ -328,7 +324,7 @@ def merge(
     for target, mixture in zip(targets, mixtures, strict=True):
         format.write(target, mixture, rules=rules if out.suffix == ".dat" else None)
         written.append({"file": target, **mixture.metadata})
-        stderr.print(f"{mixture.language}: {mixture.n_tokens():,} tokens", markup=False)
+        stderr.print(f"{mixture.label}: {mixture.n_tokens():,} tokens", markup=False)
         if not as_json:
             options.echo(target)
     if as_json:

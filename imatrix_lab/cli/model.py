@@ -42,7 +42,8 @@ def _print(resolved: Model) -> None:
     rows["bits_per_weight"] = f"{facts.bits_per_weight:.2f}"
     del rows["tensor_types"], rows["fallback"]
     rows["tensors"] = ", ".join(f"{n} {t}" for t, n in facts.tensor_types.items())
-    rows["fallback"] = "none: every tensor takes a k-quant"
+    if not any(condition.stops for condition in facts.conditions):
+        rows["fallback"] = "none: every tensor takes a k-quant"
     if facts.fallback:
         more = " …" if len(facts.fallback) > 4 else ""
         rows["fallback"] = (

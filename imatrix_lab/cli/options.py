@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,18 @@ class Spread(click.Command):
         """Turn ``--quant A B`` into ``--quant A --quant B``."""
         several = [o for p in self.params if getattr(p, "multiple", False) for o in p.opts]
         return super().parse_args(ctx, spread(args, tuple(several)))
+
+
+class Once(click.Command):
+    """A command that refuses an option given twice, rather than ignore the first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raise `click.UsageError` for an option that may not be repeated."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for param in given:
+            if isinstance(param, click.Option) and not param.multiple and given.count(param) > 1:
+                raise click.UsageError(f"{param.opts[0]} is given twice")
+        return super().parse_args(ctx, args)
 
 
 def _name(ctx: Any, param: Any, value: str) -> str:
@@ -273,13 +286,28 @@ def language(word: str, progress: Progress) -> str:
     return code
 
 
-def imatrix_file(word: str | Path, session: Session) -> Path:
-    """Return the path of an importance matrix, fetched if it is one on the Hub."""
+def imatrix_file(word: str | Path, session: Session, may_lack: bool = False) -> Path:
+    """Return the path of an importance matrix, fetched if it is one on the Hub.
+
+    Raises UsageError: there is no such file, unless it `may_lack`.
+    """
     from imatrix_lab.models import hub, hub_spec
 
     if not hub_spec.is_spec(str(word)):
-        return expanded(str(word))
+        path = expanded(str(word))
+        if not (may_lack or path.exists()):
+            raise no_imatrix(str(word))
+        return path
     return hub.fetch_imatrix(hub_spec.parse(str(word)), session)
+
+
+def no_imatrix(name: str) -> UsageError:
+    """Return the error for an importance matrix that is not there; a language's can be built."""
+    fix = "check the path"
+    if Path(name).name == name and not Path(name).suffix:
+        fix = f"imatrix-lab imatrix build --model MODEL --corpus {shlex.quote(name)}"
+        fix += f" --out {shlex.quote(f'{name}.gguf')}"
+    return UsageError(f"no file {readable(name)!r}; an imatrix is a file", fix=fix)
 
 
 def session() -> Session:

@@ -21,7 +21,7 @@ from imatrix_lab.corpus.selection import Selection
 from imatrix_lab.corpus.user_text import UserText
 from imatrix_lab.errors import BadText
 from imatrix_lab.models.tokenizer import Vocabulary
-from imatrix_lab.types import CorpusFacts, Document, Model, TextOptions
+from imatrix_lab.types import UNKNOWN_LICENCE, CorpusFacts, Document, Model, TextOptions
 
 CORPUS_VERSION = 3
 """Raise it when the same sources give other text, or more is known of it.
@@ -175,7 +175,7 @@ def from_file(
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
         parts = (
-            Document(f"{readable(path.stem)}/{i:04d}", part, name, "unknown")
+            Document(f"{readable(path.stem)}/{i:04d}", part, name, UNKNOWN_LICENCE)
             for i, part in enumerate(text.paragraphs())
         )
         with session.progress.task(f"text {name}", n_tokens, "tokens") as task:
@@ -190,7 +190,7 @@ def from_file(
             "language": label,
             "language_name": label,
             "source": name,
-            "licence": "unknown",
+            "licence": UNKNOWN_LICENCE,
             "n_tokens": vocabulary.count(calibration),
             "n_tokens_asked": n_tokens,
             "n_bytes": len(calibration.encode()),
@@ -200,7 +200,8 @@ def from_file(
         }
 
     built = session.store.get("corpus", f"{label}-{n_tokens}", inputs, make, session.progress)
-    return replace(facts(built), language=label, language_name=label)  # not an older version's
+    corpus = replace(facts(built), language=label, language_name=label)  # not an older version's
+    return replace(corpus, text_sha256=_text_sha256(text, session))
 
 
 def heldout_of_file(
@@ -210,9 +211,7 @@ def heldout_of_file(
 
     The start has more than `n_tokens` if the text has them.
     """
-    sha256 = _sha256(text.path, session)
-    if not text.is_exact:
-        sha256 = hashlib.sha256(f"{sha256} {text.format} {text.column}".encode()).hexdigest()
+    sha256 = _text_sha256(text, session)
     start, n = "", 0
     pieces = text.paragraphs() if text.has_rows else tables.plain_text(text.path)
     for piece in pieces:
@@ -222,6 +221,14 @@ def heldout_of_file(
             break
     text.say(session.progress.say)
     return sha256, start, vocabulary.count(start)
+
+
+def _text_sha256(text: UserText, session: Session) -> str:
+    """Return what stands for a text: the sha256 of its file, and how that is read."""
+    sha256 = _sha256(text.path, session)
+    if text.is_exact:
+        return sha256
+    return hashlib.sha256(f"{sha256} {text.format} {text.column}".encode()).hexdigest()
 
 
 def _sha256(path: Path, session: Session) -> str:

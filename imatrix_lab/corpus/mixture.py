@@ -11,6 +11,7 @@ code                    program code, treated as a language
 import contextlib
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from imatrix_lab.errors import UsageError
 
 LABEL_CHARS_MAX = 60
 RANDOM_TOKENS, SHUFFLED = "random-tokens", "shuffled"
+BY_TOKENS = "-by-tokens"
+"""Of a mixture of imatrices that was weighted by tokens."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,28 @@ def languages_of(label: str) -> tuple[str, ...]:
     >>> languages_of("nb"), languages_of("nb75-en25"), languages_of("my-notes")
     (('nb',), ('nb', 'en'), ())
     """
-    if label in files():
-        codes = [part.label for part in parse(label).parts]
-    else:
-        codes = [part.rstrip("0123456789.") for part in label.split("-")]
+    codes = [part.label for part in parse(label).parts] if label in files() else _codes(label)
     known = languages.load_all()
     is_natural = all(code in known and known[code].script != "Zyyy" for code in codes)
     return tuple(codes) if is_natural else ()
+
+
+def is_language(label: str) -> bool:
+    """Return whether a label is of a language of ours or a mixture of some, not of another text.
+
+    >>> is_language("nb75-en25"), is_language("shuffled-nb"), is_language("my-notes")
+    (True, False, False)
+    """
+    if label in files() or re.fullmatch(r"mix-of-\d+-[0-9a-f]{8}", label):
+        return True
+    known = languages.load_all()
+    return label in known or all(code in known for code in _codes(label))
+
+
+def _codes(label: str) -> list[str]:
+    """Return what stands for languages in a label such as ``nb75-en25``."""
+    parts = label.removesuffix(BY_TOKENS).split("-")
+    return [part.rstrip("0123456789.") for part in parts] if len(parts) > 1 else parts
 
 
 def _percent(weight: float) -> str:

@@ -31,9 +31,9 @@ def note_on_models(imatrices: Iterable[Imatrix]) -> str:
 
 
 def labels(files: Files) -> list[str]:
-    """Return the shortest names that tell files apart: languages, file names or paths."""
-    names_of = [(i.language, readable(p.name)) for p, i in files]
-    candidates = [(language, name.partition(".")[0], name) for language, name in names_of]
+    """Return the shortest names that tell files apart: labels, file names or paths."""
+    names_of = [(i.label, readable(p.name)) for p, i in files]
+    candidates = [(label, name.partition(".")[0], name) for label, name in names_of]
     for names in zip(*candidates, strict=True):
         if all(names) and len(set(names)) == len(names):
             return list(names)

@@ -120,7 +120,7 @@ def identity(model: Model, corpus: CorpusFacts, options: Options) -> dict[str, A
     """Return what an imatrix file of these has in its metadata, whatever built it."""
     same = {
         "imatrix_lab.model.sha256": model.sha256,
-        "imatrix_lab.language": corpus.language,
+        **format.named(corpus.language),
         "imatrix_lab.corpus.sha256": corpus.sha256,
         "imatrix.chunk_size": options.compute.n_ctx,
     }
@@ -234,15 +234,14 @@ def _collector(
 def _named(artifact: Artifact, label: str, corpus: CorpusFacts, session: Session) -> Artifact:
     """Return an imatrix with the names of this corpus: the store knows texts by their content."""
     imatrix, dataset = format.read(artifact.path / FILE), f"{corpus.language} {corpus.source}"
-    metadata = {
-        "imatrix_lab.language": corpus.language,
-        "imatrix_lab.corpus.licence": corpus.licence,
-    }
+    metadata = format.named(corpus.language) | _text(corpus)
     if imatrix.datasets == (dataset,) and metadata.items() <= imatrix.metadata.items():
         return artifact
 
     def make(out: Path, scratch: Path) -> Mapping[str, Any]:
-        format.write(out / FILE, replace(imatrix, datasets=(dataset,)), metadata)
+        unnamed = format.unnamed(imatrix.metadata)
+        whole = replace(imatrix, datasets=(dataset,), metadata=unnamed | metadata)
+        format.write(out / FILE, whole)
         return {**artifact.facts, "language": corpus.language}
 
     inputs = {"named_sha256": artifact.sha256(FILE), "dataset": dataset, **metadata}
@@ -393,13 +392,18 @@ def _metadata(
 ) -> dict[str, str]:
     by_document = {format.WINDOWS: DOCUMENT} if options.windows == DOCUMENT else {}
     return by_document | {
-        "imatrix_lab.language": corpus.language,
-        "imatrix_lab.corpus.sha256": corpus.sha256,
-        "imatrix_lab.corpus.licence": corpus.licence,
+        **format.named(corpus.language),
+        format.CORPUS: corpus.sha256,
+        **_text(corpus),
         "imatrix_lab.model.sha256": model.sha256,
         "imatrix_lab.toolchain.commit": toolchain.commit,
         "imatrix_lab.toolchain.backend": toolchain.backend,
     }
+
+
+def _text(corpus: CorpusFacts) -> dict[str, str]:
+    texts = {format.TEXTS: corpus.text_sha256} if corpus.text_sha256 else {}
+    return {format.LICENCE: corpus.licence, **texts}
 
 
 def facts(artifact: Artifact) -> ImatrixFacts:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from imatrix_lab.core.files import replacing
 from imatrix_lab.core.outputs import Other, Rules, any_file, replacing_equal
+from imatrix_lab.corpus.mixture import is_language
 from imatrix_lab.errors import BadImatrix, BadModel
 from imatrix_lab.imatrix import dat
 from imatrix_lab.models.foreign import MAGIC
@@ -33,7 +34,11 @@ LEGACY_WINDOW = 512
 """Assumed window length of a ``.dat``, which does not record it; llama.cpp assumes its own ``-c``,
 512 by default. Only the weight of such a file in a merge by tokens depends on it."""
 OURS = "imatrix_lab."
+LANGUAGE, LABEL = OURS + "language", OURS + "label"
+"""Of the text: a language or a mixture of some; or what another text is called, for names."""
 MODEL, REPAIRED, WINDOWS = OURS + "model.sha256", OURS + "repair", OURS + "windows"
+LICENCE, CORPUS, TEXTS = (OURS + f"corpus.{x}" for x in ("licence", "sha256", "text_sha256"))
+"""Of what was read; the last of a user's files, several with a blank between them."""
 CRC32 = OURS + "crc32"
 
 SQUARES, COUNTS = ".in_sum2", ".counts"
@@ -115,6 +120,8 @@ class Tensor:
 class Imatrix:
     """An importance matrix; ``language`` and ``metadata`` as this project writes them, or empty.
 
+    `language` is one of ours, or a mixture of some: see `mixture.is_language`.
+
     A ``legacy`` one is from a ``.dat``; a ``complete`` one has the keys llama-quantize requires.
     `more`: other float32 tensors of a GGUF file, read when they are written (see `moments`).
     """
@@ -128,6 +135,11 @@ class Imatrix:
     legacy: bool = False
     complete: bool = True
     more: Sequence[Tensor] = ()
+
+    @property
+    def label(self) -> str:
+        """The language, or else what the text is called; "" if that is not recorded."""
+        return self.language or self.metadata.get(LABEL, "")
 
     @property
     def by_document(self) -> bool:
@@ -193,7 +205,7 @@ def checked_header(path: Path) -> GgufHeader:
 def _read_gguf(path: Path) -> Imatrix:
     header = checked_header(path)
     if header.text("general.type") != "imatrix":
-        raise BadImatrix("this GGUF file is not an importance matrix", where=path)
+        raise _other_gguf(header)
     tensors = {t.name: t for t in header.tensors}
     entries = {}
     for name in tensors:
@@ -218,13 +230,23 @@ def _read_gguf(path: Path) -> Imatrix:
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
     ours.pop(CRC32, None)
     complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
-    sizes, language = (max(0, n_chunks), max(0, window)), ours.get(OURS + "language", "")
+    if not is_language(ours.get(LANGUAGE, "")) and LANGUAGE in ours:  # of an earlier version
+        ours[LABEL] = ours.pop(LANGUAGE)
+    sizes, language = (max(0, n_chunks), max(0, window)), ours.get(LANGUAGE, "")
     more = [
         Tensor(name, info.shape[::-1], functools.partial(_pieces, path, info))
         for name, info in tensors.items()
         if info.type_name == "F32" and not name.endswith((SQUARES, COUNTS))
     ]
     return Imatrix(entries, _datasets(header), *sizes, language, ours, complete=complete, more=more)
+
+
+def _other_gguf(header: GgufHeader) -> BadImatrix:
+    what = "this GGUF file is not an importance matrix"
+    if not header.text("general.architecture"):
+        return BadImatrix(what, where=header.path)
+    fix = f"imatrix-lab imatrix build --model {shlex.quote(str(header.path))} --corpus LANGUAGE"
+    return BadImatrix(f"{what} but a model", where=header.path, fix=fix)
 
 
 def _datasets(header: GgufHeader) -> tuple[str, ...]:
@@ -280,12 +302,23 @@ def other_than(same: Mapping[str, Any], key: str = MODEL) -> Other:
         metadata = header.metadata
         if header.text("general.type") != "imatrix" or (key and key not in metadata):
             return any_file(path)
-        of = f"an imatrix of {header.text(OURS + 'language', 'some text')}"
+        named = header.text(LANGUAGE) or header.text(LABEL)
+        of = f"an imatrix of {named or 'some text'}"
         if differing := [name for name, value in same.items() if metadata.get(name) != value]:
             return f"{of} that differs in {', '.join(n.removeprefix(OURS) for n in differing)}"
         return ""
 
     return other
+
+
+def named(label: str) -> dict[str, str]:
+    """Return the metadata that name a text: as a language only if it is one."""
+    return {LANGUAGE if is_language(label) else LABEL: label}
+
+
+def unnamed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata without what names a text."""
+    return {key: value for key, value in metadata.items() if key not in (LANGUAGE, LABEL)}
 
 
 def write(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from imatrix_lab.core.files import from_json
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Other, any_file
+from imatrix_lab.corpus.mixture import BY_TOKENS, is_language
 from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import format, moments
 from imatrix_lab.imatrix.align import aligned, paths
@@ -36,7 +37,6 @@ from imatrix_lab.models.gguf import read_header
 
 BY = ("energy", "tokens")
 KEY = "imatrix_lab.merge"
-_LICENCE = "imatrix_lab.corpus.licence"
 _LABEL_CHARS_MAX = 40
 _PERCENT_OFF_MAX = 1e-4
 
@@ -66,9 +66,11 @@ def merge(inputs: Sequence[MergeInput], by: str) -> Imatrix:
     largest = max(inputs, key=lambda item: item.imatrix.n_tokens())
     window = largest.imatrix.chunk_size or LEGACY_WINDOW
     n_tokens = Imatrix(entries, (), 0, 0).n_tokens()
-    language = label(inputs, by)
+    named = label(inputs, by)
+    language = named if all(is_language(i.imatrix.language) for i in inputs) else ""
     datasets = tuple(dict.fromkeys(d for item in inputs for d in item.imatrix.datasets))
-    metadata = {"imatrix_lab.language": language, **_common(inputs), KEY: _record(inputs, by)}
+    name = {format.LANGUAGE if language else format.LABEL: named}
+    metadata = {**name, **_common(inputs), KEY: _record(inputs, by)}
     about, tensors = _moments(inputs, by)
     sizes, metadata = (n_tokens // window, window), metadata | about
     return Imatrix(entries, datasets, *sizes, language, metadata, more=tensors)
@@ -107,13 +109,13 @@ def label(inputs: Sequence[MergeInput], by: str) -> str:
 
     Where whole percents are not exact, or it would be long, it has part of a digest instead.
     """
-    names = [slug(i.imatrix.language or i.path.stem) for i in inputs]
+    names = [slug(i.imatrix.label or i.path.stem) for i in inputs]
     percents = [100 * i.weight / sum(j.weight for j in inputs) for i in inputs]
     exact = True
     if len({i.weight for i in inputs}) > 1:
         names = [f"{name}{percent:.0f}" for name, percent in zip(names, percents, strict=True)]
         exact = all(round(p) and abs(p - round(p)) < _PERCENT_OFF_MAX for p in percents)
-    name = "-".join(names) + ("-by-tokens" if by == "tokens" else "")
+    name = "-".join(names) + (BY_TOKENS if by == "tokens" else "")
     if exact and len(name) <= _LABEL_CHARS_MAX:
         return name
     digest = hashlib.sha256(_record(inputs, by).encode()).hexdigest()[:8]
@@ -188,7 +190,7 @@ def _mixed_moments(
 
 
 def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:
-    """Return the metadata on model and toolchain that all files share, and their licences."""
+    """Return the metadata on model and toolchain that all files share, and their texts'."""
     first, *rest = [item.imatrix.metadata for item in inputs]
     common = {
         key: value
@@ -196,8 +198,9 @@ def _common(inputs: Sequence[MergeInput]) -> dict[str, str]:
         if key.startswith(("imatrix_lab.model.", "imatrix_lab.toolchain."))
         and all(m.get(key) == value for m in rest)
     }
-    if licences := [m[_LICENCE] for m in (first, *rest) if _LICENCE in m]:
-        common[_LICENCE] = "; ".join(dict.fromkeys(licences))
+    for key, joint in ((format.LICENCE, "; "), (format.TEXTS, " ")):
+        if values := [m[key] for m in (first, *rest) if key in m]:
+            common[key] = joint.join(dict.fromkeys(values))
     return common
 
 

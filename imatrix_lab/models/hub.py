@@ -34,6 +34,8 @@ from imatrix_lab.models import hub_choice
 from imatrix_lab.models.hub_choice import Choice
 from imatrix_lab.models.hub_spec import HubRef
 
+CONVERT_EXTRA, CONVERTING = "imatrix_lab[convert]", ("torch", "transformers")
+"""The extra that brings what llama.cpp's converter imports, and that."""
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model", "LICENSE*", "README.md")
 
 
@@ -246,10 +248,15 @@ def _files_of(artifact: Artifact) -> list[Path]:
     return sorted(artifact.path / file for file in artifact.manifest["files"])
 
 
+def missing_packages() -> list[str]:
+    """Return which packages of `CONVERT_EXTRA` are not installed."""
+    return [name for name in CONVERTING if importlib.util.find_spec(name) is None]
+
+
 def _require_packages() -> None:
-    missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
+    missing = missing_packages()
     if missing:
-        fix = f"{pip_install('imatrix_lab[convert]')}, or name a repository with GGUF files"
+        fix = f"{pip_install(CONVERT_EXTRA)}, or name a repository with GGUF files"
         raise MissingTool(f"converting safetensors needs {' and '.join(missing)}", fix=fix)
 
 

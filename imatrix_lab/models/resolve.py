@@ -18,7 +18,7 @@ import gguf
 
 from imatrix_lab.core import digests
 from imatrix_lab.core.names import model_label, readable
-from imatrix_lab.core.paths import expanded
+from imatrix_lab.core.paths import expanded, pip_install
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt, Store
 from imatrix_lab.errors import BadModel, UsageError
@@ -160,13 +160,13 @@ def _folder(path: Path) -> UsageError:
     if not weights or not (path / "config.json").is_file():
         return UsageError("this is a folder without a model", where=path, fix="name a GGUF file")
     what = f"this folder holds {weights[0].suffix} files; llama.cpp's converter makes GGUF of them"
-    what += " (it needs the convert extra: torch)"
     tools = toolchain.find(Store(), toolchain.default_backend())
     if not tools:
         return UsageError(what, where=path, fix="imatrix-lab toolchain build")
     target = f"{path.name}-{{OUTTYPE}}.gguf"
     words = [sys.executable, str(tools.convert_script), str(path), "--outfile", target]
-    return UsageError(what, where=path, fix=f"{shlex.join(words)} --outtype auto")
+    install = f"{pip_install(hub.CONVERT_EXTRA)}; " if hub.missing_packages() else ""
+    return UsageError(what, where=path, fix=f"{install}{shlex.join(words)} --outtype auto")
 
 
 def _label(path: Path) -> str:
@@ -224,11 +224,11 @@ def _incomplete(
 
 
 def _calibration(header: GgufHeader) -> str:
-    """Return the language of a quant's imatrix, and whether AWQ and feedback were used.
+    """Return the label of a quant's imatrix, and whether AWQ and feedback were used.
 
     Of others' files: the imatrix's name.
     """
-    if ours := header.text("imatrix_lab.language"):
+    if ours := header.text("imatrix_lab.language") or header.text("imatrix_lab.label"):
         ours += "".join(f"-{x}" for x in ("awq", "feedback") if header.text(f"imatrix_lab.{x}"))
         return ours  # a mixture's may have a dot: nb33.3-en66.7
     named = header.text("quantize.imatrix.dataset") or header.text("quantize.imatrix.file")

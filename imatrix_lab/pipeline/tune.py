@@ -14,6 +14,7 @@ from imatrix_lab.core.files import place, sha256_file
 from imatrix_lab.core.format import some
 from imatrix_lab.core.names import readable, slug
 from imatrix_lab.core.outputs import Rules, check_file, check_folder
+from imatrix_lab.core.paths import without_folders
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import NotBuilt
@@ -359,6 +360,11 @@ def quants(request: Request, imatrix_path: Path | None, session: Session) -> Res
         with Vocabulary(tools, model.path) as vocabulary:
             start = heldout_of_file(own, vocabulary, run.VERIFY_TOKENS, session)
             heldout = HeldOut(*start, own.name)
+    if imatrix and imatrix.is_of_text(heldout.sha256):
+        session.progress.say(
+            f"WARNING: the imatrix was computed from {heldout.name}: perplexity on the same text"
+            " tells little of others; --heldout takes another text, or a language"
+        )
     inputs = deliver.Made(model, None, imatrix, heldout)
     chosen = chosen_types(request, tools, inputs, weights, session)
     deliver.check_files(request, dataclasses.replace(names, chosen=chosen), rules)
@@ -399,12 +405,12 @@ def given_imatrix(path: Path, model: Model, session: Session, force: bool = Fals
 
 
 def label_of(matrix: Imatrix, path: Path) -> str:
-    """Return an importance matrix's language, or else the file's name, to name quants by.
+    """Return an importance matrix's label, or else the file's name, to name quants by.
 
     Without the word imatrix: llama.cpp takes no file with it in its name for a model.
     """
     name = re.sub("imatrix", "", path.stem, flags=re.IGNORECASE).strip("-_.")
-    return slug(matrix.language or name or "own")
+    return slug(matrix.label or name or "own")
 
 
 def existing_imatrix(
@@ -430,6 +436,10 @@ def existing_imatrix(
         n_ctx=0 if matrix.legacy else matrix.chunk_size,
         unhit_experts=findings.n_without_tokens,
         forced=findings.require_sound(path, fix, progress, force),
+        datasets=tuple(map(without_folders, matrix.datasets)),
+        licence=matrix.metadata.get(format.LICENCE, ""),
+        corpus_sha256=matrix.metadata.get(format.CORPUS, ""),
+        text_sha256s=tuple(matrix.metadata.get(format.TEXTS, "").split()),
     )
 
 
@@ -543,7 +553,7 @@ def metadata_of(
     """
     metadata = {
         "version": __version__,
-        "language": imatrix.language if imatrix else "",
+        **deliver.named(imatrix),
         "imatrix.sha256": imatrix.sha256 if imatrix else "",
         "imatrix.tokens": str(imatrix.n_tokens) if imatrix and imatrix.n_tokens else "",
         "imatrix.forced": imatrix.forced if imatrix else "",

@@ -14,6 +14,7 @@ from imatrix_lab.pipeline.card import picture, scores, text
 from imatrix_lab.pipeline.card.facts import facts_of
 from imatrix_lab.pipeline.card.scores import Scores
 from imatrix_lab.publish.files import CARD, RESULTS
+from imatrix_lab.publish.upload import SHARD, check_repo
 from imatrix_lab.types import Model
 
 _HUB = "https://huggingface.co/"
@@ -34,8 +35,11 @@ def write(
     specs : the models; see `models.resolve`.
     repo : on the Hub, where the files are or will be; "" leaves it open.
 
-    Raises BadRecords: the records are of other files.
+    Raises UsageError: `repo` cannot be a repository's name; BadRecords: the records are of other
+    files.
     """
+    if repo:
+        check_repo(repo)
     check_folder(out)
     for spec in specs:
         resolve.check_spec(spec, session.store)
@@ -43,12 +47,13 @@ def write(
     for name in (CARD, RESULTS, picture.NAME):
         check_file(out / name, rules, replaceable)
     models = [resolve.resolve(spec, session) for spec in specs]
-    entries = {model.path.name: _entry(model) for model in models}
+    entries = {_name(model): _entry(model) for model in models}
+    shards = {_name(m): [path.name for path in m.shards] for m in models if len(m.shards) > 1}
     scored = Scores()
     if records:
-        names = {model.sha256: model.path.name for model in models}
+        names = {model.sha256: _name(model) for model in models}
         scored = scores.of_records(records, names, "", session.progress)
-    written = {CARD: text.card(entries, text.Release(repo, scored))}
+    written = {CARD: text.card(entries, text.Release(repo, scored, shards))}
     if scored.files:
         written[RESULTS] = canonical_json(scored.as_json())
         written[picture.NAME] = picture.svg(scored)
@@ -62,6 +67,11 @@ def write(
 
 def _other(content: bytes, path: Path) -> str:
     return "" if path.read_bytes() == content else any_file(path)
+
+
+def _name(model: Model) -> str:
+    """Return a model's file name; of a split one that of the whole."""
+    return SHARD.sub("", model.path.name)
 
 
 def _entry(model: Model) -> dict[str, Any]:

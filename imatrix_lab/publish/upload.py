@@ -24,7 +24,7 @@ from imatrix_lab.publish.files import Item
 _AGAIN = "run the same command again: what has arrived is not sent again"
 _LOGIN = "hf auth login with a token that may write, or set HF_TOKEN"
 _REPO = r"[\w.-]+/[\w.-]+"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
+SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 _VERSION = re.compile(r"v(\d+)")
 _BEGUN = {".gitattributes"}
 """What the Hub itself puts into a new repository."""
@@ -70,9 +70,9 @@ def diff(repo: str, items: Sequence[Item]) -> Diff:
     listing = _ask(repo, lambda: list_files(repo, "main"))
     there = listing.files.keys()
     same = [item.name for item in items if item.name in there and _is_same(item, listing)]
-    stems = {_SHARD.sub("", name) for name in names if name.endswith(".gguf")}
+    stems = {SHARD.sub("", name) for name in names if name.endswith(".gguf")}
     rest = [name for name in there if name not in names]
-    stale = [n for n in rest if n.endswith(".gguf") and _SHARD.sub("", n) in stems]
+    stale = [n for n in rest if n.endswith(".gguf") and SHARD.sub("", n) in stems]
     return Diff(
         new=tuple(n for n in names if n not in there),
         same=tuple(same),

@@ -257,11 +257,11 @@ def check(imatrix: Path | None, types: Iterable[str]) -> None:
     read_moments(imatrix)
 
 
-def read_moments(imatrix: Path) -> Moments:
-    """Return an imatrix's moments; raises UsageError if it has none."""
+def read_moments(imatrix: Path, needing: str = "feedback") -> Moments:
+    """Return an imatrix's moments; raises UsageError if it has none, and what is `needing` them."""
     source = moments.read(imatrix)
     if source is None:
-        what = "feedback needs second moments, which this importance matrix does not have"
+        what = f"{needing} needs second moments, which this importance matrix does not have"
         raise UsageError(what, where=imatrix, fix=COLLECT)
     return source
 

@@ -101,7 +101,7 @@ def check(imatrix: Path | None, types: Iterable[str], in_other_ways: bool) -> No
         raise UsageError(what, fix="leave --awq and --feedback out")
     if imatrix is None:
         raise UsageError(f"{named} needs an imatrix with moments", fix=feedback.COLLECT)
-    feedback.read_moments(imatrix)
+    feedback.read_moments(imatrix, named)
 
 
 def rounding(quant_type: str, kernel: Kernel) -> feedback.Rounding:

@@ -22,6 +22,9 @@ _LEAST_COSINE = 0.5
 _EMBEDDING, _TIED_COSINE = "token_embd.weight", 0.9
 """llama.cpp multiplies by the embedding where a model has no output matrix of its own."""
 
+_ORIGINAL_BITS = 15.0
+"""Originals have F16, BF16 or F32, and perhaps a few tensors in a smaller type."""
+
 Tensors = dict[str, tuple[Path, TensorInfo]]  # by name, with the file each is in
 
 
@@ -51,6 +54,23 @@ def is_recurrent(model: Model) -> bool:
     """Return whether a model keeps a state besides attention's, so that windows go one by one."""
     keys = read_header(model.path).metadata
     return any(".ssm." in key or ".wkv." in key or "shortconv" in key for key in keys)
+
+
+def suspicions(reference: Model, quants: list[Model]) -> list[str]:
+    """Return warnings about quants that seem to be the original, or are the reference.
+
+    The latter is a control (see `compare.controls`), which a user may want.
+    """
+    own, warnings = reference.facts.bits_per_weight, []
+    for quant in quants:
+        bits = quant.facts.bits_per_weight
+        if quant.sha256 == reference.sha256:
+            what = f"{quant.path.name} is the reference itself, a control of the method"
+            warnings.append(f"{what}: its divergence is 0, and says nothing of a quant")
+        elif own < _ORIGINAL_BITS and bits > own:
+            what = f"the reference has {own:.2f} bits a weight, {quant.path.name} has {bits:.2f}"
+            warnings.append(f"{what}: are they swapped? --reference is the original")
+    return warnings
 
 
 def _read(model: Model) -> tuple[GgufHeader, Tensors]:

@@ -127,10 +127,10 @@ def merged(
         facts = imatrix_in(turn.results[steps[part.id]])
         parts.append(merge.MergeInput(facts.path, format.read(facts.path), weight, facts.sha256))
     mixed = merge.merge(parts, planned.by)
-    metadata = {**mixed.metadata, "imatrix_lab.language": planned.label}
+    metadata = format.unnamed(mixed.metadata) | format.named(planned.label)
     path = imatrix_path(shared, model, planned)
     path.parent.mkdir(exist_ok=True)
-    format.write(path, dataclasses.replace(mixed, language=planned.label, metadata=metadata))
+    format.write(path, dataclasses.replace(mixed, metadata=metadata))
     return _imatrix(tune.existing_imatrix(path, model, turn.progress))
 
 

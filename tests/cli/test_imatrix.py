@@ -301,7 +301,8 @@ def test_a_dat_makes_the_same_weights_as_its_gguf(lab, tiny, two, tmp_path):
         (quant,) = (tmp_path / name.partition(".")[0]).glob("*.gguf")
         tensors.append([np.array(t.data) for t in gguf.GGUFReader(quant).tensors])
     assert all(np.array_equal(a, b) for a, b in zip(*tensors, strict=True))
-    assert read_header(quant).metadata["imatrix_lab.language"] == "same"
+    metadata = read_header(quant).metadata
+    assert metadata["imatrix_lab.label"] == "same" and "imatrix_lab.language" not in metadata
     (dat,) = (tmp_path / "nb").glob("*.gguf")
     assert "imatrix_lab.imatrix.tokens" not in read_header(dat).metadata  # a .dat does not say
 
@@ -313,6 +314,41 @@ def test_a_mixture_names_the_quant(lab, tiny, two, tmp_path):
     (quant,) = (tmp_path / "out").glob("*.gguf")
     assert quant.name == "tiny-nb75-en25-Q4_K_M.gguf"
     assert read_header(quant).metadata["imatrix_lab.language"] == "nb75-en25"
+
+
+def test_a_file_that_is_calibrated_and_verified_on_is_no_language(lab, tiny, two, tmp_path):
+    """The text is told by its sha256, also in a mixture; its name is no language."""
+    rows = (two / "nb.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    text, other = tmp_path / "nb-utf8.jsonl", tmp_path / "other.txt"
+    text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    other.write_text((two / "en.txt").read_text(encoding="utf-8"))
+    lab("imatrix", "build", "--model", tiny, "--corpus", text, "--ctx", 128, "--threads", 1,
+        "--out", tmp_path / "b.gguf", "--backend", "cpu")  # fmt: skip
+    lab("imatrix", "merge", tmp_path / "b.gguf", two / "en.gguf", "-o", tmp_path / "mix.gguf")
+    for name, heldout, is_same in (("b", text, True), ("b", other, False), ("mix", text, True)):
+        out = tmp_path / f"{name}-{is_same}"
+        done = lab(
+            "quantize", "--model", tiny, "--imatrix", tmp_path / f"{name}.gguf", "--heldout",
+            heldout, "--type", "Q4_K_M", "--threads", 1, "--out", out,
+        )  # fmt: skip
+        card = (out / "README.md").read_text(encoding="utf-8")
+        (entry,) = json.loads((out / "manifest.json").read_text())["files"].values()
+        assert ("WARNING" in done.stderr) is ("from which the imatrix was computed" in card)
+        assert ("WARNING" in done.stderr) is entry["heldout_is_calibration"] is is_same
+        made = card.partition("## What the imatrix was made of")[2]
+        assert "nb-utf8.jsonl" in made.partition("##")[0]
+        assert "same text is not recorded" not in card
+        assert entry["language"] == "" and "For people who use" not in card
+        (quant,) = out.glob("*.gguf")
+        metadata = read_header(quant).metadata
+        assert (
+            "imatrix_lab.language" not in metadata and metadata["imatrix_lab.label"] in quant.name
+        )
+        if name == "b":
+            corpus_sha256 = format.read(tmp_path / "b.gguf").metadata["imatrix_lab.corpus.sha256"]
+            assert entry["corpus_sha256"] == corpus_sha256
+            shown = json.loads(lab("imatrix", "show", tmp_path / "b.gguf", "--json").stdout)
+            assert shown[0]["language"] == ""
 
 
 def test_a_text_in_rows_is_the_text_in_plain(lab, tiny, two, tmp_path):

@@ -93,3 +93,10 @@ def test_a_folder_beside_that_is_called_as_a_language(folder, code, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder).mkdir()
     assert mixture.parse_or_path(folder, "calibration.txt") == mixture.parse(code)
+
+
+def test_only_languages_of_ours_and_their_mixtures_are_languages():
+    known = ("nb", "code", "multi10", "nb-en", "nb75-en25", "nb33.3-en66.7", "nb-en-by-tokens")
+    assert all(map(mixture.is_language, known))
+    others = ("", "nb2", "nb-utf8", "whole", "whole-whole", "nb-whole", "random-tokens")
+    assert not any(map(mixture.is_language, (*others, "shuffled-nb", "nb-pooled")))

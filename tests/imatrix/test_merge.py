@@ -11,6 +11,7 @@ from imatrix_lab.errors import BadImatrix, UsageError
 from imatrix_lab.imatrix import align, format, merge
 from imatrix_lab.imatrix.format import Imatrix
 from imatrix_lab.imatrix.merge import MergeInput
+from imatrix_lab.models.gguf import read_header
 from tests.imatrix.conftest import WINDOW
 from tests.imatrix.made_up import imatrix
 
@@ -111,7 +112,7 @@ def test_what_went_in_is_recorded(tmp_path, made):
     ]
     format.write(tmp_path / "mix.gguf", merge.merge(pair, "energy"))
     back = format.read(tmp_path / "mix.gguf")
-    assert back.language == "a75-b25" and back.datasets == ("a", "b")
+    assert (back.language, back.label) == ("", "a75-b25") and back.datasets == ("a", "b")
     record = json.loads(back.metadata[merge.KEY])
     assert record["by"] == "energy" and str(tmp_path) not in back.metadata[merge.KEY]
     assert [i["weight"] for i in record["inputs"]] == [0.75, 0.25]
@@ -176,6 +177,23 @@ def test_names_of_mixtures():
     ]
     assert merge.label(many, "energy").startswith("mix-of-9-")
     assert len({merge.label(many, by) for by in merge.BY}) == 2
+
+
+def test_unknown_languages_stay_unknown(tmp_path):
+    """As of a .dat, which does not say: the file's name is a label, and no language."""
+    whole = MergeInput(Path("dat/whole.dat"), made_up([1, 2], [8]))
+    nb = MergeInput(Path("nb.gguf"), made_up([1, 2], [8], language="nb"))
+    named = {"whole": [whole], "whole-whole": [whole, whole], "nb-whole": [nb, whole]}
+    for label, some in named.items():
+        path = tmp_path / f"{label}.gguf"
+        format.write(path, merge.merge(some, "energy"))
+        metadata = read_header(path).metadata
+        assert "imatrix_lab.language" not in metadata and metadata["imatrix_lab.label"] == label
+    format.write(tmp_path / "old.gguf", made_up([1], [8]), {"imatrix_lab.language": "whole"})
+    old = format.read(tmp_path / "old.gguf")  # of an earlier version
+    assert (old.language, old.label) == ("", "whole")
+    format.write(tmp_path / "new.gguf", merge.merge([nb, nb], "energy"))
+    assert format.read(tmp_path / "new.gguf").language == "nb-nb"
 
 
 def test_leaving_one_out(made):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.paths import pip_install
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadModel, ImatrixLabError, MissingTool, UsageError
-from imatrix_lab.models import resolve
+from imatrix_lab.models import hub, resolve
 from imatrix_lab.pipeline import tune
 from imatrix_lab.types import ComputeOptions, Request
 from tests import tiny_model
@@ -152,16 +153,20 @@ def test_usage_error_shows_the_forms():
 
 
 @pytest.mark.parametrize("named", ["folder", "file"])
-def test_a_folder_of_safetensors_is_said_to_be_convertible(named, tools, tmp_path):
+def test_a_folder_of_safetensors_is_said_to_be_convertible(named, tools, tmp_path, monkeypatch):
     folder = tmp_path / "my model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model-00001-of-00001.safetensors").write_bytes(b"x")
     spec = folder if named == "folder" else folder / "model-00001-of-00001.safetensors"
-    with pytest.raises(UsageError, match="convert") as caught:
-        resolve.check_spec(str(spec))
+    for missing in (["torch"], []):
+        monkeypatch.setattr(hub, "missing_packages", lambda missing=missing: missing)
+        with pytest.raises(UsageError, match="convert") as caught:
+            resolve.check_spec(str(spec))
+        install, _, command = caught.value.fix.rpartition("; ")
+        assert install == (pip_install("imatrix_lab[convert]") if missing else "")
     # the remedy is a command that llama.cpp's converter understands
-    words = shlex.split(caught.value.fix)
+    words = shlex.split(command)
     assert Path(words[1]).is_file() and words[2] == str(folder)
     assert words[3:] == ["--outfile", "my model-{OUTTYPE}.gguf", "--outtype", "auto"]
 

@@ -250,6 +250,10 @@ study run nope
 study run bad.toml
 study run quick-nb --out text.txt
 report nope
+card model.gguf --to foo
+preference make --prompts nb --a model.gguf --b q8.gguf --out vote.pdf
+preference make --prompts nb --a model.gguf --b q8.gguf --out vote
+preference make --prompts nb.toml --a model.gguf --b q8.gguf --out vote.html
 """
 
 
@@ -268,6 +272,42 @@ def test_every_command(command, there, session, capsys):
     assert status in (1, 2) and "rror: " in err, err
     assert time.process_time() - began < 2
     assert {path: path.read_bytes() for path in there} == there
+
+
+NO_IMATRIX = {
+    "quantize --model model.gguf --imatrix nb": "--corpus nb --out nb.gguf",
+    "quantize --model model.gguf --imatrix model.gguf": "imatrix build --model",
+    "imatrix show nb": "--corpus nb --out nb.gguf",
+    "imatrix check nb --model model.gguf": "--corpus nb --out nb.gguf",
+    "imatrix merge nb model.gguf -o mix.gguf": "--corpus nb --out nb.gguf",
+    "imatrix merge model.gguf model.gguf -o mix.gguf": "imatrix build --model",
+}
+
+
+@pytest.mark.parametrize("command", NO_IMATRIX)
+def test_what_is_no_imatrix_comes_with_what_makes_one(command, there, session, capsys):
+    assert main.run(shlex.split(command)) in (1, 2)
+    assert "imatrix-lab imatrix build --model" in (err := capsys.readouterr().err)
+    assert NO_IMATRIX[command] in err and ("model" in err.partition("imatrix-lab")[0]) is (
+        NO_IMATRIX[command] == "imatrix build --model"
+    )
+
+
+def test_prompts_that_are_not_there(there, session, capsys):
+    make = "preference make --a model.gguf --b q8.gguf --out vote.html --prompts"
+    for prompts, said in (("nb.toml", "no such file"), ("klingon", "no prompts for klingon")):
+        assert main.run([*shlex.split(make), prompts]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_run_has_no_fallback(files, session, capsys, monkeypatch, tiny):
+    monkeypatch.setenv("IMATRIX_LAB_CACHE", str(session.store.root))
+    monkeypatch.setattr("imatrix_lab.core.digests.sha256_of", lambda *_: "")
+    tower = headers.write(files / "tower.gguf", "clip")
+    for model, has_fallback in ((tower, False), (tiny, True)):
+        assert main.run(["model", "show", str(model)]) == 0
+        out = capsys.readouterr().out
+        assert ("fallback" in out) is has_fallback is not ("cannot be run" in out)
 
 
 def test_the_model_of_a_study(session, files):

@@ -546,6 +546,16 @@ def test_the_reference_as_its_own_quant(ask, reference):
     np.testing.assert_array_equal(rows["top1"], rows["top1_ref"])
 
 
+def test_a_reference_that_looks_like_a_quant_is_told(ask, quants, reference):
+    progress = made.Recorder()
+    ask(reference, reference=quants["Q4_K_M"], progress=progress)
+    assert any("swapped" in said for said in progress.said)
+    progress = made.Recorder()
+    (file,) = ask(reference, progress=progress)
+    assert any("the reference itself" in said for said in progress.said)
+    assert np.abs(made.records(file)["kld"]).max() < 1e-6
+
+
 def test_norms_of_another_model_are_noted(ask, tmp_path):
     tuned = tiny_model.write(tmp_path / "tuned.gguf", output_scale=0.25, norm_weight=1.01)
     progress = made.Recorder()

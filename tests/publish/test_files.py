@@ -216,6 +216,21 @@ def test_a_card_for_files_of_others(made, session, tmp_path):
     assert "has not been scored" in (out / CARD).read_text()
 
 
+def test_a_card_for_originals_whole_and_split(tools, tiny, session, tmp_path):
+    argv = [tools.program("llama-gguf-split"), "--split-max-tensors", "8", tiny, tmp_path / "base"]
+    subprocess.run([*map(str, argv)], check=True, capture_output=True)
+    first, *more = sorted(tmp_path.glob("base-*.gguf"))
+    for model in (tiny, first):
+        others.write([str(model)], [], "user/tiny", tmp_path / model.stem, session, False)
+        card = (tmp_path / model.stem / CARD).read_text()
+        assert "not quantized (F16)" in card and "without an importance matrix" not in card
+        assert f"| {first.name} and {len(more)} more parts |" in card or model == tiny
+    assert len(more) > 1 and f"--hf-file {first.name}" in card
+    with pytest.raises(UsageError, match="foo"):
+        others.write([str(tiny)], [], "foo", tmp_path / "new", session, False)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_diff_says_what_is_there(made, session, upload_hub):
     collected = collect(made, session)
     upload.upload(REPO, collected.items[1:], False, False, Silent())

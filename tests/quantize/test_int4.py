@@ -224,7 +224,7 @@ def test_what_cannot_work_is_told_before_anything_is_made(tiny, tiny_moments, ow
     matrix = format.read(tiny_moments)
     format.write(plain, dataclasses.replace(matrix, more=(), metadata={}))
     for imatrix, rest in ((None, {}), (plain, {}), (tiny_moments, {"feedback": True})):
-        with pytest.raises(UsageError) as error:
+        with pytest.raises(UsageError, match=r"INT4_GPTQ (has|needs)") as error:
             quantized(tiny, imatrix, ("INT4_GPTQ",), own_text(600), out, **rest)
         assert error.value.fix
     assert not out.exists()

@@ -29,6 +29,17 @@ def test_quants_of_the_reference_are_welcome(model, quants, store):
     assert compatible.check(model, [model, *(made.load(q, store) for q in quants.values())]) == []
 
 
+def test_a_reference_with_fewer_bits_than_the_quant_is_suspected(model, quants, store):
+    small, smaller = (made.load(quants[name], store) for name in ("Q4_K_M", "Q2_K"))
+    assert compatible.suspicions(model, [small, smaller]) == []
+    assert compatible.suspicions(small, [smaller]) == []
+    for reference, quant in ((small, model), (smaller, small)):
+        (warning,) = compatible.suspicions(reference, [quant])
+        assert "swapped" in warning and "--reference" in warning
+    (warning,) = compatible.suspicions(model, [small, model])
+    assert "control" in warning and model.path.name in warning
+
+
 @pytest.mark.parametrize(
     ("rest", "said"),
     [

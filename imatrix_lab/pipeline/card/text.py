@@ -13,7 +13,7 @@ from imatrix_lab.core import format
 from imatrix_lab.core.files import canonical_json
 from imatrix_lab.core.names import readable
 from imatrix_lab.corpus.languages import load_all
-from imatrix_lab.corpus.mixture import languages_of
+from imatrix_lab.corpus.mixture import is_language, languages_of
 from imatrix_lab.llamacpp import size_types
 from imatrix_lab.pipeline.card import picture, studies
 from imatrix_lab.pipeline.card.facts import CONTEXT
@@ -23,6 +23,7 @@ from imatrix_lab.stats.clustered import Interval
 from imatrix_lab.types import NOT_FOR_USE
 
 _PROGRAMS = "[llama.cpp](https://github.com/ggml-org/llama.cpp) and programs built on it"
+_WHOLE = {"F32", "F16", "BF16"}
 _WHICH = (
     " KLD is how far a file's predictions are from the original's on that text: 0 means identical."
     " A file is left out if a smaller one is closer to the original."
@@ -67,7 +68,7 @@ class Release:
 
 def card(files: Entries, release: Release = Release()) -> str:
     """Return the card of a manifest's files."""
-    quants = {n: e for n, e in sorted(files.items()) if e["kind"] == "quant"}
+    quants = {n: _named(e) for n, e in sorted(files.items()) if e["kind"] == "quant"}
     names = ", ".join(sorted({readable(e["model_name"]) for e in quants.values()}))
     lines = [_front(quants, release), f"# GGUF files of {names}", ""]
     lines += _introduction(names, quants, release.scores)
@@ -84,6 +85,13 @@ def card(files: Entries, release: Release = Release()) -> str:
     lines += _left_out(quants)
     lines += _made(quants, release)
     return "\n".join(lines)
+
+
+def _named(e: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry whose language is one; earlier versions took a file's name for it."""
+    if not e["language"] or is_language(e["language"]):
+        return e
+    return {**e, "language": "", "imatrix": e.get("imatrix") or e["language"]}
 
 
 def _table(columns: Sequence[str], n_text: int, rows: Iterable[Sequence[str]]) -> list[str]:
@@ -155,7 +163,9 @@ def _introduction(names: str, quants: Entries, scores: Scores) -> list[str]:
         imatrix = f"with an importance matrix from text in {_and(map(_language, tuned))}"
     elif any(e.get("imatrix") for e in quants.values()):
         imatrix = "with an importance matrix"
-    lines = [f"{names} for {_PROGRAMS}, quantized {imatrix}.", ""]
+    types = {e["type"].removeprefix("mostly ") for e in quants.values()}
+    made = f"not quantized ({_and(sorted(types))})" if types <= _WHOLE else f"quantized {imatrix}"
+    lines = [f"{names} for {_PROGRAMS}, {made}.", ""]
     if tuned:
         lines += [
             f"For people who use this model in {_and(map(_language, tuned))}: other languages may"
@@ -224,7 +234,7 @@ def _files(quants: Entries, release: Release) -> list[str]:
     columns = ["file", "type", "imatrix", "types by role", "size", "bits per weight"]
     rows = [
         [
-            release.shards.get(name, [name])[0],
+            _parts(release.shards.get(name, [name])),
             e["type"].removeprefix(size_types.PREFIX),
             _calibration(e),
             _by_role(e.get("types_by_role", {})),
@@ -247,6 +257,11 @@ def _files(quants: Entries, release: Release) -> list[str]:
             lines += ["", f"{name} was made with an imatrix that failed its check: {e['forced']}."]
     notes = sorted({e["note"] for e in quants.values() if e.get("note")})
     return [*lines, *(line for note in notes for line in ("", note))]
+
+
+def _parts(names: Sequence[str]) -> str:
+    """Return the name of a file, or of its first part and how many there are."""
+    return names[0] + f" and {len(names) - 1} more parts" * (len(names) > 1)
 
 
 def _calibration(e: Mapping[str, Any]) -> str:
@@ -476,7 +491,10 @@ def _perplexity(e: Mapping[str, Any]) -> str:
     if not (text := e.get("heldout")):
         return f"{line}a text that is not recorded"
     line += f"{text} (sha256 {e['heldout_sha256'][:12]})"
-    if e["imatrix_sha256"] and not e["corpus_sha256"]:
+    is_same = e.get("heldout_is_calibration", False if e["corpus_sha256"] else None)
+    if is_same:
+        line += ", from which the imatrix was computed: it tells little of other text"
+    elif e["imatrix_sha256"] and is_same is None:
         line += "; whether the imatrix was computed from the same text is not recorded"
     return line
 

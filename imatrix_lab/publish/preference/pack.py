@@ -8,6 +8,7 @@ import dataclasses
 import json
 import random
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,7 +121,10 @@ def text_path(page_path: Path) -> Path:
 
 
 def check(out: Path, rules: Rules) -> None:
-    """Raise `UsageError` if another file stands where a page, or what goes beside it, is to be."""
+    """Raise `UsageError` for no name of a page, or another file where it, or its key, is to be."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        fix = f"--out {shlex.quote(str(out.with_suffix('.html')))}"
+        raise UsageError("the page is HTML, and its name does not say so", where=out, fix=fix)
     has_key = _read_or_none(key_path(out)) is not None
     check_file(out, rules, _other_page)
     for path in (key_path(out), text_path(out)):

@@ -60,6 +60,9 @@ def read(source: str | Path) -> Prompts:
     """
     path, known = Path(source), {p.stem: p for p in sorted(data_dir("prompts").glob("*.toml"))}
     if not path.exists():
+        if path.suffix or len(path.parts) > 1:
+            fix = f"check the path, or name a language: {', '.join(known)}"
+            raise UsageError("no such file", where=path, fix=fix)
         if str(source) not in known:
             what = f"no prompts for {source}: there are {', '.join(known)}"
             fix = "a TOML file of your own: --prompts FILE, with language and [prompts]"
