@@ -218,8 +218,8 @@ def one_document(rng: np.random.Generator, scale: float) -> Iterator[Row]:
 class Groups:
     """Items in groups that answer as one with probability `icc`."""
 
-    def __init__(self, task: str, icc: float = 1.0):
-        self.sizes, self.icc = group_sizes(task), icc
+    def __init__(self, sizes: list[int], icc: float = 1.0):
+        self.sizes, self.icc = sizes, icc
         self.n = len(self.sizes)
         self.codes = np.repeat(np.arange(self.n), self.sizes)
 
@@ -243,7 +243,7 @@ def items(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """Right and wrong in MixEval's groups."""
     n_sim = round(3000 * scale)
     for name, shares in (("free-form", (0.01, 0.05, 0.10)), ("multiple-choice", (0.05,))):
-        groups = Groups(f"mixeval-{name}")
+        groups = Groups(group_sizes(f"mixeval-{name}"))
         for discordance in shares:
             hits = np.zeros(7)
             effect, apart = 0.2 * discordance, 0.7 * discordance
@@ -287,7 +287,7 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     """The power that the planner promises, for items and for documents from a pilot."""
     n_sim = round(2000 * scale)
     for icc in (0.3, 1.0):
-        groups = Groups("mixeval-free-form", icc)
+        groups = Groups(group_sizes("mixeval-free-form"), icc)
         design = power.binary_design(0.05, icc, groups.sizes)
         margin = power.detectable(design, groups.n)
         promised = power.design_power(design, groups.n, margin)
@@ -313,6 +313,23 @@ def planner(rng: np.random.Generator, scale: float) -> Iterator[Row]:
     where = "40 documents, pilot of 400"
     yield _promise("power to find", where, promised, hits[0] / n_sim, n_sim)
     yield _promise("power to show equal", where, equal, hits[1] / n_sim, n_sim)
+    yield from _few_differ(rng, n_sim)
+
+
+def _few_differ(rng: np.random.Generator, n_sim: int) -> Iterator[Row]:
+    """Groups needed where so few answers differ that some 10 or 20 decide."""
+    every = group_sizes("mixeval")
+    for icc, effect in ((0.0, 0.015), (1.0, 0.015), (1.0, 0.019)):
+        design = power.binary_design(0.02, icc, every)
+        n = power.clusters_for_superiority(design, effect)
+        promised, found = power.design_power(design, n, effect), 0
+        for _ in range(n_sim):
+            groups = Groups(rng.choice(every, n).tolist(), icc)
+            a, b = groups.runs(0.02, effect, rng)
+            totals = np.bincount(groups.codes, a - b)
+            found += sign_flips.p_value(totals)[0] <= 0.05
+        where = f"{n} groups, 2 % discordant, {100 * effect:g} apart, icc {icc:g}"
+        yield _promise("power to find", where, promised, found / n_sim, n_sim)
 
 
 def _decided(sums: Sums, margin: float | None, binary: bool = False) -> bool:

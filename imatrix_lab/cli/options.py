@@ -111,6 +111,18 @@ class Spread(click.Command):
         return super().parse_args(ctx, spread(args, tuple(several)))
 
 
+class Once(click.Command):
+    """A command that refuses an option given twice, rather than ignore the first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raise `click.UsageError` for an option that may not be repeated."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for param in given:
+            if isinstance(param, click.Option) and not param.multiple and given.count(param) > 1:
+                raise click.UsageError(f"{param.opts[0]} is given twice")
+        return super().parse_args(ctx, args)
+
+
 def _name(ctx: Any, param: Any, value: str) -> str:
     """Return a name that GGUF and llama-quantize take."""
     if len(value.encode()) <= programs.OVERRIDE_BYTES_MAX and value.isprintable():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imatrix_lab.stats.metrics import Metric
 
 
-@click.command()
+@click.command(cls=options.Once)
 @click.option(
     "--task", default="", help=f"Benchmark: {', '.join(KNOWN)}; or {VOTES}, of people.",
 )  # fmt: skip
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     help="Number of tests in the family. [default: one per language and per pair of languages]",
 )  # fmt: skip
 @click.option(
-    "--quants", "n_runs", type=click.IntRange(1), default=2, show_default=True,
-    help="Number of quants to score, for the hours.",
+    "--quants", "n_runs", type=click.IntRange(1),
+    help="Number of quants to score, for the hours. [default: 2]",
 )  # fmt: skip
 @click.option(
     "--rate", "units_per_second", type=click.FloatRange(0, min_open=True), default=None,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @options.JSON
 def power(
     margin: float, langs: str, discordance: float | None, units_per_second: float | None,
-    as_json: bool, **rest: Any,
+    n_runs: int | None, as_json: bool, **rest: Any,
 ) -> None:  # fmt: skip
     """Plan a comparison: smallest detectable difference, power, items needed, hours.
 
@@ -75,14 +75,24 @@ def power(
       imatrix-lab power --pilot a.parquet --pilot b.parquet --margin 0.005 --rate 100
       imatrix-lab power --task votes --margin 10
     """
-    from imatrix_lab.compare.power import PowerRequest, describe_votes, plan_comparisons
+    from imatrix_lab.compare.power import (
+        DISCORDANCES,
+        PowerRequest,
+        describe_votes,
+        plan_comparisons,
+    )
+    from imatrix_lab.corpus.languages import get
 
-    languages = tuple(dict.fromkeys(langs.replace(",", " ").split())) or ("one language",)
+    given = {"discordance": discordance, "quants": n_runs, **rest}
+    _refuse_meaningless({name for name, value in given.items() if value not in (None, ())}, rest)
+    words = langs.replace(",", " ").split()
+    languages = tuple(dict.fromkeys(get(word).code for word in words)) or ("one language",)
     request = PowerRequest(
         margin=margin,
         languages=languages,
         discordance=None if discordance is None else discordance / 100,
         units_per_second=units_per_second or 0.0,
+        n_runs=n_runs or 2,
         **rest,
     )
     metric, rows = plan_comparisons(request)
@@ -92,6 +102,10 @@ def power(
     stdout.print(_table(metric, rows, items))
     if request.task == VOTES:
         stderr.print(f"assumed of votes: {describe_votes(request)}", style="dim", soft_wrap=True)
+    left_out = [f"{100 * d:g} %" for d in DISCORDANCES if margin >= 100 * d]
+    if request.task in KNOWN and not (request.pilot or discordance) and left_out:
+        what = f"{' and '.join(left_out)} left out: no difference can be as large as the margin"
+        stderr.print(what, style="dim", soft_wrap=True)
     n_comparisons = round(0.05 / rows[0].alpha)
     stderr.print(
         f"alpha = 0.05 / {n_comparisons} comparisons (Bonferroni); power at a margin of"
@@ -99,6 +113,18 @@ def power(
         style="dim",
         soft_wrap=True,
     )
+
+
+def _refuse_meaningless(given: set[str], options: dict[str, Any]) -> None:
+    """Raise `click.UsageError` for an option that this plan would ignore."""
+    if options["task"] == VOTES:
+        where, others = "votes", {"pilot", "metric", "quants"}
+    elif options["pilot"]:
+        where, others = "a pilot", {"discordance", "icc", "people"}
+    else:
+        where, others = "a benchmark without a pilot", {"metric", "people"}
+    if meaningless := sorted(given & others):
+        raise click.UsageError(f"--{meaningless[0]} has no meaning for {where}")
 
 
 def _table(metric: Metric, rows: list[PowerRow], items: str) -> Table:
@@ -114,8 +140,12 @@ def _table(metric: Metric, rows: list[PowerRow], items: str) -> Table:
         )
         table.add_row(
             r.question, f"{r.n:,}", f"{r.n_clusters:,}", f"{r.design_effect:.2f}",
-            f"{r.detectable * metric.scale:.3g}", f"{100 * r.power_superiority:.0f} %",
+            _detectable(r.detectable * metric.scale), f"{100 * r.power_superiority:.0f} %",
             f"{100 * r.power_equivalence:.0f} %",
             *(f"{n:,}" if n else "more people" for n in (r.n_superiority, r.n_equivalence)), *hours,
         )  # fmt: skip
     return table
+
+
+def _detectable(difference: float) -> str:
+    return f"{difference:.3g}" if math.isfinite(difference) else "none"

@@ -22,7 +22,14 @@ from imatrix_lab.compare.interactions import (
 from imatrix_lab.compare.sizes import SizeGap
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.errors import BadRecords, UsageError
-from imatrix_lab.records.runs import DEFAULT_METRICS, Run, blocks, find
+from imatrix_lab.records.runs import (
+    DEFAULT_METRICS,
+    Run,
+    blocks,
+    differing,
+    find,
+    require_comparable,
+)
 from imatrix_lab.stats import sentences
 from imatrix_lab.stats.comparison import Comparison
 from imatrix_lab.stats.metrics import METRICS
@@ -159,10 +166,7 @@ def compare_runs(
             task.update(float(done))
     every = [*pairs, *of_types]
     if not every:
-        raise BadRecords(
-            "nothing to compare: no two of these runs are on one text and differ as planned",
-            fix="name runs of the same text; check --family",
-        )
+        raise _nothing_to_compare(runs, plan)
     has_interactions = plan.family[:1] == ("calib",) and "lang" in plan.family
     comparisons, crossed = adjust.adjusted(
         [c for c, _ in every],
@@ -202,7 +206,33 @@ def _sides(paths: Sequence[Path | Run], plan: ComparisonPlan) -> list[list[Run]]
             f"{len(sides)} runs: comparing more than two needs a plan",
             fix="--family calibxlangxtype",
         )
+    if not plan.family:
+        _require_two_quants(*sides)
     return sides
+
+
+def _require_two_quants(side_a: Sequence[Run], side_b: Sequence[Run]) -> None:
+    for a, b in itertools.product(side_a, side_b):
+        is_one_quant = a.signature["quant"]["sha256"] == b.signature["quant"]["sha256"]
+        if is_one_quant and (a.text, a.kind) == (b.text, b.kind) and not differing(a, b):
+            what = f"{a.path} and {b.path} are one run: {a.name()} on {a.title()}"
+            raise UsageError(what, where=b.path, fix="name the records of another quant")
+
+
+def _nothing_to_compare(runs: Sequence[Run], plan: ComparisonPlan) -> BadRecords:
+    """Return the error that says on which texts the runs are, or in what else they differ."""
+    by_text: dict[str, list[str]] = {}
+    for run in runs:
+        by_text.setdefault(run.title(), []).append(run.name())
+    if not plan.family and len(by_text) == 1:
+        require_comparable(runs)  # raises, with the field
+    on = "; ".join(f"on {text} {', '.join(names)}" for text, names in by_text.items())
+    wanted = f"are on one text and differ in {plan.family[0]} alone" if plan.family else (
+        "are on one text"
+    )  # fmt: skip
+    fix = "name runs of the same text"
+    fix += " that differ in one factor alone, or choose another --family" if plan.family else ""
+    return BadRecords(f"nothing to compare: no two of these runs {wanted}: {on}", fix=fix)
 
 
 def _by_text(runs: Sequence[Run]) -> list[dict[int, Run]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -117,7 +118,7 @@ def pairs(levels: Sequence[Level], plan: ComparisonPlan) -> list[tuple[Level, Le
     if plan.baseline and plan.baseline not in names:
         raise UsageError(
             f"no run with {factor} {plan.baseline}",
-            fix=f"--baseline, one of: {', '.join(sorted(names))}",
+            fix=f"--baseline, one of: {', '.join(map(shlex.quote, sorted(names)))}",
         )
     result = []
     for a, b in itertools.combinations(levels, 2):

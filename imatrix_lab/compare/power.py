@@ -95,8 +95,9 @@ def plan_comparisons(request: PowerRequest) -> tuple[Metric, list[PowerRow]]:
     Raises UsageError: neither a known task nor a pilot; a margin that is not positive, or too
         small.
     """
-    if not request.margin > 0:
-        raise UsageError(f"the margin must be positive, not {request.margin:g}")
+    if not 0 < request.margin < math.inf:
+        what = f"the margin must be positive, not {request.margin:g}"
+        raise UsageError(what, fix="--margin 0.005 for nats; --margin 1.5 for points of a score")
     if request.task == VOTES:
         return METRICS["score"], _votes(request)
     metric, designs, n_clusters = _designs(request)
@@ -207,10 +208,17 @@ def _designs(request: PowerRequest) -> tuple[Metric, list[tuple[str, Design]], i
             f"task {request.task!r} needs a pilot" if request.task else "need a task or a pilot",
             fix=f"--pilot RUN_A --pilot RUN_B, or --task with one of: {' '.join(KNOWN)}",
         )
-    shares = DISCORDANCES if request.discordance is None else (request.discordance,)
+    shares: Sequence[float] = DISCORDANCES
+    if request.discordance is not None:
+        shares = (request.discordance,)
+    if request.margin >= 100 * max(shares):
+        differ = f"where {100 * max(shares):g} % of answers differ"
+        what = f"a margin of {request.margin:g} points, {differ}: none can be that large"
+        raise UsageError(what, fix="a smaller --margin, or --discordance")
     designs = [
         (f"{100 * share:g} % of answers differ", task_design(request.task, share, request.icc))
         for share in shares
+        if request.margin < 100 * share
     ]
     return METRICS["score"], designs, request.n_clusters or known
 

@@ -20,6 +20,9 @@ import pyarrow.parquet
 from imatrix_lab.core.files import canonical_json, from_json
 from imatrix_lab.errors import BadRecords
 
+_UNSIGNED = "this file has no signature: imatrix-lab did not write it"
+_LEAVE_OUT = "leave this file out, or put it in another folder"
+_AGAIN = "score again, or fetch this file again"
 _KEY, _DIGESTS = b"imatrix_lab", b"imatrix_lab.digests"
 
 
@@ -102,18 +105,38 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
         if _DIGESTS in metadata:  # not in files of earlier versions
             written = from_json(metadata[_DIGESTS])
             if not _digests(metadata[_KEY], read_columns).items() <= written.items():
-                raise BadRecords("these records are damaged: not as they were written", where=path)
+                raise BadRecords(
+                    "these records are damaged: not as they were written", where=path, fix=_AGAIN
+                )
     except FileNotFoundError as error:
         raise BadRecords("no such file", where=path, fix="check the path") from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise BadRecords(f"these records cannot be read: {error}", where=path) from error
+        if other := _other_than_parquet(path):
+            fix = "name the *.parquet that score run or task run wrote"
+            raise BadRecords(f"not a file of records, but {other}", where=path, fix=fix) from error
+        what = f"these records cannot be read: {error}"
+        raise BadRecords(what, where=path, fix=_AGAIN) from error
     except KeyError as error:
-        raise BadRecords("no signature: not written by imatrix-lab", where=path) from error
+        raise BadRecords(_UNSIGNED, where=path, fix=_LEAVE_OUT) from error
     except AttributeError as error:
-        raise BadRecords("these records are damaged: their digests are none", where=path) from error
+        raise BadRecords(
+            "these records are damaged: their digests are none", where=path, fix=_AGAIN
+        ) from error
     if not isinstance(signature, dict):
-        raise BadRecords("no signature: not written by imatrix-lab", where=path)
+        raise BadRecords(_UNSIGNED, where=path, fix=_LEAVE_OUT)
     return Table(read_columns, signature)
+
+
+def _other_than_parquet(path: Path) -> str:
+    """Return what a file is that does not begin like Parquet; "" if it does, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        return ""
+    if start == b"PAR1":
+        return ""
+    return "a GGUF file, a model or an imatrix" if start == b"GGUF" else "a file that is no Parquet"
 
 
 def _digests(signed: bytes, columns: Mapping[str, np.ndarray | Coded]) -> dict[str, int]:

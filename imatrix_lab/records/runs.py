@@ -55,6 +55,13 @@ class Run:
         """Return calibration and type."""
         return f"{self.calib} {self.type}".strip()
 
+    def title(self) -> str:
+        """Return its text, or its task and the language of that."""
+        if self.kind == "token":
+            return self.text
+        task = self.signature.get("task") or {}
+        return " ".join(str(task[key]) for key in ("name", "language") if task.get(key))
+
     def is_reference(self) -> bool:
         """Whether the reference was scored against itself."""
         quant, reference = (self.signature.get(k, {}).get("sha256") for k in ("quant", "reference"))
@@ -75,7 +82,7 @@ def _run(path: Path) -> Run:
     signature = parquet.read(path, []).signature
     kind = signature.get("kind")
     if not (isinstance(kind, str) and kind in DEFAULT_METRICS):
-        raise BadRecords(f"records of kind {kind!r:.40} cannot be compared", where=path)
+        raise BadRecords(f"records of kind {kind!r:.40} cannot be compared", where=path, fix=SCORE)
     quant = signature.get("quant")
     if not isinstance(quant, dict) or not {"sha256", "type"} <= quant.keys():
         raise BadRecords("the signature does not say which quant this is", where=path)
@@ -120,12 +127,15 @@ def require_comparable(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         if fields := differing(first, run):
-            a, b = (instrument(r.signature).get(fields[0]) for r in (first, run))
+            field = next((f for f in ("task.name", "task.language") if f in fields), fields[0])
+            a, b = (instrument(r.signature).get(field) for r in (first, run))
+            on_items = "run both on the same task, language and options, with the same llama.cpp"
+            on_text = "score both with the same llama.cpp, text, protocol and reference"
             raise BadRecords(
-                f"these must not be compared: {fields[0]} is {a!r} in {first.path} and {b!r} in"
+                f"these must not be compared: {field} is {a!r} in {first.path} and {b!r} in"
                 f" {run.path}",
                 where=run.path,
-                fix="score both with the same llama.cpp, text, protocol and reference",
+                fix=on_items if first.kind == "item" else on_text,
             )
 
 
@@ -162,7 +172,9 @@ def blocks(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
     require_comparable(members)
     known = ("score",) if members[0].kind == "item" else tuple(m for m in _READS if m != "score")
     if unknown := [m for m in metrics if m not in known]:
-        raise UsageError(f"no metric {unknown[0]} in these records", fix=f"one of {known}")
+        raise UsageError(
+            f"no metric {unknown[0]} in these records", fix=f"one of: {', '.join(known)}"
+        )
     return _tokens(runs, metrics) if members[0].kind == "token" else _items(runs)
 
 
@@ -171,7 +183,7 @@ def _tokens(runs: dict[int, Run], metrics: Sequence[str]) -> list[Block]:
     first = next(iter(runs.values()))
     tokens = parquet.read(first.path, list(_TOKEN_COLUMNS))
     if not len(tokens):
-        raise BadRecords("no tokens in these records", where=first.path)
+        raise BadRecords("no tokens in these records", where=first.path, fix="score more text")
     values: dict[int, dict[str, np.ndarray]] = {}
     for i, run in runs.items():
         table = parquet.read(run.path, columns)

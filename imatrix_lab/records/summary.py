@@ -194,7 +194,14 @@ def agree(a: Path, b: Path) -> tuple[list[Agreement], list[str]]:
         fields |= set(differing)
         rows += _agreement(runs_a[key], runs_b[key])
     if not rows:
-        raise BadRecords("the two runs have no quant and text in common", where=b)
+        has_a, has_b = (
+            ", ".join(
+                f"{r.signature['quant'].get('name') or r.name()} on {r.text}" for r in several
+            )
+            for several in (runs_a.values(), runs_b.values())
+        )
+        what = f"no quant and text in common: {a} has {has_a}; {b} has {has_b}"
+        raise BadRecords(what, where=b, fix="score the same quants and text on both machines")
     return sorted(rows, key=lambda r: (r.text, r.quant)), sorted(fields)
 
 

@@ -13,6 +13,7 @@ from scipy import optimize, special
 from imatrix_lab.stats.paired import Sums
 
 POWER = 0.8
+_MANY = 20  # differing answers from which on corrections to first order are right
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Design:
         the standard error varies from one set of items to the next, and power with it.
     skewness_slope : skewness of the net differences that a mean difference of 1 brings along.
     binary : right and wrong; see `least_error`.
+    answers : independent ones in a cluster: one, or each item for itself.
+    differing : share of these that differ at all.
+    discordance : of right and wrong, the largest difference there can be; else 0.
     """
 
     sd: float
@@ -39,6 +43,9 @@ class Design:
     kurtosis: float = 3.0
     skewness_slope: float = 0.0
     binary: bool = False
+    answers: float = 1.0
+    differing: float = 1.0
+    discordance: float = 0.0
 
     def design_effect(self) -> float:
         """Return 1 + (m (1 + cv²) - 1) · icc; Kish (1965), Eldridge et al. (2006)."""
@@ -56,6 +63,8 @@ class Design:
             kurtosis=3 + (self.kurtosis - 3) / 2,
             skewness_slope=self.skewness_slope / 2**1.5,
             binary=False,
+            answers=2 * self.answers,
+            discordance=2 * self.discordance,
         )
 
     def least_error(self, n_clusters: float, margin: float) -> float:
@@ -98,6 +107,9 @@ def binary_design(
         kurtosis=float(fourth / second**2),
         skewness_slope=float(third / second**1.5),
         binary=True,
+        answers=float(np.mean(icc + (1 - icc) * n)),
+        differing=discordance,
+        discordance=discordance,
     )
 
 
@@ -122,6 +134,7 @@ def from_pilot(sums: Sums) -> Design:
         cluster_size=float(sizes.mean()),
         size_cv=float(np.std(sizes) / sizes.mean()),
         kurtosis=float(np.mean(net**2) / np.mean(net) ** 2) if net.any() else 3.0,
+        differing=float(np.mean(totals != 0)),
     )
 
 
@@ -135,20 +148,42 @@ def design_power(
     (delta method; a large group that differs raises estimate and error together). To call equal:
     averaged over standard errors of that relative variance, a gamma's, that scale the estimate's
     spread as well.
+
+    Corrections to first order are wrong where few clusters differ; there the sign test bounds what
+    can be found. An effect beyond the discordance is taken to be as large as that.
     """
     error, df, unrest = design.std_error(n_clusters), n_clusters - 1, design.unrest(n_clusters)
     if margin is None:
+        effect = min(abs(effect), design.discordance or math.inf)
         shift = abs(effect) / error
         skew = design.skewness_slope * abs(effect) / n_clusters**0.5
         spread = max(1 - shift * skew + shift**2 * unrest / 4, 0.25) ** 0.5
         centre = shift * (1 + 3 / 8 * unrest) - skew / 2
-        return _rejected(centre / spread, special.stdtrit(df, 1 - alpha / 2) / spread, df)
+        found = _rejected(centre / spread, special.stdtrit(df, 1 - alpha / 2) / spread, df)
+        return min(found, _found_by_signs(design, n_clusters, effect, alpha))
     spreads, least = np.ones(1), design.least_error(n_clusters, margin)
     if unrest > 0:
         spreads = np.sqrt(unrest * special.gammaincinv(1 / unrest, (np.arange(40) + 0.5) / 40))
     return float(
         np.mean([equivalence(effect, margin, error * s, df, alpha, least) for s in spreads])
     )
+
+
+def _found_by_signs(design: Design, n_clusters: int, effect: float, alpha: float) -> float:
+    """Return the power of an exact sign test of the answers that differ, a binomial number.
+
+    Without a discordance all of them are taken to differ in one direction.
+    """
+    n_answers = round(n_clusters * design.answers)
+    if design.differing == 1 or n_answers * design.differing > _MANY:
+        return 1.0
+    n = np.arange(min(n_answers, 4 * _MANY) + 1)
+    weights = np.diff(special.bdtr(n, n_answers, design.differing), prepend=0.0)
+    fewer = np.floor(special.bdtrik(alpha / 2, n, 0.5))  # so few on one side are significant
+    fewer -= special.bdtr(np.maximum(fewer, 0), n, 0.5) > alpha / 2
+    p = (1 + (effect / design.discordance if design.discordance else 1.0)) / 2
+    sides = special.bdtr(fewer, n, p) + special.bdtr(fewer, n, 1 - p)
+    return float(np.sum(np.where(fewer >= 0, weights * sides, 0.0)))
 
 
 def superiority(effect: float, std_error: float, df: float, alpha: float = 0.05) -> float:
@@ -231,9 +266,11 @@ def _spread_law(s: np.ndarray, df: float) -> np.ndarray:
 def detectable(design: Design, n_clusters: int, power: float = POWER, alpha: float = 0.05) -> float:
     """Return the smallest difference found with probability `power`: the MDE.
 
-    Infinite with fewer than two clusters, which detect nothing.
+    Infinite where no difference can be found so: with fewer than two clusters, or with so few that
+    hardly any is expected to differ.
     """
-    if n_clusters < 2:
+    largest = design.discordance or 1e6 * design.sd
+    if n_clusters < 2 or design_power(design, n_clusters, largest, alpha) < power:
         return math.inf
     scale = design.std_error(n_clusters)
     return scale * solve(lambda x: design_power(design, n_clusters, x * scale, alpha) - power)
@@ -271,10 +308,12 @@ def clusters_for_equivalence(
 def smallest(enough: Callable[[int], bool], limit: float = 2**40) -> int:
     """Return the smallest integer above 1 from which on `enough` is true.
 
+    What is true at some small number alone does not count: it must be at twice and four times that.
+
     Raises ValueError: it is above the limit.
     """
     low, high = 1, 2
-    while not enough(high):
+    while not all(enough(k * high) for k in (1, 2, 4)):
         low, high = high, 2 * high
         if high > limit:
             raise ValueError("no feasible number of clusters is enough")
@@ -290,7 +329,7 @@ class PowerAnalysis:
 
     Attributes
     ----------
-    detectable : smallest true difference found with the wanted power; infinite for one cluster.
+    detectable : smallest true difference found with the wanted power; infinite if there is none.
     power_superiority : probability to find a true difference of the margin.
     power_equivalence : probability to show equivalence where there is no difference.
     clusters_superiority, clusters_equivalence : needed for the wanted power; 0 without a margin.

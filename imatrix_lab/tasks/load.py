@@ -46,7 +46,9 @@ def rows(
     """
     session = session or Session(Store(), Silent())
     check_data(task, data)
-    code = language if in_one(task, data) else own_code(task, language)
+    code = language
+    if not in_one(task, data) or not has(task, language, data):
+        code = own_code(task, language)
     benchmark = _read(task, code, data, session)
     n_rows, beside = len(benchmark.rows), task.source.beside
     if data is None and not task.source.is_pinned() and task.items not in (0, n_rows):
@@ -66,13 +68,20 @@ def rows(
 
 def has(task: Definition, language: str, data: Path | None) -> bool:
     """Return whether a benchmark has a language, as far as its definition tells."""
-    return not task.languages or language in task.languages or in_one(task, data)
+    return not task.languages or language in task.languages or _may_be_translated(task, data)
 
 
 def in_one(task: Definition, data: Path | None) -> bool:
     """Return whether there are local files in one language, which only the user knows."""
     named = any("{language}" in name for name in task.source.files)
     return data is not None and (data.is_file() or not named)
+
+
+def _may_be_translated(task: Definition, data: Path | None) -> bool:
+    """Return whether local files need not be those that the definition says the languages of."""
+    if data is None or not in_one(task, data):
+        return False
+    return bool(task.source.hub) or (data.is_file() and data.name not in _names(task.source, ""))
 
 
 def own_code(task: Definition, language: str) -> str:
@@ -169,7 +178,7 @@ def _names(source: Source, code: str) -> list[str]:
 def _local(task: Definition, code: str, data: Path) -> Rows:
     source = task.source
     if data.is_file():
-        origin = {readable(data.name): sha256_file(data), **_translator(data)}
+        origin = {readable(data.name): sha256_file(data), **_translator(data, code)}
         return Rows(tuple(readers.table(data, source.columns)), origin)
     paths = [data / name for name in _names(source, code)]
     if not paths:
@@ -186,8 +195,11 @@ def _local(task: Definition, code: str, data: Path) -> Rows:
     return Rows(tuple(row for p in paths for row in readers.table(p, source.columns)), origin)
 
 
-def _translator(data: Path) -> dict[str, str]:
-    """Return what the manifest beside a file says of the model that translated it, if one did."""
+def _translator(data: Path, code: str) -> dict[str, str]:
+    """Return what the manifest beside a file says of the model that translated it, if one did.
+
+    Raises UsageError: it translated into another language than `code`.
+    """
     path = data.with_suffix(".manifest.json")
     if not path.is_file():
         return {}
@@ -196,4 +208,7 @@ def _translator(data: Path) -> dict[str, str]:
         by = f"{manifest['model']}, from {manifest['from']}, origin {manifest['origin']}"
     except (ValueError, KeyError, TypeError) as error:
         raise BadText("not the manifest of a translation", where=path, fix="remove it") from error
+    if (into := str(manifest.get("language", code))) != code:
+        what = f"this is a translation into {into}, not {code}"
+        raise UsageError(what, where=data, fix=f"--langs {into}")
     return {"machine_translated": by}

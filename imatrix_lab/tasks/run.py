@@ -15,7 +15,14 @@ from imatrix_lab.core.outputs import any_file, check_folder
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import BadRecords, BadText, UsageError
+from imatrix_lab.errors import (
+    BadRecords,
+    BadText,
+    FetchFailed,
+    ImatrixLabError,
+    ToolFailed,
+    UsageError,
+)
 from imatrix_lab.llamacpp import thoughts
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import backends, dedup, definition, load, prompt, records
@@ -229,6 +236,8 @@ def _run(
         return own
     prompts = _prompts(prepared, answerer.is_chat) if request.keep_text else None
     rows = [(item, outcomes[item.id]) for item in prepared.items]
+    if all(outcome.error for _, outcome in rows):
+        raise _all_failed(f"{name}: all of {len(rows):,} items failed: {rows[0][1].error}", request)
     records.write(path, prepared.task.name, rows, signature, prompts, prepared.prefix)
     errors = [outcome.error for _, outcome in rows if outcome.error]
     if note := _unread(
@@ -241,6 +250,12 @@ def _run(
     if not errors:
         journal.remove()
     return path
+
+
+def _all_failed(what: str, request: TaskRequest) -> ImatrixLabError:
+    if request.endpoint:
+        return FetchFailed(what, where=request.endpoint, fix="check the address and the key")
+    return ToolFailed(what, fix="check the model; a larger --ctx if prompts are too long")
 
 
 def _unread(prepared: Prepared, outcomes: Sequence[Outcome], thought_tokens: int) -> str:

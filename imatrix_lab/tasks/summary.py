@@ -108,7 +108,8 @@ def flips(path_a: Path, path_b: Path) -> Flips:
     """Return the items that one of two runs has right and the other has not, largest first."""
     both = [*runs.find(path_a), *runs.find(path_b)]
     if len(both) != 2 or any(run.kind != "item" for run in both):
-        raise UsageError("flips are between two files of item records")
+        fix = "name two files that task run wrote"
+        raise UsageError("flips are between two files of item records", fix=fix)
     runs.require_comparable(both)
     rows_a, rows_b = (
         {(row["task"], row["language"], row["item_id"]): row for row in rows}

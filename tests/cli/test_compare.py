@@ -86,3 +86,31 @@ def test_power_as_json(two, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["metric"] == "kld_nats"
     assert found["rows"][0]["hours"] > 0
+
+
+def test_power_that_is_none_is_said(capsys):
+    few = ["--task", "mixeval", "--discordance", "2", "--clusters", "5"]
+    assert run(["power", *few, "--margin", "1.5"]) == 0
+    assert "none" in capsys.readouterr().out
+    assert run(["power", "--task", "mixeval", "--margin", "3"]) == 0
+    assert "2 % left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--task", "mixeval", "--langs", "xx"], "'xx'"),
+        (["--task", "mixeval", "--people", "4"], "--people has no meaning"),
+        (["--task", "mixeval", "--metric", "score"], "--metric has no meaning"),
+        (["--task", "votes", "--metric", "score"], "--metric has no meaning"),
+        (["--task", "votes", "--pilot", "A", "--pilot", "B"], "--pilot has no meaning"),
+        (["--task", "votes", "--quants", "3"], "--quants has no meaning"),
+        (["--pilot", "A", "--pilot", "B", "--icc", "0.5"], "--icc has no meaning"),
+        (["--pilot", "A", "--pilot", "B", "--discordance", "5"], "--discordance has no meaning"),
+        (["--task", "mixeval", "--task", "votes"], "--task is given twice"),
+    ],
+)
+def test_power_refuses_what_it_would_ignore(arguments, why, capsys):
+    assert run(["power", *arguments, "--margin", "1.5"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and why in err

@@ -62,19 +62,55 @@ def test_two_runs(tmp_path):
     assert report.interactions == ()
 
 
-def test_more_than_two_need_a_plan(grid):
+def test_more_than_two_need_a_plan(grid, tmp_path):
     files = sorted(grid.glob("nb-*.parquet"))
     with pytest.raises(UsageError, match="needs a plan"):
         compared(files[:3])
     with pytest.raises(UsageError, match="at least two"):
         compared(files[:1], ComparisonPlan(family=GRID))
     with pytest.raises(UsageError, match="in one folder"):
-        compared([grid, files[0]])
+        compared([grid, Text("nb").write(tmp_path / "other.parquet", "ml", "Q3_K_S")])
 
 
 def test_texts_in_common_are_needed(grid):
-    with pytest.raises(BadRecords, match="nothing to compare"):
+    with pytest.raises(BadRecords, match="text: on nb nb Q3_K_S; on en nb Q3_K_S") as error:
         compared([grid / "nb-nb-1.parquet", grid / "en-nb-1.parquet"])
+    assert "family" not in str(error.value)
+
+
+def test_a_family_without_pairs_says_what_its_runs_are(tmp_path):
+    text = Text("nb", n_documents=10)
+    paths = [text.write(tmp_path / f"{t}.parquet", c, t)
+             for c, t in (("nb", "Q3_K_S"), ("en", "Q4_K_M"))]  # fmt: skip
+    with pytest.raises(
+        BadRecords, match="differ in calib alone: on nb nb Q3_K_S, en Q4_K_M"
+    ) as error:
+        compared(paths, ComparisonPlan(family=("calib",)))
+    assert "another --family" in error.value.fix
+
+
+def test_items_asked_otherwise_are_not_compared(tmp_path):
+    rows = [("exam", "nb", str(i), str(i), 1.0) for i in range(8)]
+    facts = {"name": "exam", "language": "nb"}
+    paths = [
+        items(tmp_path / f"{n}.parquet", rows, c, task={**facts, "shots": n})
+        for n, c in enumerate(("nb", "en"))
+    ]
+    with pytest.raises(BadRecords, match=r"task\.shots is 0 in .* and 1 in "):
+        compared(paths, ComparisonPlan(), ())
+    items(paths[1], rows, "en", task={"name": "other", "language": "nb"})
+    with pytest.raises(BadRecords, match="on exam nb nb Q4_K_M; on other nb en Q4_K_M"):
+        compared(paths, ComparisonPlan(), ())
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    path = Text("nb", n_documents=10).write(tmp_path / "a.parquet", "nb", "Q3_K_S")
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(path.read_bytes())
+    for other in (path, copy):
+        with pytest.raises(UsageError, match="are one run: nb Q3_K_S on nb") as error:
+            compared([path, other])
+        assert error.value.where == str(other)
 
 
 def test_twin_labels_become_file_names(tmp_path):

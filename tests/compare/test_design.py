@@ -50,3 +50,11 @@ def test_a_factor_not_named_splits_families():
     assert design.family_of(LEVELS[1], LEVELS[1], "mixeval", plan) == "calib×lang Q4 mixeval"
     whole = ComparisonPlan(family=design.FACTORS)
     assert design.family_of(LEVELS[0], LEVELS[0], "", whole) == "calib×lang×type"
+
+
+def test_names_with_spaces_are_quoted():
+    name = "nb PyPI: dataset-build 0"
+    levels = [Level(name, "Q4_K_M", "nb", (0,)), Level("en", "Q4_K_M", "nb", (1,))]
+    with pytest.raises(UsageError) as error:
+        design.pairs(levels, ComparisonPlan(family=("calib",), baseline="nb"))
+    assert error.value.fix == f"--baseline, one of: en, '{name}'"

@@ -80,3 +80,27 @@ def test_votes_of_so_many_people():
     assert row.hours == pytest.approx(150 * 20 * 30 / 3600)
     with pytest.raises(UsageError, match="decided"):
         plan_comparisons(PowerRequest("votes", 80.0, ("nb",)))
+
+
+def test_needed_items_are_never_a_handful():
+    """Of 5 items at 2 % discordance a tenth of an answer differs: nothing can be found."""
+    for margin in (1.5, 1.9):
+        _, (row,) = plan_comparisons(PowerRequest("mixeval", margin, ("nb",), discordance=0.02))
+        assert row.n_superiority * 0.02 > 10
+        assert row.power_superiority > 0.8
+    few = PowerRequest("mixeval", 1.5, ("nb",), discordance=0.02, n_clusters=5)
+    _, (row,) = plan_comparisons(few)
+    assert (row.power_superiority < 0.001, row.detectable) == (True, math.inf)
+
+
+def test_a_margin_beyond_the_answers_that_differ():
+    with pytest.raises(UsageError, match="none can be that large"):
+        plan_comparisons(PowerRequest("mixeval", 3.0, ("nb",), discordance=0.02))
+    with pytest.raises(UsageError, match="10 % of answers differ"):
+        plan_comparisons(PowerRequest("mixeval", 10.0, ("nb",)))
+    _, rows = plan_comparisons(PowerRequest("mixeval", 3.0, ("nb",)))
+    assert [r.sd**2 for r in rows] == pytest.approx([0.05, 0.1])
+    for margin in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UsageError, match="must be positive") as error:
+            plan_comparisons(PowerRequest("mixeval", margin, ("nb",)))
+        assert error.value.fix.startswith("--margin 0.005")

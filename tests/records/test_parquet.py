@@ -48,21 +48,34 @@ def test_plain_strings_are_words_too(tmp_path):
     assert [words.names[c] for c in words.codes] == ["b", "a", "b"]
 
 
-@pytest.mark.parametrize("what", ["missing", "not parquet", "cut", "unsigned"])
-def test_what_cannot_be_read_is_said(tmp_path, what):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", "no such file"), ("not parquet", "cannot be read"), ("cut", "cannot be read"),
+        ("a model", "but a GGUF file"), ("a text", "but a file that is no Parquet"),
+        ("unsigned", "no signature: imatrix-lab did not write it"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said(tmp_path, what, said):
     path = tmp_path / "x.parquet"
     parquet.write(path, COLUMNS, {})
     if what == "missing":
         path.unlink()
     elif what == "not parquet":
         path.write_bytes(b"PAR1 and so on")
+    elif what == "a model":
+        path.write_bytes(b"GGUF and so on")
+    elif what == "a text":
+        path.write_text("a b c")
     elif what == "cut":
         path.write_bytes(path.read_bytes()[:-40])
     else:
         pyarrow.parquet.write_table(pyarrow.table({"kld": [1.0]}), path)
     with pytest.raises(BadRecords) as error:
         parquet.read(path)
-    assert str(path) in str(error.value)
+    assert said in error.value.what
+    assert error.value.where == str(path)
+    assert error.value.fix
 
 
 def test_no_changed_byte_gives_other_numbers(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from imatrix_lab.errors import BadRecords
-from imatrix_lab.records import parquet, summary
+from imatrix_lab.records import parquet, runs, summary
 from tests.score import made
 
 SIZES = [120, 90, 40, 64, 30, 100, 55, 80, 20, 70]
@@ -297,6 +297,8 @@ def test_runs_of_something_else_are_refused(files, tmp_path, field):
 def test_runs_without_anything_in_common_are_refused(files, score, tmp_path):
     with pytest.raises(BadRecords) as caught:
         summary.agree(files[0], files[1])
+    assert all(f"{f} has {runs.find(f)[0].signature['quant']['name']} on " in caught.value.what
+               for f in files[:2])  # fmt: skip
     assert caught.value.where == str(files[1])
     text = made.jsonl(tmp_path / "nb.jsonl", made.documents([30, 40], seed=5))
     other = score("other text", {"nb": text})

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from imatrix_lab.stats import clustered, paired, power, sign_flips
+from imatrix_lab.compare.benchmarks import group_sizes
+from imatrix_lab.stats import paired, power, sign_flips
 from imatrix_lab.stats.power import Design
 
 
@@ -76,20 +77,78 @@ def test_a_design_from_a_pilot_predicts_the_standard_error():
 
 def test_few_large_groups_make_the_standard_error_vary():
     """And with it power, as simulation has it: large groups seldom differ."""
-    sizes = np.repeat([1, 20], [300, 6])
+    sizes, effect = np.repeat([1, 20], [2400, 48]), 0.025
+    n = len(sizes)
     design = power.binary_design(0.05, 1.0, sizes)
-    even = power.binary_design(0.05, 1.0, np.full(306, 2))
-    assert design.unrest(306) > 3 * even.unrest(306)
-    effect = 2.5 * design.std_error(306)
+    even = power.binary_design(0.05, 1.0, np.full(n, 2))
+    assert design.unrest(n) > 3 * even.unrest(n)
+    found = _found(sizes, 0.05, effect, 0.05, 1000)
+    assert power.design_power(design, n, effect) == pytest.approx(found, abs=0.04)
+
+
+def _found(sizes, discordance, effect, alpha, n_simulations):
+    """Return how often groups that answer as one show the effect."""
     rng = np.random.default_rng(5)
-    hits = 0
-    for _ in range(2000):
-        differences = np.where(rng.random(306) < 0.05, sizes, 0)
-        differences = differences * np.where(rng.random(306) < (1 + effect / 0.05) / 2, 1, -1)
-        sums = paired.Sums(differences, sizes, differences * differences)
-        hits += paired.t_test(clustered.mean(sums.totals, sums.sizes)) <= 0.05
-    promised = power.design_power(design, 306, effect)
-    assert promised == pytest.approx(hits / 2000, abs=0.06)
+    hits, n = 0, len(sizes)
+    for _ in range(n_simulations):
+        totals = np.where(rng.random(n) < discordance, sizes, 0)
+        totals = totals * np.where(rng.random(n) < (1 + effect / discordance) / 2, 1, -1)
+        hits += sign_flips.p_value(totals[totals != 0])[0] <= alpha
+    return hits / n_simulations
+
+
+SHARES = (0.005, 0.02, 0.05, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3, 0.025])
+@pytest.mark.parametrize("icc", [0.0, 1.0])
+@pytest.mark.parametrize("part", [0.3, 0.75, 0.95, 1.0])
+def test_needed_is_from_where_on_power_suffices(part, icc, alpha):
+    """And never so few that a handful of discordant answers is not expected."""
+    for discordance in SHARES:
+        one = power.binary_design(discordance, icc, group_sizes("mixeval"))
+        for design, effect in ((one, part * discordance), (one.doubled(), part * discordance)):
+            n = power.clusters_for_superiority(design, effect, alpha=alpha)
+            assert n * discordance > 5
+            more = np.unique(np.geomspace(n, 20 * n, 60).astype(int))
+            assert min(power.design_power(design, k, effect, alpha) for k in more) > 0.79
+            fewer = np.unique(np.geomspace(2, n - 1, 60).astype(int))
+            assert max(power.design_power(design, k, effect, alpha) for k in fewer) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("task", "discordance", "effect", "alpha"),
+    [
+        ("mixeval", 0.02, 0.015, 0.05), ("mixeval", 0.02, 0.019, 0.05),
+        ("mixeval", 0.02, 0.015, 0.025), ("mixeval", 0.05, 0.03, 0.05),
+        ("", 0.02, 0.015, 0.05), ("", 0.1, 0.05, 0.05),
+    ],
+)  # fmt: skip
+def test_needed_is_enough_where_few_answers_differ(task, discordance, effect, alpha):
+    sizes = np.array(group_sizes(task)) if task else np.ones(1, int)
+    design = power.binary_design(discordance, 1.0, sizes)
+    n = power.clusters_for_superiority(design, effect, alpha=alpha)
+    drawn = np.random.default_rng(1).choice(sizes, n)
+    assert _found(drawn, discordance, effect, alpha, 800) == pytest.approx(0.8, abs=0.06)
+
+
+def test_where_nothing_is_expected_to_differ_nothing_is_found():
+    design = power.binary_design(0.02, 1.0, group_sizes("mixeval"))
+    for n in (2, 5, 20, 100):
+        assert power.design_power(design, n, 0.015) < 0.01
+        assert power.detectable(design, n) == float("inf")
+    assert 0.015 < power.detectable(design, 500) <= 0.02
+    # no difference is larger than the share of answers that differ
+    assert power.design_power(design, 300, 0.3) == power.design_power(design, 300, 0.02)
+
+
+def test_a_pilot_in_which_few_items_differ_needs_some_that_do():
+    differences = np.zeros(1000)
+    differences[:20] = 1
+    design = power.from_pilot(paired.Sums.of(differences, np.arange(1000), 1000))
+    needed = power.clusters_for_superiority(design, 0.1)
+    assert needed * 0.02 > 6
+    assert power.detectable(design, 100) == float("inf")
 
 
 def test_a_normal_design_is_plain_noncentral_t():

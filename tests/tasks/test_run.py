@@ -1,7 +1,6 @@
 """From a request to records that `compare` reads: merging, resuming, failing, flipping."""
 
 import json
-import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from imatrix_lab.compare.design import ComparisonPlan
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.errors import BadModel, BadRecords, BadText, UsageError
+from imatrix_lab.errors import BadModel, BadRecords, BadText, FetchFailed, ToolFailed, UsageError
 from imatrix_lab.records import parquet
 from imatrix_lab.tasks import definition, load, records, run, summary
 from imatrix_lab.tasks.journal import Journal
@@ -199,9 +198,16 @@ def test_failed_items_are_not_wrong(exam, tmp_path):
 
 
 def test_all_failed(exam, tmp_path):
-    (path,) = run.run(request(exam, tmp_path), [Answerer("A", lambda _: "time-out")], Silent())
-    (score,) = summary.scores([path])
-    assert math.isnan(score.score.estimate)
+    with pytest.raises(ToolFailed, match=r"exam\.nb\.A: all of 39 items failed: time-out"):
+        run.run(request(exam, tmp_path), [Answerer("A", lambda _: "time-out")], Silent())
+    few = request(exam, tmp_path, limit=3, endpoint="http://127.0.0.1:9999")
+    with pytest.raises(FetchFailed, match="all of 3 items failed") as raised:
+        run.run(few, [Answerer("A", lambda _: "time-out")], Silent())
+    assert raised.value.fix
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    again = Answerer("A", right_unless())
+    (path,) = run.run(request(exam, tmp_path), [again], Silent())
+    assert len(again.ids) == N - 1 and summary.scores([path])[0].failed == {}
 
 
 def test_ties_share_the_point_and_are_counted(exam, tmp_path):
@@ -290,6 +296,36 @@ def test_translations_have_corpus_scores(tmp_path):
     assert score.n_unparsed == 1
     assert score.quality and 0 < score.quality.bleu < 100
     assert "nrefs:1" in score.quality.chrf_signature
+
+
+def test_items_are_in_no_language_that_their_task_lacks(exam, tmp_path):
+    exam.write_text(exam.read_text() + '[languages]\nnb = "nb"\n')
+    for data in (tmp_path, tmp_path / "exam.json"):
+        with pytest.raises(UsageError, match="exam has no 'sv'") as raised:
+            run.run(request(exam, tmp_path, data=data, languages=("sv",)), [], Silent())
+        assert raised.value.fix == "--langs nb"
+        assert run.run(request(exam, tmp_path, data=data), [], Silent()) == []
+    other = tmp_path / "exam.sv.json"  # as a translation is called
+    other.write_bytes((tmp_path / "exam.json").read_bytes())
+    assert run.run(request(exam, tmp_path, data=other, languages=("sv",)), [], Silent()) == []
+    manifest = {"model": "m", "from": "nb", "origin": "o", "language": "sv"}
+    (tmp_path / "exam.sv.manifest.json").write_text(json.dumps(manifest))
+    assert run.run(request(exam, tmp_path, data=other, languages=("sv",)), [], Silent()) == []
+    with pytest.raises(UsageError, match="a translation into sv, not ml") as raised:
+        run.run(request(exam, tmp_path, data=other, languages=("ml",)), [], Silent())
+    assert raised.value.fix == "--langs sv"
+
+
+def test_flips_of_two_tasks_say_so(exam, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text(exam.read_text().replace('"exam"', '"other"'))
+    one, two = (
+        run.run(request(task, tmp_path), [Answerer("A", right_unless())], Silent())[0]
+        for task in (exam, other)
+    )
+    with pytest.raises(BadRecords, match=r"task\.name is 'exam' in .* and 'other' in") as raised:
+        summary.flips(one, two)
+    assert raised.value.fix.startswith("run both on the same task")
 
 
 def test_languages_that_a_task_lacks_are_skipped(tmp_path):
