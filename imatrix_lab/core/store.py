@@ -74,10 +74,11 @@ def default_root() -> Path:
 
 def os_error(error: OSError, where: Path) -> Exception:
     """Return what `disk_error` does, or that a file of the store was removed under its user."""
-    name = error.filename
-    if isinstance(error, FileNotFoundError) and name and default_root() in Path(name).parents:
+    name, root = error.filename, default_root()
+    is_ours = root in Path(name).parents if name else f"{root}{os.sep}" in str(error)  # pyarrow's
+    if isinstance(error, FileNotFoundError) and is_ours:
         what = "a file of the store was removed while it was used"
-        return ImatrixLabError(what, where=name, fix="run the same command again")
+        return ImatrixLabError(what, where=name or root, fix="run the same command again")
     return disk_error(error, where)
 
 
@@ -357,30 +358,10 @@ class Store:
         `build` is called with those that are missing, all their locks held; `at_once` of them, as
         often as it takes.
         """
-        order = sorted(range(len(items)), key=lambda i: fingerprint(kind, items[i][1]))
-        waiting = deque(order)  # one order everywhere: two runs cannot wait for each other
-        artifacts: dict[int, Artifact] = {}
-
-        def take(missing: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
-            while waiting and len(missing) < at_once:
-                if built := take_one(waiting.popleft(), missing):
-                    return built
-            return build(missing) if missing else {}
-
-        def take_one(index: int, missing: dict[int, tuple[Path, Path]]) -> Mapping[int, Any]:
-            built: Mapping[int, Any] = {}
-
-            def build_one(out: Path, scratch: Path) -> Mapping[str, Any]:
-                nonlocal built
-                built = take({**missing, index: (out, scratch)})
-                return dict(built[index])
-
-            artifacts[index] = self.get(kind, *items[index], build_one, progress)
-            return built
-
-        while waiting:
-            take({})
-        return [artifacts[i] for i in range(len(items))]
+        together = _Together(self, kind, items, build, progress, at_once)
+        while together.waiting:
+            together.take({})
+        return [together.artifacts[i] for i in range(len(items))]
 
     def lock(self, name: str, progress: Progress) -> Any:
         """Take a named lock, waiting for it if needed; for ``with``."""
@@ -521,3 +502,42 @@ def _inventory(out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
         name = path.relative_to(out).as_posix()
         inventory[name] = {"size_bytes": size_bytes, "sha256": sha256}
     return inventory
+
+
+class _Together:
+    """Artefacts that are built at one time; no function of functions, which Python frees late."""
+
+    def __init__(
+        self,
+        store: Store,
+        kind: str,
+        items: Sequence[tuple[str, Inputs]],
+        build: BuildTogether,
+        progress: Progress | None,
+        at_once: int,
+    ):
+        self._store, self._kind, self._items, self._build = store, kind, items, build
+        self._progress, self._at_once = progress, at_once
+        # one order everywhere: two runs cannot wait for each other
+        order = sorted(range(len(items)), key=lambda i: fingerprint(kind, items[i][1]))
+        self.waiting = deque(order)
+        self.artifacts: dict[int, Artifact] = {}
+
+    def take(self, missing: Mapping[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+        """Take what waits until enough is missing; build that, and return its facts."""
+        while self.waiting and len(missing) < self._at_once:
+            if built := self._take_one(self.waiting.popleft(), missing):
+                return built
+        return self._build(missing) if missing else {}
+
+    def _take_one(self, index: int, missing: Mapping[int, tuple[Path, Path]]) -> Mapping[int, Any]:
+        built: Mapping[int, Any] = {}
+
+        def build_one(out: Path, scratch: Path) -> Mapping[str, Any]:
+            nonlocal built
+            built = self.take({**missing, index: (out, scratch)})
+            return dict(built[index])
+
+        item = self._items[index]
+        self.artifacts[index] = self._store.get(self._kind, *item, build_one, self._progress)
+        return built

@@ -204,15 +204,15 @@ def _is_same(item: Item, listing: Listing) -> bool:
 
 def _tag(repo: str, commit: str, api: Any) -> str:
     """Tag a commit with the next version, unless one is its already."""
-    refs = _ask(repo, lambda: api.list_repo_refs(repo))  # now: others may have published since
-    tags = {tag.name: tag.target_commit for tag in refs.tags}
-    numbers = {int(m[1]): c for name, c in tags.items() if (m := _VERSION.fullmatch(name))}
-    for number, tagged in numbers.items():
-        if tagged == commit:
-            return f"v{number}"
-    tag = f"v{max(numbers, default=0) + 1}"
-    _ask(repo, lambda: api.create_tag(repo, tag=tag, revision=commit))
-    return tag
+    for _ in range(3):  # other runs may publish at the same time, and make a tag meanwhile
+        refs = _ask(repo, lambda: api.list_repo_refs(repo))
+        tags = {m[1]: t.target_commit for t in refs.tags if (m := _VERSION.fullmatch(t.name))}
+        for number, tagged in tags.items():
+            if tagged == commit:
+                return f"v{number}"
+        new = f"v{max(map(int, tags), default=0) + 1}"
+        _ask(repo, functools.partial(api.create_tag, repo, tag=new, revision=commit, exist_ok=True))
+    raise FetchFailed("the Hub does not list the tag that was made", where=repo, fix=_AGAIN)
 
 
 def _api() -> Any:

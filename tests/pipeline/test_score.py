@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import gc
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -207,6 +209,20 @@ def test_a_quant_added_later_takes_itself_alone_with_cached_base_logits(ask, qua
     seen = made.count_decodes(monkeypatch)
     ask(quants["Q4_K_M"], quants["Q8_0"], base_logits="cached")
     assert {label for label, _ in seen} == {"tiny-Q8_0"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_thread_outlives_the_scores(ask, quants, mode):
+    """Without waiting for Python to look for circles."""
+    before = set(threading.enumerate())
+    gc.disable()
+    try:
+        ask(quants["Q4_K_M"], quants["Q2_K"], base_logits=mode)
+        for thread in set(threading.enumerate()) - before:
+            thread.join(timeout=10)
+        assert set(threading.enumerate()) <= before
+    finally:
+        gc.enable()
 
 
 def test_each_quant_alone_scores_as_with_others(ask, quants):

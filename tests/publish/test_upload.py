@@ -6,6 +6,7 @@ import random
 import traceback
 
 import pytest
+from huggingface_hub import HfApi
 
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.errors import FetchFailed, UsageError
@@ -85,6 +86,21 @@ def test_two_who_publish_the_same_at_once(upload_hub, files, monkeypatch):
     assert tags == ["v1", "v1"]
     assert published(upload_hub) == contents(files)
     assert upload_hub.tags[REPO] == {"v1": upload_hub.commit(REPO)}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("", "v1"), ("0" * 40, "v2")])
+def test_a_tag_that_another_one_makes_meanwhile(upload_hub, files, monkeypatch, theirs, ours):
+    """Of the same files it is ours too; one of others is not, and the next is made."""
+    create = HfApi.create_tag
+
+    def after_another(api, repo, *, tag, revision, **rest):
+        monkeypatch.setattr(HfApi, "create_tag", create)
+        upload_hub.tags[REPO] = {tag: theirs or revision}
+        return create(api, repo, tag=tag, revision=revision, **rest)
+
+    monkeypatch.setattr(HfApi, "create_tag", after_another)
+    assert publish(files) == ours
+    assert upload_hub.tags[REPO][ours] == upload_hub.commit(REPO)
 
 
 def test_the_same_again_sends_and_tags_nothing(upload_hub, files):
