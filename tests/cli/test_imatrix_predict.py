@@ -85,7 +85,7 @@ def test_names_and_quants_that_are_there(tiny, imatrix_of, quantized, cache, cap
         (["--select", "nb=0"], 2, "--select"),
         (["--quant", "file.gguf"], 2, "NAME=FILE"),
         (["--quant", "sv=file.gguf"], 2, "sv"),
-        (["--imatrix", "missing.gguf"], 1, "missing.gguf"),
+        (["--imatrix", "missing.gguf"], 2, "missing.gguf"),
         (["--type", "Q9"], 2, "Q9"),
     ],
 )
