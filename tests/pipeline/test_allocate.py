@@ -163,15 +163,15 @@ def test_for_another_language(tuned):
 @pytest.mark.parametrize(
     ("types", "choice", "told"),
     [
-        (["size:3KB"], {}, "--size from"),
-        (["size:1GiB"], {}, "--size from"),
-        (["size:0.5bpw"], {}, "--size from"),
+        (["size:3KB"], {}, "a size from"),
+        (["size:1GiB"], {}, "a size from"),
+        (["size:0.5bpw"], {}, "a size from"),
         (["size:F16"], {}, "--size"),
         (["Q4_K_M"], {"languages": (("en", 1.0),)}, "--size"),
         (["size:Q4_K_M"], {"at_least": (("ffn_donw", "Q5_K"),)}, "ffn_down"),
         (["size:Q4_K_M"], {"at_least": (("ffn_down", "Q5_K_M"),)}, "Q5_K"),
         (["size:Q4_K_M"], {"types": ("Q4_K_M",)}, "Q4_K"),
-        (["size:2.5bpw"], {"types": ("Q4_K", "Q5_K")}, "--types"),
+        (["size:2.5bpw"], {"types": ("Q4_K", "Q5_K")}, "other types"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_work(

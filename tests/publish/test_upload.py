@@ -118,7 +118,8 @@ def test_cuts_at_random_moments(upload_hub, files, seed):
     rng, n_cuts, wanted = random.Random(seed), 0, contents(files)
     upload_hub.forget()
     while True:
-        upload_hub.cut_after(rng.randrange(n_units))
+        # the first is surely cut, the others may end
+        upload_hub.cut_after(rng.randrange(n_units if n_cuts else n_units // 2))
         try:
             publish(files)
             break
@@ -137,7 +138,7 @@ def test_cuts_at_random_moments(upload_hub, files, seed):
     largest = max(map(len, wanted.values()))
     total = sum(len(content) for name, content in wanted.items() if ".gguf" in name)
     assert upload_hub.storage.n_bytes <= total + n_cuts * largest
-    assert n_cuts, "chosen so that every seed is cut"
+    assert n_cuts
 
 
 def test_a_connection_that_breaks_once_is_tried_again(upload_hub, files):

@@ -68,8 +68,8 @@ def test_the_script(bench, tool):
 
 
 def test_the_study(bench, tool):
-    cost = bench.study()
-    out = bench.root / "study"
+    cost = bench.study(0.0)
+    out = bench.root / "study-0.0" / "study"
     study = results.read(out)
     assert not study.missing
     for_card = of_study(study, bench.model, "qa")  # real results are what the card expects
