@@ -12,7 +12,7 @@ import filelock
 
 from imatrix_lab import __version__
 from imatrix_lab.core import config, outputs
-from imatrix_lab.core.files import canonical_json, from_json, place, sha256_file, write_whole
+from imatrix_lab.core.files import from_json, place, sealed_json, sha256_file, unsealed, write_whole
 from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.names import readable
 from imatrix_lab.core.outputs import Rules, check_file
@@ -163,12 +163,18 @@ def card_is_ours(out: Path) -> bool:
 
 
 def _manifest(out: Path) -> dict[str, Any] | None:
-    """Return a manifest of ours, or None."""
+    """Return a manifest of ours, or None; raises UsageError for one that was changed."""
     try:
         manifest = dict(from_json((out / MANIFEST).read_text(encoding="utf-8")))
-        return manifest if all("kind" in e for e in manifest["files"].values()) else None
+        if not all("kind" in e for e in manifest["files"].values()):
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    try:
+        return unsealed(manifest)
+    except ValueError as error:
+        fix = "put it back as it was; or remove it, and let --force make the files again"
+        raise UsageError(str(error), where=out / MANIFEST, fix=fix) from error
 
 
 @dataclass(frozen=True)
@@ -330,6 +336,6 @@ def _write(out: Path, entries: Mapping[str, Any]) -> None:
     text = card(files)
     digest = hashlib.sha256(text.encode()).hexdigest()
     # a run that is killed in between must not take the new card for one that a person changed
-    write_whole(out / MANIFEST, canonical_json({"files": files}))
+    write_whole(out / MANIFEST, sealed_json({"files": files}))
     write_whole(out / CARD, text)
-    write_whole(out / MANIFEST, canonical_json({"files": files, _CARD_SHA256: digest}))
+    write_whole(out / MANIFEST, sealed_json({"files": files, _CARD_SHA256: digest}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imatrix_lab.core import digests, process
-from imatrix_lab.core.files import canonical_json, need_room, sha256_file
+from imatrix_lab.core.files import canonical_json, need_room, sealed_json, sha256_file
 from imatrix_lab.core.format import size
 from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.paths import HOST_PATH
@@ -106,7 +106,7 @@ def collect(
     items += [_item(path) for name in quants if (path := types_path(folder / name)).exists()]
     texts = _texts(entries, scored, with_text, session)
     items += [*texts.items, *_sensitivities(quants, session)]
-    items.append(_made(MANIFEST, canonical_json({"files": entries})))
+    items.append(_made(MANIFEST, sealed_json({"files": entries})))
     if scored.files:
         items.append(_made(RESULTS, canonical_json(scored.as_json())))
         items.append(_made(picture.NAME, picture.svg(scored)))

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +60,16 @@ def session(made):
 def collect(made, session, **options):
     settings = {"records": [made[0] / "scores"], "with_text": False, "dry_run": False, **options}
     return files.collect(made[0] / "quants", REPO, session=session, **settings)
+
+
+def test_a_changed_number_in_the_manifest_is_not_published(made, session, tmp_path):
+    shutil.copytree(made[0] / "quants", tmp_path / "quants")
+    manifest = tmp_path / "quants" / "manifest.json"
+    text = manifest.read_text()
+    place = re.search(r'"perplexity": ?(\d)', text).start(1)
+    manifest.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    with pytest.raises(UsageError, match="not as it was written"):
+        files.collect(tmp_path / "quants", REPO, [], False, session, False)
 
 
 def test_what_goes_along(made, session):
