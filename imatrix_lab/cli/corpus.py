@@ -172,7 +172,7 @@ def corpus_add(
       imatrix-lab corpus add my-text/*.txt --lang nn --name mine --licence CC0-1.0
     """
 
-    from imatrix_lab.corpus.sources.files import add
+    from imatrix_lab.corpus.sources.files import add, registration
 
     terminal = Terminal()
     code = options.language(lang, terminal)
@@ -181,6 +181,7 @@ def corpus_add(
         f"{name} is now a source of {code} ({source.licence}, counted as {source.licence_class});"
         f" to use it: imatrix-lab corpus build {code} --source {name}"
     )
+    terminal.say(f"to undo it: rm {shlex.quote(str(registration(code, name)))}")
 
 
 @corpus.command("show")

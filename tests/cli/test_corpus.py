@@ -49,6 +49,15 @@ def lab(tmp_path):
     return run
 
 
+def test_a_source_is_undone_as_it_says(lab):
+    again = lab("corpus", "add", "qaa.jsonl", "--lang", "qaa", "--name", "late",
+                "--licence", "CC0-1.0", "--field", "body")  # fmt: skip
+    assert "late" in lab("corpus", "list", "qaa").stdout
+    undo = again.stderr.partition("to undo it: ")[2].splitlines()[0]
+    subprocess.run(undo, shell=True, check=True)
+    assert "late" not in lab("corpus", "list", "qaa").stdout
+
+
 def test_from_text_of_one_s_own_to_a_corpus(lab, tiny, tmp_path):
     words = ("--tokens", "3000", "--model", tiny)
     done = lab("corpus", "build", "qaa", *words)

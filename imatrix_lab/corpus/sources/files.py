@@ -51,7 +51,7 @@ def add(
     """
     language = languages.get(code)
     languages.check_name(name)
-    target = user_dir() / "own" / language.code / f"{name}.toml"
+    target = registration(language.code, name)
     if not target.exists() and name in {s.name for s in language.sources}:
         raise UsageError(f"{language.name} has a source called {name} already", fix="--name OTHER")
     texts = [UserText(path, field) for path in paths]
@@ -76,6 +76,11 @@ def add(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, "".join(f"{key} = {_toml(value)}\n" for key, value in raw.items()))
     return source
+
+
+def registration(code: str, name: str) -> Path:
+    """Return the file that makes the user's text a source of a language; without it, it is none."""
+    return user_dir() / "own" / code / f"{name}.toml"
 
 
 def _other_than(paths: Sequence[str]) -> Other:
