@@ -230,7 +230,7 @@ def _read_gguf(path: Path) -> Imatrix:
     ours = {k: v for k, v in header.metadata.items() if k.startswith(OURS) and isinstance(v, str)}
     ours.pop(CRC32, None)
     complete = _DATASETS in header.metadata and min(n_chunks, window) >= 0
-    if not is_language(ours.get(LANGUAGE, "")) and LANGUAGE in ours:  # of an earlier version
+    if LANGUAGE in ours and not is_language(ours[LANGUAGE]):  # of an earlier version
         ours[LABEL] = ours.pop(LANGUAGE)
     sizes, language = (max(0, n_chunks), max(0, window)), ours.get(LANGUAGE, "")
     more = [

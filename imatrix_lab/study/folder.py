@@ -91,10 +91,13 @@ class Folder:
 
     def recipe(self) -> Recipe:
         """Return its recipe, whose files are relative to where the recipe was."""
-        if not self.of(RECIPE).exists():
-            raise UsageError("there is no study here", where=self.path, fix=_START)
+        self._require_study()
         original = self.status().get("recipe_folder")
         return load(self.of(RECIPE), Path(original) if original else None)
+
+    def _require_study(self) -> None:
+        if not self.of(RECIPE).exists():
+            raise UsageError("there is no study here", where=self.path, fix=_START)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,7 +121,7 @@ class Folder:
         """Return the status, with "stopped" for what was running in a process that is gone."""
         status = self.status()
         if "steps" not in status:
-            self.recipe()
+            self._require_study()
             fix = f"imatrix-lab study resume {shlex.quote(str(self.path))}"
             raise UsageError("no step of a study has begun here", where=self.path, fix=fix)
         if status["state"] == RUNNING:
