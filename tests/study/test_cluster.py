@@ -79,6 +79,13 @@ def gathered(workers, n):
         yield wait
 
 
+def until_counted(process):
+    """Read what a study says until it has named its workers; its steps have parts for so many."""
+    for line in process.stderr:
+        if "class cpu" in line:
+            return
+
+
 def test_three_workers_make_what_one_machine_makes(calm, spread):
     ours, workers = spread("three")
     workers.start("desk", "laptop", "rented")
@@ -172,13 +179,14 @@ def test_what_parts_answer_goes_by_the_remote_store(examined, spread):
 
 
 def test_killed_workers_change_nothing(examined, spread):
-    """One of three is killed every two seconds, from the beginning on; tasks have parts there."""
+    """One of three is killed every two seconds, once they were counted; tasks have parts there."""
     ours, workers = spread("dying", text=SMALL + EXAM_TASK)
     with_exam(ours)
     rng, n_killed = random.Random(3), 0
     with gathered(workers, 3) as scheduler:
         workers.start("a", "b", "c")
         process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", scheduler())
+        until_counted(process)
         while process.poll() is None and n_killed < 6:
             time.sleep(rng.uniform(1.0, 3.0))
             n_killed += workers.kill(rng.choice("abc"), rng)
@@ -212,9 +220,7 @@ def test_what_fails_on_one_machine_is_tried_on_another(spread):
     ours, workers = spread("lame", text=SMALL)
     workers.start("lame", "sound")
     process = ours.start("run", ours.recipe, "--out", ours.out, "--cluster", workers.file)
-    for line in process.stderr:
-        if "class cpu" in line:
-            break
+    until_counted(process)
     (ours.folder / "store-lame" / "toolchain").unlink()
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -67,7 +67,7 @@ class Cluster:
         self._topic, self._lock = f"study-{secrets.token_hex(8)}", threading.Lock()
         self._events: dict[str, queue.SimpleQueue[Event]] = {}
         self._running: dict[str, str] = {}  # calls, and the machine that began each last
-        self._class, self._unfit = "", set[str]()
+        self._class, self._chosen, self._unfit = "", set[str](), set[str]()
         self._carrier: Carrier | None = None
         self._marks: dict[str, Any] = {}
         self._workers, self._told_s, self._asking = dict[str, Any](), -INFO_S, threading.Lock()
@@ -143,8 +143,8 @@ class Cluster:
             return self._workers
 
     def count(self) -> int:
-        """Return how many workers this study can use now."""
-        return len(self._of_class())
+        """Return how many workers this study can use: one that went may be starting again."""
+        return len((self._chosen | self._of_class().keys()) - self._unfit)
 
     def _of_class(self) -> dict[str, dict[str, float]]:
         """Return the workers that this study can use."""
@@ -180,6 +180,7 @@ class Cluster:
             time.sleep(LOOK_S)
         self._class = max(sorted(cores), key=cores.__getitem__)
         chosen = {name: own for name, own in every.items() if _class(own) == self._class}
+        self._chosen = {*chosen}
         say(f"{self._class}: {', '.join(sorted(chosen))}")
         for name in sorted(every.keys() - chosen.keys()):
             say(f"note: {name} is left out: {_class(every[name])}, whose results do not compare")
