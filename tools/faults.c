@@ -28,7 +28,8 @@ static long full_at;
 static int log_fd = -1;
 static long *count;  // shared by all programs of a run, in a file beside the log
 
-__attribute__((constructor)) static void start(void) {
+// Reads the environment, at a program's start and where a process has forked for another trial.
+__attribute__((constructor)) void faults_start(void) {
     folder = getenv("FAULTS_DIR");
     log_name = getenv("FAULTS_LOG");
     const char *full = getenv("FAULTS_FULL");

@@ -23,6 +23,7 @@ be whole, and no program may be left. llama.cpp and the kernels are those of the
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import io
@@ -56,9 +57,28 @@ probes.PIECE_TOKENS, probes.PIECES_MIN, probes.PIECES_MAX = 24, 4, 4
 collect.SAVE_S = collect.SAVE_SHARE = 0.001
 from imatrix_lab.cli.main import main
 sys.argv[0] = "imatrix-lab"
-main()
 """
-PROGRAM = (sys.executable, "-P", "-c", RUNNER)
+PROGRAM = (sys.executable, "-P", "-c", RUNNER + "main()")
+SERVER = """
+import ctypes, json, os
+import imatrix_lab.cli.score, imatrix_lab.cli.study, imatrix_lab.cli.tune
+import imatrix_lab.pipeline.allocate, imatrix_lab.pipeline.sensitivity, imatrix_lab.score.run
+for line in sys.stdin:
+    argv, folder, env, said = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(1, 0)
+    ctypes.CDLL(None).faults_start()
+    sys.argv[1:] = argv
+    main()
+"""
 SHORT = ["--ctx", "128", "--threads", "1"]
 MODEL = ["--model", "tiny-f16.gguf"]
 COMMANDS: Mapping[str, list[str]] = {
@@ -98,6 +118,7 @@ class Trial:
     argv: list[str]
     faults: dict[str, str] = dataclasses.field(default_factory=dict)
     hub: Any = None  # tests.fakes.hub_upload.UploadHub, for what is published
+    server: "subprocess.Popen[str] | None" = None  # a SERVER, which runs it without new imports
 
     def env(self, store: Path) -> dict[str, str]:
         """Return the environment of a program with this store."""
@@ -117,9 +138,15 @@ class Trial:
 
     def run(self) -> tuple[int, str]:
         """Run the command to its end; return its status and what it said."""
+        if self.server:
+            assert self.server.stdin and self.server.stdout
+            said = self.folder.with_suffix(".said")
+            call = self.argv, str(self.folder), self.env(self.folder / "store"), str(said)
+            print(json.dumps(call), file=self.server.stdin, flush=True)
+            return int(self.server.stdout.readline()), said.read_text(errors="replace")
         process = self.start()
-        _, said = process.communicate(timeout=600)
-        return process.returncode, said
+        _, said_there = process.communicate(timeout=600)
+        return process.returncode, said_there
 
     def outputs(self) -> dict[str, str]:
         """Return the outputs' hashes by name, without what has times in it."""
@@ -332,10 +359,20 @@ class Campaign:
 
     def every(self, trial: Trial, name: str) -> None:
         """No space from the n-th write on, for the next n."""
+        trial.server = self.server
         self.next_full[name] += self.step
         if self.full_at(trial, name, self.next_full[name]):
             self.done.add(("every", name))
         self.counts[f"every {name}: last n"] = self.next_full[name]
+
+    @functools.cached_property
+    def server(self) -> "subprocess.Popen[str]":
+        """Return a program that runs trials: most of a short run is its imports."""
+        env = {**os.environ, "LD_PRELOAD": str(self.library), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", RUNNER + SERVER], text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**env, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
 
     def full_at(self, trial: Trial, name: str, n: int) -> bool:
         """No space from the n-th write on; return whether there was no n-th."""
