@@ -173,7 +173,8 @@ def _manifest(out: Path) -> dict[str, Any] | None:
     try:
         return unsealed(manifest)
     except ValueError as error:
-        fix = "put it back as it was; or remove it, and let --force make the files again"
+        files = "the files again, with --force"
+        fix = f"put it back as it was; or remove it and {CARD}, and make {files}"
         raise UsageError(str(error), where=out / MANIFEST, fix=fix) from error
 
 
