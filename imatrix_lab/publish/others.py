@@ -52,7 +52,7 @@ def write(
     for model in models:
         if by_name.setdefault(_name(model), model).sha256 != model.sha256:
             what = "another of these files has this name, and a card tells them by their names"
-            raise UsageError(what, where=model.path, fix="rename it, or make a card for each")
+            raise UsageError(what, where=model.path, fix="rename it, or write a card for each")
     entries = {name: _entry(model) for name, model in by_name.items()}
     shards = {_name(m): [path.name for path in m.shards] for m in models if len(m.shards) > 1}
     scored = Scores()
