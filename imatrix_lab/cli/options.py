@@ -1,6 +1,7 @@
 """Options shared by several commands, and printing results as JSON."""
 
 import codecs
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,7 +21,7 @@ from imatrix_lab.core.paths import expanded
 from imatrix_lab.core.progress import Progress
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
-from imatrix_lab.corpus import languages
+from imatrix_lab.corpus import languages, mixture
 from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs, size_types, toolchain
 from imatrix_lab.llamacpp.compute import WINDOW
@@ -304,7 +305,8 @@ def imatrix_file(word: str | Path, session: Session, may_lack: bool = False) -> 
 def no_imatrix(name: str) -> UsageError:
     """Return the error for an importance matrix that is not there; a language's can be built."""
     fix = "check the path"
-    if Path(name).name == name and not Path(name).suffix:
+    with contextlib.suppress(UsageError):
+        mixture.parse(languages.code(name))
         fix = f"imatrix-lab imatrix build --model MODEL --corpus {shlex.quote(name)}"
         fix += f" --out {shlex.quote(f'{name}.gguf')}"
     return UsageError(f"no file {readable(name)!r}; an imatrix is a file", fix=fix)

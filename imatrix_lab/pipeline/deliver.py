@@ -173,7 +173,8 @@ def _manifest(out: Path) -> dict[str, Any] | None:
     try:
         return unsealed(manifest)
     except ValueError as error:
-        fix = "put it back as it was; or remove it, and let --force make the files again"
+        both = f"it and {CARD}"
+        fix = f"put it back as it was; or remove {both}, and let --force make the files again"
         raise UsageError(str(error), where=out / MANIFEST, fix=fix) from error
 
 

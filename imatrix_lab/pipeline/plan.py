@@ -40,6 +40,7 @@ class _Stored:
     corpus: CorpusFacts | None = None
     imatrix: ImatrixFacts | None = None
     n_windows: int = 0
+    names: deliver.Names | None = None
 
 
 def plan(request: Request, session: Session) -> list[Step]:
@@ -67,9 +68,8 @@ def plan(request: Request, session: Session) -> list[Step]:
         Step(f"imatrix {label}", stored.imatrix is not None, f"{n_windows} of {n_ctx} tokens"),
     ]
     chosen = _chosen(request, stored, session)
-    if model and chosen:
-        names = deliver.Names(model.label, label, model, chosen=chosen)
-        deliver.check_files(request, names, rules)
+    if stored.names and chosen:
+        deliver.check_files(request, dataclasses.replace(stored.names, chosen=chosen), rules)
     if any(map(size_types.is_size, request.types)):
         detail = "probes of each part of the model: about 20 times a pass over 768 tokens"
         steps.append(Step("errors and sensitivities", chosen is not None, detail))
@@ -98,7 +98,7 @@ def _look(request: Request, rules: Rules, session: Session) -> _Stored:
     try:
         stored.model = resolve.resolve(request.model, read_only, tools)
         conditions.require_text(stored.model.facts, stored.model.path)
-        tune.check_model(request, stored.model, rules)
+        stored.names = tune.check_model(request, stored.model, rules)
         if tools:
             stored.corpus = tune.corpus_of(request, tools, stored.model, read_only)
             options = tune.imatrix_options(request, stored.model, stored.corpus)

@@ -8,6 +8,7 @@ from typing import Any
 from imatrix_lab.core.files import canonical_json, write_whole
 from imatrix_lab.core.outputs import Rules, any_file, check_file, check_folder, replaceable
 from imatrix_lab.core.session import Session
+from imatrix_lab.errors import UsageError
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
 from imatrix_lab.pipeline.card import picture, scores, text
@@ -35,8 +36,8 @@ def write(
     specs : the models; see `models.resolve`.
     repo : on the Hub, where the files are or will be; "" leaves it open.
 
-    Raises UsageError: `repo` cannot be a repository's name; BadRecords: the records are of other
-    files.
+    Raises UsageError: `repo` cannot be a repository's name, or two files have one name;
+    BadRecords: the records are of other files.
     """
     if repo:
         check_repo(repo)
@@ -47,7 +48,12 @@ def write(
     for name in (CARD, RESULTS, picture.NAME):
         check_file(out / name, rules, replaceable)
     models = [resolve.resolve(spec, session) for spec in specs]
-    entries = {_name(model): _entry(model) for model in models}
+    by_name: dict[str, Model] = {}
+    for model in models:
+        if by_name.setdefault(_name(model), model).sha256 != model.sha256:
+            what = "another of these files has this name, and a card tells them by their names"
+            raise UsageError(what, where=model.path, fix="rename it, or write a card for each")
+    entries = {name: _entry(model) for name, model in by_name.items()}
     shards = {_name(m): [path.name for path in m.shards] for m in models if len(m.shards) > 1}
     scored = Scores()
     if records:

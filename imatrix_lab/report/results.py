@@ -478,4 +478,3 @@ def _again(file: Path) -> str:
     if file.name != FILE:
         return f"give a study's folder, or the {FILE} in it"
     return f"imatrix-lab study resume {shlex.quote(str(file.parent))}"
-    return f"imatrix-lab study resume {shlex.quote(str(file.parent))}"

@@ -119,10 +119,12 @@ def from_pilot(sums: Sums) -> Design:
     Itself an estimate: with 20 clusters a standard deviation is uncertain by 16 %, and the number
     of clusters needed by twice that.
 
-    Raises ValueError: a pilot in which nothing differs.
+    Raises ValueError: a pilot in which nothing differs, or of a single cluster.
     """
     kept = sums.sizes > 0
     totals, sizes = sums.totals[kept], sums.sizes[kept]
+    if len(sizes) < 2:
+        raise ValueError("the pilot is of one document or item: how they differ is unknown")
     sd = sums.variance() ** 0.5
     if sd == 0:
         raise ValueError("the two runs of the pilot do not differ: the spread is unknown")

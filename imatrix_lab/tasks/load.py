@@ -55,8 +55,13 @@ def rows(
         what = f"{task.name} on the Hub has {n_rows} rows, not {task.items}: it is another version"
         fix = "pin a commit in the definition: revision; or --data with the files you mean"
         raise BadText(what, where=task.path, fix=fix)
-    if not beside:
-        return benchmark
+    if not beside or (data and all("beside" in row for row in benchmark.rows)):
+        return benchmark  # a translation has them with it
+    if data and data.is_file():
+        codes = task.languages.get(language, language), beside
+        names = ", ".join(dict.fromkeys(n for c in codes for n in _names(task.source, c)))
+        what = f"{task.name} takes the same lines in {beside} too, which one file does not have"
+        raise UsageError(what, where=data, fix=f"--data with a folder that has {names}")
     other = _read(task, beside, data, session)
     if len(other.rows) != n_rows:
         counts = f"{n_rows} rows in {code} and {len(other.rows)} in {beside}"
@@ -81,7 +86,8 @@ def _may_be_translated(task: Definition, data: Path | None) -> bool:
     """Return whether local files need not be those that the definition says the languages of."""
     if data is None or not in_one(task, data):
         return False
-    return bool(task.source.hub) or (data.is_file() and data.name not in _names(task.source, ""))
+    named = (name for code in ("", *task.languages.values()) for name in _names(task.source, code))
+    return bool(task.source.hub) or (data.is_file() and data.name not in named)
 
 
 def own_code(task: Definition, language: str) -> str:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from imatrix_lab.cli import main
+from imatrix_lab.core.manifest import MANIFEST
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.corpus import cleaned
@@ -14,7 +15,7 @@ from imatrix_lab.errors import UsageError
 from imatrix_lab.llamacpp import programs
 from imatrix_lab.models import resolve
 from imatrix_lab.models.gguf import read_header
-from imatrix_lab.pipeline import allocate, tune
+from imatrix_lab.pipeline import allocate, deliver, plan, tune
 from imatrix_lab.quantize import interactions, probes, run
 from imatrix_lab.types import ComputeOptions, Request, TypeChoice
 from tests.corpus import made_up
@@ -50,7 +51,10 @@ def request_of(reference, tmp_path):
     def make(*types, **settings):
         compute = ComputeOptions("cpu", n_ctx=128, threads=1)
         out = tmp_path / "out"
-        return Request("qa", types, str(reference), 2048, out, compute, quick=False, **settings)
+        settings = {"text": "qa", "quick": False, **settings}
+        return Request(
+            types=types, model=str(reference), n_tokens=2048, out=out, compute=compute, **settings
+        )
 
     return make
 
@@ -95,6 +99,21 @@ def test_sizes_in_bytes_and_bits(tuned):
     standard = result.chosen["size:5.5bpw"].standard
     assert result.files[1].name.endswith(f"-qa-5.5bpw-as-{standard}.gguf")
     assert standard in allocate.STANDARD
+
+
+def test_a_dry_run_looks_for_the_files_that_a_folders_text_names(tuned, request_of, store):
+    """Not for files with the folder's name."""
+    request, session = request_of("size:5.5bpw"), Session(store, Silent())
+    folder = tuned("size:5.5bpw").corpus.calibration.parent
+    request = dataclasses.replace(request, text=str(folder), out=request.out / "of-folder")
+    result = tune.tune(request, session)
+    assert folder.name != "qa" and plan.plan(request, session)
+    (request.out / MANIFEST).unlink()
+    (request.out / deliver.CARD).unlink()
+    (request.out / deliver.imatrix_name(result.model.label, "qa")).unlink()
+    with pytest.raises(UsageError, match="not replaced") as raised:
+        plan.plan(request, session)
+    assert raised.value.where == str(result.files[0])
 
 
 def test_bounds_of_roles_types_and_languages(tuned):

@@ -3,6 +3,7 @@
 Nor is a model hashed, which takes minutes for a large one.
 """
 
+import json
 import shlex
 import time
 from dataclasses import replace
@@ -11,15 +12,20 @@ from pathlib import Path
 import pytest
 
 from imatrix_lab.cli import main
+from imatrix_lab.core.files import sha256_file
+from imatrix_lab.core.manifest import MANIFEST
+from imatrix_lab.core.outputs import Rules
 from imatrix_lab.core.progress import Silent
 from imatrix_lab.core.session import Session
 from imatrix_lab.core.store import Store
 from imatrix_lab.errors import BadImatrix, BadModel, BadText, UsageError
 from imatrix_lab.imatrix import format
-from imatrix_lab.pipeline import plan, predict, score, tune
+from imatrix_lab.pipeline import deliver, plan, predict, score, tune
+from imatrix_lab.publish import others
 from imatrix_lab.study import context
 from imatrix_lab.study.folder import Folder
 from imatrix_lab.types import ComputeOptions, Request, ScoreRequest
+from tests import tiny_model
 from tests.imatrix.made_up import imatrix
 from tests.models import headers
 from tests.study import scored
@@ -291,6 +297,52 @@ def test_what_is_no_imatrix_comes_with_what_makes_one(command, there, session, c
     assert NO_IMATRIX[command] in err and ("model" in err.partition("imatrix-lab")[0]) is (
         NO_IMATRIX[command] == "imatrix build --model"
     )
+
+
+@pytest.mark.parametrize("command", ["show foo", "check foo --model model.gguf", "merge foo=2"])
+def test_no_imatrix_is_built_of_what_is_no_language(command, there, session, capsys):
+    assert main.run(["imatrix", *shlex.split(command), *["-o", "x"] * ("merge" in command)]) == 2
+    err = capsys.readouterr().err
+    assert "no file 'foo'" in err and "check the path" in err and "--corpus" not in err
+
+
+@pytest.mark.parametrize(
+    ("out", "page"), [(".", "vote.html"), ("/", "/vote.html"), ("x", "x.html")]
+)
+def test_where_a_page_can_be(out, page, there, session, capsys):
+    make = "preference make --prompts nb --a model.gguf --b q8.gguf --out"
+    assert main.run([*shlex.split(make), out]) == 2
+    assert f"--out {page}\n" in capsys.readouterr().err
+
+
+def test_what_to_do_about_a_changed_manifest_helps(request_, files, tiny):
+    out, name = request_.out, "tiny-Q4_K_M.gguf"
+    out.mkdir()
+    (out / name).write_bytes(tiny.read_bytes())
+    (out / deliver.CARD).write_text("a card")
+    (out / MANIFEST).write_text(json.dumps({"files": {name: {"kind": "quant"}}, "digest": "0"}))
+    with pytest.raises(UsageError) as raised:
+        deliver.check_folder(out, Rules())
+    assert "--force" in raised.value.fix and raised.value.where == str(out / MANIFEST)
+    for file in (MANIFEST, deliver.CARD):
+        assert file in f"{raised.value.where} {raised.value.fix}"
+        (out / file).unlink()
+    deliver.check_folder(out, Rules())
+    deliver.check_files(request_, deliver.Names("tiny", ""), Rules(force=True))
+
+
+def test_a_card_tells_files_by_their_names(tiny, session, tmp_path, monkeypatch):
+    monkeypatch.setattr("imatrix_lab.core.digests.sha256_of", lambda path, _: sha256_file(path))
+    same, other = tmp_path / "same" / tiny.name, tmp_path / "other" / tiny.name
+    same.parent.mkdir()
+    same.write_bytes(tiny.read_bytes())
+    other.parent.mkdir()
+    tiny_model.write(other, seed=1)
+    out = tmp_path / "card"
+    with pytest.raises(UsageError, match="name") as raised:
+        others.write([str(tiny), str(other)], [], "", out, session, False)
+    assert raised.value.where == str(other) and not out.exists()
+    others.write([str(tiny), str(same)], [], "", out, session, False)
 
 
 def test_prompts_that_are_not_there(there, session, capsys):

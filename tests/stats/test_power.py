@@ -73,6 +73,9 @@ def test_a_design_from_a_pilot_predicts_the_standard_error():
     assert design.icc == pytest.approx(0.2, abs=0.05)
     with pytest.raises(ValueError, match="do not differ"):
         power.from_pilot(paired.Sums.of(np.zeros(4), np.arange(4), 4))
+    for n_clusters in (1, 2):  # of which one has values
+        with pytest.raises(ValueError, match="how they differ is unknown"):
+            power.from_pilot(paired.Sums.of(values[:99], np.zeros(99, int), n_clusters))
 
 
 def test_few_large_groups_make_the_standard_error_vary():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,26 @@ def test_a_language_or_a_place_that_a_task_lacks():
     with pytest.raises(UsageError) as raised:
         load.rows(definition.get("ntrex"), "nb")
     assert raised.value.fix == f"{definition.get('ntrex').source.get}; then --data FOLDER"
+
+
+def test_one_file_is_not_in_two_languages(tmp_path):
+    """A sentence is not asked to be translated from itself."""
+    task = definition.get("flores-plus")
+    file = local(tmp_path, "flores-plus") / SCHEMAS["flores-plus"].file
+    code = SCHEMAS["flores-plus"].language
+    with pytest.raises(UsageError) as raised:
+        load.rows(task, code, file)
+    assert f"{file.name}, eng_Latn.jsonl" in raised.value.fix
+    both = write(tmp_path / "both.jsonl", load.rows(task, code, tmp_path).rows)
+    assert load.rows(task, code, both).rows == load.rows(task, code, tmp_path).rows
+
+
+def test_a_file_that_a_definition_names_is_in_its_language(tmp_path):
+    task = definition.get("belebele")
+    own = replace(task, source=replace(task.source, hub=""), languages={"nb": "nob"})
+    for name, may_be_ml in (("nob.jsonl", False), ("translated.jsonl", True)):
+        file = write(tmp_path / name, [{"question": "?"}])
+        assert load.has(own, "ml", file) is may_be_ml and load.has(own, "nb", file)
 
 
 def test_lines_that_do_not_match(tmp_path):

@@ -123,7 +123,8 @@ def text_path(page_path: Path) -> Path:
 def check(out: Path, rules: Rules) -> None:
     """Raise `UsageError` for no name of a page, or another file where it, or its key, is to be."""
     if out.suffix.lower() not in (".html", ".htm"):
-        fix = f"--out {shlex.quote(str(out.with_suffix('.html')))}"
+        page = out / "vote.html" if out.is_dir() else out.with_suffix(".html")
+        fix = f"--out {shlex.quote(str(page))}"
         raise UsageError("the page is HTML, and its name does not say so", where=out, fix=fix)
     has_key = _read_or_none(key_path(out)) is not None
     check_file(out, rules, _other_page)

@@ -197,6 +197,6 @@ def _designs(runs: Sequence[Run], metric: str) -> dict[Pair, Design]:
     designs = {}
     for a, b in itertools.combinations(sorted(by_calib), 2):
         sums = Sums.of_finite(values[a] - values[b], block.codes, len(block.names))
-        if len(block.names) > 1 and sums.variance() > 0:
+        if (sums.sizes > 0).sum() > 1 and sums.variance() > 0:
             designs[frozenset((a, b))] = power.from_pilot(sums)
     return designs
