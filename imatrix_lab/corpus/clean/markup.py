@@ -137,7 +137,7 @@ def strip(drafts: Sequence[Draft], rules: Rules, report: Report) -> None:
             draft.paragraphs = split(text)
         if _may_remain(text):
             paragraphs = enumerate(draft.paragraphs)
-            marked = [i for i, p in paragraphs if _may_remain(p) and REMAINS.search(p)]
+            marked = [i for i, p in paragraphs if _may_have(p) and REMAINS.search(p)]
             draft.drop(dict.fromkeys(marked, "marks remain"), report)
 
 
@@ -148,6 +148,12 @@ def _has(text: str, sign: str) -> bool:
 
 def _may_remain(text: str) -> bool:
     return any(_has(text, sign) for sign in _SIGNS)
+
+
+def _may_have(paragraph: str) -> bool:
+    """Return whether a paragraph of a text with signs may be marked: also by its lines' ends."""
+    is_code = "\n" in paragraph and any(sign in paragraph for sign in ";}")
+    return is_code or _may_remain(paragraph)
 
 
 def _without_marks(text: str, draft: Draft, report: Report) -> str:

@@ -40,6 +40,13 @@ def test_what_stays_marked_is_dropped(text: str) -> None:
     assert "marks remain" in reasons(report)
 
 
+@pytest.mark.parametrize("code", ["a = 1;\nb = 2;", "}\nelse }", "x;  \n y}"])
+def test_lines_of_a_program_go_where_the_text_has_signs(code: str) -> None:
+    """Also from a paragraph that has no other sign."""
+    prose = f"{PROSE} The name is snake_case."
+    assert after(markup.strip, f"{prose}\n\n{code}")[0] == prose
+
+
 def test_hostile_marks_take_linear_time() -> None:
     """Each would take hours if a pattern looked to the end of the text from every sign."""
     for sign in ("<!--", "<script>", "{{", "[[", "''", "**", "`", "[b", "\\emph{", "<a ", "{|"):
