@@ -191,29 +191,36 @@ class Made:
 def deliver(
     request: Request, made: Made, quants: tuple[QuantFacts, ...], chosen: Mapping[str, Chosen]
 ) -> tuple[Path, ...]:
-    """Put the files, then manifest and card into the output folder; return the quants' paths."""
+    """Put the files, manifest and card into the output folder; return the quants' paths.
+
+    The manifest names the files before they come: a run that is stopped in between goes on with
+    them, as with its own.
+    """
     out, imatrix = request.out, made.imatrix
     out.mkdir(parents=True, exist_ok=True)
     common = _provenance(request, made)
+    entries, sources = dict[str, Any](), dict[str, Path]()
+    if imatrix and made.corpus:  # a user's own file stays where it is
+        name = imatrix_name(made.model.label, imatrix.language, request.moments)
+        sources[name] = imatrix.path
+        entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
+    for q in quants:
+        sources[q.name] = q.path
+        facts = {k: v for k, v in vars(q).items() if k not in {"path", "name", "seconds"}}
+        entries[q.name] = {"kind": "quant", **facts, **facts_of([q.path]), **common}
+        if own := chosen.get(q.type):
+            sources[run.types_path(out / q.name).name] = run.types_path(q.path)
+            settings = {**common["request"], **_choice(request, q.type)}
+            entries[q.name] |= {"request": settings, "chosen": own.facts()}
+        if note := int4.note(q, made.model.facts.n_parameters):
+            entries[q.name]["note"] = " ".join(filter(None, (note, common["note"])))
+    for path in made.model.notice:
+        sources[path.name] = path
+        entries[path.name] = {"kind": "notice", "sha256": sha256_file(path)}
     with filelock.FileLock(out / ".lock"):
-        entries: dict[str, Any] = {}
-        if imatrix and made.corpus:  # a user's own file stays where it is
-            name = imatrix_name(made.model.label, imatrix.language, request.moments)
-            place(imatrix.path, out / name)
-            entries[name] = {"kind": "imatrix", "sha256": imatrix.sha256, **common}
-        for q in quants:
-            place(q.path, out / q.name)
-            facts = {k: v for k, v in vars(q).items() if k not in {"path", "name", "seconds"}}
-            entries[q.name] = {"kind": "quant", **facts, **facts_of([out / q.name]), **common}
-            if own := chosen.get(q.type):
-                place(run.types_path(q.path), run.types_path(out / q.name))
-                settings = {**common["request"], **_choice(request, q.type)}
-                entries[q.name] |= {"request": settings, "chosen": own.facts()}
-            if note := int4.note(q, made.model.facts.n_parameters):
-                entries[q.name]["note"] = " ".join(filter(None, (note, common["note"])))
-        for path in made.model.notice:
-            place(path, out / path.name)
-            entries[path.name] = {"kind": "notice", "sha256": sha256_file(path)}
+        write_whole(out / MANIFEST, sealed_json({"files": _joined(out, entries)}))
+        for name, source in sources.items():
+            place(source, out / name)
         _write(out, entries)
     return tuple(out / q.name for q in quants)
 
@@ -325,18 +332,20 @@ def add(out: Path, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def _write(out: Path, entries: Mapping[str, Any]) -> None:
-    """Write ``manifest.json`` and the card: old and new files, without those that are gone.
-
-    An unchanged file keeps what was added to its entry.
-    """
-    files = entries_of(out) or {}
-    for name, entry in entries.items():
-        old = files.get(name, {})
-        files[name] = {**old, **entry} if old.get("sha256") == entry["sha256"] else entry
-    files = {name: entry for name, entry in files.items() if (out / name).exists()}
+    """Write ``manifest.json`` and the card: old and new files, without those that are gone."""
+    files = {n: entry for n, entry in _joined(out, entries).items() if (out / n).exists()}
     text = card(files)
     digest = hashlib.sha256(text.encode()).hexdigest()
     # a run that is killed in between must not take the new card for one that a person changed
     write_whole(out / MANIFEST, sealed_json({"files": files}))
     write_whole(out / CARD, text)
     write_whole(out / MANIFEST, sealed_json({"files": files, _CARD_SHA256: digest}))
+
+
+def _joined(out: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest's files with new `entries`; a file as before keeps what was added."""
+    files = entries_of(out) or {}
+    for name, entry in entries.items():
+        old = files.get(name, {})
+        files[name] = {**old, **entry} if old.get("sha256") == entry["sha256"] else entry
+    return files

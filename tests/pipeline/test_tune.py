@@ -1,7 +1,9 @@
 """The whole path on the small model: files, manifests, repeats, kills."""
 
+import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from imatrix_lab.cli import main
 from imatrix_lab.core.files import sha256_file
 from imatrix_lab.models.gguf import read_header
+from imatrix_lab.pipeline import deliver
 
 COMMAND = str(Path(sys.executable).parent / "imatrix-lab")
 
@@ -173,6 +177,38 @@ def same_as_calm(folder, cache, out):
     names = [p.name for p in out.glob("*.gguf")]
     assert len(names) == 3
     assert all(sha256_file(out / n) == sha256_file(folder / "out" / n) for n in names)
+
+
+def test_stopped_while_the_files_come_the_next_run_goes_on(calm, tiny, tmp_path, monkeypatch):
+    """Before each file in turn, the manifest among them."""
+    folder, env, _, _ = calm
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    argv, n_left = tune(tiny, tmp_path / "out")[1:], [0]
+
+    def stopping(function):
+        def wrapped(*arguments):
+            n_left[0] -= 1
+            if n_left[0] < 0:
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("place", "write_whole"):
+            patch.setattr(deliver, name, stopping(getattr(deliver, name)))
+        for n in itertools.count():
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            n_left[0] = n
+            if (status := main.run(argv)) == 0:
+                break
+            n_left[0] = 99
+            assert status == 130 and main.run(argv) == 0
+            for name in ("manifest.json", "README.md"):
+                made = (tmp_path / "out" / name).read_bytes()
+                assert made == (folder / "out" / name).read_bytes()
+    assert n == 7  # three files; the manifest before them, then it and the card
 
 
 def test_ctrl_c_ends_the_programs_and_the_next_run_goes_on(tiny, tools, tmp_path, subprocess_env):
