@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from imatrix_lab.core.format import size
 from imatrix_lab.core.names import HALVES, readable
 from imatrix_lab.errors import DiskFull, ImatrixLabError
 
+_LEFT_AFTER_S = 3600.0
+"""A copy under way is written to more often."""
 _FREE_SPACE = "imatrix-lab store gc, or set IMATRIX_LAB_CACHE to a larger disk; then run again"
 
 
@@ -108,6 +112,7 @@ def place(source: Path, target: Path) -> None:
             return
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
+        _remove_left(temporary)
         try:
             source.chmod(0o444)
             os.link(source, temporary)
@@ -116,6 +121,15 @@ def place(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
             with contextlib.suppress(OSError):  # FAT, and others' disks
                 shutil.copystat(source, temporary)
+
+
+def _remove_left(temporary: Path) -> None:
+    """Remove what killed runs have left of copies with this name, here or on another machine."""
+    beginning = temporary.name.rpartition(f".{os.getpid()}-")[0]
+    for left in temporary.parent.glob(f"{glob.escape(beginning)}.*-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_ctime > _LEFT_AFTER_S:
+                left.unlink()
 
 
 def link(source: Path, target: Path) -> None:

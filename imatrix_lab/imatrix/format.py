@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -180,26 +181,42 @@ def read(path: Path) -> Imatrix:
 
 
 def checked_header(path: Path) -> GgufHeader:
-    """Return the header of a GGUF file; raises BadImatrix if it has a checksum that is wrong."""
-    header = read_header(path)
-    if CRC32 not in header.metadata:
+    """Return the header of a GGUF file; raises BadImatrix if it has a checksum that is wrong.
+
+    A large file is read whole for that, once in a process.
+    """
+    header, stat = read_header(path), path.stat()
+    state = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    if CRC32 not in header.metadata or state in _whole:
         return header
-    at = _HEAD_BYTES - len(_NO_CRC32)  # where the checksum begins, at the end of its pair
-    for key, size_bytes in header.pair_bytes.items():
-        at += size_bytes
-        if key == CRC32:
-            break
-    with path.open("rb") as file:
-        crc32 = zlib.crc32(_NO_CRC32.encode(), zlib.crc32(file.read(at)))
-        file.seek(at + len(_NO_CRC32))
-        while piece := file.read(_PIECE):
-            crc32 = zlib.crc32(piece, crc32)
-    if header.text(CRC32) != f"{crc32:08x}":
+    if header.text(CRC32) != _crc32(header):
         what = "this file has changed since it was written: its checksum is another"
         without = f"gguf-new-metadata --remove-metadata {CRC32} {shlex.quote(str(path))} NEW.gguf"
         fix = f"make or fetch it again; if you changed its metadata yourself: {without}"
         raise BadImatrix(what, where=path, fix=fix)
+    if time.time() - stat.st_mtime > _SETTLED_S:
+        _whole.add(state)
     return header
+
+
+_whole = set[tuple[int, ...]]()
+_SETTLED_S = 2.0
+"""A file may be written to twice at what its disk takes for one time."""
+
+
+def _crc32(header: GgufHeader) -> str:
+    """Return the checksum of a file that has one."""
+    at = _HEAD_BYTES - len(_NO_CRC32)  # where it begins, at the end of its pair
+    for key, size_bytes in header.pair_bytes.items():
+        at += size_bytes
+        if key == CRC32:
+            break
+    with header.path.open("rb") as file:
+        crc32 = zlib.crc32(_NO_CRC32.encode(), zlib.crc32(file.read(at)))
+        file.seek(at + len(_NO_CRC32))
+        while piece := file.read(_PIECE):
+            crc32 = zlib.crc32(piece, crc32)
+    return f"{crc32:08x}"
 
 
 def _read_gguf(path: Path) -> Imatrix:

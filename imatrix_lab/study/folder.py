@@ -87,7 +87,12 @@ class Folder:
         write_whole(self.of(RECIPE), text)
 
     def _has_other_files(self) -> bool:
-        return any(p.name != "steps" or any(p.iterdir()) for p in self.path.iterdir())
+        """Return whether there is more than what a run may leave that is killed in `begin`."""
+        part = f".{RECIPE}."
+        return any(
+            any(p.iterdir()) if p.name == "steps" else not p.name.startswith(part)
+            for p in self.path.iterdir()
+        )
 
     def recipe(self) -> Recipe:
         """Return its recipe, whose files are relative to where the recipe was."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import random
 import shlex
 import subprocess
@@ -100,6 +101,25 @@ def test_a_file_of_ours_has_a_checksum(tmp_path):
             format.read(changed)
     format.write(changed, read)
     assert changed.read_bytes() == raw
+
+
+def test_a_file_is_read_whole_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "a.gguf", []
+    format.write(path, SMALL, {"imatrix_lab.language": "nb"})
+    of_file = format._crc32
+    monkeypatch.setattr(format, "_crc32", lambda header: read.append(1) or of_file(header))
+    for n in (1, 2):  # its time is of now
+        format.read(path)
+        assert len(read) == n
+    os.utime(path, (1e9, 1e9))
+    format.read(path)
+    format.read(path)
+    assert len(read) == 3
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BadImatrix, match="checksum"):
+        format.read(path)
 
 
 def test_who_changes_metadata_is_told_how_to_go_on(tmp_path):

@@ -60,3 +60,17 @@ def test_a_folder_without_a_study_is_not_resumed(tmp_path) -> None:
     with pytest.raises(UsageError, match="there is no study here") as error:
         Folder(tmp_path).current_status()
     assert "study run" in error.value.fix
+
+
+def test_what_a_run_killed_at_its_beginning_leaves_is_no_other_file(tmp_path) -> None:
+    """It had begun to write the recipe."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(TEXT)
+    folder = Folder(tmp_path / "study")
+    folder.of("steps").mkdir(parents=True)
+    folder.of(f".{RECIPE}.99999-1.tmp").write_text(TEXT[:9])
+    folder.begin(recipe)
+    assert folder.of(RECIPE).read_text() == TEXT
+    folder.of(RECIPE).rename(tmp_path / "study" / "recipe.bak")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        Folder(tmp_path / "study").check(recipe)
