@@ -181,10 +181,10 @@ def same_as_calm(folder, cache, out):
 
 def test_stopped_while_the_files_come_the_next_run_goes_on(calm, tiny, tmp_path, monkeypatch):
     """Before each file in turn, the manifest among them."""
-    folder, env, _, _ = calm
-    for key, value in env.items():
+    for key, value in calm[1].items():
         monkeypatch.setenv(key, value)
     argv, n_left = tune(tiny, tmp_path / "out")[1:], [0]
+    assert main.run(tune(tiny, tmp_path / "whole")[1:]) == 0
 
     def stopping(function):
         def wrapped(*arguments):
@@ -207,7 +207,7 @@ def test_stopped_while_the_files_come_the_next_run_goes_on(calm, tiny, tmp_path,
             assert status == 130 and main.run(argv) == 0
             for name in ("manifest.json", "README.md"):
                 made = (tmp_path / "out" / name).read_bytes()
-                assert made == (folder / "out" / name).read_bytes()
+                assert made == (tmp_path / "whole" / name).read_bytes()
     assert n == 7  # three files; the manifest before them, then it and the card
 
 
