@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import shlex
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -55,7 +56,7 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; exit 0, 1 (expected error), 2 (usage), 130 (Ctrl-C), 3 (a bug)."""
+    """Run the command line; exit 0, 1 (expected error), 2 (usage), 3 (a bug), 130 (stopped)."""
     if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
         from imatrix_lab.core.process import restart_in_utf8
 
@@ -63,6 +64,9 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=terminal_text.ERRORS)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # programs that we have started end with us
+        if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, by nohup
+            signal.signal(number, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -211,7 +211,9 @@ def test_stopped_while_the_files_come_the_next_run_goes_on(calm, tiny, tmp_path,
     assert n == 7  # three files; the manifest before them, then it and the card
 
 
-def test_ctrl_c_ends_the_programs_and_the_next_run_goes_on(tiny, tools, tmp_path, subprocess_env):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_ends_the_programs(tiny, tools, tmp_path, subprocess_env, number):
+    """So do `kill`, and a terminal that is closed."""
     env = subprocess_env(tmp_path / "cache", tools)
     argv = [w if w != "4096" else "60000" for w in tune(tiny, tmp_path / "out")]
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
@@ -220,7 +222,7 @@ def test_ctrl_c_ends_the_programs_and_the_next_run_goes_on(tiny, tools, tmp_path
         if line.startswith("imatrix et"):
             break
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "same command" in rest
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
