@@ -1,6 +1,6 @@
 """Do the statistics keep their promises? Simulation, with cluster-blind tests for comparison.
 
-    make bench-stats                        about five minutes on one core; seeded
+    make bench-stats                        about eight minutes on one core; seeded
     python tools/bench_stats.py --scale 0.1 --write docs/statistics.md
 
 Data are shaped like real records: documents of 300 to 1,800 tokens with heavy-tailed KLD that the
