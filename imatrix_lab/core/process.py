@@ -62,6 +62,8 @@ _CRASHES = {"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGS
 
 _REASON = re.compile(r"(?:error loading model|failed to quantize): (.+)")
 """What llama.cpp prints before lines that only say that it failed."""
+_LACKING = re.compile(r"error while loading shared libraries: (\S+): cannot open")
+"""What the loader of Linux prints."""
 _LOG_PREFIX = re.compile(r"^\d+(?:\.\d+){3} [A-Z](?: |$)")
 """llama.cpp's time and level."""
 
@@ -297,6 +299,10 @@ def _failed(what: str, returncode: int, tail: str, log: Path | None) -> ToolFail
         status = signal.Signals(-returncode).name
     meaning, fix = _DEATHS.get(status, ("", None))
     reason = _error_line(tail, by_signal=returncode < 0)
+    if lacking := _LACKING.search(reason):
+        driver = "NVIDIA's driver (nvidia-smi is of it)"
+        what = driver if lacking[1].startswith("libcuda.") else f"what has {lacking[1]}"
+        fix = f"install {what}, or add its folder to LD_LIBRARY_PATH"
     message = f"{what} ({status}{', ' if meaning else ''}{meaning}): {reason}"
     return ToolFailed(message, tail=tail, log=log, fix=fix, crashed=status in _CRASHES)
 

@@ -143,6 +143,16 @@ def test_tool_failed_says_status_and_last_error(script: Script, tmp_path: Path) 
     assert process.run([program], check=False).returncode == 7
 
 
+@pytest.mark.parametrize(
+    ("library", "fix"), [("libcuda.so.1", "NVIDIA's driver"), ("libblas.so.3", "libblas.so.3")]
+)
+def test_a_library_that_is_not_there_has_a_remedy(script: Script, library: str, fix: str) -> None:
+    said = f"bin/a: error while loading shared libraries: {library}: cannot open shared object file"
+    with pytest.raises(ToolFailed, match="exit 127") as error:
+        process.run([script(f"echo '{said}'; exit 127")])
+    assert fix in (error.value.fix or "")
+
+
 def test_tool_failed_names_the_signal(script: Script) -> None:
     with pytest.raises(ToolFailed, match=r"\(SIGSEGV, .*\): it printed nothing"):
         process.run([script("kill -SEGV $$")])
