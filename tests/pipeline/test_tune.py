@@ -216,10 +216,9 @@ def test_ctrl_c_ends_the_programs(tiny, tools, tmp_path, subprocess_env, number)
     """So do `kill`, and a terminal that is closed."""
     env = subprocess_env(tmp_path / "cache", tools)
     argv = [w if w != "4096" else "60000" for w in tune(tiny, tmp_path / "out")]
-    process = subprocess.Popen(
-        argv, env=env, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup may have started us
-    )  # fmt: skip
+    before = signal.signal(number, signal.SIG_DFL)  # it is ignored where nohup has started us
+    process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, before)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("imatrix et"):
