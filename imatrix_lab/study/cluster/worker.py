@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 import threading
@@ -59,8 +58,6 @@ def serve(where: str | Path, own: Machine, session: Session) -> None:
         line = sys.stdin.readline()
         found = lambda: address.read(line, "standard input")  # noqa: E731
         threading.Thread(target=_until_end_of_input, args=(stop,), daemon=True).start()
-    with contextlib.suppress(ValueError):  # in a thread: a test
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as sbatch ends a job
     thread = threading.Thread(target=lambda: asyncio.run(_serve(found, own, session, stop)))
     with process.interrupts_held():  # it, and the processes that Dask starts
         thread.start()
