@@ -140,13 +140,13 @@ class Trial:
         """Run the command to its end; return its status and what it said."""
         if self.server:
             assert self.server.stdin and self.server.stdout
-            said = self.folder.with_suffix(".said")
-            call = self.argv, str(self.folder), self.env(self.folder / "store"), str(said)
+            log = self.folder.with_suffix(".said")
+            call = self.argv, str(self.folder), self.env(self.folder / "store"), str(log)
             print(json.dumps(call), file=self.server.stdin, flush=True)
-            return int(self.server.stdout.readline()), said.read_text(errors="replace")
+            return int(self.server.stdout.readline()), log.read_text(errors="replace")
         process = self.start()
-        _, said_there = process.communicate(timeout=600)
-        return process.returncode, said_there
+        _, said = process.communicate(timeout=600)
+        return process.returncode, said
 
     def outputs(self) -> dict[str, str]:
         """Return the outputs' hashes by name, without what has times in it."""

@@ -80,8 +80,7 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to, which then replaces `path`: never a partial file."""
-    beginning = path.name[:40]  # the whole name and more may be too long
-    temporary = path.with_name(f".{beginning}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = path.with_name(f"{_beginning(path)}{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
         yield temporary
@@ -92,6 +91,15 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def left_of(path: Path) -> list[Path]:
+    """Return the temporary files of `replacing`, under way or left by runs that were killed."""
+    return [*path.parent.glob(f"{glob.escape(_beginning(path))}*-*.tmp")]
+
+
+def _beginning(path: Path) -> str:
+    return f".{path.name[:40]}."  # the whole name and more may be too long
 
 
 def flush(path: Path) -> None:
@@ -112,7 +120,7 @@ def place(source: Path, target: Path) -> None:
             return
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
-        _remove_left(temporary)
+        _remove_left(target)
         try:
             source.chmod(0o444)
             os.link(source, temporary)
@@ -123,10 +131,9 @@ def place(source: Path, target: Path) -> None:
                 shutil.copystat(source, temporary)
 
 
-def _remove_left(temporary: Path) -> None:
-    """Remove what killed runs have left of copies with this name, here or on another machine."""
-    beginning = temporary.name.rpartition(f".{os.getpid()}-")[0]
-    for left in temporary.parent.glob(f"{glob.escape(beginning)}.*-*.tmp"):
+def _remove_left(target: Path) -> None:
+    """Remove what killed runs have left of copies to `target`, here or on another machine."""
+    for left in left_of(target):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_ctime > _LEFT_AFTER_S:
                 left.unlink()

@@ -48,6 +48,8 @@ _SIZES = _N_CHUNKS, _CHUNK = "imatrix.chunk_count", "imatrix.chunk_size"
 _ALIGNMENT = 32
 _PIECE = 1 << 22  # values of a tensor that are copied at a time
 _NO_CRC32 = "0" * 8
+_SETTLED_S = 2.0  # a file may be written to twice at what its disk takes for one time
+_whole = set[tuple[int, ...]]()  # states of files whose checksum was right
 _HEAD_BYTES = 24  # magic, version, numbers of tensors and pairs
 _U32_MAX, _I32_MAX = 2**32 - 1, 2**31 - 1
 _F32, _UINT32, _STRING, _ARRAY = 0, 4, 8, 9
@@ -197,11 +199,6 @@ def checked_header(path: Path) -> GgufHeader:
     if time.time() - stat.st_mtime > _SETTLED_S:
         _whole.add(state)
     return header
-
-
-_whole = set[tuple[int, ...]]()
-_SETTLED_S = 2.0
-"""A file may be written to twice at what its disk takes for one time."""
 
 
 def _crc32(header: GgufHeader) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 
 from imatrix_lab.core import config, lease
-from imatrix_lab.core.files import canonical_json, disk_error, from_json, write_whole
+from imatrix_lab.core.files import canonical_json, disk_error, from_json, left_of, write_whole
 from imatrix_lab.core.outputs import check_folder
 from imatrix_lab.errors import UsageError
 from imatrix_lab.report import results
@@ -88,10 +88,9 @@ class Folder:
 
     def _has_other_files(self) -> bool:
         """Return whether there is more than what a run may leave that is killed in `begin`."""
-        part = f".{RECIPE}."
+        left = left_of(self.of(RECIPE))
         return any(
-            any(p.iterdir()) if p.name == "steps" else not p.name.startswith(part)
-            for p in self.path.iterdir()
+            any(p.iterdir()) if p.name == "steps" else p not in left for p in self.path.iterdir()
         )
 
     def recipe(self) -> Recipe:
