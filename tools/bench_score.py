@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--no-growth", action="store_true", help="skip the growth of cost with quants and windows"
     )
+    parser.add_argument("--rows", type=int, help="rows of logits at a time [default: by memory]")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -59,7 +60,7 @@ def main() -> None:
     tools = get_toolchain(default_backend(), Session(store, quiet))
     model = resolve.resolve("demo", Session(store, quiet))
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), tools, model)
+        bench = Bench(Path(folder), tools, model, arguments.rows)
         bench.against_perplexity(arguments.windows)
         if not arguments.no_growth:
             bench.growth()
@@ -68,8 +69,8 @@ def main() -> None:
 class Bench:
     """Models and text of one run of the benchmark."""
 
-    def __init__(self, root: Path, tools: Toolchain, model: Model):
-        self.root, self.tools, self.model = root, tools, model
+    def __init__(self, root: Path, tools: Toolchain, model: Model, n_rows: int | None):
+        self.root, self.tools, self.model, self.n_rows = root, tools, model, n_rows
         self.quants = [self._quantized(name, f"{name}.gguf") for name in TYPES]
         self.documents = self._documents()
         self.threads = cores()
@@ -117,6 +118,7 @@ class Bench:
             "text": str(text),
             "protocol": protocol,
             "out": str(cache / "out"),
+            "n_rows": self.n_rows,
         }
         began = time.monotonic()
         done = process.run(
@@ -232,7 +234,7 @@ class Timed(Engine):
         return logits
 
 
-def child(request: dict[str, str]) -> None:
+def child(request: dict[str, Any]) -> None:
     """Score, and print the measurements of this process as one line of JSON."""
     vars(job)["Engine"] = Timed
     decode, run_s = run.decode_together, [0.0]  # only this is timed, not the imports
@@ -247,6 +249,7 @@ def child(request: dict[str, str]) -> None:
     score_request = ScoreRequest(
         request["reference"], tuple(request["quants"]), (("bench", Path(request["text"])),),
         out, ComputeOptions(default_backend()), protocol=request["protocol"], base_logits="live",
+        n_rows=request["n_rows"],
     )  # fmt: skip
     files = score.score(score_request, Session(Store(), Silent()))
     measures = {
